@@ -1,0 +1,125 @@
+"""The typed part of the configuration. Values live in ``conf/`` only; these classes give types, not defaults."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import MISSING
+
+
+@dataclass
+class ClientConfig:
+    """Local optimiser of every client (group ``client``)."""
+
+    lr: float = MISSING  # local learning rate of round 0
+    lr_decay: float = MISSING  # multiplies lr after each round
+    epochs: int = MISSING  # passes over the client's samples per round
+    steps: int | None = MISSING  # if set: exactly this many mini-batches, instead of epochs
+    batch_size: int = MISSING  # samples; the last batch of an epoch may be short
+    shuffle: bool = MISSING  # new order each epoch; false: the order of the partition
+    momentum: float = MISSING  # local heavy ball, starts at zero every round
+    weight_decay: float = MISSING
+    clip_norm: float | None = MISSING  # bound on the norm of what `clip` names; null: no bound
+    clip: str = MISSING  # direction (gradient + corrections) | loss (gradient alone) | full (with decay terms)
+
+
+@dataclass
+class EngineConfig:
+    """Where clients are computed (group ``engine``)."""
+
+    name: str = MISSING  # serial | ray
+    workers: int = MISSING  # worker processes; 0: one per core (ray)
+    threads: int = MISSING  # torch threads per worker; they change the bits, so they are part of the result
+    device: str = MISSING  # auto | cpu | cuda
+    chunks: int = MISSING  # parts a cohort is cut into; 0: by model size. Part of the result, unlike workers
+    vectorize: str = MISSING  # auto | on | off
+    address: str | None = MISSING  # of a running Ray cluster
+    store_mb: int = MISSING  # object store of an own Ray instance; 0: sized from model and data
+    timeout: float | None = MISSING  # seconds a chunk may take before the run is stopped; null: no limit
+
+
+@dataclass
+class EvaluationConfig:
+    """What is measured, and how often."""
+
+    every: int = MISSING  # rounds between evaluations of the global model; the last round is always evaluated
+    batch_size: int = MISSING
+    clients_every: int = MISSING  # rounds between evaluations on each client's held-out part; 0: never
+    target: float | None = MISSING  # accuracy whose first crossing is reported as rounds-to-target
+
+
+@dataclass
+class FailureConfig:
+    """What happens when a client's code raises or returns a non-finite update."""
+
+    policy: str = MISSING  # stop | skip, once `retries` are used up
+    retries: int = MISSING
+    nonfinite: str = MISSING  # skip | stop
+
+
+@dataclass
+class CheckpointConfig:
+    """How often a run can be resumed from."""
+
+    every: int = MISSING  # rounds; 0: only at the end
+    memory_mb: int = MISSING  # client state held in memory before it is spilled to the run folder
+
+
+@dataclass
+class ConsoleConfig:
+    """Progress on the terminal."""
+
+    mode: str = MISSING  # auto | rich | plain | quiet
+
+
+@dataclass
+class WandbConfig:
+    """Weights & Biases."""
+
+    mode: str = MISSING  # disabled | auto (online when logged in and reachable, else offline) | offline | online
+    project: str = MISSING
+    entity: str | None = MISSING
+
+
+@dataclass
+class TrackerConfig:
+    """Who is told about the run (group ``tracker``); metrics.jsonl is always written."""
+
+    console: ConsoleConfig = MISSING
+    wandb: WandbConfig = MISSING
+    tensorboard: bool = MISSING
+
+
+@dataclass
+class RunConfig:
+    """One run."""
+
+    name: str = MISSING  # groups runs: folder under `out`, W&B group
+    out: str = MISSING  # root of all run folders
+    dir: str | None = MISSING  # exact run folder; null: out/name/<method>-s<seed>-<key>
+    resume: str = MISSING  # auto | never
+    tags: list[str] = MISSING
+
+    rounds: int = MISSING
+    seed: int = MISSING
+    dtype: str = MISSING  # float32 | float64
+    num_clients: int = MISSING
+    clients_per_round: int = MISSING
+    participation: str = MISSING  # fixed | bernoulli (each client with probability clients_per_round/num_clients)
+    buffers: str = MISSING  # average | local | all_local: BatchNorm statistics (and, all_local, its weights)
+
+    strategy: Any = MISSING
+    aggregator: Any = MISSING
+    client: ClientConfig = MISSING
+    model: Any = MISSING
+    data: Any = MISSING
+    partition: Any = MISSING
+    engine: EngineConfig = MISSING
+    system: Any = MISSING
+    topology: Any = MISSING
+    attack: Any = MISSING
+    tracker: TrackerConfig = MISSING
+    evaluation: EvaluationConfig = MISSING
+    failures: FailureConfig = MISSING
+    checkpoint: CheckpointConfig = MISSING
