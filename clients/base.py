@@ -25,8 +25,12 @@ class Client:
         """What a client that never took part keeps: names to tensors. Empty unless the method has client state."""
         return {}
 
-    def begin(self, job: Job) -> None:
-        """Once per job, before the first step."""
+    def begin(self, job: Job, w: Tensor) -> Tensor:
+        """Once per job, before the first step: ``w`` (..., d) is the received model; returns where training starts.
+
+        What stays constant during the job may be put into ``job.keep``.
+        """
+        return w
 
     def step(self, job: Job, w: Tensor, batch: Batch) -> Tensor:
         """One mini-batch step on ``w`` (..., d); leading axes are clients. May work in place; returns the new ``w``."""
@@ -40,8 +44,7 @@ class Client:
         """Local training: ``step`` over the round's batches. A client without samples refuses."""
         if job.num_steps == 0:
             raise Refusal("no samples" if len(job.data) == 0 else "no local steps")
-        w = job.start()
-        self.begin(job)
+        w = self.begin(job, job.start())
         for batch in job.batches():
             w = self.step(job, w, batch)
         return self.finish(job, w)

@@ -34,12 +34,15 @@ class ClientStore:
         self._round: dict[int, int] = {}
         self._bytes = 0
         self._serial = 0
+        self._pending: dict[int, tuple[int, dict[str, Tensor]]] = {}
 
     def __len__(self) -> int:
         return len(self._round)
 
     def get(self, client: int) -> State:
-        """The committed state of ``client``; empty if it never took part."""
+        """The newest accepted state of ``client``; empty if it never took part."""
+        if client in self._pending:
+            return self._pending[client][1]
         if client in self._hot:
             self._hot.move_to_end(client)
             return self._hot[client]
@@ -49,12 +52,22 @@ class ClientStore:
         self._keep(client, state)
         return state
 
-    def commit(self, client: int, round: int, state: State) -> None:
-        """Accept a client's new state, made in ``round``."""
-        self._drop(client)
-        self._keep(client, {k: v.clone() for k, v in state.items()})
-        self._dirty.add(client)
-        self._round[client] = round
+    def propose(self, client: int, round: int, state: State) -> None:
+        """A client's new state, made in ``round``; it counts from now on but is kept only by ``accept``."""
+        self._pending[client] = (round, {k: v.clone() for k, v in state.items()})
+
+    def discard(self) -> None:
+        """Forget what was proposed since the last ``accept``: the round did not finish."""
+        self._pending.clear()
+
+    def accept(self) -> None:
+        """The round is finished: keep what was proposed."""
+        for client, (round, state) in self._pending.items():
+            self._drop(client)
+            self._keep(client, state)
+            self._dirty.add(client)
+            self._round[client] = round
+        self._pending.clear()
         if self._bytes > self._budget and self._folder is not None:
             self._spill()
 

@@ -51,7 +51,8 @@ class Job:
     state: Mapping[str, Tensor]
     data: LocalData
     holdout: LocalData | None = None
-    metrics: dict[str, float] = field(default_factory=dict)
+    keep: dict[str, Tensor] = field(default_factory=dict)  # constants of this job, set in ``begin``
+    metrics: dict[str, float] = field(default_factory=dict)  # reported beside the training loss
     purpose: str = "fit"
     steps: int = 0  # done so far
     samples: int = 0  # seen so far

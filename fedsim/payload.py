@@ -105,6 +105,7 @@ class Outcome:
     samples: int = 0  # processed, local epochs included
     seconds: float = 0.0
     reason: str = ""
+    task: str = "fit"
 
 
 @dataclass
@@ -149,11 +150,13 @@ class Replies:
         return self._get(name, "stack")
 
     def mean(self, name: str) -> Tensor:
-        """Weighted mean over clients (a fresh tensor)."""
-        weight = float(self.weights.sum())
-        if weight <= 0:
-            raise ClientError(f"the mean of '{name}' needs a positive total weight, got {weight}")
-        return self._get(name, "mean") / weight
+        """Weighted mean over clients (a fresh tensor); from the plain sum if that was asked for and weights are equal."""
+        weights = [o.weight for o in self.ok]
+        if not sum(weights) > 0:
+            raise ClientError(f"the mean of '{name}' needs a positive total weight, got {sum(weights)}")
+        if (name, "mean") not in self.folded and (name, "sum") in self.folded and len(set(weights)) == 1:
+            return self.total(name) / len(weights)
+        return self._get(name, "mean") / sum(weights)
 
     def _get(self, name: str, kind: str) -> Tensor:
         try:

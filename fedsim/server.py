@@ -113,10 +113,12 @@ class Server:
                 outcomes.extend(result.outcomes)
                 self._apply_policy(result.outcomes)
                 for client, state in result.states.items():
-                    self.states.commit(client, broadcast.round, state)
+                    self.states.propose(client, broadcast.round, state)
                 yield result.folder
 
         folded = combine(accepted())  # type: ignore[arg-type]
+        for o in outcomes:
+            o.task = task
         self.outcomes.extend(outcomes)
         return Replies(outcomes, folded)
 

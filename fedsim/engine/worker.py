@@ -38,6 +38,7 @@ class Plan:
     buffers: str
     threads: int = 1
     device: str = "cpu"
+    vectorize: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ class Worker:
             local=plan.local,
             seed=plan.seed,
             message=message,
-            state=state or plan.client.init_state(self.model.layout),
+            state=state or self._fresh_state(),
             data=self.data.client(client, plan.dtype),
             holdout=self.data.client_holdout(client, plan.dtype),
             purpose=broadcast.task,
@@ -170,6 +171,11 @@ class Worker:
             return None
         new = {**(job.state if update.state is None else update.state), **(job.kept or {})}
         return {k: self._own(v.detach()) for k, v in new.items()}
+
+    def _fresh_state(self) -> dict[str, Tensor]:
+        fresh = self.plan.client.init_state(self.model.layout)
+        floats = {"device": self.plan.device, "dtype": self.plan.dtype}
+        return {k: v.to(**floats) if v.is_floating_point() else v.to(self.plan.device) for k, v in fresh.items()}
 
     def _own(self, t: Tensor) -> Tensor:
         """Kept state must not alias the resident vectors, which the next client overwrites."""
