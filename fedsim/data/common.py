@@ -63,7 +63,9 @@ def take(dataset: Dataset, count: int) -> Dataset:
     """The first ``count`` training samples after a fixed shuffle, with their ids and groups; test stays whole."""
     total = len(dataset.train)
     if not 0 < count <= total:
-        raise DataError(f"data.subset={count}: this data set has {total} training samples; give 1 to {total} or null")
+        raise DataError(
+            f"data.subset={count}: this data set has {total} training samples; give 1 to {total} or null"
+        )
     index = np.random.default_rng(SPLIT_SEED).permutation(total)[:count]
     chosen = torch.from_numpy(index)
     groups = dict(dataset.groups)

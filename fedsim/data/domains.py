@@ -39,7 +39,11 @@ def digits6(
     root = existing(_given(path, "digits6", need), need)
     train, test = (
         read_images(
-            parquet_files(root, f"{split}-*.parquet", need), "image", ["domain", "label"], channels=3, size=size
+            parquet_files(root, f"{split}-*.parquet", need),
+            "image",
+            ["domain", "label"],
+            channels=3,
+            size=size,
         )
         for split in ("train", "test")
     )
@@ -93,7 +97,9 @@ def office_caltech10(
             x, y, domain = (stored[what + end] for end in ("", "_label", "_domain"))
             classes = tuple(str(name) for name in stored["classes"])
     except (OSError, ValueError, KeyError, EOFError) as error:
-        raise DataError(f"{file}: expected arrays {what}, {what}_label, {what}_domain, classes ({error})") from error
+        raise DataError(
+            f"{file}: expected arrays {what}, {what}_label, {what}_domain, classes ({error})"
+        ) from error
     arrays = {"image": x.astype(np.float32), "label": y.astype(np.int64), "domain": domain.astype(str)}
     strata = encode(arrays["domain"])[0] * len(classes) + arrays["label"]
     train, test = _split(arrays, stratified_folds(strata, 10), test_folds)
@@ -122,7 +128,7 @@ def _split(arrays: Arrays, fold: np.ndarray, test_folds: Sequence[int]) -> tuple
     if not chosen or chosen[0] < 0 or chosen[-1] > 9 or len(chosen) == 10:
         raise DataError(f"data.test_folds={list(test_folds)}: give 1 to 9 of the folds 0 to 9")
     test = np.isin(fold, chosen)
-    sized = {name: value for name, value in arrays.items() if len(value) == len(fold)}
+    sized = {name: value for name, value in arrays.items() if not name.endswith(".names")}
     fixed = {name: value for name, value in arrays.items() if name not in sized}
     return (
         {name: value[~test] for name, value in sized.items()} | fixed,
@@ -153,7 +159,9 @@ def _images(
     kept = present if domains is None else tuple(domains)
     unknown = sorted(set(kept) - set(present))
     if unknown or not kept or len(set(kept)) < len(kept):
-        raise DataError(f"data.domains={list(kept)}: {source} has the domains {list(present)}, each to be named once")
+        raise DataError(
+            f"data.domains={list(kept)}: {source} has the domains {list(present)}, each to be named once"
+        )
     named = tuple(str(name) for name in train.get("label.names", classes))
     known = np.unique(train["label"])
     text = known.dtype.kind == "U"

@@ -66,7 +66,9 @@ def column_array(table: Any, name: str, source: str) -> np.ndarray:
     """A column without gaps as int64 or fixed-width text ``(N,)``."""
     column = table[name]
     if column.null_count:
-        raise DataError(f"{source}: column '{name}' has {column.null_count} empty cells; fill or drop those rows")
+        raise DataError(
+            f"{source}: column '{name}' has {column.null_count} empty cells; fill or drop those rows"
+        )
     values = np.asarray(column.to_pylist())
     if values.ndim != 1 or values.dtype.kind not in "iubU":
         raise DataError(f"{source}: column '{name}' is {column.type}; expected integers or text")
@@ -175,10 +177,14 @@ def read_idx(file: Path, dimensions: int) -> np.ndarray:
     header = 4 + 4 * dimensions
     magic = bytes((0, 0, 8, dimensions))
     if raw[:4] != magic or len(raw) < header:
-        raise DataError(f"{file} is not an IDX file of {dimensions} dimensions (starts {raw[:4]!r}, not {magic!r})")
+        raise DataError(
+            f"{file} is not an IDX file of {dimensions} dimensions (starts {raw[:4]!r}, not {magic!r})"
+        )
     shape = tuple(int(n) for n in np.frombuffer(raw, ">u4", count=dimensions, offset=4))
     if len(raw) - header != int(np.prod(shape)):
-        raise DataError(f"{file}: header says shape {shape}, file has {len(raw) - header} values; fetch it again")
+        raise DataError(
+            f"{file}: header says shape {shape}, file has {len(raw) - header} values; fetch it again"
+        )
     return np.frombuffer(raw, np.uint8, offset=header).reshape(shape).copy()
 
 
@@ -195,6 +201,8 @@ def hub_tables(name: str, splits: Mapping[str, str], expected: str) -> dict[str,
         raise DataError(f"{name} comes from the hub: pip install 'fedsim-lab[hub]', {remedy}") from error
     try:
         parts = {key: load_dataset(name, split=split) for key, split in splits.items()}
-    except Exception as error:  # the library raises many unrelated types: connection, HTTP, file, value errors
+    except (
+        Exception
+    ) as error:  # the library raises many unrelated types: connection, HTTP, file, value errors
         raise DataError(f"cannot load {name} from the hub ({error}); check the network, {remedy}") from error
     return {key: (part.with_format("arrow")[:], str(part._fingerprint)) for key, part in parts.items()}

@@ -10,13 +10,13 @@ raise ``DataError`` for missing or damaged files, and take two options:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from fedsim.data.cache import Arrays, cached
-from fedsim.data.common import encode, image_options, samples, stratified_folds, to_tensor
+from fedsim.data.common import encode, image_options, samples, stratified_folds
 from fedsim.data.dataset import Augment, Dataset, Normalize, Samples
 from fedsim.data.files import (
     PathLike,
@@ -92,7 +92,9 @@ def digits(*, augment: bool | Augment = False, subset: int | None = None) -> Dat
     return image_options(dataset, augment=augment, subset=subset)
 
 
-def cifar10(path: PathLike | None = None, *, augment: bool | Augment = False, subset: int | None = None) -> Dataset:
+def cifar10(
+    path: PathLike | None = None, *, augment: bool | Augment = False, subset: int | None = None
+) -> Dataset:
     """CIFAR-10 (Krizhevsky 2009), x ``(N, 3, 32, 32)``; from a folder, from one Parquet file (no test set), or the hub."""
     dataset = _published(_CIFAR10, path, CIFAR10)
     return image_options(dataset, augment=augment, subset=subset)
@@ -267,8 +269,6 @@ def _from_idx(root: Path, spec: _Published) -> dict[str, Arrays]:
 
 
 def _with_writers(dataset: Dataset, path: PathLike | None) -> Dataset:
-    from dataclasses import replace
-
     need = "writers.parquet (columns split, index, writer_id) beside the IDX files"
     if path is None:
         raise DataError(f"data.ids=writers needs data.path=<folder>, holding {need}")
