@@ -26,9 +26,9 @@ class Trackers(Tracker):
     """Passes every hook on to ``trackers``, objects with any of the hooks of :class:`Tracker`.
 
     A tracker that raises is reported once and gets no further calls; the run goes on. Two exceptions: a
-    ``ConfigError`` raised by ``start`` ends the run before its first round (the trackers already started see
-    ``end`` with status "failed"), and the JSONL record is never switched off: each of its failures is logged as an
-    error, and it tries again at the next round.
+    ``ConfigError`` raised by ``start`` ends the run before its first round (the trackers already started
+    see ``end`` with status "failed"), and the JSONL record is never switched off: each of its failures is
+    logged as an error, and it tries again at the next round.
     """
 
     def __init__(self, trackers: Iterable[object]) -> None:
@@ -78,12 +78,18 @@ class Trackers(Tracker):
     def _report(self, tracker: object, hook: str, error: Exception) -> None:
         what = f"{type(tracker).__name__}.{hook}: {type(error).__name__}: {error}"
         if isinstance(tracker, JsonlTracker):
-            log.error("the run's record is NOT being written: %s. Free disk space or fix the folder's rights; "
-                      "waiting rows are written at the next round", what)  # fmt: skip
+            log.error(
+                "the run's record is NOT being written: %s. Free disk space or fix the folder's rights; "
+                "rows that wait are written at the next round",
+                what,
+            )
             return
         self.trackers = [other for other in self.trackers if other is not tracker]
-        log.warning("tracker switched off, the run goes on: %s. Its output ends here; metrics.jsonl stays complete. "
-                    "Fix the cause, or leave this tracker out of the configuration", what)  # fmt: skip
+        log.warning(
+            "tracker switched off, the run goes on: %s. Its output ends here, metrics.jsonl is complete. "
+            "Fix the cause, or leave this tracker out of the configuration",
+            what,
+        )
         log.debug("traceback of the tracker", exc_info=error)
 
 

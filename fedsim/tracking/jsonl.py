@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from io import FileIO
 from pathlib import Path
 
@@ -21,10 +21,10 @@ MAX_PENDING = 64 * 2**20  # bytes of rows held while the disk refuses them
 class JsonlTracker(Tracker):
     """Writes a row a round and a tidy row per client metric; always on.
 
-    A round's lines are handed to the operating system before :meth:`round` returns, so a killed process loses at
-    most the line being written. After a resume the rows of rounds that will be run again are cut off. When the disk
-    refuses a write, ``OSError`` is raised each time while the rows wait in memory (up to ``MAX_PENDING`` bytes per
-    file) and go out, in order, with the first write that succeeds.
+    A round's lines are handed to the operating system before :meth:`round` returns, so a killed process
+    loses at most the line being written. After a resume the rows of rounds that will be run again are cut
+    off. When the disk refuses a write, ``OSError`` is raised each time while the rows wait in memory (up to
+    ``MAX_PENDING`` bytes per file) and go out, in order, with the first write that succeeds.
     """
 
     def __init__(self) -> None:
@@ -32,7 +32,7 @@ class JsonlTracker(Tracker):
         self._files: list[_Lines] = []
 
     def start(self, run: RunInfo) -> None:
-        """Open the files, without rows after ``run.start_round`` and without the summary of an earlier part."""
+        """Open the files, without rows after ``run.start_round`` and without an earlier part's summary."""
         self._run = run
         self._files = [_Lines(run.dir / name, run.start_round) for name in ("metrics.jsonl", "clients.jsonl")]
         run.dir.mkdir(parents=True, exist_ok=True)
@@ -41,7 +41,7 @@ class JsonlTracker(Tracker):
             file.append(())
 
     def round(self, row: Row, clients: Sequence[Row]) -> None:
-        """Append the round; the clients' rows first, so that a row in ``metrics.jsonl`` means a complete round."""
+        """Append the round, its clients first: a row in ``metrics.jsonl`` means a complete round."""
         metrics, per_client = self._files
         try:
             per_client.append(clients)
@@ -75,9 +75,9 @@ class _Lines:
 
     def append(self, rows: Iterable[Row]) -> None:
         """Write what waits and then ``rows``; raises ``OSError`` and keeps them if the disk refuses."""
-        if len(self._pending) > MAX_PENDING:
-            raise OSError(f"{self.path}: more than {MAX_PENDING >> 20} MiB of rows wait; this round's are lost")
-        self._pending += "".join(to_json(row) + "\n" for row in rows).encode()
+        full = len(self._pending) > MAX_PENDING
+        if not full:
+            self._pending += "".join(to_json(row) + "\n" for row in rows).encode()
         if self._file is None:
             cut(self.path, self._last_round)
             self._file = FileIO(str(self.path), "a")
@@ -89,6 +89,10 @@ class _Lines:
             left = left[self._file.write(left) :]
         self._end += len(self._pending)
         self._pending = b""
+        if full:
+            raise OSError(
+                f"{self.path}: more than {MAX_PENDING >> 20} MiB of rows had to wait; newer ones are lost"
+            )
 
     def close(self) -> None:
         if self._file is not None:
@@ -98,27 +102,33 @@ class _Lines:
 def cut(path: Path, last_round: int) -> None:
     """Remove, in one atomic step, unreadable lines and rows of rounds after ``last_round`` (0: all rows).
 
-    Warns about unreadable lines other than a torn last one, and about rounds up to ``last_round`` that are missing.
+    Warns about unreadable lines other than a torn last one, and about rounds up to ``last_round`` that are
+    missing.
     """
     if last_round == 0 or not path.exists():
         _replace(path, [])
         return
-    kept, torn, seen = [], [], 0
-    lines = path.read_bytes().splitlines()
-    for number, line in enumerate(lines, start=1):
-        try:
-            at = int(from_json(line)["round"])
-        except (ValueError, KeyError, TypeError):
-            torn.append(number)
-            continue
-        if at <= last_round:
-            kept.append(line.decode())
-            seen = max(seen, at)
-    if bad := [number for number in torn if number < len(lines)]:
+    torn: list[int] = []
+    seen = number = 0
+
+    def kept() -> Iterator[str]:
+        nonlocal seen, number
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                try:
+                    at = int(from_json(line)["round"])
+                except (ValueError, KeyError, TypeError):
+                    torn.append(number)
+                    continue
+                if at <= last_round:
+                    seen = max(seen, at)
+                    yield line.decode().rstrip("\n")
+
+    _replace(path, kept())
+    if bad := [at for at in torn if at < number]:
         log.warning("%s: removed unreadable lines %s", path, bad)
     if path.name == "metrics.jsonl" and seen < last_round:
         log.warning("%s ends at round %d, but the run goes on after round %d", path, seen, last_round)
-    _replace(path, kept)
 
 
 def _replace(path: Path, lines: Iterable[str]) -> None:

@@ -17,9 +17,10 @@ _NONFINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 def to_json(row: Mapping[str, Any]) -> str:
     """One line of valid JSON.
 
-    NaN and infinities become the strings ``"NaN"``, ``"Infinity"``, ``"-Infinity"``: ``null`` would not tell a
-    diverged loss from an infinite one, and ``float()`` reads all three. Numpy and torch scalars become numbers,
-    arrays nested lists; anything else unknown becomes ``str(value)`` rather than costing the whole row.
+    NaN and infinities become the strings ``"NaN"``, ``"Infinity"``, ``"-Infinity"``: ``null`` would not
+    tell a diverged loss from an infinite one, and ``float()`` reads all three. Numpy and torch scalars
+    become numbers, arrays nested lists; anything else unknown becomes ``str(value)`` rather than costing
+    the whole row.
     """
     try:
         return json.dumps(row, allow_nan=False, default=_plain)
@@ -39,8 +40,8 @@ def from_json(line: str | bytes) -> dict[str, Any]:
 def read_rows(path: str | Path) -> list[dict[str, Any]]:
     """Rows of a ``.jsonl`` file, in file order.
 
-    A torn last line (the process was killed while writing) is left out. Raises ``DataError`` naming the line if an
-    earlier one is unreadable, and ``FileNotFoundError`` if there is no such file.
+    A torn last line (the process was killed while writing) is left out. Raises ``DataError`` naming the
+    line if an earlier one is unreadable, and ``FileNotFoundError`` if there is no such file.
     """
     rows: list[dict[str, Any]] = []
     lines = Path(path).read_bytes().splitlines()

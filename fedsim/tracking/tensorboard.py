@@ -18,8 +18,8 @@ log = logging.getLogger(__name__)
 class TensorboardTracker(Tracker):
     """Scalars against the round, and a histogram over clients for each of their metrics.
 
-    Without the package one line says so and nothing is written. After a resume (or a fresh run in an old folder)
-    TensorBoard hides the rounds that are run again.
+    Without the package one line says so and nothing is written. After a resume (or a fresh run in an old
+    folder) TensorBoard hides the rounds that are run again.
     """
 
     def __init__(self) -> None:
@@ -30,10 +30,12 @@ class TensorboardTracker(Tracker):
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            log.warning("tracker.tensorboard=true is ignored (%s): pip install 'fedsim-lab[tensorboard]'", error)
+            log.warning(
+                "tracker.tensorboard=true is ignored (%s): pip install 'fedsim-lab[tensorboard]'", error
+            )
             return
         folder = str(run.dir / "tensorboard")
-        self._writer = SummaryWriter(folder, purge_step=run.start_round + 1, flush_secs=10)  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(folder, purge_step=run.start_round + 1, flush_secs=10)
         config = json.dumps(run.config, indent=2, default=str)
         self._writer.add_text("config", f"```json\n{config}\n```", run.start_round)
 

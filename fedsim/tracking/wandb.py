@@ -28,10 +28,10 @@ MAX_PICTURES = 20
 class WandbTracker(Tracker):
     """Sends the run to W&B, or keeps it in ``<run folder>/wandb`` for a later ``wandb sync``.
 
-    ``mode``: ``offline``; ``online`` (a run that cannot be opened raises ``ConfigError``); ``auto``: online if a key
-    is configured and the server answers within two seconds, else offline, which one line says. The sweep is the
-    group, the method the job type. A resumed run is a new W&B run of the same group, since W&B cannot resume
-    offline; its x axis, the round, carries on.
+    ``mode``: ``offline``; ``online`` (a run that cannot be opened raises ``ConfigError``); ``auto``: online
+    if a key is configured and the server answers within two seconds, else offline, which one line says. The
+    sweep is the group, the method the job type. A resumed run is a new W&B run of the same group, since W&B
+    cannot resume offline; its x axis, the round, carries on.
     """
 
     def __init__(self, mode: str, project: str, entity: str | None = None) -> None:
@@ -47,7 +47,9 @@ class WandbTracker(Tracker):
         try:
             import wandb
         except ImportError as error:
-            text = f"tracker.wandb.mode={self.mode} needs the package ({error}): pip install 'fedsim-lab[wandb]'"
+            text = (
+                f"tracker.wandb.mode={self.mode} needs the package ({error}): pip install 'fedsim-lab[wandb]'"
+            )
             if self.mode == "online":
                 raise ConfigError(text) from error
             log.warning("%s; the run goes on without it", text)
@@ -119,7 +121,9 @@ class WandbTracker(Tracker):
     def _extras(self, run: Any) -> None:
         assert self._info is not None
         if self._last:
-            rows = [[at, client, metric, value] for (client, metric), (at, value) in sorted(self._last.items())]
+            rows = [
+                [at, client, metric, value] for (client, metric), (at, value) in sorted(self._last.items())
+            ]
             name = "clients" if not self._left_out else f"clients (first {MAX_TABLE} values)"
             run.log({name: self._wandb.Table(columns=["round", "client", "metric", "value"], data=rows)})
         pictures = sorted(self._info.dir.glob("*.png"))[:MAX_PICTURES]
@@ -128,7 +132,7 @@ class WandbTracker(Tracker):
 
 
 def choose_mode(wandb: ModuleType) -> str:
-    """What ``auto`` means here: ``WANDB_MODE`` if it forbids the network, else ``online`` if that can work."""
+    """What ``auto`` means: ``WANDB_MODE`` if that forbids the network, else ``online`` if it can work."""
     wish = os.environ.get("WANDB_MODE", "")
     if wish in ("offline", "disabled"):
         return wish
