@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedsim.runs import Group, Run, group_runs, load_runs, short_name
+from fedsim.runs import Group, Run, column_order, group_runs, load_runs, short_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,7 +46,7 @@ def compare(runs: Sequence[Run], target: float | None = None) -> pd.DataFrame:
     target = _configured_target(runs) if target is None else target
     target = default_target(runs) if target is None else target
     groups = group_runs(runs)
-    columns = list(dict.fromkeys(key for group in groups for key in group.settings))
+    columns = sorted({key for group in groups for key in group.settings}, key=column_order)
     frame = pd.DataFrame([_line(group, columns, target) for group in groups], dtype=object)
     numbers = [column for column in frame if column in _BEST or column.endswith("_std")]
     frame = frame.astype(dict.fromkeys(numbers, float))

@@ -164,7 +164,7 @@ def _telling(heads: Sequence[tuple[str, Mapping[str, Any]]], followers: set[str]
         return len({str(config[key]) for config in configs if key in config}) > 1
 
     everyone = [config for _, config in heads]
-    keys = [key for key in dict.fromkeys(k for config in everyone for k in config) if key not in followers]
+    keys = sorted(set().union(*everyone) - followers, key=column_order)
     by_method = {method: [config for name, config in heads if name == method] for method, _ in heads}
     chosen = []
     for key in keys:
@@ -183,6 +183,11 @@ def _once(runs: Sequence[Run]) -> list[Run]:
         if kept.setdefault(run.seed, run) is not run:
             log.warning("%s left out: %s is the same run (settings and seed)", run.dir, kept[run.seed].dir)
     return list(kept.values())
+
+
+def column_order(key: str) -> tuple[bool, str]:
+    """Sorts settings: the method's own first, then by name."""
+    return not key.startswith("strategy."), key
 
 
 def short_name(key: str) -> str:

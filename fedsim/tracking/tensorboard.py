@@ -9,6 +9,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from fedsim.tracking.base import Row, RunInfo, Tracker
 from fedsim.tracking.rows import scalars
 
@@ -52,8 +54,8 @@ class TensorboardTracker(Tracker):
             value = float(entry["value"])
             if math.isfinite(value):  # a histogram has no place for the others
                 values[str(entry["metric"])].append(value)
-        for metric, numbers_of_clients in values.items():
-            self._writer.add_histogram(f"clients/{metric}", numbers_of_clients, step)
+        for metric, over_clients in values.items():
+            self._writer.add_histogram(f"clients/{metric}", np.asarray(over_clients), step)
 
     def end(self, summary: Row) -> None:
         """Close the writer."""
