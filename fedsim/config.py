@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from hydra import initialize_config_module
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.version import VersionBase
 from omegaconf import MISSING
+
+VERSION_BASE = "1.3"  # of Hydra
 
 
 @dataclass
@@ -28,7 +37,7 @@ class ClientConfig:
 
 @dataclass
 class EngineConfig:
-    """Where clients are computed (group ``engine``)."""
+    """Where clients are computed (group ``engine``): what all engines share, and all the serial one has."""
 
     name: str = MISSING  # serial | ray
     workers: int = MISSING  # worker processes; 0: one per core (ray)
@@ -36,6 +45,12 @@ class EngineConfig:
     device: str = MISSING  # auto | cpu | cuda
     chunks: int = MISSING  # parts a cohort is cut into; 0: by model size. Part of the result, unlike workers
     vectorize: str = MISSING  # auto | on | off
+
+
+@dataclass
+class RayConfig(EngineConfig):
+    """The Ray engine's own settings."""
+
     address: str | None = MISSING  # of a running Ray cluster
     store_mb: int = MISSING  # object store of an own Ray instance; 0: sized from model and data
     timeout: float | None = MISSING  # seconds a chunk may take before the run is stopped; null: no limit
@@ -102,6 +117,7 @@ class RunConfig:
     name: str = MISSING  # groups runs: folder under `out`, W&B group
     out: str = MISSING  # root of all run folders
     dir: str | None = MISSING  # exact run folder; null: out/name/<method>-s<seed>-<key>
+    method: str | None = MISSING  # label of the method; null: the chosen strategy's name
     resume: str = MISSING  # auto | never
     tags: list[str] = MISSING
 
@@ -129,3 +145,30 @@ class RunConfig:
     evaluation: EvaluationConfig = MISSING
     failures: FailureConfig = MISSING
     checkpoint: CheckpointConfig = MISSING
+
+
+ENGINES: dict[str, type[EngineConfig]] = {"serial": EngineConfig, "ray": RayConfig}
+
+
+def register() -> None:
+    """Make the types known to Hydra; calling it again changes nothing."""
+    store = ConfigStore.instance()
+    store.store(name="run_schema", node=RunConfig, provider="fedsim")
+    for name, node in ENGINES.items():
+        store.store(group="schema/engine", name=name, node=node, provider="fedsim")
+
+
+@contextmanager
+def config_loader() -> Iterator[ConfigLoader]:
+    """Hydra set up on fedsim's tree for a ``with`` block; an outer application's Hydra is put back afterwards."""
+    register()
+    hydra = GlobalHydra.instance()
+    version = VersionBase.instance()
+    outer, base = hydra.hydra, version.version_base
+    hydra.clear()
+    try:
+        with initialize_config_module("conf", version_base=VERSION_BASE):
+            yield GlobalHydra.instance().config_loader()
+    finally:
+        GlobalHydra.instance().hydra = outer
+        version.version_base = base

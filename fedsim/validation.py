@@ -1,0 +1,157 @@
+"""Refuse impossible settings before anything is started, by key, value and what is allowed."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fedsim.config import ENGINES, EngineConfig, RunConfig
+from fedsim.errors import ConfigError
+
+CHOICES: Mapping[str, tuple[str, ...]] = {
+    "resume": ("auto", "never"),
+    "dtype": ("float32", "float64"),
+    "participation": ("fixed", "bernoulli"),
+    "buffers": ("average", "local", "all_local"),
+    "client.clip": ("direction", "loss", "full"),
+    "engine.name": tuple(ENGINES),
+    "engine.device": ("auto", "cpu", "cuda"),
+    "engine.vectorize": ("auto", "on", "off"),
+    "failures.policy": ("stop", "skip"),
+    "failures.nonfinite": ("skip", "stop"),
+    "tracker.console.mode": ("auto", "rich", "plain", "quiet"),
+    "tracker.wandb.mode": ("disabled", "auto", "offline", "online"),
+}
+
+_Check = tuple[Callable[[Any], bool], str]
+_POSITIVE: _Check = (lambda v: v > 0, "must be positive")
+_NONNEGATIVE: _Check = (lambda v: v >= 0, "must not be negative")
+_AT_LEAST_1: _Check = (lambda v: v >= 1, "must be at least 1")
+
+RANGES: Mapping[str, _Check] = {
+    "rounds": _AT_LEAST_1,
+    "seed": (lambda v: 0 <= v < 2**63, "must be between 0 and 2**63 - 1"),
+    "num_clients": _AT_LEAST_1,
+    "client.lr": _POSITIVE,
+    "client.lr_decay": _POSITIVE,
+    "client.epochs": _AT_LEAST_1,
+    "client.steps": _AT_LEAST_1,
+    "client.batch_size": _AT_LEAST_1,
+    "client.momentum": (lambda v: 0 <= v < 1, "must be in [0, 1)"),
+    "client.weight_decay": _NONNEGATIVE,
+    "client.clip_norm": _POSITIVE,
+    "partition.alpha": _POSITIVE,
+    "engine.workers": _NONNEGATIVE,
+    "engine.threads": _AT_LEAST_1,
+    "engine.chunks": _NONNEGATIVE,
+    "engine.store_mb": _NONNEGATIVE,
+    "engine.timeout": _POSITIVE,
+    "evaluation.every": _AT_LEAST_1,
+    "evaluation.batch_size": _AT_LEAST_1,
+    "evaluation.clients_every": _NONNEGATIVE,
+    "evaluation.target": (lambda v: 0 <= v <= 1, "must be in [0, 1], as accuracies are"),
+    "failures.retries": _NONNEGATIVE,
+    "checkpoint.every": _NONNEGATIVE,
+    "checkpoint.memory_mb": _NONNEGATIVE,
+}
+
+NEEDS_TARGET = ("strategy", "aggregator")  # parts of a run that are named by class or function
+
+
+def validate(config: DictConfig) -> None:
+    """Check every setting that fedsim itself reads; a method's own settings are checked by its constructor.
+
+    Raises:
+        ConfigError: one line for the first impossible setting, e.g.
+            ``clients_per_round=30: must be between 1 and num_clients (20)``.
+    """
+    try:
+        OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+    _refuse_unknown(config, RunConfig, "")
+    for key in sorted(OmegaConf.missing_keys(config)):
+        raise ConfigError(f"{key}: has no value; add {key}=VALUE")
+    for key, allowed in CHOICES.items():
+        _check_choice(key, OmegaConf.select(config, key), allowed)
+    for key, (possible, text) in RANGES.items():
+        _check_range(key, OmegaConf.select(config, key), possible, text)
+    for key in NEEDS_TARGET:
+        _check_target(key, config.get(key))
+    _check_relations(config)
+
+
+def nearest(word: str, candidates: Iterable[str]) -> str | None:
+    """The candidate most like ``word``, or None if none is like it."""
+    return next(iter(get_close_matches(word, list(candidates), 1, 0.6)), None)
+
+
+def hint(word: str, candidates: Iterable[str], prefix: str = "") -> str:
+    """``"; nearest is 'x'"`` (with ``prefix`` before the x), or nothing."""
+    found = nearest(word, candidates)
+    return f"; nearest is {prefix + found!r}" if found else ""
+
+
+def _refuse_unknown(config: DictConfig, schema: type[Any], prefix: str) -> None:
+    """Refuse keys that ``+key=value`` or code added: nothing would ever read them."""
+    types = typing.get_type_hints(schema)
+    known = [field.name for field in dataclasses.fields(schema)]
+    for name in map(str, config):
+        if name not in known:
+            raise ConfigError(f"unknown key {prefix + name!r}{hint(name, known, prefix)}")
+        child = None if OmegaConf.is_missing(config, name) else config[name]
+        inner = (
+            ENGINES.get(child.get("name"), EngineConfig)
+            if prefix + name == "engine" and child
+            else types[name]
+        )
+        if isinstance(child, DictConfig) and dataclasses.is_dataclass(inner):
+            _refuse_unknown(child, typing.cast(type[Any], inner), f"{prefix}{name}.")
+
+
+def _check_choice(key: str, value: Any, allowed: tuple[str, ...]) -> None:
+    if value is not None and value not in allowed:
+        raise ConfigError(f"{key}={value}: must be one of {', '.join(allowed)}{hint(str(value), allowed)}")
+
+
+def _check_range(key: str, value: Any, possible: Callable[[Any], bool], text: str) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ConfigError(f"{key}={value}: must be a number")
+    if not math.isfinite(value):
+        raise ConfigError(f"{key}={value}: must be finite")
+    if not possible(value):
+        raise ConfigError(f"{key}={value}: {text}")
+
+
+def _check_target(key: str, node: Any) -> None:
+    if node is None:
+        return  # given as a Python object instead
+    target = node.get("_target_") if isinstance(node, DictConfig) else None
+    if not isinstance(target, str) or "." not in target:
+        near = f" (given: {target!r})" if target else ""
+        raise ConfigError(
+            f"{key}: has no _target_, the dotted path of its class, as in my_module.MyClass{near}"
+        )
+
+
+def _check_relations(config: DictConfig) -> None:
+    if not 1 <= config.clients_per_round <= config.num_clients:
+        raise ConfigError(
+            f"clients_per_round={config.clients_per_round}: must be between 1 and num_clients ({config.num_clients})"
+        )
+    if config.engine.name == "serial" and config.engine.workers != 1:
+        raise ConfigError(
+            f"engine.workers={config.engine.workers}: must be 1 with engine=serial; use engine=ray"
+        )
+    for key in ("name", "out"):
+        if not str(config[key]).strip():
+            raise ConfigError(f"{key}='': must not be empty")
