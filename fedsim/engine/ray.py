@@ -5,10 +5,8 @@ Workers hold no state of the run, so a lost one costs only the chunk it was work
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import os
-import threading
 import time
 import warnings
 from collections import Counter
@@ -18,19 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedsim.config import EngineConfig
+from fedsim.config import RayConfig
+from fedsim.engine.cluster import connect
 from fedsim.engine.worker import Plan, Worker
 from fedsim.errors import EngineError
 
 ATTEMPTS = 4  # times a chunk is started before its loss is given up
 AHEAD = 2  # calls in flight per worker, so that none waits for the driver
-
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-
-_started_here = False
-_warming: threading.Thread | None = None
-
 
 class _Actor:
     """A worker process. Its only method takes the name of a ``Worker`` method."""
@@ -57,7 +49,7 @@ class _NotReady(Exception):  # noqa: N818
 class RayEngine:
     """Actors on this machine or on a cluster (``engine.address``)."""
 
-    def __init__(self, config: EngineConfig):
+    def __init__(self, config: RayConfig):
         import ray
 
         self._ray = ray
@@ -159,65 +151,6 @@ class RayEngine:
     def _new_actor(self) -> Any:
         options = {"num_cpus": 1, "num_gpus": self._gpus, "max_restarts": -1, "max_task_retries": 0}
         return self._ray.remote(_Actor).options(**options).remote()
-
-
-def connect(config: EngineConfig) -> None:
-    """Join the cluster at ``engine.address`` or ``RAY_ADDRESS``, or start a Ray of our own; once per process."""
-    import ray
-
-    global _started_here
-    if _warming is not None and _warming is not threading.current_thread():
-        _warming.join()
-    if ray.is_initialized():
-        return
-    address = config.address or os.environ.get("RAY_ADDRESS") or "local"
-    own: dict[str, Any] = {}
-    if address == "local":
-        for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"):  # glibc of the workers: keep freed memory
-            os.environ.setdefault(name, str(1 << 32))
-        os.environ.setdefault("RAY_preload_python_modules", "torch")
-        own = {"num_cpus": max(config.workers, os.cpu_count() or 1), "include_dashboard": False}
-        if config.store_mb:
-            own["object_store_memory"] = config.store_mb << 20
-    for attempt in range(2):
-        try:
-            ray.init(
-                address=address,
-                namespace=f"fedsim-{os.getpid()}",
-                log_to_driver=False,
-                logging_level="ERROR",
-                **own,
-            )
-            break
-        except Exception as e:
-            if attempt or "timed out during startup" not in str(e):
-                raise EngineError(f"Ray could not be started or joined at '{address}': {e}") from e
-            time.sleep(3)
-    if address == "local":
-        _started_here = True
-        atexit.register(shutdown)
-
-
-def warm_up(config: EngineConfig) -> None:
-    """Start Ray in the background, beside other imports; errors surface when the engine is built."""
-    global _warming
-
-    def quietly() -> None:
-        with contextlib.suppress(Exception):
-            connect(config)
-
-    _warming = threading.Thread(target=quietly, daemon=True)
-    _warming.start()
-
-
-def shutdown() -> None:
-    """Stop Ray if this process started it."""
-    import ray
-
-    global _started_here
-    if _started_here and ray.is_initialized():
-        ray.shutdown()
-    _started_here = False
 
 
 def _share_tensors() -> None:
