@@ -7,6 +7,7 @@ import contextlib
 import os
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from fedsim.errors import EngineError
@@ -16,6 +17,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 _started_here = False
 _warming: threading.Thread | None = None
+_at_shutdown: set[Callable[[], None]] = set()
 
 
 def connect(config: Any) -> None:
@@ -27,13 +29,14 @@ def connect(config: Any) -> None:
         _warming.join()
     if ray.is_initialized():
         return
+    _forget()
     address = config.address or os.environ.get("RAY_ADDRESS") or "local"
     own: dict[str, Any] = {}
     if address == "local":
         for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"):  # glibc of the workers: keep freed memory
             os.environ.setdefault(name, str(1 << 32))
         os.environ.setdefault("RAY_preload_python_modules", "torch")
-        own = {"num_cpus": max(config.workers, os.cpu_count() or 1), "include_dashboard": False}
+        own = {"include_dashboard": False}
         if config.store_mb:
             own["object_store_memory"] = config.store_mb << 20
     for attempt in range(2):
@@ -67,11 +70,28 @@ def warm_up(config: Any) -> None:
     _warming.start()
 
 
+def ours() -> bool:
+    """Whether the Ray in use was started by this process."""
+    return _started_here
+
+
+def on_shutdown(call: Callable[[], None]) -> None:
+    """Have ``call`` made before Ray is left."""
+    _at_shutdown.add(call)
+
+
 def shutdown() -> None:
-    """Stop Ray if this process started it."""
+    """Stop Ray if this process started it; forget what lived there in any case."""
     import ray
 
     global _started_here
+    _forget()
     if _started_here and ray.is_initialized():
         ray.shutdown()
     _started_here = False
+
+
+def _forget() -> None:
+    for call in _at_shutdown:
+        call()
+    _at_shutdown.clear()

@@ -17,12 +17,14 @@ import torch
 from torch import Tensor
 
 from fedsim.config import RayConfig
-from fedsim.engine.cluster import connect
+from fedsim.engine.cluster import connect, on_shutdown, ours
 from fedsim.engine.worker import Plan, Worker
 from fedsim.errors import EngineError
 
 ATTEMPTS = 4  # times a chunk is started before its loss is given up
 AHEAD = 2  # calls in flight per worker, so that none waits for the driver
+_idle: list[Any] = []  # actors of finished runs of this process: a new worker process costs seconds
+
 
 class _Actor:
     """A worker process. Its only method takes the name of a ``Worker`` method."""
@@ -35,6 +37,9 @@ class _Actor:
         torch.set_num_threads(plan.threads)
         self._worker = Worker(plan)
         return os.getpid()
+
+    def stop(self) -> None:
+        self._worker = None
 
     def call(self, method: str, shared: Any, item: Any) -> Any:
         if self._worker is None:
@@ -56,15 +61,20 @@ class RayEngine:
         self._config = config
         connect(config)
         _share_tensors()
-        total = int(ray.cluster_resources().get("CPU", 1))
+        resources = ray.cluster_resources()
+        total = int(resources.get("CPU", 1))
         self.workers = config.workers or max(1, total)
-        self._gpus = ray.cluster_resources().get("GPU", 0) / self.workers if config.device != "cpu" else 0
-        if self.workers > total:
+        gpus = resources.get("GPU", 0) if config.device != "cpu" else 0
+        # A Ray of our own is ours to fill; on somebody's cluster each worker asks for a CPU, and must get one.
+        self._options = {"num_cpus": 0 if ours() else 1, "num_gpus": gpus / self.workers}
+        if not ours() and self.workers > total:
             raise EngineError(
-                f"engine.workers={self.workers}, but Ray has {total} CPUs; start fewer workers or join a larger cluster"
+                f"engine.workers={self.workers}, but the cluster has {total} CPUs; start fewer workers or join a larger one"
             )
-        self._actors = [self._new_actor() for _ in range(self.workers)]
+        reuse = _idle if not gpus else []
+        self._actors = [reuse.pop() if reuse else self._new_actor() for _ in range(self.workers)]
         self._plan: Any = None
+        on_shutdown(_idle.clear)
 
     def start(self, plan: Plan) -> None:
         """Put the plan (data included) into shared memory once; workers map it."""
@@ -89,9 +99,11 @@ class RayEngine:
                 following += 1
 
     def close(self) -> None:
-        """End the actors; Ray itself stays for the next run of this process."""
+        """Keep the worker processes, emptied, for the next run of this process; ``cluster.shutdown`` ends them."""
         for actor in self._actors:
-            self._ray.kill(actor)
+            actor.stop.remote()
+        if not self._options["num_gpus"]:
+            _idle.extend(self._actors)
         self._actors = []
 
     def _unordered(
@@ -149,8 +161,7 @@ class RayEngine:
         del load[actor]
 
     def _new_actor(self) -> Any:
-        options = {"num_cpus": 1, "num_gpus": self._gpus, "max_restarts": -1, "max_task_retries": 0}
-        return self._ray.remote(_Actor).options(**options).remote()
+        return self._ray.remote(_Actor).options(**self._options, max_restarts=-1, max_task_retries=0).remote()
 
 
 def _share_tensors() -> None:
