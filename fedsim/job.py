@@ -123,7 +123,12 @@ class Job:
             self.samples += len(batch.x)
 
     def grad(
-        self, w: Tensor, batch: Batch, *, again: bool = False, loss: Callable[[Tensor, Tensor], Tensor] | None = None
+        self,
+        w: Tensor,
+        batch: Batch,
+        *,
+        again: bool = False,
+        loss: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> Tensor:
         """Gradient ``(..., d)`` of the mini-batch loss at ``w``, a fresh tensor.
 
@@ -138,8 +143,8 @@ class Job:
     def sgd(self, w: Tensor, g: Tensor, correction: Tensor | None = None, decay: float = 0.0) -> Tensor:
         """One local step in place: ``w <- w - lr (v + (weight_decay + decay) w)`` with ``v = clip(g + correction)``.
 
-        ``g`` is consumed. Clipping bounds the norm over the whole vector, ``v min(1, G / (|v| + 1e-6))``, and leaves the
-        decay terms outside (``clip: direction``); ``loss`` clips ``g`` alone, ``full`` the whole step. With momentum
+        ``g`` is consumed. Clipping bounds the norm over the whole vector, ``v min(1, G / (|v| + 1e-6))``, and leaves
+        the decay terms outside (``clip: direction``); ``loss`` clips ``g`` alone, ``full`` the whole step. With momentum
         ``m <- momentum m + step`` and ``w <- w - lr m``, starting at zero every round.
         """
         local, rate = self.local, self.local.weight_decay + decay
@@ -174,7 +179,9 @@ class Job:
     def evaluate(self, data: LocalData, batch_size: int = 512) -> dict[str, float]:
         """Means of loss and metrics of the received model on ``data`` (this client's own statistics where kept)."""
         w = self.start()
-        return mean_of(evaluate(self.model, w, data, self.task, torch.arange(len(data)).split(batch_size)))
+        return mean_of(
+            evaluate(self.model, w, data, self.task, torch.split(torch.arange(len(data)), batch_size))
+        )
 
     def part_is_missing(self, update: Update) -> bool:
         """Whether weights that stay with the client would be lost: trained, but not put aside by ``delta``."""

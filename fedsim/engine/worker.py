@@ -100,7 +100,9 @@ class Worker:
         w = self.model.load(weights.arrays["w"].to(self.plan.device), weights.arrays.get("buffers"))
         return evaluate(self.model, w, data, self.plan.task, [torch.arange(a, b) for a, b in rows])
 
-    def job(self, broadcast: Broadcast, client: int, each: Payload | None, state: Mapping[str, Tensor]) -> Job:
+    def job(
+        self, broadcast: Broadcast, client: int, each: Payload | None, state: Mapping[str, Tensor]
+    ) -> Job:
         """Build the job of one client."""
         plan, message = self.plan, broadcast.payload
         if each is not None:
@@ -152,19 +154,27 @@ class Worker:
         update = self._call(job, broadcast.task)
         for name, version in versions.items():
             if job.message.arrays[name]._version != version:
-                raise ClientError(f"the message is read-only, but '{name}' was written to; work on a .clone()")
+                raise ClientError(
+                    f"the message is read-only, but '{name}' was written to; work on a .clone()"
+                )
         arrays: dict[str, Any] = dict(update.arrays)
         if "buffers" in broadcast.fold:
             arrays["buffers"] = self.model.buffers
         payload = Payload.of(arrays, {**update.values, "weight": float(update.weight)})
         folder.check(payload.arrays)
         outcome.kind, outcome.reason = "ok", ""
-        outcome.weight, outcome.values, outcome.metrics = float(update.weight), payload.values, dict(update.metrics)
+        outcome.weight, outcome.values, outcome.metrics = (
+            float(update.weight),
+            payload.values,
+            dict(update.metrics),
+        )
         outcome.bytes_up = payload.nbytes
         bad = [k for k, t in payload.arrays.items() if not finite(t)]
         if bad or not 0 <= update.weight < float("inf"):
             outcome.kind = "nonfinite"
-            outcome.reason = f"non-finite values in {', '.join(bad) or 'the weight'}; a smaller client.lr may help"
+            outcome.reason = (
+                f"non-finite values in {', '.join(bad) or 'the weight'}; a smaller client.lr may help"
+            )
             return None
         folder.add(payload.arrays, float(update.weight))
         if update.state is None and not job.kept:
@@ -174,8 +184,8 @@ class Worker:
 
     def _fresh_state(self) -> dict[str, Tensor]:
         fresh = self.plan.client.init_state(self.model.layout)
-        floats = {"device": self.plan.device, "dtype": self.plan.dtype}
-        return {k: v.to(**floats) if v.is_floating_point() else v.to(self.plan.device) for k, v in fresh.items()}
+        device, dtype = self.plan.device, self.plan.dtype
+        return {k: v.to(device, dtype if v.is_floating_point() else v.dtype) for k, v in fresh.items()}
 
     def _own(self, t: Tensor) -> Tensor:
         """Kept state must not alias the resident vectors, which the next client overwrites."""
@@ -185,15 +195,17 @@ class Worker:
     def _call(self, job: Job, task: str) -> Update:
         method = getattr(self.plan.client, task, None)
         if not callable(method):
-            raise ClientError(f"the exchange asks for '{task}', but {type(self.plan.client).__name__} has no such method")
+            raise ClientError(
+                f"the exchange asks for '{task}', but {type(self.plan.client).__name__} has no such method"
+            )
         update = method(job)
         if not isinstance(update, Update):
-            raise ClientError(f"{type(self.plan.client).__name__}.{task} returned {type(update).__name__}, not an Update")
+            raise ClientError(
+                f"{type(self.plan.client).__name__}.{task} returned {type(update).__name__}, not an Update"
+            )
         if job.part_is_missing(update):
             raise ClientError("buffers=all_local needs the update's delta to come from job.delta(w)")
         return update
-
-
 
 
 def _to(broadcast: Broadcast, chunk: Chunk, device: str) -> tuple[Broadcast, Chunk]:
