@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from fedsim.runs import Group, Run, column_order, group_runs, load_runs, short_name
 
@@ -87,31 +87,44 @@ def figure_of(histories: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) ->
 
 
 def print_table(frame: pd.DataFrame, console: Console | None = None) -> None:
-    """Print what :func:`compare` returned; the best value of a column is bold and starred."""
+    """Print what :func:`compare` returned, accuracies in percent.
+
+    The best value of a column is bold and starred; groups with runs that are not done are no candidates and
+    named below the table. A table wider than the terminal keeps its digits and runs over the edge.
+    """
+    from rich import box
     from rich.console import Console as RichConsole
     from rich.table import Table
 
     target = frame.attrs.get("target")
-    table = Table(title=None if target is None else f"target accuracy {100 * target:g}%")
-    rounds = "rounds" if target is None else f"rounds to {100 * target:g}%"
-    hidden = {"accuracy_std", "best_std", "reached"}
-    names = {"rounds_to_target": rounds, "megabytes": "MB", "seconds": "s", "sim_seconds": "simulated s"}
-    shown = [column for column in frame.columns if column not in hidden]
+    names = {
+        "accuracy": "final %",
+        "best": "best %",
+        "megabytes": "MB",
+        "seconds": "s",
+        "sim_seconds": "sim. s",
+    }
+    names["rounds_to_target"] = "to target" if target is None else f"to {100 * target:g}%"
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption_justify="left")
+    shown = [
+        column for column in frame.columns if column not in ("accuracy_std", "best_std", "reached", "note")
+    ]
     for column in shown:
-        numeric = column in _BEST
-        table.add_column(
-            names.get(column, short_name(column)), justify="right" if numeric else "left", overflow="fold"
-        )
-    best = {column: _best(frame[column], pick) for column, pick in _BEST.items() if column in frame}
+        justify: Literal["right", "left"] = "right" if column in _BEST else "left"
+        table.add_column(names.get(column, short_name(column)), justify=justify, no_wrap=True)
+    done = frame[frame["note"] == ""] if "note" in frame else frame
+    best = {column: _best(list(done[column]), pick) for column, pick in _BEST.items() if column in frame}
     for row in frame.to_dict("records"):
-        cells = []
-        for column in shown:
-            text, leading = _cell(row, column), best.get(column)
-            cells.append(
-                f"[bold green]{text} *[/]" if leading is not None and row[column] == leading else text
-            )
-        table.add_row(*cells)
-    (console or RichConsole()).print(table)
+        leads = [not row.get("note") and row[c] == best.get(c, math.nan) for c in shown]
+        cells = (_cell(row, column) for column in shown)
+        table.add_row(*(f"[bold green]{c} *[/]" if lead else c for c, lead in zip(cells, leads, strict=True)))
+    console = console or RichConsole()
+    needed = table.__rich_measure__(console, console.options.update(max_width=1000)).maximum
+    table.width = needed if needed > console.width else None
+    console.print(table, crop=False)
+    for row in frame.to_dict("records"):
+        if row.get("note"):
+            console.print(f"{row['method']} (seeds {row['seeds']}): {row['note']}", style="yellow")
 
 
 _BEST = {
@@ -124,10 +137,10 @@ _BEST = {
 }
 
 
-def _best(values: Iterable[float], pick: Any) -> float | None:
-    """The leading value of a column, unless all are equal or there is nothing to compare."""
+def _best(values: Sequence[float], pick: Any) -> float | None:
+    """The leading value of a column, unless all are equal; a missing one (never reached) comes last."""
     known = _finite(values)
-    return pick(known) if len(set(known)) > 1 else None
+    return pick(known) if known and len(set(values)) > 1 else None
 
 
 def _cell(row: Mapping[str, Any], column: str) -> str:
@@ -139,7 +152,8 @@ def _cell(row: Mapping[str, Any], column: str) -> str:
         return f"{100 * value:.2f}" + ("" if math.isnan(std) else f" ± {100 * std:.2f}")
     if column == "rounds_to_target":
         seeds = len(str(row["seeds"]).split(","))
-        return f"{value:g}" if row["reached"] == seeds else f"{value:g} ({row['reached']} of {seeds} seeds)"
+        mean = f"{round(value, 1):g}"
+        return mean if row["reached"] == seeds else f"{mean} ({row['reached']} of {seeds} seeds)"
     if column in _BEST:
         return f"{value:.1f}"
     from rich.markup import escape

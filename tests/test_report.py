@@ -129,10 +129,29 @@ def test_table_marks_the_best(tmp_path):
     console = Console(file=io.StringIO(), width=140)
     print_table(compare(load_runs([tmp_path]), target=0.6), console)
     text = console.file.getvalue()
-    assert "rounds to 60%" in text
+    assert "to 60%" in text
     assert "50.00 ± 14.14" in text and "70.00 *" in text
     assert "2 (1 of 2 seeds)" in text
     assert "6.0 *" not in text  # all equal: nobody leads
+
+
+def test_a_run_that_is_not_done_is_never_the_best(tmp_path):
+    make(tmp_path, "fedavg", 0, [0.2, 0.6])
+    make(tmp_path, "fedprox", 0, [0.2, 0.5, 0.5])
+    make(tmp_path, "fedspeed", 0, [0.9], status="failed")
+    console = Console(file=io.StringIO(), width=80)
+    print_table(compare(load_runs([tmp_path])), console)
+    lines = console.file.getvalue().splitlines()
+    stars = {line.split()[0]: line.count("*") for line in lines if "%" not in line and "." in line}
+    assert stars == {"fedavg": 5, "fedprox": 0, "fedspeed": 0}
+    assert "fedspeed (seeds 0): seed 0 failed after 1 rounds" in lines
+
+
+def test_a_narrow_terminal_loses_no_digit(tmp_path):
+    make(tmp_path, "fedavg", 0, [0.2, 0.6])
+    console = Console(file=io.StringIO(), width=20)
+    print_table(compare(load_runs([tmp_path])), console)
+    assert "60.00" in console.file.getvalue() and "…" not in console.file.getvalue()
 
 
 def test_curves_are_drawn(tmp_path):
