@@ -35,8 +35,8 @@ def compare(runs: Sequence[Run], target: float | None = None) -> pd.DataFrame:
     the last evaluated round and of the best one, in 0..1) each with its sample standard deviation
     ``..._std`` (NaN for one seed), ``rounds_to_target`` (first evaluated round at or above ``target``, over
     the seeds that reach it; NaN if none does) with their number ``reached``, ``megabytes`` (up and down,
-    10^6 bytes), ``seconds`` (real) and, if a clock was simulated, ``sim_seconds``. ``note`` names runs that
-    are not done, if there are any.
+    10^6 bytes), ``seconds`` (real) and, if a clock was simulated, ``sim_seconds``. ``note`` names runs
+    that diverged or are not done, if there are any.
 
     ``target``: default is ``evaluation.target`` of the runs if they agree on one, else
     :func:`default_target`. It is kept in ``frame.attrs["target"]``.
@@ -89,8 +89,8 @@ def figure_of(histories: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) ->
 def print_table(frame: pd.DataFrame, console: Console | None = None) -> None:
     """Print what :func:`compare` returned, accuracies in percent.
 
-    The best value of a column is bold and starred; groups with runs that are not done are no candidates and
-    named below the table. A table wider than the terminal keeps its digits and runs over the edge.
+    The best value of a column is bold and starred; groups with a note are no candidates; the notes follow
+    the table. A table wider than the terminal keeps its digits and runs over the edge.
     """
     from rich import box
     from rich.console import Console as RichConsole
@@ -167,7 +167,6 @@ def _line(group: Group, columns: Sequence[str], target: float | None) -> dict[st
     best = [max(known) for values in series if (known := _finite(values))]
     firsts = [_first(run, target) for run in group.runs]
     reached = [first for first in firsts if first is not None]
-    late = [run for run in group.runs if run.status != "done"]
     return {
         "method": group.method,
         **{column: group.settings.get(column) for column in columns},
@@ -181,8 +180,19 @@ def _line(group: Group, columns: Sequence[str], target: float | None) -> dict[st
         "megabytes": _mean([(run.total("bytes_up") + run.total("bytes_down")) / 1e6 for run in group.runs]),
         "seconds": _mean([run.total("seconds") for run in group.runs]),
         "sim_seconds": _mean([run.total("sim_seconds") for run in group.runs]),
-        "note": "; ".join(f"seed {run.seed} {run.status} after {len(run.rows)} rounds" for run in late),
+        "note": "; ".join(text for run in group.runs if (text := _remark(run))),
     }
+
+
+def _remark(run: Run) -> str:
+    """What a reader must know before trusting the run's numbers."""
+    if run.status != "done":
+        return f"seed {run.seed} {run.status} after {len(run.rows)} rounds"
+    for metric in ("loss", "accuracy"):
+        for at, value in run.series(metric).items():
+            if not math.isfinite(value):
+                return f"seed {run.seed} diverged: {metric} {value} in round {at}"
+    return ""
 
 
 def _first(run: Run, target: float | None) -> int | None:

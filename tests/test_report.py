@@ -106,6 +106,11 @@ def test_killed_runs_are_shown_with_a_note(tmp_path):
     assert list(frame["note"]) == ["seed 1 unfinished after 1 rounds"]
 
 
+def test_a_diverged_run_is_named(tmp_path):
+    make(tmp_path, "fedavg", 0, [0.5, math.nan])
+    assert list(compare(load_runs([tmp_path]))["note"]) == ["seed 0 diverged: accuracy nan in round 2"]
+
+
 def test_default_target(tmp_path):
     for seed, best in enumerate([0.81, 0.77, 0.10]):
         make(tmp_path, "fedavg", seed, [best, math.nan])
@@ -160,6 +165,7 @@ def test_curves_are_drawn(tmp_path):
     make(tmp_path, "fedspeed", 0, [0.3, 0.6, 0.7])
     figure = draw_curves(load_runs([tmp_path]), tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert figure._repr_png_().startswith(b"\x89PNG")  # what a notebook shows
     accuracy, loss = figure.axes
     assert [line.get_label() for line in accuracy.get_lines()] == ["fedavg", "fedspeed"]
     assert list(accuracy.get_lines()[0].get_ydata()) == pytest.approx([0.25, 0.5, 0.6])
