@@ -27,6 +27,16 @@ __all__ = [
     "print_table",
 ]
 
+# Which end of a column leads.
+_BEST = {
+    "accuracy": max,
+    "best": max,
+    "rounds_to_target": min,
+    "megabytes": min,
+    "seconds": min,
+    "sim_seconds": min,
+}
+
 
 def compare(runs: Sequence[Run], target: float | None = None) -> pd.DataFrame:
     """One row per group of runs that differ only in their seed; numbers are means over the seeds.
@@ -105,7 +115,7 @@ def print_table(frame: pd.DataFrame, console: Console | None = None) -> None:
         "sim_seconds": "sim. s",
     }
     names["rounds_to_target"] = "to target" if target is None else f"to {100 * target:g}%"
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption_justify="left")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     shown = [
         column for column in frame.columns if column not in ("accuracy_std", "best_std", "reached", "note")
     ]
@@ -125,16 +135,6 @@ def print_table(frame: pd.DataFrame, console: Console | None = None) -> None:
     for row in frame.to_dict("records"):
         if row.get("note"):
             console.print(f"{row['method']} (seeds {row['seeds']}): {row['note']}", style="yellow")
-
-
-_BEST = {
-    "accuracy": max,
-    "best": max,
-    "rounds_to_target": min,
-    "megabytes": min,
-    "seconds": min,
-    "sim_seconds": min,
-}
 
 
 def _best(values: Sequence[float], pick: Any) -> float | None:

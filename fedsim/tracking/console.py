@@ -41,7 +41,7 @@ class ConsoleTracker(Tracker):
         self._phase = ""
         self._row: Row = {}
         self._measured: dict[str, float] = {}  # newest accuracy and loss, also between evaluated rounds
-        self._best = -math.inf
+        self._best = math.nan
         self._bytes = 0.0
         self._seconds: list[float] = []
         self._last_line = 0.0
@@ -58,9 +58,9 @@ class ConsoleTracker(Tracker):
         self._print(Text.assemble((run.name, "bold"), f": {run.rounds} rounds{resumed}, in {run.dir}"))
 
     def phase(self, text: str) -> None:
-        """Show a stage; before ``start`` too."""
+        """Show a stage; plain output only before the first round, where a wait needs an explanation."""
         self._phase = text
-        if self.mode == "plain":
+        if self.mode == "plain" and not self._row:
             self._print(Text(f"{text} ..."))
         elif self.mode == "rich":
             self._open()
@@ -70,8 +70,10 @@ class ConsoleTracker(Tracker):
         """Show the round and name each failed client."""
         self._phase, self._row = "", row
         self._measured |= {key: float(row[key]) for key in ("accuracy", "loss") if row.get(key) is not None}
-        if row.get("accuracy") is not None and row["accuracy"] > self._best:
-            self._best = float(row["accuracy"])
+        if (accuracy := row.get("accuracy")) is not None and (
+            math.isnan(self._best) or accuracy > self._best
+        ):
+            self._best = float(accuracy)
         self._bytes += float(row.get("bytes_up") or 0) + float(row.get("bytes_down") or 0)
         self._seconds = [*self._seconds[-9:], float(row.get("seconds") or 0)]
         for text in _failures(row):
@@ -99,7 +101,7 @@ class ConsoleTracker(Tracker):
     def _due(self, at: int) -> bool:
         assert self._run is not None
         first, last = self._run.start_round + 1, self._run.rounds
-        every = math.ceil((last - first + 1) / FULL_LINES)
+        every = max(1, math.ceil((last - first + 1) / FULL_LINES))
         silent = time.monotonic() - self._last_line
         return at in (first, last) or at % every == 0 or silent > LONGEST_SILENCE
 
