@@ -61,7 +61,7 @@ class Job:
     kept: dict[str, Tensor] | None = None
     momentum: Tensor | None = None
     losses: list[Tensor] = field(default_factory=list)
-    clipped: int = 0
+    clipped: int | Tensor = 0  # steps that were clipped; (C, 1) when vectorised
 
     @property
     def layout(self) -> Layout:
@@ -171,10 +171,12 @@ class Job:
         if bound is None:
             return
         norm = torch.linalg.vector_norm(g, dim=-1, keepdim=True) + 1e-6
-        over = int((norm > bound).sum())
-        if over:
-            self.clipped += over
+        if g.dim() > 1:
+            self.clipped = self.clipped + (norm > bound).long()
             g.mul_((bound / norm).clamp(max=1.0))
+        elif float(norm) > bound:
+            self.clipped += 1
+            g.mul_(bound / norm)
 
     def evaluate(self, data: LocalData, batch_size: int = 512) -> dict[str, float]:
         """Means of loss and metrics of the received model on ``data`` (this client's own statistics where kept)."""
@@ -194,5 +196,5 @@ class Job:
             out["train_loss"] = float(torch.stack(self.losses).mean())
             out["steps"] = float(self.steps)
             if self.local.clip_norm is not None:
-                out["clipped"] = self.clipped / self.steps if self.steps else 0.0
+                out["clipped"] = float(self.clipped) / self.steps if self.steps else 0.0
         return out

@@ -126,7 +126,7 @@ class FlatModel:
         self._counters = [b for b in model.buffers() if not b.is_floating_point()]
         self._counts = [b.clone() for b in self._counters]
         self._stats = [m for m in model.modules() if isinstance(m, BATCH_NORM) and m.track_running_stats]
-        self._draws = any(isinstance(m, DROPOUT) for m in model.modules())
+        self.draws = any(isinstance(m, DROPOUT) for m in model.modules())
         self._mask_state: Tensor | None = None
         self._bound: Tensor | None = None
         self.bind(self.w)
@@ -172,7 +172,7 @@ class FlatModel:
         statistics are not updated twice.
         """
         self.bind(w)
-        if self._draws:
+        if self.draws:
             if again and self._mask_state is not None:
                 torch.set_rng_state(self._mask_state)
             else:

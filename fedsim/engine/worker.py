@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fedsim.config import ClientConfig, FailureConfig
 from fedsim.data.federated import FederatedData
+from fedsim.engine import vectorised
 from fedsim.errors import ClientError
 from fedsim.evaluation import evaluate
 from fedsim.job import ClientLike, Job
@@ -87,8 +88,9 @@ class Worker:
         folder, outcomes = Folder(broadcast.fold), list[Outcome]()
         states: dict[int, dict[str, Tensor]] = {}
         with torch.random.fork_rng(devices=[]):
+            ready = self._train_together(broadcast, chunk)
             for client in chunk.clients:
-                outcome, state = self._one(broadcast, chunk, client, folder)
+                outcome, state = self._one(broadcast, chunk, client, folder, ready.get(client))
                 outcomes.append(outcome)
                 if state is not None:
                     states[client] = {k: v.cpu() for k, v in state.items()}
@@ -123,7 +125,12 @@ class Worker:
         )
 
     def _one(
-        self, broadcast: Broadcast, chunk: Chunk, client: int, folder: Folder
+        self,
+        broadcast: Broadcast,
+        chunk: Chunk,
+        client: int,
+        folder: Folder,
+        ready: tuple[Job, Update] | None = None,
     ) -> tuple[Outcome, dict[str, Tensor] | None]:
         each = chunk.each.get(client)
         start = time.perf_counter()
@@ -131,9 +138,10 @@ class Worker:
         outcome = Outcome(client, "ok", bytes_down=down)
         state: dict[str, Tensor] | None = None
         for attempt in range(self.plan.failures.retries + 1):
-            job = self.job(broadcast, client, each, chunk.states.get(client, {}))
+            job = ready[0] if ready else self.job(broadcast, client, each, chunk.states.get(client, {}))
             try:
-                state = self._fold_one(job, broadcast, folder, outcome)
+                update = ready[1] if ready else self._call(job, broadcast.task)
+                state = self._fold_one(job, update, broadcast, folder, outcome)
             except Refusal as refusal:
                 outcome.kind, outcome.reason = "refused", str(refusal)
             except Exception:
@@ -146,17 +154,21 @@ class Worker:
         outcome.seconds = time.perf_counter() - start
         return outcome, state
 
+    def _train_together(self, broadcast: Broadcast, chunk: Chunk) -> dict[int, tuple[Job, Update]]:
+        """Updates of clients trained vectorised; none where that is off, impossible or failed (then one by one)."""
+        wish = self.plan.vectorize
+        if wish == "off" or (wish == "auto" and self.plan.device == "cpu"):
+            return {}
+        if not vectorised.possible(self, broadcast, chunk):
+            return {}
+        try:
+            return vectorised.train(self, broadcast, chunk)
+        except Exception:  # the loop over clients names the one that fails
+            return {}
+
     def _fold_one(
-        self, job: Job, broadcast: Broadcast, folder: Folder, outcome: Outcome
+        self, job: Job, update: Update, broadcast: Broadcast, folder: Folder, outcome: Outcome
     ) -> dict[str, Tensor] | None:
-        versions = {k: t._version for k, t in job.message.arrays.items()}
-        torch.manual_seed(key(job.seed, f"{job.purpose}/layers", job.round, job.client) >> 1)
-        update = self._call(job, broadcast.task)
-        for name, version in versions.items():
-            if job.message.arrays[name]._version != version:
-                raise ClientError(
-                    f"the message is read-only, but '{name}' was written to; work on a .clone()"
-                )
         arrays: dict[str, Any] = dict(update.arrays)
         if "buffers" in broadcast.fold:
             arrays["buffers"] = self.model.buffers
@@ -198,7 +210,14 @@ class Worker:
             raise ClientError(
                 f"the exchange asks for '{task}', but {type(self.plan.client).__name__} has no such method"
             )
+        versions = {k: t._version for k, t in job.message.arrays.items()}
+        torch.manual_seed(key(job.seed, f"{job.purpose}/layers", job.round, job.client) >> 1)
         update = method(job)
+        for name, version in versions.items():
+            if job.message.arrays[name]._version != version:
+                raise ClientError(
+                    f"the message is read-only, but '{name}' was written to; work on a .clone()"
+                )
         if not isinstance(update, Update):
             raise ClientError(
                 f"{type(self.plan.client).__name__}.{task} returned {type(update).__name__}, not an Update"
