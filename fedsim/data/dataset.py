@@ -51,7 +51,8 @@ class Dataset:
 
     ``ids`` (N,) int64 are natural client ids of the training samples (writer, role, hospital) or ``None``;
     ``groups`` are further int64 columns by name and split, e.g.
-    ``{"train": {"domain": (N,)}, "test": {...}}``, and ``group_names`` says what their values are called, e.g. ``{"domain": ("photo", "sketch")}``.
+    ``{"train": {"domain": (N,)}, "test": {...}}``,
+    and ``group_names`` says what their values are called, e.g. ``{"domain": ("photo", "sketch")}``.
     """
 
     train: Samples

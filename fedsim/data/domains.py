@@ -22,7 +22,7 @@ from fedsim.data.files import PathLike, existing, parquet_files, read_images
 from fedsim.data.images import DIGITS, PARQUET
 from fedsim.errors import DataError
 
-# Channel statistics of ImageNet, as is usual for PACS and Office, and those of FedBN's digits (Li et al. 2021).
+# Channel statistics of ImageNet, usual for PACS and Office, and those of FedBN's digits (Li et al. 2021).
 IMAGENET = Normalize(scale=1 / 255, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 SYMMETRIC = Normalize(scale=1 / 255, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 

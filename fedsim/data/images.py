@@ -196,7 +196,7 @@ def parquet(
 
 
 def channel_statistics(x: np.ndarray) -> Normalize:
-    """``Normalize`` with mean and deviation per channel of uint8 images ``(N, C, H, W)``, computed exactly."""
+    """``Normalize`` with mean and deviation per channel of uint8 images ``(N, C, H, W)``, exact."""
     levels = np.arange(256) / 255
     mean, std = [], []
     for channel in range(x.shape[1]):

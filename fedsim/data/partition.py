@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from fedsim.data.adapter import from_partitioner
 from fedsim.data.shards import Shards, holdout
 from fedsim.errors import DataError
 
@@ -23,7 +24,7 @@ REDRAWS = 10  # draws of a random split before `min_samples` is enforced by movi
 
 
 def iid(labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> Parts:
-    """Shuffle and cut into parts whose sizes differ by at most one (some empty when there are fewer samples)."""
+    """Shuffle and cut into parts whose sizes differ by at most one; some may be empty."""
     _check(labels, num_clients)
     order = rng.permutation(len(labels))
     return _parts(order, np.arange(len(labels)) * num_clients // max(len(labels), 1), num_clients)
@@ -153,8 +154,8 @@ def natural(
     kept = np.flatnonzero(sizes >= min_samples)
     if num_clients > len(kept):
         raise DataError(
-            f"num_clients={num_clients}, but the data set has {len(kept)} natural ids with at least {min_samples} "
-            f"samples; type num_clients={len(kept)} or fewer"
+            f"num_clients={num_clients}, but the data set has {len(kept)} natural ids with at least "
+            f"{min_samples} samples; type num_clients={len(kept)} or fewer"
         )
     client_of_id = np.full(len(sizes), -1, dtype=np.int64)
     if choose == "merge" and num_clients < len(kept):
@@ -170,64 +171,6 @@ def natural(
     return _parts(used, owner[used], num_clients)
 
 
-def from_partitioner(
-    labels: np.ndarray,
-    num_clients: int,
-    rng: np.random.Generator,
-    *,
-    partitioner: Any,
-    index: str = "index",
-    ids: np.ndarray | None = None,
-) -> Parts:
-    """Let another library's partitioner split the data, such as those of ``flwr_datasets.partitioner``.
-
-    Args:
-        labels: class labels ``(N,)``.
-        num_clients: must equal ``partitioner.num_partitions``.
-        rng: not used: such a partitioner has a seed of its own.
-        partitioner: has ``num_partitions`` and ``load_partition(i)``, whose rows carry a column ``index``
-            with positions in the data set. If ``is_dataset_assigned()`` says no, its ``dataset`` is set to a
-            ``datasets.Dataset`` with columns ``label``, ``index`` and, when ``ids`` are given, ``id``.
-        index: name of that column.
-        ids: natural ids ``(N,)`` for partitioners that group by them.
-
-    Raises:
-        DataError: the number of partitions differs, or rows are out of range or in two partitions.
-    """
-    _check(labels, num_clients)
-    assigned = getattr(partitioner, "is_dataset_assigned", None)
-    if assigned is not None and not assigned():
-        try:
-            from datasets import Dataset as Table
-        except ImportError as error:
-            raise DataError(
-                "this partitioner needs the datasets library: pip install 'fedsim-lab[hub]'"
-            ) from error
-        columns = {"label": labels, index: np.arange(len(labels))} | ({} if ids is None else {"id": ids})
-        partitioner.dataset = Table.from_dict(columns)
-    name = type(partitioner).__name__
-    if partitioner.num_partitions != num_clients:
-        raise DataError(
-            f"{name} makes {partitioner.num_partitions} partitions; type num_clients={partitioner.num_partitions}"
-        )
-    parts = []
-    for client in range(num_clients):
-        rows = partitioner.load_partition(client)
-        try:
-            part = np.asarray(rows[index][:]).astype(np.int64, casting="same_kind")
-        except (KeyError, TypeError) as error:
-            raise DataError(
-                f"{name}: partition {client} has no integer column '{index}' ({error})"
-            ) from error
-        parts.append(np.sort(part))
-    used = np.concatenate(parts)
-    if len(used) and (used.min() < 0 or used.max() >= len(labels) or len(np.unique(used)) < len(used)):
-        raise DataError(
-            f"{name}: column '{index}' must hold positions 0 to {len(labels) - 1}, each in one partition"
-        )
-    return parts
-
-
 def _check(labels: np.ndarray, num_clients: int, min_samples: int = 0) -> int:
     """Validate what every partition is given; returns the number of classes."""
     if labels.ndim != 1 or labels.dtype.kind not in "iu" or (len(labels) and labels.min() < 0):
@@ -236,8 +179,8 @@ def _check(labels: np.ndarray, num_clients: int, min_samples: int = 0) -> int:
         raise DataError(f"num_clients={num_clients}: give at least 1")
     if num_clients * min_samples > len(labels):
         raise DataError(
-            f"partition.min_samples={min_samples} for {num_clients} clients needs {num_clients * min_samples} samples, "
-            f"there are {len(labels)}; give at most {len(labels) // num_clients}, or fewer clients"
+            f"partition.min_samples={min_samples}, {num_clients} clients: needs {num_clients * min_samples} "
+            f"samples, there are {len(labels)}; give at most {len(labels) // num_clients}, or fewer clients"
         )
     return int(labels.max()) + 1 if len(labels) else 0
 

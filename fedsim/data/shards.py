@@ -28,8 +28,8 @@ class Shards:
         ends = self.offsets
         if self.index.dtype != np.int64 or ends.dtype != np.int64 or self.index.ndim != 1 or ends.ndim != 1:
             raise DataError(
-                f"shards need one-dimensional int64 arrays, got index {self.index.dtype} {self.index.shape} and "
-                f"offsets {ends.dtype} {ends.shape}"
+                f"shards need one-dimensional int64 arrays, got index {self.index.dtype} "
+                f"{self.index.shape} and offsets {ends.dtype} {ends.shape}"
             )
         if not len(ends) or ends[0] != 0 or ends[-1] != len(self.index) or (np.diff(ends) < 0).any():
             raise DataError(f"shard offsets must rise from 0 to {len(self.index)}, the length of index")

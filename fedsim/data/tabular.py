@@ -199,8 +199,8 @@ def _pair(x: Tensor | np.ndarray, y: Tensor | np.ndarray, name: str) -> Samples:
     inputs, targets = torch.as_tensor(x), torch.as_tensor(y)
     if inputs.dim() < 2 or len(inputs) != len(targets) or not len(inputs):
         raise DataError(
-            f"{name}: shapes {tuple(inputs.shape)} and {tuple(targets.shape)}; expected (N, ...) with a feature "
-            "dimension and (N, ...) with the same N > 0"
+            f"{name}: shapes {tuple(inputs.shape)} and {tuple(targets.shape)}; expected (N, ...) with a "
+            "feature dimension and (N, ...) with the same N > 0"
         )
     if not targets.is_floating_point():
         targets = targets.long()

@@ -34,8 +34,8 @@ def shakespeare(
         raise DataError(f"shakespeare is read from a file only: type data.path=<folder>, holding {need}")
     if window < 1 or stride < 1 or not 0 <= test_fraction < 1:
         raise DataError(
-            f"data.window={window} data.stride={stride} data.test_fraction={test_fraction}: window and stride must "
-            "be at least 1, and 0 <= test_fraction < 1"
+            f"data.window={window} data.stride={stride} data.test_fraction={test_fraction}: window "
+            "and stride must be at least 1, and 0 <= test_fraction < 1"
         )
     root = existing(path, need)
     file = existing(root / "speeches.parquet", need) if root.is_dir() else root
