@@ -148,7 +148,7 @@ def mnist(
 
 
 def parquet(
-    path: PathLike,
+    path: PathLike | None,
     *,
     image: str,
     label: str,
@@ -171,13 +171,19 @@ def parquet(
     Pixels are normalised by the training set's own channel mean and deviation.
     """
     need = f"a Parquet file, or a folder with train-*.parquet, with columns {image}, {label}"
+    if path is None:
+        raise DataError(f"parquet is read from files only: type data.path=<{need}>")
     columns = [label] if ids is None else [label, ids]
     parts = {
         split: read_images(files, image, columns, channels=3, size=size)
         for split, files in _split_files(existing(path, need), need).items()
     }
     train = parts["train"]
-    known, named = np.unique(train[label]), tuple(train.get(f"{label}.names", ()))
+    known, named = np.unique(train[label]), train.get(f"{label}.names")
+    if named is not None and (known[0] < 0 or known[-1] >= len(named)):
+        raise DataError(
+            f"{path}: labels in '{label}' must be 0 to {len(named) - 1}, the file names that many classes"
+        )
 
     def part(arrays: Arrays) -> Samples:
         strange = np.setdiff1d(arrays[label], known)
@@ -188,7 +194,7 @@ def parquet(
     dataset = Dataset(
         train=part(train),
         test=part(parts["test"]) if "test" in parts else None,
-        classes=tuple(str(named[int(k)] if named else k) for k in known),
+        classes=tuple(str(k) for k in (known if named is None else named[known])),
         normalize=channel_statistics(train["image"]),
         ids=None if ids is None else encode(train[ids])[0],
     )

@@ -8,7 +8,7 @@ gives the same split.
 from __future__ import annotations
 
 import heapq
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 
@@ -204,11 +204,11 @@ def _apportion(shares: np.ndarray, total: int) -> np.ndarray:
     return np.diff(cuts, prepend=0, append=total)
 
 
-def _with_minimum(draw: Any, minimum: int) -> np.ndarray:
+def _with_minimum(draw: Callable[[], np.ndarray], minimum: int) -> np.ndarray:
     """``draw() -> counts (m, C)`` until each row sums to ``minimum``; after ``REDRAWS`` the last draw is
     repaired."""
     for _ in range(REDRAWS):
-        counts: np.ndarray = draw()
+        counts = draw()
         if counts.sum(axis=1).min() >= minimum:
             return counts
     sizes = counts.sum(axis=1)
