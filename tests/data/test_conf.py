@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hydra.utils import get_method, instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -18,17 +18,12 @@ FILES = sorted(file for group in ("data", "partition", "model") for file in (CON
 @pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}={file.stem}")
 def test_keys_are_the_targets_arguments(file):
     node = OmegaConf.load(file)
-    target = get_method(node._target_) if file.parent.name != "model" else _class(node._target_)
+    target = get_object(node._target_)
     parameters = set(inspect.signature(target).parameters)
     keys = {str(key) for key in node if str(key) not in ("_target_", "_partial_")}
     assert keys <= parameters
     assert parameters - keys <= FROM_THE_RUN
     assert all("#" in line for line in file.read_text().splitlines() if "_target_" not in line)
-
-
-def _class(name):
-    module, _, attribute = name.rpartition(".")
-    return getattr(__import__(module, fromlist=[attribute]), attribute)
 
 
 def test_defaults_build():
