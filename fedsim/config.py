@@ -30,9 +30,7 @@ class ClientConfig:
     momentum: float = MISSING  # local heavy ball, starts at zero every round
     weight_decay: float = MISSING
     clip_norm: float | None = MISSING  # bound on the norm of what `clip` names; null: no bound
-    clip: str = (
-        MISSING  # direction (gradient + corrections) | loss (gradient alone) | full (with decay terms)
-    )
+    clip: str = MISSING  # direction (gradient + corrections) | loss (gradient alone) | full (with decay terms)
 
 
 @dataclass
@@ -95,9 +93,7 @@ class ConsoleConfig:
 class WandbConfig:
     """Weights & Biases."""
 
-    mode: str = (
-        MISSING  # disabled | auto (online when logged in and reachable, else offline) | offline | online
-    )
+    mode: str = MISSING  # disabled | auto (online when logged in and reachable, else offline) | offline | online
     project: str = MISSING
     entity: str | None = MISSING
 
@@ -128,9 +124,7 @@ class RunConfig:
     dtype: str = MISSING  # float32 | float64
     num_clients: int = MISSING
     clients_per_round: int = MISSING
-    participation: str = (
-        MISSING  # fixed | bernoulli (each client with probability clients_per_round/num_clients)
-    )
+    participation: str = MISSING  # fixed | bernoulli (each client with probability clients_per_round/num_clients)
     buffers: str = MISSING  # average | local | all_local: BatchNorm statistics (and, all_local, its weights)
 
     strategy: Any = MISSING
