@@ -144,8 +144,8 @@ class Job:
         """One local step in place: ``w <- w - lr (v + (weight_decay + decay) w)`` with ``v = clip(g + correction)``.
 
         ``g`` is consumed. Clipping bounds the norm over the whole vector, ``v min(1, G / (|v| + 1e-6))``, and leaves
-        the decay terms outside (``clip: direction``); ``loss`` clips ``g`` alone, ``full`` the whole step. With momentum
-        ``m <- momentum m + step`` and ``w <- w - lr m``, starting at zero every round.
+        the decay terms outside (``clip: direction``); ``loss`` clips ``g`` alone, ``full`` the whole step. With
+        momentum ``m <- momentum m + step`` and ``w <- w - lr m``, starting at zero every round.
         """
         local, rate = self.local, self.local.weight_decay + decay
         if local.clip == "loss":

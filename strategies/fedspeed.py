@@ -22,8 +22,8 @@ class FedSpeed(Strategy):
 
     ``lamb`` is the prox weight, the paper's 1/lambda. ``normalize=false`` ascends by ``rho g1``. ``beta`` starts at
     ``x + beta (x - last local model)`` (relaxed initialisation of the authors' code). ``dual_mean``: ``all`` adds the
-    mean dual over all m clients, as the authors' code does, with one server vector ``hbar``; ``active`` over the cohort, as
-    published, which does not converge under partial participation. ``weighting``: ``uniform`` or by ``samples``.
+    mean dual over all m clients, as the authors' code does, with one server vector ``hbar``; ``active`` over the cohort
+    as published, which does not converge under partial participation. ``weighting``: ``uniform`` or by ``samples``.
     """
 
     lamb: float

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 import traceback
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -79,6 +80,7 @@ class Worker:
         self.model.module.train()
         self.part = LocalPart.of(plan.buffers, self.model.layout)
         self.data = plan.data.to(plan.device)
+        self._vectorize = vectorises(plan.vectorize, plan.device)
         plan.client.setup(plan.task, self.model.layout)
 
     def run(self, broadcast: Broadcast, chunk: Chunk) -> ChunkResult:
@@ -157,14 +159,15 @@ class Worker:
     def _train_together(self, broadcast: Broadcast, chunk: Chunk) -> dict[int, tuple[Job, Update]]:
         """Updates of clients trained vectorised; none where that is off, impossible or failed (then one by one)."""
         wish = self.plan.vectorize
-        if wish == "off" or (wish == "auto" and self.plan.device == "cpu"):
-            return {}
-        if not vectorised.possible(self, broadcast, chunk):
-            return {}
-        try:
-            return vectorised.train(self, broadcast, chunk)
-        except Exception:  # the loop over clients names the one that fails
-            return {}
+        if self._vectorize and vectorised.possible(self, broadcast, chunk):
+            try:
+                return vectorised.train(self, broadcast, chunk)
+            except Exception as e:  # the loop over clients that follows names the client, if one is to blame
+                warnings.warn(
+                    f"not vectorised ({e}); clients {list(chunk.clients)} run one by one", stacklevel=2
+                )
+                self._vectorize = wish == "on"
+        return {}
 
     def _fold_one(
         self, job: Job, update: Update, broadcast: Broadcast, folder: Folder, outcome: Outcome
@@ -231,3 +234,8 @@ def _to(broadcast: Broadcast, chunk: Chunk, device: str) -> tuple[Broadcast, Chu
     each = {c: p.to(device) for c, p in chunk.each.items()}
     states = {c: {k: v.to(device) for k, v in s.items()} for c, s in chunk.states.items()}
     return replace(broadcast, payload=broadcast.payload.to(device)), Chunk(chunk.clients, each, states)
+
+
+def vectorises(wish: str, device: str) -> bool:
+    """Whether chunks are to be vectorised: ``auto`` does on a GPU; on a CPU it was measured to lose."""
+    return wish == "on" or (wish == "auto" and device != "cpu")
