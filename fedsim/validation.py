@@ -145,9 +145,8 @@ def _check_target(key: str, node: Any) -> None:
 
 def _check_relations(config: DictConfig) -> None:
     if not 1 <= config.clients_per_round <= config.num_clients:
-        raise ConfigError(
-            f"clients_per_round={config.clients_per_round}: must be between 1 and num_clients ({config.num_clients})"
-        )
+        given, most = config.clients_per_round, config.num_clients
+        raise ConfigError(f"clients_per_round={given}: must be between 1 and num_clients ({most})")
     if config.engine.name == "serial" and config.engine.workers != 1:
         raise ConfigError(
             f"engine.workers={config.engine.workers}: must be 1 with engine=serial; use engine=ray"
