@@ -137,10 +137,8 @@ def _check_target(key: str, node: Any) -> None:
         return  # given as a Python object instead
     target = node.get("_target_") if isinstance(node, DictConfig) else None
     if not isinstance(target, str) or "." not in target:
-        near = f" (given: {target!r})" if target else ""
-        raise ConfigError(
-            f"{key}: has no _target_, the dotted path of its class, as in my_module.MyClass{near}"
-        )
+        near = f", but {target!r}" if target else ""
+        raise ConfigError(f"{key}: has no _target_, the dotted path of its class (my_module.MyClass){near}")
 
 
 def _check_relations(config: DictConfig) -> None:
