@@ -1,1 +1,1 @@
-"""TODO"""
+"""Local halves of methods: one file per local rule."""

@@ -67,6 +67,7 @@ class EvaluationConfig:
 
     every: int = MISSING  # rounds between evaluations of the global model; the last round is always evaluated
     batch_size: int = MISSING
+    holdout: float = MISSING  # share of each client's samples kept as its own test set
     clients_every: int = MISSING  # rounds between evaluations on each client's held-out part; 0: never
     target: float | None = MISSING  # accuracy whose first crossing is reported as rounds-to-target
 
@@ -113,6 +114,7 @@ class TrackerConfig:
     console: ConsoleConfig = MISSING
     wandb: WandbConfig = MISSING
     tensorboard: bool = MISSING
+    plots: bool = MISSING  # draw curves.png and partition.png at the end
 
 
 @dataclass

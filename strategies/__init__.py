@@ -1,1 +1,1 @@
-"""TODO"""
+"""Server halves of methods: one file per method."""

@@ -1,1 +1,1 @@
-"""TODO"""
+"""Data sources, partitions and the batches that clients read."""

@@ -49,7 +49,8 @@ class Dataset:
     """A whole data set before it is split over clients.
 
     ``ids`` (N,) int64 are natural client ids of the training samples (writer, role, hospital) or ``None``;
-    ``groups`` are further int64 columns by name and split, e.g. ``{"train": {"domain": (N,)}, "test": {...}}``.
+    ``groups`` are further int64 columns by name and split, e.g. ``{"train": {"domain": (N,)}, "test": {...}}``,
+    and ``group_names`` says what their values are called, e.g. ``{"domain": ("photo", "sketch")}``.
     """
 
     train: Samples
@@ -59,6 +60,7 @@ class Dataset:
     augment: Augment | None = None
     ids: np.ndarray | None = None
     groups: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
+    group_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def num_classes(self) -> int:

@@ -1,1 +1,1 @@
-"""TODO"""
+"""Where clients are computed: in this process, or on Ray workers."""

@@ -1,1 +1,121 @@
-"""TODO"""
+"""Trackers: who is told about a run. ``build`` makes the configured ones and keeps their failures apart."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from fedsim.errors import ConfigError
+from fedsim.tracking.base import Row, RunInfo, Tracker
+from fedsim.tracking.jsonl import JsonlTracker, read_rows
+
+if TYPE_CHECKING:
+    from fedsim.config import TrackerConfig
+
+__all__ = ["Row", "RunInfo", "Tracker", "Trackers", "build", "read_rows"]
+
+log = logging.getLogger(__name__)
+
+CONSOLE_MODES = ("auto", "rich", "plain", "quiet")
+WANDB_MODES = ("disabled", "auto", "offline", "online")
+
+
+class Trackers(Tracker):
+    """Passes every hook on to ``trackers``, objects with any of the hooks of :class:`Tracker`.
+
+    A tracker that raises is reported once and gets no further calls; the run goes on. Two exceptions: a
+    ``ConfigError`` raised by ``start`` ends the run before its first round (the trackers already started
+    see ``end`` with status "failed"), and the JSONL record is never switched off: each of its failures is
+    logged as an error, and it tries again at the next round.
+    """
+
+    def __init__(self, trackers: Iterable[object]) -> None:
+        self.trackers = list(trackers)
+        self._open = False
+
+    def start(self, run: RunInfo) -> None:
+        """Start all; raises ``ConfigError`` if one of them cannot do what the configuration demands."""
+        self._open = True
+        for started, tracker in enumerate(list(self.trackers)):
+            try:
+                self._call(tracker, "start", run)
+            except ConfigError as error:
+                del self.trackers[started:]
+                self.end({"status": "failed", "error": str(error)})
+                raise
+
+    def phase(self, text: str) -> None:
+        """Pass a stage on."""
+        self._all("phase", text)
+
+    def round(self, row: Row, clients: Sequence[Row]) -> None:
+        """Pass a round on."""
+        self._all("round", row, clients)
+
+    def end(self, summary: Row) -> None:
+        """Pass the end on; a second call does nothing, so that error paths may call it again."""
+        if self._open:
+            self._open = False
+            self._all("end", summary)
+
+    def _all(self, hook: str, *args: Any) -> None:
+        for tracker in list(self.trackers):
+            self._call(tracker, hook, *args)
+
+    def _call(self, tracker: object, hook: str, *args: Any) -> None:
+        method = getattr(tracker, hook, None)
+        if method is None:
+            return
+        try:
+            method(*args)
+        except Exception as error:
+            if hook == "start" and isinstance(error, ConfigError):
+                raise
+            self._report(tracker, hook, error)
+
+    def _report(self, tracker: object, hook: str, error: Exception) -> None:
+        what = f"{type(tracker).__name__}.{hook}: {type(error).__name__}: {error}"
+        if isinstance(tracker, JsonlTracker):
+            log.error(
+                "the run's record is NOT being written: %s. Free disk space or fix the folder's rights; "
+                "rows that wait are written at the next round",
+                what,
+            )
+            return
+        self.trackers = [other for other in self.trackers if other is not tracker]
+        log.warning(
+            "tracker switched off, the run goes on: %s. Its output ends here, metrics.jsonl is complete. "
+            "Fix the cause, or leave this tracker out of the configuration",
+            what,
+        )
+        log.debug("traceback of the tracker", exc_info=error)
+
+
+def build(config: TrackerConfig, extra: Iterable[object] = ()) -> Trackers:
+    """The configured trackers, then ``extra`` ones: objects with any of the hooks of :class:`Tracker`.
+
+    ``config`` is a ``TrackerConfig`` or a node with its keys. Raises ``ConfigError`` for an unknown mode.
+    """
+    from fedsim.tracking.console import ConsoleTracker
+
+    _check("tracker.console.mode", config.console.mode, CONSOLE_MODES)
+    _check("tracker.wandb.mode", config.wandb.mode, WANDB_MODES)
+    trackers: list[object] = [ConsoleTracker(config.console.mode), JsonlTracker()]
+    if config.wandb.mode != "disabled":
+        from fedsim.tracking.wandb import WandbTracker
+
+        trackers.append(WandbTracker(config.wandb.mode, config.wandb.project, config.wandb.entity))
+    if config.tensorboard:
+        from fedsim.tracking.tensorboard import TensorboardTracker
+
+        trackers.append(TensorboardTracker())
+    return Trackers([*trackers, *extra])
+
+
+def _check(key: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        near = difflib.get_close_matches(str(value), known, 1, 0.5)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"{key}={value}: must be one of {', '.join(known)}{hint}")

@@ -1,0 +1,56 @@
+"""The local half of a method. The default is plain SGD (McMahan et al. 2017), from which every other rule departs."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from fedsim.data.local import Batch
+from fedsim.job import Job
+from fedsim.payload import Refusal, Update
+from fedsim.task import Task
+from fedsim.vectors import Layout
+
+
+class Client:
+    """Local half of a method; pickled once to the workers, so it keeps nothing between jobs.
+
+    Most rules override ``step`` (and ``begin`` for what is constant in a round, ``finish`` for what is sent). A rule with
+    several networks or phases overrides ``fit``. Further exchanges call the method named by ``task``.
+    """
+
+    def setup(self, task: Task, layout: Layout) -> None:
+        """Once per worker, before the first job: build further networks here."""
+
+    def init_state(self, layout: Layout) -> dict[str, Tensor]:
+        """What a client that never took part keeps: names to tensors. Empty unless the method has client state."""
+        return {}
+
+    def begin(self, job: Job, w: Tensor) -> Tensor:
+        """Once per job, before the first step: ``w`` (..., d) is the received model; returns where training starts.
+
+        What stays constant during the job may be put into ``job.keep``.
+        """
+        return w
+
+    def step(self, job: Job, w: Tensor, batch: Batch) -> Tensor:
+        """One mini-batch step on ``w`` (..., d); leading axes are clients. May work in place; returns the new ``w``."""
+        return job.sgd(w, job.grad(w, batch))
+
+    def finish(self, job: Job, w: Tensor) -> Update:
+        """What is sent: by default ``delta = w - anchor`` (d,), weighted by the number of samples."""
+        return Update({"delta": job.delta(w)}, weight=len(job.data), metrics=job.report())
+
+    def fit(self, job: Job) -> Update:
+        """Local training: ``step`` over the round's batches. A client without samples refuses."""
+        if job.num_steps == 0:
+            raise Refusal("no samples" if len(job.data) == 0 else "no local steps")
+        w = self.begin(job, job.start())
+        for batch in job.batches():
+            w = self.step(job, w, batch)
+        return self.finish(job, w)
+
+    def evaluate(self, job: Job) -> Update:
+        """Measure the received model on this client's held-out samples (task metrics, means)."""
+        if job.holdout is None or len(job.holdout) == 0:
+            raise Refusal("no held-out samples")
+        return Update(metrics=job.evaluate(job.anchor, job.holdout), weight=len(job.holdout))

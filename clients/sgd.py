@@ -1,0 +1,25 @@
+"""Local SGD: K mini-batch steps from the received model (McMahan et al. 2017, ClientUpdate)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from clients.base import Client
+from fedsim.job import Job
+from fedsim.payload import Update
+
+WEIGHTINGS = ("samples", "uniform")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SGDClient(Client):
+    """Plain local SGD; the update weighs n_i (``samples``) or 1 (``uniform``)."""
+
+    weighting: str
+
+    def finish(self, job: Job, w: Tensor) -> Update:
+        """``delta = x_K - x`` with the configured weight."""
+        update = super().finish(job, w)
+        return update if self.weighting == "samples" else replace(update, weight=1.0)

@@ -1,0 +1,142 @@
+"""From a configuration, and what a caller hands over in Python, to the parts of a run."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from fedsim.data.dataset import Dataset, Samples
+from fedsim.data.federated import FederatedData
+from fedsim.data.partition import from_partitioner
+from fedsim.data.shards import Shards, holdout
+from fedsim.errors import ConfigError, FedsimError
+from fedsim.rng import key, numpy_rng
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+Pair = tuple[Any, Any]  # x, y: tensors or arrays
+
+
+def part(node: Any, what: str, **given: Any) -> Any:
+    """Instantiate a configuration node; ``given`` is passed where the target accepts it and the node does not set it.
+
+    Raises:
+        ConfigError: if the target cannot be found or refuses its arguments; its own ``FedsimError`` passes through.
+    """
+    try:
+        target = instantiate(node, _convert_="all", _partial_=True)
+        names = _parameters(target.func)
+        missing = {k: v for k, v in given.items() if (k in names or "**" in names) and node.get(k) is None}
+        deferred = node.get("_partial_", False)
+        return instantiate(node, _convert_="all", **missing) if not deferred else _bind(target, missing)
+    except InstantiationException as e:
+        cause: BaseException = e
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        if isinstance(cause, FedsimError):
+            raise cause from None
+        raise ConfigError(f"{what}: {node.get('_target_')} cannot be built: {cause}") from e
+    except TypeError as e:
+        raise ConfigError(f"{what}: {node.get('_target_')} cannot be built: {e}") from e
+
+
+def dataset(config: DictConfig) -> Dataset:
+    """The configured data source."""
+    return part(config.data, "data", seed=config.seed)  # type: ignore[no-any-return]
+
+
+def split(config: DictConfig, data: Dataset) -> FederatedData:
+    """Split ``data`` over ``num_clients`` by the configured partition; the draw is keyed by the seed."""
+    labels = data.train.y.numpy() if data.train.y.dim() == 1 else np.zeros(len(data.train), dtype=np.int64)
+    rng = numpy_rng(config.seed, "partition")
+    cut = part(config.partition, "partition", ids=data.ids)
+    if hasattr(cut, "load_partition"):
+        parts = from_partitioner(labels, config.num_clients, rng, partitioner=cut)
+    else:
+        parts = cut(labels, config.num_clients, rng)
+    return _hold_out(config, data, Shards.of(parts))
+
+
+def given_clients(config: DictConfig, clients: Sequence[Pair], test: Pair | None) -> FederatedData:
+    """Clients handed over as ``(x, y)`` pairs: x (n_i, ...) and y (n_i, ...) with equal trailing shapes."""
+    xs = [torch.as_tensor(x) for x, _ in clients]
+    ys = [torch.as_tensor(y) for _, y in clients]
+    for i, (x, y) in enumerate(zip(xs, ys, strict=True)):
+        if len(x) != len(y):
+            raise ConfigError(f"clients[{i}]: x has {len(x)} samples, y has {len(y)}")
+        if x.shape[1:] != xs[0].shape[1:] or y.shape[1:] != ys[0].shape[1:]:
+            raise ConfigError(f"clients[{i}]: samples of shape {tuple(x.shape[1:])}, client 0 has {tuple(xs[0].shape[1:])}")
+    ends = np.cumsum([0] + [len(x) for x in xs]).astype(np.int64)
+    held = None if test is None else Samples(torch.as_tensor(test[0]), torch.as_tensor(test[1]))
+    y = torch.cat(ys)
+    data = Dataset(Samples(torch.cat(xs), y), held, classes=_classes(y))
+    return _hold_out(config, data, Shards(np.arange(ends[-1], dtype=np.int64), ends))
+
+
+def model(config: DictConfig, data: Dataset, given: nn.Module | Callable[[], nn.Module] | None) -> nn.Module:
+    """The initial model; a configured or given factory runs under a generator keyed by the seed."""
+    if isinstance(given, nn.Module):
+        return given
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(key(config.seed, "model") >> 1)
+        if given is not None:
+            return given()
+        shape = {"input_shape": data.input_shape, "num_classes": data.num_classes}
+        built = part(config.model, "model", **shape)
+    if not isinstance(built, nn.Module):
+        raise ConfigError(f"model: {config.model.get('_target_')} gave {type(built).__name__}, expected an nn.Module")
+    return built
+
+
+def strategy(config: DictConfig, given: Any) -> Any:
+    """The configured or given strategy, with the configured aggregator unless it brings its own."""
+    built = part(config.strategy, "strategy") if given is None else given
+    if isinstance(built, type):
+        built = built()
+    if "aggregator" not in vars(built) and "aggregator" not in vars(type(built)):
+        built.aggregator = part(config.aggregator, "aggregator")
+    for name in ("init", "round", "models", "client"):
+        if not hasattr(built, name):
+            raise ConfigError(f"strategy: {type(built).__name__} has no '{name}'; derive it from strategies.base.Strategy")
+    return built
+
+
+def typed(node: Any, kind: type) -> Any:
+    """A plain instance of a configuration dataclass (fast attributes, picklable)."""
+    plain = OmegaConf.to_container(node, resolve=True)
+    names = {f for f in kind.__dataclass_fields__}  # type: ignore[attr-defined]
+    return kind(**{str(k): v for k, v in plain.items() if k in names})  # type: ignore[union-attr]
+
+
+def _hold_out(config: DictConfig, data: Dataset, shards: Shards) -> FederatedData:
+    fraction = config.evaluation.holdout
+    if not fraction:
+        return FederatedData(data, shards)
+    train, held = holdout(shards, fraction, lambda i: numpy_rng(config.seed, "holdout", 0, i))
+    return FederatedData(data, train, held)
+
+
+def _classes(y: Tensor) -> tuple[str, ...]:
+    labels = y.dim() == 1 and not y.is_floating_point() and len(y)
+    return tuple(map(str, range(int(y.max()) + 1))) if labels else ()
+
+
+def _bind(target: Any, more: dict[str, Any]) -> Any:
+    from functools import partial
+
+    return partial(target, **more)
+
+
+def _parameters(function: Any) -> set[str]:
+    try:
+        found = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return set()
+    return {"**" if p.kind is p.VAR_KEYWORD else p.name for p in found}

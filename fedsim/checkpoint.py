@@ -1,0 +1,99 @@
+"""Checkpoints: the strategy's state as safetensors and JSON, put in place atomically, checked when read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fedsim.clientstore import ClientStore
+from fedsim.errors import CheckpointError
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A run after ``rounds`` finished rounds."""
+
+    rounds: int
+    state: dict[str, Any]
+    clients: Mapping[str, Any]  # index for ClientStore.restore
+
+
+def save(folder: Path, rounds: int, state: Mapping[str, Any], clients: ClientStore, key: str) -> Path:
+    """Write the checkpoint of ``rounds`` finished rounds and remove older ones.
+
+    ``state`` holds tensors and JSON-plain values. The new folder appears by one rename, so that a kill leaves either the
+    old checkpoint or the new one. ``key`` identifies the run's configuration.
+    """
+    target, temporary = folder / f"round-{rounds:06d}", folder / f".round-{rounds:06d}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    tensors = {k: v.contiguous() for k, v in state.items() if isinstance(v, Tensor)}
+    plain = {k: v for k, v in state.items() if not isinstance(v, Tensor)}
+    save_file(tensors, temporary / "state.safetensors")
+    try:
+        values = json.dumps(plain)
+    except TypeError as e:
+        raise CheckpointError(f"strategy state holds what a checkpoint cannot: {e}; use tensors and plain values") from e
+    meta = {
+        "format": FORMAT,
+        "key": key,
+        "rounds": rounds,
+        "values": json.loads(values),
+        "tensors": sorted(tensors),
+        "sha256": _sha256(temporary / "state.safetensors"),
+        "clients": clients.flush(),
+    }
+    (temporary / "checkpoint.json").write_text(json.dumps(meta))
+    for name in ("state.safetensors", "checkpoint.json"):
+        with (temporary / name).open("rb") as f:
+            os.fsync(f.fileno())
+    shutil.rmtree(target, ignore_errors=True)
+    temporary.rename(target)
+    for old in folder.glob("round-*"):
+        if old != target:
+            shutil.rmtree(old, ignore_errors=True)
+    clients.prune()
+    return target
+
+
+def latest(folder: Path) -> Path | None:
+    """The newest checkpoint in ``folder``, or ``None``."""
+    found = sorted(folder.glob("round-*"))
+    return found[-1] if found else None
+
+
+def load(path: Path, key: str) -> Checkpoint:
+    """Read and verify a checkpoint; torn, changed or foreign ones are refused by name."""
+    afresh = "delete it or give resume=never to start afresh"
+    try:
+        meta = json.loads((path / "checkpoint.json").read_text())
+        digest = _sha256(path / "state.safetensors")
+    except (OSError, json.JSONDecodeError) as e:
+        raise CheckpointError(f"checkpoint {path} is torn ({e}); {afresh}") from e
+    if meta.get("format") != FORMAT:
+        raise CheckpointError(f"checkpoint {path} has format {meta.get('format')}, expected {FORMAT}; {afresh}")
+    if meta["key"] != key:
+        raise CheckpointError(
+            f"checkpoint {path} belongs to another configuration (key {meta['key'][:8]}, this run is {key[:8]}); "
+            "give another dir, or resume=never to start afresh"
+        )
+    if digest != meta["sha256"]:
+        raise CheckpointError(f"checkpoint {path} is torn: state.safetensors does not match its checksum; {afresh}")
+    tensors = load_file(path / "state.safetensors")
+    return Checkpoint(meta["rounds"], {**meta["values"], **tensors}, meta["clients"])
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()

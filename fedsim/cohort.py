@@ -1,0 +1,65 @@
+"""Who takes part in a round, and how the cohort is cut into chunks. Cost follows the cohort, not the population."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from fedsim.errors import ConfigError
+from fedsim.rng import numpy_rng
+
+SMALL_MODEL_CHUNKS, LARGE_MODEL_CHUNKS, LARGE_MODEL = 16, 4, 2_000_000
+
+
+def sample(seed: int, round: int, num_clients: int, per_round: int, participation: str = "fixed") -> list[int]:
+    """Client ids of a round, ascending. The same for every method that shares the seed.
+
+    ``fixed``: ``per_round`` clients, uniformly without replacement. ``bernoulli``: each client independently with
+    probability ``per_round / num_clients``, redrawn while nobody takes part.
+    """
+    rng = numpy_rng(seed, "cohort", round)
+    size = per_round
+    if participation == "bernoulli":
+        size = 0
+        while size == 0:
+            size = int(rng.binomial(num_clients, per_round / num_clients))
+    if size == num_clients:
+        return list(range(num_clients))
+    return sorted(rng.choice(num_clients, size, replace=False, shuffle=False).tolist())
+
+
+def check_cohorts(cohorts: Sequence[Sequence[int]], rounds: int, num_clients: int) -> list[list[int]]:
+    """Given cohorts, one per round: ids must exist and be distinct; returned ascending."""
+    if len(cohorts) < rounds:
+        raise ConfigError(f"cohorts: {len(cohorts)} rounds given, but rounds={rounds}; give one list of client ids a round")
+    out = []
+    for t, ids in enumerate(cohorts):
+        ids = [int(i) for i in ids]
+        bad = [i for i in ids if not 0 <= i < num_clients]
+        if bad:
+            raise ConfigError(f"cohorts[{t}]: client {bad[0]} does not exist; ids go from 0 to {num_clients - 1}")
+        if len(set(ids)) < len(ids):
+            raise ConfigError(f"cohorts[{t}]: a client is listed twice: {sorted(ids)}")
+        out.append(sorted(ids))
+    return out
+
+
+def cut(work: Sequence[float], wish: int, dim: int) -> list[slice]:
+    """Cut a cohort with per-client ``work`` into runs of about equal work.
+
+    Borders come from the cohort and the configuration only, never from the number of workers: sums within a chunk and
+    over chunks then have one order, and results the same bits. ``wish=0`` means 16 chunks, or 4 from 2 million
+    parameters on, since each chunk costs a copy of the vector.
+    """
+    n = len(work)
+    count = min(n, wish or (LARGE_MODEL_CHUNKS if dim >= LARGE_MODEL else SMALL_MODEL_CHUNKS))
+    if count == 0:
+        return []
+    done = np.cumsum(np.maximum(np.asarray(work, dtype=np.float64), 1e-9))
+    ideal = done[-1] * np.arange(1, count) / count
+    borders = np.searchsorted(done, ideal, side="left") + 1
+    low = np.arange(1, count)  # every chunk keeps at least one client
+    borders = np.minimum(np.maximum.accumulate(np.maximum(borders, low) - low) + low, n - count + low)
+    edges = [0, *borders.tolist(), n]
+    return [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]

@@ -1,0 +1,54 @@
+"""A data set split over clients: what a worker maps once and every client reads its rows of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from fedsim.data.dataset import Dataset, Samples
+from fedsim.data.local import LocalData
+from fedsim.data.partition import Shards
+
+
+@dataclass(frozen=True)
+class FederatedData:
+    """``dataset`` with the training rows of each client, and rows held out for measuring on each client."""
+
+    dataset: Dataset
+    shards: Shards
+    holdout: Shards | None = None
+
+    @property
+    def num_clients(self) -> int:
+        """Registered clients."""
+        return len(self.shards.offsets) - 1
+
+    def to(self, device: str) -> FederatedData:
+        """The same data on ``device`` (a no-op on the CPU)."""
+        if device == "cpu":
+            return self
+        data = self.dataset
+        train = Samples(data.train.x.to(device), data.train.y.to(device))
+        test = None if data.test is None else Samples(data.test.x.to(device), data.test.y.to(device))
+        return replace(self, dataset=replace(data, train=train, test=test))
+
+    def client(self, client: int, dtype: torch.dtype) -> LocalData:
+        """Training samples of ``client``."""
+        return self._rows(self.shards.part(client), dtype)
+
+    def client_holdout(self, client: int, dtype: torch.dtype) -> LocalData | None:
+        """Held-out samples of ``client``; ``None`` when the run has none."""
+        return None if self.holdout is None else self._rows(self.holdout.part(client), dtype)
+
+    def test_data(self, dtype: torch.dtype) -> LocalData:
+        """The common test set."""
+        assert self.dataset.test is not None
+        return LocalData(
+            self.dataset.test, torch.arange(len(self.dataset.test)), dtype, self.dataset.normalize
+        )
+
+    def _rows(self, rows: np.ndarray, dtype: torch.dtype) -> LocalData:
+        data = self.dataset
+        return LocalData(data.train, torch.as_tensor(rows), dtype, data.normalize, data.augment)

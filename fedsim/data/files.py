@@ -1,0 +1,208 @@
+"""Reading data files: Parquet tables, encoded images, IDX arrays. Every complaint names file, need and remedy."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import zlib
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedsim.data.cache import Arrays, cached, fingerprint
+from fedsim.errors import DataError
+
+PathLike = str | os.PathLike[str]
+
+
+def existing(path: PathLike, expected: str) -> Path:
+    """``path`` as a ``Path``; ``DataError`` saying what was ``expected`` there if nothing exists."""
+    found = Path(path).expanduser()
+    if not found.exists():
+        raise DataError(f"{found} does not exist; expected {expected}. Type data.path=<where it is>")
+    return found
+
+
+def parquet_files(folder: Path, pattern: str, expected: str) -> list[Path]:
+    """Files of ``folder`` matching ``pattern`` in name order; ``DataError`` naming ``expected`` if none does."""
+    files = sorted(folder.glob(pattern))
+    if not files:
+        raise DataError(f"{folder} holds no {pattern}; expected {expected}. Type data.path=<that folder>")
+    return files
+
+
+def read_table(file: Path, columns: Sequence[str]) -> Any:
+    """The ``pyarrow.Table`` of these columns of a Parquet file; ``DataError`` if it or a column is missing."""
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise DataError(f"reading {file} needs pyarrow: pip install 'fedsim-lab[data]'") from error
+    try:
+        present = pq.read_schema(file).names
+        missing = [name for name in columns if name not in present]
+        if missing:
+            raise DataError(f"{file} has no column {missing}; its columns are {present}")
+        return pq.read_table(file, columns=list(columns))
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{file} is not a readable Parquet file ({error}); fetch it again") from error
+
+
+def class_names(schema: Any, column: str) -> tuple[str, ...]:
+    """Names of a ``ClassLabel`` column from the ``datasets`` metadata of a schema; ``()`` when it has none."""
+    raw = (schema.metadata or {}).get(b"huggingface")
+    if raw is None:
+        return ()
+    feature = json.loads(raw).get("info", {}).get("features", {}).get(column, {})
+    return tuple(feature.get("names", ())) if isinstance(feature, dict) else ()
+
+
+def column_array(table: Any, name: str, source: str) -> np.ndarray:
+    """A column without gaps as int64 or fixed-width text ``(N,)``."""
+    column = table[name]
+    if column.null_count:
+        raise DataError(
+            f"{source}: column '{name}' has {column.null_count} empty cells; fill or drop those rows"
+        )
+    values = np.asarray(column.to_pylist())
+    if values.ndim != 1 or values.dtype.kind not in "iubU":
+        raise DataError(f"{source}: column '{name}' is {column.type}; expected integers or text")
+    return values if values.dtype.kind == "U" else values.astype(np.int64)
+
+
+def table_images(table: Any, image: str, *, channels: int, size: int | None, source: str) -> np.ndarray:
+    """Decode an image column (binary, or the hub's struct of bytes and path) to uint8 ``(N, C, H, W)``."""
+    import pyarrow as pa
+
+    column = table[image].combine_chunks()
+    if isinstance(column, pa.ChunkedArray):  # pyarrow < 15 keeps one chunk here
+        column = pa.concat_arrays(column.chunks)
+    if pa.types.is_struct(column.type) and column.type.get_field_index("bytes") >= 0:
+        column = column.field("bytes")
+    if not (pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)):
+        raise DataError(f"{source}: column '{image}' is {column.type}; expected encoded images (bytes)")
+    return decode(column.to_pylist(), channels=channels, size=size, source=f"{source}, column '{image}'")
+
+
+def decode(blobs: Sequence[bytes | None], *, channels: int, size: int | None, source: str) -> np.ndarray:
+    """JPEG or PNG files to one uint8 array ``(N, C, H, W)``.
+
+    Args:
+        blobs: encoded images.
+        channels: 1 (grey) or 3 (RGB); others are converted.
+        size: side in pixels that every image is resized to (bicubic); ``None`` keeps their common size.
+        source: where they come from, for messages.
+
+    Raises:
+        DataError: an image cannot be decoded, or sizes differ while ``size`` is ``None``.
+    """
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise DataError("decoding images needs Pillow: pip install 'fedsim-lab[data]'") from error
+    mode = "L" if channels == 1 else "RGB"
+
+    def pixels(row: int) -> np.ndarray:
+        try:
+            picture = Image.open(io.BytesIO(blobs[row] or b"")).convert(mode)
+        except (OSError, SyntaxError, ValueError) as error:
+            raise DataError(f"{source}, row {row}: not a readable image ({error})") from error
+        if size is not None and picture.size != (size, size):
+            picture = picture.resize((size, size), Image.Resampling.BICUBIC)
+        return np.asarray(picture, dtype=np.uint8).reshape(picture.height, picture.width, channels)
+
+    if not blobs:
+        raise DataError(f"{source}: no images in it")
+    first = pixels(0)
+    out = np.empty((len(blobs), channels, *first.shape[:2]), dtype=np.uint8)
+
+    def fill(start: int, stop: int) -> None:
+        for row in range(start, stop):
+            array = pixels(row)
+            if array.shape != first.shape:
+                raise DataError(
+                    f"{source}, row {row}: {array.shape[1]}x{array.shape[0]} pixels, row 0 has "
+                    f"{first.shape[1]}x{first.shape[0]}; give a common size=<pixels>"
+                )
+            out[row] = array.transpose(2, 0, 1)
+
+    starts = range(0, len(blobs), 1024)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for done in [pool.submit(fill, start, min(start + 1024, len(blobs))) for start in starts]:
+            done.result()
+    return out
+
+
+def image_table(
+    table: Any, image: str, columns: Sequence[str], *, channels: int, size: int | None, source: str
+) -> Arrays:
+    """Arrays ``image`` (N, C, H, W) uint8, each of ``columns`` (N,), and ``<column>.names`` where known."""
+    arrays = {name: column_array(table, name, source) for name in columns}
+    for name in columns:
+        if names := class_names(table.schema, name):
+            arrays[f"{name}.names"] = np.asarray(names)
+    arrays["image"] = table_images(table, image, channels=channels, size=size, source=source)
+    return arrays
+
+
+def read_images(
+    files: Sequence[Path], image: str, columns: Sequence[str], *, channels: int, size: int | None = None
+) -> Arrays:
+    """As ``image_table`` for Parquet files read one after the other, through the cache of decoded arrays."""
+
+    def build() -> Arrays:
+        import pyarrow as pa
+
+        tables = [read_table(file, [image, *columns]) for file in files]
+        source = ", ".join(str(file) for file in files)
+        return image_table(
+            pa.concat_tables(tables), image, columns, channels=channels, size=size, source=source
+        )
+
+    key = (*fingerprint(files), image, *columns, str(channels), str(size))
+    return cached(files[0].stem, key, build)
+
+
+def read_idx(file: Path, dimensions: int) -> np.ndarray:
+    """A gzipped IDX file of unsigned bytes with so many ``dimensions`` (3 images, 1 labels), as uint8."""
+    try:
+        raw = gzip.decompress(file.read_bytes())
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{file} is not a readable gzip file ({error}); fetch it again") from error
+    header = 4 + 4 * dimensions
+    magic = bytes((0, 0, 8, dimensions))
+    if raw[:4] != magic or len(raw) < header:
+        raise DataError(
+            f"{file} is not an IDX file of {dimensions} dimensions (starts {raw[:4]!r}, not {magic!r})"
+        )
+    shape = tuple(int(n) for n in np.frombuffer(raw, ">u4", count=dimensions, offset=4))
+    if len(raw) - header != int(np.prod(shape)):
+        raise DataError(
+            f"{file}: header says shape {shape}, file has {len(raw) - header} values; fetch it again"
+        )
+    return np.frombuffer(raw, np.uint8, offset=header).reshape(shape).copy()
+
+
+def hub_tables(name: str, splits: Mapping[str, str], expected: str) -> dict[str, tuple[Any, str]]:
+    """``{"train": (pyarrow.Table, fingerprint), ...}`` of a hub data set through the ``datasets`` library.
+
+    Raises:
+        DataError: ``datasets`` is not installed or the hub cannot be reached; says what ``data.path`` may be instead.
+    """
+    remedy = f"or pass data.path=<folder>, holding {expected}"
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise DataError(f"{name} comes from the hub: pip install 'fedsim-lab[hub]', {remedy}") from error
+    try:
+        parts = {key: load_dataset(name, split=split) for key, split in splits.items()}
+    except (
+        Exception
+    ) as error:  # the library raises many unrelated types: connection, HTTP, file, value errors
+        raise DataError(f"cannot load {name} from the hub ({error}); check the network, {remedy}") from error
+    return {key: (part.with_format("arrow")[:], str(part._fingerprint)) for key, part in parts.items()}

@@ -1,0 +1,292 @@
+"""Image data sets: digits, CIFAR, MNIST, Fashion-MNIST, and any Parquet file of images.
+
+Images stay uint8 ``(N, C, H, W)`` and carry a ``Normalize`` with the published channel statistics. All functions
+raise ``DataError`` for missing or damaged files, and take two options:
+
+* ``augment``: ``True`` mirrors and pad-crops training batches; or a transform of one's own.
+* ``subset``: only that many training samples, the first after a fixed shuffle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from fedsim.data.cache import Arrays, cached
+from fedsim.data.common import encode, image_options, samples, stratified_folds
+from fedsim.data.dataset import Augment, Dataset, Normalize, Samples
+from fedsim.data.files import (
+    PathLike,
+    class_names,
+    column_array,
+    existing,
+    hub_tables,
+    image_table,
+    parquet_files,
+    read_idx,
+    read_images,
+    read_table,
+)
+from fedsim.errors import DataError
+
+DIGITS = tuple("0123456789")
+CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+FASHION = (
+    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+    *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+)
+PARQUET = "train-*.parquet and test-*.parquet"
+IDX = "train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz, t10k-images-idx3-ubyte.gz, t10k-labels-idx1-ubyte.gz"
+
+
+@dataclass(frozen=True)
+class _Published:
+    """A data set of the hub: where it lies, its columns, how its pixels are scaled."""
+
+    hub: str
+    image: str
+    label: str
+    channels: int
+    normalize: Normalize
+    expected: str
+
+
+def _pixels(mean: tuple[float, ...], std: tuple[float, ...]) -> Normalize:
+    return Normalize(scale=1 / 255, mean=mean, std=std)
+
+
+_CIFAR10 = _Published(
+    *("uoft-cs/cifar10", "img", "label", 3),
+    normalize=_pixels((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    expected=f"{PARQUET} with columns img, label",
+)
+_MNIST = _Published(
+    "ylecun/mnist", "image", "label", 1, normalize=_pixels((0.1307,), (0.3081,)), expected=IDX
+)
+_FASHION = _Published(
+    *("zalando-datasets/fashion_mnist", "image", "label", 1),
+    normalize=_pixels((0.2860,), (0.3530,)),
+    expected=IDX,
+)
+
+
+def digits(*, augment: bool | Augment = False, subset: int | None = None) -> Dataset:
+    """Scikit-learn's embedded 8x8 digits, 0 to 16 per pixel: 1438 training and 359 test images, no files needed.
+
+    One sample in five of each class is a test sample, by a fixed key.
+    """
+    from sklearn.datasets import load_digits
+
+    x, y = load_digits(return_X_y=True)
+    x, y = x.reshape(-1, 1, 8, 8).astype(np.uint8), y.astype(np.int64)
+    test = stratified_folds(y, 5) == 0
+    dataset = Dataset(
+        train=samples(x[~test], y[~test]),
+        test=samples(x[test], y[test]),
+        classes=DIGITS,
+        normalize=Normalize(scale=1 / 16, mean=(0.3053,), std=(0.3760,)),
+    )
+    return image_options(dataset, augment=augment, subset=subset)
+
+
+def cifar10(
+    path: PathLike | None = None, *, augment: bool | Augment = False, subset: int | None = None
+) -> Dataset:
+    """CIFAR-10 (Krizhevsky 2009), x ``(N, 3, 32, 32)``; from a folder, from one Parquet file (no test set), or the hub."""
+    dataset = _published(_CIFAR10, path, CIFAR10)
+    return image_options(dataset, augment=augment, subset=subset)
+
+
+def cifar100(
+    path: PathLike | None = None,
+    *,
+    labels: str = "fine",
+    augment: bool | Augment = False,
+    subset: int | None = None,
+) -> Dataset:
+    """CIFAR-100 (Krizhevsky 2009), x ``(N, 3, 32, 32)``; ``labels`` is ``fine`` (100 classes) or ``coarse`` (20)."""
+    if labels not in ("fine", "coarse"):
+        raise DataError(f"data.labels={labels!r}: cifar100 has labels 'fine' (100 classes) and 'coarse' (20)")
+    spec = _Published(
+        *("uoft-cs/cifar100", "img", f"{labels}_label", 3),
+        normalize=_pixels((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+        expected=f"{PARQUET} with columns img, {labels}_label",
+    )
+    names = tuple(str(k) for k in range(100 if labels == "fine" else 20))
+    return image_options(_published(spec, path, names), augment=augment, subset=subset)
+
+
+def fashion_mnist(
+    path: PathLike | None = None, *, augment: bool | Augment = False, subset: int | None = None
+) -> Dataset:
+    """Fashion-MNIST (Xiao et al. 2017), x ``(N, 1, 28, 28)``; from the four IDX files, Parquet, or the hub."""
+    return image_options(_published(_FASHION, path, FASHION), augment=augment, subset=subset)
+
+
+def mnist(
+    path: PathLike | None = None,
+    *,
+    ids: str = "none",
+    augment: bool | Augment = False,
+    subset: int | None = None,
+) -> Dataset:
+    """MNIST (LeCun et al. 1998), x ``(N, 1, 28, 28)``; from the four IDX files, Parquet, or the hub.
+
+    ``ids="writers"`` makes the 539 training writers natural ids; it needs ``writers.parquet`` beside the IDX files
+    (columns split, index, writer_id, after QMNIST, Yadav and Bottou 2019).
+    """
+    if ids not in ("none", "writers"):
+        raise DataError(f"data.ids={ids!r}: mnist has ids 'none' and 'writers'")
+    dataset = _published(_MNIST, path, DIGITS)
+    if ids == "writers":
+        dataset = _with_writers(dataset, path)
+    return image_options(dataset, augment=augment, subset=subset)
+
+
+def parquet(
+    path: PathLike,
+    *,
+    image: str,
+    label: str,
+    ids: str | None = None,
+    size: int | None = None,
+    augment: bool | Augment = False,
+    subset: int | None = None,
+) -> Dataset:
+    """RGB images ``(N, 3, H, W)`` of any local Parquet file, or folder of train-*.parquet and maybe test-*.parquet.
+
+    Args:
+        path: the file (all of it is training data) or folder.
+        image: column of encoded images (bytes, or a struct with a field ``bytes``).
+        label: column of class labels, integers or text; classes are its sorted distinct training values.
+        ids: column of natural client ids, integers or text.
+        size: side in pixels to resize to; needed when images differ in size.
+        augment: see the module.
+        subset: see the module.
+
+    Pixels are normalised by the training set's own channel mean and deviation.
+    """
+    need = f"a Parquet file, or a folder with train-*.parquet, with columns {image}, {label}"
+    columns = [label] if ids is None else [label, ids]
+    parts = {
+        split: read_images(files, image, columns, channels=3, size=size)
+        for split, files in _split_files(existing(path, need), need).items()
+    }
+    train = parts["train"]
+    known, named = np.unique(train[label]), tuple(train.get(f"{label}.names", ()))
+
+    def part(arrays: Arrays) -> Samples:
+        strange = np.setdiff1d(arrays[label], known)
+        if len(strange):
+            raise DataError(f"{path}: test labels {strange.tolist()[:5]} do not occur in the training data")
+        return samples(arrays["image"], np.searchsorted(known, arrays[label]).astype(np.int64))
+
+    dataset = Dataset(
+        train=part(train),
+        test=part(parts["test"]) if "test" in parts else None,
+        classes=tuple(str(named[int(k)] if named else k) for k in known),
+        normalize=channel_statistics(train["image"]),
+        ids=None if ids is None else encode(train[ids])[0],
+    )
+    return image_options(dataset, augment=augment, subset=subset)
+
+
+def channel_statistics(x: np.ndarray) -> Normalize:
+    """``Normalize`` with mean and deviation per channel of uint8 images ``(N, C, H, W)``, from exact histograms."""
+    levels = np.arange(256) / 255
+    mean, std = [], []
+    for channel in range(x.shape[1]):
+        share = np.bincount(x[:, channel].reshape(-1), minlength=256) / x[:, channel].size
+        mean.append(float(share @ levels))
+        std.append(max(float(share @ levels**2 - mean[-1] ** 2), 0.0) ** 0.5 or 1.0)
+    return _pixels(tuple(mean), tuple(std))
+
+
+def _split_files(path: Path, expected: str) -> dict[str, list[Path]]:
+    if path.is_file():
+        return {"train": [path]}
+    files = {"train": parquet_files(path, "train-*.parquet", expected)}
+    test = sorted(path.glob("test-*.parquet"))
+    return files | ({"test": test} if test else {})
+
+
+def _published(spec: _Published, path: PathLike | None, classes: Sequence[str]) -> Dataset:
+    """Load a published image data set from IDX files, Parquet or the hub; every label must be a class."""
+    if path is None:
+        arrays, source = _from_hub(spec), spec.hub
+    else:
+        root, source = existing(path, spec.expected), str(path)
+        if (root / "train-images-idx3-ubyte.gz").exists():
+            arrays = _from_idx(root, spec)
+        else:
+            files = _split_files(root, spec.expected)
+            arrays = {
+                split: read_images(part, spec.image, [spec.label], channels=spec.channels)
+                for split, part in files.items()
+            }
+    names = tuple(str(name) for name in arrays["train"].get(f"{spec.label}.names", classes))
+    for part in arrays.values():
+        found = part[spec.label]
+        if found.dtype.kind != "i" or found.min() < 0 or found.max() >= len(names):
+            raise DataError(f"{source}: labels in '{spec.label}' must be 0 to {len(names) - 1}")
+    test = arrays.get("test")
+    return Dataset(
+        train=samples(arrays["train"]["image"], arrays["train"][spec.label]),
+        test=None if test is None else samples(test["image"], test[spec.label]),
+        classes=names,
+        normalize=spec.normalize,
+    )
+
+
+def _from_hub(spec: _Published) -> dict[str, Arrays]:
+    tables = hub_tables(spec.hub, {"train": "train", "test": "test"}, spec.expected)
+
+    def decoded(split: str) -> Arrays:
+        table, version = tables[split]
+        return cached(
+            f"{spec.hub.replace('/', '--')}-{split}",
+            (version, spec.image, spec.label),
+            lambda: image_table(
+                table, spec.image, [spec.label], channels=spec.channels, size=None, source=spec.hub
+            ),
+        )
+
+    return {split: decoded(split) for split in tables}
+
+
+def _from_idx(root: Path, spec: _Published) -> dict[str, Arrays]:
+    def part(stem: str) -> Arrays:
+        files = [root / f"{stem}-images-idx3-ubyte.gz", root / f"{stem}-labels-idx1-ubyte.gz"]
+        x, y = (read_idx(existing(file, spec.expected), 3 - 2 * k) for k, file in enumerate(files))
+        if len(x) != len(y):
+            raise DataError(f"{files[0]} has {len(x)} images but {files[1]} has {len(y)} labels")
+        return {spec.image: x[:, None], "image": x[:, None], spec.label: y.astype(np.int64)}
+
+    return {"train": part("train"), "test": part("t10k")}
+
+
+def _with_writers(dataset: Dataset, path: PathLike | None) -> Dataset:
+    need = "writers.parquet (columns split, index, writer_id) beside the IDX files"
+    if path is None:
+        raise DataError(f"data.ids=writers needs data.path=<folder>, holding {need}")
+    file = existing(Path(path) / "writers.parquet", need)
+    table = read_table(file, ["split", "index", "writer_id"])
+    split, index, writer = (column_array(table, name, str(file)) for name in ("split", "index", "writer_id"))
+
+    def ids(name: str, count: int) -> np.ndarray:
+        chosen = split == name
+        if not np.array_equal(np.sort(index[chosen]), np.arange(count)):
+            raise DataError(f"{file}: split '{name}' must name each of the {count} images once")
+        out = np.empty(count, dtype=np.int64)
+        out[index[chosen]] = writer[chosen]
+        return out
+
+    train = ids("train", len(dataset.train))
+    test = dataset.test
+    groups = {"train": {"writer": train}} | (
+        {} if test is None else {"test": {"writer": ids("test", len(test))}}
+    )
+    return replace(dataset, ids=train, groups=groups)

@@ -1,0 +1,86 @@
+"""A client's samples as batches: one gather per block of batches, no loader, no per-sample Python."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fedsim.data.dataset import Augment, Normalize, Samples
+
+BLOCK = 1 << 22  # numbers gathered at once (16 MiB of float32)
+
+
+class Batch(NamedTuple):
+    """Model input ``x`` (B, ...) and target ``y`` (B, ...); with several clients at once, (C, B, ...)."""
+
+    x: Tensor
+    y: Tensor
+
+
+@dataclass(frozen=True)
+class LocalData:
+    """Rows ``index`` (n,) int64 of a shared data set, read in the run's dtype on the run's device."""
+
+    samples: Samples
+    index: Tensor
+    dtype: torch.dtype
+    normalize: Normalize | None = None
+    augment: Augment | None = None
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def read(self, rows: Tensor, rng: torch.Generator | None = None) -> Batch:
+        """Gather positions ``rows`` of this client's samples; augmented when ``rng`` is given. Fresh tensors."""
+        where = self.index[rows].to(self.samples.x.device)
+        x, y = self.samples.x.index_select(0, where), self.samples.y.index_select(0, where)
+        if rng is not None and self.augment is not None:
+            x = self.augment(x, rng)
+        return Batch(prepare(x, self.dtype, self.normalize), y.to(self.dtype) if y.is_floating_point() else y)
+
+    def everything(self) -> Batch:
+        """All samples in partition order, not augmented."""
+        return self.read(torch.arange(len(self)))
+
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        epochs: int,
+        steps: int | None,
+        shuffle: bool,
+        rng: torch.Generator,
+    ) -> Iterator[Batch]:
+        """Mini-batches of ``epochs`` passes, or exactly ``steps`` of them; the last of a pass may be short.
+
+        Order and augmentation come from ``rng`` alone.
+        """
+        n = len(self)
+        per_epoch = -(-n // batch_size)
+        left = steps if steps is not None else epochs * per_epoch
+        sample = max(1, self.samples.x[0].numel()) if n else 1
+        block = max(1, BLOCK // (sample * batch_size)) * batch_size
+        draw = rng if self.augment is not None else None
+        while left > 0 and n:
+            order = torch.randperm(n, generator=rng) if shuffle else torch.arange(n)
+            order = order[: left * batch_size]
+            for rows in order.split(block):
+                x, y = self.read(rows, draw)
+                yield from map(Batch, x.split(batch_size), y.split(batch_size))
+            left -= min(left, per_epoch)
+
+
+def prepare(x: Tensor, dtype: torch.dtype, normalize: Normalize | None) -> Tensor:
+    """Raw batch to model input: normalised, floats and bytes in ``dtype``, integer tokens untouched."""
+    if normalize is not None:
+        return normalize(x, dtype)
+    return x.to(dtype) if x.is_floating_point() or x.dtype == torch.uint8 else x
+
+
+def num_steps(n: int, batch_size: int, epochs: int, steps: int | None) -> int:
+    """Local steps K of a client with ``n`` samples (a short last batch counts as a step)."""
+    return (steps if steps is not None else epochs * -(-n // batch_size)) if n else 0

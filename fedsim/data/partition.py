@@ -1,0 +1,301 @@
+"""How a data set is split over clients: pure functions of labels and a generator.
+
+Each is ``(labels (N,), num_clients, rng, *, ...) -> list of index arrays``: one sorted int64 array per client, disjoint
+and together all N samples unless its docstring says otherwise. The same generator state gives the same split.
+"""
+
+from __future__ import annotations
+
+import heapq
+from typing import Any
+
+import numpy as np
+
+from fedsim.data.shards import Shards, holdout
+from fedsim.errors import DataError
+
+__all__ = ["Shards", "dirichlet", "from_partitioner", "holdout", "iid", "natural", "quantity", "shards"]
+
+Parts = list[np.ndarray]
+
+REDRAWS = 10  # draws of a random split before `min_samples` is enforced by moving samples
+
+
+def iid(labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> Parts:
+    """Shuffle and cut into parts whose sizes differ by at most one; some are empty when ``num_clients`` > N."""
+    _check(labels, num_clients)
+    order = rng.permutation(len(labels))
+    return _parts(order, np.arange(len(labels)) * num_clients // max(len(labels), 1), num_clients)
+
+
+def dirichlet(
+    labels: np.ndarray,
+    num_clients: int,
+    rng: np.random.Generator,
+    *,
+    alpha: float,
+    min_samples: int,
+    balanced: bool = False,
+) -> Parts:
+    """Label skew by Dirichlet proportions; smaller ``alpha``, stronger skew.
+
+    ``balanced=False``: for each class, q ~ Dir_m(alpha) is the share of its samples that each client gets (Yurochkin et
+    al. 2019; Li et al. 2022, "Federated learning on non-IID data silos"). Sizes vary. The split is redrawn until every
+    client has ``min_samples``, at most ``REDRAWS`` times; then clients short of it receive one sample at a time from the
+    class that the then largest client has most of (ties: the lower index).
+
+    ``balanced=True``: as in the code of FedSpeed (Sun et al. 2023), after Hsu et al. 2019: each client draws a class
+    prior q ~ Dir_C(alpha) and floor(N / m) labels from it. A class that runs out is used again from its start, so
+    **samples may repeat**, across clients and within one, and others may stay unused.
+
+    Args:
+        labels: class labels ``(N,)``, integers from 0.
+        num_clients: m.
+        rng: generator of all draws.
+        alpha: concentration, > 0.
+        min_samples: smallest number of samples a client may have.
+        balanced: see above.
+
+    Raises:
+        DataError: ``alpha`` is not positive or ``min_samples`` for every client is more than there is.
+    """
+    classes = _check(labels, num_clients, min_samples)
+    _positive("alpha", alpha)
+    if balanced:
+        return _balanced(labels, num_clients, rng, alpha, classes)
+    totals = np.bincount(labels, minlength=classes)
+
+    def draw() -> np.ndarray:
+        shares = rng.dirichlet(np.full(num_clients, alpha), size=classes)
+        return np.stack([_apportion(share, total) for share, total in zip(shares, totals, strict=True)], axis=1)
+
+    return _assign(labels, _with_minimum(draw, min_samples), rng)
+
+
+def shards(
+    labels: np.ndarray, num_clients: int, rng: np.random.Generator, *, shards_per_client: int
+) -> Parts:
+    """The pathological split of McMahan et al. 2017: sort by label, cut into equal shards, deal them out at random.
+
+    There are ``num_clients * shards_per_client`` shards, whose sizes differ by at most one; within a class the order is
+    shuffled first. A client sees about ``shards_per_client`` classes.
+    """
+    _check(labels, num_clients)
+    _positive("shards_per_client", shards_per_client)
+    total, count = len(labels), num_clients * shards_per_client
+    if count > total:
+        raise DataError(
+            f"partition.shards_per_client={shards_per_client} for {num_clients} clients makes {count} shards of {total} "
+            f"samples; give at most {total // num_clients}"
+        )
+    order = np.lexsort((rng.permutation(total), labels))
+    dealt = rng.permutation(count) // shards_per_client  # shard -> client
+    return _parts(order, dealt[np.arange(total) * count // total], num_clients)
+
+
+def quantity(
+    labels: np.ndarray, num_clients: int, rng: np.random.Generator, *, alpha: float, min_samples: int
+) -> Parts:
+    """Quantity skew: sizes q N with q ~ Dir_m(alpha), classes mixed as in ``iid`` (Li et al. 2022, section IV).
+
+    ``min_samples`` is kept as in ``dirichlet``: up to ``REDRAWS`` draws, then the largest client gives.
+    """
+    _check(labels, num_clients, min_samples)
+    _positive("alpha", alpha)
+
+    def draw() -> np.ndarray:
+        return _apportion(rng.dirichlet(np.full(num_clients, alpha)), len(labels))[:, None]
+
+    sizes = _with_minimum(draw, min_samples)[:, 0]
+    return _parts(rng.permutation(len(labels)), np.repeat(np.arange(num_clients), sizes), num_clients)
+
+
+def natural(
+    labels: np.ndarray,
+    num_clients: int,
+    rng: np.random.Generator,
+    *,
+    ids: np.ndarray | None,
+    choose: str = "merge",
+    min_samples: int = 1,
+) -> Parts:
+    """Group samples by who made them: writer, role, hospital, domain.
+
+    Ids with fewer than ``min_samples`` samples are left out. With as many clients as ids left, client i is the i-th
+    smallest id. With fewer clients, ``choose`` decides:
+
+    * ``merge``: every id goes to a client; from the largest id down, each to the client that has least so far.
+    * ``largest``: the ids with most samples (ties: the smaller id), in id order; the other samples are **unused**.
+    * ``random``: that many ids drawn by ``rng``, in id order; the other samples are **unused**.
+
+    Args:
+        labels: class labels ``(N,)``; only their number matters.
+        num_clients: at most the number of ids.
+        rng: used by ``random`` only.
+        ids: natural id of each sample ``(N,)``.
+        choose: see above.
+        min_samples: smallest id that takes part.
+    """
+    _check(labels, num_clients)
+    if ids is None:
+        raise DataError("partition=natural needs natural ids, which this data set has not; type partition=dirichlet")
+    if choose not in ("merge", "largest", "random"):
+        raise DataError(f"partition.choose={choose!r}: give 'merge', 'largest' or 'random'")
+    if np.shape(ids) != np.shape(labels):
+        raise DataError(f"ids have shape {np.shape(ids)}, labels {np.shape(labels)}")
+    _, codes, sizes = np.unique(ids, return_inverse=True, return_counts=True)
+    kept = np.flatnonzero(sizes >= min_samples)
+    if num_clients > len(kept):
+        raise DataError(
+            f"num_clients={num_clients}, but the data set has {len(kept)} natural ids with at least {min_samples} "
+            f"samples; type num_clients={len(kept)} or fewer"
+        )
+    client_of_id = np.full(len(sizes), -1, dtype=np.int64)
+    if choose == "merge" and num_clients < len(kept):
+        client_of_id[kept] = _merge(sizes[kept], num_clients)
+    else:
+        if choose == "random":
+            kept = np.sort(rng.permutation(kept)[:num_clients])
+        else:
+            kept = np.sort(kept[np.argsort(-sizes[kept], kind="stable")[:num_clients]])
+        client_of_id[kept] = np.arange(num_clients)
+    owner = client_of_id[codes]
+    used = np.flatnonzero(owner >= 0)
+    return _parts(used, owner[used], num_clients)
+
+
+def from_partitioner(
+    labels: np.ndarray,
+    num_clients: int,
+    rng: np.random.Generator,
+    *,
+    partitioner: Any,
+    index: str = "index",
+    ids: np.ndarray | None = None,
+) -> Parts:
+    """Let another library's partitioner split the data, such as those of ``flwr_datasets.partitioner``.
+
+    Args:
+        labels: class labels ``(N,)``.
+        num_clients: must equal ``partitioner.num_partitions``.
+        rng: not used: such a partitioner has a seed of its own.
+        partitioner: has ``num_partitions`` and ``load_partition(i)``, whose rows carry a column ``index`` with positions
+            in the data set. If ``is_dataset_assigned()`` says no, its ``dataset`` is set to a ``datasets.Dataset`` with
+            columns ``label``, ``index`` and, when ``ids`` are given, ``id``.
+        index: name of that column.
+        ids: natural ids ``(N,)`` for partitioners that group by them.
+
+    Raises:
+        DataError: the number of partitions differs, or rows are out of range or in two partitions.
+    """
+    _check(labels, num_clients)
+    assigned = getattr(partitioner, "is_dataset_assigned", None)
+    if assigned is not None and not assigned():
+        try:
+            from datasets import Dataset as Table
+        except ImportError as error:
+            raise DataError("this partitioner needs the datasets library: pip install 'fedsim-lab[hub]'") from error
+        columns = {"label": labels, index: np.arange(len(labels))} | ({} if ids is None else {"id": ids})
+        partitioner.dataset = Table.from_dict(columns)
+    name = type(partitioner).__name__
+    if partitioner.num_partitions != num_clients:
+        raise DataError(f"{name} makes {partitioner.num_partitions} partitions; type num_clients={partitioner.num_partitions}")
+    parts = []
+    for client in range(num_clients):
+        rows = partitioner.load_partition(client)
+        try:
+            part = np.asarray(rows[index][:]).astype(np.int64, casting="same_kind")
+        except (KeyError, TypeError) as error:
+            raise DataError(f"{name}: partition {client} has no integer column '{index}' ({error})") from error
+        parts.append(np.sort(part))
+    used = np.concatenate(parts)
+    if len(used) and (used.min() < 0 or used.max() >= len(labels) or len(np.unique(used)) < len(used)):
+        raise DataError(f"{name}: column '{index}' must hold positions 0 to {len(labels) - 1}, each in one partition")
+    return parts
+
+
+def _check(labels: np.ndarray, num_clients: int, min_samples: int = 0) -> int:
+    """Validate what every partition is given; returns the number of classes."""
+    if labels.ndim != 1 or labels.dtype.kind not in "iu" or (len(labels) and labels.min() < 0):
+        raise DataError(f"labels must be integers (N,) from 0, got {labels.dtype} of shape {labels.shape}")
+    if num_clients < 1:
+        raise DataError(f"num_clients={num_clients}: give at least 1")
+    if num_clients * min_samples > len(labels):
+        raise DataError(
+            f"partition.min_samples={min_samples} for {num_clients} clients needs {num_clients * min_samples} samples, "
+            f"there are {len(labels)}; give at most {len(labels) // num_clients}, or fewer clients"
+        )
+    return int(labels.max()) + 1 if len(labels) else 0
+
+
+def _positive(name: str, value: float) -> None:
+    if not 0 < value < float("inf"):
+        raise DataError(f"partition.{name}={value}: give a positive number")
+
+
+def _parts(samples: np.ndarray, owner: np.ndarray, num_clients: int) -> Parts:
+    """Cut ``samples`` by ``owner`` (both ``(n,)``) into one sorted array per client."""
+    ordered = samples[np.lexsort((samples, owner))].astype(np.int64, copy=False)
+    ends = np.cumsum(np.bincount(owner, minlength=num_clients)).tolist()
+    return [ordered[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def _apportion(shares: np.ndarray, total: int) -> np.ndarray:
+    """Whole numbers in proportion to ``shares`` (they sum to 1) with sum ``total``, by rounding cumulated shares down."""
+    cuts = np.floor(np.cumsum(shares)[:-1] * total).astype(np.int64).clip(0, total)
+    return np.diff(cuts, prepend=0, append=total)
+
+
+def _with_minimum(draw: Any, minimum: int) -> np.ndarray:
+    """``draw() -> counts (m, C)`` until each row sums to ``minimum``; after ``REDRAWS`` the last draw is repaired."""
+    for _ in range(REDRAWS):
+        counts: np.ndarray = draw()
+        if counts.sum(axis=1).min() >= minimum:
+            return counts
+    sizes = counts.sum(axis=1)
+    donors = [(-size, client) for client, size in enumerate(sizes.tolist()) if size > minimum]
+    heapq.heapify(donors)
+    for client in np.flatnonzero(sizes < minimum):
+        for _ in range(int(minimum - sizes[client])):
+            size, donor = heapq.heappop(donors)
+            label = int(counts[donor].argmax())
+            counts[donor, label] -= 1
+            counts[client, label] += 1
+            if -size - 1 > minimum:
+                heapq.heappush(donors, (size + 1, donor))
+    return counts
+
+
+def _assign(labels: np.ndarray, counts: np.ndarray, rng: np.random.Generator) -> Parts:
+    """Give client i ``counts[i, c]`` random samples of class c, each sample once."""
+    clients = np.arange(len(counts))
+    owner = np.empty(len(labels), dtype=np.int64)
+    for label in range(counts.shape[1]):
+        owner[rng.permutation(np.flatnonzero(labels == label))] = np.repeat(clients, counts[:, label])
+    return _parts(np.arange(len(labels)), owner, len(counts))
+
+
+def _balanced(
+    labels: np.ndarray, num_clients: int, rng: np.random.Generator, alpha: float, classes: int
+) -> Parts:
+    present = np.flatnonzero(np.bincount(labels, minlength=classes))
+    priors = rng.dirichlet(np.full(len(present), alpha), size=num_clients)
+    counts = rng.multinomial(len(labels) // num_clients, priors)
+    samples, owner = [], []
+    for column, label in enumerate(present):
+        pool = rng.permutation(np.flatnonzero(labels == label))
+        takers = rng.permutation(np.repeat(np.arange(num_clients), counts[:, column]))
+        samples.append(pool[np.arange(len(takers)) % len(pool)])
+        owner.append(takers)
+    return _parts(np.concatenate(samples), np.concatenate(owner), num_clients)
+
+
+def _merge(sizes: np.ndarray, num_clients: int) -> np.ndarray:
+    """Client of each id ``(K,)``: largest id first, to the client with least samples (ties: the lower index)."""
+    clients = [(0, client) for client in range(num_clients)]
+    out = np.empty(len(sizes), dtype=np.int64)
+    for group in np.argsort(-sizes, kind="stable"):
+        load, client = heapq.heappop(clients)
+        out[group] = client
+        heapq.heappush(clients, (load + int(sizes[group]), client))
+    return out

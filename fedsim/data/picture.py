@@ -1,0 +1,116 @@
+"""A picture of a partition: who holds how much of which class."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from fedsim.data.shards import Shards
+
+MAX_ROWS = 200  # clients that a heat map can still show
+
+
+def draw_partition(
+    shards: Shards, labels: np.ndarray, classes: Sequence[str], path: str | os.PathLike[str]
+) -> None:
+    """Draw a partition to an image file.
+
+    Up to ``MAX_ROWS`` clients: a heat map of counts, classes x clients, and every client's size above it. More: the
+    histogram of client sizes, and how many classes a client effectively sees, exp(entropy of its labels).
+
+    Args:
+        shards: the partition of m clients.
+        labels: class labels of the whole data set ``(N,)``.
+        classes: names of the classes ``(C,)``.
+        path: file to write; its ending gives the format (png, pdf, svg).
+    """
+    counts = shards.counts(labels, len(classes))
+    figure = _heat_map(counts, classes) if len(shards) <= MAX_ROWS else _summary(counts)
+    FigureCanvasAgg(figure)
+    figure.savefig(path, dpi=150)
+
+
+def _heat_map(counts: np.ndarray, classes: Sequence[str]) -> Figure:
+    clients, num_classes = counts.shape
+    width = float(np.clip(2.5 + 0.22 * clients, 6, 14))
+    height = float(np.clip(1.9 + 0.24 * num_classes, 3, 10))
+    figure = Figure(figsize=(width, height), layout="constrained")
+    grid = figure.add_gridspec(2, 2, height_ratios=(1, max(height - 1.9, 1.2)), width_ratios=(50, 1))
+    top, main, bar = (figure.add_subplot(grid[cell]) for cell in ((0, 0), (1, 0), (1, 1)))
+
+    top.bar(np.arange(clients), counts.sum(axis=1), width=0.8 if clients <= 60 else 1.0, color="#4c72b0")
+    top.set(ylabel="samples", xlim=(-0.5, clients - 0.5), xticks=[])
+    top.yaxis.set_major_locator(MaxNLocator(3, integer=True))
+    top.spines[["top", "right"]].set_visible(False)
+    sizes = counts.sum(axis=1)
+    top.set_title(
+        f"{clients} clients, {sizes.sum():,} samples: {sizes.min():,} to {sizes.max():,} per client, "
+        f"median {np.median(sizes):,.0f}",
+        fontsize=10,
+    )
+
+    shown = np.ma.masked_equal(counts.T, 0)
+    scale = PowerNorm(0.5, vmin=0, vmax=max(int(counts.max()), 1))
+    image = main.imshow(shown, aspect="auto", cmap="viridis_r", norm=scale, interpolation="nearest")
+    _name_axes(main, clients, classes)
+    if clients <= 12 and num_classes <= 20:
+        _write_counts(main, counts)
+    figure.colorbar(image, cax=bar, label="samples (blank: none)")
+    bar.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+    return figure
+
+
+def _name_axes(axes: Axes, clients: int, classes: Sequence[str]) -> None:
+    step = max(1, -(-len(classes) // 40))
+    ticks = np.arange(0, len(classes), step)
+    names = [repr(classes[k])[1:-1] if classes[k].isspace() else classes[k] for k in ticks]
+    axes.set_yticks(ticks, [name if len(name) <= 16 else name[:15] + "…" for name in names], fontsize=8)
+    axes.xaxis.set_major_locator(MaxNLocator(20, integer=True))
+    axes.set(xlabel="client", xlim=(-0.5, clients - 0.5))
+    if clients <= 60 and len(classes) <= 40:
+        axes.set_xticks(np.arange(clients + 1) - 0.5, minor=True)
+        axes.set_yticks(np.arange(len(classes) + 1) - 0.5, minor=True)
+        axes.grid(which="minor", color="white", linewidth=1)
+        axes.tick_params(which="minor", length=0)
+
+
+def _write_counts(axes: Axes, counts: np.ndarray) -> None:
+    dark = np.sqrt(counts / max(counts.max(), 1)) > 0.45
+    for client, label in zip(*np.nonzero(counts), strict=True):
+        colour = "white" if dark[client, label] else "black"
+        axes.text(client, label, str(counts[client, label]), ha="center", va="center", fontsize=7, color=colour)
+
+
+def _summary(counts: np.ndarray) -> Figure:
+    sizes = counts.sum(axis=1)
+    held = counts[sizes > 0]
+    share = held / held.sum(axis=1, keepdims=True)
+    entropy = -(share * np.log(np.where(share > 0, share, 1))).sum(axis=1)
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    figure.suptitle(
+        f"{len(sizes):,} clients, {sizes.sum():,} samples, {int((sizes == 0).sum()):,} clients without any; "
+        f"average label entropy {entropy.mean() if len(entropy) else 0:.2f} nats "
+        f"(even: {np.log(max(counts.shape[1], 1)):.2f})",
+        fontsize=10,
+    )
+    spread = int(sizes.max() - sizes.min())
+    bins = np.arange(sizes.min(), sizes.max() + 2) - 0.5 if spread < 50 else 50
+    left.hist(sizes, bins=bins, color="#4c72b0")
+    left.set(xlabel="samples per client", ylabel="clients")
+    left.axvline(np.median(sizes), color="black", linestyle="--", label=f"median {np.median(sizes):,.0f}")
+    right.hist(np.exp(entropy), bins=40, range=(1, max(counts.shape[1], 2)), color="#55a868")
+    right.set(xlabel="effective classes per client, exp(label entropy)", ylabel="clients")
+    right.axvline(np.exp(entropy).mean(), color="black", linestyle="--", label=f"mean {np.exp(entropy).mean():.1f}")
+    for axes in (left, right):
+        axes.legend(frameon=False)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    return figure

@@ -1,0 +1,72 @@
+"""What an engine does: run calls on workers, in any order and place, and give results back in the order asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+
+from fedsim.engine.worker import Plan, Worker
+from fedsim.errors import ConfigError
+
+
+class Engine(Protocol):
+    """Runs ``Worker`` methods. The serial engine is the specification of all others."""
+
+    workers: int
+
+    def start(self, plan: Plan) -> None:
+        """Give the plan to every worker; may be called again with another plan."""
+
+    def map(
+        self, method: str, shared: Any, items: Sequence[Any], costs: Sequence[float] | None = None
+    ) -> Iterator[Any]:
+        """``Worker.method(shared, item)`` for every item; results in the order of ``items``.
+
+        ``costs`` are relative durations; the longest are started first.
+        """
+
+    def close(self) -> None:
+        """Release the workers."""
+
+
+class SerialEngine:
+    """Everything in this process, one item after the other."""
+
+    workers = 1
+
+    def __init__(self) -> None:
+        self._worker: Worker | None = None
+        self._threads: int | None = None
+
+    def start(self, plan: Plan) -> None:
+        """Build the one worker; torch threads are set for the run and restored by ``close``."""
+        if self._threads is None:
+            self._threads = torch.get_num_threads()
+        torch.set_num_threads(plan.threads)
+        self._worker = Worker(plan)
+
+    def map(
+        self, method: str, shared: Any, items: Sequence[Any], costs: Sequence[float] | None = None
+    ) -> Iterator[Any]:
+        """Call in order."""
+        assert self._worker is not None, "start(plan) comes first"
+        call = getattr(self._worker, method)
+        for item in items:
+            yield call(shared, item)
+
+    def close(self) -> None:
+        """Restore torch's thread count and drop the worker."""
+        if self._threads is not None:
+            torch.set_num_threads(self._threads)
+        self._worker = self._threads = None
+
+
+def pick_device(wish: str) -> str:
+    """``auto`` is the GPU when there is one; a wish that cannot be met is an error."""
+    if wish == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if wish.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"engine.device={wish}: torch sees no GPU here; use engine.device=auto or cpu")
+    return wish

@@ -1,0 +1,97 @@
+"""Starting, joining and stopping Ray. Imports neither torch nor Ray itself until called, so it can run beside them."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from fedsim.errors import EngineError
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+_started_here = False
+_warming: threading.Thread | None = None
+_at_shutdown: set[Callable[[], None]] = set()
+
+
+def connect(config: Any) -> None:
+    """Join the cluster at ``engine.address`` or ``RAY_ADDRESS``, or start a Ray of our own; once per process."""
+    import ray
+
+    global _started_here
+    if _warming is not None and _warming is not threading.current_thread():
+        _warming.join()
+    if ray.is_initialized():
+        return
+    _forget()
+    address = config.address or os.environ.get("RAY_ADDRESS") or "local"
+    own: dict[str, Any] = {}
+    if address == "local":
+        for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"):  # glibc of the workers: keep freed memory
+            os.environ.setdefault(name, str(1 << 32))
+        os.environ.setdefault("RAY_preload_python_modules", "torch")
+        own = {"include_dashboard": False}
+        if config.store_mb:
+            own["object_store_memory"] = config.store_mb << 20
+    for attempt in range(2):
+        try:
+            ray.init(
+                address=address,
+                namespace=f"fedsim-{os.getpid()}",
+                log_to_driver=False,
+                logging_level="ERROR",
+                **own,
+            )
+            break
+        except Exception as e:
+            if attempt or "timed out during startup" not in str(e):
+                raise EngineError(f"Ray could not be started or joined at '{address}': {e}") from e
+            time.sleep(3)
+    if address == "local":
+        _started_here = True
+        atexit.register(shutdown)
+
+
+def warm_up(config: Any) -> None:
+    """Start Ray in the background, beside other imports; errors surface when the engine is built."""
+    global _warming
+
+    def quietly() -> None:
+        with contextlib.suppress(Exception):
+            connect(config)
+
+    _warming = threading.Thread(target=quietly, daemon=True)
+    _warming.start()
+
+
+def ours() -> bool:
+    """Whether the Ray in use was started by this process."""
+    return _started_here
+
+
+def on_shutdown(call: Callable[[], None]) -> None:
+    """Have ``call`` made before Ray is left."""
+    _at_shutdown.add(call)
+
+
+def shutdown() -> None:
+    """Stop Ray if this process started it; forget what lived there in any case."""
+    import ray
+
+    global _started_here
+    _forget()
+    if _started_here and ray.is_initialized():
+        ray.shutdown()
+    _started_here = False
+
+
+def _forget() -> None:
+    for call in _at_shutdown:
+        call()
+    _at_shutdown.clear()

@@ -1,0 +1,190 @@
+"""Resident Ray actors as workers: the message is put into shared memory once, chunks go out longest first.
+
+Workers hold no state of the run, so a lost one costs only the chunk it was working on, which is done again elsewhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedsim.config import RayConfig
+from fedsim.engine.cluster import connect, on_shutdown, ours
+from fedsim.engine.worker import Plan, Worker
+from fedsim.errors import EngineError
+
+ATTEMPTS = 4  # times a chunk is started before its loss is given up
+AHEAD = 2  # calls in flight per worker, so that none waits for the driver
+_idle: list[Any] = []  # actors of finished runs of this process: a new worker process costs seconds
+
+
+class _Actor:
+    """A worker process. Its only method takes the name of a ``Worker`` method."""
+
+    def __init__(self) -> None:
+        _share_tensors()
+        self._worker: Worker | None = None
+
+    def start(self, plan: Plan) -> int:
+        torch.set_num_threads(plan.threads)
+        self._worker = Worker(plan)
+        return os.getpid()
+
+    def stop(self) -> None:
+        self._worker = None
+
+    def call(self, method: str, shared: Any, item: Any) -> Any:
+        if self._worker is None:
+            raise _NotReady
+        return getattr(self._worker, method)(shared, item)
+
+
+class _NotReady(Exception):  # noqa: N818
+    """The actor was restarted and has not received the plan yet."""
+
+
+class RayEngine:
+    """Actors on this machine or on a cluster (``engine.address``)."""
+
+    def __init__(self, config: RayConfig):
+        import ray
+
+        self._ray = ray
+        self._config = config
+        connect(config)
+        _share_tensors()
+        resources = ray.cluster_resources()
+        total = int(resources.get("CPU", 1))
+        self.workers = config.workers or max(1, total)
+        gpus = resources.get("GPU", 0) if config.device != "cpu" else 0
+        # A Ray of our own is ours to fill; on somebody's cluster each worker asks for a CPU, and must get one.
+        self._options = {"num_cpus": 0 if ours() else 1, "num_gpus": gpus / self.workers}
+        if not ours() and self.workers > total:
+            raise EngineError(
+                f"engine.workers={self.workers}, but the cluster has {total} CPUs; start fewer workers or join a larger one"
+            )
+        reuse = _idle if not gpus else []
+        self._actors = [reuse.pop() if reuse else self._new_actor() for _ in range(self.workers)]
+        self._plan: Any = None
+        on_shutdown(_idle.clear)
+
+    def start(self, plan: Plan) -> None:
+        """Put the plan (data included) into shared memory once; workers map it."""
+        self._plan = self._ray.put(plan)
+        try:
+            self._ray.get([a.start.remote(self._plan) for a in self._actors])
+        except self._ray.exceptions.RayTaskError as e:
+            raise e.as_instanceof_cause() from None
+
+    def map(
+        self, method: str, shared: Any, items: Sequence[Any], costs: Sequence[float] | None = None
+    ) -> Iterator[Any]:
+        """Results in the order of ``items``, each as soon as it and all before it are there."""
+        ref = self._ray.put(shared)
+        order = sorted(range(len(items)), key=lambda i: -costs[i]) if costs else list(range(len(items)))
+        ready: dict[int, Any] = {}
+        following = 0
+        for index, result in self._unordered(method, ref, items, order):
+            ready[index] = result
+            while following in ready:
+                yield ready.pop(following)
+                following += 1
+
+    def close(self) -> None:
+        """Keep the worker processes, emptied, for the next run of this process; ``cluster.shutdown`` ends them."""
+        for actor in self._actors:
+            actor.stop.remote()
+        if not self._options["num_gpus"]:
+            _idle.extend(self._actors)
+        self._actors = []
+
+    def _unordered(
+        self, method: str, ref: Any, items: Sequence[Any], order: list[int]
+    ) -> Iterator[tuple[int, Any]]:
+        todo, tries, busy = order[::-1], Counter[int](), dict[Any, tuple[int, Any]]()
+        load = Counter({a: 0 for a in self._actors})
+        while todo or busy:
+            while todo and min(load.values()) < AHEAD:
+                index, actor = todo.pop(), min(load, key=lambda a: load[a])
+                tries[index] += 1
+                load[actor] += 1
+                busy[actor.call.remote(method, ref, items[index])] = index, actor
+            done, _ = self._ray.wait(list(busy), num_returns=1, timeout=self._config.timeout)
+            if not done:
+                names = ", ".join(str(i) for i, _ in busy.values())
+                raise EngineError(
+                    f"chunks {names} took longer than engine.timeout={self._config.timeout} s; raise it or find the client"
+                )
+            index, actor = busy.pop(done[0])
+            load[actor] -= 1
+            try:
+                yield index, self._ray.get(done[0])
+            except self._ray.exceptions.RayActorError:
+                if tries[index] >= ATTEMPTS:
+                    raise EngineError(
+                        f"chunk {index} was lost {ATTEMPTS} times with its worker (killed, out of memory?); "
+                        "use fewer engine.workers or more, smaller engine.chunks"
+                    ) from None
+                todo.append(index)
+                self._revive(actor, load)
+            except self._ray.exceptions.RayTaskError as e:
+                cause = e.as_instanceof_cause()
+                if not isinstance(e.cause, _NotReady):
+                    raise cause from None
+                todo.append(index)
+                self._revive(actor, load)
+
+    def _revive(self, actor: Any, load: Counter[Any]) -> None:
+        """Give a restarted actor its plan, or replace one that does not come back."""
+        errors = self._ray.exceptions
+        for _ in range(20):
+            try:
+                self._ray.get(actor.start.remote(self._plan), timeout=30)
+                return
+            except errors.ActorDiedError:
+                break
+            except (errors.RayActorError, TimeoutError):
+                time.sleep(0.1)
+        fresh = self._new_actor()
+        self._actors[self._actors.index(actor)] = fresh
+        with contextlib.suppress(errors.RayActorError):
+            self._ray.get(fresh.start.remote(self._plan), timeout=60)
+        load[fresh] = 0
+        del load[actor]
+
+    def _new_actor(self) -> Any:
+        return self._ray.remote(_Actor).options(**self._options, max_restarts=-1, max_task_retries=0).remote()
+
+
+def _share_tensors() -> None:
+    """Pickle CPU tensors as numpy arrays, so that both sides of a transfer map shared memory instead of copying."""
+    import ray
+
+    ray.util.register_serializer(Tensor, serializer=_to_numpy, deserializer=_from_numpy)
+    ray.util.register_serializer(torch.nn.Parameter, serializer=_from_parameter, deserializer=_to_parameter)
+
+
+def _to_numpy(t: Tensor) -> Any:
+    return t.detach().cpu().contiguous().numpy()
+
+
+def _from_numpy(a: Any) -> Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # "not writable": every receiver treats these as read-only
+        return torch.from_numpy(a)
+
+
+def _from_parameter(p: torch.nn.Parameter) -> tuple[Any, bool]:
+    return _to_numpy(p), p.requires_grad
+
+
+def _to_parameter(parts: tuple[Any, bool]) -> torch.nn.Parameter:
+    return torch.nn.Parameter(torch.from_numpy(parts[0].copy()), requires_grad=parts[1])

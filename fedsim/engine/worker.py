@@ -1,0 +1,202 @@
+"""The work itself: one chunk of clients, folded in client order. Every engine runs exactly this code."""
+
+from __future__ import annotations
+
+import copy
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedsim.config import ClientConfig, FailureConfig
+from fedsim.data.federated import FederatedData
+from fedsim.errors import ClientError
+from fedsim.evaluation import evaluate
+from fedsim.job import ClientLike, Job
+from fedsim.localpart import LocalPart
+from fedsim.payload import Folder, Outcome, Payload, Refusal, Update
+from fedsim.rng import key
+from fedsim.task import Task
+from fedsim.vectors import FlatModel, finite
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a worker must know, sent once."""
+
+    task: Task
+    client: ClientLike
+    data: FederatedData
+    local: ClientConfig
+    failures: FailureConfig
+    seed: int
+    dtype: torch.dtype
+    buffers: str
+    threads: int = 1
+    device: str = "cpu"
+    vectorize: str = "auto"
+
+
+@dataclass(frozen=True)
+class Broadcast:
+    """What all chunks of one exchange share; put into shared memory once."""
+
+    round: int
+    task: str  # name of the client's method
+    payload: Payload
+    fold: Mapping[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A run of the cohort in client order, with per-client message parts and client states."""
+
+    clients: Sequence[int]
+    each: Mapping[int, Payload] = field(default_factory=dict)
+    states: Mapping[int, Mapping[str, Tensor]] = field(default_factory=dict)
+
+
+@dataclass
+class ChunkResult:
+    """Partial sums, a row per client, and the new client states."""
+
+    folder: Folder
+    outcomes: list[Outcome]
+    states: dict[int, dict[str, Tensor]]
+
+
+class Worker:
+    """One resident model that serves one client after the other."""
+
+    def __init__(self, plan: Plan):
+        self.plan = plan
+        self.model = FlatModel(copy.deepcopy(plan.task.model), plan.dtype, plan.device)
+        self.model.module.train()
+        self.part = LocalPart.of(plan.buffers, self.model.layout)
+        self.data = plan.data.to(plan.device)
+        plan.client.setup(plan.task, self.model.layout)
+
+    def run(self, broadcast: Broadcast, chunk: Chunk) -> ChunkResult:
+        """Run the clients of ``chunk`` and fold their updates in client order."""
+        if self.plan.device != "cpu":
+            broadcast, chunk = _to(broadcast, chunk, self.plan.device)
+        folder, outcomes = Folder(broadcast.fold), list[Outcome]()
+        states: dict[int, dict[str, Tensor]] = {}
+        with torch.random.fork_rng(devices=[]):
+            for client in chunk.clients:
+                outcome, state = self._one(broadcast, chunk, client, folder)
+                outcomes.append(outcome)
+                if state is not None:
+                    states[client] = {k: v.cpu() for k, v in state.items()}
+        return ChunkResult(folder.cpu(), outcomes, states)
+
+    def evaluate(self, weights: Payload, rows: Sequence[tuple[int, int]]) -> list[dict[str, float]]:
+        """Sums of loss and metrics on test rows ``[start, stop)``, one dict per range."""
+        data = self.data.test_data(self.plan.dtype)
+        w = self.model.load(weights.arrays["w"].to(self.plan.device), weights.arrays.get("buffers"))
+        return evaluate(self.model, w, data, self.plan.task, [torch.arange(a, b) for a, b in rows])
+
+    def job(self, broadcast: Broadcast, client: int, each: Payload | None, state: Mapping[str, Tensor]) -> Job:
+        """Build the job of one client."""
+        plan, message = self.plan, broadcast.payload
+        if each is not None:
+            message = Payload({**message.arrays, **each.arrays}, {**message.values, **each.values})
+        return Job(
+            client=client,
+            round=broadcast.round,
+            task=plan.task,
+            model=self.model,
+            local=plan.local,
+            seed=plan.seed,
+            message=message,
+            state=state or self._fresh_state(),
+            data=self.data.client(client, plan.dtype),
+            holdout=self.data.client_holdout(client, plan.dtype),
+            purpose=broadcast.task,
+            local_part=self.part,
+        )
+
+    def _one(
+        self, broadcast: Broadcast, chunk: Chunk, client: int, folder: Folder
+    ) -> tuple[Outcome, dict[str, Tensor] | None]:
+        each = chunk.each.get(client)
+        start = time.perf_counter()
+        down = broadcast.payload.nbytes + (each.nbytes if each else 0)
+        outcome = Outcome(client, "ok", bytes_down=down)
+        state: dict[str, Tensor] | None = None
+        for attempt in range(self.plan.failures.retries + 1):
+            job = self.job(broadcast, client, each, chunk.states.get(client, {}))
+            try:
+                state = self._fold_one(job, broadcast, folder, outcome)
+            except Refusal as refusal:
+                outcome.kind, outcome.reason = "refused", str(refusal)
+            except Exception:
+                outcome.kind, outcome.reason = "failed", traceback.format_exc()
+                if attempt < self.plan.failures.retries:
+                    continue
+            else:
+                outcome.samples = job.samples
+            break
+        outcome.seconds = time.perf_counter() - start
+        return outcome, state
+
+    def _fold_one(
+        self, job: Job, broadcast: Broadcast, folder: Folder, outcome: Outcome
+    ) -> dict[str, Tensor] | None:
+        versions = {k: t._version for k, t in job.message.arrays.items()}
+        torch.manual_seed(key(job.seed, f"{job.purpose}/layers", job.round, job.client) >> 1)
+        update = self._call(job, broadcast.task)
+        for name, version in versions.items():
+            if job.message.arrays[name]._version != version:
+                raise ClientError(f"the message is read-only, but '{name}' was written to; work on a .clone()")
+        arrays: dict[str, Any] = dict(update.arrays)
+        if "buffers" in broadcast.fold:
+            arrays["buffers"] = self.model.buffers
+        payload = Payload.of(arrays, {**update.values, "weight": float(update.weight)})
+        folder.check(payload.arrays)
+        outcome.kind, outcome.reason = "ok", ""
+        outcome.weight, outcome.values, outcome.metrics = float(update.weight), payload.values, dict(update.metrics)
+        outcome.bytes_up = payload.nbytes
+        bad = [k for k, t in payload.arrays.items() if not finite(t)]
+        if bad or not 0 <= update.weight < float("inf"):
+            outcome.kind = "nonfinite"
+            outcome.reason = f"non-finite values in {', '.join(bad) or 'the weight'}; a smaller client.lr may help"
+            return None
+        folder.add(payload.arrays, float(update.weight))
+        if update.state is None and not job.kept:
+            return None
+        new = {**(job.state if update.state is None else update.state), **(job.kept or {})}
+        return {k: self._own(v.detach()) for k, v in new.items()}
+
+    def _fresh_state(self) -> dict[str, Tensor]:
+        fresh = self.plan.client.init_state(self.model.layout)
+        floats = {"device": self.plan.device, "dtype": self.plan.dtype}
+        return {k: v.to(**floats) if v.is_floating_point() else v.to(self.plan.device) for k, v in fresh.items()}
+
+    def _own(self, t: Tensor) -> Tensor:
+        """Kept state must not alias the resident vectors, which the next client overwrites."""
+        resident = {v.untyped_storage().data_ptr() for v in self.model.weights if len(v)}
+        return t.clone() if t.untyped_storage().data_ptr() in resident else t
+
+    def _call(self, job: Job, task: str) -> Update:
+        method = getattr(self.plan.client, task, None)
+        if not callable(method):
+            raise ClientError(f"the exchange asks for '{task}', but {type(self.plan.client).__name__} has no such method")
+        update = method(job)
+        if not isinstance(update, Update):
+            raise ClientError(f"{type(self.plan.client).__name__}.{task} returned {type(update).__name__}, not an Update")
+        if job.part_is_missing(update):
+            raise ClientError("buffers=all_local needs the update's delta to come from job.delta(w)")
+        return update
+
+
+
+
+def _to(broadcast: Broadcast, chunk: Chunk, device: str) -> tuple[Broadcast, Chunk]:
+    each = {c: p.to(device) for c, p in chunk.each.items()}
+    states = {c: {k: v.to(device) for k, v in s.items()} for c, s in chunk.states.items()}
+    return replace(broadcast, payload=broadcast.payload.to(device)), Chunk(chunk.clients, each, states)

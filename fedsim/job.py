@@ -1,0 +1,191 @@
+"""A job: everything one client needs for one exchange, and the few vector operations that local rules share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fedsim import rng
+from fedsim.config import ClientConfig
+from fedsim.data.local import Batch, LocalData, num_steps
+from fedsim.evaluation import evaluate, mean_of
+from fedsim.localpart import LocalPart
+from fedsim.payload import Payload, Update, Value
+from fedsim.task import Task
+from fedsim.vectors import FlatModel, Layout
+
+
+class ClientLike(Protocol):
+    """The local half of a method as the engines see it (see ``clients.base.Client``)."""
+
+    def setup(self, task: Task, layout: Layout) -> None:
+        """Once per worker, before the first job."""
+
+    def init_state(self, layout: Layout) -> dict[str, Tensor]:
+        """State of a client that never took part."""
+
+    def fit(self, job: Job) -> Update:
+        """Local training."""
+
+
+@dataclass
+class Job:
+    """One client (or, vectorised, one chunk of clients) in one exchange.
+
+    ``anchor`` (d,) is the received global vector and must not be written to; ``state`` holds what the client kept;
+    ``lr`` is this round's local learning rate. Vectors carry leading client axes when a chunk is vectorised, so local
+    rules are written over ``(..., d)``.
+    """
+
+    client: int
+    round: int
+    task: Task
+    model: FlatModel
+    local: ClientConfig
+    seed: int
+    message: Payload
+    state: Mapping[str, Tensor]
+    data: LocalData
+    holdout: LocalData | None = None
+    keep: dict[str, Tensor] = field(default_factory=dict)  # constants of this job, set in ``begin``
+    metrics: dict[str, float] = field(default_factory=dict)  # reported beside the training loss
+    purpose: str = "fit"
+    steps: int = 0  # done so far
+    samples: int = 0  # seen so far
+    local_part: LocalPart = field(default_factory=LocalPart)
+    own_anchor: Tensor | None = None
+    kept: dict[str, Tensor] | None = None
+    momentum: Tensor | None = None
+    losses: list[Tensor] = field(default_factory=list)
+    clipped: int = 0
+
+    @property
+    def layout(self) -> Layout:
+        """Names and offsets of the flat vectors."""
+        return self.model.layout
+
+    @property
+    def lr(self) -> float:
+        """Local learning rate of this round: ``lr * lr_decay ** round``."""
+        return float(self.local.lr * self.local.lr_decay**self.round)
+
+    @property
+    def num_steps(self) -> int:
+        """Local steps K that ``batches`` will give."""
+        return num_steps(len(self.data), self.local.batch_size, self.local.epochs, self.local.steps)
+
+    @property
+    def anchor(self) -> Tensor:
+        """The received global vector ``(d,)``, read-only (with this client's own norm weights, where it keeps them)."""
+        return self.message.arrays["w"] if self.own_anchor is None else self.own_anchor
+
+    @property
+    def values(self) -> Mapping[str, Value]:
+        """Plain values of the message."""
+        return self.message.values
+
+    def rng(self, purpose: str) -> torch.Generator:
+        """A generator of this client's own, keyed by (seed, purpose, round, client)."""
+        return rng.torch_rng(self.seed, f"{self.purpose}/{purpose}", self.round, self.client)
+
+    def start(self) -> Tensor:
+        """The resident vector ``(d,)``, set to the received model; train on it in place."""
+        received = self.message.arrays["w"]
+        w = self.model.load(received, self.message.arrays.get("buffers"))
+        if self.local_part.overlay(self.model, self.state):
+            self.own_anchor = w.clone()
+        return w
+
+    def delta(self, w: Tensor) -> Tensor:
+        """``w - anchor`` (d,), in place, for the update; what stays with the client is kept and not sent."""
+        self.kept = self.local_part.keep(self.model, w)
+        w.sub_(self.anchor)
+        for span in self.local_part.spans:
+            w[..., span] = 0
+        return w
+
+    def batches(self) -> Iterator[Batch]:
+        """This round's mini-batches, by the configured epochs or steps, batch size and order."""
+        local = self.local
+        for batch in self.data.batches(
+            local.batch_size,
+            epochs=local.epochs,
+            steps=local.steps,
+            shuffle=local.shuffle,
+            rng=self.rng("batches"),
+        ):
+            yield batch
+            self.steps += 1
+            self.samples += len(batch.x)
+
+    def grad(
+        self, w: Tensor, batch: Batch, *, again: bool = False, loss: Callable[[Tensor, Tensor], Tensor] | None = None
+    ) -> Tensor:
+        """Gradient ``(..., d)`` of the mini-batch loss at ``w``, a fresh tensor.
+
+        ``again=True`` for a further gradient on the same batch: same dropout masks, running statistics untouched, and
+        the loss is not logged twice.
+        """
+        g, value = self.model.grad(w, batch.x, batch.y, loss or self.task.loss, again=again)
+        if not again:
+            self.losses.append(value)
+        return g
+
+    def sgd(self, w: Tensor, g: Tensor, correction: Tensor | None = None, decay: float = 0.0) -> Tensor:
+        """One local step in place: ``w <- w - lr (v + (weight_decay + decay) w)`` with ``v = clip(g + correction)``.
+
+        ``g`` is consumed. Clipping bounds the norm over the whole vector, ``v min(1, G / (|v| + 1e-6))``, and leaves the
+        decay terms outside (``clip: direction``); ``loss`` clips ``g`` alone, ``full`` the whole step. With momentum
+        ``m <- momentum m + step`` and ``w <- w - lr m``, starting at zero every round.
+        """
+        local, rate = self.local, self.local.weight_decay + decay
+        if local.clip == "loss":
+            self._clip(g)
+        if correction is not None:
+            g.add_(correction)
+        if local.clip == "direction":
+            self._clip(g)
+        if local.clip == "full" or local.momentum:
+            if rate:
+                g.add_(w, alpha=rate)
+            if local.clip == "full":
+                self._clip(g)
+            if local.momentum:
+                g = g if self.momentum is None else self.momentum.mul_(local.momentum).add_(g)
+                self.momentum = g
+        elif rate:
+            w.mul_(1 - self.lr * rate)
+        return w.add_(g, alpha=-self.lr)
+
+    def _clip(self, g: Tensor) -> None:
+        bound = self.local.clip_norm
+        if bound is None:
+            return
+        norm = torch.linalg.vector_norm(g, dim=-1, keepdim=True) + 1e-6
+        over = int((norm > bound).sum())
+        if over:
+            self.clipped += over
+            g.mul_((bound / norm).clamp(max=1.0))
+
+    def evaluate(self, data: LocalData, batch_size: int = 512) -> dict[str, float]:
+        """Means of loss and metrics of the received model on ``data`` (this client's own statistics where kept)."""
+        w = self.start()
+        return mean_of(evaluate(self.model, w, data, self.task, torch.arange(len(data)).split(batch_size)))
+
+    def part_is_missing(self, update: Update) -> bool:
+        """Whether weights that stay with the client would be lost: trained, but not put aside by ``delta``."""
+        return bool(self.local_part.spans) and "delta" in update.arrays and self.kept is None
+
+    def report(self) -> dict[str, float]:
+        """Metrics of the local training so far: mean loss over steps, steps, share of clipped steps."""
+        out = dict(self.metrics)
+        if self.losses:
+            out["train_loss"] = float(torch.stack(self.losses).mean())
+            out["steps"] = float(self.steps)
+            if self.local.clip_norm is not None:
+                out["clipped"] = self.clipped / self.steps if self.steps else 0.0
+        return out

@@ -1,0 +1,49 @@
+"""BatchNorm statistics under federation: which part of a model stays with its client.
+
+``average``: running statistics are averaged like weights. ``local``: running statistics never leave the client
+(SiloBN, Andreux et al. 2020). ``all_local``: neither do the weights of BatchNorm layers (FedBN, Li et al. 2021).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from fedsim.errors import ConfigError
+from fedsim.vectors import FlatModel, Layout
+
+POLICIES = ("average", "local", "all_local")
+
+
+@dataclass(frozen=True)
+class LocalPart:
+    """The spans of ``w`` that stay with the client, and whether the buffers do."""
+
+    spans: tuple[slice, ...] = ()
+    buffers: bool = False
+
+    @staticmethod
+    def of(policy: str, layout: Layout) -> LocalPart:
+        """The local part under ``policy``; without BatchNorm layers every policy is the same."""
+        if policy not in POLICIES:
+            raise ConfigError(f"buffers={policy}: choose one of {', '.join(POLICIES)}")
+        spans = tuple(layout.spans(layout.batch_norm)) if policy == "all_local" else ()
+        return LocalPart(spans, policy != "average" and layout.buffer_dim > 0)
+
+    def overlay(self, model: FlatModel, state: Mapping[str, Tensor]) -> bool:
+        """Put the client's own part over the received model; whether parameters changed."""
+        if self.buffers and "local/buffers" in state:
+            model.buffers.copy_(state["local/buffers"])
+        for i, span in enumerate(self.spans):
+            if f"local/{i}" in state:
+                model.w[span].copy_(state[f"local/{i}"])
+        return any(k.startswith("local/") and k != "local/buffers" for k in state)
+
+    def keep(self, model: FlatModel, trained: Tensor) -> dict[str, Tensor]:
+        """The client's own part after training; ``trained`` (d,) are its final weights."""
+        out = {f"local/{i}": trained[span].clone() for i, span in enumerate(self.spans)}
+        if self.buffers:
+            out["local/buffers"] = model.buffers.clone()
+        return out

@@ -1,0 +1,157 @@
+"""The round loop: sample, let the strategy work, measure, record, checkpoint."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from fedsim import checkpoint, cohort
+from fedsim.config import CheckpointConfig, EvaluationConfig
+from fedsim.payload import Outcome
+from fedsim.server import Round, Server
+from fedsim.tracking.base import Tracker
+from fedsim.vectors import Weights, hash_tensors
+
+State = dict[str, Any]
+Row = dict[str, Any]
+
+
+class StrategyLike(Protocol):
+    """The server half of a method as the loop sees it (see ``strategies.base.Strategy``)."""
+
+    def init(self, server: Server) -> State:
+        """State before round 0."""
+
+    def round(self, server: Server, state: State, round: Round) -> State:
+        """One round."""
+
+    def models(self, state: State) -> Mapping[str, Weights]:
+        """Models to evaluate by name."""
+
+
+@dataclass
+class Loop:
+    """One run: everything it needs, and its progress."""
+
+    strategy: StrategyLike
+    server: Server
+    trackers: Tracker
+    rounds: int
+    clients_per_round: int
+    participation: str
+    evaluation: EvaluationConfig
+    checkpoints: CheckpointConfig
+    folder: Path
+    key: str
+    cohorts: Sequence[Sequence[int]] | None = None
+    state: State = field(default_factory=dict)
+    done: int = 0  # finished rounds
+    saved: int = -1  # finished rounds in the newest checkpoint
+    history: list[Row] = field(default_factory=list)
+
+    def restore(self, path: Path) -> None:
+        """Continue from a checkpoint."""
+        found = checkpoint.load(path, self.key)
+        self.state, self.done, self.saved = found.state, found.rounds, found.rounds
+        self.server.states.restore(found.clients)
+
+    def run(self) -> None:
+        """All remaining rounds. If one fails or is interrupted, the last finished round is checkpointed first."""
+        if not self.state:
+            self.state = self.strategy.init(self.server)
+        try:
+            while self.done < self.rounds:
+                self._round()
+            self.save()
+        except BaseException as e:
+            self.server.states.discard()
+            try:
+                if self.done:
+                    self.save()
+            except Exception as lost:
+                e.add_note(f"The last finished round could not be checkpointed either: {lost}")
+            raise
+
+    def save(self) -> None:
+        """Checkpoint the last finished round, unless that is done."""
+        if self.saved != self.done:
+            checkpoint.save(self.folder / "checkpoint", self.done, self.state, self.server.states, self.key)
+            self.saved = self.done
+
+    def models(self) -> Mapping[str, Weights]:
+        """The models of the current state."""
+        return self.strategy.models(self.state)
+
+    def _round(self) -> None:
+        started, server, index = time.perf_counter(), self.server, self.done
+        ids = self.cohorts[index] if self.cohorts is not None else self._sample(index)
+        server.current = Round(index, ids, server.num_clients, server.seed, server.local)
+        server.outcomes, server.log = [], {}
+        state = self.strategy.round(server, self.state, server.current)
+        server.states.accept()
+        self.state, self.done = state, index + 1
+        row, clients = self._row(ids, self._measure(index), started)
+        self.history.append(row)
+        self.trackers.round(row, clients)
+        if self.checkpoints.every and self.done % self.checkpoints.every == 0:
+            self.save()
+
+    def _sample(self, index: int) -> list[int]:
+        server = self.server
+        return cohort.sample(server.seed, index, server.num_clients, self.clients_per_round, self.participation)
+
+    def _measure(self, index: int) -> Row:
+        """Metrics of every model on the test set and, when due, on the clients' held-out parts."""
+        out: Row = {}
+        plan, last = self.evaluation, index + 1 == self.rounds
+        models = self.models()
+        if last or (plan.every and (index + 1) % plan.every == 0):
+            for name, weights in models.items():
+                prefix = "" if name == "global" else f"{name}/"
+                out |= {prefix + k: v for k, v in self.server.evaluate(weights).items()}
+        if plan.clients_every and (last or (index + 1) % plan.clients_every == 0):
+            replies = self.server.evaluate_clients(models["global"], range(self.server.num_clients))
+            for metric in replies.ok[0].metrics if len(replies) else ():
+                values = [o.metrics[metric] for o in replies.ok]
+                out[f"clients/{metric}"] = sum(values) / len(values)
+        return out
+
+    def _row(self, ids: Sequence[int], measured: Row, started: float) -> tuple[Row, list[Row]]:
+        outcomes = self.server.outcomes
+        fits = [o for o in outcomes if o.kind == "ok" and "train_loss" in o.metrics]
+        samples = sum(o.samples for o in fits)
+        models = self.models()
+        row: Row = {"round": self.done, **measured}
+        if samples:
+            row["train_loss"] = sum(o.metrics["train_loss"] * o.samples for o in fits) / samples
+        row |= self.server.log
+        row |= {
+            "bytes_up": sum(o.bytes_up for o in outcomes if o.task != "evaluate"),
+            "bytes_down": sum(o.bytes_down for o in outcomes if o.task != "evaluate"),
+            "sim_seconds": None,
+            "seconds": time.perf_counter() - started,
+            "cohort": list(ids),
+            "failures": [failure(o) for o in outcomes if o.kind != "ok"],
+            "weights_hash": hash_tensors(t for name in sorted(models) for t in models[name]),
+        }
+        row["seconds"] = time.perf_counter() - started
+        return row, [r for o in outcomes for r in client_rows(self.done, o)]
+
+
+def failure(o: Outcome) -> Row:
+    """A client that did not contribute, for the log."""
+    return {"client": o.client, "kind": o.kind, "reason": o.reason, "task": o.task}
+
+
+def client_rows(round: int, o: Outcome) -> list[Row]:
+    """Tidy rows (round, client, metric, value) of one outcome."""
+    values: dict[str, float] = dict(o.metrics)
+    if o.task == "evaluate" and o.kind != "ok":
+        return []
+    values |= {"weight": o.weight, "samples": o.samples, "bytes_up": o.bytes_up, "bytes_down": o.bytes_down}
+    values["seconds"] = o.seconds
+    prefix = "" if o.task == "fit" else f"{o.task}/"
+    return [{"round": round, "client": o.client, "metric": prefix + k, "value": v} for k, v in values.items()]

@@ -1,0 +1,199 @@
+"""Run folders on disk: find them, read them, and put runs together that differ in their seed only."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedsim.errors import FedsimError
+from fedsim.tracking.rows import from_json, read_rows
+
+log = logging.getLogger(__name__)
+
+# Settings that change neither a result nor its meaning: runs that differ in them only are one run, repeated.
+_NEUTRAL = re.compile(
+    r"(name|out|dir|resume|tags)$|(tracker|checkpoint)\.|evaluation\.target$"
+    r"|engine\.(name|workers|address|store_mb|timeout)$"
+)
+_INNER = re.compile(
+    r"strategy\.|.*_target_$"
+)  # told by the method's name, unless runs of one method differ in it
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder."""
+
+    dir: Path
+    method: str
+    seed: int
+    config: Mapping[str, Any]  # as resolved, nested
+    rows: Sequence[Mapping[str, Any]]  # of metrics.jsonl
+    summary: Mapping[str, Any]  # empty while the run is under way, or if it was killed
+
+    @property
+    def status(self) -> str:
+        """``done``, ``failed``, ``interrupted``, or ``unfinished`` if nothing was written at its end."""
+        return str(self.summary.get("status", "unfinished"))
+
+    def series(self, metric: str) -> dict[int, float]:
+        """Values by round, of the rounds in which ``metric`` was measured."""
+        return {int(row["round"]): float(row[metric]) for row in self.rows if row.get(metric) is not None}
+
+    def total(self, column: str) -> float:
+        """Sum of a column over all rounds."""
+        return math.fsum(float(row.get(column) or 0) for row in self.rows)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in their seed only."""
+
+    method: str
+    settings: Mapping[str, Any]  # the keys in which the groups at hand differ
+    runs: Sequence[Run] = field(repr=False)
+
+    @property
+    def label(self) -> str:
+        """``fedspeed, rho=0.1``."""
+        return ", ".join([self.method, *(f"{short_name(k)}={v}" for k, v in self.settings.items())])
+
+
+def load_runs(dirs: Iterable[str | Path]) -> list[Run]:
+    """The runs in ``dirs``: run folders, or folders that hold some at any depth.
+
+    Folders that cannot be read, and places without a run, are named in a warning and skipped.
+    """
+    runs: dict[Path, Run] = {}
+    for place in map(Path, dirs):
+        found = False
+        for folder in _run_folders(place):
+            found = True
+            try:
+                runs.setdefault(folder.resolve(), _load(folder))
+            except (FedsimError, OSError, ValueError, KeyError, TypeError) as error:
+                log.warning("%s skipped: %s: %s", folder, type(error).__name__, error)
+        if not found:
+            log.warning("%s: no run folder (with metrics.jsonl) here", place)
+    return list(runs.values())
+
+
+def group_runs(runs: Sequence[Run]) -> list[Group]:
+    """Put runs that differ only in their seed together, in order of method and settings.
+
+    A nested seed (``partition.seed``) that equals the run's in every run counts as the seed too. A run
+    repeated with equal settings and seed is taken once, the one with most rounds, and the others are named
+    in a warning.
+    """
+    flat = [_settings(run) for run in runs]
+    followers = {
+        key
+        for key in set().union(*flat)
+        if key.rpartition(".")[2] == "seed"
+        and all(config.get(key, run.seed) == run.seed for run, config in zip(runs, flat, strict=True))
+    }
+    members: dict[str, list[int]] = {}
+    for index, config in enumerate(flat):
+        kept = {key: value for key, value in config.items() if key not in followers}
+        members.setdefault(json.dumps([runs[index].method, kept], sort_keys=True, default=str), []).append(
+            index
+        )
+    heads = [(runs[first].method, flat[first]) for first, *_ in members.values()]
+    columns = _telling(heads, followers)
+    groups = []
+    for (method, config), indices in zip(heads, members.values(), strict=True):
+        settings = {key: config[key] for key in columns if key in config}
+        groups.append(Group(method, settings, _once([runs[index] for index in indices])))
+    return sorted(groups, key=lambda group: (group.method, [_sortable(v) for v in group.settings.values()]))
+
+
+def _load(folder: Path) -> Run:
+    from omegaconf import OmegaConf
+
+    config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=True)
+    if not isinstance(config, dict):
+        raise ValueError("config.yaml holds no mapping")
+    end = folder / "summary.json"
+    summary = from_json(end.read_text(encoding="utf-8")) if end.exists() else {}
+    plain = {str(key): value for key, value in config.items()}
+    method = str(summary.get("method") or _method(folder, plain))
+    return Run(folder, method, int(plain["seed"]), plain, read_rows(folder / "metrics.jsonl"), summary)
+
+
+def _method(folder: Path, config: Mapping[str, Any]) -> str:
+    """Of a run without summary: from ``<method>-s<seed>-<key>``, else the strategy's class."""
+    if match := re.fullmatch(r"(.+)-s\d+-[0-9a-f]+", folder.name):
+        return match[1]
+    strategy = config.get("strategy")
+    target = str(strategy.get("_target_", folder.name)) if isinstance(strategy, Mapping) else str(strategy)
+    return target.rpartition(".")[2].lower()
+
+
+def _run_folders(place: Path) -> Iterator[Path]:
+    for folder, below, files in os.walk(place):
+        if "metrics.jsonl" in files:
+            below.clear()
+            yield Path(folder)
+        below[:] = sorted(name for name in below if not name.startswith("."))
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    flat = dict(_flatten(run.config))
+    return {key: value for key, value in flat.items() if key != "seed" and not _NEUTRAL.match(key)}
+
+
+def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _telling(heads: Sequence[tuple[str, Mapping[str, Any]]], followers: set[str]) -> list[str]:
+    """Keys worth a column: they differ between groups; those the method's name tells, within one method."""
+
+    def differs(key: str, configs: Sequence[Mapping[str, Any]]) -> bool:
+        return len({str(config[key]) for config in configs if key in config}) > 1
+
+    everyone = [config for _, config in heads]
+    keys = sorted(set().union(*everyone) - followers, key=column_order)
+    by_method = {method: [config for name, config in heads if name == method] for method, _ in heads}
+    chosen = []
+    for key in keys:
+        scopes = by_method.values() if _INNER.match(key) else [everyone]
+        if any(differs(key, scope) for scope in scopes):
+            chosen.append(key)
+    rows = {json.dumps([method, [config.get(k) for k in chosen]], default=str) for method, config in heads}
+    if len(rows) == len(heads):
+        return chosen
+    return [key for key in keys if len({str(config.get(key)) for config in everyone}) > 1]
+
+
+def _once(runs: Sequence[Run]) -> list[Run]:
+    kept: dict[int, Run] = {}
+    for run in sorted(runs, key=lambda run: (run.seed, -len(run.rows), str(run.dir))):
+        if kept.setdefault(run.seed, run) is not run:
+            log.warning("%s left out: %s is the same run (settings and seed)", run.dir, kept[run.seed].dir)
+    return list(kept.values())
+
+
+def column_order(key: str) -> tuple[bool, str]:
+    """Sorts settings: the method's own first, then by name."""
+    return not key.startswith("strategy."), key
+
+
+def short_name(key: str) -> str:
+    """``strategy.rho`` as ``rho``; ``model._target_`` as ``model``."""
+    return key.removesuffix("._target_").rpartition(".")[2]
+
+
+def _sortable(value: Any) -> tuple[bool, float, str]:
+    return (False, float(value), "") if isinstance(value, (int, float)) else (True, 0.0, str(value))

@@ -1,0 +1,47 @@
+"""A task: the model, its loss and what is measured; independent of any method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+LossFn = Callable[[Tensor, Tensor], Tensor]  # (model output, target) -> scalar, mean over the batch
+MetricFn = Callable[[Tensor, Tensor], Tensor]  # (model output, target) -> scalar, mean over the batch
+
+
+def accuracy(output: Tensor, y: Tensor) -> Tensor:
+    """Share of samples whose largest logit is the target; output (B, C), y (B,)."""
+    return (output.argmax(dim=-1) == y).double().mean()
+
+
+def cross_entropy(output: Tensor, y: Tensor) -> Tensor:
+    """Mean cross entropy; output (B, C), y (B,) int64."""
+    return F.cross_entropy(output, y)
+
+
+@dataclass(frozen=True)
+class Task:
+    """The learning problem.
+
+    ``model`` is the prototype whose initial parameters start the run. ``metrics`` are reported besides the loss; by
+    default accuracy where targets are class labels.
+    """
+
+    model: nn.Module
+    loss: LossFn = cross_entropy
+    metrics: Mapping[str, MetricFn] | None = None
+
+    def measure(self, output: Tensor, y: Tensor) -> dict[str, float]:
+        """Sums over the batch of loss and metrics, as Python floats (add and divide by the sample count)."""
+        n = len(y)
+        metrics = self.metrics
+        if metrics is None:
+            labels = not y.is_floating_point() and y.dim() == 1 and isinstance(output, Tensor) and output.dim() == 2
+            metrics = {"accuracy": accuracy} if labels else {}
+        out = {"loss": float(self.loss(output, y)) * n}
+        return out | {name: float(fn(output, y)) * n for name, fn in metrics.items()}
+
+

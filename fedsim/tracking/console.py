@@ -1,0 +1,205 @@
+"""Progress on the terminal: a live line on a terminal, one line a round elsewhere."""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from fedsim.tracking.base import Row, RunInfo, Tracker
+
+FULL_LINES = (
+    100  # plain output: up to this many rounds, every one has its line; beyond, about this many lines
+)
+LONGEST_SILENCE = 30.0  # seconds without a plain line
+SHOWN_FAILURES = 5  # a round; more are counted
+COLOURS = {"done": "green", "interrupted": "yellow"}
+
+
+class ConsoleTracker(Tracker):
+    """Shows stages, rounds, failures and the outcome.
+
+    ``mode``: ``rich`` (a live line with a bar), ``plain`` (a line a round, about a hundred lines in a long
+    run, the first and the last round always), ``quiet`` (failures only), ``auto`` (``rich`` on a terminal,
+    else ``plain``).
+    """
+
+    def __init__(self, mode: str = "auto", console: Console | None = None) -> None:
+        self.console = console or Console()
+        self.mode = ("rich" if self.console.is_terminal else "plain") if mode == "auto" else mode
+        self._run: RunInfo | None = None
+        self._phase = ""
+        self._row: Row = {}
+        self._measured: dict[str, float] = {}  # newest accuracy and loss, also between evaluated rounds
+        self._best = -math.inf
+        self._bytes = 0.0
+        self._seconds: list[float] = []
+        self._last_line = 0.0
+        self._live: Live | None = None
+        self._redirected: list[tuple[logging.StreamHandler[Any], Any]] = []
+
+    def start(self, run: RunInfo) -> None:
+        """Name the run and where it writes."""
+        self._run = run
+        if self.mode == "quiet":
+            return
+        self._open()
+        resumed = f", after round {run.start_round}" if run.start_round else ""
+        self._print(Text.assemble((run.name, "bold"), f": {run.rounds} rounds{resumed}, in {run.dir}"))
+
+    def phase(self, text: str) -> None:
+        """Show a stage; before ``start`` too."""
+        self._phase = text
+        if self.mode == "plain":
+            self._print(Text(f"{text} ..."))
+        elif self.mode == "rich":
+            self._open()
+            self._refresh()
+
+    def round(self, row: Row, clients: Sequence[Row]) -> None:
+        """Show the round and name each failed client."""
+        self._phase, self._row = "", row
+        self._measured |= {key: float(row[key]) for key in ("accuracy", "loss") if row.get(key) is not None}
+        if row.get("accuracy") is not None and row["accuracy"] > self._best:
+            self._best = float(row["accuracy"])
+        self._bytes += float(row.get("bytes_up") or 0) + float(row.get("bytes_down") or 0)
+        self._seconds = [*self._seconds[-9:], float(row.get("seconds") or 0)]
+        for text in _failures(row):
+            self._print(text)
+        if self.mode == "rich":
+            self._refresh()
+        elif self.mode == "plain" and self._due(int(row["round"])):
+            self._last_line = time.monotonic()
+            self._print(Text("  ".join(self._facts())))
+
+    def end(self, summary: Row) -> None:
+        """Close the live line and say how the run ended; failed runs are named in every mode."""
+        self._close()
+        status = str(summary.get("status", "done"))
+        if self._run is None or (self.mode == "quiet" and status == "done"):
+            return
+        parts = [f"round {self._row.get('round', self._run.start_round)}/{self._run.rounds}"]
+        if "accuracy" in self._measured:
+            parts.append(f"accuracy {_percent(self._measured['accuracy'])} (best {_percent(self._best)})")
+        if reason := summary.get("error") or summary.get("reason"):
+            parts.append(_last_line(str(reason)))
+        colour = COLOURS.get(status, "red")
+        self._print(Text.assemble((self._run.name, "bold"), " ", (status, colour), ": " + ", ".join(parts)))
+
+    def _due(self, at: int) -> bool:
+        assert self._run is not None
+        first, last = self._run.start_round + 1, self._run.rounds
+        every = math.ceil((last - first + 1) / FULL_LINES)
+        silent = time.monotonic() - self._last_line
+        return at in (first, last) or at % every == 0 or silent > LONGEST_SILENCE
+
+    def _facts(self) -> list[str]:
+        """The round in words, the same for both outputs (the live line puts a bar before them)."""
+        assert self._run is not None
+        at, rounds = int(self._row.get("round", self._run.start_round)), self._run.rounds
+        facts = [self._run.method, f"round {at:>{len(str(rounds))}}/{rounds}"]
+        if "accuracy" in self._measured:
+            facts.append(f"accuracy {_percent(self._measured['accuracy'])}")
+        if "loss" in self._measured:
+            facts.append(f"loss {self._measured['loss']:.4g}")
+        if self._seconds:
+            pace = sum(self._seconds) / len(self._seconds)
+            facts += [
+                f"{self._bytes / 1e6:.1f} MB",
+                f"{pace:.2f} s/round",
+                f"ETA {_clock(pace * (rounds - at))}",
+            ]
+        if counts := Counter(
+            str(failure.get("kind", "failed")) for failure in self._row.get("failures") or ()
+        ):
+            facts.append(", ".join(f"{n} {kind}" for kind, n in sorted(counts.items())))
+        return facts
+
+    def _open(self) -> None:
+        if self.mode != "rich" or self._live is not None:
+            return
+        self._live = Live(
+            self._line(), console=self.console, auto_refresh=True, refresh_per_second=4, transient=True
+        )
+        outputs = (sys.stdout, sys.stderr)
+        self._live.start()
+        for handler in logging.getLogger().handlers:  # else log lines would tear the live line
+            if isinstance(handler, logging.StreamHandler) and handler.stream in outputs:
+                old = handler.setStream(sys.stderr if handler.stream is outputs[1] else sys.stdout)
+                if old is not None:
+                    self._redirected.append((handler, old))
+
+    def _close(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+        for handler, stream in self._redirected:
+            handler.setStream(stream)
+        self._redirected = []
+
+    def _refresh(self) -> None:
+        if self._live is not None:
+            self._live.update(self._line())
+
+    def _line(self) -> Table:
+        grid = Table.grid(padding=(0, 2))
+        cells: list[Any] = []
+        if self._run is not None:
+            at = int(self._row.get("round", self._run.start_round))
+            cells.append(ProgressBar(total=self._run.rounds, completed=at, width=20))
+            cells += [Text(fact, style=style) for fact, style in zip(self._facts(), _styles(), strict=False)]
+        if self._phase:
+            cells.append(Text(f"{self._phase} ...", style="italic"))
+        for cell in cells:
+            grid.add_column(no_wrap=isinstance(cell, ProgressBar))
+        grid.add_row(*cells)
+        return grid
+
+    def _print(self, text: Text) -> None:
+        self.console.print(text, soft_wrap=True, highlight=False)
+
+
+def _styles() -> list[str]:
+    return ["bold", "", "green", "", "dim", "dim", "dim", "red"]
+
+
+def _failures(row: Row) -> list[Text]:
+    """A line per client that failed or refused; simulated dropouts are only counted."""
+    found = [f for f in row.get("failures") or () if not str(f.get("kind")).startswith("drop")]
+    lines = [_failure(int(row["round"]), failure) for failure in found[:SHOWN_FAILURES]]
+    if len(found) > SHOWN_FAILURES:
+        lines.append(
+            Text(f"round {row['round']}: {len(found) - SHOWN_FAILURES} more, see metrics.jsonl", "red")
+        )
+    return lines
+
+
+def _failure(at: int, failure: Mapping[str, Any]) -> Text:
+    kind = str(failure.get("kind", "failed"))
+    colour = "yellow" if kind.startswith("refus") else "bold red"
+    where = f"round {at}: client {failure.get('client')} "
+    return Text.assemble(where, (kind, colour), f": {_last_line(str(failure.get('reason', '')))}")
+
+
+def _last_line(text: str) -> str:
+    """Of a traceback, the line that says what happened."""
+    return (text.strip().splitlines() or ["no reason given"])[-1].strip()
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f}%"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"

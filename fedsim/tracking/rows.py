@@ -1,0 +1,117 @@
+"""Rows as JSON text and as flat numbers: what every tracker needs before it writes a round down."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from fedsim.errors import DataError
+
+_NONFINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+def to_json(row: Mapping[str, Any]) -> str:
+    """One line of valid JSON.
+
+    NaN and infinities become the strings ``"NaN"``, ``"Infinity"``, ``"-Infinity"``: ``null`` would not
+    tell a diverged loss from an infinite one, and ``float()`` reads all three. Numpy and torch scalars
+    become numbers, arrays nested lists; anything else unknown becomes ``str(value)`` rather than costing
+    the whole row.
+    """
+    try:
+        return json.dumps(row, allow_nan=False, default=_plain)
+    except (ValueError, TypeError):  # a non-finite number, or a key that is no string
+        return json.dumps(_finite(row), allow_nan=False)
+
+
+def from_json(line: str | bytes) -> dict[str, Any]:
+    """The inverse of :func:`to_json`; raises ``ValueError`` if the line is not one whole JSON object."""
+    row = json.loads(line)
+    if not isinstance(row, dict):
+        raise ValueError("not a JSON object")
+    text = line if isinstance(line, str) else line.decode()
+    return {k: _restore(v) for k, v in row.items()} if any(s in text for s in _NONFINITE) else row
+
+
+def read_rows(path: str | Path) -> list[dict[str, Any]]:
+    """Rows of a ``.jsonl`` file, in file order.
+
+    A torn last line (the process was killed while writing) is left out. Raises ``DataError`` naming the
+    line if an earlier one is unreadable, and ``FileNotFoundError`` if there is no such file.
+    """
+    rows: list[dict[str, Any]] = []
+    lines = Path(path).read_bytes().splitlines()
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(from_json(line))
+        except ValueError as error:
+            if number < len(lines):
+                raise DataError(
+                    f"{path}, line {number}: not a JSON object ({error}); remove that line to read the rest"
+                ) from error
+    return rows
+
+
+def scalars(row: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """The numbers of a row under flat names: nested mappings joined by ``/``, texts and lists left out.
+
+    ``cohort`` becomes ``cohort_size``; ``failures`` their count, and ``failures/<kind>`` a count per kind.
+    """
+    flat: dict[str, float] = {}
+    for key, value in row.items():
+        name = f"{prefix}{key}"
+        value = _plain(value) if hasattr(value, "tolist") else value
+        if isinstance(value, Mapping):
+            flat |= scalars(value, f"{name}/")
+        elif isinstance(value, (int, float)):
+            flat[name] = float(value) if isinstance(value, float) else int(value)
+        elif name == "cohort" and isinstance(value, (list, tuple)):
+            flat["cohort_size"] = len(value)
+        elif name == "failures" and isinstance(value, (list, tuple)):
+            flat |= _failure_counts(value)
+    return flat
+
+
+def _failure_counts(failures: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    kinds = Counter(str(failure.get("kind", "unknown")) for failure in failures)
+    return {"failures": kinds.total(), **{f"failures/{kind}": n for kind, n in sorted(kinds.items())}}
+
+
+def _plain(value: Any) -> Any:
+    """Numpy and torch values as Python numbers or lists (both offer ``tolist``); anything else as text."""
+    if hasattr(value, "tolist"):
+        return value.detach().tolist() if hasattr(value, "detach") else value.tolist()
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, (list, tuple)):
+        return list(value)
+    return str(value)
+
+
+def _finite(value: Any) -> Any:
+    """``value`` built of JSON types only, with non-finite numbers spelled out."""
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        if math.isfinite(value):
+            return float(value)
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return _finite(_plain(value))
+
+
+def _restore(value: Any) -> Any:
+    if isinstance(value, str):
+        return _NONFINITE.get(value, value)
+    if isinstance(value, list):
+        return [_restore(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _restore(item) for key, item in value.items()}
+    return value

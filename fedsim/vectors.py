@@ -1,0 +1,222 @@
+"""Flat vectors: all trainable parameters of a model as one tensor ``(d,)``, all statistics as another ``(b,)``."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fedsim.errors import ConfigError
+
+NORM_TYPES = (
+    nn.modules.batchnorm._NormBase,
+    nn.GroupNorm,
+    nn.LayerNorm,
+    nn.LocalResponseNorm,
+)
+BATCH_NORM = nn.modules.batchnorm._NormBase
+DROPOUT = (nn.modules.dropout._DropoutNd, nn.RReLU)
+
+
+class Weights(NamedTuple):
+    """A model as vectors: parameters ``w`` (d,) and floating-point buffers ``buffers`` (b,)."""
+
+    w: Tensor
+    buffers: Tensor
+
+    def hash(self) -> str:
+        """Sha256 of the bytes of both vectors (equal hashes mean equal bits)."""
+        return hash_tensors([self.w, self.buffers])
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One tensor inside a flat vector."""
+
+    name: str
+    shape: tuple[int, ...]
+    offset: int
+    numel: int
+
+    @property
+    def span(self) -> slice:
+        """Where the tensor lies in the vector."""
+        return slice(self.offset, self.offset + self.numel)
+
+
+class Layout:
+    """Names, shapes and offsets of a model's flat vectors.
+
+    ``params`` lists the trainable parameters in ``named_parameters()`` order (total ``dim``), ``buffers`` the
+    floating-point buffers that are part of the state dict (total ``buffer_dim``). ``norm`` and ``head`` name the
+    parameters of normalisation layers and of ``model.head``.
+    """
+
+    def __init__(self, model: nn.Module):
+        saved = model.state_dict(keep_vars=True)
+        self.params = _slots((n, p) for n, p in model.named_parameters() if p.requires_grad)
+        self.buffers = _slots(
+            (n, b) for n, b in model.named_buffers() if b is not None and b.is_floating_point() and n in saved
+        )
+        self.dim = sum(s.numel for s in self.params)
+        self.buffer_dim = sum(s.numel for s in self.buffers)
+        self.norm = _names_under(model, lambda m: isinstance(m, NORM_TYPES))
+        self.batch_norm = _names_under(model, lambda m: isinstance(m, BATCH_NORM))
+        head = getattr(model, "head", None)
+        self.head = _names_under(model, lambda m: m is head) if isinstance(head, nn.Module) else frozenset()
+        if not self.params:
+            raise ConfigError("model: it has no trainable parameter; expected at least one with requires_grad=True")
+
+    def spans(self, names: Iterable[str]) -> list[slice]:
+        """Slices of the parameters called ``names``, in layout order, neighbours joined."""
+        wanted, out = set(names), list[slice]()
+        for slot in self.params:
+            if slot.name in wanted:
+                if out and out[-1].stop == slot.offset:
+                    out[-1] = slice(out[-1].start, slot.span.stop)
+                else:
+                    out.append(slot.span)
+        return out
+
+    def named(self, w: Tensor) -> dict[str, Tensor]:
+        """Views of ``w`` (..., d) by parameter name, shape (..., *parameter shape)."""
+        return {s.name: w[..., s.span].view(*w.shape[:-1], *s.shape) for s in self.params}
+
+    def named_buffers(self, b: Tensor) -> dict[str, Tensor]:
+        """Views of ``b`` (..., b) by buffer name."""
+        return {s.name: b[..., s.span].view(*b.shape[:-1], *s.shape) for s in self.buffers}
+
+    def flatten(self, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
+        """Parameters by name to one vector (d,); a missing or misshapen name is a ``ConfigError``."""
+        return _flatten(self.params, tensors, dtype, "parameter")
+
+    def flatten_buffers(self, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
+        """Buffers by name to one vector (b,)."""
+        return _flatten(self.buffers, tensors, dtype, "buffer")
+
+
+class FlatModel:
+    """A module whose parameters are views of one vector, and whose gradients come back as one vector.
+
+    ``w`` (d,) and ``buffers`` (b,) are resident: a client is loaded by copying into them. Evaluating the gradient at
+    another vector points the parameters there and copies nothing.
+    """
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"):
+        self.module = model.to(device=device, dtype=dtype)
+        self.layout = layout = Layout(model)
+        self._params = [p for p in model.parameters() if p.requires_grad]
+        self._sizes, self._shapes = [p.numel() for p in self._params], [p.shape for p in self._params]
+        self.w = torch.cat([p.detach().reshape(-1) for p in self._params])
+        self.buffers = torch.zeros(layout.buffer_dim, dtype=dtype, device=device)
+        for slot in layout.buffers:
+            owner, _, name = slot.name.rpartition(".")
+            module = model.get_submodule(owner)
+            view = self.buffers[slot.span].view(slot.shape)
+            module._buffers[name] = view.copy_(module._buffers[name])  # type: ignore[arg-type]
+        self._initial_buffers = self.buffers.clone()
+        self._counters = [b for b in model.buffers() if not b.is_floating_point()]
+        self._counts = [b.clone() for b in self._counters]
+        self._stats = [m for m in model.modules() if isinstance(m, BATCH_NORM) and m.track_running_stats]
+        self._draws = any(isinstance(m, DROPOUT) for m in model.modules())
+        self._mask_state: Tensor | None = None
+        self._bound: Tensor | None = None
+        self.bind(self.w)
+
+    @property
+    def weights(self) -> Weights:
+        """The resident vectors themselves (not copies)."""
+        return Weights(self.w, self.buffers)
+
+    def bind(self, w: Tensor) -> None:
+        """Point the parameters at ``w`` (d,)."""
+        if w is self._bound:
+            return
+        for p, part, shape in zip(self._params, w.split(self._sizes), self._shapes, strict=True):
+            p.data = part.view(shape)
+        self._bound = w
+
+    def load(self, w: Tensor, buffers: Tensor | None = None) -> Tensor:
+        """Copy a model into the resident vectors and return the resident ``w``.
+
+        Counters, and without ``buffers`` the statistics too, go back to their initial values.
+        """
+        self.bind(self.w)
+        self.w.copy_(w)
+        if len(self.buffers):
+            self.buffers.copy_(self._initial_buffers if buffers is None else buffers)
+        for counter, value in zip(self._counters, self._counts, strict=True):
+            counter.copy_(value)
+        return self.w
+
+    def grad(
+        self, w: Tensor, x: Tensor, y: Tensor, loss: Callable[[Tensor, Tensor], Tensor], *, again: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Gradient (d,) and loss () of one batch at ``w``; a fresh tensor each time.
+
+        ``again=True`` is a second look at the same batch: dropout masks are those of the first, and running
+        statistics are not updated twice.
+        """
+        self.bind(w)
+        if self._draws:
+            if again and self._mask_state is not None:
+                torch.set_rng_state(self._mask_state)
+            else:
+                self._mask_state = torch.get_rng_state()
+        for m in self._stats:
+            m.track_running_stats = not again
+        value = loss(self.module(x), y)
+        grads = torch.autograd.grad(value, self._params, materialize_grads=True)
+        return torch.cat([g.reshape(-1) for g in grads]), value.detach()
+
+    def state_dict(self, weights: Weights) -> dict[str, Tensor]:
+        """A full state dict (frozen parameters and counters included) holding ``weights``; copies."""
+        out = {k: v.detach().clone() for k, v in self.module.state_dict().items()}
+        out.update({k: v.detach().clone() for k, v in self.layout.named(weights.w).items()})
+        out.update({k: v.detach().clone() for k, v in self.layout.named_buffers(weights.buffers).items()})
+        return out
+
+
+def hash_tensors(tensors: Iterable[Tensor]) -> str:
+    """Sha256 over the raw bytes of ``tensors``, in order."""
+    digest = hashlib.sha256()
+    for t in tensors:
+        flat = t.detach().cpu().contiguous().reshape(-1)
+        if len(flat):
+            digest.update(memoryview(flat.view(torch.uint8).numpy()))
+    return digest.hexdigest()
+
+
+def finite(t: Tensor) -> bool:
+    """Whether all entries are finite, in one pass without a temporary."""
+    return not t.is_floating_point() or bool(torch.isfinite(t.sum()))
+
+
+def _slots(tensors: Iterable[tuple[str, Tensor]]) -> list[Slot]:
+    out, offset = list[Slot](), 0
+    for name, t in tensors:
+        out.append(Slot(name, tuple(t.shape), offset, t.numel()))
+        offset += t.numel()
+    return out
+
+
+def _names_under(model: nn.Module, is_root: Callable[[nn.Module], bool]) -> frozenset[str]:
+    roots = [name for name, m in model.named_modules() if is_root(m)]
+    names = [n for n, p in model.named_parameters() if p.requires_grad]
+    return frozenset(n for n in names for r in roots if r == "" or n.startswith(r + "."))
+
+
+def _flatten(slots: Sequence[Slot], tensors: Mapping[str, Tensor], dtype: torch.dtype, what: str) -> Tensor:
+    parts = []
+    for slot in slots:
+        if slot.name not in tensors:
+            raise ConfigError(f"{what} '{slot.name}' is missing; given: {', '.join(tensors) or 'nothing'}")
+        t = torch.as_tensor(tensors[slot.name])
+        if tuple(t.shape) != slot.shape:
+            raise ConfigError(f"{what} '{slot.name}' has shape {tuple(t.shape)}, expected {slot.shape}")
+        parts.append(t.detach().reshape(-1).to(dtype))
+    return torch.cat(parts) if parts else torch.zeros(0, dtype=dtype)

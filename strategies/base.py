@@ -1,0 +1,74 @@
+"""The server half of a method: state in, state out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from clients.base import Client
+from fedsim.errors import ConfigError
+from fedsim.payload import Fold, Message, Replies, fold_kinds
+from fedsim.server import Round, Server
+from fedsim.vectors import Weights
+from strategies.aggregators import Aggregator, is_mean, mean
+
+State = dict[str, Any]  # tensors and plain values: all that a checkpoint needs; nothing else is kept between rounds
+
+
+class Strategy:
+    """Base of all methods: one exchange a round, the aggregate of ``delta`` handed to ``update``.
+
+    A subclass sets ``client`` and overrides ``update`` (and ``init``, ``message`` where it keeps or sends more). A method
+    with several exchanges a round, or none, overrides ``round``.
+    """
+
+    client: Client = Client()
+    aggregator: Aggregator = staticmethod(mean)
+    fold: ClassVar[Fold] = {"delta": "mean"}
+
+    def init(self, server: Server) -> State:
+        """State before round 0: the model ``w`` (d,) and its ``buffers`` (b,)."""
+        return dict(server.initial()._asdict())
+
+    def message(self, state: State, round: Round) -> Message:
+        """What every client of the cohort receives."""
+        arrays = {"w": state["w"]} | ({"buffers": state["buffers"]} if len(state["buffers"]) else {})
+        return Message.of(arrays)
+
+    def update(self, state: State, replies: Replies, round: Round) -> State:
+        """The next state from at least one reply."""
+        raise NotImplementedError(f"{type(self).__name__} must define update(state, replies, round)")
+
+    def round(self, server: Server, state: State, round: Round) -> State:
+        """One exchange, then ``update``. If nobody answered, the state stays as it is."""
+        replies = server.exchange(self.message(state, round), self.folds)
+        if not len(replies):
+            return state
+        state = self.update(state, replies, round)
+        return state | ({"buffers": replies.mean("buffers")} if ("buffers", "mean") in replies.folded else {})
+
+    def models(self, state: State) -> Mapping[str, Weights]:
+        """Models to evaluate by name; ``global`` is the one a run ends with."""
+        return {"global": Weights(state["w"], state["buffers"])}
+
+    @property
+    def folds(self) -> Fold:
+        """What to ask of the workers: sums, or the stack of ``delta`` where the aggregator needs single updates."""
+        if is_mean(self.aggregator):
+            return self.fold
+        kinds = fold_kinds(self.fold)
+        return kinds | {"delta": (*(k for k in kinds["delta"] if k != "mean"), "stack")}
+
+    def aggregate(self, replies: Replies) -> Tensor:
+        """The aggregate ``(d,)`` of the clients' ``delta`` under this strategy's aggregator."""
+        if is_mean(self.aggregator):
+            return replies.mean("delta")
+        return self.aggregator(replies.stack("delta"), replies.weights)
+
+
+def check(ok: bool, key: str, value: object, expected: str) -> None:
+    """Refuse an impossible option of a method, naming its configuration key."""
+    if not ok:
+        raise ConfigError(f"strategy.{key}={value}: {expected}")

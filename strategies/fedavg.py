@@ -1,0 +1,33 @@
+"""FedAvg. McMahan, Moore, Ramage, Hampson, Agüera y Arcas: Communication-Efficient Learning of Deep Networks from
+Decentralized Data, AISTATS 2017 (Algorithm 1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from clients.base import Client
+from clients.sgd import WEIGHTINGS, SGDClient
+from fedsim.payload import Replies
+from fedsim.server import Round
+from strategies.base import State, Strategy, check
+
+
+@dataclass(kw_only=True)
+class FedAvg(Strategy):
+    """Local SGD, then ``x <- x + server_lr * mean(x_K - x)``.
+
+    ``weighting``: ``samples`` weighs clients by n_i (the paper's n_k / n), ``uniform`` equally.
+    """
+
+    server_lr: float
+    weighting: str
+    client: Client = field(init=False)
+
+    def __post_init__(self) -> None:
+        check(self.server_lr > 0, "server_lr", self.server_lr, "must be positive")
+        check(self.weighting in WEIGHTINGS, "weighting", self.weighting, f"choose one of {', '.join(WEIGHTINGS)}")
+        self.client = SGDClient(weighting=self.weighting)
+
+    def update(self, state: State, replies: Replies, round: Round) -> State:
+        """Move along the mean update."""
+        return state | {"w": state["w"] + self.server_lr * self.aggregate(replies)}

@@ -1,0 +1,162 @@
+import io
+import json
+import math
+import statistics
+import subprocess
+import sys
+
+import pytest
+from omegaconf import OmegaConf
+from rich.console import Console
+
+from fedsim.report import compare, default_target, draw_curves, figure_of, group_runs, load_runs, print_table
+
+MB = 1_000_000
+
+
+def make(root, method, seed, accuracies, *, status="done", every=1, folder=None, evaluation=None, **config):
+    """A run folder, evaluated every ``every`` rounds; 1 MB up, 2 MB down and 0.5 s a round."""
+    path = root / (folder or f"{method}-s{seed}-{abs(hash(str(config))):x}")
+    path.mkdir(parents=True)
+    full = {"seed": seed, "dir": str(path), "strategy": {"_target_": f"strategies.{method}.X"}, **config}
+    full["partition"] = {"seed": seed, "alpha": 0.1} | full.get("partition", {})
+    full["evaluation"] = {"every": every, "target": evaluation}
+    (path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(full)))
+    lines = []
+    for at in range(1, len(accuracies) * every + 1):
+        row = {"round": at, "bytes_up": MB, "bytes_down": 2 * MB, "seconds": 0.5}
+        if at % every == 0:
+            row |= {"accuracy": accuracies[at // every - 1], "loss": 1 / at}
+        lines.append(json.dumps(row) + "\n")
+    (path / "metrics.jsonl").write_text("".join(lines))
+    if status:
+        (path / "summary.json").write_text(json.dumps({"method": method, "status": status}))
+    return path
+
+
+def test_numbers_by_hand(tmp_path):
+    make(tmp_path, "fedavg", 0, [0.2, 0.5, 0.4], every=2)
+    make(tmp_path, "fedavg", 1, [0.3, 0.3, 0.6], every=2)
+    make(tmp_path, "fedspeed", 0, [0.1, 0.2, 0.3], every=2)
+    frame = compare(load_runs([tmp_path]), target=0.5)
+    assert list(frame["method"]) == ["fedavg", "fedspeed"]
+    assert [c for c in frame.columns if "." in c] == []  # nothing but the method differs
+    first, second = frame.to_dict("records")
+    assert first["seeds"] == "0,1"
+    assert first["accuracy"] == pytest.approx(0.5)
+    assert first["accuracy_std"] == pytest.approx(statistics.stdev([0.4, 0.6]))
+    assert first["best"] == pytest.approx(0.55)
+    assert first["rounds_to_target"] == pytest.approx((4 + 6) / 2)
+    assert (first["reached"], second["reached"]) == (2, 0)
+    assert first["megabytes"] == pytest.approx(6 * 3)
+    assert first["seconds"] == pytest.approx(3.0)
+    assert math.isnan(second["rounds_to_target"]) and math.isnan(second["accuracy_std"])
+    assert "note" not in frame and "sim_seconds" not in frame
+
+
+def test_settings_get_a_column_only_if_they_tell_groups_apart(tmp_path):
+    for rho in (0.05, 0.1):
+        strategy = {"_target_": "strategies.fedspeed.FedSpeed", "rho": rho}
+        make(tmp_path, "fedspeed", 0, [0.5], strategy=strategy, client={"lr": 0.1}, engine={"workers": 2})
+    make(tmp_path, "fedavg", 0, [0.5], client={"lr": 0.2}, engine={"workers": 1})
+    groups = group_runs(load_runs([tmp_path]))
+    assert [group.label for group in groups] == [
+        "fedavg, lr=0.2",
+        "fedspeed, rho=0.05, lr=0.1",
+        "fedspeed, rho=0.1, lr=0.1",
+    ]
+    frame = compare(load_runs([tmp_path]))
+    assert [c for c in frame.columns if "." in c] == ["strategy.rho", "client.lr"]
+
+
+def test_a_fixed_inner_seed_is_a_setting_that_all_share(tmp_path):
+    for seed in (0, 1, 2):
+        make(tmp_path, "fedavg", seed, [0.5], partition={"seed": 0})
+    (group,) = group_runs(load_runs([tmp_path]))
+    assert [run.seed for run in group.runs] == [0, 1, 2]
+
+
+def test_same_run_twice_counts_once(tmp_path, caplog):
+    make(tmp_path, "fedavg", 0, [0.5], folder="a", tracker={"wandb": "offline"})
+    make(tmp_path, "fedavg", 0, [0.5, 0.7], folder="b")
+    (group,) = group_runs(load_runs([tmp_path, tmp_path / "b"]))
+    assert [run.dir.name for run in group.runs] == ["b"]
+    assert "is the same run" in caplog.text
+
+
+def test_broken_folders_are_named_and_skipped(tmp_path, caplog):
+    make(tmp_path, "fedavg", 0, [0.5])
+    (make(tmp_path, "fedavg", 1, [0.5], folder="noconfig") / "config.yaml").unlink()
+    (make(tmp_path, "fedavg", 2, [0.5], folder="badrow") / "metrics.jsonl").write_text("x\n{}\n")
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / "metrics.jsonl").write_text("")
+    runs = load_runs([tmp_path, tmp_path / "nowhere"])
+    assert [run.seed for run in runs] == [0]
+    for name in ("noconfig", "badrow", "nowhere"):
+        assert name in caplog.text
+    assert ".hydra" not in caplog.text
+
+
+def test_killed_runs_are_shown_with_a_note(tmp_path):
+    make(tmp_path, "fedavg", 0, [0.5, 0.6])
+    with (make(tmp_path, "fedavg", 1, [0.4], status=None) / "metrics.jsonl").open("a") as file:
+        file.write('{"round": 2, "acc')
+    frame = compare(load_runs([tmp_path]))
+    assert list(frame["seeds"]) == ["0,1"]
+    assert list(frame["note"]) == ["seed 1 unfinished after 1 rounds"]
+
+
+def test_default_target(tmp_path):
+    for seed, best in enumerate([0.81, 0.77, 0.10]):
+        make(tmp_path, "fedavg", seed, [best, math.nan])
+    runs = load_runs([tmp_path])
+    assert default_target(runs) == pytest.approx(0.75)
+    assert compare(runs).attrs["target"] == pytest.approx(0.75)
+    assert default_target([]) is None
+
+
+def test_configured_target_wins(tmp_path):
+    make(tmp_path, "fedavg", 0, [0.2, 0.5], evaluation=0.3)
+    frame = compare(load_runs([tmp_path]))
+    assert frame.attrs["target"] == 0.3
+    assert list(frame["rounds_to_target"]) == [2]
+
+
+def test_table_marks_the_best(tmp_path):
+    make(tmp_path, "fedavg", 0, [0.2, 0.6])
+    make(tmp_path, "fedavg", 1, [0.2, 0.4])
+    make(tmp_path, "fedspeed", 0, [0.5, 0.7])
+    console = Console(file=io.StringIO(), width=140)
+    print_table(compare(load_runs([tmp_path]), target=0.6), console)
+    text = console.file.getvalue()
+    assert "rounds to 60%" in text
+    assert "50.00 ± 14.14" in text and "70.00 *" in text
+    assert "2 (1 of 2 seeds)" in text
+    assert "6.0 *" not in text  # all equal: nobody leads
+
+
+def test_curves_are_drawn(tmp_path):
+    for seed in (0, 1):
+        make(tmp_path, "fedavg", seed, [0.2 + seed / 10, 0.5, 0.6])
+    make(tmp_path, "fedspeed", 0, [0.3, 0.6, 0.7])
+    figure = draw_curves(load_runs([tmp_path]), tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    accuracy, loss = figure.axes
+    assert [line.get_label() for line in accuracy.get_lines()] == ["fedavg", "fedspeed"]
+    assert list(accuracy.get_lines()[0].get_ydata()) == pytest.approx([0.25, 0.5, 0.6])
+    assert len(accuracy.collections) == 1  # the band of the two seeds
+    assert len(loss.get_lines()) == 2
+
+
+def test_figure_of_one_history_without_accuracy():
+    figure = figure_of({"mine": [[{"round": 1, "loss": 1000.0}, {"round": 2, "loss": 0.1}]]})
+    accuracy, loss = figure.axes
+    assert "no accuracy was measured" in accuracy.texts[0].get_text()
+    assert loss.get_yscale() == "log"
+
+
+def test_importing_the_report_is_cheap():
+    heavy = "('pandas', 'matplotlib', 'torch', 'wandb')"
+    code = f"import sys, fedsim.report; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
