@@ -34,17 +34,25 @@ def report(argv: Sequence[str]) -> int:
     return 0
 
 
-def show(dirs: Sequence[Path], target: float | None = None, plot: Path | None = None) -> None:
-    """Print the table of the runs in ``dirs``, draw their curves, and say where everything lies."""
-    from fedsim.report import compare, draw_curves, load_runs, print_table
+def show(
+    dirs: Sequence[Path], target: float | None = None, plot: Path | None = None, draw: bool = True
+) -> None:
+    """Print the table of the runs in ``dirs``, draw their curves, and say where everything lies.
 
-    runs = load_runs(list(dirs))
+    Without ``draw`` only curves that are there already are named.
+    """
+    from fedsim.report import compare, draw_curves, print_table
+    from fedsim.runs import load_runs
+
+    runs = load_runs(dirs)
     print_table(compare(runs, target))
     path = plot or _common(dirs) / "curves.png"
-    draw_curves(runs, path)
+    if draw:
+        draw_curves(runs, path)
     for folder in dirs:
         print(f"results: {folder}")
-    print(f"curves:  {path}", flush=True)
+    if path.exists():
+        print(f"curves:  {path}", flush=True)
 
 
 def _common(dirs: Sequence[Path]) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,8 +22,6 @@ from fedsim.explain import explain
 from fedsim.settings import COMPOSE_ERRORS, finished, label_method, run_dir
 from fedsim.sweep import Journal, Outcome
 from fedsim.validation import validate
-
-_WARM_UP = "fedsim-warm-up"  # name of the thread that starts Ray
 
 
 def launch(argv: Sequence[str]) -> int:
@@ -84,28 +81,17 @@ def _run(config: DictConfig, outcome: Outcome) -> float:
 
 def _warm_up(config: DictConfig) -> None:
     """Start Ray beside the imports of torch and of the method: they take about as long as each other."""
-    if config.engine.name != "ray":
-        return
+    if config.engine.name == "ray":
+        from fedsim.engine import cluster
 
-    def start() -> None:
-        try:
-            from fedsim.engine.ray import warm_up
-
-            warm_up(config)
-        except Exception:  # the engine starts Ray itself then, and reports what is wrong in its own words
-            return
-
-    threading.Thread(target=start, name=_WARM_UP, daemon=True).start()
+        cluster.warm_up(config.engine)
 
 
 def _stop_ray() -> None:
     """Jobs of one process share one Ray, which the engine leaves up; stop it if this process started it."""
-    for thread in threading.enumerate():
-        if thread.name == _WARM_UP:
-            thread.join()
-    engine: Any = sys.modules.get("fedsim.engine.ray")
-    if engine is not None and hasattr(engine, "shutdown"):
-        engine.shutdown()
+    cluster: Any = sys.modules.get("fedsim.engine.cluster")
+    if cluster is not None:
+        cluster.shutdown()
 
 
 def _share_cores(config: DictConfig, info: HydraConf) -> None:
@@ -133,15 +119,16 @@ def _hydra_process(argv: Sequence[str]) -> Iterator[None]:
 
 def _conclude(outcomes: list[Outcome]) -> int:
     """Table and curves of the runs that are done, then the table of those that failed."""
-    folders = list(dict.fromkeys(o.dir for o in outcomes if o.status != "failed"))
+    folders = list(dict.fromkeys(Path(o.dir) for o in outcomes if o.status != "failed"))
+    sweep = any(o.overrides for o in outcomes)
     if folders:
         from fedsim.commands import show
 
-        show([Path(f) for f in folders])
+        show(folders, draw=sweep)
     failed = [o for o in outcomes if o.status == "failed"]
     if not failed:
         return DONE
-    if any(o.overrides for o in failed):
+    if sweep:
         print(f"\nfedsim: {len(failed)} of {len(outcomes)} jobs failed", file=sys.stderr)
         width = max(len(o.overrides) for o in failed)
         for o in failed:

@@ -55,6 +55,7 @@ RANGES: Mapping[str, _Check] = {
     "engine.timeout": _POSITIVE,
     "evaluation.every": _AT_LEAST_1,
     "evaluation.batch_size": _AT_LEAST_1,
+    "evaluation.holdout": (lambda v: 0 <= v < 1, "must be in [0, 1)"),
     "evaluation.clients_every": _NONNEGATIVE,
     "evaluation.target": (lambda v: 0 <= v <= 1, "must be in [0, 1], as accuracies are"),
     "failures.retries": _NONNEGATIVE,
