@@ -14,7 +14,7 @@ from fedsim.vectors import Layout
 class Client:
     """Local half of a method; pickled once to the workers, so it keeps nothing between jobs.
 
-    Most rules override ``step`` (and ``begin`` for what is constant in a round, ``finish`` for what is sent). A rule with
+    Most rules override ``step`` (``begin`` for what is constant in a round, ``finish`` for what is sent). A rule with
     several networks or phases overrides ``fit``. Further exchanges call the method named by ``task``.
     """
 
@@ -49,8 +49,10 @@ class Client:
             w = self.step(job, w, batch)
         return self.finish(job, w)
 
+    fit.stepwise = True  # type: ignore[attr-defined]  # a chunk may run vectorised: only begin, step, finish count
+
     def evaluate(self, job: Job) -> Update:
         """Measure the received model on this client's held-out samples (task metrics, means)."""
         if job.holdout is None or len(job.holdout) == 0:
             raise Refusal("no held-out samples")
-        return Update(metrics=job.evaluate(job.anchor, job.holdout), weight=len(job.holdout))
+        return Update(metrics=job.evaluate(job.holdout), weight=len(job.holdout))

@@ -46,7 +46,11 @@ class FedSpeedClient(Client):
         """Steps 1 of Algorithm 1, client side: both gradients on one mini-batch, then the corrected descent."""
         g = job.grad(w, batch)
         if self.rho and self.alpha:
-            scale = self.rho / (torch.linalg.vector_norm(g, dim=-1, keepdim=True) + 1e-7) if self.normalize else self.rho
+            scale = (
+                self.rho / (torch.linalg.vector_norm(g, dim=-1, keepdim=True) + 1e-7)
+                if self.normalize
+                else self.rho
+            )
             ascent = job.grad(torch.addcmul(w, g, torch.as_tensor(scale, dtype=g.dtype)), batch, again=True)
             g = ascent if self.alpha == 1 else g.mul_(1 - self.alpha).add_(ascent, alpha=self.alpha)
         return job.sgd(w, g, correction=job.keep["c"], decay=self.lamb)

@@ -63,7 +63,9 @@ class RunResult:
         """Tidy table: round, client, metric, value."""
         import pandas as pd
 
-        return pd.DataFrame(read_rows(self.dir / "clients.jsonl"), columns=["round", "client", "metric", "value"])
+        return pd.DataFrame(
+            read_rows(self.dir / "clients.jsonl"), columns=["round", "client", "metric", "value"]
+        )
 
     def plot(self) -> Figure:
         """Accuracy and loss against rounds."""
@@ -303,7 +305,9 @@ def _loop(
         checkpoints=checkpoints,
         folder=folder,
         key=key,
-        cohorts=None if given.cohorts is None else check_cohorts(given.cohorts, config.rounds, config.num_clients),
+        cohorts=None
+        if given.cohorts is None
+        else check_cohorts(given.cohorts, config.rounds, config.num_clients),
     )
 
 

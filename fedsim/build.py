@@ -72,7 +72,9 @@ def given_clients(config: DictConfig, clients: Sequence[Pair], test: Pair | None
         if len(x) != len(y):
             raise ConfigError(f"clients[{i}]: x has {len(x)} samples, y has {len(y)}")
         if x.shape[1:] != xs[0].shape[1:] or y.shape[1:] != ys[0].shape[1:]:
-            raise ConfigError(f"clients[{i}]: samples of shape {tuple(x.shape[1:])}, client 0 has {tuple(xs[0].shape[1:])}")
+            raise ConfigError(
+                f"clients[{i}]: samples of shape {tuple(x.shape[1:])}, client 0 has {tuple(xs[0].shape[1:])}"
+            )
     ends = np.cumsum([0] + [len(x) for x in xs]).astype(np.int64)
     held = None if test is None else Samples(torch.as_tensor(test[0]), torch.as_tensor(test[1]))
     y = torch.cat(ys)
@@ -91,7 +93,9 @@ def model(config: DictConfig, data: Dataset, given: nn.Module | Callable[[], nn.
         shape = {"input_shape": data.input_shape, "num_classes": data.num_classes}
         built = part(config.model, "model", **shape)
     if not isinstance(built, nn.Module):
-        raise ConfigError(f"model: {config.model.get('_target_')} gave {type(built).__name__}, expected an nn.Module")
+        raise ConfigError(
+            f"model: {config.model.get('_target_')} gave {type(built).__name__}, expected an nn.Module"
+        )
     return built
 
 
@@ -104,14 +108,16 @@ def strategy(config: DictConfig, given: Any) -> Any:
         built.aggregator = part(config.aggregator, "aggregator")
     for name in ("init", "round", "models", "client"):
         if not hasattr(built, name):
-            raise ConfigError(f"strategy: {type(built).__name__} has no '{name}'; derive it from strategies.base.Strategy")
+            raise ConfigError(
+                f"strategy: {type(built).__name__} has no '{name}'; derive it from strategies.base.Strategy"
+            )
     return built
 
 
 def typed(node: Any, kind: type) -> Any:
     """A plain instance of a configuration dataclass (fast attributes, picklable)."""
     plain = OmegaConf.to_container(node, resolve=True)
-    names = {f for f in kind.__dataclass_fields__}  # type: ignore[attr-defined]
+    names = set(kind.__dataclass_fields__)  # type: ignore[attr-defined]
     return kind(**{str(k): v for k, v in plain.items() if k in names})  # type: ignore[union-attr]
 
 

@@ -32,7 +32,7 @@ class Checkpoint:
 def save(folder: Path, rounds: int, state: Mapping[str, Any], clients: ClientStore, key: str) -> Path:
     """Write the checkpoint of ``rounds`` finished rounds and remove older ones.
 
-    ``state`` holds tensors and JSON-plain values. The new folder appears by one rename, so that a kill leaves either the
+    ``state`` holds tensors and JSON-plain values. The new folder appears by one rename: a kill leaves either the
     old checkpoint or the new one. ``key`` identifies the run's configuration.
     """
     target, temporary = folder / f"round-{rounds:06d}", folder / f".round-{rounds:06d}.tmp"
@@ -44,7 +44,9 @@ def save(folder: Path, rounds: int, state: Mapping[str, Any], clients: ClientSto
     try:
         values = json.dumps(plain)
     except TypeError as e:
-        raise CheckpointError(f"strategy state holds what a checkpoint cannot: {e}; use tensors and plain values") from e
+        raise CheckpointError(
+            f"strategy state holds what a checkpoint cannot: {e}; use tensors and plain values"
+        ) from e
     meta = {
         "format": FORMAT,
         "key": key,
@@ -82,14 +84,18 @@ def load(path: Path, key: str) -> Checkpoint:
     except (OSError, json.JSONDecodeError) as e:
         raise CheckpointError(f"checkpoint {path} is torn ({e}); {afresh}") from e
     if meta.get("format") != FORMAT:
-        raise CheckpointError(f"checkpoint {path} has format {meta.get('format')}, expected {FORMAT}; {afresh}")
+        raise CheckpointError(
+            f"checkpoint {path} has format {meta.get('format')}, expected {FORMAT}; {afresh}"
+        )
     if meta["key"] != key:
         raise CheckpointError(
             f"checkpoint {path} belongs to another configuration (key {meta['key'][:8]}, this run is {key[:8]}); "
             "give another dir, or resume=never to start afresh"
         )
     if digest != meta["sha256"]:
-        raise CheckpointError(f"checkpoint {path} is torn: state.safetensors does not match its checksum; {afresh}")
+        raise CheckpointError(
+            f"checkpoint {path} is torn: state.safetensors does not match its checksum; {afresh}"
+        )
     tensors = load_file(path / "state.safetensors")
     return Checkpoint(meta["rounds"], {**meta["values"], **tensors}, meta["clients"])
 

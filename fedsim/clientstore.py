@@ -88,7 +88,9 @@ class ClientStore:
             self._where[int(client)], self._round[int(client)] = segment, round
         for segment in sorted(set(self._where.values())):
             if self._folder is None or not (self._folder / segment).exists():
-                raise CheckpointError(f"client states: {self._folder}/{segment} is missing; resume=never starts afresh")
+                raise CheckpointError(
+                    f"client states: {self._folder}/{segment} is missing; resume=never starts afresh"
+                )
             self._serial = max(self._serial, int(segment.split("-")[1].split(".")[0]) + 1)
 
     def prune(self) -> None:
@@ -118,7 +120,9 @@ class ClientStore:
             raise CheckpointError("client states cannot be written: the run has no folder")
         live = [c for c in self._where if c not in self._dirty]
         segments = set(self._where.values())
-        if len(segments) >= 8:  # many old segments, mostly overwritten: fold what still counts into the new one
+        if (
+            len(segments) >= 8
+        ):  # many old segments, mostly overwritten: fold what still counts into the new one
             clients = sorted({*clients, *live})
         name = f"states-{self._serial:06d}.safetensors"
         self._serial += 1
@@ -140,10 +144,10 @@ class ClientStore:
             with safe_open(path, framework="pt") as f:
                 return {k[len(prefix) :]: f.get_tensor(k) for k in f.keys() if k.startswith(prefix)}  # noqa: SIM118
         except Exception as e:
-            raise CheckpointError(f"client states: {path} cannot be read ({e}); resume=never starts afresh") from e
+            raise CheckpointError(
+                f"client states: {path} cannot be read ({e}); resume=never starts afresh"
+            ) from e
 
 
 def _size(state: State) -> int:
     return sum(t.numel() * t.element_size() for t in state.values()) + 64 * len(state)
-
-

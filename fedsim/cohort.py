@@ -12,7 +12,9 @@ from fedsim.rng import numpy_rng
 SMALL_MODEL_CHUNKS, LARGE_MODEL_CHUNKS, LARGE_MODEL = 16, 4, 2_000_000
 
 
-def sample(seed: int, round: int, num_clients: int, per_round: int, participation: str = "fixed") -> list[int]:
+def sample(
+    seed: int, round: int, num_clients: int, per_round: int, participation: str = "fixed"
+) -> list[int]:
     """Client ids of a round, ascending. The same for every method that shares the seed.
 
     ``fixed``: ``per_round`` clients, uniformly without replacement. ``bernoulli``: each client independently with
@@ -32,13 +34,17 @@ def sample(seed: int, round: int, num_clients: int, per_round: int, participatio
 def check_cohorts(cohorts: Sequence[Sequence[int]], rounds: int, num_clients: int) -> list[list[int]]:
     """Given cohorts, one per round: ids must exist and be distinct; returned ascending."""
     if len(cohorts) < rounds:
-        raise ConfigError(f"cohorts: {len(cohorts)} rounds given, but rounds={rounds}; give one list of client ids a round")
+        raise ConfigError(
+            f"cohorts: {len(cohorts)} rounds given, but rounds={rounds}; give one list of client ids a round"
+        )
     out = []
     for t, ids in enumerate(cohorts):
         ids = [int(i) for i in ids]
         bad = [i for i in ids if not 0 <= i < num_clients]
         if bad:
-            raise ConfigError(f"cohorts[{t}]: client {bad[0]} does not exist; ids go from 0 to {num_clients - 1}")
+            raise ConfigError(
+                f"cohorts[{t}]: client {bad[0]} does not exist; ids go from 0 to {num_clients - 1}"
+            )
         if len(set(ids)) < len(ids):
             raise ConfigError(f"cohorts[{t}]: a client is listed twice: {sorted(ids)}")
         out.append(sorted(ids))

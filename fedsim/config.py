@@ -35,9 +35,7 @@ class ClientConfig:
     momentum: float = MISSING  # local heavy ball, starts at zero every round
     weight_decay: float = MISSING
     clip_norm: float | None = MISSING  # bound on the norm of what `clip` names; null: no bound
-    clip: str = (
-        MISSING  # direction (gradient + corrections) | loss (gradient alone) | full (with decay terms)
-    )
+    clip: str = MISSING  # direction (gradient + corrections) | loss (gradient) | full (with decay terms)
 
 
 @dataclass
@@ -133,9 +131,7 @@ class RunConfig:
     dtype: str = MISSING  # float32 | float64
     num_clients: int = MISSING
     clients_per_round: int = MISSING
-    participation: str = (
-        MISSING  # fixed | bernoulli (each client with probability clients_per_round/num_clients)
-    )
+    participation: str = MISSING  # fixed | bernoulli (each client with p = clients_per_round/num_clients)
     buffers: str = MISSING  # average | local | all_local: BatchNorm statistics (and, all_local, its weights)
 
     strategy: Any = MISSING

@@ -61,7 +61,7 @@ class Job:
     kept: dict[str, Tensor] | None = None
     momentum: Tensor | None = None
     losses: list[Tensor] = field(default_factory=list)
-    clipped: int = 0
+    clipped: int | Tensor = 0  # steps that were clipped; (C, 1) when vectorised
 
     @property
     def layout(self) -> Layout:
@@ -123,7 +123,12 @@ class Job:
             self.samples += len(batch.x)
 
     def grad(
-        self, w: Tensor, batch: Batch, *, again: bool = False, loss: Callable[[Tensor, Tensor], Tensor] | None = None
+        self,
+        w: Tensor,
+        batch: Batch,
+        *,
+        again: bool = False,
+        loss: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> Tensor:
         """Gradient ``(..., d)`` of the mini-batch loss at ``w``, a fresh tensor.
 
@@ -138,8 +143,8 @@ class Job:
     def sgd(self, w: Tensor, g: Tensor, correction: Tensor | None = None, decay: float = 0.0) -> Tensor:
         """One local step in place: ``w <- w - lr (v + (weight_decay + decay) w)`` with ``v = clip(g + correction)``.
 
-        ``g`` is consumed. Clipping bounds the norm over the whole vector, ``v min(1, G / (|v| + 1e-6))``, and leaves the
-        decay terms outside (``clip: direction``); ``loss`` clips ``g`` alone, ``full`` the whole step. With momentum
+        ``g`` is consumed. Clipping bounds the norm over the whole vector, ``v min(1, G / (|v| + 1e-6))``, and leaves
+        the decay terms outside (``clip: direction``); ``loss`` clips ``g`` alone, ``full`` the whole step. With momentum
         ``m <- momentum m + step`` and ``w <- w - lr m``, starting at zero every round.
         """
         local, rate = self.local, self.local.weight_decay + decay
@@ -166,15 +171,19 @@ class Job:
         if bound is None:
             return
         norm = torch.linalg.vector_norm(g, dim=-1, keepdim=True) + 1e-6
-        over = int((norm > bound).sum())
-        if over:
-            self.clipped += over
+        if g.dim() > 1:
+            self.clipped = self.clipped + (norm > bound).long()
             g.mul_((bound / norm).clamp(max=1.0))
+        elif float(norm) > bound:
+            self.clipped += 1
+            g.mul_(bound / norm)
 
     def evaluate(self, data: LocalData, batch_size: int = 512) -> dict[str, float]:
         """Means of loss and metrics of the received model on ``data`` (this client's own statistics where kept)."""
         w = self.start()
-        return mean_of(evaluate(self.model, w, data, self.task, torch.arange(len(data)).split(batch_size)))
+        return mean_of(
+            evaluate(self.model, w, data, self.task, torch.split(torch.arange(len(data)), batch_size))
+        )
 
     def part_is_missing(self, update: Update) -> bool:
         """Whether weights that stay with the client would be lost: trained, but not put aside by ``delta``."""
@@ -187,5 +196,5 @@ class Job:
             out["train_loss"] = float(torch.stack(self.losses).mean())
             out["steps"] = float(self.steps)
             if self.local.clip_norm is not None:
-                out["clipped"] = self.clipped / self.steps if self.steps else 0.0
+                out["clipped"] = float(self.clipped) / self.steps if self.steps else 0.0
         return out

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -70,7 +71,7 @@ def job(config: DictConfig) -> float:
 def _run(config: DictConfig, outcome: Outcome) -> float:
     if outcome.title:
         print(f"{outcome.title}{outcome.dir}", flush=True)
-    _warm_up(config)
+    _start_ray(config)
     from fedsim.api import run
 
     result = run(config)
@@ -79,12 +80,22 @@ def _run(config: DictConfig, outcome: Outcome) -> float:
     return float("nan") if accuracy is None else float(accuracy)
 
 
-def _warm_up(config: DictConfig) -> None:
-    """Start Ray beside the imports of torch and of the method: they take about as long as each other."""
+def _start_ray(config: DictConfig) -> None:
+    """Start Ray while torch and the simulator are imported beside it: they take about as long as each other.
+
+    Ray is started here and the imports are done in a thread, not the reverse: Ray's processes are killed when the
+    thread that started them ends.
+    """
     if config.engine.name == "ray":
         from fedsim.engine import cluster
 
-        cluster.warm_up(config.engine)
+        threading.Thread(target=_import_simulator, daemon=True).start()
+        cluster.connect(config.engine)
+
+
+def _import_simulator() -> None:
+    with suppress(Exception):  # the caller imports it again, and sees what is wrong
+        import fedsim.api  # noqa: F401
 
 
 def _stop_ray() -> None:

@@ -101,7 +101,9 @@ class Loop:
 
     def _sample(self, index: int) -> list[int]:
         server = self.server
-        return cohort.sample(server.seed, index, server.num_clients, self.clients_per_round, self.participation)
+        return cohort.sample(
+            server.seed, index, server.num_clients, self.clients_per_round, self.participation
+        )
 
     def _measure(self, index: int) -> Row:
         """Metrics of every model on the test set and, when due, on the clients' held-out parts."""

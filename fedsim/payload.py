@@ -150,7 +150,7 @@ class Replies:
         return self._get(name, "stack")
 
     def mean(self, name: str) -> Tensor:
-        """Weighted mean over clients (a fresh tensor); from the plain sum if that was asked for and weights are equal."""
+        """Weighted mean over clients (a fresh tensor); from the plain sum if asked for that and weights are equal."""
         weights = [o.weight for o in self.ok]
         if not sum(weights) > 0:
             raise ClientError(f"the mean of '{name}' needs a positive total weight, got {sum(weights)}")
@@ -178,7 +178,9 @@ def fold_kinds(fold: Fold) -> dict[str, tuple[str, ...]]:
     for name, kinds in out.items():
         for kind in kinds:
             if kind not in KINDS:
-                raise ClientError(f"fold of '{name}': '{kind}' is no kind of fold; choose from {', '.join(KINDS)}")
+                raise ClientError(
+                    f"fold of '{name}': '{kind}' is no kind of fold; choose from {', '.join(KINDS)}"
+                )
     return out
 
 

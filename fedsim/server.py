@@ -140,7 +140,11 @@ class Server:
 
     def _work(self, client: int) -> float:
         local = self.local
-        return 1.0 + num_steps(int(self.sizes[client]), local.batch_size, local.epochs, local.steps) * local.batch_size
+        return (
+            1.0
+            + num_steps(int(self.sizes[client]), local.batch_size, local.epochs, local.steps)
+            * local.batch_size
+        )
 
     def _apply_policy(self, outcomes: Sequence[Outcome]) -> None:
         for o in outcomes:

@@ -39,9 +39,12 @@ class Task:
         n = len(y)
         metrics = self.metrics
         if metrics is None:
-            labels = not y.is_floating_point() and y.dim() == 1 and isinstance(output, Tensor) and output.dim() == 2
+            labels = (
+                not y.is_floating_point()
+                and y.dim() == 1
+                and isinstance(output, Tensor)
+                and output.dim() == 2
+            )
             metrics = {"accuracy": accuracy} if labels else {}
         out = {"loss": float(self.loss(output, y)) * n}
         return out | {name: float(fn(output, y)) * n for name, fn in metrics.items()}
-
-

@@ -69,7 +69,9 @@ class Layout:
         head = getattr(model, "head", None)
         self.head = _names_under(model, lambda m: m is head) if isinstance(head, nn.Module) else frozenset()
         if not self.params:
-            raise ConfigError("model: it has no trainable parameter; expected at least one with requires_grad=True")
+            raise ConfigError(
+                "model: it has no trainable parameter; expected at least one with requires_grad=True"
+            )
 
     def spans(self, names: Iterable[str]) -> list[slice]:
         """Slices of the parameters called ``names``, in layout order, neighbours joined."""
@@ -106,7 +108,9 @@ class FlatModel:
     another vector points the parameters there and copies nothing.
     """
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"):
+    def __init__(
+        self, model: nn.Module, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+    ):
         self.module = model.to(device=device, dtype=dtype)
         self.layout = layout = Layout(model)
         self._params = [p for p in model.parameters() if p.requires_grad]
@@ -122,7 +126,7 @@ class FlatModel:
         self._counters = [b for b in model.buffers() if not b.is_floating_point()]
         self._counts = [b.clone() for b in self._counters]
         self._stats = [m for m in model.modules() if isinstance(m, BATCH_NORM) and m.track_running_stats]
-        self._draws = any(isinstance(m, DROPOUT) for m in model.modules())
+        self.draws = any(isinstance(m, DROPOUT) for m in model.modules())
         self._mask_state: Tensor | None = None
         self._bound: Tensor | None = None
         self.bind(self.w)
@@ -136,7 +140,7 @@ class FlatModel:
         """Point the parameters at ``w`` (d,)."""
         if w is self._bound:
             return
-        for p, part, shape in zip(self._params, w.split(self._sizes), self._shapes, strict=True):
+        for p, part, shape in zip(self._params, torch.split(w, self._sizes), self._shapes, strict=True):
             p.data = part.view(shape)
         self._bound = w
 
@@ -154,7 +158,13 @@ class FlatModel:
         return self.w
 
     def grad(
-        self, w: Tensor, x: Tensor, y: Tensor, loss: Callable[[Tensor, Tensor], Tensor], *, again: bool = False
+        self,
+        w: Tensor,
+        x: Tensor,
+        y: Tensor,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        *,
+        again: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """Gradient (d,) and loss () of one batch at ``w``; a fresh tensor each time.
 
@@ -162,7 +172,7 @@ class FlatModel:
         statistics are not updated twice.
         """
         self.bind(w)
-        if self._draws:
+        if self.draws:
             if again and self._mask_state is not None:
                 torch.set_rng_state(self._mask_state)
             else:
@@ -187,7 +197,7 @@ def hash_tensors(tensors: Iterable[Tensor]) -> str:
     for t in tensors:
         flat = t.detach().cpu().contiguous().reshape(-1)
         if len(flat):
-            digest.update(memoryview(flat.view(torch.uint8).numpy()))
+            digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

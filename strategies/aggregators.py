@@ -1,4 +1,4 @@
-"""Aggregation rules: pure functions ``(updates (n, d), weights (n,) or None) -> (d,)``, usable without the simulator."""
+"""Aggregation rules: pure functions ``(updates (n, d), weights=None) -> (d,)``, usable without the simulator."""
 
 from __future__ import annotations
 

@@ -14,13 +14,15 @@ from fedsim.server import Round, Server
 from fedsim.vectors import Weights
 from strategies.aggregators import Aggregator, is_mean, mean
 
-State = dict[str, Any]  # tensors and plain values: all that a checkpoint needs; nothing else is kept between rounds
+State = dict[
+    str, Any
+]  # tensors and plain values: all that a checkpoint needs; nothing else is kept between rounds
 
 
 class Strategy:
     """Base of all methods: one exchange a round, the aggregate of ``delta`` handed to ``update``.
 
-    A subclass sets ``client`` and overrides ``update`` (and ``init``, ``message`` where it keeps or sends more). A method
+    A subclass sets ``client`` and overrides ``update`` (and ``init``, ``message`` where it keeps or sends more). One
     with several exchanges a round, or none, overrides ``round``.
     """
 

@@ -25,7 +25,12 @@ class FedAvg(Strategy):
 
     def __post_init__(self) -> None:
         check(self.server_lr > 0, "server_lr", self.server_lr, "must be positive")
-        check(self.weighting in WEIGHTINGS, "weighting", self.weighting, f"choose one of {', '.join(WEIGHTINGS)}")
+        check(
+            self.weighting in WEIGHTINGS,
+            "weighting",
+            self.weighting,
+            f"choose one of {', '.join(WEIGHTINGS)}",
+        )
         self.client = SGDClient(weighting=self.weighting)
 
     def update(self, state: State, replies: Replies, round: Round) -> State:

@@ -21,8 +21,8 @@ class FedSpeed(Strategy):
     gradient of the same mini-batch at ``x + rho g1 / |g1|``; then ``g_hat_i -= lamb (x_K - x_start)``.
 
     ``lamb`` is the prox weight, the paper's 1/lambda. ``normalize=false`` ascends by ``rho g1``. ``beta`` starts at
-    ``x + beta (x - last local model)`` (relaxed initialisation of the authors' code). ``dual_mean``: ``all`` adds the mean
-    dual over all m clients, as the authors' code does, with one server vector ``hbar``; ``active`` over the cohort, as
+    ``x + beta (x - last local model)`` (relaxed initialisation of the authors' code). ``dual_mean``: ``all`` adds the
+    mean dual over all m clients, as the authors' code does, with one server vector ``hbar``; ``active`` over the cohort, as
     published, which does not converge under partial participation. ``weighting``: ``uniform`` or by ``samples``.
     """
 
@@ -40,7 +40,12 @@ class FedSpeed(Strategy):
         check(self.rho >= 0, "rho", self.rho, "the ascent radius must not be negative")
         check(0 <= self.alpha <= 1, "alpha", self.alpha, "must lie in [0, 1]")
         check(self.dual_mean in ("all", "active"), "dual_mean", self.dual_mean, "choose one of all, active")
-        check(self.weighting in WEIGHTINGS, "weighting", self.weighting, f"choose one of {', '.join(WEIGHTINGS)}")
+        check(
+            self.weighting in WEIGHTINGS,
+            "weighting",
+            self.weighting,
+            f"choose one of {', '.join(WEIGHTINGS)}",
+        )
         self.client = FedSpeedClient(
             lamb=self.lamb,
             rho=self.rho,

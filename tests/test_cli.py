@@ -41,6 +41,7 @@ class Simulator:
         hashes = [run_key(config)[:8] + (self.salt if r == 2 else "") for r in range(1, 4)]
         rows = [{"round": r, "weights_hash": h} for r, h in enumerate(hashes, 1)]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (folder / "curves.png").touch()
         summary = {"status": "done", "accuracy": 0.5}
         (folder / "summary.json").write_text(json.dumps(summary))
         return SimpleNamespace(dir=folder, summary=summary)
@@ -51,15 +52,16 @@ def simulator(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Simulator:
     """The stand-in and one for ``fedsim.report``, in an empty working directory."""
     stand_in = Simulator()
     report = SimpleNamespace(
-        load_runs=lambda dirs: [str(d) for d in dirs],
         compare=lambda runs, target=None: (len(runs), target),
         print_table=lambda table: print("table", *table),
         draw_curves=lambda runs, path: path.write_text(" ".join(runs)),
     )
-    engine = SimpleNamespace(warm_up=lambda config: None, shutdown=lambda: None)
-    monkeypatch.setitem(sys.modules, "fedsim.api", stand_in)  # type: ignore[arg-type]
-    monkeypatch.setitem(sys.modules, "fedsim.report", report)  # type: ignore[arg-type]
-    monkeypatch.setitem(sys.modules, "fedsim.engine.ray", engine)  # type: ignore[arg-type]
+    runs = SimpleNamespace(load_runs=lambda dirs: [str(d) for d in dirs])
+    cluster = SimpleNamespace(connect=lambda config: None, shutdown=lambda: None)
+    monkeypatch.setitem(sys.modules, "fedsim.api", stand_in)
+    monkeypatch.setitem(sys.modules, "fedsim.report", report)
+    monkeypatch.setitem(sys.modules, "fedsim.runs", runs)
+    monkeypatch.setitem(sys.modules, "fedsim.engine.cluster", cluster)
     monkeypatch.chdir(tmp_path)
     return stand_in
 
@@ -88,6 +90,7 @@ def test_one_run_ends_in_a_table_and_paths(simulator: Simulator, capsys: pytest.
     assert "table 1 None" in out and f"results: {folder}" in out and f"curves:  {folder}/curves.png" in out
     assert sorted(p.name for p in Path().iterdir()) == ["runs"], "Hydra leaves nothing behind"
     assert [p.name for p in Path("runs/default").iterdir()] == [folder.name]
+    assert not (folder / "curves.png").read_text(), "the run draws its own curves"
 
 
 def test_a_finished_run_is_skipped(simulator: Simulator, capsys: pytest.CaptureFixture[str]) -> None:
@@ -195,7 +198,7 @@ def test_ray_sweep_starts_ray_only_for_jobs_in_several_processes(monkeypatch: py
         return SimpleNamespace(address_info={"address": "1.2.3.4:5"})
 
     ray = SimpleNamespace(init=init, shutdown=lambda: None)
-    monkeypatch.setitem(sys.modules, "ray", ray)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "ray", ray)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
     def sweep(launcher: dict[str, int], engine: str, *task: str) -> str | None:

@@ -68,9 +68,9 @@ class LocalData:
         while left > 0 and n:
             order = torch.randperm(n, generator=rng) if shuffle else torch.arange(n)
             order = order[: left * batch_size]
-            for rows in order.split(block):
+            for rows in torch.split(order, block):
                 x, y = self.read(rows, draw)
-                yield from map(Batch, x.split(batch_size), y.split(batch_size))
+                yield from map(Batch, torch.split(x, batch_size), torch.split(y, batch_size))
             left -= min(left, per_epoch)
 
 

@@ -33,7 +33,10 @@ def connect(config: Any) -> None:
     address = config.address or os.environ.get("RAY_ADDRESS") or "local"
     own: dict[str, Any] = {}
     if address == "local":
-        for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"):  # glibc of the workers: keep freed memory
+        for name in (
+            "MALLOC_TRIM_THRESHOLD_",
+            "MALLOC_MMAP_THRESHOLD_",
+        ):  # glibc of the workers: keep freed memory
             os.environ.setdefault(name, str(1 << 32))
         os.environ.setdefault("RAY_preload_python_modules", "torch")
         own = {"include_dashboard": False}

@@ -69,7 +69,8 @@ class RayEngine:
         self._options = {"num_cpus": 0 if ours() else 1, "num_gpus": gpus / self.workers}
         if not ours() and self.workers > total:
             raise EngineError(
-                f"engine.workers={self.workers}, but the cluster has {total} CPUs; start fewer workers or join a larger one"
+                f"engine.workers={self.workers}, but the cluster has {total} CPUs; "
+                "start fewer workers or join a larger one"
             )
         reuse = _idle if not gpus else []
         self._actors = [reuse.pop() if reuse else self._new_actor() for _ in range(self.workers)]
@@ -110,7 +111,7 @@ class RayEngine:
         self, method: str, ref: Any, items: Sequence[Any], order: list[int]
     ) -> Iterator[tuple[int, Any]]:
         todo, tries, busy = order[::-1], Counter[int](), dict[Any, tuple[int, Any]]()
-        load = Counter({a: 0 for a in self._actors})
+        load = Counter(dict.fromkeys(self._actors, 0))
         while todo or busy:
             while todo and min(load.values()) < AHEAD:
                 index, actor = todo.pop(), min(load, key=lambda a: load[a])
@@ -121,7 +122,8 @@ class RayEngine:
             if not done:
                 names = ", ".join(str(i) for i, _ in busy.values())
                 raise EngineError(
-                    f"chunks {names} took longer than engine.timeout={self._config.timeout} s; raise it or find the client"
+                    f"chunks {names} took longer than engine.timeout={self._config.timeout} s; "
+                    "raise it or find the client"
                 )
             index, actor = busy.pop(done[0])
             load[actor] -= 1

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fedsim.config import ClientConfig, FailureConfig
 from fedsim.data.federated import FederatedData
+from fedsim.engine import vectorised
 from fedsim.errors import ClientError
 from fedsim.evaluation import evaluate
 from fedsim.job import ClientLike, Job
@@ -87,8 +88,9 @@ class Worker:
         folder, outcomes = Folder(broadcast.fold), list[Outcome]()
         states: dict[int, dict[str, Tensor]] = {}
         with torch.random.fork_rng(devices=[]):
+            ready = self._train_together(broadcast, chunk)
             for client in chunk.clients:
-                outcome, state = self._one(broadcast, chunk, client, folder)
+                outcome, state = self._one(broadcast, chunk, client, folder, ready.get(client))
                 outcomes.append(outcome)
                 if state is not None:
                     states[client] = {k: v.cpu() for k, v in state.items()}
@@ -100,7 +102,9 @@ class Worker:
         w = self.model.load(weights.arrays["w"].to(self.plan.device), weights.arrays.get("buffers"))
         return evaluate(self.model, w, data, self.plan.task, [torch.arange(a, b) for a, b in rows])
 
-    def job(self, broadcast: Broadcast, client: int, each: Payload | None, state: Mapping[str, Tensor]) -> Job:
+    def job(
+        self, broadcast: Broadcast, client: int, each: Payload | None, state: Mapping[str, Tensor]
+    ) -> Job:
         """Build the job of one client."""
         plan, message = self.plan, broadcast.payload
         if each is not None:
@@ -121,7 +125,12 @@ class Worker:
         )
 
     def _one(
-        self, broadcast: Broadcast, chunk: Chunk, client: int, folder: Folder
+        self,
+        broadcast: Broadcast,
+        chunk: Chunk,
+        client: int,
+        folder: Folder,
+        ready: tuple[Job, Update] | None = None,
     ) -> tuple[Outcome, dict[str, Tensor] | None]:
         each = chunk.each.get(client)
         start = time.perf_counter()
@@ -129,9 +138,10 @@ class Worker:
         outcome = Outcome(client, "ok", bytes_down=down)
         state: dict[str, Tensor] | None = None
         for attempt in range(self.plan.failures.retries + 1):
-            job = self.job(broadcast, client, each, chunk.states.get(client, {}))
+            job = ready[0] if ready else self.job(broadcast, client, each, chunk.states.get(client, {}))
             try:
-                state = self._fold_one(job, broadcast, folder, outcome)
+                update = ready[1] if ready else self._call(job, broadcast.task)
+                state = self._fold_one(job, update, broadcast, folder, outcome)
             except Refusal as refusal:
                 outcome.kind, outcome.reason = "refused", str(refusal)
             except Exception:
@@ -144,27 +154,39 @@ class Worker:
         outcome.seconds = time.perf_counter() - start
         return outcome, state
 
+    def _train_together(self, broadcast: Broadcast, chunk: Chunk) -> dict[int, tuple[Job, Update]]:
+        """Updates of clients trained vectorised; none where that is off, impossible or failed (then one by one)."""
+        wish = self.plan.vectorize
+        if wish == "off" or (wish == "auto" and self.plan.device == "cpu"):
+            return {}
+        if not vectorised.possible(self, broadcast, chunk):
+            return {}
+        try:
+            return vectorised.train(self, broadcast, chunk)
+        except Exception:  # the loop over clients names the one that fails
+            return {}
+
     def _fold_one(
-        self, job: Job, broadcast: Broadcast, folder: Folder, outcome: Outcome
+        self, job: Job, update: Update, broadcast: Broadcast, folder: Folder, outcome: Outcome
     ) -> dict[str, Tensor] | None:
-        versions = {k: t._version for k, t in job.message.arrays.items()}
-        torch.manual_seed(key(job.seed, f"{job.purpose}/layers", job.round, job.client) >> 1)
-        update = self._call(job, broadcast.task)
-        for name, version in versions.items():
-            if job.message.arrays[name]._version != version:
-                raise ClientError(f"the message is read-only, but '{name}' was written to; work on a .clone()")
         arrays: dict[str, Any] = dict(update.arrays)
         if "buffers" in broadcast.fold:
             arrays["buffers"] = self.model.buffers
         payload = Payload.of(arrays, {**update.values, "weight": float(update.weight)})
         folder.check(payload.arrays)
         outcome.kind, outcome.reason = "ok", ""
-        outcome.weight, outcome.values, outcome.metrics = float(update.weight), payload.values, dict(update.metrics)
+        outcome.weight, outcome.values, outcome.metrics = (
+            float(update.weight),
+            payload.values,
+            dict(update.metrics),
+        )
         outcome.bytes_up = payload.nbytes
         bad = [k for k, t in payload.arrays.items() if not finite(t)]
         if bad or not 0 <= update.weight < float("inf"):
             outcome.kind = "nonfinite"
-            outcome.reason = f"non-finite values in {', '.join(bad) or 'the weight'}; a smaller client.lr may help"
+            outcome.reason = (
+                f"non-finite values in {', '.join(bad) or 'the weight'}; a smaller client.lr may help"
+            )
             return None
         folder.add(payload.arrays, float(update.weight))
         if update.state is None and not job.kept:
@@ -174,8 +196,8 @@ class Worker:
 
     def _fresh_state(self) -> dict[str, Tensor]:
         fresh = self.plan.client.init_state(self.model.layout)
-        floats = {"device": self.plan.device, "dtype": self.plan.dtype}
-        return {k: v.to(**floats) if v.is_floating_point() else v.to(self.plan.device) for k, v in fresh.items()}
+        device, dtype = self.plan.device, self.plan.dtype
+        return {k: v.to(device, dtype if v.is_floating_point() else v.dtype) for k, v in fresh.items()}
 
     def _own(self, t: Tensor) -> Tensor:
         """Kept state must not alias the resident vectors, which the next client overwrites."""
@@ -185,15 +207,24 @@ class Worker:
     def _call(self, job: Job, task: str) -> Update:
         method = getattr(self.plan.client, task, None)
         if not callable(method):
-            raise ClientError(f"the exchange asks for '{task}', but {type(self.plan.client).__name__} has no such method")
+            raise ClientError(
+                f"the exchange asks for '{task}', but {type(self.plan.client).__name__} has no such method"
+            )
+        versions = {k: t._version for k, t in job.message.arrays.items()}
+        torch.manual_seed(key(job.seed, f"{job.purpose}/layers", job.round, job.client) >> 1)
         update = method(job)
+        for name, version in versions.items():
+            if job.message.arrays[name]._version != version:
+                raise ClientError(
+                    f"the message is read-only, but '{name}' was written to; work on a .clone()"
+                )
         if not isinstance(update, Update):
-            raise ClientError(f"{type(self.plan.client).__name__}.{task} returned {type(update).__name__}, not an Update")
+            raise ClientError(
+                f"{type(self.plan.client).__name__}.{task} returned {type(update).__name__}, not an Update"
+            )
         if job.part_is_missing(update):
             raise ClientError("buffers=all_local needs the update's delta to come from job.delta(w)")
         return update
-
-
 
 
 def _to(broadcast: Broadcast, chunk: Chunk, device: str) -> tuple[Broadcast, Chunk]:
