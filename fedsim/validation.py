@@ -55,6 +55,7 @@ RANGES: Mapping[str, _Check] = {
     "engine.timeout": _POSITIVE,
     "evaluation.every": _AT_LEAST_1,
     "evaluation.batch_size": _AT_LEAST_1,
+    "evaluation.holdout": (lambda v: 0 <= v < 1, "must be in [0, 1)"),
     "evaluation.clients_every": _NONNEGATIVE,
     "evaluation.target": (lambda v: 0 <= v <= 1, "must be in [0, 1], as accuracies are"),
     "failures.retries": _NONNEGATIVE,
@@ -137,17 +138,14 @@ def _check_target(key: str, node: Any) -> None:
         return  # given as a Python object instead
     target = node.get("_target_") if isinstance(node, DictConfig) else None
     if not isinstance(target, str) or "." not in target:
-        near = f" (given: {target!r})" if target else ""
-        raise ConfigError(
-            f"{key}: has no _target_, the dotted path of its class, as in my_module.MyClass{near}"
-        )
+        near = f", but {target!r}" if target else ""
+        raise ConfigError(f"{key}: has no _target_, the dotted path of its class (my_module.MyClass){near}")
 
 
 def _check_relations(config: DictConfig) -> None:
     if not 1 <= config.clients_per_round <= config.num_clients:
-        raise ConfigError(
-            f"clients_per_round={config.clients_per_round}: must be between 1 and num_clients ({config.num_clients})"
-        )
+        given, most = config.clients_per_round, config.num_clients
+        raise ConfigError(f"clients_per_round={given}: must be between 1 and num_clients ({most})")
     if config.engine.name == "serial" and config.engine.workers != 1:
         raise ConfigError(
             f"engine.workers={config.engine.workers}: must be 1 with engine=serial; use engine=ray"
