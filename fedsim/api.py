@@ -118,7 +118,7 @@ def run(config: DictConfig, **handed: Any) -> RunResult:
     engine, summary = None, dict[str, Any]()
     try:
         trackers.phase("loading data")
-        data = session.load_data(config, given)
+        data = session.load_data(config, given, method)
         task = Task(build.model(config, data.dataset, given.model), given.loss or cross_entropy)
         trackers.phase(f"starting the {config.engine.name} engine")
         engine = session.start_engine(config)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from functools import cached_property
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedsim import rng
 from fedsim.config import ClientConfig
+from fedsim.data.federated import FederatedData
 from fedsim.data.local import Batch, LocalData, num_steps
 from fedsim.evaluation import evaluate, mean_of
 from fedsim.localpart import LocalPart
@@ -49,8 +51,7 @@ class Job:
     seed: int
     message: Payload
     state: Mapping[str, Tensor]
-    data: LocalData
-    holdout: LocalData | None = None
+    source: FederatedData
     keep: dict[str, Tensor] = field(default_factory=dict)  # constants of this job, set in ``begin``
     metrics: dict[str, float] = field(default_factory=dict)  # reported beside the training loss
     purpose: str = "fit"
@@ -62,6 +63,21 @@ class Job:
     momentum: Tensor | None = None
     losses: list[Tensor] = field(default_factory=list)
     clipped: int | Tensor = 0  # steps that were clipped; (C, 1) when vectorised
+
+    @cached_property
+    def data(self) -> LocalData:
+        """This client's training samples."""
+        return self.source.client(self.client, self.model.w.dtype)
+
+    @property
+    def holdout(self) -> LocalData | None:
+        """This client's held-out samples; ``None`` when the run has none."""
+        return self.source.client_holdout(self.client, self.model.w.dtype)
+
+    @property
+    def test(self) -> LocalData | None:
+        """The common test set, if there is one."""
+        return self.source.test_data(self.model.w.dtype)
 
     @property
     def layout(self) -> Layout:
@@ -128,17 +144,34 @@ class Job:
         batch: Batch,
         *,
         again: bool = False,
-        loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+        loss: Callable[[Any, Tensor], Tensor] | None = None,
+        forward: Callable[[nn.Module, Tensor], Any] | None = None,
     ) -> Tensor:
         """Gradient ``(..., d)`` of the mini-batch loss at ``w``, a fresh tensor.
 
         ``again=True`` for a further gradient on the same batch: same dropout masks, running statistics untouched, and
-        the loss is not logged twice.
+        the loss is not logged twice. ``loss(output, y)`` and ``forward(model, x)`` replace the task's.
         """
-        g, value = self.model.grad(w, batch.x, batch.y, loss or self.task.loss, again=again)
+        loss = loss or self.task.loss
+        g, value = self.model.grad(w, batch.x, batch.y, loss, again=again, forward=forward)
         if not again:
             self.losses.append(value)
         return g
+
+    def forward(self, w: Tensor, x: Tensor, call: Callable[[nn.Module, Tensor], Tensor]) -> Tensor:
+        """``call(model, x)`` at ``w`` (d,), without gradient and without touching running statistics."""
+        return self.model.apply(w, x, call)
+
+    def full_gradient(self, w: Tensor, batch_size: int = 512) -> Tensor:
+        """Gradient (d,) of the mean loss over all samples at ``w``, not augmented, statistics untouched."""
+        n, total = len(self.data), torch.zeros_like(w)
+        for rows in torch.split(torch.arange(n), batch_size):
+            total.add_(self.grad(w, self.data.read(rows), again=True), alpha=len(rows) / n)
+        return total
+
+    def weight(self, weighting: str) -> float:
+        """Aggregation weight: the number of samples (``samples``) or 1 (``uniform``)."""
+        return float(len(self.data)) if weighting == "samples" else 1.0
 
     def sgd(self, w: Tensor, g: Tensor, correction: Tensor | None = None, decay: float = 0.0) -> Tensor:
         """One local step in place: ``w <- w - lr (v + (weight_decay + decay) w)`` with ``v = clip(g + correction)``.
@@ -178,9 +211,13 @@ class Job:
             self.clipped += 1
             g.mul_(bound / norm)
 
-    def evaluate(self, data: LocalData, batch_size: int = 512) -> dict[str, float]:
-        """Means of loss and metrics of the received model on ``data`` (this client's own statistics where kept)."""
-        w = self.start()
+    def evaluate(self, data: LocalData, w: Tensor | None = None, batch_size: int = 512) -> dict[str, float]:
+        """Means of loss and metrics on ``data`` of ``w`` (d,), by default the received model.
+
+        What this client keeps of normalisation layers is put in place first.
+        """
+        received = self.start()
+        w = received if w is None else w
         return mean_of(
             evaluate(self.model, w, data, self.task, torch.split(torch.arange(len(data)), batch_size))
         )

@@ -28,6 +28,9 @@ class StrategyLike(Protocol):
     def round(self, server: Server, state: State, round: Round) -> State:
         """One round."""
 
+    def evaluate(self, server: Server, state: State) -> dict[str, float]:
+        """Numbers of the common test set for the round's row."""
+
     def models(self, state: State) -> Mapping[str, Weights]:
         """Models to evaluate by name."""
 
@@ -109,13 +112,10 @@ class Loop:
         """Metrics of every model on the test set and, when due, on the clients' held-out parts."""
         out: Row = {}
         plan, last = self.evaluation, index + 1 == self.rounds
-        models = self.models()
         if last or (plan.every and (index + 1) % plan.every == 0):
-            for name, weights in models.items():
-                prefix = "" if name == "global" else f"{name}/"
-                out |= {prefix + k: v for k, v in self.server.evaluate(weights).items()}
+            out |= self.strategy.evaluate(self.server, self.state)
         if plan.clients_every and (last or (index + 1) % plan.clients_every == 0):
-            replies = self.server.evaluate_clients(models["global"], range(self.server.num_clients))
+            replies = self.server.evaluate_clients(self.models()["global"], range(self.server.num_clients))
             for metric in replies.ok[0].metrics if len(replies) else ():
                 values = [o.metrics[metric] for o in replies.ok]
                 out[f"clients/{metric}"] = sum(values) / len(values)

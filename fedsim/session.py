@@ -119,11 +119,13 @@ def finished_summary(folder: Path, config: DictConfig) -> dict[str, Any] | None:
     return summary if done else None
 
 
-def load_data(config: DictConfig, given: Given) -> FederatedData:
-    """Clients as handed over, or the configured source, split."""
+def load_data(config: DictConfig, given: Given, method: Any) -> FederatedData:
+    """Clients as handed over, or the configured source, split; all in one place if that is what the method is for."""
     if given.clients is not None:
-        return build.given_clients(config, given.clients, given.test)
-    return build.split(config, build.dataset(config))
+        data = build.given_clients(config, given.clients, given.test)
+    else:
+        data = build.split(config, build.dataset(config))
+    return data.pooled() if getattr(method, "pooled", False) else data
 
 
 def start_engine(config: DictConfig) -> Engine:
@@ -146,6 +148,7 @@ def assemble(
     key: str,
 ) -> Loop:
     """Give the engine its plan and put the loop together."""
+    buffers = getattr(method, "buffers", None) or config.buffers
     dtype, folder = build.DTYPES[config.dtype], run_dir(config)
     local, failures = typed(config.client, ClientConfig), typed(config.failures, FailureConfig)
     plan = Plan(
@@ -156,7 +159,7 @@ def assemble(
         failures=failures,
         seed=config.seed,
         dtype=dtype,
-        buffers=config.buffers,
+        buffers=buffers,
         threads=config.engine.threads,
         device=pick_device(config.engine.device),
         vectorize=config.engine.vectorize,
@@ -180,7 +183,7 @@ def assemble(
         seed=config.seed,
         dtype=dtype,
         chunks=config.engine.chunks or (VECTORISED_CHUNKS if vectorises(plan.vectorize, plan.device) else 0),
-        share_buffers=config.buffers == "average",
+        share_buffers=buffers == "average",
         test_size=0 if data.dataset.test is None else len(data.dataset.test),
         eval_batch=config.evaluation.batch_size,
     )
@@ -189,7 +192,7 @@ def assemble(
         server=server,
         trackers=trackers,
         rounds=config.rounds,
-        clients_per_round=config.clients_per_round,
+        clients_per_round=min(config.clients_per_round, data.num_clients),
         participation=config.participation,
         evaluation=typed(config.evaluation, EvaluationConfig),
         checkpoints=checkpoints,

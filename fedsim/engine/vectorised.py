@@ -7,7 +7,7 @@ training are a prefix; where batch shapes differ within a step (last batches of 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -43,9 +43,11 @@ class ChunkJob(Job):
     members: Sequence[Job] = ()
     gradient: Any = None
 
-    def grad(self, w: Tensor, batch: Batch, *, again: bool = False, loss: Any = None) -> Tensor:
+    def grad(
+        self, w: Tensor, batch: Batch, *, again: bool = False, loss: Any = None, forward: Any = None
+    ) -> Tensor:
         """Gradients ``(C, d)`` of the clients' mini-batches ``(C, B, ...)``."""
-        if loss is not None:
+        if loss is not None or forward is not None:
             raise ClientError("a loss of its own per step cannot be vectorised; use engine.vectorize=off")
         g, values = self.gradient(w, batch.x, batch.y)
         if not again:
@@ -58,7 +60,7 @@ class ChunkJob(Job):
         if len(rows) == len(self.members):
             return self
         index = torch.tensor(rows)
-        part = ChunkJob(**{**vars(self), "members": [self.members[i] for i in rows]})
+        part = replace(self, members=[self.members[i] for i in rows])
         part.state = {k: v[index] for k, v in self.state.items()}
         part.keep = {k: v[index] if v.dim() > 1 else v for k, v in self.keep.items()}
         part.momentum = None if self.momentum is None else self.momentum[index]

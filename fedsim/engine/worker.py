@@ -101,6 +101,7 @@ class Worker:
     def evaluate(self, weights: Payload, rows: Sequence[tuple[int, int]]) -> list[dict[str, float]]:
         """Sums of loss and metrics on test rows ``[start, stop)``, one dict per range."""
         data = self.data.test_data(self.plan.dtype)
+        assert data is not None
         w = self.model.load(weights.arrays["w"].to(self.plan.device), weights.arrays.get("buffers"))
         return evaluate(self.model, w, data, self.plan.task, [torch.arange(a, b) for a, b in rows])
 
@@ -120,8 +121,7 @@ class Worker:
             seed=plan.seed,
             message=message,
             state=state or self._fresh_state(),
-            data=self.data.client(client, plan.dtype),
-            holdout=self.data.client_holdout(client, plan.dtype),
+            source=self.data,
             purpose=broadcast.task,
             local_part=self.part,
         )
