@@ -29,6 +29,9 @@ class ClientConfig:
     lr: float = MISSING  # local learning rate of round 0
     lr_decay: float = MISSING  # multiplies lr after each round
     epochs: int = MISSING  # passes over the client's samples per round
+    min_epochs: int | None = (
+        MISSING  # if set: each client draws its epochs of a round from min_epochs .. epochs
+    )
     steps: int | None = MISSING  # if set: exactly this many mini-batches, instead of epochs
     batch_size: int = MISSING  # samples; the last batch of an epoch may be short
     shuffle: bool = MISSING  # new order each epoch; false: the order of the partition
@@ -36,6 +39,9 @@ class ClientConfig:
     weight_decay: float = MISSING
     clip_norm: float | None = MISSING  # bound on the norm of what `clip` names; null: no bound
     clip: str = MISSING  # direction (gradient + corrections) | loss (gradient) | full (with decay terms)
+    autocast: str | None = (
+        MISSING  # bfloat16: mixed precision of the forward passes while training; null: off
+    )
 
 
 @dataclass
@@ -67,6 +73,7 @@ class EvaluationConfig:
     batch_size: int = MISSING
     holdout: float = MISSING  # share of each client's samples kept as its own test set
     clients_every: int = MISSING  # rounds between evaluations on each client's held-out part; 0: never
+    stop_at_target: bool = MISSING  # end the run at the first evaluation that reaches `target`
     target: float | None = MISSING  # accuracy whose first crossing is reported as rounds-to-target
 
 

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from fedsim import rng
 from fedsim.config import ClientConfig
 from fedsim.data.federated import FederatedData
-from fedsim.data.local import Batch, LocalData, num_steps
+from fedsim.data.local import Batch, LocalData
 from fedsim.evaluation import evaluate, mean_of
 from fedsim.localpart import LocalPart
 from fedsim.payload import Payload, Update, Value
 from fedsim.task import Task
 from fedsim.vectors import FlatModel, Layout
+from fedsim.work import local_epochs, num_steps
 
 
 class ClientLike(Protocol):
@@ -92,7 +93,12 @@ class Job:
     @property
     def num_steps(self) -> int:
         """Local steps K that ``batches`` will give."""
-        return num_steps(len(self.data), self.local.batch_size, self.local.epochs, self.local.steps)
+        return num_steps(self.local, len(self.data), self.epochs)
+
+    @property
+    def epochs(self) -> int:
+        """Local epochs of this client in this round."""
+        return local_epochs(self.local, self.seed, self.round, self.client)
 
     @property
     def anchor(self) -> Tensor:
@@ -129,7 +135,7 @@ class Job:
         local = self.local
         for batch in self.data.batches(
             local.batch_size,
-            epochs=local.epochs,
+            epochs=self.epochs,
             steps=local.steps,
             shuffle=local.shuffle,
             rng=self.rng("batches"),

@@ -14,13 +14,13 @@ from fedsim import rng
 from fedsim.clientstore import ClientStore
 from fedsim.cohort import cut
 from fedsim.config import ClientConfig, FailureConfig
-from fedsim.data.local import num_steps
 from fedsim.engine.worker import Broadcast, Chunk, ChunkResult
 from fedsim.errors import ClientError
 from fedsim.evaluation import mean_of
 from fedsim.payload import Fold, Message, Outcome, Payload, Replies, combine, fold_kinds
 from fedsim.task import Task
 from fedsim.vectors import Layout, Weights
+from fedsim.work import local_epochs, num_steps
 
 if TYPE_CHECKING:
     from fedsim.engine.base import Engine
@@ -147,12 +147,8 @@ class Server:
         return self.exchange(Message(Payload(arrays)), {}, task="evaluate", clients=clients)
 
     def _work(self, client: int) -> float:
-        local = self.local
-        return (
-            1.0
-            + num_steps(int(self.sizes[client]), local.batch_size, local.epochs, local.steps)
-            * local.batch_size
-        )
+        epochs = local_epochs(self.local, self.seed, self.round.index, client)
+        return 1.0 + num_steps(self.local, int(self.sizes[client]), epochs) * self.local.batch_size
 
     def _apply_policy(self, outcomes: Sequence[Outcome]) -> None:
         for o in outcomes:

@@ -17,8 +17,8 @@ class DualStrategy(Strategy):
     """``hbar += (1/m) sum_i (x_K - x_start)`` over all m clients, then ``x <- x + mean(x_K - x) + hbar``.
 
     ``beta`` starts local training at ``x + beta (x - last local model)``. ``dual_mean``: ``all`` adds the mean dual
-    over all m clients, with one server vector ``hbar``; ``active`` the mean over the cohort, as FedSpeed is
-    published, which does not converge under partial participation. ``weighting`` of the mean update: ``uniform`` or by ``samples``.
+    over all m clients, with one server vector ``hbar``; ``active`` the mean over the cohort, as FedSpeed is published,
+    which does not converge under partial participation. ``weighting`` of the mean update: ``uniform`` or by ``samples``.
     """
 
     beta: float

@@ -78,6 +78,7 @@ class Worker:
         self.plan = plan
         self.model = FlatModel(copy.deepcopy(plan.task.model), plan.dtype, plan.device)
         self.model.module.train()
+        self.model.autocast = torch.bfloat16 if plan.local.autocast else None
         self.part = LocalPart.of(plan.buffers, self.model.layout)
         self.data = plan.data.to(plan.device)
         self._vectorize = vectorises(plan.vectorize, plan.device)
