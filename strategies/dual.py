@@ -18,7 +18,7 @@ class DualStrategy(Strategy):
 
     ``beta`` starts local training at ``x + beta (x - last local model)``. ``dual_mean``: ``all`` adds the mean dual
     over all m clients, with one server vector ``hbar``; ``active`` the mean over the cohort, as FedSpeed is published,
-    which does not converge under partial participation. ``weighting`` of the mean update: ``uniform`` or by ``samples``.
+    which does not converge under partial participation. ``weighting`` of the mean: ``uniform`` or by ``samples``.
     """
 
     beta: float
