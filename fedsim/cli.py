@@ -9,6 +9,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 DONE, FAILED, BAD_CONFIG, INTERRUPTED = 0, 1, 2, 130
 
@@ -73,6 +74,7 @@ def _prepare_process() -> None:
     again = sys.platform == "linux" and any(key not in os.environ for key in malloc)
     for key, value in ENVIRONMENT.items():
         os.environ.setdefault(key, value)
+    sys.path.append(str(Path.cwd()))  # where `_target_: my_method.MyMethod` is looked for last
     if again:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 

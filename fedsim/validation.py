@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
+from importlib.util import find_spec
+from pkgutil import iter_modules
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -142,6 +145,25 @@ def _check_target(key: str, node: Any) -> None:
     if not isinstance(target, str) or "." not in target:
         near = f", but {target!r}" if target else ""
         raise ConfigError(f"{key}: has no _target_, the dotted path of its class (my_module.MyClass){near}")
+    _check_module(key, target)
+
+
+def _check_module(key: str, target: str) -> None:
+    """Refuse a ``_target_`` whose module does not exist, importing no more than the packages around it."""
+    parts = target.split(".")
+    for depth in range(1, len(parts)):
+        name, inside = ".".join(parts[:depth]), ".".join(parts[: depth - 1])
+        try:
+            found = name in sys.modules or find_spec(name) is not None
+        except ImportError:  # of the package itself: its constructor will say why
+            return
+        if not found:
+            around = sys.modules.get(inside)
+            if around is not None and hasattr(around, parts[depth - 1]):
+                return  # a class, not a module
+            modules = [m.name for m in iter_modules(around.__path__)] if around is not None else []
+            near = hint(parts[depth - 1], modules, f"{inside}.")
+            raise ConfigError(f"{key}._target_={target}: there is no module {name!r}{near}")
 
 
 def _check_relations(config: DictConfig) -> None:

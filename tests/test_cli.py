@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -145,9 +146,12 @@ def test_bad_configuration_stops_before_the_simulator(
     assert not simulator.ran
 
 
-def test_strategy_from_a_loose_folder(simulator: Simulator, capsys: pytest.CaptureFixture[str]) -> None:
+def test_strategy_from_a_loose_folder(
+    simulator: Simulator, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     Path("my_conf/strategy").mkdir(parents=True)
     Path("my_conf/strategy/mine.yaml").write_text("_target_: my_methods.Gossip\nfanout: 3\n")
+    monkeypatch.setitem(sys.modules, "my_methods", types.ModuleType("my_methods"))
     assert command(["--config-dir", "my_conf", "strategy=mine", "strategy.fanout=4"]) == 0
     (config,) = simulator.ran
     assert (config.method, config.strategy.fanout) == ("mine", 4)
@@ -290,6 +294,22 @@ def test_process_restarts_itself_for_malloc_and_stays_light(tmp_path: Path) -> N
     )
     run = python("-c", code, cwd=tmp_path)
     assert run.stdout.splitlines()[-1] == "4294967296 set()", run.stderr
+
+
+@pytest.mark.slow
+def test_a_real_run_is_verified_and_resumed_by_the_same_command(tmp_path: Path) -> None:
+    argv = ["engine=serial", "rounds=2", "dir=here", "client.epochs=1"]
+    first = fedsim(*argv, cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    assert "results: here" in first.stdout and "curves:  here/curves.png" in first.stdout
+    assert "already done, skipped: here" in fedsim(*argv, cwd=tmp_path).stdout
+    assert fedsim("verify", "here", cwd=tmp_path).stdout.endswith("2 rounds identical\n")
+    other = fedsim(*argv, "seed=1", cwd=tmp_path)
+    assert other.returncode == 2 and other.stderr.startswith("fedsim: "), (
+        "another run's folder is not touched"
+    )
+    unknown = fedsim(*argv, "+strategy.foo=1", "resume=never", cwd=tmp_path)
+    assert unknown.returncode == 2 and "foo" in unknown.stderr and "Traceback" not in unknown.stderr
 
 
 @pytest.mark.slow

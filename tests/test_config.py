@@ -80,6 +80,12 @@ def test_experiment_wins_over_defaults_and_overrides_win_over_it() -> None:
         ("model=null", "model=null: a group needs the name of one of its options"),
         ("~model", "model: has no value; add model=VALUE"),
         ("~strategy._target_", "strategy: has no _target_, the dotted path of its class (my_module.MyClass)"),
+        (
+            "strategy._target_=strategies.fedavgg.FedAvg",
+            "strategy._target_=strategies.fedavgg.FedAvg: there is no module 'strategies.fedavgg'; "
+            "nearest is 'strategies.fedavg'",
+        ),
+        ("strategy._target_=nowhere.X", "strategy._target_=nowhere.X: there is no module 'nowhere'"),
         ("out=${nothere}", "out: Interpolation key 'nothere' not found"),
     ],
 )  # fmt: skip
