@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
@@ -37,15 +39,25 @@ def part(node: Any, what: str, **given: Any) -> Any:
         missing = {k: v for k, v in given.items() if (k in names or "**" in names) and node.get(k) is None}
         deferred = node.get("_partial_", False)
         return instantiate(node, _convert_="all", **missing) if not deferred else _bind(target, missing)
-    except InstantiationException as e:
-        cause: BaseException = e
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
-        if isinstance(cause, FedsimError):
-            raise cause from None
-        raise ConfigError(f"{what}: {node.get('_target_')} cannot be built: {cause}") from e
-    except TypeError as e:
-        raise ConfigError(f"{what}: {node.get('_target_')} cannot be built: {e}") from e
+    except (InstantiationException, TypeError) as e:
+        chain: list[BaseException] = [e]
+        while chain[-1].__cause__ is not None:
+            chain.append(chain[-1].__cause__)
+        ours = next((c for c in chain if isinstance(c, FedsimError)), None)
+        if ours is not None:
+            raise ours from None
+        raise ConfigError(_refusal(str(chain[-1]), what, node)) from e
+
+
+def _refusal(text: str, what: str, node: Any) -> str:
+    """One line on why ``node`` cannot be built; a key its target does not know is named with the nearest it does."""
+    unknown = re.search(r"unexpected keyword argument '(\w+)'", text)
+    if unknown:
+        known = sorted(_parameters(get_object(node.get("_target_"))) - {"self", "**"})
+        near = get_close_matches(unknown[1], known, 1, 0.6)
+        hint = f"nearest is '{what}.{near[0]}'" if near else f"{what} has {', '.join(known)}"
+        return f"unknown key '{what}.{unknown[1]}'; {hint}"
+    return f"{what}: {node.get('_target_')} cannot be built: {text.splitlines()[0] if text else 'no reason given'}"
 
 
 def dataset(config: DictConfig) -> Dataset:

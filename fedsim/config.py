@@ -61,7 +61,7 @@ class RayConfig(EngineConfig):
     """The Ray engine's own settings."""
 
     address: str | None = MISSING  # of a running Ray cluster
-    store_mb: int = MISSING  # object store of an own Ray instance; 0: sized from model and data
+    store_mb: int = MISSING  # object store of an own Ray instance; 0: Ray's default, 30 % of memory
     timeout: float | None = MISSING  # seconds a chunk may take before the run is stopped; null: no limit
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -81,21 +80,11 @@ def _run(config: DictConfig, outcome: Outcome) -> float:
 
 
 def _start_ray(config: DictConfig) -> None:
-    """Start Ray while torch and the simulator are imported beside it: they take about as long as each other.
-
-    Ray is started here and the imports are done in a thread, not the reverse: Ray's processes are killed when the
-    thread that started them ends.
-    """
+    """Start Ray beside the imports of torch and the simulator: they take about as long as each other."""
     if config.engine.name == "ray":
         from fedsim.engine import cluster
 
-        threading.Thread(target=_import_simulator, daemon=True).start()
-        cluster.connect(config.engine)
-
-
-def _import_simulator() -> None:
-    with suppress(Exception):  # the caller imports it again, and sees what is wrong
-        import fedsim.api  # noqa: F401
+        cluster.warm_up(config.engine)
 
 
 def _stop_ray() -> None:

@@ -17,6 +17,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 _started_here = False
 _warming: threading.Thread | None = None
+_warm, _left = threading.Event(), threading.Event()
 _at_shutdown: set[Callable[[], None]] = set()
 
 
@@ -26,17 +27,14 @@ def connect(config: Any) -> None:
 
     global _started_here
     if _warming is not None and _warming is not threading.current_thread():
-        _warming.join()
+        _warm.wait()
     if ray.is_initialized():
         return
     _forget()
     address = config.address or os.environ.get("RAY_ADDRESS") or "local"
     own: dict[str, Any] = {}
     if address == "local":
-        for name in (
-            "MALLOC_TRIM_THRESHOLD_",
-            "MALLOC_MMAP_THRESHOLD_",
-        ):  # glibc of the workers: keep freed memory
+        for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"):  # workers keep freed memory
             os.environ.setdefault(name, str(1 << 32))
         os.environ.setdefault("RAY_preload_python_modules", "torch")
         own = {"include_dashboard": False}
@@ -62,15 +60,21 @@ def connect(config: Any) -> None:
 
 
 def warm_up(config: Any) -> None:
-    """Start Ray in the background, beside other imports; errors surface when the engine is built."""
+    """Start Ray in the background, beside other imports; errors surface when the engine is built.
+
+    The thread stays until ``shutdown``: Ray's processes are killed when the thread that started them ends.
+    """
     global _warming
 
     def quietly() -> None:
         with contextlib.suppress(Exception):
             connect(config)
+        _warm.set()
+        _left.wait()
 
-    _warming = threading.Thread(target=quietly, daemon=True)
-    _warming.start()
+    if _warming is None:
+        _warming = threading.Thread(target=quietly, name="fedsim-ray", daemon=True)
+        _warming.start()
 
 
 def ours() -> bool:
@@ -85,13 +89,22 @@ def on_shutdown(call: Callable[[], None]) -> None:
 
 def shutdown() -> None:
     """Stop Ray if this process started it; forget what lived there in any case."""
-    import ray
-
-    global _started_here
+    global _started_here, _warming
+    if _warming is not None:
+        _warm.wait()
     _forget()
-    if _started_here and ray.is_initialized():
-        ray.shutdown()
+    if _started_here:
+        import ray
+
+        if ray.is_initialized():
+            ray.shutdown()
     _started_here = False
+    if _warming is not None:
+        _left.set()
+        _warming.join()
+        _warming = None
+        _warm.clear()
+        _left.clear()
 
 
 def _forget() -> None:
