@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,6 @@ from hydra.utils import instantiate
 from torch import Tensor, nn
 
 import fedsim
-from fedsim.payload import Replies
 from fedsim.server import Round, Server
 from fedsim.settings import compose
 
@@ -86,9 +86,9 @@ def golden() -> dict[str, np.ndarray]:
 
 
 def classes(
-    sizes: Sequence[int] = (7, 12, 3, 9, 5, 10), *, features: int = 4, num_classes: int = 3, seed: int = 0
+    sizes: Sequence[int] = (7, 12, 3, 10, 6, 11), *, features: int = 4, num_classes: int = 3, seed: int = 0
 ) -> list[Pair]:
-    """A little classification problem: clients of different sizes and different label mixes."""
+    """A little classification problem: clients of different sizes and label mixes; no batch of 4 leaves one over."""
     rng = np.random.default_rng(seed)
     centres = rng.normal(size=(num_classes, features))
     out = []
@@ -183,6 +183,58 @@ def hashes(result: fedsim.RunResult) -> list[str]:
     return [row["weights_hash"] for row in result.rows]
 
 
-def total(replies: Replies, name: str) -> np.ndarray:
-    """A folded sum as a numpy array."""
-    return replies.total(name).numpy()
+@dataclass(frozen=True)
+class Hooked:
+    """A client that calls ``hook(job)`` before its own local training."""
+
+    inner: Any
+    hook: Callable[[Any], None]
+
+    def setup(self, task: Any, layout: Any) -> None:
+        self.inner.setup(task, layout)
+
+    def init_state(self, layout: Any) -> dict[str, Tensor]:
+        return self.inner.init_state(layout)
+
+    def fit(self, job: Any) -> Any:
+        self.hook(job)
+        return self.inner.fit(job)
+
+    def evaluate(self, job: Any) -> Any:
+        return self.inner.evaluate(job)
+
+
+def hooked(name: str, hook: Callable[[Any], None], *overrides: str) -> Recorded:
+    """A configured strategy whose clients call ``hook`` first."""
+    inner = method(name, *overrides)
+    inner.client = Hooked(inner.client, hook)
+    return Recorded(inner)
+
+
+@dataclass(frozen=True)
+class Fail:
+    """Raise for some clients; with ``marker`` only the first time (the marker file then exists)."""
+
+    clients: Sequence[int]
+    error: type[BaseException] = ValueError
+    marker: Path | None = None
+    rounds: Sequence[int] | None = None
+
+    def __call__(self, job: Any) -> None:
+        if job.client not in self.clients or (self.rounds is not None and job.round not in self.rounds):
+            return
+        if self.marker is not None:
+            if self.marker.exists():
+                return
+            self.marker.touch()
+        raise self.error(f"client {job.client} has had enough")
+
+
+@dataclass(frozen=True)
+class Sleep:
+    """Make chunks finish in another order than they were started."""
+
+    seconds: Mapping[int, float]
+
+    def __call__(self, job: Any) -> None:
+        time.sleep(self.seconds.get(job.client, 0.0))

@@ -17,7 +17,7 @@ Gradient = Callable[[Vector], Vector]
 
 @dataclass
 class Trace:
-    """What a run went through: ``x`` (T, d), duals ``h`` (T, m, d), ``hbar`` (T, d), local models ``x_local`` by round."""
+    """What a run went through: ``x`` (T, d), duals ``h`` (T, m, d), ``hbar`` (T, d), local models by round."""
 
     x: list[Vector] = field(default_factory=list)
     h: list[Vector] = field(default_factory=list)
