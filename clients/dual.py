@@ -52,8 +52,8 @@ class DualClient(Client):
         return job.sgd(w, self.gradient(job, w, batch), correction=job.keep["c"], decay=self.lamb)
 
     def finish(self, job: Job, w: Tensor) -> Update:
-        """Send ``x_K - x``; store ``h + (x_K - x_start)``."""
-        moved = w - job.keep["start"]
+        """Send ``x_K - x``; store ``h + (x_K - x_start)``. What stays with the client is not averaged: no dual."""
+        moved = job.shared(w - job.keep["start"])
         state = {"h": job.state["h"] + moved} | ({"last": w.clone()} if self.beta else {})
         arrays = {"delta": job.delta(w)}
         if self.dual_mean == "active":

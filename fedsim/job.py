@@ -125,10 +125,13 @@ class Job:
     def delta(self, w: Tensor) -> Tensor:
         """``w - anchor`` (d,), in place, for the update; what stays with the client is kept and not sent."""
         self.kept = self.local_part.keep(self.model, w)
-        w.sub_(self.anchor)
+        return self.shared(w.sub_(self.anchor))
+
+    def shared(self, v: Tensor) -> Tensor:
+        """``v`` (..., d), in place, with zeros where parameters stay with the client."""
         for span in self.local_part.spans:
-            w[..., span] = 0
-        return w
+            v[..., span] = 0
+        return v
 
     def batches(self) -> Iterator[Batch]:
         """This round's mini-batches, by the configured epochs or steps, batch size and order."""

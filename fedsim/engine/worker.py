@@ -71,6 +71,10 @@ class ChunkResult:
     states: dict[int, dict[str, Tensor]]
 
 
+class _WrittenError(ClientError):
+    """A client changed what it was only lent."""
+
+
 class Worker:
     """One resident model that serves one client after the other."""
 
@@ -145,6 +149,8 @@ class Worker:
             try:
                 update = ready[1] if ready else self._call(job, broadcast.task)
                 state = self._fold_one(job, update, broadcast, folder, outcome)
+            except _WrittenError:
+                raise  # whatever the policy: other clients share what was written to
             except Refusal as refusal:
                 outcome.kind, outcome.reason = "refused", str(refusal)
             except Exception:
@@ -196,17 +202,12 @@ class Worker:
         if update.state is None and not job.kept:
             return None
         new = {**(job.state if update.state is None else update.state), **(job.kept or {})}
-        return {k: self._own(v.detach()) for k, v in new.items()}
+        return {k: v.detach().clone() for k, v in new.items()}  # the next client overwrites resident vectors
 
     def _fresh_state(self) -> dict[str, Tensor]:
         fresh = self.plan.client.init_state(self.model.layout)
         device, dtype = self.plan.device, self.plan.dtype
         return {k: v.to(device, dtype if v.is_floating_point() else v.dtype) for k, v in fresh.items()}
-
-    def _own(self, t: Tensor) -> Tensor:
-        """Kept state must not alias the resident vectors, which the next client overwrites."""
-        resident = {v.untyped_storage().data_ptr() for v in self.model.weights if len(v)}
-        return t.clone() if t.untyped_storage().data_ptr() in resident else t
 
     def _call(self, job: Job, task: str) -> Update:
         method = getattr(self.plan.client, task, None)
@@ -214,14 +215,18 @@ class Worker:
             raise ClientError(
                 f"the exchange asks for '{task}', but {type(self.plan.client).__name__} has no such method"
             )
-        versions = {k: t._version for k, t in job.message.arrays.items()}
+        lent = [("message", k, t, t._version) for k, t in job.message.arrays.items()]
+        lent += [("state", k, t, t._version) for k, t in job.state.items()]
         torch.manual_seed(key(job.seed, f"{job.purpose}/layers", job.round, job.client) >> 1)
-        update = method(job)
-        for name, version in versions.items():
-            if job.message.arrays[name]._version != version:
-                raise ClientError(
-                    f"the message is read-only, but '{name}' was written to; work on a .clone()"
-                )
+        try:
+            update = method(job)
+        finally:
+            for kind, name, tensor, version in lent:
+                if tensor._version != version:
+                    raise _WrittenError(
+                        f"client {job.client} in round {job.round + 1}: its {kind} is read-only, but '{name}' was "
+                        "written to; work on a .clone(), and return new state in Update.state"
+                    )
         if not isinstance(update, Update):
             raise ClientError(
                 f"{type(self.plan.client).__name__}.{task} returned {type(update).__name__}, not an Update"

@@ -1,0 +1,28 @@
+"""The strategies that every contract is tried on. A new method is one line here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A strategy under a label: its option in ``conf/strategy`` and further overrides."""
+
+    label: str
+    strategy: str
+    overrides: tuple[str, ...] = ()
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """Overrides that select it."""
+        return (f"strategy={self.strategy}", *self.overrides)
+
+
+TABLE = (
+    Entry("fedavg", "fedavg"),
+    Entry("fedavg-uniform", "fedavg", ("strategy.weighting=uniform", "strategy.server_lr=0.5")),
+    Entry("fedspeed", "fedspeed"),
+    Entry("fedspeed-active", "fedspeed", ("strategy.dual_mean=active", "strategy.alpha=0.5")),
+    Entry("fedspeed-relaxed", "fedspeed", ("strategy.beta=0.2", "strategy.weighting=samples")),
+)
