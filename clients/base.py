@@ -49,6 +49,8 @@ class Client:
             w = self.step(job, w, batch)
         return self.finish(job, w)
 
+    fit.stepwise = True  # type: ignore[attr-defined]  # a chunk may run vectorised: only begin, step, finish count
+
     def evaluate(self, job: Job) -> Update:
         """Measure the received model on this client's held-out samples (task metrics, means)."""
         if job.holdout is None or len(job.holdout) == 0:

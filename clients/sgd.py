@@ -10,8 +10,6 @@ from clients.base import Client
 from fedsim.job import Job
 from fedsim.payload import Update
 
-WEIGHTINGS = ("samples", "uniform")
-
 
 @dataclass(frozen=True, kw_only=True)
 class SGDClient(Client):
@@ -21,5 +19,4 @@ class SGDClient(Client):
 
     def finish(self, job: Job, w: Tensor) -> Update:
         """``delta = x_K - x`` with the configured weight."""
-        update = super().finish(job, w)
-        return update if self.weighting == "samples" else replace(update, weight=1.0)
+        return replace(super().finish(job, w), weight=job.weight(self.weighting))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -135,8 +136,6 @@ def _classes(y: Tensor) -> tuple[str, ...]:
 
 
 def _bind(target: Any, more: dict[str, Any]) -> Any:
-    from functools import partial
-
     return partial(target, **more)
 
 

@@ -1,10 +1,13 @@
-"""The typed part of the configuration. Values live in ``conf/`` only; these classes give types, not defaults."""
+"""The configuration's types. Values live in ``conf/`` only: these classes give no defaults."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from hydra import initialize_config_module
@@ -13,6 +16,8 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.version import VersionBase
 from omegaconf import MISSING
+
+from fedsim.errors import ConfigError
 
 VERSION_BASE = "1.3"  # of Hydra
 
@@ -24,14 +29,18 @@ class ClientConfig:
     lr: float = MISSING  # local learning rate of round 0
     lr_decay: float = MISSING  # multiplies lr after each round
     epochs: int = MISSING  # passes over the client's samples per round
+    min_epochs: int | None = (
+        MISSING  # if set: each client draws its epochs of a round from min_epochs .. epochs
+    )
     steps: int | None = MISSING  # if set: exactly this many mini-batches, instead of epochs
     batch_size: int = MISSING  # samples; the last batch of an epoch may be short
     shuffle: bool = MISSING  # new order each epoch; false: the order of the partition
     momentum: float = MISSING  # local heavy ball, starts at zero every round
     weight_decay: float = MISSING
     clip_norm: float | None = MISSING  # bound on the norm of what `clip` names; null: no bound
-    clip: str = (
-        MISSING  # direction (gradient + corrections) | loss (gradient alone) | full (with decay terms)
+    clip: str = MISSING  # direction (gradient + corrections) | loss (gradient) | full (with decay terms)
+    autocast: str | None = (
+        MISSING  # bfloat16: mixed precision of the forward passes while training; null: off
     )
 
 
@@ -64,6 +73,7 @@ class EvaluationConfig:
     batch_size: int = MISSING
     holdout: float = MISSING  # share of each client's samples kept as its own test set
     clients_every: int = MISSING  # rounds between evaluations on each client's held-out part; 0: never
+    stop_at_target: bool = MISSING  # end the run at the first evaluation that reaches `target`
     target: float | None = MISSING  # accuracy whose first crossing is reported as rounds-to-target
 
 
@@ -96,7 +106,7 @@ class WandbConfig:
     """Weights & Biases."""
 
     mode: str = (
-        MISSING  # disabled | auto (online when logged in and reachable, else offline) | offline | online
+        MISSING  # disabled | auto (online if logged in and reachable, else offline) | offline | online
     )
     project: str = MISSING
     entity: str | None = MISSING
@@ -128,9 +138,7 @@ class RunConfig:
     dtype: str = MISSING  # float32 | float64
     num_clients: int = MISSING
     clients_per_round: int = MISSING
-    participation: str = (
-        MISSING  # fixed | bernoulli (each client with probability clients_per_round/num_clients)
-    )
+    participation: str = MISSING  # fixed | bernoulli (each client with p = clients_per_round/num_clients)
     buffers: str = MISSING  # average | local | all_local: BatchNorm statistics (and, all_local, its weights)
 
     strategy: Any = MISSING
@@ -153,7 +161,15 @@ ENGINES: dict[str, type[EngineConfig]] = {"serial": EngineConfig, "ray": RayConf
 
 
 def register() -> None:
-    """Make the types known to Hydra; calling it again changes nothing."""
+    """Make the types known to Hydra; calling it again changes nothing.
+
+    Raises:
+        ConfigError: if another package named ``conf`` comes first on Python's path.
+    """
+    found, own = find_spec("conf"), Path(__file__).resolve().parent.parent / "conf"
+    if found is None or not found.origin or Path(found.origin).resolve().parent != own:
+        where = found.origin if found else None
+        raise ConfigError(f"the package 'conf' of fedsim ({own}) is hidden by {where}; rename that one")
     store = ConfigStore.instance()
     store.store(name="run_schema", node=RunConfig, provider="fedsim")
     for name, node in ENGINES.items():
@@ -162,7 +178,7 @@ def register() -> None:
 
 @contextmanager
 def config_loader() -> Iterator[ConfigLoader]:
-    """Hydra set up on fedsim's tree for a ``with`` block; an outer application's Hydra is put back afterwards."""
+    """Hydra set up on fedsim's tree for a ``with`` block; an outer Hydra is put back afterwards."""
     register()
     hydra = GlobalHydra.instance()
     version = VersionBase.instance()
@@ -174,3 +190,11 @@ def config_loader() -> Iterator[ConfigLoader]:
     finally:
         GlobalHydra.instance().hydra = outer
         version.version_base = base
+
+
+def config_dir(argv: Sequence[str]) -> Path | None:
+    """The folder that Hydra's flag ``--config-dir`` (or ``-cd``) names among the arguments."""
+    for flag, value in pairwise(argv):
+        if flag in ("--config-dir", "-cd"):
+            return Path(value)
+    return None

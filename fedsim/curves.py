@@ -78,7 +78,7 @@ def _curve(axes: Axes, metric: str, seeds: Sequence[Rows], label: str, colour: s
     axes.plot(rounds, mean, dash, color=colour, label=label, linewidth=1.8, marker=marker, markersize=3.5)
     if len(series) > 1:
         std = values.std(axis=0, ddof=1)
-        axes.fill_between(rounds, mean - std, mean + std, color=colour, alpha=0.18, linewidth=0)
+        axes.fill_between(rounds, mean - std, mean + std, color=colour, alpha=0.22, linewidth=0)
 
 
 def _measured(rows: Rows, metric: str) -> dict[int, float]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from hydra import compose as hydra_compose
+from hydra.core.object_type import ObjectType
 from hydra.errors import (
     HydraException,
     InstantiationException,
@@ -16,7 +16,7 @@ from hydra.errors import (
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from fedsim.config import config_loader
+from fedsim.config import config_dir, config_loader
 from fedsim.errors import FedsimError
 from fedsim.validation import hint
 
@@ -31,7 +31,7 @@ def explain(error: Exception, overrides: Sequence[str] = ()) -> str:
     if isinstance(error, OverrideParseException):
         return _unreadable(error)
     if isinstance(error, InstantiationException):
-        return _constructor(error)
+        return _constructor(error, overrides)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         return _option(error)
     text = str(error)
@@ -54,8 +54,11 @@ def explain(error: Exception, overrides: Sequence[str] = ()) -> str:
 def known_keys(overrides: Sequence[str] = ()) -> list[str]:
     """All keys, dotted, of the configuration that the valid group choices among ``overrides`` make."""
     with config_loader() as loader:
-        choices = [o for o in overrides if _is_choice(o, loader.get_group_options)]
+        groups = loader.get_group_options("", ObjectType.GROUP)
+        choices = [o.split(",")[0] for o in overrides if o.partition("=")[0] in groups]
         searchpath = [o for o in overrides if o.startswith("hydra.searchpath=")]
+        if extra := config_dir(overrides):
+            searchpath = [f"hydra.searchpath=[file://{extra.absolute()}]"]
         try:
             config = hydra_compose("config", overrides=searchpath + choices)
         except (HydraException, OmegaConfBaseException):
@@ -63,14 +66,9 @@ def known_keys(overrides: Sequence[str] = ()) -> list[str]:
     return list(_flatten(config, ""))
 
 
-def _is_choice(override: str, options: Any) -> bool:
-    group, _, option = override.partition("=")
-    return group.isidentifier() and option in options(group)
-
-
 def _flatten(config: DictConfig, prefix: str) -> Iterator[str]:
     for key in config:
-        name = f"{prefix}{key}"
+        name = f"{prefix}{key!s}"
         yield name
         node = config._get_node(key)
         if isinstance(node, DictConfig) and not node._is_none() and not node._is_missing():
@@ -79,7 +77,7 @@ def _flatten(config: DictConfig, prefix: str) -> Iterator[str]:
 
 def _near_key(bad: str, overrides: Sequence[str]) -> str:
     """The same name elsewhere, else the likest key beside it, else the likest of all."""
-    keys = [k for k in known_keys(overrides) if not k.endswith("_")]
+    keys = [k for k in known_keys(overrides) if not k.endswith("_") and k != bad]
     parent, _, last = bad.rpartition(".")
     if same := [k for k in keys if k.rpartition(".")[2] == last]:
         return f"; did you mean {' or '.join(map(repr, same[:3]))}?"
@@ -120,7 +118,7 @@ def _option(error: MissingConfigException) -> str:
     return f"{group}={option}: no such option{near}{known}"
 
 
-def _constructor(error: InstantiationException) -> str:
+def _constructor(error: InstantiationException, overrides: Sequence[str]) -> str:
     """What a part's own constructor refused; its words, with the key of the part."""
     lines = str(error).splitlines()
     where = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("full_key:")), "")
@@ -129,8 +127,11 @@ def _constructor(error: InstantiationException) -> str:
         if isinstance(cause, FedsimError):
             return str(cause)
     text = " ".join(str(causes[-1] if causes else lines[0]).split())
+    if lines[0].startswith("Error locating target"):
+        return f"{where}._target_={_quoted(lines[0])}: cannot be imported: {text}"
     if "unexpected keyword argument" in text:
-        return f"unknown key {where + '.' + _quoted(text)!r}: {text}"
+        bad = f"{where}.{_quoted(text)}"
+        return f"unknown key {bad!r}{_near_key(bad, overrides)}"
     return f"{where}: {text}" if where else text
 
 

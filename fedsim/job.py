@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from functools import cached_property
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedsim import rng
 from fedsim.config import ClientConfig
-from fedsim.data.local import Batch, LocalData, num_steps
+from fedsim.data.federated import FederatedData
+from fedsim.data.local import Batch, LocalData
 from fedsim.evaluation import evaluate, mean_of
 from fedsim.localpart import LocalPart
 from fedsim.payload import Payload, Update, Value
 from fedsim.task import Task
 from fedsim.vectors import FlatModel, Layout
+from fedsim.work import local_epochs, num_steps
 
 
 class ClientLike(Protocol):
@@ -49,8 +52,7 @@ class Job:
     seed: int
     message: Payload
     state: Mapping[str, Tensor]
-    data: LocalData
-    holdout: LocalData | None = None
+    source: FederatedData
     keep: dict[str, Tensor] = field(default_factory=dict)  # constants of this job, set in ``begin``
     metrics: dict[str, float] = field(default_factory=dict)  # reported beside the training loss
     purpose: str = "fit"
@@ -61,7 +63,22 @@ class Job:
     kept: dict[str, Tensor] | None = None
     momentum: Tensor | None = None
     losses: list[Tensor] = field(default_factory=list)
-    clipped: int = 0
+    clipped: int | Tensor = 0  # steps that were clipped; (C, 1) when vectorised
+
+    @cached_property
+    def data(self) -> LocalData:
+        """This client's training samples."""
+        return self.source.client(self.client, self.model.w.dtype)
+
+    @property
+    def holdout(self) -> LocalData | None:
+        """This client's held-out samples; ``None`` when the run has none."""
+        return self.source.client_holdout(self.client, self.model.w.dtype)
+
+    @property
+    def test(self) -> LocalData | None:
+        """The common test set, if there is one."""
+        return self.source.test_data(self.model.w.dtype)
 
     @property
     def layout(self) -> Layout:
@@ -76,7 +93,12 @@ class Job:
     @property
     def num_steps(self) -> int:
         """Local steps K that ``batches`` will give."""
-        return num_steps(len(self.data), self.local.batch_size, self.local.epochs, self.local.steps)
+        return num_steps(self.local, len(self.data), self.epochs)
+
+    @property
+    def epochs(self) -> int:
+        """Local epochs of this client in this round."""
+        return local_epochs(self.local, self.seed, self.round, self.client)
 
     @property
     def anchor(self) -> Tensor:
@@ -113,7 +135,7 @@ class Job:
         local = self.local
         for batch in self.data.batches(
             local.batch_size,
-            epochs=local.epochs,
+            epochs=self.epochs,
             steps=local.steps,
             shuffle=local.shuffle,
             rng=self.rng("batches"),
@@ -128,24 +150,41 @@ class Job:
         batch: Batch,
         *,
         again: bool = False,
-        loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+        loss: Callable[[Any, Tensor], Tensor] | None = None,
+        forward: Callable[[nn.Module, Tensor], Any] | None = None,
     ) -> Tensor:
         """Gradient ``(..., d)`` of the mini-batch loss at ``w``, a fresh tensor.
 
         ``again=True`` for a further gradient on the same batch: same dropout masks, running statistics untouched, and
-        the loss is not logged twice.
+        the loss is not logged twice. ``loss(output, y)`` and ``forward(model, x)`` replace the task's.
         """
-        g, value = self.model.grad(w, batch.x, batch.y, loss or self.task.loss, again=again)
+        loss = loss or self.task.loss
+        g, value = self.model.grad(w, batch.x, batch.y, loss, again=again, forward=forward)
         if not again:
             self.losses.append(value)
         return g
+
+    def forward(self, w: Tensor, x: Tensor, call: Callable[[nn.Module, Tensor], Tensor]) -> Tensor:
+        """``call(model, x)`` at ``w`` (d,), without gradient and without touching running statistics."""
+        return self.model.apply(w, x, call)
+
+    def full_gradient(self, w: Tensor, batch_size: int = 512) -> Tensor:
+        """Gradient (d,) of the mean loss over all samples at ``w``, not augmented, statistics untouched."""
+        n, total = len(self.data), torch.zeros_like(w)
+        for rows in torch.split(torch.arange(n), batch_size):
+            total.add_(self.grad(w, self.data.read(rows), again=True), alpha=len(rows) / n)
+        return total
+
+    def weight(self, weighting: str) -> float:
+        """Aggregation weight: the number of samples (``samples``) or 1 (``uniform``)."""
+        return float(len(self.data)) if weighting == "samples" else 1.0
 
     def sgd(self, w: Tensor, g: Tensor, correction: Tensor | None = None, decay: float = 0.0) -> Tensor:
         """One local step in place: ``w <- w - lr (v + (weight_decay + decay) w)`` with ``v = clip(g + correction)``.
 
         ``g`` is consumed. Clipping bounds the norm over the whole vector, ``v min(1, G / (|v| + 1e-6))``, and leaves
-        the decay terms outside (``clip: direction``); ``loss`` clips ``g`` alone, ``full`` the whole step. With momentum
-        ``m <- momentum m + step`` and ``w <- w - lr m``, starting at zero every round.
+        the decay terms outside (``clip: direction``); ``loss`` clips ``g`` alone, ``full`` the whole step. With
+        momentum ``m <- momentum m + step`` and ``w <- w - lr m``, starting at zero every round.
         """
         local, rate = self.local, self.local.weight_decay + decay
         if local.clip == "loss":
@@ -171,14 +210,20 @@ class Job:
         if bound is None:
             return
         norm = torch.linalg.vector_norm(g, dim=-1, keepdim=True) + 1e-6
-        over = int((norm > bound).sum())
-        if over:
-            self.clipped += over
+        if g.dim() > 1:
+            self.clipped = self.clipped + (norm > bound).long()
             g.mul_((bound / norm).clamp(max=1.0))
+        elif float(norm) > bound:
+            self.clipped += 1
+            g.mul_(bound / norm)
 
-    def evaluate(self, data: LocalData, batch_size: int = 512) -> dict[str, float]:
-        """Means of loss and metrics of the received model on ``data`` (this client's own statistics where kept)."""
-        w = self.start()
+    def evaluate(self, data: LocalData, w: Tensor | None = None, batch_size: int = 512) -> dict[str, float]:
+        """Means of loss and metrics on ``data`` of ``w`` (d,), by default the received model.
+
+        What this client keeps of normalisation layers is put in place first.
+        """
+        received = self.start()
+        w = received if w is None else w
         return mean_of(
             evaluate(self.model, w, data, self.task, torch.split(torch.arange(len(data)), batch_size))
         )
@@ -194,5 +239,5 @@ class Job:
             out["train_loss"] = float(torch.stack(self.losses).mean())
             out["steps"] = float(self.steps)
             if self.local.clip_norm is not None:
-                out["clipped"] = self.clipped / self.steps if self.steps else 0.0
+                out["clipped"] = float(self.clipped) / self.steps if self.steps else 0.0
         return out

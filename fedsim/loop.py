@@ -28,6 +28,9 @@ class StrategyLike(Protocol):
     def round(self, server: Server, state: State, round: Round) -> State:
         """One round."""
 
+    def evaluate(self, server: Server, state: State) -> dict[str, float]:
+        """Numbers of the common test set for the round's row."""
+
     def models(self, state: State) -> Mapping[str, Weights]:
         """Models to evaluate by name."""
 
@@ -91,11 +94,13 @@ class Loop:
         server.current = Round(index, ids, server.num_clients, server.seed, server.local)
         server.outcomes, server.log = [], {}
         state = self.strategy.round(server, self.state, server.current)
+        row, clients = self._row(state, ids, index, started)
         server.states.accept()
         self.state, self.done = state, index + 1
-        row, clients = self._row(ids, self._measure(index), started)
         self.history.append(row)
         self.trackers.round(row, clients)
+        if self._reached(row):
+            self.rounds = self.done
         if self.checkpoints.every and self.done % self.checkpoints.every == 0:
             self.save()
 
@@ -105,28 +110,30 @@ class Loop:
             server.seed, index, server.num_clients, self.clients_per_round, self.participation
         )
 
-    def _measure(self, index: int) -> Row:
+    def _reached(self, row: Row) -> bool:
+        target = self.evaluation.target
+        return self.evaluation.stop_at_target and target is not None and row.get("accuracy", -1.0) >= target
+
+    def _measure(self, state: State, index: int) -> Row:
         """Metrics of every model on the test set and, when due, on the clients' held-out parts."""
         out: Row = {}
         plan, last = self.evaluation, index + 1 == self.rounds
-        models = self.models()
         if last or (plan.every and (index + 1) % plan.every == 0):
-            for name, weights in models.items():
-                prefix = "" if name == "global" else f"{name}/"
-                out |= {prefix + k: v for k, v in self.server.evaluate(weights).items()}
+            out |= self.strategy.evaluate(self.server, state)
         if plan.clients_every and (last or (index + 1) % plan.clients_every == 0):
-            replies = self.server.evaluate_clients(models["global"], range(self.server.num_clients))
+            weights = self.strategy.models(state)["global"]
+            replies = self.server.evaluate_clients(weights, range(self.server.num_clients))
             for metric in replies.ok[0].metrics if len(replies) else ():
                 values = [o.metrics[metric] for o in replies.ok]
                 out[f"clients/{metric}"] = sum(values) / len(values)
         return out
 
-    def _row(self, ids: Sequence[int], measured: Row, started: float) -> tuple[Row, list[Row]]:
-        outcomes = self.server.outcomes
+    def _row(self, state: State, ids: Sequence[int], index: int, started: float) -> tuple[Row, list[Row]]:
+        measured, outcomes = self._measure(state, index), self.server.outcomes
         fits = [o for o in outcomes if o.kind == "ok" and "train_loss" in o.metrics]
         samples = sum(o.samples for o in fits)
-        models = self.models()
-        row: Row = {"round": self.done, **measured}
+        models = self.strategy.models(state)
+        row: Row = {"round": index + 1, **measured}
         if samples:
             row["train_loss"] = sum(o.metrics["train_loss"] * o.samples for o in fits) / samples
         row |= self.server.log
@@ -140,7 +147,7 @@ class Loop:
             "weights_hash": hash_tensors(t for name in sorted(models) for t in models[name]),
         }
         row["seconds"] = time.perf_counter() - started
-        return row, [r for o in outcomes for r in client_rows(self.done, o)]
+        return row, [r for o in outcomes for r in client_rows(index + 1, o)]
 
 
 def failure(o: Outcome) -> Row:

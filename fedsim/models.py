@@ -1,13 +1,16 @@
-"""Models of the federated-learning literature. Each is a body, ``features(x) -> (B, d)``, and a linear ``head``.
+"""Models of the federated-learning literature. Each is a body, ``features(x) -> (B, d)``, and a linear
+``head``.
 
-``forward(x) = head(features(x))`` gives logits ``(B, num_classes)``. ``input_shape`` is the shape of one sample. Weights
-are drawn from torch's current generator. A shape that a model cannot take raises ``ConfigError``.
+``forward(x) = head(features(x))`` gives logits ``(B, num_classes)``. ``input_shape`` is the shape of one
+sample. Weights are drawn from torch's current generator. A shape that a model cannot take raises
+``ConfigError``.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -43,12 +46,13 @@ class Linear(Model):
 
 
 class MLP(Model):
-    """Fully connected ReLU network; ``hidden`` are the layers' widths ([200, 200] is McMahan et al.'s 2NN)."""
+    """Fully connected ReLU network; ``hidden`` are the layers' widths ([200, 200] is McMahan et al.'s
+    2NN)."""
 
     def __init__(self, input_shape: Sequence[int], num_classes: int, hidden: Sequence[int]) -> None:
         super().__init__()
         widths = [math.prod(input_shape), *hidden]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
         self.head = nn.Linear(widths[-1], num_classes)
 
     def features(self, x: Tensor) -> Tensor:
@@ -62,7 +66,8 @@ class MLP(Model):
 class LeNet(Model):
     """LeNet-5 with ReLU and max pooling: 5x5 convolutions of 6 and 16 channels, layers of 120 and 84 units.
 
-    After LeCun et al. 1998, as used in federated benchmarks: 62 006 parameters on 3x32x32 inputs with 10 classes.
+    After LeCun et al. 1998, as used in federated benchmarks: 62 006 parameters on 3x32x32 inputs with 10
+    classes.
     """
 
     def __init__(self, input_shape: Sequence[int], num_classes: int) -> None:
@@ -103,13 +108,14 @@ class CNN(Model):
 
 
 class ResNet18(Model):
-    """ResNet-18 (He et al. 2016), structure and initialisation as in torchvision, with the norm of one's choice.
+    """ResNet-18 (He et al. 2016), structure and initialisation as in torchvision, with the norm of one's
+    choice.
 
     Args:
         input_shape: (C, H, W).
         num_classes: C.
-        norm: ``group`` (GroupNorm, no running statistics: usual in federated learning since Hsieh et al. 2020) or
-            ``batch``.
+        norm: ``group`` (GroupNorm, no running statistics: usual in federated learning since Hsieh et al.
+            2020) or ``batch``.
         groups: groups of each GroupNorm; divides 64. Not used with ``batch``.
         stem: ``imagenet`` (7x7 convolution, stride 2, then 3x3 max pooling) or ``cifar`` (3x3, stride 1).
     """
@@ -166,7 +172,8 @@ class _BasicBlock(nn.Module):
 
 
 class CharLSTM(Model):
-    """Next-character LSTM of McMahan et al. 2017 and LEAF: embedding, stacked LSTM, linear head on the last state.
+    """Next-character LSTM of McMahan et al. 2017 and LEAF: embedding, stacked LSTM, linear head on the last
+    state.
 
     Args:
         input_shape: (window,), characters per sample; any length works.

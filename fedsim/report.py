@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from fedsim.runs import Group, Run, column_order, group_runs, load_runs, short_name
 
@@ -27,6 +27,16 @@ __all__ = [
     "print_table",
 ]
 
+# Which end of a column leads.
+_BEST = {
+    "accuracy": max,
+    "best": max,
+    "rounds_to_target": min,
+    "megabytes": min,
+    "seconds": min,
+    "sim_seconds": min,
+}
+
 
 def compare(runs: Sequence[Run], target: float | None = None) -> pd.DataFrame:
     """One row per group of runs that differ only in their seed; numbers are means over the seeds.
@@ -35,8 +45,8 @@ def compare(runs: Sequence[Run], target: float | None = None) -> pd.DataFrame:
     the last evaluated round and of the best one, in 0..1) each with its sample standard deviation
     ``..._std`` (NaN for one seed), ``rounds_to_target`` (first evaluated round at or above ``target``, over
     the seeds that reach it; NaN if none does) with their number ``reached``, ``megabytes`` (up and down,
-    10^6 bytes), ``seconds`` (real) and, if a clock was simulated, ``sim_seconds``. ``note`` names runs that
-    are not done, if there are any.
+    10^6 bytes), ``seconds`` (real) and, if a clock was simulated, ``sim_seconds``. ``note`` names runs
+    that diverged or are not done, if there are any.
 
     ``target``: default is ``evaluation.target`` of the runs if they agree on one, else
     :func:`default_target`. It is kept in ``frame.attrs["target"]``.
@@ -87,47 +97,50 @@ def figure_of(histories: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) ->
 
 
 def print_table(frame: pd.DataFrame, console: Console | None = None) -> None:
-    """Print what :func:`compare` returned; the best value of a column is bold and starred."""
+    """Print what :func:`compare` returned, accuracies in percent.
+
+    The best value of a column is bold and starred; groups with a note are no candidates; the notes follow
+    the table. A table wider than the terminal keeps its digits and runs over the edge.
+    """
+    from rich import box
     from rich.console import Console as RichConsole
     from rich.table import Table
 
     target = frame.attrs.get("target")
-    table = Table(title=None if target is None else f"target accuracy {100 * target:g}%")
-    rounds = "rounds" if target is None else f"rounds to {100 * target:g}%"
-    hidden = {"accuracy_std", "best_std", "reached"}
-    names = {"rounds_to_target": rounds, "megabytes": "MB", "seconds": "s", "sim_seconds": "simulated s"}
-    shown = [column for column in frame.columns if column not in hidden]
+    names = {
+        "accuracy": "final %",
+        "best": "best %",
+        "megabytes": "MB",
+        "seconds": "s",
+        "sim_seconds": "sim. s",
+    }
+    names["rounds_to_target"] = "to target" if target is None else f"to {100 * target:g}%"
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    shown = [
+        column for column in frame.columns if column not in ("accuracy_std", "best_std", "reached", "note")
+    ]
     for column in shown:
-        numeric = column in _BEST
-        table.add_column(
-            names.get(column, short_name(column)), justify="right" if numeric else "left", overflow="fold"
-        )
-    best = {column: _best(frame[column], pick) for column, pick in _BEST.items() if column in frame}
+        justify: Literal["right", "left"] = "right" if column in _BEST else "left"
+        table.add_column(names.get(column, short_name(column)), justify=justify, no_wrap=True)
+    done = frame[frame["note"] == ""] if "note" in frame else frame
+    best = {column: _best(list(done[column]), pick) for column, pick in _BEST.items() if column in frame}
     for row in frame.to_dict("records"):
-        cells = []
-        for column in shown:
-            text, leading = _cell(row, column), best.get(column)
-            cells.append(
-                f"[bold green]{text} *[/]" if leading is not None and row[column] == leading else text
-            )
-        table.add_row(*cells)
-    (console or RichConsole()).print(table)
+        leads = [not row.get("note") and row[c] == best.get(c, math.nan) for c in shown]
+        cells = (_cell(row, column) for column in shown)
+        table.add_row(*(f"[bold green]{c} *[/]" if lead else c for c, lead in zip(cells, leads, strict=True)))
+    console = console or RichConsole()
+    needed = table.__rich_measure__(console, console.options.update(max_width=1000)).maximum
+    table.width = needed if needed > console.width else None
+    console.print(table, crop=False)
+    for row in frame.to_dict("records"):
+        if row.get("note"):
+            console.print(f"{row['method']} (seeds {row['seeds']}): {row['note']}", style="yellow")
 
 
-_BEST = {
-    "accuracy": max,
-    "best": max,
-    "rounds_to_target": min,
-    "megabytes": min,
-    "seconds": min,
-    "sim_seconds": min,
-}
-
-
-def _best(values: Iterable[float], pick: Any) -> float | None:
-    """The leading value of a column, unless all are equal or there is nothing to compare."""
+def _best(values: Sequence[float], pick: Any) -> float | None:
+    """The leading value of a column, unless all are equal; a missing one (never reached) comes last."""
     known = _finite(values)
-    return pick(known) if len(set(known)) > 1 else None
+    return pick(known) if known and len(set(values)) > 1 else None
 
 
 def _cell(row: Mapping[str, Any], column: str) -> str:
@@ -139,7 +152,8 @@ def _cell(row: Mapping[str, Any], column: str) -> str:
         return f"{100 * value:.2f}" + ("" if math.isnan(std) else f" ± {100 * std:.2f}")
     if column == "rounds_to_target":
         seeds = len(str(row["seeds"]).split(","))
-        return f"{value:g}" if row["reached"] == seeds else f"{value:g} ({row['reached']} of {seeds} seeds)"
+        mean = f"{round(value, 1):g}"
+        return mean if row["reached"] == seeds else f"{mean} ({row['reached']} of {seeds} seeds)"
     if column in _BEST:
         return f"{value:.1f}"
     from rich.markup import escape
@@ -153,7 +167,6 @@ def _line(group: Group, columns: Sequence[str], target: float | None) -> dict[st
     best = [max(known) for values in series if (known := _finite(values))]
     firsts = [_first(run, target) for run in group.runs]
     reached = [first for first in firsts if first is not None]
-    late = [run for run in group.runs if run.status != "done"]
     return {
         "method": group.method,
         **{column: group.settings.get(column) for column in columns},
@@ -167,8 +180,19 @@ def _line(group: Group, columns: Sequence[str], target: float | None) -> dict[st
         "megabytes": _mean([(run.total("bytes_up") + run.total("bytes_down")) / 1e6 for run in group.runs]),
         "seconds": _mean([run.total("seconds") for run in group.runs]),
         "sim_seconds": _mean([run.total("sim_seconds") for run in group.runs]),
-        "note": "; ".join(f"seed {run.seed} {run.status} after {len(run.rows)} rounds" for run in late),
+        "note": "; ".join(text for run in group.runs if (text := _remark(run))),
     }
+
+
+def _remark(run: Run) -> str:
+    """What a reader must know before trusting the run's numbers."""
+    if run.status != "done":
+        return f"seed {run.seed} {run.status} after {len(run.rows)} rounds"
+    for metric in ("loss", "accuracy"):
+        for at, value in run.series(metric).items():
+            if not math.isfinite(value):
+                return f"seed {run.seed} diverged: {metric} {value} in round {at}"
+    return ""
 
 
 def _first(run: Run, target: float | None) -> int | None:

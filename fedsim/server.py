@@ -14,13 +14,13 @@ from fedsim import rng
 from fedsim.clientstore import ClientStore
 from fedsim.cohort import cut
 from fedsim.config import ClientConfig, FailureConfig
-from fedsim.data.local import num_steps
 from fedsim.engine.worker import Broadcast, Chunk, ChunkResult
 from fedsim.errors import ClientError
 from fedsim.evaluation import mean_of
 from fedsim.payload import Fold, Message, Outcome, Payload, Replies, combine, fold_kinds
 from fedsim.task import Task
 from fedsim.vectors import Layout, Weights
+from fedsim.work import local_epochs, num_steps
 
 if TYPE_CHECKING:
     from fedsim.engine.base import Engine
@@ -79,6 +79,15 @@ class Server:
         """A copy of the initial model."""
         return Weights(self.start.w.clone(), self.start.buffers.clone())
 
+    @property
+    def round(self) -> Round:
+        """The round that is under way."""
+        if self.current is None:
+            raise ClientError(
+                "there is no round under way: exchanges belong inside Strategy.round or evaluate"
+            )
+        return self.current
+
     def exchange(
         self, message: Message, fold: Fold, *, task: str = "fit", clients: Sequence[int] | None = None
     ) -> Replies:
@@ -87,8 +96,7 @@ class Server:
         Clients that refuse, fail or send non-finite values are left out and named in the outcomes; the failure policy
         may stop the run. New client states are committed for accepted updates only.
         """
-        assert self.current is not None, "exchange belongs inside a round"
-        cohort = sorted(self.current.cohort if clients is None else clients)
+        cohort = sorted(self.round.cohort if clients is None else clients)
         kinds = fold_kinds(fold)
         shared = message.shared
         if "buffers" in shared.arrays:
@@ -104,7 +112,7 @@ class Server:
             states = {c: s for c in ids if (s := self.states.get(c))}
             chunks.append(Chunk(ids, each, states))
             costs.append(sum(work[span]))
-        broadcast = Broadcast(self.current.index, task, shared, kinds)
+        broadcast = Broadcast(self.round.index, task, shared, kinds)
         outcomes: list[Outcome] = []
 
         def accepted() -> object:
@@ -139,12 +147,8 @@ class Server:
         return self.exchange(Message(Payload(arrays)), {}, task="evaluate", clients=clients)
 
     def _work(self, client: int) -> float:
-        local = self.local
-        return (
-            1.0
-            + num_steps(int(self.sizes[client]), local.batch_size, local.epochs, local.steps)
-            * local.batch_size
-        )
+        epochs = local_epochs(self.local, self.seed, self.round.index, client)
+        return 1.0 + num_steps(self.local, int(self.sizes[client]), epochs) * self.local.batch_size
 
     def _apply_policy(self, outcomes: Sequence[Outcome]) -> None:
         for o in outcomes:
@@ -152,9 +156,8 @@ class Server:
                 o.kind == "nonfinite" and self.failures.nonfinite == "stop"
             )
             if stop:
-                assert self.current is not None
                 key = "policy" if o.kind == "failed" else "nonfinite"
                 raise ClientError(
-                    f"client {o.client} {o.kind} in round {self.current.index + 1}: {o.reason.strip()}\n"
+                    f"client {o.client} {o.kind} in round {self.round.index + 1}: {o.reason.strip()}\n"
                     f"(failures.{key}=skip goes on without such clients)"
                 )

@@ -54,13 +54,17 @@ def load(path: Path) -> DictConfig:
         ConfigError: if the file is missing or holds a key or value that no run can have.
     """
     try:
-        plain = cast(DictConfig, OmegaConf.load(path))
-        schema = OmegaConf.structured(RunConfig)
-        engine = OmegaConf.select(plain, "engine.name")
-        schema.engine = OmegaConf.structured(ENGINES.get(engine, EngineConfig))
-        return cast(DictConfig, OmegaConf.merge(schema, plain))
-    except (OSError, OmegaConfBaseException, AttributeError) as error:
+        return typed(cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(path))))
+    except (OSError, OmegaConfBaseException, AttributeError, TypeError) as error:
         raise ConfigError(f"{path}: not a run's configuration: {str(error).splitlines()[0]}") from error
+
+
+def typed(values: dict[str, Any]) -> DictConfig:
+    """A configuration from plain values: refuses what is unknown or of the wrong type, as OmegaConf does."""
+    schema = OmegaConf.structured(RunConfig)
+    engine = ENGINES.get(values.get("engine", {}).get("name"), EngineConfig)
+    schema.engine = OmegaConf.structured(engine)
+    return cast(DictConfig, OmegaConf.merge(schema, values))
 
 
 def plain(config: DictConfig) -> dict[str, Any]:

@@ -20,6 +20,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "dtype": ("float32", "float64"),
     "participation": ("fixed", "bernoulli"),
     "buffers": ("average", "local", "all_local"),
+    "client.autocast": ("bfloat16",),
     "client.clip": ("direction", "loss", "full"),
     "engine.name": tuple(ENGINES),
     "engine.device": ("auto", "cpu", "cuda"),
@@ -42,6 +43,7 @@ RANGES: Mapping[str, _Check] = {
     "client.lr": _POSITIVE,
     "client.lr_decay": _POSITIVE,
     "client.epochs": _AT_LEAST_1,
+    "client.min_epochs": _AT_LEAST_1,
     "client.steps": _AT_LEAST_1,
     "client.batch_size": _AT_LEAST_1,
     "client.momentum": (lambda v: 0 <= v < 1, "must be in [0, 1)"),
@@ -56,6 +58,7 @@ RANGES: Mapping[str, _Check] = {
     "evaluation.every": _AT_LEAST_1,
     "evaluation.batch_size": _AT_LEAST_1,
     "evaluation.clients_every": _NONNEGATIVE,
+    "evaluation.holdout": (lambda v: 0 <= v < 1, "must be in [0, 1)"),
     "evaluation.target": (lambda v: 0 <= v <= 1, "must be in [0, 1], as accuracies are"),
     "failures.retries": _NONNEGATIVE,
     "checkpoint.every": _NONNEGATIVE,
@@ -137,16 +140,22 @@ def _check_target(key: str, node: Any) -> None:
         return  # given as a Python object instead
     target = node.get("_target_") if isinstance(node, DictConfig) else None
     if not isinstance(target, str) or "." not in target:
-        near = f" (given: {target!r})" if target else ""
-        raise ConfigError(
-            f"{key}: has no _target_, the dotted path of its class, as in my_module.MyClass{near}"
-        )
+        near = f", but {target!r}" if target else ""
+        raise ConfigError(f"{key}: has no _target_, the dotted path of its class (my_module.MyClass){near}")
 
 
 def _check_relations(config: DictConfig) -> None:
     if not 1 <= config.clients_per_round <= config.num_clients:
+        given, most = config.clients_per_round, config.num_clients
+        raise ConfigError(f"clients_per_round={given}: must be between 1 and num_clients ({most})")
+    least, most = config.client.min_epochs, config.client.epochs
+    if least is not None and least > most:
+        raise ConfigError(f"client.min_epochs={least}: must not exceed client.epochs ({most})")
+    if config.evaluation.stop_at_target and config.evaluation.target is None:
+        raise ConfigError("evaluation.stop_at_target=true: needs evaluation.target, an accuracy in [0, 1]")
+    if config.evaluation.clients_every and not config.evaluation.holdout:
         raise ConfigError(
-            f"clients_per_round={config.clients_per_round}: must be between 1 and num_clients ({config.num_clients})"
+            "evaluation.clients_every: clients are measured on held-out samples; give evaluation.holdout=0.2"
         )
     if config.engine.name == "serial" and config.engine.workers != 1:
         raise ConfigError(

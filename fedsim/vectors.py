@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -126,8 +127,9 @@ class FlatModel:
         self._counters = [b for b in model.buffers() if not b.is_floating_point()]
         self._counts = [b.clone() for b in self._counters]
         self._stats = [m for m in model.modules() if isinstance(m, BATCH_NORM) and m.track_running_stats]
-        self._draws = any(isinstance(m, DROPOUT) for m in model.modules())
+        self.draws = any(isinstance(m, DROPOUT) for m in model.modules())
         self._mask_state: Tensor | None = None
+        self.autocast: torch.dtype | None = None  # mixed precision of forward passes while training
         self._bound: Tensor | None = None
         self.bind(self.w)
 
@@ -162,26 +164,36 @@ class FlatModel:
         w: Tensor,
         x: Tensor,
         y: Tensor,
-        loss: Callable[[Tensor, Tensor], Tensor],
+        loss: Callable[[Any, Tensor], Tensor],
         *,
         again: bool = False,
+        forward: Callable[[nn.Module, Tensor], Any] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Gradient (d,) and loss () of one batch at ``w``; a fresh tensor each time.
 
-        ``again=True`` is a second look at the same batch: dropout masks are those of the first, and running
-        statistics are not updated twice.
+        ``forward(module, x)`` replaces ``module(x)``. ``again=True`` is a second look at the same batch: dropout masks
+        are those of the first, and running statistics are not updated twice.
         """
         self.bind(w)
-        if self._draws:
+        if self.draws:
             if again and self._mask_state is not None:
                 torch.set_rng_state(self._mask_state)
             else:
                 self._mask_state = torch.get_rng_state()
         for m in self._stats:
             m.track_running_stats = not again
-        value = loss(self.module(x), y)
+        with torch.autocast(self.w.device.type, self.autocast) if self.autocast else nullcontext():
+            value = loss(self.module(x) if forward is None else forward(self.module, x), y)
         grads = torch.autograd.grad(value, self._params, materialize_grads=True)
         return torch.cat([g.reshape(-1) for g in grads]), value.detach()
+
+    def apply(self, w: Tensor, x: Tensor, call: Callable[[nn.Module, Tensor], Tensor]) -> Tensor:
+        """``call(module, x)`` at ``w``, without gradient; statistics stay as they are."""
+        self.bind(w)
+        for m in self._stats:
+            m.track_running_stats = False
+        with torch.no_grad():
+            return call(self.module, x)
 
     def state_dict(self, weights: Weights) -> dict[str, Tensor]:
         """A full state dict (frozen parameters and counters included) holding ``weights``; copies."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,4 +25,6 @@ def mean(updates: Tensor, weights: Tensor | None = None) -> Tensor:
 
 def is_mean(aggregator: Any) -> bool:
     """Whether ``aggregator`` is the plain mean, which workers may sum up without keeping single updates."""
-    return getattr(aggregator, "func", aggregator) is mean
+    while isinstance(aggregator, partial):
+        aggregator = aggregator.func
+    return aggregator is mean

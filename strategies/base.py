@@ -27,6 +27,8 @@ class Strategy:
     """
 
     client: Client = Client()
+    buffers: ClassVar[str | None] = None  # the method's own BatchNorm policy, instead of the configured one
+    pooled: ClassVar[bool] = False  # whether all data lie in one place
     aggregator: Aggregator = staticmethod(mean)
     fold: ClassVar[Fold] = {"delta": "mean"}
 
@@ -51,6 +53,14 @@ class Strategy:
         state = self.update(state, replies, round)
         return state | ({"buffers": replies.mean("buffers")} if ("buffers", "mean") in replies.folded else {})
 
+    def evaluate(self, server: Server, state: State) -> dict[str, float]:
+        """Numbers of the common test set for the round's row: loss and metrics of every model of ``models``."""
+        out: dict[str, float] = {}
+        for name, weights in self.models(state).items():
+            prefix = "" if name == "global" else f"{name}/"
+            out |= {prefix + k: v for k, v in server.evaluate(weights).items()}
+        return out
+
     def models(self, state: State) -> Mapping[str, Weights]:
         """Models to evaluate by name; ``global`` is the one a run ends with."""
         return {"global": Weights(state["w"], state["buffers"])}
@@ -61,6 +71,8 @@ class Strategy:
         if is_mean(self.aggregator):
             return self.fold
         kinds = fold_kinds(self.fold)
+        if "delta" not in kinds:
+            return kinds
         return kinds | {"delta": (*(k for k in kinds["delta"] if k != "mean"), "stack")}
 
     def aggregate(self, replies: Replies) -> Tensor:
@@ -68,6 +80,14 @@ class Strategy:
         if is_mean(self.aggregator):
             return replies.mean("delta")
         return self.aggregator(replies.stack("delta"), replies.weights)
+
+
+WEIGHTINGS = ("samples", "uniform")
+
+
+def check_weighting(value: str) -> None:
+    """Clients weigh their number of samples, or all the same."""
+    check(value in WEIGHTINGS, "weighting", value, f"choose one of {', '.join(WEIGHTINGS)}")
 
 
 def check(ok: bool, key: str, value: object, expected: str) -> None:

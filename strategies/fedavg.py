@@ -6,10 +6,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from clients.base import Client
-from clients.sgd import WEIGHTINGS, SGDClient
+from clients.sgd import SGDClient
 from fedsim.payload import Replies
 from fedsim.server import Round
-from strategies.base import State, Strategy, check
+from strategies.base import State, Strategy, check, check_weighting
 
 
 @dataclass(kw_only=True)
@@ -25,13 +25,12 @@ class FedAvg(Strategy):
 
     def __post_init__(self) -> None:
         check(self.server_lr > 0, "server_lr", self.server_lr, "must be positive")
-        check(
-            self.weighting in WEIGHTINGS,
-            "weighting",
-            self.weighting,
-            f"choose one of {', '.join(WEIGHTINGS)}",
-        )
-        self.client = SGDClient(weighting=self.weighting)
+        check_weighting(self.weighting)
+        self.client = self.make_client()
+
+    def make_client(self) -> Client:
+        """The local half; what methods that change only the local rule override."""
+        return SGDClient(weighting=self.weighting)
 
     def update(self, state: State, replies: Replies, round: Round) -> State:
         """Move along the mean update."""

@@ -106,6 +106,11 @@ def test_killed_runs_are_shown_with_a_note(tmp_path):
     assert list(frame["note"]) == ["seed 1 unfinished after 1 rounds"]
 
 
+def test_a_diverged_run_is_named(tmp_path):
+    make(tmp_path, "fedavg", 0, [0.5, math.nan])
+    assert list(compare(load_runs([tmp_path]))["note"]) == ["seed 0 diverged: accuracy nan in round 2"]
+
+
 def test_default_target(tmp_path):
     for seed, best in enumerate([0.81, 0.77, 0.10]):
         make(tmp_path, "fedavg", seed, [best, math.nan])
@@ -129,10 +134,29 @@ def test_table_marks_the_best(tmp_path):
     console = Console(file=io.StringIO(), width=140)
     print_table(compare(load_runs([tmp_path]), target=0.6), console)
     text = console.file.getvalue()
-    assert "rounds to 60%" in text
+    assert "to 60%" in text
     assert "50.00 ± 14.14" in text and "70.00 *" in text
     assert "2 (1 of 2 seeds)" in text
     assert "6.0 *" not in text  # all equal: nobody leads
+
+
+def test_a_run_that_is_not_done_is_never_the_best(tmp_path):
+    make(tmp_path, "fedavg", 0, [0.2, 0.6])
+    make(tmp_path, "fedprox", 0, [0.2, 0.5, 0.5])
+    make(tmp_path, "fedspeed", 0, [0.9], status="failed")
+    console = Console(file=io.StringIO(), width=80)
+    print_table(compare(load_runs([tmp_path])), console)
+    lines = console.file.getvalue().splitlines()
+    stars = {line.split()[0]: line.count("*") for line in lines if "%" not in line and "." in line}
+    assert stars == {"fedavg": 5, "fedprox": 0, "fedspeed": 0}
+    assert "fedspeed (seeds 0): seed 0 failed after 1 rounds" in lines
+
+
+def test_a_narrow_terminal_loses_no_digit(tmp_path):
+    make(tmp_path, "fedavg", 0, [0.2, 0.6])
+    console = Console(file=io.StringIO(), width=20)
+    print_table(compare(load_runs([tmp_path])), console)
+    assert "60.00" in console.file.getvalue() and "…" not in console.file.getvalue()
 
 
 def test_curves_are_drawn(tmp_path):
@@ -141,6 +165,7 @@ def test_curves_are_drawn(tmp_path):
     make(tmp_path, "fedspeed", 0, [0.3, 0.6, 0.7])
     figure = draw_curves(load_runs([tmp_path]), tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert figure._repr_png_().startswith(b"\x89PNG")  # what a notebook shows
     accuracy, loss = figure.axes
     assert [line.get_label() for line in accuracy.get_lines()] == ["fedavg", "fedspeed"]
     assert list(accuracy.get_lines()[0].get_ydata()) == pytest.approx([0.25, 0.5, 0.6])

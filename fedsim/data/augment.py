@@ -1,7 +1,7 @@
 """Augmentation of training batches: whole batches at a time, in storage type, before normalising.
 
-Every transform is ``(batch (B, C, H, W), generator) -> (B, C, H, W)`` of the same type and never changes its input.
-All draws come from the generator, one per sample whatever the outcome, so a key fixes the result.
+Every transform is ``(batch (B, C, H, W), generator) -> (B, C, H, W)`` of the same type and never changes its
+input. All draws come from the generator, one per sample whatever the outcome, so a key fixes the result.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class Flip:
 
 @dataclass(frozen=True)
 class PadCrop:
-    """Pad each image with ``padding`` zero pixels on all sides and cut a random window of the old size out of it.
+    """Pad each image with ``padding`` zero pixels on all sides; cut a random window of the old size.
 
-    With probability ``1 - p`` an image stays as it is. Zero is zero in raw space (black), as in He et al. 2016,
-    "Deep residual learning for image recognition", section 4.2.
+    With probability ``1 - p`` an image stays as it is. Zero is zero in raw space (black), as in He et al.
+    2016, "Deep residual learning for image recognition", section 4.2.
     """
 
     padding: int = 4
@@ -63,7 +63,7 @@ class Compose:
 
 
 def flip_and_crop() -> Compose:
-    """The usual augmentation of small images: mirror with probability 1/2, then a crop after padding by 4 pixels."""
+    """The usual augmentation of small images: mirror with probability 1/2, then pad by 4 and crop."""
     return Compose((Flip(), PadCrop()))
 
 

@@ -31,11 +31,11 @@ def fingerprint(files: Iterable[Path]) -> tuple[str, ...]:
 
 
 def cached(name: str, key: Iterable[str], build: Callable[[], Arrays]) -> Arrays:
-    """The arrays that ``build`` returns, from ``cache_dir()/<name>-<hash of key>/`` when they are there already.
+    """The arrays that ``build`` returns, or those stored in ``cache_dir()/<name>-<hash of key>/``.
 
-    Returned arrays are copy-on-write memory maps: processes on one machine share their pages. Two processes that
-    build the same entry at once both succeed; an unreadable entry is built again. Raises ``DataError`` when the
-    folder cannot be written.
+    Returned arrays are copy-on-write memory maps: processes on one machine share their pages. Two processes
+    that build the same entry at once both succeed; an unreadable entry is built again. Raises ``DataError``
+    when the folder cannot be written.
     """
     digest = hashlib.sha256("\n".join((_FORMAT, name, *key)).encode()).hexdigest()[:20]
     entry = cache_dir() / f"{name}-{digest}"

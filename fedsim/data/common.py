@@ -49,7 +49,8 @@ def image_options(dataset: Dataset, *, augment: bool | Augment, subset: int | No
 
     Args:
         dataset: images ``(N, C, H, W)``.
-        augment: ``True`` for mirroring and pad-crop, or a transform of one's own (see ``fedsim.data.augment``).
+        augment: ``True`` for mirroring and pad-crop, or a transform of one's own (see
+            ``fedsim.data.augment``).
         subset: keep this many training samples, the first after a fixed shuffle; ``None`` keeps all in order.
     """
     if augment is True:
@@ -60,7 +61,7 @@ def image_options(dataset: Dataset, *, augment: bool | Augment, subset: int | No
 
 
 def take(dataset: Dataset, count: int) -> Dataset:
-    """The first ``count`` training samples after a fixed shuffle, with their ids and groups; test stays whole."""
+    """The first ``count`` training samples after a fixed shuffle; the test set stays whole."""
     total = len(dataset.train)
     if not 0 < count <= total:
         raise DataError(

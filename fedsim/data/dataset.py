@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# A batch transform for training: (raw batch (B, ...), generator) -> (B, ...) of the same type. See fedsim.data.augment.
+# A batch transform for training: (raw batch (B, ...), generator) -> (B, ...) of the same type.
+# See fedsim.data.augment.
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 
 
@@ -49,7 +50,8 @@ class Dataset:
     """A whole data set before it is split over clients.
 
     ``ids`` (N,) int64 are natural client ids of the training samples (writer, role, hospital) or ``None``;
-    ``groups`` are further int64 columns by name and split, e.g. ``{"train": {"domain": (N,)}, "test": {...}}``,
+    ``groups`` are further int64 columns by name and split, e.g.
+    ``{"train": {"domain": (N,)}, "test": {...}}``,
     and ``group_names`` says what their values are called, e.g. ``{"domain": ("photo", "sketch")}``.
     """
 

@@ -1,7 +1,8 @@
-"""Data sets with feature shift: the same classes seen in several domains, which are also the natural client ids.
+"""Data sets with feature shift: the same classes in several domains, which are the natural client ids.
 
-Training and test samples carry a group ``domain``; ``Dataset.group_names["domain"]`` names its values. Options shared
-with every image source (``augment``, ``subset``) are described in ``fedsim.data.images``; further:
+Training and test samples carry a group ``domain``; ``Dataset.group_names["domain"]`` names its values.
+Options shared with every image source (``augment``, ``subset``) are described in ``fedsim.data.images``;
+further:
 
 * ``domains``: which domains to keep, in this order; ``None`` keeps all, in alphabetical order.
 * ``size``: side in pixels that images are resized to.
@@ -21,7 +22,7 @@ from fedsim.data.files import PathLike, existing, parquet_files, read_images
 from fedsim.data.images import DIGITS, PARQUET
 from fedsim.errors import DataError
 
-# Channel statistics of ImageNet, as is usual for PACS and Office; and the symmetric ones of FedBN's digits (Li et al. 2021).
+# Channel statistics of ImageNet, usual for PACS and Office, and those of FedBN's digits (Li et al. 2021).
 IMAGENET = Normalize(scale=1 / 255, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 SYMMETRIC = Normalize(scale=1 / 255, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
@@ -78,9 +79,10 @@ def office_caltech10(
 ) -> Dataset:
     """Office-Caltech10 (Gong et al. 2012): amazon, caltech10, dslr, webcam; 10 classes.
 
-    ``what`` is ``images`` (x ``(N, 3, size, size)`` uint8), ``surf`` (word counts ``(N, 800)``: rows scaled to sum 1, then
-    columns standardised on the training samples, both float32, as in Gong et al.) or ``googlenet`` (``(N, 1024)``
-    float32 as stored; without caltech10). ``size`` and ``augment`` apply to images only.
+    ``what`` is ``images`` (x ``(N, 3, size, size)`` uint8), ``surf`` (word counts ``(N, 800)``: rows scaled
+    to sum 1, then columns standardised on the training samples, both float32, as in Gong et al.) or
+    ``googlenet`` (``(N, 1024)`` float32 as stored; without caltech10). ``size`` and ``augment`` apply to
+    images only.
     """
     need = "images*.parquet (columns image, domain, label, fold) and features.npz (surf, googlenet)"
     root = existing(_given(path, "office_caltech10", need), need)

@@ -34,6 +34,10 @@ class FederatedData:
         test = None if data.test is None else Samples(data.test.x.to(device), data.test.y.to(device))
         return replace(self, dataset=replace(data, train=train, test=test))
 
+    def pooled(self) -> FederatedData:
+        """The same samples with one client that holds them all."""
+        return replace(self, shards=_union(self.shards), holdout=self.holdout and _union(self.holdout))
+
     def client(self, client: int, dtype: torch.dtype) -> LocalData:
         """Training samples of ``client``."""
         return self._rows(self.shards.part(client), dtype)
@@ -42,9 +46,10 @@ class FederatedData:
         """Held-out samples of ``client``; ``None`` when the run has none."""
         return None if self.holdout is None else self._rows(self.holdout.part(client), dtype)
 
-    def test_data(self, dtype: torch.dtype) -> LocalData:
-        """The common test set."""
-        assert self.dataset.test is not None
+    def test_data(self, dtype: torch.dtype) -> LocalData | None:
+        """The common test set, if there is one."""
+        if self.dataset.test is None:
+            return None
         return LocalData(
             self.dataset.test, torch.arange(len(self.dataset.test)), dtype, self.dataset.normalize
         )
@@ -52,3 +57,8 @@ class FederatedData:
     def _rows(self, rows: np.ndarray, dtype: torch.dtype) -> LocalData:
         data = self.dataset
         return LocalData(data.train, torch.as_tensor(rows), dtype, data.normalize, data.augment)
+
+
+def _union(shards: Shards) -> Shards:
+    rows = np.unique(shards.index)
+    return Shards(rows, np.array([0, len(rows)], dtype=np.int64))

@@ -1,4 +1,4 @@
-"""Reading data files: Parquet tables, encoded images, IDX arrays. Every complaint names file, need and remedy."""
+"""Reading data files: Parquet tables, encoded images, IDX arrays; errors name file and remedy."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def existing(path: PathLike, expected: str) -> Path:
 
 
 def parquet_files(folder: Path, pattern: str, expected: str) -> list[Path]:
-    """Files of ``folder`` matching ``pattern`` in name order; ``DataError`` naming ``expected`` if none does."""
+    """Files of ``folder`` matching ``pattern`` in name order; ``DataError`` if there are none."""
     files = sorted(folder.glob(pattern))
     if not files:
         raise DataError(f"{folder} holds no {pattern}; expected {expected}. Type data.path=<that folder>")
@@ -37,7 +37,7 @@ def parquet_files(folder: Path, pattern: str, expected: str) -> list[Path]:
 
 
 def read_table(file: Path, columns: Sequence[str]) -> Any:
-    """The ``pyarrow.Table`` of these columns of a Parquet file; ``DataError`` if it or a column is missing."""
+    """These columns of a Parquet file as a ``pyarrow.Table``; ``DataError`` if one is missing."""
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -54,7 +54,7 @@ def read_table(file: Path, columns: Sequence[str]) -> Any:
 
 
 def class_names(schema: Any, column: str) -> tuple[str, ...]:
-    """Names of a ``ClassLabel`` column from the ``datasets`` metadata of a schema; ``()`` when it has none."""
+    """Names of a ``ClassLabel`` column, from the metadata ``datasets`` writes; ``()`` without."""
     raw = (schema.metadata or {}).get(b"huggingface")
     if raw is None:
         return ()
@@ -192,7 +192,8 @@ def hub_tables(name: str, splits: Mapping[str, str], expected: str) -> dict[str,
     """``{"train": (pyarrow.Table, fingerprint), ...}`` of a hub data set through the ``datasets`` library.
 
     Raises:
-        DataError: ``datasets`` is not installed or the hub cannot be reached; says what ``data.path`` may be instead.
+        DataError: ``datasets`` is not installed or the hub cannot be reached; says what ``data.path`` may be
+        instead.
     """
     remedy = f"or pass data.path=<folder>, holding {expected}"
     try:

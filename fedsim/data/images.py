@@ -1,7 +1,7 @@
 """Image data sets: digits, CIFAR, MNIST, Fashion-MNIST, and any Parquet file of images.
 
-Images stay uint8 ``(N, C, H, W)`` and carry a ``Normalize`` with the published channel statistics. All functions
-raise ``DataError`` for missing or damaged files, and take two options:
+Images stay uint8 ``(N, C, H, W)`` and carry a ``Normalize`` with the published channel statistics. All
+functions raise ``DataError`` for missing or damaged files, and take two options:
 
 * ``augment``: ``True`` mirrors and pad-crops training batches; or a transform of one's own.
 * ``subset``: only that many training samples, the first after a fixed shuffle.
@@ -20,7 +20,6 @@ from fedsim.data.common import encode, image_options, samples, stratified_folds
 from fedsim.data.dataset import Augment, Dataset, Normalize, Samples
 from fedsim.data.files import (
     PathLike,
-    class_names,
     column_array,
     existing,
     hub_tables,
@@ -39,7 +38,9 @@ FASHION = (
     *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
 )
 PARQUET = "train-*.parquet and test-*.parquet"
-IDX = "train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz, t10k-images-idx3-ubyte.gz, t10k-labels-idx1-ubyte.gz"
+IDX = ", ".join(f"{part}-ubyte.gz" for part in ("train-images-idx3", "train-labels-idx1")) + (
+    " and the same of t10k"
+)
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ _FASHION = _Published(
 
 
 def digits(*, augment: bool | Augment = False, subset: int | None = None) -> Dataset:
-    """Scikit-learn's embedded 8x8 digits, 0 to 16 per pixel: 1438 training and 359 test images, no files needed.
+    """Scikit-learn's embedded 8x8 digits, 0 to 16 per pixel: 1433 training and 364 test images.
 
     One sample in five of each class is a test sample, by a fixed key.
     """
@@ -95,7 +96,7 @@ def digits(*, augment: bool | Augment = False, subset: int | None = None) -> Dat
 def cifar10(
     path: PathLike | None = None, *, augment: bool | Augment = False, subset: int | None = None
 ) -> Dataset:
-    """CIFAR-10 (Krizhevsky 2009), x ``(N, 3, 32, 32)``; from a folder, from one Parquet file (no test set), or the hub."""
+    """CIFAR-10 (Krizhevsky 2009), x ``(N, 3, 32, 32)``; one Parquet file as ``path`` means no test set."""
     dataset = _published(_CIFAR10, path, CIFAR10)
     return image_options(dataset, augment=augment, subset=subset)
 
@@ -107,7 +108,7 @@ def cifar100(
     augment: bool | Augment = False,
     subset: int | None = None,
 ) -> Dataset:
-    """CIFAR-100 (Krizhevsky 2009), x ``(N, 3, 32, 32)``; ``labels`` is ``fine`` (100 classes) or ``coarse`` (20)."""
+    """CIFAR-100 (Krizhevsky 2009), x ``(N, 3, 32, 32)``; ``labels``: ``fine`` (100) or ``coarse`` (20)."""
     if labels not in ("fine", "coarse"):
         raise DataError(f"data.labels={labels!r}: cifar100 has labels 'fine' (100 classes) and 'coarse' (20)")
     spec = _Published(
@@ -122,7 +123,7 @@ def cifar100(
 def fashion_mnist(
     path: PathLike | None = None, *, augment: bool | Augment = False, subset: int | None = None
 ) -> Dataset:
-    """Fashion-MNIST (Xiao et al. 2017), x ``(N, 1, 28, 28)``; from the four IDX files, Parquet, or the hub."""
+    """Fashion-MNIST (Xiao et al. 2017), x ``(N, 1, 28, 28)``; from IDX files, Parquet, or the hub."""
     return image_options(_published(_FASHION, path, FASHION), augment=augment, subset=subset)
 
 
@@ -135,8 +136,8 @@ def mnist(
 ) -> Dataset:
     """MNIST (LeCun et al. 1998), x ``(N, 1, 28, 28)``; from the four IDX files, Parquet, or the hub.
 
-    ``ids="writers"`` makes the 539 training writers natural ids; it needs ``writers.parquet`` beside the IDX files
-    (columns split, index, writer_id, after QMNIST, Yadav and Bottou 2019).
+    ``ids="writers"`` makes the 539 training writers natural ids; it needs ``writers.parquet`` beside the IDX
+    files (columns split, index, writer_id, after QMNIST, Yadav and Bottou 2019).
     """
     if ids not in ("none", "writers"):
         raise DataError(f"data.ids={ids!r}: mnist has ids 'none' and 'writers'")
@@ -147,7 +148,7 @@ def mnist(
 
 
 def parquet(
-    path: PathLike,
+    path: PathLike | None,
     *,
     image: str,
     label: str,
@@ -156,10 +157,10 @@ def parquet(
     augment: bool | Augment = False,
     subset: int | None = None,
 ) -> Dataset:
-    """RGB images ``(N, 3, H, W)`` of any local Parquet file, or folder of train-*.parquet and maybe test-*.parquet.
+    """RGB images ``(N, 3, H, W)`` of any local Parquet file, or folder of them.
 
     Args:
-        path: the file (all of it is training data) or folder.
+        path: the file (all of it is training data), or folder of train-*.parquet and maybe test-*.parquet.
         image: column of encoded images (bytes, or a struct with a field ``bytes``).
         label: column of class labels, integers or text; classes are its sorted distinct training values.
         ids: column of natural client ids, integers or text.
@@ -170,13 +171,19 @@ def parquet(
     Pixels are normalised by the training set's own channel mean and deviation.
     """
     need = f"a Parquet file, or a folder with train-*.parquet, with columns {image}, {label}"
+    if path is None:
+        raise DataError(f"parquet is read from files only: type data.path=<{need}>")
     columns = [label] if ids is None else [label, ids]
     parts = {
         split: read_images(files, image, columns, channels=3, size=size)
         for split, files in _split_files(existing(path, need), need).items()
     }
     train = parts["train"]
-    known, named = np.unique(train[label]), tuple(train.get(f"{label}.names", ()))
+    known, named = np.unique(train[label]), train.get(f"{label}.names")
+    if named is not None and (known[0] < 0 or known[-1] >= len(named)):
+        raise DataError(
+            f"{path}: labels in '{label}' must be 0 to {len(named) - 1}, the file names that many classes"
+        )
 
     def part(arrays: Arrays) -> Samples:
         strange = np.setdiff1d(arrays[label], known)
@@ -187,7 +194,7 @@ def parquet(
     dataset = Dataset(
         train=part(train),
         test=part(parts["test"]) if "test" in parts else None,
-        classes=tuple(str(named[int(k)] if named else k) for k in known),
+        classes=tuple(str(k) for k in (known if named is None else named[known])),
         normalize=channel_statistics(train["image"]),
         ids=None if ids is None else encode(train[ids])[0],
     )
@@ -195,7 +202,7 @@ def parquet(
 
 
 def channel_statistics(x: np.ndarray) -> Normalize:
-    """``Normalize`` with mean and deviation per channel of uint8 images ``(N, C, H, W)``, from exact histograms."""
+    """``Normalize`` with mean and deviation per channel of uint8 images ``(N, C, H, W)``, exact."""
     levels = np.arange(256) / 255
     mean, std = [], []
     for channel in range(x.shape[1]):

@@ -79,8 +79,3 @@ def prepare(x: Tensor, dtype: torch.dtype, normalize: Normalize | None) -> Tenso
     if normalize is not None:
         return normalize(x, dtype)
     return x.to(dtype) if x.is_floating_point() or x.dtype == torch.uint8 else x
-
-
-def num_steps(n: int, batch_size: int, epochs: int, steps: int | None) -> int:
-    """Local steps K of a client with ``n`` samples (a short last batch counts as a step)."""
-    return (steps if steps is not None else epochs * -(-n // batch_size)) if n else 0

@@ -1,16 +1,18 @@
 """How a data set is split over clients: pure functions of labels and a generator.
 
-Each is ``(labels (N,), num_clients, rng, *, ...) -> list of index arrays``: one sorted int64 array per client, disjoint
-and together all N samples unless its docstring says otherwise. The same generator state gives the same split.
+Each is ``(labels (N,), num_clients, rng, *, ...) -> list of index arrays``: one sorted int64 array per
+client, disjoint and together all N samples unless its docstring says otherwise. The same generator state
+gives the same split.
 """
 
 from __future__ import annotations
 
 import heapq
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 
+from fedsim.data.adapter import from_partitioner
 from fedsim.data.shards import Shards, holdout
 from fedsim.errors import DataError
 
@@ -22,7 +24,7 @@ REDRAWS = 10  # draws of a random split before `min_samples` is enforced by movi
 
 
 def iid(labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> Parts:
-    """Shuffle and cut into parts whose sizes differ by at most one; some are empty when ``num_clients`` > N."""
+    """Shuffle and cut into parts whose sizes differ by at most one; some may be empty."""
     _check(labels, num_clients)
     order = rng.permutation(len(labels))
     return _parts(order, np.arange(len(labels)) * num_clients // max(len(labels), 1), num_clients)
@@ -39,14 +41,15 @@ def dirichlet(
 ) -> Parts:
     """Label skew by Dirichlet proportions; smaller ``alpha``, stronger skew.
 
-    ``balanced=False``: for each class, q ~ Dir_m(alpha) is the share of its samples that each client gets (Yurochkin et
-    al. 2019; Li et al. 2022, "Federated learning on non-IID data silos"). Sizes vary. The split is redrawn until every
-    client has ``min_samples``, at most ``REDRAWS`` times; then clients short of it receive one sample at a time from the
-    class that the then largest client has most of (ties: the lower index).
+    ``balanced=False``: for each class, q ~ Dir_m(alpha) is the share of its samples that each client gets
+    (Yurochkin et al. 2019; Li et al. 2022, "Federated learning on non-IID data silos"). Sizes vary. The split
+    is redrawn until every client has ``min_samples``, at most ``REDRAWS`` times; then clients short of it
+    receive one sample at a time from the class that the then largest client has most of (ties: the lower
+    index).
 
-    ``balanced=True``: as in the code of FedSpeed (Sun et al. 2023), after Hsu et al. 2019: each client draws a class
-    prior q ~ Dir_C(alpha) and floor(N / m) labels from it. A class that runs out is used again from its start, so
-    **samples may repeat**, across clients and within one, and others may stay unused.
+    ``balanced=True``: as in the code of FedSpeed (Sun et al. 2023), after Hsu et al. 2019: each client draws
+    a class prior q ~ Dir_C(alpha) and floor(N / m) labels from it. A class that runs out is used again from
+    its start, so **samples may repeat**, across clients and within one, and others may stay unused.
 
     Args:
         labels: class labels ``(N,)``, integers from 0.
@@ -67,7 +70,9 @@ def dirichlet(
 
     def draw() -> np.ndarray:
         shares = rng.dirichlet(np.full(num_clients, alpha), size=classes)
-        return np.stack([_apportion(share, total) for share, total in zip(shares, totals, strict=True)], axis=1)
+        return np.stack(
+            [_apportion(share, total) for share, total in zip(shares, totals, strict=True)], axis=1
+        )
 
     return _assign(labels, _with_minimum(draw, min_samples), rng)
 
@@ -75,18 +80,18 @@ def dirichlet(
 def shards(
     labels: np.ndarray, num_clients: int, rng: np.random.Generator, *, shards_per_client: int
 ) -> Parts:
-    """The pathological split of McMahan et al. 2017: sort by label, cut into equal shards, deal them out at random.
+    """The pathological split of McMahan et al. 2017: sort by label, cut into shards, deal them out.
 
-    There are ``num_clients * shards_per_client`` shards, whose sizes differ by at most one; within a class the order is
-    shuffled first. A client sees about ``shards_per_client`` classes.
+    There are ``num_clients * shards_per_client`` shards, whose sizes differ by at most one; within a class
+    the order is shuffled first. A client sees about ``shards_per_client`` classes.
     """
     _check(labels, num_clients)
     _positive("shards_per_client", shards_per_client)
     total, count = len(labels), num_clients * shards_per_client
     if count > total:
         raise DataError(
-            f"partition.shards_per_client={shards_per_client} for {num_clients} clients makes {count} shards of {total} "
-            f"samples; give at most {total // num_clients}"
+            f"partition.shards_per_client={shards_per_client} for {num_clients} clients makes {count} shards "
+            f"of {total} samples; give at most {total // num_clients}"
         )
     order = np.lexsort((rng.permutation(total), labels))
     dealt = rng.permutation(count) // shards_per_client  # shard -> client
@@ -96,7 +101,7 @@ def shards(
 def quantity(
     labels: np.ndarray, num_clients: int, rng: np.random.Generator, *, alpha: float, min_samples: int
 ) -> Parts:
-    """Quantity skew: sizes q N with q ~ Dir_m(alpha), classes mixed as in ``iid`` (Li et al. 2022, section IV).
+    """Quantity skew (Li et al. 2022): sizes q N with q ~ Dir_m(alpha), classes mixed as in ``iid``.
 
     ``min_samples`` is kept as in ``dirichlet``: up to ``REDRAWS`` draws, then the largest client gives.
     """
@@ -121,11 +126,13 @@ def natural(
 ) -> Parts:
     """Group samples by who made them: writer, role, hospital, domain.
 
-    Ids with fewer than ``min_samples`` samples are left out. With as many clients as ids left, client i is the i-th
-    smallest id. With fewer clients, ``choose`` decides:
+    Ids with fewer than ``min_samples`` samples are left out. With as many clients as ids left, client i is
+    the i-th smallest id. With fewer clients, ``choose`` decides:
 
-    * ``merge``: every id goes to a client; from the largest id down, each to the client that has least so far.
-    * ``largest``: the ids with most samples (ties: the smaller id), in id order; the other samples are **unused**.
+    * ``merge``: every id goes to a client; from the largest id down, each to the client that has least so
+      far.
+    * ``largest``: the ids with most samples (ties: the smaller id), in id order; the other samples are
+      **unused**.
     * ``random``: that many ids drawn by ``rng``, in id order; the other samples are **unused**.
 
     Args:
@@ -138,7 +145,7 @@ def natural(
     """
     _check(labels, num_clients)
     if ids is None:
-        raise DataError("partition=natural needs natural ids, which this data set has not; type partition=dirichlet")
+        raise DataError("partition=natural: this data set has no natural ids; type partition=dirichlet")
     if choose not in ("merge", "largest", "random"):
         raise DataError(f"partition.choose={choose!r}: give 'merge', 'largest' or 'random'")
     if np.shape(ids) != np.shape(labels):
@@ -147,8 +154,8 @@ def natural(
     kept = np.flatnonzero(sizes >= min_samples)
     if num_clients > len(kept):
         raise DataError(
-            f"num_clients={num_clients}, but the data set has {len(kept)} natural ids with at least {min_samples} "
-            f"samples; type num_clients={len(kept)} or fewer"
+            f"num_clients={num_clients}, but the data set has {len(kept)} natural ids with at least "
+            f"{min_samples} samples; type num_clients={len(kept)} or fewer"
         )
     client_of_id = np.full(len(sizes), -1, dtype=np.int64)
     if choose == "merge" and num_clients < len(kept):
@@ -164,56 +171,6 @@ def natural(
     return _parts(used, owner[used], num_clients)
 
 
-def from_partitioner(
-    labels: np.ndarray,
-    num_clients: int,
-    rng: np.random.Generator,
-    *,
-    partitioner: Any,
-    index: str = "index",
-    ids: np.ndarray | None = None,
-) -> Parts:
-    """Let another library's partitioner split the data, such as those of ``flwr_datasets.partitioner``.
-
-    Args:
-        labels: class labels ``(N,)``.
-        num_clients: must equal ``partitioner.num_partitions``.
-        rng: not used: such a partitioner has a seed of its own.
-        partitioner: has ``num_partitions`` and ``load_partition(i)``, whose rows carry a column ``index`` with positions
-            in the data set. If ``is_dataset_assigned()`` says no, its ``dataset`` is set to a ``datasets.Dataset`` with
-            columns ``label``, ``index`` and, when ``ids`` are given, ``id``.
-        index: name of that column.
-        ids: natural ids ``(N,)`` for partitioners that group by them.
-
-    Raises:
-        DataError: the number of partitions differs, or rows are out of range or in two partitions.
-    """
-    _check(labels, num_clients)
-    assigned = getattr(partitioner, "is_dataset_assigned", None)
-    if assigned is not None and not assigned():
-        try:
-            from datasets import Dataset as Table
-        except ImportError as error:
-            raise DataError("this partitioner needs the datasets library: pip install 'fedsim-lab[hub]'") from error
-        columns = {"label": labels, index: np.arange(len(labels))} | ({} if ids is None else {"id": ids})
-        partitioner.dataset = Table.from_dict(columns)
-    name = type(partitioner).__name__
-    if partitioner.num_partitions != num_clients:
-        raise DataError(f"{name} makes {partitioner.num_partitions} partitions; type num_clients={partitioner.num_partitions}")
-    parts = []
-    for client in range(num_clients):
-        rows = partitioner.load_partition(client)
-        try:
-            part = np.asarray(rows[index][:]).astype(np.int64, casting="same_kind")
-        except (KeyError, TypeError) as error:
-            raise DataError(f"{name}: partition {client} has no integer column '{index}' ({error})") from error
-        parts.append(np.sort(part))
-    used = np.concatenate(parts)
-    if len(used) and (used.min() < 0 or used.max() >= len(labels) or len(np.unique(used)) < len(used)):
-        raise DataError(f"{name}: column '{index}' must hold positions 0 to {len(labels) - 1}, each in one partition")
-    return parts
-
-
 def _check(labels: np.ndarray, num_clients: int, min_samples: int = 0) -> int:
     """Validate what every partition is given; returns the number of classes."""
     if labels.ndim != 1 or labels.dtype.kind not in "iu" or (len(labels) and labels.min() < 0):
@@ -222,8 +179,8 @@ def _check(labels: np.ndarray, num_clients: int, min_samples: int = 0) -> int:
         raise DataError(f"num_clients={num_clients}: give at least 1")
     if num_clients * min_samples > len(labels):
         raise DataError(
-            f"partition.min_samples={min_samples} for {num_clients} clients needs {num_clients * min_samples} samples, "
-            f"there are {len(labels)}; give at most {len(labels) // num_clients}, or fewer clients"
+            f"partition.min_samples={min_samples}, {num_clients} clients: needs {num_clients * min_samples} "
+            f"samples, there are {len(labels)}; give at most {len(labels) // num_clients}, or fewer clients"
         )
     return int(labels.max()) + 1 if len(labels) else 0
 
@@ -241,15 +198,17 @@ def _parts(samples: np.ndarray, owner: np.ndarray, num_clients: int) -> Parts:
 
 
 def _apportion(shares: np.ndarray, total: int) -> np.ndarray:
-    """Whole numbers in proportion to ``shares`` (they sum to 1) with sum ``total``, by rounding cumulated shares down."""
+    """Whole numbers in proportion to ``shares`` (they sum to 1) with sum ``total``, by rounding cumulated
+    shares down."""
     cuts = np.floor(np.cumsum(shares)[:-1] * total).astype(np.int64).clip(0, total)
     return np.diff(cuts, prepend=0, append=total)
 
 
-def _with_minimum(draw: Any, minimum: int) -> np.ndarray:
-    """``draw() -> counts (m, C)`` until each row sums to ``minimum``; after ``REDRAWS`` the last draw is repaired."""
+def _with_minimum(draw: Callable[[], np.ndarray], minimum: int) -> np.ndarray:
+    """``draw() -> counts (m, C)`` until each row sums to ``minimum``; after ``REDRAWS`` the last draw is
+    repaired."""
     for _ in range(REDRAWS):
-        counts: np.ndarray = draw()
+        counts = draw()
         if counts.sum(axis=1).min() >= minimum:
             return counts
     sizes = counts.sum(axis=1)
@@ -291,7 +250,8 @@ def _balanced(
 
 
 def _merge(sizes: np.ndarray, num_clients: int) -> np.ndarray:
-    """Client of each id ``(K,)``: largest id first, to the client with least samples (ties: the lower index)."""
+    """Client of each id ``(K,)``: largest id first, to the client with least samples (ties: the lower
+    index)."""
     clients = [(0, client) for client in range(num_clients)]
     out = np.empty(len(sizes), dtype=np.int64)
     for group in np.argsort(-sizes, kind="stable"):

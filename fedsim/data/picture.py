@@ -22,8 +22,9 @@ def draw_partition(
 ) -> None:
     """Draw a partition to an image file.
 
-    Up to ``MAX_ROWS`` clients: a heat map of counts, classes x clients, and every client's size above it. More: the
-    histogram of client sizes, and how many classes a client effectively sees, exp(entropy of its labels).
+    Up to ``MAX_ROWS`` clients: a heat map of counts, classes x clients, and every client's size above it.
+    More: the histogram of client sizes, and how many classes a client effectively sees, exp(entropy of its
+    labels).
 
     Args:
         shards: the partition of m clients.
@@ -69,7 +70,7 @@ def _heat_map(counts: np.ndarray, classes: Sequence[str]) -> Figure:
 
 def _name_axes(axes: Axes, clients: int, classes: Sequence[str]) -> None:
     step = max(1, -(-len(classes) // 40))
-    ticks = np.arange(0, len(classes), step)
+    ticks = range(0, len(classes), step)
     names = [repr(classes[k])[1:-1] if classes[k].isspace() else classes[k] for k in ticks]
     axes.set_yticks(ticks, [name if len(name) <= 16 else name[:15] + "…" for name in names], fontsize=8)
     axes.xaxis.set_major_locator(MaxNLocator(20, integer=True))
@@ -85,7 +86,9 @@ def _write_counts(axes: Axes, counts: np.ndarray) -> None:
     dark = np.sqrt(counts / max(counts.max(), 1)) > 0.45
     for client, label in zip(*np.nonzero(counts), strict=True):
         colour = "white" if dark[client, label] else "black"
-        axes.text(client, label, str(counts[client, label]), ha="center", va="center", fontsize=7, color=colour)
+        axes.text(
+            client, label, str(counts[client, label]), ha="center", va="center", fontsize=7, color=colour
+        )
 
 
 def _summary(counts: np.ndarray) -> Figure:
@@ -108,9 +111,11 @@ def _summary(counts: np.ndarray) -> Figure:
     left.axvline(np.median(sizes), color="black", linestyle="--", label=f"median {np.median(sizes):,.0f}")
     right.hist(np.exp(entropy), bins=40, range=(1, max(counts.shape[1], 2)), color="#55a868")
     right.set(xlabel="effective classes per client, exp(label entropy)", ylabel="clients")
-    right.axvline(np.exp(entropy).mean(), color="black", linestyle="--", label=f"mean {np.exp(entropy).mean():.1f}")
+    right.axvline(
+        np.exp(entropy).mean(), color="black", linestyle="--", label=f"mean {np.exp(entropy).mean():.1f}"
+    )
     for axes in (left, right):
-        axes.legend(frameon=False)
+        axes.legend(framealpha=0.9)
         axes.spines[["top", "right"]].set_visible(False)
         axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     return figure

@@ -16,7 +16,7 @@ from fedsim.errors import DataError
 
 @dataclass(frozen=True, eq=False)
 class Shards:
-    """The samples of ``m`` clients: ``index[offsets[i]:offsets[i + 1]]`` are client i's rows of the data set.
+    """The samples of m clients: ``index[offsets[i]:offsets[i + 1]]`` are client i's rows of the data set.
 
     ``index`` is int64 ``(total,)``; ``offsets`` is int64 ``(m + 1,)``, from 0 to ``total``, never falling.
     """
@@ -28,8 +28,8 @@ class Shards:
         ends = self.offsets
         if self.index.dtype != np.int64 or ends.dtype != np.int64 or self.index.ndim != 1 or ends.ndim != 1:
             raise DataError(
-                f"shards need one-dimensional int64 arrays, got index {self.index.dtype} {self.index.shape} and "
-                f"offsets {ends.dtype} {ends.shape}"
+                f"shards need one-dimensional int64 arrays, got index {self.index.dtype} "
+                f"{self.index.shape} and offsets {ends.dtype} {ends.shape}"
             )
         if not len(ends) or ends[0] != 0 or ends[-1] != len(self.index) or (np.diff(ends) < 0).any():
             raise DataError(f"shard offsets must rise from 0 to {len(self.index)}, the length of index")
@@ -38,7 +38,9 @@ class Shards:
     def of(cls, parts: Sequence[np.ndarray]) -> Shards:
         """From one index array per client."""
         sizes = np.fromiter((len(part) for part in parts), dtype=np.int64, count=len(parts))
-        index = np.concatenate(parts).astype(np.int64, copy=False) if len(parts) else np.empty(0, dtype=np.int64)
+        index = (
+            np.concatenate(parts).astype(np.int64, copy=False) if len(parts) else np.empty(0, dtype=np.int64)
+        )
         return cls(index, _offsets(sizes))
 
     def __len__(self) -> int:
@@ -56,7 +58,8 @@ class Shards:
         return np.diff(self.offsets)
 
     def counts(self, labels: np.ndarray, num_classes: int) -> np.ndarray:
-        """Samples per client and class, int64 ``(m, num_classes)``, for labels ``(N,)`` of the whole data set."""
+        """Samples per client and class, int64 ``(m, num_classes)``, for labels ``(N,)`` of the whole data
+        set."""
         owner = np.repeat(np.arange(len(self)), self.sizes)
         cells = owner * num_classes + labels[self.index]
         return np.bincount(cells, minlength=len(self) * num_classes).reshape(len(self), num_classes)
@@ -83,7 +86,9 @@ class Shards:
             with np.load(path, allow_pickle=False) as stored:
                 return cls(stored["index"], stored["offsets"])
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise DataError(f"{path}: expected a partition with arrays index and offsets ({error})") from error
+            raise DataError(
+                f"{path}: expected a partition with arrays index and offsets ({error})"
+            ) from error
 
 
 def holdout(
@@ -91,9 +96,9 @@ def holdout(
 ) -> tuple[Shards, Shards]:
     """Set aside a random ``fraction`` of every client's samples as its own test set.
 
-    Client i with n samples gives floor(fraction * n) of them, but at least one if n >= 2 and ``fraction`` > 0, drawn by
-    ``rng_for_client(i)``. Where a partition repeats samples, a client's test rows are distinct and every copy of them
-    leaves its training rows; another client may still train on them.
+    Client i with n samples gives floor(fraction * n) of them, but at least one if n >= 2 and ``fraction`` >
+    0, drawn by ``rng_for_client(i)``. Where a partition repeats samples, a client's test rows are distinct
+    and every copy of them leaves its training rows; another client may still train on them.
 
     Returns:
         Training and test shards, each sorted within a client.

@@ -27,9 +27,10 @@ def heart_disease(path: PathLike | None, *, missing: str = "median") -> Dataset:
 
     Args:
         path: folder with ``heart_disease.csv``, or that file.
-        missing: ``median`` keeps all 920 patients and 13 attributes (x ``(N, 13)``), fills gaps with the training
-            median and takes a cholesterol of 0 as a gap; ``drop`` leaves out slope, ca, thal and then patients with
-            gaps: 740 patients, x ``(N, 10)``, the cohort of FLamby's Fed-Heart-Disease (du Terrail et al. 2022).
+        missing: ``median`` keeps all 920 patients and 13 attributes (x ``(N, 13)``), fills gaps with the
+            training median and takes a cholesterol of 0 as a gap; ``drop`` leaves out slope, ca, thal and
+            then patients with gaps: 740 patients, x ``(N, 10)``, the cohort of FLamby's Fed-Heart-Disease (du
+            Terrail et al. 2022).
 
     Attributes are float32, standardised by mean and deviation of all hospitals' training patients together.
     """
@@ -91,17 +92,20 @@ def synthetic(
     test_fraction: float,
     seed: int,
 ) -> Dataset:
-    """Synthetic(alpha, beta) of Li et al. 2020, "Federated optimization in heterogeneous networks", section 5.1.
+    """Synthetic(alpha, beta) of Li et al. 2020, "Federated optimization in heterogeneous networks", section
+    5.1.
 
-    Device k has its own model y = argmax(W_k x + b_k), with W_k, b_k ~ N(u_k, 1), u_k ~ N(0, alpha), and inputs
-    x ~ N(v_k, diag(j^-1.2)), v_k ~ N(B_k, 1), B_k ~ N(0, beta). As in the authors' code alpha and beta are standard
-    deviations. Natural ids are the devices; (0, 0) still gives each device its own model and inputs.
+    Device k has its own model y = argmax(W_k x + b_k), with W_k, b_k ~ N(u_k, 1), u_k ~ N(0, alpha), and
+    inputs x ~ N(v_k, diag(j^-1.2)), v_k ~ N(B_k, 1), B_k ~ N(0, beta). As in the authors' code alpha and beta
+    are standard deviations. Natural ids are the devices; (0, 0) still gives each device its own model and
+    inputs.
 
     Args:
         alpha: how much models differ between devices.
         beta: how much inputs differ between devices.
         num_ids: number of devices (30 in the paper).
-        samples_per_id: samples of each device; ``None``: lognormal(4, 2) + 50, cut to whole numbers, as published.
+        samples_per_id: samples of each device; ``None``: lognormal(4, 2) + 50, cut to whole numbers, as
+            published.
         num_features: length of x (60 in the paper), float32.
         num_classes: number of classes (10 in the paper).
         test_fraction: share of each device's samples in the test set, rounded down (0.1 in the paper).
@@ -139,10 +143,11 @@ def synthetic(
 def blobs(
     *, num_samples: int, num_test: int, num_features: int, num_classes: int, separation: float, seed: int
 ) -> Dataset:
-    """Gaussian blobs: class k is N(separation * m_k, I) with m_k a random unit vector; x float32 ``(N, num_features)``.
+    """Gaussian blobs: class k is N(separation * m_k, I) with m_k a random unit vector; x float32 ``(N,
+    num_features)``.
 
-    Made in one vectorised draw (a million samples of 8 features: well under a second), for scaling tests with as many
-    clients as samples. Classes are drawn uniformly; ``seed`` alone decides the data.
+    Made in one vectorised draw (a million samples of 8 features: well under a second), for scaling tests with
+    as many clients as samples. Classes are drawn uniformly; ``seed`` alone decides the data.
     """
     _positive(num_samples=num_samples, num_features=num_features, num_classes=num_classes)
     rng = np.random.default_rng(seed)
@@ -169,7 +174,8 @@ def tensors(
         x: inputs ``(N, ...)``.
         y: integer class labels ``(N,)``, or targets of any shape ``(N, ...)``.
         test: inputs and targets of the test set.
-        classes: names of the classes; ``None`` numbers them 0 to max(y), and leaves float targets without classes.
+        classes: names of the classes; ``None`` numbers them 0 to max(y), and leaves float targets without
+            classes.
         ids: natural client ids ``(N,)``, integers.
     """
     train = _pair(x, y, "x, y")
@@ -193,8 +199,8 @@ def _pair(x: Tensor | np.ndarray, y: Tensor | np.ndarray, name: str) -> Samples:
     inputs, targets = torch.as_tensor(x), torch.as_tensor(y)
     if inputs.dim() < 2 or len(inputs) != len(targets) or not len(inputs):
         raise DataError(
-            f"{name}: shapes {tuple(inputs.shape)} and {tuple(targets.shape)}; expected (N, ...) with a feature "
-            "dimension and (N, ...) with the same N > 0"
+            f"{name}: shapes {tuple(inputs.shape)} and {tuple(targets.shape)}; expected (N, ...) with a "
+            "feature dimension and (N, ...) with the same N > 0"
         )
     if not targets.is_floating_point():
         targets = targets.long()

@@ -17,14 +17,15 @@ def shakespeare(
 ) -> Dataset:
     """Next-character prediction after McMahan et al. 2017 and LEAF (Caldas et al. 2018).
 
-    x is ``(N, window)`` int64 character codes, y ``(N,)`` the code of the character that follows. Natural ids are roles,
-    that is (play, speaker); a role's speeches are joined by newlines in the order of the play. The last
-    ``test_fraction`` of a role's text is its test part; no window reaches over that border.
+    x is ``(N, window)`` int64 character codes, y ``(N,)`` the code of the character that follows. Natural ids
+    are roles, that is (play, speaker); a role's speeches are joined by newlines in the order of the play. The
+    last ``test_fraction`` of a role's text is its test part; no window reaches over that border.
 
     Args:
         path: folder with ``speeches.parquet`` (columns play, speaker, text), or that file.
         window: characters the model sees (80 in LEAF).
-        stride: characters between the starts of two windows (1 in LEAF; ``window`` reads each character once).
+        stride: characters between the starts of two windows (1 in LEAF; ``window`` reads each character
+            once).
         min_chars: roles with less text are left out.
         test_fraction: share of each role's characters in the test part, rounded down.
     """
@@ -33,8 +34,8 @@ def shakespeare(
         raise DataError(f"shakespeare is read from a file only: type data.path=<folder>, holding {need}")
     if window < 1 or stride < 1 or not 0 <= test_fraction < 1:
         raise DataError(
-            f"data.window={window} data.stride={stride} data.test_fraction={test_fraction}: window and stride must "
-            "be at least 1, and 0 <= test_fraction < 1"
+            f"data.window={window} data.stride={stride} data.test_fraction={test_fraction}: window "
+            "and stride must be at least 1, and 0 <= test_fraction < 1"
         )
     root = existing(path, need)
     file = existing(root / "speeches.parquet", need) if root.is_dir() else root

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 import traceback
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from fedsim.config import ClientConfig, FailureConfig
 from fedsim.data.federated import FederatedData
+from fedsim.engine import vectorised
 from fedsim.errors import ClientError
 from fedsim.evaluation import evaluate
 from fedsim.job import ClientLike, Job
@@ -76,8 +78,10 @@ class Worker:
         self.plan = plan
         self.model = FlatModel(copy.deepcopy(plan.task.model), plan.dtype, plan.device)
         self.model.module.train()
+        self.model.autocast = torch.bfloat16 if plan.local.autocast else None
         self.part = LocalPart.of(plan.buffers, self.model.layout)
         self.data = plan.data.to(plan.device)
+        self._vectorize = vectorises(plan.vectorize, plan.device)
         plan.client.setup(plan.task, self.model.layout)
 
     def run(self, broadcast: Broadcast, chunk: Chunk) -> ChunkResult:
@@ -87,8 +91,9 @@ class Worker:
         folder, outcomes = Folder(broadcast.fold), list[Outcome]()
         states: dict[int, dict[str, Tensor]] = {}
         with torch.random.fork_rng(devices=[]):
+            ready = self._train_together(broadcast, chunk)
             for client in chunk.clients:
-                outcome, state = self._one(broadcast, chunk, client, folder)
+                outcome, state = self._one(broadcast, chunk, client, folder, ready.get(client))
                 outcomes.append(outcome)
                 if state is not None:
                     states[client] = {k: v.cpu() for k, v in state.items()}
@@ -97,6 +102,7 @@ class Worker:
     def evaluate(self, weights: Payload, rows: Sequence[tuple[int, int]]) -> list[dict[str, float]]:
         """Sums of loss and metrics on test rows ``[start, stop)``, one dict per range."""
         data = self.data.test_data(self.plan.dtype)
+        assert data is not None
         w = self.model.load(weights.arrays["w"].to(self.plan.device), weights.arrays.get("buffers"))
         return evaluate(self.model, w, data, self.plan.task, [torch.arange(a, b) for a, b in rows])
 
@@ -116,14 +122,18 @@ class Worker:
             seed=plan.seed,
             message=message,
             state=state or self._fresh_state(),
-            data=self.data.client(client, plan.dtype),
-            holdout=self.data.client_holdout(client, plan.dtype),
+            source=self.data,
             purpose=broadcast.task,
             local_part=self.part,
         )
 
     def _one(
-        self, broadcast: Broadcast, chunk: Chunk, client: int, folder: Folder
+        self,
+        broadcast: Broadcast,
+        chunk: Chunk,
+        client: int,
+        folder: Folder,
+        ready: tuple[Job, Update] | None = None,
     ) -> tuple[Outcome, dict[str, Tensor] | None]:
         each = chunk.each.get(client)
         start = time.perf_counter()
@@ -131,9 +141,10 @@ class Worker:
         outcome = Outcome(client, "ok", bytes_down=down)
         state: dict[str, Tensor] | None = None
         for attempt in range(self.plan.failures.retries + 1):
-            job = self.job(broadcast, client, each, chunk.states.get(client, {}))
+            job = ready[0] if ready else self.job(broadcast, client, each, chunk.states.get(client, {}))
             try:
-                state = self._fold_one(job, broadcast, folder, outcome)
+                update = ready[1] if ready else self._call(job, broadcast.task)
+                state = self._fold_one(job, update, broadcast, folder, outcome)
             except Refusal as refusal:
                 outcome.kind, outcome.reason = "refused", str(refusal)
             except Exception:
@@ -146,17 +157,22 @@ class Worker:
         outcome.seconds = time.perf_counter() - start
         return outcome, state
 
-    def _fold_one(
-        self, job: Job, broadcast: Broadcast, folder: Folder, outcome: Outcome
-    ) -> dict[str, Tensor] | None:
-        versions = {k: t._version for k, t in job.message.arrays.items()}
-        torch.manual_seed(key(job.seed, f"{job.purpose}/layers", job.round, job.client) >> 1)
-        update = self._call(job, broadcast.task)
-        for name, version in versions.items():
-            if job.message.arrays[name]._version != version:
-                raise ClientError(
-                    f"the message is read-only, but '{name}' was written to; work on a .clone()"
+    def _train_together(self, broadcast: Broadcast, chunk: Chunk) -> dict[int, tuple[Job, Update]]:
+        """Updates of clients trained vectorised; none where that is off, impossible or failed (then one by one)."""
+        wish = self.plan.vectorize
+        if self._vectorize and vectorised.possible(self, broadcast, chunk):
+            try:
+                return vectorised.train(self, broadcast, chunk)
+            except Exception as e:  # the loop over clients that follows names the client, if one is to blame
+                warnings.warn(
+                    f"not vectorised ({e}); clients {list(chunk.clients)} run one by one", stacklevel=2
                 )
+                self._vectorize = wish == "on"
+        return {}
+
+    def _fold_one(
+        self, job: Job, update: Update, broadcast: Broadcast, folder: Folder, outcome: Outcome
+    ) -> dict[str, Tensor] | None:
         arrays: dict[str, Any] = dict(update.arrays)
         if "buffers" in broadcast.fold:
             arrays["buffers"] = self.model.buffers
@@ -198,7 +214,14 @@ class Worker:
             raise ClientError(
                 f"the exchange asks for '{task}', but {type(self.plan.client).__name__} has no such method"
             )
+        versions = {k: t._version for k, t in job.message.arrays.items()}
+        torch.manual_seed(key(job.seed, f"{job.purpose}/layers", job.round, job.client) >> 1)
         update = method(job)
+        for name, version in versions.items():
+            if job.message.arrays[name]._version != version:
+                raise ClientError(
+                    f"the message is read-only, but '{name}' was written to; work on a .clone()"
+                )
         if not isinstance(update, Update):
             raise ClientError(
                 f"{type(self.plan.client).__name__}.{task} returned {type(update).__name__}, not an Update"
@@ -212,3 +235,8 @@ def _to(broadcast: Broadcast, chunk: Chunk, device: str) -> tuple[Broadcast, Chu
     each = {c: p.to(device) for c, p in chunk.each.items()}
     states = {c: {k: v.to(device) for k, v in s.items()} for c, s in chunk.states.items()}
     return replace(broadcast, payload=broadcast.payload.to(device)), Chunk(chunk.clients, each, states)
+
+
+def vectorises(wish: str, device: str) -> bool:
+    """Whether chunks are to be vectorised: ``auto`` does on a GPU; on a CPU it was measured to lose."""
+    return wish == "on" or (wish == "auto" and device != "cpu")

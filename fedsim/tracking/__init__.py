@@ -47,7 +47,8 @@ class Trackers(Tracker):
                 raise
 
     def phase(self, text: str) -> None:
-        """Pass a stage on."""
+        """Pass a stage on; may come before ``start``."""
+        self._open = True
         self._all("phase", text)
 
     def round(self, row: Row, clients: Sequence[Row]) -> None:
@@ -55,7 +56,7 @@ class Trackers(Tracker):
         self._all("round", row, clients)
 
     def end(self, summary: Row) -> None:
-        """Pass the end on; a second call does nothing, so that error paths may call it again."""
+        """Pass the end on; a second call does nothing, so every way out of a run may call it."""
         if self._open:
             self._open = False
             self._all("end", summary)

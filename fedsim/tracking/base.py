@@ -34,13 +34,16 @@ class Tracker:
     """
 
     def start(self, run: RunInfo) -> None:
-        """Before the first round."""
+        """Before the first round. Only a ``ConfigError`` raised here stops the run."""
 
     def phase(self, text: str) -> None:
-        """A stage before or between rounds ("loading data", "starting 2 workers")."""
+        """A stage before ``start`` or between rounds ("loading data", "starting 2 workers")."""
 
     def round(self, row: Row, clients: Sequence[Row]) -> None:
         """After each round."""
 
     def end(self, summary: Row) -> None:
-        """After the last round, or with ``status`` "failed" / "interrupted" when the run ends early."""
+        """After the last round, ``status`` "done"; or early, ``status`` "failed" or "interrupted".
+
+        Comes once, and without a ``start`` if the run failed while it was being set up.
+        """

@@ -1,4 +1,4 @@
-"""Progress on the terminal: a live line on a terminal, one line a round elsewhere."""
+"""Progress on the terminal: a live view on a terminal, one line a round elsewhere."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -29,7 +29,7 @@ COLOURS = {"done": "green", "interrupted": "yellow"}
 class ConsoleTracker(Tracker):
     """Shows stages, rounds, failures and the outcome.
 
-    ``mode``: ``rich`` (a live line with a bar), ``plain`` (a line a round, about a hundred lines in a long
+    ``mode``: ``rich`` (a live view with a bar), ``plain`` (a line a round, about a hundred lines in a long
     run, the first and the last round always), ``quiet`` (failures only), ``auto`` (``rich`` on a terminal,
     else ``plain``).
     """
@@ -41,7 +41,7 @@ class ConsoleTracker(Tracker):
         self._phase = ""
         self._row: Row = {}
         self._measured: dict[str, float] = {}  # newest accuracy and loss, also between evaluated rounds
-        self._best = -math.inf
+        self._best = math.nan
         self._bytes = 0.0
         self._seconds: list[float] = []
         self._last_line = 0.0
@@ -58,9 +58,9 @@ class ConsoleTracker(Tracker):
         self._print(Text.assemble((run.name, "bold"), f": {run.rounds} rounds{resumed}, in {run.dir}"))
 
     def phase(self, text: str) -> None:
-        """Show a stage; before ``start`` too."""
+        """Show a stage; plain output only before the first round, where a wait needs an explanation."""
         self._phase = text
-        if self.mode == "plain":
+        if self.mode == "plain" and not self._row:
             self._print(Text(f"{text} ..."))
         elif self.mode == "rich":
             self._open()
@@ -70,8 +70,10 @@ class ConsoleTracker(Tracker):
         """Show the round and name each failed client."""
         self._phase, self._row = "", row
         self._measured |= {key: float(row[key]) for key in ("accuracy", "loss") if row.get(key) is not None}
-        if row.get("accuracy") is not None and row["accuracy"] > self._best:
-            self._best = float(row["accuracy"])
+        if (accuracy := row.get("accuracy")) is not None and (
+            math.isnan(self._best) or accuracy > self._best
+        ):
+            self._best = float(accuracy)
         self._bytes += float(row.get("bytes_up") or 0) + float(row.get("bytes_down") or 0)
         self._seconds = [*self._seconds[-9:], float(row.get("seconds") or 0)]
         for text in _failures(row):
@@ -80,15 +82,15 @@ class ConsoleTracker(Tracker):
             self._refresh()
         elif self.mode == "plain" and self._due(int(row["round"])):
             self._last_line = time.monotonic()
-            self._print(Text("  ".join(self._facts())))
+            self._print(Text("  ".join(text for text, _ in self._facts())))
 
     def end(self, summary: Row) -> None:
-        """Close the live line and say how the run ended; failed runs are named in every mode."""
+        """Close the live view and say how the run ended; failed runs are named in every mode."""
         self._close()
         status = str(summary.get("status", "done"))
         if self._run is None or (self.mode == "quiet" and status == "done"):
             return
-        parts = [f"round {self._row.get('round', self._run.start_round)}/{self._run.rounds}"]
+        parts = [f"round {self._at()}/{self._run.rounds}"]
         if "accuracy" in self._measured:
             parts.append(f"accuracy {_percent(self._measured['accuracy'])} (best {_percent(self._best)})")
         if reason := summary.get("error") or summary.get("reason"):
@@ -99,41 +101,45 @@ class ConsoleTracker(Tracker):
     def _due(self, at: int) -> bool:
         assert self._run is not None
         first, last = self._run.start_round + 1, self._run.rounds
-        every = math.ceil((last - first + 1) / FULL_LINES)
+        every = max(1, math.ceil((last - first + 1) / FULL_LINES))
         silent = time.monotonic() - self._last_line
         return at in (first, last) or at % every == 0 or silent > LONGEST_SILENCE
 
-    def _facts(self) -> list[str]:
-        """The round in words, the same for both outputs (the live line puts a bar before them)."""
+    def _facts(self) -> list[tuple[str, str]]:
+        """The round in words, each with its style: method and round first."""
         assert self._run is not None
-        at, rounds = int(self._row.get("round", self._run.start_round)), self._run.rounds
-        facts = [self._run.method, f"round {at:>{len(str(rounds))}}/{rounds}"]
+        at, rounds = self._at(), self._run.rounds
+        facts = [(self._run.method, "bold"), (f"round {at:>{len(str(rounds))}}/{rounds}", "")]
         if "accuracy" in self._measured:
-            facts.append(f"accuracy {_percent(self._measured['accuracy'])}")
+            facts.append((f"accuracy {_percent(self._measured['accuracy'])}", "green"))
         if "loss" in self._measured:
-            facts.append(f"loss {self._measured['loss']:.4g}")
+            facts.append((f"loss {self._measured['loss']:.4g}", ""))
         if self._seconds:
             pace = sum(self._seconds) / len(self._seconds)
-            facts += [
+            costs = [
                 f"{self._bytes / 1e6:.1f} MB",
                 f"{pace:.2f} s/round",
                 f"ETA {_clock(pace * (rounds - at))}",
             ]
+            facts += [(text, "dim") for text in costs]
         if counts := Counter(
             str(failure.get("kind", "failed")) for failure in self._row.get("failures") or ()
         ):
-            facts.append(", ".join(f"{n} {kind}" for kind, n in sorted(counts.items())))
+            facts.append((", ".join(f"{n} {kind}" for kind, n in sorted(counts.items())), "red"))
         return facts
+
+    def _at(self) -> int:
+        return int(self._row.get("round", self._run.start_round if self._run else 0))
 
     def _open(self) -> None:
         if self.mode != "rich" or self._live is not None:
             return
         self._live = Live(
-            self._line(), console=self.console, auto_refresh=True, refresh_per_second=4, transient=True
+            self._view(), console=self.console, auto_refresh=True, refresh_per_second=4, transient=True
         )
         outputs = (sys.stdout, sys.stderr)
         self._live.start()
-        for handler in logging.getLogger().handlers:  # else log lines would tear the live line
+        for handler in logging.getLogger().handlers:  # else log lines would tear the live view
             if isinstance(handler, logging.StreamHandler) and handler.stream in outputs:
                 old = handler.setStream(sys.stderr if handler.stream is outputs[1] else sys.stdout)
                 if old is not None:
@@ -149,28 +155,24 @@ class ConsoleTracker(Tracker):
 
     def _refresh(self) -> None:
         if self._live is not None:
-            self._live.update(self._line())
+            self._live.update(self._view())
 
-    def _line(self) -> Table:
-        grid = Table.grid(padding=(0, 2))
-        cells: list[Any] = []
+    def _view(self) -> Group:
+        """Method, bar and round; below, what fits on 80 columns; below, the stage if one is under way."""
+        lines: list[RenderableType] = []
         if self._run is not None:
-            at = int(self._row.get("round", self._run.start_round))
-            cells.append(ProgressBar(total=self._run.rounds, completed=at, width=20))
-            cells += [Text(fact, style=style) for fact, style in zip(self._facts(), _styles(), strict=False)]
+            method, progress, *rest = [Text(*fact) for fact in self._facts()]
+            grid = Table.grid(padding=(0, 2))
+            grid.add_row(
+                method, ProgressBar(total=self._run.rounds, completed=self._at(), width=30), progress
+            )
+            lines += [grid, Text("  ").join(rest)]
         if self._phase:
-            cells.append(Text(f"{self._phase} ...", style="italic"))
-        for cell in cells:
-            grid.add_column(no_wrap=isinstance(cell, ProgressBar))
-        grid.add_row(*cells)
-        return grid
+            lines.append(Text(f"{self._phase} ...", style="italic"))
+        return Group(*lines)
 
     def _print(self, text: Text) -> None:
         self.console.print(text, soft_wrap=True, highlight=False)
-
-
-def _styles() -> list[str]:
-    return ["bold", "", "green", "", "dim", "dim", "dim", "red"]
 
 
 def _failures(row: Row) -> list[Text]:

@@ -58,6 +58,16 @@ def test_failures_name_client_round_and_reason_and_dropouts_are_counted():
     assert "1 dropped, 1 failed, 1 refused" in text
 
 
+def test_a_diverged_run_says_nan():
+    console = Console(file=io.StringIO(), width=140, record=True)
+    tracker = ConsoleTracker("plain", console)
+    tracker.start(RunInfo("runs/x", "n", "g", "m", {}, 1))
+    tracker.round({"round": 1, "accuracy": float("nan"), "loss": float("inf")}, [])
+    tracker.end({"status": "done"})
+    text = console.export_text()
+    assert "accuracy nan%  loss inf" in text and "accuracy nan% (best nan%)" in text
+
+
 def test_many_failures_are_cut_short():
     text = play("plain", failures=[FAILED] * 12).export_text()
     assert text.count("client 17") == 5

@@ -84,6 +84,15 @@ def test_only_a_config_error_at_start_stops_the_run(tmp_path):
     assert last.calls == []
 
 
+def test_a_run_that_fails_while_it_is_set_up_closes_the_display(tmp_path):
+    seen = Seen()
+    trackers = build(config(), extra=[seen])
+    trackers.phase("loading")
+    trackers.end({"status": "failed"})
+    assert seen.calls == ["loading", "failed"]
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_interrupt_is_not_swallowed(tmp_path):
     class Interrupted(Tracker):
         def round(self, row, clients):

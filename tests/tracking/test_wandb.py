@@ -68,9 +68,12 @@ def test_offline_run_read_back(tmp_path):
         (3, 0.4),
     ]
     assert rows[0]["cohort_size"] == 2 and rows[0]["failures"] == 0 and "cohort" not in rows[0]
-    assert any("clients" in row for row in rows) and any("partition" in row for row in rows)
+    assert any(row.get("clients._type") == "table-file" for row in rows)
+    assert any(row.get("partition._type") == "image-file" for row in rows)
     (table,) = paths[0].parent.glob("files/media/table/*.json")
     assert json.loads(table.read_text())["data"] == [[3, 0, "accuracy", 3.0], [3, 1, "accuracy", 3.1]]
+    final = {update.key: json.loads(update.value_json) for s in kind(found, "summary") for update in s.update}
+    assert (final["status"], final["final/accuracy"]) == ("done", 0.4)
     (end,) = kind(found, "exit")
     assert end.exit_code == 0
 

@@ -1,0 +1,27 @@
+"""FedProx's local rule: a proximal pull to the received model (Li et al. 2020, eq. 2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from clients.sgd import SGDClient
+from fedsim.data.local import Batch
+from fedsim.job import Job
+
+
+@dataclass(frozen=True, kw_only=True)
+class FedProxClient(SGDClient):
+    """Steps along ``g + mu (x - x^t)``."""
+
+    mu: float
+
+    def begin(self, job: Job, w: Tensor) -> Tensor:
+        """The constant part of the pull, ``-mu x^t``."""
+        job.keep["pull"] = job.anchor * -self.mu
+        return w
+
+    def step(self, job: Job, w: Tensor, batch: Batch) -> Tensor:
+        """``mu x`` acts beside weight decay, outside the clipping."""
+        return job.sgd(w, job.grad(w, batch), correction=job.keep["pull"], decay=self.mu)

@@ -1,0 +1,109 @@
+"""The subcommands: ``fedsim report`` and ``fedsim verify``."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from fedsim.config import EngineConfig
+from fedsim.errors import ConfigError
+from fedsim.settings import load, plain, typed
+from fedsim.validation import validate
+
+
+def report(argv: Sequence[str]) -> int:
+    """Table and curves of all runs in the given folders."""
+    parser = argparse.ArgumentParser(prog="fedsim report", description=report.__doc__)
+    parser.add_argument("dirs", nargs="+", type=Path, metavar="DIR", help="run folder, or a folder of them")
+    parser.add_argument("--target", type=float, help="accuracy whose first crossing is reported")
+    parser.add_argument(
+        "--plot", type=Path, metavar="PNG", help="where to draw; default: curves.png beside the runs"
+    )
+    args = parser.parse_args(argv)
+    for folder in args.dirs:
+        if not folder.is_dir():
+            raise ConfigError(f"{folder}: no such folder")
+    show(args.dirs, args.target, args.plot)
+    return 0
+
+
+def show(
+    dirs: Sequence[Path], target: float | None = None, plot: Path | None = None, draw: bool = True
+) -> None:
+    """Print the table of the runs in ``dirs``, draw their curves, and say where everything lies.
+
+    Without ``draw`` only curves that are there already are named.
+    """
+    from fedsim.report import compare, draw_curves, print_table
+    from fedsim.runs import load_runs
+
+    runs = load_runs(dirs)
+    print_table(compare(runs, target))
+    path = plot or _common(dirs) / "curves.png"
+    if draw:
+        draw_curves(runs, path)
+    for folder in dirs:
+        print(f"results: {folder}")
+    if path.exists():
+        print(f"curves:  {path}", flush=True)
+
+
+def _common(dirs: Sequence[Path]) -> Path:
+    """The innermost folder that holds all of them, relative to the working directory if it lies there."""
+    common = Path(os.path.commonpath([d.absolute() for d in dirs]))
+    return common.relative_to(Path.cwd()) if common.is_relative_to(Path.cwd()) else common
+
+
+def verify(argv: Sequence[str]) -> int:
+    """Compute a run again, serially and from scratch, and compare the weights of every round.
+
+    Returns 0 if the hash of the weights agrees in every recorded round, else 1.
+    """
+    parser = argparse.ArgumentParser(prog="fedsim verify", description=(verify.__doc__ or "").splitlines()[0])
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run folder")
+    recorded_dir: Path = parser.parse_args(argv).run
+    recorded = _hashes(recorded_dir)
+    with tempfile.TemporaryDirectory(prefix="fedsim-verify-") as folder:
+        config = _from_scratch(load(recorded_dir / "config.yaml"), folder)
+        validate(config)
+        from fedsim.api import run
+
+        again = _hashes(run(config).dir)
+    for number, value in recorded.items():
+        if again.get(number) != value:
+            print(f"round {number} differs: recorded {value}, computed {again.get(number, 'nothing')}")
+            return 1
+    print(f"{len(recorded)} rounds identical")
+    return 0
+
+
+def _hashes(folder: Path) -> dict[int, str]:
+    """Weights hash of each round of ``metrics.jsonl``, in order of rounds."""
+    path = folder / "metrics.jsonl"
+    if not path.is_file():
+        raise ConfigError(f"{folder}: no run folder: it has no metrics.jsonl")
+    rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    hashes = {int(row["round"]): str(row["weights_hash"]) for row in rows if row.get("weights_hash")}
+    if not hashes:
+        raise ConfigError(f"{path}: no finished round to compare")
+    return dict(sorted(hashes.items()))
+
+
+def _from_scratch(config: DictConfig, folder: str) -> DictConfig:
+    """The same run on the serial engine, in another folder, telling nobody."""
+    values = plain(config)
+    values |= {"dir": folder, "resume": "never"}
+    values["engine"] = {f.name: values["engine"][f.name] for f in dataclasses.fields(EngineConfig)}
+    values["engine"] |= {"name": "serial", "workers": 1}
+    values["tracker"]["console"]["mode"] = "quiet"
+    values["tracker"]["wandb"]["mode"] = "disabled"
+    values["tracker"]["tensorboard"] = False
+    values["checkpoint"]["every"] = 0
+    return typed(values)

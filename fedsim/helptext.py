@@ -1,0 +1,77 @@
+"""``fedsim --help``: written by hand, with the groups and their options read from the configuration tree."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra.core.object_type import ObjectType
+from hydra.types import RunMode
+
+from fedsim.config import config_dir, config_loader
+
+_HEAD = """\
+fedsim: federated-learning simulation
+
+  fedsim [GROUP=OPTION] [KEY=VALUE] ...   one run
+  fedsim -m KEY=A,B ...                   a sweep: every combination, one comparison at the end
+  fedsim report DIR ...                   table and curves of finished runs
+  fedsim verify RUN                       compute a run again, serially; compare the weights of every round
+
+Groups (GROUP=OPTION; * is the default)
+"""
+
+_TAIL = """
+Keys most used (fedsim --cfg job prints all, with their values)
+  rounds=50  seed=0  num_clients=20  clients_per_round=5  name=my_sweep
+  client.lr=0.1  client.epochs=5  client.batch_size=50      local training
+  partition.alpha=0.3                                       label skew; smaller is more skewed
+  engine.workers=2                                          0: one per core; never changes a result
+  evaluation.every=1  evaluation.target=0.9                 rounds between evaluations; rounds-to-target
+
+Examples
+  fedsim                                                    FedAvg on the digits data, no download
+  fedsim -m experiment=quickstart strategy=fedavg,fedspeed  two methods side by side
+  fedsim -m strategy=fedavg,fedspeed 'seed=range(5)' partition.alpha=0.1,1
+  fedsim strategy=fedspeed strategy.rho=0.05 engine=serial
+  fedsim --config-dir my_conf strategy=mine                 a method of your own: my_conf/strategy/mine.yaml
+  fedsim report runs/quickstart --target 0.9
+
+Results
+  runs/NAME/<method>-s<seed>-<key>/ holds config.yaml, metrics.jsonl (a row a round), checkpoint/ and
+  summary.json. The key stands for all settings that can change a result. The same command again skips what is
+  finished and goes on with what was interrupted.
+
+Exit codes
+  0 done   1 a run failed   2 bad configuration or data   130 interrupted (the same command goes on)
+
+Hydra's own flags: --cfg job, --info, --config-dir DIR, --hydra-help, and -sc install=bash for completion.
+"""
+
+
+def help_text(argv: Sequence[str] = ()) -> str:
+    """The text of ``fedsim --help``; options in a ``--config-dir`` among ``argv`` are listed too."""
+    width = 110
+    lines = []
+    for group, options in groups(config_dir(argv)).items():
+        head = f"  {group:<11} "
+        lines += textwrap.wrap(
+            head + "  ".join(options), width, subsequent_indent=" " * len(head), break_on_hyphens=False
+        )
+    return _HEAD + "\n".join(lines) + "\n" + _TAIL
+
+
+def groups(extra: Path | None = None) -> dict[str, list[str]]:
+    """Options of each group, the default one first and marked by ``*``."""
+    found: dict[str, list[str]] = {}
+    with config_loader() as loader:
+        config = loader.load_configuration("config", [], RunMode.RUN)
+        chosen = config.hydra.runtime.choices
+        for group in loader.get_group_options("", ObjectType.GROUP):
+            if group not in ("hydra", "schema"):
+                names = set(loader.get_group_options(group))
+                names |= {p.stem for p in (extra / group).glob("*.yaml")} if extra else set()
+                default = chosen.get(group)
+                found[group] = [f"{default}*"] * (default in names) + sorted(names - {default})
+    return found

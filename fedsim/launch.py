@@ -1,0 +1,147 @@
+"""Runs from the command line: one, or a Hydra sweep of many, with one report at the end."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, cast
+
+import hydra
+from hydra.conf import HydraConf
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from fedsim.cli import BAD_CONFIG, DONE, FAILED, diagnose
+from fedsim.config import VERSION_BASE, register
+from fedsim.errors import ConfigError
+from fedsim.explain import explain
+from fedsim.settings import COMPOSE_ERRORS, finished, label_method, run_dir
+from fedsim.sweep import Journal, Outcome
+from fedsim.validation import validate
+
+
+def launch(argv: Sequence[str]) -> int:
+    """Hand ``argv`` to Hydra, run the jobs it makes of them, report. Returns the exit code."""
+    register()
+    app = hydra.main(version_base=VERSION_BASE, config_path="pkg://conf", config_name="config")(job)
+    with Journal.opened() as journal, _hydra_process(argv):
+        try:
+            app()
+        except COMPOSE_ERRORS as error:
+            raise ConfigError(explain(error, argv)) from error
+        finally:
+            _stop_ray()
+        outcomes = journal.read()
+    return _conclude(outcomes)
+
+
+def job(config: DictConfig) -> float:
+    """One run, as Hydra's task. It never raises but on Ctrl-C, so that a failed job does not end a sweep.
+
+    Returns:
+        The final accuracy, for sweepers that optimise; NaN if the run failed or has none.
+    """
+    info = HydraConfig.get()
+    sweep = info.mode == RunMode.MULTIRUN
+    label_method(config, info.runtime.choices.get("strategy"))
+    outcome = Outcome(job=info.job.num if sweep else 0, overrides=info.job.override_dirname if sweep else "")
+    score = float("nan")
+    try:
+        validate(config)
+        _share_cores(config, info)
+        outcome.dir = str(run_dir(config))
+        if finished(config):
+            outcome.status = "skipped"
+            print(f"{outcome.title}already done, skipped: {outcome.dir}", flush=True)
+        else:
+            score = _run(config, outcome)
+    except Exception as error:
+        outcome.status = "failed"
+        outcome.code, outcome.message = diagnose(error, list(info.overrides.task))
+        print(outcome.message, file=sys.stderr, flush=True)
+    Journal.append(outcome)
+    return score
+
+
+def _run(config: DictConfig, outcome: Outcome) -> float:
+    if outcome.title:
+        print(f"{outcome.title}{outcome.dir}", flush=True)
+    _start_ray(config)
+    from fedsim.api import run
+
+    result = run(config)
+    outcome.dir, outcome.status = str(result.dir), "done"
+    accuracy = result.summary.get("accuracy")
+    return float("nan") if accuracy is None else float(accuracy)
+
+
+def _start_ray(config: DictConfig) -> None:
+    """Start Ray while torch and the simulator are imported beside it: they take about as long as each other.
+
+    Ray is started here and the imports are done in a thread, not the reverse: Ray's processes are killed when the
+    thread that started them ends.
+    """
+    if config.engine.name == "ray":
+        from fedsim.engine import cluster
+
+        threading.Thread(target=_import_simulator, daemon=True).start()
+        cluster.connect(config.engine)
+
+
+def _import_simulator() -> None:
+    with suppress(Exception):  # the caller imports it again, and sees what is wrong
+        import fedsim.api  # noqa: F401
+
+
+def _stop_ray() -> None:
+    """Jobs of one process share one Ray, which the engine leaves up; stop it if this process started it."""
+    cluster: Any = sys.modules.get("fedsim.engine.cluster")
+    if cluster is not None:
+        cluster.shutdown()
+
+
+def _share_cores(config: DictConfig, info: HydraConf) -> None:
+    """Jobs that run at once split the cores, unless `engine.workers` is given; the bits stay the same."""
+    at_once = OmegaConf.select(cast(DictConfig, info), "launcher.n_jobs")
+    if config.engine.name == "ray" and config.engine.workers == 0 and at_once:
+        cores = os.cpu_count() or 1
+        config.engine.workers = max(1, cores // (at_once if at_once > 0 else cores))
+
+
+@contextmanager
+def _hydra_process(argv: Sequence[str]) -> Iterator[None]:
+    """What Hydra's entry point reads from the process: arguments, and the wish to let exceptions out."""
+    saved, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    sys.argv, os.environ["HYDRA_FULL_ERROR"] = ["fedsim", *argv], "1"
+    try:
+        yield
+    finally:
+        sys.argv = saved
+        if full is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = full
+
+
+def _conclude(outcomes: list[Outcome]) -> int:
+    """Table and curves of the runs that are done, then the table of those that failed."""
+    folders = list(dict.fromkeys(Path(o.dir) for o in outcomes if o.status != "failed"))
+    sweep = any(o.overrides for o in outcomes)
+    if folders:
+        from fedsim.commands import show
+
+        show(folders, draw=sweep)
+    failed = [o for o in outcomes if o.status == "failed"]
+    if not failed:
+        return DONE
+    if sweep:
+        print(f"\nfedsim: {len(failed)} of {len(outcomes)} jobs failed", file=sys.stderr)
+        width = max(len(o.overrides) for o in failed)
+        for o in failed:
+            print(f"  {o.job:>3}  {o.overrides:<{width}}  {o.reason}", file=sys.stderr)
+    return BAD_CONFIG if all(o.code == BAD_CONFIG for o in failed) else FAILED

@@ -1,0 +1,269 @@
+"""The steps of a run, in the order ``fedsim.api.run`` takes them: settle, enter, load, assemble, execute."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from fedsim import build, checkpoint
+from fedsim.build import Pair, typed
+from fedsim.clientstore import ClientStore
+from fedsim.cohort import check_cohorts
+from fedsim.config import CheckpointConfig, ClientConfig, EvaluationConfig, FailureConfig, RayConfig
+from fedsim.data.federated import FederatedData
+from fedsim.engine.base import Engine, SerialEngine, pick_device
+from fedsim.engine.worker import Plan, vectorises
+from fedsim.errors import ConfigError
+from fedsim.loop import Loop
+from fedsim.server import Server
+from fedsim.settings import method_name, plain, run_dir, run_name
+from fedsim.task import LossFn, Task
+from fedsim.tracking import RunInfo, Trackers
+from fedsim.validation import validate
+from fedsim.vectors import FlatModel, hash_tensors
+
+VECTORISED_CHUNKS = 2  # large chunks, since a chunk's clients are computed at once
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a caller hands over in Python instead of naming it in the configuration.
+
+    Args:
+        model: a module, or a factory called under the run's seed; default: ``config.model``.
+        clients: one ``(x, y)`` pair per client, instead of ``config.data`` and ``config.partition``.
+        test: ``(x, y)`` of the common test set, with ``clients``.
+        loss: ``(model output, y) -> scalar``, the mean over the batch; default: cross entropy.
+        initial: state dict that the run starts from.
+        cohorts: client ids of each round, instead of sampling.
+        strategy: a strategy object or class, instead of ``config.strategy``.
+        callbacks: further trackers, objects with any of the hooks of ``fedsim.tracking.Tracker``.
+    """
+
+    model: nn.Module | Callable[[], nn.Module] | None = None
+    clients: Sequence[Pair] | None = None
+    test: Pair | None = None
+    loss: LossFn | None = None
+    initial: Mapping[str, Tensor] | None = None
+    cohorts: Sequence[Sequence[int]] | None = None
+    strategy: Any = None
+    callbacks: Sequence[object] = ()
+
+    def fingerprint(self) -> str:
+        """Identifies the handed-over parts in a checkpoint; empty if there are none."""
+        parts: list[str] = []
+        if isinstance(self.model, nn.Module):
+            parts.append("model" + hash_tensors(self.model.state_dict().values()))
+        elif self.model is not None:
+            parts.append(f"model{getattr(self.model, '__qualname__', type(self.model).__qualname__)}")
+        pairs = [*(self.clients or ()), *([self.test] if self.test else ())]
+        if pairs:
+            parts.append("data" + hash_tensors(torch.as_tensor(t) for pair in pairs for t in pair))
+        if self.initial is not None:
+            parts.append("initial" + hash_tensors(torch.as_tensor(t) for t in self.initial.values()))
+        if self.cohorts is not None:
+            parts.append(f"cohorts{[list(map(int, c)) for c in self.cohorts]}")
+        for name, thing in (("strategy", self.strategy), ("loss", self.loss)):
+            if thing is not None:
+                parts.append(f"{name}{getattr(thing, '__qualname__', type(thing).__qualname__)}")
+        return "/".join(parts)
+
+
+def settle(config: DictConfig, given: Given) -> None:
+    """Settings that follow from what was handed over; then every setting is checked."""
+    if given.test is not None and given.clients is None:
+        raise ConfigError("test: give it together with clients")
+    if given.clients is not None:
+        if not len(given.clients):
+            raise ConfigError("clients: the list is empty; give one (x, y) pair per client")
+        config.num_clients = len(given.clients)
+    if given.cohorts is not None:
+        config.clients_per_round = min(config.clients_per_round, config.num_clients)
+        check_cohorts(given.cohorts, config.rounds, config.num_clients)
+    validate(config)
+
+
+def enter(folder: Path, config: DictConfig, key: str) -> Path | None:
+    """Make the run folder; the checkpoint to continue from, if there is one."""
+    if config.resume == "never" and folder.exists():
+        for name in ("checkpoint", "wandb", "tensorboard"):
+            shutil.rmtree(folder / name, ignore_errors=True)
+        for name in ("metrics.jsonl", "clients.jsonl", "summary.json", "weights.safetensors", "config.yaml"):
+            (folder / name).unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    previous = checkpoint.latest(folder / "checkpoint")
+    if previous is not None:
+        checkpoint.load(previous, key)
+    OmegaConf.save(config, folder / "config.yaml", resolve=True)
+    return previous
+
+
+def finished_summary(folder: Path, config: DictConfig) -> dict[str, Any] | None:
+    """The summary of a finished run, or ``None``."""
+    try:
+        summary = json.loads((folder / "summary.json").read_text())
+    except (OSError, ValueError):
+        return None
+    done = summary.get("status") == "done" and (folder / "weights.safetensors").exists()
+    return summary if done else None
+
+
+def load_data(config: DictConfig, given: Given, method: Any) -> FederatedData:
+    """Clients as handed over, or the configured source, split; all in one place if that is what the method is for."""
+    if given.clients is not None:
+        data = build.given_clients(config, given.clients, given.test)
+    else:
+        data = build.split(config, build.dataset(config))
+    return data.pooled() if getattr(method, "pooled", False) else data
+
+
+def start_engine(config: DictConfig) -> Engine:
+    """The configured engine, without work yet."""
+    if config.engine.name == "serial":
+        return SerialEngine()
+    from fedsim.engine.ray import RayEngine
+
+    return RayEngine(typed(config.engine, RayConfig))
+
+
+def assemble(
+    config: DictConfig,
+    given: Given,
+    method: Any,
+    task: Task,
+    data: FederatedData,
+    engine: Engine,
+    trackers: Trackers,
+    key: str,
+) -> Loop:
+    """Give the engine its plan and put the loop together."""
+    buffers = getattr(method, "buffers", None) or config.buffers
+    dtype, folder = build.DTYPES[config.dtype], run_dir(config)
+    local, failures = typed(config.client, ClientConfig), typed(config.failures, FailureConfig)
+    plan = Plan(
+        task=task,
+        client=method.client,
+        data=data,
+        local=local,
+        failures=failures,
+        seed=config.seed,
+        dtype=dtype,
+        buffers=buffers,
+        threads=config.engine.threads,
+        device=pick_device(config.engine.device),
+        vectorize=config.engine.vectorize,
+    )
+    engine.start(plan)
+    start = FlatModel(copy.deepcopy(task.model), dtype)
+    if given.initial is not None:
+        start.load(start.layout.flatten(given.initial, dtype))
+        if len(start.buffers):
+            start.buffers.copy_(start.layout.flatten_buffers(given.initial, dtype))
+    checkpoints = typed(config.checkpoint, CheckpointConfig)
+    server = Server(
+        engine=engine,
+        task=task,
+        layout=start.layout,
+        start=start.weights,
+        sizes=data.shards.sizes,
+        local=local,
+        failures=failures,
+        states=ClientStore(folder / "checkpoint", checkpoints.memory_mb << 20),
+        seed=config.seed,
+        dtype=dtype,
+        chunks=config.engine.chunks or (VECTORISED_CHUNKS if vectorises(plan.vectorize, plan.device) else 0),
+        share_buffers=buffers == "average",
+        test_size=0 if data.dataset.test is None else len(data.dataset.test),
+        eval_batch=config.evaluation.batch_size,
+    )
+    return Loop(
+        strategy=method,
+        server=server,
+        trackers=trackers,
+        rounds=config.rounds,
+        clients_per_round=min(config.clients_per_round, data.num_clients),
+        participation=config.participation,
+        evaluation=typed(config.evaluation, EvaluationConfig),
+        checkpoints=checkpoints,
+        folder=folder,
+        key=key,
+        cohorts=None
+        if given.cohorts is None
+        else check_cohorts(given.cohorts, config.rounds, config.num_clients),
+    )
+
+
+def describe(config: DictConfig, folder: Path, start_round: int) -> RunInfo:
+    """The run's facts for trackers."""
+    return RunInfo(
+        dir=folder,
+        name=run_name(config),
+        group=config.name,
+        method=method_name(config),
+        config=plain(config),
+        rounds=config.rounds,
+        start_round=start_round,
+        tags=tuple(config.tags),
+    )
+
+
+def execute(loop: Loop, config: DictConfig, task: Task, data: FederatedData) -> dict[str, Tensor]:
+    """Run the rounds, then write ``weights.safetensors`` and the pictures; returns the final state dict."""
+    loop.run()
+    model = FlatModel(copy.deepcopy(task.model), loop.server.dtype)
+    weights = model.state_dict(loop.models()["global"])
+    save_file({k: v.contiguous() for k, v in weights.items()}, loop.folder / "weights.safetensors")
+    if config.tracker.plots:
+        _draw(loop, data)
+    return weights
+
+
+def _draw(loop: Loop, data: FederatedData) -> None:
+    """Curves, and the partition as a heat map. A picture that fails costs a warning, not the run."""
+    from fedsim.data.picture import draw_partition
+    from fedsim.report import figure_of
+
+    try:
+        figure_of({"run": [loop.history]}).savefig(loop.folder / "curves.png", dpi=150)
+        y = data.dataset.train.y
+        if data.dataset.num_classes and y.dim() == 1:
+            draw_partition(data.shards, y.numpy(), data.dataset.classes, loop.folder / "partition.png")
+    except Exception as e:
+        logging.getLogger(__name__).warning("pictures of %s could not be drawn: %s", loop.folder, e)
+
+
+def summarise(loop: Loop, config: DictConfig, data: FederatedData) -> dict[str, Any]:
+    """What ``summary.json`` says of the finished rounds, beside its status."""
+    rows = loop.history
+    out: dict[str, Any] = {
+        "method": method_name(config),
+        "name": run_name(config),
+        "seed": config.seed,
+        "rounds": loop.done,
+        "key": loop.key,
+        "partition_hash": data.shards.hash(),
+    }
+    for name in ("loss", "accuracy"):
+        values = [r[name] for r in rows if r.get(name) is not None]
+        if values:
+            out[name] = values[-1]
+            out[f"best_{name}"] = min(values) if name == "loss" else max(values)
+    if config.evaluation.target is not None:
+        reached = (r["round"] for r in rows if (r.get("accuracy") or 0) >= config.evaluation.target)
+        out["rounds_to_target"] = next(reached, None)
+    for name in ("bytes_up", "bytes_down", "seconds"):
+        out[name] = sum(r[name] for r in rows)
+    if rows:
+        out["weights_hash"] = rows[-1]["weights_hash"]
+    return out

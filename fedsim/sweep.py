@@ -1,0 +1,121 @@
+"""What the jobs of a sweep share: a journal of how they ended, and one Ray instance."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+_JOURNAL = "FEDSIM_JOURNAL"
+
+
+@dataclass
+class Outcome:
+    """How a job ended."""
+
+    job: int  # number in the sweep
+    overrides: str  # what sets the job apart in its sweep; empty for a single run
+    dir: str = ""
+    status: str = "failed"  # done | skipped | failed
+    code: int = 0  # exit code of a failed job
+    message: str = ""  # of a failed job, as printed
+
+    @property
+    def title(self) -> str:
+        """``"job 3 (seed=1,strategy=fedavg): "``, or nothing for a single run."""
+        return f"job {self.job} ({self.overrides}): " if self.overrides else ""
+
+    @property
+    def reason(self) -> str:
+        """The message in one line: the last of a traceback, else the first."""
+        lines = self.message.strip().splitlines() or [""]
+        return lines[-1] if lines[0].startswith("Traceback") else lines[0].removeprefix("fedsim: ")
+
+
+class Journal:
+    """Outcomes on their way from the jobs to the command, through a file: jobs may run in other processes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    @contextmanager
+    def opened(cls) -> Iterator[Journal]:
+        """A new journal, which jobs of this and of child processes find through the environment."""
+        with tempfile.TemporaryDirectory(prefix="fedsim-") as folder:
+            path = Path(folder) / "journal.jsonl"
+            os.environ[_JOURNAL] = str(path)
+            try:
+                yield cls(path)
+            finally:
+                del os.environ[_JOURNAL]
+
+    @staticmethod
+    def append(outcome: Outcome) -> None:
+        """Add a line; appends of one line do not mix."""
+        with Path(os.environ[_JOURNAL]).open("a") as file:
+            file.write(json.dumps(asdict(outcome)) + "\n")
+
+    def read(self) -> list[Outcome]:
+        """All outcomes, by job number; none if no job ran."""
+        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        return sorted((Outcome(**json.loads(line)) for line in lines), key=lambda o: o.job)
+
+
+class RaySweep(Callback):
+    """Hydra callback: jobs in several processes (joblib's launcher) attach to one Ray, started here.
+
+    Jobs of one process need no help, they share what the first of them starts. Ray is not started either if
+    ``RAY_ADDRESS`` or ``engine.address`` names a cluster, or if no job uses the Ray engine.
+    """
+
+    def __init__(self) -> None:
+        self.started = False
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Start Ray and export its address."""
+        if not _needs_ray(config):
+            return
+        import ray
+
+        workers, at_once = config.engine.workers, config.hydra.launcher.n_jobs
+        cores = os.cpu_count() or 1
+        store = config.engine.get("store_mb", 0)
+        context = ray.init(
+            address="local",
+            num_cpus=max(cores, workers * (at_once if at_once > 0 else cores)),
+            object_store_memory=store * 2**20 if store else None,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+        )
+        os.environ["RAY_ADDRESS"] = context.address_info["address"]
+        self.started = True
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Stop what was started."""
+        if self.started:
+            import ray
+
+            ray.shutdown()
+            os.environ.pop("RAY_ADDRESS", None)
+
+
+def _needs_ray(config: DictConfig) -> bool:
+    """Whether jobs will run in other processes, and any of them with a Ray of their own."""
+    choice = [o.partition("=")[2] for o in config.hydra.overrides.task if o.startswith("engine=")]
+    engine = choice[-1] if choice else str(config.engine.name)
+    return (
+        OmegaConf.select(config, "hydra.launcher.n_jobs") is not None
+        and "ray" in engine.split(",")
+        and "RAY_ADDRESS" not in os.environ
+        and not config.engine.get("address")
+    )

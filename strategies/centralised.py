@@ -1,0 +1,15 @@
+"""Centralised training: all clients' data in one place, the ceiling that federated methods are compared with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from strategies.fedavg import FedAvg
+
+
+@dataclass(kw_only=True)
+class Centralised(FedAvg):
+    """SGD over the union of all clients' samples; a round is the configured number of epochs or steps over them."""
+
+    pooled: ClassVar[bool] = True

@@ -1,0 +1,20 @@
+"""FedBN. Li, Jiang, Zhang, Kamp, Dou: FedBN: Federated Learning on Non-IID Features via Local Batch Normalization, ICLR
+2021 (Algorithm 1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from strategies.fedavg import FedAvg
+
+
+@dataclass(kw_only=True)
+class FedBN(FedAvg):
+    """FedAvg in which BatchNorm layers, weights and statistics, stay with their client.
+
+    Models are personal: measure them with ``evaluation.holdout`` and ``evaluation.clients_every``. The global model's
+    own statistics are never trained.
+    """
+
+    buffers: ClassVar[str | None] = "all_local"

@@ -1,0 +1,49 @@
+"""FedCM. Xu, Wang, Wang, Yao: FedCM: Federated Learning with Client-level Momentum, 2021 (arXiv 2106.10874,
+Algorithm 2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from clients.base import Client
+from clients.fedcm import FedCMClient
+from fedsim.payload import Message, Replies
+from fedsim.server import Round, Server
+from strategies.base import State, check
+from strategies.fedavg import FedAvg
+
+
+@dataclass(kw_only=True)
+class FedCM(FedAvg):
+    """Local steps along ``alpha g + (1 - alpha) D``; then ``D = -mean(x_K - x) / (K lr)`` with this round's lr.
+
+    Where clients do different numbers of steps, K is their weighted mean.
+    """
+
+    alpha: float
+
+    def make_client(self) -> Client:
+        """Client-level momentum."""
+        check(0 < self.alpha <= 1, "alpha", self.alpha, "the weight of the own gradient must lie in (0, 1]")
+        return FedCMClient(weighting=self.weighting, alpha=self.alpha)
+
+    def init(self, server: Server) -> State:
+        """Adds the direction ``D`` (d,) = 0."""
+        state = super().init(server)
+        return state | {"direction": torch.zeros_like(state["w"])}
+
+    def message(self, state: State, round: Round) -> Message:
+        """The model and the direction."""
+        return Message.of({k: state[k] for k in ("w", "buffers", "direction") if len(state[k])})
+
+    def update(self, state: State, replies: Replies, round: Round) -> State:
+        """Move, and remember the direction moved per unit of local work."""
+        delta = self.aggregate(replies)
+        steps = torch.tensor([float(k) for k in replies.values("steps")], dtype=torch.float64)  # type: ignore[arg-type]
+        mean_steps = float(replies.weights @ steps / replies.weights.sum())
+        return state | {
+            "w": state["w"] + self.server_lr * delta,
+            "direction": delta / -(mean_steps * round.lr),
+        }

@@ -1,0 +1,33 @@
+"""FedNova. Wang, Liu, Liang, Joshi, Poor: Tackling the Objective Inconsistency Problem in Heterogeneous Federated
+Optimization, NeurIPS 2020 (eq. 4 with section 4.2's normalisers)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from clients.base import Client
+from clients.fednova import FedNovaClient
+from fedsim.payload import Replies
+from fedsim.server import Round
+from strategies.base import State
+from strategies.fedavg import FedAvg
+
+
+@dataclass(kw_only=True)
+class FedNova(FedAvg):
+    """``x += server_lr tau_eff sum_i p_i (x_K - x) / |a_i|_1`` with ``tau_eff = sum_i p_i |a_i|_1``.
+
+    ``p_i`` are the cohort's weights; with equal work it is FedAvg.
+    """
+
+    def make_client(self) -> Client:
+        """SGD with a normalised update."""
+        return FedNovaClient(weighting=self.weighting)
+
+    def update(self, state: State, replies: Replies, round: Round) -> State:
+        """Rescale the mean normalised update by the effective work."""
+        work = torch.tensor([float(v) for v in replies.values("work")], dtype=torch.float64)  # type: ignore[arg-type]
+        effective = float(replies.weights @ work / replies.weights.sum())
+        return state | {"w": state["w"] + self.server_lr * effective * self.aggregate(replies)}

@@ -1,0 +1,40 @@
+"""Local training only: what each client reaches alone, the floor of every personalised method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from clients.base import Client
+from clients.local import LocalClient
+from fedsim.payload import Fold, Replies
+from fedsim.server import Round, Server
+from strategies.base import State, Strategy
+
+
+@dataclass(kw_only=True)
+class LocalOnly(Strategy):
+    """Every client trains its own model from the common start when it is in the cohort; nothing is shared.
+
+    ``accuracy`` and ``loss`` are means over all clients of their own models on the common test set (the worst client
+    beside them); the run's ``weights`` stay the initial ones.
+    """
+
+    client: Client = field(init=False, default_factory=LocalClient)
+    buffers: ClassVar[str | None] = "local"
+    fold: ClassVar[Fold] = {}
+
+    def update(self, state: State, replies: Replies, round: Round) -> State:
+        """Nothing to do: all state is the clients'."""
+        return state
+
+    def evaluate(self, server: Server, state: State) -> dict[str, float]:
+        """Means and minimum over clients on the common test set."""
+        if not server.test_size:
+            return {}
+        found = server.exchange(
+            self.message(state, server.round), {}, task="test", clients=range(server.num_clients)
+        )
+        metrics = [o.metrics for o in found.ok]
+        out = {k: sum(m[k] for m in metrics) / len(metrics) for k in metrics[0]}
+        return out | ({"worst/accuracy": min(m["accuracy"] for m in metrics)} if "accuracy" in out else {})

@@ -1,0 +1,79 @@
+"""Models: published parameter counts, shapes, the split into features and head, and refusals."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+import torch
+
+from fedsim import models
+from fedsim.errors import ConfigError
+
+RESNET = {"norm": "group", "groups": 2, "stem": "imagenet"}
+LSTM = {"embedding": 8, "hidden": 256, "layers": 2}
+
+
+def count(model):
+    return sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("factory", "shape", "classes", "options", "parameters"),
+    [
+        (models.Linear, (1, 28, 28), 10, {}, 7_850),
+        (models.MLP, (1, 28, 28), 10, {"hidden": [200, 200]}, 199_210),  # McMahan et al. 2017
+        (models.MLP, (1, 8, 8), 10, {"hidden": []}, 650),
+        (models.LeNet, (3, 32, 32), 10, {}, 62_006),
+        (models.CNN, (1, 28, 28), 10, {}, 1_663_370),  # McMahan et al. 2017
+        (models.CNN, (1, 8, 8), 10, {}, 832 + 51_264 + 256 * 512 + 512 + 5_130),
+        (models.ResNet18, (3, 32, 32), 10, RESNET, 11_181_642),  # torchvision's 11 689 512 with 10 classes
+        (models.ResNet18, (3, 32, 32), 10, RESNET | {"norm": "batch", "stem": "cifar"}, 11_173_962),
+        (models.CharLSTM, (80,), 80, LSTM, 640 + 798_720 + 20_560),
+    ],
+)
+def test_parameters_features_and_head(factory, shape, classes, options, parameters):
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model = factory(input_shape=shape, num_classes=classes, **options)
+    assert count(model) == parameters
+    x = torch.rand(2, *shape) if len(shape) == 3 else torch.randint(classes, (2, *shape))
+    model.eval()
+    features = model.features(x)
+    assert features.shape == (2, model.head.in_features)
+    assert torch.equal(model(x), model.head(features)) and model(x).shape == (2, classes)
+    copy = pickle.loads(pickle.dumps(model))
+    assert torch.equal(copy(x), model(x))
+
+
+def test_small_odd_images_work():
+    for shape in ((1, 8, 8), (3, 17, 19)):
+        x = torch.rand(2, *shape)
+        assert models.CNN(shape, 4)(x).shape == (2, 4)
+        assert models.ResNet18(shape, 4, **RESNET | {"stem": "cifar"})(x).shape == (2, 4)
+    assert models.LeNet((3, 17, 19), 4)(torch.rand(2, 3, 17, 19)).shape == (2, 4)
+
+
+def test_resnet_block_by_hand():
+    """With its last scale at zero a block is the ReLU of its shortcut."""
+    model = models.ResNet18((3, 8, 8), 4, **RESNET)
+    block = model.blocks[0]
+    torch.nn.init.zeros_(block.norm2.weight)
+    x = torch.randn(2, 64, 8, 8)
+    assert torch.equal(block(x), x.relu())
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (lambda: models.LeNet((1, 8, 8), 10), "at least 16x16.*model=mlp"),
+        (lambda: models.CNN((13,), 2), "needs images"),
+        (lambda: models.CharLSTM((1, 8, 8), 10, **LSTM), "data=shakespeare"),
+        (lambda: models.ResNet18((3, 32, 32), 10, **RESNET | {"norm": "layer"}), "'group' or 'batch'"),
+        (lambda: models.ResNet18((3, 32, 32), 10, **RESNET | {"groups": 3}), "does not divide 64"),
+        (lambda: models.ResNet18((3, 32, 32), 10, **RESNET | {"stem": "tiny"}), "'imagenet'"),
+    ],
+)
+def test_impossible_models_are_refused(build, words):
+    with pytest.raises(ConfigError, match=words):
+        build()
