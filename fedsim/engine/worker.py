@@ -208,6 +208,12 @@ class Worker:
         resident = {v.untyped_storage().data_ptr() for v in self.model.weights if len(v)}
         return t.clone() if t.untyped_storage().data_ptr() in resident else t
 
+    def _seed_layers(self, seed: int) -> None:
+        """Seed what layers draw from. ``torch.manual_seed`` would do, but formats a stack trace on each call."""
+        torch.default_generator.manual_seed(seed)
+        if self.plan.device != "cpu":
+            torch.cuda.manual_seed(seed)
+
     def _call(self, job: Job, task: str) -> Update:
         method = getattr(self.plan.client, task, None)
         if not callable(method):
@@ -215,7 +221,7 @@ class Worker:
                 f"the exchange asks for '{task}', but {type(self.plan.client).__name__} has no such method"
             )
         versions = {k: t._version for k, t in job.message.arrays.items()}
-        torch.manual_seed(key(job.seed, f"{job.purpose}/layers", job.round, job.client) >> 1)
+        self._seed_layers(key(job.seed, f"{job.purpose}/layers", job.round, job.client) >> 1)
         update = method(job)
         for name, version in versions.items():
             if job.message.arrays[name]._version != version:
