@@ -209,6 +209,12 @@ class Worker:
         device, dtype = self.plan.device, self.plan.dtype
         return {k: v.to(device, dtype if v.is_floating_point() else v.dtype) for k, v in fresh.items()}
 
+    def _seed_layers(self, seed: int) -> None:
+        """Seed what layers draw from. ``torch.manual_seed`` would do, but formats a stack trace on each call."""
+        torch.default_generator.manual_seed(seed)
+        if self.plan.device != "cpu":
+            torch.cuda.manual_seed(seed)
+
     def _call(self, job: Job, task: str) -> Update:
         method = getattr(self.plan.client, task, None)
         if not callable(method):
@@ -217,7 +223,7 @@ class Worker:
             )
         lent = [("message", k, t, t._version) for k, t in job.message.arrays.items()]
         lent += [("state", k, t, t._version) for k, t in job.state.items()]
-        torch.manual_seed(key(job.seed, f"{job.purpose}/layers", job.round, job.client) >> 1)
+        self._seed_layers(key(job.seed, f"{job.purpose}/layers", job.round, job.client) >> 1)
         try:
             update = method(job)
         finally:

@@ -1,0 +1,1 @@
+"""Measurements of fedsim against a bare PyTorch loop and against other frameworks."""

@@ -1,0 +1,136 @@
+"""The frameworks that ``overhead`` compares: each runs a workload and calls ``pairs.lap`` after every round."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.workloads import WORKLOADS, Pairs, Workload
+
+Weights = dict[str, Tensor]
+
+
+def fedsim(engine: str, workers: int, extra: Sequence[str], pairs: Pairs) -> Weights:
+    """FedAvg through the public interface; a round includes its log, its weights hash and its metrics.jsonl row."""
+    import fedsim as package
+
+    class Laps:
+        def round(self, row: dict[str, Any], clients: Sequence[Any]) -> None:
+            pairs.lap(row["cohort"])
+
+    work = pairs.work
+    x, y = work.data()
+    n = work.samples
+    with tempfile.TemporaryDirectory() as out:
+        result = package.simulate(
+            [
+                "strategy=fedavg",
+                f"engine={engine}",
+                *([f"engine.workers={workers}"] if engine == "ray" else []),
+                f"rounds={pairs.rounds}",
+                f"clients_per_round={work.cohort}",
+                f"client.lr={work.lr}",
+                "client.lr_decay=1",
+                "client.epochs=1",
+                f"client.batch_size={work.batch}",
+                "client.weight_decay=0",
+                "client.clip_norm=null",
+                "evaluation.every=1000000",
+                "checkpoint.every=0",
+                "tracker=quiet",
+                f"out={out}",
+                *extra,
+            ],
+            model=work.model(),
+            clients=[(x[i : i + n], y[i : i + n]) for i in range(0, len(x), n)],
+            callbacks=[Laps()],
+        )
+    return result.weights
+
+
+def flower(pairs: Pairs) -> Weights:
+    """Flower's message API and its own FedAvg in its simulation, one client application per core."""
+    os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    from flwr.app import ArrayRecord, Context, Message
+    from flwr.clientapp import ClientApp
+    from flwr.serverapp import Grid, ServerApp
+    from flwr.serverapp.strategy import FedAvg
+    from flwr.simulation import run_simulation
+
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    work, final = pairs.work, dict[str, Any]()
+    client, server = ClientApp(), ServerApp()
+    name = work.name
+
+    @client.train()
+    def train(message: Message, context: Context) -> Message:
+        return _flower_train(name, message, context)
+
+    class Laps(FedAvg):
+        def configure_train(self, server_round: int, *args: Any, **named: Any) -> Any:
+            if server_round > 1:
+                pairs.lap()
+            return super().configure_train(server_round, *args, **named)
+
+    @server.main()
+    def main(grid: Grid, context: Context) -> None:
+        strategy = Laps(
+            fraction_train=work.cohort / work.clients,
+            fraction_evaluate=0.0,
+            min_train_nodes=work.cohort,
+            min_available_nodes=work.clients,
+        )
+        start = ArrayRecord(work.model().state_dict())
+        result = strategy.start(grid=grid, initial_arrays=start, num_rounds=pairs.rounds)
+        pairs.lap()
+        final.update(result.arrays.to_torch_state_dict())
+
+    run_simulation(
+        server_app=server,
+        client_app=client,
+        num_supernodes=work.clients,
+        backend_config={
+            "init_args": {"address": "local", "num_cpus": os.cpu_count(), "include_dashboard": False, "log_to_driver": False},
+            "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
+        },
+    )
+    return final
+
+
+@functools.cache
+def _resident(name: str) -> tuple[Workload, nn.Module, Tensor, Tensor]:
+    torch.set_num_threads(1)
+    work = WORKLOADS[name]
+    return work, work.model().train(), *work.data()
+
+
+def _flower_train(name: str, message: Any, context: Any) -> Any:
+    from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+
+    work, model, x, y = _resident(name)
+    model.load_state_dict(message.content["arrays"].to_torch_state_dict())
+    optimizer = torch.optim.SGD(model.parameters(), lr=work.lr)
+    n = work.samples
+    order = torch.randperm(n).add_(context.node_config["partition-id"] * n)
+    for rows in order.split(work.batch):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x[rows]), y[rows]).backward()
+        optimizer.step()
+    content = RecordDict({"arrays": ArrayRecord(model.state_dict()), "metrics": MetricRecord({"num-examples": n})})
+    return Message(content=content, reply_to=message)
+
+
+SIDES: dict[str, tuple[int, Callable[..., Weights]]] = {  # processes, and how to run it
+    "fedsim-ray": (2, functools.partial(fedsim, "ray", 2)),
+    "fedsim-serial": (1, functools.partial(fedsim, "serial", 1)),
+    "flower": (2, lambda extra, pairs: flower(pairs)),
+}
