@@ -161,6 +161,9 @@ class Recorded:
     def models(self, state: dict[str, Any]) -> Any:
         return self.inner.models(state)
 
+    def evaluate(self, server: Server, state: dict[str, Any]) -> dict[str, float]:
+        return self.inner.evaluate(server, state)
+
     def series(self, name: str) -> np.ndarray:
         """``(rounds, d)`` of one entry of the server state."""
         return np.stack([s[name].numpy() for s in self.states])
