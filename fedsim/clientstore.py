@@ -97,7 +97,7 @@ class ClientStore:
         """Delete segments that hold no current state. Call after the new checkpoint is in place."""
         if self._folder is not None and self._folder.exists():
             live = set(self._where.values())
-            for path in self._folder.glob("states-*.safetensors"):
+            for path in (*self._folder.glob("states-*.safetensors"), *self._folder.glob(".states-*.tmp")):
                 if path.name not in live:
                     path.unlink(missing_ok=True)
 
@@ -111,7 +111,8 @@ class ClientStore:
 
     def _spill(self) -> None:
         """Write the dirty states, then forget the least recently used half of memory."""
-        self._write(sorted(self._dirty))
+        if self._dirty:
+            self._write(sorted(self._dirty))
         while self._bytes > self._budget // 2 and self._hot:
             self._drop(next(iter(self._hot)))
 

@@ -50,6 +50,7 @@ class Loop:
     state: State = field(default_factory=dict)
     done: int = 0  # finished rounds
     saved: int = -1  # finished rounds in the newest checkpoint
+    torn: bool = False  # interrupted between two rounds: only the newest checkpoint can be trusted
     history: list[Row] = field(default_factory=list)
 
     def restore(self, path: Path) -> None:
@@ -59,7 +60,10 @@ class Loop:
         self.server.states.restore(found.clients)
 
     def run(self) -> None:
-        """All remaining rounds. If one fails or is interrupted, the last finished round is checkpointed first."""
+        """All remaining rounds. If one fails or is interrupted, the last finished round is checkpointed first.
+
+        A round is finished once it has been measured; if it was not, it is done again on resumption.
+        """
         if not self.state:
             self.state = self.strategy.init(self.server)
         try:
@@ -69,7 +73,7 @@ class Loop:
         except BaseException as e:
             self.server.states.discard()
             try:
-                if self.done:
+                if self.done and not self.torn:
                     self.save()
             except Exception as lost:
                 e.add_note(f"The last finished round could not be checkpointed either: {lost}")
@@ -91,9 +95,11 @@ class Loop:
         server.current = Round(index, ids, server.num_clients, server.seed, server.local)
         server.outcomes, server.log = [], {}
         state = self.strategy.round(server, self.state, server.current)
+        row, clients = self._row(index + 1, ids, state, self._measure(index, state), started)
+        self.torn = True  # from here to the end of the step, memory holds neither the old round nor the new one
         server.states.accept()
         self.state, self.done = state, index + 1
-        row, clients = self._row(ids, self._measure(index), started)
+        self.torn = False
         self.history.append(row)
         self.trackers.round(row, clients)
         if self.checkpoints.every and self.done % self.checkpoints.every == 0:
@@ -105,11 +111,11 @@ class Loop:
             server.seed, index, server.num_clients, self.clients_per_round, self.participation
         )
 
-    def _measure(self, index: int) -> Row:
+    def _measure(self, index: int, state: State) -> Row:
         """Metrics of every model on the test set and, when due, on the clients' held-out parts."""
         out: Row = {}
         plan, last = self.evaluation, index + 1 == self.rounds
-        models = self.models()
+        models = self.strategy.models(state)
         if last or (plan.every and (index + 1) % plan.every == 0):
             for name, weights in models.items():
                 prefix = "" if name == "global" else f"{name}/"
@@ -121,12 +127,14 @@ class Loop:
                 out[f"clients/{metric}"] = sum(values) / len(values)
         return out
 
-    def _row(self, ids: Sequence[int], measured: Row, started: float) -> tuple[Row, list[Row]]:
+    def _row(
+        self, number: int, ids: Sequence[int], state: State, measured: Row, started: float
+    ) -> tuple[Row, list[Row]]:
         outcomes = self.server.outcomes
         fits = [o for o in outcomes if o.kind == "ok" and "train_loss" in o.metrics]
         samples = sum(o.samples for o in fits)
-        models = self.models()
-        row: Row = {"round": self.done, **measured}
+        models = self.strategy.models(state)
+        row: Row = {"round": number, **measured}
         if samples:
             row["train_loss"] = sum(o.metrics["train_loss"] * o.samples for o in fits) / samples
         row |= self.server.log
@@ -140,7 +148,7 @@ class Loop:
             "weights_hash": hash_tensors(t for name in sorted(models) for t in models[name]),
         }
         row["seconds"] = time.perf_counter() - started
-        return row, [r for o in outcomes for r in client_rows(self.done, o)]
+        return row, [r for o in outcomes for r in client_rows(number, o)]
 
 
 def failure(o: Outcome) -> Row:
