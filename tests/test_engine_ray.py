@@ -9,11 +9,11 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from problems import Fail, Recorded, classification, hashes, hooked, network
@@ -256,15 +256,18 @@ def rows(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def descendants(pid: int) -> set[int]:
-    import psutil
+def wait_until_gone(pids: set[int]) -> None:
+    deadline = time.monotonic() + 60
+    while alive(pids) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not [psutil.Process(p).cmdline() for p in alive(pids)]
 
+
+def descendants(pid: int) -> set[int]:
     return {p.pid for p in psutil.Process(pid).children(recursive=True)}
 
 
-def alive(pids: Sequence[int] | set[int]) -> set[int]:
-    import psutil
-
+def alive(pids: set[int]) -> set[int]:
     return {p for p in pids if psutil.pid_exists(p) and psutil.Process(p).status() != psutil.STATUS_ZOMBIE}
 
 
@@ -285,10 +288,7 @@ def test_a_driver_killed_outright_resumes_to_the_same_bits_and_leaves_nothing_ru
     children = descendants(process.pid)
     process.kill()
     process.wait(30)
-    deadline = time.monotonic() + 30
-    while alive(children) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert not alive(children)
+    wait_until_gone(children)
     assert not (tmp_path / "killed" / "summary.json").exists()
     assert finish(engine, tmp_path / "killed") == expected
 
@@ -309,8 +309,5 @@ def test_ctrl_c_leaves_rows_and_a_checkpoint_of_the_last_finished_round(engine: 
     summary = json.loads((folder / "summary.json").read_text())
     assert (summary["status"], summary["rounds"]) == ("interrupted", len(done))
     assert [p.name for p in (folder / "checkpoint").glob("round-*")] == [f"round-{len(done):06d}"]
-    deadline = time.monotonic() + 30
-    while alive(children) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert not alive(children)
+    wait_until_gone(children)
     assert finish(engine, folder) == finish("serial", tmp_path / "undisturbed")
