@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -35,6 +36,7 @@ class ClientStore:
         self._bytes = 0
         self._serial = 0
         self._pending: dict[int, tuple[int, dict[str, Tensor]]] = {}
+        self._sums: dict[str, str] = {}  # segment to sha256
 
     def __len__(self) -> int:
         return len(self._round)
@@ -79,7 +81,10 @@ class ClientStore:
         """Write what is not on disk yet; the index that ``restore`` takes."""
         if self._dirty:
             self._write(sorted(self._dirty))
-        return {"clients": {str(c): [self._where[c], self._round[c]] for c in sorted(self._round)}}
+        live = sorted(set(self._where.values()))
+        self._sums = {name: self._sums.get(name) or self._sum(name) for name in live}
+        clients = {str(c): [self._where[c], self._round[c]] for c in sorted(self._round)}
+        return {"clients": clients, "sha256": self._sums}
 
     def restore(self, index: Mapping[str, Any]) -> None:
         """Take the states that ``index`` names; everything else is forgotten."""
@@ -137,6 +142,11 @@ class ClientStore:
         temporary.rename(self._folder / name)
         self._where.update(dict.fromkeys(clients, name))
         self._dirty.clear()
+
+    def _sum(self, segment: str) -> str:
+        assert self._folder is not None
+        with (self._folder / segment).open("rb") as f:
+            return hashlib.file_digest(f, "sha256").hexdigest()
 
     def _read(self, client: int) -> dict[str, Tensor]:
         assert self._folder is not None

@@ -80,7 +80,7 @@ class RayEngine:
     def start(self, plan: Plan) -> None:
         """Put the plan (data included) into shared memory once; workers map it."""
         self._plan = self._ray.put(plan)
-        load = Counter({a: 0 for a in self._actors})
+        load = Counter(dict.fromkeys(self._actors, 0))
         for actor, answer in [(a, a.start.remote(self._plan)) for a in self._actors]:
             try:
                 self._ray.get(answer)
