@@ -96,6 +96,11 @@ class ClientStore:
                 raise CheckpointError(
                     f"client states: {self._folder}/{segment} is missing; resume=never starts afresh"
                 )
+            if self._sum(segment) != index["sha256"].get(segment):
+                raise CheckpointError(
+                    f"client states: {self._folder}/{segment} does not match its checksum; resume=never starts afresh"
+                )
+            self._sums[segment] = index["sha256"][segment]
             self._serial = max(self._serial, int(segment.split("-")[1].split(".")[0]) + 1)
 
     def prune(self) -> None:

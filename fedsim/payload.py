@@ -249,7 +249,7 @@ def combine(parts: Iterable[Folder]) -> dict[tuple[str, str], Tensor]:
 
 
 def _sum_dtype(dtype: torch.dtype, kind: str) -> torch.dtype:
-    """Sums of halves are kept in float32, of integers and bools in int64 (means: float64), so that nothing overflows."""
+    """Sums of halves are kept in float32, of integers and bools in int64 (means: float64): nothing overflows."""
     if dtype.is_floating_point or dtype.is_complex:
         return torch.float32 if dtype == torch.float16 else dtype
     return torch.int64 if kind == "sum" else torch.float64
