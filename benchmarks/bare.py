@@ -82,7 +82,9 @@ class Local:
         return min(FORMS, key=lambda f: statistics.median(seconds[f]))
 
 
-def _process(conn: Connection, work: Workload, x: Tensor, y: Tensor, w: Tensor, total: Tensor, taken: Any) -> None:
+def _process(
+    conn: Connection, work: Workload, x: Tensor, y: Tensor, w: Tensor, total: Tensor, taken: Any
+) -> None:
     torch.set_num_threads(1)
     local = Local(work)
     conn.send(local.calibrate(x, y))
@@ -175,7 +177,9 @@ class Bare:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--workloads", default="M,L,R")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--rounds", type=int, default=10)

@@ -99,7 +99,12 @@ def flower(pairs: Pairs) -> Weights:
         client_app=client,
         num_supernodes=work.clients,
         backend_config={
-            "init_args": {"address": "local", "num_cpus": os.cpu_count(), "include_dashboard": False, "log_to_driver": False},
+            "init_args": {
+                "address": "local",
+                "num_cpus": os.cpu_count(),
+                "include_dashboard": False,
+                "log_to_driver": False,
+            },
             "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
         },
     )
@@ -125,7 +130,9 @@ def _flower_train(name: str, message: Any, context: Any) -> Any:
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(x[rows]), y[rows]).backward()
         optimizer.step()
-    content = RecordDict({"arrays": ArrayRecord(model.state_dict()), "metrics": MetricRecord({"num-examples": n})})
+    content = RecordDict(
+        {"arrays": ArrayRecord(model.state_dict()), "metrics": MetricRecord({"num-examples": n})}
+    )
     return Message(content=content, reply_to=message)
 
 

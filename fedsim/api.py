@@ -119,7 +119,10 @@ def run(config: DictConfig, **handed: Any) -> RunResult:
     try:
         trackers.phase("loading data")
         data = session.load_data(config, given, method)
-        task = Task(build.model(config, data.dataset, given.model), given.loss or cross_entropy)
+        model = build.model(config, data.dataset, given.model)
+        if given.initial is not None:
+            model = build.initialised(model, given.initial, build.DTYPES[config.dtype])
+        task = Task(model, given.loss or cross_entropy)
         trackers.phase(f"starting the {config.engine.name} engine")
         engine = session.start_engine(config)
         loop = session.assemble(config, given, method, task, data, engine, trackers, key)

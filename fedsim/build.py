@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import partial
 from typing import Any
@@ -22,6 +23,7 @@ from fedsim.data.partition import from_partitioner
 from fedsim.data.shards import Shards, holdout
 from fedsim.errors import ConfigError, FedsimError
 from fedsim.rng import key, numpy_rng
+from fedsim.validation import hint
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 Pair = tuple[Any, Any]  # x, y: tensors or arrays
@@ -95,6 +97,28 @@ def given_clients(config: DictConfig, clients: Sequence[Pair], test: Pair | None
     return _hold_out(config, data, Shards(np.arange(ends[-1], dtype=np.int64), ends))
 
 
+def initialised(model: nn.Module, initial: Mapping[str, Tensor], dtype: torch.dtype) -> nn.Module:
+    """A copy of ``model`` in ``dtype`` holding ``initial``: parameters, frozen ones too, and statistics.
+
+    Raises:
+        ConfigError: if a tensor is missing, misshapen or unknown. Only counters may be missing.
+    """
+    out = copy.deepcopy(model).to(dtype)
+    wanted = out.state_dict()
+    for name in initial:
+        if name not in wanted:
+            raise ConfigError(f"initial: the model has no '{name}'{hint(name, wanted)}")
+    for name, value in wanted.items():
+        if name not in initial:
+            if value.is_floating_point():
+                raise ConfigError(f"initial: '{name}' is missing; given: {', '.join(initial) or 'nothing'}")
+        elif tuple(value.shape) != tuple(torch.as_tensor(initial[name]).shape):
+            shape = tuple(torch.as_tensor(initial[name]).shape)
+            raise ConfigError(f"initial: '{name}' has shape {shape}, expected {tuple(value.shape)}")
+    out.load_state_dict({k: torch.as_tensor(v) for k, v in initial.items()}, strict=False)
+    return out
+
+
 def model(config: DictConfig, data: Dataset, given: nn.Module | Callable[[], nn.Module] | None) -> nn.Module:
     """The initial model; a configured or given factory runs under a generator keyed by the seed."""
     if isinstance(given, nn.Module):
@@ -115,15 +139,17 @@ def model(config: DictConfig, data: Dataset, given: nn.Module | Callable[[], nn.
 def strategy(config: DictConfig, given: Any) -> Any:
     """The configured or given strategy, with the configured aggregator unless it brings its own."""
     built = part(config.strategy, "strategy") if given is None else given
-    if isinstance(built, type):
-        built = built()
-    if "aggregator" not in vars(built) and "aggregator" not in vars(type(built)):
-        built.aggregator = part(config.aggregator, "aggregator")
+    built = built() if isinstance(built, type) else copy.copy(built)  # the caller's object stays as it is
     for name in ("init", "round", "models", "client"):
         if not hasattr(built, name):
             raise ConfigError(
                 f"strategy: {type(built).__name__} has no '{name}'; derive it from strategies.base.Strategy"
             )
+    defined = ["aggregator" in vars(kind) for kind in type(built).__mro__]
+    if (
+        "aggregator" not in built.__dict__ and sum(defined) <= 1
+    ):  # else a subclass replaced the base's default
+        built.aggregator = part(config.aggregator, "aggregator")
     return built
 
 

@@ -38,9 +38,11 @@ def save(folder: Path, rounds: int, state: Mapping[str, Any], clients: ClientSto
     target, temporary = folder / f"round-{rounds:06d}", folder / f".round-{rounds:06d}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    tensors = {k: v.contiguous() for k, v in state.items() if isinstance(v, Tensor)}
+    tensors = _apart({k: v for k, v in state.items() if isinstance(v, Tensor)})
     plain = {k: v for k, v in state.items() if not isinstance(v, Tensor)}
     save_file(tensors, temporary / "state.safetensors")
+    for name, value in plain.items():
+        _check_keys(value, name)
     try:
         values = json.dumps(plain)
     except TypeError as e:
@@ -62,7 +64,7 @@ def save(folder: Path, rounds: int, state: Mapping[str, Any], clients: ClientSto
             os.fsync(f.fileno())
     shutil.rmtree(target, ignore_errors=True)
     temporary.rename(target)
-    for old in folder.glob("round-*"):
+    for old in (*folder.glob("round-*"), *folder.glob(".round-*.tmp")):
         if old != target:
             shutil.rmtree(old, ignore_errors=True)
     clients.prune()
@@ -98,6 +100,30 @@ def load(path: Path, key: str) -> Checkpoint:
         )
     tensors = load_file(path / "state.safetensors")
     return Checkpoint(meta["rounds"], {**meta["values"], **tensors}, meta["clients"])
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous tensors that share no memory, as the file format wants them."""
+    seen: set[int] = set()
+    out = {}
+    for name, t in tensors.items():
+        t = t.contiguous()
+        place = t.untyped_storage().data_ptr()
+        out[name] = t.clone() if place in seen else t
+        seen.add(place)
+    return out
+
+
+def _check_keys(value: Any, where: str) -> None:
+    """JSON would turn keys that are no strings into strings, silently: after a resume they were others."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            if not isinstance(key, str):
+                raise CheckpointError(f"strategy state '{where}' has the key {key!r}; keys must be strings")
+            _check_keys(inner, where)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            _check_keys(inner, where)
 
 
 def _sha256(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -35,6 +36,7 @@ class ClientStore:
         self._bytes = 0
         self._serial = 0
         self._pending: dict[int, tuple[int, dict[str, Tensor]]] = {}
+        self._sums: dict[str, str] = {}  # segment to sha256
 
     def __len__(self) -> int:
         return len(self._round)
@@ -79,7 +81,10 @@ class ClientStore:
         """Write what is not on disk yet; the index that ``restore`` takes."""
         if self._dirty:
             self._write(sorted(self._dirty))
-        return {"clients": {str(c): [self._where[c], self._round[c]] for c in sorted(self._round)}}
+        live = sorted(set(self._where.values()))
+        self._sums = {name: self._sums.get(name) or self._sum(name) for name in live}
+        clients = {str(c): [self._where[c], self._round[c]] for c in sorted(self._round)}
+        return {"clients": clients, "sha256": self._sums}
 
     def restore(self, index: Mapping[str, Any]) -> None:
         """Take the states that ``index`` names; everything else is forgotten."""
@@ -91,13 +96,18 @@ class ClientStore:
                 raise CheckpointError(
                     f"client states: {self._folder}/{segment} is missing; resume=never starts afresh"
                 )
+            if self._sum(segment) != index["sha256"].get(segment):
+                raise CheckpointError(
+                    f"client states: {self._folder}/{segment} does not match its checksum; resume=never starts afresh"
+                )
+            self._sums[segment] = index["sha256"][segment]
             self._serial = max(self._serial, int(segment.split("-")[1].split(".")[0]) + 1)
 
     def prune(self) -> None:
         """Delete segments that hold no current state. Call after the new checkpoint is in place."""
         if self._folder is not None and self._folder.exists():
             live = set(self._where.values())
-            for path in self._folder.glob("states-*.safetensors"):
+            for path in (*self._folder.glob("states-*.safetensors"), *self._folder.glob(".states-*.tmp")):
                 if path.name not in live:
                     path.unlink(missing_ok=True)
 
@@ -111,7 +121,8 @@ class ClientStore:
 
     def _spill(self) -> None:
         """Write the dirty states, then forget the least recently used half of memory."""
-        self._write(sorted(self._dirty))
+        if self._dirty:
+            self._write(sorted(self._dirty))
         while self._bytes > self._budget // 2 and self._hot:
             self._drop(next(iter(self._hot)))
 
@@ -136,6 +147,11 @@ class ClientStore:
         temporary.rename(self._folder / name)
         self._where.update(dict.fromkeys(clients, name))
         self._dirty.clear()
+
+    def _sum(self, segment: str) -> str:
+        assert self._folder is not None
+        with (self._folder / segment).open("rb") as f:
+            return hashlib.file_digest(f, "sha256").hexdigest()
 
     def _read(self, client: int) -> dict[str, Tensor]:
         assert self._folder is not None

@@ -17,6 +17,10 @@ from fedsim.vectors import Weights, hash_tensors
 
 State = dict[str, Any]
 Row = dict[str, Any]
+MEASURING = (
+    "evaluate",
+    "test",
+)  # exchanges that belong to the simulator, not to the method: their bytes do not count
 
 
 class StrategyLike(Protocol):
@@ -53,6 +57,7 @@ class Loop:
     state: State = field(default_factory=dict)
     done: int = 0  # finished rounds
     saved: int = -1  # finished rounds in the newest checkpoint
+    torn: bool = False  # interrupted between two rounds: only the newest checkpoint can be trusted
     history: list[Row] = field(default_factory=list)
 
     def restore(self, path: Path) -> None:
@@ -62,7 +67,10 @@ class Loop:
         self.server.states.restore(found.clients)
 
     def run(self) -> None:
-        """All remaining rounds. If one fails or is interrupted, the last finished round is checkpointed first."""
+        """All remaining rounds. If one fails or is interrupted, the last finished round is checkpointed first.
+
+        A round is finished once it has been measured; if it was not, it is done again on resumption.
+        """
         if not self.state:
             self.state = self.strategy.init(self.server)
         try:
@@ -72,7 +80,7 @@ class Loop:
         except BaseException as e:
             self.server.states.discard()
             try:
-                if self.done:
+                if self.done and not self.torn:
                     self.save()
             except Exception as lost:
                 e.add_note(f"The last finished round could not be checkpointed either: {lost}")
@@ -95,8 +103,12 @@ class Loop:
         server.outcomes, server.log = [], {}
         state = self.strategy.round(server, self.state, server.current)
         row, clients = self._row(state, ids, index, started)
+        self.torn = (
+            True  # from here to the end of the step, memory holds neither the old round nor the new one
+        )
         server.states.accept()
         self.state, self.done = state, index + 1
+        self.torn = False
         self.history.append(row)
         self.trackers.round(row, clients)
         if self._reached(row):
@@ -138,12 +150,12 @@ class Loop:
             row["train_loss"] = sum(o.metrics["train_loss"] * o.samples for o in fits) / samples
         row |= self.server.log
         row |= {
-            "bytes_up": sum(o.bytes_up for o in outcomes if o.task != "evaluate"),
-            "bytes_down": sum(o.bytes_down for o in outcomes if o.task != "evaluate"),
+            "bytes_up": sum(o.bytes_up for o in outcomes if o.task not in MEASURING),
+            "bytes_down": sum(o.bytes_down for o in outcomes if o.task not in MEASURING),
             "sim_seconds": None,
             "seconds": time.perf_counter() - started,
             "cohort": list(ids),
-            "failures": [failure(o) for o in outcomes if o.kind != "ok"],
+            "failures": [failure(o) for o in outcomes if o.kind != "ok" and not _unmeasured(o)],
             "weights_hash": hash_tensors(t for name in sorted(models) for t in models[name]),
         }
         row["seconds"] = time.perf_counter() - started
@@ -158,9 +170,14 @@ def failure(o: Outcome) -> Row:
 def client_rows(round: int, o: Outcome) -> list[Row]:
     """Tidy rows (round, client, metric, value) of one outcome."""
     values: dict[str, float] = dict(o.metrics)
-    if o.task == "evaluate" and o.kind != "ok":
+    if _unmeasured(o):
         return []
     values |= {"weight": o.weight, "samples": o.samples, "bytes_up": o.bytes_up, "bytes_down": o.bytes_down}
     values["seconds"] = o.seconds
     prefix = "" if o.task == "fit" else f"{o.task}/"
     return [{"round": round, "client": o.client, "metric": prefix + k, "value": v} for k, v in values.items()]
+
+
+def _unmeasured(o: Outcome) -> bool:
+    """A client that had nothing to be measured on: no failure."""
+    return o.task in MEASURING and o.kind == "refused"

@@ -189,6 +189,7 @@ class Folder:
 
     def __init__(self, fold: Mapping[str, tuple[str, ...]]):
         self._fold = fold
+        self._seen: dict[str, tuple[torch.Size, torch.dtype]] = {}
         self.sums: dict[tuple[str, str], Tensor] = {}
         self.rows: dict[str, list[Tensor]] = {n: [] for n, kinds in fold.items() if "stack" in kinds}
 
@@ -199,21 +200,22 @@ class Folder:
                 f"the update holds {sorted(arrays)}, but the strategy folds {sorted(self._fold)}; "
                 "send exactly the arrays that the strategy's fold names"
             )
-        for (name, _), total in self.sums.items():
-            if arrays[name].shape != total.shape:
-                raise ClientError(
-                    f"'{name}' has shape {tuple(arrays[name].shape)}, other clients sent {tuple(total.shape)}"
-                )
+        for name, array in arrays.items():
+            kind = array.shape, array.dtype
+            if kind != (seen := self._seen.get(name, kind)):
+                raise ClientError(_unlike(name, kind, seen))
 
     def add(self, arrays: Mapping[str, Tensor], weight: float) -> None:
         """Fold one update; ``arrays`` may be views of a buffer that is reused afterwards."""
         for name, kinds in self._fold.items():
             array = arrays[name]
+            self._seen[name] = array.shape, array.dtype
             for kind in kinds:
                 if kind == "stack":
                     self.rows[name].append(array.clone())
                 elif (name, kind) not in self.sums:
-                    self.sums[name, kind] = array * weight if kind == "mean" else array.clone()
+                    first = array.to(_sum_dtype(array.dtype, kind), copy=True)
+                    self.sums[name, kind] = first.mul_(weight) if kind == "mean" else first
                 else:
                     self.sums[name, kind].add_(array, alpha=weight if kind == "mean" else 1)
 
@@ -233,6 +235,8 @@ def combine(parts: Iterable[Folder]) -> dict[tuple[str, str], Tensor]:
         for k, v in part.sums.items():
             if k not in totals:
                 totals[k] = v
+            elif totals[k].shape != v.shape:  # adding them would broadcast
+                raise ClientError(_unlike(k[0], (v.shape, v.dtype), (totals[k].shape, totals[k].dtype)))
             elif k in fresh:
                 totals[k].add_(v)
             else:
@@ -242,6 +246,19 @@ def combine(parts: Iterable[Folder]) -> dict[tuple[str, str], Tensor]:
             rows.setdefault(name, []).extend(more)
     totals.update({(n, "stack"): torch.stack(r) for n, r in rows.items() if r})
     return totals
+
+
+def _sum_dtype(dtype: torch.dtype, kind: str) -> torch.dtype:
+    """Sums of halves are kept in float32, of integers and bools in int64 (means: float64): nothing overflows."""
+    if dtype.is_floating_point or dtype.is_complex:
+        return torch.float32 if dtype == torch.float16 else dtype
+    return torch.int64 if kind == "sum" else torch.float64
+
+
+def _unlike(name: str, here: tuple[torch.Size, torch.dtype], others: tuple[torch.Size, torch.dtype]) -> str:
+    return (
+        f"'{name}' has shape {tuple(here[0])}, {here[1]}; other clients sent {tuple(others[0])}, {others[1]}"
+    )
 
 
 def _name(name: str) -> str:
@@ -254,7 +271,12 @@ def _array(name: str, value: Any) -> Tensor:
     if isinstance(value, np.ndarray):
         if value.dtype == object:
             raise ClientError(f"array '{name}': object arrays cannot travel; send a numeric array")
-        value = torch.from_numpy(np.ascontiguousarray(value))
+        try:
+            value = torch.from_numpy(np.require(value, requirements="C"))  # keeps 0-d arrays 0-d
+        except TypeError as e:
+            raise ClientError(
+                f"array '{name}': {value.dtype} cannot travel; send a numeric array ({e})"
+            ) from None
     if not isinstance(value, Tensor):
         raise ClientError(f"array '{name}': expected a tensor or numpy array, got {type(value).__name__}")
     if value.dtype == torch.bfloat16:
@@ -276,8 +298,8 @@ def _value(name: str, value: Any) -> Value:
         kinds = {type(v) for v in items}
         if len(kinds) <= 1 and kinds <= {int, float, str}:
             return items
-    if isinstance(value, numbers.Number):
-        return float(value)  # type: ignore[arg-type]
+    if isinstance(value, numbers.Real):
+        return float(value)
     raise ClientError(
         f"value '{name}': {type(value).__name__} cannot travel; "
         "send bool, int, float, str, bytes or a list of one of int, float, str (arrays belong in `arrays`)"

@@ -8,9 +8,11 @@ import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import save_file
@@ -76,8 +78,28 @@ class Given:
             parts.append(f"cohorts{[list(map(int, c)) for c in self.cohorts]}")
         for name, thing in (("strategy", self.strategy), ("loss", self.loss)):
             if thing is not None:
-                parts.append(f"{name}{getattr(thing, '__qualname__', type(thing).__qualname__)}")
+                parts.append(f"{name}{_describe(thing)}")
         return "/".join(parts)
+
+
+def _describe(thing: Any, depth: int = 0) -> str:
+    """Names ``thing`` and its settings: the same text in every process, another one for other settings."""
+    if isinstance(thing, Tensor | np.ndarray):
+        return hash_tensors([torch.as_tensor(thing)])
+    if isinstance(thing, nn.Module):
+        return type(thing).__qualname__ + hash_tensors(thing.state_dict().values())
+    if isinstance(thing, partial):
+        return f"partial({_describe([thing.func, thing.args, thing.keywords], depth)})"
+    if isinstance(thing, Mapping):
+        return str(sorted((str(k), _describe(v, depth)) for k, v in thing.items()))
+    if isinstance(thing, list | tuple):
+        return str([_describe(v, depth) for v in thing])
+    if thing is None or isinstance(thing, bool | int | float | str | bytes):
+        return repr(thing)
+    if hasattr(thing, "__qualname__"):
+        return str(thing.__qualname__)
+    inner = vars(thing) if hasattr(thing, "__dict__") and depth < 4 else {}
+    return type(thing).__qualname__ + (_describe(inner, depth + 1) if inner else "")
 
 
 def settle(config: DictConfig, given: Given) -> None:
@@ -166,10 +188,6 @@ def assemble(
     )
     engine.start(plan)
     start = FlatModel(copy.deepcopy(task.model), dtype)
-    if given.initial is not None:
-        start.load(start.layout.flatten(given.initial, dtype))
-        if len(start.buffers):
-            start.buffers.copy_(start.layout.flatten_buffers(given.initial, dtype))
     checkpoints = typed(config.checkpoint, CheckpointConfig)
     server = Server(
         engine=engine,

@@ -124,7 +124,8 @@ class FlatModel:
             view = self.buffers[slot.span].view(slot.shape)
             module._buffers[name] = view.copy_(module._buffers[name])  # type: ignore[arg-type]
         self._initial_buffers = self.buffers.clone()
-        self._counters = [b for b in model.buffers() if not b.is_floating_point()]
+        flat = {slot.name for slot in layout.buffers}
+        self._counters = [b for n, b in model.named_buffers() if n not in flat]
         self._counts = [b.clone() for b in self._counters]
         self._stats = [m for m in model.modules() if isinstance(m, BATCH_NORM) and m.track_running_stats]
         self.draws = any(isinstance(m, DROPOUT) for m in model.modules())
@@ -175,11 +176,12 @@ class FlatModel:
         are those of the first, and running statistics are not updated twice.
         """
         self.bind(w)
-        if self.draws:
-            if again and self._mask_state is not None:
-                torch.set_rng_state(self._mask_state)
-            else:
-                self._mask_state = torch.get_rng_state()
+        if again and self._mask_state is not None:
+            torch.set_rng_state(self._mask_state)
+        elif (
+            not again
+        ):  # always, since masks are also drawn by functions (F.dropout, attention), unseen from here
+            self._mask_state = torch.get_rng_state()
         for m in self._stats:
             m.track_running_stats = not again
         with torch.autocast(self.w.device.type, self.autocast) if self.autocast else nullcontext():
@@ -197,10 +199,13 @@ class FlatModel:
 
     def state_dict(self, weights: Weights) -> dict[str, Tensor]:
         """A full state dict (frozen parameters and counters included) holding ``weights``; copies."""
-        out = {k: v.detach().clone() for k, v in self.module.state_dict().items()}
-        out.update({k: v.detach().clone() for k, v in self.layout.named(weights.w).items()})
-        out.update({k: v.detach().clone() for k, v in self.layout.named_buffers(weights.buffers).items()})
-        return out
+        own = dict(self.module.named_parameters()) | dict(self.module.named_buffers())
+        held = self.layout.named(weights.w) | self.layout.named_buffers(weights.buffers)
+        new = {
+            id(own[name]): value for name, value in held.items()
+        }  # by identity: tied tensors have several names
+        saved = self.module.state_dict(keep_vars=True)
+        return {k: new.get(id(v), v).detach().clone() for k, v in saved.items()}
 
 
 def hash_tensors(tensors: Iterable[Tensor]) -> str:
@@ -215,7 +220,11 @@ def hash_tensors(tensors: Iterable[Tensor]) -> str:
 
 def finite(t: Tensor) -> bool:
     """Whether all entries are finite, in one pass without a temporary."""
-    return not t.is_floating_point() or bool(torch.isfinite(t.sum()))
+    if t.is_complex():
+        t = torch.view_as_real(t)
+    if not t.is_floating_point():
+        return True
+    return bool(torch.isfinite(t.sum(dtype=torch.float32 if t.dtype == torch.float16 else None)))
 
 
 def _slots(tensors: Iterable[tuple[str, Tensor]]) -> list[Slot]:

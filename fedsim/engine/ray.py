@@ -80,10 +80,14 @@ class RayEngine:
     def start(self, plan: Plan) -> None:
         """Put the plan (data included) into shared memory once; workers map it."""
         self._plan = self._ray.put(plan)
-        try:
-            self._ray.get([a.start.remote(self._plan) for a in self._actors])
-        except self._ray.exceptions.RayTaskError as e:
-            raise e.as_instanceof_cause() from None
+        load = Counter(dict.fromkeys(self._actors, 0))
+        for actor, answer in [(a, a.start.remote(self._plan)) for a in self._actors]:
+            try:
+                self._ray.get(answer)
+            except self._ray.exceptions.RayActorError:  # died since its last run
+                self._revive(actor, load)
+            except self._ray.exceptions.RayTaskError as e:
+                raise e.as_instanceof_cause() from None
 
     def map(
         self, method: str, shared: Any, items: Sequence[Any], costs: Sequence[float] | None = None
@@ -126,13 +130,16 @@ class RayEngine:
                     "raise it or find the client"
                 )
             index, actor = busy.pop(done[0])
-            load[actor] -= 1
+            if actor in load:  # not replaced meanwhile
+                load[actor] -= 1
             try:
                 yield index, self._ray.get(done[0])
             except self._ray.exceptions.RayActorError:
                 if tries[index] >= ATTEMPTS:
+                    who = getattr(items[index], "clients", None)
                     raise EngineError(
-                        f"chunk {index} was lost {ATTEMPTS} times with its worker (killed, out of memory?); "
+                        f"chunk {index}{f' (clients {list(who)})' if who else ''} was lost {ATTEMPTS} times with its "
+                        "worker (killed, out of memory?); "
                         "use fewer engine.workers or more, smaller engine.chunks"
                     ) from None
                 todo.append(index)
@@ -146,6 +153,8 @@ class RayEngine:
 
     def _revive(self, actor: Any, load: Counter[Any]) -> None:
         """Give a restarted actor its plan, or replace one that does not come back."""
+        if actor not in load:
+            return
         errors = self._ray.exceptions
         for _ in range(20):
             try:

@@ -1,0 +1,321 @@
+"""The Ray engine with real workers: deaths, errors, one copy of the message, kills and Ctrl-C of the driver."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from problems import Fail, Recorded, classification, hashes, hooked, network
+
+from clients.base import Client
+from fedsim.errors import ClientError, EngineError
+from fedsim.job import Job
+from fedsim.payload import Replies, Update
+from fedsim.server import Round
+from fedsim.vectors import FlatModel
+from strategies.base import State, Strategy
+
+pytestmark = pytest.mark.slow
+TWO = "engine.workers=2"
+
+
+@dataclass(frozen=True)
+class Die:
+    """Kill the worker's own process, once, while ``client`` trains."""
+
+    client: int
+    marker: Path
+    always: bool = False
+
+    def __call__(self, job: Job) -> None:
+        if job.client == self.client and (self.always or not self.marker.exists()):
+            self.marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_dies_costs_nothing_but_time(ray: str, tmp_path: Path) -> None:
+    problem = classification("dropout", cohorts=[range(6)] * 3)
+    settings = ["strategy=fedspeed", "rounds=3", "engine.chunks=6"]
+    expected = hashes(problem.run(*settings))
+    strategy = hooked("fedspeed", Die(3, tmp_path / "killed"))
+    result = problem.run(*settings, ray, TWO, strategy=strategy)
+    assert (tmp_path / "killed").exists()
+    assert hashes(result) == expected
+    assert all(not row["failures"] for row in result.rows)
+    assert hashes(problem.run(*settings, ray, TWO)) == expected  # the workers are good for another run
+
+
+def test_a_client_that_always_kills_its_worker_ends_the_run_by_name(ray: str, tmp_path: Path) -> None:
+    problem = classification(cohorts=[[0, 1, 2]])
+    strategy = hooked("fedavg", Die(1, tmp_path / "killed", always=True))
+    with pytest.raises(EngineError, match=r"clients \[1\].*lost 4 times"):
+        problem.run("rounds=1", "engine.chunks=3", ray, "engine.workers=1", strategy=strategy)
+
+
+def test_idle_workers_that_died_between_two_runs_are_no_loss(ray: str, tmp_path: Path) -> None:
+    problem = classification()
+    pids = tmp_path / "pids"
+    pids.mkdir()
+    expected = hashes(problem.run(ray, TWO, strategy=hooked("fedavg", NotePid(pids))))
+    for pid in pids.iterdir():
+        os.kill(int(pid.name), signal.SIGKILL)
+    assert len(list(pids.iterdir())) == 2
+    assert hashes(problem.run(ray, TWO)) == expected
+
+
+@dataclass(frozen=True)
+class NotePid:
+    """Leave a file named after the worker's process."""
+
+    folder: Path
+
+    def __call__(self, job: Job) -> None:
+        (self.folder / str(os.getpid())).touch()
+        time.sleep(0.05)
+
+
+def test_an_error_in_a_client_names_client_and_round_and_shows_the_traceback(ray: str) -> None:
+    strategy = hooked("fedavg", Fail([4], rounds=[2]))
+    problem = classification(cohorts=[range(6)] * 4)
+    with pytest.raises(ClientError) as caught:
+        problem.run(ray, TWO, strategy=strategy)
+    text = str(caught.value)
+    assert "client 4 failed in round 3" in text
+    assert "Traceback" in text
+    assert "problems.py" in text
+    assert "ValueError: client 4 has had enough" in text
+    assert "failures.policy=skip" in text
+
+
+def test_skipping_and_retrying_on_workers_is_what_it_is_in_process(ray: str, tmp_path: Path) -> None:
+    problem = classification(cohorts=[range(6)] * 4)
+    skip = "failures.policy=skip"
+    here, there = (
+        problem.run(skip, *engine, strategy=hooked("fedspeed", Fail([2], rounds=[1])))
+        for engine in (["engine=serial"], [ray, TWO])
+    )
+    assert hashes(here) == hashes(there)
+    assert [f["client"] for f in there.rows[1]["failures"]] == [2]
+
+    undisturbed = hashes(problem.run("strategy=fedspeed"))
+    once = hooked("fedspeed", Fail([2], marker=tmp_path / "failed"))
+    retried = problem.run("failures.retries=1", ray, TWO, strategy=once)
+    assert (tmp_path / "failed").exists()
+    assert hashes(retried) == undisturbed
+
+
+def test_writing_to_the_message_or_to_state_in_shared_memory_is_refused(ray: str) -> None:
+    problem = classification(cohorts=[range(6)] * 2)
+    for scribble in (_on_message, _on_state):
+        strategy = hooked("fedspeed", scribble)
+        with pytest.raises(ClientError, match=r"client 1 in round 1.*read-only"):
+            problem.run("rounds=2", "failures.policy=skip", ray, TWO, strategy=strategy)
+
+
+def _on_message(job: Job) -> None:
+    if job.client == 1:
+        job.anchor.mul_(2)
+
+
+def _on_state(job: Job) -> None:
+    if job.client == 1:
+        job.state["h"].add_(1)
+
+
+def test_message_and_plan_are_put_into_shared_memory_once(ray: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray as library
+
+    from fedsim.engine.worker import Broadcast, Plan
+
+    put: list[Any] = []
+    plain = library.put
+    problem = classification(cohorts=[range(6)] * 3)
+    problem.run(ray, TWO, "rounds=1")
+    monkeypatch.setattr(library, "put", lambda value, *a, **k: put.append(value) or plain(value, *a, **k))
+    problem.run(ray, TWO, "rounds=3", "engine.chunks=6")
+    assert sum(isinstance(v, Plan) for v in put) == 1
+    assert sum(isinstance(v, Broadcast) for v in put) == 3  # one a round, whatever the number of chunks
+
+
+def test_tied_weights_stay_tied_in_workers(ray: str) -> None:
+    clients = [(torch.randint(0, 5, (6, 3), generator=_generator(i)), torch.arange(6) % 5) for i in range(4)]
+    problem = classification(model=Tied(), clients=clients, test=None)
+    here, there = problem.run("clients_per_round=2"), problem.run("clients_per_round=2", ray, TWO)
+    assert hashes(here) == hashes(there)
+    assert torch.equal(there.weights["embed.weight"], there.weights["head.weight"])
+    assert not torch.equal(there.weights["embed.weight"], Tied().embed.weight)
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+class Tied(torch.nn.Module):
+    """Embedding and output layer share their weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(3)
+            self.embed = torch.nn.Embedding(5, 4)
+            self.head = torch.nn.Linear(4, 5, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.embed(x).mean(1))
+
+
+# -- a method of one's own ----------------------------------------------------------------------------------------
+
+
+class SignClient(Client):
+    """Sends the sign of its update and counts its rounds."""
+
+    def init_state(self, layout: Any) -> dict[str, torch.Tensor]:
+        return {"rounds": torch.zeros((), dtype=torch.int64)}
+
+    def finish(self, job: Job, w: torch.Tensor) -> Update:
+        sign = job.delta(w).sign()
+        return Update({"delta": sign, "counts": torch.ones(2)}, state={"rounds": job.state["rounds"] + 1})
+
+
+class SignVote(Strategy):
+    """Moves by the majority sign."""
+
+    client = SignClient()
+    fold = {"delta": "sum", "counts": "stack"}  # noqa: RUF012
+
+    def update(self, state: State, replies: Replies, round: Round) -> State:
+        assert replies.stack("counts").shape == (len(replies), 2)
+        return state | {"w": state["w"] + 0.01 * replies.total("delta").sign()}
+
+
+def test_a_method_written_in_a_test_runs_on_both_engines(ray: str) -> None:
+    runs = []
+    for engine in (["engine=serial"], [ray, TWO]):
+        strategy = Recorded(SignVote())
+        result = classification().run("dtype=float64", *engine, strategy=strategy)
+        runs.append((hashes(result), [int(k["rounds"]) if k else 0 for k in strategy.kept[-1]]))
+        moved = strategy.series("w")[0] - FlatModel(network(), torch.float64).w.numpy()
+        assert set(abs(moved).round(12)) <= {0.0, 0.01}
+        seen = [c for row in result.rows for c in row["cohort"]]
+        assert runs[-1][1] == [seen.count(c) for c in range(6)]
+    assert runs[0] == runs[1]
+
+
+# -- the driver is killed -----------------------------------------------------------------------------------------
+
+SCRIPT = """
+import os, sys, time
+import torch
+import fedsim
+from problems import QUIET, classes, hooked, network
+
+def slow(job):
+    time.sleep(float(os.environ["DELAY"]))
+
+class Progress:
+    def round(self, row, clients):
+        print("round", row["round"], flush=True)
+
+engine, folder = sys.argv[1:]
+fedsim.simulate(
+    [f"engine={engine}", *QUIET, "strategy=fedspeed", "rounds=8", "clients_per_round=4", "checkpoint.every=2",
+     "client.batch_size=4", "engine.chunks=4", f"dir={folder}", *(["engine.workers=2"] if engine == "ray" else [])],
+    model=network("bn"), clients=classes(), callbacks=[Progress()],
+    strategy=hooked("fedspeed", slow),
+)
+print("finished", flush=True)
+"""
+
+
+def launch(engine: str, folder: Path, delay: float) -> subprocess.Popen[str]:
+    arguments = [sys.executable, "-c", textwrap.dedent(SCRIPT), engine, str(folder)]
+    return subprocess.Popen(
+        arguments,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "DELAY": str(delay)},
+    )
+
+
+def wait_for(process: subprocess.Popen[str], line: str) -> None:
+    assert process.stdout is not None
+    for printed in process.stdout:
+        if printed.strip() == line:
+            return
+    raise AssertionError(f"never printed {line!r}: {process.stderr.read() if process.stderr else ''}")
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def wait_until_gone(pids: set[int]) -> None:
+    deadline = time.monotonic() + 60
+    while alive(pids) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not [psutil.Process(p).cmdline() for p in alive(pids)]
+
+
+def descendants(pid: int) -> set[int]:
+    return {p.pid for p in psutil.Process(pid).children(recursive=True)}
+
+
+def alive(pids: set[int]) -> set[int]:
+    return {p for p in pids if psutil.pid_exists(p) and psutil.Process(p).status() != psutil.STATUS_ZOMBIE}
+
+
+def finish(engine: str, folder: Path) -> list[str]:
+    done = launch(engine, folder, 0)
+    out, err = done.communicate(timeout=120)
+    assert "finished" in out, err
+    return [row["weights_hash"] for row in rows(folder)]
+
+
+@pytest.mark.parametrize("engine", ["serial", "ray"])
+def test_a_driver_killed_outright_resumes_to_the_same_bits_and_leaves_nothing_running(
+    engine: str, tmp_path: Path
+) -> None:
+    expected = finish("serial", tmp_path / "undisturbed")
+    process = launch(engine, tmp_path / "killed", 0.05)
+    wait_for(process, "round 5")
+    children = descendants(process.pid)
+    process.kill()
+    process.wait(30)
+    wait_until_gone(children)
+    assert not (tmp_path / "killed" / "summary.json").exists()
+    assert finish(engine, tmp_path / "killed") == expected
+
+
+@pytest.mark.parametrize("engine", ["serial", "ray"])
+def test_ctrl_c_leaves_rows_and_a_checkpoint_of_the_last_finished_round(engine: str, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    process = launch(engine, folder, 0.1)
+    wait_for(process, "round 3")
+    children = descendants(process.pid)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    _, err = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "KeyboardInterrupt" in err
+    done = [row["round"] for row in rows(folder)]
+    assert done == list(range(1, len(done) + 1))
+    assert len(done) >= 3
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["status"], summary["rounds"]) == ("interrupted", len(done))
+    assert [p.name for p in (folder / "checkpoint").glob("round-*")] == [f"round-{len(done):06d}"]
+    wait_until_gone(children)
+    assert finish(engine, folder) == finish("serial", tmp_path / "undisturbed")
