@@ -52,7 +52,7 @@ class Axis:
     def unit(self, largest: float) -> tuple[float, str]:
         """The largest unit of which there are at least five, else the smallest."""
         fitting = [unit for unit in self.units if largest >= 5 * unit[0]]
-        return (fitting or [*self.units[:1], (1.0, "")])[-1 if fitting else 0]
+        return (fitting or self.units[:1] or [(1.0, "")])[-1]
 
 
 ROUNDS = Axis((), "round")

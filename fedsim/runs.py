@@ -9,6 +9,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ _NEUTRAL = re.compile(
     r"|engine\.(name|workers|address|store_mb|timeout)$"
 )
 _INNER = re.compile(
-    r"strategy\.|.*_target_$"
+    r"strategy\.|method$|.*_target_$"
 )  # told by the method's name, unless runs of one method differ in it
 
 
@@ -47,6 +48,27 @@ class Run:
     def series(self, metric: str) -> dict[int, float]:
         """Values by round, of the rounds in which ``metric`` was measured."""
         return {int(row["round"]): float(row[metric]) for row in self.rows if row.get(metric) is not None}
+
+    def of_clients(self, ending: str) -> dict[str, list[float]]:
+        """Values over clients, of the last round that has any, of each metric in ``clients.jsonl`` whose name ends so.
+
+        The file is read line by line; without it, or without such metrics, the answer is empty.
+        """
+        path, rounds, values = self.dir / "clients.jsonl", dict[str, int](), dict[str, list[float]]()
+        if not path.exists():
+            return {}
+        with path.open("rb") as lines:
+            for line in lines:
+                if f'{ending}"'.encode() not in line:
+                    continue
+                with suppress(ValueError, KeyError, TypeError):  # a torn line
+                    row = from_json(line)
+                    name, at, value = str(row["metric"]), int(row["round"]), float(row["value"])
+                    if name.endswith(ending):
+                        if rounds.get(name) != at:
+                            rounds[name], values[name] = at, []
+                        values[name].append(value)
+        return dict(sorted(values.items()))
 
     def total(self, column: str) -> float:
         """Sum of a column over all rounds."""

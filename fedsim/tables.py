@@ -39,6 +39,7 @@ _PAPER = {
     "seconds": "time, s",
     "sim_seconds": "simulated time, s",
 }
+_OWN = {"method", "seeds", *BEST}  # columns that are no settings
 _INSIDE = {"accuracy_std", "best_std", "reached", "note"}  # shown within other columns, or below the table
 
 
@@ -69,7 +70,7 @@ def layout(frame: pd.DataFrame, headers: Mapping[str, str] = _PAPER) -> Table:
     shown = [column for column in frame.columns if column not in _INSIDE]
     records = frame.to_dict("records")
     target = frame.attrs.get("target")
-    names = short_names(column for column in shown if "." in column)
+    names = short_names(column for column in shown if column not in _OWN)
     words = {
         key: text.format(target="target" if target is None else f"{100 * target:g}")
         for key, text in headers.items()
@@ -147,7 +148,7 @@ def to_html(frame: pd.DataFrame) -> str:
 
 
 def html_table(
-    header: Sequence[str], rows: Sequence[Sequence[tuple[str, str]]], numeric: Sequence[bool]
+    header: Sequence[str], rows: Sequence[Sequence[tuple[str, str]]], numeric: Sequence[bool], name: str = ""
 ) -> str:
     """An HTML table from plain text; a cell is ``(text, CSS class)``, the first of a row is its heading."""
 
@@ -163,12 +164,12 @@ def html_table(
         cells = "".join(cell("td", text, at, name) for at, (text, name) in enumerate(others, 1))
         body.append(f"<tr>{cell('th', first[0], 0, first[1], 'row')}{cells}</tr>")
     content = f"<thead><tr>{head}</tr></thead>\n<tbody>\n" + "\n".join(body) + "\n</tbody>"
-    return f'<div class="scroll" tabindex="0"><table>\n{content}\n</table></div>\n'
+    return f'<div class="{f"scroll {name}".strip()}" tabindex="0"><table>\n{content}\n</table></div>\n'
 
 
 def _remarks(frame: pd.DataFrame, content: Table) -> list[str]:
     """Notes with the group they belong to."""
-    keys = [column for column in frame.columns if "." in column]
+    keys = [column for column in frame.columns if column not in _OWN | _INSIDE]
     names = short_names(keys)
     lines = []
     for row, note in zip(frame.to_dict("records"), content.notes, strict=True):
