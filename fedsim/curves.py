@@ -108,11 +108,11 @@ def spread(values: Mapping[str, Sequence[float]], words: str, percent: bool = Tr
     median in it, and a line from the 5th to the 95th. ``words`` name the axis.
     """
     with mpl.rc_context(STYLE):
-        figure = _figure(7.5, 0.75 + 0.52 * len(values))
+        figure = _figure(6.2, 0.75 + 0.52 * len(values))
         axes = figure.subplots()
         for row, ((label, points), (colour, _)) in enumerate(zip(values.items(), looks(), strict=False)):
             finite = np.array([value for value in points if np.isfinite(value)])
-            axes.text(0, row - 0.3, label, transform=axes.get_yaxis_transform(), va="center", fontsize=9)
+            axes.text(0, row - 0.3, label, transform=axes.get_yaxis_transform(), va="center")
             _box(axes, finite, row + 0.13, colour)
         axes.set(ylim=(len(values) - 0.4, -0.6), yticks=[], xlabel=words)
         axes.spines["left"].set_visible(False)
@@ -202,5 +202,5 @@ def _box(axes: Axes, values: np.ndarray, at: float, colour: str) -> None:
     axes.broken_barh([(first, third - first)], (at - 0.17, 0.34), facecolor=f"{colour}33", edgecolor=colour)
     axes.vlines(median, at - 0.17, at + 0.17, color=colour, linewidth=2.5)
     if len(values) <= MAX_DOTS:
-        height = at + 0.24 * (np.random.default_rng(0).random(len(values)) - 0.5)
+        height = at + 0.3 * (np.random.default_rng(0).random(len(values)) - 0.5)
         axes.plot(values, height, "o", color=colour, markersize=3, alpha=0.5, markeredgewidth=0)

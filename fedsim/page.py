@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fedsim.curves import Axis
 
 MAX_VECTOR_POINTS = 20_000  # of a panel; with more, it is drawn in pixels
+PNG_DPI = 150  # of the pictures of partitions
 OPEN_PARTITIONS = 4  # further ones are folded away
 
 
@@ -120,7 +121,9 @@ def _picture(figure: Figure, alt: str, points: int) -> str:
 
 def _embedded(data: bytes, kind: str, alt: str, name: str) -> str:
     source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-    return f'<img class="{name}" alt="{escape(alt)}" src="{source}">'
+    inches = int.from_bytes(data[16:20], "big") / PNG_DPI if name == "card" else 0
+    width = f' width="{round(96 * inches)}"' if inches else ""
+    return f'<img class="{name}"{width} alt="{escape(alt)}" src="{source}">'
 
 
 def _legend(labels: Sequence[str], looks: Iterable[tuple[str, str]]) -> str:
@@ -146,7 +149,7 @@ def _clients(groups: Sequence[Group], out: Path) -> str:
             group.label: [value for values in seeds for value in values.get(metric, ())]
             for group, seeds in zip(groups, found, strict=True)
         }
-        figure = spread(pooled, f"{metric} of a client, last round with this metric")
+        figure = spread(pooled, f"{metric.rpartition('/')[2]} of a client")
         name = f"clients-{metric.replace('/', '-')}.png"
         (out / name).write_bytes(image(figure, "png", dpi=150))
         html.append(prose.paragraph(_SPREAD.get(metric, f"{metric}, as clients reported it.")))
@@ -194,30 +197,34 @@ def _partitions(groups: Sequence[Group], out: Path) -> str:
             missing += not name
     html = []
     for number, (name, pairs) in enumerate(users.items()):
-        picture = _partition_picture(name, [run for _, run in pairs], out)
-        caption = f"Partition {name[:8]}: {prose.who(pairs, len(groups))}"
-        html.append(f"<figure>{picture}<figcaption>{escape(caption)}</figcaption></figure>")
+        picture, remark = _partition_picture(name, [run for _, run in pairs], out)
+        caption = f"Partition {name[:8]}: {prose.who(pairs, len(groups))}. {remark}"
+        html.append(f"<figure>{picture}<figcaption>{escape(caption.strip())}</figcaption></figure>")
         if number == OPEN_PARTITIONS - 1 and len(users) > OPEN_PARTITIONS:
-            html.append(f"<details><summary>{len(users) - OPEN_PARTITIONS} more partitions</summary>")
+            more = prose.count(len(users) - OPEN_PARTITIONS, "more partition")
+            html.append(f"<details><summary>{more}</summary>")
     if len(users) > OPEN_PARTITIONS:
         html.append("</details>")
     if missing:
-        html.append(prose.paragraph(f"{missing} runs without a recorded partition.", "soft"))
+        html.append(prose.paragraph(f"{prose.count(missing, 'run')} without a recorded partition.", "soft"))
     return "\n".join(html)
 
 
-def _partition_picture(name: str, runs: Sequence[Run], out: Path) -> str:
+def _partition_picture(name: str, runs: Sequence[Run], out: Path) -> tuple[str, str]:
+    """The picture, also written to ``out``, and what to say of it."""
     target = out / f"partition-{name[:8]}.png"
     drawn = next((path for run in runs if (path := run.dir / "partition.png").is_file()), None)
-    if drawn is not None:
-        target.write_bytes(drawn.read_bytes())
-        return _embedded(target.read_bytes(), "png", "Samples per client and class", "card")
     stored = next((path for run in runs if (path := run.dir / "partition.npz").is_file()), None)
-    if stored is None:
-        return prose.paragraph("Neither partition.png nor partition.npz lies in the run folders.", "soft")
-    from fedsim.data.picture import draw_sizes
-    from fedsim.data.shards import Shards
+    if drawn is not None:
+        words, remark = "Samples per client and class", ""
+        target.write_bytes(drawn.read_bytes())
+    elif stored is not None:
+        from fedsim.data.picture import draw_sizes
+        from fedsim.data.shards import Shards
 
-    draw_sizes(Shards.load(stored), target)
-    hint = "Classes are not shown: no partition.png in the run folders (tracker.plots=true draws it)."
-    return _embedded(target.read_bytes(), "png", "Samples per client", "card") + prose.paragraph(hint, "soft")
+        words = "Samples per client"
+        remark = "Without classes: no run folder holds a partition.png (tracker.plots=true draws it)."
+        draw_sizes(Shards.load(stored), target)
+    else:
+        return "", "No run folder holds a picture or the partition itself."
+    return _embedded(target.read_bytes(), "png", words, "card"), remark

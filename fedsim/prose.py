@@ -13,6 +13,7 @@ from fedsim.runs import Group, Run, flatten, settings_of
 from fedsim.tables import html_table
 
 MAX_REASON = 200  # characters of a failure's reason
+MAX_OPEN_ROWS = 12  # longer lists of runs are folded away
 
 
 def title(groups: Sequence[Group]) -> str:
@@ -26,7 +27,7 @@ def lead(groups: Sequence[Group]) -> str:
     methods = sorted({group.method for group in groups})
     keys = list(dict.fromkeys(name for group in groups for name in group.settings))
     runs, seeds = len(_runs(groups)), {len(group.runs) for group in groups}
-    parts = [f"{_count(len(methods), 'method')} ({', '.join(methods)})"]
+    parts = [f"{count(len(methods), 'method')} ({', '.join(methods)})"]
     if len(groups) > len(methods):
         names = {key: name for group in groups for key, name in group.names.items()}
         settings = [names.get(key, key) for key in keys]
@@ -34,11 +35,11 @@ def lead(groups: Sequence[Group]) -> str:
             f"{len(groups)} configurations that differ in {', '.join(settings[:6])}{' …' * (len(settings) > 6)}"
         )
     parts.append(
-        f"{_count(seeds.pop(), 'seed')} each"
+        f"{count(seeds.pop(), 'seed')} each"
         if len(seeds) == 1
         else f"{min(seeds)} to {max(seeds)} seeds each"
     )
-    return f"{'; '.join(parts)}: {_count(runs, 'run')} in all."
+    return f"{'; '.join(parts)}: {count(runs, 'run')} in all."
 
 
 def facts(groups: Sequence[Group]) -> str:
@@ -51,7 +52,11 @@ def facts(groups: Sequence[Group]) -> str:
 
     def local(config: Mapping[str, Any]) -> str:
         client = config.get("client") or {}
-        amount = f"{client['steps']} steps" if client.get("steps") else f"{client.get('epochs', '?')} epochs"
+        amount = (
+            count(client["steps"], "step")
+            if client.get("steps")
+            else count(client.get("epochs", "?"), "epoch")
+        )
         return f"{amount}, batches of {client.get('batch_size', '?')}, learning rate {client.get('lr', '?')}"
 
     items = {
@@ -79,7 +84,7 @@ def configuration(groups: Sequence[Group]) -> str:
     own = [  # not those that follow the seed
         key
         for key in dict.fromkeys(key for config in flat for key in config)
-        if key not in shared and not _varies(key, groups)
+        if key not in shared and key != "method" and not _varies(key, groups)
     ]
     rows = [[(key, ""), *((_value(config, key), "") for config in flat)] for key in own]
     if len(groups) == 1:
@@ -146,6 +151,11 @@ def reproduce(groups: Sequence[Group], commands: Sequence[str]) -> str:
 def paragraph(text: str, name: str = "") -> str:
     """Plain text as a paragraph."""
     return f"<p{f' class={chr(34)}{name}{chr(34)}' if name else ''}>{escape(text)}</p>\n"
+
+
+def count(number: Any, noun: str) -> str:
+    """``1 seed``, ``2 seeds``."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def who(pairs: Sequence[tuple[Group, Run]], groups: int) -> str:
@@ -234,7 +244,3 @@ def _plain(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return "[" + ", ".join(map(_plain, value)) + "]" if isinstance(value, list) else str(value)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

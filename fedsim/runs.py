@@ -149,12 +149,12 @@ def _load(folder: Path) -> Run:
     end = folder / "summary.json"
     summary = from_json(end.read_text(encoding="utf-8")) if end.exists() else {}
     plain = {str(key): value for key, value in config.items()}
-    method = str(summary.get("method") or _method(folder, plain))
+    method = str(summary.get("method") or plain.get("method") or _method(folder, plain))
     return Run(folder, method, int(plain["seed"]), plain, read_rows(folder / "metrics.jsonl"), summary)
 
 
 def _method(folder: Path, config: Mapping[str, Any]) -> str:
-    """Of a run without summary: from ``<method>-s<seed>-<key>``, else the strategy's class."""
+    """Of a run that names none: from ``<method>-s<seed>-<key>``, else the strategy's class."""
     if match := re.fullmatch(r"(.+)-s\d+-[0-9a-f]+", folder.name):
         return match[1]
     strategy = config.get("strategy")

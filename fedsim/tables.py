@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 # Which end of a column leads.
-BEST = {
+BEST: dict[str, Any] = {
     "accuracy": max,
     "best": max,
     "rounds_to_target": min,
@@ -77,9 +77,10 @@ def layout(frame: pd.DataFrame, headers: Mapping[str, str] = _PAPER) -> Table:
     }
     if target is None:
         words["rounds_to_target"] = words["rounds_to_target"].removesuffix("%").rstrip()
-    leaders = {column: _leaders(records, column, pick) for column, pick in BEST.items() if column in shown}
+    digits = {column: _digits(frame[column]) for column in BEST if column in shown}
+    leaders = {column: _leaders(records, column, digits[column]) for column in digits}
     rows = [
-        [Cell(_text(row, column), at in leaders.get(column, ())) for column in shown]
+        [Cell(_text(row, column, digits.get(column, 0)), at in leaders.get(column, ())) for column in shown]
         for at, row in enumerate(records)
     ]
     header = [words.get(column, names.get(column, column)) for column in shown]
@@ -179,9 +180,9 @@ def _remarks(frame: pd.DataFrame, content: Table) -> list[str]:
     return lines
 
 
-def _leaders(records: Sequence[Mapping[str, Any]], column: str, pick: Any) -> set[int]:
+def _leaders(records: Sequence[Mapping[str, Any]], column: str, digits: int) -> set[int]:
     """Rows that show the column's best value, unless all show the same."""
-    shown = {index: _mean(row, column) for index, row in enumerate(records)}
+    shown = {index: _mean(row, column, digits) for index, row in enumerate(records)}
     known = {
         index: row[column]
         for index, row in enumerate(records)
@@ -192,15 +193,15 @@ def _leaders(records: Sequence[Mapping[str, Any]], column: str, pick: Any) -> se
     candidates = {text for index, text in shown.items() if not records[index].get("note")}
     if not known or len(candidates) < 2:
         return set()
-    best = shown[pick(known, key=known.__getitem__)]
+    best = shown[BEST[column](known, key=known.__getitem__)]
     return {index for index in known if shown[index] == best}
 
 
-def _text(row: Mapping[str, Any], column: str) -> str:
+def _text(row: Mapping[str, Any], column: str, digits: int) -> str:
     if column not in BEST:
         value = row[column]
         return "-" if value is None else short_value(column, value)
-    mean = _mean(row, column)
+    mean = _mean(row, column, digits)
     if column in ("accuracy", "best") and not math.isnan(row[f"{column}_std"]):
         return f"{mean} ± {100 * row[f'{column}_std']:.2f}"
     if column == "rounds_to_target" and mean != "-" and row["reached"] < _seeds(row):
@@ -208,7 +209,7 @@ def _text(row: Mapping[str, Any], column: str) -> str:
     return mean
 
 
-def _mean(row: Mapping[str, Any], column: str) -> str:
+def _mean(row: Mapping[str, Any], column: str, digits: int = 1) -> str:
     """The mean of a numeric column as it is shown."""
     value = row[column]
     if math.isnan(value):
@@ -217,7 +218,13 @@ def _mean(row: Mapping[str, Any], column: str) -> str:
         return f"{100 * value:.2f}"
     if column == "rounds_to_target":
         return f"{round(value, 1):g}"
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.1f}" if value >= 1 or not value else f"{value:.2g}"
+    return f"{value:,.{digits}f}"
+
+
+def _digits(values: Iterable[float]) -> int:
+    """Decimals that give the smallest of a column two digits or more."""
+    least = min((value for value in values if value > 0), default=1.0)
+    return 0 if least >= 100 else 1 if least >= 1 else min(1 - math.floor(math.log10(least)), 4)
 
 
 def _seeds(row: Mapping[str, Any]) -> int:
