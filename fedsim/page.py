@@ -12,6 +12,7 @@ from string import Template
 from typing import TYPE_CHECKING, Any
 
 from fedsim import prose
+from fedsim.errors import DataError
 from fedsim.runs import Group, Run
 from fedsim.tables import html_table, to_csv, to_html, to_latex
 
@@ -96,7 +97,7 @@ def _curves(groups: Sequence[Group], out: Path) -> str:
     for name, words, axis in sections:
         (out / f"curves-{name}.png").write_bytes(curves.image(curves.draw(histories, axis), "png", dpi=150))
         panels = "".join(_panel(histories, metric, words, axis, len(rows)) for metric in metrics)
-        html.append(f'<h3>{words}</h3>\n{legend}<div class="grid">{panels}</div>')
+        html.append(f'<div class="block"><h3>{words}</h3>\n{legend}<div class="grid">{panels}</div></div>')
     return "\n".join(html)
 
 
@@ -224,7 +225,10 @@ def _partition_picture(name: str, runs: Sequence[Run], out: Path) -> tuple[str, 
 
         words = "Samples per client"
         remark = "Without classes: no run folder holds a partition.png (tracker.plots=true draws it)."
-        draw_sizes(Shards.load(stored), target)
+        try:
+            draw_sizes(Shards.load(stored), target)
+        except DataError as error:
+            return "", f"Not drawn: {error}."
     else:
         return "", "No run folder holds a picture or the partition itself."
     return _embedded(target.read_bytes(), "png", words, "card"), remark
