@@ -6,37 +6,66 @@ import argparse
 import dataclasses
 import json
 import os
+import shlex
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from fedsim.config import EngineConfig
 from fedsim.errors import ConfigError
 from fedsim.settings import load, plain, typed
 from fedsim.validation import validate
 
+if TYPE_CHECKING:
+    from fedsim.runs import Run
+
 
 def report(argv: Sequence[str]) -> int:
-    """Table and curves of all runs in the given folders."""
+    """Compare all runs in the given folders: a table here; page, figures and table in a folder."""
     parser = argparse.ArgumentParser(prog="fedsim report", description=report.__doc__)
     parser.add_argument("dirs", nargs="+", type=Path, metavar="DIR", help="run folder, or a folder of them")
-    parser.add_argument("--target", type=float, help="accuracy whose first crossing is reported")
+    parser.add_argument("--target", type=float, help="accuracy in 0..1 whose first crossing is reported")
     parser.add_argument(
-        "--plot", type=Path, metavar="PNG", help="where to draw; default: curves.png beside the runs"
+        "--out", type=Path, metavar="DIR", help="where to write report.html; default: report/ beside the runs"
     )
     args = parser.parse_args(argv)
     for folder in args.dirs:
         if not folder.is_dir():
             raise ConfigError(f"{folder}: no such folder")
-    show(args.dirs, args.target, args.plot)
+    from fedsim.page import write_report
+    from fedsim.report import compare, group_runs, load_runs, print_table
+
+    runs = load_runs(args.dirs)
+    if not runs:
+        raise ConfigError(f"no run folder (with metrics.jsonl) in {', '.join(map(str, args.dirs))}")
+    frame, out = compare(runs, args.target), args.out or _common(args.dirs) / "report"
+    print_table(frame)
+    page = write_report(
+        group_runs(runs), frame, out, [*_sweeps(runs), shlex.join(["fedsim", "report", *argv])]
+    )
+    print(f"report:  {page}")
+    print(f"tables:  {out / 'table.csv'}, {out / 'table.tex'}")
+    print(f"figures: {out / '*.png'}", flush=True)
     return 0
 
 
-def show(
-    dirs: Sequence[Path], target: float | None = None, plot: Path | None = None, draw: bool = True
-) -> None:
+def _sweeps(runs: Sequence[Run]) -> list[str]:
+    """The commands of the latest sweeps into the folders of these runs, as Hydra noted them."""
+    commands = []
+    for folder in dict.fromkeys(run.dir.parent for run in runs):
+        with suppress(OSError, OmegaConfBaseException, YAMLError):
+            noted = OmegaConf.select(OmegaConf.load(folder / "multirun.yaml"), "hydra.overrides.task")
+            commands.append(shlex.join(["fedsim", "-m", *map(str, noted or ())]))
+    return commands
+
+
+def show(dirs: Sequence[Path], draw: bool = True) -> None:
     """Print the table of the runs in ``dirs``, draw their curves, and say where everything lies.
 
     Without ``draw`` only curves that are there already are named.
@@ -45,8 +74,8 @@ def show(
     from fedsim.runs import load_runs
 
     runs = load_runs(dirs)
-    print_table(compare(runs, target))
-    path = plot or _common(dirs) / "curves.png"
+    print_table(compare(runs))
+    path = _common(dirs) / "curves.png"
     if draw:
         draw_curves(runs, path)
     for folder in dirs:

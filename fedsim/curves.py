@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import cycle
 from typing import Any
 
@@ -26,36 +27,65 @@ STYLE: dict[Any, Any] = {
     "grid.linewidth": 0.8,
     "axes.edgecolor": "#555555",
     "axes.axisbelow": True,
+    "svg.hashsalt": "fedsim",  # same curves, same file
 }
+MAX_DOTS = 500
+TITLES = {"accuracy": "Test accuracy", "loss": "Test loss"}
 
 Rows = Sequence[Mapping[str, Any]]
+Histories = Mapping[str, Sequence[Rows]]  # {label: [rows of one seed, rows of the next, ...]}
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What curves are drawn against: a column of the rows, or the running total of some."""
+
+    columns: tuple[str, ...]
+    words: str
+    units: tuple[tuple[float, str], ...] = ()  # (size, name), the smallest first; none: as it is
+
+    def at(self, row: Mapping[str, Any]) -> float | None:
+        """The row's contribution; ``None`` if nothing was measured."""
+        values = [row[column] for column in self.columns if row.get(column) is not None]
+        return sum(map(float, values)) if values else None
+
+    def unit(self, largest: float) -> tuple[float, str]:
+        """The largest unit of which there are at least five, else the smallest."""
+        fitting = [unit for unit in self.units if largest >= 5 * unit[0]]
+        return (fitting or self.units[:1] or [(1.0, "")])[-1]
+
+
+ROUNDS = Axis((), "round")
+TRAFFIC = Axis(
+    ("bytes_up", "bytes_down"),
+    "sent and received by all clients",
+    ((1e3, "kB"), (1e6, "MB"), (1e9, "GB"), (1e12, "TB")),
+)
+_TIME = ((1.0, "s"), (60.0, "min"), (3600.0, "h"))
+SECONDS = Axis(("seconds",), "computing time", _TIME)
+SIMULATED = Axis(("sim_seconds",), "simulated time", _TIME)
 
 
 class Curves(Figure):
     """A figure that a notebook shows as it is, whatever its backend."""
 
     def _repr_png_(self) -> bytes:
-        buffer = io.BytesIO()
-        self.savefig(buffer, format="png")
-        return buffer.getvalue()
+        return image(self, "png")
 
 
-def draw(histories: Mapping[str, Sequence[Rows]]) -> Curves:
-    """Accuracy and loss against rounds; a curve per label, the mean of its seeds with a band of one std.
+def draw(histories: Histories, against: Axis = ROUNDS) -> Curves:
+    """Accuracy and loss; a curve per label, the mean of its seeds with a band of one std.
 
-    With several seeds only rounds that all of them measured are drawn: a mean over fewer seeds would jump.
+    With several seeds only rounds that all of them measured are drawn: a mean over fewer seeds would jump. Against
+    bytes or seconds, a round stands at the mean over the seeds of what it took to get there.
     """
     with mpl.rc_context(STYLE):
-        figure = Curves(figsize=(9.5, 3.8), dpi=110, layout="constrained")
-        FigureCanvasAgg(figure)
+        figure = _figure(9.5, 3.8)
         left, right = figure.subplots(1, 2)
-        looks = zip(cycle(COLOURS), (dash for dash in cycle(DASHES) for _ in COLOURS), strict=False)
-        for (label, seeds), (colour, dash) in zip(histories.items(), looks, strict=False):
-            for axes, metric in ((left, "accuracy"), (right, "loss")):
-                _curve(axes, metric, seeds, label, colour, dash)
-        _finish(left, "accuracy", "Test accuracy")
-        _finish(right, "loss", "Test loss")
-        left.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+        _fill(left, "accuracy", histories, against)
+        _fill(right, "loss", histories, against)
+        for axes, metric in ((left, "accuracy"), (right, "loss")):
+            axes.set_title(TITLES[metric], loc="left", fontsize=11, fontweight="bold")
         handles, labels = left.get_legend_handles_labels()
         if not handles:
             handles, labels = right.get_legend_handles_labels()
@@ -65,30 +95,92 @@ def draw(histories: Mapping[str, Sequence[Rows]]) -> Curves:
     return figure
 
 
-def _curve(axes: Axes, metric: str, seeds: Sequence[Rows], label: str, colour: str, dash: str) -> None:
-    series = [_measured(rows, metric) for rows in seeds]
-    series = [values for values in series if values]
+def panel(histories: Histories, metric: str, against: Axis = ROUNDS) -> Curves:
+    """One metric only, without title and legend; :func:`looks` tells which curve is which."""
+    with mpl.rc_context(STYLE):
+        figure = _figure(5.2, 3.4)
+        _fill(figure.subplots(), metric, histories, against)
+    return figure
+
+
+def spread(values: Mapping[str, Sequence[float]], words: str, percent: bool = True) -> Curves:
+    """A row per label: a dot per client (up to ``MAX_DOTS``), a box from the 25th to the 75th percentile with the
+    median in it, and a line from the 5th to the 95th. ``words`` name the axis.
+    """
+    with mpl.rc_context(STYLE):
+        figure = _figure(6.2, 0.75 + 0.52 * len(values))
+        axes = figure.subplots()
+        for row, ((label, points), (colour, _)) in enumerate(zip(values.items(), looks(), strict=False)):
+            finite = np.array([value for value in points if np.isfinite(value)])
+            axes.text(0, row - 0.3, label, transform=axes.get_yaxis_transform(), va="center")
+            _box(axes, finite, row + 0.13, colour)
+        axes.set(ylim=(len(values) - 0.4, -0.6), yticks=[], xlabel=words)
+        axes.spines["left"].set_visible(False)
+        if percent:
+            axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+    return figure
+
+
+def looks() -> Iterator[tuple[str, str]]:
+    """Colour and dash of the first curve, the second, and so on: 28 that differ."""
+    return zip(cycle(COLOURS), (dash for dash in cycle(DASHES) for _ in COLOURS), strict=False)
+
+
+def image(figure: Figure, kind: str, **options: Any) -> bytes:
+    """The figure as a file of that kind (png, svg, pdf), the same bytes each time."""
+    buffer = io.BytesIO()
+    dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
+    with mpl.rc_context(STYLE):
+        figure.savefig(buffer, format=kind, metadata=dates.get(kind), **options)
+    return buffer.getvalue()
+
+
+def _figure(width: float, height: float) -> Curves:
+    figure = Curves(figsize=(width, height), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _fill(axes: Axes, metric: str, histories: Histories, against: Axis) -> None:
+    found = {
+        label: [_measured(rows, metric, against) for rows in seeds] for label, seeds in histories.items()
+    }
+    size, unit = against.unit(
+        max((at for one in found.values() for p in one for at, _ in p.values()), default=0)
+    )
+    for (label, series), (colour, dash) in zip(found.items(), looks(), strict=False):
+        _curve(axes, [points for points in series if points], size, label=label, color=colour, linestyle=dash)
+    axes.set_xlabel(f"{against.words}, {unit}" if unit else against.words)
+    _finish(axes, metric)
+    axes.xaxis.set_major_locator(MaxNLocator(7, integer=not against.columns))
+
+
+def _curve(axes: Axes, series: Sequence[Mapping[int, tuple[float, float]]], size: float, **look: Any) -> None:
     if not series:
         return
-    rounds = sorted(set.intersection(*(set(values) for values in series)))
-    values = np.array([[one[at] for at in rounds] for one in series])  # (seeds, rounds)
-    values[~np.isfinite(values)] = np.nan
+    rounds = sorted(set.intersection(*(set(points) for points in series)))
+    points = np.array([[one[at] for at in rounds] for one in series]).reshape(len(series), len(rounds), 2)
+    points[~np.isfinite(points)] = np.nan  # (seeds, rounds, 2)
+    at, values = points[..., 0].mean(axis=0) / size, points[..., 1]
     mean = values.mean(axis=0)
-    marker = "o" if len(rounds) <= 20 else None
-    axes.plot(rounds, mean, dash, color=colour, label=label, linewidth=1.8, marker=marker, markersize=3.5)
+    axes.plot(at, mean, **look, linewidth=1.8, marker="o" if len(rounds) <= 20 else None, markersize=3.5)
     if len(series) > 1:
         std = values.std(axis=0, ddof=1)
-        axes.fill_between(rounds, mean - std, mean + std, color=colour, alpha=0.22, linewidth=0)
+        axes.fill_between(at, mean - std, mean + std, color=look["color"], alpha=0.22, linewidth=0)
 
 
-def _measured(rows: Rows, metric: str) -> dict[int, float]:
-    return {int(row["round"]): float(row[metric]) for row in rows if row.get(metric) is not None}
+def _measured(rows: Rows, metric: str, against: Axis) -> dict[int, tuple[float, float]]:
+    """``{round: (place on the axis, value)}`` of the rounds in which both were measured."""
+    found, total, known = {}, 0.0, not against.columns
+    for row in rows:
+        step = against.at(row)
+        total, known = total + (step or 0.0), known or step is not None
+        if known and row.get(metric) is not None:
+            found[int(row["round"])] = (total if against.columns else float(row["round"]), float(row[metric]))
+    return found
 
 
-def _finish(axes: Axes, metric: str, title: str) -> None:
-    axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
-    axes.set_xlabel("round")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+def _finish(axes: Axes, metric: str) -> None:
     lines = [np.asarray(line.get_ydata(), dtype=float) for line in axes.get_lines()]
     values = np.concatenate(lines) if lines else np.empty(0)
     values = values[np.isfinite(values)]
@@ -96,3 +188,19 @@ def _finish(axes: Axes, metric: str, title: str) -> None:
         axes.text(0.5, 0.5, f"no {metric} was measured", ha="center", transform=axes.transAxes)
     elif metric == "loss" and values.min() > 0 and values.max() > 50 * values.min():
         axes.set_yscale("log")  # one diverging method must not flatten the others
+    if metric == "accuracy":
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+
+
+def _box(axes: Axes, values: np.ndarray, at: float, colour: str) -> None:
+    if not len(values):
+        place = axes.get_yaxis_transform()
+        axes.text(0.5, at, "nothing measured", transform=place, ha="center", va="center", color="#555555")
+        return
+    low, first, median, third, high = np.percentile(values, [5, 25, 50, 75, 95])
+    axes.hlines(at, low, high, color=colour, linewidth=1.2)
+    axes.broken_barh([(first, third - first)], (at - 0.17, 0.34), facecolor=f"{colour}33", edgecolor=colour)
+    axes.vlines(median, at - 0.17, at + 0.17, color=colour, linewidth=2.5)
+    if len(values) <= MAX_DOTS:
+        height = at + 0.3 * (np.random.default_rng(0).random(len(values)) - 0.5)
+        axes.plot(values, height, "o", color=colour, markersize=3, alpha=0.5, markeredgewidth=0)

@@ -16,7 +16,7 @@ fedsim: federated-learning simulation
 
   fedsim [GROUP=OPTION] [KEY=VALUE] ...   one run
   fedsim -m KEY=A,B ...                   a sweep: every combination, one comparison at the end
-  fedsim report DIR ...                   table and curves of finished runs
+  fedsim report DIR ...                   table, curves and a page of finished runs
   fedsim verify RUN                       compute a run again, serially; compare the weights of every round
 
 Groups (GROUP=OPTION; * is the default)

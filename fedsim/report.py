@@ -1,4 +1,4 @@
-"""From run folders to tables and curves. Reads files only; pandas and matplotlib are imported when needed."""
+"""From run folders to numbers and curves. Reads files only; pandas and matplotlib are imported when needed."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from fedsim.runs import Group, Run, column_order, group_runs, load_runs, short_name
+from fedsim.runs import Group, Run, column_order, group_runs, load_runs
+from fedsim.tables import BEST, print_table
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
-    from rich.console import Console
 
 __all__ = [
     "Group",
@@ -26,16 +26,6 @@ __all__ = [
     "load_runs",
     "print_table",
 ]
-
-# Which end of a column leads.
-_BEST = {
-    "accuracy": max,
-    "best": max,
-    "rounds_to_target": min,
-    "megabytes": min,
-    "seconds": min,
-    "sim_seconds": min,
-}
 
 
 def compare(runs: Sequence[Run], target: float | None = None) -> pd.DataFrame:
@@ -58,7 +48,7 @@ def compare(runs: Sequence[Run], target: float | None = None) -> pd.DataFrame:
     groups = group_runs(runs)
     columns = sorted({key for group in groups for key in group.settings}, key=column_order)
     frame = pd.DataFrame([_line(group, columns, target) for group in groups], dtype=object)
-    numbers = [column for column in frame if column in _BEST or column.endswith("_std")]
+    numbers = [column for column in frame if column in BEST or column.endswith("_std")]
     frame = frame.astype(dict.fromkeys(numbers, float))
     for column in ("note", "sim_seconds"):
         if column in frame and not frame[column].any():
@@ -94,71 +84,6 @@ def figure_of(histories: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) ->
     from fedsim.curves import draw
 
     return draw(histories)
-
-
-def print_table(frame: pd.DataFrame, console: Console | None = None) -> None:
-    """Print what :func:`compare` returned, accuracies in percent.
-
-    The best value of a column is bold and starred; groups with a note are no candidates; the notes follow
-    the table. A table wider than the terminal keeps its digits and runs over the edge.
-    """
-    from rich import box
-    from rich.console import Console as RichConsole
-    from rich.table import Table
-
-    target = frame.attrs.get("target")
-    names = {
-        "accuracy": "final %",
-        "best": "best %",
-        "megabytes": "MB",
-        "seconds": "s",
-        "sim_seconds": "sim. s",
-    }
-    names["rounds_to_target"] = "to target" if target is None else f"to {100 * target:g}%"
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    shown = [
-        column for column in frame.columns if column not in ("accuracy_std", "best_std", "reached", "note")
-    ]
-    for column in shown:
-        justify: Literal["right", "left"] = "right" if column in _BEST else "left"
-        table.add_column(names.get(column, short_name(column)), justify=justify, no_wrap=True)
-    done = frame[frame["note"] == ""] if "note" in frame else frame
-    best = {column: _best(list(done[column]), pick) for column, pick in _BEST.items() if column in frame}
-    for row in frame.to_dict("records"):
-        leads = [not row.get("note") and row[c] == best.get(c, math.nan) for c in shown]
-        cells = (_cell(row, column) for column in shown)
-        table.add_row(*(f"[bold green]{c} *[/]" if lead else c for c, lead in zip(cells, leads, strict=True)))
-    console = console or RichConsole()
-    needed = table.__rich_measure__(console, console.options.update(max_width=1000)).maximum
-    table.width = needed if needed > console.width else None
-    console.print(table, crop=False)
-    for row in frame.to_dict("records"):
-        if row.get("note"):
-            console.print(f"{row['method']} (seeds {row['seeds']}): {row['note']}", style="yellow")
-
-
-def _best(values: Sequence[float], pick: Any) -> float | None:
-    """The leading value of a column, unless all are equal; a missing one (never reached) comes last."""
-    known = _finite(values)
-    return pick(known) if known and len(set(values)) > 1 else None
-
-
-def _cell(row: Mapping[str, Any], column: str) -> str:
-    value = row[column]
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return "-"
-    if column in ("accuracy", "best"):
-        std = row[f"{column}_std"]
-        return f"{100 * value:.2f}" + ("" if math.isnan(std) else f" ± {100 * std:.2f}")
-    if column == "rounds_to_target":
-        seeds = len(str(row["seeds"]).split(","))
-        mean = f"{round(value, 1):g}"
-        return mean if row["reached"] == seeds else f"{mean} ({row['reached']} of {seeds} seeds)"
-    if column in _BEST:
-        return f"{value:.1f}"
-    from rich.markup import escape
-
-    return escape(str(value))
 
 
 def _line(group: Group, columns: Sequence[str], target: float | None) -> dict[str, Any]:

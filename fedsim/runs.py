@@ -7,7 +7,9 @@ import logging
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,11 +21,11 @@ log = logging.getLogger(__name__)
 
 # Settings that change neither a result nor its meaning: runs that differ in them only are one run, repeated.
 _NEUTRAL = re.compile(
-    r"(name|out|dir|resume|tags)$|(tracker|checkpoint)\.|evaluation\.target$"
+    r"(name|out|dir|resume|tags)$|(tracker|checkpoint|hydra)\.|evaluation\.target$"
     r"|engine\.(name|workers|address|store_mb|timeout)$"
 )
 _INNER = re.compile(
-    r"strategy\.|.*_target_$"
+    r"strategy\.|method$|.*_target_$"
 )  # told by the method's name, unless runs of one method differ in it
 
 
@@ -47,6 +49,27 @@ class Run:
         """Values by round, of the rounds in which ``metric`` was measured."""
         return {int(row["round"]): float(row[metric]) for row in self.rows if row.get(metric) is not None}
 
+    def of_clients(self, ending: str) -> dict[str, list[float]]:
+        """Values over clients, of the last round that has any, of each metric in ``clients.jsonl`` whose name ends so.
+
+        The file is read line by line; without it, or without such metrics, the answer is empty.
+        """
+        path, rounds, values = self.dir / "clients.jsonl", dict[str, int](), dict[str, list[float]]()
+        if not path.exists():
+            return {}
+        with path.open("rb") as lines:
+            for line in lines:
+                if f'{ending}"'.encode() not in line:
+                    continue
+                with suppress(ValueError, KeyError, TypeError):  # a torn line
+                    row = from_json(line)
+                    name, at, value = str(row["metric"]), int(row["round"]), float(row["value"])
+                    if name.endswith(ending):
+                        if rounds.get(name) != at:
+                            rounds[name], values[name] = at, []
+                        values[name].append(value)
+        return dict(sorted(values.items()))
+
     def total(self, column: str) -> float:
         """Sum of a column over all rounds."""
         return math.fsum(float(row.get(column) or 0) for row in self.rows)
@@ -59,11 +82,13 @@ class Group:
     method: str
     settings: Mapping[str, Any]  # the keys in which the groups at hand differ
     runs: Sequence[Run] = field(repr=False)
+    names: Mapping[str, str] = field(default_factory=dict, repr=False)  # short names of the settings
 
     @property
     def label(self) -> str:
         """``fedspeed, rho=0.1``."""
-        return ", ".join([self.method, *(f"{short_name(k)}={v}" for k, v in self.settings.items())])
+        told = (f"{self.names.get(k, short_name(k))}={short_value(k, v)}" for k, v in self.settings.items())
+        return ", ".join([self.method, *told])
 
 
 def load_runs(dirs: Iterable[str | Path]) -> list[Run]:
@@ -92,7 +117,7 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
     repeated with equal settings and seed is taken once, the one with most rounds, and the others are named
     in a warning.
     """
-    flat = [_settings(run) for run in runs]
+    flat = [settings_of(run) for run in runs]
     followers = {
         key
         for key in set().union(*flat)
@@ -107,10 +132,11 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
         )
     heads = [(runs[first].method, flat[first]) for first, *_ in members.values()]
     columns = _telling(heads, followers)
+    names = short_names(columns)
     groups = []
     for (method, config), indices in zip(heads, members.values(), strict=True):
         settings = {key: config[key] for key in columns if key in config}
-        groups.append(Group(method, settings, _once([runs[index] for index in indices])))
+        groups.append(Group(method, settings, _once([runs[index] for index in indices]), names))
     return sorted(groups, key=lambda group: (group.method, [_sortable(v) for v in group.settings.values()]))
 
 
@@ -123,12 +149,12 @@ def _load(folder: Path) -> Run:
     end = folder / "summary.json"
     summary = from_json(end.read_text(encoding="utf-8")) if end.exists() else {}
     plain = {str(key): value for key, value in config.items()}
-    method = str(summary.get("method") or _method(folder, plain))
+    method = str(summary.get("method") or plain.get("method") or _method(folder, plain))
     return Run(folder, method, int(plain["seed"]), plain, read_rows(folder / "metrics.jsonl"), summary)
 
 
 def _method(folder: Path, config: Mapping[str, Any]) -> str:
-    """Of a run without summary: from ``<method>-s<seed>-<key>``, else the strategy's class."""
+    """Of a run that names none: from ``<method>-s<seed>-<key>``, else the strategy's class."""
     if match := re.fullmatch(r"(.+)-s\d+-[0-9a-f]+", folder.name):
         return match[1]
     strategy = config.get("strategy")
@@ -144,15 +170,17 @@ def _run_folders(place: Path) -> Iterator[Path]:
         below[:] = sorted(name for name in below if not name.startswith("."))
 
 
-def _settings(run: Run) -> dict[str, Any]:
-    flat = dict(_flatten(run.config))
+def settings_of(run: Run) -> dict[str, Any]:
+    """All settings of a run that can change a result, under flat names, without its seed."""
+    flat = dict(flatten(run.config))
     return {key: value for key, value in flat.items() if key != "seed" and not _NEUTRAL.match(key)}
 
 
-def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """``("client.lr", 0.1)`` for every value of a nested configuration."""
     for key, value in config.items():
         if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 
@@ -193,6 +221,18 @@ def column_order(key: str) -> tuple[bool, str]:
 def short_name(key: str) -> str:
     """``strategy.rho`` as ``rho``; ``model._target_`` as ``model``."""
     return key.removesuffix("._target_").rpartition(".")[2]
+
+
+def short_names(keys: Iterable[str]) -> dict[str, str]:
+    """Short names of several settings; those that would share one (``partition.alpha``) keep more of their key."""
+    keys = list(keys)
+    alike = Counter(map(short_name, keys))
+    return {key: short_name(key) if alike[short_name(key)] == 1 else key for key in keys}
+
+
+def short_value(key: str, value: Any) -> str:
+    """A setting's value as text; of a class or function named by ``_target_`` its last part."""
+    return str(value).rpartition(".")[2] if key.endswith("_target_") else str(value)
 
 
 def _sortable(value: Any) -> tuple[bool, float, str]:

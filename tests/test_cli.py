@@ -48,20 +48,36 @@ class Simulator:
         return SimpleNamespace(dir=folder, summary=summary)
 
 
+class Named(str):
+    """A run that is known by its folder."""
+
+    @property
+    def dir(self) -> Path:
+        return Path(self)
+
+
 @pytest.fixture
 def simulator(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Simulator:
     """The stand-in and one for ``fedsim.report``, in an empty working directory."""
     stand_in = Simulator()
     report = SimpleNamespace(
         compare=lambda runs, target=None: (len(runs), target),
+        group_runs=lambda runs: [",".join(runs)],
         print_table=lambda table: print("table", *table),
         draw_curves=lambda runs, path: path.write_text(" ".join(runs)),
     )
-    runs = SimpleNamespace(load_runs=lambda dirs: [str(d) for d in dirs])
+    report.load_runs = lambda dirs: [Named(str(d)) for d in dirs]
+    page = SimpleNamespace(
+        write_report=lambda groups, frame, out, commands: (
+            print("page", *groups, out, *commands) or out / "x.html"
+        )
+    )
+    runs = SimpleNamespace(load_runs=report.load_runs)
     cluster = SimpleNamespace(connect=lambda config: None, shutdown=lambda: None)
     monkeypatch.setitem(sys.modules, "fedsim.api", stand_in)
     monkeypatch.setitem(sys.modules, "fedsim.report", report)
     monkeypatch.setitem(sys.modules, "fedsim.runs", runs)
+    monkeypatch.setitem(sys.modules, "fedsim.page", page)
     monkeypatch.setitem(sys.modules, "fedsim.engine.cluster", cluster)
     monkeypatch.chdir(tmp_path)
     return stand_in
@@ -234,9 +250,20 @@ def test_ray_sweep_starts_ray_only_for_jobs_in_several_processes(monkeypatch: py
 def test_report(simulator: Simulator, capsys: pytest.CaptureFixture[str]) -> None:
     Path("a/b").mkdir(parents=True)
     Path("a/c").mkdir()
+    overrides = {"hydra": {"overrides": {"task": ["seed=0,1", "tags=[x y]"]}}}
+    OmegaConf.save(OmegaConf.create(overrides), "a/multirun.yaml")
     assert command(["report", "a/b", "a/c", "--target", "0.9"]) == 0
-    assert "table 2 0.9" in capsys.readouterr().out
-    assert Path("a/curves.png").read_text() == "a/b a/c"
+    table, page, *paths = capsys.readouterr().out.splitlines()
+    assert table == "table 2 0.9"
+    commands = "fedsim -m seed=0,1 'tags=[x y]' fedsim report a/b a/c --target 0.9"
+    assert page == f"page a/b,a/c a/report {commands}"
+    assert paths == [
+        "report:  a/report/x.html",
+        "tables:  a/report/table.csv, a/report/table.tex",
+        "figures: a/report/*.png",
+    ]
+    assert command(["report", "a/b", "--out", "elsewhere"]) == 0
+    assert "page a/b elsewhere" in capsys.readouterr().out
     assert command(["report", "nowhere"]) == 2
     assert capsys.readouterr().err == "fedsim: nowhere: no such folder\n"
     assert command(["report"]) == 2

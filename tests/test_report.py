@@ -1,37 +1,14 @@
 import io
-import json
 import math
 import statistics
 import subprocess
 import sys
 
 import pytest
-from omegaconf import OmegaConf
 from rich.console import Console
+from runfolder import make
 
 from fedsim.report import compare, default_target, draw_curves, figure_of, group_runs, load_runs, print_table
-
-MB = 1_000_000
-
-
-def make(root, method, seed, accuracies, *, status="done", every=1, folder=None, evaluation=None, **config):
-    """A run folder, evaluated every ``every`` rounds; 1 MB up, 2 MB down and 0.5 s a round."""
-    path = root / (folder or f"{method}-s{seed}-{abs(hash(str(config))):x}")
-    path.mkdir(parents=True)
-    full = {"seed": seed, "dir": str(path), "strategy": {"_target_": f"strategies.{method}.X"}, **config}
-    full["partition"] = {"seed": seed, "alpha": 0.1} | full.get("partition", {})
-    full["evaluation"] = {"every": every, "target": evaluation}
-    (path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(full)))
-    lines = []
-    for at in range(1, len(accuracies) * every + 1):
-        row = {"round": at, "bytes_up": MB, "bytes_down": 2 * MB, "seconds": 0.5}
-        if at % every == 0:
-            row |= {"accuracy": accuracies[at // every - 1], "loss": 1 / at}
-        lines.append(json.dumps(row) + "\n")
-    (path / "metrics.jsonl").write_text("".join(lines))
-    if status:
-        (path / "summary.json").write_text(json.dumps({"method": method, "status": status}))
-    return path
 
 
 def test_numbers_by_hand(tmp_path):

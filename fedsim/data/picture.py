@@ -38,6 +38,30 @@ def draw_partition(
     figure.savefig(path, dpi=150)
 
 
+def draw_sizes(shards: Shards, path: str | os.PathLike[str]) -> None:
+    """Draw how many samples each of m clients holds: what a partition tells without its labels."""
+    sizes = shards.sizes
+    figure = Figure(figsize=(7.5, 2.6), layout="constrained")
+    axes = figure.subplots()
+    if len(sizes) <= MAX_ROWS:
+        axes.bar(np.arange(len(sizes)), sizes, color="#4c72b0")
+        axes.set(xlabel="client", ylabel="samples", xlim=(-0.7, len(sizes) - 0.3))
+    else:
+        axes.hist(sizes, bins=50, color="#4c72b0")
+        axes.set(xlabel="samples per client", ylabel="clients")
+    axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_title(_in_words(sizes), fontsize=10)
+    FigureCanvasAgg(figure)
+    figure.savefig(path, dpi=150)
+
+
+def _in_words(sizes: np.ndarray) -> str:
+    low, high, median = (sizes.min(), sizes.max(), np.median(sizes)) if len(sizes) else (0, 0, 0)
+    return f"{len(sizes):,} clients, {sizes.sum():,} samples: {low:,} to {high:,} per client, median {median:,.0f}"
+
+
 def _heat_map(counts: np.ndarray, classes: Sequence[str]) -> Figure:
     clients, num_classes = counts.shape
     width = float(np.clip(2.5 + 0.22 * clients, 6, 14))
@@ -46,16 +70,12 @@ def _heat_map(counts: np.ndarray, classes: Sequence[str]) -> Figure:
     grid = figure.add_gridspec(2, 2, height_ratios=(1, max(height - 1.9, 1.2)), width_ratios=(50, 1))
     top, main, bar = (figure.add_subplot(grid[cell]) for cell in ((0, 0), (1, 0), (1, 1)))
 
-    top.bar(np.arange(clients), counts.sum(axis=1), width=0.8 if clients <= 60 else 1.0, color="#4c72b0")
+    sizes = counts.sum(axis=1)
+    top.bar(np.arange(clients), sizes, width=0.8 if clients <= 60 else 1.0, color="#4c72b0")
     top.set(ylabel="samples", xlim=(-0.5, clients - 0.5), xticks=[])
     top.yaxis.set_major_locator(MaxNLocator(3, integer=True))
     top.spines[["top", "right"]].set_visible(False)
-    sizes = counts.sum(axis=1)
-    top.set_title(
-        f"{clients} clients, {sizes.sum():,} samples: {sizes.min():,} to {sizes.max():,} per client, "
-        f"median {np.median(sizes):,.0f}",
-        fontsize=10,
-    )
+    top.set_title(_in_words(sizes), fontsize=10)
 
     shown = np.ma.masked_equal(counts.T, 0)
     scale = PowerNorm(0.5, vmin=0, vmax=max(int(counts.max()), 1))
