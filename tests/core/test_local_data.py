@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fedsim import rng
+from fedsim.config import ClientConfig
 from fedsim.data.dataset import Normalize, Samples
-from fedsim.data.local import LocalData, num_steps
+from fedsim.data.local import LocalData
 from fedsim.evaluation import evaluate, mean_of
 from fedsim.task import Task
 from fedsim.vectors import FlatModel
+from fedsim.work import local_epochs, num_steps
+
+SGD = ClientConfig(lr=0.1, lr_decay=1.0, epochs=5, min_epochs=None, steps=None, batch_size=10, autocast=None)
 
 
 def local(n: int = 10, **options: Any) -> LocalData:
@@ -57,7 +62,7 @@ def test_every_pass_is_a_permutation_and_the_count_is_announced(
     n: int, size: int, epochs: int, steps: int | None
 ) -> None:
     batches = numbers(local(n), size, epochs=epochs, steps=steps)
-    assert len(batches) == num_steps(n, size, epochs, steps)
+    assert len(batches) == num_steps(replace(SGD, batch_size=size, steps=steps), n, epochs)
     per_pass = -(-n // size)
     for start in range(0, len(batches), per_pass or 1):
         one = [i for b in batches[start : start + per_pass] for i in b]
@@ -191,3 +196,10 @@ def test_clients_are_measured_on_their_held_out_samples() -> None:
     with torch.no_grad():
         right = (model(x[rows]).argmax(1) == y[rows]).double().mean()
     assert held.value.tolist()[2] == pytest.approx(float(right))
+
+
+def test_epochs_drawn_per_client_and_round_lie_in_the_range_and_differ() -> None:
+    drawn = [local_epochs(replace(SGD, min_epochs=2), 0, t, c) for t in range(20) for c in range(20)]
+    assert set(drawn) == {2, 3, 4, 5}
+    assert drawn[:20] != drawn[20:40]
+    assert local_epochs(SGD, 0, 3, 4) == 5
