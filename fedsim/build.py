@@ -134,7 +134,9 @@ def strategy(config: DictConfig, given: Any) -> Any:
                 f"strategy: {type(built).__name__} has no '{name}'; derive it from strategies.base.Strategy"
             )
     defined = ["aggregator" in vars(kind) for kind in type(built).__mro__]
-    if "aggregator" not in built.__dict__ and sum(defined) <= 1:  # else a subclass replaced the base's default
+    if (
+        "aggregator" not in built.__dict__ and sum(defined) <= 1
+    ):  # else a subclass replaced the base's default
         built.aggregator = part(config.aggregator, "aggregator")
     return built
 

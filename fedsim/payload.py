@@ -255,10 +255,10 @@ def _sum_dtype(dtype: torch.dtype, kind: str) -> torch.dtype:
     return torch.int64 if kind == "sum" else torch.float64
 
 
-def _unlike(
-    name: str, here: tuple[torch.Size, torch.dtype], others: tuple[torch.Size, torch.dtype]
-) -> str:
-    return f"'{name}' has shape {tuple(here[0])}, {here[1]}; other clients sent {tuple(others[0])}, {others[1]}"
+def _unlike(name: str, here: tuple[torch.Size, torch.dtype], others: tuple[torch.Size, torch.dtype]) -> str:
+    return (
+        f"'{name}' has shape {tuple(here[0])}, {here[1]}; other clients sent {tuple(others[0])}, {others[1]}"
+    )
 
 
 def _name(name: str) -> str:
@@ -274,7 +274,9 @@ def _array(name: str, value: Any) -> Tensor:
         try:
             value = torch.from_numpy(np.require(value, requirements="C"))  # keeps 0-d arrays 0-d
         except TypeError as e:
-            raise ClientError(f"array '{name}': {value.dtype} cannot travel; send a numeric array ({e})") from None
+            raise ClientError(
+                f"array '{name}': {value.dtype} cannot travel; send a numeric array ({e})"
+            ) from None
     if not isinstance(value, Tensor):
         raise ClientError(f"array '{name}': expected a tensor or numpy array, got {type(value).__name__}")
     if value.dtype == torch.bfloat16:

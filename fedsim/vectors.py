@@ -175,7 +175,9 @@ class FlatModel:
         self.bind(w)
         if again and self._mask_state is not None:
             torch.set_rng_state(self._mask_state)
-        elif not again:  # always, since masks are also drawn by functions (F.dropout, attention), unseen from here
+        elif (
+            not again
+        ):  # always, since masks are also drawn by functions (F.dropout, attention), unseen from here
             self._mask_state = torch.get_rng_state()
         for m in self._stats:
             m.track_running_stats = not again
@@ -187,7 +189,9 @@ class FlatModel:
         """A full state dict (frozen parameters and counters included) holding ``weights``; copies."""
         own = dict(self.module.named_parameters()) | dict(self.module.named_buffers())
         held = self.layout.named(weights.w) | self.layout.named_buffers(weights.buffers)
-        new = {id(own[name]): value for name, value in held.items()}  # by identity: tied tensors have several names
+        new = {
+            id(own[name]): value for name, value in held.items()
+        }  # by identity: tied tensors have several names
         saved = self.module.state_dict(keep_vars=True)
         return {k: new.get(id(v), v).detach().clone() for k, v in saved.items()}
 
