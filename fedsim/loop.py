@@ -103,9 +103,7 @@ class Loop:
         server.outcomes, server.log = [], {}
         state = self.strategy.round(server, self.state, server.current)
         row, clients = self._row(state, ids, index, started)
-        self.torn = (
-            True  # from here to the end of the step, memory holds neither the old round nor the new one
-        )
+        self.torn = True  # until the step is through, memory holds neither the old round nor the new one
         server.states.accept()
         self.state, self.done = state, index + 1
         self.torn = False
