@@ -165,7 +165,7 @@ def who(pairs: Sequence[tuple[Group, Run]], groups: int) -> str:
     told = f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}"
     if len(labels) == groups > 1:
         return f"{told} of all {groups} groups"
-    return f"{told} of {', '.join(labels[:4])}{f' and {len(labels) - 4} more' if len(labels) > 4 else ''}"
+    return f"{told} of {'; '.join(labels[:4])}{f' and {len(labels) - 4} more' if len(labels) > 4 else ''}"
 
 
 def shown(folder: Path) -> str:

@@ -348,4 +348,5 @@ def test_wheel_holds_the_configuration_tree(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     expected = {str(p.relative_to(ROOT)) for p in (ROOT / "conf").rglob("*.yaml")}
-    assert expected | {f"{package}/py.typed" for package in ("fedsim", "strategies", "clients")} <= names
+    expected |= {f"{package}/py.typed" for package in ("fedsim", "strategies", "clients")}
+    assert expected | {"fedsim/page.html"} <= names

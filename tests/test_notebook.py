@@ -1,0 +1,45 @@
+"""The notebook of ``experiments/``: it runs from the first cell to the last, quickly, and is stored without outputs."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOK = ROOT / "experiments" / "quickstart.ipynb"
+SECONDS = 60  # that the prose promises on an idle machine; four times as much before the test gives up
+
+
+def test_no_outputs_are_stored():
+    cells = [cell for cell in json.loads(NOTEBOOK.read_text())["cells"] if cell["cell_type"] == "code"]
+    assert cells
+    assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells)
+
+
+def test_the_new_method_is_short():
+    cells = ["".join(cell["source"]) for cell in json.loads(NOTEBOOK.read_text())["cells"]]
+    (method,) = (text for text in cells if "(Strategy):" in text)
+    assert "(Client):" in method and len([line for line in method.splitlines() if line.strip()]) < 30
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(5 * SECONDS)
+def test_the_notebook_runs(tmp_path, monkeypatch):
+    nbformat = pytest.importorskip("nbformat", reason="nbformat is not installed")
+    nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed")
+    pytest.importorskip("ipykernel", reason="ipykernel, the kernel that runs the notebook, is not installed")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    started = time.perf_counter()
+    nbclient.NotebookClient(
+        notebook, timeout=2 * SECONDS, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+    ).execute()
+    assert time.perf_counter() - started < 4 * SECONDS
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    errors = [output for output in outputs if output.get("name") == "stderr"]
+    assert errors == []
+    figures = [output for output in outputs if "image/png" in output.get("data", {})]
+    assert len(figures) == 4
+    runs = sorted(path.parent.parent.name for path in (tmp_path / "runs").rglob("summary.json"))
+    assert runs == ["default", "quickstart", "quickstart", "quickstart"]
