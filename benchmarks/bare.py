@@ -8,6 +8,7 @@ client from a shared counter, so none idles. Default allocator. Run alone it pri
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import statistics
 import time
@@ -82,7 +83,9 @@ class Local:
         return min(FORMS, key=lambda f: statistics.median(seconds[f]))
 
 
-def _process(conn: Connection, work: Workload, x: Tensor, y: Tensor, w: Tensor, total: Tensor, taken: Any) -> None:
+def _process(
+    conn: Connection, work: Workload, x: Tensor, y: Tensor, w: Tensor, total: Tensor, taken: Any
+) -> None:
     torch.set_num_threads(1)
     local = Local(work)
     conn.send(local.calibrate(x, y))
@@ -158,10 +161,8 @@ class Bare:
     def close(self) -> None:
         """End the processes."""
         for c in self.conns:
-            try:
+            with contextlib.suppress(OSError):
                 c.send(None)
-            except OSError:
-                pass
         for p in self.processes:
             p.join(5)
             if p.is_alive():
@@ -175,7 +176,9 @@ class Bare:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--workloads", default="M,L,R")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--rounds", type=int, default=10)

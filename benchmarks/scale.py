@@ -8,6 +8,7 @@ and the slope of its second half.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import statistics
 import tempfile
 from typing import Any
@@ -52,10 +53,8 @@ def pss() -> float:
     total = 0
     me = psutil.Process()
     for p in [me, *me.children(recursive=True)]:
-        try:
+        with contextlib.suppress(psutil.NoSuchProcess):
             total += p.memory_full_info().pss
-        except psutil.NoSuchProcess:
-            pass
     return total / 2**20
 
 
@@ -89,7 +88,9 @@ def memory(engine: str, method: str, clients: int, rounds: int) -> None:
     y = torch.randint(10, (len(x),))
     with tempfile.TemporaryDirectory() as out:
         given = [(x[i : i + SAMPLES], y[i : i + SAMPLES]) for i in range(0, len(x), SAMPLES)]
-        common = [s for s in settings(engine, method, clients, rounds, out) if "partition" not in s and "data=" not in s]
+        handed = ("partition", "data=")
+        options = settings(engine, method, clients, rounds, out)
+        common = [s for s in options if not s.startswith(handed)]
         fedsim.simulate(common, clients=given, callbacks=[Watch()])
     half = np.array(seen[len(seen) // 2 :])
     slope = np.polyfit(half[:, 0], half[:, 1], 1)[0] * 100
@@ -98,7 +99,9 @@ def memory(engine: str, method: str, clients: int, rounds: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--engines", default="serial,ray")
     parser.add_argument("--parts", default="population,memory")
     parser.add_argument("--few", type=int, default=1_000)

@@ -1,7 +1,7 @@
 """Seconds from the start of the command to its first finished round, and what they go to.
 
 A round is finished when its row is in metrics.jsonl. Stages are the lines of the plain console, with the time at which
-they came; ``--imports`` adds the slowest imports. The first start after an installation, which compiles, is not counted.
+they came; ``--imports`` adds the slowest imports. The first start of all, which may compile, is not counted.
 """
 
 from __future__ import annotations
@@ -62,8 +62,18 @@ def first_round(engine: str, extra: list[str]) -> tuple[float, list[tuple[float,
 def imports(engine: str, top: int) -> list[tuple[float, str]]:
     """The ``top`` modules by seconds spent in them, what they import excluded, summed per package."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-X", "importtime", *COMMAND[1:], f"engine={engine}", "rounds=1", f"dir={folder}/run"]
-        done = subprocess.run([*command, "tracker=quiet"], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+        command = [
+            sys.executable,
+            "-X",
+            "importtime",
+            *COMMAND[1:],
+            f"engine={engine}",
+            "rounds=1",
+            f"dir={folder}/run",
+        ]
+        done = subprocess.run(
+            [*command, "tracker=quiet"], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+        )
     packages: dict[str, float] = {}
     for own, name in re.findall(r"import time:\s+(\d+) \|\s+\d+ \|\s+([\w.]+)", done.stderr):
         package = name.split(".")[0]
@@ -72,7 +82,9 @@ def imports(engine: str, top: int) -> list[tuple[float, str]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--engines", default="serial,ray")
     parser.add_argument("--times", type=int, default=5)
     parser.add_argument("--imports", action="store_true")
