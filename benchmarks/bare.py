@@ -8,6 +8,7 @@ client from a shared counter, so none idles. Default allocator. Run alone it pri
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import statistics
 import time
@@ -160,10 +161,8 @@ class Bare:
     def close(self) -> None:
         """End the processes."""
         for c in self.conns:
-            try:
+            with contextlib.suppress(OSError):
                 c.send(None)
-            except OSError:
-                pass
         for p in self.processes:
             p.join(5)
             if p.is_alive():

@@ -1,8 +1,8 @@
 """What a framework adds to the work: clients per second against the bare loop, in alternating segments of one run.
 
 Each framework runs in its own process together with a bare loop of as many processes: some rounds of the one, the same
-rounds (same cohorts) of the other, and so on, while the other side idles. The first segment of each is a warm-up. Reported
-is the median over pairs of (bare seconds / framework seconds), which is the framework's speed relative to the bare loop;
+rounds (same cohorts) of the other, and so on, while the other side idles. The first segment of each is a warm-up.
+Reported is the median over pairs of (bare seconds / framework seconds), the framework's speed relative to the bare loop;
 the same for CPU seconds of the whole process tree; and the loss that both end at, which must agree to sampling noise.
 """
 
@@ -13,13 +13,13 @@ import json
 import os
 import subprocess
 import sys
-import traceback
 
 import torch
 
 from benchmarks.bare import Bare
 from benchmarks.sides import SIDES
 from benchmarks.workloads import HEADER, WORKLOADS, Pairs, Result, scaled
+from fedsim.cli import ENVIRONMENT
 
 MARK = "result: "
 
@@ -39,6 +39,7 @@ def child(name: str, workload: str, args: argparse.Namespace) -> Result | None:
     """The same in a process of its own, so that no framework sees another's settings."""
     python = args.pfl_python if name == "pfl" and args.pfl_python else sys.executable
     command = [python, "-m", "benchmarks.overhead", "--only", name, "--workloads", workload]
+<<<<<<< HEAD
     command += [
         "--pairs",
         str(args.pairs),
@@ -53,6 +54,17 @@ def child(name: str, workload: str, args: argparse.Namespace) -> Result | None:
         f"{workload}  {name:<14} failed or is not installed: {(done.stderr.strip().splitlines() or ['?'])[-1]}",
         flush=True,
     )
+=======
+    segment = ["--segment", str(args.segment)] if args.segment else []
+    command += ["--pairs", str(args.pairs), *segment, *args.overrides]
+    environment = {**ENVIRONMENT, **os.environ} if name.startswith("fedsim") and not args.plain else None
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    for line in done.stdout.splitlines():
+        if line.startswith(MARK):
+            return Result(**json.loads(line.removeprefix(MARK)))
+    reason = (done.stderr.strip().splitlines() or ["?"])[-1]
+    print(f"{workload}  {name:<14} failed or is not installed: {reason}", flush=True)
+>>>>>>> bench
     if args.verbose:
         print(done.stderr, file=sys.stderr)
     return None
@@ -70,6 +82,12 @@ def main() -> None:
     parser.add_argument(
         "--pfl-python", help="interpreter of an environment that has pfl and fedsim's dependencies"
     )
+<<<<<<< HEAD
+=======
+    parser.add_argument(
+        "--plain", action="store_true", help="without the environment that the fedsim command gives itself"
+    )
+>>>>>>> bench
     parser.add_argument("--verbose", action="store_true")
     parser.add_argument("--only", help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*", help="fedsim settings, e.g. engine.chunks=8")

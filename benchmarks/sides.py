@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 import os
@@ -136,8 +135,58 @@ def _flower_train(name: str, message: Any, context: Any) -> Any:
     return Message(content=content, reply_to=message)
 
 
+def pfl(pairs: Pairs) -> Weights:
+    """pfl-research: its PyTorch model, simulated backend and FederatedAveraging, in one process."""
+    import numpy as np
+    from pfl.aggregate.simulate import SimulatedBackend
+    from pfl.algorithm.base import NNAlgorithmParams
+    from pfl.algorithm.federated_averaging import FederatedAveraging
+    from pfl.callback.base import TrainingProcessCallback
+    from pfl.data.federated_dataset import FederatedDataset
+    from pfl.data.pytorch import PyTorchTensorDataset
+    from pfl.data.sampling import MinimizeReuseUserSampler
+    from pfl.hyperparam.base import NNTrainHyperParams
+    from pfl.metrics import Metrics
+    from pfl.model.pytorch import PyTorchModel
+
+    work = pairs.work
+    x, y = work.data()
+    n, module = work.samples, work.model()
+    module.loss = lambda x, y: nn.functional.cross_entropy(module.train()(x), y)
+    module.metrics = lambda x, y: {}
+    model = PyTorchModel(module, torch.optim.SGD, torch.optim.SGD(module.parameters(), lr=1.0))
+
+    class Laps(TrainingProcessCallback):
+        def after_central_iteration(
+            self, aggregate_metrics: Any, model: Any, *, central_iteration: int
+        ) -> Any:
+            pairs.lap()
+            return False, Metrics()
+
+    def client(i: int) -> Any:
+        rows = torch.from_numpy(np.random.permutation(n)) + i * n
+        return PyTorchTensorDataset((x[rows], y[rows]))
+
+    data = FederatedDataset(client, MinimizeReuseUserSampler(list(range(work.clients))))
+    FederatedAveraging().run(
+        NNAlgorithmParams(
+            central_num_iterations=pairs.rounds,
+            evaluation_frequency=10**9,
+            train_cohort_size=work.cohort,
+            val_cohort_size=0,
+        ),
+        SimulatedBackend(training_data=data, val_data=data),
+        model,
+        NNTrainHyperParams(local_num_epochs=1, local_learning_rate=work.lr, local_batch_size=work.batch),
+        callbacks=[Laps()],
+        send_metrics_to_platform=False,
+    )
+    return module.state_dict()
+
+
 SIDES: dict[str, tuple[int, Callable[..., Weights]]] = {  # processes, and how to run it
     "fedsim-ray": (2, functools.partial(fedsim, "ray", 2)),
     "fedsim-serial": (1, functools.partial(fedsim, "serial", 1)),
     "flower": (2, lambda extra, pairs: flower(pairs)),
+    "pfl": (1, lambda extra, pairs: pfl(pairs)),
 }

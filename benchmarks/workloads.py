@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import statistics
 import time
@@ -179,11 +180,9 @@ def tree_cpu(exclude: Sequence[int] = ()) -> float:
     me = psutil.Process()
     for p in [me, *me.children(recursive=True)]:
         if p.pid not in exclude:
-            try:
+            with contextlib.suppress(psutil.NoSuchProcess):
                 times = p.cpu_times()
                 total += times.user + times.system
-            except psutil.NoSuchProcess:
-                pass
     return total
 
 

@@ -9,7 +9,8 @@ import numpy as np
 from fedsim.errors import ConfigError
 from fedsim.rng import numpy_rng
 
-SMALL_MODEL_CHUNKS, LARGE_MODEL_CHUNKS, LARGE_MODEL = 16, 4, 2_000_000
+FEW, MANY, CLIENTS_PER_CHUNK = 8, 64, 16  # chunks of a small model: one per 16 clients within these bounds
+LARGE_MODEL, LARGE_MODEL_CHUNKS = 2_000_000, 4
 
 
 def sample(
@@ -55,11 +56,12 @@ def cut(work: Sequence[float], wish: int, dim: int) -> list[slice]:
     """Cut a cohort with per-client ``work`` into runs of about equal work.
 
     Borders come from the cohort and the configuration only, never from the number of workers: sums within a chunk and
-    over chunks then have one order, and results the same bits. ``wish=0`` means 16 chunks, or 4 from 2 million
-    parameters on, since each chunk costs a copy of the vector.
+    over chunks then have one order, and results the same bits. ``wish=0`` means one chunk per 16 clients, but at least
+    8 and at most 64; from 2 million parameters on 4, since each chunk costs a copy of the vector.
     """
     n = len(work)
-    count = min(n, wish or (LARGE_MODEL_CHUNKS if dim >= LARGE_MODEL else SMALL_MODEL_CHUNKS))
+    small = min(max(n // CLIENTS_PER_CHUNK, FEW), MANY)
+    count = min(n, wish or (LARGE_MODEL_CHUNKS if dim >= LARGE_MODEL else small))
     if count == 0:
         return []
     done = np.cumsum(np.maximum(np.asarray(work, dtype=np.float64), 1e-9))
