@@ -39,22 +39,6 @@ def child(name: str, workload: str, args: argparse.Namespace) -> Result | None:
     """The same in a process of its own, so that no framework sees another's settings."""
     python = args.pfl_python if name == "pfl" and args.pfl_python else sys.executable
     command = [python, "-m", "benchmarks.overhead", "--only", name, "--workloads", workload]
-<<<<<<< HEAD
-    command += [
-        "--pairs",
-        str(args.pairs),
-        *(["--segment", str(args.segment)] if args.segment else []),
-        *args.overrides,
-    ]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    for line in done.stdout.splitlines():
-        if line.startswith(MARK):
-            return Result(**json.loads(line.removeprefix(MARK)))
-    print(
-        f"{workload}  {name:<14} failed or is not installed: {(done.stderr.strip().splitlines() or ['?'])[-1]}",
-        flush=True,
-    )
-=======
     segment = ["--segment", str(args.segment)] if args.segment else []
     command += ["--pairs", str(args.pairs), *segment, *args.overrides]
     environment = {**ENVIRONMENT, **os.environ} if name.startswith("fedsim") and not args.plain else None
@@ -64,7 +48,6 @@ def child(name: str, workload: str, args: argparse.Namespace) -> Result | None:
             return Result(**json.loads(line.removeprefix(MARK)))
     reason = (done.stderr.strip().splitlines() or ["?"])[-1]
     print(f"{workload}  {name:<14} failed or is not installed: {reason}", flush=True)
->>>>>>> bench
     if args.verbose:
         print(done.stderr, file=sys.stderr)
     return None
@@ -82,12 +65,9 @@ def main() -> None:
     parser.add_argument(
         "--pfl-python", help="interpreter of an environment that has pfl and fedsim's dependencies"
     )
-<<<<<<< HEAD
-=======
     parser.add_argument(
         "--plain", action="store_true", help="without the environment that the fedsim command gives itself"
     )
->>>>>>> bench
     parser.add_argument("--verbose", action="store_true")
     parser.add_argument("--only", help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*", help="fedsim settings, e.g. engine.chunks=8")
