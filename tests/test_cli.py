@@ -73,7 +73,7 @@ def simulator(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Simulator:
         )
     )
     runs = SimpleNamespace(load_runs=report.load_runs)
-    cluster = SimpleNamespace(connect=lambda config: None, shutdown=lambda: None)
+    cluster = SimpleNamespace(warm_up=lambda config: None, shutdown=lambda: None)
     monkeypatch.setitem(sys.modules, "fedsim.api", stand_in)
     monkeypatch.setitem(sys.modules, "fedsim.report", report)
     monkeypatch.setitem(sys.modules, "fedsim.runs", runs)
