@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fedsim import build, session
 from fedsim.build import Pair
-from fedsim.session import Given
+from fedsim.given import Given
 from fedsim.settings import compose, run_dir, run_key, run_name
 from fedsim.task import LossFn, Task, cross_entropy
 from fedsim.tracking import build as build_trackers
@@ -82,11 +82,12 @@ def simulate(
         ClientError: if a client failed and the policy is to stop. Rows and the last finished round are kept.
     """
     config = compose(overrides)
-    if config.dir is None:
-        stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 1_000_000_000:09d}"
-        config.dir = str(Path(config.out) / config.name / f"{run_name(config)}-{stamp}")
+    if strategy is not None and not any(o.startswith("method=") for o in overrides):
+        named = strategy if isinstance(strategy, type) else type(strategy)
+        config.method = named.__name__.lower()
     return run(
         config,
+        fresh=config.dir is None,
         model=model,
         clients=clients,
         test=test,
@@ -98,17 +99,25 @@ def simulate(
     )
 
 
-def run(config: DictConfig, **handed: Any) -> RunResult:
+def run(config: DictConfig, *, fresh: bool = False, **handed: Any) -> RunResult:
     """Run a composed configuration; keyword arguments and errors as in :func:`simulate`.
 
-    A run whose folder is finished is not run again, a half-finished one continues from its checkpoint
-    (``resume=never`` starts afresh).
+    The folder is ``dir``, or follows from the settings; ``fresh`` makes a new one for every call. A run whose folder is
+    finished is not run again, a half-finished one continues from its checkpoint (``resume=never`` starts afresh).
     """
     given = Given(**handed)
     session.settle(config, given)
+    if fresh:
+        stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 1_000_000_000:09d}"
+        config.dir = str(Path(config.out) / config.name / f"{run_name(config)}-{stamp}")
     folder, key = run_dir(config), run_key(config)
     if mark := given.fingerprint():
         key = hashlib.sha256(f"{key}/{mark}".encode()).hexdigest()
+    with session.locked(folder):
+        return _run(config, given, folder, key)
+
+
+def _run(config: DictConfig, given: Given, folder: Path, key: str) -> RunResult:
     previous = session.enter(folder, config, key)
     if previous is not None and (done := session.finished_summary(folder, config)) is not None:
         state = load_file(folder / "weights.safetensors")

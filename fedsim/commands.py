@@ -100,7 +100,14 @@ def verify(argv: Sequence[str]) -> int:
     recorded_dir: Path = parser.parse_args(argv).run
     recorded = _hashes(recorded_dir)
     with tempfile.TemporaryDirectory(prefix="fedsim-verify-") as folder:
-        config = _from_scratch(load(recorded_dir / "config.yaml"), folder)
+        recorded_config = load(recorded_dir / "config.yaml")
+        handed = [k for k in ("strategy", "model", "data") if "given" in (recorded_config.get(k) or {})]
+        if handed:
+            raise ConfigError(
+                f"{recorded_dir}: {' and '.join(handed)} of this run were handed over in Python; to verify it, call "
+                "simulate again with the same arguments and compare the weights_hash of the rounds"
+            )
+        config = _from_scratch(recorded_config, folder)
         validate(config)
         from fedsim.api import run
 

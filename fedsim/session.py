@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import copy
+import fcntl
 import json
 import logging
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedsim import build, checkpoint
-from fedsim.build import Pair, typed
+from fedsim.build import typed
 from fedsim.clientstore import ClientStore
 from fedsim.cohort import check_cohorts
 from fedsim.config import CheckpointConfig, ClientConfig, EvaluationConfig, FailureConfig, RayConfig
@@ -27,79 +25,16 @@ from fedsim.data.federated import FederatedData
 from fedsim.engine.base import Engine, SerialEngine, pick_device
 from fedsim.engine.worker import Plan, vectorises
 from fedsim.errors import ConfigError
+from fedsim.given import Given
 from fedsim.loop import Loop
 from fedsim.server import Server
 from fedsim.settings import method_name, plain, run_dir, run_name
-from fedsim.task import LossFn, Task
+from fedsim.task import Task
 from fedsim.tracking import RunInfo, Trackers
 from fedsim.validation import validate
-from fedsim.vectors import FlatModel, hash_tensors
+from fedsim.vectors import FlatModel
 
 VECTORISED_CHUNKS = 2  # large chunks, since a chunk's clients are computed at once
-
-
-@dataclass(frozen=True)
-class Given:
-    """What a caller hands over in Python instead of naming it in the configuration.
-
-    Args:
-        model: a module, or a factory called under the run's seed; default: ``config.model``.
-        clients: one ``(x, y)`` pair per client, instead of ``config.data`` and ``config.partition``.
-        test: ``(x, y)`` of the common test set, with ``clients``.
-        loss: ``(model output, y) -> scalar``, the mean over the batch; default: cross entropy.
-        initial: state dict that the run starts from.
-        cohorts: client ids of each round, instead of sampling.
-        strategy: a strategy object or class, instead of ``config.strategy``.
-        callbacks: further trackers, objects with any of the hooks of ``fedsim.tracking.Tracker``.
-    """
-
-    model: nn.Module | Callable[[], nn.Module] | None = None
-    clients: Sequence[Pair] | None = None
-    test: Pair | None = None
-    loss: LossFn | None = None
-    initial: Mapping[str, Tensor] | None = None
-    cohorts: Sequence[Sequence[int]] | None = None
-    strategy: Any = None
-    callbacks: Sequence[object] = ()
-
-    def fingerprint(self) -> str:
-        """Identifies the handed-over parts in a checkpoint; empty if there are none."""
-        parts: list[str] = []
-        if isinstance(self.model, nn.Module):
-            parts.append("model" + hash_tensors(self.model.state_dict().values()))
-        elif self.model is not None:
-            parts.append(f"model{getattr(self.model, '__qualname__', type(self.model).__qualname__)}")
-        pairs = [*(self.clients or ()), *([self.test] if self.test else ())]
-        if pairs:
-            parts.append("data" + hash_tensors(torch.as_tensor(t) for pair in pairs for t in pair))
-        if self.initial is not None:
-            parts.append("initial" + hash_tensors(torch.as_tensor(t) for t in self.initial.values()))
-        if self.cohorts is not None:
-            parts.append(f"cohorts{[list(map(int, c)) for c in self.cohorts]}")
-        for name, thing in (("strategy", self.strategy), ("loss", self.loss)):
-            if thing is not None:
-                parts.append(f"{name}{_describe(thing)}")
-        return "/".join(parts)
-
-
-def _describe(thing: Any, depth: int = 0) -> str:
-    """Names ``thing`` and its settings: the same text in every process, another one for other settings."""
-    if isinstance(thing, Tensor | np.ndarray):
-        return hash_tensors([torch.as_tensor(thing)])
-    if isinstance(thing, nn.Module):
-        return type(thing).__qualname__ + hash_tensors(thing.state_dict().values())
-    if isinstance(thing, partial):
-        return f"partial({_describe([thing.func, thing.args, thing.keywords], depth)})"
-    if isinstance(thing, Mapping):
-        return str(sorted((str(k), _describe(v, depth)) for k, v in thing.items()))
-    if isinstance(thing, list | tuple):
-        return str([_describe(v, depth) for v in thing])
-    if thing is None or isinstance(thing, bool | int | float | str | bytes):
-        return repr(thing)
-    if hasattr(thing, "__qualname__"):
-        return str(thing.__qualname__)
-    inner = vars(thing) if hasattr(thing, "__dict__") and depth < 4 else {}
-    return type(thing).__qualname__ + (_describe(inner, depth + 1) if inner else "")
 
 
 def settle(config: DictConfig, given: Given) -> None:
@@ -114,16 +49,30 @@ def settle(config: DictConfig, given: Given) -> None:
         config.clients_per_round = min(config.clients_per_round, config.num_clients)
         check_cohorts(given.cohorts, config.rounds, config.num_clients)
     validate(config)
+    given.record(config)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Make the run folder and keep other processes from writing to it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConfigError(
+                f"{folder}: another process is writing this run; wait for it, or give dir=..."
+            ) from None
+        yield
 
 
 def enter(folder: Path, config: DictConfig, key: str) -> Path | None:
-    """Make the run folder; the checkpoint to continue from, if there is one."""
+    """Prepare the run folder; the checkpoint to continue from, if there is one."""
     if config.resume == "never" and folder.exists():
         for name in ("checkpoint", "wandb", "tensorboard"):
             shutil.rmtree(folder / name, ignore_errors=True)
         for name in ("metrics.jsonl", "clients.jsonl", "summary.json", "weights.safetensors", "config.yaml"):
             (folder / name).unlink(missing_ok=True)
-    folder.mkdir(parents=True, exist_ok=True)
     previous = checkpoint.latest(folder / "checkpoint")
     if previous is not None:
         checkpoint.load(previous, key)

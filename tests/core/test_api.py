@@ -184,7 +184,6 @@ def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
     "changes",
     [
         {"overrides": ["client.lr=0.2"]},
-        {"overrides": ["strategy=fedspeed"]},
         {"initial": {k: v + 1 for k, v in network().state_dict().items()}},
         {"clients": classes(seed=5)},
         {"test": classes((11,), seed=6)[0]},

@@ -1,0 +1,115 @@
+"""What a caller hands over in Python: recorded in the configuration, and told apart by content."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, open_dict
+from torch import Tensor, nn
+
+from fedsim.build import Pair
+from fedsim.task import LossFn
+from fedsim.vectors import hash_tensors
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a caller hands over in Python instead of naming it in the configuration.
+
+    Args:
+        model: a module, or a factory called under the run's seed; default: ``config.model``.
+        clients: one ``(x, y)`` pair per client, instead of ``config.data`` and ``config.partition``.
+        test: ``(x, y)`` of the common test set, with ``clients``.
+        loss: ``(model output, y) -> scalar``, the mean over the batch; default: cross entropy.
+        initial: state dict that the run starts from.
+        cohorts: client ids of each round, instead of sampling.
+        strategy: a strategy object or class, instead of ``config.strategy``.
+        callbacks: further trackers, objects with any of the hooks of ``fedsim.tracking.Tracker``.
+    """
+
+    model: nn.Module | Callable[[], nn.Module] | None = None
+    clients: Sequence[Pair] | None = None
+    test: Pair | None = None
+    loss: LossFn | None = None
+    initial: Mapping[str, Tensor] | None = None
+    cohorts: Sequence[Sequence[int]] | None = None
+    strategy: Any = None
+    callbacks: Sequence[object] = ()
+
+    def record(self, config: DictConfig) -> None:
+        """Let the recorded configuration name what was handed over, not what it stands for (in place)."""
+        with open_dict(config):
+            if self.strategy is not None:
+                config.strategy = {"_target_": _path(self.strategy), "given": _settings(self.strategy)}
+            if self.model is not None:
+                config.model = {"given": _path(self.model)}
+            if self.clients is not None:
+                config.data = {"given": f"{len(self.clients)} clients"}
+                config.partition = {"given": f"{len(self.clients)} clients"}
+
+    def fingerprint(self) -> str:
+        """Identifies the handed-over parts in a checkpoint; empty if there are none."""
+        parts: list[str] = []
+        if isinstance(self.model, nn.Module):
+            parts.append("model" + hash_tensors(self.model.state_dict().values()))
+        elif self.model is not None:
+            parts.append("model" + _describe(self.model))
+        pairs = [*(self.clients or ()), *([self.test] if self.test else ())]
+        if pairs:
+            parts.append("data" + hash_tensors(torch.as_tensor(t) for pair in pairs for t in pair))
+        if self.initial is not None:
+            parts.append("initial" + hash_tensors(torch.as_tensor(t) for t in self.initial.values()))
+        if self.cohorts is not None:
+            parts.append(f"cohorts{[list(map(int, c)) for c in self.cohorts]}")
+        for name, thing in (("strategy", self.strategy), ("loss", self.loss)):
+            if thing is not None:
+                parts.append(f"{name}{_describe(thing)}")
+        return "/".join(parts)
+
+
+def _describe(thing: Any, depth: int = 0) -> str:
+    """Names ``thing`` and its settings: the same text in every process, another one for other settings."""
+    if isinstance(thing, Tensor | np.ndarray):
+        return hash_tensors([torch.as_tensor(thing)])
+    if isinstance(thing, nn.Module):
+        return type(thing).__qualname__ + hash_tensors(thing.state_dict().values())
+    if isinstance(thing, partial):
+        return f"partial({_describe([thing.func, thing.args, thing.keywords], depth)})"
+    if isinstance(thing, Mapping):
+        return str(sorted((str(k), _describe(v, depth)) for k, v in thing.items()))
+    if isinstance(thing, list | tuple):
+        return str([_describe(v, depth) for v in thing])
+    if thing is None or isinstance(thing, bool | int | float | str | bytes):
+        return repr(thing)
+    if hasattr(thing, "__qualname__"):
+        return f"{thing.__qualname__}:{_body(thing)}"
+    inner = vars(thing) if hasattr(thing, "__dict__") and depth < 4 else {}
+    return _describe(type(thing), depth) + (_describe(inner, depth + 1) if inner else "")
+
+
+def _body(thing: Any) -> str:
+    """Digest of the source of a function or class, so that an edited one is another one."""
+    try:
+        text = inspect.getsource(thing)
+    except (OSError, TypeError):
+        code = getattr(thing, "__code__", None)
+        text = code.co_code.hex() if code is not None else ""
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _path(thing: Any) -> str:
+    named = thing if hasattr(thing, "__qualname__") else type(thing)
+    return f"{named.__module__}.{named.__qualname__}"
+
+
+def _settings(thing: Any) -> dict[str, Any]:
+    """The plain attributes of a strategy object."""
+    own = {} if isinstance(thing, type) else getattr(thing, "__dict__", {})
+    return {k: v for k, v in own.items() if isinstance(v, bool | int | float | str) and not k.startswith("_")}
