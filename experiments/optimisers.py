@@ -3,9 +3,10 @@
     python -m experiments.optimisers small --data ../shared/data/cifar10      about half an hour on two CPU cores
     python -m experiments.optimisers paper --data ../shared/data/cifar10      their setting; needs a GPU
 
-``small``: LeNet, 100 clients at 10 %, Dirichlet 0.3, one local epoch, 150 rounds; all methods with seed 0, and FedAvg, SCAFFOLD,
-FedDyn and FedSpeed with three seeds. ``paper``: ResNet-18 with GroupNorm, 5 local epochs, 1000 rounds, Dirichlet 0.6, 0.3, 0.1.
-Both can be stopped and started again; finished runs are skipped. Further arguments are overrides for every run.
+``small``: LeNet, 100 clients at 10 %, Dirichlet 0.3, one local epoch, 150 rounds; all methods with seed 0, and FedAvg,
+SCAFFOLD, FedDyn and FedSpeed with three seeds. ``paper``: ResNet-18 with GroupNorm, 5 local epochs, 1000 rounds,
+Dirichlet 0.6, 0.3 and 0.1. Both can be stopped and started again; finished runs are skipped. Further arguments are
+overrides for every run.
 """
 
 from __future__ import annotations
