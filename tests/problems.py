@@ -102,12 +102,23 @@ def classes(
     return out
 
 
+class Network(nn.Sequential):
+    """Layers whose last one is the head."""
+
+    def features(self, x: Tensor) -> Tensor:
+        return nn.Sequential.forward(self[:-1], x)
+
+    @property
+    def head(self) -> nn.Module:
+        return self[-1]
+
+
 def network(kind: str = "tanh", features: int = 4, num_classes: int = 3) -> nn.Module:
     """A smooth two-layer network: ``tanh``, or with BatchNorm (``bn``) or dropout (``dropout``) between."""
     extra: list[nn.Module] = {"tanh": [], "bn": [nn.BatchNorm1d(5)], "dropout": [nn.Dropout(0.5)]}[kind]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
-        return nn.Sequential(nn.Linear(features, 5), *extra, nn.Tanh(), nn.Linear(5, num_classes))
+        return Network(nn.Linear(features, 5), *extra, nn.Tanh(), nn.Linear(5, num_classes))
 
 
 def classification(kind: str = "tanh", **changes: Any) -> Problem:
