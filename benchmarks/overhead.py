@@ -2,11 +2,7 @@
 
 Each framework runs in its own process together with a bare loop of as many processes: some rounds of the one, the same
 rounds (same cohorts) of the other, and so on, while the other side idles. The first segment of each is a warm-up.
-<<<<<<< HEAD
-Reported: the median over pairs of (bare seconds / framework seconds), the framework's speed relative to the bare loop;
-=======
 Reported is the median over pairs of (bare seconds / framework seconds): the speed relative to the bare loop;
->>>>>>> bench
 the same for CPU seconds of the whole process tree; and the loss that both end at, which must agree to sampling noise.
 """
 
