@@ -34,7 +34,7 @@ class Client:
 
     def step(self, job: Job, w: Tensor, batch: Batch) -> Tensor:
         """One mini-batch step on ``w`` (..., d); leading axes are clients. May work in place; returns the new ``w``."""
-        return job.sgd(w, job.grad(w, batch))
+        return job.descend(w, batch)
 
     def finish(self, job: Job, w: Tensor) -> Update:
         """What is sent: by default ``delta = w - anchor`` (d,), weighted by the number of samples."""

@@ -145,7 +145,7 @@ class Job:
         ):
             yield batch
             self.steps += 1
-            self.samples += len(batch.x)
+            self.samples += batch.x.shape[0]
 
     def grad(
         self,
@@ -166,6 +166,15 @@ class Job:
         if not again:
             self.losses.append(value)
         return g
+
+    def descend(self, w: Tensor, batch: Batch) -> Tensor:
+        """One plain local step, ``sgd(w, grad(w, batch))``; cheaper where nothing has to see the whole gradient."""
+        local, model = self.local, self.model
+        if w is not model.w or local.clip_norm is not None or local.momentum:
+            return self.sgd(w, self.grad(w, batch))
+        loss = model.descend(batch.x, batch.y, self.task.loss, self.lr, local.weight_decay)
+        self.losses.append(loss)
+        return w
 
     def forward(self, w: Tensor, x: Tensor, call: Callable[[nn.Module, Tensor], Tensor]) -> Tensor:
         """``call(model, x)`` at ``w`` (d,), without gradient and without touching running statistics."""
@@ -239,7 +248,7 @@ class Job:
         """Metrics of the local training so far: mean loss over steps, steps, share of clipped steps."""
         out = dict(self.metrics)
         if self.losses:
-            out["train_loss"] = float(torch.stack(self.losses).mean())
+            out["train_loss"] = sum(loss.item() for loss in self.losses) / len(self.losses)
             out["steps"] = float(self.steps)
             if self.local.clip_norm is not None:
                 out["clipped"] = float(self.clipped) / self.steps if self.steps else 0.0

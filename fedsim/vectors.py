@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -133,6 +134,7 @@ class FlatModel:
         self.autocast: torch.dtype | None = None  # mixed precision of forward passes while training
         self._bound: Tensor | None = None
         self.bind(self.w)
+        self._views = [p.data for p in self._params]
 
     @property
     def weights(self) -> Weights:
@@ -175,19 +177,40 @@ class FlatModel:
         ``forward(module, x)`` replaces ``module(x)``. ``again=True`` is a second look at the same batch: dropout masks
         are those of the first, and running statistics are not updated twice.
         """
+        grads, value = self._differentiate(w, x, y, loss, again, forward)
+        return torch.cat([g.reshape(-1) for g in grads]), value
+
+    def descend(
+        self, x: Tensor, y: Tensor, loss: Callable[[Any, Tensor], Tensor], lr: float, decay: float
+    ) -> Tensor:
+        """``w <- (1 - lr decay) w - lr grad`` on the resident vector, without a flat gradient; returns the loss ()."""
+        grads, value = self._differentiate(self.w, x, y, loss)
+        if decay:
+            self.w.mul_(1 - lr * decay)
+        torch._foreach_add_(self._views, grads, alpha=-lr)
+        return value
+
+    def _differentiate(
+        self,
+        w: Tensor,
+        x: Tensor,
+        y: Tensor,
+        loss: Callable[[Any, Tensor], Tensor],
+        again: bool = False,
+        forward: Callable[[nn.Module, Tensor], Any] | None = None,
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
         self.bind(w)
-        if again and self._mask_state is not None:
-            torch.set_rng_state(self._mask_state)
-        elif (
+        if (
             not again
         ):  # always, since masks are also drawn by functions (F.dropout, attention), unseen from here
             self._mask_state = torch.get_rng_state()
+        elif self._mask_state is not None:
+            torch.set_rng_state(self._mask_state)
         for m in self._stats:
             m.track_running_stats = not again
         with torch.autocast(self.w.device.type, self.autocast) if self.autocast else nullcontext():
             value = loss(self.module(x) if forward is None else forward(self.module, x), y)
-        grads = torch.autograd.grad(value, self._params, materialize_grads=True)
-        return torch.cat([g.reshape(-1) for g in grads]), value.detach()
+        return torch.autograd.grad(value, self._params, materialize_grads=True), value.detach()
 
     def apply(self, w: Tensor, x: Tensor, call: Callable[[nn.Module, Tensor], Tensor]) -> Tensor:
         """``call(module, x)`` at ``w``, without gradient; statistics stay as they are."""
@@ -224,7 +247,7 @@ def finite(t: Tensor) -> bool:
         t = torch.view_as_real(t)
     if not t.is_floating_point():
         return True
-    return bool(torch.isfinite(t.sum(dtype=torch.float32 if t.dtype == torch.float16 else None)))
+    return math.isfinite(t.sum(dtype=torch.float32 if t.dtype == torch.float16 else None).item())
 
 
 def _slots(tensors: Iterable[tuple[str, Tensor]]) -> list[Slot]:

@@ -36,7 +36,7 @@ class LocalData:
 
     def read(self, rows: Tensor, rng: torch.Generator | None = None) -> Batch:
         """Gather positions ``rows`` of this client's samples; augmented when ``rng`` is given. Fresh tensors."""
-        where = self.index[rows].to(self.samples.x.device)
+        where = self.index.index_select(0, rows).to(self.samples.x.device)
         x, y = self.samples.x.index_select(0, where), self.samples.y.index_select(0, where)
         if rng is not None and self.augment is not None:
             x = self.augment(x, rng)
