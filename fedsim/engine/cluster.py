@@ -36,7 +36,6 @@ def connect(config: Any) -> None:
     if address == "local":
         for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"):  # workers keep freed memory
             os.environ.setdefault(name, str(1 << 32))
-        os.environ.setdefault("RAY_preload_python_modules", "torch")
         own = {"include_dashboard": False}
         if config.store_mb:
             own["object_store_memory"] = config.store_mb << 20

@@ -61,7 +61,7 @@ class RayEngine:
         self._config = config
         connect(config)
         _share_tensors()
-        resources = ray.cluster_resources()
+        resources = _own_resources() if ours() else ray.cluster_resources()
         total = int(resources.get("CPU", 1))
         self.workers = config.workers or max(1, total)
         gpus = resources.get("GPU", 0) if config.device != "cpu" else 0
@@ -173,6 +173,11 @@ class RayEngine:
 
     def _new_actor(self) -> Any:
         return self._ray.remote(_Actor).options(**self._options, max_restarts=-1, max_task_retries=0).remote()
+
+
+def _own_resources() -> dict[str, float]:
+    """What a Ray of our own has: this machine. Asking Ray takes a second after its start."""
+    return {"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()}
 
 
 def _share_tensors() -> None:
