@@ -18,7 +18,7 @@ from pathlib import Path
 from fedsim.cli import command
 
 SEEDED = ("fedavg", "scaffold", "feddyn", "fedspeed")
-OTHERS = ("fedprox", "fedavgm", "fedadam", "fedyogi", "fedadagrad", "fedcm", "fedsam", "mofedsam", "moon")
+OTHERS = ("fedprox", "fedcm", "fedadam", "fedsam", "mofedsam", "fedavgm", "fedyogi", "fedadagrad", "moon")
 
 
 def main() -> int:
@@ -37,8 +37,8 @@ def main() -> int:
     else:
         experiment = "cifar10_small"
         sweeps = [
-            [f"strategy={','.join(SEEDED)}", "seed=0,1,2"],
-            [f"strategy={','.join(OTHERS)}", "seed=0"],
+            [f"strategy={','.join((*SEEDED, *OTHERS))}", "seed=0"],
+            [f"strategy={','.join(SEEDED)}", "seed=1,2"],
         ]
     codes = [command(["-m", f"experiment={experiment}", *sweep, *overrides]) for sweep in sweeps]
     out = next((o.split("=", 1)[1] for o in overrides if o.startswith("out=")), "runs")
