@@ -1,4 +1,4 @@
-"""Image data sets: digits, CIFAR, MNIST, Fashion-MNIST, and any Parquet file of images.
+"""Image data sets: CIFAR, MNIST, Fashion-MNIST, and any Parquet file of images.
 
 Images stay uint8 ``(N, C, H, W)`` and carry a ``Normalize`` with the published channel statistics. All
 functions raise ``DataError`` for missing or damaged files, and take two options:
@@ -9,16 +9,14 @@ functions raise ``DataError`` for missing or damaged files, and take two options
 
 from __future__ import annotations
 
-import gzip
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 
 from fedsim.data.cache import Arrays, cached
-from fedsim.data.common import encode, image_options, samples, stratified_folds
+from fedsim.data.common import encode, image_options, samples
 from fedsim.data.dataset import Augment, Dataset, Normalize, Samples
 from fedsim.data.files import (
     PathLike,
@@ -74,42 +72,6 @@ _FASHION = _Published(
     normalize=_pixels((0.2860,), (0.3530,)),
     expected=IDX,
 )
-
-
-def digits(*, augment: bool | Augment = False, subset: int | None = None) -> Dataset:
-    """Scikit-learn's embedded 8x8 digits, 0 to 16 per pixel: 1433 training and 364 test images.
-
-    One sample in five of each class is a test sample, by a fixed key.
-    """
-    x, y = _embedded_digits()
-    test = stratified_folds(y, 5) == 0
-    dataset = Dataset(
-        train=samples(x[~test], y[~test]),
-        test=samples(x[test], y[test]),
-        classes=DIGITS,
-        normalize=Normalize(scale=1 / 16, mean=(0.3053,), std=(0.3760,)),
-    )
-    return image_options(dataset, augment=augment, subset=subset)
-
-
-def _embedded_digits() -> tuple[np.ndarray, np.ndarray]:
-    """The table inside the scikit-learn package, x (1797, 1, 8, 8) uint8 and y (1797,), without importing scikit-learn:
-    that takes seconds, most of a short run's start."""
-    package = find_spec("sklearn")
-    path = (
-        Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
-        if package and package.origin
-        else None
-    )
-    if path is not None and path.is_file():
-        with gzip.open(path, "rt") as table:
-            rows = np.loadtxt(table, delimiter=",", dtype=np.int64)
-        x, y = rows[:, :-1], rows[:, -1]
-    else:  # another layout of the package
-        from sklearn.datasets import load_digits
-
-        x, y = load_digits(return_X_y=True)
-    return x.reshape(-1, 1, 8, 8).astype(np.uint8), y.astype(np.int64)
 
 
 def cifar10(

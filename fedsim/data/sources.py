@@ -3,8 +3,9 @@
 With a ``path`` nothing is fetched; image sets without one come from the hub through the ``datasets`` library.
 """
 
+from fedsim.data.digits import digits
 from fedsim.data.domains import digits6, office_caltech10, pacs
-from fedsim.data.images import cifar10, cifar100, digits, fashion_mnist, mnist, parquet
+from fedsim.data.images import cifar10, cifar100, fashion_mnist, mnist, parquet
 from fedsim.data.tabular import blobs, heart_disease, synthetic, tensors
 from fedsim.data.text import shakespeare
 

@@ -25,12 +25,13 @@ if TYPE_CHECKING:
 
 def possible(worker: Worker, broadcast: Broadcast, chunk: Chunk) -> bool:
     """Whether this chunk can run vectorised: a step rule under the default ``fit``, and a model without BatchNorm
-    statistics or dropout (whose draws per client cannot be those of the loop)."""
+    statistics or weights of its own, or dropout (whose draws per client cannot be those of the loop)."""
     rule = getattr(worker.plan.client, broadcast.task, None)
     return (
         getattr(rule, "stepwise", False)
         and worker.model.layout.buffer_dim == 0
         and not worker.model.draws
+        and not worker.part.spans
         and not chunk.each
         and len(chunk.clients) > 1
     )
