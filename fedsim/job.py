@@ -53,7 +53,7 @@ class Job:
     message: Payload
     state: Mapping[str, Tensor]
     source: FederatedData
-    keep: dict[str, Tensor] = field(default_factory=dict)  # constants of this job, set in ``begin``
+    keep: dict[str, Tensor] = field(default_factory=dict)  # constants set in ``begin``: (..., d), or (..., 1)
     metrics: dict[str, float] = field(default_factory=dict)  # reported beside the training loss
     purpose: str = "fit"
     steps: int = 0  # done so far

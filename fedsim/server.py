@@ -17,7 +17,8 @@ from fedsim.config import ClientConfig, FailureConfig
 from fedsim.engine.worker import Broadcast, Chunk, ChunkResult
 from fedsim.errors import ClientError
 from fedsim.evaluation import mean_of
-from fedsim.payload import Fold, Message, Outcome, Payload, Replies, combine, fold_kinds
+from fedsim.fold import Fold, combine, fold_kinds
+from fedsim.payload import Message, Outcome, Payload, Replies
 from fedsim.task import Task
 from fedsim.vectors import Layout, Weights
 from fedsim.work import local_epochs, num_steps

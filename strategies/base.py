@@ -9,7 +9,8 @@ from torch import Tensor
 
 from clients.base import Client
 from fedsim.errors import ConfigError
-from fedsim.payload import Fold, Message, Replies, fold_kinds
+from fedsim.fold import Fold, fold_kinds
+from fedsim.payload import Message, Replies
 from fedsim.server import Round, Server
 from fedsim.vectors import Weights
 from strategies.aggregators import Aggregator, is_mean, mean

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 import torch
 
 from clients.base import Client
-from fedsim.payload import Fold, Replies
+from fedsim.fold import Fold
+from fedsim.payload import Replies
 from fedsim.server import Round, Server
 from strategies.base import State, Strategy, check, check_weighting
 

@@ -7,7 +7,8 @@ from typing import ClassVar
 
 from clients.base import Client
 from clients.local import LocalClient
-from fedsim.payload import Fold, Replies
+from fedsim.fold import Fold
+from fedsim.payload import Replies
 from fedsim.server import Round, Server
 from strategies.base import State, Strategy
 

@@ -10,7 +10,8 @@ import torch
 
 from clients.base import Client
 from clients.scaffold import ScaffoldClient
-from fedsim.payload import Fold, Message, Replies
+from fedsim.fold import Fold
+from fedsim.payload import Message, Replies
 from fedsim.server import Round, Server
 from strategies.base import State, Strategy, check, check_weighting
 

@@ -18,9 +18,10 @@ from fedsim.data.federated import FederatedData
 from fedsim.engine import vectorised
 from fedsim.errors import ClientError
 from fedsim.evaluation import evaluate
+from fedsim.fold import Folder
 from fedsim.job import ClientLike, Job
 from fedsim.localpart import LocalPart
-from fedsim.payload import Folder, Outcome, Payload, Refusal, Update
+from fedsim.payload import Outcome, Payload, Refusal, Update
 from fedsim.rng import key
 from fedsim.task import Task
 from fedsim.vectors import FlatModel, finite

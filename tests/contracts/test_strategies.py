@@ -30,7 +30,7 @@ from torch.nn import functional as F
 
 from fedsim import build
 from fedsim.errors import ClientError
-from fedsim.payload import fold_kinds
+from fedsim.fold import fold_kinds
 from fedsim.settings import compose
 
 each_strategy = pytest.mark.parametrize("entry", TABLE, ids=lambda e: e.label)

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from fedsim.errors import ClientError
-from fedsim.payload import Folder, Message, Outcome, Payload, Replies, Update, combine, fold_kinds
+from fedsim.fold import Folder, combine, fold_kinds
+from fedsim.payload import Message, Outcome, Payload, Replies, Update
 
 
 @pytest.mark.parametrize(

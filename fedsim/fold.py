@@ -1,0 +1,103 @@
+"""Folding: how the updates of a chunk become sums in client order, and the chunks' sums one total in chunk order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from fedsim.errors import ClientError
+
+KINDS = ("mean", "sum", "stack")
+
+Fold = Mapping[str, str | Sequence[str]]
+
+
+def fold_kinds(fold: Fold) -> dict[str, tuple[str, ...]]:
+    """Normalise a fold: array name to kinds among mean, sum, stack."""
+    out = {k: (v,) if isinstance(v, str) else tuple(v) for k, v in fold.items()}
+    for name, kinds in out.items():
+        for kind in kinds:
+            if kind not in KINDS:
+                raise ClientError(
+                    f"fold of '{name}': '{kind}' is no kind of fold; choose from {', '.join(KINDS)}"
+                )
+    return out
+
+
+class Folder:
+    """Running sums of one chunk, in client order."""
+
+    def __init__(self, fold: Mapping[str, tuple[str, ...]]):
+        self._fold = fold
+        self._seen: dict[str, tuple[torch.Size, torch.dtype]] = {}
+        self.sums: dict[tuple[str, str], Tensor] = {}
+        self.rows: dict[str, list[Tensor]] = {n: [] for n, kinds in fold.items() if "stack" in kinds}
+
+    def check(self, arrays: Mapping[str, Tensor]) -> None:
+        """Refuse an update whose names or shapes do not match the fold, before anything is added."""
+        if set(arrays) != set(self._fold):
+            raise ClientError(
+                f"the update holds {sorted(arrays)}, but the strategy folds {sorted(self._fold)}; "
+                "send exactly the arrays that the strategy's fold names"
+            )
+        for name, array in arrays.items():
+            kind = array.shape, array.dtype
+            if kind != (seen := self._seen.get(name, kind)):
+                raise ClientError(_unlike(name, kind, seen))
+
+    def add(self, arrays: Mapping[str, Tensor], weight: float) -> None:
+        """Fold one update; ``arrays`` may be views of a buffer that is reused afterwards."""
+        for name, kinds in self._fold.items():
+            array = arrays[name]
+            self._seen[name] = array.shape, array.dtype
+            for kind in kinds:
+                if kind == "stack":
+                    self.rows[name].append(array.clone())
+                elif (name, kind) not in self.sums:
+                    first = array.to(_sum_dtype(array.dtype, kind), copy=True)
+                    self.sums[name, kind] = first.mul_(weight) if kind == "mean" else first
+                else:
+                    self.sums[name, kind].add_(array, alpha=weight if kind == "mean" else 1)
+
+    def cpu(self) -> Folder:
+        """The same sums in main memory."""
+        self.sums = {k: v.cpu() for k, v in self.sums.items()}
+        self.rows = {k: [t.cpu() for t in v] for k, v in self.rows.items()}
+        return self
+
+
+def combine(parts: Iterable[Folder]) -> dict[tuple[str, str], Tensor]:
+    """Add the sums of chunks, in the order given; rows are stacked."""
+    totals: dict[tuple[str, str], Tensor] = {}
+    rows: dict[str, list[Tensor]] = {}
+    fresh: set[tuple[str, str]] = set()
+    for part in parts:
+        for k, v in part.sums.items():
+            if k not in totals:
+                totals[k] = v
+            elif totals[k].shape != v.shape:  # adding them would broadcast
+                raise ClientError(_unlike(k[0], (v.shape, v.dtype), (totals[k].shape, totals[k].dtype)))
+            elif k in fresh:
+                totals[k].add_(v)
+            else:
+                totals[k] = totals[k] + v
+                fresh.add(k)
+        for name, more in part.rows.items():
+            rows.setdefault(name, []).extend(more)
+    totals.update({(n, "stack"): torch.stack(r) for n, r in rows.items() if r})
+    return totals
+
+
+def _sum_dtype(dtype: torch.dtype, kind: str) -> torch.dtype:
+    """Sums of halves are kept in float32, of integers and bools in int64 (means: float64): nothing overflows."""
+    if dtype.is_floating_point or dtype.is_complex:
+        return torch.float32 if dtype == torch.float16 else dtype
+    return torch.int64 if kind == "sum" else torch.float64
+
+
+def _unlike(name: str, here: tuple[torch.Size, torch.dtype], others: tuple[torch.Size, torch.dtype]) -> str:
+    return (
+        f"'{name}' has shape {tuple(here[0])}, {here[1]}; other clients sent {tuple(others[0])}, {others[1]}"
+    )
