@@ -23,7 +23,7 @@ from fedsim.settings import load, plain, typed
 from fedsim.validation import validate
 
 if TYPE_CHECKING:
-    from fedsim.runs import Run
+    from fedsim.report.runs import Run
 
 
 def report(argv: Sequence[str]) -> int:
@@ -38,8 +38,8 @@ def report(argv: Sequence[str]) -> int:
     for folder in args.dirs:
         if not folder.is_dir():
             raise ConfigError(f"{folder}: no such folder")
-    from fedsim.page import write_report
     from fedsim.report import compare, group_runs, load_runs, print_table
+    from fedsim.report.page import write_report
 
     runs = load_runs(args.dirs)
     if not runs:
@@ -71,7 +71,7 @@ def show(dirs: Sequence[Path], draw: bool = True) -> None:
     Without ``draw`` only curves that are there already are named.
     """
     from fedsim.report import compare, draw_curves, print_table
-    from fedsim.runs import load_runs
+    from fedsim.report.runs import load_runs
 
     runs = load_runs(dirs)
     print_table(compare(runs))

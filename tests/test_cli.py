@@ -76,8 +76,8 @@ def simulator(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Simulator:
     cluster = SimpleNamespace(warm_up=lambda config: None, shutdown=lambda: None)
     monkeypatch.setitem(sys.modules, "fedsim.api", stand_in)
     monkeypatch.setitem(sys.modules, "fedsim.report", report)
-    monkeypatch.setitem(sys.modules, "fedsim.runs", runs)
-    monkeypatch.setitem(sys.modules, "fedsim.page", page)
+    monkeypatch.setitem(sys.modules, "fedsim.report.runs", runs)
+    monkeypatch.setitem(sys.modules, "fedsim.report.page", page)
     monkeypatch.setitem(sys.modules, "fedsim.engine.cluster", cluster)
     monkeypatch.chdir(tmp_path)
     return stand_in
@@ -349,4 +349,4 @@ def test_wheel_holds_the_configuration_tree(tmp_path: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     expected = {str(p.relative_to(ROOT)) for p in (ROOT / "conf").rglob("*.yaml")}
     expected |= {f"{package}/py.typed" for package in ("fedsim", "strategies", "clients")}
-    assert expected | {"fedsim/page.html"} <= names
+    assert expected | {"fedsim/report/page.html"} <= names

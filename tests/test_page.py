@@ -12,9 +12,9 @@ import pytest
 from runfolder import make
 
 from fedsim.data.shards import Shards
-from fedsim.page import write_report
 from fedsim.report import compare, group_runs, load_runs
-from fedsim.tables import to_csv, to_latex
+from fedsim.report.page import write_report
+from fedsim.report.tables import to_csv, to_latex
 
 VOID = {"meta", "img", "br", "line"}
 PNG = b"\x89PNG\r\n"
@@ -227,7 +227,7 @@ def test_failures_are_counted_by_kind(tmp_path):
 
 
 def test_curves_against_traffic_and_time(tmp_path):
-    from fedsim.curves import SECONDS, SIMULATED, TRAFFIC, draw
+    from fedsim.report.curves import SECONDS, SIMULATED, TRAFFIC, draw
 
     for seed in (0, 1):  # 3 MB a round; 0.5 s; simulated 100 s and 200 s
         make(tmp_path, "fedavg", seed, [0.2, 0.4], extra=lambda at, s=seed: {"sim_seconds": 100.0 * (s + 1)})
@@ -246,6 +246,6 @@ def test_curves_against_traffic_and_time(tmp_path):
 
 def test_importing_the_page_is_cheap():
     heavy = "('pandas', 'matplotlib', 'torch', 'numpy')"
-    code = f"import sys, fedsim.page; print([name for name in {heavy} if name in sys.modules])"
+    code = f"import sys, fedsim.report.page; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

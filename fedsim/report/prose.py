@@ -9,8 +9,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from fedsim.runs import Group, Run, flatten, settings_of
-from fedsim.tables import html_table
+from fedsim.report.runs import Group, Run, flatten, settings_of
+from fedsim.report.tables import html_table
 
 MAX_REASON = 200  # characters of a failure's reason
 MAX_OPEN_ROWS = 12  # longer lists of runs are folded away

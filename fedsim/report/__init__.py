@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedsim.runs import Group, Run, column_order, group_runs, load_runs
-from fedsim.tables import BEST, print_table
+from fedsim.report.runs import Group, Run, column_order, group_runs, load_runs
+from fedsim.report.tables import BEST, print_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -81,7 +81,7 @@ def draw_curves(runs: Sequence[Run], path: str | Path) -> Figure:
 
 def figure_of(histories: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> Figure:
     """Curves of ``{label: [rows of one seed, rows of the next, ...]}``; bands are mean ± std over seeds."""
-    from fedsim.curves import draw
+    from fedsim.report.curves import draw
 
     return draw(histories)
 

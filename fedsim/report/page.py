@@ -11,16 +11,16 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
 
-from fedsim import prose
 from fedsim.errors import DataError
-from fedsim.runs import Group, Run
-from fedsim.tables import html_table, to_csv, to_html, to_latex
+from fedsim.report import prose
+from fedsim.report.runs import Group, Run
+from fedsim.report.tables import html_table, to_csv, to_html, to_latex
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from fedsim.curves import Axis
+    from fedsim.report.curves import Axis
 
 MAX_VECTOR_POINTS = 20_000  # of a panel; with more, it is drawn in pixels
 PNG_DPI = 150  # of the pictures of partitions
@@ -51,7 +51,7 @@ def write_report(
         "failures": prose.failures(groups),
         "reproduce": prose.reproduce(groups, commands),
     }
-    template = files("fedsim").joinpath("page.html").read_text(encoding="utf-8")
+    template = files("fedsim.report").joinpath("page.html").read_text(encoding="utf-8")
     page = out / "report.html"
     page.write_text(Template(template).substitute(parts), encoding="utf-8")
     return page
@@ -73,7 +73,7 @@ def _results(frame: pd.DataFrame) -> str:
 
 def _curves(groups: Sequence[Group], out: Path) -> str:
     """Each metric against rounds, traffic and time; the same as files."""
-    from fedsim import curves
+    from fedsim.report import curves
 
     histories = {group.label: [run.rows for run in group.runs] for group in groups}
     rows = [row for seeds in histories.values() for one in seeds for row in one]
@@ -102,7 +102,7 @@ def _curves(groups: Sequence[Group], out: Path) -> str:
 
 
 def _panel(histories: Mapping[str, Sequence[Any]], metric: str, words: str, axis: Axis, points: int) -> str:
-    from fedsim import curves
+    from fedsim.report import curves
 
     figure = curves.panel(histories, metric, axis)
     title = curves.TITLES[metric]
@@ -111,7 +111,7 @@ def _panel(histories: Mapping[str, Sequence[Any]], metric: str, words: str, axis
 
 def _picture(figure: Figure, alt: str, points: int) -> str:
     """The figure as an image on a transparent ground, in vectors if that stays small."""
-    from fedsim.curves import image
+    from fedsim.report.curves import image
 
     if points <= MAX_VECTOR_POINTS:
         data, kind = image(figure, "svg", transparent=True), "svg+xml"
@@ -140,7 +140,7 @@ def _legend(labels: Sequence[str], looks: Iterable[tuple[str, str]]) -> str:
 
 def _clients(groups: Sequence[Group], out: Path) -> str:
     """How a metric spreads over the clients, the clients of all seeds together."""
-    from fedsim.curves import image, spread
+    from fedsim.report.curves import image, spread
 
     found = [[run.of_clients("accuracy") for run in group.runs] for group in groups]
     metrics = sorted({metric for seeds in found for values in seeds for metric in values})

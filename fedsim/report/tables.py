@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any, Literal
 
-from fedsim.runs import short_names, short_value
+from fedsim.report.runs import short_names, short_value
 
 if TYPE_CHECKING:
     import pandas as pd
