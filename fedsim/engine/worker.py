@@ -160,6 +160,8 @@ class Worker:
                     continue
             else:
                 outcome.samples = job.samples
+                if attempt:
+                    outcome.metrics = {**outcome.metrics, "retries": float(attempt)}
             break
         outcome.seconds = time.perf_counter() - start
         return outcome, state
@@ -193,6 +195,7 @@ class Worker:
         )
         outcome.bytes_up = payload.nbytes
         bad = [k for k, t in payload.arrays.items() if not finite(t)]
+        bad += [f"its state '{k}'" for k, t in (update.state or {}).items() if not finite(t)]
         if bad or not 0 <= update.weight < float("inf"):
             outcome.kind = "nonfinite"
             outcome.reason = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from problems import (
     classification,
     hashes,
     hooked,
+    method,
     network,
     quadratic,
     recorded,
@@ -424,3 +426,34 @@ def test_fedavg_of_two_clients_by_hand() -> None:
     np.testing.assert_allclose(
         problem.run("strategy=fedavg", "strategy.weighting=uniform", *settings).weights["x"], [1.25]
     )
+
+
+def test_a_retry_that_works_is_in_the_log(tmp_path: Path) -> None:
+    fail = Fail([2], marker=tmp_path / "marker")
+    strategy = hooked("fedavg", fail)
+    result = classification(cohorts=[[1, 2]] * 2).run("rounds=2", "failures.retries=1", strategy=strategy)
+    retries = result.per_client.query("metric == 'retries'")
+    assert retries[["round", "client", "value"]].values.tolist() == [[1, 2, 1.0]]
+
+
+def test_a_client_whose_state_alone_is_not_finite_is_left_out() -> None:
+    @dataclass(frozen=True)
+    class Broken:
+        inner: Any
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.inner, name)
+
+        def fit(self, job: Any) -> Any:
+            update = self.inner.fit(job)
+            return (
+                replace(update, state={"h": update.state["h"] * float("nan")}) if job.client == 2 else update
+            )
+
+    inner = method("fedspeed")
+    inner.client = Broken(inner.client)
+    strategy = Recorded(inner)
+    result = classification(cohorts=[[1, 2]]).run("rounds=1", strategy=strategy)
+    assert [(f["client"], f["kind"]) for f in result.rows[0]["failures"]] == [(2, "nonfinite")]
+    assert "its state 'h'" in result.rows[0]["failures"][0]["reason"]
+    assert not strategy.kept[0][2] and strategy.kept[0][1]
