@@ -15,6 +15,10 @@ from fedsim.errors import EngineError
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
+INLINE = (
+    2 << 20
+)  # bytes: smaller results come back with the call, not through the object store (milliseconds each)
+
 _started_here = False
 _warming: threading.Thread | None = None
 _warm, _left = threading.Event(), threading.Event()
@@ -36,6 +40,7 @@ def connect(config: Any) -> None:
     if address == "local":
         for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"):  # workers keep freed memory
             os.environ.setdefault(name, str(1 << 32))
+        os.environ.setdefault("RAY_max_direct_call_object_size", str(INLINE))
         own = {"include_dashboard": False}
         if config.store_mb:
             own["object_store_memory"] = config.store_mb << 20

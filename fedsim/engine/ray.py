@@ -32,6 +32,7 @@ class _Actor:
     def __init__(self) -> None:
         _share_tensors()
         self._worker: Worker | None = None
+        self._shared: tuple[Any, Any] | None = None
 
     def start(self, plan: Plan) -> int:
         torch.set_num_threads(plan.threads)
@@ -39,12 +40,17 @@ class _Actor:
         return os.getpid()
 
     def stop(self) -> None:
-        self._worker = None
+        self._worker = self._shared = None
 
-    def call(self, method: str, shared: Any, item: Any) -> Any:
+    def call(self, method: str, shared: list[Any], item: Any) -> Any:
+        """``shared`` holds one reference: unpacked here, so that it is fetched once for all its items."""
         if self._worker is None:
             raise _NotReady
-        return getattr(self._worker, method)(shared, item)
+        if self._shared is None or self._shared[0] != shared[0]:
+            import ray
+
+            self._shared = (shared[0], ray.get(shared[0]))
+        return getattr(self._worker, method)(self._shared[1], item)
 
 
 class _NotReady(Exception):  # noqa: N818
@@ -121,7 +127,7 @@ class RayEngine:
                 index, actor = todo.pop(), min(load, key=lambda a: load[a])
                 tries[index] += 1
                 load[actor] += 1
-                busy[actor.call.remote(method, ref, items[index])] = index, actor
+                busy[actor.call.remote(method, [ref], items[index])] = index, actor
             done, _ = self._ray.wait(list(busy), num_returns=1, timeout=self._config.timeout)
             if not done:
                 names = ", ".join(str(i) for i, _ in busy.values())
