@@ -84,21 +84,28 @@ class RaySweep(Callback):
         """Start Ray and export its address."""
         if not _needs_ray(config):
             return
-        from fedsim.engine import cluster
+        import ray
 
         workers, at_once = config.engine.workers, config.hydra.launcher.n_jobs
         cores = os.cpu_count() or 1
         store = config.engine.get("store_mb", 0)
-        cpus = max(cores, workers * (at_once if at_once > 0 else cores))
-        os.environ["RAY_ADDRESS"] = cluster.serve(cpus, store)
+        context = ray.init(
+            address="local",
+            num_cpus=max(cores, workers * (at_once if at_once > 0 else cores)),
+            object_store_memory=store * 2**20 if store else None,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+        )
+        os.environ["RAY_ADDRESS"] = context.address_info["address"]
         self.started = True
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Stop what was started."""
         if self.started:
-            from fedsim.engine import cluster
+            import ray
 
-            cluster.shutdown()
+            ray.shutdown()
             os.environ.pop("RAY_ADDRESS", None)
 
 

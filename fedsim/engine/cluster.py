@@ -63,19 +63,6 @@ def connect(config: Any) -> None:
         atexit.register(shutdown)
 
 
-def serve(cpus: int, store_mb: int) -> str:
-    """Start a Ray that other processes join, with ``cpus`` for their workers; returns its address."""
-    import ray
-
-    global _started_here
-    store = {"object_store_memory": store_mb << 20} if store_mb else {}
-    quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
-    context = ray.init(address="local", num_cpus=cpus, **quiet, **store)
-    _started_here = True
-    atexit.register(shutdown)
-    return str(context.address_info["address"])
-
-
 def warm_up(config: Any) -> None:
     """Start Ray in the background, beside other imports; errors surface when the engine is built.
 
