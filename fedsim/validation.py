@@ -167,6 +167,13 @@ def _check_module(key: str, target: str) -> None:
 
 
 def _check_relations(config: DictConfig) -> None:
+    for key in (
+        "system",
+        "topology",
+        "attack",
+    ):  # groups whose parts are not built yet: nothing would read them
+        if config[key]:
+            raise ConfigError(f"{key}: only the neutral option exists so far; leave {key} out")
     if not 1 <= config.clients_per_round <= config.num_clients:
         given, most = config.clients_per_round, config.num_clients
         raise ConfigError(f"clients_per_round={given}: must be between 1 and num_clients ({most})")
