@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 
 class Event(NamedTuple):
-    """One thing that happens at ``time`` (virtual seconds, or ticks). ``sequence`` breaks ties: first come, first served."""
+    """Something that happens at `time` (virtual seconds or ticks); `sequence` breaks ties: first come, first served."""
 
     time: float
     sequence: int
