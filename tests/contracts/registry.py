@@ -12,6 +12,8 @@ class Entry:
     label: str
     strategy: str
     overrides: tuple[str, ...] = ()
+    draws: bool = False  # noise of each client's own enters its update, so that equal clients differ
+    embeds: bool = False  # it needs model.features and model.head
 
     @property
     def arguments(self) -> tuple[str, ...]:
@@ -36,6 +38,8 @@ TABLE = (
     Entry("fedsam", "fedsam"),
     Entry("mofedsam", "mofedsam"),
     Entry("fednova", "fednova"),
-    Entry("moon", "moon"),
+    Entry("moon", "moon", embeds=True),
+    Entry("silobn", "silobn"),
+    Entry("fraug", "fraug", ("strategy.rounds=6",), draws=True, embeds=True),
     Entry("fedspeed-relaxed", "fedspeed", ("strategy.beta=0.2", "strategy.weighting=samples")),
 )
