@@ -159,18 +159,8 @@ def golden_job(dtype: torch.dtype, batches: int = 3) -> tuple[Any, GivenJob, FRA
     for name, net in models.items():
         net.to(dtype).load_state_dict(named(z, f"before/{name}/"))
         before[name] = FlatModel(net, dtype)
-    local = typed(
-        compose(
-            [
-                "client.lr=0.01",
-                "client.lr_decay=1",
-                "client.momentum=0.5",
-                "client.weight_decay=0",
-                "client.clip_norm=null",
-            ]
-        ).client,
-        ClientConfig,
-    )
+    chosen = {"lr": 0.01, "lr_decay": 1, "momentum": 0.5, "weight_decay": 0, "clip_norm": "null"}
+    local = typed(compose([f"client.{k}={v}" for k, v in chosen.items()]).client, ClientConfig)
     pairs = [(torch.tensor(z[f"x{i}"], dtype=dtype), torch.tensor(z[f"y{i}"])) for i in range(batches)]
     job = GivenJob(
         client=0,
