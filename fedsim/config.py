@@ -72,7 +72,8 @@ class EvaluationConfig:
     every: int = MISSING  # rounds between evaluations of the global model; the last round is always evaluated
     batch_size: int = MISSING
     holdout: float = MISSING  # share of each client's samples kept as its own test set
-    clients_every: int = MISSING  # rounds between evaluations on each client's held-out part; 0: never
+    clients_every: int = MISSING  # rounds between evaluations on each client's own samples; 0: never
+    clients_on: str = MISSING  # holdout | domain: what clients are measured on
     stop_at_target: bool = MISSING  # end the run at the first evaluation that reaches `target`
     target: float | None = MISSING  # accuracy whose first crossing is reported as rounds-to-target
 

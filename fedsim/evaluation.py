@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -38,3 +39,15 @@ def mean_of(sums: Sequence[dict[str, float]]) -> dict[str, float]:
             total[k] = total.get(k, 0.0) + v
     n = total.pop("samples", 0.0)
     return {k: v / n for k, v in total.items()} if n else {}
+
+
+def over_domains(each: Mapping[str, Mapping[str, float]], prefix: str = "") -> dict[str, float]:
+    """Metrics by domain as flat numbers: ``domain/<name>/accuracy`` of each, ``domains/accuracy`` their unweighted mean
+    and ``domains/accuracy_std`` the population standard deviation over domains; ``prefix`` comes before each name."""
+    out = {f"{prefix}domain/{name}/{k}": v for name, found in each.items() for k, v in found.items()}
+    for k in next(iter(each.values()), {}):
+        values = [found[k] for found in each.values() if k in found]
+        mean = sum(values) / len(values)
+        out[f"{prefix}domains/{k}"] = mean
+        out[f"{prefix}domains/{k}_std"] = math.sqrt(sum((v - mean) ** 2 for v in values) / len(values))
+    return out

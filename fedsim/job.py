@@ -72,8 +72,18 @@ class Job:
 
     @property
     def holdout(self) -> LocalData | None:
-        """This client's held-out samples; ``None`` when the run has none."""
+        """What this client is measured on (held-out samples or its domain's test set); ``None`` without."""
         return self.source.client_holdout(self.client, self.model.w.dtype)
+
+    @property
+    def domain(self) -> int:
+        """Number of this client's domain; -1 without (no domains, no samples, or samples of several)."""
+        return int(self.source.client_domains[self.client])
+
+    @property
+    def domain_test(self) -> LocalData | None:
+        """Test samples of this client's domain, if there are any."""
+        return self.source.domain_test(self.client, self.model.w.dtype)
 
     @property
     def test(self) -> LocalData | None:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from fedsim import checkpoint, cohort
 from fedsim.config import CheckpointConfig, EvaluationConfig
+from fedsim.evaluation import over_domains
 from fedsim.payload import Outcome
 from fedsim.server import Round, Server
 from fedsim.tracking.base import Tracker
@@ -133,9 +134,7 @@ class Loop:
         if plan.clients_every and (last or (index + 1) % plan.clients_every == 0):
             weights = self.strategy.models(state)["global"]
             replies = self.server.evaluate_clients(weights, range(self.server.num_clients))
-            for metric in replies.ok[0].metrics if len(replies) else ():
-                values = [o.metrics[metric] for o in replies.ok]
-                out[f"clients/{metric}"] = sum(values) / len(values)
+            out |= _over_clients(replies.ok, self.server.client_domains)
         return out
 
     def _row(self, state: State, ids: Sequence[int], index: int, started: float) -> tuple[Row, list[Row]]:
@@ -158,6 +157,22 @@ class Loop:
         }
         row["seconds"] = time.perf_counter() - started
         return row, [r for o in outcomes for r in client_rows(index + 1, o)]
+
+
+def _over_clients(ok: Sequence[Outcome], domains: Sequence[str | None] | None) -> Row:
+    """``clients/<metric>``: means over clients; with domains also per domain, with mean and spread over domains."""
+    out = _means(ok, "clients/")
+    if domains is None:
+        return out
+    members: dict[str, list[Outcome]] = {}
+    for o in ok:
+        if (name := domains[o.client]) is not None:
+            members.setdefault(name, []).append(o)
+    return out | over_domains({name: _means(found, "") for name, found in members.items()}, "clients/")
+
+
+def _means(ok: Sequence[Outcome], prefix: str) -> Row:
+    return {prefix + k: sum(o.metrics[k] for o in ok) / len(ok) for k in (ok[0].metrics if ok else ())}
 
 
 def failure(o: Outcome) -> Row:

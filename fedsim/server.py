@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ from fedsim.cohort import cut
 from fedsim.config import ClientConfig, FailureConfig
 from fedsim.engine.worker import Broadcast, Chunk, ChunkResult
 from fedsim.errors import ClientError
-from fedsim.evaluation import mean_of
+from fedsim.evaluation import mean_of, over_domains
 from fedsim.fold import Fold, combine, fold_kinds
 from fedsim.payload import Message, Outcome, Payload, Replies
 from fedsim.task import Task
@@ -66,6 +67,8 @@ class Server:
     chunks: int = 0
     share_buffers: bool = True
     test_size: int = 0
+    test_domains: Mapping[str, slice] = field(default_factory=dict)  # where each domain's test samples lie
+    client_domains: Sequence[str | None] | None = None  # of every client; None without domains
     eval_batch: int = 512
     current: Round | None = None
     log: dict[str, float] = field(default_factory=dict)  # extra numbers for the round's row
@@ -132,15 +135,26 @@ class Server:
         return Replies(outcomes, folded)
 
     def evaluate(self, weights: Weights) -> dict[str, float]:
-        """Loss and metrics of ``weights`` on the common test set; the same for any number of workers."""
+        """Loss and metrics of ``weights`` on the common test set; the same for any number of workers.
+
+        With domains also those of each domain, their mean and their spread (see ``over_domains``).
+        """
         if not self.test_size:
             return {}
-        edges = list(range(0, self.test_size, self.eval_batch)) + [self.test_size]
-        rows = list(zip(edges, edges[1:], strict=False))
+        spans = self.test_domains or {"": slice(0, self.test_size)}
+        rows, owner = list[tuple[int, int]](), list[str]()
+        for name, span in spans.items():
+            edges = [*range(span.start, span.stop, self.eval_batch), span.stop]
+            rows += itertools.pairwise(edges)
+            owner += [name] * (len(edges) - 1)
         parts = max(1, min(len(rows), EVALUATION_GROUPS * self.engine.workers))
         groups = [rows[i * len(rows) // parts : (i + 1) * len(rows) // parts] for i in range(parts)]
         payload = Payload(weights._asdict())
-        return mean_of([s for part in self.engine.map("evaluate", payload, groups) for s in part])
+        sums = [s for part in self.engine.map("evaluate", payload, groups) for s in part]
+        each = {
+            n: mean_of([s for s, o in zip(sums, owner, strict=True) if o == n]) for n in self.test_domains
+        }
+        return mean_of(sums) | over_domains(each)
 
     def evaluate_clients(self, weights: Weights, clients: Sequence[int]) -> Replies:
         """Measure ``weights`` on the held-out samples of ``clients`` (with what each of them keeps)."""

@@ -7,7 +7,7 @@ import fcntl
 import json
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,12 @@ def settle(config: DictConfig, given: Given) -> None:
     if given.cohorts is not None:
         config.clients_per_round = min(config.clients_per_round, config.num_clients)
         check_cohorts(given.cohorts, config.rounds, config.num_clients)
+    if given.domains is not None and len(given.domains) != len(given.clients or ()):
+        raise ConfigError(
+            f"domains: {len(given.domains)} names for {len(given.clients or ())} clients; give one per client"
+        )
+    if isinstance(given.test, Mapping) and given.domains is None:
+        raise ConfigError("test: a pair per domain needs domains=[...], the name of each client's domain")
     validate(config)
     given.record(config)
 
@@ -93,7 +99,7 @@ def finished_summary(folder: Path, config: DictConfig) -> dict[str, Any] | None:
 def load_data(config: DictConfig, given: Given, method: Any) -> FederatedData:
     """Clients as handed over, or the configured source, split; all in one place if that is what the method is for."""
     if given.clients is not None:
-        data = build.given_clients(config, given.clients, given.test)
+        data = build.given_clients(config, given.clients, given.test, given.domains)
     else:
         data = build.split(config, build.dataset(config))
     return data.pooled() if getattr(method, "pooled", False) else data
@@ -152,6 +158,8 @@ def assemble(
         chunks=config.engine.chunks or (VECTORISED_CHUNKS if vectorises(plan.vectorize, plan.device) else 0),
         share_buffers=buffers == "average",
         test_size=0 if data.dataset.test is None else len(data.dataset.test),
+        test_domains=data.test_domains,
+        client_domains=data.domain_names,
         eval_batch=config.evaluation.batch_size,
     )
     return Loop(

@@ -26,6 +26,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "client.autocast": ("bfloat16",),
     "client.clip": ("direction", "loss", "full"),
     "engine.name": tuple(ENGINES),
+    "evaluation.clients_on": ("holdout", "domain"),
     "engine.device": ("auto", "cpu", "cuda"),
     "engine.vectorize": ("auto", "on", "off"),
     "failures.policy": ("stop", "skip"),
@@ -182,9 +183,11 @@ def _check_relations(config: DictConfig) -> None:
         raise ConfigError(f"client.min_epochs={least}: must not exceed client.epochs ({most})")
     if config.evaluation.stop_at_target and config.evaluation.target is None:
         raise ConfigError("evaluation.stop_at_target=true: needs evaluation.target, an accuracy in [0, 1]")
-    if config.evaluation.clients_every and not config.evaluation.holdout:
+    held = config.evaluation.holdout or config.evaluation.clients_on == "domain"
+    if config.evaluation.clients_every and not held:
         raise ConfigError(
-            "evaluation.clients_every: clients are measured on held-out samples; give evaluation.holdout=0.2"
+            "evaluation.clients_every: clients are measured on held-out samples; give evaluation.holdout=0.2, "
+            "or evaluation.clients_on=domain for a data set with domains"
         )
     if config.engine.name == "serial" and config.engine.workers != 1:
         raise ConfigError(

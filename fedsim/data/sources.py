@@ -6,6 +6,7 @@ With a ``path`` nothing is fetched; image sets without one come from the hub thr
 from fedsim.data.digits import digits
 from fedsim.data.domains import digits6, office_caltech10, pacs
 from fedsim.data.images import cifar10, cifar100, fashion_mnist, mnist, parquet
+from fedsim.data.multidomain import digits5, distorted_digits, domain_images
 from fedsim.data.tabular import blobs, heart_disease, synthetic, tensors
 from fedsim.data.text import shakespeare
 
@@ -14,7 +15,10 @@ __all__ = [
     "cifar10",
     "cifar100",
     "digits",
+    "digits5",
     "digits6",
+    "distorted_digits",
+    "domain_images",
     "fashion_mnist",
     "heart_disease",
     "mnist",
