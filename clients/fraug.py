@@ -2,7 +2,7 @@
 the classifier's head. Chen, Frikha, Krompass, Gu, Tresp: FRAug: Tackling Federated Learning with Non-IID Features via
 Representation Augmentation, ICCV 2023 (section 3; order of steps and schedules as in the authors' code).
 
-Usable by themselves: the networks (``Generator``, ``RTNet``), the distances (``mmd_kernel``, ``mmd_moments``, ``l1`` and
+Usable by themselves: the networks (``Generator``, ``RTNet``), the distances (``mmd_kernel``, ``mmd_moments``, ``l1``,
 ``l2``; ``DISTANCES`` has them by the authors' names), the losses (``entropy``, ``non_saturating``), the schedules
 (``ratio``, ``synthetic_weight``, ``balanced_labels``) and the running class means (``update_prototypes``).
 """

@@ -9,7 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from problems import GOLDEN, method
+from problems import (
+    GOLDEN,
+    Recorded,
+    classes,
+    classification,
+    hashes,
+    hooked,
+    method,
+    network,
+    recorded,
+)
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,8 +29,13 @@ from clients.fraug import (
     Generator,
     LocalUpdate,
     RTNet,
+    balanced_labels,
     entropy,
+    mmd_kernel,
     non_saturating,
+    ratio,
+    synthetic_weight,
+    update_prototypes,
 )
 from fedsim.build import typed
 from fedsim.config import ClientConfig
@@ -234,3 +249,219 @@ def test_losses_of_the_first_iteration_are_the_authors() -> None:
     for ours, theirs in expected.items():
         assert float(run.losses[ours][0]) == pytest.approx(float(z[f"it0/loss_{theirs}"]), abs=1e-9), ours
     assert float(job.losses[0]) == pytest.approx(float(z["it0/loss_S_0_CE"]), abs=1e-9)
+
+
+# -- schedules, labels, class means -------------------------------------------------------------------------------
+
+
+def test_schedules_are_those_of_the_paper_settings() -> None:
+    assert synthetic_weight(0) == pytest.approx(0.0498, abs=1e-4)  # gamma 0.01 over 300 rounds
+    assert synthetic_weight(230) < 0.5 == synthetic_weight(231)
+    assert ratio(299) == pytest.approx(np.exp(-0.01))
+    assert {synthetic_weight(t, 300, 0.002) for t in range(300)} == {0.5}
+    assert ratio(7, form="avg") == 0.5
+    assert [ratio(t, gamma=0.5, form="1overx") for t in (0, 2)] == [0.0, 0.5]
+    short = method("fraug", "strategy.rounds=30")  # a shorter run keeps gamma * rounds, hence the ramp
+    assert [short.ratio(t) for t in (0, 29)] == pytest.approx([np.exp(-3), np.exp(-0.1)])
+
+
+def test_warm_up_and_a_given_weight() -> None:
+    late = method("fraug", "strategy.warmup_rounds=2", "strategy.schedule=avg")
+    assert [late.weight(t) for t in range(4)] == [0, 0, 0.5, 0.5]
+    assert method("fraug", "strategy.lam=0.2").weight(0) == 0.2
+
+
+def test_labels_go_round_all_classes_even_with_small_batches() -> None:
+    assert balanced_labels(0, 7, 3).tolist() == [0, 1, 2, 0, 1, 2, 0]
+    assert balanced_labels(1, 7, 3).tolist() == [1, 2, 0, 1, 2, 0, 1]
+    assert balanced_labels(5, 2, 3).tolist() == [1, 2]
+    drawn = torch.cat([balanced_labels(d, 2, 5) for d in range(5)])
+    assert torch.bincount(drawn).tolist() == [2] * 5
+
+
+def test_class_means_by_hand() -> None:
+    m = torch.tensor([[1.0, 1.0], [2.0, 2.0], [0.0, 0.0]], dtype=torch.float64)
+    u = torch.tensor([[1.0, 3.0], [3.0, 5.0], [10.0, 0.0]], dtype=torch.float64)
+    y = torch.tensor([0, 0, 2])
+    expected = [[0.7 + 0.6, 0.7 + 1.2], [2, 2], [3, 0]]
+    np.testing.assert_allclose(update_prototypes(m, u, y), expected, atol=1e-15)
+    first = torch.tensor([False, False, True])
+    np.testing.assert_allclose(update_prototypes(m, u, y, first=first)[2], [10, 0], atol=0)
+
+
+# -- distances: edge cases and cost -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_equal_embeddings_have_no_distance_and_a_finite_gradient(dtype: torch.dtype) -> None:
+    x = torch.full((4, 3), 1e3, dtype=dtype, requires_grad=True)
+    value = mmd_kernel(x, x.detach()[:2])
+    assert float(value.detach()) == 0
+    assert torch.isfinite(torch.autograd.grad(value, x)[0]).all()
+
+
+def test_kernel_distance_of_sets_of_unequal_size_against_its_definition() -> None:
+    rng = np.random.default_rng(3)
+    x, y = 50 + rng.normal(size=(4, 3)), 50 + rng.normal(size=(6, 3))
+    pooled = np.concatenate((x, y))
+    apart = ((pooled[:, None] - pooled[None]) ** 2).sum(-1)
+    b0 = apart.sum() / (10**2 - 10) / 4
+    k = sum(np.exp(-apart / (b0 * 2**i)) for i in range(5))
+    expected = k[:4, :4].mean() + k[4:, 4:].mean() - 2 * k[:4, 4:].mean()
+    np.testing.assert_allclose(mmd_kernel(torch.tensor(x), torch.tensor(y)), expected, atol=1e-12)
+    single = mmd_kernel(torch.tensor(x).float(), torch.tensor(y).float())  # far from the origin, in float32
+    np.testing.assert_allclose(single, expected, atol=1e-5)
+
+
+def test_distances_never_hold_a_difference_per_pair_and_coordinate() -> None:
+    n, dim = 32, 512
+    seen: list[int] = []
+
+    def note(t: Tensor) -> Tensor:
+        seen.append(t.numel())
+        return t
+
+    x = torch.randn(n, dim, requires_grad=True)
+    for name in ("MMD_kernel", "MMD"):
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+            DISTANCES[name](x, torch.randn(n, dim)).backward()
+    assert max(seen) <= max((2 * n) ** 2, 2 * n * dim, dim * dim) < (2 * n) ** 2 * dim / 4
+
+
+# -- what each step may change ------------------------------------------------------------------------------------
+
+
+def networks_of(run: LocalUpdate) -> dict[str, Tensor]:
+    return {"theta": run.job.model.weights, "omega": run.G.weights, "phi": run.R.weights}
+
+
+def changed(run: LocalUpdate, act: Any) -> tuple[set[str], set[str]]:
+    """Networks whose parameters, and whose statistics, ``act`` changed."""
+    before = {k: (v.w.clone(), v.buffers.clone()) for k, v in networks_of(run).items()}
+    act()
+    after = networks_of(run)
+    return tuple({k for k in before if not torch.equal(before[k][i], after[k][i])} for i in (0, 1))
+
+
+def test_each_step_moves_its_own_network_and_statistics_only() -> None:
+    _, job, client = golden_job(torch.float64)
+    w, batch, run = job.start(), job.given[0], client.local_update(job)
+    assert changed(run, lambda: run.classifier_step(w, batch)) == ({"theta"}, {"theta"})
+    u = job.model.module.features(batch.x).detach()
+    run.model.eval()
+    assert changed(run, lambda: run.generator_step(batch, u)) == ({"omega"}, {"omega"})
+    run.G.module.eval()
+    assert changed(run, lambda: run.rtnet_step(batch, u)) == ({"phi"}, {"phi"})
+
+
+def test_synthetic_embeddings_train_the_head_only() -> None:
+    """The extractor's gradient is ``1 - lam`` times that of the real loss alone; the head's is not."""
+    steps = {}
+    for lam in (0.0, 0.25):
+        _, job, client = golden_job(torch.float64)
+        w, run = job.start(), client.local_update(job)
+        run.lam, start = lam, job.start().clone()
+        run.classifier_step(w, job.given[0])
+        steps[lam] = job.layout.named(w - start)
+    for name, step in steps[0.25].items():
+        same = torch.allclose(step, 0.75 * steps[0.0][name], rtol=1e-10, atol=0)
+        assert same != name.startswith("head"), name
+
+
+LOCAL = (
+    ("client.clip_norm=null",),
+    ("client.clip_norm=0.5", "client.weight_decay=0.01"),
+    ("client.clip_norm=null", "client.momentum=0.5", "strategy.reset_momentum=true"),
+)
+
+
+@pytest.mark.parametrize("local", LOCAL, ids=["plain", "clipped", "momentum"])
+@pytest.mark.parametrize(("share", "peer"), [("fedbn", "fedbn"), ("silobn", "silobn"), ("all", "fedavg")])
+def test_without_synthetic_loss_the_classifier_is_the_baselines_bit_for_bit(
+    share: str, peer: str, local: tuple[str, ...]
+) -> None:
+    common = [o for o in local if not o.startswith("strategy")] + ["evaluation.holdout=0.3"]
+    problem = classification(
+        "bn", clients=classes((10, 16, 9, 13, 10, 14)), cohorts=[[0, 1, 2], [1, 3, 5]] * 2
+    )
+    ours = problem.run("strategy=fraug", "strategy.lam=0", f"strategy.share_model={share}", *local, *common)
+    theirs = problem.run(f"strategy={peer}", *common)
+    assert hashes(ours) == hashes(theirs)
+    for name, value in theirs.weights.items():
+        assert torch.equal(ours.weights[name], value)
+    assert [r["train_loss"] for r in ours.rows] == [r["train_loss"] for r in theirs.rows]
+    with_noise = problem.run("strategy=fraug", f"strategy.share_model={share}", *local, *common)
+    assert hashes(with_noise) != hashes(theirs)
+
+
+def test_personal_models_of_lam_zero_are_fedbns_too() -> None:
+    problem = classification("bn", clients=classes((10, 16, 9, 13, 10, 14)))
+    settings = ["client.clip_norm=null", "evaluation.holdout=0.3", "evaluation.clients_every=1"]
+    runs = [problem.run(*m, *settings) for m in (["strategy=fraug", "strategy.lam=0"], ["strategy=fedbn"])]
+    pick = [r.per_client.query("metric == 'evaluate/loss'").value.tolist() for r in runs]
+    assert pick[0] == pick[1]
+
+
+# -- sharing ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("share", ["fedbn", "silobn", "all"])
+def test_what_stays_with_a_client_under_each_sharing_mode(share: str) -> None:
+    problem = classification("bn", cohorts=[[0, 1, 2]] * 2)
+    strategy = Recorded(method("fraug", f"strategy.share_model={share}"))
+    policy = f"buffers={strategy.inner.buffers}"
+    result = problem.run("strategy=fraug", "rounds=2", policy, strategy=strategy)
+    start = network("bn").state_dict()
+    moved = {k for k, v in result.weights.items() if not torch.equal(v, start[k])}
+    affine, statistics = {"1.weight", "1.bias"}, {"1.running_mean", "1.running_var"}
+    own = [strategy.kept[-1][c] for c in (0, 1)]
+    assert statistics <= moved if share == "all" else not statistics & moved
+    assert affine <= moved if share != "fedbn" else not affine & moved
+    assert ("local/buffers" in own[0]) == (share != "all") and ("local/0" in own[0]) == (share == "fedbn")
+    for name in {"rtnet", "rtnet/buffers", "prototypes", *(k for k in own[0] if k.startswith("local/"))}:
+        assert not torch.equal(own[0][name], own[1][name]), name
+
+
+@pytest.mark.parametrize("share", ["all", "no_bn"])
+def test_everybody_starts_from_the_same_generator_but_for_its_own_norms(share: str) -> None:
+    inner = method("fraug", f"strategy.share_generator={share}")
+    found: list[dict[str, Tensor]] = []
+
+    def look(job: Job) -> None:
+        net = inner.client.local_update(job).G
+        found.append({k: v.clone() for k, v in net.layout.named(net.w).items()})
+
+    strategy = hooked("fraug", look, f"strategy.share_generator={share}")
+    classification("bn", cohorts=[[0, 1]] * 2).run("strategy=fraug", "rounds=2", strategy=strategy)
+    one, other = found[2:]
+    for name, value in one.items():
+        assert torch.equal(value, other[name]) == (share == "all" or "bn" not in name), name
+    first, second = (s["generator_buffers"] for s in strategy.states)
+    assert torch.equal(first, second) == (share == "no_bn")
+
+
+def test_generators_are_averaged_by_samples() -> None:
+    problem = classification("bn", cohorts=[[0, 1], [1]])
+    both, one = (
+        recorded("fraug", problem, "rounds=1", f"strategy.weighting={w}", "dtype=float64")[0]
+        for w in ("samples", "uniform")
+    )
+    alone = [
+        recorded("fraug", classification("bn", cohorts=[[c]]), "rounds=1", "dtype=float64")[0].states[0]
+        for c in (0, 1)
+    ]
+    for name in ("w", "generator", "generator_buffers", "buffers"):
+        weighted = (7 * alone[0][name] + 12 * alone[1][name]) / 19
+        torch.testing.assert_close(both.states[0][name], weighted, rtol=0, atol=1e-12)
+        mean = (alone[0][name] + alone[1][name]) / 2
+        torch.testing.assert_close(one.states[0][name], mean, rtol=0, atol=1e-12)
+
+
+def test_a_robust_aggregator_rules_over_the_generator_too() -> None:
+    strategy = method("fraug")
+    strategy.aggregator = lambda updates, weights=None: updates[0]
+    kept = Recorded(strategy)
+    classification("bn", cohorts=[[0, 1, 2]]).run("strategy=fraug", "rounds=1", strategy=kept)
+    alone = recorded("fraug", classification("bn", cohorts=[[0]]), "rounds=1")[0]
+    for name in ("w", "generator"):
+        torch.testing.assert_close(kept.states[0][name], alone.states[0][name], rtol=0, atol=1e-7)
