@@ -160,8 +160,11 @@ class Loop:
 
 
 def _over_clients(ok: Sequence[Outcome], domains: Sequence[str | None] | None) -> Row:
-    """``clients/<metric>``: means over clients; with domains also per domain, with mean and spread over domains."""
-    out = _means(ok, "clients/")
+    """``clients/<metric>``: means over clients; ``clients/weighted/<metric>``: over the samples they are measured on;
+    with domains also per domain, with mean and spread over domains."""
+    out, samples = _means(ok, "clients/"), sum(o.weight for o in ok)
+    for k in ok[0].metrics if samples else ():
+        out[f"clients/weighted/{k}"] = sum(o.metrics[k] * o.weight for o in ok) / samples
     if domains is None:
         return out
     members: dict[str, list[Outcome]] = {}

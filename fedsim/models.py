@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -163,10 +164,19 @@ class ResNet18(Model):
             2020) or ``batch``.
         groups: groups of each GroupNorm; divides 64. Not used with ``batch``.
         stem: ``imagenet`` (7x7 convolution, stride 2, then 3x3 max pooling) or ``cifar`` (3x3, stride 1).
+        weights: file of a torchvision ResNet-18 state dict to start from, with ``norm=batch``, ``stem=imagenet``; its
+            output layer is taken over if it has as many classes.
     """
 
     def __init__(
-        self, input_shape: Sequence[int], num_classes: int, *, norm: str, groups: int, stem: str
+        self,
+        input_shape: Sequence[int],
+        num_classes: int,
+        *,
+        norm: str,
+        groups: int,
+        stem: str,
+        weights: str | None = None,
     ) -> None:
         super().__init__()
         channels, _, _ = _image(input_shape, "resnet18", smallest=1)
@@ -187,6 +197,23 @@ class ResNet18(Model):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        if weights is not None:
+            self._take(weights)
+
+    def _take(self, file: str) -> None:
+        """Load torchvision's state dict, whose tensors come in the same order under other names."""
+        try:
+            given = list(torch.load(file, map_location="cpu", weights_only=True).values())
+        except Exception as e:
+            raise ConfigError(f"model.weights={file}: not a readable state dict ({e})") from e
+        own = self.state_dict()
+        if len(own["head.bias"]) != len(given[-1]):
+            given[-2:] = own["head.weight"], own["head.bias"]
+        if [t.shape for t in given] != [t.shape for t in own.values()]:
+            raise ConfigError(
+                f"model.weights={file}: not a ResNet-18 of torchvision with model.norm=batch, model.stem=imagenet"
+            )
+        self.load_state_dict(dict(zip(own, given, strict=True)))
 
     def features(self, x: Tensor) -> Tensor:
         """Mean over positions of the last block ``(B, 512)``."""

@@ -37,9 +37,11 @@ from clients.fraug import (
     synthetic_weight,
     update_prototypes,
 )
+from fedsim import build
 from fedsim.build import typed
 from fedsim.config import ClientConfig
 from fedsim.data.local import Batch
+from fedsim.errors import ClientError, ConfigError
 from fedsim.job import Job
 from fedsim.localpart import LocalPart
 from fedsim.payload import Payload
@@ -465,3 +467,201 @@ def test_a_robust_aggregator_rules_over_the_generator_too() -> None:
     alone = recorded("fraug", classification("bn", cohorts=[[0]]), "rounds=1")[0]
     for name in ("w", "generator"):
         torch.testing.assert_close(kept.states[0][name], alone.states[0][name], rtol=0, atol=1e-7)
+
+
+# -- options and controls -----------------------------------------------------------------------------------------
+
+OPTIONS = (
+    "latent=uniform",
+    "latent_dim=7",
+    "draws=3",
+    "interpolate=false",
+    "schedule=1overx",
+    "dist_generator=MMD",
+    "dist_generator=L2",
+    "dist_rtnet=MMD_kernel",
+    "rtnet_loss=non_saturating",
+    "rtnet_loss=none",
+    "rtnet_bn=false",
+    "proto_momentum=0.5",
+    "proto_init=first",
+    "unseen_classes=drop",
+    "reset_momentum=true",
+    "momentum=0",
+    "lam=0.3",
+    "lam_generator=3",
+    "lam_rtnet=3",
+    "lr_generator=0.01",
+    "lr_rtnet=0.01",
+    "warmup_rounds=1",
+    "share_model=silobn",
+    "share_generator=no_bn",
+    "use_generator=false",
+    "use_rtnet=false",
+)
+
+
+def test_every_option_changes_the_run() -> None:
+    clients = classes((10, 16, 9))
+    clients[0] = (clients[0][0], clients[0][1].clamp(max=1))  # a client without class 2
+    problem = classification("bn", clients=clients, settings=("clients_per_round=3", "rounds=3"))
+    local = ("client.epochs=2", "client.batch_size=5", "client.momentum=0.5")
+    plain = problem.run("strategy=fraug", *local)
+    ends = {o: hashes(problem.run("strategy=fraug", *local, f"strategy.{o}"))[-1] for o in OPTIONS}
+    assert len({hashes(plain)[-1], *ends.values()}) == len(OPTIONS) + 1
+
+
+WRONG = {
+    "rounds=0": "rounds=0: must be at least 1",
+    "schedule=linear": "schedule=linear: choose one of exp, avg, 1overx",
+    "gamma=-1": "gamma=-1: must not be negative",
+    "lam=0.7": r"lam=0.7: must be in \[0, 0.5\]",
+    "latent=cauchy": "latent=cauchy: choose one of normal, uniform",
+    "latent_dim=0": "latent_dim=0: must be at least 1",
+    "draws=0": "draws=0",
+    "lr_rtnet=0": "lr_rtnet=0: must be positive",
+    "momentum=1": r"momentum=1: must be in \[0, 1\)",
+    "dist_generator=cosine": "dist_generator=cosine: choose one of MMD_kernel, MMD, L1, L2",
+    "proto_momentum=0": "proto_momentum=0",
+    "share_model=none": "share_model=none: choose one of fedbn, silobn, all",
+    "unseen_classes=guess": "unseen_classes=guess: choose one of keep, drop",
+}
+
+
+@pytest.mark.parametrize(("option", "message"), WRONG.items(), ids=WRONG)
+def test_impossible_options_are_refused_by_name(option: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=rf"strategy\.{message}"):
+        classification().run("strategy=fraug", f"strategy.{option}")
+
+
+def test_controls_leave_out_their_network_on_the_wire_and_in_the_state() -> None:
+    problem = classification("bn", cohorts=[[0, 1]])
+    found = {
+        control: recorded("fraug", problem, "rounds=1", *control)
+        for control in ((), ("strategy.use_generator=false",), ("strategy.use_rtnet=false",))
+    }
+    traffic = [r.rows[0]["bytes_up"] for _, r in found.values()]
+    d, generator = 5 * (4 + 1) + 2 * 5 + 3 * (5 + 1), Generator(5, 2, 3)
+    size = sum(p.numel() for p in generator.parameters()) + 4 * 5  # with its statistics
+    assert traffic == [4 * 2 * (d + 10 + size) + 16, 4 * 2 * (d + 10) + 16, traffic[0]]
+    states = [s.kept[0][0] for s, _ in found.values()]
+    assert ["rtnet" in s for s in states] == [True, True, False]
+    assert ["generator/momentum" in s for s in states] == [True, False, True]
+    assert ["generator" in s.states[0] for s, _ in found.values()] == [True, False, True]
+
+
+def test_momentum_goes_on_across_rounds_unless_reset() -> None:
+    problem = classification("bn", cohorts=[[0]] * 2)
+    runs = {}
+    for reset in ("true", "false"):
+        strategy, _ = recorded(
+            "fraug", problem, "rounds=2", f"strategy.reset_momentum={reset}", "client.momentum=0.5"
+        )
+        runs[reset] = strategy
+    assert torch.equal(runs["true"].states[0]["w"], runs["false"].states[0]["w"])
+    assert not torch.equal(runs["true"].states[1]["w"], runs["false"].states[1]["w"])
+    assert {"momentum", "generator/momentum", "rtnet/momentum"} <= set(runs["false"].kept[0][0])
+    assert not {k for k in runs["true"].kept[0][0] if "momentum" in k}
+
+
+# -- edge cases ---------------------------------------------------------------------------------------------------
+
+
+def test_single_samples_are_skipped_and_short_batches_used() -> None:
+    """Five samples in batches of 4: the fifth alone would break BatchNorm; a client with one sample does nothing."""
+    problem = classification("bn", clients=classes((5, 1)), cohorts=[[0, 1]])
+    strategy, result = recorded("fraug", problem, "rounds=1", "client.epochs=1")
+    table = result.per_client.query("metric == 'train_loss'")
+    assert table.client.tolist() == [0]
+    assert not result.rows[0]["failures"]
+    assert strategy.kept[0][1]["prototypes"].abs().sum() == 0
+    short = classification("bn", clients=classes((6, 8)), cohorts=[[0]])
+    assert recorded("fraug", short, "rounds=1", "client.epochs=1")[1].per_client.query(
+        "metric == 'steps'"
+    ).value.tolist() == [2]
+
+
+@pytest.mark.parametrize("policy", ["keep", "drop"])
+def test_a_class_that_a_client_lacks_is_counted_and_drawn_or_dropped(policy: str) -> None:
+    x, y = classes((12,))[0]
+    problem = classification("bn", clients=[(x, y.clamp(max=1)), (x, y)], cohorts=[[0, 1]])
+    strategy = method("fraug", f"strategy.unseen_classes={policy}")
+    drawn: list[Tensor] = []
+
+    class Watched(LocalUpdate):
+        def labels(self, draw: int, count: int) -> Tensor:
+            out = super().labels(draw, count)
+            if self.job.client == 0:
+                drawn.append(out)
+            return out
+
+    class Watching(FRAugClient):
+        def local_update(self, job: Job) -> LocalUpdate:
+            return Watched(self.options, job)
+
+    strategy.client = Watching(weighting="samples", options=strategy.client.options)
+    result = problem.run("strategy=fraug", "rounds=1", strategy=strategy)
+    counted = result.per_client.query("metric == 'unseen_classes'").value.tolist()
+    assert counted == [1, 0]
+    assert sorted(torch.cat(drawn).unique().tolist()) == ([0, 1, 2] if policy == "keep" else [0, 1])
+
+
+def test_without_batch_norm_in_the_backbone_everything_is_shared() -> None:
+    problem = classification()
+    runs = [problem.run("strategy=fraug", f"strategy.share_model={s}") for s in ("fedbn", "silobn", "all")]
+    assert hashes(runs[0]) == hashes(runs[1]) == hashes(runs[2])
+
+
+def test_a_model_without_representation_is_refused() -> None:
+    for model in (nn.Linear(4, 3), nn.Sequential(nn.Linear(4, 3))):
+        with pytest.raises(ClientError, match=r"model\.features.*model\.head.*lacks them"):
+            classification(model=model).run("strategy=fraug")
+
+
+@pytest.mark.parametrize("name", ["fraug", "fedbn", "silobn"])
+def test_a_client_that_never_took_part_is_measured_with_statistics_of_its_own(name: str) -> None:
+    """Client 1 never trains: its BatchNorm statistics are those of its training samples under the shared weights."""
+    problem = classification("bn", clients=classes((10, 9)), cohorts=[[0]], test=None)
+    settings = ["rounds=1", "evaluation.holdout=0.3", "evaluation.clients_every=1", "dtype=float64"]
+    result = problem.run(f"strategy={name}", *settings)
+    table = result.per_client.query("metric == 'evaluate/loss' and client == 1")
+    data = build.given_clients(compose(["evaluation.holdout=0.3"]), problem.clients, None)
+    x, y = problem.clients[1]
+    start = len(problem.clients[0][1])
+    train, held = (torch.as_tensor(s.part(1)) - start for s in (data.shards, data.holdout))
+    model: Any = network("bn").double()
+    model.load_state_dict(result.weights)
+    z = model[0](x[train].double()).detach()
+    model[1].running_mean.copy_(z.mean(0))
+    model[1].running_var.copy_(z.var(0))
+    expected = F.cross_entropy(model.eval()(x[held].double()), y[held])
+    np.testing.assert_allclose(table.value.tolist(), [expected.item()], rtol=0, atol=1e-12)
+
+
+def test_local_only_keeps_its_statistics() -> None:
+    strategy, _ = recorded("local_only", classification("bn", cohorts=[[0]] * 2), "buffers=local", "rounds=2")
+    first, second = (kept[0]["local/buffers"] for kept in strategy.kept)
+    assert not torch.equal(first, second)
+    assert float((second[:5]).abs().sum()) > 0
+
+
+@pytest.mark.slow
+def test_other_sharing_modes_give_the_same_bits_on_ray_and_after_a_stop(ray: str, tmp_path: Any) -> None:
+    problem = classification("dropout")
+    settings = [
+        "strategy=fraug",
+        "strategy.share_generator=no_bn",
+        "strategy.proto_init=first",
+        "client.momentum=0.5",
+    ]
+    expected = hashes(problem.run(*settings))
+    assert hashes(problem.run(*settings, ray, "engine.workers=2")) == expected
+
+    class Stop:
+        def round(self, row: dict[str, Any], clients: list[Any]) -> None:
+            if row["round"] == 2:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        problem.run(*settings, f"dir={tmp_path}", callbacks=[Stop()])
+    assert hashes(problem.run(*settings, f"dir={tmp_path}")) == expected
