@@ -201,19 +201,20 @@ class ResNet18(Model):
             self._take(weights)
 
     def _take(self, file: str) -> None:
-        """Load torchvision's state dict, whose tensors come in the same order under other names."""
+        """Load torchvision's state dict, whose tensors come in the same order under other names; counters apart."""
         try:
-            given = list(torch.load(file, map_location="cpu", weights_only=True).values())
+            state = torch.load(file, map_location="cpu", weights_only=True)
+            given = [t for t in state.values() if t.is_floating_point()]
         except Exception as e:
             raise ConfigError(f"model.weights={file}: not a readable state dict ({e})") from e
-        own = self.state_dict()
-        if len(own["head.bias"]) != len(given[-1]):
+        own = {k: t for k, t in self.state_dict().items() if t.is_floating_point()}
+        if given and len(given[-1]) != len(own["head.bias"]):
             given[-2:] = own["head.weight"], own["head.bias"]
         if [t.shape for t in given] != [t.shape for t in own.values()]:
             raise ConfigError(
                 f"model.weights={file}: not a ResNet-18 of torchvision with model.norm=batch, model.stem=imagenet"
             )
-        self.load_state_dict(dict(zip(own, given, strict=True)))
+        self.load_state_dict(dict(zip(own, given, strict=True)), strict=False)
 
     def features(self, x: Tensor) -> Tensor:
         """Mean over positions of the last block ``(B, 512)``."""
