@@ -131,7 +131,7 @@ def _run(config: DictConfig, given: Given, folder: Path, key: str) -> RunResult:
         model = build.model(config, data.dataset, given.model)
         if given.initial is not None:
             model = build.initialised(model, given.initial, build.DTYPES[config.dtype])
-        task = Task(model, given.loss or cross_entropy)
+        task = Task(model, given.loss or cross_entropy, by_class=build.classes_to_count(config, data.dataset))
         trackers.phase(f"starting the {config.engine.name} engine")
         engine = session.start_engine(config)
         loop = session.assemble(config, given, method, task, data, engine, trackers, key)

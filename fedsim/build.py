@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from fedsim.data.dataset import Dataset, Samples
 from fedsim.data.federated import FederatedData
+from fedsim.data.longtail import local_tests
 from fedsim.data.partition import from_partitioner
 from fedsim.data.shards import Shards, holdout
 from fedsim.errors import ConfigError, FedsimError
@@ -162,10 +163,31 @@ def typed(node: Any, kind: type) -> Any:
 
 def _hold_out(config: DictConfig, data: Dataset, shards: Shards) -> FederatedData:
     fraction = config.evaluation.holdout
+    if config.evaluation.local_test:
+        return FederatedData(data, shards, local_test=_local_tests(config.seed, data, shards))
     if not fraction:
         return FederatedData(data, shards)
     train, held = holdout(shards, fraction, lambda i: numpy_rng(config.seed, "holdout", 0, i))
     return FederatedData(data, train, held)
+
+
+def classes_to_count(config: DictConfig, data: Dataset) -> int:
+    """The number of classes if they are to be measured one by one, else 0."""
+    if not config.evaluation.by_class:
+        return 0
+    if not data.num_classes or data.train.y.dim() != 1:
+        raise ConfigError("evaluation.by_class=true: this data set has no class labels; leave it false")
+    return data.num_classes
+
+
+def _local_tests(seed: int, data: Dataset, shards: Shards) -> Shards:
+    if data.test is None or not data.num_classes or data.test.y.dim() != 1:
+        raise ConfigError(
+            "evaluation.local_test=true: needs a test set with class labels, which this data set has not; "
+            "give evaluation.holdout=0.2 instead"
+        )
+    counts = shards.counts(data.train.y.numpy(), data.num_classes)
+    return local_tests(counts, data.test.y.numpy(), lambda i: numpy_rng(seed, "local test", 0, i))
 
 
 def _classes(y: Tensor) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,7 +15,9 @@ from fedsim import rng
 from fedsim.config import ClientConfig
 from fedsim.data.federated import FederatedData
 from fedsim.data.local import Batch, LocalData
-from fedsim.evaluation import evaluate, mean_of
+from fedsim.data.longtail import class_groups
+from fedsim.evaluation import evaluate, mean_of, measured
+from fedsim.heads import HeadSlots
 from fedsim.localpart import LocalPart
 from fedsim.payload import Payload, Update, Value
 from fedsim.task import Task
@@ -72,7 +75,7 @@ class Job:
 
     @property
     def holdout(self) -> LocalData | None:
-        """This client's held-out samples; ``None`` when the run has none."""
+        """This client's own test samples, never trained on; ``None`` when the run has none."""
         return self.source.client_holdout(self.client, self.model.w.dtype)
 
     @property
@@ -84,6 +87,11 @@ class Job:
     def layout(self) -> Layout:
         """Names and offsets of the flat vectors."""
         return self.model.layout
+
+    @cached_property
+    def head(self) -> HeadSlots:
+        """Where the model's linear head lies in the flat vectors."""
+        return HeadSlots.of(self.layout)
 
     @property
     def lr(self) -> float:
@@ -235,10 +243,25 @@ class Job:
         What this client keeps of normalisation layers is put in place first.
         """
         received = self.start()
-        w = received if w is None else w
-        return mean_of(
-            evaluate(self.model, w, data, self.task, torch.split(torch.arange(len(data)), batch_size))
-        )
+        return self.measure(data, received if w is None else w, batch_size)
+
+    def measure(self, data: LocalData, w: Tensor, batch_size: int = 512) -> dict[str, float]:
+        """The same of ``w`` (d,) with the statistics that the model has at the moment."""
+        rows = torch.split(torch.arange(len(data)), batch_size)
+        return mean_of(evaluate(self.model, w, data, self.task, rows), self._groups)
+
+    def score(self, logits: Tensor, y: Tensor) -> dict[str, float]:
+        """Means of loss and metrics of ``logits`` (n, C), however they came about, on targets ``y`` (n,)."""
+        return mean_of([measured(self.task, logits, y)], self._groups)
+
+    @property
+    def class_counts(self) -> Tensor:
+        """This client's training samples per class, int64 (C,)."""
+        return torch.from_numpy(self.source.class_counts(self.client)).to(self.model.w.device)
+
+    @property
+    def _groups(self) -> np.ndarray | None:
+        return class_groups(self.source.class_counts(self.client)) if self.task.by_class else None
 
     def part_is_missing(self, update: Update) -> bool:
         """Whether weights that stay with the client would be lost: trained, but not put aside by ``delta``."""

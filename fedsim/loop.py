@@ -32,8 +32,11 @@ class StrategyLike(Protocol):
     def round(self, server: Server, state: State, round: Round) -> State:
         """One round."""
 
-    def evaluate(self, server: Server, state: State) -> dict[str, float]:
+    def evaluate(self, server: Server, state: State) -> dict[str, Any]:
         """Numbers of the common test set for the round's row."""
+
+    def evaluate_clients(self, server: Server, state: State) -> dict[str, float]:
+        """Numbers of all clients' own test samples for the round's row."""
 
     def models(self, state: State) -> Mapping[str, Weights]:
         """Models to evaluate by name."""
@@ -131,11 +134,8 @@ class Loop:
         if last or (plan.every and (index + 1) % plan.every == 0):
             out |= self.strategy.evaluate(self.server, state)
         if plan.clients_every and (last or (index + 1) % plan.clients_every == 0):
-            weights = self.strategy.models(state)["global"]
-            replies = self.server.evaluate_clients(weights, range(self.server.num_clients))
-            for metric in replies.ok[0].metrics if len(replies) else ():
-                values = [o.metrics[metric] for o in replies.ok]
-                out[f"clients/{metric}"] = sum(values) / len(values)
+            found = self.strategy.evaluate_clients(self.server, state)
+            out |= {f"clients/{name}": value for name, value in found.items()}
         return out
 
     def _row(self, state: State, ids: Sequence[int], index: int, started: float) -> tuple[Row, list[Row]]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,9 +15,11 @@ from fedsim import rng
 from fedsim.clientstore import ClientStore
 from fedsim.cohort import cut
 from fedsim.config import ClientConfig, FailureConfig
+from fedsim.data.longtail import class_groups
+from fedsim.data.shards import Shards
 from fedsim.engine.worker import Broadcast, Chunk, ChunkResult
 from fedsim.errors import ClientError
-from fedsim.evaluation import mean_of
+from fedsim.evaluation import class_accuracy, mean_of, measured
 from fedsim.fold import Fold, combine, fold_kinds
 from fedsim.payload import Message, Outcome, Payload, Replies
 from fedsim.task import Task
@@ -65,11 +68,14 @@ class Server:
     dtype: torch.dtype
     chunks: int = 0
     share_buffers: bool = True
-    test_size: int = 0
+    test_labels: Tensor | None = None  # targets of the common test set
+    own_tests: Shards | None = None  # rows of the common test set that each client is measured on
+    class_counts: np.ndarray | None = None  # (C,) training samples of all clients
     eval_batch: int = 512
     current: Round | None = None
     log: dict[str, float] = field(default_factory=dict)  # extra numbers for the round's row
     outcomes: list[Outcome] = field(default_factory=list)  # of the current round, all exchanges
+    _features: tuple[Tensor, Tensor] | None = None
 
     @property
     def num_clients(self) -> int:
@@ -131,19 +137,42 @@ class Server:
         self.outcomes.extend(outcomes)
         return Replies(outcomes, folded)
 
-    def evaluate(self, weights: Weights) -> dict[str, float]:
+    @property
+    def test_size(self) -> int:
+        """Samples of the common test set."""
+        return 0 if self.test_labels is None else len(self.test_labels)
+
+    def evaluate(self, weights: Weights) -> dict[str, Any]:
         """Loss and metrics of ``weights`` on the common test set; the same for any number of workers."""
-        if not self.test_size:
-            return {}
+        return self._summary(self._over_test("evaluate", weights)) if self.test_size else {}
+
+    def features(self, weights: Weights) -> Tensor:
+        """``model.features`` (n, d) of the whole common test set; computed once a round for the same vector."""
+        if self._features is None or self._features[0] is not weights.w:
+            self._features = weights.w, torch.cat(list(self._over_test("features", weights)))
+        return self._features[1]
+
+    def score(self, logits: Tensor) -> dict[str, Any]:
+        """What ``evaluate`` gives, of ``logits`` (n, C) of the whole common test set."""
+        assert self.test_labels is not None, "there is a test set if it has features"
+        rows = zip(*(torch.split(t, self.eval_batch) for t in (logits, self.test_labels)), strict=True)
+        return self._summary([measured(self.task, z, y) for z, y in rows])
+
+    def _over_test(self, method: str, weights: Weights) -> list[Any]:
         edges = list(range(0, self.test_size, self.eval_batch)) + [self.test_size]
-        rows = list(zip(edges, edges[1:], strict=False))
+        rows = list(pairwise(edges))
         parts = max(1, min(len(rows), EVALUATION_GROUPS * self.engine.workers))
         groups = [rows[i * len(rows) // parts : (i + 1) * len(rows) // parts] for i in range(parts)]
         payload = Payload(weights._asdict())
-        return mean_of([s for part in self.engine.map("evaluate", payload, groups) for s in part])
+        return [found for part in self.engine.map(method, payload, groups) for found in part]
+
+    def _summary(self, sums: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        if not self.task.by_class or self.class_counts is None:
+            return mean_of(sums)
+        return {**mean_of(sums, class_groups(self.class_counts)), **class_accuracy(sums)}
 
     def evaluate_clients(self, weights: Weights, clients: Sequence[int]) -> Replies:
-        """Measure ``weights`` on the held-out samples of ``clients`` (with what each of them keeps)."""
+        """Measure ``weights`` on the own test samples of ``clients`` (with what each of them keeps)."""
         arrays: Mapping[str, Tensor] = weights._asdict()
         return self.exchange(Message(Payload(arrays)), {}, task="evaluate", clients=clients)
 

@@ -135,8 +135,10 @@ def assemble(
         device=pick_device(config.engine.device),
         vectorize=config.engine.vectorize,
     )
-    engine.start(plan)
     start = FlatModel(copy.deepcopy(task.model), dtype)
+    if hasattr(method, "setup"):
+        method.setup(task, start.layout)
+    engine.start(plan)
     checkpoints = typed(config.checkpoint, CheckpointConfig)
     server = Server(
         engine=engine,
@@ -151,7 +153,9 @@ def assemble(
         dtype=dtype,
         chunks=config.engine.chunks or (VECTORISED_CHUNKS if vectorises(plan.vectorize, plan.device) else 0),
         share_buffers=buffers == "average",
-        test_size=0 if data.dataset.test is None else len(data.dataset.test),
+        test_labels=None if data.dataset.test is None else data.dataset.test.y,
+        own_tests=data.local_test,
+        class_counts=data.all_counts(),
         eval_batch=config.evaluation.batch_size,
     )
     return Loop(

@@ -52,6 +52,8 @@ RANGES: Mapping[str, _Check] = {
     "client.momentum": (lambda v: 0 <= v < 1, "must be in [0, 1)"),
     "client.weight_decay": _NONNEGATIVE,
     "client.clip_norm": _POSITIVE,
+    "data.imbalance": _POSITIVE,
+    "data.largest": _AT_LEAST_1,
     "partition.alpha": _POSITIVE,
     "engine.workers": _NONNEGATIVE,
     "engine.threads": _AT_LEAST_1,
@@ -182,9 +184,13 @@ def _check_relations(config: DictConfig) -> None:
         raise ConfigError(f"client.min_epochs={least}: must not exceed client.epochs ({most})")
     if config.evaluation.stop_at_target and config.evaluation.target is None:
         raise ConfigError("evaluation.stop_at_target=true: needs evaluation.target, an accuracy in [0, 1]")
-    if config.evaluation.clients_every and not config.evaluation.holdout:
+    own = bool(config.evaluation.holdout), config.evaluation.local_test
+    if all(own):
+        raise ConfigError("evaluation.local_test=true: not together with evaluation.holdout; choose one")
+    if config.evaluation.clients_every and not any(own):
         raise ConfigError(
-            "evaluation.clients_every: clients are measured on held-out samples; give evaluation.holdout=0.2"
+            "evaluation.clients_every: clients are measured on test sets of their own; give evaluation.holdout=0.2, or "
+            "evaluation.local_test=true"
         )
     if config.engine.name == "serial" and config.engine.workers != 1:
         raise ConfigError(

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from fedsim.config import ClientConfig, FailureConfig
 from fedsim.data.federated import FederatedData
+from fedsim.data.local import LocalData
 from fedsim.engine import vectorised
 from fedsim.errors import ClientError
-from fedsim.evaluation import evaluate
+from fedsim.evaluation import evaluate, features
 from fedsim.fold import Folder
 from fedsim.job import ClientLike, Job
 from fedsim.localpart import LocalPart
@@ -107,12 +108,21 @@ class Worker:
                     states[client] = {k: v.cpu() for k, v in state.items()}
         return ChunkResult(folder.cpu(), outcomes, states)
 
-    def evaluate(self, weights: Payload, rows: Sequence[tuple[int, int]]) -> list[dict[str, float]]:
+    def evaluate(self, weights: Payload, rows: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
         """Sums of loss and metrics on test rows ``[start, stop)``, one dict per range."""
+        data, w = self._test(weights)
+        return evaluate(self.model, w, data, self.plan.task, [torch.arange(a, b) for a, b in rows])
+
+    def features(self, weights: Payload, rows: Sequence[tuple[int, int]]) -> list[Tensor]:
+        """``model.features`` of test rows ``[start, stop)``, one (stop - start, d) tensor per range."""
+        data, w = self._test(weights)
+        batches = [data.read(torch.arange(a, b)) for a, b in rows]
+        return [x.cpu() for x in features(self.model, w, batches)]
+
+    def _test(self, weights: Payload) -> tuple[LocalData, Tensor]:
         data = self.data.test_data(self.plan.dtype)
         assert data is not None
-        w = self.model.load(weights.arrays["w"].to(self.plan.device), weights.arrays.get("buffers"))
-        return evaluate(self.model, w, data, self.plan.task, [torch.arange(a, b) for a, b in rows])
+        return data, self.model.load(weights.arrays["w"].to(self.plan.device), weights.arrays.get("buffers"))
 
     def job(self, broadcast: Broadcast, chunk: Chunk, client: int) -> Job:
         """Build the job of one client."""
