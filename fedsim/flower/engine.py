@@ -50,6 +50,8 @@ class FlowerEngine:
         if not resumes:
             path.write_text(json.dumps({"run": uuid.uuid4().hex[:16], "own_data": self.own_data}))
         self._run = json.loads(path.read_text())["run"]
+        if not resumes:
+            self._nodes.event("run", run=self._run)
 
     @property
     def own_data(self) -> bool:
@@ -74,6 +76,7 @@ class FlowerEngine:
         self._exchange = self._exchange + 1 if broadcast.round == self._round else 0
         self._round = broadcast.round
         number, shared = self._exchange, pack(broadcast.payload)
+        self._nodes.event("exchange", round=broadcast.round + 1, exchange=number, task=broadcast.task)
         place = {client: chunk for chunk in chunks for client in chunk.clients}
 
         def content(client: int) -> Any:

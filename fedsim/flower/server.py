@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from flwr.app import Context
@@ -35,12 +36,14 @@ def main(grid: Grid, context: Context) -> None:
 
 def serve(grid: Grid, config: DictConfig) -> RunResult:
     """Run ``config`` on the nodes of ``grid``; results lie in its folder as those of a simulation do."""
-    config.dir = str(own_folder(config))
+    config.dir, method = own_folder(config), build.strategy(config, None)
+    if getattr(method, "pooled", False):
+        raise ConfigError(f"strategy: {type(method).__name__} needs all data in one place; simulate it")
     folder, engine = Path(config.dir), build.typed(config.engine, FlowerConfig)
     folder.mkdir(parents=True, exist_ok=True)
     nodes = Nodes(grid, config.num_clients, path=folder / "nodes.jsonl")
     nodes.wait(engine.wait_for or config.num_clients, engine.start, engine.poll)
-    data = _data(config, nodes)
+    data = _data(config, method, nodes)
     nodes.check = _Check(config, data)
     for node in nodes.of.values():
         if why := nodes.check(node):
@@ -48,11 +51,8 @@ def serve(grid: Grid, config: DictConfig) -> RunResult:
     return run(config, engine=FlowerEngine(grid, nodes, engine, folder), data=data)
 
 
-def _data(config: DictConfig, nodes: Nodes) -> FederatedData:
+def _data(config: DictConfig, method: Any, nodes: Nodes) -> FederatedData:
     """The server's own view: the test set, and who has how much. Where nodes own their data, it holds none of them."""
-    method = build.strategy(config, None)
-    if getattr(method, "pooled", False):
-        raise ConfigError(f"strategy: {type(method).__name__} needs all data in one place; simulate it")
     owners = [n.client for n in nodes.of.values() if n.own]
     if not owners:
         return session.load_data(config, Given(), method)

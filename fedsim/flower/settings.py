@@ -7,12 +7,11 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig
 
 from fedsim.errors import ConfigError
-from fedsim.settings import compose
+from fedsim.settings import compose, run_dir
 from fedsim.validation import hint, validate
 
 Values = Mapping[str, bool | float | int | str]
@@ -105,8 +104,6 @@ def plain_error(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".strip()
 
 
-def own_folder(config: DictConfig) -> Any:
+def own_folder(config: DictConfig) -> str:
     """Folder of a deployment's results: beside the simulation of the same settings, not in its place."""
-    from fedsim.settings import run_dir
-
-    return config.dir or f"{run_dir(config)}-flower"
+    return str(config.dir or f"{run_dir(config)}-flower")

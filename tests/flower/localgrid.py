@@ -55,7 +55,7 @@ class LocalGrid(Grid):
         ask = dict(message.content["ask"]) if "ask" in message.content else {}
         self.log.append((node, message.metadata.message_type, ask))
         spoilt = self.spoil(message)
-        if spoilt == "silent":
+        if isinstance(spoilt, str):
             return name
         if isinstance(spoilt, Error):
             reply = Message(spoilt, reply_to=message)
