@@ -80,6 +80,13 @@ def split(config: DictConfig, data: Dataset) -> FederatedData:
     return _hold_out(config, data, Shards.of(parts))
 
 
+def owned(config: DictConfig, data: Dataset, client: int) -> FederatedData:
+    """All of ``data`` as the samples of one of the ``num_clients``: where clients bring their own, others have none."""
+    parts = [np.empty(0, dtype=np.int64)] * config.num_clients
+    parts[client] = np.arange(len(data.train), dtype=np.int64)
+    return _hold_out(config, data, Shards.of(parts))
+
+
 def given_clients(config: DictConfig, clients: Sequence[Pair], test: Pair | None) -> FederatedData:
     """Clients handed over as ``(x, y)`` pairs: x (n_i, ...) and y (n_i, ...) with equal trailing shapes."""
     xs = [torch.as_tensor(x) for x, _ in clients]

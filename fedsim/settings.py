@@ -20,7 +20,8 @@ from fedsim.explain import explain
 # What changes neither a weight nor a metric: where results go, who is told, and how the work is spread.
 # `rounds` is not among them, since a schedule may depend on it: a longer run is another run.
 NOT_IN_KEY = ("name", "out", "dir", "method", "resume", "tags", "tracker", "checkpoint")
-ENGINE_NOT_IN_KEY = ("name", "workers", "address", "store_mb", "timeout")
+_RAY, _FLOWER = ("address", "store_mb", "timeout"), ("start", "wait_for", "deadline", "poll", "lost_state")
+ENGINE_NOT_IN_KEY = ("name", "workers", *_RAY, *_FLOWER)
 
 COMPOSE_ERRORS = (HydraException, OmegaConfBaseException, ValueError)  # what Hydra raises on bad overrides
 

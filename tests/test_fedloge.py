@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from problems import GOLDEN, Network, Problem, Recorded, classes, classification, method
+from problems import GOLDEN, Network, Problem, Recorded, method
 from torch import nn
 from torch.nn import functional as F
 
