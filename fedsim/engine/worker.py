@@ -61,6 +61,7 @@ class Chunk:
     clients: Sequence[int]
     each: Mapping[int, Payload] = field(default_factory=dict)
     states: Mapping[int, Mapping[str, Tensor]] = field(default_factory=dict)
+    steps: Mapping[int, int] = field(default_factory=dict)  # bounds on local steps, where time is short
 
 
 @dataclass
@@ -111,11 +112,9 @@ class Worker:
         w = self.model.load(weights.arrays["w"].to(self.plan.device), weights.arrays.get("buffers"))
         return evaluate(self.model, w, data, self.plan.task, [torch.arange(a, b) for a, b in rows])
 
-    def job(
-        self, broadcast: Broadcast, client: int, each: Payload | None, state: Mapping[str, Tensor]
-    ) -> Job:
+    def job(self, broadcast: Broadcast, chunk: Chunk, client: int) -> Job:
         """Build the job of one client."""
-        plan, message = self.plan, broadcast.payload
+        plan, message, each = self.plan, broadcast.payload, chunk.each.get(client)
         if each is not None:
             message = Payload({**message.arrays, **each.arrays}, {**message.values, **each.values})
         return Job(
@@ -126,10 +125,11 @@ class Worker:
             local=plan.local,
             seed=plan.seed,
             message=message,
-            state=state or self._fresh_state(),
+            state=chunk.states.get(client) or self._fresh_state(),
             source=self.data,
             purpose=broadcast.task,
             local_part=self.part,
+            most_steps=chunk.steps.get(client),
         )
 
     def _one(
@@ -146,7 +146,7 @@ class Worker:
         outcome = Outcome(client, "ok", bytes_down=down)
         state: dict[str, Tensor] | None = None
         for attempt in range(self.plan.failures.retries + 1):
-            job = ready[0] if ready else self.job(broadcast, client, each, chunk.states.get(client, {}))
+            job = ready[0] if ready else self.job(broadcast, chunk, client)
             try:
                 update = ready[1] if ready else self._call(job, broadcast.task)
                 state = self._fold_one(job, update, broadcast, folder, outcome)
@@ -163,6 +163,7 @@ class Worker:
                 if attempt:
                     outcome.metrics = {**outcome.metrics, "retries": float(attempt)}
             break
+        outcome.gradients, outcome.forwards = job.gradients, job.forwards
         outcome.seconds = time.perf_counter() - start
         return outcome, state
 
@@ -249,7 +250,7 @@ class Worker:
 def _to(broadcast: Broadcast, chunk: Chunk, device: str) -> tuple[Broadcast, Chunk]:
     each = {c: p.to(device) for c, p in chunk.each.items()}
     states = {c: {k: v.to(device) for k, v in s.items()} for c, s in chunk.states.items()}
-    return replace(broadcast, payload=broadcast.payload.to(device)), Chunk(chunk.clients, each, states)
+    return replace(broadcast, payload=broadcast.payload.to(device)), replace(chunk, each=each, states=states)
 
 
 def vectorises(wish: str, device: str) -> bool:
