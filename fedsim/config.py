@@ -165,6 +165,7 @@ class RunConfig:
     data: Any = MISSING
     partition: Any = MISSING
     engine: EngineConfig = MISSING
+    sampling: Any = MISSING
     system: Any = MISSING
     topology: Any = MISSING
     attack: Any = MISSING

@@ -164,6 +164,9 @@ def assemble(
         own_tests=data.local_test,
         class_counts=data.all_counts(),
         eval_batch=config.evaluation.batch_size,
+        clock=build.clock(config, task, data, start.layout.dim),
+        sampler=build.part(config.sampling, "sampling"),
+        participation=config.participation,
     )
     return Loop(
         strategy=method,
@@ -171,7 +174,6 @@ def assemble(
         trackers=trackers,
         rounds=config.rounds,
         clients_per_round=min(config.clients_per_round, data.num_clients),
-        participation=config.participation,
         evaluation=typed(config.evaluation, EvaluationConfig),
         checkpoints=checkpoints,
         folder=folder,
@@ -217,6 +219,10 @@ def _draw(loop: Loop, data: FederatedData) -> None:
         y = data.dataset.train.y
         if len(y) and data.dataset.num_classes and y.dim() == 1:
             draw_partition(data.shards, y.numpy(), data.dataset.classes, loop.folder / "partition.png")
+        if loop.server.clock is not None:
+            from fedsim.system.picture import draw_fleet
+
+            draw_fleet(loop.server.clock, loop.folder / "devices.png")
     except Exception as e:
         logging.getLogger(__name__).warning("pictures of %s could not be drawn: %s", loop.folder, e)
 
@@ -240,8 +246,9 @@ def summarise(loop: Loop, config: DictConfig, data: FederatedData) -> dict[str, 
     if config.evaluation.target is not None:
         reached = (r["round"] for r in rows if (r.get("accuracy") or 0) >= config.evaluation.target)
         out["rounds_to_target"] = next(reached, None)
-    for name in ("bytes_up", "bytes_down", "seconds"):
-        out[name] = sum(r[name] for r in rows)
+    for name in ("bytes_up", "bytes_down", "seconds", "sim_seconds", "joules"):
+        if any(r.get(name) is not None for r in rows):
+            out[name] = sum(r.get(name) or 0 for r in rows)
     if rows:
         out["weights_hash"] = rows[-1]["weights_hash"]
     return out

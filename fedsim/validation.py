@@ -75,7 +75,7 @@ RANGES: Mapping[str, _Check] = {
     "checkpoint.memory_mb": _NONNEGATIVE,
 }
 
-NEEDS_TARGET = ("strategy", "aggregator")  # parts of a run that are named by class or function
+NEEDS_TARGET = ("strategy", "aggregator", "sampling")  # parts of a run that are named by class or function
 
 
 def validate(config: DictConfig) -> None:
@@ -98,6 +98,8 @@ def validate(config: DictConfig) -> None:
         _check_range(key, OmegaConf.select(config, key), possible, text)
     for key in NEEDS_TARGET:
         _check_target(key, config.get(key))
+    if config.system:
+        _check_target("system", config.system)
     _check_relations(config)
 
 
@@ -175,7 +177,6 @@ def _check_module(key: str, target: str) -> None:
 
 def _check_relations(config: DictConfig) -> None:
     for key in (
-        "system",
         "topology",
         "attack",
     ):  # groups whose parts are not built yet: nothing would read them
@@ -184,6 +185,8 @@ def _check_relations(config: DictConfig) -> None:
     if not 1 <= config.clients_per_round <= config.num_clients:
         given, most = config.clients_per_round, config.num_clients
         raise ConfigError(f"clients_per_round={given}: must be between 1 and num_clients ({most})")
+    if config.participation != "fixed" and not str(config.sampling.get("_target_")).endswith(".Uniform"):
+        raise ConfigError(f"participation={config.participation}: only sampling=uniform can do that")
     least, most = config.client.min_epochs, config.client.epochs
     if least is not None and least > most:
         raise ConfigError(f"client.min_epochs={least}: must not exceed client.epochs ({most})")

@@ -50,6 +50,8 @@ class ChunkJob(Job):
         """Gradients ``(C, d)`` of the clients' mini-batches ``(C, B, ...)``."""
         if loss is not None or forward is not None:
             raise ClientError("a loss of its own per step cannot be vectorised; use engine.vectorize=off")
+        for job in self.members:
+            job.gradients += batch.x.shape[1]
         g, values = self.gradient(w, batch.x, batch.y)
         if not again:
             for job, value in zip(self.members, values.unbind(), strict=True):

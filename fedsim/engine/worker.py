@@ -62,6 +62,7 @@ class Chunk:
     clients: Sequence[int]
     each: Mapping[int, Payload] = field(default_factory=dict)
     states: Mapping[int, Mapping[str, Tensor]] = field(default_factory=dict)
+    steps: Mapping[int, int] = field(default_factory=dict)  # bounds on local steps, where time is short
 
 
 @dataclass
@@ -141,6 +142,7 @@ class Worker:
             source=self.data,
             purpose=broadcast.task,
             local_part=self.part,
+            most_steps=chunk.steps.get(client),
         )
 
     def _one(
@@ -172,6 +174,7 @@ class Worker:
                 if attempt:
                     outcome.metrics = {**outcome.metrics, "retries": float(attempt)}
             break
+        outcome.gradients, outcome.forwards = job.gradients, job.forwards
         outcome.seconds = time.perf_counter() - start
         return state
 
@@ -258,7 +261,7 @@ class Worker:
 def _to(broadcast: Broadcast, chunk: Chunk, device: str) -> tuple[Broadcast, Chunk]:
     each = {c: p.to(device) for c, p in chunk.each.items()}
     states = {c: {k: v.to(device) for k, v in s.items()} for c, s in chunk.states.items()}
-    return replace(broadcast, payload=broadcast.payload.to(device)), Chunk(chunk.clients, each, states)
+    return replace(broadcast, payload=broadcast.payload.to(device)), replace(chunk, each=each, states=states)
 
 
 def vectorises(wish: str, device: str) -> bool:
