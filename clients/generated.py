@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -195,6 +195,17 @@ class AugmentedData(LocalData):
         x[real], y[real] = first.x, first.y
         x[made], y[made] = new.view(len(made), *first.x.shape[1:]), self.plan.label[which]
         return Batch(x, y)
+
+    def hold(self, budget: int) -> AugmentedData:
+        """The same with all generated rows made at once, if they take at most ``budget`` bytes.
+
+        That depends on sizes alone, so it is the same on every worker: rows made together may differ in their last
+        bit from rows made apart.
+        """
+        width = self.samples.x[0].numel() if len(self.samples) else 0
+        if len(self.plan) * width * self.dtype.itemsize > budget:
+            return self
+        return replace(self, held=self.generate(torch.arange(len(self.plan))))
 
     def generate(self, which: Tensor) -> Tensor:
         """Generated rows ``which`` (k,) as they enter training, (k, d)."""

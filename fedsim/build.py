@@ -6,9 +6,10 @@ import copy
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import is_dataclass
 from difflib import get_close_matches
 from functools import partial
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import torch
@@ -176,9 +177,13 @@ def strategy(config: DictConfig, given: Any) -> Any:
 
 def typed(node: Any, kind: type) -> Any:
     """A plain instance of a configuration dataclass (fast attributes, picklable)."""
-    plain = OmegaConf.to_container(node, resolve=True)
-    names = set(kind.__dataclass_fields__)  # type: ignore[attr-defined]
-    return kind(**{str(k): v for k, v in plain.items() if k in names})  # type: ignore[union-attr]
+    plain: Any = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+    values = {str(k): v for k, v in plain.items() if k in kind.__dataclass_fields__}  # type: ignore[attr-defined]
+    for name, kinds in get_type_hints(kind).items():
+        inner = next((t for t in (kinds, *get_args(kinds)) if isinstance(t, type) and is_dataclass(t)), None)
+        if inner is not None and isinstance(values.get(name), Mapping):
+            values[name] = typed(values[name], inner)
+    return kind(**values)
 
 
 def _hold_out(config: DictConfig, data: Dataset, shards: Shards) -> FederatedData:

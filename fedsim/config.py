@@ -23,6 +23,15 @@ VERSION_BASE = "1.3"  # of Hydra
 
 
 @dataclass
+class AdamConfig:
+    """Adam's constants (Kingma, Ba 2015, Algorithm 1)."""
+
+    beta1: float = MISSING  # first moment
+    beta2: float = MISSING  # second moment
+    eps: float = MISSING  # added to the root of the second moment
+
+
+@dataclass
 class ClientConfig:
     """Local optimiser of every client (group ``client``)."""
 
@@ -36,6 +45,7 @@ class ClientConfig:
     batch_size: int = MISSING  # samples; the last batch of an epoch may be short
     shuffle: bool = MISSING  # new order each epoch; false: the order of the partition
     momentum: float = MISSING  # local heavy ball, starts at zero every round
+    adam: AdamConfig | None = MISSING  # if set: Adam instead of SGD, its moments starting at zero every round
     weight_decay: float = MISSING
     clip_norm: float | None = MISSING  # bound on the norm of what `clip` names; null: no bound
     clip: str = MISSING  # direction (gradient + corrections) | loss (gradient) | full (with decay terms)

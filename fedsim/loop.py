@@ -101,7 +101,7 @@ class Loop:
         started, server, index = time.perf_counter(), self.server, self.done
         ids = self.cohorts[index] if self.cohorts is not None else self._sample(index)
         server.current = Round(index, ids, server.num_clients, server.seed, server.local)
-        server.outcomes, server.log = [], {}
+        server.outcomes, server.log, server.phases = [], {}, {}
         state = self.strategy.round(server, self.state, server.current)
         row, clients = self._row(state, ids, index, started)
         self.torn = True  # until the step is through, memory holds neither the old round nor the new one
@@ -146,17 +146,23 @@ class Loop:
         if samples:
             row["train_loss"] = sum(o.metrics["train_loss"] * o.samples for o in fits) / samples
         row |= self.server.log
-        row |= {
-            "bytes_up": sum(o.bytes_up for o in outcomes if o.task not in MEASURING),
-            "bytes_down": sum(o.bytes_down for o in outcomes if o.task not in MEASURING),
+        row |= _traffic(outcomes, "") | {
             "sim_seconds": None,
             "seconds": time.perf_counter() - started,
             "cohort": list(ids),
             "failures": [failure(o) for o in outcomes if o.kind != "ok" and not _unmeasured(o)],
             "weights_hash": hash_tensors(t for name in sorted(models) for t in models[name]),
         }
-        row["seconds"] = time.perf_counter() - started
+        for phase, seconds in self.server.phases.items():
+            row[phase] = _traffic(outcomes, phase) | {"seconds": seconds}
+        row["seconds"] = time.perf_counter() - started - sum(self.server.phases.values())
         return row, [r for o in outcomes for r in client_rows(index + 1, o)]
+
+
+def _traffic(outcomes: Sequence[Outcome], phase: str) -> Row:
+    """Bytes up and down of one phase of a round; the simulator's own measuring does not count."""
+    counted = [o for o in outcomes if o.phase == phase and o.task not in MEASURING]
+    return {"bytes_up": sum(o.bytes_up for o in counted), "bytes_down": sum(o.bytes_down for o in counted)}
 
 
 def _over_clients(ok: Sequence[Outcome], domains: Sequence[str | None] | None) -> Row:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -73,6 +75,8 @@ class Server:
     current: Round | None = None
     log: dict[str, float] = field(default_factory=dict)  # extra numbers for the round's row
     outcomes: list[Outcome] = field(default_factory=list)  # of the current round, all exchanges
+    phase: str = ""  # see ``apart``
+    phases: dict[str, float] = field(default_factory=dict)  # seconds of the current round's phases
 
     @property
     def num_clients(self) -> int:
@@ -116,7 +120,7 @@ class Server:
             states = {c: s for c in ids if (s := self.states.get(c))}
             chunks.append(Chunk(ids, each, states))
             costs.append(sum(work[span]))
-        broadcast = Broadcast(self.round.index, task, shared, kinds)
+        broadcast = Broadcast(self.round.index, task, shared, kinds, message.standing)
         outcomes: list[Outcome] = []
 
         def accepted() -> object:
@@ -130,9 +134,19 @@ class Server:
 
         folded = combine(accepted())  # type: ignore[arg-type]
         for o in outcomes:
-            o.task = task
+            o.task, o.phase = task, self.phase
         self.outcomes.extend(outcomes)
         return Replies(outcomes, folded)
+
+    @contextmanager
+    def apart(self, phase: str) -> Iterator[None]:
+        """What happens in this block is reported under ``phase``, apart from the round: bytes and seconds."""
+        outer, self.phase, start = self.phase, phase, time.perf_counter()
+        try:
+            yield
+        finally:
+            self.phase = outer
+            self.phases[phase] = self.phases.get(phase, 0.0) + time.perf_counter() - start
 
     def evaluate(self, weights: Weights) -> dict[str, float]:
         """Loss and metrics of ``weights`` on the common test set; the same for any number of workers.

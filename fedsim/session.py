@@ -239,6 +239,9 @@ def summarise(loop: Loop, config: DictConfig, data: FederatedData) -> dict[str, 
         out["rounds_to_target"] = next(reached, None)
     for name in ("bytes_up", "bytes_down", "seconds"):
         out[name] = sum(r[name] for r in rows)
+    for phase in sorted({k for r in rows for k, v in r.items() if isinstance(v, dict) and "bytes_up" in v}):
+        parts = [r[phase] for r in rows if phase in r]
+        out[phase] = {k: sum(part[k] for part in parts) for k in ("bytes_up", "bytes_down", "seconds")}
     if rows:
         out["weights_hash"] = rows[-1]["weights_hash"]
     return out

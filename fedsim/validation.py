@@ -51,6 +51,9 @@ RANGES: Mapping[str, _Check] = {
     "client.steps": _AT_LEAST_1,
     "client.batch_size": _AT_LEAST_1,
     "client.momentum": (lambda v: 0 <= v < 1, "must be in [0, 1)"),
+    "client.adam.beta1": (lambda v: 0 <= v < 1, "must be in [0, 1)"),
+    "client.adam.beta2": (lambda v: 0 <= v < 1, "must be in [0, 1)"),
+    "client.adam.eps": _POSITIVE,
     "client.weight_decay": _NONNEGATIVE,
     "client.clip_norm": _POSITIVE,
     "partition.alpha": _POSITIVE,
@@ -181,6 +184,10 @@ def _check_relations(config: DictConfig) -> None:
     least, most = config.client.min_epochs, config.client.epochs
     if least is not None and least > most:
         raise ConfigError(f"client.min_epochs={least}: must not exceed client.epochs ({most})")
+    if config.client.adam is not None and config.client.momentum:
+        raise ConfigError(
+            f"client.momentum={config.client.momentum}: Adam has its own; type client.adam.beta1"
+        )
     if config.evaluation.stop_at_target and config.evaluation.target is None:
         raise ConfigError("evaluation.stop_at_target=true: needs evaluation.target, an accuracy in [0, 1]")
     held = config.evaluation.holdout or config.evaluation.clients_on == "domain"

@@ -11,6 +11,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -33,6 +34,7 @@ class _Actor:
         _share_tensors()
         self._worker: Worker | None = None
         self._shared: tuple[Any, Any] | None = None
+        self._standing: tuple[Any, Any] | None = None
 
     def start(self, plan: Plan) -> int:
         torch.set_num_threads(plan.threads)
@@ -40,7 +42,7 @@ class _Actor:
         return os.getpid()
 
     def stop(self) -> None:
-        self._worker = self._shared = None
+        self._worker = self._shared = self._standing = None
 
     def call(self, method: str, shared: list[Any], item: Any) -> Any:
         """``shared`` holds one reference: unpacked here, so that it is fetched once for all its items."""
@@ -49,7 +51,13 @@ class _Actor:
         if self._shared is None or self._shared[0] != shared[0]:
             import ray
 
-            self._shared = (shared[0], ray.get(shared[0]))
+            value = ray.get(shared[0])
+            if getattr(value, "standing", None) is not None:
+                place = value.standing[0]
+                if self._standing is None or self._standing[0] != place:
+                    self._standing = place, ray.get(place)
+                value = replace(value, standing=self._standing[1])
+            self._shared = shared[0], value
         return getattr(self._worker, method)(self._shared[1], item)
 
 
@@ -81,6 +89,7 @@ class RayEngine:
         reuse = _idle if not gpus else []
         self._actors = [reuse.pop() if reuse else self._new_actor() for _ in range(self.workers)]
         self._plan: Any = None
+        self._standing: tuple[Any, Any] | None = None  # the last one, and its place in shared memory
         on_shutdown(_idle.clear)
 
     def start(self, plan: Plan) -> None:
@@ -99,7 +108,7 @@ class RayEngine:
         self, method: str, shared: Any, items: Sequence[Any], costs: Sequence[float] | None = None
     ) -> Iterator[Any]:
         """Results in the order of ``items``, each as soon as it and all before it are there."""
-        ref = self._ray.put(shared)
+        ref = self._put(shared)
         order = sorted(range(len(items)), key=lambda i: -costs[i]) if costs else list(range(len(items)))
         ready: dict[int, Any] = {}
         following = 0
@@ -109,13 +118,22 @@ class RayEngine:
                 yield ready.pop(following)
                 following += 1
 
+    def _put(self, shared: Any) -> Any:
+        """Into shared memory; what stands over many exchanges only once."""
+        standing = getattr(shared, "standing", None)
+        if standing is None:
+            return self._ray.put(shared)
+        if self._standing is None or self._standing[0] is not standing:
+            self._standing = standing, self._ray.put(standing)
+        return self._ray.put(replace(shared, standing=[self._standing[1]]))
+
     def close(self) -> None:
         """Keep the worker processes, emptied, for the next run of this process; ``cluster.shutdown`` ends them."""
         for actor in self._actors:
             actor.stop.remote()
         if not self._options["num_gpus"]:
             _idle.extend(self._actors)
-        self._actors = []
+        self._actors, self._standing = [], None
 
     def _unordered(
         self, method: str, ref: Any, items: Sequence[Any], order: list[int]
