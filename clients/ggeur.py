@@ -177,7 +177,7 @@ def unpack(n: Tensor, mean: Tensor, factor: Tensor, full: bool) -> list[ClassSta
 
 
 def unpack_geometry(arrays: Any, jitter: float) -> Geometry:
-    """The broadcast geometry: ``ggeur/A`` (sum p, d) cut by ``ggeur/p`` (C,), of classes with ``ggeur/of`` (C,) rows."""
+    """The broadcast geometry: ``ggeur/A`` (sum p, d) cut by ``ggeur/p`` (C,), made of ``ggeur/of`` (C,) rows."""
     parts = torch.split(arrays["ggeur/A"], [int(p) for p in arrays["ggeur/p"].tolist()])
     return Geometry(arrays["ggeur/of"], parts, jitter)
 

@@ -55,6 +55,14 @@ class ClientConfig:
 
 
 @dataclass
+class EmbedConfig:
+    """How samples become embeddings, where an encoder is given (group ``encoder``)."""
+
+    batch_size: int = MISSING  # samples
+    normalize: bool = MISSING  # scale embeddings to unit length
+
+
+@dataclass
 class EngineConfig:
     """Where clients are computed (group ``engine``): what all engines share, and all the serial one has."""
 
@@ -158,6 +166,8 @@ class RunConfig:
     model: Any = MISSING
     data: Any = MISSING
     partition: Any = MISSING
+    encoder: Any = MISSING
+    embed: EmbedConfig = MISSING
     engine: EngineConfig = MISSING
     system: Any = MISSING
     topology: Any = MISSING

@@ -9,6 +9,7 @@ import logging
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,16 @@ from fedsim import build, checkpoint
 from fedsim.build import typed
 from fedsim.clientstore import ClientStore
 from fedsim.cohort import check_cohorts
-from fedsim.config import CheckpointConfig, ClientConfig, EvaluationConfig, FailureConfig, RayConfig
+from fedsim.config import (
+    CheckpointConfig,
+    ClientConfig,
+    EmbedConfig,
+    EvaluationConfig,
+    FailureConfig,
+    RayConfig,
+)
 from fedsim.data.federated import FederatedData
+from fedsim.embedding import embedded
 from fedsim.engine.base import Engine, SerialEngine, pick_device
 from fedsim.engine.worker import Plan, vectorises
 from fedsim.errors import ConfigError
@@ -102,6 +111,10 @@ def load_data(config: DictConfig, given: Given, method: Any) -> FederatedData:
         data = build.given_clients(config, given.clients, given.test, given.domains)
     else:
         data = build.split(config, build.dataset(config))
+    if config.encoder:
+        device = pick_device(config.engine.device)
+        made = embedded(data.dataset, config.encoder, typed(config.embed, EmbedConfig), device)
+        data = replace(data, dataset=made)
     return data.pooled() if getattr(method, "pooled", False) else data
 
 

@@ -57,6 +57,7 @@ RANGES: Mapping[str, _Check] = {
     "client.weight_decay": _NONNEGATIVE,
     "client.clip_norm": _POSITIVE,
     "partition.alpha": _POSITIVE,
+    "embed.batch_size": _AT_LEAST_1,
     "engine.workers": _NONNEGATIVE,
     "engine.threads": _AT_LEAST_1,
     "engine.chunks": _NONNEGATIVE,
@@ -190,6 +191,8 @@ def _check_relations(config: DictConfig) -> None:
         )
     if config.evaluation.stop_at_target and config.evaluation.target is None:
         raise ConfigError("evaluation.stop_at_target=true: needs evaluation.target, an accuracy in [0, 1]")
+    if config.encoder:
+        _check_target("encoder", config.encoder)
     held = config.evaluation.holdout or config.evaluation.clients_on == "domain"
     if config.evaluation.clients_every and not held:
         raise ConfigError(

@@ -39,8 +39,8 @@ class GGEUR:
     """``base`` on rows filled up in the shape of the global classes.
 
     Phase 0, in the first round and reported apart from it: every client sends the statistics of its embeddings, the
-    server merges them exactly and takes each class's eigen-directions, clients receive these when they first take part.
-    A client that missed it is asked when it is next sampled, and merged then.
+    server merges them exactly, takes each class's eigen-directions and sends them to all. A client that missed this is
+    asked when it is next sampled, and merged then.
 
     Args:
         base: the strategy that trains.
@@ -122,6 +122,11 @@ class GGEUR:
         check(self.noise >= 0, "noise", self.noise, "must not be negative")
         check(not self.noise or self.clip is not None, "noise", self.noise, "needs strategy.clip")
         check(self.memory_mb >= 0, "memory_mb", self.memory_mb, "must not be negative")
+
+    @property
+    def folds(self) -> Fold:
+        """The base's, of its rounds."""
+        return self.base.folds
 
     def init(self, server: Server) -> State:
         """The base's state; statistics join it in phase 0."""
@@ -219,8 +224,10 @@ class GGEUR:
     def _hand_out(
         self, server: Server, state: State, cohort: Sequence[int], standing: Payload
     ) -> tuple[State, set[int]]:
-        """Send the geometry to those of the cohort who do not hold this version."""
-        has = state.get("ggeur/has", torch.zeros(server.num_clients, dtype=torch.float64))
+        """Send the geometry to those who do not hold this version: everybody at first, later those of the cohort."""
+        has, everybody = state.get("ggeur/has"), torch.nonzero(state["ggeur/known"]).flatten().tolist()
+        cohort = everybody if has is None else cohort
+        has = torch.zeros(server.num_clients, dtype=torch.float64) if has is None else has
         needy = [c for c in cohort if has[c] != state["ggeur/version"]]
         if not needy:
             return state, set()
