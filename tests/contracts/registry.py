@@ -12,8 +12,7 @@ class Entry:
     label: str
     strategy: str
     overrides: tuple[str, ...] = ()
-    draws: bool = False  # noise of each client's own enters its update, so that equal clients differ
-    embeds: bool = False  # it needs model.features and model.head
+    adds_samples: bool = False  # trains on samples made for each client, of class labels only
 
     @property
     def arguments(self) -> tuple[str, ...]:
@@ -38,8 +37,16 @@ TABLE = (
     Entry("fedsam", "fedsam"),
     Entry("mofedsam", "mofedsam"),
     Entry("fednova", "fednova"),
-    Entry("moon", "moon", embeds=True),
+    Entry("moon", "moon"),
     Entry("silobn", "silobn"),
-    Entry("fraug", "fraug", ("strategy.rounds=6",), draws=True, embeds=True),
+    Entry("fraug", "fraug", ("strategy.rounds=6",), adds_samples=True),
+    Entry("fedntd", "fedntd"),
+    Entry("fedproto", "fedproto", ("strategy.share=model",)),
+    Entry("ggeur", "ggeur", ("strategy.target=6",), adds_samples=True),
+    Entry(
+        "ggeur-scaffold", "ggeur", ("strategy.target=6", "strategy@strategy.base=scaffold"), adds_samples=True
+    ),
     Entry("fedspeed-relaxed", "fedspeed", ("strategy.beta=0.2", "strategy.weighting=samples")),
+    Entry("fedloge", "fedloge"),
+    Entry("fedloge-head", "fedloge", ("strategy.train=head", "strategy.sse.bias=random")),
 )
