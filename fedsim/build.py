@@ -233,7 +233,7 @@ def _hold_out(config: DictConfig, data: Dataset, shards: Shards) -> FederatedDat
     if not fraction:
         return FederatedData(data, shards, own_domain=own)
     train, held = holdout(shards, fraction, lambda i: numpy_rng(config.seed, "holdout", 0, i))
-    return FederatedData(data, train, held, own)
+    return FederatedData(data, train, held, own_domain=own)
 
 
 def classes_to_count(config: DictConfig, data: Dataset) -> int:
