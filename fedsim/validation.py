@@ -29,6 +29,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "evaluation.clients_on": ("holdout", "domain"),
     "engine.device": ("auto", "cpu", "cuda"),
     "engine.vectorize": ("auto", "on", "off"),
+    "engine.lost_state": ("restart", "stop"),
     "failures.policy": ("stop", "skip"),
     "failures.nonfinite": ("skip", "stop"),
     "tracker.console.mode": ("auto", "rich", "plain", "quiet"),
@@ -56,6 +57,8 @@ RANGES: Mapping[str, _Check] = {
     "client.adam.eps": _POSITIVE,
     "client.weight_decay": _NONNEGATIVE,
     "client.clip_norm": _POSITIVE,
+    "data.imbalance": _POSITIVE,
+    "data.largest": _AT_LEAST_1,
     "partition.alpha": _POSITIVE,
     "embed.batch_size": _AT_LEAST_1,
     "engine.workers": _NONNEGATIVE,
@@ -63,6 +66,10 @@ RANGES: Mapping[str, _Check] = {
     "engine.chunks": _NONNEGATIVE,
     "engine.store_mb": _NONNEGATIVE,
     "engine.timeout": _POSITIVE,
+    "engine.start": _POSITIVE,
+    "engine.wait_for": _NONNEGATIVE,
+    "engine.deadline": _POSITIVE,
+    "engine.poll": _POSITIVE,
     "evaluation.every": _AT_LEAST_1,
     "evaluation.batch_size": _AT_LEAST_1,
     "evaluation.clients_every": _NONNEGATIVE,
@@ -73,7 +80,7 @@ RANGES: Mapping[str, _Check] = {
     "checkpoint.memory_mb": _NONNEGATIVE,
 }
 
-NEEDS_TARGET = ("strategy", "aggregator")  # parts of a run that are named by class or function
+NEEDS_TARGET = ("strategy", "aggregator", "sampling")  # parts of a run that are named by class or function
 
 
 def validate(config: DictConfig) -> None:
@@ -96,6 +103,8 @@ def validate(config: DictConfig) -> None:
         _check_range(key, OmegaConf.select(config, key), possible, text)
     for key in NEEDS_TARGET:
         _check_target(key, config.get(key))
+    if config.system:
+        _check_target("system", config.system)
     _check_relations(config)
 
 
@@ -173,7 +182,6 @@ def _check_module(key: str, target: str) -> None:
 
 def _check_relations(config: DictConfig) -> None:
     for key in (
-        "system",
         "topology",
         "attack",
     ):  # groups whose parts are not built yet: nothing would read them
@@ -182,6 +190,8 @@ def _check_relations(config: DictConfig) -> None:
     if not 1 <= config.clients_per_round <= config.num_clients:
         given, most = config.clients_per_round, config.num_clients
         raise ConfigError(f"clients_per_round={given}: must be between 1 and num_clients ({most})")
+    if config.participation != "fixed" and not str(config.sampling.get("_target_")).endswith(".Uniform"):
+        raise ConfigError(f"participation={config.participation}: only sampling=uniform can do that")
     least, most = config.client.min_epochs, config.client.epochs
     if least is not None and least > most:
         raise ConfigError(f"client.min_epochs={least}: must not exceed client.epochs ({most})")
@@ -193,11 +203,13 @@ def _check_relations(config: DictConfig) -> None:
         raise ConfigError("evaluation.stop_at_target=true: needs evaluation.target, an accuracy in [0, 1]")
     if config.encoder:
         _check_target("encoder", config.encoder)
-    held = config.evaluation.holdout or config.evaluation.clients_on == "domain"
-    if config.evaluation.clients_every and not held:
+    plan = config.evaluation
+    if plan.holdout and plan.local_test:
+        raise ConfigError("evaluation.local_test=true: not together with evaluation.holdout; choose one")
+    if plan.clients_every and not (plan.holdout or plan.local_test or plan.clients_on == "domain"):
         raise ConfigError(
-            "evaluation.clients_every: clients are measured on held-out samples; give evaluation.holdout=0.2, "
-            "or evaluation.clients_on=domain for a data set with domains"
+            "evaluation.clients_every: clients are measured on test sets of their own; give evaluation.holdout=0.2, "
+            "evaluation.local_test=true, or evaluation.clients_on=domain for a data set with domains"
         )
     if config.engine.name == "serial" and config.engine.workers != 1:
         raise ConfigError(

@@ -56,7 +56,7 @@ def test_phase_0_is_reported_apart_from_the_rounds() -> None:
 
 
 def test_bytes_up_are_those_of_the_factors() -> None:
-    """Per client 3 counts, domain and weight of 8 bytes each, means and triangles in float32; then a receipt."""
+    """Per client 3 counts of 8 bytes, its domain and weight (8 each), float32 means and triangles; then a receipt."""
     problem = classification()
     _, result = recorded("ggeur", problem, SIX)
     expected = 0

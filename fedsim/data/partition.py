@@ -43,6 +43,7 @@ def dirichlet(
     alpha: float,
     min_samples: int,
     balanced: bool = False,
+    sampled: bool = False,
     per_class: int = 0,
 ) -> Parts:
     """Label skew by Dirichlet proportions; smaller ``alpha``, stronger skew.
@@ -57,6 +58,9 @@ def dirichlet(
     a class prior q ~ Dir_C(alpha) and floor(N / m) labels from it. A class that runs out is used again from
     its start, so **samples may repeat**, across clients and within one, and others may stay unused.
 
+    ``sampled=True``: given q, every sample of the class draws its client from q on its own, as in the code of
+    FedLoGe (Xiao et al. 2024), instead of q's shares being rounded. With ``min_samples=0`` clients may stay empty.
+
     Args:
         labels: class labels ``(N,)``, integers from 0.
         num_clients: m.
@@ -64,6 +68,7 @@ def dirichlet(
         alpha: concentration, > 0.
         min_samples: smallest number of samples a client may have.
         balanced: see above.
+        sampled: see above.
         per_class: samples of every class that each client has before the rest is dealt out (1 in the code of
             Dai et al. 2025, GGEUR's single-domain split); not with ``balanced``.
 
@@ -72,10 +77,21 @@ def dirichlet(
     """
     classes = check(labels, num_clients, min_samples)
     positive("alpha", alpha)
+    if sampled and (balanced or per_class):
+        raise DataError(
+            "partition.sampled=true: not with balanced or per_class, which deal labels out themselves; choose one"
+        )
     if balanced:
         if per_class:
             raise DataError(f"partition.per_class={per_class}: needs partition.balanced=false")
         return _balanced(labels, num_clients, rng, alpha, classes)
+    if sampled:
+        totals = np.bincount(labels, minlength=classes)
+
+        def draw() -> np.ndarray:
+            return rng.multinomial(totals, rng.dirichlet(np.full(num_clients, alpha), size=classes)).T
+
+        return assign(labels, with_minimum(draw, min_samples), rng)
     counts = with_minimum(dirichlet_counts(labels, num_clients, rng, alpha, per_class), min_samples)
     return assign(labels, counts, rng)
 

@@ -45,4 +45,6 @@ TABLE = (
         "ggeur-scaffold", "ggeur", ("strategy.target=6", "strategy@strategy.base=scaffold"), adds_samples=True
     ),
     Entry("fedspeed-relaxed", "fedspeed", ("strategy.beta=0.2", "strategy.weighting=samples")),
+    Entry("fedloge", "fedloge"),
+    Entry("fedloge-head", "fedloge", ("strategy.train=head", "strategy.sse.bias=random")),
 )
