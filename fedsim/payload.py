@@ -116,6 +116,7 @@ class Replies:
 
     outcomes: Sequence[Outcome]
     folded: Mapping[tuple[str, str], Tensor]
+    log: dict[str, Any] = field(default_factory=dict)  # further entries of the round's row
 
     @property
     def ok(self) -> list[Outcome]:

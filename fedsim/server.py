@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -68,7 +68,7 @@ class Server:
     test_size: int = 0
     eval_batch: int = 512
     current: Round | None = None
-    log: dict[str, float] = field(default_factory=dict)  # extra numbers for the round's row
+    log: dict[str, Any] = field(default_factory=dict)  # further entries of the round's row
     outcomes: list[Outcome] = field(default_factory=list)  # of the current round, all exchanges
 
     @property
@@ -129,7 +129,7 @@ class Server:
         for o in outcomes:
             o.task = task
         self.outcomes.extend(outcomes)
-        return Replies(outcomes, folded)
+        return Replies(outcomes, folded, self.log)
 
     def evaluate(self, weights: Weights) -> dict[str, float]:
         """Loss and metrics of ``weights`` on the common test set; the same for any number of workers."""
