@@ -153,6 +153,11 @@ def strategy(config: DictConfig, given: Any) -> Any:
     return built
 
 
+def attack(config: DictConfig) -> Any:
+    """The configured attack; ``None`` if all clients are honest."""
+    return None if config.attack is None else part(config.attack, "attack")
+
+
 def typed(node: Any, kind: type) -> Any:
     """A plain instance of a configuration dataclass (fast attributes, picklable)."""
     plain = OmegaConf.to_container(node, resolve=True)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fedsim import rng
+from fedsim.attack import Collusion
 from fedsim.clientstore import ClientStore
 from fedsim.cohort import cut
 from fedsim.config import ClientConfig, FailureConfig
@@ -68,6 +69,7 @@ class Server:
     test_size: int = 0
     eval_batch: int = 512
     current: Round | None = None
+    collusion: Collusion | None = None  # attackers that see the honest updates
     log: dict[str, Any] = field(default_factory=dict)  # further entries of the round's row
     outcomes: list[Outcome] = field(default_factory=list)  # of the current round, all exchanges
 
@@ -113,7 +115,8 @@ class Server:
             states = {c: s for c in ids if (s := self.states.get(c))}
             chunks.append(Chunk(ids, each, states))
             costs.append(sum(work[span]))
-        broadcast = Broadcast(self.round.index, task, shared, kinds)
+        asked = kinds if self.collusion is None else self.collusion.widen(kinds)
+        broadcast = Broadcast(self.round.index, task, shared, asked)
         outcomes: list[Outcome] = []
 
         def accepted() -> object:
@@ -126,6 +129,8 @@ class Server:
                 yield result.folder
 
         folded = combine(accepted())  # type: ignore[arg-type]
+        if self.collusion is not None:
+            folded = self.collusion.apply(folded, outcomes, kinds)
         for o in outcomes:
             o.task = task
         self.outcomes.extend(outcomes)

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fedsim import build, checkpoint
+from fedsim.attack import ATTACKERS, enlist
 from fedsim.build import typed
 from fedsim.clientstore import ClientStore
 from fedsim.cohort import check_cohorts
@@ -71,7 +72,14 @@ def enter(folder: Path, config: DictConfig, key: str) -> Path | None:
     if config.resume == "never" and folder.exists():
         for name in ("checkpoint", "wandb", "tensorboard"):
             shutil.rmtree(folder / name, ignore_errors=True)
-        for name in ("metrics.jsonl", "clients.jsonl", "summary.json", "weights.safetensors", "config.yaml"):
+        for name in (
+            "metrics.jsonl",
+            "clients.jsonl",
+            "summary.json",
+            "weights.safetensors",
+            "config.yaml",
+            ATTACKERS,
+        ):
             (folder / name).unlink(missing_ok=True)
     previous = checkpoint.latest(folder / "checkpoint")
     if previous is not None:
@@ -122,9 +130,10 @@ def assemble(
     buffers = getattr(method, "buffers", None) or config.buffers
     dtype, folder = build.DTYPES[config.dtype], run_dir(config)
     local, failures = typed(config.client, ClientConfig), typed(config.failures, FailureConfig)
+    client, collusion = enlist(build.attack(config), method.client, data.num_clients, config.seed, folder)
     plan = Plan(
         task=task,
-        client=method.client,
+        client=client,
         data=data,
         local=local,
         failures=failures,
@@ -153,6 +162,7 @@ def assemble(
         share_buffers=buffers == "average",
         test_size=0 if data.dataset.test is None else len(data.dataset.test),
         eval_batch=config.evaluation.batch_size,
+        collusion=collusion,
     )
     return Loop(
         strategy=method,

@@ -53,6 +53,7 @@ RANGES: Mapping[str, _Check] = {
     "client.weight_decay": _NONNEGATIVE,
     "client.clip_norm": _POSITIVE,
     "partition.alpha": _POSITIVE,
+    "attack.fraction": (lambda v: 0 <= v <= 1, "must be in [0, 1]"),
     "engine.workers": _NONNEGATIVE,
     "engine.threads": _AT_LEAST_1,
     "engine.chunks": _NONNEGATIVE,
@@ -68,7 +69,7 @@ RANGES: Mapping[str, _Check] = {
     "checkpoint.memory_mb": _NONNEGATIVE,
 }
 
-NEEDS_TARGET = ("strategy", "aggregator")  # parts of a run that are named by class or function
+NEEDS_TARGET = ("strategy", "aggregator", "attack")  # parts of a run that are named by class or function
 
 
 def validate(config: DictConfig) -> None:
@@ -170,7 +171,6 @@ def _check_relations(config: DictConfig) -> None:
     for key in (
         "system",
         "topology",
-        "attack",
     ):  # groups whose parts are not built yet: nothing would read them
         if config[key]:
             raise ConfigError(f"{key}: only the neutral option exists so far; leave {key} out")

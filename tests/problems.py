@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 import fedsim
+from fedsim import build
 from fedsim.server import Round, Server
 from fedsim.settings import compose
 
@@ -140,8 +141,12 @@ def classification(kind: str = "tanh", **changes: Any) -> Problem:
 
 def method(name: str, *overrides: str) -> Any:
     """The configured strategy object, for wrapping and for calling by hand."""
-    config = composed((f"strategy={name}", *(o for o in overrides if o.startswith("strategy."))))
-    return instantiate(config.strategy, _convert_="all")
+    config = composed(
+        (f"strategy={name}", *(o for o in overrides if o.startswith(("strategy.", "aggregator"))))
+    )
+    built = instantiate(config.strategy, _convert_="all")
+    built.aggregator = build.part(config.aggregator, "aggregator")
+    return built
 
 
 @cache

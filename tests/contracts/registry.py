@@ -18,6 +18,10 @@ class Entry:
         """Overrides that select it."""
         return (f"strategy={self.strategy}", *self.overrides)
 
+    def has(self, group: str) -> bool:
+        """Whether it chooses an option of another group, such as ``attack``."""
+        return any(o.startswith(f"{group}=") for o in self.overrides)
+
 
 TABLE = (
     Entry("fedavg", "fedavg"),
@@ -38,4 +42,8 @@ TABLE = (
     Entry("fednova", "fednova"),
     Entry("moon", "moon"),
     Entry("fedspeed-relaxed", "fedspeed", ("strategy.beta=0.2", "strategy.weighting=samples")),
+    Entry("fedsgd", "fedsgd", ("client.steps=1", "strategy.weight_decay=0.01")),
+    Entry("flag", "fedavg", ("aggregator=flag",)),
+    Entry("flag-reverse", "scaffold", ("aggregator=flag", "attack=reverse", "attack.fraction=0.34")),
+    Entry("alie", "fedspeed", ("attack=alie", "attack.fraction=0.34")),
 )
