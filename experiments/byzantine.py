@@ -7,8 +7,8 @@
 
 ``digits`` is the flag aggregator's way to train (gradients of one step, server SGD with momentum) on IID data;
 ``fashion`` is federated averaging with label skew (Dirichlet 0.3, five local steps) on 6000 images of Fashion-MNIST.
-Each ends in a table (accuracy in percent, mean and range over seeds), ``table.csv`` and ``heatmap.png`` under ``--out``.
-Finished runs are skipped, so it can be stopped and started again. ``--seeds 0`` takes one seed only.
+Each ends in a table of accuracies in percent, ``table.csv`` (mean and range over seeds) and ``heatmap.png`` under
+``--out``. Finished runs are skipped, so it can be stopped and started again. ``--seeds 0`` takes one seed only.
 """
 
 from __future__ import annotations
