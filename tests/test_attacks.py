@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -260,14 +261,18 @@ def test_nonfinite_attackers_are_named_and_left_out(value: str) -> None:
 # -- any client, any strategy -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("strategy", ["fedavg", "scaffold", "feddyn", "moon", "fednova"])
+@cache
+def calm_hashes(settings: tuple[str, ...]) -> list[str]:
+    return hashes(classification().run(*settings))
+
+
+@pytest.mark.parametrize("strategy", ["scaffold", "feddyn", "moon"])
 @pytest.mark.parametrize("attack", [n for n in NAMES if n not in (*IMAGES, "none")])
 def test_any_client_wears_any_attack(attack: str, strategy: str) -> None:
     settings = (f"strategy={strategy}", "rounds=2", "clients_per_round=6")
     options = ("attack.z=1.0",) if attack == "alie" else ("attack.loss=0.5",) if attack == "drop" else ()
-    calm = classification().run(*settings)
     stormy = classification().run(*settings, f"attack={attack}", "attack.fraction=0.34", *options)
-    assert not set(hashes(calm)) & set(hashes(stormy))
+    assert not set(calm_hashes(settings)) & set(hashes(stormy))
     assert all(torch.isfinite(v).all() for v in stormy.weights.values())
 
 
