@@ -36,19 +36,13 @@ class Omniscient(Protocol):
         """What the attackers send (a, D) instead of ``own`` (a, D), given the ``honest`` updates (h, D)."""
 
 
-def enlist(
-    attack: AttackLike | None, client: Any, num_clients: int, seed: int, folder: Path
-) -> tuple[Any, Collusion | None]:
-    """``client`` as the workers get it, and the collusion, if there is one; attackers' ids go into the run folder."""
+def conspiracy(attack: AttackLike | None, attackers: Sequence[int], folder: Path) -> Collusion | None:
+    """What the server needs of an attack, if anything; the attackers' ids go into the run folder."""
     if attack is None:
-        return client, None
-    attackers = draw_attackers(seed, num_clients, attack.fraction)
-    (folder / ATTACKERS).write_text(json.dumps(attackers) + "\n")
-    if not attackers:
-        return client, None
-    hostile = frozenset(attackers)
-    together = Collusion(hostile, cast(Omniscient, attack)) if hasattr(attack, "collude") else None
-    return attack.wear(client, hostile), together
+        return None
+    (folder / ATTACKERS).write_text(json.dumps(list(attackers)) + "\n")
+    together = hasattr(attack, "collude") and len(attackers) > 0
+    return Collusion(frozenset(attackers), cast(Omniscient, attack)) if together else None
 
 
 def draw_attackers(seed: int, num_clients: int, fraction: float) -> list[int]:

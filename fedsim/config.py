@@ -48,7 +48,7 @@ class ClientConfig:
 class EngineConfig:
     """Where clients are computed (group ``engine``): what all engines share, and all the serial one has."""
 
-    name: str = MISSING  # serial | ray
+    name: str = MISSING  # serial | ray | flower
     workers: int = MISSING  # worker processes; 0: one per core (ray)
     threads: int = MISSING  # torch threads per worker; they change the bits, so they are part of the result
     device: str = MISSING  # auto | cpu | cuda
@@ -66,13 +66,30 @@ class RayConfig(EngineConfig):
 
 
 @dataclass
+class FlowerConfig(EngineConfig):
+    """A deployment's own settings: clients are computed on Flower's SuperNodes."""
+
+    start: float = MISSING  # seconds to wait for the clients' nodes before round 1
+    wait_for: int = MISSING  # clients that must be there before round 1; 0: all
+    deadline: float | None = (
+        MISSING  # seconds a client has to answer, then it counts as dropped; null: no limit
+    )
+    poll: float = MISSING  # seconds between looks for replies
+    lost_state: str = MISSING  # restart | stop, when a node has lost what its client keeps between rounds
+
+
+@dataclass
 class EvaluationConfig:
     """What is measured, and how often."""
 
     every: int = MISSING  # rounds between evaluations of the global model; the last round is always evaluated
     batch_size: int = MISSING
     holdout: float = MISSING  # share of each client's samples kept as its own test set
-    clients_every: int = MISSING  # rounds between evaluations on each client's held-out part; 0: never
+    local_test: bool = (
+        MISSING  # true: each client's own test set is drawn from the common one, with its label mix
+    )
+    by_class: bool = MISSING  # also many/medium/few accuracy, F1 and the accuracy of every class
+    clients_every: int = MISSING  # rounds between evaluations on each client's own test set; 0: never
     stop_at_target: bool = MISSING  # end the run at the first evaluation that reaches `target`
     target: float | None = MISSING  # accuracy whose first crossing is reported as rounds-to-target
 
@@ -148,6 +165,7 @@ class RunConfig:
     data: Any = MISSING
     partition: Any = MISSING
     engine: EngineConfig = MISSING
+    sampling: Any = MISSING
     system: Any = MISSING
     topology: Any = MISSING
     attack: Any = MISSING
@@ -157,7 +175,11 @@ class RunConfig:
     checkpoint: CheckpointConfig = MISSING
 
 
-ENGINES: dict[str, type[EngineConfig]] = {"serial": EngineConfig, "ray": RayConfig}
+ENGINES: dict[str, type[EngineConfig]] = {
+    "serial": EngineConfig,
+    "ray": RayConfig,
+    "flower": FlowerConfig,
+}
 
 
 def register() -> None:

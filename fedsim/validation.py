@@ -28,6 +28,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "engine.name": tuple(ENGINES),
     "engine.device": ("auto", "cpu", "cuda"),
     "engine.vectorize": ("auto", "on", "off"),
+    "engine.lost_state": ("restart", "stop"),
     "failures.policy": ("stop", "skip"),
     "failures.nonfinite": ("skip", "stop"),
     "tracker.console.mode": ("auto", "rich", "plain", "quiet"),
@@ -52,6 +53,8 @@ RANGES: Mapping[str, _Check] = {
     "client.momentum": (lambda v: 0 <= v < 1, "must be in [0, 1)"),
     "client.weight_decay": _NONNEGATIVE,
     "client.clip_norm": _POSITIVE,
+    "data.imbalance": _POSITIVE,
+    "data.largest": _AT_LEAST_1,
     "partition.alpha": _POSITIVE,
     "attack.fraction": (lambda v: 0 <= v <= 1, "must be in [0, 1]"),
     "engine.workers": _NONNEGATIVE,
@@ -59,6 +62,10 @@ RANGES: Mapping[str, _Check] = {
     "engine.chunks": _NONNEGATIVE,
     "engine.store_mb": _NONNEGATIVE,
     "engine.timeout": _POSITIVE,
+    "engine.start": _POSITIVE,
+    "engine.wait_for": _NONNEGATIVE,
+    "engine.deadline": _POSITIVE,
+    "engine.poll": _POSITIVE,
     "evaluation.every": _AT_LEAST_1,
     "evaluation.batch_size": _AT_LEAST_1,
     "evaluation.clients_every": _NONNEGATIVE,
@@ -69,7 +76,12 @@ RANGES: Mapping[str, _Check] = {
     "checkpoint.memory_mb": _NONNEGATIVE,
 }
 
-NEEDS_TARGET = ("strategy", "aggregator", "attack")  # parts of a run that are named by class or function
+NEEDS_TARGET = (
+    "strategy",
+    "aggregator",
+    "sampling",
+    "attack",
+)  # parts of a run that are named by class or function
 
 
 def validate(config: DictConfig) -> None:
@@ -92,6 +104,8 @@ def validate(config: DictConfig) -> None:
         _check_range(key, OmegaConf.select(config, key), possible, text)
     for key in NEEDS_TARGET:
         _check_target(key, config.get(key))
+    if config.system:
+        _check_target("system", config.system)
     _check_relations(config)
 
 
@@ -168,23 +182,26 @@ def _check_module(key: str, target: str) -> None:
 
 
 def _check_relations(config: DictConfig) -> None:
-    for key in (
-        "system",
-        "topology",
-    ):  # groups whose parts are not built yet: nothing would read them
+    for key in ("topology",):  # groups whose parts are not built yet: nothing would read them
         if config[key]:
             raise ConfigError(f"{key}: only the neutral option exists so far; leave {key} out")
     if not 1 <= config.clients_per_round <= config.num_clients:
         given, most = config.clients_per_round, config.num_clients
         raise ConfigError(f"clients_per_round={given}: must be between 1 and num_clients ({most})")
+    if config.participation != "fixed" and not str(config.sampling.get("_target_")).endswith(".Uniform"):
+        raise ConfigError(f"participation={config.participation}: only sampling=uniform can do that")
     least, most = config.client.min_epochs, config.client.epochs
     if least is not None and least > most:
         raise ConfigError(f"client.min_epochs={least}: must not exceed client.epochs ({most})")
     if config.evaluation.stop_at_target and config.evaluation.target is None:
         raise ConfigError("evaluation.stop_at_target=true: needs evaluation.target, an accuracy in [0, 1]")
-    if config.evaluation.clients_every and not config.evaluation.holdout:
+    own = bool(config.evaluation.holdout), config.evaluation.local_test
+    if all(own):
+        raise ConfigError("evaluation.local_test=true: not together with evaluation.holdout; choose one")
+    if config.evaluation.clients_every and not any(own):
         raise ConfigError(
-            "evaluation.clients_every: clients are measured on held-out samples; give evaluation.holdout=0.2"
+            "evaluation.clients_every: clients are measured on test sets of their own; give evaluation.holdout=0.2, or "
+            "evaluation.local_test=true"
         )
     if config.engine.name == "serial" and config.engine.workers != 1:
         raise ConfigError(

@@ -46,4 +46,6 @@ TABLE = (
     Entry("flag", "fedavg", ("aggregator=flag",)),
     Entry("flag-reverse", "scaffold", ("aggregator=flag", "attack=reverse", "attack.fraction=0.34")),
     Entry("alie", "fedspeed", ("attack=alie", "attack.fraction=0.34")),
+    Entry("fedloge", "fedloge"),
+    Entry("fedloge-head", "fedloge", ("strategy.train=head", "strategy.sse.bias=random")),
 )
