@@ -18,6 +18,7 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
+from fedsim.attack import AttackLike, draw_attackers
 from fedsim.data.dataset import Dataset, Samples
 from fedsim.data.federated import FederatedData
 from fedsim.data.local import LocalData
@@ -186,6 +187,14 @@ def strategy(config: DictConfig, given: Any) -> Any:
     ):  # else a subclass replaced the base's default
         built.aggregator = part(config.aggregator, "aggregator")
     return built
+
+
+def attack(config: DictConfig) -> tuple[AttackLike | None, list[int]]:
+    """The configured attack and the ids of the attackers; ``None`` and nobody if all clients are honest."""
+    if config.attack is None:
+        return None, []
+    built: AttackLike = part(config.attack, "attack")
+    return built, draw_attackers(config.seed, config.num_clients, built.fraction)
 
 
 def clock(config: DictConfig, task: Task, data: FederatedData, dim: int) -> Clock | None:

@@ -131,6 +131,7 @@ class Replies:
     outcomes: Sequence[Outcome]
     folded: Mapping[tuple[str, str], Tensor]
     sim_seconds: float = 0.0  # virtual duration of the exchange
+    log: dict[str, Any] = field(default_factory=dict)  # further entries of the round's row
 
     @property
     def ok(self) -> list[Outcome]:

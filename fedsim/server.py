@@ -6,7 +6,7 @@ import itertools
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fedsim import rng
+from fedsim.attack import Collusion
 from fedsim.clientstore import ClientStore
 from fedsim.cohort import cut
 from fedsim.config import ClientConfig, FailureConfig
@@ -92,7 +93,8 @@ class Server:
     participation: str = "fixed"
     current: Round | None = None
     exchanges: int = 0  # priced so far in the current round
-    log: dict[str, float] = field(default_factory=dict)  # extra numbers for the round's row
+    collusion: Collusion | None = None  # attackers that see the honest updates
+    log: dict[str, Any] = field(default_factory=dict)  # further entries of the round's row
     outcomes: list[Outcome] = field(default_factory=list)  # of the current round, all exchanges
     _features: tuple[Tensor, Tensor] | None = None
     phase: str = ""  # see ``apart``
@@ -173,7 +175,7 @@ class Server:
                 self.clock.elapse(plan.seconds)
             self.exchanges += 1
         self.outcomes.extend(outcomes)
-        return Replies(outcomes, folded, plan.seconds if plan else 0.0)
+        return Replies(outcomes, folded, plan.seconds if plan else 0.0, self.log)
 
     def _broadcast(self, message: Message, fold: Fold, task: str, index: int) -> Broadcast:
         """What all clients of an exchange share, under the policy for BatchNorm statistics."""
@@ -218,11 +220,14 @@ class Server:
             fewer = {c: works[c].steps for c in ids if works[c].short}
             chunks.append(Chunk(ids, each, states, fewer))
             costs.append(sum(work[span]))
+        asked = broadcast
+        if self.collusion is not None:
+            asked = replace(broadcast, fold=self.collusion.widen(broadcast.fold))
         outcomes: list[Outcome] = []
 
         def accepted() -> object:
             result: ChunkResult
-            for result in self.engine.map("run", broadcast, chunks, costs):
+            for result in self.engine.map("run", asked, chunks, costs):
                 outcomes.extend(result.outcomes)
                 self._apply_policy(result.outcomes)
                 for client, state in result.states.items():
@@ -230,6 +235,8 @@ class Server:
                 yield result.folder
 
         folded = combine(accepted())  # type: ignore[arg-type]
+        if self.collusion is not None:
+            folded = self.collusion.apply(folded, outcomes, broadcast.fold)
         for o in outcomes:
             o.task, o.phase = broadcast.task, self.phase
         return outcomes, folded

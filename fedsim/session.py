@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fedsim import build, checkpoint
+from fedsim.attack import ATTACKERS, conspiracy
 from fedsim.build import typed
 from fedsim.clientstore import ClientStore
 from fedsim.cohort import check_cohorts
@@ -86,7 +87,14 @@ def enter(folder: Path, config: DictConfig, key: str) -> Path | None:
     if config.resume == "never" and folder.exists():
         for name in ("checkpoint", "wandb", "tensorboard"):
             shutil.rmtree(folder / name, ignore_errors=True)
-        for name in ("metrics.jsonl", "clients.jsonl", "summary.json", "weights.safetensors", "config.yaml"):
+        for name in (
+            "metrics.jsonl",
+            "clients.jsonl",
+            "summary.json",
+            "weights.safetensors",
+            "config.yaml",
+            ATTACKERS,
+        ):
             (folder / name).unlink(missing_ok=True)
     previous = checkpoint.latest(folder / "checkpoint")
     if previous is not None:
@@ -134,9 +142,10 @@ def start_engine(config: DictConfig) -> Engine:
 
 def plan(config: DictConfig, method: Any, task: Task, data: FederatedData) -> Plan:
     """All that a worker must know, in a simulation or at a client's node."""
+    attack, attackers = build.attack(config)
     return Plan(
         task=task,
-        client=method.client,
+        client=attack.wear(method.client, frozenset(attackers)) if attack and attackers else method.client,
         data=data,
         local=typed(config.client, ClientConfig),
         failures=typed(config.failures, FailureConfig),
@@ -188,6 +197,7 @@ def assemble(
         clock=build.clock(config, task, data, start.layout.dim),
         sampler=build.part(config.sampling, "sampling"),
         participation=config.participation,
+        collusion=conspiracy(*build.attack(config), folder),
     )
     return Loop(
         strategy=method,

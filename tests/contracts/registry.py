@@ -19,6 +19,10 @@ class Entry:
         """Overrides that select it."""
         return (f"strategy={self.strategy}", *self.overrides)
 
+    def has(self, group: str) -> bool:
+        """Whether it chooses an option of another group, such as ``attack``."""
+        return any(o.startswith(f"{group}=") for o in self.overrides)
+
 
 TABLE = (
     Entry("fedavg", "fedavg"),
@@ -45,6 +49,10 @@ TABLE = (
         "ggeur-scaffold", "ggeur", ("strategy.target=6", "strategy@strategy.base=scaffold"), adds_samples=True
     ),
     Entry("fedspeed-relaxed", "fedspeed", ("strategy.beta=0.2", "strategy.weighting=samples")),
+    Entry("fedsgd", "fedsgd", ("client.steps=1", "strategy.weight_decay=0.01")),
+    Entry("flag", "fedavg", ("aggregator=flag",)),
+    Entry("flag-reverse", "scaffold", ("aggregator=flag", "attack=reverse", "attack.fraction=0.34")),
+    Entry("alie", "fedspeed", ("attack=alie", "attack.fraction=0.34")),
     Entry("fedloge", "fedloge"),
     Entry("fedloge-head", "fedloge", ("strategy.train=head", "strategy.sse.bias=random")),
 )
