@@ -194,7 +194,7 @@ def _value(name: str, value: Any) -> Value:
     if isinstance(value, np.generic) or (isinstance(value, Tensor) and value.dim() == 0):
         value = value.item()
     if isinstance(value, bool | int | float | bytes):
-        return value
+        return _short(name, value)
     if isinstance(value, str):
         if not value:
             raise ClientError(f"value '{name}': an empty string cannot travel; leave the key out")
@@ -203,13 +203,21 @@ def _value(name: str, value: Any) -> Value:
         items = [v.item() if isinstance(v, np.generic) else v for v in value]
         kinds = {type(v) for v in items}
         if len(kinds) <= 1 and kinds <= {int, float, str}:
-            return items
+            return [_short(name, v) for v in items] if kinds == {int} else items
     if isinstance(value, numbers.Real):
         return float(value)
     raise ClientError(
         f"value '{name}': {type(value).__name__} cannot travel; "
         "send bool, int, float, str, bytes or a list of one of int, float, str (arrays belong in `arrays`)"
     )
+
+
+def _short(name: str, value: Any) -> Any:
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ClientError(
+            f"value '{name}': {value} needs more than 64 bits and cannot travel; send text or a float"
+        )
+    return value
 
 
 def _value_bytes(value: Value) -> int:
