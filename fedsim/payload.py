@@ -9,7 +9,7 @@ from __future__ import annotations
 import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 from fedsim.errors import ClientError
 
 Scalar = bool | int | float | str | bytes
+Number = TypeVar("Number", bound=Scalar)
 Value = Scalar | list[int] | list[float] | list[str]
 
 
@@ -212,7 +213,7 @@ def _value(name: str, value: Any) -> Value:
     )
 
 
-def _short(name: str, value: Any) -> Any:
+def _short(name: str, value: Number) -> Number:
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         raise ClientError(
             f"value '{name}': {value} needs more than 64 bits and cannot travel; send text or a float"
