@@ -29,7 +29,7 @@ from fedsim.given import Given
 from fedsim.loop import Loop
 from fedsim.server import Server
 from fedsim.settings import method_name, plain, run_dir, run_name
-from fedsim.task import Task
+from fedsim.task import Task, cross_entropy
 from fedsim.tracking import RunInfo, Trackers
 from fedsim.validation import validate
 from fedsim.vectors import FlatModel
@@ -111,6 +111,14 @@ def start_engine(config: DictConfig) -> Engine:
     from fedsim.engine.ray import RayEngine
 
     return RayEngine(typed(config.engine, RayConfig))
+
+
+def learning_task(config: DictConfig, given: Given, data: FederatedData) -> Task:
+    """The initial model, configured or handed over, and its loss."""
+    model = build.model(config, data.dataset, given.model)
+    if given.initial is not None:
+        model = build.initialised(model, given.initial, build.DTYPES[config.dtype])
+    return Task(model, given.loss or cross_entropy)
 
 
 def plan(config: DictConfig, method: Any, task: Task, data: FederatedData) -> Plan:

@@ -169,7 +169,6 @@ class Federation:
             self.running[name] = subprocess.Popen(
                 command,
                 env=self.environment,
-                cwd=self.folder,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -44,7 +44,7 @@ def asked(message: Any) -> tuple[int, int] | None:
     """Round (from 1) and client of a message that is work."""
     if "ask" not in message.content:
         return None
-    return message.content["ask"]["round"] + 1, message.content["ask"]["client"]
+    return message.content["broadcast"]["round"] + 1, message.content["ask"]["client"]
 
 
 class Spoiler:

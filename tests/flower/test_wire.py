@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,18 @@ from real import hashes
 
 import fedsim
 from fedsim.data.sources import heart_disease
-from fedsim.errors import ClientError, ConfigError
-from fedsim.flower.wire import Answer, Ask, answer_records, ask_records, pack, read_answer, read_ask
+from fedsim.engine.worker import Broadcast, Chunk
+from fedsim.errors import ClientError, ConfigError, EngineError
+from fedsim.flower import wire
+from fedsim.flower.wire import (
+    Answer,
+    answer_records,
+    ask_records,
+    read_answer,
+    read_ask,
+    shared_records,
+    stamp_state,
+)
 from fedsim.payload import Outcome, Payload
 from fedsim.vectors import hash_tensors
 
@@ -60,14 +72,21 @@ def equal(a: Payload, b: Payload) -> bool:
 
 def test_every_type_of_payload_arrives_as_it_was_sent() -> None:
     sent = everything()
-    for each, state in ((None, None), (sent, (3, 1))):
-        ask = Ask("run", 2, 4, 1, "fit", ("delta", "g"), state, sent, each)
-        got = read_ask(over_the_wire(ask_records(ask, pack(sent))))
-        assert (got.run, got.client, got.round, got.exchange, got.task) == ("run", 2, 4, 1, "fit")
-        assert got.fold == ("delta", "g")
-        assert got.state == state
-        assert equal(got.shared, sent)
-        assert (got.each is None) if each is None else equal(got.each, sent)
+    for each, state in (({}, {}), ({2: sent, 7: Payload()}, {2: stamp_state((3, 1))})):
+        shared = shared_records(Broadcast(4, "fit", sent, {"delta": ("mean", "sum"), "g": ("stack",)}))
+        got = read_ask(over_the_wire(ask_records(shared, Chunk([2, 7], each, state), 2, "run", 1)))
+        assert (got.run, got.client, got.broadcast.round, got.exchange, got.broadcast.task) == (
+            "run",
+            2,
+            4,
+            1,
+            "fit",
+        )
+        assert list(got.broadcast.fold) == ["delta", "g"]
+        assert got.state == ((3, 1) if state else None)
+        assert equal(got.broadcast.payload, sent)
+        assert list(got.chunk.each) == ([2] if each else [])
+        assert not each or equal(got.chunk.each[2], sent)
 
     outcome = Outcome(2, "ok", 3.0, sent.values, {"loss": float("nan")}, 10, 0, 7, 0.5)
     back = read_answer(over_the_wire(answer_records(Answer(outcome, sent.arrays, stateful=True))))
@@ -75,6 +94,33 @@ def test_every_type_of_payload_arrives_as_it_was_sent() -> None:
     assert (back.stateful, back.restarted, back.fatal) == (True, False, "")
     assert back.outcome.bytes_up == sent.nbytes
     assert back.outcome.metrics["loss"] != back.outcome.metrics["loss"]
+
+
+@dataclass(frozen=True)
+class MoreBroadcast(Broadcast):
+    standing: Payload | None = None
+    level: float | None = None
+
+
+@dataclass(frozen=True)
+class MoreChunk(Chunk):
+    rows: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    turns: Mapping[int, int] = field(default_factory=dict)
+    odd: Mapping[int, object] = field(default_factory=dict)
+
+
+def test_what_is_added_to_messages_travels_without_a_line_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "Broadcast", MoreBroadcast)
+    monkeypatch.setattr(wire, "Chunk", MoreChunk)
+    shared = shared_records(MoreBroadcast(0, "fit", Payload(), {}, Payload.of({"x": torch.ones(3)}), 0.5))
+    chunk = MoreChunk([4, 6], rows={"w": torch.arange(6.0).view(2, 3)}, turns={4: 1, 6: 9})
+    got: Any = read_ask(over_the_wire(ask_records(shared, chunk, 6, "run", 0)))
+    assert torch.equal(got.broadcast.standing.arrays["x"], torch.ones(3))
+    assert got.broadcast.level == 0.5
+    assert got.chunk.turns == {6: 9}
+    assert got.chunk.rows["w"].tolist() == [[3.0, 4.0, 5.0]]
+    with pytest.raises(EngineError, match=r"Chunk\.odd: set cannot travel"):
+        ask_records(shared, MoreChunk([4], odd={4: {1}}), 4, "run", 0)
 
 
 def test_a_whole_number_that_no_wire_carries_is_refused_in_a_simulation_too() -> None:
