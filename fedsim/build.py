@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,11 +19,17 @@ from torch import Tensor, nn
 
 from fedsim.data.dataset import Dataset, Samples
 from fedsim.data.federated import FederatedData
+from fedsim.data.local import LocalData
+from fedsim.data.longtail import local_tests
 from fedsim.data.partition import from_partitioner
 from fedsim.data.shards import Shards, holdout
 from fedsim.errors import ConfigError, FedsimError
 from fedsim.rng import key, numpy_rng
+from fedsim.task import Task
 from fedsim.validation import hint
+
+if TYPE_CHECKING:
+    from fedsim.system import Clock
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 Pair = tuple[Any, Any]  # x, y: tensors or arrays
@@ -76,14 +82,14 @@ def split(config: DictConfig, data: Dataset) -> FederatedData:
         parts = from_partitioner(labels, config.num_clients, rng, partitioner=cut)
     else:
         parts = cut(labels, config.num_clients, rng)
-    return _hold_out(config, data, Shards.of(parts))
+    return held_out(config, data, Shards.of(parts))
 
 
 def owned(config: DictConfig, data: Dataset, client: int) -> FederatedData:
     """All of ``data`` as the samples of one of the ``num_clients``: where clients bring their own, others have none."""
     parts = [np.empty(0, dtype=np.int64)] * config.num_clients
     parts[client] = np.arange(len(data.train), dtype=np.int64)
-    return _hold_out(config, data, Shards.of(parts))
+    return held_out(config, data, Shards.of(parts))
 
 
 def given_clients(config: DictConfig, clients: Sequence[Pair], test: Pair | None) -> FederatedData:
@@ -101,7 +107,7 @@ def given_clients(config: DictConfig, clients: Sequence[Pair], test: Pair | None
     held = None if test is None else Samples(torch.as_tensor(test[0]), torch.as_tensor(test[1]))
     y = torch.cat(ys)
     data = Dataset(Samples(torch.cat(xs), y), held, classes=_classes(y))
-    return _hold_out(config, data, Shards(np.arange(ends[-1], dtype=np.int64), ends))
+    return held_out(config, data, Shards(np.arange(ends[-1], dtype=np.int64), ends))
 
 
 def initialised(model: nn.Module, initial: Mapping[str, Tensor], dtype: torch.dtype) -> nn.Module:
@@ -160,6 +166,29 @@ def strategy(config: DictConfig, given: Any) -> Any:
     return built
 
 
+def clock(config: DictConfig, task: Task, data: FederatedData, dim: int) -> Clock | None:
+    """The virtual clock of the configured fleet, if there is one; ``dim`` is the number of parameters."""
+    if not config.system:
+        return None
+    from fedsim.system import System
+    from fedsim.system.cost import Cost, count_flops
+
+    dtype = DTYPES[config.dtype]
+    system = part(config.system, "system")
+    if not isinstance(system, System):
+        raise ConfigError(f"system: {config.system._target_} gave {type(system).__name__}, expected a System")
+
+    def measure() -> Cost:
+        train = data.dataset.train
+        batch = LocalData(train, torch.arange(len(train)), dtype, data.dataset.normalize).read(
+            torch.arange(2)
+        )
+        return count_flops(copy.deepcopy(task.model).to(dtype), batch.x, batch.y, task.loss)
+
+    copies = 3  # of the parameters while training: the model, its gradient, what was received
+    return system.start(data.num_clients, config.seed, copies * dim * dtype.itemsize / 1e6, measure)
+
+
 def typed(node: Any, kind: type) -> Any:
     """A plain instance of a configuration dataclass (fast attributes, picklable)."""
     plain = OmegaConf.to_container(node, resolve=True)
@@ -167,12 +196,34 @@ def typed(node: Any, kind: type) -> Any:
     return kind(**{str(k): v for k, v in plain.items() if k in names})  # type: ignore[union-attr]
 
 
-def _hold_out(config: DictConfig, data: Dataset, shards: Shards) -> FederatedData:
+def held_out(config: DictConfig, data: Dataset, shards: Shards) -> FederatedData:
+    """``data`` dealt out by ``shards``, with what each client is measured on set aside as configured."""
     fraction = config.evaluation.holdout
+    if config.evaluation.local_test:
+        return FederatedData(data, shards, local_test=_local_tests(config.seed, data, shards))
     if not fraction:
         return FederatedData(data, shards)
     train, held = holdout(shards, fraction, lambda i: numpy_rng(config.seed, "holdout", 0, i))
     return FederatedData(data, train, held)
+
+
+def classes_to_count(config: DictConfig, data: Dataset) -> int:
+    """The number of classes if they are to be measured one by one, else 0."""
+    if not config.evaluation.by_class:
+        return 0
+    if not data.num_classes or data.train.y.dim() != 1:
+        raise ConfigError("evaluation.by_class=true: this data set has no class labels; leave it false")
+    return data.num_classes
+
+
+def _local_tests(seed: int, data: Dataset, shards: Shards) -> Shards:
+    if data.test is None or not data.num_classes or data.test.y.dim() != 1:
+        raise ConfigError(
+            "evaluation.local_test=true: needs a test set with class labels, which this data set has not; "
+            "give evaluation.holdout=0.2 instead"
+        )
+    counts = shards.counts(data.train.y.numpy(), data.num_classes)
+    return local_tests(counts, data.test.y.numpy(), lambda i: numpy_rng(seed, "local test", 0, i))
 
 
 def _classes(y: Tensor) -> tuple[str, ...]:

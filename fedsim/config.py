@@ -85,7 +85,11 @@ class EvaluationConfig:
     every: int = MISSING  # rounds between evaluations of the global model; the last round is always evaluated
     batch_size: int = MISSING
     holdout: float = MISSING  # share of each client's samples kept as its own test set
-    clients_every: int = MISSING  # rounds between evaluations on each client's held-out part; 0: never
+    local_test: bool = (
+        MISSING  # true: each client's own test set is drawn from the common one, with its label mix
+    )
+    by_class: bool = MISSING  # also many/medium/few accuracy, F1 and the accuracy of every class
+    clients_every: int = MISSING  # rounds between evaluations on each client's own test set; 0: never
     stop_at_target: bool = MISSING  # end the run at the first evaluation that reaches `target`
     target: float | None = MISSING  # accuracy whose first crossing is reported as rounds-to-target
 
@@ -161,6 +165,7 @@ class RunConfig:
     data: Any = MISSING
     partition: Any = MISSING
     engine: EngineConfig = MISSING
+    sampling: Any = MISSING
     system: Any = MISSING
     topology: Any = MISSING
     attack: Any = MISSING

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,7 +15,9 @@ from fedsim import rng
 from fedsim.config import ClientConfig
 from fedsim.data.federated import FederatedData
 from fedsim.data.local import Batch, LocalData
-from fedsim.evaluation import evaluate, mean_of
+from fedsim.data.longtail import class_groups
+from fedsim.evaluation import evaluate, mean_of, measured
+from fedsim.heads import HeadSlots
 from fedsim.localpart import LocalPart
 from fedsim.payload import Payload, Update, Value
 from fedsim.task import Task
@@ -58,6 +61,9 @@ class Job:
     purpose: str = "fit"
     steps: int = 0  # done so far
     samples: int = 0  # seen so far
+    gradients: int = 0  # samples taken through a forward and a backward pass so far
+    forwards: int = 0  # samples taken through a forward pass alone so far
+    most_steps: int | None = None  # the device's time allows no more
     local_part: LocalPart = field(default_factory=LocalPart)
     own_anchor: Tensor | None = None
     kept: dict[str, Tensor] | None = None
@@ -72,7 +78,7 @@ class Job:
 
     @property
     def holdout(self) -> LocalData | None:
-        """This client's held-out samples; ``None`` when the run has none."""
+        """This client's own test samples, never trained on; ``None`` when the run has none."""
         return self.source.client_holdout(self.client, self.model.w.dtype)
 
     @property
@@ -85,6 +91,11 @@ class Job:
         """Names and offsets of the flat vectors."""
         return self.model.layout
 
+    @cached_property
+    def head(self) -> HeadSlots:
+        """Where the model's linear head lies in the flat vectors."""
+        return HeadSlots.of(self.layout)
+
     @property
     def lr(self) -> float:
         """Local learning rate of this round: ``lr * lr_decay ** round``."""
@@ -93,7 +104,8 @@ class Job:
     @property
     def num_steps(self) -> int:
         """Local steps K that ``batches`` will give."""
-        return num_steps(self.local, len(self.data), self.epochs)
+        steps = num_steps(self.local, len(self.data), self.epochs)
+        return steps if self.most_steps is None else min(steps, self.most_steps)
 
     @property
     def epochs(self) -> int:
@@ -139,7 +151,7 @@ class Job:
         for batch in self.data.batches(
             local.batch_size,
             epochs=self.epochs,
-            steps=local.steps,
+            steps=local.steps if self.most_steps is None else self.num_steps,
             shuffle=local.shuffle,
             rng=self.rng("batches"),
         ):
@@ -162,6 +174,7 @@ class Job:
         the loss is not logged twice. ``loss(output, y)`` and ``forward(model, x)`` replace the task's.
         """
         loss = loss or self.task.loss
+        self.gradients += len(batch.x)
         g, value = self.model.grad(w, batch.x, batch.y, loss, again=again, forward=forward)
         if not again:
             self.losses.append(value)
@@ -172,12 +185,14 @@ class Job:
         local, model = self.local, self.model
         if w is not model.w or local.clip_norm is not None or local.momentum:
             return self.sgd(w, self.grad(w, batch))
+        self.gradients += len(batch.x)
         loss = model.descend(batch.x, batch.y, self.task.loss, self.lr, local.weight_decay)
         self.losses.append(loss)
         return w
 
     def forward(self, w: Tensor, x: Tensor, call: Callable[[nn.Module, Tensor], Tensor]) -> Tensor:
         """``call(model, x)`` at ``w`` (d,), without gradient and without touching running statistics."""
+        self.forwards += len(x)
         return self.model.apply(w, x, call)
 
     def full_gradient(self, w: Tensor, batch_size: int = 512) -> Tensor:
@@ -235,10 +250,26 @@ class Job:
         What this client keeps of normalisation layers is put in place first.
         """
         received = self.start()
-        w = received if w is None else w
-        return mean_of(
-            evaluate(self.model, w, data, self.task, torch.split(torch.arange(len(data)), batch_size))
-        )
+        return self.measure(data, received if w is None else w, batch_size)
+
+    def measure(self, data: LocalData, w: Tensor, batch_size: int = 512) -> dict[str, float]:
+        """The same of ``w`` (d,) with the statistics that the model has at the moment."""
+        self.forwards += len(data)
+        rows = torch.split(torch.arange(len(data)), batch_size)
+        return mean_of(evaluate(self.model, w, data, self.task, rows), self._groups)
+
+    def score(self, logits: Tensor, y: Tensor) -> dict[str, float]:
+        """Means of loss and metrics of ``logits`` (n, C), however they came about, on targets ``y`` (n,)."""
+        return mean_of([measured(self.task, logits, y)], self._groups)
+
+    @property
+    def class_counts(self) -> Tensor:
+        """This client's training samples per class, int64 (C,)."""
+        return torch.from_numpy(self.source.class_counts(self.client)).to(self.model.w.device)
+
+    @property
+    def _groups(self) -> np.ndarray | None:
+        return class_groups(self.source.class_counts(self.client)) if self.task.by_class else None
 
     def part_is_missing(self, update: Update) -> bool:
         """Whether weights that stay with the client would be lost: trained, but not put aside by ``delta``."""

@@ -118,7 +118,8 @@ def learning_task(config: DictConfig, given: Given, data: FederatedData) -> Task
     model = build.model(config, data.dataset, given.model)
     if given.initial is not None:
         model = build.initialised(model, given.initial, build.DTYPES[config.dtype])
-    return Task(model, given.loss or cross_entropy)
+    by_class = build.classes_to_count(config, data.dataset)
+    return Task(model, given.loss or cross_entropy, by_class=by_class)
 
 
 def plan(config: DictConfig, method: Any, task: Task, data: FederatedData) -> Plan:
@@ -150,8 +151,10 @@ def assemble(
 ) -> Loop:
     """Give the engine its plan and put the loop together."""
     folder, work = run_dir(config), plan(config, method, task, data)
-    engine.start(work)
     start = FlatModel(copy.deepcopy(task.model), work.dtype)
+    if hasattr(method, "setup"):
+        method.setup(task, start.layout)
+    engine.start(work)
     checkpoints = typed(config.checkpoint, CheckpointConfig)
     server = Server(
         engine=engine,
@@ -166,8 +169,13 @@ def assemble(
         dtype=work.dtype,
         chunks=config.engine.chunks or (VECTORISED_CHUNKS if vectorises(work.vectorize, work.device) else 0),
         share_buffers=work.buffers == "average",
-        test_size=0 if data.dataset.test is None else len(data.dataset.test),
+        test_labels=None if data.dataset.test is None else data.dataset.test.y,
+        own_tests=data.local_test,
+        class_counts=data.all_counts(),
         eval_batch=config.evaluation.batch_size,
+        clock=build.clock(config, task, data, start.layout.dim),
+        sampler=build.part(config.sampling, "sampling"),
+        participation=config.participation,
     )
     return Loop(
         strategy=method,
@@ -175,7 +183,6 @@ def assemble(
         trackers=trackers,
         rounds=config.rounds,
         clients_per_round=min(config.clients_per_round, data.num_clients),
-        participation=config.participation,
         evaluation=typed(config.evaluation, EvaluationConfig),
         checkpoints=checkpoints,
         folder=folder,
@@ -219,8 +226,12 @@ def _draw(loop: Loop, data: FederatedData) -> None:
     try:
         figure_of({"run": [loop.history]}).savefig(loop.folder / "curves.png", dpi=150)
         y = data.dataset.train.y
-        if len(y) and data.dataset.num_classes and y.dim() == 1:
+        if data.dataset.num_classes and y.dim() == 1:
             draw_partition(data.shards, y.numpy(), data.dataset.classes, loop.folder / "partition.png")
+        if loop.server.clock is not None:
+            from fedsim.system.picture import draw_fleet
+
+            draw_fleet(loop.server.clock, loop.folder / "devices.png")
     except Exception as e:
         logging.getLogger(__name__).warning("pictures of %s could not be drawn: %s", loop.folder, e)
 
@@ -244,8 +255,9 @@ def summarise(loop: Loop, config: DictConfig, data: FederatedData) -> dict[str, 
     if config.evaluation.target is not None:
         reached = (r["round"] for r in rows if (r.get("accuracy") or 0) >= config.evaluation.target)
         out["rounds_to_target"] = next(reached, None)
-    for name in ("bytes_up", "bytes_down", "seconds"):
-        out[name] = sum(r[name] for r in rows)
+    for name in ("bytes_up", "bytes_down", "seconds", "sim_seconds", "joules"):
+        if any(r.get(name) is not None for r in rows):
+            out[name] = sum(r.get(name) or 0 for r in rows)
     if rows:
         out["weights_hash"] = rows[-1]["weights_hash"]
     return out

@@ -53,6 +53,8 @@ RANGES: Mapping[str, _Check] = {
     "client.momentum": (lambda v: 0 <= v < 1, "must be in [0, 1)"),
     "client.weight_decay": _NONNEGATIVE,
     "client.clip_norm": _POSITIVE,
+    "data.imbalance": _POSITIVE,
+    "data.largest": _AT_LEAST_1,
     "partition.alpha": _POSITIVE,
     "engine.workers": _NONNEGATIVE,
     "engine.threads": _AT_LEAST_1,
@@ -73,7 +75,7 @@ RANGES: Mapping[str, _Check] = {
     "checkpoint.memory_mb": _NONNEGATIVE,
 }
 
-NEEDS_TARGET = ("strategy", "aggregator")  # parts of a run that are named by class or function
+NEEDS_TARGET = ("strategy", "aggregator", "sampling")  # parts of a run that are named by class or function
 
 
 def validate(config: DictConfig) -> None:
@@ -96,6 +98,8 @@ def validate(config: DictConfig) -> None:
         _check_range(key, OmegaConf.select(config, key), possible, text)
     for key in NEEDS_TARGET:
         _check_target(key, config.get(key))
+    if config.system:
+        _check_target("system", config.system)
     _check_relations(config)
 
 
@@ -173,7 +177,6 @@ def _check_module(key: str, target: str) -> None:
 
 def _check_relations(config: DictConfig) -> None:
     for key in (
-        "system",
         "topology",
         "attack",
     ):  # groups whose parts are not built yet: nothing would read them
@@ -182,14 +185,20 @@ def _check_relations(config: DictConfig) -> None:
     if not 1 <= config.clients_per_round <= config.num_clients:
         given, most = config.clients_per_round, config.num_clients
         raise ConfigError(f"clients_per_round={given}: must be between 1 and num_clients ({most})")
+    if config.participation != "fixed" and not str(config.sampling.get("_target_")).endswith(".Uniform"):
+        raise ConfigError(f"participation={config.participation}: only sampling=uniform can do that")
     least, most = config.client.min_epochs, config.client.epochs
     if least is not None and least > most:
         raise ConfigError(f"client.min_epochs={least}: must not exceed client.epochs ({most})")
     if config.evaluation.stop_at_target and config.evaluation.target is None:
         raise ConfigError("evaluation.stop_at_target=true: needs evaluation.target, an accuracy in [0, 1]")
-    if config.evaluation.clients_every and not config.evaluation.holdout:
+    own = bool(config.evaluation.holdout), config.evaluation.local_test
+    if all(own):
+        raise ConfigError("evaluation.local_test=true: not together with evaluation.holdout; choose one")
+    if config.evaluation.clients_every and not any(own):
         raise ConfigError(
-            "evaluation.clients_every: clients are measured on held-out samples; give evaluation.holdout=0.2"
+            "evaluation.clients_every: clients are measured on test sets of their own; give evaluation.holdout=0.2, or "
+            "evaluation.local_test=true"
         )
     if config.engine.name == "serial" and config.engine.workers != 1:
         raise ConfigError(

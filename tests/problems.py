@@ -171,6 +171,9 @@ class Recorded:
     def client(self) -> Any:
         return self.inner.client
 
+    def setup(self, task: Any, layout: Any) -> None:
+        self.inner.setup(task, layout)
+
     def init(self, server: Server) -> dict[str, Any]:
         return self.inner.init(server)
 
@@ -191,6 +194,9 @@ class Recorded:
 
     def evaluate(self, server: Server, state: dict[str, Any]) -> dict[str, float]:
         return self.inner.evaluate(server, state)
+
+    def evaluate_clients(self, server: Server, state: dict[str, Any]) -> dict[str, float]:
+        return self.inner.evaluate_clients(server, state)
 
     def series(self, name: str) -> np.ndarray:
         """``(rounds, d)`` of one entry of the server state."""

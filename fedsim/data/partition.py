@@ -38,6 +38,7 @@ def dirichlet(
     alpha: float,
     min_samples: int,
     balanced: bool = False,
+    sampled: bool = False,
 ) -> Parts:
     """Label skew by Dirichlet proportions; smaller ``alpha``, stronger skew.
 
@@ -51,6 +52,9 @@ def dirichlet(
     a class prior q ~ Dir_C(alpha) and floor(N / m) labels from it. A class that runs out is used again from
     its start, so **samples may repeat**, across clients and within one, and others may stay unused.
 
+    ``sampled=True``: given q, every sample of the class draws its client from q on its own, as in the code of
+    FedLoGe (Xiao et al. 2024), instead of q's shares being rounded. With ``min_samples=0`` clients may stay empty.
+
     Args:
         labels: class labels ``(N,)``, integers from 0.
         num_clients: m.
@@ -58,18 +62,25 @@ def dirichlet(
         alpha: concentration, > 0.
         min_samples: smallest number of samples a client may have.
         balanced: see above.
+        sampled: see above.
 
     Raises:
         DataError: ``alpha`` is not positive or ``min_samples`` for every client is more than there is.
     """
     classes = _check(labels, num_clients, min_samples)
     _positive("alpha", alpha)
+    if balanced and sampled:
+        raise DataError(
+            "partition.sampled=true: not with balanced=true, which draws labels itself; choose one"
+        )
     if balanced:
         return _balanced(labels, num_clients, rng, alpha, classes)
     totals = np.bincount(labels, minlength=classes)
 
     def draw() -> np.ndarray:
         shares = rng.dirichlet(np.full(num_clients, alpha), size=classes)
+        if sampled:
+            return rng.multinomial(totals, shares).T
         return np.stack(
             [_apportion(share, total) for share, total in zip(shares, totals, strict=True)], axis=1
         )

@@ -20,7 +20,7 @@ from fedsim.engine.worker import Worker
 from fedsim.errors import ClientError, ConfigError
 from fedsim.flower.settings import Node
 from fedsim.flower.statefiles import StateFiles
-from fedsim.flower.wire import Answer, Ask, absent
+from fedsim.flower.wire import WIRE, Answer, Ask, absent
 from fedsim.fold import Folder
 from fedsim.given import Given
 from fedsim.settings import plain
@@ -52,14 +52,23 @@ class Site:
         """What the server wants to know before it gives this node work."""
         data = self.worker.data
         return {
+            "wire": WIRE,
             "client": self.node.client,
             "samples": int(data.shards.sizes[self.node.client]),
+            "counts": self._counts(),
             "own": self.node.own_data,
             "partition": data.shards.hash(),
             "layout": layout_name(self.worker.model),
             "host": socket.gethostname(),
             "instance": _claim(self.node),
         }
+
+    def _counts(self) -> list[int]:
+        """Samples per class where the data are the node's own: more than their numbers does not leave it."""
+        data = self.worker.data
+        if not self.node.own_data or not data.dataset.num_classes or data.dataset.train.y.dim() != 1:
+            return []
+        return [int(n) for n in data.class_counts(self.node.client)]
 
     def answer(self, ask: Ask) -> Answer:
         """Do what is asked with the state that the server names, and put a new state into its file."""

@@ -21,6 +21,7 @@ from fedsim.payload import Outcome, Payload
 
 Records = dict[str, ArrayRecord | MetricRecord | ConfigRecord]
 Stamp = tuple[int, int]  # round and exchange in which a client's state was made
+WIRE = 1  # of this format: both sides must speak the same
 Plain = bool | int | float | str
 
 

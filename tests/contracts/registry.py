@@ -38,4 +38,6 @@ TABLE = (
     Entry("fednova", "fednova"),
     Entry("moon", "moon"),
     Entry("fedspeed-relaxed", "fedspeed", ("strategy.beta=0.2", "strategy.weighting=samples")),
+    Entry("fedloge", "fedloge"),
+    Entry("fedloge-head", "fedloge", ("strategy.train=head", "strategy.sse.bias=random")),
 )
