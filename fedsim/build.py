@@ -84,14 +84,14 @@ def split(config: DictConfig, data: Dataset) -> FederatedData:
         parts = from_partitioner(labels, config.num_clients, rng, partitioner=cut)
     else:
         parts = cut(labels, config.num_clients, rng)
-    return _hold_out(config, data, Shards.of(parts))
+    return held_out(config, data, Shards.of(parts))
 
 
 def owned(config: DictConfig, data: Dataset, client: int) -> FederatedData:
     """All of ``data`` as the samples of one of the ``num_clients``: where clients bring their own, others have none."""
     parts = [np.empty(0, dtype=np.int64)] * config.num_clients
     parts[client] = np.arange(len(data.train), dtype=np.int64)
-    return _hold_out(config, data, Shards.of(parts))
+    return held_out(config, data, Shards.of(parts))
 
 
 def given_clients(
@@ -126,7 +126,7 @@ def given_clients(
     y = torch.cat(ys)
     kinds = {"groups": groups, "group_names": {"domain": names}} if names and domains else {}
     data = Dataset(Samples(torch.cat(xs), y), held, classes=_classes(y), **kinds)  # type: ignore[arg-type]
-    return _hold_out(config, data, Shards(np.arange(ends[-1], dtype=np.int64), ends))
+    return held_out(config, data, Shards(np.arange(ends[-1], dtype=np.int64), ends))
 
 
 def _codes(names: Sequence[str], values: Sequence[str], sizes: Sequence[int]) -> np.ndarray:
@@ -231,7 +231,8 @@ def typed(node: Any, kind: type) -> Any:
     return kind(**values)
 
 
-def _hold_out(config: DictConfig, data: Dataset, shards: Shards) -> FederatedData:
+def held_out(config: DictConfig, data: Dataset, shards: Shards) -> FederatedData:
+    """``data`` dealt out by ``shards``, with what each client is measured on set aside as configured."""
     fraction, own = config.evaluation.holdout, config.evaluation.clients_on == "domain"
     if own and config.evaluation.clients_every and data.domain("test") is None:
         raise ConfigError(

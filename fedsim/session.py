@@ -39,7 +39,7 @@ from fedsim.given import Given
 from fedsim.loop import Loop
 from fedsim.server import Server
 from fedsim.settings import method_name, plain, run_dir, run_name
-from fedsim.task import Task
+from fedsim.task import Task, cross_entropy
 from fedsim.tracking import RunInfo, Trackers
 from fedsim.validation import validate
 from fedsim.vectors import FlatModel
@@ -138,6 +138,15 @@ def start_engine(config: DictConfig) -> Engine:
     from fedsim.engine.ray import RayEngine
 
     return RayEngine(typed(config.engine, RayConfig))
+
+
+def learning_task(config: DictConfig, given: Given, data: FederatedData) -> Task:
+    """The initial model, configured or handed over, and its loss."""
+    model = build.model(config, data.dataset, given.model)
+    if given.initial is not None:
+        model = build.initialised(model, given.initial, build.DTYPES[config.dtype])
+    by_class = build.classes_to_count(config, data.dataset)
+    return Task(model, given.loss or cross_entropy, by_class=by_class)
 
 
 def plan(config: DictConfig, method: Any, task: Task, data: FederatedData) -> Plan:
@@ -248,7 +257,7 @@ def _draw(loop: Loop, data: FederatedData) -> None:
     try:
         figure_of({"run": [loop.history]}).savefig(loop.folder / "curves.png", dpi=150)
         y = data.dataset.train.y
-        if len(y) and data.dataset.num_classes and y.dim() == 1:
+        if data.dataset.num_classes and y.dim() == 1:
             draw_partition(data.shards, y.numpy(), data.dataset.classes, loop.folder / "partition.png")
         if loop.server.clock is not None:
             from fedsim.system.picture import draw_fleet
