@@ -119,6 +119,8 @@ def assemble(
     key: str,
 ) -> Loop:
     """Give the engine its plan and put the loop together."""
+    if given.cohorts is not None and getattr(method, "asynchronous", False):
+        raise ConfigError("cohorts: an asynchronous method starts clients by itself; leave cohorts out")
     buffers = getattr(method, "buffers", None) or config.buffers
     dtype, folder = build.DTYPES[config.dtype], run_dir(config)
     local, failures = typed(config.client, ClientConfig), typed(config.failures, FailureConfig)
