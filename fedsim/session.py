@@ -178,6 +178,8 @@ def assemble(
     key: str,
 ) -> Loop:
     """Give the engine its plan and put the loop together."""
+    if given.cohorts is not None and getattr(method, "asynchronous", False):
+        raise ConfigError("cohorts: an asynchronous method starts clients by itself; leave cohorts out")
     folder, work = run_dir(config), plan(config, method, task, data)
     start = FlatModel(copy.deepcopy(task.model), work.dtype)
     if hasattr(method, "setup"):

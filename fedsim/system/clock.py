@@ -15,7 +15,7 @@ from fedsim import rng
 from fedsim.payload import Outcome
 from fedsim.system.availability import Always, Presence
 from fedsim.system.cost import Cost
-from fedsim.system.devices import KB, MB, Fleet
+from fedsim.system.devices import KB, Fleet
 from fedsim.work import Work
 
 if TYPE_CHECKING:
@@ -60,6 +60,14 @@ class Schedule:
             for i, c in enumerate(self.ids.tolist())
             if (why := self.dropped.get(c))
         ]
+
+    def energy(self, i: int, until: float, fleet: Fleet) -> float:
+        """Joules that the i-th client spent on its transfers and its work until then; NaN where not known."""
+        down = min(until, self.down[i])
+        compute = min(max(until - self.down[i], 0.0), self.compute[i])
+        up = min(max(until - self.down[i] - self.compute[i], 0.0), self.up[i])
+        client = self.ids[i]
+        return float(fleet.compute_watts[client] * compute + fleet.radio_watts[client] * (down + up))
 
 
 @dataclass
@@ -160,7 +168,7 @@ class Clock:
         for o in outcomes:
             i = place[o.client]
             o.sim_seconds = float(min(plan.end[i], plan.seconds))
-            o.joules = self._energy(plan, i, o.sim_seconds)
+            o.joules = plan.energy(i, o.sim_seconds, self.fleet)
             self.lap.joules += o.joules
         self.learn(task, outcomes, plan.works)
 
@@ -176,6 +184,12 @@ class Clock:
         """Let virtual time pass."""
         self.now += seconds
         self.lap.seconds += seconds
+
+    def move(self, to: float, joules: float = 0.0) -> None:
+        """Let virtual time pass until then."""
+        self.lap.seconds += to - self.now
+        self.lap.joules += joules
+        self.now = to
 
     def save(self) -> dict[str, Any]:
         """Plain values for a checkpoint."""
@@ -253,18 +267,3 @@ class Clock:
             )
             for _, client in order[needed:]:
                 plan.dropped[client] = f"came after the first {needed}"
-
-    def _energy(self, plan: Schedule, i: int, until: float) -> float:
-        """Joules that client ``i`` of the plan spent on its transfers and its work until then."""
-        client = plan.ids[i]
-        down = min(until, plan.down[i])
-        compute = min(max(until - plan.down[i], 0.0), plan.compute[i])
-        up = min(max(until - plan.down[i] - plan.compute[i], 0.0), plan.up[i])
-        return float(
-            self.fleet.compute_watts[client] * compute + self.fleet.radio_watts[client] * (down + up)
-        )
-
-
-def megabytes(nbytes: float) -> float:
-    """Bytes in units of 10^6."""
-    return nbytes / MB
