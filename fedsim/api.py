@@ -140,6 +140,8 @@ def _run(config: DictConfig, given: Given, folder: Path, key: str) -> RunResult:
             loop.history = [r for r in read_rows(folder / "metrics.jsonl") if r["round"] <= loop.done]
         trackers.start(session.describe(config, folder, loop.done))
         data.shards.save(folder / "partition.npz")
+        if data.local_test is not None:
+            data.local_test.save(folder / "local_test.npz")
         try:
             weights = session.execute(loop, config, task, data)
         finally:

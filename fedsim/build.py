@@ -94,7 +94,8 @@ def given_clients(config: DictConfig, clients: Sequence[Pair], test: Pair | None
     ends = np.cumsum([0] + [len(x) for x in xs]).astype(np.int64)
     held = None if test is None else Samples(torch.as_tensor(test[0]), torch.as_tensor(test[1]))
     y = torch.cat(ys)
-    data = Dataset(Samples(torch.cat(xs), y), held, classes=_classes(y))
+    seen = y if held is None or held.y.dim() != 1 or y.dim() != 1 else torch.cat([y, held.y.to(y)])
+    data = Dataset(Samples(torch.cat(xs), y), held, classes=_classes(seen))
     return _hold_out(config, data, Shards(np.arange(ends[-1], dtype=np.int64), ends))
 
 

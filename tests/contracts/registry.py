@@ -12,6 +12,7 @@ class Entry:
     label: str
     strategy: str
     overrides: tuple[str, ...] = ()
+    needs_head: bool = False  # a model with features, a linear head and class labels
 
     @property
     def arguments(self) -> tuple[str, ...]:
@@ -36,8 +37,16 @@ TABLE = (
     Entry("fedsam", "fedsam"),
     Entry("mofedsam", "mofedsam"),
     Entry("fednova", "fednova"),
-    Entry("moon", "moon"),
+    Entry("moon", "moon", needs_head=True),
     Entry("fedspeed-relaxed", "fedspeed", ("strategy.beta=0.2", "strategy.weighting=samples")),
-    Entry("fedloge", "fedloge"),
-    Entry("fedloge-head", "fedloge", ("strategy.train=head", "strategy.sse.bias=random")),
+    Entry("fedloge", "fedloge", needs_head=True),
+    Entry("fedloge-head", "fedloge", ("strategy.train=head", "strategy.sse.bias=random"), needs_head=True),
+    Entry("fedavg-ft", "fedavg_ft"),
+    Entry("ditto", "ditto"),
+    Entry("fedper", "fedper", needs_head=True),
+    Entry("fedrep", "fedrep", needs_head=True),
+    Entry("fedrod", "fedrod", needs_head=True),
+    Entry("fedetf", "fedetf", needs_head=True),
+    Entry("logit-adjust", "logit_adjust", needs_head=True),
+    Entry("logit-adjust-all", "logit_adjust", ("strategy.prior=all",), needs_head=True),
 )
