@@ -15,6 +15,10 @@ from fedsim.server import Round, Server
 from strategies.base import State, check
 from strategies.fedavg import FedAvg
 
+ABSENT = -1e4  # log prior of a class that nobody has: finite, so that the state is
+
+ABSENT = -1e4  # log share of a class that nobody has: finite, so that the state is
+
 
 @dataclass(kw_only=True)
 class LogitAdjust(FedAvg):
@@ -43,8 +47,8 @@ class LogitAdjust(FedAvg):
         """Count first, where that is wanted."""
         if self.prior == "all" and "prior" not in state:
             everyone = range(server.num_clients)
-            counts = server.exchange(Message(), self.counting, task="counts", clients=everyone).total(
-                "counts"
-            )
-            state = state | {"prior": (counts / counts.sum()).log().clamp_min(-1e4).to(state["w"])}
+            replies = server.exchange(Message(), self.counting, task="counts", clients=everyone)
+            counts = replies.total("counts").double()
+            share = (counts / counts.sum()).log().clamp_min(ABSENT)
+            state = state | {"prior": share.to(state["w"])}
         return super().round(server, state, round)
