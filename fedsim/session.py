@@ -22,6 +22,7 @@ from fedsim.clientstore import ClientStore
 from fedsim.cohort import check_cohorts
 from fedsim.config import CheckpointConfig, ClientConfig, EvaluationConfig, FailureConfig, RayConfig
 from fedsim.data.federated import FederatedData
+from fedsim.data.longtail import class_groups
 from fedsim.engine.base import Engine, SerialEngine, pick_device
 from fedsim.engine.worker import Plan, vectorises
 from fedsim.errors import ConfigError
@@ -209,7 +210,15 @@ def _draw(loop: Loop, data: FederatedData) -> None:
         figure_of({"run": [loop.history]}).savefig(loop.folder / "curves.png", dpi=150)
         y = data.dataset.train.y
         if data.dataset.num_classes and y.dim() == 1:
-            draw_partition(data.shards, y.numpy(), data.dataset.classes, loop.folder / "partition.png")
+            held = data.all_counts() if loop.server.task.by_class else None
+            draw_partition(
+                data.shards,
+                y.numpy(),
+                data.dataset.classes,
+                loop.folder / "partition.png",
+                groups=None if held is None else class_groups(held),
+                local_test=data.local_test,
+            )
     except Exception as e:
         logging.getLogger(__name__).warning("pictures of %s could not be drawn: %s", loop.folder, e)
 
