@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,12 +19,17 @@ from torch import Tensor, nn
 
 from fedsim.data.dataset import Dataset, Samples
 from fedsim.data.federated import FederatedData
+from fedsim.data.local import LocalData
 from fedsim.data.longtail import local_tests
 from fedsim.data.partition import from_partitioner
 from fedsim.data.shards import Shards, holdout
 from fedsim.errors import ConfigError, FedsimError
 from fedsim.rng import key, numpy_rng
+from fedsim.task import Task
 from fedsim.validation import hint
+
+if TYPE_CHECKING:
+    from fedsim.system import Clock
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 Pair = tuple[Any, Any]  # x, y: tensors or arrays
@@ -77,6 +82,13 @@ def split(config: DictConfig, data: Dataset) -> FederatedData:
         parts = from_partitioner(labels, config.num_clients, rng, partitioner=cut)
     else:
         parts = cut(labels, config.num_clients, rng)
+    return _hold_out(config, data, Shards.of(parts))
+
+
+def owned(config: DictConfig, data: Dataset, client: int) -> FederatedData:
+    """All of ``data`` as the samples of one of the ``num_clients``: where clients bring their own, others have none."""
+    parts = [np.empty(0, dtype=np.int64)] * config.num_clients
+    parts[client] = np.arange(len(data.train), dtype=np.int64)
     return _hold_out(config, data, Shards.of(parts))
 
 
@@ -153,6 +165,29 @@ def strategy(config: DictConfig, given: Any) -> Any:
     ):  # else a subclass replaced the base's default
         built.aggregator = part(config.aggregator, "aggregator")
     return built
+
+
+def clock(config: DictConfig, task: Task, data: FederatedData, dim: int) -> Clock | None:
+    """The virtual clock of the configured fleet, if there is one; ``dim`` is the number of parameters."""
+    if not config.system:
+        return None
+    from fedsim.system import System
+    from fedsim.system.cost import Cost, count_flops
+
+    dtype = DTYPES[config.dtype]
+    system = part(config.system, "system")
+    if not isinstance(system, System):
+        raise ConfigError(f"system: {config.system._target_} gave {type(system).__name__}, expected a System")
+
+    def measure() -> Cost:
+        train = data.dataset.train
+        batch = LocalData(train, torch.arange(len(train)), dtype, data.dataset.normalize).read(
+            torch.arange(2)
+        )
+        return count_flops(copy.deepcopy(task.model).to(dtype), batch.x, batch.y, task.loss)
+
+    copies = 3  # of the parameters while training: the model, its gradient, what was received
+    return system.start(data.num_clients, config.seed, copies * dim * dtype.itemsize / 1e6, measure)
 
 
 def typed(node: Any, kind: type) -> Any:

@@ -48,7 +48,7 @@ class ClientConfig:
 class EngineConfig:
     """Where clients are computed (group ``engine``): what all engines share, and all the serial one has."""
 
-    name: str = MISSING  # serial | ray
+    name: str = MISSING  # serial | ray | flower
     workers: int = MISSING  # worker processes; 0: one per core (ray)
     threads: int = MISSING  # torch threads per worker; they change the bits, so they are part of the result
     device: str = MISSING  # auto | cpu | cuda
@@ -63,6 +63,19 @@ class RayConfig(EngineConfig):
     address: str | None = MISSING  # of a running Ray cluster
     store_mb: int = MISSING  # object store of an own Ray instance; 0: Ray's default, 30 % of memory
     timeout: float | None = MISSING  # seconds a chunk may take before the run is stopped; null: no limit
+
+
+@dataclass
+class FlowerConfig(EngineConfig):
+    """A deployment's own settings: clients are computed on Flower's SuperNodes."""
+
+    start: float = MISSING  # seconds to wait for the clients' nodes before round 1
+    wait_for: int = MISSING  # clients that must be there before round 1; 0: all
+    deadline: float | None = (
+        MISSING  # seconds a client has to answer, then it counts as dropped; null: no limit
+    )
+    poll: float = MISSING  # seconds between looks for replies
+    lost_state: str = MISSING  # restart | stop, when a node has lost what its client keeps between rounds
 
 
 @dataclass
@@ -152,6 +165,7 @@ class RunConfig:
     data: Any = MISSING
     partition: Any = MISSING
     engine: EngineConfig = MISSING
+    sampling: Any = MISSING
     system: Any = MISSING
     topology: Any = MISSING
     attack: Any = MISSING
@@ -161,7 +175,11 @@ class RunConfig:
     checkpoint: CheckpointConfig = MISSING
 
 
-ENGINES: dict[str, type[EngineConfig]] = {"serial": EngineConfig, "ray": RayConfig}
+ENGINES: dict[str, type[EngineConfig]] = {
+    "serial": EngineConfig,
+    "ray": RayConfig,
+    "flower": FlowerConfig,
+}
 
 
 def register() -> None:

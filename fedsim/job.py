@@ -61,6 +61,9 @@ class Job:
     purpose: str = "fit"
     steps: int = 0  # done so far
     samples: int = 0  # seen so far
+    gradients: int = 0  # samples taken through a forward and a backward pass so far
+    forwards: int = 0  # samples taken through a forward pass alone so far
+    most_steps: int | None = None  # the device's time allows no more
     local_part: LocalPart = field(default_factory=LocalPart)
     own_anchor: Tensor | None = None
     kept: dict[str, Tensor] | None = None
@@ -101,7 +104,8 @@ class Job:
     @property
     def num_steps(self) -> int:
         """Local steps K that ``batches`` will give."""
-        return num_steps(self.local, len(self.data), self.epochs, self._smallest)
+        steps = num_steps(self.local, len(self.data), self.epochs, self._smallest)
+        return steps if self.most_steps is None else min(steps, self.most_steps)
 
     @property
     def epochs(self) -> int:
@@ -155,7 +159,7 @@ class Job:
         for batch in self.data.batches(
             local.batch_size,
             epochs=self.epochs if epochs is None else epochs,
-            steps=local.steps if epochs is None else None,
+            steps=None if epochs is not None else local.steps if self.most_steps is None else self.num_steps,
             shuffle=local.shuffle,
             rng=self.rng(purpose),
             smallest=self._smallest,
@@ -183,6 +187,7 @@ class Job:
         the loss is not logged twice. ``loss(output, y)`` and ``forward(model, x)`` replace the task's.
         """
         loss = loss or self.task.loss
+        self.gradients += len(batch.x)
         g, value = self.model.grad(w, batch.x, batch.y, loss, again=again, forward=forward)
         if not again:
             self.losses.append(value)
@@ -193,12 +198,14 @@ class Job:
         local, model = self.local, self.model
         if w is not model.w or local.clip_norm is not None or local.momentum:
             return self.sgd(w, self.grad(w, batch))
+        self.gradients += len(batch.x)
         loss = model.descend(batch.x, batch.y, self.task.loss, self.lr, local.weight_decay)
         self.losses.append(loss)
         return w
 
     def forward(self, w: Tensor, x: Tensor, call: Callable[[nn.Module, Tensor], Tensor]) -> Tensor:
         """``call(model, x)`` at ``w`` (d,), without gradient and without touching running statistics."""
+        self.forwards += len(x)
         return self.model.apply(w, x, call)
 
     def full_gradient(self, w: Tensor, batch_size: int = 512) -> Tensor:
@@ -260,6 +267,7 @@ class Job:
 
     def measure(self, data: LocalData, w: Tensor, batch_size: int = 512) -> dict[str, float]:
         """The same of ``w`` (d,) with the statistics that the model has at the moment."""
+        self.forwards += len(data)
         rows = torch.split(torch.arange(len(data)), batch_size)
         return mean_of(evaluate(self.model, w, data, self.task, rows), self._groups)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -22,14 +23,21 @@ from fedsim.errors import ClientError
 from fedsim.evaluation import class_accuracy, mean_of, measured
 from fedsim.fold import Fold, combine, fold_kinds
 from fedsim.payload import Message, Outcome, Payload, Replies
+from fedsim.sampling import Population, Sampler, Uniform
 from fedsim.task import Task
 from fedsim.vectors import Layout, Weights
-from fedsim.work import local_epochs, num_steps
+from fedsim.work import Work, work_of
 
 if TYPE_CHECKING:
     from fedsim.engine.base import Engine
+    from fedsim.system.clock import Clock, Schedule
 
 EVALUATION_GROUPS = 4  # parts per worker that the test set is dealt into
+BESIDE = "simulator/"  # begins the names of its own entries in a checkpoint
+MEASURING = (
+    "evaluate",
+    "test",
+)  # exchanges of the simulator, not of the method: they cost no bytes and no time
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,7 @@ class Round:
     num_clients: int  # registered clients m
     seed: int
     local: ClientConfig
+    wanted: int | None = None  # answers after which nobody else is waited for
 
     @property
     def lr(self) -> float:
@@ -72,7 +81,11 @@ class Server:
     own_tests: Shards | None = None  # rows of the common test set that each client is measured on
     class_counts: np.ndarray | None = None  # (C,) training samples of all clients
     eval_batch: int = 512
+    clock: Clock | None = None  # virtual time, if devices are simulated
+    sampler: Sampler = field(default_factory=Uniform)
+    participation: str = "fixed"
     current: Round | None = None
+    exchanges: int = 0  # priced so far in the current round
     log: dict[str, float] = field(default_factory=dict)  # extra numbers for the round's row
     outcomes: list[Outcome] = field(default_factory=list)  # of the current round, all exchanges
     _features: tuple[Tensor, Tensor] | None = None
@@ -81,6 +94,31 @@ class Server:
     def num_clients(self) -> int:
         """Registered clients m."""
         return len(self.sizes)
+
+    @cached_property
+    def population(self) -> Population:
+        """The clients as sampling rules see them."""
+        return Population(self.sizes, self.seed, self.clock, self.participation)
+
+    def sample(self, count: int, *key: int, exclude: Collection[int] = ()) -> list[int]:
+        """Up to ``count`` clients to ask, outside ``exclude``, ascending; draws are keyed by ``key``."""
+        return self.sampler(self.population, count, *key, exclude=exclude)
+
+    def save(self) -> dict[str, Any]:
+        """What the simulator itself carries from round to round, for a checkpoint."""
+        out: dict[str, Any] = {}
+        if self.clock is not None:
+            out[f"{BESIDE}clock"] = self.clock.save()
+        if self.sampler.remembers:
+            out[f"{BESIDE}seen"] = self.population.save()
+        return out
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Go on from what ``save`` gave."""
+        if self.clock is not None:
+            self.clock.restore(saved[f"{BESIDE}clock"])
+        if self.sampler.remembers:
+            self.population.restore(saved[f"{BESIDE}seen"])
 
     def initial(self) -> Weights:
         """A copy of the initial model."""
@@ -96,30 +134,82 @@ class Server:
         return self.current
 
     def exchange(
-        self, message: Message, fold: Fold, *, task: str = "fit", clients: Sequence[int] | None = None
+        self,
+        message: Message,
+        fold: Fold,
+        *,
+        task: str = "fit",
+        clients: Sequence[int] | None = None,
+        wait: bool = True,
     ) -> Replies:
         """Send ``message`` to ``clients`` (the round's cohort), run their method ``task``, fold the updates.
 
-        Clients that refuse, fail or send non-finite values are left out and named in the outcomes; the failure policy
-        may stop the run. New client states are committed for accepted updates only.
+        Clients that refuse, fail, drop out or send non-finite values are left out and named in the outcomes; the
+        failure policy may stop the run. New client states are committed for accepted updates only. With
+        ``wait=False`` virtual time stands still, for exchanges that go on side by side: ``Clock.elapse`` ends them.
         """
         cohort = sorted(self.round.cohort if clients is None else clients)
+        broadcast = self._broadcast(message, fold, task, self.round.index)
+        works = {c: self._work(c) for c in cohort}
+        plan = None
+        if self.clock is not None and task not in MEASURING:
+            wanted = self.round.wanted if clients is None else None
+            plan = self._plan(self.clock, broadcast, message, works, wanted)
+            cohort, works = plan.answering, plan.works
+        outcomes, folded = self._run(broadcast, message, cohort, works)
+        if plan is not None:
+            outcomes = sorted([*outcomes, *plan.lost(task)], key=lambda o: o.client)
+            assert self.clock is not None
+            self.clock.settle(plan, outcomes, task)
+            if wait:
+                self.clock.elapse(plan.seconds)
+            self.exchanges += 1
+        self.outcomes.extend(outcomes)
+        return Replies(outcomes, folded, plan.seconds if plan else 0.0)
+
+    def _broadcast(self, message: Message, fold: Fold, task: str, index: int) -> Broadcast:
+        """What all clients of an exchange share, under the policy for BatchNorm statistics."""
         kinds = fold_kinds(fold)
         shared = message.shared
         if "buffers" in shared.arrays:
             if self.share_buffers and task == "fit":
-                kinds["buffers"] = ("mean",)
+                kinds.setdefault("buffers", ("mean",))
             elif not self.share_buffers:
                 shared = Payload({k: v for k, v in shared.arrays.items() if k != "buffers"}, shared.values)
-        work = [self._work(c) for c in cohort]
+        return Broadcast(index, task, shared, kinds)
+
+    def _plan(
+        self,
+        clock: Clock,
+        broadcast: Broadcast,
+        message: Message,
+        works: Mapping[int, Work],
+        wanted: int | None,
+    ) -> Schedule:
+        """Who will answer, and when. The first exchange of a kind is tried out on one client."""
+        task, index = broadcast.task, broadcast.round
+        size = broadcast.payload.nbytes
+        down = [size + (message.each[c].nbytes if c in message.each else 0) for c in works]
+        probe = next((c for c, w in works.items() if w.samples), None)
+        if clock.predicts and task not in clock.facts and probe is not None:
+            chunk = Chunk([probe], message.each, {probe: self.states.get(probe)})
+            (result,) = self.engine.map("run", broadcast, [chunk])
+            clock.learn(task, result.outcomes, {probe: works[probe]})
+        return clock.plan(works, down, task=task, round=index, number=self.exchanges, wanted=wanted)
+
+    def _run(
+        self, broadcast: Broadcast, message: Message, cohort: Sequence[int], works: Mapping[int, Work]
+    ) -> tuple[list[Outcome], dict[tuple[str, str], Tensor]]:
+        """Train ``cohort`` in chunks; outcomes in client order, and the folded updates."""
         chunks, costs = [], []
+        work = [1.0 + works[c].steps * works[c].batch for c in cohort]
         for span in cut(work, self.chunks, self.layout.dim):
             ids = cohort[span]
             each = {c: message.each[c] for c in ids if c in message.each}
             states = {c: s for c in ids if (s := self.states.get(c))}
-            chunks.append(Chunk(ids, each, states))
+            fewer = {c: works[c].steps for c in ids if works[c].short}
+            chunks.append(Chunk(ids, each, states, fewer))
             costs.append(sum(work[span]))
-        broadcast = Broadcast(self.round.index, task, shared, kinds)
         outcomes: list[Outcome] = []
 
         def accepted() -> object:
@@ -133,9 +223,8 @@ class Server:
 
         folded = combine(accepted())  # type: ignore[arg-type]
         for o in outcomes:
-            o.task = task
-        self.outcomes.extend(outcomes)
-        return Replies(outcomes, folded)
+            o.task = broadcast.task
+        return outcomes, folded
 
     @property
     def test_size(self) -> int:
@@ -176,9 +265,8 @@ class Server:
         arrays: Mapping[str, Tensor] = weights._asdict()
         return self.exchange(Message(Payload(arrays)), {}, task="evaluate", clients=clients)
 
-    def _work(self, client: int) -> float:
-        epochs = local_epochs(self.local, self.seed, self.round.index, client)
-        return 1.0 + num_steps(self.local, int(self.sizes[client]), epochs) * self.local.batch_size
+    def _work(self, client: int) -> Work:
+        return work_of(self.local, int(self.sizes[client]), self.seed, self.round.index, client)
 
     def _apply_policy(self, outcomes: Sequence[Outcome]) -> None:
         for o in outcomes:

@@ -104,9 +104,31 @@ def start_engine(config: DictConfig) -> Engine:
     """The configured engine, without work yet."""
     if config.engine.name == "serial":
         return SerialEngine()
+    if config.engine.name == "flower":
+        raise ConfigError(
+            "engine=flower: clients are computed at the nodes of a deployment; start it with `fedsim deploy local`, "
+            "or with `flwr run` (docs/deployment.md)"
+        )
     from fedsim.engine.ray import RayEngine
 
     return RayEngine(typed(config.engine, RayConfig))
+
+
+def plan(config: DictConfig, method: Any, task: Task, data: FederatedData) -> Plan:
+    """All that a worker must know, in a simulation or at a client's node."""
+    return Plan(
+        task=task,
+        client=method.client,
+        data=data,
+        local=typed(config.client, ClientConfig),
+        failures=typed(config.failures, FailureConfig),
+        seed=config.seed,
+        dtype=build.DTYPES[config.dtype],
+        buffers=getattr(method, "buffers", None) or config.buffers,
+        threads=config.engine.threads,
+        device=pick_device(config.engine.device),
+        vectorize=config.engine.vectorize,
+    )
 
 
 def assemble(
@@ -120,26 +142,11 @@ def assemble(
     key: str,
 ) -> Loop:
     """Give the engine its plan and put the loop together."""
-    buffers = getattr(method, "buffers", None) or config.buffers
-    dtype, folder = build.DTYPES[config.dtype], run_dir(config)
-    local, failures = typed(config.client, ClientConfig), typed(config.failures, FailureConfig)
-    plan = Plan(
-        task=task,
-        client=method.client,
-        data=data,
-        local=local,
-        failures=failures,
-        seed=config.seed,
-        dtype=dtype,
-        buffers=buffers,
-        threads=config.engine.threads,
-        device=pick_device(config.engine.device),
-        vectorize=config.engine.vectorize,
-    )
-    start = FlatModel(copy.deepcopy(task.model), dtype)
+    folder, work = run_dir(config), plan(config, method, task, data)
+    start = FlatModel(copy.deepcopy(task.model), work.dtype)
     if hasattr(method, "setup"):
         method.setup(task, start.layout)
-    engine.start(plan)
+    engine.start(work)
     checkpoints = typed(config.checkpoint, CheckpointConfig)
     server = Server(
         engine=engine,
@@ -147,17 +154,20 @@ def assemble(
         layout=start.layout,
         start=start.weights,
         sizes=data.shards.sizes,
-        local=local,
-        failures=failures,
+        local=work.local,
+        failures=work.failures,
         states=ClientStore(folder / "checkpoint", checkpoints.memory_mb << 20),
         seed=config.seed,
-        dtype=dtype,
-        chunks=config.engine.chunks or (VECTORISED_CHUNKS if vectorises(plan.vectorize, plan.device) else 0),
-        share_buffers=buffers == "average",
+        dtype=work.dtype,
+        chunks=config.engine.chunks or (VECTORISED_CHUNKS if vectorises(work.vectorize, work.device) else 0),
+        share_buffers=work.buffers == "average",
         test_labels=None if data.dataset.test is None else data.dataset.test.y,
         own_tests=data.local_test,
         class_counts=data.all_counts(),
         eval_batch=config.evaluation.batch_size,
+        clock=build.clock(config, task, data, start.layout.dim),
+        sampler=build.part(config.sampling, "sampling"),
+        participation=config.participation,
     )
     return Loop(
         strategy=method,
@@ -165,7 +175,6 @@ def assemble(
         trackers=trackers,
         rounds=config.rounds,
         clients_per_round=min(config.clients_per_round, data.num_clients),
-        participation=config.participation,
         evaluation=typed(config.evaluation, EvaluationConfig),
         checkpoints=checkpoints,
         folder=folder,
@@ -209,7 +218,7 @@ def _draw(loop: Loop, data: FederatedData) -> None:
     try:
         figure_of({"run": [loop.history]}).savefig(loop.folder / "curves.png", dpi=150)
         y = data.dataset.train.y
-        if data.dataset.num_classes and y.dim() == 1:
+        if len(y) and data.dataset.num_classes and y.dim() == 1:
             held = data.all_counts() if loop.server.task.by_class else None
             draw_partition(
                 data.shards,
@@ -219,6 +228,10 @@ def _draw(loop: Loop, data: FederatedData) -> None:
                 groups=None if held is None else class_groups(held),
                 local_test=data.local_test,
             )
+        if loop.server.clock is not None:
+            from fedsim.system.picture import draw_fleet
+
+            draw_fleet(loop.server.clock, loop.folder / "devices.png")
     except Exception as e:
         logging.getLogger(__name__).warning("pictures of %s could not be drawn: %s", loop.folder, e)
 
@@ -242,8 +255,9 @@ def summarise(loop: Loop, config: DictConfig, data: FederatedData) -> dict[str, 
     if config.evaluation.target is not None:
         reached = (r["round"] for r in rows if (r.get("accuracy") or 0) >= config.evaluation.target)
         out["rounds_to_target"] = next(reached, None)
-    for name in ("bytes_up", "bytes_down", "seconds"):
-        out[name] = sum(r[name] for r in rows)
+    for name in ("bytes_up", "bytes_down", "seconds", "sim_seconds", "joules"):
+        if any(r.get(name) is not None for r in rows):
+            out[name] = sum(r.get(name) or 0 for r in rows)
     if rows:
         out["weights_hash"] = rows[-1]["weights_hash"]
     return out

@@ -28,6 +28,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "engine.name": tuple(ENGINES),
     "engine.device": ("auto", "cpu", "cuda"),
     "engine.vectorize": ("auto", "on", "off"),
+    "engine.lost_state": ("restart", "stop"),
     "failures.policy": ("stop", "skip"),
     "failures.nonfinite": ("skip", "stop"),
     "tracker.console.mode": ("auto", "rich", "plain", "quiet"),
@@ -60,6 +61,10 @@ RANGES: Mapping[str, _Check] = {
     "engine.chunks": _NONNEGATIVE,
     "engine.store_mb": _NONNEGATIVE,
     "engine.timeout": _POSITIVE,
+    "engine.start": _POSITIVE,
+    "engine.wait_for": _NONNEGATIVE,
+    "engine.deadline": _POSITIVE,
+    "engine.poll": _POSITIVE,
     "evaluation.every": _AT_LEAST_1,
     "evaluation.batch_size": _AT_LEAST_1,
     "evaluation.clients_every": _NONNEGATIVE,
@@ -70,7 +75,7 @@ RANGES: Mapping[str, _Check] = {
     "checkpoint.memory_mb": _NONNEGATIVE,
 }
 
-NEEDS_TARGET = ("strategy", "aggregator")  # parts of a run that are named by class or function
+NEEDS_TARGET = ("strategy", "aggregator", "sampling")  # parts of a run that are named by class or function
 
 
 def validate(config: DictConfig) -> None:
@@ -93,6 +98,8 @@ def validate(config: DictConfig) -> None:
         _check_range(key, OmegaConf.select(config, key), possible, text)
     for key in NEEDS_TARGET:
         _check_target(key, config.get(key))
+    if config.system:
+        _check_target("system", config.system)
     _check_relations(config)
 
 
@@ -170,7 +177,6 @@ def _check_module(key: str, target: str) -> None:
 
 def _check_relations(config: DictConfig) -> None:
     for key in (
-        "system",
         "topology",
         "attack",
     ):  # groups whose parts are not built yet: nothing would read them
@@ -179,6 +185,8 @@ def _check_relations(config: DictConfig) -> None:
     if not 1 <= config.clients_per_round <= config.num_clients:
         given, most = config.clients_per_round, config.num_clients
         raise ConfigError(f"clients_per_round={given}: must be between 1 and num_clients ({most})")
+    if config.participation != "fixed" and not str(config.sampling.get("_target_")).endswith(".Uniform"):
+        raise ConfigError(f"participation={config.participation}: only sampling=uniform can do that")
     least, most = config.client.min_epochs, config.client.epochs
     if least is not None and least > most:
         raise ConfigError(f"client.min_epochs={least}: must not exceed client.epochs ({most})")

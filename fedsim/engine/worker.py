@@ -62,6 +62,7 @@ class Chunk:
     clients: Sequence[int]
     each: Mapping[int, Payload] = field(default_factory=dict)
     states: Mapping[int, Mapping[str, Tensor]] = field(default_factory=dict)
+    steps: Mapping[int, int] = field(default_factory=dict)  # bounds on local steps, where time is short
 
 
 @dataclass
@@ -97,10 +98,13 @@ class Worker:
             broadcast, chunk = _to(broadcast, chunk, self.plan.device)
         folder, outcomes = Folder(broadcast.fold), list[Outcome]()
         states: dict[int, dict[str, Tensor]] = {}
+        down = broadcast.payload.nbytes
         with torch.random.fork_rng(devices=[]):
             ready = self._train_together(broadcast, chunk)
             for client in chunk.clients:
-                outcome, state = self._one(broadcast, chunk, client, folder, ready.get(client))
+                each = chunk.each.get(client)
+                outcome = Outcome(client, "ok", bytes_down=down + (each.nbytes if each else 0))
+                state = self._one(broadcast, chunk, outcome, folder, ready.get(client))
                 outcomes.append(outcome)
                 if state is not None:
                     states[client] = {k: v.cpu() for k, v in state.items()}
@@ -122,11 +126,9 @@ class Worker:
         assert data is not None
         return data, self.model.load(weights.arrays["w"].to(self.plan.device), weights.arrays.get("buffers"))
 
-    def job(
-        self, broadcast: Broadcast, client: int, each: Payload | None, state: Mapping[str, Tensor]
-    ) -> Job:
+    def job(self, broadcast: Broadcast, chunk: Chunk, client: int) -> Job:
         """Build the job of one client."""
-        plan, message = self.plan, broadcast.payload
+        plan, message, each = self.plan, broadcast.payload, chunk.each.get(client)
         if each is not None:
             message = Payload({**message.arrays, **each.arrays}, {**message.values, **each.values})
         return Job(
@@ -137,27 +139,26 @@ class Worker:
             local=plan.local,
             seed=plan.seed,
             message=message,
-            state=state or self._fresh_state(),
+            state=chunk.states.get(client) or self._fresh_state(),
             source=self.data,
             purpose=broadcast.task,
             local_part=self.part,
+            most_steps=chunk.steps.get(client),
         )
 
     def _one(
         self,
         broadcast: Broadcast,
         chunk: Chunk,
-        client: int,
+        outcome: Outcome,
         folder: Folder,
         ready: tuple[Job, Update] | None = None,
-    ) -> tuple[Outcome, dict[str, Tensor] | None]:
-        each = chunk.each.get(client)
-        start = time.perf_counter()
-        down = broadcast.payload.nbytes + (each.nbytes if each else 0)
-        outcome = Outcome(client, "ok", bytes_down=down)
+    ) -> dict[str, Tensor] | None:
+        """Serve one client and fill in its ``outcome``; its new state, if it has one."""
+        client, start = outcome.client, time.perf_counter()
         state: dict[str, Tensor] | None = None
         for attempt in range(self.plan.failures.retries + 1):
-            job = ready[0] if ready else self.job(broadcast, client, each, chunk.states.get(client, {}))
+            job = ready[0] if ready else self.job(broadcast, chunk, client)
             try:
                 update = ready[1] if ready else self._call(job, broadcast.task)
                 state = self._fold_one(job, update, broadcast, folder, outcome)
@@ -174,8 +175,9 @@ class Worker:
                 if attempt:
                     outcome.metrics = {**outcome.metrics, "retries": float(attempt)}
             break
+        outcome.gradients, outcome.forwards = job.gradients, job.forwards
         outcome.seconds = time.perf_counter() - start
-        return outcome, state
+        return state
 
     def _train_together(self, broadcast: Broadcast, chunk: Chunk) -> dict[int, tuple[Job, Update]]:
         """Updates of clients trained vectorised; none where that is off, impossible or failed (then one by one)."""
@@ -262,7 +264,7 @@ class Worker:
 def _to(broadcast: Broadcast, chunk: Chunk, device: str) -> tuple[Broadcast, Chunk]:
     each = {c: p.to(device) for c, p in chunk.each.items()}
     states = {c: {k: v.to(device) for k, v in s.items()} for c, s in chunk.states.items()}
-    return replace(broadcast, payload=broadcast.payload.to(device)), Chunk(chunk.clients, each, states)
+    return replace(broadcast, payload=broadcast.payload.to(device)), replace(chunk, each=each, states=states)
 
 
 def vectorises(wish: str, device: str) -> bool:
