@@ -125,7 +125,8 @@ def given_clients(
         groups["test"] = {"domain": _codes(names, list(tests), [len(y) for _, y in tests.values()])}
     y = torch.cat(ys)
     kinds = {"groups": groups, "group_names": {"domain": names}} if names and domains else {}
-    data = Dataset(Samples(torch.cat(xs), y), held, classes=_classes(y), **kinds)  # type: ignore[arg-type]
+    seen = y if held is None or held.y.dim() != 1 or y.dim() != 1 else torch.cat([y, held.y.to(y)])
+    data = Dataset(Samples(torch.cat(xs), y), held, classes=_classes(seen), **kinds)  # type: ignore[arg-type]
     return held_out(config, data, Shards(np.arange(ends[-1], dtype=np.int64), ends))
 
 

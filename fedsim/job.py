@@ -117,7 +117,7 @@ class Job:
     @property
     def num_steps(self) -> int:
         """Local steps K that ``batches`` will give."""
-        steps = num_steps(self.local, len(self.data), self.epochs)
+        steps = num_steps(self.local, len(self.data), self.epochs, self._smallest)
         return steps if self.most_steps is None else min(steps, self.most_steps)
 
     @property
@@ -147,6 +147,10 @@ class Job:
             self.own_anchor = w.clone()
         return w
 
+    def restart(self) -> None:
+        """Begin a second phase of local training: momentum, losses and counted steps start anew, samples add up."""
+        self.momentum, self.losses, self.steps, self.clipped = None, [], 0, 0
+
     def delta(self, w: Tensor) -> Tensor:
         """``w - anchor`` (d,), in place, for the update; what stays with the client is kept and not sent."""
         self.kept = self.local_part.keep(self.model, w)
@@ -158,19 +162,28 @@ class Job:
             v[..., span] = 0
         return v
 
-    def batches(self) -> Iterator[Batch]:
-        """This round's mini-batches, by the configured epochs or steps, batch size and order."""
+    def batches(self, purpose: str = "batches", epochs: int | None = None) -> Iterator[Batch]:
+        """This round's mini-batches, by the configured epochs or steps, batch size and order.
+
+        Another ``purpose`` gives another order, for a phase of its own; ``epochs`` replaces the configured work. A
+        last batch of one sample is left out where the model has BatchNorm, which cannot train on it.
+        """
         local = self.local
         for batch in self.data.batches(
             local.batch_size,
-            epochs=self.epochs,
-            steps=local.steps if self.most_steps is None else self.num_steps,
+            epochs=self.epochs if epochs is None else epochs,
+            steps=None if epochs is not None else local.steps if self.most_steps is None else self.num_steps,
             shuffle=local.shuffle,
-            rng=self.rng("batches"),
+            rng=self.rng(purpose),
+            smallest=self._smallest,
         ):
             yield batch
             self.steps += 1
             self.samples += batch.x.shape[0]
+
+    @property
+    def _smallest(self) -> int:
+        return 2 if self.layout.batch_norm else 1
 
     def grad(
         self,

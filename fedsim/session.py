@@ -31,6 +31,7 @@ from fedsim.config import (
     RayConfig,
 )
 from fedsim.data.federated import FederatedData
+from fedsim.data.longtail import class_groups
 from fedsim.embedding import embedded
 from fedsim.engine.base import Engine, SerialEngine, pick_device
 from fedsim.engine.worker import Plan, vectorises
@@ -259,8 +260,16 @@ def _draw(loop: Loop, data: FederatedData) -> None:
     try:
         figure_of({"run": [loop.history]}).savefig(loop.folder / "curves.png", dpi=150)
         y = data.dataset.train.y
-        if data.dataset.num_classes and y.dim() == 1:
-            draw_partition(data.shards, y.numpy(), data.dataset.classes, loop.folder / "partition.png")
+        if len(y) and data.dataset.num_classes and y.dim() == 1:
+            held = data.all_counts() if loop.server.task.by_class else None
+            draw_partition(
+                data.shards,
+                y.numpy(),
+                data.dataset.classes,
+                loop.folder / "partition.png",
+                groups=None if held is None else class_groups(held),
+                local_test=data.local_test,
+            )
         if loop.server.clock is not None:
             from fedsim.system.picture import draw_fleet
 

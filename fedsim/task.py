@@ -57,6 +57,6 @@ class Task:
         out |= {name: float(fn(output, y)) * n for name, fn in metrics.items()}
         if self.by_class:
             guess = output.argmax(dim=-1)
-            counted = (y[guess == y], y, guess)
-            out["by_class"] = torch.stack([torch.bincount(t, minlength=self.by_class) for t in counted]).cpu()
+            counted = [torch.bincount(t, minlength=self.by_class) for t in (y[guess == y], y, guess)]
+            out["by_class"] = torch.stack([t[: self.by_class] for t in counted]).cpu()
         return out

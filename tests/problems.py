@@ -244,8 +244,14 @@ class Hooked:
     def setup(self, task: Any, layout: Any) -> None:
         self.inner.setup(task, layout)
 
+    def keeps(self, layout: Any) -> Any:
+        return self.inner.keeps(layout)
+
     def init_state(self, layout: Any) -> dict[str, Tensor]:
         return self.inner.init_state(layout)
+
+    def counts(self, job: Any) -> Any:
+        return self.inner.counts(job)
 
     def fit(self, job: Any) -> Any:
         self.hook(job)

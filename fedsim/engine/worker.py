@@ -87,7 +87,8 @@ class Worker:
         self.model = FlatModel(copy.deepcopy(plan.task.model), plan.dtype, plan.device)
         self.model.module.train()
         self.model.autocast = torch.bfloat16 if plan.local.autocast else None
-        self.part = LocalPart.of(plan.buffers, self.model.layout)
+        keeps = getattr(plan.client, "keeps", None)
+        self.part = LocalPart.of(plan.buffers, self.model.layout, keeps(self.model.layout) if keeps else ())
         self.data = plan.data.to(plan.device)
         self._vectorize = vectorises(plan.vectorize, plan.device)
         plan.client.setup(plan.task, self.model.layout)
@@ -261,7 +262,9 @@ class Worker:
                 f"{type(self.plan.client).__name__}.{task} returned {type(update).__name__}, not an Update"
             )
         if job.part_is_missing(update):
-            raise ClientError("buffers=all_local needs the update's delta to come from job.delta(w)")
+            raise ClientError(
+                "where weights stay with clients, the update's delta must come from job.delta(w)"
+            )
         return update
 
 
