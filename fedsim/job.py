@@ -206,14 +206,23 @@ class Job:
             self.losses.append(value)
         return g
 
-    def descend(self, w: Tensor, batch: Batch) -> Tensor:
-        """One plain local step, ``sgd(w, grad(w, batch))``; cheaper where nothing has to see the whole gradient."""
+    def descend(
+        self,
+        w: Tensor,
+        batch: Batch,
+        *,
+        loss: Callable[[Any, Tensor], Tensor] | None = None,
+        forward: Callable[[nn.Module, Tensor], Any] | None = None,
+    ) -> Tensor:
+        """One plain local step, ``sgd(w, grad(w, batch, loss=loss, forward=forward))``; cheaper where nothing has to
+        see the whole gradient."""
         local, model = self.local, self.model
         if w is not model.w or local.clip_norm is not None or local.momentum or local.adam:
-            return self.sgd(w, self.grad(w, batch))
+            return self.sgd(w, self.grad(w, batch, loss=loss, forward=forward))
         self.gradients += len(batch.x)
-        loss = model.descend(batch.x, batch.y, self.task.loss, self.lr, local.weight_decay)
-        self.losses.append(loss)
+        given = loss or self.task.loss
+        value = model.descend(batch.x, batch.y, given, self.lr, local.weight_decay, forward)
+        self.losses.append(value)
         return w
 
     def forward(self, w: Tensor, x: Tensor, call: Callable[[nn.Module, Tensor], Tensor]) -> Tensor:

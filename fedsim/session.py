@@ -289,11 +289,11 @@ def summarise(loop: Loop, config: DictConfig, data: FederatedData) -> dict[str, 
         "key": loop.key,
         "partition_hash": data.shards.hash(),
     }
-    for name in ("loss", "accuracy"):
+    for name in ("loss", "accuracy", "clients/loss", "clients/accuracy"):
         values = [r[name] for r in rows if r.get(name) is not None]
         if values:
             out[name] = values[-1]
-            out[f"best_{name}"] = min(values) if name == "loss" else max(values)
+            out[f"best_{name}"] = min(values) if name.endswith("loss") else max(values)
     if config.evaluation.target is not None:
         reached = (r["round"] for r in rows if (r.get("accuracy") or 0) >= config.evaluation.target)
         out["rounds_to_target"] = next(reached, None)
