@@ -410,3 +410,21 @@ def test_fedsgd_asks_for_one_step() -> None:
 @pytest.mark.parametrize("name", ["byzantine", "byzantine_paper"])
 def test_the_experiments_compose(name: str) -> None:
     validate(compose([f"experiment={name}"]))
+
+
+def test_the_grid_composes_and_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from argparse import Namespace
+
+    from experiments import byzantine
+
+    args = Namespace(out=str(tmp_path), what="digits", seeds=[0])
+    values = byzantine.cohort(args, 15, 2)
+    for rule, attack in (("Bulyan", "ALIE z=1.5"), ("flag, unit", "none")):
+        for kind in ("gradients", "local"):
+            settings = (*byzantine.train(kind, rule), *byzantine.RULES[rule], *byzantine.ATTACKS[attack])
+            validate(compose([o.format(**values) for o in (*byzantine.COMMON, *settings)]))
+    byzantine.report(args, {("mean", "none"): [90.0, 80.0], ("flag", "none"): [70.0, 71.0]}, "title")
+    assert "| mean | 85.0 |\n| flag | 70.5 |" in capsys.readouterr().out
+    rows = (tmp_path / "digits/table.csv").read_text().splitlines()
+    assert rows[1:] == ["mean,none,85.0,80.0,90.0,2", "flag,none,70.5,70.0,71.0,2"]
+    assert (tmp_path / "digits/heatmap.png").stat().st_size > 5000

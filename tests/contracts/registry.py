@@ -12,6 +12,7 @@ class Entry:
     label: str
     strategy: str
     overrides: tuple[str, ...] = ()
+    adds_samples: bool = False  # trains on samples made for each client, of class labels only
     draws: bool = False  # noise of each client's own enters its update, so that equal clients differ
     needs_head: bool = False  # a model with features, a linear head and class labels
 
@@ -45,12 +46,12 @@ TABLE = (
     Entry("moon", "moon", needs_head=True),
     Entry("fedntd", "fedntd", needs_head=True),
     Entry("fedproto", "fedproto", ("strategy.share=model",), needs_head=True),
-    Entry("ggeur", "ggeur", ("strategy.target=6",), draws=True, needs_head=True),
+    Entry("ggeur", "ggeur", ("strategy.target=6",), adds_samples=True, needs_head=True),
     Entry(
         "ggeur-scaffold",
         "ggeur",
         ("strategy.target=6", "strategy@strategy.base=scaffold"),
-        draws=True,
+        adds_samples=True,
         needs_head=True,
     ),
     Entry("silobn", "silobn"),

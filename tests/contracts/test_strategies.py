@@ -282,7 +282,7 @@ def identical(count: int) -> list[Pair]:
 @each_strategy
 def test_identical_clients_are_one_client(entry: Entry) -> None:
     """Full batches, everybody present: the model goes where a single client's would."""
-    if entry.draws:
+    if entry.draws or entry.adds_samples:
         pytest.skip("each client draws noise of its own")
     if entry.has("attack"):
         pytest.skip("attackers are not like the others")
@@ -306,7 +306,7 @@ def first_statistics(pair: Pair, order: Tensor) -> tuple[Tensor, Tensor]:
 @each_strategy
 def test_averaged_statistics_are_the_weighted_mean_and_counters_stay(entry: Entry) -> None:
     """One step a client on all its samples; the second look of a perturbed gradient must not count."""
-    if entry.draws:
+    if entry.adds_samples:
         pytest.skip("the numbers below are for the clients' own samples alone")
     clients = classes((4, 8, 12))
     problem = Problem(network("bn"), clients, ("rounds=1", "clients_per_round=3", "dtype=float64"))
@@ -325,7 +325,7 @@ def test_averaged_statistics_are_the_weighted_mean_and_counters_stay(entry: Entr
 @pytest.mark.parametrize("policy", ["local", "all_local"])
 @each_strategy
 def test_local_statistics_stay_with_their_client(entry: Entry, policy: str) -> None:
-    if entry.draws:
+    if entry.adds_samples:
         pytest.skip("the numbers below are for the clients' own samples alone")
     clients = classes((4, 8, 12))
     problem = Problem(network("bn"), clients, ("rounds=2", "clients_per_round=3", "dtype=float64"))
