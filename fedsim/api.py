@@ -131,7 +131,8 @@ def _run(config: DictConfig, given: Given, folder: Path, key: str) -> RunResult:
         model = build.model(config, data.dataset, given.model)
         if given.initial is not None:
             model = build.initialised(model, given.initial, build.DTYPES[config.dtype])
-        task = Task(model, given.loss or cross_entropy)
+        example = build.example(data, build.DTYPES[config.dtype])
+        task = Task(model, given.loss or cross_entropy, example=example.x)
         trackers.phase(f"starting the {config.engine.name} engine")
         engine = session.start_engine(config)
         loop = session.assemble(config, given, method, task, data, engine, trackers, key)

@@ -58,8 +58,9 @@ class Job:
     purpose: str = "fit"
     steps: int = 0  # done so far
     samples: int = 0  # seen so far
-    gradients: int = 0  # samples taken through a forward and a backward pass so far
-    forwards: int = 0  # samples taken through a forward pass alone so far
+    gradients: float = 0  # samples taken through a forward and a backward pass so far, times `effort`
+    forwards: float = 0  # samples taken through a forward pass alone so far, times `effort`
+    effort: float = 1  # what this client's model costs, as a share of the whole model
     most_steps: int | None = None  # the device's time allows no more
     local_part: LocalPart = field(default_factory=LocalPart)
     own_anchor: Tensor | None = None
@@ -166,7 +167,7 @@ class Job:
         the loss is not logged twice. ``loss(output, y)`` and ``forward(model, x)`` replace the task's.
         """
         loss = loss or self.task.loss
-        self.gradients += len(batch.x)
+        self.gradients += self.effort * len(batch.x)
         g, value = self.model.grad(w, batch.x, batch.y, loss, again=again, forward=forward)
         if not again:
             self.losses.append(value)
@@ -177,14 +178,14 @@ class Job:
         local, model = self.local, self.model
         if w is not model.w or local.clip_norm is not None or local.momentum:
             return self.sgd(w, self.grad(w, batch))
-        self.gradients += len(batch.x)
+        self.gradients += self.effort * len(batch.x)
         loss = model.descend(batch.x, batch.y, self.task.loss, self.lr, local.weight_decay)
         self.losses.append(loss)
         return w
 
     def forward(self, w: Tensor, x: Tensor, call: Callable[[nn.Module, Tensor], Tensor]) -> Tensor:
         """``call(model, x)`` at ``w`` (d,), without gradient and without touching running statistics."""
-        self.forwards += len(x)
+        self.forwards += self.effort * len(x)
         return self.model.apply(w, x, call)
 
     def full_gradient(self, w: Tensor, batch_size: int = 512) -> Tensor:
@@ -242,7 +243,7 @@ class Job:
         What this client keeps of normalisation layers is put in place first.
         """
         received = self.start()
-        self.forwards += len(data)
+        self.forwards += self.effort * len(data)
         w = received if w is None else w
         return mean_of(
             evaluate(self.model, w, data, self.task, torch.split(torch.arange(len(data)), batch_size))

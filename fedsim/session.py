@@ -124,6 +124,9 @@ def assemble(
     buffers = getattr(method, "buffers", None) or config.buffers
     dtype, folder = build.DTYPES[config.dtype], run_dir(config)
     local, failures = typed(config.client, ClientConfig), typed(config.failures, FailureConfig)
+    start = FlatModel(copy.deepcopy(task.model), dtype)
+    clock = build.clock(config, task, data, start.layout.dim)
+    classes = build.classes(config, local, method, data.num_clients, clock)
     plan = Plan(
         task=task,
         client=method.client,
@@ -136,9 +139,9 @@ def assemble(
         threads=config.engine.threads,
         device=pick_device(config.engine.device),
         vectorize=config.engine.vectorize,
+        classes=classes,
     )
     engine.start(plan)
-    start = FlatModel(copy.deepcopy(task.model), dtype)
     checkpoints = typed(config.checkpoint, CheckpointConfig)
     server = Server(
         engine=engine,
@@ -155,7 +158,8 @@ def assemble(
         share_buffers=buffers == "average",
         test_size=0 if data.dataset.test is None else len(data.dataset.test),
         eval_batch=config.evaluation.batch_size,
-        clock=build.clock(config, task, data, start.layout.dim),
+        clock=clock,
+        classes=classes,
         sampler=build.part(config.sampling, "sampling"),
         participation=config.participation,
     )

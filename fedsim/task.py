@@ -33,6 +33,7 @@ class Task:
     model: nn.Module
     loss: LossFn = cross_entropy
     metrics: Mapping[str, MetricFn] | None = None
+    example: Tensor | None = None  # two inputs, for whoever needs shapes
 
     def measure(self, output: Tensor, y: Tensor) -> dict[str, float]:
         """Sums over the batch of loss and metrics, as Python floats (add and divide by the sample count)."""
