@@ -19,9 +19,11 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from fedsim.attack import AttackLike, draw_attackers
+from fedsim.classes import Classes
+from fedsim.config import ClientConfig
 from fedsim.data.dataset import Dataset, Samples
 from fedsim.data.federated import FederatedData
-from fedsim.data.local import LocalData
+from fedsim.data.local import Batch, LocalData
 from fedsim.data.longtail import local_tests
 from fedsim.data.partition import from_partitioner
 from fedsim.data.shards import Shards, holdout
@@ -211,14 +213,32 @@ def clock(config: DictConfig, task: Task, data: FederatedData, dim: int) -> Cloc
         raise ConfigError(f"system: {config.system._target_} gave {type(system).__name__}, expected a System")
 
     def measure() -> Cost:
-        train = data.dataset.train
-        batch = LocalData(train, torch.arange(len(train)), dtype, data.dataset.normalize).read(
-            torch.arange(2)
-        )
+        batch = example(data, dtype)
         return count_flops(copy.deepcopy(task.model).to(dtype), batch.x, batch.y, task.loss)
 
     copies = 3  # of the parameters while training: the model, its gradient, what was received
     return system.start(data.num_clients, config.seed, copies * dim * dtype.itemsize / 1e6, measure)
+
+
+def example(data: FederatedData, dtype: torch.dtype) -> Batch:
+    """Two training samples as the model gets them, for whoever needs shapes."""
+    train = data.dataset.train
+    rows = torch.arange(len(train))
+    return LocalData(train, rows, dtype, data.dataset.normalize).read(rows[:2])
+
+
+def classes(
+    config: DictConfig, local: ClientConfig, method: Any, num_clients: int, clock: Clock | None
+) -> Classes | None:
+    """The configured kinds of clients, if there are any."""
+    if local.classes is None:
+        return None
+    found = Classes.of(local, num_clients, config.seed, None if clock is None else clock.fleet.speed)
+    if set(found.widths) != {1.0} and not getattr(method, "widths", False):
+        raise ConfigError(
+            "client.classes: a width needs a method that trains parts of the model; strategy=heterofl"
+        )
+    return found
 
 
 def typed(node: Any, kind: type) -> Any:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fedsim import rng
 from fedsim.attack import Collusion
+from fedsim.classes import Classes
 from fedsim.clientstore import ClientStore
 from fedsim.cohort import cut
 from fedsim.config import ClientConfig, FailureConfig
@@ -91,6 +92,7 @@ class Server:
     clock: Clock | None = None  # virtual time, if devices are simulated
     sampler: Sampler = field(default_factory=Uniform)
     participation: str = "fixed"
+    classes: Classes | None = None  # kinds of clients; None: all alike
     current: Round | None = None
     exchanges: int = 0  # priced so far in the current round
     collusion: Collusion | None = None  # attackers that see the honest updates
@@ -171,7 +173,7 @@ class Server:
         if plan is not None:
             outcomes = sorted([*outcomes, *plan.lost(task)], key=lambda o: o.client)
             assert self.clock is not None
-            self.clock.settle(plan, outcomes, task)
+            self.clock.settle(plan, outcomes, kind_of(broadcast))
             if wait:
                 self.clock.elapse(plan.seconds)
             self.exchanges += 1
@@ -191,11 +193,10 @@ class Server:
     def collect(self, message: Message, fold: Fold, steps: Mapping[int, int], index: int) -> Replies:
         """The updates of clients that departed, ``steps`` local steps each; time and log stay as they are."""
         works = {c: self._work(c, index).only(k) for c, k in steps.items()}
-        outcomes, folded = self._run(
-            self._broadcast(message, fold, "fit", index), message, list(steps), works
-        )
+        broadcast = self._broadcast(message, fold, "fit", index)
+        outcomes, folded = self._run(broadcast, message, list(steps), works)
         if self.clock is not None:
-            self.clock.learn("fit", outcomes, works)
+            self.clock.learn(kind_of(broadcast), outcomes, works)
         return Replies(outcomes, folded)
 
     def _broadcast(self, message: Message, fold: Fold, task: str, index: int) -> Broadcast:
@@ -219,7 +220,7 @@ class Server:
         return self.clock.plan(
             works,
             down,
-            task=broadcast.task,
+            kind=kind_of(broadcast),
             round=broadcast.round,
             number=self.exchanges,
             wanted=wanted,
@@ -228,10 +229,10 @@ class Server:
     def _try_out(self, broadcast: Broadcast, message: Message, works: Mapping[int, Work]) -> None:
         """Measure on one client what an exchange takes whose kind was not seen yet; its update is not used."""
         probe = next((c for c, w in works.items() if w.samples), None)
-        if self.clock is not None and broadcast.task not in self.clock.facts and probe is not None:
+        if self.clock is not None and kind_of(broadcast) not in self.clock.facts and probe is not None:
             chunk = Chunk([probe], message.each, {probe: self.states.get(probe)})
             (result,) = self.engine.map("run", broadcast, [chunk])
-            self.clock.learn(broadcast.task, result.outcomes, {probe: works[probe]})
+            self.clock.learn(kind_of(broadcast), result.outcomes, {probe: works[probe]})
 
     def _run(
         self, broadcast: Broadcast, message: Message, cohort: Sequence[int], works: Mapping[int, Work]
@@ -336,7 +337,8 @@ class Server:
         return self.exchange(Message(Payload(arrays)), {}, task="evaluate", clients=clients)
 
     def _work(self, client: int, index: int) -> Work:
-        return work_of(self.local, int(self.sizes[client]), self.seed, index, client)
+        local = self.classes.local(client) if self.classes else self.local
+        return work_of(local, int(self.sizes[client]), self.seed, index, client)
 
     def _apply_policy(self, outcomes: Sequence[Outcome]) -> None:
         for o in outcomes:
@@ -349,3 +351,8 @@ class Server:
                     f"client {o.client} {o.kind} in round {self.round.index + 1}: {o.reason.strip()}\n"
                     f"(failures.{key}=skip goes on without such clients)"
                 )
+
+
+def kind_of(broadcast: Broadcast) -> str:
+    """Exchanges of one kind cost alike: the same task on a message of the same size."""
+    return f"{broadcast.task}/{broadcast.payload.nbytes}"

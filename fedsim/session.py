@@ -40,6 +40,7 @@ from fedsim.given import Given
 from fedsim.loop import Loop
 from fedsim.server import Server
 from fedsim.settings import method_name, plain, run_dir, run_name
+from fedsim.system.clock import Clock
 from fedsim.task import Task, cross_entropy
 from fedsim.tracking import RunInfo, Trackers
 from fedsim.validation import validate
@@ -147,17 +148,19 @@ def learning_task(config: DictConfig, given: Given, data: FederatedData) -> Task
     if given.initial is not None:
         model = build.initialised(model, given.initial, build.DTYPES[config.dtype])
     by_class = build.classes_to_count(config, data.dataset)
-    return Task(model, given.loss or cross_entropy, by_class=by_class)
+    example = build.example(data, build.DTYPES[config.dtype])
+    return Task(model, given.loss or cross_entropy, by_class=by_class, example=example.x)
 
 
-def plan(config: DictConfig, method: Any, task: Task, data: FederatedData) -> Plan:
+def plan(config: DictConfig, method: Any, task: Task, data: FederatedData, clock: Clock | None) -> Plan:
     """All that a worker must know, in a simulation or at a client's node."""
+    local = typed(config.client, ClientConfig)
     attack, attackers = build.attack(config)
     return Plan(
         task=task,
         client=attack.wear(method.client, frozenset(attackers)) if attack and attackers else method.client,
         data=data,
-        local=typed(config.client, ClientConfig),
+        local=local,
         failures=typed(config.failures, FailureConfig),
         seed=config.seed,
         dtype=build.DTYPES[config.dtype],
@@ -165,6 +168,7 @@ def plan(config: DictConfig, method: Any, task: Task, data: FederatedData) -> Pl
         threads=config.engine.threads,
         device=pick_device(config.engine.device),
         vectorize=config.engine.vectorize,
+        classes=build.classes(config, local, method, data.num_clients, clock),
     )
 
 
@@ -181,8 +185,9 @@ def assemble(
     """Give the engine its plan and put the loop together."""
     if given.cohorts is not None and getattr(method, "asynchronous", False):
         raise ConfigError("cohorts: an asynchronous method starts clients by itself; leave cohorts out")
-    folder, work = run_dir(config), plan(config, method, task, data)
-    start = FlatModel(copy.deepcopy(task.model), work.dtype)
+    folder, start = run_dir(config), FlatModel(copy.deepcopy(task.model), build.DTYPES[config.dtype])
+    clock = build.clock(config, task, data, start.layout.dim)
+    work = plan(config, method, task, data, clock)
     if hasattr(method, "setup"):
         method.setup(task, start.layout)
     engine.start(work)
@@ -206,7 +211,8 @@ def assemble(
         test_domains=data.test_domains,
         client_domains=data.domain_names,
         eval_batch=config.evaluation.batch_size,
-        clock=build.clock(config, task, data, start.layout.dim),
+        clock=clock,
+        classes=work.classes,
         sampler=build.part(config.sampling, "sampling"),
         participation=config.participation,
         collusion=conspiracy(*build.attack(config), folder),

@@ -24,6 +24,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "participation": ("fixed", "bernoulli"),
     "buffers": ("average", "local", "all_local"),
     "client.autocast": ("bfloat16",),
+    "client.classes_by": ("random", "speed"),
     "client.clip": ("direction", "loss", "full"),
     "engine.name": tuple(ENGINES),
     "evaluation.clients_on": ("holdout", "domain"),

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedsim.classes import Classes
 from fedsim.config import ClientConfig, FailureConfig
 from fedsim.data.federated import FederatedData
 from fedsim.data.local import LocalData
@@ -43,6 +44,7 @@ class Plan:
     threads: int = 1
     device: str = "cpu"
     vectorize: str = "auto"
+    classes: Classes | None = None  # kinds of clients; None: all alike
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,7 @@ class Worker:
             round=broadcast.round,
             task=plan.task,
             model=self.model,
-            local=plan.local,
+            local=plan.classes.local(client) if plan.classes else plan.local,
             seed=plan.seed,
             message=message,
             state=chunk.states.get(client) or self._fresh_state(),
