@@ -101,7 +101,8 @@ def _build(config: DictConfig, owner: int | None) -> Worker:
         data = session.load_data(config, Given(), method)
     else:
         data = build.owned(config, build.dataset(config), owner)
-    task = Task(build.model(config, data.dataset, None), cross_entropy)
+    by_class = build.classes_to_count(config, data.dataset)
+    task = Task(build.model(config, data.dataset, None), cross_entropy, by_class=by_class)
     return Worker(session.plan(config, method, task, data))
 
 
