@@ -12,10 +12,16 @@ from problems import GOLDEN, Network, Problem, Recorded, classes, classification
 from torch import nn
 from torch.nn import functional as F
 
+import fedsim
 from clients.fedloge import FedLoGeClient
+from fedsim.api import run as run_config
 from fedsim.errors import ConfigError
 from fedsim.evaluation import over_clients
 from fedsim.heads import Head, HeadSlots
+from fedsim.models import Linear
+from fedsim.settings import compose, label_method
+from fedsim.tracking import read_rows
+from fedsim.validation import validate
 from fedsim.vectors import Slot
 
 
@@ -330,6 +336,10 @@ def test_a_narrow_body_is_refused_with_what_to_do():
         classification(model=narrow).run("strategy=fedloge")
     with pytest.raises(ConfigError, match=r"FedLoGe needs model.features.*Linear lacks them"):
         classification(model=nn.Linear(4, 3)).run("strategy=fedloge")
+    with pytest.raises(
+        ConfigError, match="FedLoGe trains the features; Linear has no parameters beside its head"
+    ):
+        classification(model=Linear((4,), 3)).run("strategy=fedloge")
 
 
 @pytest.mark.parametrize(
@@ -345,3 +355,53 @@ def test_a_narrow_body_is_refused_with_what_to_do():
 def test_impossible_options_are_named(override, words):
     with pytest.raises(ConfigError, match=words):
         classification().run("strategy=fedloge", override)
+
+
+# -- the experiments ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["digits_lt", "cifar10_lt_small", "cifar10_lt", "cifar100_lt"])
+def test_the_experiments_settings_are_possible(name):
+    config = compose([f"experiment={name}"])
+    validate(config)
+    client = config.client
+    assert (client.lr, client.momentum, client.weight_decay, client.clip_norm) == (0.03, 0.5, 0, None)
+    assert config.evaluation.local_test and config.partition.sampled and config.partition.min_samples == 0
+
+
+def test_the_experiments_table_reads_what_runs_wrote(tmp_path):
+    from experiments import long_tail
+
+    few = ["rounds=2", "evaluation.every=1", "evaluation.clients_every=1", "client.steps=2", "engine=serial"]
+    settings = ["experiment=digits_lt", "model=mlp", f"out={tmp_path}", "tracker=quiet", *few]
+    for label in ("fedavg_heads", "fedrep"):
+        run_config(label_method(compose([*settings, f"method={label}", *long_tail.METHODS[label]]), label))
+    frame = long_tail.table(tmp_path / "digits_lt").set_index("method")
+    assert list(frame.index) == ["FedAvg", "FedAvg, realigned", "FedAvg, private head", "FedRep"]
+    rows = read_rows(next(tmp_path.glob("digits_lt/fedavg_heads*")) / "metrics.jsonl")
+    mean = 100 * np.mean([r["plain/accuracy"] for r in rows])
+    assert frame.loc["FedAvg", "GM accuracy"] == pytest.approx(mean)
+    own = 100 * np.mean([r["clients/phi/few/accuracy"] for r in rows])
+    assert frame.loc["FedAvg, private head", "PM few"] == pytest.approx(own, nan_ok=True)
+    assert np.isnan(frame.loc["FedRep", "GM accuracy"])
+    text = long_tail.markdown(frame.reset_index())
+    assert text.count("\n") == 5 and f"{mean:.1f}" in text
+    long_tail.draw(frame.reset_index(), tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").stat().st_size > 5000
+
+
+def test_realigning_moves_accuracy_from_head_to_tail():
+    """The specification's check in its direction, on few rounds: FedAvg's head on the long-tailed digits."""
+    short = [
+        "model=mlp",
+        "rounds=15",
+        "evaluation.every=15",
+        "evaluation.clients_every=15",
+        "client.epochs=3",
+    ]
+    options = ["strategy=fedloge", "strategy.train=head", "engine=serial", "tracker=quiet"]
+    row = fedsim.simulate(["experiment=digits_lt", *short, *options]).rows[-1]
+    assert row["few/accuracy"] > row["plain/few/accuracy"]
+    assert row["medium/accuracy"] > row["plain/medium/accuracy"]
+    assert row["accuracy"] > row["plain/accuracy"]
+    assert np.std(row["class_accuracy"]) < np.std(row["plain/class_accuracy"])
