@@ -111,6 +111,33 @@ class CNN(Model):
         return F.relu(self.fc(x.flatten(1)))
 
 
+class ConvNet(Model):
+    """3x3 convolutions, each with norm and ReLU, 2x2 max pooling between them, and the mean over positions.
+
+    Args:
+        input_shape: (C, H, W).
+        num_classes: C.
+        channels: of the convolutions; the last one is the feature size.
+        norm: ``batch`` or ``group``.
+        groups: groups of each GroupNorm; divides all channels. Not used with ``batch``.
+    """
+
+    def __init__(
+        self, input_shape: Sequence[int], num_classes: int, *, channels: Sequence[int], norm: str, groups: int
+    ) -> None:
+        super().__init__()
+        inputs, _, _ = _image(input_shape, "convnet", smallest=2 ** (len(channels) - 1))
+        self.convs = nn.ModuleList(_conv(a, b, 3, 1) for a, b in pairwise([inputs, *channels]))
+        self.norms = nn.ModuleList(_norm(c, norm, groups) for c in channels)
+        self.head = nn.Linear(channels[-1], num_classes)
+
+    def features(self, x: Tensor) -> Tensor:
+        """Mean over positions of the last layer ``(B, channels[-1])``."""
+        for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+            x = F.relu(norm(conv(F.max_pool2d(x, 2) if i else x)))
+        return x.mean(dim=(2, 3))
+
+
 class DigitsCNN(Model):
     """Digits network of FedBN (Li et al. 2021), as in FRAug: three 5x5 convolutions, two hidden layers, BatchNorm.
 
