@@ -49,7 +49,7 @@ TABLE = (
         "ggeur-scaffold", "ggeur", ("strategy.target=6", "strategy@strategy.base=scaffold"), adds_samples=True
     ),
     Entry("fedspeed-relaxed", "fedspeed", ("strategy.beta=0.2", "strategy.weighting=samples")),
-    Entry("fedsgd", "fedsgd", ("client.steps=1", "strategy.weight_decay=0.01")),
+    Entry("fedsgd", "fedsgd", ("client.steps=1",)),
     Entry("flag", "fedavg", ("aggregator=flag",)),
     Entry("flag-reverse", "scaffold", ("aggregator=flag", "attack=reverse", "attack.fraction=0.34")),
     Entry("alie", "fedspeed", ("attack=alie", "attack.fraction=0.34")),
