@@ -19,6 +19,7 @@ from fedsim.flower.exchange import Exchange
 from fedsim.flower.nodes import Nodes
 from fedsim.flower.wire import Answer, Ask, ask_records, failed, pack, read_stamp, stamp_state
 from fedsim.fold import Folder
+from fedsim.payload import Payload
 
 
 class FlowerEngine:
@@ -76,7 +77,10 @@ class FlowerEngine:
         assert self._plan is not None, "start(plan) comes first"
         self._exchange = self._exchange + 1 if broadcast.round == self._round else 0
         self._round = broadcast.round
-        number, shared = self._exchange, pack(broadcast.payload)
+        payload = broadcast.payload  # nodes keep nothing between exchanges: what stands is sent along
+        if (standing := broadcast.standing) is not None:
+            payload = Payload({**standing.arrays, **payload.arrays}, {**standing.values, **payload.values})
+        number, shared = self._exchange, pack(payload)
         self._nodes.event("exchange", round=broadcast.round + 1, exchange=number, task=broadcast.task)
         place = {client: chunk for chunk in chunks for client in chunk.clients}
 
@@ -90,7 +94,7 @@ class FlowerEngine:
                 task=broadcast.task,
                 fold=tuple(broadcast.fold),
                 state=read_stamp(chunk.states.get(client, {})),
-                shared=broadcast.payload,
+                shared=payload,
                 each=chunk.each.get(client),
             )
             return ask_records(ask, shared)

@@ -80,7 +80,7 @@ class Site:
         except ClientError as error:  # it wrote to what it was lent: no policy excuses that
             return Answer(absent(ask.client, "failed", str(error)).outcome, {}, fatal=str(error))
         (outcome,) = result.outcomes
-        arrays = {name: rows[0] for name, rows in result.folder.rows.items() if rows}
+        arrays = {name: rows[0] for (name, _), rows in result.folder.rows.items() if rows}
         new = result.states.get(ask.client)
         if new is not None:
             files.write((ask.round, ask.exchange), new)

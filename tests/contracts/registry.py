@@ -13,6 +13,7 @@ class Entry:
     strategy: str
     overrides: tuple[str, ...] = ()
     needs_head: bool = False  # a model with features, a linear head and class labels
+    adds_samples: bool = False  # trains on samples made for each client, of class labels only
 
     @property
     def arguments(self) -> tuple[str, ...]:
@@ -38,6 +39,12 @@ TABLE = (
     Entry("mofedsam", "mofedsam"),
     Entry("fednova", "fednova"),
     Entry("moon", "moon", needs_head=True),
+    Entry("fedntd", "fedntd"),
+    Entry("fedproto", "fedproto", ("strategy.share=model",)),
+    Entry("ggeur", "ggeur", ("strategy.target=6",), adds_samples=True),
+    Entry(
+        "ggeur-scaffold", "ggeur", ("strategy.target=6", "strategy@strategy.base=scaffold"), adds_samples=True
+    ),
     Entry("fedspeed-relaxed", "fedspeed", ("strategy.beta=0.2", "strategy.weighting=samples")),
     Entry("fedloge", "fedloge", needs_head=True),
     Entry("fedloge-head", "fedloge", ("strategy.train=head", "strategy.sse.bias=random"), needs_head=True),
