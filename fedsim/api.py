@@ -19,7 +19,7 @@ from fedsim.data.federated import FederatedData
 from fedsim.engine.base import Engine
 from fedsim.given import Given
 from fedsim.settings import compose, run_dir, run_key, run_name
-from fedsim.task import LossFn, Task, cross_entropy
+from fedsim.task import LossFn
 from fedsim.tracking import build as build_trackers
 from fedsim.tracking import read_rows
 
@@ -149,10 +149,7 @@ def _run(
     try:
         trackers.phase("loading data")
         data = data or session.load_data(config, given, method)
-        model = build.model(config, data.dataset, given.model)
-        if given.initial is not None:
-            model = build.initialised(model, given.initial, build.DTYPES[config.dtype])
-        task = Task(model, given.loss or cross_entropy, by_class=build.classes_to_count(config, data.dataset))
+        task = session.learning_task(config, given, data)
         trackers.phase(f"starting the {config.engine.name} engine")
         engine = engine or session.start_engine(config)
         loop = session.assemble(config, given, method, task, data, engine, trackers, key)

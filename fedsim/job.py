@@ -62,8 +62,9 @@ class Job:
     purpose: str = "fit"
     steps: int = 0  # done so far
     samples: int = 0  # seen so far
-    gradients: int = 0  # samples taken through a forward and a backward pass so far
-    forwards: int = 0  # samples taken through a forward pass alone so far
+    gradients: float = 0  # samples taken through a forward and a backward pass so far, times `effort`
+    forwards: float = 0  # samples taken through a forward pass alone so far, times `effort`
+    effort: float = 1  # what this client's model costs, as a share of the whole model
     most_steps: int | None = None  # the device's time allows no more
     local_part: LocalPart = field(default_factory=LocalPart)
     own_anchor: Tensor | None = None
@@ -200,25 +201,34 @@ class Job:
         the loss is not logged twice. ``loss(output, y)`` and ``forward(model, x)`` replace the task's.
         """
         loss = loss or self.task.loss
-        self.gradients += len(batch.x)
+        self.gradients += self.effort * len(batch.x)
         g, value = self.model.grad(w, batch.x, batch.y, loss, again=again, forward=forward)
         if not again:
             self.losses.append(value)
         return g
 
-    def descend(self, w: Tensor, batch: Batch) -> Tensor:
-        """One plain local step, ``sgd(w, grad(w, batch))``; cheaper where nothing has to see the whole gradient."""
+    def descend(
+        self,
+        w: Tensor,
+        batch: Batch,
+        *,
+        loss: Callable[[Any, Tensor], Tensor] | None = None,
+        forward: Callable[[nn.Module, Tensor], Any] | None = None,
+    ) -> Tensor:
+        """One plain local step, ``sgd(w, grad(w, batch, loss=loss, forward=forward))``; cheaper where nothing has to
+        see the whole gradient."""
         local, model = self.local, self.model
         if w is not model.w or local.clip_norm is not None or local.momentum or local.adam:
-            return self.sgd(w, self.grad(w, batch))
-        self.gradients += len(batch.x)
-        loss = model.descend(batch.x, batch.y, self.task.loss, self.lr, local.weight_decay)
-        self.losses.append(loss)
+            return self.sgd(w, self.grad(w, batch, loss=loss, forward=forward))
+        self.gradients += self.effort * len(batch.x)
+        given = loss or self.task.loss
+        value = model.descend(batch.x, batch.y, given, self.lr, local.weight_decay, forward)
+        self.losses.append(value)
         return w
 
     def forward(self, w: Tensor, x: Tensor, call: Callable[[nn.Module, Tensor], Tensor]) -> Tensor:
         """``call(model, x)`` at ``w`` (d,), without gradient and without touching running statistics."""
-        self.forwards += len(x)
+        self.forwards += self.effort * len(x)
         return self.model.apply(w, x, call)
 
     def full_gradient(self, w: Tensor, batch_size: int = 512) -> Tensor:
@@ -303,7 +313,7 @@ class Job:
 
     def measure(self, data: LocalData, w: Tensor, batch_size: int = 512) -> dict[str, float]:
         """The same of ``w`` (d,) with the statistics that the model has at the moment."""
-        self.forwards += len(data)
+        self.forwards += self.effort * len(data)
         rows = torch.split(torch.arange(len(data)), batch_size)
         return mean_of(evaluate(self.model, w, data, self.task, rows), self._groups)
 

@@ -37,6 +37,7 @@ class Task:
     loss: LossFn = cross_entropy
     metrics: Mapping[str, MetricFn] | None = None
     by_class: int = 0
+    example: Tensor | None = None  # two inputs, for whoever needs shapes
 
     def measure(self, output: Tensor, y: Tensor) -> dict[str, Any]:
         """Sums over the batch of loss and metrics, as Python floats (add and divide by the sample count).

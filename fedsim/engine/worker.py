@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedsim.classes import Classes
 from fedsim.config import ClientConfig, FailureConfig
 from fedsim.data.federated import FederatedData
 from fedsim.data.local import LocalData
@@ -43,6 +44,7 @@ class Plan:
     threads: int = 1
     device: str = "cpu"
     vectorize: str = "auto"
+    classes: Classes | None = None  # kinds of clients; None: all alike
 
 
 @dataclass(frozen=True)
@@ -93,11 +95,11 @@ class Worker:
         self._vectorize = vectorises(plan.vectorize, plan.device)
         plan.client.setup(plan.task, self.model.layout)
 
-    def run(self, broadcast: Broadcast, chunk: Chunk) -> ChunkResult:
-        """Run the clients of ``chunk`` and fold their updates in client order."""
+    def run(self, broadcast: Broadcast, chunk: Chunk, folder: Folder | None = None) -> ChunkResult:
+        """Run the clients of ``chunk`` and fold their updates in client order (into ``folder``, if given)."""
         if self.plan.device != "cpu":
             broadcast, chunk = _to(broadcast, chunk, self.plan.device)
-        folder, outcomes = Folder(broadcast.fold), list[Outcome]()
+        folder, outcomes = folder or Folder(broadcast.fold), list[Outcome]()
         states: dict[int, dict[str, Tensor]] = {}
         down = broadcast.payload.nbytes
         with torch.random.fork_rng(devices=[]):
@@ -139,7 +141,7 @@ class Worker:
             round=broadcast.round,
             task=plan.task,
             model=self.model,
-            local=plan.local,
+            local=plan.classes.local(client) if plan.classes else plan.local,
             seed=plan.seed,
             message=message,
             state=chunk.states.get(client) or self._fresh_state(),
