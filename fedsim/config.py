@@ -23,6 +23,15 @@ VERSION_BASE = "1.3"  # of Hydra
 
 
 @dataclass
+class AdamConfig:
+    """Adam's constants (Kingma, Ba 2015, Algorithm 1)."""
+
+    beta1: float = MISSING  # first moment
+    beta2: float = MISSING  # second moment
+    eps: float = MISSING  # added to the root of the second moment
+
+
+@dataclass
 class ClientConfig:
     """Local optimiser of every client (group ``client``)."""
 
@@ -36,12 +45,21 @@ class ClientConfig:
     batch_size: int = MISSING  # samples; the last batch of an epoch may be short
     shuffle: bool = MISSING  # new order each epoch; false: the order of the partition
     momentum: float = MISSING  # local heavy ball, starts at zero every round
+    adam: AdamConfig | None = MISSING  # if set: Adam instead of SGD, its moments starting at zero every round
     weight_decay: float = MISSING
     clip_norm: float | None = MISSING  # bound on the norm of what `clip` names; null: no bound
     clip: str = MISSING  # direction (gradient + corrections) | loss (gradient) | full (with decay terms)
     autocast: str | None = (
         MISSING  # bfloat16: mixed precision of the forward passes while training; null: off
     )
+
+
+@dataclass
+class EmbedConfig:
+    """How samples become embeddings, where an encoder is given (group ``encoder``)."""
+
+    batch_size: int = MISSING  # samples
+    normalize: bool = MISSING  # scale embeddings to unit length
 
 
 @dataclass
@@ -90,6 +108,7 @@ class EvaluationConfig:
     )
     by_class: bool = MISSING  # also many/medium/few accuracy, F1 and the accuracy of every class
     clients_every: int = MISSING  # rounds between evaluations on each client's own test set; 0: never
+    clients_on: str = MISSING  # holdout | domain: what clients are measured on
     stop_at_target: bool = MISSING  # end the run at the first evaluation that reaches `target`
     target: float | None = MISSING  # accuracy whose first crossing is reported as rounds-to-target
 
@@ -164,6 +183,8 @@ class RunConfig:
     model: Any = MISSING
     data: Any = MISSING
     partition: Any = MISSING
+    encoder: Any = MISSING
+    embed: EmbedConfig = MISSING
     engine: EngineConfig = MISSING
     sampling: Any = MISSING
     system: Any = MISSING

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -70,11 +71,14 @@ def class_accuracy(sums: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
     return {"class_accuracy": (right / held).tolist()}
 
 
-def over_clients(outcomes: Sequence[Outcome], sizes: np.ndarray) -> dict[str, float]:
+def over_clients(
+    outcomes: Sequence[Outcome], sizes: np.ndarray, domains: Sequence[str | None] | None = None
+) -> dict[str, float]:
     """What single clients' metrics come to: the plain mean of each over the clients that have it.
 
     Of accuracies also the mean weighted by training samples ``sizes`` (m,), the standard deviation over clients, and
-    the mean of the worst tenth of them (at least one client).
+    the mean of the worst tenth of them (at least one client). With ``domains``, the name of every client's, also the
+    plain means by domain (see ``over_domains``).
     """
     out: dict[str, float] = {}
     for metric in dict.fromkeys(name for o in outcomes for name in o.metrics):
@@ -87,4 +91,26 @@ def over_clients(outcomes: Sequence[Outcome], sizes: np.ndarray) -> dict[str, fl
             out[f"{metric}_weighted"] = float((values * weights).sum() / max(weights.sum(), 1))
             out[f"{metric}_std"] = float(values.std())
             out[f"{metric}_worst_tenth"] = float(np.sort(values)[: -(-len(values) // 10)].mean())
+    members: dict[str, list[Outcome]] = {}
+    for o in outcomes:
+        if domains is not None and (name := domains[o.client]) is not None:
+            members.setdefault(name, []).append(o)
+    return out | over_domains({name: _means(found) for name, found in members.items()})
+
+
+def _means(outcomes: Sequence[Outcome]) -> dict[str, float]:
+    names = dict.fromkeys(k for o in outcomes for k in o.metrics)
+    having = {k: [o.metrics[k] for o in outcomes if k in o.metrics] for k in names}
+    return {k: sum(values) / len(values) for k, values in having.items()}
+
+
+def over_domains(each: Mapping[str, Mapping[str, float]], prefix: str = "") -> dict[str, float]:
+    """Metrics by domain as flat numbers: ``domain/<name>/accuracy`` of each, ``domains/accuracy`` their unweighted mean
+    and ``domains/accuracy_std`` the population standard deviation over domains; ``prefix`` comes before each name."""
+    out = {f"{prefix}domain/{name}/{k}": v for name, found in each.items() for k, v in found.items()}
+    for k in next(iter(each.values()), {}):
+        values = [found[k] for found in each.values() if k in found]
+        mean = sum(values) / len(values)
+        out[f"{prefix}domains/{k}"] = mean
+        out[f"{prefix}domains/{k}_std"] = math.sqrt(sum((v - mean) ** 2 for v in values) / len(values))
     return out

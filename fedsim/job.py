@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from fedsim import rng
-from fedsim.config import ClientConfig
+from fedsim.config import AdamConfig, ClientConfig
 from fedsim.data.federated import FederatedData
 from fedsim.data.local import Batch, LocalData
 from fedsim.data.longtail import class_groups
+from fedsim.errors import ClientError
 from fedsim.evaluation import evaluate, mean_of, measured
 from fedsim.heads import HeadSlots
 from fedsim.localpart import LocalPart
@@ -68,6 +69,8 @@ class Job:
     own_anchor: Tensor | None = None
     kept: dict[str, Tensor] | None = None
     momentum: Tensor | None = None
+    moments: tuple[Tensor, Tensor] | None = None  # Adam's
+    adam_steps: int = 0
     losses: list[Tensor] = field(default_factory=list)
     clipped: int | Tensor = 0  # steps that were clipped; (C, 1) when vectorised
 
@@ -78,8 +81,18 @@ class Job:
 
     @property
     def holdout(self) -> LocalData | None:
-        """This client's own test samples, never trained on; ``None`` when the run has none."""
+        """What this client is measured on, never trained on (see ``evaluation``); ``None`` when the run has none."""
         return self.source.client_holdout(self.client, self.model.w.dtype)
+
+    @property
+    def domain(self) -> int:
+        """Number of this client's domain; -1 without (no domains, no samples, or samples of several)."""
+        return int(self.source.client_domains[self.client])
+
+    @property
+    def domain_test(self) -> LocalData | None:
+        """Test samples of this client's domain, if there are any."""
+        return self.source.domain_test(self.client, self.model.w.dtype)
 
     @property
     def test(self) -> LocalData | None:
@@ -183,7 +196,7 @@ class Job:
     def descend(self, w: Tensor, batch: Batch) -> Tensor:
         """One plain local step, ``sgd(w, grad(w, batch))``; cheaper where nothing has to see the whole gradient."""
         local, model = self.local, self.model
-        if w is not model.w or local.clip_norm is not None or local.momentum:
+        if w is not model.w or local.clip_norm is not None or local.momentum or local.adam:
             return self.sgd(w, self.grad(w, batch))
         self.gradients += len(batch.x)
         loss = model.descend(batch.x, batch.y, self.task.loss, self.lr, local.weight_decay)
@@ -211,7 +224,8 @@ class Job:
 
         ``g`` is consumed. Clipping bounds the norm over the whole vector, ``v min(1, G / (|v| + 1e-6))``, and leaves
         the decay terms outside (``clip: direction``); ``loss`` clips ``g`` alone, ``full`` the whole step. With
-        momentum ``m <- momentum m + step`` and ``w <- w - lr m``, starting at zero every round.
+        momentum ``m <- momentum m + step`` and ``w <- w - lr m``, starting at zero every round. With ``client.adam``
+        the whole step, decay terms included, is what Adam takes for the gradient.
         """
         local, rate = self.local, self.local.weight_decay + decay
         if local.clip == "loss":
@@ -220,7 +234,7 @@ class Job:
             g.add_(correction)
         if local.clip == "direction":
             self._clip(g)
-        if local.clip == "full" or local.momentum:
+        if local.clip == "full" or local.momentum or local.adam:
             if rate:
                 g.add_(w, alpha=rate)
             if local.clip == "full":
@@ -228,9 +242,31 @@ class Job:
             if local.momentum:
                 g = g if self.momentum is None else self.momentum.mul_(local.momentum).add_(g)
                 self.momentum = g
+            if local.adam:
+                g = self._adam(g, local.adam)
         elif rate:
             w.mul_(1 - self.lr * rate)
         return w.add_(g, alpha=-self.lr)
+
+    def demand_gradient_steps(self, who: str) -> None:
+        """For rules that read gradients back from ``(x - x_K) / (K lr)``.
+
+        Raises:
+            ClientError: under Adam, whose steps are no gradients.
+        """
+        if self.local.adam:
+            raise ClientError(
+                f"{who} reads gradients back from the local steps; use client=sgd instead of adam"
+            )
+
+    def _adam(self, g: Tensor, adam: AdamConfig) -> Tensor:
+        """Adam's direction (d,) for the gradient ``g``; moments are this job's own."""
+        m, v = self.moments if self.moments is not None else (torch.zeros_like(g), torch.zeros_like(g))
+        m, v = m.lerp_(g, 1 - adam.beta1), v.mul_(adam.beta2).addcmul_(g, g, value=1 - adam.beta2)
+        self.moments, self.adam_steps = (m, v), self.adam_steps + 1
+        t = self.adam_steps
+        root = (v / (1 - adam.beta2**t)).sqrt_().add_(adam.eps)
+        return m.div(root).div_(1 - adam.beta1**t)
 
     def _clip(self, g: Tensor) -> None:
         bound = self.local.clip_norm

@@ -51,10 +51,15 @@ class Payload:
 
 @dataclass(frozen=True)
 class Message:
-    """Server to clients: one ``shared`` payload for the cohort and an optional part per client."""
+    """Server to clients: one ``shared`` payload for the cohort and an optional part per client.
+
+    ``standing`` is what its receivers were sent before (in an exchange that counted its bytes) and still hold: it is
+    at hand in the job like the rest, is put into shared memory once, and does not count again.
+    """
 
     shared: Payload = field(default_factory=Payload)
     each: Mapping[int, Payload] = field(default_factory=dict)
+    standing: Payload | None = None
 
     @staticmethod
     def of(
@@ -86,6 +91,10 @@ class Update:
         return Payload.of(self.arrays, {**self.values, "weight": float(self.weight)})
 
 
+class NonFinite(Exception):  # noqa: N818 - treated as a non-finite update
+    """Raised by a client's own code that finds NaN or infinity in its data; says where."""
+
+
 class Refusal(Exception):  # noqa: N818 - an answer, not an error
     """Raised by a client's own code: it has nothing to contribute this time."""
 
@@ -109,6 +118,7 @@ class Outcome:
     joules: float | None = None
     reason: str = ""
     task: str = "fit"
+    phase: str = ""  # of a method, reported apart from the rounds
 
 
 @dataclass
@@ -116,7 +126,7 @@ class Replies:
     """All answers to one exchange, in client order.
 
     ``total(name)`` is the sum over clients of an array, ``mean(name)`` its weighted mean, ``stack(name)`` the
-    ``(n, *shape)`` array of single contributions, for whichever kinds the strategy's fold asked for.
+    ``(n, *shape)`` array of single contributions, ``cat(name)`` these end to end, for the kinds the fold asked for.
     """
 
     outcomes: Sequence[Outcome]
@@ -152,6 +162,10 @@ class Replies:
     def stack(self, name: str) -> Tensor:
         """Single contributions ``(n, *shape)`` in the order of ``clients``."""
         return self._get(name, "stack")
+
+    def cat(self, name: str) -> Tensor:
+        """Single contributions end to end along their first axis, in the order of ``clients``."""
+        return self._get(name, "cat")
 
     def mean(self, name: str) -> Tensor:
         """Weighted mean over clients (a fresh tensor); from the plain sum if asked for that and weights are equal."""

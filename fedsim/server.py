@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import itertools
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +22,7 @@ from fedsim.data.longtail import class_groups
 from fedsim.data.shards import Shards
 from fedsim.engine.worker import Broadcast, Chunk, ChunkResult
 from fedsim.errors import ClientError
-from fedsim.evaluation import class_accuracy, mean_of, measured
+from fedsim.evaluation import class_accuracy, mean_of, measured, over_domains
 from fedsim.fold import Fold, combine, fold_kinds
 from fedsim.payload import Message, Outcome, Payload, Replies
 from fedsim.sampling import Population, Sampler, Uniform
@@ -77,9 +79,13 @@ class Server:
     dtype: torch.dtype
     chunks: int = 0
     share_buffers: bool = True
-    test_labels: Tensor | None = None  # targets of the common test set
+    test_labels: Tensor | None = (
+        None  # targets of the common test set, in the order of ``FederatedData.test_rows``
+    )
     own_tests: Shards | None = None  # rows of the common test set that each client is measured on
     class_counts: np.ndarray | None = None  # (C,) training samples of all clients
+    test_domains: Mapping[str, slice] = field(default_factory=dict)  # where each domain's test samples lie
+    client_domains: Sequence[str | None] | None = None  # of every client; None without domains
     eval_batch: int = 512
     clock: Clock | None = None  # virtual time, if devices are simulated
     sampler: Sampler = field(default_factory=Uniform)
@@ -89,6 +95,8 @@ class Server:
     log: dict[str, float] = field(default_factory=dict)  # extra numbers for the round's row
     outcomes: list[Outcome] = field(default_factory=list)  # of the current round, all exchanges
     _features: tuple[Tensor, Tensor] | None = None
+    phase: str = ""  # see ``apart``
+    phases: dict[str, float] = field(default_factory=dict)  # seconds of the current round's phases
 
     @property
     def num_clients(self) -> int:
@@ -176,7 +184,7 @@ class Server:
                 kinds.setdefault("buffers", ("mean",))
             elif not self.share_buffers:
                 shared = Payload({k: v for k, v in shared.arrays.items() if k != "buffers"}, shared.values)
-        return Broadcast(index, task, shared, kinds)
+        return Broadcast(index, task, shared, kinds, message.standing)
 
     def _plan(
         self,
@@ -223,8 +231,18 @@ class Server:
 
         folded = combine(accepted())  # type: ignore[arg-type]
         for o in outcomes:
-            o.task = broadcast.task
+            o.task, o.phase = broadcast.task, self.phase
         return outcomes, folded
+
+    @contextmanager
+    def apart(self, phase: str) -> Iterator[None]:
+        """What happens in this block is reported under ``phase``, apart from the round: bytes and seconds."""
+        outer, self.phase, start = self.phase, phase, time.perf_counter()
+        try:
+            yield
+        finally:
+            self.phase = outer
+            self.phases[phase] = self.phases.get(phase, 0.0) + time.perf_counter() - start
 
     @property
     def test_size(self) -> int:
@@ -232,7 +250,10 @@ class Server:
         return 0 if self.test_labels is None else len(self.test_labels)
 
     def evaluate(self, weights: Weights) -> dict[str, Any]:
-        """Loss and metrics of ``weights`` on the common test set; the same for any number of workers."""
+        """Loss and metrics of ``weights`` on the common test set; the same for any number of workers.
+
+        With domains also those of each domain, their mean and their spread (see ``over_domains``).
+        """
         return self._summary(self._over_test("evaluate", weights)) if self.test_size else {}
 
     def features(self, weights: Weights) -> Tensor:
@@ -244,21 +265,37 @@ class Server:
     def score(self, logits: Tensor) -> dict[str, Any]:
         """What ``evaluate`` gives, of ``logits`` (n, C) of the whole common test set."""
         assert self.test_labels is not None, "there is a test set if it has features"
-        rows = zip(*(torch.split(t, self.eval_batch) for t in (logits, self.test_labels)), strict=True)
-        return self._summary([measured(self.task, z, y) for z, y in rows])
+        labels = self.test_labels
+        return self._summary(
+            [measured(self.task, logits[a:b], labels[a:b]) for a, b, _ in self._test_batches()]
+        )
+
+    def _test_batches(self) -> list[tuple[int, int, str]]:
+        """The test set in batches ``[start, stop)`` that do not mix domains, with the domain's name."""
+        spans = self.test_domains or {"": slice(0, self.test_size)}
+        out = list[tuple[int, int, str]]()
+        for name, span in spans.items():
+            edges = [*range(span.start, span.stop, self.eval_batch), span.stop]
+            out += [(a, b, name) for a, b in itertools.pairwise(edges)]
+        return out
 
     def _over_test(self, method: str, weights: Weights) -> list[Any]:
-        edges = list(range(0, self.test_size, self.eval_batch)) + [self.test_size]
-        rows = list(pairwise(edges))
+        rows = [(a, b) for a, b, _ in self._test_batches()]
         parts = max(1, min(len(rows), EVALUATION_GROUPS * self.engine.workers))
         groups = [rows[i * len(rows) // parts : (i + 1) * len(rows) // parts] for i in range(parts)]
         payload = Payload(weights._asdict())
         return [found for part in self.engine.map(method, payload, groups) for found in part]
 
     def _summary(self, sums: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        owners = [name for _, _, name in self._test_batches()]
+        each = {
+            name: mean_of([s for s, owner in zip(sums, owners, strict=True) if owner == name])
+            for name in self.test_domains
+        }
         if not self.task.by_class or self.class_counts is None:
-            return mean_of(sums)
-        return {**mean_of(sums, class_groups(self.class_counts)), **class_accuracy(sums)}
+            return mean_of(sums) | over_domains(each)
+        classes = class_accuracy(sums)
+        return {**mean_of(sums, class_groups(self.class_counts)), **classes, **over_domains(each)}
 
     def evaluate_clients(self, weights: Weights, clients: Sequence[int]) -> Replies:
         """Measure ``weights`` on the own test samples of ``clients`` (with what each of them keeps)."""

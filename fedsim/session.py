@@ -7,8 +7,9 @@ import fcntl
 import json
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,16 @@ from fedsim import build, checkpoint
 from fedsim.build import typed
 from fedsim.clientstore import ClientStore
 from fedsim.cohort import check_cohorts
-from fedsim.config import CheckpointConfig, ClientConfig, EvaluationConfig, FailureConfig, RayConfig
+from fedsim.config import (
+    CheckpointConfig,
+    ClientConfig,
+    EmbedConfig,
+    EvaluationConfig,
+    FailureConfig,
+    RayConfig,
+)
 from fedsim.data.federated import FederatedData
+from fedsim.embedding import embedded
 from fedsim.engine.base import Engine, SerialEngine, pick_device
 from fedsim.engine.worker import Plan, vectorises
 from fedsim.errors import ConfigError
@@ -48,6 +57,12 @@ def settle(config: DictConfig, given: Given) -> None:
     if given.cohorts is not None:
         config.clients_per_round = min(config.clients_per_round, config.num_clients)
         check_cohorts(given.cohorts, config.rounds, config.num_clients)
+    if given.domains is not None and len(given.domains) != len(given.clients or ()):
+        raise ConfigError(
+            f"domains: {len(given.domains)} names for {len(given.clients or ())} clients; give one per client"
+        )
+    if isinstance(given.test, Mapping) and given.domains is None:
+        raise ConfigError("test: a pair per domain needs domains=[...], the name of each client's domain")
     validate(config)
     given.record(config)
 
@@ -93,9 +108,13 @@ def finished_summary(folder: Path, config: DictConfig) -> dict[str, Any] | None:
 def load_data(config: DictConfig, given: Given, method: Any) -> FederatedData:
     """Clients as handed over, or the configured source, split; all in one place if that is what the method is for."""
     if given.clients is not None:
-        data = build.given_clients(config, given.clients, given.test)
+        data = build.given_clients(config, given.clients, given.test, given.domains)
     else:
         data = build.split(config, build.dataset(config))
+    if config.encoder:
+        device = pick_device(config.engine.device)
+        made = embedded(data.dataset, config.encoder, typed(config.embed, EmbedConfig), device)
+        data = replace(data, dataset=made)
     return data.pooled() if getattr(method, "pooled", False) else data
 
 
@@ -169,9 +188,11 @@ def assemble(
         dtype=work.dtype,
         chunks=config.engine.chunks or (VECTORISED_CHUNKS if vectorises(work.vectorize, work.device) else 0),
         share_buffers=work.buffers == "average",
-        test_labels=None if data.dataset.test is None else data.dataset.test.y,
+        test_labels=None if data.dataset.test is None else data.dataset.test.y[data.test_rows],
         own_tests=data.local_test,
         class_counts=data.all_counts(),
+        test_domains=data.test_domains,
+        client_domains=data.domain_names,
         eval_batch=config.evaluation.batch_size,
         clock=build.clock(config, task, data, start.layout.dim),
         sampler=build.part(config.sampling, "sampling"),
@@ -258,6 +279,9 @@ def summarise(loop: Loop, config: DictConfig, data: FederatedData) -> dict[str, 
     for name in ("bytes_up", "bytes_down", "seconds", "sim_seconds", "joules"):
         if any(r.get(name) is not None for r in rows):
             out[name] = sum(r.get(name) or 0 for r in rows)
+    for phase in sorted({k for r in rows for k, v in r.items() if isinstance(v, dict) and "bytes_up" in v}):
+        parts = [r[phase] for r in rows if phase in r]
+        out[phase] = {k: sum(part[k] for part in parts) for k in ("bytes_up", "bytes_down", "seconds")}
     if rows:
         out["weights_hash"] = rows[-1]["weights_hash"]
     return out

@@ -26,6 +26,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "client.autocast": ("bfloat16",),
     "client.clip": ("direction", "loss", "full"),
     "engine.name": tuple(ENGINES),
+    "evaluation.clients_on": ("holdout", "domain"),
     "engine.device": ("auto", "cpu", "cuda"),
     "engine.vectorize": ("auto", "on", "off"),
     "engine.lost_state": ("restart", "stop"),
@@ -51,11 +52,15 @@ RANGES: Mapping[str, _Check] = {
     "client.steps": _AT_LEAST_1,
     "client.batch_size": _AT_LEAST_1,
     "client.momentum": (lambda v: 0 <= v < 1, "must be in [0, 1)"),
+    "client.adam.beta1": (lambda v: 0 <= v < 1, "must be in [0, 1)"),
+    "client.adam.beta2": (lambda v: 0 <= v < 1, "must be in [0, 1)"),
+    "client.adam.eps": _POSITIVE,
     "client.weight_decay": _NONNEGATIVE,
     "client.clip_norm": _POSITIVE,
     "data.imbalance": _POSITIVE,
     "data.largest": _AT_LEAST_1,
     "partition.alpha": _POSITIVE,
+    "embed.batch_size": _AT_LEAST_1,
     "engine.workers": _NONNEGATIVE,
     "engine.threads": _AT_LEAST_1,
     "engine.chunks": _NONNEGATIVE,
@@ -190,15 +195,21 @@ def _check_relations(config: DictConfig) -> None:
     least, most = config.client.min_epochs, config.client.epochs
     if least is not None and least > most:
         raise ConfigError(f"client.min_epochs={least}: must not exceed client.epochs ({most})")
+    if config.client.adam is not None and config.client.momentum:
+        raise ConfigError(
+            f"client.momentum={config.client.momentum}: Adam has its own; type client.adam.beta1"
+        )
     if config.evaluation.stop_at_target and config.evaluation.target is None:
         raise ConfigError("evaluation.stop_at_target=true: needs evaluation.target, an accuracy in [0, 1]")
-    own = bool(config.evaluation.holdout), config.evaluation.local_test
-    if all(own):
+    if config.encoder:
+        _check_target("encoder", config.encoder)
+    plan = config.evaluation
+    if plan.holdout and plan.local_test:
         raise ConfigError("evaluation.local_test=true: not together with evaluation.holdout; choose one")
-    if config.evaluation.clients_every and not any(own):
+    if plan.clients_every and not (plan.holdout or plan.local_test or plan.clients_on == "domain"):
         raise ConfigError(
-            "evaluation.clients_every: clients are measured on test sets of their own; give evaluation.holdout=0.2, or "
-            "evaluation.local_test=true"
+            "evaluation.clients_every: clients are measured on test sets of their own; give evaluation.holdout=0.2, "
+            "evaluation.local_test=true, or evaluation.clients_on=domain for a data set with domains"
         )
     if config.engine.name == "serial" and config.engine.workers != 1:
         raise ConfigError(

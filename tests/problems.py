@@ -140,8 +140,13 @@ def classification(kind: str = "tanh", **changes: Any) -> Problem:
 
 def method(name: str, *overrides: str) -> Any:
     """The configured strategy object, for wrapping and for calling by hand."""
-    config = composed((f"strategy={name}", *(o for o in overrides if o.startswith("strategy."))))
+    config = composed((f"strategy={name}", *filter(of_strategy, overrides)))
     return instantiate(config.strategy, _convert_="all")
+
+
+def of_strategy(override: str) -> bool:
+    """Whether an override says which strategy is built, or how."""
+    return override.startswith(("strategy.", "strategy@"))
 
 
 @cache
@@ -211,7 +216,7 @@ class Recorded:
 def recorded(name: str, problem: Problem, *overrides: str) -> tuple[Recorded, fedsim.RunResult]:
     """Run a configured strategy and keep what it went through."""
     strategy = Recorded(method(name, *overrides))
-    rest = [o for o in overrides if not o.startswith("strategy.")]
+    rest = [o for o in overrides if not of_strategy(o)]
     return strategy, problem.run(f"strategy={name}", *rest, strategy=strategy)
 
 
@@ -226,6 +231,11 @@ class Hooked:
 
     inner: Any
     hook: Callable[[Any], None]
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or "inner" not in self.__dict__:
+            raise AttributeError(name)
+        return getattr(self.inner, name)
 
     def setup(self, task: Any, layout: Any) -> None:
         self.inner.setup(task, layout)

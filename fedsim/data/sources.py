@@ -10,6 +10,7 @@ from fedsim.data import domains as _domains
 from fedsim.data import images as _images
 from fedsim.data import tabular as _tabular
 from fedsim.data.longtail import tailed
+from fedsim.data.multidomain import digits5, distorted_digits, domain_images
 from fedsim.data.tabular import heart_disease, synthetic, tensors
 from fedsim.data.text import shakespeare
 
@@ -29,7 +30,10 @@ __all__ = [
     "cifar10",
     "cifar100",
     "digits",
+    "digits5",
     "digits6",
+    "distorted_digits",
+    "domain_images",
     "fashion_mnist",
     "heart_disease",
     "mnist",

@@ -22,7 +22,7 @@ from fedsim.evaluation import evaluate, features
 from fedsim.fold import Folder
 from fedsim.job import ClientLike, Job
 from fedsim.localpart import LocalPart
-from fedsim.payload import Outcome, Payload, Refusal, Update
+from fedsim.payload import NonFinite, Outcome, Payload, Refusal, Update
 from fedsim.rng import key
 from fedsim.task import Task
 from fedsim.vectors import FlatModel, finite
@@ -53,6 +53,7 @@ class Broadcast:
     task: str  # name of the client's method
     payload: Payload
     fold: Mapping[str, tuple[str, ...]]
+    standing: Payload | None = None  # what the clients hold already
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,8 @@ class Worker:
     def job(self, broadcast: Broadcast, chunk: Chunk, client: int) -> Job:
         """Build the job of one client."""
         plan, message, each = self.plan, broadcast.payload, chunk.each.get(client)
+        if (standing := broadcast.standing) is not None:
+            message = Payload({**standing.arrays, **message.arrays}, {**standing.values, **message.values})
         if each is not None:
             message = Payload({**message.arrays, **each.arrays}, {**message.values, **each.values})
         return Job(
@@ -163,6 +166,8 @@ class Worker:
                 state = self._fold_one(job, update, broadcast, folder, outcome)
             except _WrittenError:
                 raise  # whatever the policy: other clients share what was written to
+            except NonFinite as found:
+                outcome.kind, outcome.reason = "nonfinite", str(found)
             except Refusal as refusal:
                 outcome.kind, outcome.reason = "refused", str(refusal)
             except Exception:
@@ -241,6 +246,8 @@ class Worker:
         lent += [("state", k, t, t._version) for k, t in job.state.items()]
         self._seed_layers(key(job.seed, f"{job.purpose}/layers", job.round, job.client) >> 1)
         try:
+            if (prepare := getattr(self.plan.client, "prepare", None)) is not None:
+                prepare(job)
             update = method(job)
         finally:
             for kind, name, tensor, version in lent:
@@ -261,7 +268,9 @@ class Worker:
 def _to(broadcast: Broadcast, chunk: Chunk, device: str) -> tuple[Broadcast, Chunk]:
     each = {c: p.to(device) for c, p in chunk.each.items()}
     states = {c: {k: v.to(device) for k, v in s.items()} for c, s in chunk.states.items()}
-    return replace(broadcast, payload=broadcast.payload.to(device)), replace(chunk, each=each, states=states)
+    standing = None if broadcast.standing is None else broadcast.standing.to(device)
+    moved = replace(broadcast, payload=broadcast.payload.to(device), standing=standing)
+    return moved, replace(chunk, each=each, states=states)
 
 
 def vectorises(wish: str, device: str) -> bool:
