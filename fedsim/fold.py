@@ -62,16 +62,17 @@ class Folder:
                     self.sums[name, kind].add_(array, alpha=weight if kind == "mean" else 1)
 
     def cpu(self) -> Folder:
-        """The same sums in main memory."""
+        """The same sums in main memory, rows as one block."""
         self.sums = {k: v.cpu() for k, v in self.sums.items()}
-        self.rows = {k: [t.cpu() for t in v] for k, v in self.rows.items()}
+        self.rows = {k: [torch.stack(v).cpu()] if v else [] for k, v in self.rows.items()}
         return self
 
 
-def combine(parts: Iterable[Folder]) -> dict[tuple[str, str], Tensor]:
-    """Add the sums of chunks, in the order given; rows are stacked."""
+def combine(parts: Iterable[Folder], count: int) -> dict[tuple[str, str], Tensor]:
+    """Add the sums of chunks, in the order given, each as it comes; blocks of rows, ``count`` at most, are stacked."""
     totals: dict[tuple[str, str], Tensor] = {}
-    rows: dict[str, list[Tensor]] = {}
+    rows: dict[str, Tensor] = {}
+    filled: dict[str, int] = {}
     fresh: set[tuple[str, str]] = set()
     for part in parts:
         for k, v in part.sums.items():
@@ -84,9 +85,18 @@ def combine(parts: Iterable[Folder]) -> dict[tuple[str, str], Tensor]:
             else:
                 totals[k] = totals[k] + v
                 fresh.add(k)
-        for name, more in part.rows.items():
-            rows.setdefault(name, []).extend(more)
-    totals.update({(n, "stack"): torch.stack(r) for n, r in rows.items() if r})
+        for name, blocks in part.rows.items():
+            for block in blocks:
+                if name not in rows:
+                    rows[name], filled[name] = block.new_empty((count, *block.shape[1:])), 0
+                whole, at = rows[name], filled[name]
+                if (block.shape[1:], block.dtype) != (whole.shape[1:], whole.dtype):
+                    raise ClientError(
+                        _unlike(name, (block.shape[1:], block.dtype), (whole.shape[1:], whole.dtype))
+                    )
+                whole[at : at + len(block)] = block
+                filled[name] += len(block)
+    totals.update({(name, "stack"): whole[: filled[name]] for name, whole in rows.items()})
     return totals
 
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from fedsim import checkpoint, cohort
 from fedsim.config import CheckpointConfig, EvaluationConfig
-from fedsim.payload import Outcome
+from fedsim.payload import Outcome, Replies
 from fedsim.server import Round, Server
 from fedsim.tracking.base import Tracker
 from fedsim.vectors import Weights, hash_tensors
@@ -34,6 +34,9 @@ class StrategyLike(Protocol):
 
     def evaluate(self, server: Server, state: State) -> dict[str, float]:
         """Numbers of the common test set for the round's row."""
+
+    def evaluate_clients(self, server: Server, state: State) -> Replies:
+        """Every client measured on its held-out samples."""
 
     def models(self, state: State) -> Mapping[str, Weights]:
         """Models to evaluate by name."""
@@ -131,8 +134,7 @@ class Loop:
         if last or (plan.every and (index + 1) % plan.every == 0):
             out |= self.strategy.evaluate(self.server, state)
         if plan.clients_every and (last or (index + 1) % plan.clients_every == 0):
-            weights = self.strategy.models(state)["global"]
-            replies = self.server.evaluate_clients(weights, range(self.server.num_clients))
+            replies = self.strategy.evaluate_clients(self.server, state)
             for metric in replies.ok[0].metrics if len(replies) else ():
                 values = [o.metrics[metric] for o in replies.ok]
                 out[f"clients/{metric}"] = sum(values) / len(values)

@@ -50,19 +50,25 @@ class Payload:
 
 @dataclass(frozen=True)
 class Message:
-    """Server to clients: one ``shared`` payload for the cohort and an optional part per client."""
+    """Server to clients: one ``shared`` payload for the cohort and an optional part per client.
+
+    ``rows`` are arrays (n, ...) over the clients of the exchange in ascending order, each of which receives its own row
+    under that name: models of many peers then travel as blocks, not one by one.
+    """
 
     shared: Payload = field(default_factory=Payload)
     each: Mapping[int, Payload] = field(default_factory=dict)
+    rows: Mapping[str, Tensor] = field(default_factory=dict)
 
     @staticmethod
     def of(
         arrays: Mapping[str, Any] | None = None,
         values: Mapping[str, Any] | None = None,
         each: Mapping[int, Payload] | None = None,
+        rows: Mapping[str, Any] | None = None,
     ) -> Message:
         """A message from plain dicts of arrays and values."""
-        return Message(Payload.of(arrays, values), dict(each or {}))
+        return Message(Payload.of(arrays, values), dict(each or {}), Payload.of(rows).arrays)
 
 
 @dataclass(frozen=True)

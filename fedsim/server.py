@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from fedsim.work import local_epochs, num_steps
 
 if TYPE_CHECKING:
     from fedsim.engine.base import Engine
+    from fedsim.topology import Topology
 
 EVALUATION_GROUPS = 4  # parts per worker that the test set is dealt into
 
@@ -48,6 +49,10 @@ class Round:
         """A generator keyed by (seed, purpose, round), for draws at the server."""
         return rng.torch_rng(self.seed, f"server/{purpose}", self.index)
 
+    def numpy_rng(self, purpose: str) -> np.random.Generator:
+        """The same as a NumPy generator."""
+        return rng.numpy_rng(self.seed, f"server/{purpose}", self.index)
+
 
 @dataclass
 class Server:
@@ -67,8 +72,11 @@ class Server:
     share_buffers: bool = True
     test_size: int = 0
     eval_batch: int = 512
+    topology: Topology | None = None  # of peers that learn without a server
+    fresh: Callable[[int], Weights] | None = None  # another initial model per peer
     current: Round | None = None
     log: dict[str, float] = field(default_factory=dict)  # extra numbers for the round's row
+    facts: dict[str, Any] = field(default_factory=dict)  # about the run, for its summary
     outcomes: list[Outcome] = field(default_factory=list)  # of the current round, all exchanges
 
     @property
@@ -90,15 +98,24 @@ class Server:
         return self.current
 
     def exchange(
-        self, message: Message, fold: Fold, *, task: str = "fit", clients: Sequence[int] | None = None
+        self,
+        message: Message,
+        fold: Fold,
+        *,
+        task: str = "fit",
+        clients: Sequence[int] | None = None,
+        turns: Mapping[int, int] | None = None,
     ) -> Replies:
         """Send ``message`` to ``clients`` (the round's cohort), run their method ``task``, fold the updates.
 
         Clients that refuse, fail or send non-finite values are left out and named in the outcomes; the failure policy
-        may stop the run. New client states are committed for accepted updates only.
+        may stop the run. New client states are committed for accepted updates only. ``turns`` are numbers that key the
+        draws and the learning rate of clients instead of the round: how often each has trained, where rounds mean
+        nothing to them.
         """
         cohort = sorted(self.round.cohort if clients is None else clients)
         kinds = fold_kinds(fold)
+        rows = self._rows(message, len(cohort), task, kinds)
         shared = message.shared
         if "buffers" in shared.arrays:
             if self.share_buffers and task == "fit":
@@ -111,7 +128,8 @@ class Server:
             ids = cohort[span]
             each = {c: message.each[c] for c in ids if c in message.each}
             states = {c: s for c in ids if (s := self.states.get(c))}
-            chunks.append(Chunk(ids, each, states))
+            due = {c: turns[c] for c in ids} if turns is not None else {}
+            chunks.append(Chunk(ids, each, states, {k: v[span] for k, v in rows.items()}, due))
             costs.append(sum(work[span]))
         broadcast = Broadcast(self.round.index, task, shared, kinds)
         outcomes: list[Outcome] = []
@@ -125,7 +143,7 @@ class Server:
                     self.states.propose(client, broadcast.round, state)
                 yield result.folder
 
-        folded = combine(accepted())  # type: ignore[arg-type]
+        folded = combine(accepted(), len(cohort))  # type: ignore[arg-type]
         for o in outcomes:
             o.task = task
         self.outcomes.extend(outcomes)
@@ -146,6 +164,22 @@ class Server:
         """Measure ``weights`` on the held-out samples of ``clients`` (with what each of them keeps)."""
         arrays: Mapping[str, Tensor] = weights._asdict()
         return self.exchange(Message(Payload(arrays)), {}, task="evaluate", clients=clients)
+
+    def _rows(
+        self, message: Message, count: int, task: str, kinds: dict[str, tuple[str, ...]]
+    ) -> dict[str, Tensor]:
+        """The message's rows, and, where each client receives statistics of its own, a stack of those it returns."""
+        rows = dict(message.rows)
+        for name, array in rows.items():
+            if len(array) != count:
+                raise ClientError(
+                    f"message rows '{name}' hold {len(array)} rows; expected {count}, one per client asked"
+                )
+        if "buffers" in rows and not self.share_buffers:
+            del rows["buffers"]
+        elif "buffers" in rows and task == "fit":
+            kinds["buffers"] = ("stack",)
+        return rows
 
     def _work(self, client: int) -> float:
         epochs = local_epochs(self.local, self.seed, self.round.index, client)

@@ -135,6 +135,7 @@ def assemble(
         device=pick_device(config.engine.device),
         vectorize=config.engine.vectorize,
     )
+    topology = build.topology(config)
     engine.start(plan)
     start = FlatModel(copy.deepcopy(task.model), dtype)
     checkpoints = typed(config.checkpoint, CheckpointConfig)
@@ -153,6 +154,8 @@ def assemble(
         share_buffers=buffers == "average",
         test_size=0 if data.dataset.test is None else len(data.dataset.test),
         eval_batch=config.evaluation.batch_size,
+        topology=topology,
+        fresh=None if given.initial is not None else build.fresh(config, data.dataset, given.model),
     )
     return Loop(
         strategy=method,
@@ -204,6 +207,10 @@ def _draw(loop: Loop, data: FederatedData) -> None:
     try:
         figure_of({"run": [loop.history]}).savefig(loop.folder / "curves.png", dpi=150)
         y = data.dataset.train.y
+        if loop.server.topology is not None:
+            from fedsim.topology.picture import draw_topology
+
+            draw_topology(loop.server.topology, loop.folder / "topology.png")
         if data.dataset.num_classes and y.dim() == 1:
             draw_partition(data.shards, y.numpy(), data.dataset.classes, loop.folder / "partition.png")
     except Exception as e:
@@ -220,6 +227,7 @@ def summarise(loop: Loop, config: DictConfig, data: FederatedData) -> dict[str, 
         "rounds": loop.done,
         "key": loop.key,
         "partition_hash": data.shards.hash(),
+        **loop.server.facts,
     }
     for name in ("loss", "accuracy"):
         values = [r[name] for r in rows if r.get(name) is not None]

@@ -89,7 +89,7 @@ def validate(config: DictConfig) -> None:
         _check_choice(key, OmegaConf.select(config, key), allowed)
     for key, (possible, text) in RANGES.items():
         _check_range(key, OmegaConf.select(config, key), possible, text)
-    for key in NEEDS_TARGET:
+    for key in (*NEEDS_TARGET, *(["topology"] if config.topology else [])):
         _check_target(key, config.get(key))
     _check_relations(config)
 
@@ -169,7 +169,6 @@ def _check_module(key: str, target: str) -> None:
 def _check_relations(config: DictConfig) -> None:
     for key in (
         "system",
-        "topology",
         "attack",
     ):  # groups whose parts are not built yet: nothing would read them
         if config[key]:

@@ -30,6 +30,7 @@ class Strategy:
     client: Client = Client()
     buffers: ClassVar[str | None] = None  # the method's own BatchNorm policy, instead of the configured one
     pooled: ClassVar[bool] = False  # whether all data lie in one place
+    peers: ClassVar[bool] = False  # whether clients are peers on a graph, without a server
     aggregator: Aggregator = staticmethod(mean)
     fold: ClassVar[Fold] = {"delta": "mean"}
 
@@ -61,6 +62,10 @@ class Strategy:
             prefix = "" if name == "global" else f"{name}/"
             out |= {prefix + k: v for k, v in server.evaluate(weights).items()}
         return out
+
+    def evaluate_clients(self, server: Server, state: State) -> Replies:
+        """Every client measured on its held-out samples: the global model, with what the client keeps."""
+        return server.evaluate_clients(self.models(state)["global"], range(server.num_clients))
 
     def models(self, state: State) -> Mapping[str, Weights]:
         """Models to evaluate by name; ``global`` is the one a run ends with."""

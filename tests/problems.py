@@ -171,6 +171,10 @@ class Recorded:
     def client(self) -> Any:
         return self.inner.client
 
+    @property
+    def peers(self) -> bool:
+        return bool(self.inner.peers)
+
     def init(self, server: Server) -> dict[str, Any]:
         return self.inner.init(server)
 
@@ -191,6 +195,9 @@ class Recorded:
 
     def evaluate(self, server: Server, state: dict[str, Any]) -> dict[str, float]:
         return self.inner.evaluate(server, state)
+
+    def evaluate_clients(self, server: Server, state: dict[str, Any]) -> Any:
+        return self.inner.evaluate_clients(server, state)
 
     def series(self, name: str) -> np.ndarray:
         """``(rounds, d)`` of one entry of the server state."""
@@ -233,6 +240,9 @@ class Hooked:
 
     def evaluate(self, job: Any) -> Any:
         return self.inner.evaluate(job)
+
+    def test(self, job: Any) -> Any:
+        return self.inner.test(job)
 
 
 def hooked(name: str, hook: Callable[[Any], None], *overrides: str) -> Recorded:

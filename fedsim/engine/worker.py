@@ -56,11 +56,26 @@ class Broadcast:
 
 @dataclass(frozen=True)
 class Chunk:
-    """A run of the cohort in client order, with per-client message parts and client states."""
+    """A run of the cohort in client order, with per-client message parts and client states.
+
+    ``rows`` holds arrays (c, ...) of which each client receives its row; ``turns`` the numbers that key the draws and
+    the schedule of clients that do not go by the round.
+    """
 
     clients: Sequence[int]
     each: Mapping[int, Payload] = field(default_factory=dict)
     states: Mapping[int, Mapping[str, Tensor]] = field(default_factory=dict)
+    rows: Mapping[str, Tensor] = field(default_factory=dict)
+    turns: Mapping[int, int] = field(default_factory=dict)
+
+    def part(self, client: int) -> Payload | None:
+        """What ``client`` receives beside the broadcast; its rows are views."""
+        each = self.each.get(client)
+        if not self.rows:
+            return each
+        at = self.clients.index(client)
+        rows = {k: v[at] for k, v in self.rows.items()}
+        return Payload(rows) if each is None else Payload({**rows, **each.arrays}, each.values)
 
 
 @dataclass
@@ -111,22 +126,21 @@ class Worker:
         w = self.model.load(weights.arrays["w"].to(self.plan.device), weights.arrays.get("buffers"))
         return evaluate(self.model, w, data, self.plan.task, [torch.arange(a, b) for a, b in rows])
 
-    def job(
-        self, broadcast: Broadcast, client: int, each: Payload | None, state: Mapping[str, Tensor]
-    ) -> Job:
-        """Build the job of one client."""
+    def job(self, broadcast: Broadcast, chunk: Chunk, client: int, each: Payload | None) -> Job:
+        """Build the job of one client; ``each`` is its ``chunk.part``."""
         plan, message = self.plan, broadcast.payload
+        turn = chunk.turns.get(client, broadcast.round)
         if each is not None:
             message = Payload({**message.arrays, **each.arrays}, {**message.values, **each.values})
         return Job(
             client=client,
-            round=broadcast.round,
+            round=turn,
             task=plan.task,
             model=self.model,
             local=plan.local,
             seed=plan.seed,
             message=message,
-            state=state or self._fresh_state(),
+            state=chunk.states.get(client) or self._fresh_state(),
             source=self.data,
             purpose=broadcast.task,
             local_part=self.part,
@@ -140,13 +154,13 @@ class Worker:
         folder: Folder,
         ready: tuple[Job, Update] | None = None,
     ) -> tuple[Outcome, dict[str, Tensor] | None]:
-        each = chunk.each.get(client)
+        each = chunk.part(client)
         start = time.perf_counter()
         down = broadcast.payload.nbytes + (each.nbytes if each else 0)
         outcome = Outcome(client, "ok", bytes_down=down)
         state: dict[str, Tensor] | None = None
         for attempt in range(self.plan.failures.retries + 1):
-            job = ready[0] if ready else self.job(broadcast, client, each, chunk.states.get(client, {}))
+            job = ready[0] if ready else self.job(broadcast, chunk, client, each)
             try:
                 update = ready[1] if ready else self._call(job, broadcast.task)
                 state = self._fold_one(job, update, broadcast, folder, outcome)
@@ -249,7 +263,10 @@ class Worker:
 def _to(broadcast: Broadcast, chunk: Chunk, device: str) -> tuple[Broadcast, Chunk]:
     each = {c: p.to(device) for c, p in chunk.each.items()}
     states = {c: {k: v.to(device) for k, v in s.items()} for c, s in chunk.states.items()}
-    return replace(broadcast, payload=broadcast.payload.to(device)), Chunk(chunk.clients, each, states)
+    rows = {k: v.to(device) for k, v in chunk.rows.items()}
+    return replace(broadcast, payload=broadcast.payload.to(device)), replace(
+        chunk, each=each, states=states, rows=rows
+    )
 
 
 def vectorises(wish: str, device: str) -> bool:

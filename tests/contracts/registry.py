@@ -37,5 +37,6 @@ TABLE = (
     Entry("mofedsam", "mofedsam"),
     Entry("fednova", "fednova"),
     Entry("moon", "moon"),
+    Entry("gossip", "gossip", ("topology=ring", "strategy.init_models=shared")),
     Entry("fedspeed-relaxed", "fedspeed", ("strategy.beta=0.2", "strategy.weighting=samples")),
 )
