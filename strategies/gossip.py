@@ -63,12 +63,12 @@ class Peers(Strategy):
     fold: ClassVar[Fold] = {"delta": "stack"}
 
     def __post_init__(self) -> None:
-        _choose("init_models", self.init_models, ("independent", "shared"))
-        _choose("averaging", self.averaging, AVERAGING)
-        _choose("mixing", self.mixing, SCHEMES)
-        _choose("momentum", self.momentum, ("keep", "reset"))
+        choose("init_models", self.init_models, ("independent", "shared"))
+        choose("averaging", self.averaging, AVERAGING)
+        choose("mixing", self.mixing, SCHEMES)
+        choose("momentum", self.momentum, ("keep", "reset"))
         if self.bn_stats is not None:
-            _choose("bn_stats", self.bn_stats, ("local", "average", "all_local"))
+            choose("bn_stats", self.bn_stats, ("local", "average", "all_local"))
         conservative = self.mixing == "conservative"
         check(
             self.own_weight is None or (conservative and 0 <= self.own_weight <= 1),
@@ -162,8 +162,8 @@ class Gossip(Peers):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _choose("order", self.order, ORDERS)
-        _choose("direction", self.direction, DIRECTIONS)
+        choose("order", self.order, ORDERS)
+        choose("direction", self.direction, DIRECTIONS)
         check(
             self.fanout is None or self.fanout >= 1,
             "fanout",
@@ -217,5 +217,6 @@ def rows_of(state: State, who: Sequence[int]) -> Message:
     return Message.of(rows={k: v if index is None else v[index] for k, v in rows.items() if v.shape[1]})
 
 
-def _choose(key: str, value: str, allowed: Sequence[str]) -> None:
+def choose(key: str, value: str, allowed: Sequence[str]) -> None:
+    """Refuse an option that is none of ``allowed``."""
     check(value in allowed, key, value, f"choose one of {', '.join(allowed)}")

@@ -31,11 +31,9 @@ def arrivals(
     live = on[receiver] & on[sender]
     receiver, sender = receiver[live], sender[live]
     if fanout is not None:
-        chosen = np.zeros(len(sender), dtype=bool)
-        if direction != "pull":
-            chosen |= _some(sender, fanout, rng)
-        if direction != "push":
-            chosen |= _some(receiver, fanout, rng)
+        chosen = _some(receiver if direction == "pull" else sender, fanout, rng)
+        if direction == "push_pull":
+            chosen |= np.isin(receiver * n + sender, (sender * n + receiver)[chosen])
         receiver, sender = receiver[chosen], sender[chosen]
     sent = _matrix(receiver, sender, n)
     if not loss:
