@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from fedsim.errors import ConfigError
 from fedsim.payload import Outcome
 from fedsim.server import Round, Server
 from fedsim.topology.agenda import Agenda, Mix, Planner, Rules, Training
-from fedsim.topology.timing import Duration
+from fedsim.topology.timing import duration
 from strategies import peers
 from strategies.averaging import mix, variances
 from strategies.base import State, check
@@ -29,7 +30,8 @@ class AsyncGossip(Peers):
     """Every peer trains when it wakes, sends its model to its neighbours at once, and mixes when ``trigger`` says so.
 
     A round is a window of ``ticks_per_round`` ticks. ``interval``, ``spread``, ``delay``, ``loss``, ``online``,
-    ``churn``, ``trigger``, ``fill``, ``inbox`` and ``fanout``: see ``fedsim.topology.agenda.Rules``. Within a tick all
+    ``churn``, ``trigger``, ``fill``, ``inbox`` and ``fanout``: see ``fedsim.topology.agenda.Rules``; durations may be a
+    number or a pair (``fedsim.topology.timing.duration``). Within a tick all
     training comes before all mixing by ``count``. A peer's draws and learning rate go by how often it has trained.
 
     State beside that of all peers: ``copies`` (S, d), models under way or in inboxes, with their variances
@@ -38,9 +40,9 @@ class AsyncGossip(Peers):
     """
 
     ticks_per_round: float
-    interval: Duration
+    interval: Any
     spread: float
-    delay: Duration
+    delay: Any
     loss: float
     online: float
     churn: float
@@ -55,9 +57,7 @@ class AsyncGossip(Peers):
         choose("inbox", self.inbox, ("latest", "accumulate"))
         for key in ("ticks_per_round", "churn", "fill"):
             check(getattr(self, key) > 0, key, getattr(self, key), "must be positive")
-        for key in ("interval", "delay"):
-            duration = getattr(self, key)
-            check(callable(duration), key, duration, "expected a _target_ from fedsim.topology.timing")
+        self.pace, self.transit = duration("interval", self.interval), duration("delay", self.delay)
         check(self.spread >= 0, "spread", self.spread, "must not be negative")
         check(0 <= self.loss < 1, "loss", self.loss, "must be in [0, 1)")
         check(0 < self.online <= 1, "online", self.online, "must be in (0, 1]")
@@ -121,8 +121,9 @@ class AsyncGossip(Peers):
         return work.state()
 
     def _rules(self, nbytes: int) -> Rules:
-        names = set(Rules.__dataclass_fields__) - {"nbytes"}
-        return Rules(**{k: getattr(self, k) for k in names}, nbytes=nbytes)
+        plain = set(Rules.__dataclass_fields__) - {"interval", "delay", "nbytes"}
+        same = {k: getattr(self, k) for k in plain}
+        return Rules(**same, interval=self.pace, delay=self.transit, nbytes=nbytes)
 
 
 class _Window:

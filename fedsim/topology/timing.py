@@ -108,3 +108,17 @@ class Profile:
                 f"{self.path}: holds {len(self.ticks)} numbers; peer {peer} needs a line of its own"
             )
         return np.full(count, self.ticks[peer])
+
+
+def duration(key: str, value: object) -> Duration:
+    """A duration from its short form: a number of ticks, or a pair [low, high] of whole ticks."""
+    if callable(value):
+        return value
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return Constant(value)
+    if isinstance(value, list | tuple) and len(value) == 2 and all(isinstance(v, int) for v in value):
+        return UniformInts(*value)
+    raise ConfigError(
+        f"strategy.{key}={value}: expected a number of ticks, [low, high] in whole ticks, or a _target_ from "
+        "fedsim.topology.timing (Lognormal, Link, Profile)"
+    )
