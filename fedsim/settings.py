@@ -107,16 +107,17 @@ def run_dir(config: DictConfig) -> Path:
     return Path(config.dir) if config.dir else Path(config.out) / config.name / run_name(config)
 
 
-def finished(config: DictConfig) -> bool:
-    """Whether the run folder holds this very run, finished, and it need not be done again."""
+def finished(config: DictConfig) -> dict[str, Any] | None:
+    """The summary in the run folder if that holds this very run, finished, and it need not be done again."""
     folder = run_dir(config)
     if config.resume != "auto" or not (folder / "summary.json").is_file():
-        return False
+        return None
     try:
-        summary = json.loads((folder / "summary.json").read_text())
-        return summary.get("status") == "done" and run_key(load(folder / "config.yaml")) == run_key(config)
+        summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
+        same = run_key(load(folder / "config.yaml")) == run_key(config)
     except (ConfigError, ValueError):
-        return False  # the run itself will say what is wrong with the folder
+        return None  # the run itself will say what is wrong with the folder
+    return summary if same and summary.get("status") == "done" else None
 
 
 def _canonical(value: Any) -> Any:

@@ -183,8 +183,11 @@ class FlatModel:
     def descend(
         self, x: Tensor, y: Tensor, loss: Callable[[Any, Tensor], Tensor], lr: float, decay: float
     ) -> Tensor:
-        """``w <- (1 - lr decay) w - lr grad`` on the resident vector, without a flat gradient; returns the loss ()."""
-        grads, value = self._differentiate(self.w, x, y, loss)
+        """``w <- (1 - lr decay) w - lr grad`` on the resident vector, without a flat gradient; returns the loss ().
+
+        The batch cannot be looked at ``again`` afterwards: what its masks were drawn from is not kept.
+        """
+        grads, value = self._differentiate(self.w, x, y, loss, keep=False)
         if decay:
             self.w.mul_(1 - lr * decay)
         torch._foreach_add_(self._views, grads, alpha=-lr)
@@ -198,12 +201,13 @@ class FlatModel:
         loss: Callable[[Any, Tensor], Tensor],
         again: bool = False,
         forward: Callable[[nn.Module, Tensor], Any] | None = None,
+        keep: bool = True,
     ) -> tuple[tuple[Tensor, ...], Tensor]:
         self.bind(w)
         if (
             not again
-        ):  # always, since masks are also drawn by functions (F.dropout, attention), unseen from here
-            self._mask_state = torch.get_rng_state()
+        ):  # whatever the layers: masks are also drawn by functions (F.dropout, attention), unseen from here
+            self._mask_state = torch.get_rng_state() if keep else None
         elif self._mask_state is not None:
             torch.set_rng_state(self._mask_state)
         for m in self._stats:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -62,15 +63,15 @@ class LocalData:
         n = len(self)
         per_epoch = -(-n // batch_size)
         left = steps if steps is not None else epochs * per_epoch
-        sample = max(1, self.samples.x[0].numel()) if n else 1
+        sample = max(1, math.prod(self.samples.x.shape[1:]))
         block = max(1, BLOCK // (sample * batch_size)) * batch_size
         draw = rng if self.augment is not None else None
         while left > 0 and n:
             order = torch.randperm(n, generator=rng) if shuffle else torch.arange(n)
             order = order[: left * batch_size]
-            for rows in torch.split(order, block):
+            for rows in torch.split(order, block) if len(order) > block else (order,):
                 x, y = self.read(rows, draw)
-                yield from map(Batch, torch.split(x, batch_size), torch.split(y, batch_size))
+                yield from map(Batch, x.unsafe_split(batch_size), y.unsafe_split(batch_size))
             left -= min(left, per_epoch)
 
 

@@ -6,6 +6,7 @@ Workers hold no state of the run, so a lost one costs only the chunk it was work
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import time
 import warnings
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from fedsim.config import RayConfig
 from fedsim.engine.cluster import connect, on_shutdown, ours
+from fedsim.engine.mail import Box, Mail, Place, Probe, Slot, Slots
 from fedsim.engine.worker import Plan, Worker
 from fedsim.errors import EngineError
 
@@ -27,29 +29,45 @@ _idle: list[Any] = []  # actors of finished runs of this process: a new worker p
 
 
 class _Actor:
-    """A worker process. Its only method takes the name of a ``Worker`` method."""
+    """A worker process. Its methods take the name of a ``Worker`` method."""
+
+    _worker: Worker | None
 
     def __init__(self) -> None:
         _share_tensors()
-        self._worker: Worker | None = None
-        self._shared: tuple[Any, Any] | None = None
+        self.stop()
 
-    def start(self, plan: Plan) -> int:
+    def start(self, plan: Plan, probe: Probe | None) -> bool:
+        """Build the worker; whether mail from the driver reaches it."""
         torch.set_num_threads(plan.threads)
         self._worker = Worker(plan)
-        return os.getpid()
+        return self._box.reaches(probe)
 
     def stop(self) -> None:
-        self._worker = self._shared = None
+        self._worker = None
+        self._box = Box()
+        self._shared: tuple[Any, Any] = None, None
 
     def call(self, method: str, shared: list[Any], item: Any) -> Any:
         """``shared`` holds one reference: unpacked here, so that it is fetched once for all its items."""
-        if self._worker is None:
-            raise _NotReady
-        if self._shared is None or self._shared[0] != shared[0]:
+        if self._shared[0] != shared[0]:
             import ray
 
-            self._shared = (shared[0], ray.get(shared[0]))
+            self._shared = shared[0], ray.get(shared[0])
+        return self._run(method, item)
+
+    def call_by_mail(
+        self, method: str, shared: tuple[int, Place, Mail], item: tuple[Place, Mail], out: Place
+    ) -> Mail:
+        """The same with mail in and out; ``shared`` has a number, so that it is read once for all its items."""
+        number, place, mail = shared
+        if self._shared[0] != number:
+            self._shared = number, self._box[place].read(mail)
+        return self._box[out].write(self._run(method, self._box[item[0]].read(item[1])))
+
+    def _run(self, method: str, item: Any) -> Any:
+        if self._worker is None:
+            raise _NotReady
         return getattr(self._worker, method)(self._shared[1], item)
 
 
@@ -81,15 +99,19 @@ class RayEngine:
         reuse = _idle if not gpus else []
         self._actors = [reuse.pop() if reuse else self._new_actor() for _ in range(self.workers)]
         self._plan: Any = None
+        self._slots = Slots()
+        self._probe = self._slots.probe()
+        self._near: set[Any] = set()  # actors that mail reaches
+        self._numbers = itertools.count()
         on_shutdown(_idle.clear)
 
     def start(self, plan: Plan) -> None:
         """Put the plan (data included) into shared memory once; workers map it."""
         self._plan = self._ray.put(plan)
         load = Counter(dict.fromkeys(self._actors, 0))
-        for actor, answer in [(a, a.start.remote(self._plan)) for a in self._actors]:
+        for actor, answer in [(a, self._start(a)) for a in self._actors]:
             try:
-                self._ray.get(answer)
+                self._note(actor, self._ray.get(answer))
             except self._ray.exceptions.RayActorError:  # died since its last run
                 self._revive(actor, load)
             except self._ray.exceptions.RayTaskError as e:
@@ -99,11 +121,11 @@ class RayEngine:
         self, method: str, shared: Any, items: Sequence[Any], costs: Sequence[float] | None = None
     ) -> Iterator[Any]:
         """Results in the order of ``items``, each as soon as it and all before it are there."""
-        ref = self._ray.put(shared)
         order = sorted(range(len(items)), key=lambda i: -costs[i]) if costs else list(range(len(items)))
         ready: dict[int, Any] = {}
         following = 0
-        for index, result in self._unordered(method, ref, items, order):
+        post = _Post(self._ray, method, shared, self._slots, self._near, next(self._numbers))
+        for index, result in self._unordered(post, items, order):
             ready[index] = result
             while following in ready:
                 yield ready.pop(following)
@@ -116,10 +138,9 @@ class RayEngine:
         if not self._options["num_gpus"]:
             _idle.extend(self._actors)
         self._actors = []
+        self._near.clear()
 
-    def _unordered(
-        self, method: str, ref: Any, items: Sequence[Any], order: list[int]
-    ) -> Iterator[tuple[int, Any]]:
+    def _unordered(self, post: _Post, items: Sequence[Any], order: list[int]) -> Iterator[tuple[int, Any]]:
         todo, tries, busy = order[::-1], Counter[int](), dict[Any, tuple[int, Any]]()
         load = Counter(dict.fromkeys(self._actors, 0))
         while todo or busy:
@@ -127,7 +148,7 @@ class RayEngine:
                 index, actor = todo.pop(), min(load, key=lambda a: load[a])
                 tries[index] += 1
                 load[actor] += 1
-                busy[actor.call.remote(method, [ref], items[index])] = index, actor
+                busy[post.send(actor, items[index])] = index, actor
             done, _ = self._ray.wait(list(busy), num_returns=1, timeout=self._config.timeout)
             if not done:
                 names = ", ".join(str(i) for i, _ in busy.values())
@@ -139,7 +160,7 @@ class RayEngine:
             if actor in load:  # not replaced meanwhile
                 load[actor] -= 1
             try:
-                yield index, self._ray.get(done[0])
+                yield index, post.receive(done[0])
             except self._ray.exceptions.RayActorError:
                 if tries[index] >= ATTEMPTS:
                     who = getattr(items[index], "clients", None)
@@ -156,6 +177,7 @@ class RayEngine:
                     raise cause from None
                 todo.append(index)
                 self._revive(actor, load)
+        post.close()
 
     def _revive(self, actor: Any, load: Counter[Any]) -> None:
         """Give a restarted actor its plan, or replace one that does not come back."""
@@ -164,7 +186,7 @@ class RayEngine:
         errors = self._ray.exceptions
         for _ in range(20):
             try:
-                self._ray.get(actor.start.remote(self._plan), timeout=30)
+                self._note(actor, self._ray.get(self._start(actor), timeout=30))
                 return
             except errors.ActorDiedError:
                 break
@@ -173,12 +195,66 @@ class RayEngine:
         fresh = self._new_actor()
         self._actors[self._actors.index(actor)] = fresh
         with contextlib.suppress(errors.RayActorError):
-            self._ray.get(fresh.start.remote(self._plan), timeout=60)
+            self._note(fresh, self._ray.get(self._start(fresh), timeout=60))
         load[fresh] = 0
         del load[actor]
 
+    def _start(self, actor: Any) -> Any:
+        return actor.start.remote(self._plan, self._probe)
+
+    def _note(self, actor: Any, near: bool) -> None:
+        self._near.discard(actor)
+        if near:
+            self._near.add(actor)
+
     def _new_actor(self) -> Any:
         return self._ray.remote(_Actor).options(**self._options, max_restarts=-1, max_task_retries=0).remote()
+
+
+class _Post:
+    """How the calls of one ``map`` travel: by mail to workers of this machine, through Ray's object store to others."""
+
+    def __init__(self, ray: Any, method: str, shared: Any, slots: Slots, near: set[Any], number: int):
+        self._ray, self._method, self._shared, self._slots, self._near = ray, method, shared, slots, near
+        self._number = number
+        self._ref: Any = None
+        self._slot: tuple[Slot, Mail] | None = None
+        self._lent: dict[Any, tuple[Slot, Slot]] = {}  # of calls under way: the item's and the result's
+
+    def send(self, actor: Any, item: Any) -> Any:
+        """Start the call; what Ray will answer with."""
+        if actor not in self._near:
+            self._ref = self._ref or self._ray.put(self._shared)
+            return actor.call.remote(self._method, [self._ref], item)
+        if self._slot is None:
+            slot = self._slots.take()
+            self._slot = slot, slot.write(self._shared)
+        slot, mail = self._slot
+        inward, outward = self._slots.take(), self._slots.take()
+        shared = self._number, slot.place, mail
+        answer = actor.call_by_mail.remote(
+            self._method, shared, (inward.place, inward.write(item)), outward.place
+        )
+        self._lent[answer] = inward, outward
+        return answer
+
+    def receive(self, answer: Any) -> Any:
+        """The result of a finished call; raises what it raised."""
+        if answer not in self._lent:
+            return self._ray.get(answer)
+        inward, outward = self._lent.pop(answer)
+        self._slots.give(inward)
+        try:
+            mail = self._ray.get(answer)
+        except BaseException:
+            self._slots.give(outward)
+            raise
+        return outward.read(mail, done=lambda: self._slots.give(outward))
+
+    def close(self) -> None:
+        """All calls are done: what they shared may be overwritten."""
+        if self._slot is not None:
+            self._slots.give(self._slot[0])
 
 
 def _own_resources() -> dict[str, float]:

@@ -93,7 +93,7 @@ class _Schedule:
 
 def train(worker: Worker, broadcast: Broadcast, chunk: Chunk) -> dict[int, tuple[Job, Update]]:
     """Updates of the chunk's clients that have steps to do, with the job each belongs to."""
-    jobs = [worker.job(broadcast, chunk, c, chunk.part(c)) for c in chunk.clients]
+    jobs = [worker.job(broadcast, chunk, c) for c in chunk.clients]
     jobs = sorted((j for j in jobs if j.num_steps), key=lambda j: -j.num_steps)
     if len(jobs) < 2 or len({tuple(sorted(j.state)) for j in jobs}) > 1:
         return {}

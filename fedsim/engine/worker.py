@@ -110,10 +110,13 @@ class Worker:
             broadcast, chunk = _to(broadcast, chunk, self.plan.device)
         folder, outcomes = Folder(broadcast.fold), list[Outcome]()
         states: dict[int, dict[str, Tensor]] = {}
+        down = broadcast.payload.nbytes
         with torch.random.fork_rng(devices=[]):
             ready = self._train_together(broadcast, chunk)
             for client in chunk.clients:
-                outcome, state = self._one(broadcast, chunk, client, folder, ready.get(client))
+                each = chunk.part(client)
+                outcome = Outcome(client, "ok", bytes_down=down + (each.nbytes if each else 0))
+                state = self._one(broadcast, chunk, outcome, folder, ready.get(client))
                 outcomes.append(outcome)
                 if state is not None:
                     states[client] = {k: v.cpu() for k, v in state.items()}
@@ -126,9 +129,9 @@ class Worker:
         w = self.model.load(weights.arrays["w"].to(self.plan.device), weights.arrays.get("buffers"))
         return evaluate(self.model, w, data, self.plan.task, [torch.arange(a, b) for a, b in rows])
 
-    def job(self, broadcast: Broadcast, chunk: Chunk, client: int, each: Payload | None) -> Job:
-        """Build the job of one client; ``each`` is its ``chunk.part``."""
-        plan, message = self.plan, broadcast.payload
+    def job(self, broadcast: Broadcast, chunk: Chunk, client: int) -> Job:
+        """Build the job of one client."""
+        plan, message, each = self.plan, broadcast.payload, chunk.part(client)
         turn = chunk.turns.get(client, broadcast.round)
         if each is not None:
             message = Payload({**message.arrays, **each.arrays}, {**message.values, **each.values})
@@ -150,17 +153,15 @@ class Worker:
         self,
         broadcast: Broadcast,
         chunk: Chunk,
-        client: int,
+        outcome: Outcome,
         folder: Folder,
         ready: tuple[Job, Update] | None = None,
-    ) -> tuple[Outcome, dict[str, Tensor] | None]:
-        each = chunk.part(client)
-        start = time.perf_counter()
-        down = broadcast.payload.nbytes + (each.nbytes if each else 0)
-        outcome = Outcome(client, "ok", bytes_down=down)
+    ) -> dict[str, Tensor] | None:
+        """Serve one client and fill in its ``outcome``; its new state, if it has one."""
+        client, start = outcome.client, time.perf_counter()
         state: dict[str, Tensor] | None = None
         for attempt in range(self.plan.failures.retries + 1):
-            job = ready[0] if ready else self.job(broadcast, chunk, client, each)
+            job = ready[0] if ready else self.job(broadcast, chunk, client)
             try:
                 update = ready[1] if ready else self._call(job, broadcast.task)
                 state = self._fold_one(job, update, broadcast, folder, outcome)
@@ -178,7 +179,7 @@ class Worker:
                     outcome.metrics = {**outcome.metrics, "retries": float(attempt)}
             break
         outcome.seconds = time.perf_counter() - start
-        return outcome, state
+        return state
 
     def _train_together(self, broadcast: Broadcast, chunk: Chunk) -> dict[int, tuple[Job, Update]]:
         """Updates of clients trained vectorised; none where that is off, impossible or failed (then one by one)."""
