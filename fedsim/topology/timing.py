@@ -6,6 +6,7 @@ training step), and gives an array of ticks.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -111,14 +112,16 @@ class Profile:
 
 
 def duration(key: str, value: object) -> Duration:
-    """A duration from its short form: a number of ticks, or a pair [low, high] of whole ticks."""
+    """A duration from its short form: a number of ticks, or whole ticks from ``low-high`` (text or a pair)."""
     if callable(value):
         return value
     if isinstance(value, int | float) and not isinstance(value, bool):
         return Constant(value)
+    if isinstance(value, str) and re.fullmatch(r"\d+-\d+", value):
+        value = [int(v) for v in value.split("-")]
     if isinstance(value, list | tuple) and len(value) == 2 and all(isinstance(v, int) for v in value):
         return UniformInts(*value)
     raise ConfigError(
-        f"strategy.{key}={value}: expected a number of ticks, [low, high] in whole ticks, or a _target_ from "
+        f"strategy.{key}={value}: expected a number of ticks, low-high in whole ticks, or a _target_ from "
         "fedsim.topology.timing (Lognormal, Link, Profile)"
     )

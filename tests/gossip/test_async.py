@@ -132,7 +132,7 @@ ROUGH = (
     "strategy.churn=7",
     "strategy.spread=0.4",
     "strategy.inbox=accumulate",
-    "strategy.delay=[0,9]",
+    "strategy.delay=0-9",
 )
 
 
