@@ -3,7 +3,7 @@
     python -m benchmarks.peers --peers 1000 --rounds 3
 
 An MLP of 101 614 parameters on digits, one batch a round, a random 8-regular graph, Ray workers. Memory is the
-proportional set size (shared pages counted once) of the whole process tree, sampled ten times a second.
+proportional set size (shared pages counted once) of the whole process tree, sampled every two seconds.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Peak(threading.Thread):
         self.most, self.done = 0.0, threading.Event()
 
     def run(self) -> None:
-        while not self.done.wait(0.1):
+        while not self.done.wait(2):
             self.most = max(self.most, pss())
 
 

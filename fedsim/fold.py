@@ -34,6 +34,7 @@ class Folder:
         self._seen: dict[str, tuple[torch.Size, torch.dtype]] = {}
         self.sums: dict[tuple[str, str], Tensor] = {}
         self.rows: dict[str, list[Tensor]] = {n: [] for n, kinds in fold.items() if "stack" in kinds}
+        self.blocks: dict[str, Tensor] = {}
 
     def check(self, arrays: Mapping[str, Tensor]) -> None:
         """Refuse an update whose names or shapes do not match the fold, before anything is added."""
@@ -62,14 +63,20 @@ class Folder:
                     self.sums[name, kind].add_(array, alpha=weight if kind == "mean" else 1)
 
     def cpu(self) -> Folder:
-        """The same sums in main memory, rows as one block."""
+        """The same sums in main memory, and rows as one block each."""
         self.sums = {k: v.cpu() for k, v in self.sums.items()}
-        self.rows = {k: [torch.stack(v).cpu()] if v else [] for k, v in self.rows.items()}
+        self.blocks = {k: v.cpu() for k, v in self.stacked().items()}
+        self.rows = {}
         return self
 
+    def stacked(self) -> dict[str, Tensor]:
+        """Rows ``(n, *shape)`` of every name that has some."""
+        return self.blocks or {k: torch.stack(v) for k, v in self.rows.items() if v}
 
-def combine(parts: Iterable[Folder], count: int) -> dict[tuple[str, str], Tensor]:
-    """Add the sums of chunks, in the order given, each as it comes; blocks of rows, ``count`` at most, are stacked."""
+
+def combine(parts: Iterable[Folder], count: int = 0) -> dict[tuple[str, str], Tensor]:
+    """Add the sums of chunks, in the order given, each as it comes; rows are stacked, best with a hint of
+    their ``count``."""
     totals: dict[tuple[str, str], Tensor] = {}
     rows: dict[str, Tensor] = {}
     filled: dict[str, int] = {}
@@ -85,17 +92,19 @@ def combine(parts: Iterable[Folder], count: int) -> dict[tuple[str, str], Tensor
             else:
                 totals[k] = totals[k] + v
                 fresh.add(k)
-        for name, blocks in part.rows.items():
-            for block in blocks:
-                if name not in rows:
-                    rows[name], filled[name] = block.new_empty((count, *block.shape[1:])), 0
-                whole, at = rows[name], filled[name]
-                if (block.shape[1:], block.dtype) != (whole.shape[1:], whole.dtype):
-                    raise ClientError(
-                        _unlike(name, (block.shape[1:], block.dtype), (whole.shape[1:], whole.dtype))
-                    )
+        for name, block in part.stacked().items():
+            if name not in rows:
+                rows[name], filled[name] = block.new_empty((count, *block.shape[1:])), 0
+            whole, at = rows[name], filled[name]
+            if (block.shape[1:], block.dtype) != (whole.shape[1:], whole.dtype):
+                raise ClientError(
+                    _unlike(name, (block.shape[1:], block.dtype), (whole.shape[1:], whole.dtype))
+                )
+            if at + len(block) > len(whole):
+                rows[name] = torch.cat([whole[:at], block])
+            else:
                 whole[at : at + len(block)] = block
-                filled[name] += len(block)
+            filled[name] += len(block)
     totals.update({(name, "stack"): whole[: filled[name]] for name, whole in rows.items()})
     return totals
 

@@ -5,6 +5,7 @@ Decentralized Parallel Stochastic Gradient Descent, NeurIPS 2017 (Algorithm 1)."
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -176,6 +177,12 @@ class Gossip(Peers):
         """Train and mix, in the configured order. Who fails to train neither sends nor receives."""
         self.describe(server)
         cohort, start = list(round.cohort), state
+        if round.index == 0 and len(cohort) < round.num_clients:
+            warnings.warn(
+                f"{len(cohort)} of {round.num_clients} peers are online in a round (clients_per_round); "
+                f"for all type clients_per_round={round.num_clients}",
+                stacklevel=2,
+            )
         if self.order == "mix_then_train":
             state = self.mixed(server, state, round, cohort)
         replies = server.exchange(rows_of(state, cohort), self.fold)
@@ -183,11 +190,18 @@ class Gossip(Peers):
             return start
         if self.order == "simultaneous":
             state = self.mixed(server, state, round, replies.clients)
-        state = peers.moved(state, replies)
-        return self.mixed(server, state, round, replies.clients) if self.order == "train_then_mix" else state
+        state = peers.moved(state, replies, in_place=self.order != "train_then_mix")
+        if self.order == "train_then_mix":
+            state = self.mixed(server, state, round, replies.clients, in_place=True)
+        return state
 
-    def mixed(self, server: Server, state: State, round: Round, online: Sequence[int]) -> State:
-        """The state after one mix among the peers ``online``; logs and prices the messages."""
+    def mixed(
+        self, server: Server, state: State, round: Round, online: Sequence[int], *, in_place: bool = False
+    ) -> State:
+        """The state after one mix among the peers ``online``; logs and prices the messages.
+
+        ``in_place``: the models may be overwritten.
+        """
         assert server.topology is not None
         graph = server.topology.at(round.index)
         rng = round.numpy_rng("messages")
@@ -195,7 +209,7 @@ class Gossip(Peers):
             graph, online, rng, fanout=self.fanout, direction=self.direction, loss=self.loss
         )
         weights = self.weigh(server, arrived, round.index)
-        models = state["peers"].clone()
+        models = state["peers"] if in_place else state["peers"].clone()
         x, slots = models.numpy(), server.layout.params
         mix(x, x, *weights, arrived, slots, self.correction)
         new: State = {**state, "peers": models}

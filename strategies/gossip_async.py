@@ -147,7 +147,7 @@ class _Window:
         who = sorted(turns)
         replies = self.server.exchange(rows_of(self.models, who), self.method.fold, clients=who, turns=turns)
         if len(replies):
-            self.models = peers.moved(self.models, replies)
+            self.models = peers.moved(self.models, replies, in_place=True)
         x, slots = self.models["peers"], self.server.layout.params
         senders = [t for t in trainings if self.uses[t.copy] or t.copy in self.live]
         shipped = variances(x[[t.peer for t in senders]].numpy(), slots)

@@ -40,14 +40,19 @@ def first_models(server: Server, kind: str) -> Weights:
     return Weights(w, buffers)
 
 
-def moved(state: State, replies: Replies) -> State:
-    """The state after local training: every peer that answered moved by its ``delta``, which is used up."""
-    delta, who = replies.stack("delta"), torch.tensor(replies.clients)
-    models = state["peers"]
-    if len(who) == len(models):
-        new = {**state, "peers": delta.add_(models)}
+def moved(state: State, replies: Replies, *, in_place: bool = False) -> State:
+    """The state after local training: every peer that answered moved by its ``delta``, which is used up.
+
+    ``in_place``: the models may be overwritten; else they are left as they are.
+    """
+    delta, who, models = replies.stack("delta"), torch.tensor(replies.clients), state["peers"]
+    if in_place:
+        models.index_add_(0, who, delta)
+    elif len(who) == len(models):
+        models = delta.add_(models)
     else:
-        new = {**state, "peers": models.index_add(0, who, delta)}
+        models = models.index_add(0, who, delta)
+    new = {**state, "peers": models}
     if ("buffers", "stack") in replies.folded:
         new["buffers"] = state["buffers"].index_copy(0, who, replies.stack("buffers"))
     return new
