@@ -9,13 +9,14 @@ from torch import Tensor
 
 from fedsim.errors import ClientError
 
-KINDS = ("mean", "sum", "stack")
+KINDS = ("mean", "sum", "stack", "cat")
+SINGLE = ("stack", "cat")  # kinds that keep every contribution
 
 Fold = Mapping[str, str | Sequence[str]]
 
 
 def fold_kinds(fold: Fold) -> dict[str, tuple[str, ...]]:
-    """Normalise a fold: array name to kinds among mean, sum, stack."""
+    """Normalise a fold: array name to kinds among mean, sum, stack, cat (end to end; lengths may differ)."""
     out = {k: (v,) if isinstance(v, str) else tuple(v) for k, v in fold.items()}
     for name, kinds in out.items():
         for kind in kinds:
@@ -33,8 +34,10 @@ class Folder:
         self._fold = fold
         self._seen: dict[str, tuple[torch.Size, torch.dtype]] = {}
         self.sums: dict[tuple[str, str], Tensor] = {}
-        self.rows: dict[str, list[Tensor]] = {n: [] for n, kinds in fold.items() if "stack" in kinds}
-        self.blocks: dict[str, Tensor] = {}
+        self.rows: dict[tuple[str, str], list[Tensor]] = {
+            (n, kind): [] for n, kinds in fold.items() for kind in kinds if kind in SINGLE
+        }
+        self.blocks: dict[tuple[str, str], Tensor] = {}
 
     def check(self, arrays: Mapping[str, Tensor]) -> None:
         """Refuse an update whose names or shapes do not match the fold, before anything is added."""
@@ -44,7 +47,7 @@ class Folder:
                 "send exactly the arrays that the strategy's fold names"
             )
         for name, array in arrays.items():
-            kind = array.shape, array.dtype
+            kind = self._kind(name, array)
             if kind != (seen := self._seen.get(name, kind)):
                 raise ClientError(_unlike(name, kind, seen))
 
@@ -52,15 +55,19 @@ class Folder:
         """Fold one update; ``arrays`` may be views of a buffer that is reused afterwards."""
         for name, kinds in self._fold.items():
             array = arrays[name]
-            self._seen[name] = array.shape, array.dtype
+            self._seen[name] = self._kind(name, array)
             for kind in kinds:
-                if kind == "stack":
-                    self.rows[name].append(array.clone())
+                if kind in SINGLE:
+                    self.rows[name, kind].append(array.clone())
                 elif (name, kind) not in self.sums:
                     first = array.to(_sum_dtype(array.dtype, kind), copy=True)
                     self.sums[name, kind] = first.mul_(weight) if kind == "mean" else first
                 else:
                     self.sums[name, kind].add_(array, alpha=weight if kind == "mean" else 1)
+
+    def _kind(self, name: str, array: Tensor) -> tuple[torch.Size, torch.dtype]:
+        """What must agree between clients: all of the shape, or all but its length."""
+        return (array.shape[1:] if self._fold[name] == ("cat",) else array.shape), array.dtype
 
     def cpu(self) -> Folder:
         """The same sums in main memory, and rows as one block each."""
@@ -69,17 +76,19 @@ class Folder:
         self.rows = {}
         return self
 
-    def stacked(self) -> dict[str, Tensor]:
-        """Rows ``(n, *shape)`` of every name that has some."""
-        return self.blocks or {k: torch.stack(v) for k, v in self.rows.items() if v}
+    def stacked(self) -> dict[tuple[str, str], Tensor]:
+        """All rows as blocks: ``(n, *shape)``, or laid end to end."""
+        return self.blocks or {
+            k: torch.stack(v) if k[1] == "stack" else torch.cat(v) for k, v in self.rows.items() if v
+        }
 
 
 def combine(parts: Iterable[Folder], count: int = 0) -> dict[tuple[str, str], Tensor]:
-    """Add the sums of chunks, in the order given, each as it comes; rows are stacked, best with a hint of
-    their ``count``."""
+    """Add the sums of chunks, in the order given, each as it comes; single contributions are stacked or laid end to
+    end, those stacked best with a hint of their ``count``."""
     totals: dict[tuple[str, str], Tensor] = {}
-    rows: dict[str, Tensor] = {}
-    filled: dict[str, int] = {}
+    rows: dict[tuple[str, str], Tensor] = {}
+    filled: dict[tuple[str, str], int] = {}
     fresh: set[tuple[str, str]] = set()
     for part in parts:
         for k, v in part.sums.items():
@@ -92,20 +101,21 @@ def combine(parts: Iterable[Folder], count: int = 0) -> dict[tuple[str, str], Te
             else:
                 totals[k] = totals[k] + v
                 fresh.add(k)
-        for name, block in part.stacked().items():
-            if name not in rows:
-                rows[name], filled[name] = block.new_empty((count, *block.shape[1:])), 0
-            whole, at = rows[name], filled[name]
+        for k, block in part.stacked().items():
+            if k not in rows:
+                hint = count if k[1] == "stack" else 0
+                rows[k], filled[k] = block.new_empty((hint, *block.shape[1:])), 0
+            whole, at = rows[k], filled[k]
             if (block.shape[1:], block.dtype) != (whole.shape[1:], whole.dtype):
                 raise ClientError(
-                    _unlike(name, (block.shape[1:], block.dtype), (whole.shape[1:], whole.dtype))
+                    _unlike(k[0], (block.shape[1:], block.dtype), (whole.shape[1:], whole.dtype))
                 )
             if at + len(block) > len(whole):
-                rows[name] = torch.cat([whole[:at], block])
+                rows[k] = torch.cat([whole[:at], block])
             else:
                 whole[at : at + len(block)] = block
-            filled[name] += len(block)
-    totals.update({(name, "stack"): whole[: filled[name]] for name, whole in rows.items()})
+            filled[k] += len(block)
+    totals.update({k: whole[: filled[k]] for k, whole in rows.items()})
     return totals
 
 

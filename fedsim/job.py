@@ -7,14 +7,18 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fedsim import rng
-from fedsim.config import ClientConfig
+from fedsim.config import AdamConfig, ClientConfig
 from fedsim.data.federated import FederatedData
 from fedsim.data.local import Batch, LocalData
-from fedsim.evaluation import evaluate, mean_of
+from fedsim.data.longtail import class_groups
+from fedsim.errors import ClientError
+from fedsim.evaluation import evaluate, mean_of, measured
+from fedsim.heads import HeadSlots
 from fedsim.localpart import LocalPart
 from fedsim.payload import Payload, Update, Value
 from fedsim.task import Task
@@ -58,10 +62,15 @@ class Job:
     purpose: str = "fit"
     steps: int = 0  # done so far
     samples: int = 0  # seen so far
+    gradients: int = 0  # samples taken through a forward and a backward pass so far
+    forwards: int = 0  # samples taken through a forward pass alone so far
+    most_steps: int | None = None  # the device's time allows no more
     local_part: LocalPart = field(default_factory=LocalPart)
     own_anchor: Tensor | None = None
     kept: dict[str, Tensor] | None = None
     momentum: Tensor | None = None
+    moments: tuple[Tensor, Tensor] | None = None  # Adam's
+    adam_steps: int = 0
     losses: list[Tensor] = field(default_factory=list)
     clipped: int | Tensor = 0  # steps that were clipped; (C, 1) when vectorised
 
@@ -72,8 +81,18 @@ class Job:
 
     @property
     def holdout(self) -> LocalData | None:
-        """This client's held-out samples; ``None`` when the run has none."""
+        """What this client is measured on, never trained on (see ``evaluation``); ``None`` when the run has none."""
         return self.source.client_holdout(self.client, self.model.w.dtype)
+
+    @property
+    def domain(self) -> int:
+        """Number of this client's domain; -1 without (no domains, no samples, or samples of several)."""
+        return int(self.source.client_domains[self.client])
+
+    @property
+    def domain_test(self) -> LocalData | None:
+        """Test samples of this client's domain, if there are any."""
+        return self.source.domain_test(self.client, self.model.w.dtype)
 
     @property
     def test(self) -> LocalData | None:
@@ -85,6 +104,11 @@ class Job:
         """Names and offsets of the flat vectors."""
         return self.model.layout
 
+    @cached_property
+    def head(self) -> HeadSlots:
+        """Where the model's linear head lies in the flat vectors."""
+        return HeadSlots.of(self.layout)
+
     @property
     def lr(self) -> float:
         """Local learning rate of this round: ``lr * lr_decay ** round``."""
@@ -93,7 +117,8 @@ class Job:
     @property
     def num_steps(self) -> int:
         """Local steps K that ``batches`` will give."""
-        return num_steps(self.local, len(self.data), self.epochs)
+        steps = num_steps(self.local, len(self.data), self.epochs)
+        return steps if self.most_steps is None else min(steps, self.most_steps)
 
     @property
     def epochs(self) -> int:
@@ -139,7 +164,7 @@ class Job:
         for batch in self.data.batches(
             local.batch_size,
             epochs=self.epochs,
-            steps=local.steps,
+            steps=local.steps if self.most_steps is None else self.num_steps,
             shuffle=local.shuffle,
             rng=self.rng("batches"),
         ):
@@ -162,6 +187,7 @@ class Job:
         the loss is not logged twice. ``loss(output, y)`` and ``forward(model, x)`` replace the task's.
         """
         loss = loss or self.task.loss
+        self.gradients += len(batch.x)
         g, value = self.model.grad(w, batch.x, batch.y, loss, again=again, forward=forward)
         if not again:
             self.losses.append(value)
@@ -170,14 +196,16 @@ class Job:
     def descend(self, w: Tensor, batch: Batch) -> Tensor:
         """One plain local step, ``sgd(w, grad(w, batch))``; cheaper where nothing has to see the whole gradient."""
         local, model = self.local, self.model
-        if w is not model.w or local.clip_norm is not None or local.momentum:
+        if w is not model.w or local.clip_norm is not None or local.momentum or local.adam:
             return self.sgd(w, self.grad(w, batch))
+        self.gradients += len(batch.x)
         loss = model.descend(batch.x, batch.y, self.task.loss, self.lr, local.weight_decay)
         self.losses.append(loss)
         return w
 
     def forward(self, w: Tensor, x: Tensor, call: Callable[[nn.Module, Tensor], Tensor]) -> Tensor:
         """``call(model, x)`` at ``w`` (d,), without gradient and without touching running statistics."""
+        self.forwards += len(x)
         return self.model.apply(w, x, call)
 
     def full_gradient(self, w: Tensor, batch_size: int = 512) -> Tensor:
@@ -196,7 +224,8 @@ class Job:
 
         ``g`` is consumed. Clipping bounds the norm over the whole vector, ``v min(1, G / (|v| + 1e-6))``, and leaves
         the decay terms outside (``clip: direction``); ``loss`` clips ``g`` alone, ``full`` the whole step. With
-        momentum ``m <- momentum m + step`` and ``w <- w - lr m``, starting at zero every round.
+        momentum ``m <- momentum m + step`` and ``w <- w - lr m``, starting at zero every round. With ``client.adam``
+        the whole step, decay terms included, is what Adam takes for the gradient.
         """
         local, rate = self.local, self.local.weight_decay + decay
         if local.clip == "loss":
@@ -205,7 +234,7 @@ class Job:
             g.add_(correction)
         if local.clip == "direction":
             self._clip(g)
-        if local.clip == "full" or local.momentum:
+        if local.clip == "full" or local.momentum or local.adam:
             if rate:
                 g.add_(w, alpha=rate)
             if local.clip == "full":
@@ -213,9 +242,31 @@ class Job:
             if local.momentum:
                 g = g if self.momentum is None else self.momentum.mul_(local.momentum).add_(g)
                 self.momentum = g
+            if local.adam:
+                g = self._adam(g, local.adam)
         elif rate:
             w.mul_(1 - self.lr * rate)
         return w.add_(g, alpha=-self.lr)
+
+    def demand_gradient_steps(self, who: str) -> None:
+        """For rules that read gradients back from ``(x - x_K) / (K lr)``.
+
+        Raises:
+            ClientError: under Adam, whose steps are no gradients.
+        """
+        if self.local.adam:
+            raise ClientError(
+                f"{who} reads gradients back from the local steps; use client=sgd instead of adam"
+            )
+
+    def _adam(self, g: Tensor, adam: AdamConfig) -> Tensor:
+        """Adam's direction (d,) for the gradient ``g``; moments are this job's own."""
+        m, v = self.moments if self.moments is not None else (torch.zeros_like(g), torch.zeros_like(g))
+        m, v = m.lerp_(g, 1 - adam.beta1), v.mul_(adam.beta2).addcmul_(g, g, value=1 - adam.beta2)
+        self.moments, self.adam_steps = (m, v), self.adam_steps + 1
+        t = self.adam_steps
+        root = (v / (1 - adam.beta2**t)).sqrt_().add_(adam.eps)
+        return m.div(root).div_(1 - adam.beta1**t)
 
     def _clip(self, g: Tensor) -> None:
         bound = self.local.clip_norm
@@ -235,10 +286,26 @@ class Job:
         What this client keeps of normalisation layers is put in place first.
         """
         received = self.start()
-        w = received if w is None else w
-        return mean_of(
-            evaluate(self.model, w, data, self.task, torch.split(torch.arange(len(data)), batch_size))
-        )
+        return self.measure(data, received if w is None else w, batch_size)
+
+    def measure(self, data: LocalData, w: Tensor, batch_size: int = 512) -> dict[str, float]:
+        """The same of ``w`` (d,) with the statistics that the model has at the moment."""
+        self.forwards += len(data)
+        rows = torch.split(torch.arange(len(data)), batch_size)
+        return mean_of(evaluate(self.model, w, data, self.task, rows), self._groups)
+
+    def score(self, logits: Tensor, y: Tensor) -> dict[str, float]:
+        """Means of loss and metrics of ``logits`` (n, C), however they came about, on targets ``y`` (n,)."""
+        return mean_of([measured(self.task, logits, y)], self._groups)
+
+    @property
+    def class_counts(self) -> Tensor:
+        """This client's training samples per class, int64 (C,)."""
+        return torch.from_numpy(self.source.class_counts(self.client)).to(self.model.w.device)
+
+    @property
+    def _groups(self) -> np.ndarray | None:
+        return class_groups(self.source.class_counts(self.client)) if self.task.by_class else None
 
     def part_is_missing(self, update: Update) -> bool:
         """Whether weights that stay with the client would be lost: trained, but not put aside by ``delta``."""

@@ -19,7 +19,7 @@ from fedsim.cli import BAD_CONFIG, DONE, FAILED, diagnose
 from fedsim.config import VERSION_BASE, register
 from fedsim.errors import ConfigError
 from fedsim.explain import explain
-from fedsim.settings import COMPOSE_ERRORS, finished, label_method, run_dir
+from fedsim.settings import COMPOSE_ERRORS, chosen_method, finished, label_method, run_dir
 from fedsim.sweep import Journal, Outcome
 from fedsim.validation import validate
 
@@ -47,7 +47,7 @@ def job(config: DictConfig) -> float:
     """
     info = HydraConfig.get()
     sweep = info.mode == RunMode.MULTIRUN
-    label_method(config, info.runtime.choices.get("strategy"))
+    label_method(config, chosen_method(info.runtime.choices))
     outcome = Outcome(job=info.job.num if sweep else 0, overrides=info.job.override_dirname if sweep else "")
     summary: dict[str, Any] | None = None
     try:

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from fedsim import checkpoint, cohort
+from fedsim import checkpoint
 from fedsim.config import CheckpointConfig, EvaluationConfig
-from fedsim.payload import Outcome, Replies
-from fedsim.server import Round, Server
+from fedsim.payload import Outcome
+from fedsim.server import BESIDE, MEASURING, Round, Server
+from fedsim.system.clock import Lap
 from fedsim.tracking.base import Tracker
 from fedsim.vectors import Weights, hash_tensors
 
 State = dict[str, Any]
 Row = dict[str, Any]
-MEASURING = (
-    "evaluate",
-    "test",
-)  # exchanges that belong to the simulator, not to the method: their bytes do not count
 
 
 class StrategyLike(Protocol):
@@ -32,11 +30,11 @@ class StrategyLike(Protocol):
     def round(self, server: Server, state: State, round: Round) -> State:
         """One round."""
 
-    def evaluate(self, server: Server, state: State) -> dict[str, float]:
+    def evaluate(self, server: Server, state: State) -> dict[str, Any]:
         """Numbers of the common test set for the round's row."""
 
-    def evaluate_clients(self, server: Server, state: State) -> Replies:
-        """Every client measured on its held-out samples."""
+    def evaluate_clients(self, server: Server, state: State) -> dict[str, float]:
+        """Numbers of all clients' own test samples for the round's row."""
 
     def models(self, state: State) -> Mapping[str, Weights]:
         """Models to evaluate by name."""
@@ -51,7 +49,6 @@ class Loop:
     trackers: Tracker
     rounds: int
     clients_per_round: int
-    participation: str
     evaluation: EvaluationConfig
     checkpoints: CheckpointConfig
     folder: Path
@@ -60,6 +57,7 @@ class Loop:
     state: State = field(default_factory=dict)
     done: int = 0  # finished rounds
     saved: int = -1  # finished rounds in the newest checkpoint
+    beside: Row = field(default_factory=dict)  # what the simulator itself carries from round to round
     torn: bool = False  # interrupted between two rounds: only the newest checkpoint can be trusted
     history: list[Row] = field(default_factory=list)
 
@@ -68,6 +66,8 @@ class Loop:
         found = checkpoint.load(path, self.key)
         self.state, self.done, self.saved = found.state, found.rounds, found.rounds
         self.server.states.restore(found.clients)
+        self.beside = {k: self.state.pop(k) for k in list(self.state) if k.startswith(BESIDE)}
+        self.server.restore(self.beside)
 
     def run(self) -> None:
         """All remaining rounds. If one fails or is interrupted, the last finished round is checkpointed first.
@@ -92,7 +92,8 @@ class Loop:
     def save(self) -> None:
         """Checkpoint the last finished round, unless that is done."""
         if self.saved != self.done:
-            checkpoint.save(self.folder / "checkpoint", self.done, self.state, self.server.states, self.key)
+            state = self.state | self.beside
+            checkpoint.save(self.folder / "checkpoint", self.done, state, self.server.states, self.key)
             self.saved = self.done
 
     def models(self) -> Mapping[str, Weights]:
@@ -102,13 +103,20 @@ class Loop:
     def _round(self) -> None:
         started, server, index = time.perf_counter(), self.server, self.done
         ids = self.cohorts[index] if self.cohorts is not None else self._sample(index)
-        server.current = Round(index, ids, server.num_clients, server.seed, server.local)
-        server.outcomes, server.log = [], {}
+        wanted = None if self.cohorts is not None else self.clients_per_round
+        server.current = Round(index, ids, server.num_clients, server.seed, server.local, wanted)
+        server.outcomes, server.log, server.phases, server.exchanges = [], {}, {}, 0
+        if server.clock:
+            server.clock.lap = Lap()
         state = self.strategy.round(server, self.state, server.current)
+        if server.clock and not ids:
+            server.clock.elapse(server.clock.system.idle)
+        server.population.observe(index, server.outcomes)
         row, clients = self._row(state, ids, index, started)
         self.torn = True  # until the step is through, memory holds neither the old round nor the new one
         server.states.accept()
         self.state, self.done = state, index + 1
+        self.beside = server.save()
         self.torn = False
         self.history.append(row)
         self.trackers.round(row, clients)
@@ -118,10 +126,10 @@ class Loop:
             self.save()
 
     def _sample(self, index: int) -> list[int]:
-        server = self.server
-        return cohort.sample(
-            server.seed, index, server.num_clients, self.clients_per_round, self.participation
-        )
+        """Ask more clients than needed where the fleet's settings say so."""
+        clock = self.server.clock
+        asked = math.ceil(self.clients_per_round * (clock.system.over_selection if clock else 1))
+        return self.server.sample(min(asked, self.server.num_clients), index)
 
     def _reached(self, row: Row) -> bool:
         target = self.evaluation.target
@@ -134,10 +142,8 @@ class Loop:
         if last or (plan.every and (index + 1) % plan.every == 0):
             out |= self.strategy.evaluate(self.server, state)
         if plan.clients_every and (last or (index + 1) % plan.clients_every == 0):
-            replies = self.strategy.evaluate_clients(self.server, state)
-            for metric in replies.ok[0].metrics if len(replies) else ():
-                values = [o.metrics[metric] for o in replies.ok]
-                out[f"clients/{metric}"] = sum(values) / len(values)
+            found = self.strategy.evaluate_clients(self.server, state)
+            out |= {f"clients/{name}": value for name, value in found.items()}
         return out
 
     def _row(self, state: State, ids: Sequence[int], index: int, started: float) -> tuple[Row, list[Row]]:
@@ -149,17 +155,30 @@ class Loop:
         if samples:
             row["train_loss"] = sum(o.metrics["train_loss"] * o.samples for o in fits) / samples
         row |= self.server.log
-        row |= {
-            "bytes_up": sum(o.bytes_up for o in outcomes if o.task not in MEASURING),
-            "bytes_down": sum(o.bytes_down for o in outcomes if o.task not in MEASURING),
-            "sim_seconds": None,
+        row |= _traffic(outcomes, "") | {
+            **self._virtual(),
             "seconds": time.perf_counter() - started,
             "cohort": list(ids),
             "failures": [failure(o) for o in outcomes if o.kind != "ok" and not _unmeasured(o)],
             "weights_hash": hash_tensors(t for name in sorted(models) for t in models[name]),
         }
-        row["seconds"] = time.perf_counter() - started
+        for phase, seconds in self.server.phases.items():
+            row[phase] = _traffic(outcomes, phase) | {"seconds": seconds}
+        row["seconds"] = time.perf_counter() - started - sum(self.server.phases.values())
         return row, [r for o in outcomes for r in client_rows(index + 1, o)]
+
+    def _virtual(self) -> Row:
+        """What the round took of virtual time and, where powers are known, of energy."""
+        if self.server.clock is None:
+            return {"sim_seconds": None}
+        lap = self.server.clock.lap
+        return {"sim_seconds": lap.seconds} | ({} if math.isnan(lap.joules) else {"joules": lap.joules})
+
+
+def _traffic(outcomes: Sequence[Outcome], phase: str) -> Row:
+    """Bytes up and down of one phase of a round; the simulator's own measuring does not count."""
+    counted = [o for o in outcomes if o.phase == phase and o.task not in MEASURING]
+    return {"bytes_up": sum(o.bytes_up for o in counted), "bytes_down": sum(o.bytes_down for o in counted)}
 
 
 def failure(o: Outcome) -> Row:
@@ -173,7 +192,8 @@ def client_rows(round: int, o: Outcome) -> list[Row]:
     if _unmeasured(o):
         return []
     values |= {"weight": o.weight, "samples": o.samples, "bytes_up": o.bytes_up, "bytes_down": o.bytes_down}
-    values["seconds"] = o.seconds
+    values |= {"gradients": o.gradients, "forwards": o.forwards, "seconds": o.seconds}
+    values |= {k: v for k in ("sim_seconds", "joules") if (v := getattr(o, k)) is not None and v == v}
     prefix = "" if o.task == "fit" else f"{o.task}/"
     return [{"round": round, "client": o.client, "metric": prefix + k, "value": v} for k, v in values.items()]
 

@@ -54,11 +54,28 @@ class Message:
 
     ``rows`` are arrays (n, ...) over the clients of the exchange in ascending order, each of which receives its own row
     under that name: models of many peers then travel as blocks, not one by one.
+    ``standing`` is what its receivers were sent before (in an exchange that counted its bytes) and still hold: it is
+    at hand in the job like the rest, is put into shared memory once, and does not count again.
     """
 
     shared: Payload = field(default_factory=Payload)
     each: Mapping[int, Payload] = field(default_factory=dict)
+    standing: Payload | None = None
     rows: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def places(self, clients: Sequence[int]) -> dict[int, int]:
+        """Which row belongs to whom among the ``clients`` of an exchange, ascending."""
+        for name, array in self.rows.items():
+            if len(array) != len(clients):
+                raise ClientError(
+                    f"message rows '{name}' hold {len(array)} rows; expected {len(clients)}, one per client asked"
+                )
+        return {c: i for i, c in enumerate(clients)} if self.rows else {}
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one client's rows."""
+        return sum(t[0].numel() * t.element_size() for t in self.rows.values() if len(t))
 
     @staticmethod
     def of(
@@ -68,7 +85,7 @@ class Message:
         rows: Mapping[str, Any] | None = None,
     ) -> Message:
         """A message from plain dicts of arrays and values."""
-        return Message(Payload.of(arrays, values), dict(each or {}), Payload.of(rows).arrays)
+        return Message(Payload.of(arrays, values), dict(each or {}), rows=Payload.of(rows).arrays)
 
 
 @dataclass(frozen=True)
@@ -91,6 +108,10 @@ class Update:
         return Payload.of(self.arrays, {**self.values, "weight": float(self.weight)})
 
 
+class NonFinite(Exception):  # noqa: N818 - treated as a non-finite update
+    """Raised by a client's own code that finds NaN or infinity in its data; says where."""
+
+
 class Refusal(Exception):  # noqa: N818 - an answer, not an error
     """Raised by a client's own code: it has nothing to contribute this time."""
 
@@ -107,9 +128,14 @@ class Outcome:
     bytes_down: int = 0
     bytes_up: int = 0
     samples: int = 0  # processed, local epochs included
+    gradients: int = 0  # samples that went through a forward and a backward pass
+    forwards: int = 0  # samples that went through a forward pass alone
     seconds: float = 0.0
+    sim_seconds: float | None = None  # virtual time from the start of the exchange to the answer
+    joules: float | None = None
     reason: str = ""
     task: str = "fit"
+    phase: str = ""  # of a method, reported apart from the rounds
 
 
 @dataclass
@@ -117,11 +143,12 @@ class Replies:
     """All answers to one exchange, in client order.
 
     ``total(name)`` is the sum over clients of an array, ``mean(name)`` its weighted mean, ``stack(name)`` the
-    ``(n, *shape)`` array of single contributions, for whichever kinds the strategy's fold asked for.
+    ``(n, *shape)`` array of single contributions, ``cat(name)`` these end to end, for the kinds the fold asked for.
     """
 
     outcomes: Sequence[Outcome]
     folded: Mapping[tuple[str, str], Tensor]
+    sim_seconds: float = 0.0  # virtual duration of the exchange
 
     @property
     def ok(self) -> list[Outcome]:
@@ -152,6 +179,10 @@ class Replies:
     def stack(self, name: str) -> Tensor:
         """Single contributions ``(n, *shape)`` in the order of ``clients``."""
         return self._get(name, "stack")
+
+    def cat(self, name: str) -> Tensor:
+        """Single contributions end to end along their first axis, in the order of ``clients``."""
+        return self._get(name, "cat")
 
     def mean(self, name: str) -> Tensor:
         """Weighted mean over clients (a fresh tensor); from the plain sum if asked for that and weights are equal."""

@@ -26,3 +26,20 @@ def numpy_rng(seed: int, purpose: str, *numbers: int) -> np.random.Generator:
 def torch_rng(seed: int, purpose: str, *numbers: int) -> torch.Generator:
     """CPU torch generator of a key: batch order, augmentation, noise."""
     return torch.Generator().manual_seed(key(seed, purpose, *numbers) >> 1)
+
+
+def uniforms(seed: int, purpose: str, ids: np.ndarray, *numbers: int) -> np.ndarray:
+    """A number in [0, 1) for each of ``ids`` (n,), keyed by (seed, purpose, numbers, id): many draws at once.
+
+    SplitMix64 (Steele, Lea, Flood 2014) of the id, started at the key: what one id gets does not depend on the others.
+    """
+    x = ids.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(key(seed, purpose, *numbers))
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return ((x ^ (x >> np.uint64(31))) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def normals(seed: int, purpose: str, ids: np.ndarray, *numbers: int) -> np.ndarray:
+    """A standard normal number for each of ``ids`` (n,), keyed as in ``uniforms`` (Box and Muller)."""
+    first, second = (uniforms(seed, f"{purpose}/{half}", ids, *numbers) for half in "ab")
+    return np.asarray(np.sqrt(-2 * np.log1p(-first)) * np.cos(2 * np.pi * second))

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,20 +18,29 @@ from fedsim import rng
 from fedsim.clientstore import ClientStore
 from fedsim.cohort import cut
 from fedsim.config import ClientConfig, FailureConfig
+from fedsim.data.longtail import class_groups
+from fedsim.data.shards import Shards
 from fedsim.engine.worker import Broadcast, Chunk, ChunkResult
 from fedsim.errors import ClientError
-from fedsim.evaluation import mean_of
+from fedsim.evaluation import class_accuracy, mean_of, measured, over_domains
 from fedsim.fold import Fold, combine, fold_kinds
 from fedsim.payload import Message, Outcome, Payload, Replies
+from fedsim.sampling import Population, Sampler, Uniform
 from fedsim.task import Task
 from fedsim.vectors import Layout, Weights
-from fedsim.work import local_epochs, num_steps
+from fedsim.work import Work, work_of
 
 if TYPE_CHECKING:
     from fedsim.engine.base import Engine
+    from fedsim.system.clock import Clock, Schedule
     from fedsim.topology import Topology
 
 EVALUATION_GROUPS = 4  # parts per worker that the test set is dealt into
+BESIDE = "simulator/"  # begins the names of its own entries in a checkpoint
+MEASURING = (
+    "evaluate",
+    "test",
+)  # exchanges of the simulator, not of the method: they cost no bytes and no time
 
 
 @dataclass(frozen=True)
@@ -39,6 +52,7 @@ class Round:
     num_clients: int  # registered clients m
     seed: int
     local: ClientConfig
+    wanted: int | None = None  # answers after which nobody else is waited for
 
     @property
     def lr(self) -> float:
@@ -70,19 +84,57 @@ class Server:
     dtype: torch.dtype
     chunks: int = 0
     share_buffers: bool = True
-    test_size: int = 0
+    test_labels: Tensor | None = (
+        None  # targets of the common test set, in the order of ``FederatedData.test_rows``
+    )
+    own_tests: Shards | None = None  # rows of the common test set that each client is measured on
+    class_counts: np.ndarray | None = None  # (C,) training samples of all clients
+    test_domains: Mapping[str, slice] = field(default_factory=dict)  # where each domain's test samples lie
+    client_domains: Sequence[str | None] | None = None  # of every client; None without domains
     eval_batch: int = 512
     topology: Topology | None = None  # of peers that learn without a server
     fresh: Callable[[int], Weights] | None = None  # another initial model per peer
+    clock: Clock | None = None  # virtual time, if devices are simulated
+    sampler: Sampler = field(default_factory=Uniform)
+    participation: str = "fixed"
     current: Round | None = None
+    exchanges: int = 0  # priced so far in the current round
     log: dict[str, float] = field(default_factory=dict)  # extra numbers for the round's row
     facts: dict[str, Any] = field(default_factory=dict)  # about the run, for its summary
     outcomes: list[Outcome] = field(default_factory=list)  # of the current round, all exchanges
+    _features: tuple[Tensor, Tensor] | None = None
+    phase: str = ""  # see ``apart``
+    phases: dict[str, float] = field(default_factory=dict)  # seconds of the current round's phases
 
     @property
     def num_clients(self) -> int:
         """Registered clients m."""
         return len(self.sizes)
+
+    @cached_property
+    def population(self) -> Population:
+        """The clients as sampling rules see them."""
+        return Population(self.sizes, self.seed, self.clock, self.participation)
+
+    def sample(self, count: int, *key: int, exclude: Collection[int] = ()) -> list[int]:
+        """Up to ``count`` clients to ask, outside ``exclude``, ascending; draws are keyed by ``key``."""
+        return self.sampler(self.population, count, *key, exclude=exclude)
+
+    def save(self) -> dict[str, Any]:
+        """What the simulator itself carries from round to round, for a checkpoint."""
+        out: dict[str, Any] = {}
+        if self.clock is not None:
+            out[f"{BESIDE}clock"] = self.clock.save()
+        if self.sampler.remembers:
+            out[f"{BESIDE}seen"] = self.population.save()
+        return out
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Go on from what ``save`` gave."""
+        if self.clock is not None:
+            self.clock.restore(saved[f"{BESIDE}clock"])
+        if self.sampler.remembers:
+            self.population.restore(saved[f"{BESIDE}seen"])
 
     def initial(self) -> Weights:
         """A copy of the initial model."""
@@ -104,34 +156,92 @@ class Server:
         *,
         task: str = "fit",
         clients: Sequence[int] | None = None,
+        wait: bool = True,
         turns: Mapping[int, int] | None = None,
     ) -> Replies:
         """Send ``message`` to ``clients`` (the round's cohort), run their method ``task``, fold the updates.
 
-        Clients that refuse, fail or send non-finite values are left out and named in the outcomes; the failure policy
-        may stop the run. New client states are committed for accepted updates only. ``turns`` are numbers that key the
-        draws and the learning rate of clients instead of the round: how often each has trained, where rounds mean
-        nothing to them.
+        Clients that refuse, fail, drop out or send non-finite values are left out and named in the outcomes; the
+        failure policy may stop the run. New client states are committed for accepted updates only. With
+        ``wait=False`` virtual time stands still, for exchanges that go on side by side: ``Clock.elapse`` ends them.
+        ``turns`` are numbers that key the draws and the learning rate of clients instead of the round: how often each
+        has trained, where rounds mean nothing to them.
         """
         cohort = sorted(self.round.cohort if clients is None else clients)
+        places = message.places(cohort)
+        broadcast = self._broadcast(message, fold, task, self.round.index)
+        works = {c: self._work(c) for c in cohort}
+        plan = None
+        if self.clock is not None and task not in MEASURING:
+            wanted = self.round.wanted if clients is None else None
+            plan = self._plan(self.clock, broadcast, message, works, wanted, places)
+            cohort, works = plan.answering, plan.works
+        outcomes, folded = self._run(broadcast, message, cohort, works, places, turns)
+        if plan is not None:
+            outcomes = sorted([*outcomes, *plan.lost(task)], key=lambda o: o.client)
+            assert self.clock is not None
+            self.clock.settle(plan, outcomes, task)
+            if wait:
+                self.clock.elapse(plan.seconds)
+            self.exchanges += 1
+        self.outcomes.extend(outcomes)
+        return Replies(outcomes, folded, plan.seconds if plan else 0.0)
+
+    def _broadcast(self, message: Message, fold: Fold, task: str, index: int) -> Broadcast:
+        """What all clients of an exchange share, under the policy for BatchNorm statistics."""
         kinds = fold_kinds(fold)
-        rows = self._rows(message, len(cohort), task, kinds)
         shared = message.shared
+        if "buffers" in message.rows and self.share_buffers and task == "fit":
+            kinds.setdefault("buffers", ("stack",))
         if "buffers" in shared.arrays:
             if self.share_buffers and task == "fit":
-                kinds["buffers"] = ("mean",)
+                kinds.setdefault("buffers", ("mean",))
             elif not self.share_buffers:
                 shared = Payload({k: v for k, v in shared.arrays.items() if k != "buffers"}, shared.values)
-        work = [self._work(c) for c in cohort]
+        return Broadcast(index, task, shared, kinds, message.standing)
+
+    def _plan(
+        self,
+        clock: Clock,
+        broadcast: Broadcast,
+        message: Message,
+        works: Mapping[int, Work],
+        wanted: int | None,
+        places: Mapping[int, int],
+    ) -> Schedule:
+        """Who will answer, and when. The first exchange of a kind is tried out on one client."""
+        task, index = broadcast.task, broadcast.round
+        size = broadcast.payload.nbytes + message.row_bytes
+        down = [size + (message.each[c].nbytes if c in message.each else 0) for c in works]
+        probe = next((c for c, w in works.items() if w.samples), None)
+        if clock.predicts and task not in clock.facts and probe is not None:
+            own = self._own_rows(message, places, [probe])
+            chunk = Chunk([probe], message.each, {probe: self.states.get(probe)}, rows=own)
+            (result,) = self.engine.map("run", broadcast, [chunk])
+            clock.learn(task, result.outcomes, {probe: works[probe]})
+        return clock.plan(works, down, task=task, round=index, number=self.exchanges, wanted=wanted)
+
+    def _run(
+        self,
+        broadcast: Broadcast,
+        message: Message,
+        cohort: Sequence[int],
+        works: Mapping[int, Work],
+        places: Mapping[int, int],
+        turns: Mapping[int, int] | None = None,
+    ) -> tuple[list[Outcome], dict[tuple[str, str], Tensor]]:
+        """Train ``cohort`` in chunks; outcomes in client order, and the folded updates."""
         chunks, costs = [], []
+        work = [1.0 + works[c].steps * works[c].batch for c in cohort]
         for span in cut(work, self.chunks, self.layout.dim):
             ids = cohort[span]
             each = {c: message.each[c] for c in ids if c in message.each}
             states = {c: s for c in ids if (s := self.states.get(c))}
+            fewer = {c: works[c].steps for c in ids if works[c].short}
+            own = self._own_rows(message, places, ids)
             due = {c: turns[c] for c in ids} if turns is not None else {}
-            chunks.append(Chunk(ids, each, states, {k: v[span] for k, v in rows.items()}, due))
+            chunks.append(Chunk(ids, each, states, fewer, own, due))
             costs.append(sum(work[span]))
-        broadcast = Broadcast(self.round.index, task, shared, kinds)
         outcomes: list[Outcome] = []
 
         def accepted() -> object:
@@ -145,45 +255,89 @@ class Server:
 
         folded = combine(accepted(), len(cohort))  # type: ignore[arg-type]
         for o in outcomes:
-            o.task = task
-        self.outcomes.extend(outcomes)
-        return Replies(outcomes, folded)
+            o.task, o.phase = broadcast.task, self.phase
+        return outcomes, folded
 
-    def evaluate(self, weights: Weights) -> dict[str, float]:
-        """Loss and metrics of ``weights`` on the common test set; the same for any number of workers."""
-        if not self.test_size:
-            return {}
-        edges = list(range(0, self.test_size, self.eval_batch)) + [self.test_size]
-        rows = list(zip(edges, edges[1:], strict=False))
+    @contextmanager
+    def apart(self, phase: str) -> Iterator[None]:
+        """What happens in this block is reported under ``phase``, apart from the round: bytes and seconds."""
+        outer, self.phase, start = self.phase, phase, time.perf_counter()
+        try:
+            yield
+        finally:
+            self.phase = outer
+            self.phases[phase] = self.phases.get(phase, 0.0) + time.perf_counter() - start
+
+    @property
+    def test_size(self) -> int:
+        """Samples of the common test set."""
+        return 0 if self.test_labels is None else len(self.test_labels)
+
+    def evaluate(self, weights: Weights) -> dict[str, Any]:
+        """Loss and metrics of ``weights`` on the common test set; the same for any number of workers.
+
+        With domains also those of each domain, their mean and their spread (see ``over_domains``).
+        """
+        return self._summary(self._over_test("evaluate", weights)) if self.test_size else {}
+
+    def features(self, weights: Weights) -> Tensor:
+        """``model.features`` (n, d) of the whole common test set; computed once a round for the same vector."""
+        if self._features is None or self._features[0] is not weights.w:
+            self._features = weights.w, torch.cat(list(self._over_test("features", weights)))
+        return self._features[1]
+
+    def score(self, logits: Tensor) -> dict[str, Any]:
+        """What ``evaluate`` gives, of ``logits`` (n, C) of the whole common test set."""
+        assert self.test_labels is not None, "there is a test set if it has features"
+        labels = self.test_labels
+        return self._summary(
+            [measured(self.task, logits[a:b], labels[a:b]) for a, b, _ in self._test_batches()]
+        )
+
+    def _test_batches(self) -> list[tuple[int, int, str]]:
+        """The test set in batches ``[start, stop)`` that do not mix domains, with the domain's name."""
+        spans = self.test_domains or {"": slice(0, self.test_size)}
+        out = list[tuple[int, int, str]]()
+        for name, span in spans.items():
+            edges = [*range(span.start, span.stop, self.eval_batch), span.stop]
+            out += [(a, b, name) for a, b in itertools.pairwise(edges)]
+        return out
+
+    def _over_test(self, method: str, weights: Weights) -> list[Any]:
+        rows = [(a, b) for a, b, _ in self._test_batches()]
         parts = max(1, min(len(rows), EVALUATION_GROUPS * self.engine.workers))
         groups = [rows[i * len(rows) // parts : (i + 1) * len(rows) // parts] for i in range(parts)]
         payload = Payload(weights._asdict())
-        return mean_of([s for part in self.engine.map("evaluate", payload, groups) for s in part])
+        return [found for part in self.engine.map(method, payload, groups) for found in part]
+
+    def _summary(self, sums: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        owners = [name for _, _, name in self._test_batches()]
+        each = {
+            name: mean_of([s for s, owner in zip(sums, owners, strict=True) if owner == name])
+            for name in self.test_domains
+        }
+        if not self.task.by_class or self.class_counts is None:
+            return mean_of(sums) | over_domains(each)
+        classes = class_accuracy(sums)
+        return {**mean_of(sums, class_groups(self.class_counts)), **classes, **over_domains(each)}
 
     def evaluate_clients(self, weights: Weights, clients: Sequence[int]) -> Replies:
-        """Measure ``weights`` on the held-out samples of ``clients`` (with what each of them keeps)."""
+        """Measure ``weights`` on the own test samples of ``clients`` (with what each of them keeps)."""
         arrays: Mapping[str, Tensor] = weights._asdict()
         return self.exchange(Message(Payload(arrays)), {}, task="evaluate", clients=clients)
 
-    def _rows(
-        self, message: Message, count: int, task: str, kinds: dict[str, tuple[str, ...]]
-    ) -> dict[str, Tensor]:
-        """The message's rows, and, where each client receives statistics of its own, a stack of those it returns."""
-        rows = dict(message.rows)
-        for name, array in rows.items():
-            if len(array) != count:
-                raise ClientError(
-                    f"message rows '{name}' hold {len(array)} rows; expected {count}, one per client asked"
-                )
-        if "buffers" in rows and not self.share_buffers:
-            del rows["buffers"]
-        elif "buffers" in rows and task == "fit":
-            kinds["buffers"] = ("stack",)
-        return rows
+    def _own_rows(self, message: Message, places: Mapping[int, int], ids: Sequence[int]) -> dict[str, Tensor]:
+        """The rows of the message that belong to ``ids``: a view where these are neighbours."""
+        rows = {k: v for k, v in message.rows.items() if self.share_buffers or k != "buffers"}
+        if not rows:
+            return {}
+        at = [places[c] for c in ids]
+        if at[-1] - at[0] == len(at) - 1:
+            return {k: v[at[0] : at[-1] + 1] for k, v in rows.items()}
+        return {k: v[torch.tensor(at)] for k, v in rows.items()}
 
-    def _work(self, client: int) -> float:
-        epochs = local_epochs(self.local, self.seed, self.round.index, client)
-        return 1.0 + num_steps(self.local, int(self.sizes[client]), epochs) * self.local.batch_size
+    def _work(self, client: int) -> Work:
+        return work_of(self.local, int(self.sizes[client]), self.seed, self.round.index, client)
 
     def _apply_policy(self, outcomes: Sequence[Outcome]) -> None:
         for o in outcomes:

@@ -7,8 +7,9 @@ import fcntl
 import json
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,16 @@ from fedsim import build, checkpoint
 from fedsim.build import typed
 from fedsim.clientstore import ClientStore
 from fedsim.cohort import check_cohorts
-from fedsim.config import CheckpointConfig, ClientConfig, EvaluationConfig, FailureConfig, RayConfig
+from fedsim.config import (
+    CheckpointConfig,
+    ClientConfig,
+    EmbedConfig,
+    EvaluationConfig,
+    FailureConfig,
+    RayConfig,
+)
 from fedsim.data.federated import FederatedData
+from fedsim.embedding import embedded
 from fedsim.engine.base import Engine, SerialEngine, pick_device
 from fedsim.engine.worker import Plan, vectorises
 from fedsim.errors import ConfigError
@@ -48,6 +57,12 @@ def settle(config: DictConfig, given: Given) -> None:
     if given.cohorts is not None:
         config.clients_per_round = min(config.clients_per_round, config.num_clients)
         check_cohorts(given.cohorts, config.rounds, config.num_clients)
+    if given.domains is not None and len(given.domains) != len(given.clients or ()):
+        raise ConfigError(
+            f"domains: {len(given.domains)} names for {len(given.clients or ())} clients; give one per client"
+        )
+    if isinstance(given.test, Mapping) and given.domains is None:
+        raise ConfigError("test: a pair per domain needs domains=[...], the name of each client's domain")
     validate(config)
     given.record(config)
 
@@ -93,9 +108,13 @@ def finished_summary(folder: Path, config: DictConfig) -> dict[str, Any] | None:
 def load_data(config: DictConfig, given: Given, method: Any) -> FederatedData:
     """Clients as handed over, or the configured source, split; all in one place if that is what the method is for."""
     if given.clients is not None:
-        data = build.given_clients(config, given.clients, given.test)
+        data = build.given_clients(config, given.clients, given.test, given.domains)
     else:
         data = build.split(config, build.dataset(config))
+    if config.encoder:
+        device = pick_device(config.engine.device)
+        made = embedded(data.dataset, config.encoder, typed(config.embed, EmbedConfig), device)
+        data = replace(data, dataset=made)
     return data.pooled() if getattr(method, "pooled", False) else data
 
 
@@ -103,9 +122,31 @@ def start_engine(config: DictConfig) -> Engine:
     """The configured engine, without work yet."""
     if config.engine.name == "serial":
         return SerialEngine()
+    if config.engine.name == "flower":
+        raise ConfigError(
+            "engine=flower: clients are computed at the nodes of a deployment; start it with `fedsim deploy local`, "
+            "or with `flwr run` (docs/deployment.md)"
+        )
     from fedsim.engine.ray import RayEngine
 
     return RayEngine(typed(config.engine, RayConfig))
+
+
+def plan(config: DictConfig, method: Any, task: Task, data: FederatedData) -> Plan:
+    """All that a worker must know, in a simulation or at a client's node."""
+    return Plan(
+        task=task,
+        client=method.client,
+        data=data,
+        local=typed(config.client, ClientConfig),
+        failures=typed(config.failures, FailureConfig),
+        seed=config.seed,
+        dtype=build.DTYPES[config.dtype],
+        buffers=getattr(method, "buffers", None) or config.buffers,
+        threads=config.engine.threads,
+        device=pick_device(config.engine.device),
+        vectorize=config.engine.vectorize,
+    )
 
 
 def assemble(
@@ -119,25 +160,12 @@ def assemble(
     key: str,
 ) -> Loop:
     """Give the engine its plan and put the loop together."""
-    buffers = getattr(method, "buffers", None) or config.buffers
-    dtype, folder = build.DTYPES[config.dtype], run_dir(config)
-    local, failures = typed(config.client, ClientConfig), typed(config.failures, FailureConfig)
-    plan = Plan(
-        task=task,
-        client=method.client,
-        data=data,
-        local=local,
-        failures=failures,
-        seed=config.seed,
-        dtype=dtype,
-        buffers=buffers,
-        threads=config.engine.threads,
-        device=pick_device(config.engine.device),
-        vectorize=config.engine.vectorize,
-    )
+    folder, work = run_dir(config), plan(config, method, task, data)
+    start = FlatModel(copy.deepcopy(task.model), work.dtype)
     topology = build.topology(config)
-    engine.start(plan)
-    start = FlatModel(copy.deepcopy(task.model), dtype)
+    if hasattr(method, "setup"):
+        method.setup(task, start.layout)
+    engine.start(work)
     checkpoints = typed(config.checkpoint, CheckpointConfig)
     server = Server(
         engine=engine,
@@ -145,17 +173,24 @@ def assemble(
         layout=start.layout,
         start=start.weights,
         sizes=data.shards.sizes,
-        local=local,
-        failures=failures,
+        local=work.local,
+        failures=work.failures,
         states=ClientStore(folder / "checkpoint", checkpoints.memory_mb << 20),
         seed=config.seed,
-        dtype=dtype,
-        chunks=config.engine.chunks or (VECTORISED_CHUNKS if vectorises(plan.vectorize, plan.device) else 0),
-        share_buffers=buffers == "average",
-        test_size=0 if data.dataset.test is None else len(data.dataset.test),
+        dtype=work.dtype,
+        chunks=config.engine.chunks or (VECTORISED_CHUNKS if vectorises(work.vectorize, work.device) else 0),
+        share_buffers=work.buffers == "average",
+        test_labels=None if data.dataset.test is None else data.dataset.test.y[data.test_rows],
+        own_tests=data.local_test,
+        class_counts=data.all_counts(),
+        test_domains=data.test_domains,
+        client_domains=data.domain_names,
         eval_batch=config.evaluation.batch_size,
         topology=topology,
         fresh=None if given.initial is not None else build.fresh(config, data.dataset, given.model),
+        clock=build.clock(config, task, data, start.layout.dim),
+        sampler=build.part(config.sampling, "sampling"),
+        participation=config.participation,
     )
     return Loop(
         strategy=method,
@@ -163,7 +198,6 @@ def assemble(
         trackers=trackers,
         rounds=config.rounds,
         clients_per_round=min(config.clients_per_round, data.num_clients),
-        participation=config.participation,
         evaluation=typed(config.evaluation, EvaluationConfig),
         checkpoints=checkpoints,
         folder=folder,
@@ -211,8 +245,12 @@ def _draw(loop: Loop, data: FederatedData) -> None:
             from fedsim.topology.picture import draw_topology
 
             draw_topology(loop.server.topology, loop.folder / "topology.png")
-        if data.dataset.num_classes and y.dim() == 1:
+        if len(y) and data.dataset.num_classes and y.dim() == 1:
             draw_partition(data.shards, y.numpy(), data.dataset.classes, loop.folder / "partition.png")
+        if loop.server.clock is not None:
+            from fedsim.system.picture import draw_fleet
+
+            draw_fleet(loop.server.clock, loop.folder / "devices.png")
     except Exception as e:
         logging.getLogger(__name__).warning("pictures of %s could not be drawn: %s", loop.folder, e)
 
@@ -237,8 +275,12 @@ def summarise(loop: Loop, config: DictConfig, data: FederatedData) -> dict[str, 
     if config.evaluation.target is not None:
         reached = (r["round"] for r in rows if (r.get("accuracy") or 0) >= config.evaluation.target)
         out["rounds_to_target"] = next(reached, None)
-    for name in ("bytes_up", "bytes_down", "seconds"):
-        out[name] = sum(r[name] for r in rows)
+    for name in ("bytes_up", "bytes_down", "seconds", "sim_seconds", "joules"):
+        if any(r.get(name) is not None for r in rows):
+            out[name] = sum(r.get(name) or 0 for r in rows)
+    for phase in sorted({k for r in rows for k, v in r.items() if isinstance(v, dict) and "bytes_up" in v}):
+        parts = [r[phase] for r in rows if phase in r]
+        out[phase] = {k: sum(part[k] for part in parts) for k in ("bytes_up", "bytes_down", "seconds")}
     if rows:
         out["weights_hash"] = rows[-1]["weights_hash"]
     return out

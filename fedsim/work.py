@@ -2,8 +2,37 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 from fedsim.config import ClientConfig
 from fedsim.rng import numpy_rng
+
+
+@dataclass(frozen=True)
+class Work:
+    """Local steps of a client with ``n`` samples, in batches of at most ``batch``."""
+
+    steps: int
+    n: int
+    batch: int
+    short: bool = False  # fewer steps than configured
+
+    @property
+    def samples(self) -> int:
+        """Samples that the steps see; the last batch of an epoch may be short."""
+        if not self.n:
+            return 0
+        epochs, rest = divmod(self.steps, -(-self.n // self.batch))
+        return epochs * self.n + min(rest * self.batch, self.n)
+
+    def only(self, steps: int) -> Work:
+        """The first ``steps`` of them."""
+        return replace(self, steps=steps, short=True) if steps < self.steps else self
+
+
+def work_of(local: ClientConfig, n: int, seed: int, round: int, client: int) -> Work:
+    """What a client with ``n`` samples is asked to do in a round."""
+    return Work(num_steps(local, n, local_epochs(local, seed, round, client)), n, local.batch_size)
 
 
 def local_epochs(local: ClientConfig, seed: int, round: int, client: int) -> int:

@@ -9,10 +9,12 @@ from torch import Tensor
 
 from clients.base import Client
 from fedsim.errors import ConfigError
+from fedsim.evaluation import over_clients
 from fedsim.fold import Fold, fold_kinds
 from fedsim.payload import Message, Replies
 from fedsim.server import Round, Server
-from fedsim.vectors import Weights
+from fedsim.task import Task
+from fedsim.vectors import Layout, Weights
 from strategies.aggregators import Aggregator, is_mean, mean
 
 State = dict[
@@ -33,6 +35,9 @@ class Strategy:
     peers: ClassVar[bool] = False  # whether clients are peers on a graph, without a server
     aggregator: Aggregator = staticmethod(mean)
     fold: ClassVar[Fold] = {"delta": "mean"}
+
+    def setup(self, task: Task, layout: Layout) -> None:
+        """Once per run, before the first round or the resumed one: find what is needed in the model."""
 
     def init(self, server: Server) -> State:
         """State before round 0: the model ``w`` (d,) and its ``buffers`` (b,)."""
@@ -55,17 +60,18 @@ class Strategy:
         state = self.update(state, replies, round)
         return state | ({"buffers": replies.mean("buffers")} if ("buffers", "mean") in replies.folded else {})
 
-    def evaluate(self, server: Server, state: State) -> dict[str, float]:
+    def evaluate(self, server: Server, state: State) -> dict[str, Any]:
         """Numbers of the common test set for the round's row: loss and metrics of every model of ``models``."""
-        out: dict[str, float] = {}
+        out: dict[str, Any] = {}
         for name, weights in self.models(state).items():
             prefix = "" if name == "global" else f"{name}/"
             out |= {prefix + k: v for k, v in server.evaluate(weights).items()}
         return out
 
-    def evaluate_clients(self, server: Server, state: State) -> Replies:
-        """Every client measured on its held-out samples: the global model, with what the client keeps."""
-        return server.evaluate_clients(self.models(state)["global"], range(server.num_clients))
+    def evaluate_clients(self, server: Server, state: State) -> dict[str, float]:
+        """Numbers over all clients of the ``global`` model, or what each makes of it, on their own test samples."""
+        replies = server.evaluate_clients(self.models(state)["global"], range(server.num_clients))
+        return over_clients(replies.ok, server.sizes, server.client_domains)
 
     def models(self, state: State) -> Mapping[str, Weights]:
         """Models to evaluate by name; ``global`` is the one a run ends with."""

@@ -18,7 +18,7 @@ from clients.base import Client
 from clients.peer import PeerClient
 from fedsim.errors import ConfigError
 from fedsim.fold import Fold
-from fedsim.payload import Message, Replies
+from fedsim.payload import Message
 from fedsim.server import Round, Server
 from fedsim.topology.links import arrivals
 from fedsim.topology.mixing import SCHEMES, Mixing, mixing
@@ -91,6 +91,11 @@ class Peers(Strategy):
         """Every peer's first model."""
         if not is_mean(self.aggregator):
             raise ConfigError("aggregator: peers average over their neighbours; leave aggregator out")
+        if server.clock is not None:
+            raise ConfigError(
+                "system: devices and links are priced for clients of a server, not for peers; leave system out "
+                "(asynchronous peers have strategy.interval and strategy.delay)"
+            )
         topology = server.topology
         assert topology is not None
         if self.mixing == "metropolis" and topology.directed:
@@ -112,17 +117,15 @@ class Peers(Strategy):
         if server.test_size:
             some = peers.chosen(server, self.evaluate_peers)
             found = server.exchange(rows_of(state, some), {}, task="test", clients=some)
-            out = peers.spread(found, "")
+            out = peers.spread(server, found)
             out |= {f"mean_model/{k}": v for k, v in server.evaluate(self.models(state)["global"]).items()}
         return out | peers.geometry(state["peers"].numpy(), state["start"].numpy(), server.layout)
 
-    def evaluate_clients(self, server: Server, state: State) -> Replies:
-        """Peers' own models on their held-out samples; minimum, maximum and deviation go to the log."""
+    def evaluate_clients(self, server: Server, state: State) -> dict[str, float]:
+        """Peers' own models on their own test samples."""
         everybody = range(server.num_clients)
         found = server.exchange(rows_of(state, everybody), {}, task="evaluate", clients=everybody)
-        spread = peers.spread(found, "clients/")
-        server.log.update({k: v for k, v in spread.items() if k.count("/") > 1})
-        return found
+        return peers.spread(server, found, server.client_domains)
 
     def weigh(self, server: Server, arrived: csr_array, t: int, **who: Any) -> Mixing:
         """Mixing weights over the messages ``arrived`` (k, S) at time t."""

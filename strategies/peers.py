@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsim.errors import ConfigError
+from fedsim.evaluation import over_clients
 from fedsim.payload import Replies
 from fedsim.rng import numpy_rng
 from fedsim.server import Server
@@ -71,16 +72,11 @@ def chosen(server: Server, count: int | None) -> Sequence[int]:
     return sorted(picked.tolist())
 
 
-def spread(found: Replies, prefix: str) -> dict[str, float]:
-    """Mean over peers of every metric; of accuracies also minimum, maximum and standard deviation."""
-    out: dict[str, float] = {}
-    for name in found.ok[0].metrics if len(found) else ():
-        values = np.array([o.metrics[name] for o in found.ok])
-        out[prefix + name] = float(values.mean())
-        if name == "accuracy":
-            numbers = {"min": values.min(), "max": values.max(), "std": values.std()}
-            out |= {f"{prefix}{name}/{k}": float(v) for k, v in numbers.items()}
-    return out
+def spread(server: Server, found: Replies, domains: Sequence[str | None] | None = None) -> dict[str, float]:
+    """Every metric over peers (see ``over_clients``), and the smallest and largest accuracy."""
+    out = over_clients(found.ok, server.sizes, domains)
+    values = [o.metrics["accuracy"] for o in found.ok if "accuracy" in o.metrics]
+    return out | ({"accuracy_min": min(values), "accuracy_max": max(values)} if values else {})
 
 
 def geometry(models: Array, start: Array, layout: Layout) -> dict[str, float]:

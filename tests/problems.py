@@ -140,8 +140,13 @@ def classification(kind: str = "tanh", **changes: Any) -> Problem:
 
 def method(name: str, *overrides: str) -> Any:
     """The configured strategy object, for wrapping and for calling by hand."""
-    config = composed((f"strategy={name}", *(o for o in overrides if o.startswith("strategy."))))
+    config = composed((f"strategy={name}", *filter(of_strategy, overrides)))
     return instantiate(config.strategy, _convert_="all")
+
+
+def of_strategy(override: str) -> bool:
+    """Whether an override says which strategy is built, or how."""
+    return override.startswith(("strategy.", "strategy@"))
 
 
 @cache
@@ -175,6 +180,9 @@ class Recorded:
     def peers(self) -> bool:
         return bool(self.inner.peers)
 
+    def setup(self, task: Any, layout: Any) -> None:
+        self.inner.setup(task, layout)
+
     def init(self, server: Server) -> dict[str, Any]:
         return self.inner.init(server)
 
@@ -196,7 +204,7 @@ class Recorded:
     def evaluate(self, server: Server, state: dict[str, Any]) -> dict[str, float]:
         return self.inner.evaluate(server, state)
 
-    def evaluate_clients(self, server: Server, state: dict[str, Any]) -> Any:
+    def evaluate_clients(self, server: Server, state: dict[str, Any]) -> dict[str, float]:
         return self.inner.evaluate_clients(server, state)
 
     def series(self, name: str) -> np.ndarray:
@@ -212,7 +220,7 @@ class Recorded:
 def recorded(name: str, problem: Problem, *overrides: str) -> tuple[Recorded, fedsim.RunResult]:
     """Run a configured strategy and keep what it went through."""
     strategy = Recorded(method(name, *overrides))
-    rest = [o for o in overrides if not o.startswith("strategy.")]
+    rest = [o for o in overrides if not of_strategy(o)]
     return strategy, problem.run(f"strategy={name}", *rest, strategy=strategy)
 
 
@@ -227,6 +235,11 @@ class Hooked:
 
     inner: Any
     hook: Callable[[Any], None]
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or "inner" not in self.__dict__:
+            raise AttributeError(name)
+        return getattr(self.inner, name)
 
     def setup(self, task: Any, layout: Any) -> None:
         self.inner.setup(task, layout)

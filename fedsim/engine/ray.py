@@ -6,12 +6,12 @@ Workers hold no state of the run, so a lost one costs only the chunk it was work
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,7 +19,8 @@ from torch import Tensor
 
 from fedsim.config import RayConfig
 from fedsim.engine.cluster import connect, on_shutdown, ours
-from fedsim.engine.mail import Box, Mail, Place, Probe, Slot, Slots
+from fedsim.engine.mail import Box, Mail, Place, Probe
+from fedsim.engine.post import Exchange, PostOffice
 from fedsim.engine.worker import Plan, Worker
 from fedsim.errors import EngineError
 
@@ -46,29 +47,33 @@ class _Actor:
     def stop(self) -> None:
         self._worker = None
         self._box = Box()
-        self._shared: tuple[Any, Any] = None, None
+        self._parts: dict[int, tuple[int, Any]] = {}
 
-    def call(self, method: str, shared: list[Any], item: Any) -> Any:
-        """``shared`` holds one reference: unpacked here, so that it is fetched once for all its items."""
-        if self._shared[0] != shared[0]:
-            import ray
+    def call(self, method: str, shared: list[tuple[int, Any]], item: Any) -> Any:
+        """``shared`` holds references, each with a number: unpacked here, once for all its items."""
+        import ray
 
-            self._shared = shared[0], ray.get(shared[0])
-        return self._run(method, item)
+        return self._run(method, self._open(shared, ray.get), item)
 
-    def call_by_mail(
-        self, method: str, shared: tuple[int, Place, Mail], item: tuple[Place, Mail], out: Place
-    ) -> Mail:
-        """The same with mail in and out; ``shared`` has a number, so that it is read once for all its items."""
-        number, place, mail = shared
-        if self._shared[0] != number:
-            self._shared = number, self._box[place].read(mail)
-        return self._box[out].write(self._run(method, self._box[item[0]].read(item[1])))
+    def call_by_mail(self, method: str, shared: list[tuple[int, Any]], item: Any, out: Place) -> Mail:
+        """The same with mail in and out."""
 
-    def _run(self, method: str, item: Any) -> Any:
+        def read(where: tuple[Place, Mail]) -> Any:
+            return self._box[where[0]].read(where[1])
+
+        return self._box[out].write(self._run(method, self._open(shared, read), read(item)))
+
+    def _open(self, shared: list[tuple[int, Any]], read: Callable[[Any], Any]) -> Any:
+        for i, (number, where) in enumerate(shared):
+            if i not in self._parts or self._parts[i][0] != number:
+                self._parts[i] = number, read(where)
+        value, *standing = (self._parts[i][1] for i in range(len(shared)))
+        return replace(value, standing=standing[0]) if standing else value
+
+    def _run(self, method: str, shared: Any, item: Any) -> Any:
         if self._worker is None:
             raise _NotReady
-        return getattr(self._worker, method)(self._shared[1], item)
+        return getattr(self._worker, method)(shared, item)
 
 
 class _NotReady(Exception):  # noqa: N818
@@ -99,10 +104,7 @@ class RayEngine:
         reuse = _idle if not gpus else []
         self._actors = [reuse.pop() if reuse else self._new_actor() for _ in range(self.workers)]
         self._plan: Any = None
-        self._slots = Slots()
-        self._probe = self._slots.probe()
-        self._near: set[Any] = set()  # actors that mail reaches
-        self._numbers = itertools.count()
+        self._office = PostOffice(ray)
         on_shutdown(_idle.clear)
 
     def start(self, plan: Plan) -> None:
@@ -124,7 +126,7 @@ class RayEngine:
         order = sorted(range(len(items)), key=lambda i: -costs[i]) if costs else list(range(len(items)))
         ready: dict[int, Any] = {}
         following = 0
-        post = _Post(self._ray, method, shared, self._slots, self._near, next(self._numbers))
+        post = self._office.exchange(method, shared)
         for index, result in self._unordered(post, items, order):
             ready[index] = result
             while following in ready:
@@ -138,9 +140,9 @@ class RayEngine:
         if not self._options["num_gpus"]:
             _idle.extend(self._actors)
         self._actors = []
-        self._near.clear()
+        self._office = PostOffice(self._ray)
 
-    def _unordered(self, post: _Post, items: Sequence[Any], order: list[int]) -> Iterator[tuple[int, Any]]:
+    def _unordered(self, post: Exchange, items: Sequence[Any], order: list[int]) -> Iterator[tuple[int, Any]]:
         todo, tries, busy = order[::-1], Counter[int](), dict[Any, tuple[int, Any]]()
         load = Counter(dict.fromkeys(self._actors, 0))
         while todo or busy:
@@ -200,61 +202,15 @@ class RayEngine:
         del load[actor]
 
     def _start(self, actor: Any) -> Any:
-        return actor.start.remote(self._plan, self._probe)
+        return actor.start.remote(self._plan, self._office.probe)
 
     def _note(self, actor: Any, near: bool) -> None:
-        self._near.discard(actor)
+        self._office.near.discard(actor)
         if near:
-            self._near.add(actor)
+            self._office.near.add(actor)
 
     def _new_actor(self) -> Any:
         return self._ray.remote(_Actor).options(**self._options, max_restarts=-1, max_task_retries=0).remote()
-
-
-class _Post:
-    """How the calls of one ``map`` travel: by mail to workers of this machine, through Ray's object store to others."""
-
-    def __init__(self, ray: Any, method: str, shared: Any, slots: Slots, near: set[Any], number: int):
-        self._ray, self._method, self._shared, self._slots, self._near = ray, method, shared, slots, near
-        self._number = number
-        self._ref: Any = None
-        self._slot: tuple[Slot, Mail] | None = None
-        self._lent: dict[Any, tuple[Slot, Slot]] = {}  # of calls under way: the item's and the result's
-
-    def send(self, actor: Any, item: Any) -> Any:
-        """Start the call; what Ray will answer with."""
-        if actor not in self._near:
-            self._ref = self._ref or self._ray.put(self._shared)
-            return actor.call.remote(self._method, [self._ref], item)
-        if self._slot is None:
-            slot = self._slots.take()
-            self._slot = slot, slot.write(self._shared)
-        slot, mail = self._slot
-        inward, outward = self._slots.take(), self._slots.take()
-        shared = self._number, slot.place, mail
-        answer = actor.call_by_mail.remote(
-            self._method, shared, (inward.place, inward.write(item)), outward.place
-        )
-        self._lent[answer] = inward, outward
-        return answer
-
-    def receive(self, answer: Any) -> Any:
-        """The result of a finished call; raises what it raised."""
-        if answer not in self._lent:
-            return self._ray.get(answer)
-        inward, outward = self._lent.pop(answer)
-        self._slots.give(inward)
-        try:
-            mail = self._ray.get(answer)
-        except BaseException:
-            self._slots.give(outward)
-            raise
-        return outward.read(mail, done=lambda: self._slots.give(outward))
-
-    def close(self) -> None:
-        """All calls are done: what they shared may be overwritten."""
-        if self._slot is not None:
-            self._slots.give(self._slot[0])
 
 
 def _own_resources() -> dict[str, float]:

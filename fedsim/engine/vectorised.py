@@ -32,6 +32,7 @@ def possible(worker: Worker, broadcast: Broadcast, chunk: Chunk) -> bool:
         and worker.model.layout.buffer_dim == 0
         and not worker.model.draws
         and not worker.part.spans
+        and worker.plan.local.adam is None
         and not chunk.each
         and len(set(chunk.turns.values())) < 2
         and len(chunk.clients) > 1
@@ -51,6 +52,8 @@ class ChunkJob(Job):
         """Gradients ``(C, d)`` of the clients' mini-batches ``(C, B, ...)``."""
         if loss is not None or forward is not None:
             raise ClientError("a loss of its own per step cannot be vectorised; use engine.vectorize=off")
+        for job in self.members:
+            job.gradients += batch.x.shape[1]
         g, values = self.gradient(w, batch.x, batch.y)
         if not again:
             for job, value in zip(self.members, values.unbind(), strict=True):
@@ -94,6 +97,9 @@ class _Schedule:
 def train(worker: Worker, broadcast: Broadcast, chunk: Chunk) -> dict[int, tuple[Job, Update]]:
     """Updates of the chunk's clients that have steps to do, with the job each belongs to."""
     jobs = [worker.job(broadcast, chunk, c) for c in chunk.clients]
+    if (prepare := getattr(worker.plan.client, "prepare", None)) is not None:
+        for job in jobs:
+            prepare(job)
     jobs = sorted((j for j in jobs if j.num_steps), key=lambda j: -j.num_steps)
     if len(jobs) < 2 or len({tuple(sorted(j.state)) for j in jobs}) > 1:
         return {}

@@ -15,13 +15,14 @@ from torch import Tensor
 
 from fedsim.config import ClientConfig, FailureConfig
 from fedsim.data.federated import FederatedData
+from fedsim.data.local import LocalData
 from fedsim.engine import vectorised
 from fedsim.errors import ClientError
-from fedsim.evaluation import evaluate
+from fedsim.evaluation import evaluate, features
 from fedsim.fold import Folder
 from fedsim.job import ClientLike, Job
 from fedsim.localpart import LocalPart
-from fedsim.payload import Outcome, Payload, Refusal, Update
+from fedsim.payload import NonFinite, Outcome, Payload, Refusal, Update
 from fedsim.rng import key
 from fedsim.task import Task
 from fedsim.vectors import FlatModel, finite
@@ -52,6 +53,7 @@ class Broadcast:
     task: str  # name of the client's method
     payload: Payload
     fold: Mapping[str, tuple[str, ...]]
+    standing: Payload | None = None  # what the clients hold already
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class Chunk:
     clients: Sequence[int]
     each: Mapping[int, Payload] = field(default_factory=dict)
     states: Mapping[int, Mapping[str, Tensor]] = field(default_factory=dict)
+    steps: Mapping[int, int] = field(default_factory=dict)  # bounds on local steps, where time is short
     rows: Mapping[str, Tensor] = field(default_factory=dict)
     turns: Mapping[int, int] = field(default_factory=dict)
 
@@ -122,17 +125,28 @@ class Worker:
                     states[client] = {k: v.cpu() for k, v in state.items()}
         return ChunkResult(folder.cpu(), outcomes, states)
 
-    def evaluate(self, weights: Payload, rows: Sequence[tuple[int, int]]) -> list[dict[str, float]]:
+    def evaluate(self, weights: Payload, rows: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
         """Sums of loss and metrics on test rows ``[start, stop)``, one dict per range."""
+        data, w = self._test(weights)
+        return evaluate(self.model, w, data, self.plan.task, [torch.arange(a, b) for a, b in rows])
+
+    def features(self, weights: Payload, rows: Sequence[tuple[int, int]]) -> list[Tensor]:
+        """``model.features`` of test rows ``[start, stop)``, one (stop - start, d) tensor per range."""
+        data, w = self._test(weights)
+        batches = [data.read(torch.arange(a, b)) for a, b in rows]
+        return [x.cpu() for x in features(self.model, w, batches)]
+
+    def _test(self, weights: Payload) -> tuple[LocalData, Tensor]:
         data = self.data.test_data(self.plan.dtype)
         assert data is not None
-        w = self.model.load(weights.arrays["w"].to(self.plan.device), weights.arrays.get("buffers"))
-        return evaluate(self.model, w, data, self.plan.task, [torch.arange(a, b) for a, b in rows])
+        return data, self.model.load(weights.arrays["w"].to(self.plan.device), weights.arrays.get("buffers"))
 
     def job(self, broadcast: Broadcast, chunk: Chunk, client: int) -> Job:
         """Build the job of one client."""
         plan, message, each = self.plan, broadcast.payload, chunk.part(client)
         turn = chunk.turns.get(client, broadcast.round)
+        if (standing := broadcast.standing) is not None:
+            message = Payload({**standing.arrays, **message.arrays}, {**standing.values, **message.values})
         if each is not None:
             message = Payload({**message.arrays, **each.arrays}, {**message.values, **each.values})
         return Job(
@@ -147,6 +161,7 @@ class Worker:
             source=self.data,
             purpose=broadcast.task,
             local_part=self.part,
+            most_steps=chunk.steps.get(client),
         )
 
     def _one(
@@ -167,6 +182,8 @@ class Worker:
                 state = self._fold_one(job, update, broadcast, folder, outcome)
             except _WrittenError:
                 raise  # whatever the policy: other clients share what was written to
+            except NonFinite as found:
+                outcome.kind, outcome.reason = "nonfinite", str(found)
             except Refusal as refusal:
                 outcome.kind, outcome.reason = "refused", str(refusal)
             except Exception:
@@ -178,6 +195,7 @@ class Worker:
                 if attempt:
                     outcome.metrics = {**outcome.metrics, "retries": float(attempt)}
             break
+        outcome.gradients, outcome.forwards = job.gradients, job.forwards
         outcome.seconds = time.perf_counter() - start
         return state
 
@@ -244,6 +262,8 @@ class Worker:
         lent += [("state", k, t, t._version) for k, t in job.state.items()]
         self._seed_layers(key(job.seed, f"{job.purpose}/layers", job.round, job.client) >> 1)
         try:
+            if (prepare := getattr(self.plan.client, "prepare", None)) is not None:
+                prepare(job)
             update = method(job)
         finally:
             for kind, name, tensor, version in lent:
@@ -265,9 +285,9 @@ def _to(broadcast: Broadcast, chunk: Chunk, device: str) -> tuple[Broadcast, Chu
     each = {c: p.to(device) for c, p in chunk.each.items()}
     states = {c: {k: v.to(device) for k, v in s.items()} for c, s in chunk.states.items()}
     rows = {k: v.to(device) for k, v in chunk.rows.items()}
-    return replace(broadcast, payload=broadcast.payload.to(device)), replace(
-        chunk, each=each, states=states, rows=rows
-    )
+    standing = None if broadcast.standing is None else broadcast.standing.to(device)
+    moved = replace(broadcast, payload=broadcast.payload.to(device), standing=standing)
+    return moved, replace(chunk, each=each, states=states, rows=rows)
 
 
 def vectorises(wish: str, device: str) -> bool:

@@ -12,6 +12,7 @@ class Entry:
     label: str
     strategy: str
     overrides: tuple[str, ...] = ()
+    adds_samples: bool = False  # trains on samples made for each client, of class labels only
 
     @property
     def arguments(self) -> tuple[str, ...]:
@@ -38,5 +39,13 @@ TABLE = (
     Entry("fednova", "fednova"),
     Entry("moon", "moon"),
     Entry("gossip", "gossip", ("topology=ring", "strategy.init_models=shared")),
+    Entry("fedntd", "fedntd"),
+    Entry("fedproto", "fedproto", ("strategy.share=model",)),
+    Entry("ggeur", "ggeur", ("strategy.target=6",), adds_samples=True),
+    Entry(
+        "ggeur-scaffold", "ggeur", ("strategy.target=6", "strategy@strategy.base=scaffold"), adds_samples=True
+    ),
     Entry("fedspeed-relaxed", "fedspeed", ("strategy.beta=0.2", "strategy.weighting=samples")),
+    Entry("fedloge", "fedloge"),
+    Entry("fedloge-head", "fedloge", ("strategy.train=head", "strategy.sse.bias=random")),
 )

@@ -188,11 +188,11 @@ def test_what_is_measured() -> None:
     each = result.per_client.query("round == 2 and metric == 'test/accuracy'").value
     assert len(each) == 6
     assert row["accuracy"] == pytest.approx(each.mean())
-    assert row["accuracy/min"] == each.min() and row["accuracy/max"] == each.max()
-    assert row["accuracy/std"] == pytest.approx(each.std(ddof=0))
+    assert row["accuracy_min"] == each.min() and row["accuracy_max"] == each.max()
+    assert row["accuracy_std"] == pytest.approx(each.std(ddof=0))
     local = result.per_client.query("round == 2 and metric == 'evaluate/accuracy'").value
     assert row["clients/accuracy"] == pytest.approx(local.mean())
-    assert row["clients/accuracy/max"] == local.max()
+    assert row["clients/accuracy_max"] == local.max()
     first = strategy.states[-1]["start"]
     now = x[:, :20].var(dim=1, correction=0).mean()
     assert row["variance/0.weight"] == pytest.approx(float(now / first[0]), rel=1e-5)
@@ -283,6 +283,10 @@ def test_a_time_varying_graph_carries_each_round_its_own_messages() -> None:
         (("strategy=gossip", *PEERS, "strategy.loss=1"), "strategy.loss=1"),
         (("strategy=gossip", "topology=random_regular", "topology.degree=7"), "topology.degree=7"),
         (("strategy=gossip", "topology=ring", "+topology.degree=2"), "unknown key 'topology.degree'"),
+        (
+            ("strategy=gossip", *PEERS, "system=lognormal"),
+            "system: devices and links are priced for clients of a",
+        ),
         (("strategy=dpsgd", "topology=time_varying"), "metropolis: needs an undirected graph"),
     ],
 )

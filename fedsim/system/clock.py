@@ -1,0 +1,270 @@
+"""The virtual clock: who answers an exchange, when, and what it costs. Decided before training, from counts alone.
+
+Nothing here sleeps or looks at a real clock, so that virtual time is the same for any engine and number of workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fedsim import rng
+from fedsim.payload import Outcome
+from fedsim.system.availability import Always, Presence
+from fedsim.system.cost import Cost
+from fedsim.system.devices import KB, MB, Fleet
+from fedsim.work import Work
+
+if TYPE_CHECKING:
+    from fedsim.system.settings import System
+
+
+@dataclass
+class Schedule:
+    """What will become of the clients of one exchange: arrays ``(n,)`` in the order of ``ids``.
+
+    ``down``, ``compute`` and ``up`` are predicted seconds; ``end`` is when the client answers or is lost, in seconds
+    after the start. ``dropped`` says why a client contributes nothing, ``works`` what the others are asked to do.
+    """
+
+    ids: np.ndarray
+    down: np.ndarray
+    compute: np.ndarray
+    up: np.ndarray
+    up_rate: np.ndarray  # bytes/s
+    end: np.ndarray
+    bytes_down: np.ndarray
+    works: dict[int, Work]
+    dropped: dict[int, str] = field(default_factory=dict)
+    enough: bool = False  # as many answers as were needed: nobody waits for the rest
+    seconds: float = 0.0  # duration, once settled
+
+    @property
+    def answering(self) -> list[int]:
+        """Who will contribute, in order."""
+        return [int(c) for c in self.ids if int(c) not in self.dropped]
+
+    def lost(self, task: str) -> list[Outcome]:
+        """Outcomes of those who contribute nothing."""
+        return [
+            Outcome(
+                c,
+                "dropped",
+                bytes_down=int(self.bytes_down[i]) if self.end[i] > 0 else 0,
+                reason=why,
+                task=task,
+            )
+            for i, c in enumerate(self.ids.tolist())
+            if (why := self.dropped.get(c))
+        ]
+
+
+@dataclass
+class Lap:
+    """What a round took so far: virtual seconds, and joules (NaN where a device's power is not known)."""
+
+    seconds: float = 0.0
+    joules: float = 0.0
+
+
+@dataclass
+class Clock:
+    """Virtual time of a run, and the devices that make it pass.
+
+    ``facts`` holds for each kind of exchange what a client was last seen to need: units of work per planned sample, and
+    bytes up per byte down. From them the time of an answer is predicted before training; what training then took
+    sets the clock.
+    """
+
+    system: System
+    fleet: Fleet
+    presence: Presence
+    cost: Cost
+    seed: int
+    memory_mb: float
+    now: float = 0.0  # virtual seconds since the run began
+    lap: Lap = field(default_factory=Lap)  # the current round
+    facts: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+    @property
+    def predicts(self) -> bool:
+        """Whether anything depends on when clients answer."""
+        system = self.system
+        patient = system.stragglers == "wait" and not system.dropout
+        return not (patient and isinstance(self.presence, Always))
+
+    def present(self, ids: np.ndarray) -> np.ndarray:
+        """Mask (n,) of the clients that can be asked now: they are there, and the model fits."""
+        there = self.presence.until(ids, self.now) > self.now
+        return np.asarray(there & (self.fleet.memory[ids] >= self.memory_mb))
+
+    def plan(
+        self,
+        works: Mapping[int, Work],
+        bytes_down: Sequence[int],
+        *,
+        task: str,
+        round: int,
+        number: int = 0,
+        wanted: int | None = None,
+    ) -> Schedule:
+        """Decide the fate of every client of an exchange that starts now.
+
+        Args:
+            works: what each is asked to do, by client id in ascending order.
+            bytes_down: size of each one's message (n,).
+            task: kind of exchange; predictions go by kind.
+            round: with ``number``, the exchange within it, keys the draws.
+            wanted: answers after which the others are no longer waited for.
+        """
+        ids = np.fromiter(works, dtype=np.int64, count=len(works))
+        down_bytes = np.asarray(bytes_down, dtype=np.float64)
+        units, up_ratio = self.facts.get(task, (self.cost.gradient, 1.0))
+        down_rate, up_rate = (self._rate(way, ids, round, number) for way in ("down", "up"))
+        delay = self.fleet.latency[ids] / 1e3
+        plan = Schedule(
+            ids=ids,
+            down=delay + down_bytes / down_rate,
+            compute=units / self.fleet.speed[ids] * np.array([w.samples for w in works.values()]),
+            up=delay + up_ratio * down_bytes / up_rate,
+            up_rate=up_rate,
+            end=np.zeros(len(ids)),
+            bytes_down=np.asarray(bytes_down, dtype=np.int64),
+            works=dict(works),
+        )
+        if self.system.stragglers == "partial":
+            self._shorten(plan)
+        plan.end = plan.down + plan.compute + plan.up
+        self._lose(plan, round, number)
+        self._cut_late(plan, wanted)
+        return plan
+
+    def settle(self, plan: Schedule, outcomes: Sequence[Outcome], task: str) -> None:
+        """What the exchange took, now that training is done: fills in times and energy, ``plan.seconds`` and facts."""
+        place = {c: i for i, c in enumerate(plan.ids.tolist())}
+        arrivals = [0.0]
+        for o in outcomes:
+            i = place[o.client]
+            if o.kind != "dropped":
+                plan.compute[i] = self.cost.units(o.gradients, o.forwards) / self.fleet.speed[o.client]
+                plan.up[i] = self.fleet.latency[o.client] / 1e3 + o.bytes_up / plan.up_rate[i]
+                plan.end[i] = plan.down[i] + plan.compute[i] + plan.up[i]
+                arrivals.append(float(plan.end[i]))
+        plan.seconds = max(arrivals)
+        if not plan.enough and plan.dropped:
+            lost = max(float(plan.end[place[c]]) for c in plan.dropped)
+            plan.seconds = max(plan.seconds, lost if self.system.deadline is None else self.system.deadline)
+        for o in outcomes:
+            i = place[o.client]
+            o.sim_seconds = float(min(plan.end[i], plan.seconds))
+            o.joules = self._energy(plan, i, o.sim_seconds)
+            self.lap.joules += o.joules
+        self.learn(task, outcomes, plan.works)
+
+    def learn(self, task: str, outcomes: Sequence[Outcome], works: Mapping[int, Work]) -> None:
+        """Note what the clients of an exchange of kind ``task`` needed."""
+        done = [o for o in outcomes if o.kind == "ok"]
+        samples, down = sum(works[o.client].samples for o in done), sum(o.bytes_down for o in done)
+        if samples and down:
+            units = sum(self.cost.units(o.gradients, o.forwards) for o in done)
+            self.facts[task] = units / samples, sum(o.bytes_up for o in done) / down
+
+    def elapse(self, seconds: float) -> None:
+        """Let virtual time pass."""
+        self.now += seconds
+        self.lap.seconds += seconds
+
+    def save(self) -> dict[str, Any]:
+        """Plain values for a checkpoint."""
+        return {"now": self.now, "facts": {k: list(v) for k, v in self.facts.items()}}
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Go on from what ``save`` gave."""
+        self.now = saved["now"]
+        self.facts = {k: (v[0], v[1]) for k, v in saved["facts"].items()}
+
+    def _rate(self, way: str, ids: np.ndarray, round: int, number: int) -> np.ndarray:
+        """Bytes per second of this exchange: the client's mean, with its spread, no slower than a tenth of the mean."""
+        mean, std = getattr(self.fleet, way)[ids], getattr(self.fleet, f"{way}_std")[ids]
+        if std.any():
+            draw = rng.normals(self.seed, f"link/{way}", ids, round, number)
+            return np.asarray(KB * np.maximum(mean + std * draw, 0.1 * mean))
+        return np.asarray(KB * mean)
+
+    def _shorten(self, plan: Schedule) -> None:
+        """Give clients that would miss the deadline as many steps as fit, at least one."""
+        deadline = self.system.deadline
+        assert deadline is not None
+        for i in np.flatnonzero(plan.down + plan.compute + plan.up > deadline):
+            work = plan.works[int(plan.ids[i])]
+            left = deadline - plan.down[i] - plan.up[i]
+            if work.steps > 1 and left > 0:
+                per_sample = plan.compute[i] / work.samples
+                steps = min(work.steps, max(1, int(left / (per_sample * min(work.batch, work.n)))))
+                while steps < work.steps and per_sample * work.only(steps + 1).samples <= left:
+                    steps += 1  # short last batches leave room
+                plan.works[int(plan.ids[i])] = work.only(steps)
+                plan.compute[i] = per_sample * work.only(steps).samples
+
+    def _lose(self, plan: Schedule, round: int, number: int) -> None:
+        """Who is not there, leaves, or is lost by chance."""
+        ids, dropout = plan.ids, self.system.dropout
+        stay = self.presence.until(ids, self.now) - self.now
+        draws = {
+            k: rng.uniforms(self.seed, f"dropout/{k}", ids, round, number)
+            for k in ("before", "during", "after")
+        }
+        share = rng.uniforms(self.seed, "dropout/share", ids, round, number)
+        none = np.zeros(len(ids))
+        tight = self.fleet.memory[ids] < self.memory_mb
+        fates = (  # the first that holds counts
+            (tight, none, f"lacks the {self.memory_mb:.4g} MB that training takes"),
+            (stay <= 0, none, "is not there"),
+            (draws["before"] < dropout.before, none, "lost before training"),
+            (draws["during"] < dropout.during, plan.down + share * plan.compute, "lost during training"),
+            (draws["after"] < dropout.after, plan.down + plan.compute, "lost after training"),
+        )
+        decided = np.zeros(len(ids), dtype=bool)
+        for holds, at, why in fates:
+            for i in np.flatnonzero(holds & ~decided):
+                plan.dropped[int(ids[i])], plan.end[i] = why, at[i]
+            decided |= holds
+        for i in np.flatnonzero(plan.end > stay):
+            plan.dropped[int(ids[i])], plan.end[i] = "left before it was done", stay[i]
+
+    def _cut_late(self, plan: Schedule, wanted: int | None) -> None:
+        """Who misses the deadline, or answers when enough others have."""
+        deadline = self.system.deadline
+        if deadline is not None:
+            for i in np.flatnonzero(plan.end > deadline):
+                why = f"missed the deadline of {deadline:g} s (needed {plan.end[i]:.4g} s)"
+                plan.dropped.setdefault(int(plan.ids[i]), why)
+                plan.end[i] = deadline
+        needed = len(plan.ids) if wanted is None else min(wanted, len(plan.ids))
+        if len(plan.ids) - len(plan.dropped) >= needed:
+            plan.enough = True
+            order = sorted(
+                (float(e), int(c))
+                for e, c in zip(plan.end, plan.ids, strict=True)
+                if int(c) not in plan.dropped
+            )
+            for _, client in order[needed:]:
+                plan.dropped[client] = f"came after the first {needed}"
+
+    def _energy(self, plan: Schedule, i: int, until: float) -> float:
+        """Joules that client ``i`` of the plan spent on its transfers and its work until then."""
+        client = plan.ids[i]
+        down = min(until, plan.down[i])
+        compute = min(max(until - plan.down[i], 0.0), plan.compute[i])
+        up = min(max(until - plan.down[i] - plan.compute[i], 0.0), plan.up[i])
+        return float(
+            self.fleet.compute_watts[client] * compute + self.fleet.radio_watts[client] * (down + up)
+        )
+
+
+def megabytes(nbytes: float) -> float:
+    """Bytes in units of 10^6."""
+    return nbytes / MB

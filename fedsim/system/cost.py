@@ -1,0 +1,48 @@
+"""What a sample costs a device: a unit, or the model's floating-point operations."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from fedsim.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Units of work per sample: of a ``gradient`` (forward and backward pass), and of a ``forward`` pass alone."""
+
+    gradient: float
+    forward: float
+
+    def units(self, gradients: float, forwards: float) -> float:
+        """Work of so many samples of either kind."""
+        return self.gradient * gradients + self.forward * forwards
+
+
+SAMPLES = Cost(1.0, 1 / 3)  # a backward pass is twice a forward pass
+
+
+def count_flops(model: nn.Module, x: Tensor, y: Tensor, loss: Callable[[Any, Tensor], Tensor]) -> Cost:
+    """Flops per sample of ``model`` on a batch ``x`` (B, ...), as torch counts them: matrix products and convolutions.
+
+    Raises:
+        ConfigError: if torch counts none.
+    """
+    model = copy.deepcopy(model).train()
+    with torch.random.fork_rng(devices=[]), FlopCounterMode(display=False) as whole:
+        with FlopCounterMode(display=False) as forward:
+            output = model(x)
+        torch.autograd.backward(loss(output, y))
+    if not whole.get_total_flops():
+        raise ConfigError(
+            "system.work=flops: torch counts no flops in this model (it counts matrix products and convolutions); "
+            "use system.work=samples"
+        )
+    return Cost(whole.get_total_flops() / len(x), forward.get_total_flops() / len(x))

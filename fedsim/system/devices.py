@@ -1,0 +1,226 @@
+"""Device profiles: how fast each client computes and communicates, from distributions, a table or measured phones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fedsim.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+KB, MB = 1000.0, 1e6  # bytes
+CSV_CLIENTS = 100_000  # larger fleets are recorded as .npz: text would take longer than the run
+
+
+@dataclass(frozen=True, eq=False)
+class Fleet:
+    """The devices of m clients: float64 arrays ``(m,)``.
+
+    ``speed`` in units of work per second (see ``System.work``); ``down`` and ``up`` in kB/s, ``down_std`` and
+    ``up_std`` their spread from one transfer to the next; ``latency`` in ms, one way; ``memory`` in MB (infinite: not
+    a limit); ``compute_watts`` and ``radio_watts`` while training and while transferring (NaN: not known).
+    """
+
+    speed: np.ndarray
+    down: np.ndarray
+    up: np.ndarray
+    down_std: np.ndarray
+    up_std: np.ndarray
+    latency: np.ndarray
+    memory: np.ndarray
+    compute_watts: np.ndarray
+    radio_watts: np.ndarray
+
+    def __post_init__(self) -> None:
+        for name in ("speed", "down", "up"):
+            bad = np.flatnonzero(~(getattr(self, name) > 0))
+            if len(bad):
+                raise DataError(
+                    f"devices: {name} of client {bad[0]} is {getattr(self, name)[bad[0]]}; it must be positive"
+                )
+        for name in ("down_std", "up_std", "latency", "memory"):
+            bad = np.flatnonzero(~(getattr(self, name) >= 0))
+            if len(bad):
+                raise DataError(
+                    f"devices: {name} of client {bad[0]} is {getattr(self, name)[bad[0]]}; it must not be negative"
+                )
+
+    def __len__(self) -> int:
+        return len(self.speed)
+
+    def save(self, folder: Path) -> Path:
+        """Write ``devices.csv`` (a line a client; very large fleets: ``devices.npz``), which ``Table`` reads back."""
+        columns = {f.name: getattr(self, f.name) for f in fields(self)}
+        if len(self) > CSV_CLIENTS:
+            np.savez(path := folder / "devices.npz", **columns)
+            return path
+        import pandas as pd
+
+        frame = pd.DataFrame({"client": np.arange(len(self)), **columns})
+        frame.to_csv(path := folder / "devices.csv", index=False, lineterminator="\n")
+        return path
+
+
+OPTIONAL = {
+    "down_std": 0.0,
+    "up_std": 0.0,
+    "latency": 0.0,
+    "memory": np.inf,
+    "compute_watts": np.nan,
+    "radio_watts": np.nan,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lognormal:
+    """Log-normal speeds and links around given medians; a sigma of 0 gives every client the median.
+
+    ``memory`` in MB and the two powers in W are the same for all; ``None`` where they do not matter.
+    """
+
+    speed: float
+    speed_sigma: float
+    down: float
+    up: float
+    link_sigma: float
+    latency: float
+    latency_sigma: float
+    memory: float | None
+    compute_watts: float | None
+    radio_watts: float | None
+
+    def __post_init__(self) -> None:
+        for name in ("speed", "down", "up"):
+            _check(getattr(self, name) > 0, name, getattr(self, name), "must be positive")
+        for name in ("speed_sigma", "link_sigma", "latency_sigma", "latency"):
+            _check(getattr(self, name) >= 0, name, getattr(self, name), "must not be negative")
+
+    def __call__(self, num_clients: int, rng: np.random.Generator) -> Fleet:
+        """Draw the fleet; a client's two directions share one factor."""
+        speed, link, latency = rng.standard_normal((3, num_clients))
+        factor = np.exp(self.link_sigma * link)
+        return fleet_of(
+            num_clients,
+            {
+                "speed": self.speed * np.exp(self.speed_sigma * speed),
+                "down": self.down * factor,
+                "up": self.up * factor,
+                "latency": self.latency * np.exp(self.latency_sigma * latency),
+                "memory": self.memory,
+                "compute_watts": self.compute_watts,
+                "radio_watts": self.radio_watts,
+            },
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Devices from a CSV, Parquet or NPZ table whose columns are the fields of ``Fleet`` (speed, down, up at least).
+
+    ``draw=False``: row i is client i. ``draw=True``: each client gets a row, drawn with replacement.
+    """
+
+    path: str
+    draw: bool
+
+    def __call__(self, num_clients: int, rng: np.random.Generator) -> Fleet:
+        """Read the table and give each client its row."""
+        frame = read_table(Path(self.path))
+        known = {f.name for f in fields(Fleet)} | {"client"}
+        unknown, missing = set(frame) - known, {"speed", "down", "up"} - set(frame)
+        if unknown or missing:
+            wrong = (
+                f"unknown column {sorted(unknown)[0]!r}" if unknown else f"no column {sorted(missing)[0]!r}"
+            )
+            raise DataError(f"{self.path}: {wrong}; columns are {', '.join(sorted(known))}")
+        if not self.draw and len(frame) < num_clients:
+            raise DataError(
+                f"{self.path}: {len(frame)} rows for {num_clients} clients; "
+                "give system.devices.draw=true to draw a row for each client"
+            )
+        rows = rng.integers(len(frame), size=num_clients) if self.draw else np.arange(num_clients)
+        return fleet_of(num_clients, {k: frame[k].to_numpy()[rows] for k in frame if k != "client"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phones:
+    """Measured phones and networks, as collected by FLASH (Yang et al. 2021) and NetLatency-Data (Zhu et al. 2017).
+
+    Each client is a phone of ``phones_ai_benchmark.csv`` (the ratio of its floating-point CPU score to the median one
+    scales ``speed``; its RAM times ``memory_share`` is what training may use), has a user's mean and spread from
+    ``network_speed.csv``, and half a round trip of ``latency.npz`` (PlanetLab).
+    """
+
+    path: str
+    speed: float
+    memory_share: float
+    compute_watts: float | None
+    radio_watts: float | None
+
+    def __call__(self, num_clients: int, rng: np.random.Generator) -> Fleet:
+        """Draw a phone, a user of the network and a pair of hosts for each client."""
+        folder = Path(self.path)
+        phones = read_table(folder / "phones_ai_benchmark.csv")
+        links = read_table(folder / "network_speed.csv")
+        delays = read_array(folder / "latency.npz", "planetlab_median_ms")
+        delays = delays[np.isfinite(delays) & (delays > 0)]
+        score, ram = phones.cpu_float_score.to_numpy(float), phones.ram_gb.to_numpy(float)
+        phone = rng.integers(len(phones), size=num_clients)
+        user = rng.integers(len(links), size=num_clients)
+        return fleet_of(
+            num_clients,
+            {
+                "speed": self.speed * score[phone] / np.median(score),
+                **{
+                    name: links[f"{way}_{kind}_kBps"].to_numpy(float)[user]
+                    for way in ("down", "up")
+                    for name, kind in ((way, "mean"), (f"{way}_std", "std"))
+                },
+                "latency": delays[rng.integers(len(delays), size=num_clients)] / 2,
+                "memory": 1e3 * self.memory_share * ram[phone],
+                "compute_watts": self.compute_watts,
+                "radio_watts": self.radio_watts,
+            },
+        )
+
+
+def fleet_of(num_clients: int, columns: dict[str, Any]) -> Fleet:
+    """A fleet from columns or one value for all; what is not given, or ``None``, does not matter."""
+    out = {}
+    for field in fields(Fleet):
+        value = columns.get(field.name)
+        value = OPTIONAL.get(field.name, np.nan) if value is None else value
+        out[field.name] = np.broadcast_to(np.asarray(value, dtype=np.float64), (num_clients,)).copy()
+    return Fleet(**out)
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """A CSV, Parquet or NPZ file (one array per column) as a table; ``DataError`` naming the file."""
+    import pandas as pd
+
+    try:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as stored:
+                return pd.DataFrame(dict(stored))
+        return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+    except (OSError, ValueError, ImportError) as error:
+        raise DataError(f"{path}: not a readable CSV, Parquet or NPZ table ({error})") from error
+
+
+def read_array(path: Path, name: str) -> np.ndarray:
+    """One array of an NPZ file; ``DataError`` naming the file."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return np.asarray(stored[name], dtype=np.float64)
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{path}: expected an .npz file with the array {name!r} ({error})") from error
+
+
+def _check(ok: bool, key: str, value: object, expected: str) -> None:
+    if not ok:
+        raise ConfigError(f"system.devices.{key}={value}: {expected}")

@@ -1,0 +1,106 @@
+"""What the ``system`` group says about a fleet, checked; and the clock that a run makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedsim.errors import ConfigError
+from fedsim.rng import numpy_rng
+from fedsim.system.availability import Availability
+from fedsim.system.clock import Clock
+from fedsim.system.cost import SAMPLES, Cost
+from fedsim.system.devices import Fleet
+
+DeviceSource = Callable[[int, np.random.Generator], Fleet]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dropout:
+    """Chances that a client is lost ``before``, ``during`` or ``after`` its work (before its answer got through)."""
+
+    before: float
+    during: float
+    after: float
+
+    def __post_init__(self) -> None:
+        for name in ("before", "during", "after"):
+            value = getattr(self, name)
+            _check(0 <= value < 1, f"dropout.{name}", value, "must be in [0, 1)")
+
+    def __bool__(self) -> bool:
+        return bool(self.before or self.during or self.after)
+
+
+@dataclass(frozen=True, kw_only=True)
+class System:
+    """A fleet of devices and how the server deals with its differences.
+
+    ``work``: what a device's speed counts per second: ``samples`` (one forward and backward pass over a sample; a
+    forward pass alone is a third of it) or ``flops`` (of the model, measured once). ``deadline``: seconds after which
+    an exchange is over; ``stragglers``: ``wait`` for all, ``drop`` who misses the deadline, or take the ``partial``
+    work that fits into it. ``over_selection``: so many times more clients are asked than needed, and the first to
+    answer count. ``check_in``: only clients that are there are asked; otherwise those who are not are lost.
+    ``idle``: seconds that a round costs in which nobody could be asked.
+    """
+
+    devices: DeviceSource
+    availability: Availability
+    work: str
+    dropout: Dropout
+    deadline: float | None
+    stragglers: str
+    over_selection: float
+    check_in: bool
+    idle: float
+    traces: str | None = None  # a folder that the other settings refer to
+
+    def __post_init__(self) -> None:
+        _check(self.work in ("samples", "flops"), "work", self.work, "choose samples or flops")
+        choices = ("wait", "drop", "partial")
+        _check(
+            self.stragglers in choices, "stragglers", self.stragglers, f"choose one of {', '.join(choices)}"
+        )
+        _check(self.over_selection >= 1, "over_selection", self.over_selection, "must be at least 1")
+        _check(self.idle > 0, "idle", self.idle, "must be positive, in seconds")
+        if self.deadline is None:
+            _check(
+                self.stragglers != "partial",
+                "stragglers",
+                "partial",
+                "needs system.deadline, in seconds of virtual time",
+            )
+            _check(
+                self.stragglers == "wait" or self.over_selection > 1,
+                "stragglers",
+                "drop",
+                "needs system.deadline, or system.over_selection above 1",
+            )
+        else:
+            _check(self.deadline > 0, "deadline", self.deadline, "must be positive, in seconds")
+            _check(
+                self.stragglers != "wait",
+                "deadline",
+                self.deadline,
+                "choose system.stragglers=drop or partial with it",
+            )
+        _check(
+            self.over_selection == 1 or self.stragglers != "wait",
+            "over_selection",
+            self.over_selection,
+            "choose system.stragglers=drop or partial with it: who comes too late is not waited for",
+        )
+
+    def start(self, num_clients: int, seed: int, memory_mb: float, measure: Callable[[], Cost]) -> Clock:
+        """Draw the fleet; ``memory_mb`` is what training takes, ``measure()`` the model's flops per sample."""
+        cost = SAMPLES if self.work == "samples" else measure()
+        fleet = self.devices(num_clients, numpy_rng(seed, "devices"))
+        presence = self.availability.start(num_clients, seed)
+        return Clock(system=self, fleet=fleet, presence=presence, cost=cost, seed=seed, memory_mb=memory_mb)
+
+
+def _check(ok: bool, key: str, value: object, expected: str) -> None:
+    if not ok:
+        raise ConfigError(f"system.{key}={value}: {expected}")
