@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 from fedsim.errors import ClientError
 
 Scalar = bool | int | float | str | bytes
+Number = TypeVar("Number", bound=Scalar)
 Value = Scalar | list[int] | list[float] | list[str]
 
 
@@ -62,15 +63,26 @@ class Message:
     each: Mapping[int, Payload] = field(default_factory=dict)
     standing: Payload | None = None
     rows: Mapping[str, Tensor] = field(default_factory=dict)
+    owners: Sequence[int] = ()  # of the rows, once the message is addressed
 
-    def places(self, clients: Sequence[int]) -> dict[int, int]:
-        """Which row belongs to whom among the ``clients`` of an exchange, ascending."""
+    def addressed(self, clients: Sequence[int], without: Sequence[str] = ()) -> Message:
+        """The message with its rows assigned to ``clients``, ascending; rows named in ``without`` are left out."""
         for name, array in self.rows.items():
             if len(array) != len(clients):
                 raise ClientError(
                     f"message rows '{name}' hold {len(array)} rows; expected {len(clients)}, one per client asked"
                 )
-        return {c: i for i, c in enumerate(clients)} if self.rows else {}
+        rows = {k: v for k, v in self.rows.items() if k not in without}
+        return replace(self, rows=rows, owners=tuple(clients))
+
+    def own(self, clients: Sequence[int]) -> dict[str, Tensor]:
+        """The rows of some of those addressed, ascending; a view where they are neighbours."""
+        if not self.rows:
+            return {}
+        at = np.searchsorted(self.owners, clients)
+        if at[-1] - at[0] == len(at) - 1:
+            return {k: v[at[0] : at[-1] + 1] for k, v in self.rows.items()}
+        return {k: v[torch.from_numpy(at)] for k, v in self.rows.items()}
 
     @property
     def row_bytes(self) -> int:
@@ -128,8 +140,8 @@ class Outcome:
     bytes_down: int = 0
     bytes_up: int = 0
     samples: int = 0  # processed, local epochs included
-    gradients: int = 0  # samples that went through a forward and a backward pass
-    forwards: int = 0  # samples that went through a forward pass alone
+    gradients: float = 0  # samples that went through a forward and a backward pass
+    forwards: float = 0  # samples that went through a forward pass alone
     seconds: float = 0.0
     sim_seconds: float | None = None  # virtual time from the start of the exchange to the answer
     joules: float | None = None
@@ -149,6 +161,7 @@ class Replies:
     outcomes: Sequence[Outcome]
     folded: Mapping[tuple[str, str], Tensor]
     sim_seconds: float = 0.0  # virtual duration of the exchange
+    log: dict[str, Any] = field(default_factory=dict)  # further entries of the round's row
 
     @property
     def ok(self) -> list[Outcome]:
@@ -231,7 +244,7 @@ def _value(name: str, value: Any) -> Value:
     if isinstance(value, np.generic) or (isinstance(value, Tensor) and value.dim() == 0):
         value = value.item()
     if isinstance(value, bool | int | float | bytes):
-        return value
+        return _short(name, value)
     if isinstance(value, str):
         if not value:
             raise ClientError(f"value '{name}': an empty string cannot travel; leave the key out")
@@ -240,13 +253,21 @@ def _value(name: str, value: Any) -> Value:
         items = [v.item() if isinstance(v, np.generic) else v for v in value]
         kinds = {type(v) for v in items}
         if len(kinds) <= 1 and kinds <= {int, float, str}:
-            return items
+            return [_short(name, v) for v in items] if kinds == {int} else items
     if isinstance(value, numbers.Real):
         return float(value)
     raise ClientError(
         f"value '{name}': {type(value).__name__} cannot travel; "
         "send bool, int, float, str, bytes or a list of one of int, float, str (arrays belong in `arrays`)"
     )
+
+
+def _short(name: str, value: Number) -> Number:
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ClientError(
+            f"value '{name}': {value} needs more than 64 bits and cannot travel; send text or a float"
+        )
+    return value
 
 
 def _value_bytes(value: Value) -> int:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -39,6 +39,7 @@ class AsyncGossip(Peers):
     whose training failed sends the model it had.
     """
 
+    asynchronous: ClassVar[bool] = True  # there are no cohorts; absence is ``online``
     ticks_per_round: float
     interval: Any
     spread: float
@@ -94,11 +95,6 @@ class AsyncGossip(Peers):
     def round(self, server: Server, state: State, round: Round) -> State:
         """Plan the window, then carry it out stage by stage."""
         self.describe(server)
-        if len(round.cohort) < round.num_clients:
-            raise ConfigError(
-                f"clients_per_round: asynchronous peers have no cohorts; type clients_per_round={round.num_clients} "
-                "(absence is strategy.online)"
-            )
         assert server.topology is not None
         size = self.message_bytes(server, state)
         planner = Planner(server.topology, self._rules(size), server.seed, state["schedule"])

@@ -283,10 +283,6 @@ def test_durations(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (
-            ("topology=ring",),
-            "clients_per_round: asynchronous peers have no cohorts; type clients_per_round=6",
-        ),
         ((*PEERS, "strategy.interval=[1,2,3]"), r"strategy.interval=.*expected a number of ticks"),
         ((*PEERS, "strategy.trigger=never"), "strategy.trigger=never: choose one of count"),
         ((*PEERS, "strategy.fill=2"), "strategy.fill=2.*never holds more than one model per neighbour"),
