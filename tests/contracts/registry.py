@@ -44,6 +44,7 @@ TABLE = (
     Entry("mofedsam", "mofedsam"),
     Entry("fednova", "fednova"),
     Entry("moon", "moon", needs_head=True),
+    Entry("gossip", "gossip", ("topology=ring", "strategy.init_models=shared")),
     Entry("fedntd", "fedntd", needs_head=True),
     Entry("fedproto", "fedproto", ("strategy.share=model",), needs_head=True),
     Entry("ggeur", "ggeur", ("strategy.target=6",), adds_samples=True, needs_head=True),
