@@ -19,7 +19,7 @@ from fedsim.data.federated import FederatedData
 from fedsim.engine.base import Engine
 from fedsim.given import Given
 from fedsim.settings import compose, run_dir, run_key, run_name
-from fedsim.task import LossFn, Task, cross_entropy
+from fedsim.task import LossFn
 from fedsim.tracking import build as build_trackers
 from fedsim.tracking import read_rows
 
@@ -149,10 +149,7 @@ def _run(
     try:
         trackers.phase("loading data")
         data = data or session.load_data(config, given, method)
-        model = build.model(config, data.dataset, given.model)
-        if given.initial is not None:
-            model = build.initialised(model, given.initial, build.DTYPES[config.dtype])
-        task = Task(model, given.loss or cross_entropy, by_class=build.classes_to_count(config, data.dataset))
+        task = session.learning_task(config, given, data)
         trackers.phase(f"starting the {config.engine.name} engine")
         engine = engine or session.start_engine(config)
         loop = session.assemble(config, given, method, task, data, engine, trackers, key)
@@ -161,6 +158,8 @@ def _run(
             loop.history = [r for r in read_rows(folder / "metrics.jsonl") if r["round"] <= loop.done]
         trackers.start(session.describe(config, folder, loop.done))
         data.shards.save(folder / "partition.npz")
+        if data.local_test is not None:
+            data.local_test.save(folder / "local_test.npz")
         if loop.server.clock is not None:
             loop.server.clock.fleet.save(folder)
         try:

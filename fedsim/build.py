@@ -19,9 +19,11 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from fedsim.attack import AttackLike, draw_attackers
+from fedsim.classes import Classes
+from fedsim.config import ClientConfig
 from fedsim.data.dataset import Dataset, Samples
 from fedsim.data.federated import FederatedData
-from fedsim.data.local import LocalData
+from fedsim.data.local import Batch, LocalData
 from fedsim.data.longtail import local_tests
 from fedsim.data.partition import from_partitioner
 from fedsim.data.shards import Shards, holdout
@@ -84,14 +86,14 @@ def split(config: DictConfig, data: Dataset) -> FederatedData:
         parts = from_partitioner(labels, config.num_clients, rng, partitioner=cut)
     else:
         parts = cut(labels, config.num_clients, rng)
-    return _hold_out(config, data, Shards.of(parts))
+    return held_out(config, data, Shards.of(parts))
 
 
 def owned(config: DictConfig, data: Dataset, client: int) -> FederatedData:
     """All of ``data`` as the samples of one of the ``num_clients``: where clients bring their own, others have none."""
     parts = [np.empty(0, dtype=np.int64)] * config.num_clients
     parts[client] = np.arange(len(data.train), dtype=np.int64)
-    return _hold_out(config, data, Shards.of(parts))
+    return held_out(config, data, Shards.of(parts))
 
 
 def given_clients(
@@ -125,8 +127,9 @@ def given_clients(
         groups["test"] = {"domain": _codes(names, list(tests), [len(y) for _, y in tests.values()])}
     y = torch.cat(ys)
     kinds = {"groups": groups, "group_names": {"domain": names}} if names and domains else {}
-    data = Dataset(Samples(torch.cat(xs), y), held, classes=_classes(y), **kinds)  # type: ignore[arg-type]
-    return _hold_out(config, data, Shards(np.arange(ends[-1], dtype=np.int64), ends))
+    seen = y if held is None or held.y.dim() != 1 or y.dim() != 1 else torch.cat([y, held.y.to(y)])
+    data = Dataset(Samples(torch.cat(xs), y), held, classes=_classes(seen), **kinds)  # type: ignore[arg-type]
+    return held_out(config, data, Shards(np.arange(ends[-1], dtype=np.int64), ends))
 
 
 def _codes(names: Sequence[str], values: Sequence[str], sizes: Sequence[int]) -> np.ndarray:
@@ -210,14 +213,32 @@ def clock(config: DictConfig, task: Task, data: FederatedData, dim: int) -> Cloc
         raise ConfigError(f"system: {config.system._target_} gave {type(system).__name__}, expected a System")
 
     def measure() -> Cost:
-        train = data.dataset.train
-        batch = LocalData(train, torch.arange(len(train)), dtype, data.dataset.normalize).read(
-            torch.arange(2)
-        )
+        batch = example(data, dtype)
         return count_flops(copy.deepcopy(task.model).to(dtype), batch.x, batch.y, task.loss)
 
     copies = 3  # of the parameters while training: the model, its gradient, what was received
     return system.start(data.num_clients, config.seed, copies * dim * dtype.itemsize / 1e6, measure)
+
+
+def example(data: FederatedData, dtype: torch.dtype) -> Batch:
+    """Two training samples as the model gets them, for whoever needs shapes."""
+    train = data.dataset.train
+    rows = torch.arange(len(train))
+    return LocalData(train, rows, dtype, data.dataset.normalize).read(rows[:2])
+
+
+def classes(
+    config: DictConfig, local: ClientConfig, method: Any, num_clients: int, clock: Clock | None
+) -> Classes | None:
+    """The configured kinds of clients, if there are any."""
+    if local.classes is None:
+        return None
+    found = Classes.of(local, num_clients, config.seed, None if clock is None else clock.fleet.speed)
+    if set(found.widths) != {1.0} and not getattr(method, "widths", False):
+        raise ConfigError(
+            "client.classes: a width needs a method that trains parts of the model; strategy=heterofl"
+        )
+    return found
 
 
 def typed(node: Any, kind: type) -> Any:
@@ -231,7 +252,8 @@ def typed(node: Any, kind: type) -> Any:
     return kind(**values)
 
 
-def _hold_out(config: DictConfig, data: Dataset, shards: Shards) -> FederatedData:
+def held_out(config: DictConfig, data: Dataset, shards: Shards) -> FederatedData:
+    """``data`` dealt out by ``shards``, with what each client is measured on set aside as configured."""
     fraction, own = config.evaluation.holdout, config.evaluation.clients_on == "domain"
     if own and config.evaluation.clients_every and data.domain("test") is None:
         raise ConfigError(

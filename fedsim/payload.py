@@ -9,7 +9,7 @@ from __future__ import annotations
 import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 from fedsim.errors import ClientError
 
 Scalar = bool | int | float | str | bytes
+Number = TypeVar("Number", bound=Scalar)
 Value = Scalar | list[int] | list[float] | list[str]
 
 
@@ -110,8 +111,8 @@ class Outcome:
     bytes_down: int = 0
     bytes_up: int = 0
     samples: int = 0  # processed, local epochs included
-    gradients: int = 0  # samples that went through a forward and a backward pass
-    forwards: int = 0  # samples that went through a forward pass alone
+    gradients: float = 0  # samples that went through a forward and a backward pass
+    forwards: float = 0  # samples that went through a forward pass alone
     seconds: float = 0.0
     sim_seconds: float | None = None  # virtual time from the start of the exchange to the answer
     joules: float | None = None
@@ -214,7 +215,7 @@ def _value(name: str, value: Any) -> Value:
     if isinstance(value, np.generic) or (isinstance(value, Tensor) and value.dim() == 0):
         value = value.item()
     if isinstance(value, bool | int | float | bytes):
-        return value
+        return _short(name, value)
     if isinstance(value, str):
         if not value:
             raise ClientError(f"value '{name}': an empty string cannot travel; leave the key out")
@@ -223,13 +224,21 @@ def _value(name: str, value: Any) -> Value:
         items = [v.item() if isinstance(v, np.generic) else v for v in value]
         kinds = {type(v) for v in items}
         if len(kinds) <= 1 and kinds <= {int, float, str}:
-            return items
+            return [_short(name, v) for v in items] if kinds == {int} else items
     if isinstance(value, numbers.Real):
         return float(value)
     raise ClientError(
         f"value '{name}': {type(value).__name__} cannot travel; "
         "send bool, int, float, str, bytes or a list of one of int, float, str (arrays belong in `arrays`)"
     )
+
+
+def _short(name: str, value: Number) -> Number:
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ClientError(
+            f"value '{name}': {value} needs more than 64 bits and cannot travel; send text or a float"
+        )
+    return value
 
 
 def _value_bytes(value: Value) -> int:

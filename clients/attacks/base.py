@@ -20,6 +20,8 @@ OWN = (
     "finish",
     "evaluate",
     "test",
+    "keeps",
+    "prepare",
 )  # never attacked: no exchange, or measuring
 
 

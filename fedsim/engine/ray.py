@@ -83,6 +83,8 @@ class _NotReady(Exception):  # noqa: N818
 class RayEngine:
     """Actors on this machine or on a cluster (``engine.address``)."""
 
+    remote = False
+
     def __init__(self, config: RayConfig):
         import ray
 

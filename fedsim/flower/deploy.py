@@ -57,16 +57,17 @@ def deploy(argv: Sequence[str]) -> int:
         raise ConfigError(f"--nodes {args.nodes}: must be at least 1")
     overrides = for_nodes(args.overrides, args.nodes)
     config = deployed(overrides)
-    folder = Path(own_folder(config)).absolute()
+    named = Path(own_folder(config))
+    folder = named.absolute()  # the server's working directory is another
     config.dir = str(folder)
     if finished(config):
-        print(f"already done, skipped: {folder}", flush=True)
+        print(f"already done, skipped: {named}", flush=True)
     else:
         with _interruptible():
             _run(config, [*overrides, f"dir={folder}"], folder, args.nodes)
     from fedsim.commands import show
 
-    show([folder], draw=False)
+    show([named], draw=False)
     return 0
 
 

@@ -17,9 +17,8 @@ from fedsim.engine.worker import Broadcast, Chunk, ChunkResult, Plan
 from fedsim.errors import CheckpointError, ClientError
 from fedsim.flower.exchange import Exchange
 from fedsim.flower.nodes import Nodes
-from fedsim.flower.wire import Answer, Ask, ask_records, failed, pack, read_stamp, stamp_state
+from fedsim.flower.wire import Answer, ask_records, failed, shared_records, stamp_state
 from fedsim.fold import Folder
-from fedsim.payload import Payload
 
 
 class FlowerEngine:
@@ -30,6 +29,7 @@ class FlowerEngine:
     """
 
     workers = 1
+    remote = True
 
     def __init__(self, grid: Grid, nodes: Nodes, config: FlowerConfig, folder: Path):
         self._grid, self._nodes, self._config, self._folder = grid, nodes, config, folder
@@ -76,33 +76,14 @@ class FlowerEngine:
         assert self._plan is not None, "start(plan) comes first"
         self._exchange = self._exchange + 1 if broadcast.round == self._round else 0
         self._round = broadcast.round
-        payload = broadcast.payload  # nodes keep nothing between exchanges: what stands is sent along
-        if (standing := broadcast.standing) is not None:
-            payload = Payload({**standing.arrays, **payload.arrays}, {**standing.values, **payload.values})
-        number, shared = self._exchange, pack(payload)
+        number, shared = self._exchange, shared_records(broadcast)
         self._nodes.event("exchange", round=broadcast.round + 1, exchange=number, task=broadcast.task)
         place = {client: chunk for chunk in chunks for client in chunk.clients}
-
-        def content(client: int) -> Any:
-            chunk = place[client]
-            ask = Ask(
-                run=self._run,
-                client=client,
-                round=broadcast.round,
-                exchange=number,
-                task=broadcast.task,
-                fold=tuple(broadcast.fold),
-                state=read_stamp(chunk.states.get(client, {})),
-                shared=payload,
-                each=chunk.each.get(client),
-            )
-            return ask_records(ask, shared)
-
         exchange = Exchange(
             grid=self._grid,
             nodes=self._nodes,
             clients=list(place),
-            content=content,
+            content=lambda client: ask_records(shared, place[client], client, self._run, number),
             deadline=self._config.deadline,
             poll=self._config.poll,
             retries=self._plan.failures.retries,

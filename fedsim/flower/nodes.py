@@ -15,7 +15,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedsim.errors import EngineError
-from fedsim.flower.wire import config_of
+from fedsim.flower.wire import WIRE, config_of
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +31,7 @@ class Known:
     id: int
     client: int
     samples: int
+    counts: list[int]  # samples per class, of nodes with their own data
     own: bool  # its data are its own, not a part of a common data set
     partition: str
     layout: str
@@ -122,6 +123,11 @@ class Nodes:
         about = config_of(reply.content, "node")
         if "refused" in about:
             self._refuse(node, str(about["refused"]))
+            return
+        if (spoken := about.pop("wire", 0)) != WIRE:
+            self._refuse(
+                node, f"its fedsim speaks version {spoken} to nodes, this one {WIRE}; install the same"
+            )
             return
         known = Known(id=node, **about)
         why = self.check(known) if self.check else ""

@@ -124,11 +124,11 @@ class Federation:
             f"flwr {' '.join(arguments)}: exit code {done.returncode}\n{done.stdout}{done.stderr}"
         )
 
-    def submit(self, app: Path, overrides: str) -> str:
+    def submit(self, app: Path, overrides: str, *options: str) -> str:
         """Start a run of the project in ``app``; its id."""
         settings = self.folder / "run-config.toml"
         settings.write_text(f"overrides = {json.dumps(overrides, ensure_ascii=False)}\n")
-        answer = self.flwr("run", str(app), CONNECTION, "--run-config", str(settings))
+        answer = self.flwr("run", str(app), CONNECTION, "--run-config", str(settings), *options)
         return str(answer["run-id"])
 
     def status(self, run: str) -> tuple[str, str]:
@@ -169,7 +169,6 @@ class Federation:
             self.running[name] = subprocess.Popen(
                 command,
                 env=self.environment,
-                cwd=self.folder,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

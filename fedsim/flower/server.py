@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from omegaconf import DictConfig
@@ -14,7 +16,7 @@ from omegaconf import DictConfig
 from fedsim import build, session
 from fedsim.api import RunResult, run
 from fedsim.config import FlowerConfig
-from fedsim.data.dataset import Samples
+from fedsim.data.dataset import Dataset, Samples
 from fedsim.data.federated import FederatedData
 from fedsim.data.shards import Shards
 from fedsim.errors import ConfigError, EngineError
@@ -44,7 +46,7 @@ def serve(grid: Grid, config: DictConfig) -> RunResult:
     nodes = Nodes(grid, config.num_clients, path=folder / "nodes.jsonl")
     nodes.wait(engine.wait_for or config.num_clients, engine.start, engine.poll)
     data = _data(config, method, nodes)
-    nodes.check = _Check(config, data)
+    nodes.check = _Check(config, data, own=any(node.own for node in nodes.of.values()))
     for node in nodes.of.values():
         if why := nodes.check(node):
             raise EngineError(f"client {node.client}, {node.name}: {why}")
@@ -61,22 +63,39 @@ def _data(config: DictConfig, method: Any, nodes: Nodes) -> FederatedData:
             f"clients {sorted(owners)} have own-data, the others do not or are not there; "
             "all nodes must be started before round 1, and alike"
         )
-    dataset = build.dataset(config)
-    train = Samples(dataset.train.x[:0], dataset.train.y[:0])
-    sizes = [nodes.of[c].samples for c in range(config.num_clients)]
-    ends = np.cumsum([0, *sizes]).astype(np.int64)
-    shards = Shards(np.arange(ends[-1], dtype=np.int64), ends)
-    return FederatedData(replace(dataset, train=train), shards)
+    return _counted(config, build.dataset(config), [nodes.of[c] for c in range(config.num_clients)])
+
+
+def _counted(config: DictConfig, dataset: Dataset, owners: Sequence[Known]) -> FederatedData:
+    """What the server knows of data that never come to it: whose they are, how many, and how many of each class."""
+    x, y, total = dataset.train.x, dataset.train.y, sum(node.samples for node in owners)
+    labels = y[:1].expand(total, *y.shape[1:])
+    if dataset.num_classes and y.dim() == 1:
+        for node in owners:
+            if len(node.counts) != dataset.num_classes:
+                raise ConfigError(
+                    f"client {node.client}, {node.name}: its data have {len(node.counts)} classes, "
+                    f"the server's {dataset.num_classes}"
+                )
+        counts = torch.tensor([node.counts for node in owners]).flatten()
+        labels = torch.arange(dataset.num_classes).repeat(len(owners)).repeat_interleave(counts).to(y.dtype)
+    train = Samples(x[:1].expand(total, *x.shape[1:]), labels)  # stand-ins of the right shape, never read
+    ends = np.cumsum([0, *(node.samples for node in owners)]).astype(np.int64)
+    shards, known = Shards(np.arange(total, dtype=np.int64), ends), replace(dataset, train=train)
+    return (
+        build.held_out(config, known, shards)
+        if config.evaluation.local_test
+        else FederatedData(known, shards)
+    )
 
 
 class _Check:
     """Whether a node has the same model, and the same partition of the same data, as the server."""
 
-    def __init__(self, config: DictConfig, data: FederatedData):
+    def __init__(self, config: DictConfig, data: FederatedData, own: bool):
         model = FlatModel(build.model(config, data.dataset, None), build.DTYPES[config.dtype])
         self.layout = layout_name(model)
-        self.partition = "" if not len(data.dataset.train) else data.shards.hash()
-        self.own = not self.partition
+        self.partition, self.own = data.shards.hash(), own
 
     def __call__(self, node: Known) -> str:
         if node.own != self.own:

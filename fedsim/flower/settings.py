@@ -44,6 +44,8 @@ def deployed(overrides: list[str]) -> DictConfig:
             f"checkpoint.every={config.checkpoint.every}: a deployment saves every round, since nodes keep the state "
             "of one earlier round only; leave it out"
         )
+    if config.system:
+        raise ConfigError("system: a deployment has real devices, links and absences; leave system out")
     validate(config)
     return config
 

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import socket
 import uuid
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
+from torch import Tensor
 
 from fedsim import build, session
-from fedsim.engine.worker import Broadcast, Chunk, Worker
+from fedsim.engine.worker import Worker
 from fedsim.errors import ClientError, ConfigError
 from fedsim.flower.settings import Node
 from fedsim.flower.statefiles import StateFiles
-from fedsim.flower.wire import Answer, Ask, absent
+from fedsim.flower.wire import WIRE, Answer, Ask, absent
+from fedsim.fold import Folder
 from fedsim.given import Given
 from fedsim.settings import plain
-from fedsim.task import Task, cross_entropy
 from fedsim.vectors import FlatModel
 
 _built: dict[tuple[str, int | None], Worker] = {}
@@ -50,8 +53,10 @@ class Site:
         """What the server wants to know before it gives this node work."""
         data = self.worker.data
         return {
+            "wire": WIRE,
             "client": self.node.client,
             "samples": int(data.shards.sizes[self.node.client]),
+            "counts": self._counts(),
             "own": self.node.own_data,
             "partition": data.shards.hash(),
             "layout": layout_name(self.worker.model),
@@ -59,33 +64,59 @@ class Site:
             "instance": _claim(self.node),
         }
 
+    def _counts(self) -> list[int]:
+        """Samples per class where the data are the node's own: more than their numbers does not leave it."""
+        data = self.worker.data
+        if not self.node.own_data or not data.dataset.num_classes or data.dataset.train.y.dim() != 1:
+            return []
+        return [int(n) for n in data.class_counts(self.node.client)]
+
     def answer(self, ask: Ask) -> Answer:
         """Do what is asked with the state that the server names, and put a new state into its file."""
         if ask.client != self.node.client:
             return absent(ask.client, "failed", f"this node is client {self.node.client}")
-        files, state = StateFiles(self.node.state_dir, ask.run, ask.client), {}
+        files, round, restarted = (
+            StateFiles(self.node.state_dir, ask.run, ask.client),
+            ask.broadcast.round,
+            False,
+        )
+        chunk = ask.chunk
         if ask.state is not None:
-            found = files.read(ask.state)
-            if found is None and self.config.engine.lost_state == "stop":
-                lost = f"client {ask.client} lost its state of round {ask.state[0] + 1}: no {files.path(ask.state)}"
-                return Answer(absent(ask.client, "failed", lost).outcome, {}, fatal=_lost_remedy(lost))
-            state = found or {}
-        restarted = ask.state is not None and not state
-        states = {ask.client: state} if state else {}
-        each = {} if ask.each is None else {ask.client: ask.each}
-        broadcast = Broadcast(ask.round, ask.task, ask.shared, dict.fromkeys(ask.fold, ("stack",)))
+            state = files.read(ask.state)
+            restarted = state is None
+            if state is not None:
+                chunk = replace(chunk, states={ask.client: state})
+            elif self.config.engine.lost_state == "stop":
+                return self._lost(ask, files.path(ask.state))
         torch.set_num_threads(self.worker.plan.threads)
         try:
-            result = self.worker.run(broadcast, Chunk([ask.client], each, states))
+            update = Single(ask.broadcast.fold)
+            result = self.worker.run(ask.broadcast, chunk, update)
         except ClientError as error:  # it wrote to what it was lent: no policy excuses that
-            return Answer(absent(ask.client, "failed", str(error)).outcome, {}, fatal=str(error))
-        (outcome,) = result.outcomes
-        arrays = {name: rows[0] for (name, _), rows in result.folder.rows.items() if rows}
+            return Answer(absent(ask.client, "failed", str(error)).outcome, fatal=str(error))
         new = result.states.get(ask.client)
         if new is not None:
-            files.write((ask.round, ask.exchange), new)
-        files.prune(ask.round, ask.state)
-        return Answer(outcome, arrays, stateful=new is not None, restarted=restarted)
+            files.write((round, ask.exchange), new)
+        files.prune(round, ask.state)
+        return Answer(result.outcomes[0], update.arrays, stateful=new is not None, restarted=restarted)
+
+    def _lost(self, ask: Ask, path: Path) -> Answer:
+        assert ask.state is not None
+        text = f"client {ask.client} lost its state of round {ask.state[0] + 1}: no {path}"
+        remedy = "engine.lost_state=restart lets such clients begin again from their initial state"
+        return Answer(absent(ask.client, "failed", text).outcome, fatal=f"{text} ({remedy})")
+
+
+class Single(Folder):
+    """One client's update as it is, to be folded elsewhere."""
+
+    def __init__(self, fold: Mapping[str, tuple[str, ...]]):
+        super().__init__(fold)
+        self.arrays: dict[str, Tensor] = {}
+
+    def add(self, arrays: Mapping[str, Tensor], weight: float) -> None:
+        """Keep it: ``arrays`` may be views of a buffer that is reused."""
+        self.arrays = {k: t.cpu().clone() for k, t in arrays.items()}
 
 
 def layout_name(model: FlatModel) -> str:
@@ -101,8 +132,9 @@ def _build(config: DictConfig, owner: int | None) -> Worker:
         data = session.load_data(config, Given(), method)
     else:
         data = build.owned(config, build.dataset(config), owner)
-    task = Task(build.model(config, data.dataset, None), cross_entropy)
-    return Worker(session.plan(config, method, task, data))
+    task = session.learning_task(config, Given(), data)
+    dim = FlatModel(copy.deepcopy(task.model), build.DTYPES[config.dtype]).layout.dim
+    return Worker(session.plan(config, method, task, data, build.clock(config, task, data, dim)))
 
 
 def _claim(node: Node) -> str:
@@ -137,7 +169,3 @@ def _serves(pid: int) -> bool:
     except OSError:
         return False
     return b"flower" in words or b"flwr" in words
-
-
-def _lost_remedy(lost: str) -> str:
-    return f"{lost} (engine.lost_state=restart lets such clients begin again from their initial state)"

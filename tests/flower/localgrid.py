@@ -52,7 +52,7 @@ class LocalGrid(Grid):
         name = f"message-{next(self._number)}"
         message.metadata.__dict__["_message_id"] = name
         node = message.metadata.dst_node_id
-        ask = dict(message.content["ask"]) if "ask" in message.content else {}
+        ask = {**message.content["ask"], **message.content["broadcast"]} if "ask" in message.content else {}
         self.log.append((node, message.metadata.message_type, ask))
         spoilt = self.spoil(message)
         if isinstance(spoilt, str):

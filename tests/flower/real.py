@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,24 +14,27 @@ import psutil
 from fedsim.flower.processes import Federation
 
 ROOT = Path(__file__).resolve().parents[2]
-LIMIT = 240.0  # seconds; a calm machine needs a tenth of it
+LIMIT = 300.0  # seconds; a calm machine needs a tenth of it
 
 
 @contextmanager
-def federation(folder: Path, nodes: int, **parts: Any) -> Iterator[Federation]:
+def federation(folder: Path, nodes: int, scheme: str = "http", **parts: Any) -> Iterator[Federation]:
     """A link and ``nodes`` nodes, client k's state in ``folder/state-k``."""
     with Federation(folder / "federation", env={"FEDSIM_TESTS": str(folder)}, **parts) as fed:
         fed.link()
-        fed.ready("link")
+        fed.ready("link", scheme=scheme, limit=LIMIT)
         for k in range(nodes):
             start_node(fed, folder, k)
         yield fed
 
 
-def start_node(fed: Federation, folder: Path, client: int, name: str = "", **config: Any) -> str:
+def start_node(
+    fed: Federation, folder: Path, client: int, name: str = "", options: Sequence[str] = (), **config: Any
+) -> str:
     """A node for a client; its name."""
     name = name or f"node-{client}"
-    fed.node(name, {"partition-id": client, "state-dir": str(folder / f"state-{client}"), **config})
+    settings = {"partition-id": client, "state-dir": str(folder / f"state-{client}"), **config}
+    fed.node(name, settings, options)
     return name
 
 
@@ -58,7 +61,8 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 
 def events(folder: Path) -> list[dict[str, Any]]:
     """Rows of nodes.jsonl."""
-    return [json.loads(line) for line in (folder / "nodes.jsonl").read_text().splitlines()]
+    path = folder / "nodes.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def hashes(folder: Path) -> list[str]:

@@ -44,7 +44,7 @@ def asked(message: Any) -> tuple[int, int] | None:
     """Round (from 1) and client of a message that is work."""
     if "ask" not in message.content:
         return None
-    return message.content["ask"]["round"] + 1, message.content["ask"]["client"]
+    return message.content["broadcast"]["round"] + 1, message.content["ask"]["client"]
 
 
 class Spoiler:
@@ -223,6 +223,7 @@ def test_a_process_that_breaks_down_is_tried_again_then_skipped_or_the_end(tmp_p
         ("engine=ray", "engine=ray: clients of a deployment are computed at their nodes"),
         ("checkpoint.every=5", "checkpoint.every=5: a deployment saves every round"),
         ("strategy=fedsped", "fedspeed"),
+        ("system=phones", "system: a deployment has real devices"),
         ("name='a b", "No closing quotation"),
         ("engine.lost_state=shrug", "engine.lost_state=shrug: must be one of restart, stop"),
     ],
