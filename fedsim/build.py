@@ -35,7 +35,7 @@ from fedsim.validation import hint
 from fedsim.vectors import FlatModel, Weights
 
 if TYPE_CHECKING:
-    from fedsim.system import Clock
+    from fedsim.system import Clock, System
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 Pair = tuple[Any, Any]  # x, y: tensors or arrays
@@ -257,24 +257,30 @@ def attack(config: DictConfig) -> tuple[AttackLike | None, list[int]]:
     return built, draw_attackers(config.seed, config.num_clients, built.fraction)
 
 
+def system(config: DictConfig) -> System:
+    """The configured fleet."""
+    from fedsim.system import System
+
+    built = part(config.system, "system")
+    if not isinstance(built, System):
+        raise ConfigError(f"system: {config.system._target_} gave {type(built).__name__}, expected a System")
+    return built
+
+
 def clock(config: DictConfig, task: Task, data: FederatedData, dim: int) -> Clock | None:
     """The virtual clock of the configured fleet, if there is one; ``dim`` is the number of parameters."""
     if not config.system:
         return None
-    from fedsim.system import System
     from fedsim.system.cost import Cost, count_flops
 
     dtype = DTYPES[config.dtype]
-    system = part(config.system, "system")
-    if not isinstance(system, System):
-        raise ConfigError(f"system: {config.system._target_} gave {type(system).__name__}, expected a System")
 
     def measure() -> Cost:
         batch = example(data, dtype)
         return count_flops(copy.deepcopy(task.model).to(dtype), batch.x, batch.y, task.loss)
 
     copies = 3  # of the parameters while training: the model, its gradient, what was received
-    return system.start(data.num_clients, config.seed, copies * dim * dtype.itemsize / 1e6, measure)
+    return system(config).start(data.num_clients, config.seed, copies * dim * dtype.itemsize / 1e6, measure)
 
 
 def example(data: FederatedData, dtype: torch.dtype) -> Batch:

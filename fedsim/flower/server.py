@@ -81,7 +81,9 @@ def _counted(config: DictConfig, dataset: Dataset, owners: Sequence[Known]) -> F
         labels = torch.arange(dataset.num_classes).repeat(len(owners)).repeat_interleave(counts).to(y.dtype)
     train = Samples(x[:1].expand(total, *x.shape[1:]), labels)  # stand-ins of the right shape, never read
     ends = np.cumsum([0, *(node.samples for node in owners)]).astype(np.int64)
-    shards, known = Shards(np.arange(total, dtype=np.int64), ends), replace(dataset, train=train)
+    shards = Shards(np.arange(total, dtype=np.int64), ends)
+    groups = {split: columns for split, columns in dataset.groups.items() if split != "train"}
+    known = replace(dataset, train=train, ids=None, groups=groups)
     return (
         build.held_out(config, known, shards)
         if config.evaluation.local_test

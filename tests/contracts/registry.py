@@ -58,7 +58,7 @@ TABLE = (
     Entry("silobn", "silobn"),
     Entry("fraug", "fraug", ("strategy.rounds=6",), draws=True, needs_head=True),
     Entry("fedspeed-relaxed", "fedspeed", ("strategy.beta=0.2", "strategy.weighting=samples")),
-    Entry("fedsgd", "fedsgd", ("client.steps=1", "strategy.weight_decay=0.01")),
+    Entry("fedsgd", "fedsgd", ("client.steps=1",)),
     Entry("flag", "fedavg", ("aggregator=flag",)),
     Entry("flag-reverse", "scaffold", ("aggregator=flag", "attack=reverse", "attack.fraction=0.34")),
     Entry("alie", "fedspeed", ("attack=alie", "attack.fraction=0.34")),

@@ -23,6 +23,7 @@ from problems import (
     hooked,
     method,
     network,
+    of_strategy,
     quadratic,
     recorded,
 )
@@ -45,7 +46,7 @@ def record(entry: Entry, problem: Problem, *overrides: str) -> tuple[Recorded, A
 
 def run_hooked(entry: Entry, hook: Any, problem: Problem, *overrides: str) -> tuple[Recorded, Any]:
     strategy = hooked(entry.strategy, hook, *entry.overrides)
-    rest = [o for o in entry.overrides if not o.startswith("strategy.")]
+    rest = [o for o in entry.overrides if not of_strategy(o)]
     return strategy, problem.run(f"strategy={entry.strategy}", *rest, *overrides, strategy=strategy)
 
 
