@@ -158,6 +158,8 @@ def _run(
             loop.history = [r for r in read_rows(folder / "metrics.jsonl") if r["round"] <= loop.done]
         trackers.start(session.describe(config, folder, loop.done))
         data.shards.save(folder / "partition.npz")
+        if data.local_test is not None:
+            data.local_test.save(folder / "local_test.npz")
         if loop.server.clock is not None:
             loop.server.clock.fleet.save(folder)
         try:

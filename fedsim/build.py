@@ -18,9 +18,12 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
+from fedsim.attack import AttackLike, draw_attackers
+from fedsim.classes import Classes
+from fedsim.config import ClientConfig
 from fedsim.data.dataset import Dataset, Samples
 from fedsim.data.federated import FederatedData
-from fedsim.data.local import LocalData
+from fedsim.data.local import Batch, LocalData
 from fedsim.data.longtail import local_tests
 from fedsim.data.partition import from_partitioner
 from fedsim.data.shards import Shards, holdout
@@ -124,7 +127,8 @@ def given_clients(
         groups["test"] = {"domain": _codes(names, list(tests), [len(y) for _, y in tests.values()])}
     y = torch.cat(ys)
     kinds = {"groups": groups, "group_names": {"domain": names}} if names and domains else {}
-    data = Dataset(Samples(torch.cat(xs), y), held, classes=_classes(y), **kinds)  # type: ignore[arg-type]
+    seen = y if held is None or held.y.dim() != 1 or y.dim() != 1 else torch.cat([y, held.y.to(y)])
+    data = Dataset(Samples(torch.cat(xs), y), held, classes=_classes(seen), **kinds)  # type: ignore[arg-type]
     return held_out(config, data, Shards(np.arange(ends[-1], dtype=np.int64), ends))
 
 
@@ -188,6 +192,14 @@ def strategy(config: DictConfig, given: Any) -> Any:
     return built
 
 
+def attack(config: DictConfig) -> tuple[AttackLike | None, list[int]]:
+    """The configured attack and the ids of the attackers; ``None`` and nobody if all clients are honest."""
+    if config.attack is None:
+        return None, []
+    built: AttackLike = part(config.attack, "attack")
+    return built, draw_attackers(config.seed, config.num_clients, built.fraction)
+
+
 def clock(config: DictConfig, task: Task, data: FederatedData, dim: int) -> Clock | None:
     """The virtual clock of the configured fleet, if there is one; ``dim`` is the number of parameters."""
     if not config.system:
@@ -201,14 +213,32 @@ def clock(config: DictConfig, task: Task, data: FederatedData, dim: int) -> Cloc
         raise ConfigError(f"system: {config.system._target_} gave {type(system).__name__}, expected a System")
 
     def measure() -> Cost:
-        train = data.dataset.train
-        batch = LocalData(train, torch.arange(len(train)), dtype, data.dataset.normalize).read(
-            torch.arange(2)
-        )
+        batch = example(data, dtype)
         return count_flops(copy.deepcopy(task.model).to(dtype), batch.x, batch.y, task.loss)
 
     copies = 3  # of the parameters while training: the model, its gradient, what was received
     return system.start(data.num_clients, config.seed, copies * dim * dtype.itemsize / 1e6, measure)
+
+
+def example(data: FederatedData, dtype: torch.dtype) -> Batch:
+    """Two training samples as the model gets them, for whoever needs shapes."""
+    train = data.dataset.train
+    rows = torch.arange(len(train))
+    return LocalData(train, rows, dtype, data.dataset.normalize).read(rows[:2])
+
+
+def classes(
+    config: DictConfig, local: ClientConfig, method: Any, num_clients: int, clock: Clock | None
+) -> Classes | None:
+    """The configured kinds of clients, if there are any."""
+    if local.classes is None:
+        return None
+    found = Classes.of(local, num_clients, config.seed, None if clock is None else clock.fleet.speed)
+    if set(found.widths) != {1.0} and not getattr(method, "widths", False):
+        raise ConfigError(
+            "client.classes: a width needs a method that trains parts of the model; strategy=heterofl"
+        )
+    return found
 
 
 def typed(node: Any, kind: type) -> Any:

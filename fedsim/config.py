@@ -52,6 +52,8 @@ class ClientConfig:
     autocast: str | None = (
         MISSING  # bfloat16: mixed precision of the forward passes while training; null: off
     )
+    classes: list[Any] | None = MISSING  # kinds of clients: share of all, and what each kind does differently
+    classes_by: str = MISSING  # random | speed: the slowest devices are the first class
 
 
 @dataclass

@@ -20,6 +20,20 @@ from fedsim.errors import ConfigError
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
+class Identity(nn.Module):
+    """Samples as they are stored, flattened and multiplied by ``scale``: ready-made features, or raw pixels."""
+
+    raw = True
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Embeddings (B, d) float32."""
+        return x.flatten(1).float() * self.scale
+
+
 class RandomFeatures(nn.Module):
     """``relu(W x + b)`` with ``width`` random directions on the flattened input; W ~ N(0, 1/n), b ~ N(0, 1)/2."""
 

@@ -91,14 +91,16 @@ class HeadSlots:
 
 
 def check_features(task: Task, method: str) -> None:
-    """Refuse a model that does not show its features.
+    """Refuse a model that does not show its features, or has none to learn.
 
     Raises:
         ConfigError: naming what is missing.
     """
-    if not callable(getattr(task.model, "features", None)) or not isinstance(
-        getattr(task.model, "head", None), nn.Module
-    ):
+    name, head = type(task.model).__name__, getattr(task.model, "head", None)
+    if not callable(getattr(task.model, "features", None)) or not isinstance(head, nn.Module):
+        raise ConfigError(f"{method} needs model.features(x) -> (B, d) and model.head; {name} lacks them")
+    own = set(map(id, head.parameters()))
+    if all(id(p) in own for p in task.model.parameters() if p.requires_grad):
         raise ConfigError(
-            f"{method} needs model.features(x) -> (B, d) and model.head; {type(task.model).__name__} lacks them"
+            f"{method} trains the features; {name} has no parameters beside its head: give model=mlp"
         )

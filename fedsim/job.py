@@ -62,8 +62,9 @@ class Job:
     purpose: str = "fit"
     steps: int = 0  # done so far
     samples: int = 0  # seen so far
-    gradients: int = 0  # samples taken through a forward and a backward pass so far
-    forwards: int = 0  # samples taken through a forward pass alone so far
+    gradients: float = 0  # samples taken through a forward and a backward pass so far, times `effort`
+    forwards: float = 0  # samples taken through a forward pass alone so far, times `effort`
+    effort: float = 1  # what this client's model costs, as a share of the whole model
     most_steps: int | None = None  # the device's time allows no more
     local_part: LocalPart = field(default_factory=LocalPart)
     own_anchor: Tensor | None = None
@@ -117,7 +118,7 @@ class Job:
     @property
     def num_steps(self) -> int:
         """Local steps K that ``batches`` will give."""
-        steps = num_steps(self.local, len(self.data), self.epochs)
+        steps = num_steps(self.local, len(self.data), self.epochs, self._smallest)
         return steps if self.most_steps is None else min(steps, self.most_steps)
 
     @property
@@ -147,6 +148,10 @@ class Job:
             self.own_anchor = w.clone()
         return w
 
+    def restart(self) -> None:
+        """Begin a second phase of local training: momentum, losses and counted steps start anew, samples add up."""
+        self.momentum, self.losses, self.steps, self.clipped = None, [], 0, 0
+
     def delta(self, w: Tensor) -> Tensor:
         """``w - anchor`` (d,), in place, for the update; what stays with the client is kept and not sent."""
         self.kept = self.local_part.keep(self.model, w)
@@ -158,19 +163,28 @@ class Job:
             v[..., span] = 0
         return v
 
-    def batches(self) -> Iterator[Batch]:
-        """This round's mini-batches, by the configured epochs or steps, batch size and order."""
+    def batches(self, purpose: str = "batches", epochs: int | None = None) -> Iterator[Batch]:
+        """This round's mini-batches, by the configured epochs or steps, batch size and order.
+
+        Another ``purpose`` gives another order, for a phase of its own; ``epochs`` replaces the configured work. A
+        last batch of one sample is left out where the model has BatchNorm, which cannot train on it.
+        """
         local = self.local
         for batch in self.data.batches(
             local.batch_size,
-            epochs=self.epochs,
-            steps=local.steps if self.most_steps is None else self.num_steps,
+            epochs=self.epochs if epochs is None else epochs,
+            steps=None if epochs is not None else local.steps if self.most_steps is None else self.num_steps,
             shuffle=local.shuffle,
-            rng=self.rng("batches"),
+            rng=self.rng(purpose),
+            smallest=self._smallest,
         ):
             yield batch
             self.steps += 1
             self.samples += batch.x.shape[0]
+
+    @property
+    def _smallest(self) -> int:
+        return 2 if self.layout.batch_norm else 1
 
     def grad(
         self,
@@ -187,25 +201,34 @@ class Job:
         the loss is not logged twice. ``loss(output, y)`` and ``forward(model, x)`` replace the task's.
         """
         loss = loss or self.task.loss
-        self.gradients += len(batch.x)
+        self.gradients += self.effort * len(batch.x)
         g, value = self.model.grad(w, batch.x, batch.y, loss, again=again, forward=forward)
         if not again:
             self.losses.append(value)
         return g
 
-    def descend(self, w: Tensor, batch: Batch) -> Tensor:
-        """One plain local step, ``sgd(w, grad(w, batch))``; cheaper where nothing has to see the whole gradient."""
+    def descend(
+        self,
+        w: Tensor,
+        batch: Batch,
+        *,
+        loss: Callable[[Any, Tensor], Tensor] | None = None,
+        forward: Callable[[nn.Module, Tensor], Any] | None = None,
+    ) -> Tensor:
+        """One plain local step, ``sgd(w, grad(w, batch, loss=loss, forward=forward))``; cheaper where nothing has to
+        see the whole gradient."""
         local, model = self.local, self.model
         if w is not model.w or local.clip_norm is not None or local.momentum or local.adam:
-            return self.sgd(w, self.grad(w, batch))
-        self.gradients += len(batch.x)
-        loss = model.descend(batch.x, batch.y, self.task.loss, self.lr, local.weight_decay)
-        self.losses.append(loss)
+            return self.sgd(w, self.grad(w, batch, loss=loss, forward=forward))
+        self.gradients += self.effort * len(batch.x)
+        given = loss or self.task.loss
+        value = model.descend(batch.x, batch.y, given, self.lr, local.weight_decay, forward)
+        self.losses.append(value)
         return w
 
     def forward(self, w: Tensor, x: Tensor, call: Callable[[nn.Module, Tensor], Tensor]) -> Tensor:
         """``call(model, x)`` at ``w`` (d,), without gradient and without touching running statistics."""
-        self.forwards += len(x)
+        self.forwards += self.effort * len(x)
         return self.model.apply(w, x, call)
 
     def full_gradient(self, w: Tensor, batch_size: int = 512) -> Tensor:
@@ -290,7 +313,7 @@ class Job:
 
     def measure(self, data: LocalData, w: Tensor, batch_size: int = 512) -> dict[str, float]:
         """The same of ``w`` (d,) with the statistics that the model has at the moment."""
-        self.forwards += len(data)
+        self.forwards += self.effort * len(data)
         rows = torch.split(torch.arange(len(data)), batch_size)
         return mean_of(evaluate(self.model, w, data, self.task, rows), self._groups)
 

@@ -102,14 +102,16 @@ class Loop:
 
     def _round(self) -> None:
         started, server, index = time.perf_counter(), self.server, self.done
-        ids = self.cohorts[index] if self.cohorts is not None else self._sample(index)
+        ids = self._cohort(index)
         wanted = None if self.cohorts is not None else self.clients_per_round
         server.current = Round(index, ids, server.num_clients, server.seed, server.local, wanted)
         server.outcomes, server.log, server.phases, server.exchanges = [], {}, {}, 0
         if server.clock:
             server.clock.lap = Lap()
         state = self.strategy.round(server, self.state, server.current)
-        if server.clock and not ids:
+        if self.asynchronous:
+            ids = sorted({o.client for o in server.outcomes if o.task not in MEASURING})
+        elif server.clock and not ids:
             server.clock.elapse(server.clock.system.idle)
         server.population.observe(index, server.outcomes)
         row, clients = self._row(state, ids, index, started)
@@ -125,8 +127,17 @@ class Loop:
         if self.checkpoints.every and self.done % self.checkpoints.every == 0:
             self.save()
 
-    def _sample(self, index: int) -> list[int]:
-        """Ask more clients than needed where the fleet's settings say so."""
+    @property
+    def asynchronous(self) -> bool:
+        """Whether the method starts clients by itself, at times of its own."""
+        return bool(getattr(self.strategy, "asynchronous", False))
+
+    def _cohort(self, index: int) -> Sequence[int]:
+        """Who is asked in a round; more clients than needed where the fleet's settings say so."""
+        if self.asynchronous:
+            return []
+        if self.cohorts is not None:
+            return self.cohorts[index]
         clock = self.server.clock
         asked = math.ceil(self.clients_per_round * (clock.system.over_selection if clock else 1))
         return self.server.sample(min(asked, self.server.num_clients), index)

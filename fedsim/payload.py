@@ -111,8 +111,8 @@ class Outcome:
     bytes_down: int = 0
     bytes_up: int = 0
     samples: int = 0  # processed, local epochs included
-    gradients: int = 0  # samples that went through a forward and a backward pass
-    forwards: int = 0  # samples that went through a forward pass alone
+    gradients: float = 0  # samples that went through a forward and a backward pass
+    forwards: float = 0  # samples that went through a forward pass alone
     seconds: float = 0.0
     sim_seconds: float | None = None  # virtual time from the start of the exchange to the answer
     joules: float | None = None
@@ -132,6 +132,7 @@ class Replies:
     outcomes: Sequence[Outcome]
     folded: Mapping[tuple[str, str], Tensor]
     sim_seconds: float = 0.0  # virtual duration of the exchange
+    log: dict[str, Any] = field(default_factory=dict)  # further entries of the round's row
 
     @property
     def ok(self) -> list[Outcome]:

@@ -6,7 +6,7 @@ import itertools
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from fedsim import rng
+from fedsim.attack import Collusion
+from fedsim.classes import Classes
 from fedsim.clientstore import ClientStore
 from fedsim.cohort import cut
 from fedsim.config import ClientConfig, FailureConfig
@@ -90,9 +92,11 @@ class Server:
     clock: Clock | None = None  # virtual time, if devices are simulated
     sampler: Sampler = field(default_factory=Uniform)
     participation: str = "fixed"
+    classes: Classes | None = None  # kinds of clients; None: all alike
     current: Round | None = None
     exchanges: int = 0  # priced so far in the current round
-    log: dict[str, float] = field(default_factory=dict)  # extra numbers for the round's row
+    collusion: Collusion | None = None  # attackers that see the honest updates
+    log: dict[str, Any] = field(default_factory=dict)  # further entries of the round's row
     outcomes: list[Outcome] = field(default_factory=list)  # of the current round, all exchanges
     _features: tuple[Tensor, Tensor] | None = None
     phase: str = ""  # see ``apart``
@@ -158,22 +162,42 @@ class Server:
         """
         cohort = sorted(self.round.cohort if clients is None else clients)
         broadcast = self._broadcast(message, fold, task, self.round.index)
-        works = {c: self._work(c) for c in cohort}
+        works = {c: self._work(c, self.round.index) for c in cohort}
         plan = None
         if self.clock is not None and task not in MEASURING:
-            wanted = self.round.wanted if clients is None else None
-            plan = self._plan(self.clock, broadcast, message, works, wanted)
+            if self.clock.predicts:
+                self._try_out(broadcast, message, works)
+            plan = self._plan(broadcast, message, works, self.round.wanted if clients is None else None)
             cohort, works = plan.answering, plan.works
         outcomes, folded = self._run(broadcast, message, cohort, works)
         if plan is not None:
             outcomes = sorted([*outcomes, *plan.lost(task)], key=lambda o: o.client)
             assert self.clock is not None
-            self.clock.settle(plan, outcomes, task)
+            self.clock.settle(plan, outcomes, kind_of(broadcast))
             if wait:
                 self.clock.elapse(plan.seconds)
             self.exchanges += 1
         self.outcomes.extend(outcomes)
-        return Replies(outcomes, folded, plan.seconds if plan else 0.0)
+        return Replies(outcomes, folded, plan.seconds if plan else 0.0, self.log)
+
+    def depart(self, message: Message, fold: Fold, clients: Sequence[int], index: int) -> Schedule:
+        """Start an exchange without waiting for it: when each of ``clients`` will answer, or be lost.
+
+        ``index`` keys the clients' draws, as the round does in ``exchange``. ``collect`` trains them, at any time.
+        """
+        works = {c: self._work(c, index) for c in clients}
+        broadcast = self._broadcast(message, fold, "fit", index)
+        self._try_out(broadcast, message, works)
+        return self._plan(broadcast, message, works)
+
+    def collect(self, message: Message, fold: Fold, steps: Mapping[int, int], index: int) -> Replies:
+        """The updates of clients that departed, ``steps`` local steps each; time and log stay as they are."""
+        works = {c: self._work(c, index).only(k) for c, k in steps.items()}
+        broadcast = self._broadcast(message, fold, "fit", index)
+        outcomes, folded = self._run(broadcast, message, list(steps), works)
+        if self.clock is not None:
+            self.clock.learn(kind_of(broadcast), outcomes, works)
+        return Replies(outcomes, folded)
 
     def _broadcast(self, message: Message, fold: Fold, task: str, index: int) -> Broadcast:
         """What all clients of an exchange share, under the policy for BatchNorm statistics."""
@@ -187,23 +211,28 @@ class Server:
         return Broadcast(index, task, shared, kinds, message.standing)
 
     def _plan(
-        self,
-        clock: Clock,
-        broadcast: Broadcast,
-        message: Message,
-        works: Mapping[int, Work],
-        wanted: int | None,
+        self, broadcast: Broadcast, message: Message, works: Mapping[int, Work], wanted: int | None = None
     ) -> Schedule:
-        """Who will answer, and when. The first exchange of a kind is tried out on one client."""
-        task, index = broadcast.task, broadcast.round
+        """Who will answer, and when."""
+        assert self.clock is not None, "only devices know how long they take"
         size = broadcast.payload.nbytes
         down = [size + (message.each[c].nbytes if c in message.each else 0) for c in works]
+        return self.clock.plan(
+            works,
+            down,
+            kind=kind_of(broadcast),
+            round=broadcast.round,
+            number=self.exchanges,
+            wanted=wanted,
+        )
+
+    def _try_out(self, broadcast: Broadcast, message: Message, works: Mapping[int, Work]) -> None:
+        """Measure on one client what an exchange takes whose kind was not seen yet; its update is not used."""
         probe = next((c for c, w in works.items() if w.samples), None)
-        if clock.predicts and task not in clock.facts and probe is not None:
+        if self.clock is not None and kind_of(broadcast) not in self.clock.facts and probe is not None:
             chunk = Chunk([probe], message.each, {probe: self.states.get(probe)})
             (result,) = self.engine.map("run", broadcast, [chunk])
-            clock.learn(task, result.outcomes, {probe: works[probe]})
-        return clock.plan(works, down, task=task, round=index, number=self.exchanges, wanted=wanted)
+            self.clock.learn(kind_of(broadcast), result.outcomes, {probe: works[probe]})
 
     def _run(
         self, broadcast: Broadcast, message: Message, cohort: Sequence[int], works: Mapping[int, Work]
@@ -218,11 +247,14 @@ class Server:
             fewer = {c: works[c].steps for c in ids if works[c].short}
             chunks.append(Chunk(ids, each, states, fewer))
             costs.append(sum(work[span]))
+        asked = broadcast
+        if self.collusion is not None:
+            asked = replace(broadcast, fold=self.collusion.widen(broadcast.fold))
         outcomes: list[Outcome] = []
 
         def accepted() -> object:
             result: ChunkResult
-            for result in self.engine.map("run", broadcast, chunks, costs):
+            for result in self.engine.map("run", asked, chunks, costs):
                 outcomes.extend(result.outcomes)
                 self._apply_policy(result.outcomes)
                 for client, state in result.states.items():
@@ -230,6 +262,8 @@ class Server:
                 yield result.folder
 
         folded = combine(accepted())  # type: ignore[arg-type]
+        if self.collusion is not None:
+            folded = self.collusion.apply(folded, outcomes, broadcast.fold)
         for o in outcomes:
             o.task, o.phase = broadcast.task, self.phase
         return outcomes, folded
@@ -302,8 +336,9 @@ class Server:
         arrays: Mapping[str, Tensor] = weights._asdict()
         return self.exchange(Message(Payload(arrays)), {}, task="evaluate", clients=clients)
 
-    def _work(self, client: int) -> Work:
-        return work_of(self.local, int(self.sizes[client]), self.seed, self.round.index, client)
+    def _work(self, client: int, index: int) -> Work:
+        local = self.classes.local(client) if self.classes else self.local
+        return work_of(local, int(self.sizes[client]), self.seed, index, client)
 
     def _apply_policy(self, outcomes: Sequence[Outcome]) -> None:
         for o in outcomes:
@@ -316,3 +351,8 @@ class Server:
                     f"client {o.client} {o.kind} in round {self.round.index + 1}: {o.reason.strip()}\n"
                     f"(failures.{key}=skip goes on without such clients)"
                 )
+
+
+def kind_of(broadcast: Broadcast) -> str:
+    """Exchanges of one kind cost alike: the same task on a message of the same size."""
+    return f"{broadcast.task}/{broadcast.payload.nbytes}"

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fedsim import build, checkpoint
+from fedsim.attack import ATTACKERS, conspiracy
 from fedsim.build import typed
 from fedsim.clientstore import ClientStore
 from fedsim.cohort import check_cohorts
@@ -30,6 +31,7 @@ from fedsim.config import (
     RayConfig,
 )
 from fedsim.data.federated import FederatedData
+from fedsim.data.longtail import class_groups
 from fedsim.embedding import embedded
 from fedsim.engine.base import Engine, SerialEngine, pick_device
 from fedsim.engine.worker import Plan, vectorises
@@ -38,6 +40,7 @@ from fedsim.given import Given
 from fedsim.loop import Loop
 from fedsim.server import Server
 from fedsim.settings import method_name, plain, run_dir, run_name
+from fedsim.system.clock import Clock
 from fedsim.task import Task, cross_entropy
 from fedsim.tracking import RunInfo, Trackers
 from fedsim.validation import validate
@@ -86,7 +89,14 @@ def enter(folder: Path, config: DictConfig, key: str) -> Path | None:
     if config.resume == "never" and folder.exists():
         for name in ("checkpoint", "wandb", "tensorboard"):
             shutil.rmtree(folder / name, ignore_errors=True)
-        for name in ("metrics.jsonl", "clients.jsonl", "summary.json", "weights.safetensors", "config.yaml"):
+        for name in (
+            "metrics.jsonl",
+            "clients.jsonl",
+            "summary.json",
+            "weights.safetensors",
+            "config.yaml",
+            ATTACKERS,
+        ):
             (folder / name).unlink(missing_ok=True)
     previous = checkpoint.latest(folder / "checkpoint")
     if previous is not None:
@@ -138,16 +148,19 @@ def learning_task(config: DictConfig, given: Given, data: FederatedData) -> Task
     if given.initial is not None:
         model = build.initialised(model, given.initial, build.DTYPES[config.dtype])
     by_class = build.classes_to_count(config, data.dataset)
-    return Task(model, given.loss or cross_entropy, by_class=by_class)
+    example = build.example(data, build.DTYPES[config.dtype])
+    return Task(model, given.loss or cross_entropy, by_class=by_class, example=example.x)
 
 
-def plan(config: DictConfig, method: Any, task: Task, data: FederatedData) -> Plan:
+def plan(config: DictConfig, method: Any, task: Task, data: FederatedData, clock: Clock | None) -> Plan:
     """All that a worker must know, in a simulation or at a client's node."""
+    local = typed(config.client, ClientConfig)
+    attack, attackers = build.attack(config)
     return Plan(
         task=task,
-        client=method.client,
+        client=attack.wear(method.client, frozenset(attackers)) if attack and attackers else method.client,
         data=data,
-        local=typed(config.client, ClientConfig),
+        local=local,
         failures=typed(config.failures, FailureConfig),
         seed=config.seed,
         dtype=build.DTYPES[config.dtype],
@@ -155,6 +168,7 @@ def plan(config: DictConfig, method: Any, task: Task, data: FederatedData) -> Pl
         threads=config.engine.threads,
         device=pick_device(config.engine.device),
         vectorize=config.engine.vectorize,
+        classes=build.classes(config, local, method, data.num_clients, clock),
     )
 
 
@@ -169,8 +183,11 @@ def assemble(
     key: str,
 ) -> Loop:
     """Give the engine its plan and put the loop together."""
-    folder, work = run_dir(config), plan(config, method, task, data)
-    start = FlatModel(copy.deepcopy(task.model), work.dtype)
+    if given.cohorts is not None and getattr(method, "asynchronous", False):
+        raise ConfigError("cohorts: an asynchronous method starts clients by itself; leave cohorts out")
+    folder, start = run_dir(config), FlatModel(copy.deepcopy(task.model), build.DTYPES[config.dtype])
+    clock = build.clock(config, task, data, start.layout.dim)
+    work = plan(config, method, task, data, clock)
     if hasattr(method, "setup"):
         method.setup(task, start.layout)
     engine.start(work)
@@ -194,9 +211,11 @@ def assemble(
         test_domains=data.test_domains,
         client_domains=data.domain_names,
         eval_batch=config.evaluation.batch_size,
-        clock=build.clock(config, task, data, start.layout.dim),
+        clock=clock,
+        classes=work.classes,
         sampler=build.part(config.sampling, "sampling"),
         participation=config.participation,
+        collusion=conspiracy(*build.attack(config), folder),
     )
     return Loop(
         strategy=method,
@@ -247,8 +266,16 @@ def _draw(loop: Loop, data: FederatedData) -> None:
     try:
         figure_of({"run": [loop.history]}).savefig(loop.folder / "curves.png", dpi=150)
         y = data.dataset.train.y
-        if data.dataset.num_classes and y.dim() == 1:
-            draw_partition(data.shards, y.numpy(), data.dataset.classes, loop.folder / "partition.png")
+        if len(y) and data.dataset.num_classes and y.dim() == 1:
+            held = data.all_counts() if loop.server.task.by_class else None
+            draw_partition(
+                data.shards,
+                y.numpy(),
+                data.dataset.classes,
+                loop.folder / "partition.png",
+                groups=None if held is None else class_groups(held),
+                local_test=data.local_test,
+            )
         if loop.server.clock is not None:
             from fedsim.system.picture import draw_fleet
 
@@ -268,11 +295,11 @@ def summarise(loop: Loop, config: DictConfig, data: FederatedData) -> dict[str, 
         "key": loop.key,
         "partition_hash": data.shards.hash(),
     }
-    for name in ("loss", "accuracy"):
+    for name in ("loss", "accuracy", "clients/loss", "clients/accuracy"):
         values = [r[name] for r in rows if r.get(name) is not None]
         if values:
             out[name] = values[-1]
-            out[f"best_{name}"] = min(values) if name == "loss" else max(values)
+            out[f"best_{name}"] = min(values) if name.endswith("loss") else max(values)
     if config.evaluation.target is not None:
         reached = (r["round"] for r in rows if (r.get("accuracy") or 0) >= config.evaluation.target)
         out["rounds_to_target"] = next(reached, None)

@@ -37,6 +37,7 @@ class Task:
     loss: LossFn = cross_entropy
     metrics: Mapping[str, MetricFn] | None = None
     by_class: int = 0
+    example: Tensor | None = None  # two inputs, for whoever needs shapes
 
     def measure(self, output: Tensor, y: Tensor) -> dict[str, Any]:
         """Sums over the batch of loss and metrics, as Python floats (add and divide by the sample count).
@@ -57,6 +58,6 @@ class Task:
         out |= {name: float(fn(output, y)) * n for name, fn in metrics.items()}
         if self.by_class:
             guess = output.argmax(dim=-1)
-            counted = (y[guess == y], y, guess)
-            out["by_class"] = torch.stack([torch.bincount(t, minlength=self.by_class) for t in counted]).cpu()
+            counted = [torch.bincount(t, minlength=self.by_class) for t in (y[guess == y], y, guess)]
+            out["by_class"] = torch.stack([t[: self.by_class] for t in counted]).cpu()
         return out

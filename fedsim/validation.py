@@ -24,6 +24,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "participation": ("fixed", "bernoulli"),
     "buffers": ("average", "local", "all_local"),
     "client.autocast": ("bfloat16",),
+    "client.classes_by": ("random", "speed"),
     "client.clip": ("direction", "loss", "full"),
     "engine.name": tuple(ENGINES),
     "evaluation.clients_on": ("holdout", "domain"),
@@ -61,6 +62,7 @@ RANGES: Mapping[str, _Check] = {
     "data.largest": _AT_LEAST_1,
     "partition.alpha": _POSITIVE,
     "embed.batch_size": _AT_LEAST_1,
+    "attack.fraction": (lambda v: 0 <= v <= 1, "must be in [0, 1]"),
     "engine.workers": _NONNEGATIVE,
     "engine.threads": _AT_LEAST_1,
     "engine.chunks": _NONNEGATIVE,
@@ -80,7 +82,12 @@ RANGES: Mapping[str, _Check] = {
     "checkpoint.memory_mb": _NONNEGATIVE,
 }
 
-NEEDS_TARGET = ("strategy", "aggregator", "sampling")  # parts of a run that are named by class or function
+NEEDS_TARGET = (
+    "strategy",
+    "aggregator",
+    "sampling",
+    "attack",
+)  # parts of a run that are named by class or function
 
 
 def validate(config: DictConfig) -> None:
@@ -181,10 +188,7 @@ def _check_module(key: str, target: str) -> None:
 
 
 def _check_relations(config: DictConfig) -> None:
-    for key in (
-        "topology",
-        "attack",
-    ):  # groups whose parts are not built yet: nothing would read them
+    for key in ("topology",):  # groups whose parts are not built yet: nothing would read them
         if config[key]:
             raise ConfigError(f"{key}: only the neutral option exists so far; leave {key} out")
     if not 1 <= config.clients_per_round <= config.num_clients:

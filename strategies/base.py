@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from inspect import signature
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -87,10 +88,20 @@ class Strategy:
         return kinds | {"delta": (*(k for k in kinds["delta"] if k != "mean"), "stack")}
 
     def aggregate(self, replies: Replies) -> Tensor:
-        """The aggregate ``(d,)`` of the clients' ``delta`` under this strategy's aggregator."""
+        """The aggregate ``(d,)`` of the clients' ``delta`` under this strategy's aggregator.
+
+        What the rule reports about itself goes into the round's row, as ``aggregator``; rows are named by client.
+        """
         if is_mean(self.aggregator):
             return replies.mean("delta")
-        return self.aggregator(replies.stack("delta"), replies.weights)
+        report: dict[str, Any] = {}
+        asked = {"report": report} if "report" in signature(self.aggregator).parameters else {}
+        out: Tensor = self.aggregator(replies.stack("delta"), replies.weights, **asked)
+        if asked:
+            clients = replies.clients
+            named = {k: [clients[i] for i in report[k]] for k in ("dropped", "selected") if k in report}
+            replies.log["aggregator"] = {"clients": clients, **report, **named}
+        return out
 
 
 WEIGHTINGS = ("samples", "uniform")

@@ -49,7 +49,7 @@ class HeadStrategy(FedAvg):
         return out
 
     def evaluate_clients(self, server: Server, state: State) -> dict[str, float]:
-        """Every client's personal classifiers; features of the common test set are not computed again.
+        """Every client's personal classifiers; features of the common test set are not computed again in a simulation.
 
         ``untrained`` counts clients that were never in a cohort.
         """
@@ -57,7 +57,7 @@ class HeadStrategy(FedAvg):
         shared = server.share_buffers or not len(
             state["buffers"]
         )  # else every client has features of its own
-        if server.own_tests is not None and shared:
+        if server.own_tests is not None and shared and not server.engine.remote:
             message = {**message, "features": server.features(Weights(state["w"], state["buffers"]))}
         everyone = range(server.num_clients)
         replies = server.exchange(Message.of(message), {}, task="evaluate", clients=everyone)

@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 import fedsim
+from fedsim import build
 from fedsim.server import Round, Server
 from fedsim.settings import compose
 
@@ -140,8 +141,11 @@ def classification(kind: str = "tanh", **changes: Any) -> Problem:
 
 def method(name: str, *overrides: str) -> Any:
     """The configured strategy object, for wrapping and for calling by hand."""
-    config = composed((f"strategy={name}", *filter(of_strategy, overrides)))
-    return instantiate(config.strategy, _convert_="all")
+    of_method = [o for o in overrides if of_strategy(o) or o.startswith("aggregator")]
+    config = composed((f"strategy={name}", *of_method))
+    built = instantiate(config.strategy, _convert_="all")
+    built.aggregator = build.part(config.aggregator, "aggregator")
+    return built
 
 
 def of_strategy(override: str) -> bool:
@@ -240,8 +244,14 @@ class Hooked:
     def setup(self, task: Any, layout: Any) -> None:
         self.inner.setup(task, layout)
 
+    def keeps(self, layout: Any) -> Any:
+        return self.inner.keeps(layout)
+
     def init_state(self, layout: Any) -> dict[str, Tensor]:
         return self.inner.init_state(layout)
+
+    def counts(self, job: Any) -> Any:
+        return self.inner.counts(job)
 
     def fit(self, job: Any) -> Any:
         self.hook(job)

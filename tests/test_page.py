@@ -241,7 +241,11 @@ def test_curves_against_traffic_and_time(tmp_path):
     assert drawn(SECONDS) == ("computing time, s", [0.5, 1.0])
     assert drawn(SIMULATED) == ("simulated time, min", [2.5, 5.0])
     assert "Against simulated time" in report(tmp_path).text
-    assert math.isclose(compare(load_runs([tmp_path]))["sim_seconds"][0], 300.0)
+    frame = compare(load_runs([tmp_path]), 0.4)
+    assert math.isclose(frame["sim_seconds"][0], 300.0)
+    assert math.isclose(frame["time_to_target"][0], 300.0)
+    assert math.isclose(compare(load_runs([tmp_path]), 0.1)["time_to_target"][0], 150.0)
+    assert "joules" not in frame
 
 
 def test_importing_the_page_is_cheap():

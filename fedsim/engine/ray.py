@@ -83,6 +83,8 @@ class _NotReady(Exception):  # noqa: N818
 class RayEngine:
     """Actors on this machine or on a cluster (``engine.address``)."""
 
+    remote = False
+
     def __init__(self, config: RayConfig):
         import ray
 
@@ -105,10 +107,17 @@ class RayEngine:
         self._actors = [reuse.pop() if reuse else self._new_actor() for _ in range(self.workers)]
         self._plan: Any = None
         self._office = PostOffice(ray)
+        self._threads: int | None = None
         on_shutdown(_idle.clear)
 
     def start(self, plan: Plan) -> None:
-        """Put the plan (data included) into shared memory once; workers map it."""
+        """Put the plan (data included) into shared memory once; workers map it.
+
+        The server computes with as many torch threads as a worker: they change the bits of what strategies do too.
+        """
+        if self._threads is None:
+            self._threads = torch.get_num_threads()
+        torch.set_num_threads(plan.threads)
         self._plan = self._ray.put(plan)
         load = Counter(dict.fromkeys(self._actors, 0))
         for actor, answer in [(a, self._start(a)) for a in self._actors]:
@@ -135,6 +144,9 @@ class RayEngine:
 
     def close(self) -> None:
         """Keep the worker processes, emptied, for the next run of this process; ``cluster.shutdown`` ends them."""
+        if self._threads is not None:
+            torch.set_num_threads(self._threads)
+            self._threads = None
         for actor in self._actors:
             actor.stop.remote()
         if not self._options["num_gpus"]:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedsim.classes import Classes
 from fedsim.config import ClientConfig, FailureConfig
 from fedsim.data.federated import FederatedData
 from fedsim.data.local import LocalData
@@ -43,6 +44,7 @@ class Plan:
     threads: int = 1
     device: str = "cpu"
     vectorize: str = "auto"
+    classes: Classes | None = None  # kinds of clients; None: all alike
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,8 @@ class Worker:
         self.model = FlatModel(copy.deepcopy(plan.task.model), plan.dtype, plan.device)
         self.model.module.train()
         self.model.autocast = torch.bfloat16 if plan.local.autocast else None
-        self.part = LocalPart.of(plan.buffers, self.model.layout)
+        keeps = getattr(plan.client, "keeps", None)
+        self.part = LocalPart.of(plan.buffers, self.model.layout, keeps(self.model.layout) if keeps else ())
         self.data = plan.data.to(plan.device)
         self._vectorize = vectorises(plan.vectorize, plan.device)
         plan.client.setup(plan.task, self.model.layout)
@@ -138,7 +141,7 @@ class Worker:
             round=broadcast.round,
             task=plan.task,
             model=self.model,
-            local=plan.local,
+            local=plan.classes.local(client) if plan.classes else plan.local,
             seed=plan.seed,
             message=message,
             state=chunk.states.get(client) or self._fresh_state(),
@@ -261,7 +264,9 @@ class Worker:
                 f"{type(self.plan.client).__name__}.{task} returned {type(update).__name__}, not an Update"
             )
         if job.part_is_missing(update):
-            raise ClientError("buffers=all_local needs the update's delta to come from job.delta(w)")
+            raise ClientError(
+                "where weights stay with clients, the update's delta must come from job.delta(w)"
+            )
         return update
 
 

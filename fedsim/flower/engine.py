@@ -29,6 +29,7 @@ class FlowerEngine:
     """
 
     workers = 1
+    remote = True
 
     def __init__(self, grid: Grid, nodes: Nodes, config: FlowerConfig, folder: Path):
         self._grid, self._nodes, self._config, self._folder = grid, nodes, config, folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import socket
@@ -132,7 +133,8 @@ def _build(config: DictConfig, owner: int | None) -> Worker:
     else:
         data = build.owned(config, build.dataset(config), owner)
     task = session.learning_task(config, Given(), data)
-    return Worker(session.plan(config, method, task, data))
+    dim = FlatModel(copy.deepcopy(task.model), build.DTYPES[config.dtype]).layout.dim
+    return Worker(session.plan(config, method, task, data, build.clock(config, task, data, dim)))
 
 
 def _claim(node: Node) -> str:

@@ -35,8 +35,9 @@ def compare(runs: Sequence[Run], target: float | None = None) -> pd.DataFrame:
     the last evaluated round and of the best one, in 0..1) each with its sample standard deviation
     ``..._std`` (NaN for one seed), ``rounds_to_target`` (first evaluated round at or above ``target``, over
     the seeds that reach it; NaN if none does) with their number ``reached``, ``megabytes`` (up and down,
-    10^6 bytes), ``seconds`` (real) and, if a clock was simulated, ``sim_seconds``. ``note`` names runs
-    that diverged or are not done, if there are any.
+    10^6 bytes), ``seconds`` (real) and, if a clock was simulated, ``sim_seconds``, ``time_to_target`` (simulated
+    seconds to the first round at or above ``target``, over the seeds that reach it) and, if powers are known,
+    ``joules``. ``note`` names runs that diverged or are not done, if there are any.
 
     ``target``: default is ``evaluation.target`` of the runs if they agree on one, else
     :func:`default_target`. It is kept in ``frame.attrs["target"]``.
@@ -50,8 +51,10 @@ def compare(runs: Sequence[Run], target: float | None = None) -> pd.DataFrame:
     frame = pd.DataFrame([_line(group, columns, target) for group in groups], dtype=object)
     numbers = [column for column in frame if column in BEST or column.endswith("_std")]
     frame = frame.astype(dict.fromkeys(numbers, float))
-    for column in ("note", "sim_seconds"):
-        if column in frame and not frame[column].any():
+    for column in ("note", "sim_seconds", "time_to_target", "joules"):
+        if column in frame and (
+            not frame[column].any() or (column == "time_to_target" and "sim_seconds" not in frame)
+        ):
             frame = frame.drop(columns=column)
     frame.attrs["target"] = target
     return frame
@@ -92,6 +95,11 @@ def _line(group: Group, columns: Sequence[str], target: float | None) -> dict[st
     best = [max(known) for values in series if (known := _finite(values))]
     firsts = [_first(run, target) for run in group.runs]
     reached = [first for first in firsts if first is not None]
+    times = [
+        run.total("sim_seconds", first)
+        for run, first in zip(group.runs, firsts, strict=True)
+        if first is not None
+    ]
     return {
         "method": group.method,
         **{column: group.settings.get(column) for column in columns},
@@ -105,6 +113,8 @@ def _line(group: Group, columns: Sequence[str], target: float | None) -> dict[st
         "megabytes": _mean([(run.total("bytes_up") + run.total("bytes_down")) / 1e6 for run in group.runs]),
         "seconds": _mean([run.total("seconds") for run in group.runs]),
         "sim_seconds": _mean([run.total("sim_seconds") for run in group.runs]),
+        "time_to_target": _mean(times),
+        "joules": _mean([run.total("joules") for run in group.runs]),
         "note": "; ".join(text for run in group.runs if (text := _remark(run))),
     }
 

@@ -66,6 +66,7 @@ def _results(frame: pd.DataFrame) -> str:
         if target is None
         else f"Rounds to {100 * target:g} % count to the first evaluation at or above it.",
         "Traffic is what all clients sent and received; time is real computing time on the machine at hand.",
+        "Simulated time is that of the configured devices." if "sim_seconds" in frame else "",
         "★ marks the best of a column.",
     ]
     return to_html(frame) + prose.paragraph(" ".join(filter(None, words)), "soft")

@@ -70,9 +70,9 @@ class Run:
                         values[name].append(value)
         return dict(sorted(values.items()))
 
-    def total(self, column: str) -> float:
-        """Sum of a column over all rounds."""
-        return math.fsum(float(row.get(column) or 0) for row in self.rows)
+    def total(self, column: str, until: float = math.inf) -> float:
+        """Sum of a column over all rounds up to ``until``."""
+        return math.fsum(float(row.get(column) or 0) for row in self.rows if int(row["round"]) <= until)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,8 @@ BEST: dict[str, Any] = {
     "megabytes": min,
     "seconds": min,
     "sim_seconds": min,
+    "time_to_target": min,
+    "joules": min,
 }
 _TERMINAL = {
     "accuracy": "final %",
@@ -30,6 +32,8 @@ _TERMINAL = {
     "megabytes": "MB",
     "seconds": "s",
     "sim_seconds": "sim. s",
+    "time_to_target": "sim. s to {target}%",
+    "joules": "J",
 }
 _PAPER = {
     "accuracy": "final accuracy, %",
@@ -38,7 +42,10 @@ _PAPER = {
     "megabytes": "traffic, MB",
     "seconds": "time, s",
     "sim_seconds": "simulated time, s",
+    "time_to_target": "simulated time to {target} %, s",
+    "joules": "energy, J",
 }
+_TO_TARGET = ("rounds_to_target", "time_to_target")
 _OWN = {"method", "seeds", *BEST}  # columns that are no settings
 _INSIDE = {"accuracy_std", "best_std", "reached", "note"}  # shown within other columns, or below the table
 
@@ -76,7 +83,7 @@ def layout(frame: pd.DataFrame, headers: Mapping[str, str] = _PAPER) -> Table:
         for key, text in headers.items()
     }
     if target is None:
-        words["rounds_to_target"] = words["rounds_to_target"].removesuffix("%").rstrip()
+        words |= {k: words[k].replace("target %", "target").replace("target%", "target") for k in _TO_TARGET}
     digits = {column: _digits(frame[column]) for column in BEST if column in shown}
     leaders = {column: _leaders(records, column, digits[column]) for column in digits}
     rows = [
@@ -188,7 +195,7 @@ def _leaders(records: Sequence[Mapping[str, Any]], column: str, digits: int) -> 
         for index, row in enumerate(records)
         if not row.get("note")
         and math.isfinite(row[column])
-        and (column != "rounds_to_target" or row["reached"] == _seeds(row))
+        and (column not in _TO_TARGET or row["reached"] == _seeds(row))
     }
     candidates = {text for index, text in shown.items() if not records[index].get("note")}
     if not known or len(candidates) < 2:
@@ -204,7 +211,7 @@ def _text(row: Mapping[str, Any], column: str, digits: int) -> str:
     mean = _mean(row, column, digits)
     if column in ("accuracy", "best") and not math.isnan(row[f"{column}_std"]):
         return f"{mean} ± {100 * row[f'{column}_std']:.2f}"
-    if column == "rounds_to_target" and mean != "-" and row["reached"] < _seeds(row):
+    if column in _TO_TARGET and mean != "-" and row["reached"] < _seeds(row):
         return f"{mean} ({row['reached']} of {_seeds(row)} seeds)"
     return mean
 

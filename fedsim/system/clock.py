@@ -15,7 +15,7 @@ from fedsim import rng
 from fedsim.payload import Outcome
 from fedsim.system.availability import Always, Presence
 from fedsim.system.cost import Cost
-from fedsim.system.devices import KB, MB, Fleet
+from fedsim.system.devices import KB, Fleet
 from fedsim.work import Work
 
 if TYPE_CHECKING:
@@ -60,6 +60,14 @@ class Schedule:
             for i, c in enumerate(self.ids.tolist())
             if (why := self.dropped.get(c))
         ]
+
+    def energy(self, i: int, until: float, fleet: Fleet) -> float:
+        """Joules that the i-th client spent on its transfers and its work until then; NaN where not known."""
+        down = min(until, self.down[i])
+        compute = min(max(until - self.down[i], 0.0), self.compute[i])
+        up = min(max(until - self.down[i] - self.compute[i], 0.0), self.up[i])
+        client = self.ids[i]
+        return float(fleet.compute_watts[client] * compute + fleet.radio_watts[client] * (down + up))
 
 
 @dataclass
@@ -106,7 +114,7 @@ class Clock:
         works: Mapping[int, Work],
         bytes_down: Sequence[int],
         *,
-        task: str,
+        kind: str,
         round: int,
         number: int = 0,
         wanted: int | None = None,
@@ -116,13 +124,13 @@ class Clock:
         Args:
             works: what each is asked to do, by client id in ascending order.
             bytes_down: size of each one's message (n,).
-            task: kind of exchange; predictions go by kind.
+            kind: of exchange; predictions go by it.
             round: with ``number``, the exchange within it, keys the draws.
             wanted: answers after which the others are no longer waited for.
         """
         ids = np.fromiter(works, dtype=np.int64, count=len(works))
         down_bytes = np.asarray(bytes_down, dtype=np.float64)
-        units, up_ratio = self.facts.get(task, (self.cost.gradient, 1.0))
+        units, up_ratio = self.facts.get(kind, (self.cost.gradient, 1.0))
         down_rate, up_rate = (self._rate(way, ids, round, number) for way in ("down", "up"))
         delay = self.fleet.latency[ids] / 1e3
         plan = Schedule(
@@ -142,7 +150,7 @@ class Clock:
         self._cut_late(plan, wanted)
         return plan
 
-    def settle(self, plan: Schedule, outcomes: Sequence[Outcome], task: str) -> None:
+    def settle(self, plan: Schedule, outcomes: Sequence[Outcome], kind: str) -> None:
         """What the exchange took, now that training is done: fills in times and energy, ``plan.seconds`` and facts."""
         place = {c: i for i, c in enumerate(plan.ids.tolist())}
         arrivals = [0.0]
@@ -160,22 +168,28 @@ class Clock:
         for o in outcomes:
             i = place[o.client]
             o.sim_seconds = float(min(plan.end[i], plan.seconds))
-            o.joules = self._energy(plan, i, o.sim_seconds)
+            o.joules = plan.energy(i, o.sim_seconds, self.fleet)
             self.lap.joules += o.joules
-        self.learn(task, outcomes, plan.works)
+        self.learn(kind, outcomes, plan.works)
 
-    def learn(self, task: str, outcomes: Sequence[Outcome], works: Mapping[int, Work]) -> None:
-        """Note what the clients of an exchange of kind ``task`` needed."""
+    def learn(self, kind: str, outcomes: Sequence[Outcome], works: Mapping[int, Work]) -> None:
+        """Note what the clients of an exchange of that kind needed."""
         done = [o for o in outcomes if o.kind == "ok"]
         samples, down = sum(works[o.client].samples for o in done), sum(o.bytes_down for o in done)
         if samples and down:
             units = sum(self.cost.units(o.gradients, o.forwards) for o in done)
-            self.facts[task] = units / samples, sum(o.bytes_up for o in done) / down
+            self.facts[kind] = units / samples, sum(o.bytes_up for o in done) / down
 
     def elapse(self, seconds: float) -> None:
         """Let virtual time pass."""
         self.now += seconds
         self.lap.seconds += seconds
+
+    def move(self, to: float, joules: float = 0.0) -> None:
+        """Let virtual time pass until then."""
+        self.lap.seconds += to - self.now
+        self.lap.joules += joules
+        self.now = to
 
     def save(self) -> dict[str, Any]:
         """Plain values for a checkpoint."""
@@ -253,18 +267,3 @@ class Clock:
             )
             for _, client in order[needed:]:
                 plan.dropped[client] = f"came after the first {needed}"
-
-    def _energy(self, plan: Schedule, i: int, until: float) -> float:
-        """Joules that client ``i`` of the plan spent on its transfers and its work until then."""
-        client = plan.ids[i]
-        down = min(until, plan.down[i])
-        compute = min(max(until - plan.down[i], 0.0), plan.compute[i])
-        up = min(max(until - plan.down[i] - plan.compute[i], 0.0), plan.up[i])
-        return float(
-            self.fleet.compute_watts[client] * compute + self.fleet.radio_watts[client] * (down + up)
-        )
-
-
-def megabytes(nbytes: float) -> float:
-    """Bytes in units of 10^6."""
-    return nbytes / MB

@@ -29,6 +29,13 @@ class Cost:
 SAMPLES = Cost(1.0, 1 / 3)  # a backward pass is twice a forward pass
 
 
+def forward_flops(model: nn.Module, x: Tensor) -> int:
+    """Flops of a forward pass over ``x``, as torch counts them; the model stays in its mode."""
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), FlopCounterMode(display=False) as counter:
+        model(x)
+    return int(counter.get_total_flops())
+
+
 def count_flops(model: nn.Module, x: Tensor, y: Tensor, loss: Callable[[Any, Tensor], Tensor]) -> Cost:
     """Flops per sample of ``model`` on a batch ``x`` (B, ...), as torch counts them: matrix products and convolutions.
 

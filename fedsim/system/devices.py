@@ -13,7 +13,7 @@ from fedsim.errors import ConfigError, DataError
 if TYPE_CHECKING:
     import pandas as pd
 
-KB, MB = 1000.0, 1e6  # bytes
+KB = 1000.0  # bytes
 CSV_CLIENTS = 100_000  # larger fleets are recorded as .npz: text would take longer than the run
 
 

@@ -1,0 +1,178 @@
+"""Clients under way of an asynchronous server: started at different virtual times, heard in order of their arrival.
+
+When a client will arrive is known at its start. Its training waits until an answer is needed; then all clients under
+way that have not been computed yet are, together, those who share a message in one exchange. So workers are kept
+busy, and how fast they are changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from torch import Tensor
+
+from fedsim.errors import ConfigError
+from fedsim.events import Event, EventQueue
+from fedsim.fold import Fold
+from fedsim.payload import Message, Outcome
+from fedsim.server import Server
+from fedsim.system.clock import Clock
+
+NOTHING = {"events": [], "sequence": 0, "wave": -1, "started": [], "versions": {}, "ready": {}}
+PREFIX = "flight/"
+KEPT = ("weight", "metrics", "bytes_up", "samples", "gradients", "forwards", "seconds", "reason", "kind")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What arrives: the outcome, the arrays of the update, and which message (``version``, ``sent``) it answers."""
+
+    outcome: Outcome
+    arrays: Mapping[str, Tensor]
+    version: int
+    sent: Mapping[str, Tensor]
+
+
+@dataclass
+class Flight:
+    """Up to ``concurrency`` clients under way, as plain values and tensors for a checkpoint.
+
+    A *wave* are the clients that got the same message; nobody is twice in one, so (wave, client) keys their draws.
+    """
+
+    server: Server
+    concurrency: int
+    fold: Fold  # array name to "stack"
+    queue: EventQueue
+    wave: int = -1
+    started: list[int] = field(default_factory=list)  # of this wave
+    versions: dict[int, int] = field(default_factory=dict)  # of each wave with clients under way
+    sent: dict[int, Message] = field(default_factory=dict)  # of the same
+    ready: dict[int, tuple[dict[str, Any], dict[str, Tensor]]] = field(default_factory=dict)  # by client
+
+    @staticmethod
+    def of(server: Server, concurrency: int, fold: Fold, saved: Mapping[str, Any]) -> Flight:
+        """Go on from the entries of a strategy's state that ``save`` made; from nothing where there are none."""
+        clock = clock_of(server)
+        plain = saved.get(
+            "flight", {"events": [], "sequence": 0, "wave": -1, "started": [], "versions": {}, "ready": {}}
+        )
+        tensors: dict[str, dict[str, Tensor]] = {}
+        for name, value in saved.items():
+            if name.startswith(PREFIX):
+                _, kind, key, array = name.split("/", 3)
+                tensors.setdefault(f"{kind}/{key}", {})[array] = value
+        queue = EventQueue(plain["events"], now=clock.now, sequence=plain["sequence"])
+        flight = Flight(server, concurrency, fold, queue, plain["wave"], list(plain["started"]))
+        flight.versions = {int(k): v for k, v in plain["versions"].items()}
+        flight.sent = {wave: Message.of(tensors[f"sent/{wave}"]) for wave in flight.versions}
+        flight.ready = {int(c): (v, tensors.get(f"ready/{c}", {})) for c, v in plain["ready"].items()}
+        return flight
+
+    def save(self) -> dict[str, Any]:
+        """Entries for the strategy's state."""
+        plain = {
+            "events": [list(item) for item in self.queue.items()],
+            "sequence": self.queue.sequence,
+            "wave": self.wave,
+            "started": self.started,
+            "versions": {str(k): v for k, v in self.versions.items()},
+            "ready": {str(c): values for c, (values, _) in self.ready.items()},
+        }
+        out: dict[str, Any] = {"flight": plain}
+        for wave, message in self.sent.items():
+            out |= {f"{PREFIX}sent/{wave}/{k}": v for k, v in message.shared.arrays.items()}
+        for client, (_, arrays) in self.ready.items():
+            out |= {f"{PREFIX}ready/{client}/{k}": v for k, v in arrays.items()}
+        return out
+
+    def start(self, message: Message, version: int) -> None:
+        """Send ``message`` to new clients until ``concurrency`` are under way, or nobody else is there."""
+        if self.wave < 0 or self.wave not in self.versions or self.versions[self.wave] != version:
+            self._next_wave(message, version)
+        flying = {event.client for event in self.queue.heap}
+        missing = self.concurrency - len(flying)
+        if missing <= 0:
+            return
+        exclude = {*flying, *self.started}
+        clients = self.server.sample(missing, self.wave, self.queue.sequence, exclude=exclude)
+        if not clients:
+            return
+        clock = clock_of(self.server)
+        plan = self.server.depart(message, self.fold, clients, self.wave)
+        for i, client in enumerate(clients):
+            lost = plan.dropped.get(client, "")
+            seconds, joules = float(plan.end[i]), plan.energy(i, float(plan.end[i]), clock.fleet)
+            facts = (self.wave, plan.works[client].steps, lost, seconds, joules, int(plan.bytes_down[i]))
+            self.queue.push(clock.now + seconds, "lost" if lost else "answer", client, *facts)
+        self.started += clients
+
+    def next(self) -> Answer | None:
+        """Wait for the next answer (or loss, an outcome ``dropped``); ``None`` if nobody is under way.
+
+        The outcome is recorded in the round, and virtual time moves to it.
+        """
+        if not len(self.queue):
+            return None
+        event = self.queue.pop()
+        clock_of(self.server).move(event.time, event.data[4])
+        wave, _, lost, seconds, joules, down = event.data
+        outcome = Outcome(event.client, "dropped", bytes_down=down if seconds else 0, reason=lost)
+        arrays: dict[str, Tensor] = {}
+        if event.kind == "answer":
+            if event.client not in self.ready:
+                self._compute(event)
+            values, arrays = self.ready.pop(event.client)
+            outcome = replace(outcome, **values)
+        outcome = replace(outcome, sim_seconds=seconds, joules=joules)
+        self.server.outcomes.append(outcome)
+        answer = Answer(outcome, arrays, self.versions[wave], self.sent[wave].shared.arrays)
+        self._forget()
+        return answer
+
+    def idle(self) -> None:
+        """Nobody is under way and nobody could be started: time passes, and everybody may be asked again."""
+        clock = clock_of(self.server)
+        clock.move(clock.now + clock.system.idle)
+        self.queue.now = clock.now
+        self.versions.pop(self.wave, None)
+        self.sent.pop(self.wave, None)
+
+    def _next_wave(self, message: Message, version: int) -> None:
+        self.wave += 1
+        self.started = []
+        self.versions[self.wave], self.sent[self.wave] = version, message
+        self._forget()
+
+    def _forget(self) -> None:
+        """Drop the messages of past waves that nobody under way has to answer."""
+        needed = {event.data[0] for event in self.queue.heap} | {self.wave}
+        for wave in set(self.versions) - needed:
+            del self.versions[wave], self.sent[wave]
+
+    def _compute(self, first: Event) -> None:
+        """Train all clients under way that have not been, wave by wave."""
+        todo: dict[int, dict[int, int]] = {}
+        for event in (first, *self.queue.heap):
+            if event.kind == "answer" and event.client not in self.ready:
+                todo.setdefault(event.data[0], {})[event.client] = event.data[1]
+        for wave, steps in sorted(todo.items()):
+            replies = self.server.collect(self.sent[wave], self.fold, dict(sorted(steps.items())), wave)
+            stacks = {name: replies.stack(name) for name in self.fold} if len(replies) else {}
+            rows = {client: i for i, client in enumerate(replies.clients)}
+            for o in replies.outcomes:
+                arrays = {k: v[rows[o.client]].clone() for k, v in stacks.items()} if o.client in rows else {}
+                facts = asdict(replace(o, values={}))
+                self.ready[o.client] = {k: facts[k] for k in KEPT}, arrays
+
+
+def clock_of(server: Server) -> Clock:
+    """The virtual clock, without which there is no order of arrivals."""
+    if server.clock is None:
+        raise ConfigError(
+            "strategy: an asynchronous method needs devices that take different times; add system=lognormal "
+            "or another system"
+        )
+    return server.clock

@@ -1,0 +1,78 @@
+"""HeteroFL. Diao, Ding, Tarokh: HeteroFL: Computation and Communication Efficient Federated Learning for Heterogeneous
+Clients, ICLR 2021 (section 3)."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from clients.base import Client
+from clients.heterofl import HeteroFLClient
+from fedsim.errors import ConfigError
+from fedsim.narrow import narrow
+from fedsim.payload import Message
+from fedsim.server import Round, Server
+from strategies.aggregators import is_mean
+from strategies.base import State, Strategy, check, check_weighting
+
+
+@dataclass(kw_only=True)
+class HeteroFL(Strategy):
+    """Every parameter becomes the mean over the clients whose sub-model holds it; the others keep their value.
+
+    A client's width is that of its class (``client.classes``). One exchange per width, side by side in virtual time.
+    """
+
+    widths: ClassVar[bool] = True
+    server_lr: float
+    weighting: str
+    scale: bool
+    mask: bool
+    client: Client = field(init=False)
+    places: dict[float, Tensor] = field(init=False, default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        check(self.server_lr > 0, "server_lr", self.server_lr, "must be positive")
+        check_weighting(self.weighting)
+        self.client = HeteroFLClient(weighting=self.weighting, scale=self.scale, mask=self.mask)
+
+    def round(self, server: Server, state: State, round: Round) -> State:
+        """Send each width its part of the model, and average every parameter over those who had it."""
+        if not is_mean(self.aggregator):
+            raise ConfigError(
+                "strategy=heterofl: parts of models can only be averaged; leave the aggregator at mean"
+            )
+        if server.clock is not None and server.clock.system.over_selection > 1:
+            raise ConfigError("system.over_selection: strategy=heterofl waits for all widths; leave it at 1")
+        total, weight, longest = torch.zeros_like(state["w"]), torch.zeros_like(state["w"]), 0.0
+        for width, clients in _by_width(server, round).items():
+            places = self._places(server, width)
+            message = Message.of({"w": state["w"][places]}, {"width": width})
+            replies = server.exchange(message, self.fold, clients=clients, wait=False)
+            longest = max(longest, replies.sim_seconds)
+            if len(replies):
+                amount = float(replies.weights.sum())
+                total[places] += amount * replies.mean("delta")
+                weight[places] += amount
+        if server.clock is not None:
+            server.clock.elapse(longest)
+        return state | {"w": state["w"] + self.server_lr * total / weight.clamp(min=1e-30)}
+
+    def _places(self, server: Server, width: float) -> Tensor:
+        if width not in self.places:
+            example = server.task.example
+            assert example is not None
+            self.places[width] = narrow(copy.deepcopy(server.task.model).to(server.dtype), width, example)[1]
+        return self.places[width]
+
+
+def _by_width(server: Server, round: Round) -> dict[float, list[int]]:
+    """The cohort by width, the widest first."""
+    out: dict[float, list[int]] = {}
+    for c in round.cohort:
+        out.setdefault(server.classes.width(c) if server.classes else 1.0, []).append(c)
+    return dict(sorted(out.items(), reverse=True))
