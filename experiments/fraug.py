@@ -58,7 +58,12 @@ def table(runs: list[Run]) -> str:
         if run.status == "done":
             methods.setdefault(run.method, []).append(run)
     names = sorted(
-        {k for run in runs for k in run.rows[-1] if k.startswith("clients/domain/") and "accuracy" in k}
+        {
+            k
+            for run in runs
+            for k in run.rows[-1]
+            if k.startswith("clients/domain/") and k.endswith("/accuracy")
+        }
     )
     head = ["method", "last", "best", *(n.split("/")[2] for n in names), "MB up and down"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]

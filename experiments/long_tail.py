@@ -93,12 +93,16 @@ def table(folder: Path) -> pd.DataFrame:
 
 def markdown(frame: pd.DataFrame) -> str:
     """The table for a README."""
-    lines = ["| method | GM | many / medium / few | PM | many / medium / few |", "|---|---|---|---|---|"]
+    lines = [
+        "| method | seeds | GM % | many / medium / few | PM % | many / medium / few |",
+        "|---|---|---|---|---|---|",
+    ]
     for row in frame.to_dict("records"):
-        cells = [row["method"]]
+        cells = [row["method"], row["seeds"]]
         for kind in ("GM", "PM"):
             told = not np.isnan(row[f"{kind} accuracy"])
-            cells.append(f"{row[f'{kind} accuracy']:.1f} ± {row[f'{kind} std']:.1f}" if told else "-")
+            std = f" ± {row[f'{kind} std']:.1f}" if row["seeds"] > 1 else ""
+            cells.append(f"{row[f'{kind} accuracy']:.1f}{std}" if told else "-")
             cells.append(
                 " / ".join(f"{row[f'{kind} {p}']:.1f}" for p in ("many", "medium", "few")) if told else "-"
             )
@@ -117,13 +121,18 @@ def draw(frame: pd.DataFrame, path: Path) -> None:
         )
     for part, colour in (("many", "#55a868"), ("medium", "#8172b3"), ("few", "#c44e52")):
         right.plot(frame[f"GM {part}"], places, "o", color=colour, label=part)
-    left.set(yticks=places, yticklabels=frame["method"], xlabel="accuracy, % (bar: deviation over seeds)")
+    names = [f"{m} ({n})" for m, n in zip(frame["method"], frame["seeds"], strict=True)]
+    left.set(
+        yticks=places,
+        yticklabels=names,
+        xlabel="accuracy, % (bar: deviation over seeds, their number in brackets)",
+    )
     right.set(xlabel="GM accuracy by group of classes, %")
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     left.legend(loc="lower left")
-    right.legend(loc="lower left")
+    right.legend(loc="upper left", fontsize=8)
     FigureCanvasAgg(figure)
     figure.savefig(path, dpi=110)
 

@@ -30,10 +30,12 @@ from fedsim.data.shards import Shards, holdout
 from fedsim.errors import ConfigError, FedsimError
 from fedsim.rng import key, numpy_rng
 from fedsim.task import Task
+from fedsim.topology import Topology
 from fedsim.validation import hint
+from fedsim.vectors import FlatModel, Weights
 
 if TYPE_CHECKING:
-    from fedsim.system import Clock
+    from fedsim.system import Clock, System
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 Pair = tuple[Any, Any]  # x, y: tensors or arrays
@@ -158,12 +160,60 @@ def initialised(model: nn.Module, initial: Mapping[str, Tensor], dtype: torch.dt
     return out
 
 
-def model(config: DictConfig, data: Dataset, given: nn.Module | Callable[[], nn.Module] | None) -> nn.Module:
-    """The initial model; a configured or given factory runs under a generator keyed by the seed."""
+def topology(config: DictConfig) -> Topology | None:
+    """The configured graph of peers, drawn under the run's seed; ``None`` where one server talks to all."""
+    if not config.topology:
+        return None
+    built = part(config.topology, "topology", num_peers=config.num_clients, seed=config.seed)
+    if not isinstance(built, Topology):
+        raise ConfigError(
+            f"topology: {config.topology.get('_target_')} gave {type(built).__name__}, expected a "
+            "fedsim.topology.Topology"
+        )
+    return built
+
+
+def fresh(config: DictConfig, data: Dataset, given: nn.Module | Callable[[], nn.Module] | None) -> Any:
+    """``(peer) -> Weights``: another draw of the initial model for every peer, keyed by the seed and the peer."""
+    dtype = DTYPES[config.dtype]
+
+    def draw(peer: int) -> Weights:
+        drawn = _drawn_again(given, config.seed, peer) if isinstance(given, nn.Module) else None
+        return FlatModel(drawn or model(config, data, given, peer), dtype).weights
+
+    return draw
+
+
+def _drawn_again(module: nn.Module, seed: int, peer: int) -> nn.Module:
+    """A copy whose layers draw their weights anew, as torch's own layers can."""
+    out = copy.deepcopy(module)
+    covered: set[int] = set()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(key(seed, "model", peer) >> 1)
+        for layer in out.modules():
+            if callable(reset := getattr(layer, "reset_parameters", None)):
+                reset()
+                covered |= {id(p) for p in layer.parameters(recurse=False)}
+    for name, p in out.named_parameters():
+        if id(p) not in covered:
+            raise ConfigError(
+                f"model: a fresh start per peer was asked for, but '{name}' lies in a layer without "
+                "reset_parameters(); hand over a function that builds the model, or type strategy.init=shared"
+            )
+    return out
+
+
+def model(
+    config: DictConfig,
+    data: Dataset,
+    given: nn.Module | Callable[[], nn.Module] | None,
+    *draw: int,
+) -> nn.Module:
+    """The initial model; a configured or given factory runs under a generator keyed by the seed and ``draw``."""
     if isinstance(given, nn.Module):
         return given
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(key(config.seed, "model") >> 1)
+        torch.manual_seed(key(config.seed, "model", *draw) >> 1)
         if given is not None:
             return given()
         shape = {"input_shape": data.input_shape, "num_classes": data.num_classes}
@@ -184,6 +234,13 @@ def strategy(config: DictConfig, given: Any) -> Any:
             raise ConfigError(
                 f"strategy: {type(built).__name__} has no '{name}'; derive it from strategies.base.Strategy"
             )
+    peers = getattr(built, "peers", False)
+    if bool(config.topology) != peers:
+        raise ConfigError(
+            "topology: this method's peers need a graph; type topology=ring, random_regular or another"
+            if peers
+            else f"topology: {type(built).__name__} talks through a server; leave topology out, or type strategy=gossip"
+        )
     defined = ["aggregator" in vars(kind) for kind in type(built).__mro__]
     if (
         "aggregator" not in built.__dict__ and sum(defined) <= 1
@@ -200,24 +257,30 @@ def attack(config: DictConfig) -> tuple[AttackLike | None, list[int]]:
     return built, draw_attackers(config.seed, config.num_clients, built.fraction)
 
 
+def system(config: DictConfig) -> System:
+    """The configured fleet."""
+    from fedsim.system import System
+
+    built = part(config.system, "system")
+    if not isinstance(built, System):
+        raise ConfigError(f"system: {config.system._target_} gave {type(built).__name__}, expected a System")
+    return built
+
+
 def clock(config: DictConfig, task: Task, data: FederatedData, dim: int) -> Clock | None:
     """The virtual clock of the configured fleet, if there is one; ``dim`` is the number of parameters."""
     if not config.system:
         return None
-    from fedsim.system import System
     from fedsim.system.cost import Cost, count_flops
 
     dtype = DTYPES[config.dtype]
-    system = part(config.system, "system")
-    if not isinstance(system, System):
-        raise ConfigError(f"system: {config.system._target_} gave {type(system).__name__}, expected a System")
 
     def measure() -> Cost:
         batch = example(data, dtype)
         return count_flops(copy.deepcopy(task.model).to(dtype), batch.x, batch.y, task.loss)
 
     copies = 3  # of the parameters while training: the model, its gradient, what was received
-    return system.start(data.num_clients, config.seed, copies * dim * dtype.itemsize / 1e6, measure)
+    return system(config).start(data.num_clients, config.seed, copies * dim * dtype.itemsize / 1e6, measure)
 
 
 def example(data: FederatedData, dtype: torch.dtype) -> Batch:

@@ -34,7 +34,21 @@ def report(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="where to write report.html; default: report/ beside the runs"
     )
+    parser.add_argument(
+        "--system",
+        metavar="FILE",
+        help="price the runs on other devices: an option's name or a YAML file like one",
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="setting of that system, e.g. system.traces=DIR",
+    )
     args = parser.parse_args(argv)
+    if args.set and not args.system:
+        raise ConfigError("--set: only with --system")
     for folder in args.dirs:
         if not folder.is_dir():
             raise ConfigError(f"{folder}: no such folder")
@@ -44,6 +58,11 @@ def report(argv: Sequence[str]) -> int:
     runs = load_runs(args.dirs)
     if not runs:
         raise ConfigError(f"no run folder (with metrics.jsonl) in {', '.join(map(str, args.dirs))}")
+    if args.system:
+        from fedsim.system.whatif import compose_system, reprice
+
+        system = compose_system(args.system, args.set)
+        runs = [reprice(run, system) for run in runs]
     frame, out = compare(runs, args.target), args.out or _common(args.dirs) / "report"
     print_table(frame)
     page = write_report(

@@ -37,6 +37,7 @@ class Folder:
         self.rows: dict[tuple[str, str], list[Tensor]] = {
             (n, kind): [] for n, kinds in fold.items() for kind in kinds if kind in SINGLE
         }
+        self.blocks: dict[tuple[str, str], Tensor] = {}
 
     def check(self, arrays: Mapping[str, Tensor]) -> None:
         """Refuse an update whose names or shapes do not match the fold, before anything is added."""
@@ -69,16 +70,25 @@ class Folder:
         return (array.shape[1:] if self._fold[name] == ("cat",) else array.shape), array.dtype
 
     def cpu(self) -> Folder:
-        """The same sums in main memory."""
+        """The same sums in main memory, and rows as one block each."""
         self.sums = {k: v.cpu() for k, v in self.sums.items()}
-        self.rows = {k: [t.cpu() for t in v] for k, v in self.rows.items()}
+        self.blocks = {k: v.cpu() for k, v in self.stacked().items()}
+        self.rows = {}
         return self
 
+    def stacked(self) -> dict[tuple[str, str], Tensor]:
+        """All rows as blocks: ``(n, *shape)``, or laid end to end."""
+        return self.blocks or {
+            k: torch.stack(v) if k[1] == "stack" else torch.cat(v) for k, v in self.rows.items() if v
+        }
 
-def combine(parts: Iterable[Folder]) -> dict[tuple[str, str], Tensor]:
-    """Add the sums of chunks, in the order given; single contributions are stacked or laid end to end."""
+
+def combine(parts: Iterable[Folder], count: int = 0) -> dict[tuple[str, str], Tensor]:
+    """Add the sums of chunks, in the order given, each as it comes; single contributions are stacked or laid end to
+    end, those stacked best with a hint of their ``count``."""
     totals: dict[tuple[str, str], Tensor] = {}
-    rows: dict[tuple[str, str], list[Tensor]] = {}
+    rows: dict[tuple[str, str], Tensor] = {}
+    filled: dict[tuple[str, str], int] = {}
     fresh: set[tuple[str, str]] = set()
     for part in parts:
         for k, v in part.sums.items():
@@ -91,17 +101,21 @@ def combine(parts: Iterable[Folder]) -> dict[tuple[str, str], Tensor]:
             else:
                 totals[k] = totals[k] + v
                 fresh.add(k)
-        for k, more in part.rows.items():
-            rows.setdefault(k, []).extend(more)
-    for k, found in rows.items():
-        if found:
-            for row in found:
-                here, first = (
-                    (t.shape if k[1] == "stack" else t.shape[1:], t.dtype) for t in (row, found[0])
+        for k, block in part.stacked().items():
+            if k not in rows:
+                hint = count if k[1] == "stack" else 0
+                rows[k], filled[k] = block.new_empty((hint, *block.shape[1:])), 0
+            whole, at = rows[k], filled[k]
+            if (block.shape[1:], block.dtype) != (whole.shape[1:], whole.dtype):
+                raise ClientError(
+                    _unlike(k[0], (block.shape[1:], block.dtype), (whole.shape[1:], whole.dtype))
                 )
-                if here != first:
-                    raise ClientError(_unlike(k[0], here, first))
-            totals[k] = torch.stack(found) if k[1] == "stack" else torch.cat(found)
+            if at + len(block) > len(whole):
+                rows[k] = torch.cat([whole[:at], block])
+            else:
+                whole[at : at + len(block)] = block
+            filled[k] += len(block)
+    totals.update({k: whole[: filled[k]] for k, whole in rows.items()})
     return totals
 
 

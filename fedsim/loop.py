@@ -174,6 +174,8 @@ class Loop:
             "weights_hash": hash_tensors(t for name in sorted(models) for t in models[name]),
         }
         for phase, seconds in self.server.phases.items():
+            if not any(o.phase == phase for o in outcomes):
+                continue
             row[phase] = _traffic(outcomes, phase) | {"seconds": seconds}
         row["seconds"] = time.perf_counter() - started - sum(self.server.phases.values())
         return row, [r for o in outcomes for r in client_rows(index + 1, o)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -53,6 +53,8 @@ class Payload:
 class Message:
     """Server to clients: one ``shared`` payload for the cohort and an optional part per client.
 
+    ``rows`` are arrays (n, ...) over the clients of the exchange in ascending order, each of which receives its own row
+    under that name: models of many peers then travel as blocks, not one by one.
     ``standing`` is what its receivers were sent before (in an exchange that counted its bytes) and still hold: it is
     at hand in the job like the rest, is put into shared memory once, and does not count again.
     """
@@ -60,15 +62,42 @@ class Message:
     shared: Payload = field(default_factory=Payload)
     each: Mapping[int, Payload] = field(default_factory=dict)
     standing: Payload | None = None
+    rows: Mapping[str, Tensor] = field(default_factory=dict)
+    owners: Sequence[int] = ()  # of the rows, once the message is addressed
+
+    def addressed(self, clients: Sequence[int], without: Sequence[str] = ()) -> Message:
+        """The message with its rows assigned to ``clients``, ascending; rows named in ``without`` are left out."""
+        for name, array in self.rows.items():
+            if len(array) != len(clients):
+                raise ClientError(
+                    f"message rows '{name}' hold {len(array)} rows; expected {len(clients)}, one per client asked"
+                )
+        rows = {k: v for k, v in self.rows.items() if k not in without}
+        return replace(self, rows=rows, owners=tuple(clients))
+
+    def own(self, clients: Sequence[int]) -> dict[str, Tensor]:
+        """The rows of some of those addressed, ascending; a view where they are neighbours."""
+        if not self.rows:
+            return {}
+        at = np.searchsorted(self.owners, clients)
+        if at[-1] - at[0] == len(at) - 1:
+            return {k: v[at[0] : at[-1] + 1] for k, v in self.rows.items()}
+        return {k: v[torch.from_numpy(at)] for k, v in self.rows.items()}
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one client's rows."""
+        return sum(t[0].numel() * t.element_size() for t in self.rows.values() if len(t))
 
     @staticmethod
     def of(
         arrays: Mapping[str, Any] | None = None,
         values: Mapping[str, Any] | None = None,
         each: Mapping[int, Payload] | None = None,
+        rows: Mapping[str, Any] | None = None,
     ) -> Message:
         """A message from plain dicts of arrays and values."""
-        return Message(Payload.of(arrays, values), dict(each or {}))
+        return Message(Payload.of(arrays, values), dict(each or {}), rows=Payload.of(rows).arrays)
 
 
 @dataclass(frozen=True)

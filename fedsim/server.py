@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -35,6 +35,7 @@ from fedsim.work import Work, work_of
 if TYPE_CHECKING:
     from fedsim.engine.base import Engine
     from fedsim.system.clock import Clock, Schedule
+    from fedsim.topology import Topology
 
 EVALUATION_GROUPS = 4  # parts per worker that the test set is dealt into
 BESIDE = "simulator/"  # begins the names of its own entries in a checkpoint
@@ -64,6 +65,10 @@ class Round:
         """A generator keyed by (seed, purpose, round), for draws at the server."""
         return rng.torch_rng(self.seed, f"server/{purpose}", self.index)
 
+    def numpy_rng(self, purpose: str) -> np.random.Generator:
+        """The same as a NumPy generator."""
+        return rng.numpy_rng(self.seed, f"server/{purpose}", self.index)
+
 
 @dataclass
 class Server:
@@ -89,6 +94,8 @@ class Server:
     test_domains: Mapping[str, slice] = field(default_factory=dict)  # where each domain's test samples lie
     client_domains: Sequence[str | None] | None = None  # of every client; None without domains
     eval_batch: int = 512
+    topology: Topology | None = None  # of peers that learn without a server
+    fresh: Callable[[int], Weights] | None = None  # another initial model per peer
     clock: Clock | None = None  # virtual time, if devices are simulated
     sampler: Sampler = field(default_factory=Uniform)
     participation: str = "fixed"
@@ -97,6 +104,7 @@ class Server:
     exchanges: int = 0  # priced so far in the current round
     collusion: Collusion | None = None  # attackers that see the honest updates
     log: dict[str, Any] = field(default_factory=dict)  # further entries of the round's row
+    facts: dict[str, Any] = field(default_factory=dict)  # about the run, for its summary
     outcomes: list[Outcome] = field(default_factory=list)  # of the current round, all exchanges
     _features: tuple[Tensor, Tensor] | None = None
     phase: str = ""  # see ``apart``
@@ -153,14 +161,19 @@ class Server:
         task: str = "fit",
         clients: Sequence[int] | None = None,
         wait: bool = True,
+        turns: Mapping[int, int] | None = None,
     ) -> Replies:
         """Send ``message`` to ``clients`` (the round's cohort), run their method ``task``, fold the updates.
 
         Clients that refuse, fail, drop out or send non-finite values are left out and named in the outcomes; the
         failure policy may stop the run. New client states are committed for accepted updates only. With
         ``wait=False`` virtual time stands still, for exchanges that go on side by side: ``Clock.elapse`` ends them.
+        ``turns`` are numbers that key the draws and the learning rate of clients instead of the round: how often each
+        has trained, where rounds mean nothing to them.
         """
         cohort = sorted(self.round.cohort if clients is None else clients)
+        if message.rows:
+            message = message.addressed(cohort, without=() if self.share_buffers else ("buffers",))
         broadcast = self._broadcast(message, fold, task, self.round.index)
         works = {c: self._work(c, self.round.index) for c in cohort}
         plan = None
@@ -169,7 +182,7 @@ class Server:
                 self._try_out(broadcast, message, works)
             plan = self._plan(broadcast, message, works, self.round.wanted if clients is None else None)
             cohort, works = plan.answering, plan.works
-        outcomes, folded = self._run(broadcast, message, cohort, works)
+        outcomes, folded = self._run(broadcast, message, cohort, works, turns)
         if plan is not None:
             outcomes = sorted([*outcomes, *plan.lost(task)], key=lambda o: o.client)
             assert self.clock is not None
@@ -203,6 +216,8 @@ class Server:
         """What all clients of an exchange share, under the policy for BatchNorm statistics."""
         kinds = fold_kinds(fold)
         shared = message.shared
+        if "buffers" in message.rows and task == "fit":
+            kinds.setdefault("buffers", ("stack",))
         if "buffers" in shared.arrays:
             if self.share_buffers and task == "fit":
                 kinds.setdefault("buffers", ("mean",))
@@ -215,7 +230,7 @@ class Server:
     ) -> Schedule:
         """Who will answer, and when."""
         assert self.clock is not None, "only devices know how long they take"
-        size = broadcast.payload.nbytes
+        size = broadcast.payload.nbytes + message.row_bytes
         down = [size + (message.each[c].nbytes if c in message.each else 0) for c in works]
         return self.clock.plan(
             works,
@@ -230,12 +245,18 @@ class Server:
         """Measure on one client what an exchange takes whose kind was not seen yet; its update is not used."""
         probe = next((c for c, w in works.items() if w.samples), None)
         if self.clock is not None and kind_of(broadcast) not in self.clock.facts and probe is not None:
-            chunk = Chunk([probe], message.each, {probe: self.states.get(probe)})
+            state = {probe: self.states.get(probe)}
+            chunk = Chunk([probe], message.each, state, rows=message.own([probe]))
             (result,) = self.engine.map("run", broadcast, [chunk])
             self.clock.learn(kind_of(broadcast), result.outcomes, {probe: works[probe]})
 
     def _run(
-        self, broadcast: Broadcast, message: Message, cohort: Sequence[int], works: Mapping[int, Work]
+        self,
+        broadcast: Broadcast,
+        message: Message,
+        cohort: Sequence[int],
+        works: Mapping[int, Work],
+        turns: Mapping[int, int] | None = None,
     ) -> tuple[list[Outcome], dict[tuple[str, str], Tensor]]:
         """Train ``cohort`` in chunks; outcomes in client order, and the folded updates."""
         chunks, costs = [], []
@@ -245,7 +266,9 @@ class Server:
             each = {c: message.each[c] for c in ids if c in message.each}
             states = {c: s for c in ids if (s := self.states.get(c))}
             fewer = {c: works[c].steps for c in ids if works[c].short}
-            chunks.append(Chunk(ids, each, states, fewer))
+            own = message.own(ids)
+            due = {c: turns[c] for c in ids} if turns is not None else {}
+            chunks.append(Chunk(ids, each, states, fewer, own, due))
             costs.append(sum(work[span]))
         asked = broadcast
         if self.collusion is not None:
@@ -261,7 +284,7 @@ class Server:
                     self.states.propose(client, broadcast.round, state)
                 yield result.folder
 
-        folded = combine(accepted())  # type: ignore[arg-type]
+        folded = combine(accepted(), len(cohort))  # type: ignore[arg-type]
         if self.collusion is not None:
             folded = self.collusion.apply(folded, outcomes, broadcast.fold)
         for o in outcomes:

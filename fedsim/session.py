@@ -186,7 +186,7 @@ def assemble(
     if given.cohorts is not None and getattr(method, "asynchronous", False):
         raise ConfigError("cohorts: an asynchronous method starts clients by itself; leave cohorts out")
     folder, start = run_dir(config), FlatModel(copy.deepcopy(task.model), build.DTYPES[config.dtype])
-    clock = build.clock(config, task, data, start.layout.dim)
+    clock, topology = build.clock(config, task, data, start.layout.dim), build.topology(config)
     work = plan(config, method, task, data, clock)
     if hasattr(method, "setup"):
         method.setup(task, start.layout)
@@ -211,6 +211,8 @@ def assemble(
         test_domains=data.test_domains,
         client_domains=data.domain_names,
         eval_batch=config.evaluation.batch_size,
+        topology=topology,
+        fresh=None if given.initial is not None else build.fresh(config, data.dataset, given.model),
         clock=clock,
         classes=work.classes,
         sampler=build.part(config.sampling, "sampling"),
@@ -266,6 +268,10 @@ def _draw(loop: Loop, data: FederatedData) -> None:
     try:
         figure_of({"run": [loop.history]}).savefig(loop.folder / "curves.png", dpi=150)
         y = data.dataset.train.y
+        if loop.server.topology is not None:
+            from fedsim.topology.picture import draw_topology
+
+            draw_topology(loop.server.topology, loop.folder / "topology.png")
         if len(y) and data.dataset.num_classes and y.dim() == 1:
             held = data.all_counts() if loop.server.task.by_class else None
             draw_partition(
@@ -294,6 +300,7 @@ def summarise(loop: Loop, config: DictConfig, data: FederatedData) -> dict[str, 
         "rounds": loop.done,
         "key": loop.key,
         "partition_hash": data.shards.hash(),
+        **loop.server.facts,
     }
     for name in ("loss", "accuracy", "clients/loss", "clients/accuracy"):
         values = [r[name] for r in rows if r.get(name) is not None]

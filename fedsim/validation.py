@@ -108,7 +108,7 @@ def validate(config: DictConfig) -> None:
         _check_choice(key, OmegaConf.select(config, key), allowed)
     for key, (possible, text) in RANGES.items():
         _check_range(key, OmegaConf.select(config, key), possible, text)
-    for key in NEEDS_TARGET:
+    for key in (*NEEDS_TARGET, *(["topology"] if config.topology else [])):
         _check_target(key, config.get(key))
     if config.system:
         _check_target("system", config.system)
@@ -188,9 +188,6 @@ def _check_module(key: str, target: str) -> None:
 
 
 def _check_relations(config: DictConfig) -> None:
-    for key in ("topology",):  # groups whose parts are not built yet: nothing would read them
-        if config[key]:
-            raise ConfigError(f"{key}: only the neutral option exists so far; leave {key} out")
     if not 1 <= config.clients_per_round <= config.num_clients:
         given, most = config.clients_per_round, config.num_clients
         raise ConfigError(f"clients_per_round={given}: must be between 1 and num_clients ({most})")

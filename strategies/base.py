@@ -33,6 +33,7 @@ class Strategy:
     client: Client = Client()
     buffers: ClassVar[str | None] = None  # the method's own BatchNorm policy, instead of the configured one
     pooled: ClassVar[bool] = False  # whether all data lie in one place
+    peers: ClassVar[bool] = False  # whether clients are peers on a graph, without a server
     aggregator: Aggregator = staticmethod(mean)
     fold: ClassVar[Fold] = {"delta": "mean"}
 

@@ -3,7 +3,7 @@ Learning, CVPR 2025 (arXiv 2503.06457; equations 4 and 5, algorithms 1 and 2). A
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -24,7 +24,6 @@ from fedsim.fold import Fold
 from fedsim.payload import Message, Payload, Replies
 from fedsim.server import Round, Server
 from fedsim.threads import one_thread
-from fedsim.vectors import Weights
 from strategies.base import State, Strategy, check
 
 __all__ = ["GGEUR", "augment", "class_geometry", "class_statistics", "merge_statistics"]
@@ -92,7 +91,6 @@ class GGEUR:
         )
         privacy = Privacy(min_count=self.min_count, clip=self.clip, noise=self.noise)
         self.client = GgeurClient(self.base.client, filling, privacy)
-        self.buffers, self.pooled = self.base.buffers, self.base.pooled
 
     def _check(self) -> None:
         check(
@@ -123,26 +121,19 @@ class GGEUR:
         check(not self.noise or self.clip is not None, "noise", self.noise, "needs strategy.clip")
         check(self.memory_mb >= 0, "memory_mb", self.memory_mb, "must not be negative")
 
-    @property
-    def folds(self) -> Fold:
-        """The base's, of its rounds."""
-        return self.base.folds
+    def __getattr__(self, name: str) -> Any:
+        """All that is not said here is the base's: how clients are measured, what its rounds fold, and so on."""
+        if name.startswith("__") or "base" not in self.__dict__:
+            raise AttributeError(name)
+        return getattr(self.base, name)
 
     def init(self, server: Server) -> State:
         """The base's state; statistics join it in phase 0."""
         return self.base.init(server)
 
-    def models(self, state: State) -> Mapping[str, Weights]:
-        """The base's models."""
-        return self.base.models(state)
-
-    def evaluate(self, server: Server, state: State) -> dict[str, float]:
-        """The base's numbers: test samples are never augmented."""
-        return self.base.evaluate(server, state)
-
     def round(self, server: Server, state: State, round: Round) -> State:
         """Phase 0 for whoever still needs it, then the base's round with the geometry at hand."""
-        if "aggregator" in self.__dict__:
+        if "aggregator" in self.__dict__ and "aggregator" not in vars(type(self.base)):
             self.base.aggregator = self.__dict__["aggregator"]
         cohort = list(round.cohort)
         with server.apart("phase0"):

@@ -180,6 +180,10 @@ class Recorded:
     def client(self) -> Any:
         return self.inner.client
 
+    @property
+    def peers(self) -> bool:
+        return bool(self.inner.peers)
+
     def setup(self, task: Any, layout: Any) -> None:
         self.inner.setup(task, layout)
 
@@ -259,6 +263,9 @@ class Hooked:
 
     def evaluate(self, job: Any) -> Any:
         return self.inner.evaluate(job)
+
+    def test(self, job: Any) -> Any:
+        return self.inner.test(job)
 
 
 def hooked(name: str, hook: Callable[[Any], None], *overrides: str) -> Recorded:

@@ -238,11 +238,3 @@ def test_constructors_speak_for_themselves(node: dict[str, object], message: str
         instantiate(config.strategy)
     text = explain(caught.value)
     assert message in text and "\n" not in text
-
-
-@pytest.mark.parametrize("group", ["topology"])
-def test_a_part_that_nothing_would_read_is_refused(group: str) -> None:
-    config = compose()
-    config[group] = {"_target_": "somewhere.Something"}
-    with pytest.raises(ConfigError, match=f"^{group}: only the neutral option exists"):
-        validate(config)

@@ -19,6 +19,7 @@ from fedsim.errors import ConfigError
 from fedsim.evaluation import over_clients
 from fedsim.heads import Head, HeadSlots
 from fedsim.models import Linear
+from fedsim.server import Server
 from fedsim.settings import compose, label_method
 from fedsim.tracking import read_rows
 from fedsim.validation import validate
@@ -201,6 +202,17 @@ def test_all_variants_against_plain_numpy(policy):
     assert row["clients/accuracy_weighted"] == pytest.approx(np.average(own, weights=sizes))
     assert row["clients/accuracy_std"] == pytest.approx(np.std(own))
     assert row["clients/accuracy_worst_tenth"] == min(own)
+
+
+@pytest.mark.filterwarnings("ignore:sparsity")
+def test_the_test_set_passes_through_the_body_once_a_round(monkeypatch):
+    """Four global and eighteen personal classifiers from one pass; clients compute no features of their own."""
+    calls = []
+    inner = Server._over_test
+    monkeypatch.setattr(Server, "_over_test", lambda self, *a: (calls.append(a[0]), inner(self, *a))[1])
+    monkeypatch.setattr("clients.heads.features", None)
+    run(classification(test=classes((60,), seed=1)[0]), *TESTS)
+    assert calls == ["features"] * 4
 
 
 @pytest.mark.filterwarnings("ignore:sparsity")

@@ -13,10 +13,13 @@ from fedsim.data.dataset import Augment, Dataset, Normalize
 from fedsim.data.images import DIGITS
 
 
-def digits(*, augment: bool | Augment = False, subset: int | None = None) -> Dataset:
+def digits(
+    *, standardise: bool = True, augment: bool | Augment = False, subset: int | None = None
+) -> Dataset:
     """Scikit-learn's embedded 8x8 digits, 0 to 16 per pixel: 1433 training and 364 test images.
 
-    One sample in five of each class is a test sample, by a fixed key.
+    One sample in five of each class is a test sample, by a fixed key. Pixels get mean 0 and variance 1, or lie in
+    [0, 1] unless ``standardise``.
     """
     x, y = _embedded_digits()
     test = stratified_folds(y, 5) == 0
@@ -24,7 +27,9 @@ def digits(*, augment: bool | Augment = False, subset: int | None = None) -> Dat
         train=samples(x[~test], y[~test]),
         test=samples(x[test], y[test]),
         classes=DIGITS,
-        normalize=Normalize(scale=1 / 16, mean=(0.3053,), std=(0.3760,)),
+        normalize=Normalize(scale=1 / 16, mean=(0.3053,), std=(0.3760,))
+        if standardise
+        else Normalize(scale=1 / 16),
     )
     return image_options(dataset, augment=augment, subset=subset)
 

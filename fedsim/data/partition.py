@@ -35,6 +35,12 @@ def iid(labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> Parts
     return parts_of(order, np.arange(len(labels)) * num_clients // max(len(labels), 1), num_clients)
 
 
+def everything(labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> Parts:
+    """Every client holds all samples."""
+    check(labels, num_clients)
+    return [np.arange(len(labels)) for _ in range(num_clients)]
+
+
 def dirichlet(
     labels: np.ndarray,
     num_clients: int,

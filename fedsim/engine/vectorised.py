@@ -34,6 +34,7 @@ def possible(worker: Worker, broadcast: Broadcast, chunk: Chunk) -> bool:
         and not worker.part.spans
         and worker.plan.local.adam is None
         and not chunk.each
+        and len(set(chunk.turns.values())) < 2
         and len(chunk.clients) > 1
     )
 
@@ -67,6 +68,7 @@ class ChunkJob(Job):
         part = replace(self, members=[self.members[i] for i in rows])
         part.state = {k: v[index] for k, v in self.state.items()}
         part.keep = {k: v[index] if v.dim() > 1 else v for k, v in self.keep.items()}
+        part.own_anchor = None if self.own_anchor is None else self.own_anchor[index]
         part.momentum = None if self.momentum is None else self.momentum[index]
         part.clipped = self.clipped[index] if isinstance(self.clipped, Tensor) else self.clipped
         return part
@@ -106,7 +108,9 @@ def train(worker: Worker, broadcast: Broadcast, chunk: Chunk) -> dict[int, tuple
     shared = {k: v for k, v in vars(first).items() if k in Job.__dataclass_fields__}
     whole = ChunkJob(**{**shared, "state": state, "keep": {}, "losses": []}, members=jobs)
     whole.gradient = _gradient(worker)
-    w = client.begin(whole, first.anchor.repeat(len(jobs), 1))  # type: ignore[attr-defined]
+    if chunk.rows:
+        whole.own_anchor = torch.stack([j.anchor for j in jobs])
+    w = client.begin(whole, torch.stack([j.anchor for j in jobs]))  # type: ignore[attr-defined]
     schedule = _Schedule(jobs)
     while groups := schedule.step():
         for members in groups.values():
@@ -125,6 +129,7 @@ def train(worker: Worker, broadcast: Broadcast, chunk: Chunk) -> dict[int, tuple
 def _finish(client: Any, whole: ChunkJob, i: int, w: Tensor) -> Update:
     job = whole.members[i]
     job.keep = {k: v[i] if v.dim() > 1 else v for k, v in whole.keep.items()}
+    job.momentum = None if whole.momentum is None else whole.momentum[i]
     job.clipped = int(whole.clipped[i]) if isinstance(whole.clipped, Tensor) else whole.clipped
     update: Update = client.finish(job, w)
     return update

@@ -60,12 +60,27 @@ class Broadcast:
 
 @dataclass(frozen=True)
 class Chunk:
-    """A run of the cohort in client order, with per-client message parts and client states."""
+    """A run of the cohort in client order, with per-client message parts and client states.
+
+    ``rows`` holds arrays (c, ...) of which each client receives its row; ``turns`` the numbers that key the draws and
+    the schedule of clients that do not go by the round.
+    """
 
     clients: Sequence[int]
     each: Mapping[int, Payload] = field(default_factory=dict)
     states: Mapping[int, Mapping[str, Tensor]] = field(default_factory=dict)
     steps: Mapping[int, int] = field(default_factory=dict)  # bounds on local steps, where time is short
+    rows: Mapping[str, Tensor] = field(default_factory=dict)
+    turns: Mapping[int, int] = field(default_factory=dict)
+
+    def part(self, client: int) -> Payload | None:
+        """What ``client`` receives beside the broadcast; its rows are views."""
+        each = self.each.get(client)
+        if not self.rows:
+            return each
+        at = self.clients.index(client)
+        rows = {k: v[at] for k, v in self.rows.items()}
+        return Payload(rows) if each is None else Payload({**rows, **each.arrays}, each.values)
 
 
 @dataclass
@@ -105,7 +120,7 @@ class Worker:
         with torch.random.fork_rng(devices=[]):
             ready = self._train_together(broadcast, chunk)
             for client in chunk.clients:
-                each = chunk.each.get(client)
+                each = chunk.part(client)
                 outcome = Outcome(client, "ok", bytes_down=down + (each.nbytes if each else 0))
                 state = self._one(broadcast, chunk, outcome, folder, ready.get(client))
                 outcomes.append(outcome)
@@ -131,14 +146,15 @@ class Worker:
 
     def job(self, broadcast: Broadcast, chunk: Chunk, client: int) -> Job:
         """Build the job of one client."""
-        plan, message, each = self.plan, broadcast.payload, chunk.each.get(client)
+        plan, message, each = self.plan, broadcast.payload, chunk.part(client)
+        turn = chunk.turns.get(client, broadcast.round)
         if (standing := broadcast.standing) is not None:
             message = Payload({**standing.arrays, **message.arrays}, {**standing.values, **message.values})
         if each is not None:
             message = Payload({**message.arrays, **each.arrays}, {**message.values, **each.values})
         return Job(
             client=client,
-            round=broadcast.round,
+            round=turn,
             task=plan.task,
             model=self.model,
             local=plan.classes.local(client) if plan.classes else plan.local,
@@ -273,9 +289,10 @@ class Worker:
 def _to(broadcast: Broadcast, chunk: Chunk, device: str) -> tuple[Broadcast, Chunk]:
     each = {c: p.to(device) for c, p in chunk.each.items()}
     states = {c: {k: v.to(device) for k, v in s.items()} for c, s in chunk.states.items()}
+    rows = {k: v.to(device) for k, v in chunk.rows.items()}
     standing = None if broadcast.standing is None else broadcast.standing.to(device)
     moved = replace(broadcast, payload=broadcast.payload.to(device), standing=standing)
-    return moved, replace(chunk, each=each, states=states)
+    return moved, replace(chunk, each=each, states=states, rows=rows)
 
 
 def vectorises(wish: str, device: str) -> bool:

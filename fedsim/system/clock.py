@@ -131,7 +131,7 @@ class Clock:
         ids = np.fromiter(works, dtype=np.int64, count=len(works))
         down_bytes = np.asarray(bytes_down, dtype=np.float64)
         units, up_ratio = self.facts.get(kind, (self.cost.gradient, 1.0))
-        down_rate, up_rate = (self._rate(way, ids, round, number) for way in ("down", "up"))
+        down_rate, up_rate = (self.rate(way, ids, round, number) for way in ("down", "up"))
         delay = self.fleet.latency[ids] / 1e3
         plan = Schedule(
             ids=ids,
@@ -200,7 +200,7 @@ class Clock:
         self.now = saved["now"]
         self.facts = {k: (v[0], v[1]) for k, v in saved["facts"].items()}
 
-    def _rate(self, way: str, ids: np.ndarray, round: int, number: int) -> np.ndarray:
+    def rate(self, way: str, ids: np.ndarray, round: int, number: int) -> np.ndarray:
         """Bytes per second of this exchange: the client's mean, with its spread, no slower than a tenth of the mean."""
         mean, std = getattr(self.fleet, way)[ids], getattr(self.fleet, f"{way}_std")[ids]
         if std.any():

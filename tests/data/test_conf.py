@@ -34,7 +34,7 @@ def test_defaults_build():
             labels, 10, np.random.default_rng(0)
         )
         assert sum(map(len, parts)) == len(labels)
-    for name in ("linear", "mlp", "cnn", "resnet18"):
+    for name in ("linear", "mlp", "mlp_xavier", "cnn", "resnet18"):
         shape = {"input_shape": data.input_shape, "num_classes": data.num_classes}
         model = instantiate(OmegaConf.load(CONF / f"model/{name}.yaml"), **shape)
         assert model(data.normalize(data.train.x[:2], next(model.parameters()).dtype)).shape == (2, 10)

@@ -1,0 +1,168 @@
+"""Who is asked to take part: sampling rules, one class each. Cost follows the number asked, not the population.
+
+A rule is called with the population, how many to ask, and the numbers that key its draws; it returns ids, ascending.
+Fewer come back where fewer are there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from fedsim.cohort import sample
+from fedsim.errors import ConfigError
+from fedsim.rng import numpy_rng
+from fedsim.sampling.population import BLOCK, Population
+
+
+class Sampler:
+    """Base of the rules."""
+
+    remembers: ClassVar[bool] = False  # whether it looks at what clients did before
+
+    def __call__(
+        self, population: Population, count: int, *key: int, exclude: Collection[int] = ()
+    ) -> list[int]:
+        """Ids to ask, ascending."""
+        rng = numpy_rng(population.seed, "cohort", *key)
+        return sorted(self.choose(population, count, rng, key, exclude))
+
+    def choose(
+        self,
+        population: Population,
+        count: int,
+        rng: np.random.Generator,
+        key: tuple[int, ...],
+        exclude: Collection[int],
+    ) -> list[int]:
+        """Up to ``count`` ids outside ``exclude``."""
+        raise NotImplementedError
+
+
+class Uniform(Sampler):
+    """Uniformly without replacement, or each client independently (``participation=bernoulli``)."""
+
+    def __call__(
+        self, population: Population, count: int, *key: int, exclude: Collection[int] = ()
+    ) -> list[int]:
+        """Where everybody can be asked, the cohorts of ``fedsim.cohort.sample``."""
+        m, bernoulli = len(population.sizes), population.participation == "bernoulli"
+        if population.blind and not exclude and len(key) == 1:
+            return sample(population.seed, key[0], m, count, population.participation)
+        if bernoulli:
+            asked = sample(population.seed, key[0], m, count, population.participation)
+            ids = np.array(asked, dtype=np.int64)
+            return [c for c in ids[population.present(ids)].tolist() if c not in exclude]
+        return super().__call__(population, count, *key, exclude=exclude)
+
+    def choose(
+        self,
+        population: Population,
+        count: int,
+        rng: np.random.Generator,
+        key: tuple[int, ...],
+        exclude: Collection[int],
+    ) -> list[int]:
+        """The first of a random order."""
+        return population.pick(population.uniform(rng, count), count, exclude)
+
+
+class Weighted(Sampler):
+    """Without replacement, with probability in proportion to the number of samples; clients without any never."""
+
+    def choose(
+        self,
+        population: Population,
+        count: int,
+        rng: np.random.Generator,
+        key: tuple[int, ...],
+        exclude: Collection[int],
+    ) -> list[int]:
+        """The first of a random order by size."""
+        return population.pick(population.by_size(rng, count), count, exclude)
+
+
+class RoundRobin(Sampler):
+    """One after another in the order of their ids; who is absent is passed over."""
+
+    def choose(
+        self,
+        population: Population,
+        count: int,
+        rng: np.random.Generator,
+        key: tuple[int, ...],
+        exclude: Collection[int],
+    ) -> list[int]:
+        """Starts where the round before would have ended, had everybody been there."""
+        m = len(population.sizes)
+        first, block = key[-1] * count % m, max(count, BLOCK)
+        blocks = ((first + np.arange(a, min(a + block, m))) % m for a in range(0, m, block))
+        return population.pick(blocks, count, exclude)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Staying(Sampler):
+    """Of ``choice`` times as many present clients as needed, drawn uniformly, those that will stay longest."""
+
+    choice: float
+
+    def __post_init__(self) -> None:
+        check(self.choice >= 1, "choice", self.choice, "must be at least 1")
+
+    def choose(
+        self,
+        population: Population,
+        count: int,
+        rng: np.random.Generator,
+        key: tuple[int, ...],
+        exclude: Collection[int],
+    ) -> list[int]:
+        """Ties, as where nobody ever leaves, go to who was drawn first."""
+        clock = population.clock
+        if clock is None:
+            raise ConfigError(
+                "sampling=staying: needs devices that come and go; add system=phones or another system"
+            )
+        wish = round(self.choice * count)
+        ids = np.array(population.pick(population.uniform(rng, wish), wish, exclude), dtype=np.int64)
+        order = np.argsort(-clock.presence.until(ids, clock.now), kind="stable")
+        return [int(c) for c in ids[order[:count]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PowerOfChoice(Sampler):
+    """Of ``choice`` times as many candidates as needed, drawn by size, those with the highest loss.
+
+    Cho, Wang, Joshi: Towards Understanding Biased Client Selection in Federated Learning, AISTATS 2022, section 4; the
+    variant pi_rpow-d, which takes each client's last reported training loss (infinite before its first) and sends
+    nothing for it.
+    """
+
+    choice: float
+    remembers: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check(self.choice >= 1, "choice", self.choice, "must be at least 1")
+
+    def choose(
+        self,
+        population: Population,
+        count: int,
+        rng: np.random.Generator,
+        key: tuple[int, ...],
+        exclude: Collection[int],
+    ) -> list[int]:
+        """Highest loss first; ties go to who was drawn first."""
+        wish = round(self.choice * count)
+        ids = population.pick(population.by_size(rng, wish), wish, exclude)
+        nothing = (float("inf"), 0.0, 0.0)
+        return sorted(ids, key=lambda c: -population.seen.get(c, nothing)[0])[:count]
+
+
+def check(ok: bool, key: str, value: object, expected: str) -> None:
+    """Refuse an impossible option of a rule, naming its configuration key."""
+    if not ok:
+        raise ConfigError(f"sampling.{key}={value}: {expected}")

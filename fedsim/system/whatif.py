@@ -1,0 +1,156 @@
+"""What a finished run would have taken on other devices: priced again from its record, without training."""
+
+from __future__ import annotations
+
+import copy
+import math
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from hydra.utils import get_object
+from omegaconf import DictConfig
+
+from fedsim import build, settings
+from fedsim.errors import ConfigError
+from fedsim.report.runs import Run
+from fedsim.server import MEASURING
+from fedsim.system.availability import Always
+from fedsim.system.clock import Clock
+from fedsim.system.cost import Cost, count_flops
+from fedsim.task import cross_entropy
+from fedsim.tracking.rows import read_rows
+
+Counts = dict[int, dict[str, float]]  # of one exchange: client to bytes and passes
+COUNTED = ("bytes_down", "bytes_up", "gradients", "forwards")
+
+
+def compose_system(option: str, overrides: Sequence[str] = ()) -> DictConfig:
+    """The ``system`` settings of an option's name or of a YAML file written like one, with ``overrides``."""
+    if not option.endswith((".yaml", ".yml")):
+        return settings.compose([f"system={option}", *overrides])
+    if not Path(option).is_file():
+        raise ConfigError(f"--system {option}: no such file")
+    with tempfile.TemporaryDirectory(prefix="fedsim-system-") as folder:
+        (Path(folder) / "system").mkdir()
+        shutil.copy(option, Path(folder) / "system" / "given_file.yaml")
+        return settings.compose(["system=given_file", *overrides, f"hydra.searchpath=[file://{folder}]"])
+
+
+def reprice(run: Run, system: DictConfig) -> Run:
+    """The run with the virtual times and energies of another fleet (``system`` as by ``compose_system``).
+
+    Raises:
+        ConfigError: if on that fleet other clients would have taken part or other updates have been made, or if the
+            record does not tell.
+    """
+    config = settings.load(run.dir / "config.yaml")
+    method = _method(config)
+    _check_recorded(run, config, method)
+    config.system = system.system
+    clock = _clock(run, config, 1 if getattr(method, "pooled", False) else config.num_clients)
+    by_round = dict(_exchanges(run))
+    rows = []
+    for row in run.rows:
+        parts = [
+            _price(clock, counts, int(row["round"]) - 1, n)
+            for n, counts in enumerate(by_round.get(row["round"], []))
+        ]
+        seconds, joules = (math.fsum(p[i] for p in parts) for i in (0, 1))
+        if not parts:
+            seconds = clock.system.idle
+        kept = {k: v for k, v in row.items() if k not in ("sim_seconds", "joules")}
+        rows.append({**kept, "sim_seconds": seconds} | ({} if math.isnan(joules) else {"joules": joules}))
+    return replace(run, rows=rows, config={**run.config, "system": settings.plain(config)["system"]})
+
+
+def _check_recorded(run: Run, config: DictConfig, method: Any) -> None:
+    """Refuse runs whose updates depended on how long clients took."""
+    own, where = config.system, f"{run.dir}: cannot be priced on other devices: "
+    if getattr(method, "asynchronous", False):
+        raise ConfigError(
+            f"{where}updates of an asynchronous method come in the order of their virtual times"
+        )
+    if own:
+        changes = own.deadline is not None or own.over_selection > 1
+        changes |= any(own.dropout.get(k, 0) > 0 for k in ("before", "during", "after"))
+        if changes or not str(own.availability.get("_target_")).endswith(".Always"):
+            raise ConfigError(
+                f"{where}who took part depended on its own devices (deadline, dropout or availability)"
+            )
+    if str(config.sampling.get("_target_")).endswith((".Oort", ".Staying")):
+        raise ConfigError(f"{where}its sampling rule looked at how long clients took or would stay")
+    if config.client.get("classes") and config.client.classes_by == "speed":
+        raise ConfigError(f"{where}its classes of clients went by the speed of its own devices")
+
+
+def _clock(run: Run, config: DictConfig, num_clients: int) -> Clock:
+    """The clock of the other fleet, unless that would choose other clients."""
+    where = f"{run.dir}: cannot be priced on these devices: "
+
+    def measure() -> Cost:
+        handed = [k for k in ("model", "data") if "given" in (config.get(k) or {})]
+        if handed:
+            raise ConfigError(
+                f"{where}system.work=flops needs the {handed[0]}, which was handed over in Python; use work=samples"
+            )
+        data = build.split(config, build.dataset(config))
+        batch = build.example(data, build.DTYPES[config.dtype])
+        model = copy.deepcopy(build.model(config, data.dataset, None)).to(batch.x.dtype)
+        return count_flops(model, batch.x, batch.y, cross_entropy)
+
+    system = build.system(config)
+    clock = system.start(num_clients, config.seed, 0.0, measure)
+    if system.deadline is not None or system.over_selection > 1 or system.dropout:
+        raise ConfigError(f"{where}deadlines, over-selection and dropout would change who takes part")
+    if not isinstance(clock.presence, Always):
+        raise ConfigError(
+            f"{where}who comes and goes would take part at other times; use system/availability=always"
+        )
+    return clock
+
+
+def _method(config: DictConfig) -> Any:
+    try:
+        return get_object(str(config.strategy.get("_target_")))
+    except Exception as error:
+        raise ConfigError(
+            f"strategy: {config.strategy.get('_target_')} cannot be imported ({error})"
+        ) from error
+
+
+def _exchanges(run: Run) -> Iterator[tuple[int, list[Counts]]]:
+    """Per round what each client sent, received and computed, exchange by exchange."""
+    path = run.dir / "clients.jsonl"
+    if not path.is_file():
+        raise ConfigError(f"{run.dir}: has no clients.jsonl, which tells what each client sent and computed")
+    found: dict[int, list[Counts]] = {}
+    last: tuple[int, str] | None = None
+    for row in read_rows(path):
+        prefix, _, metric = str(row["metric"]).rpartition("/")
+        if metric not in COUNTED or prefix in MEASURING:
+            continue
+        parts, client = found.setdefault(int(row["round"]), []), int(row["client"])
+        if (row["round"], prefix) != last or metric in parts[-1].get(client, {}):
+            parts.append({})
+        last = row["round"], prefix
+        parts[-1].setdefault(client, {})[metric] = float(row["value"])
+    if found and not any("gradients" in c for parts in found.values() for p in parts for c in p.values()):
+        raise ConfigError(f"{path}: recorded before passes were counted; run it again")
+    yield from found.items()
+
+
+def _price(clock: Clock, counts: Counts, round: int, number: int) -> tuple[float, float]:
+    """Virtual seconds and joules of one exchange that waits for everybody."""
+    ids = np.array(sorted(counts), dtype=np.int64)
+    get: Callable[[str], np.ndarray] = lambda k: np.array([counts[int(c)].get(k, 0.0) for c in ids])  # noqa: E731
+    units = clock.cost.gradient * get("gradients") + clock.cost.forward * get("forwards")
+    delay, compute = clock.fleet.latency[ids] / 1e3, units / clock.fleet.speed[ids]
+    down = delay + get("bytes_down") / clock.rate("down", ids, round, number)
+    up = delay + get("bytes_up") / clock.rate("up", ids, round, number)
+    joules = clock.fleet.compute_watts[ids] * compute + clock.fleet.radio_watts[ids] * (down + up)
+    return float((down + compute + up).max()), math.fsum(joules)

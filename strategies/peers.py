@@ -1,0 +1,103 @@
+"""What strategies for peers share: first models, training results, and measurements over all peers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedsim.errors import ConfigError
+from fedsim.evaluation import over_clients
+from fedsim.payload import Replies
+from fedsim.rng import numpy_rng
+from fedsim.server import Server
+from fedsim.topology.facts import facts
+from fedsim.vectors import Layout, Weights
+from strategies.averaging import Array, variances
+from strategies.base import State
+
+__all__ = ["chosen", "facts", "first_models", "geometry", "moved", "network_mean", "price", "spread"]
+
+ROWS = 64  # models measured at once
+
+
+def first_models(server: Server, kind: str) -> Weights:
+    """A model per peer (N, d) and its statistics (N, b): ``independent`` draws or copies of one (``shared``)."""
+    n, one = server.num_clients, server.initial()
+    if kind == "shared":
+        return Weights(one.w.repeat(n, 1), one.buffers.repeat(n, 1))
+    if server.fresh is None:
+        raise ConfigError(
+            "strategy.init_models=independent: peers cannot draw models of their own from a given initial state; "
+            "type strategy.init_models=shared"
+        )
+    w, buffers = one.w.new_empty((n, len(one.w))), one.buffers.new_empty((n, len(one.buffers)))
+    for peer in range(n):
+        w[peer], buffers[peer] = server.fresh(peer)
+    return Weights(w, buffers)
+
+
+def moved(state: State, replies: Replies, *, in_place: bool = False) -> State:
+    """The state after local training: every peer that answered moved by its ``delta``, which is used up.
+
+    ``in_place``: the models may be overwritten; else they are left as they are.
+    """
+    delta, who, models = replies.stack("delta"), torch.tensor(replies.clients), state["peers"]
+    if in_place:
+        models.index_add_(0, who, delta)
+    elif len(who) == len(models):
+        models = delta.add_(models)
+    else:
+        models = models.index_add(0, who, delta)
+    new = {**state, "peers": models}
+    if ("buffers", "stack") in replies.folded:
+        new["buffers"] = state["buffers"].index_copy(0, who, replies.stack("buffers"))
+    return new
+
+
+def network_mean(models: Tensor) -> Tensor:
+    """Mean over peers, (N, d) to (d,); summed peer by peer in float64."""
+    return torch.from_numpy(models.numpy().mean(axis=0, dtype=np.float64)).to(models.dtype)
+
+
+def chosen(server: Server, count: int | None) -> Sequence[int]:
+    """The peers that are measured: all, or always the same ``count`` of them."""
+    if count is None or count >= server.num_clients:
+        return range(server.num_clients)
+    picked = numpy_rng(server.seed, "server/measured").choice(server.num_clients, count, replace=False)
+    return sorted(picked.tolist())
+
+
+def spread(server: Server, found: Replies, domains: Sequence[str | None] | None = None) -> dict[str, float]:
+    """Every metric over peers (see ``over_clients``), and the smallest and largest accuracy."""
+    out = over_clients(found.ok, server.sizes, domains)
+    values = [o.metrics["accuracy"] for o in found.ok if "accuracy" in o.metrics]
+    return out | ({"accuracy_min": min(values), "accuracy_max": max(values)} if values else {})
+
+
+def geometry(models: Array, start: Array, layout: Layout) -> dict[str, float]:
+    """Consensus distance, ``mean_i |w_i - mean|``, and each tensor's variance, mean over peers, relative to the start.
+
+    Tensors that started with one value (fresh biases) are left out.
+    """
+    mean = models.mean(axis=0, dtype=np.float64)
+    total = 0.0
+    for a in range(0, len(models), ROWS):
+        total += float(np.sqrt(np.square(models[a : a + ROWS] - mean).sum(axis=1)).sum())
+    out = {"consensus_distance": total / len(models)}
+    now = variances(models, layout.params).mean(axis=0)
+    for slot, first, value in zip(layout.params, start, now, strict=True):
+        if first > 1e-30:
+            out[f"variance/{slot.name}"] = float(value / first)
+    return out
+
+
+def price(server: Server, sent: NDArray[Any], received: NDArray[Any]) -> None:
+    """Book bytes sent and received (N,) by each peer on its training of this round, instead of the simulator's own."""
+    for o in server.outcomes:
+        if o.task == "fit":
+            o.bytes_up, o.bytes_down = int(sent[o.client]), int(received[o.client])

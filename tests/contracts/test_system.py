@@ -1,0 +1,55 @@
+"""What every strategy promises on devices that fail it: drop-outs, deadlines, and nobody there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from problems import Problem, classification, hashes, recorded
+from registry import TABLE, Entry
+
+each_strategy = pytest.mark.parametrize("entry", TABLE, ids=lambda e: e.label)
+
+LOST = ["system=lognormal", *(f"system.dropout.{when}=0.2" for when in ("before", "during", "after"))]
+LATE = ["system=lognormal", "system.deadline=0.5", "system.stragglers=drop"]
+
+
+def record(entry: Entry, problem: Problem, *overrides: str) -> Any:
+    return recorded(entry.strategy, problem, *entry.overrides, *overrides)
+
+
+@pytest.mark.parametrize("fleet", [LOST, LATE], ids=["dropout", "deadline"])
+@each_strategy
+def test_a_dropped_client_is_as_if_it_had_not_been_asked(entry: Entry, fleet: list[str]) -> None:
+    """Not in the weights, not in the state of any client, and named in the log."""
+    cohorts = [list(range(6)), [0, 1, 2, 4], [1, 3, 5], [0, 2, 4, 5]]
+    chunks = "engine.chunks=1"
+    strategy, result = record(entry, classification(cohorts=cohorts), *fleet, chunks)
+    gone = [{f["client"] for f in row["failures"] if f["kind"] == "dropped"} for row in result.rows]
+    assert any(gone) and all(len(g) < len(ids) for g, ids in zip(gone, cohorts, strict=True))
+    without = [[c for c in ids if c not in g] for ids, g in zip(cohorts, gone, strict=True)]
+    plain, expected = record(entry, classification(cohorts=without), chunks)
+    assert hashes(result) == hashes(expected)
+    for one, other in zip(strategy.kept, plain.kept, strict=True):
+        for mine, theirs in zip(one, other, strict=True):
+            assert mine.keys() == theirs.keys() and all(torch.equal(mine[k], theirs[k]) for k in mine)
+
+
+@each_strategy
+def test_rounds_nobody_is_there_for_change_nothing_but_the_time(entry: Entry, tmp_path: Path) -> None:
+    (tmp_path / "trace.csv").write_text("client,start_s,end_s\n1,1500,3000\n")
+    fleet = [
+        "system=lognormal",
+        "system/availability=trace",
+        f"system.availability.path={tmp_path / 'trace.csv'}",
+    ]
+    fleet += ["+system.traces=.", "system.availability.period=3600", "system.idle=800"]
+    strategy, result = record(entry, classification(), *fleet)
+    assert [len(row["cohort"]) for row in result.rows] == [0, 0, 3, 3]
+    assert [row["sim_seconds"] for row in result.rows[:2]] == [800, 800]
+    first, second, third, _ = hashes(result)
+    assert first == second != third
+    for name, value in strategy.states[0].items():
+        assert torch.equal(value, strategy.states[1][name])
