@@ -21,6 +21,10 @@ class Client:
     def setup(self, task: Task, layout: Layout) -> None:
         """Once per worker, before the first job: build further networks here."""
 
+    def keeps(self, layout: Layout) -> frozenset[str]:
+        """Names of the parameters that never leave their client; ``job.start`` puts them in place again."""
+        return frozenset()
+
     def init_state(self, layout: Layout) -> dict[str, Tensor]:
         """What a client that never took part keeps: names to tensors. Empty unless the method has client state."""
         return {}
@@ -43,7 +47,7 @@ class Client:
     def fit(self, job: Job) -> Update:
         """Local training: ``step`` over the round's batches. A client without samples refuses."""
         if job.num_steps == 0:
-            raise Refusal("no samples" if len(job.data) == 0 else "no local steps")
+            raise Refusal("no samples" if len(job.data) == 0 else "one sample, too few for BatchNorm")
         w = self.begin(job, job.start())
         for batch in job.batches():
             w = self.step(job, w, batch)

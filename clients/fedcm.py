@@ -22,6 +22,7 @@ class FedCMClient(SGDClient):
 
     def begin(self, job: Job, w: Tensor) -> Tensor:
         """The constant part ``(1 - alpha) D``."""
+        job.demand_gradient_steps("FedCM")
         job.keep["momentum"] = job.message.arrays["direction"] * (1 - self.alpha)
         return w
 

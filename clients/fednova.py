@@ -17,6 +17,7 @@ class FedNovaClient(SGDClient):
 
     def finish(self, job: Job, w: Tensor) -> Update:
         """Normalise; the weight stays n_i."""
+        job.demand_gradient_steps("FedNova")
         work = accumulated(job.num_steps, job.local.momentum)
         return Update(
             {"delta": job.delta(w).div_(work)},

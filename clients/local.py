@@ -20,8 +20,9 @@ class LocalClient(Client):
         return w.copy_(job.state["w"]) if "w" in job.state else w
 
     def finish(self, job: Job, w: Tensor) -> Update:
-        """Keep the model."""
-        return Update(state={"w": w.clone()}, metrics=job.report(), weight=len(job.data))
+        """Keep the model, its statistics included."""
+        state = {"w": w.clone(), **job.local_part.keep(job.model, w)}
+        return Update(state=state, metrics=job.report(), weight=len(job.data))
 
     def evaluate(self, job: Job) -> Update:
         """Measure the own model on the held-out samples."""

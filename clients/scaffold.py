@@ -44,6 +44,7 @@ class ScaffoldClient(Client):
             change = job.full_gradient(job.anchor) - job.state["c"]
             delta = job.delta(w)
         else:
+            job.demand_gradient_steps("SCAFFOLD's option 2")
             delta = job.delta(w)
             steps = job.values.get("steps", job.num_steps)
             assert isinstance(steps, int | float)

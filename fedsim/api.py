@@ -15,9 +15,11 @@ from torch import Tensor, nn
 
 from fedsim import build, session
 from fedsim.build import Pair
+from fedsim.data.federated import FederatedData
+from fedsim.engine.base import Engine
 from fedsim.given import Given
 from fedsim.settings import compose, run_dir, run_key, run_name
-from fedsim.task import LossFn, Task, cross_entropy
+from fedsim.task import LossFn
 from fedsim.tracking import build as build_trackers
 from fedsim.tracking import read_rows
 
@@ -64,7 +66,8 @@ def simulate(
     *,
     model: nn.Module | Callable[[], nn.Module] | None = None,
     clients: Sequence[Pair] | None = None,
-    test: Pair | None = None,
+    test: Pair | Mapping[str, Pair] | None = None,
+    domains: Sequence[str] | None = None,
     loss: LossFn | None = None,
     initial: Mapping[str, Tensor] | None = None,
     cohorts: Sequence[Sequence[int]] | None = None,
@@ -91,6 +94,7 @@ def simulate(
         model=model,
         clients=clients,
         test=test,
+        domains=domains,
         loss=loss,
         initial=initial,
         cohorts=cohorts,
@@ -99,8 +103,17 @@ def simulate(
     )
 
 
-def run(config: DictConfig, *, fresh: bool = False, **handed: Any) -> RunResult:
-    """Run a composed configuration; keyword arguments and errors as in :func:`simulate`.
+def run(
+    config: DictConfig,
+    *,
+    fresh: bool = False,
+    engine: Engine | None = None,
+    data: FederatedData | None = None,
+    **handed: Any,
+) -> RunResult:
+    """Run a composed configuration; further keyword arguments and errors as in :func:`simulate`.
+
+    ``engine``, instead of a new one of the configured kind, and ``data`` are for whoever runs clients elsewhere.
 
     The folder is ``dir``, or follows from the settings; ``fresh`` makes a new one for every call. A run whose folder is
     finished is not run again, a half-finished one continues from its checkpoint (``resume=never`` starts afresh).
@@ -111,36 +124,42 @@ def run(config: DictConfig, *, fresh: bool = False, **handed: Any) -> RunResult:
         stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 1_000_000_000:09d}"
         config.dir = str(Path(config.out) / config.name / f"{run_name(config)}-{stamp}")
     folder, key = run_dir(config), run_key(config)
-    if mark := given.fingerprint():
+    mark = given.fingerprint() + (f"/{config.engine.name}" if engine is not None else "")
+    if mark:
         key = hashlib.sha256(f"{key}/{mark}".encode()).hexdigest()
     with session.locked(folder):
-        return _run(config, given, folder, key)
+        return _run(config, given, folder, key, engine, data)
 
 
-def _run(config: DictConfig, given: Given, folder: Path, key: str) -> RunResult:
+def _run(
+    config: DictConfig,
+    given: Given,
+    folder: Path,
+    key: str,
+    engine: Engine | None,
+    data: FederatedData | None,
+) -> RunResult:
     previous = session.enter(folder, config, key)
     if previous is not None and (done := session.finished_summary(folder, config)) is not None:
         state = load_file(folder / "weights.safetensors")
         return RunResult(folder, state, done, read_rows(folder / "metrics.jsonl"), str(done["method"]))
     method = build.strategy(config, given.strategy)
     trackers = build_trackers(config.tracker, extra=list(given.callbacks))
-    engine, summary = None, dict[str, Any]()
+    summary: dict[str, Any] = {}
     try:
         trackers.phase("loading data")
-        data = session.load_data(config, given, method)
-        model = build.model(config, data.dataset, given.model)
-        if given.initial is not None:
-            model = build.initialised(model, given.initial, build.DTYPES[config.dtype])
-        example = build.example(data, build.DTYPES[config.dtype])
-        task = Task(model, given.loss or cross_entropy, example=example.x)
+        data = data or session.load_data(config, given, method)
+        task = session.learning_task(config, given, data)
         trackers.phase(f"starting the {config.engine.name} engine")
-        engine = session.start_engine(config)
+        engine = engine or session.start_engine(config)
         loop = session.assemble(config, given, method, task, data, engine, trackers, key)
         if previous is not None:
             loop.restore(previous)
             loop.history = [r for r in read_rows(folder / "metrics.jsonl") if r["round"] <= loop.done]
         trackers.start(session.describe(config, folder, loop.done))
         data.shards.save(folder / "partition.npz")
+        if data.local_test is not None:
+            data.local_test.save(folder / "local_test.npz")
         if loop.server.clock is not None:
             loop.server.clock.fleet.save(folder)
         try:

@@ -6,9 +6,10 @@ import copy
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import is_dataclass
 from difflib import get_close_matches
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 import numpy as np
 import torch
@@ -17,11 +18,13 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
+from fedsim.attack import AttackLike, draw_attackers
 from fedsim.classes import Classes
 from fedsim.config import ClientConfig
 from fedsim.data.dataset import Dataset, Samples
 from fedsim.data.federated import FederatedData
 from fedsim.data.local import Batch, LocalData
+from fedsim.data.longtail import local_tests
 from fedsim.data.partition import from_partitioner
 from fedsim.data.shards import Shards, holdout
 from fedsim.errors import ConfigError, FedsimError
@@ -83,11 +86,26 @@ def split(config: DictConfig, data: Dataset) -> FederatedData:
         parts = from_partitioner(labels, config.num_clients, rng, partitioner=cut)
     else:
         parts = cut(labels, config.num_clients, rng)
-    return _hold_out(config, data, Shards.of(parts))
+    return held_out(config, data, Shards.of(parts))
 
 
-def given_clients(config: DictConfig, clients: Sequence[Pair], test: Pair | None) -> FederatedData:
-    """Clients handed over as ``(x, y)`` pairs: x (n_i, ...) and y (n_i, ...) with equal trailing shapes."""
+def owned(config: DictConfig, data: Dataset, client: int) -> FederatedData:
+    """All of ``data`` as the samples of one of the ``num_clients``: where clients bring their own, others have none."""
+    parts = [np.empty(0, dtype=np.int64)] * config.num_clients
+    parts[client] = np.arange(len(data.train), dtype=np.int64)
+    return held_out(config, data, Shards.of(parts))
+
+
+def given_clients(
+    config: DictConfig,
+    clients: Sequence[Pair],
+    test: Pair | Mapping[str, Pair] | None,
+    domains: Sequence[str] | None = None,
+) -> FederatedData:
+    """Clients handed over as ``(x, y)`` pairs: x (n_i, ...) and y (n_i, ...) with equal trailing shapes.
+
+    ``domains`` names the domain of each client; ``test`` may then be a pair per domain.
+    """
     xs = [torch.as_tensor(x) for x, _ in clients]
     ys = [torch.as_tensor(y) for _, y in clients]
     for i, (x, y) in enumerate(zip(xs, ys, strict=True)):
@@ -97,11 +115,25 @@ def given_clients(config: DictConfig, clients: Sequence[Pair], test: Pair | None
             raise ConfigError(
                 f"clients[{i}]: samples of shape {tuple(x.shape[1:])}, client 0 has {tuple(xs[0].shape[1:])}"
             )
-    ends = np.cumsum([0] + [len(x) for x in xs]).astype(np.int64)
-    held = None if test is None else Samples(torch.as_tensor(test[0]), torch.as_tensor(test[1]))
+    sizes = [len(x) for x in xs]
+    ends = np.cumsum([0] + sizes).astype(np.int64)
+    tests = dict(test) if isinstance(test, Mapping) else {} if test is None else {"": test}
+    names = tuple(sorted({*(domains or ()), *(tests if isinstance(test, Mapping) else ())}))
+    held = None
+    if tests:
+        held = Samples(*(torch.cat([torch.as_tensor(pair[i]) for pair in tests.values()]) for i in (0, 1)))
+    groups = {"train": {"domain": _codes(names, domains or (), sizes)}} if names else {}
+    if isinstance(test, Mapping):
+        groups["test"] = {"domain": _codes(names, list(tests), [len(y) for _, y in tests.values()])}
     y = torch.cat(ys)
-    data = Dataset(Samples(torch.cat(xs), y), held, classes=_classes(y))
-    return _hold_out(config, data, Shards(np.arange(ends[-1], dtype=np.int64), ends))
+    kinds = {"groups": groups, "group_names": {"domain": names}} if names and domains else {}
+    seen = y if held is None or held.y.dim() != 1 or y.dim() != 1 else torch.cat([y, held.y.to(y)])
+    data = Dataset(Samples(torch.cat(xs), y), held, classes=_classes(seen), **kinds)  # type: ignore[arg-type]
+    return held_out(config, data, Shards(np.arange(ends[-1], dtype=np.int64), ends))
+
+
+def _codes(names: Sequence[str], values: Sequence[str], sizes: Sequence[int]) -> np.ndarray:
+    return np.repeat(np.array([names.index(v) for v in values], dtype=np.int64), sizes)
 
 
 def initialised(model: nn.Module, initial: Mapping[str, Tensor], dtype: torch.dtype) -> nn.Module:
@@ -170,6 +202,14 @@ def system(config: DictConfig) -> System:
     return built
 
 
+def attack(config: DictConfig) -> tuple[AttackLike | None, list[int]]:
+    """The configured attack and the ids of the attackers; ``None`` and nobody if all clients are honest."""
+    if config.attack is None:
+        return None, []
+    built: AttackLike = part(config.attack, "attack")
+    return built, draw_attackers(config.seed, config.num_clients, built.fraction)
+
+
 def clock(config: DictConfig, task: Task, data: FederatedData, dim: int) -> Clock | None:
     """The virtual clock of the configured fleet, if there is one; ``dim`` is the number of parameters."""
     if not config.system:
@@ -209,17 +249,47 @@ def classes(
 
 def typed(node: Any, kind: type) -> Any:
     """A plain instance of a configuration dataclass (fast attributes, picklable)."""
-    plain = OmegaConf.to_container(node, resolve=True)
-    names = set(kind.__dataclass_fields__)  # type: ignore[attr-defined]
-    return kind(**{str(k): v for k, v in plain.items() if k in names})  # type: ignore[union-attr]
+    plain: Any = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+    values = {str(k): v for k, v in plain.items() if k in kind.__dataclass_fields__}  # type: ignore[attr-defined]
+    for name, kinds in get_type_hints(kind).items():
+        inner = next((t for t in (kinds, *get_args(kinds)) if isinstance(t, type) and is_dataclass(t)), None)
+        if inner is not None and isinstance(values.get(name), Mapping):
+            values[name] = typed(values[name], inner)
+    return kind(**values)
 
 
-def _hold_out(config: DictConfig, data: Dataset, shards: Shards) -> FederatedData:
-    fraction = config.evaluation.holdout
+def held_out(config: DictConfig, data: Dataset, shards: Shards) -> FederatedData:
+    """``data`` dealt out by ``shards``, with what each client is measured on set aside as configured."""
+    fraction, own = config.evaluation.holdout, config.evaluation.clients_on == "domain"
+    if own and config.evaluation.clients_every and data.domain("test") is None:
+        raise ConfigError(
+            "evaluation.clients_on=domain: this data set has no test samples with domains; type holdout"
+        )
+    if config.evaluation.local_test:
+        return FederatedData(data, shards, local_test=_local_tests(config.seed, data, shards))
     if not fraction:
-        return FederatedData(data, shards)
+        return FederatedData(data, shards, own_domain=own)
     train, held = holdout(shards, fraction, lambda i: numpy_rng(config.seed, "holdout", 0, i))
-    return FederatedData(data, train, held)
+    return FederatedData(data, train, held, own)
+
+
+def classes_to_count(config: DictConfig, data: Dataset) -> int:
+    """The number of classes if they are to be measured one by one, else 0."""
+    if not config.evaluation.by_class:
+        return 0
+    if not data.num_classes or data.train.y.dim() != 1:
+        raise ConfigError("evaluation.by_class=true: this data set has no class labels; leave it false")
+    return data.num_classes
+
+
+def _local_tests(seed: int, data: Dataset, shards: Shards) -> Shards:
+    if data.test is None or not data.num_classes or data.test.y.dim() != 1:
+        raise ConfigError(
+            "evaluation.local_test=true: needs a test set with class labels, which this data set has not; "
+            "give evaluation.holdout=0.2 instead"
+        )
+    counts = shards.counts(data.train.y.numpy(), data.num_classes)
+    return local_tests(counts, data.test.y.numpy(), lambda i: numpy_rng(seed, "local test", 0, i))
 
 
 def _classes(y: Tensor) -> tuple[str, ...]:

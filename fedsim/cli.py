@@ -1,4 +1,4 @@
-"""The ``fedsim`` command: runs, sweeps, reports and checks. ``fedsim --help`` says how to use it.
+"""The ``fedsim`` command: runs, sweeps, reports, checks, deployments. ``fedsim --help`` says how to use it.
 
 This module imports nothing heavy, so that ``--help`` and mistakes are answered at once.
 """
@@ -93,6 +93,8 @@ def _dispatch(argv: list[str]) -> int:
         from fedsim.commands import verify
 
         return verify(argv[1:])
+    if argv[:1] == ["deploy"]:
+        return _deploy(argv[1:])
     if "--help" in argv or "-h" in argv:
         from fedsim.helptext import help_text
 
@@ -101,6 +103,18 @@ def _dispatch(argv: list[str]) -> int:
     from fedsim.launch import launch
 
     return launch(argv)
+
+
+def _deploy(argv: list[str]) -> int:
+    from fedsim.errors import ConfigError
+
+    try:
+        import flwr  # noqa: F401
+    except ImportError as error:
+        raise ConfigError("deployments need Flower; type: pip install 'fedsim-lab[flower]'") from error
+    from fedsim.flower.deploy import deploy
+
+    return deploy(argv)
 
 
 if __name__ == "__main__":

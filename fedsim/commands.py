@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -112,6 +112,8 @@ def _common(dirs: Sequence[Path]) -> Path:
 def verify(argv: Sequence[str]) -> int:
     """Compute a run again, serially and from scratch, and compare the weights of every round.
 
+    A deployment is simulated on its recorded cohorts, without the clients that did not answer.
+
     Returns 0 if the hash of the weights agrees in every recorded round, else 1.
     """
     parser = argparse.ArgumentParser(prog="fedsim verify", description=(verify.__doc__ or "").splitlines()[0])
@@ -120,17 +122,22 @@ def verify(argv: Sequence[str]) -> int:
     recorded = _hashes(recorded_dir)
     with tempfile.TemporaryDirectory(prefix="fedsim-verify-") as folder:
         recorded_config = load(recorded_dir / "config.yaml")
-        handed = [k for k in ("strategy", "model", "data") if "given" in (recorded_config.get(k) or {})]
-        if handed:
+        objects = [k for k in ("strategy", "model", "data") if "given" in (recorded_config.get(k) or {})]
+        if objects:
             raise ConfigError(
-                f"{recorded_dir}: {' and '.join(handed)} of this run were handed over in Python; to verify it, call "
+                f"{recorded_dir}: {' and '.join(objects)} of this run were handed over in Python; to verify it, call "
                 "simulate again with the same arguments and compare the weights_hash of the rounds"
             )
         config = _from_scratch(recorded_config, folder)
         validate(config)
         from fedsim.api import run
+        from fedsim.replay import Reality, ReplayEngine
 
-        again = _hashes(run(config).dir)
+        handed: dict[str, Any] = {}
+        if (reality := Reality.of(recorded_dir)) is not None:
+            whole = len(reality.cohorts) >= config.rounds
+            handed = {"engine": ReplayEngine(reality), "cohorts": reality.cohorts if whole else None}
+        again = _hashes(run(config, **handed).dir)
     for number, value in recorded.items():
         if again.get(number) != value:
             print(f"round {number} differs: recorded {value}, computed {again.get(number, 'nothing')}")

@@ -23,6 +23,15 @@ VERSION_BASE = "1.3"  # of Hydra
 
 
 @dataclass
+class AdamConfig:
+    """Adam's constants (Kingma, Ba 2015, Algorithm 1)."""
+
+    beta1: float = MISSING  # first moment
+    beta2: float = MISSING  # second moment
+    eps: float = MISSING  # added to the root of the second moment
+
+
+@dataclass
 class ClientConfig:
     """Local optimiser of every client (group ``client``)."""
 
@@ -36,6 +45,7 @@ class ClientConfig:
     batch_size: int = MISSING  # samples; the last batch of an epoch may be short
     shuffle: bool = MISSING  # new order each epoch; false: the order of the partition
     momentum: float = MISSING  # local heavy ball, starts at zero every round
+    adam: AdamConfig | None = MISSING  # if set: Adam instead of SGD, its moments starting at zero every round
     weight_decay: float = MISSING
     clip_norm: float | None = MISSING  # bound on the norm of what `clip` names; null: no bound
     clip: str = MISSING  # direction (gradient + corrections) | loss (gradient) | full (with decay terms)
@@ -47,10 +57,18 @@ class ClientConfig:
 
 
 @dataclass
+class EmbedConfig:
+    """How samples become embeddings, where an encoder is given (group ``encoder``)."""
+
+    batch_size: int = MISSING  # samples
+    normalize: bool = MISSING  # scale embeddings to unit length
+
+
+@dataclass
 class EngineConfig:
     """Where clients are computed (group ``engine``): what all engines share, and all the serial one has."""
 
-    name: str = MISSING  # serial | ray
+    name: str = MISSING  # serial | ray | flower
     workers: int = MISSING  # worker processes; 0: one per core (ray)
     threads: int = MISSING  # torch threads per worker; they change the bits, so they are part of the result
     device: str = MISSING  # auto | cpu | cuda
@@ -68,13 +86,31 @@ class RayConfig(EngineConfig):
 
 
 @dataclass
+class FlowerConfig(EngineConfig):
+    """A deployment's own settings: clients are computed on Flower's SuperNodes."""
+
+    start: float = MISSING  # seconds to wait for the clients' nodes before round 1
+    wait_for: int = MISSING  # clients that must be there before round 1; 0: all
+    deadline: float | None = (
+        MISSING  # seconds a client has to answer, then it counts as dropped; null: no limit
+    )
+    poll: float = MISSING  # seconds between looks for replies
+    lost_state: str = MISSING  # restart | stop, when a node has lost what its client keeps between rounds
+
+
+@dataclass
 class EvaluationConfig:
     """What is measured, and how often."""
 
     every: int = MISSING  # rounds between evaluations of the global model; the last round is always evaluated
     batch_size: int = MISSING
     holdout: float = MISSING  # share of each client's samples kept as its own test set
-    clients_every: int = MISSING  # rounds between evaluations on each client's held-out part; 0: never
+    local_test: bool = (
+        MISSING  # true: each client's own test set is drawn from the common one, with its label mix
+    )
+    by_class: bool = MISSING  # also many/medium/few accuracy, F1 and the accuracy of every class
+    clients_every: int = MISSING  # rounds between evaluations on each client's own test set; 0: never
+    clients_on: str = MISSING  # holdout | domain: what clients are measured on
     stop_at_target: bool = MISSING  # end the run at the first evaluation that reaches `target`
     target: float | None = MISSING  # accuracy whose first crossing is reported as rounds-to-target
 
@@ -149,6 +185,8 @@ class RunConfig:
     model: Any = MISSING
     data: Any = MISSING
     partition: Any = MISSING
+    encoder: Any = MISSING
+    embed: EmbedConfig = MISSING
     engine: EngineConfig = MISSING
     sampling: Any = MISSING
     system: Any = MISSING
@@ -160,7 +198,11 @@ class RunConfig:
     checkpoint: CheckpointConfig = MISSING
 
 
-ENGINES: dict[str, type[EngineConfig]] = {"serial": EngineConfig, "ray": RayConfig}
+ENGINES: dict[str, type[EngineConfig]] = {
+    "serial": EngineConfig,
+    "ray": RayConfig,
+    "flower": FlowerConfig,
+}
 
 
 def register() -> None:

@@ -25,3 +25,7 @@ class CheckpointError(FedsimError):
 
 class EngineError(FedsimError):
     """Workers could not be started or were lost for good (exit code 1)."""
+
+
+class ArgumentError(ConfigError, ValueError):
+    """An argument of a pure function is impossible: a ``ValueError`` for who calls it, exit code 2 in a run."""

@@ -2,39 +2,115 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.data.local import LocalData
+from fedsim.data.local import Batch, LocalData
+from fedsim.data.longtail import GROUPS, by_class
+from fedsim.payload import Outcome
 from fedsim.task import Task
 from fedsim.vectors import FlatModel
 
 
 def evaluate(
     model: FlatModel, w: Tensor, data: LocalData, task: Task, rows: Iterable[Tensor]
-) -> list[dict[str, float]]:
+) -> list[dict[str, Any]]:
     """Sums of loss and metrics at ``w`` (d,) for each batch of row positions, in evaluation mode, without gradients."""
+    with _measuring(model, w):
+        return [measured(task, model.module(x), y) for x, y in map(data.read, rows)]
+
+
+def measured(task: Task, output: Any, y: Tensor) -> dict[str, Any]:
+    """Sums of loss and metrics over one batch, and its ``samples``."""
+    return {"samples": float(len(y)), **task.measure(output, y)}
+
+
+def features(model: FlatModel, w: Tensor, batches: Iterable[Batch]) -> list[Tensor]:
+    """``model.features`` (B, d) of each batch at ``w`` (d,), in evaluation mode, without gradients."""
+    with _measuring(model, w):
+        return [model.module.features(x) for x, _ in batches]  # type: ignore[operator]
+
+
+@contextmanager
+def _measuring(model: FlatModel, w: Tensor) -> Iterator[None]:
     model.bind(w)
     model.module.eval()
     try:
         with torch.inference_mode():
-            out = []
-            for part in rows:
-                x, y = data.read(part)
-                out.append({"samples": float(len(y)), **task.measure(model.module(x), y)})
-            return out
+            yield
     finally:
         model.module.train()
         model.bind(model.w)
 
 
-def mean_of(sums: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Means over all samples from per-batch sums, added in the order given."""
-    total: dict[str, float] = {}
+def mean_of(sums: Sequence[dict[str, Any]], groups: np.ndarray | None = None) -> dict[str, float]:
+    """Means over all samples from per-batch sums (see ``measured``), added in the order given.
+
+    Counts by class become the metrics of ``fedsim.data.longtail.by_class`` under ``groups`` (C,), if given.
+    """
+    total: dict[str, Any] = {}
     for part in sums:
         for k, v in part.items():
             total[k] = total.get(k, 0.0) + v
-    n = total.pop("samples", 0.0)
-    return {k: v / n for k, v in total.items()} if n else {}
+    n, counts = total.pop("samples", 0.0), total.pop("by_class", None)
+    if not n:
+        return {}
+    out: dict[str, float] = {k: v / n for k, v in total.items()}
+    return out | by_class(counts, groups) if counts is not None and groups is not None else out
+
+
+def class_accuracy(sums: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
+    """``class_accuracy`` (C,) from per-batch sums with counts by class; NaN where there are no samples."""
+    right, held, _ = torch.stack([part["by_class"] for part in sums]).sum(dim=0).double()
+    return {"class_accuracy": (right / held).tolist()}
+
+
+def over_clients(
+    outcomes: Sequence[Outcome], sizes: np.ndarray, domains: Sequence[str | None] | None = None
+) -> dict[str, float]:
+    """What single clients' metrics come to: the plain mean of each over the clients that have it.
+
+    Of accuracies also the mean weighted by training samples ``sizes`` (m,), the standard deviation over clients, and
+    the mean of the worst tenth of them (at least one client). With ``domains``, the name of every client's, also the
+    plain means by domain (see ``over_domains``).
+    """
+    out: dict[str, float] = {}
+    for metric in dict.fromkeys(name for o in outcomes for name in o.metrics):
+        having = [o for o in outcomes if metric in o.metrics]
+        values = np.array([o.metrics[metric] for o in having])
+        out[metric] = float(values.mean())
+        *inside, last = metric.split("/")
+        if last == "accuracy" and not set(inside) & set(GROUPS):
+            weights = np.array([sizes[o.client] for o in having], dtype=np.float64)
+            out[f"{metric}_weighted"] = float((values * weights).sum() / max(weights.sum(), 1))
+            out[f"{metric}_std"] = float(values.std())
+            out[f"{metric}_worst_tenth"] = float(np.sort(values)[: -(-len(values) // 10)].mean())
+    members: dict[str, list[Outcome]] = {}
+    for o in outcomes:
+        if domains is not None and (name := domains[o.client]) is not None:
+            members.setdefault(name, []).append(o)
+    return out | over_domains({name: _means(found) for name, found in members.items()})
+
+
+def _means(outcomes: Sequence[Outcome]) -> dict[str, float]:
+    names = dict.fromkeys(k for o in outcomes for k in o.metrics)
+    having = {k: [o.metrics[k] for o in outcomes if k in o.metrics] for k in names}
+    return {k: sum(values) / len(values) for k, values in having.items()}
+
+
+def over_domains(each: Mapping[str, Mapping[str, float]], prefix: str = "") -> dict[str, float]:
+    """Metrics by domain as flat numbers: ``domain/<name>/accuracy`` of each, ``domains/accuracy`` their unweighted mean
+    and ``domains/accuracy_std`` the population standard deviation over domains; ``prefix`` comes before each name."""
+    out = {f"{prefix}domain/{name}/{k}": v for name, found in each.items() for k, v in found.items()}
+    for k in next(iter(each.values()), {}):
+        values = [found[k] for found in each.values() if k in found]
+        mean = sum(values) / len(values)
+        out[f"{prefix}domains/{k}"] = mean
+        out[f"{prefix}domains/{k}_std"] = math.sqrt(sum((v - mean) ** 2 for v in values) / len(values))
+    return out

@@ -9,13 +9,14 @@ from torch import Tensor
 
 from fedsim.errors import ClientError
 
-KINDS = ("mean", "sum", "stack")
+KINDS = ("mean", "sum", "stack", "cat")
+SINGLE = ("stack", "cat")  # kinds that keep every contribution
 
 Fold = Mapping[str, str | Sequence[str]]
 
 
 def fold_kinds(fold: Fold) -> dict[str, tuple[str, ...]]:
-    """Normalise a fold: array name to kinds among mean, sum, stack."""
+    """Normalise a fold: array name to kinds among mean, sum, stack, cat (end to end; lengths may differ)."""
     out = {k: (v,) if isinstance(v, str) else tuple(v) for k, v in fold.items()}
     for name, kinds in out.items():
         for kind in kinds:
@@ -33,7 +34,9 @@ class Folder:
         self._fold = fold
         self._seen: dict[str, tuple[torch.Size, torch.dtype]] = {}
         self.sums: dict[tuple[str, str], Tensor] = {}
-        self.rows: dict[str, list[Tensor]] = {n: [] for n, kinds in fold.items() if "stack" in kinds}
+        self.rows: dict[tuple[str, str], list[Tensor]] = {
+            (n, kind): [] for n, kinds in fold.items() for kind in kinds if kind in SINGLE
+        }
 
     def check(self, arrays: Mapping[str, Tensor]) -> None:
         """Refuse an update whose names or shapes do not match the fold, before anything is added."""
@@ -43,7 +46,7 @@ class Folder:
                 "send exactly the arrays that the strategy's fold names"
             )
         for name, array in arrays.items():
-            kind = array.shape, array.dtype
+            kind = self._kind(name, array)
             if kind != (seen := self._seen.get(name, kind)):
                 raise ClientError(_unlike(name, kind, seen))
 
@@ -51,15 +54,19 @@ class Folder:
         """Fold one update; ``arrays`` may be views of a buffer that is reused afterwards."""
         for name, kinds in self._fold.items():
             array = arrays[name]
-            self._seen[name] = array.shape, array.dtype
+            self._seen[name] = self._kind(name, array)
             for kind in kinds:
-                if kind == "stack":
-                    self.rows[name].append(array.clone())
+                if kind in SINGLE:
+                    self.rows[name, kind].append(array.clone())
                 elif (name, kind) not in self.sums:
                     first = array.to(_sum_dtype(array.dtype, kind), copy=True)
                     self.sums[name, kind] = first.mul_(weight) if kind == "mean" else first
                 else:
                     self.sums[name, kind].add_(array, alpha=weight if kind == "mean" else 1)
+
+    def _kind(self, name: str, array: Tensor) -> tuple[torch.Size, torch.dtype]:
+        """What must agree between clients: all of the shape, or all but its length."""
+        return (array.shape[1:] if self._fold[name] == ("cat",) else array.shape), array.dtype
 
     def cpu(self) -> Folder:
         """The same sums in main memory."""
@@ -69,9 +76,9 @@ class Folder:
 
 
 def combine(parts: Iterable[Folder]) -> dict[tuple[str, str], Tensor]:
-    """Add the sums of chunks, in the order given; rows are stacked."""
+    """Add the sums of chunks, in the order given; single contributions are stacked or laid end to end."""
     totals: dict[tuple[str, str], Tensor] = {}
-    rows: dict[str, list[Tensor]] = {}
+    rows: dict[tuple[str, str], list[Tensor]] = {}
     fresh: set[tuple[str, str]] = set()
     for part in parts:
         for k, v in part.sums.items():
@@ -84,9 +91,17 @@ def combine(parts: Iterable[Folder]) -> dict[tuple[str, str], Tensor]:
             else:
                 totals[k] = totals[k] + v
                 fresh.add(k)
-        for name, more in part.rows.items():
-            rows.setdefault(name, []).extend(more)
-    totals.update({(n, "stack"): torch.stack(r) for n, r in rows.items() if r})
+        for k, more in part.rows.items():
+            rows.setdefault(k, []).extend(more)
+    for k, found in rows.items():
+        if found:
+            for row in found:
+                here, first = (
+                    (t.shape if k[1] == "stack" else t.shape[1:], t.dtype) for t in (row, found[0])
+                )
+                if here != first:
+                    raise ClientError(_unlike(k[0], here, first))
+            totals[k] = torch.stack(found) if k[1] == "stack" else torch.cat(found)
     return totals
 
 

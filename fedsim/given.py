@@ -26,7 +26,8 @@ class Given:
     Args:
         model: a module, or a factory called under the run's seed; default: ``config.model``.
         clients: one ``(x, y)`` pair per client, instead of ``config.data`` and ``config.partition``.
-        test: ``(x, y)`` of the common test set, with ``clients``.
+        test: ``(x, y)`` of the common test set, with ``clients``; or one such pair per domain, by name.
+        domains: name of each client's domain, with ``clients``.
         loss: ``(model output, y) -> scalar``, the mean over the batch; default: cross entropy.
         initial: state dict that the run starts from.
         cohorts: client ids of each round, instead of sampling.
@@ -36,7 +37,8 @@ class Given:
 
     model: nn.Module | Callable[[], nn.Module] | None = None
     clients: Sequence[Pair] | None = None
-    test: Pair | None = None
+    test: Pair | Mapping[str, Pair] | None = None
+    domains: Sequence[str] | None = None
     loss: LossFn | None = None
     initial: Mapping[str, Tensor] | None = None
     cohorts: Sequence[Sequence[int]] | None = None
@@ -61,7 +63,14 @@ class Given:
             parts.append("model" + hash_tensors(self.model.state_dict().values()))
         elif self.model is not None:
             parts.append("model" + _describe(self.model))
-        pairs = [*(self.clients or ()), *([self.test] if self.test else ())]
+        tests = (
+            list(self.test.values()) if isinstance(self.test, Mapping) else [self.test] if self.test else []
+        )
+        pairs = [*(self.clients or ()), *tests]
+        if self.domains is not None:
+            parts.append(
+                f"domains{list(self.domains)}{list(self.test or ()) if isinstance(self.test, Mapping) else ''}"
+            )
         if pairs:
             parts.append("data" + hash_tensors(torch.as_tensor(t) for pair in pairs for t in pair))
         if self.initial is not None:

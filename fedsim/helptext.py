@@ -18,6 +18,7 @@ fedsim: federated-learning simulation
   fedsim -m KEY=A,B ...                   a sweep: every combination, one comparison at the end
   fedsim report DIR ...                   table, curves and a page of finished runs
   fedsim verify RUN                       compute a run again, serially; compare the weights of every round
+  fedsim deploy local --nodes 3 [KEY=VALUE]   the same run on Flower: a server and clients as processes of their own
 
 Groups (GROUP=OPTION; * is the default)
 """
@@ -35,6 +36,7 @@ Examples
   fedsim -m experiment=quickstart strategy=fedavg,fedspeed  two methods side by side
   fedsim -m strategy=fedavg,fedspeed 'seed=range(5)' partition.alpha=0.1,1
   fedsim strategy=fedspeed strategy.rho=0.05 engine=serial
+  fedsim -m strategy=ggeur strategy@strategy.base=fedavg,scaffold   a method around others
   fedsim --config-dir my_conf strategy=mine                 a method of your own: my_conf/strategy/mine.yaml
   fedsim report runs/quickstart --target 0.9
 

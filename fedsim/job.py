@@ -7,14 +7,18 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fedsim import rng
-from fedsim.config import ClientConfig
+from fedsim.config import AdamConfig, ClientConfig
 from fedsim.data.federated import FederatedData
 from fedsim.data.local import Batch, LocalData
-from fedsim.evaluation import evaluate, mean_of
+from fedsim.data.longtail import class_groups
+from fedsim.errors import ClientError
+from fedsim.evaluation import evaluate, mean_of, measured
+from fedsim.heads import HeadSlots
 from fedsim.localpart import LocalPart
 from fedsim.payload import Payload, Update, Value
 from fedsim.task import Task
@@ -66,6 +70,8 @@ class Job:
     own_anchor: Tensor | None = None
     kept: dict[str, Tensor] | None = None
     momentum: Tensor | None = None
+    moments: tuple[Tensor, Tensor] | None = None  # Adam's
+    adam_steps: int = 0
     losses: list[Tensor] = field(default_factory=list)
     clipped: int | Tensor = 0  # steps that were clipped; (C, 1) when vectorised
 
@@ -76,8 +82,18 @@ class Job:
 
     @property
     def holdout(self) -> LocalData | None:
-        """This client's held-out samples; ``None`` when the run has none."""
+        """What this client is measured on, never trained on (see ``evaluation``); ``None`` when the run has none."""
         return self.source.client_holdout(self.client, self.model.w.dtype)
+
+    @property
+    def domain(self) -> int:
+        """Number of this client's domain; -1 without (no domains, no samples, or samples of several)."""
+        return int(self.source.client_domains[self.client])
+
+    @property
+    def domain_test(self) -> LocalData | None:
+        """Test samples of this client's domain, if there are any."""
+        return self.source.domain_test(self.client, self.model.w.dtype)
 
     @property
     def test(self) -> LocalData | None:
@@ -89,6 +105,11 @@ class Job:
         """Names and offsets of the flat vectors."""
         return self.model.layout
 
+    @cached_property
+    def head(self) -> HeadSlots:
+        """Where the model's linear head lies in the flat vectors."""
+        return HeadSlots.of(self.layout)
+
     @property
     def lr(self) -> float:
         """Local learning rate of this round: ``lr * lr_decay ** round``."""
@@ -97,7 +118,7 @@ class Job:
     @property
     def num_steps(self) -> int:
         """Local steps K that ``batches`` will give."""
-        steps = num_steps(self.local, len(self.data), self.epochs)
+        steps = num_steps(self.local, len(self.data), self.epochs, self._smallest)
         return steps if self.most_steps is None else min(steps, self.most_steps)
 
     @property
@@ -127,6 +148,10 @@ class Job:
             self.own_anchor = w.clone()
         return w
 
+    def restart(self) -> None:
+        """Begin a second phase of local training: momentum, losses and counted steps start anew, samples add up."""
+        self.momentum, self.losses, self.steps, self.clipped = None, [], 0, 0
+
     def delta(self, w: Tensor) -> Tensor:
         """``w - anchor`` (d,), in place, for the update; what stays with the client is kept and not sent."""
         self.kept = self.local_part.keep(self.model, w)
@@ -138,19 +163,28 @@ class Job:
             v[..., span] = 0
         return v
 
-    def batches(self) -> Iterator[Batch]:
-        """This round's mini-batches, by the configured epochs or steps, batch size and order."""
+    def batches(self, purpose: str = "batches", epochs: int | None = None) -> Iterator[Batch]:
+        """This round's mini-batches, by the configured epochs or steps, batch size and order.
+
+        Another ``purpose`` gives another order, for a phase of its own; ``epochs`` replaces the configured work. A
+        last batch of one sample is left out where the model has BatchNorm, which cannot train on it.
+        """
         local = self.local
         for batch in self.data.batches(
             local.batch_size,
-            epochs=self.epochs,
-            steps=local.steps if self.most_steps is None else self.num_steps,
+            epochs=self.epochs if epochs is None else epochs,
+            steps=None if epochs is not None else local.steps if self.most_steps is None else self.num_steps,
             shuffle=local.shuffle,
-            rng=self.rng("batches"),
+            rng=self.rng(purpose),
+            smallest=self._smallest,
         ):
             yield batch
             self.steps += 1
             self.samples += batch.x.shape[0]
+
+    @property
+    def _smallest(self) -> int:
+        return 2 if self.layout.batch_norm else 1
 
     def grad(
         self,
@@ -173,14 +207,23 @@ class Job:
             self.losses.append(value)
         return g
 
-    def descend(self, w: Tensor, batch: Batch) -> Tensor:
-        """One plain local step, ``sgd(w, grad(w, batch))``; cheaper where nothing has to see the whole gradient."""
+    def descend(
+        self,
+        w: Tensor,
+        batch: Batch,
+        *,
+        loss: Callable[[Any, Tensor], Tensor] | None = None,
+        forward: Callable[[nn.Module, Tensor], Any] | None = None,
+    ) -> Tensor:
+        """One plain local step, ``sgd(w, grad(w, batch, loss=loss, forward=forward))``; cheaper where nothing has to
+        see the whole gradient."""
         local, model = self.local, self.model
-        if w is not model.w or local.clip_norm is not None or local.momentum:
-            return self.sgd(w, self.grad(w, batch))
+        if w is not model.w or local.clip_norm is not None or local.momentum or local.adam:
+            return self.sgd(w, self.grad(w, batch, loss=loss, forward=forward))
         self.gradients += self.effort * len(batch.x)
-        loss = model.descend(batch.x, batch.y, self.task.loss, self.lr, local.weight_decay)
-        self.losses.append(loss)
+        given = loss or self.task.loss
+        value = model.descend(batch.x, batch.y, given, self.lr, local.weight_decay, forward)
+        self.losses.append(value)
         return w
 
     def forward(self, w: Tensor, x: Tensor, call: Callable[[nn.Module, Tensor], Tensor]) -> Tensor:
@@ -204,7 +247,8 @@ class Job:
 
         ``g`` is consumed. Clipping bounds the norm over the whole vector, ``v min(1, G / (|v| + 1e-6))``, and leaves
         the decay terms outside (``clip: direction``); ``loss`` clips ``g`` alone, ``full`` the whole step. With
-        momentum ``m <- momentum m + step`` and ``w <- w - lr m``, starting at zero every round.
+        momentum ``m <- momentum m + step`` and ``w <- w - lr m``, starting at zero every round. With ``client.adam``
+        the whole step, decay terms included, is what Adam takes for the gradient.
         """
         local, rate = self.local, self.local.weight_decay + decay
         if local.clip == "loss":
@@ -213,7 +257,7 @@ class Job:
             g.add_(correction)
         if local.clip == "direction":
             self._clip(g)
-        if local.clip == "full" or local.momentum:
+        if local.clip == "full" or local.momentum or local.adam:
             if rate:
                 g.add_(w, alpha=rate)
             if local.clip == "full":
@@ -221,9 +265,31 @@ class Job:
             if local.momentum:
                 g = g if self.momentum is None else self.momentum.mul_(local.momentum).add_(g)
                 self.momentum = g
+            if local.adam:
+                g = self._adam(g, local.adam)
         elif rate:
             w.mul_(1 - self.lr * rate)
         return w.add_(g, alpha=-self.lr)
+
+    def demand_gradient_steps(self, who: str) -> None:
+        """For rules that read gradients back from ``(x - x_K) / (K lr)``.
+
+        Raises:
+            ClientError: under Adam, whose steps are no gradients.
+        """
+        if self.local.adam:
+            raise ClientError(
+                f"{who} reads gradients back from the local steps; use client=sgd instead of adam"
+            )
+
+    def _adam(self, g: Tensor, adam: AdamConfig) -> Tensor:
+        """Adam's direction (d,) for the gradient ``g``; moments are this job's own."""
+        m, v = self.moments if self.moments is not None else (torch.zeros_like(g), torch.zeros_like(g))
+        m, v = m.lerp_(g, 1 - adam.beta1), v.mul_(adam.beta2).addcmul_(g, g, value=1 - adam.beta2)
+        self.moments, self.adam_steps = (m, v), self.adam_steps + 1
+        t = self.adam_steps
+        root = (v / (1 - adam.beta2**t)).sqrt_().add_(adam.eps)
+        return m.div(root).div_(1 - adam.beta1**t)
 
     def _clip(self, g: Tensor) -> None:
         bound = self.local.clip_norm
@@ -243,11 +309,26 @@ class Job:
         What this client keeps of normalisation layers is put in place first.
         """
         received = self.start()
+        return self.measure(data, received if w is None else w, batch_size)
+
+    def measure(self, data: LocalData, w: Tensor, batch_size: int = 512) -> dict[str, float]:
+        """The same of ``w`` (d,) with the statistics that the model has at the moment."""
         self.forwards += self.effort * len(data)
-        w = received if w is None else w
-        return mean_of(
-            evaluate(self.model, w, data, self.task, torch.split(torch.arange(len(data)), batch_size))
-        )
+        rows = torch.split(torch.arange(len(data)), batch_size)
+        return mean_of(evaluate(self.model, w, data, self.task, rows), self._groups)
+
+    def score(self, logits: Tensor, y: Tensor) -> dict[str, float]:
+        """Means of loss and metrics of ``logits`` (n, C), however they came about, on targets ``y`` (n,)."""
+        return mean_of([measured(self.task, logits, y)], self._groups)
+
+    @property
+    def class_counts(self) -> Tensor:
+        """This client's training samples per class, int64 (C,)."""
+        return torch.from_numpy(self.source.class_counts(self.client)).to(self.model.w.device)
+
+    @property
+    def _groups(self) -> np.ndarray | None:
+        return class_groups(self.source.class_counts(self.client)) if self.task.by_class else None
 
     def part_is_missing(self, update: Update) -> bool:
         """Whether weights that stay with the client would be lost: trained, but not put aside by ``delta``."""

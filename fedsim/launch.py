@@ -19,7 +19,7 @@ from fedsim.cli import BAD_CONFIG, DONE, FAILED, diagnose
 from fedsim.config import VERSION_BASE, register
 from fedsim.errors import ConfigError
 from fedsim.explain import explain
-from fedsim.settings import COMPOSE_ERRORS, finished, label_method, run_dir
+from fedsim.settings import COMPOSE_ERRORS, chosen_method, finished, label_method, run_dir
 from fedsim.sweep import Journal, Outcome
 from fedsim.validation import validate
 
@@ -43,31 +43,32 @@ def job(config: DictConfig) -> float:
     """One run, as Hydra's task. It never raises but on Ctrl-C, so that a failed job does not end a sweep.
 
     Returns:
-        The final accuracy, for sweepers that optimise; NaN if the run failed or has none.
+        The final accuracy, for sweepers that optimise (``experiment=search``); NaN if the run failed or has none.
     """
     info = HydraConfig.get()
     sweep = info.mode == RunMode.MULTIRUN
-    label_method(config, info.runtime.choices.get("strategy"))
+    label_method(config, chosen_method(info.runtime.choices))
     outcome = Outcome(job=info.job.num if sweep else 0, overrides=info.job.override_dirname if sweep else "")
-    score = float("nan")
+    summary: dict[str, Any] | None = None
     try:
         validate(config)
         _share_cores(config, info)
         outcome.dir = str(run_dir(config))
-        if finished(config):
+        if (summary := finished(config)) is not None:
             outcome.status = "skipped"
             print(f"{outcome.title}already done, skipped: {outcome.dir}", flush=True)
         else:
-            score = _run(config, outcome)
+            summary = _run(config, outcome)
     except Exception as error:
         outcome.status = "failed"
         outcome.code, outcome.message = diagnose(error, list(info.overrides.task))
         print(outcome.message, file=sys.stderr, flush=True)
     Journal.append(outcome)
-    return score
+    accuracy = (summary or {}).get("accuracy")
+    return float("nan") if accuracy is None else float(accuracy)
 
 
-def _run(config: DictConfig, outcome: Outcome) -> float:
+def _run(config: DictConfig, outcome: Outcome) -> dict[str, Any]:
     if outcome.title:
         print(f"{outcome.title}{outcome.dir}", flush=True)
     _start_ray(config)
@@ -75,8 +76,7 @@ def _run(config: DictConfig, outcome: Outcome) -> float:
 
     result = run(config)
     outcome.dir, outcome.status = str(result.dir), "done"
-    accuracy = result.summary.get("accuracy")
-    return float("nan") if accuracy is None else float(accuracy)
+    return result.summary
 
 
 def _start_ray(config: DictConfig) -> None:

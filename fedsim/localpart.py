@@ -1,4 +1,4 @@
-"""BatchNorm statistics under federation: which part of a model stays with its client.
+"""Which part of a model stays with its client: BatchNorm under federation, and what a method keeps private.
 
 ``average``: running statistics are averaged like weights. ``local``: running statistics never leave the client
 (SiloBN, Andreux et al. 2020). ``all_local``: neither do the weights of BatchNorm layers (FedBN, Li et al. 2021).
@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -25,12 +25,14 @@ class LocalPart:
     buffers: bool = False
 
     @staticmethod
-    def of(policy: str, layout: Layout) -> LocalPart:
-        """The local part under ``policy``; without BatchNorm layers every policy is the same."""
+    def of(policy: str, layout: Layout, private: Iterable[str] = ()) -> LocalPart:
+        """The local part under ``policy`` (without BatchNorm layers all are the same) and of the ``private`` parameters
+        that the method's clients keep."""
         if policy not in POLICIES:
             raise ConfigError(f"buffers={policy}: choose one of {', '.join(POLICIES)}")
-        spans = tuple(layout.spans(layout.batch_norm)) if policy == "all_local" else ()
-        return LocalPart(spans, policy != "average" and layout.buffer_dim > 0)
+        norms = layout.batch_norm if policy == "all_local" else frozenset[str]()
+        spans = layout.spans(norms) + layout.spans(set(private) - norms)
+        return LocalPart(tuple(spans), policy != "average" and layout.buffer_dim > 0)
 
     def overlay(self, model: FlatModel, state: Mapping[str, Tensor]) -> bool:
         """Put the client's own part over the received model; whether parameters changed."""

@@ -30,8 +30,11 @@ class StrategyLike(Protocol):
     def round(self, server: Server, state: State, round: Round) -> State:
         """One round."""
 
-    def evaluate(self, server: Server, state: State) -> dict[str, float]:
+    def evaluate(self, server: Server, state: State) -> dict[str, Any]:
         """Numbers of the common test set for the round's row."""
+
+    def evaluate_clients(self, server: Server, state: State) -> dict[str, float]:
+        """Numbers of all clients' own test samples for the round's row."""
 
     def models(self, state: State) -> Mapping[str, Weights]:
         """Models to evaluate by name."""
@@ -102,7 +105,7 @@ class Loop:
         ids = self._cohort(index)
         wanted = None if self.cohorts is not None else self.clients_per_round
         server.current = Round(index, ids, server.num_clients, server.seed, server.local, wanted)
-        server.outcomes, server.log, server.exchanges = [], {}, 0
+        server.outcomes, server.log, server.phases, server.exchanges = [], {}, {}, 0
         if server.clock:
             server.clock.lap = Lap()
         state = self.strategy.round(server, self.state, server.current)
@@ -150,11 +153,8 @@ class Loop:
         if last or (plan.every and (index + 1) % plan.every == 0):
             out |= self.strategy.evaluate(self.server, state)
         if plan.clients_every and (last or (index + 1) % plan.clients_every == 0):
-            weights = self.strategy.models(state)["global"]
-            replies = self.server.evaluate_clients(weights, range(self.server.num_clients))
-            for metric in replies.ok[0].metrics if len(replies) else ():
-                values = [o.metrics[metric] for o in replies.ok]
-                out[f"clients/{metric}"] = sum(values) / len(values)
+            found = self.strategy.evaluate_clients(self.server, state)
+            out |= {f"clients/{name}": value for name, value in found.items()}
         return out
 
     def _row(self, state: State, ids: Sequence[int], index: int, started: float) -> tuple[Row, list[Row]]:
@@ -166,16 +166,16 @@ class Loop:
         if samples:
             row["train_loss"] = sum(o.metrics["train_loss"] * o.samples for o in fits) / samples
         row |= self.server.log
-        row |= {
-            "bytes_up": sum(o.bytes_up for o in outcomes if o.task not in MEASURING),
-            "bytes_down": sum(o.bytes_down for o in outcomes if o.task not in MEASURING),
+        row |= _traffic(outcomes, "") | {
             **self._virtual(),
             "seconds": time.perf_counter() - started,
             "cohort": list(ids),
             "failures": [failure(o) for o in outcomes if o.kind != "ok" and not _unmeasured(o)],
             "weights_hash": hash_tensors(t for name in sorted(models) for t in models[name]),
         }
-        row["seconds"] = time.perf_counter() - started
+        for phase, seconds in self.server.phases.items():
+            row[phase] = _traffic(outcomes, phase) | {"seconds": seconds}
+        row["seconds"] = time.perf_counter() - started - sum(self.server.phases.values())
         return row, [r for o in outcomes for r in client_rows(index + 1, o)]
 
     def _virtual(self) -> Row:
@@ -184,6 +184,12 @@ class Loop:
             return {"sim_seconds": None}
         lap = self.server.clock.lap
         return {"sim_seconds": lap.seconds} | ({} if math.isnan(lap.joules) else {"joules": lap.joules})
+
+
+def _traffic(outcomes: Sequence[Outcome], phase: str) -> Row:
+    """Bytes up and down of one phase of a round; the simulator's own measuring does not count."""
+    counted = [o for o in outcomes if o.phase == phase and o.task not in MEASURING]
+    return {"bytes_up": sum(o.bytes_up for o in counted), "bytes_down": sum(o.bytes_down for o in counted)}
 
 
 def failure(o: Outcome) -> Row:

@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -47,19 +48,22 @@ class Linear(Model):
 
 class MLP(Model):
     """Fully connected ReLU network; ``hidden`` are the layers' widths ([200, 200] is McMahan et al.'s
-    2NN)."""
+    2NN), with ``batch_norm`` a BatchNorm before each ReLU."""
 
-    def __init__(self, input_shape: Sequence[int], num_classes: int, hidden: Sequence[int]) -> None:
+    def __init__(
+        self, input_shape: Sequence[int], num_classes: int, hidden: Sequence[int], batch_norm: bool = False
+    ) -> None:
         super().__init__()
         widths = [math.prod(input_shape), *hidden]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
+        self.norms = nn.ModuleList(nn.BatchNorm1d(b) if batch_norm else nn.Identity() for b in hidden)
         self.head = nn.Linear(widths[-1], num_classes)
 
     def features(self, x: Tensor) -> Tensor:
         """Output of the last hidden layer ``(B, hidden[-1])``."""
         x = x.flatten(1)
-        for layer in self.layers:
-            x = F.relu(layer(x))
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            x = F.relu(norm(layer(x)))
         return x
 
 
@@ -107,6 +111,75 @@ class CNN(Model):
         return F.relu(self.fc(x.flatten(1)))
 
 
+class ConvNet(Model):
+    """3x3 convolutions, each with norm and ReLU, 2x2 max pooling between them, and the mean over positions.
+
+    Args:
+        input_shape: (C, H, W).
+        num_classes: C.
+        channels: of the convolutions; the last one is the feature size.
+        norm: ``batch`` or ``group``.
+        groups: groups of each GroupNorm; divides all channels. Not used with ``batch``.
+    """
+
+    def __init__(
+        self, input_shape: Sequence[int], num_classes: int, *, channels: Sequence[int], norm: str, groups: int
+    ) -> None:
+        super().__init__()
+        inputs, _, _ = _image(input_shape, "convnet", smallest=2 ** (len(channels) - 1))
+        self.convs = nn.ModuleList(_conv(a, b, 3, 1) for a, b in pairwise([inputs, *channels]))
+        self.norms = nn.ModuleList(_norm(c, norm, groups) for c in channels)
+        self.head = nn.Linear(channels[-1], num_classes)
+
+    def features(self, x: Tensor) -> Tensor:
+        """Mean over positions of the last layer ``(B, channels[-1])``."""
+        for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+            x = F.relu(norm(conv(F.max_pool2d(x, 2) if i else x)))
+        return x.mean(dim=(2, 3))
+
+
+class DigitsCNN(Model):
+    """Digits network of FedBN (Li et al. 2021), as in FRAug: three 5x5 convolutions, two hidden layers, BatchNorm.
+
+    With channels [64, 64, 128] and hidden [2048, 512], on 3x32x32 inputs with 10 classes, 18 151 370 parameters.
+
+    Args:
+        input_shape: (C, H, W), at least 16x16.
+        num_classes: size of the output.
+        channels: of the three convolutions; the first two are followed by 3x3 max pooling, stride 2.
+        hidden: units of the two hidden layers; the last is the size of the features.
+    """
+
+    def __init__(
+        self, input_shape: Sequence[int], num_classes: int, *, channels: Sequence[int], hidden: Sequence[int]
+    ) -> None:
+        super().__init__()
+        inputs, height, width = _image(input_shape, "digits_cnn", smallest=16)
+        if len(channels) != 3 or len(hidden) != 2:
+            raise ConfigError(
+                f"model.channels={list(channels)}, model.hidden={list(hidden)}: give 3 and 2 numbers"
+            )
+        shapes = pairwise((inputs, *channels))
+        self.convs = nn.ModuleList(nn.Conv2d(a, b, 5, padding=2) for a, b in shapes)
+        self.conv_norms = nn.ModuleList(nn.BatchNorm2d(c) for c in channels)
+        side = [-(-n // 4) for n in (height, width)]
+        widths = [channels[2] * side[0] * side[1], *hidden]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
+        self.layer_norms = nn.ModuleList(nn.BatchNorm1d(c) for c in hidden)
+        self.head = nn.Linear(hidden[1], num_classes)
+
+    def features(self, x: Tensor) -> Tensor:
+        """Output of the last hidden layer ``(B, hidden[1])``."""
+        for i, (conv, norm) in enumerate(zip(self.convs, self.conv_norms, strict=True)):
+            x = F.relu(norm(conv(x)))
+            if i < 2:
+                x = F.max_pool2d(x, 3, stride=2, padding=1)
+        x = x.flatten(1)
+        for layer, norm in zip(self.layers, self.layer_norms, strict=True):
+            x = F.relu(norm(layer(x)))
+        return x
+
+
 class ResNet18(Model):
     """ResNet-18 (He et al. 2016), structure and initialisation as in torchvision, with the norm of one's
     choice.
@@ -118,10 +191,19 @@ class ResNet18(Model):
             2020) or ``batch``.
         groups: groups of each GroupNorm; divides 64. Not used with ``batch``.
         stem: ``imagenet`` (7x7 convolution, stride 2, then 3x3 max pooling) or ``cifar`` (3x3, stride 1).
+        weights: file of a torchvision ResNet-18 state dict to start from, with ``norm=batch``, ``stem=imagenet``; its
+            output layer is taken over if it has as many classes.
     """
 
     def __init__(
-        self, input_shape: Sequence[int], num_classes: int, *, norm: str, groups: int, stem: str
+        self,
+        input_shape: Sequence[int],
+        num_classes: int,
+        *,
+        norm: str,
+        groups: int,
+        stem: str,
+        weights: str | None = None,
     ) -> None:
         super().__init__()
         channels, _, _ = _image(input_shape, "resnet18", smallest=1)
@@ -142,6 +224,24 @@ class ResNet18(Model):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        if weights is not None:
+            self._take(weights)
+
+    def _take(self, file: str) -> None:
+        """Load torchvision's state dict, whose tensors come in the same order under other names; counters apart."""
+        try:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+            given = [t for t in state.values() if t.is_floating_point()]
+        except Exception as e:
+            raise ConfigError(f"model.weights={file}: not a readable state dict ({e})") from e
+        own = {k: t for k, t in self.state_dict().items() if t.is_floating_point()}
+        if given and len(given[-1]) != len(own["head.bias"]):
+            given[-2:] = own["head.weight"], own["head.bias"]
+        if [t.shape for t in given] != [t.shape for t in own.values()]:
+            raise ConfigError(
+                f"model.weights={file}: not a ResNet-18 of torchvision with model.norm=batch, model.stem=imagenet"
+            )
+        self.load_state_dict(dict(zip(own, given, strict=True)), strict=False)
 
     def features(self, x: Tensor) -> Tensor:
         """Mean over positions of the last block ``(B, 512)``."""

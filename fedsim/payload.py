@@ -9,7 +9,7 @@ from __future__ import annotations
 import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 from fedsim.errors import ClientError
 
 Scalar = bool | int | float | str | bytes
+Number = TypeVar("Number", bound=Scalar)
 Value = Scalar | list[int] | list[float] | list[str]
 
 
@@ -50,10 +51,15 @@ class Payload:
 
 @dataclass(frozen=True)
 class Message:
-    """Server to clients: one ``shared`` payload for the cohort and an optional part per client."""
+    """Server to clients: one ``shared`` payload for the cohort and an optional part per client.
+
+    ``standing`` is what its receivers were sent before (in an exchange that counted its bytes) and still hold: it is
+    at hand in the job like the rest, is put into shared memory once, and does not count again.
+    """
 
     shared: Payload = field(default_factory=Payload)
     each: Mapping[int, Payload] = field(default_factory=dict)
+    standing: Payload | None = None
 
     @staticmethod
     def of(
@@ -85,6 +91,10 @@ class Update:
         return Payload.of(self.arrays, {**self.values, "weight": float(self.weight)})
 
 
+class NonFinite(Exception):  # noqa: N818 - treated as a non-finite update
+    """Raised by a client's own code that finds NaN or infinity in its data; says where."""
+
+
 class Refusal(Exception):  # noqa: N818 - an answer, not an error
     """Raised by a client's own code: it has nothing to contribute this time."""
 
@@ -108,6 +118,7 @@ class Outcome:
     joules: float | None = None
     reason: str = ""
     task: str = "fit"
+    phase: str = ""  # of a method, reported apart from the rounds
 
 
 @dataclass
@@ -115,12 +126,13 @@ class Replies:
     """All answers to one exchange, in client order.
 
     ``total(name)`` is the sum over clients of an array, ``mean(name)`` its weighted mean, ``stack(name)`` the
-    ``(n, *shape)`` array of single contributions, for whichever kinds the strategy's fold asked for.
+    ``(n, *shape)`` array of single contributions, ``cat(name)`` these end to end, for the kinds the fold asked for.
     """
 
     outcomes: Sequence[Outcome]
     folded: Mapping[tuple[str, str], Tensor]
     sim_seconds: float = 0.0  # virtual duration of the exchange
+    log: dict[str, Any] = field(default_factory=dict)  # further entries of the round's row
 
     @property
     def ok(self) -> list[Outcome]:
@@ -151,6 +163,10 @@ class Replies:
     def stack(self, name: str) -> Tensor:
         """Single contributions ``(n, *shape)`` in the order of ``clients``."""
         return self._get(name, "stack")
+
+    def cat(self, name: str) -> Tensor:
+        """Single contributions end to end along their first axis, in the order of ``clients``."""
+        return self._get(name, "cat")
 
     def mean(self, name: str) -> Tensor:
         """Weighted mean over clients (a fresh tensor); from the plain sum if asked for that and weights are equal."""
@@ -199,7 +215,7 @@ def _value(name: str, value: Any) -> Value:
     if isinstance(value, np.generic) or (isinstance(value, Tensor) and value.dim() == 0):
         value = value.item()
     if isinstance(value, bool | int | float | bytes):
-        return value
+        return _short(name, value)
     if isinstance(value, str):
         if not value:
             raise ClientError(f"value '{name}': an empty string cannot travel; leave the key out")
@@ -208,13 +224,21 @@ def _value(name: str, value: Any) -> Value:
         items = [v.item() if isinstance(v, np.generic) else v for v in value]
         kinds = {type(v) for v in items}
         if len(kinds) <= 1 and kinds <= {int, float, str}:
-            return items
+            return [_short(name, v) for v in items] if kinds == {int} else items
     if isinstance(value, numbers.Real):
         return float(value)
     raise ClientError(
         f"value '{name}': {type(value).__name__} cannot travel; "
         "send bool, int, float, str, bytes or a list of one of int, float, str (arrays belong in `arrays`)"
     )
+
+
+def _short(name: str, value: Number) -> Number:
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ClientError(
+            f"value '{name}': {value} needs more than 64 bits and cannot travel; send text or a float"
+        )
+    return value
 
 
 def _value_bytes(value: Value) -> int:

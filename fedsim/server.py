@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+import itertools
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +15,16 @@ import torch
 from torch import Tensor
 
 from fedsim import rng
+from fedsim.attack import Collusion
 from fedsim.classes import Classes
 from fedsim.clientstore import ClientStore
 from fedsim.cohort import cut
 from fedsim.config import ClientConfig, FailureConfig
+from fedsim.data.longtail import class_groups
+from fedsim.data.shards import Shards
 from fedsim.engine.worker import Broadcast, Chunk, ChunkResult
 from fedsim.errors import ClientError
-from fedsim.evaluation import mean_of
+from fedsim.evaluation import class_accuracy, mean_of, measured, over_domains
 from fedsim.fold import Fold, combine, fold_kinds
 from fedsim.payload import Message, Outcome, Payload, Replies
 from fedsim.sampling import Population, Sampler, Uniform
@@ -75,7 +81,13 @@ class Server:
     dtype: torch.dtype
     chunks: int = 0
     share_buffers: bool = True
-    test_size: int = 0
+    test_labels: Tensor | None = (
+        None  # targets of the common test set, in the order of ``FederatedData.test_rows``
+    )
+    own_tests: Shards | None = None  # rows of the common test set that each client is measured on
+    class_counts: np.ndarray | None = None  # (C,) training samples of all clients
+    test_domains: Mapping[str, slice] = field(default_factory=dict)  # where each domain's test samples lie
+    client_domains: Sequence[str | None] | None = None  # of every client; None without domains
     eval_batch: int = 512
     clock: Clock | None = None  # virtual time, if devices are simulated
     sampler: Sampler = field(default_factory=Uniform)
@@ -83,8 +95,12 @@ class Server:
     classes: Classes | None = None  # kinds of clients; None: all alike
     current: Round | None = None
     exchanges: int = 0  # priced so far in the current round
-    log: dict[str, float] = field(default_factory=dict)  # extra numbers for the round's row
+    collusion: Collusion | None = None  # attackers that see the honest updates
+    log: dict[str, Any] = field(default_factory=dict)  # further entries of the round's row
     outcomes: list[Outcome] = field(default_factory=list)  # of the current round, all exchanges
+    _features: tuple[Tensor, Tensor] | None = None
+    phase: str = ""  # see ``apart``
+    phases: dict[str, float] = field(default_factory=dict)  # seconds of the current round's phases
 
     @property
     def num_clients(self) -> int:
@@ -162,7 +178,7 @@ class Server:
                 self.clock.elapse(plan.seconds)
             self.exchanges += 1
         self.outcomes.extend(outcomes)
-        return Replies(outcomes, folded, plan.seconds if plan else 0.0)
+        return Replies(outcomes, folded, plan.seconds if plan else 0.0, self.log)
 
     def depart(self, message: Message, fold: Fold, clients: Sequence[int], index: int) -> Schedule:
         """Start an exchange without waiting for it: when each of ``clients`` will answer, or be lost.
@@ -192,7 +208,7 @@ class Server:
                 kinds.setdefault("buffers", ("mean",))
             elif not self.share_buffers:
                 shared = Payload({k: v for k, v in shared.arrays.items() if k != "buffers"}, shared.values)
-        return Broadcast(index, task, shared, kinds)
+        return Broadcast(index, task, shared, kinds, message.standing)
 
     def _plan(
         self, broadcast: Broadcast, message: Message, works: Mapping[int, Work], wanted: int | None = None
@@ -231,11 +247,14 @@ class Server:
             fewer = {c: works[c].steps for c in ids if works[c].short}
             chunks.append(Chunk(ids, each, states, fewer))
             costs.append(sum(work[span]))
+        asked = broadcast
+        if self.collusion is not None:
+            asked = replace(broadcast, fold=self.collusion.widen(broadcast.fold))
         outcomes: list[Outcome] = []
 
         def accepted() -> object:
             result: ChunkResult
-            for result in self.engine.map("run", broadcast, chunks, costs):
+            for result in self.engine.map("run", asked, chunks, costs):
                 outcomes.extend(result.outcomes)
                 self._apply_policy(result.outcomes)
                 for client, state in result.states.items():
@@ -243,23 +262,77 @@ class Server:
                 yield result.folder
 
         folded = combine(accepted())  # type: ignore[arg-type]
+        if self.collusion is not None:
+            folded = self.collusion.apply(folded, outcomes, broadcast.fold)
         for o in outcomes:
-            o.task = broadcast.task
+            o.task, o.phase = broadcast.task, self.phase
         return outcomes, folded
 
-    def evaluate(self, weights: Weights) -> dict[str, float]:
-        """Loss and metrics of ``weights`` on the common test set; the same for any number of workers."""
-        if not self.test_size:
-            return {}
-        edges = list(range(0, self.test_size, self.eval_batch)) + [self.test_size]
-        rows = list(zip(edges, edges[1:], strict=False))
+    @contextmanager
+    def apart(self, phase: str) -> Iterator[None]:
+        """What happens in this block is reported under ``phase``, apart from the round: bytes and seconds."""
+        outer, self.phase, start = self.phase, phase, time.perf_counter()
+        try:
+            yield
+        finally:
+            self.phase = outer
+            self.phases[phase] = self.phases.get(phase, 0.0) + time.perf_counter() - start
+
+    @property
+    def test_size(self) -> int:
+        """Samples of the common test set."""
+        return 0 if self.test_labels is None else len(self.test_labels)
+
+    def evaluate(self, weights: Weights) -> dict[str, Any]:
+        """Loss and metrics of ``weights`` on the common test set; the same for any number of workers.
+
+        With domains also those of each domain, their mean and their spread (see ``over_domains``).
+        """
+        return self._summary(self._over_test("evaluate", weights)) if self.test_size else {}
+
+    def features(self, weights: Weights) -> Tensor:
+        """``model.features`` (n, d) of the whole common test set; computed once a round for the same vector."""
+        if self._features is None or self._features[0] is not weights.w:
+            self._features = weights.w, torch.cat(list(self._over_test("features", weights)))
+        return self._features[1]
+
+    def score(self, logits: Tensor) -> dict[str, Any]:
+        """What ``evaluate`` gives, of ``logits`` (n, C) of the whole common test set."""
+        assert self.test_labels is not None, "there is a test set if it has features"
+        labels = self.test_labels
+        return self._summary(
+            [measured(self.task, logits[a:b], labels[a:b]) for a, b, _ in self._test_batches()]
+        )
+
+    def _test_batches(self) -> list[tuple[int, int, str]]:
+        """The test set in batches ``[start, stop)`` that do not mix domains, with the domain's name."""
+        spans = self.test_domains or {"": slice(0, self.test_size)}
+        out = list[tuple[int, int, str]]()
+        for name, span in spans.items():
+            edges = [*range(span.start, span.stop, self.eval_batch), span.stop]
+            out += [(a, b, name) for a, b in itertools.pairwise(edges)]
+        return out
+
+    def _over_test(self, method: str, weights: Weights) -> list[Any]:
+        rows = [(a, b) for a, b, _ in self._test_batches()]
         parts = max(1, min(len(rows), EVALUATION_GROUPS * self.engine.workers))
         groups = [rows[i * len(rows) // parts : (i + 1) * len(rows) // parts] for i in range(parts)]
         payload = Payload(weights._asdict())
-        return mean_of([s for part in self.engine.map("evaluate", payload, groups) for s in part])
+        return [found for part in self.engine.map(method, payload, groups) for found in part]
+
+    def _summary(self, sums: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        owners = [name for _, _, name in self._test_batches()]
+        each = {
+            name: mean_of([s for s, owner in zip(sums, owners, strict=True) if owner == name])
+            for name in self.test_domains
+        }
+        if not self.task.by_class or self.class_counts is None:
+            return mean_of(sums) | over_domains(each)
+        classes = class_accuracy(sums)
+        return {**mean_of(sums, class_groups(self.class_counts)), **classes, **over_domains(each)}
 
     def evaluate_clients(self, weights: Weights, clients: Sequence[int]) -> Replies:
-        """Measure ``weights`` on the held-out samples of ``clients`` (with what each of them keeps)."""
+        """Measure ``weights`` on the own test samples of ``clients`` (with what each of them keeps)."""
         arrays: Mapping[str, Tensor] = weights._asdict()
         return self.exchange(Message(Payload(arrays)), {}, task="evaluate", clients=clients)
 

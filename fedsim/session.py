@@ -7,8 +7,9 @@ import fcntl
 import json
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,21 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fedsim import build, checkpoint
+from fedsim.attack import ATTACKERS, conspiracy
 from fedsim.build import typed
 from fedsim.clientstore import ClientStore
 from fedsim.cohort import check_cohorts
-from fedsim.config import CheckpointConfig, ClientConfig, EvaluationConfig, FailureConfig, RayConfig
+from fedsim.config import (
+    CheckpointConfig,
+    ClientConfig,
+    EmbedConfig,
+    EvaluationConfig,
+    FailureConfig,
+    RayConfig,
+)
 from fedsim.data.federated import FederatedData
+from fedsim.data.longtail import class_groups
+from fedsim.embedding import embedded
 from fedsim.engine.base import Engine, SerialEngine, pick_device
 from fedsim.engine.worker import Plan, vectorises
 from fedsim.errors import ConfigError
@@ -29,7 +40,8 @@ from fedsim.given import Given
 from fedsim.loop import Loop
 from fedsim.server import Server
 from fedsim.settings import method_name, plain, run_dir, run_name
-from fedsim.task import Task
+from fedsim.system.clock import Clock
+from fedsim.task import Task, cross_entropy
 from fedsim.tracking import RunInfo, Trackers
 from fedsim.validation import validate
 from fedsim.vectors import FlatModel
@@ -48,6 +60,12 @@ def settle(config: DictConfig, given: Given) -> None:
     if given.cohorts is not None:
         config.clients_per_round = min(config.clients_per_round, config.num_clients)
         check_cohorts(given.cohorts, config.rounds, config.num_clients)
+    if given.domains is not None and len(given.domains) != len(given.clients or ()):
+        raise ConfigError(
+            f"domains: {len(given.domains)} names for {len(given.clients or ())} clients; give one per client"
+        )
+    if isinstance(given.test, Mapping) and given.domains is None:
+        raise ConfigError("test: a pair per domain needs domains=[...], the name of each client's domain")
     validate(config)
     given.record(config)
 
@@ -71,7 +89,14 @@ def enter(folder: Path, config: DictConfig, key: str) -> Path | None:
     if config.resume == "never" and folder.exists():
         for name in ("checkpoint", "wandb", "tensorboard"):
             shutil.rmtree(folder / name, ignore_errors=True)
-        for name in ("metrics.jsonl", "clients.jsonl", "summary.json", "weights.safetensors", "config.yaml"):
+        for name in (
+            "metrics.jsonl",
+            "clients.jsonl",
+            "summary.json",
+            "weights.safetensors",
+            "config.yaml",
+            ATTACKERS,
+        ):
             (folder / name).unlink(missing_ok=True)
     previous = checkpoint.latest(folder / "checkpoint")
     if previous is not None:
@@ -93,9 +118,13 @@ def finished_summary(folder: Path, config: DictConfig) -> dict[str, Any] | None:
 def load_data(config: DictConfig, given: Given, method: Any) -> FederatedData:
     """Clients as handed over, or the configured source, split; all in one place if that is what the method is for."""
     if given.clients is not None:
-        data = build.given_clients(config, given.clients, given.test)
+        data = build.given_clients(config, given.clients, given.test, given.domains)
     else:
         data = build.split(config, build.dataset(config))
+    if config.encoder:
+        device = pick_device(config.engine.device)
+        made = embedded(data.dataset, config.encoder, typed(config.embed, EmbedConfig), device)
+        data = replace(data, dataset=made)
     return data.pooled() if getattr(method, "pooled", False) else data
 
 
@@ -103,9 +132,44 @@ def start_engine(config: DictConfig) -> Engine:
     """The configured engine, without work yet."""
     if config.engine.name == "serial":
         return SerialEngine()
+    if config.engine.name == "flower":
+        raise ConfigError(
+            "engine=flower: clients are computed at the nodes of a deployment; start it with `fedsim deploy local`, "
+            "or with `flwr run` (docs/deployment.md)"
+        )
     from fedsim.engine.ray import RayEngine
 
     return RayEngine(typed(config.engine, RayConfig))
+
+
+def learning_task(config: DictConfig, given: Given, data: FederatedData) -> Task:
+    """The initial model, configured or handed over, and its loss."""
+    model = build.model(config, data.dataset, given.model)
+    if given.initial is not None:
+        model = build.initialised(model, given.initial, build.DTYPES[config.dtype])
+    by_class = build.classes_to_count(config, data.dataset)
+    example = build.example(data, build.DTYPES[config.dtype])
+    return Task(model, given.loss or cross_entropy, by_class=by_class, example=example.x)
+
+
+def plan(config: DictConfig, method: Any, task: Task, data: FederatedData, clock: Clock | None) -> Plan:
+    """All that a worker must know, in a simulation or at a client's node."""
+    local = typed(config.client, ClientConfig)
+    attack, attackers = build.attack(config)
+    return Plan(
+        task=task,
+        client=attack.wear(method.client, frozenset(attackers)) if attack and attackers else method.client,
+        data=data,
+        local=local,
+        failures=typed(config.failures, FailureConfig),
+        seed=config.seed,
+        dtype=build.DTYPES[config.dtype],
+        buffers=getattr(method, "buffers", None) or config.buffers,
+        threads=config.engine.threads,
+        device=pick_device(config.engine.device),
+        vectorize=config.engine.vectorize,
+        classes=build.classes(config, local, method, data.num_clients, clock),
+    )
 
 
 def assemble(
@@ -121,27 +185,12 @@ def assemble(
     """Give the engine its plan and put the loop together."""
     if given.cohorts is not None and getattr(method, "asynchronous", False):
         raise ConfigError("cohorts: an asynchronous method starts clients by itself; leave cohorts out")
-    buffers = getattr(method, "buffers", None) or config.buffers
-    dtype, folder = build.DTYPES[config.dtype], run_dir(config)
-    local, failures = typed(config.client, ClientConfig), typed(config.failures, FailureConfig)
-    start = FlatModel(copy.deepcopy(task.model), dtype)
+    folder, start = run_dir(config), FlatModel(copy.deepcopy(task.model), build.DTYPES[config.dtype])
     clock = build.clock(config, task, data, start.layout.dim)
-    classes = build.classes(config, local, method, data.num_clients, clock)
-    plan = Plan(
-        task=task,
-        client=method.client,
-        data=data,
-        local=local,
-        failures=failures,
-        seed=config.seed,
-        dtype=dtype,
-        buffers=buffers,
-        threads=config.engine.threads,
-        device=pick_device(config.engine.device),
-        vectorize=config.engine.vectorize,
-        classes=classes,
-    )
-    engine.start(plan)
+    work = plan(config, method, task, data, clock)
+    if hasattr(method, "setup"):
+        method.setup(task, start.layout)
+    engine.start(work)
     checkpoints = typed(config.checkpoint, CheckpointConfig)
     server = Server(
         engine=engine,
@@ -149,19 +198,24 @@ def assemble(
         layout=start.layout,
         start=start.weights,
         sizes=data.shards.sizes,
-        local=local,
-        failures=failures,
+        local=work.local,
+        failures=work.failures,
         states=ClientStore(folder / "checkpoint", checkpoints.memory_mb << 20),
         seed=config.seed,
-        dtype=dtype,
-        chunks=config.engine.chunks or (VECTORISED_CHUNKS if vectorises(plan.vectorize, plan.device) else 0),
-        share_buffers=buffers == "average",
-        test_size=0 if data.dataset.test is None else len(data.dataset.test),
+        dtype=work.dtype,
+        chunks=config.engine.chunks or (VECTORISED_CHUNKS if vectorises(work.vectorize, work.device) else 0),
+        share_buffers=work.buffers == "average",
+        test_labels=None if data.dataset.test is None else data.dataset.test.y[data.test_rows],
+        own_tests=data.local_test,
+        class_counts=data.all_counts(),
+        test_domains=data.test_domains,
+        client_domains=data.domain_names,
         eval_batch=config.evaluation.batch_size,
         clock=clock,
-        classes=classes,
+        classes=work.classes,
         sampler=build.part(config.sampling, "sampling"),
         participation=config.participation,
+        collusion=conspiracy(*build.attack(config), folder),
     )
     return Loop(
         strategy=method,
@@ -212,8 +266,16 @@ def _draw(loop: Loop, data: FederatedData) -> None:
     try:
         figure_of({"run": [loop.history]}).savefig(loop.folder / "curves.png", dpi=150)
         y = data.dataset.train.y
-        if data.dataset.num_classes and y.dim() == 1:
-            draw_partition(data.shards, y.numpy(), data.dataset.classes, loop.folder / "partition.png")
+        if len(y) and data.dataset.num_classes and y.dim() == 1:
+            held = data.all_counts() if loop.server.task.by_class else None
+            draw_partition(
+                data.shards,
+                y.numpy(),
+                data.dataset.classes,
+                loop.folder / "partition.png",
+                groups=None if held is None else class_groups(held),
+                local_test=data.local_test,
+            )
         if loop.server.clock is not None:
             from fedsim.system.picture import draw_fleet
 
@@ -233,17 +295,20 @@ def summarise(loop: Loop, config: DictConfig, data: FederatedData) -> dict[str, 
         "key": loop.key,
         "partition_hash": data.shards.hash(),
     }
-    for name in ("loss", "accuracy"):
+    for name in ("loss", "accuracy", "clients/loss", "clients/accuracy"):
         values = [r[name] for r in rows if r.get(name) is not None]
         if values:
             out[name] = values[-1]
-            out[f"best_{name}"] = min(values) if name == "loss" else max(values)
+            out[f"best_{name}"] = min(values) if name.endswith("loss") else max(values)
     if config.evaluation.target is not None:
         reached = (r["round"] for r in rows if (r.get("accuracy") or 0) >= config.evaluation.target)
         out["rounds_to_target"] = next(reached, None)
     for name in ("bytes_up", "bytes_down", "seconds", "sim_seconds", "joules"):
         if any(r.get(name) is not None for r in rows):
             out[name] = sum(r.get(name) or 0 for r in rows)
+    for phase in sorted({k for r in rows for k, v in r.items() if isinstance(v, dict) and "bytes_up" in v}):
+        parts = [r[phase] for r in rows if phase in r]
+        out[phase] = {k: sum(part[k] for part in parts) for k in ("bytes_up", "bytes_down", "seconds")}
     if rows:
         out["weights_hash"] = rows[-1]["weights_hash"]
     return out

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,7 +20,8 @@ from fedsim.explain import explain
 # What changes neither a weight nor a metric: where results go, who is told, and how the work is spread.
 # `rounds` is not among them, since a schedule may depend on it: a longer run is another run.
 NOT_IN_KEY = ("name", "out", "dir", "method", "resume", "tags", "tracker", "checkpoint")
-ENGINE_NOT_IN_KEY = ("name", "workers", "address", "store_mb", "timeout")
+_RAY, _FLOWER = ("address", "store_mb", "timeout"), ("start", "wait_for", "deadline", "poll", "lost_state")
+ENGINE_NOT_IN_KEY = ("name", "workers", *_RAY, *_FLOWER)
 
 COMPOSE_ERRORS = (HydraException, OmegaConfBaseException, ValueError)  # what Hydra raises on bad overrides
 
@@ -41,7 +42,7 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
             config = hydra_compose("config", overrides=list(overrides), return_hydra_config=True)
     except COMPOSE_ERRORS as error:
         raise ConfigError(explain(error, overrides)) from error
-    choice = OmegaConf.select(config, "hydra.runtime.choices.strategy")
+    choice = chosen_method(config.hydra.runtime.choices)
     with open_dict(config):
         del config["hydra"]
     return label_method(config, choice)
@@ -70,6 +71,12 @@ def typed(values: dict[str, Any]) -> DictConfig:
 def plain(config: DictConfig) -> dict[str, Any]:
     """The resolved configuration as plain Python values, for workers, trackers and files."""
     return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+
+
+def chosen_method(choices: Mapping[str, Any]) -> str | None:
+    """The strategy option chosen; for one around another, both: ``ggeur+scaffold``."""
+    outer, base = choices.get("strategy"), choices.get("strategy@strategy.base")
+    return f"{outer}+{base}" if outer and base else outer
 
 
 def label_method(config: DictConfig, choice: str | None) -> DictConfig:
@@ -107,16 +114,17 @@ def run_dir(config: DictConfig) -> Path:
     return Path(config.dir) if config.dir else Path(config.out) / config.name / run_name(config)
 
 
-def finished(config: DictConfig) -> bool:
-    """Whether the run folder holds this very run, finished, and it need not be done again."""
+def finished(config: DictConfig) -> dict[str, Any] | None:
+    """The summary in the run folder if that holds this very run, finished, and it need not be done again."""
     folder = run_dir(config)
     if config.resume != "auto" or not (folder / "summary.json").is_file():
-        return False
+        return None
     try:
-        summary = json.loads((folder / "summary.json").read_text())
-        return summary.get("status") == "done" and run_key(load(folder / "config.yaml")) == run_key(config)
+        summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
+        same = run_key(load(folder / "config.yaml")) == run_key(config)
     except (ConfigError, ValueError):
-        return False  # the run itself will say what is wrong with the folder
+        return None  # the run itself will say what is wrong with the folder
+    return summary if same and summary.get("status") == "done" else None
 
 
 def _canonical(value: Any) -> Any:

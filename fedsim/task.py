@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -27,16 +29,21 @@ class Task:
     """The learning problem.
 
     ``model`` is the prototype whose initial parameters start the run. ``metrics`` are reported besides the loss; by
-    default accuracy where targets are class labels.
+    default accuracy where targets are class labels. ``by_class``: number of classes if they are counted one by one
+    too, else 0.
     """
 
     model: nn.Module
     loss: LossFn = cross_entropy
     metrics: Mapping[str, MetricFn] | None = None
+    by_class: int = 0
     example: Tensor | None = None  # two inputs, for whoever needs shapes
 
-    def measure(self, output: Tensor, y: Tensor) -> dict[str, float]:
-        """Sums over the batch of loss and metrics, as Python floats (add and divide by the sample count)."""
+    def measure(self, output: Tensor, y: Tensor) -> dict[str, Any]:
+        """Sums over the batch of loss and metrics, as Python floats (add and divide by the sample count).
+
+        With ``by_class``, also ``by_class`` (3, C): right ones, samples and predictions of each class.
+        """
         n = len(y)
         metrics = self.metrics
         if metrics is None:
@@ -47,5 +54,10 @@ class Task:
                 and output.dim() == 2
             )
             metrics = {"accuracy": accuracy} if labels else {}
-        out = {"loss": float(self.loss(output, y)) * n}
-        return out | {name: float(fn(output, y)) * n for name, fn in metrics.items()}
+        out: dict[str, Any] = {"loss": float(self.loss(output, y)) * n}
+        out |= {name: float(fn(output, y)) * n for name, fn in metrics.items()}
+        if self.by_class:
+            guess = output.argmax(dim=-1)
+            counted = [torch.bincount(t, minlength=self.by_class) for t in (y[guess == y], y, guess)]
+            out["by_class"] = torch.stack([t[: self.by_class] for t in counted]).cpu()
+        return out

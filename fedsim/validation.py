@@ -27,8 +27,10 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "client.classes_by": ("random", "speed"),
     "client.clip": ("direction", "loss", "full"),
     "engine.name": tuple(ENGINES),
+    "evaluation.clients_on": ("holdout", "domain"),
     "engine.device": ("auto", "cpu", "cuda"),
     "engine.vectorize": ("auto", "on", "off"),
+    "engine.lost_state": ("restart", "stop"),
     "failures.policy": ("stop", "skip"),
     "failures.nonfinite": ("skip", "stop"),
     "tracker.console.mode": ("auto", "rich", "plain", "quiet"),
@@ -51,14 +53,25 @@ RANGES: Mapping[str, _Check] = {
     "client.steps": _AT_LEAST_1,
     "client.batch_size": _AT_LEAST_1,
     "client.momentum": (lambda v: 0 <= v < 1, "must be in [0, 1)"),
+    "client.adam.beta1": (lambda v: 0 <= v < 1, "must be in [0, 1)"),
+    "client.adam.beta2": (lambda v: 0 <= v < 1, "must be in [0, 1)"),
+    "client.adam.eps": _POSITIVE,
     "client.weight_decay": _NONNEGATIVE,
     "client.clip_norm": _POSITIVE,
+    "data.imbalance": _POSITIVE,
+    "data.largest": _AT_LEAST_1,
     "partition.alpha": _POSITIVE,
+    "embed.batch_size": _AT_LEAST_1,
+    "attack.fraction": (lambda v: 0 <= v <= 1, "must be in [0, 1]"),
     "engine.workers": _NONNEGATIVE,
     "engine.threads": _AT_LEAST_1,
     "engine.chunks": _NONNEGATIVE,
     "engine.store_mb": _NONNEGATIVE,
     "engine.timeout": _POSITIVE,
+    "engine.start": _POSITIVE,
+    "engine.wait_for": _NONNEGATIVE,
+    "engine.deadline": _POSITIVE,
+    "engine.poll": _POSITIVE,
     "evaluation.every": _AT_LEAST_1,
     "evaluation.batch_size": _AT_LEAST_1,
     "evaluation.clients_every": _NONNEGATIVE,
@@ -69,7 +82,12 @@ RANGES: Mapping[str, _Check] = {
     "checkpoint.memory_mb": _NONNEGATIVE,
 }
 
-NEEDS_TARGET = ("strategy", "aggregator", "sampling")  # parts of a run that are named by class or function
+NEEDS_TARGET = (
+    "strategy",
+    "aggregator",
+    "sampling",
+    "attack",
+)  # parts of a run that are named by class or function
 
 
 def validate(config: DictConfig) -> None:
@@ -170,10 +188,7 @@ def _check_module(key: str, target: str) -> None:
 
 
 def _check_relations(config: DictConfig) -> None:
-    for key in (
-        "topology",
-        "attack",
-    ):  # groups whose parts are not built yet: nothing would read them
+    for key in ("topology",):  # groups whose parts are not built yet: nothing would read them
         if config[key]:
             raise ConfigError(f"{key}: only the neutral option exists so far; leave {key} out")
     if not 1 <= config.clients_per_round <= config.num_clients:
@@ -184,11 +199,21 @@ def _check_relations(config: DictConfig) -> None:
     least, most = config.client.min_epochs, config.client.epochs
     if least is not None and least > most:
         raise ConfigError(f"client.min_epochs={least}: must not exceed client.epochs ({most})")
+    if config.client.adam is not None and config.client.momentum:
+        raise ConfigError(
+            f"client.momentum={config.client.momentum}: Adam has its own; type client.adam.beta1"
+        )
     if config.evaluation.stop_at_target and config.evaluation.target is None:
         raise ConfigError("evaluation.stop_at_target=true: needs evaluation.target, an accuracy in [0, 1]")
-    if config.evaluation.clients_every and not config.evaluation.holdout:
+    if config.encoder:
+        _check_target("encoder", config.encoder)
+    plan = config.evaluation
+    if plan.holdout and plan.local_test:
+        raise ConfigError("evaluation.local_test=true: not together with evaluation.holdout; choose one")
+    if plan.clients_every and not (plan.holdout or plan.local_test or plan.clients_on == "domain"):
         raise ConfigError(
-            "evaluation.clients_every: clients are measured on held-out samples; give evaluation.holdout=0.2"
+            "evaluation.clients_every: clients are measured on test sets of their own; give evaluation.holdout=0.2, "
+            "evaluation.local_test=true, or evaluation.clients_on=domain for a data set with domains"
         )
     if config.engine.name == "serial" and config.engine.workers != 1:
         raise ConfigError(

@@ -181,10 +181,19 @@ class FlatModel:
         return torch.cat([g.reshape(-1) for g in grads]), value
 
     def descend(
-        self, x: Tensor, y: Tensor, loss: Callable[[Any, Tensor], Tensor], lr: float, decay: float
+        self,
+        x: Tensor,
+        y: Tensor,
+        loss: Callable[[Any, Tensor], Tensor],
+        lr: float,
+        decay: float,
+        forward: Callable[[nn.Module, Tensor], Any] | None = None,
     ) -> Tensor:
-        """``w <- (1 - lr decay) w - lr grad`` on the resident vector, without a flat gradient; returns the loss ()."""
-        grads, value = self._differentiate(self.w, x, y, loss)
+        """``w <- (1 - lr decay) w - lr grad`` on the resident vector, without a flat gradient; returns the loss ().
+
+        The batch cannot be looked at ``again`` afterwards: what its masks were drawn from is not kept.
+        """
+        grads, value = self._differentiate(self.w, x, y, loss, forward=forward, keep=False)
         if decay:
             self.w.mul_(1 - lr * decay)
         torch._foreach_add_(self._views, grads, alpha=-lr)
@@ -198,12 +207,13 @@ class FlatModel:
         loss: Callable[[Any, Tensor], Tensor],
         again: bool = False,
         forward: Callable[[nn.Module, Tensor], Any] | None = None,
+        keep: bool = True,
     ) -> tuple[tuple[Tensor, ...], Tensor]:
         self.bind(w)
         if (
             not again
-        ):  # always, since masks are also drawn by functions (F.dropout, attention), unseen from here
-            self._mask_state = torch.get_rng_state()
+        ):  # whatever the layers: masks are also drawn by functions (F.dropout, attention), unseen from here
+            self._mask_state = torch.get_rng_state() if keep else None
         elif self._mask_state is not None:
             torch.set_rng_state(self._mask_state)
         for m in self._stats:
@@ -219,6 +229,20 @@ class FlatModel:
             m.track_running_stats = False
         with torch.no_grad():
             return call(self.module, x)
+
+    def collect_statistics(self, batches: Iterable[Tensor]) -> None:
+        """Replace the BatchNorm statistics by plain means over ``batches`` (B, ...) at the present weights."""
+        momenta = [m.momentum for m in self._stats]
+        for m in self._stats:
+            m.reset_running_stats()
+            m.momentum, m.track_running_stats = None, True  # None: the mean over all batches
+        try:
+            with torch.no_grad():
+                for x in batches:
+                    self.module(x)
+        finally:
+            for m, momentum in zip(self._stats, momenta, strict=True):
+                m.momentum = momentum
 
     def state_dict(self, weights: Weights) -> dict[str, Tensor]:
         """A full state dict (frozen parameters and counters included) holding ``weights``; copies."""

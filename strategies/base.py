@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from inspect import signature
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from clients.base import Client
 from fedsim.errors import ConfigError
+from fedsim.evaluation import over_clients
 from fedsim.fold import Fold, fold_kinds
 from fedsim.payload import Message, Replies
 from fedsim.server import Round, Server
-from fedsim.vectors import Weights
+from fedsim.task import Task
+from fedsim.vectors import Layout, Weights
 from strategies.aggregators import Aggregator, is_mean, mean
 
 State = dict[
@@ -32,6 +35,9 @@ class Strategy:
     pooled: ClassVar[bool] = False  # whether all data lie in one place
     aggregator: Aggregator = staticmethod(mean)
     fold: ClassVar[Fold] = {"delta": "mean"}
+
+    def setup(self, task: Task, layout: Layout) -> None:
+        """Once per run, before the first round or the resumed one: find what is needed in the model."""
 
     def init(self, server: Server) -> State:
         """State before round 0: the model ``w`` (d,) and its ``buffers`` (b,)."""
@@ -54,13 +60,18 @@ class Strategy:
         state = self.update(state, replies, round)
         return state | ({"buffers": replies.mean("buffers")} if ("buffers", "mean") in replies.folded else {})
 
-    def evaluate(self, server: Server, state: State) -> dict[str, float]:
+    def evaluate(self, server: Server, state: State) -> dict[str, Any]:
         """Numbers of the common test set for the round's row: loss and metrics of every model of ``models``."""
-        out: dict[str, float] = {}
+        out: dict[str, Any] = {}
         for name, weights in self.models(state).items():
             prefix = "" if name == "global" else f"{name}/"
             out |= {prefix + k: v for k, v in server.evaluate(weights).items()}
         return out
+
+    def evaluate_clients(self, server: Server, state: State) -> dict[str, float]:
+        """Numbers over all clients of the ``global`` model, or what each makes of it, on their own test samples."""
+        replies = server.evaluate_clients(self.models(state)["global"], range(server.num_clients))
+        return over_clients(replies.ok, server.sizes, server.client_domains)
 
     def models(self, state: State) -> Mapping[str, Weights]:
         """Models to evaluate by name; ``global`` is the one a run ends with."""
@@ -77,10 +88,20 @@ class Strategy:
         return kinds | {"delta": (*(k for k in kinds["delta"] if k != "mean"), "stack")}
 
     def aggregate(self, replies: Replies) -> Tensor:
-        """The aggregate ``(d,)`` of the clients' ``delta`` under this strategy's aggregator."""
+        """The aggregate ``(d,)`` of the clients' ``delta`` under this strategy's aggregator.
+
+        What the rule reports about itself goes into the round's row, as ``aggregator``; rows are named by client.
+        """
         if is_mean(self.aggregator):
             return replies.mean("delta")
-        return self.aggregator(replies.stack("delta"), replies.weights)
+        report: dict[str, Any] = {}
+        asked = {"report": report} if "report" in signature(self.aggregator).parameters else {}
+        out: Tensor = self.aggregator(replies.stack("delta"), replies.weights, **asked)
+        if asked:
+            clients = replies.clients
+            named = {k: [clients[i] for i in report[k]] for k in ("dropped", "selected") if k in report}
+            replies.log["aggregator"] = {"clients": clients, **report, **named}
+        return out
 
 
 WEIGHTINGS = ("samples", "uniform")

@@ -6,6 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from clients.base import Client
+from clients.norm import LocalNormClient
 from strategies.fedavg import FedAvg
 
 
@@ -18,3 +20,7 @@ class FedBN(FedAvg):
     """
 
     buffers: ClassVar[str | None] = "all_local"
+
+    def make_client(self) -> Client:
+        """SGD; a client that never took part takes statistics from its own samples."""
+        return LocalNormClient(weighting=self.weighting)

@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 import fedsim
+from fedsim import build
 from fedsim.server import Round, Server
 from fedsim.settings import compose
 
@@ -140,8 +141,16 @@ def classification(kind: str = "tanh", **changes: Any) -> Problem:
 
 def method(name: str, *overrides: str) -> Any:
     """The configured strategy object, for wrapping and for calling by hand."""
-    config = composed((f"strategy={name}", *(o for o in overrides if o.startswith("strategy."))))
-    return instantiate(config.strategy, _convert_="all")
+    of_method = [o for o in overrides if of_strategy(o) or o.startswith("aggregator")]
+    config = composed((f"strategy={name}", *of_method))
+    built = instantiate(config.strategy, _convert_="all")
+    built.aggregator = build.part(config.aggregator, "aggregator")
+    return built
+
+
+def of_strategy(override: str) -> bool:
+    """Whether an override says which strategy is built, or how."""
+    return override.startswith(("strategy.", "strategy@"))
 
 
 @cache
@@ -171,6 +180,9 @@ class Recorded:
     def client(self) -> Any:
         return self.inner.client
 
+    def setup(self, task: Any, layout: Any) -> None:
+        self.inner.setup(task, layout)
+
     def init(self, server: Server) -> dict[str, Any]:
         return self.inner.init(server)
 
@@ -192,6 +204,9 @@ class Recorded:
     def evaluate(self, server: Server, state: dict[str, Any]) -> dict[str, float]:
         return self.inner.evaluate(server, state)
 
+    def evaluate_clients(self, server: Server, state: dict[str, Any]) -> dict[str, float]:
+        return self.inner.evaluate_clients(server, state)
+
     def series(self, name: str) -> np.ndarray:
         """``(rounds, d)`` of one entry of the server state."""
         return np.stack([s[name].numpy() for s in self.states])
@@ -205,7 +220,7 @@ class Recorded:
 def recorded(name: str, problem: Problem, *overrides: str) -> tuple[Recorded, fedsim.RunResult]:
     """Run a configured strategy and keep what it went through."""
     strategy = Recorded(method(name, *overrides))
-    rest = [o for o in overrides if not o.startswith("strategy.")]
+    rest = [o for o in overrides if not of_strategy(o)]
     return strategy, problem.run(f"strategy={name}", *rest, strategy=strategy)
 
 
@@ -221,11 +236,22 @@ class Hooked:
     inner: Any
     hook: Callable[[Any], None]
 
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or "inner" not in self.__dict__:
+            raise AttributeError(name)
+        return getattr(self.inner, name)
+
     def setup(self, task: Any, layout: Any) -> None:
         self.inner.setup(task, layout)
 
+    def keeps(self, layout: Any) -> Any:
+        return self.inner.keeps(layout)
+
     def init_state(self, layout: Any) -> dict[str, Tensor]:
         return self.inner.init_state(layout)
+
+    def counts(self, job: Any) -> Any:
+        return self.inner.counts(job)
 
     def fit(self, job: Any) -> Any:
         self.hook(job)

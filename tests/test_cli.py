@@ -350,3 +350,23 @@ def test_wheel_holds_the_configuration_tree(tmp_path: Path) -> None:
     expected = {str(p.relative_to(ROOT)) for p in (ROOT / "conf").rglob("*.yaml")}
     expected |= {f"{package}/py.typed" for package in ("fedsim", "strategies", "clients")}
     assert expected | {"fedsim/report/page.html"} <= names
+
+
+# ---------------------------------------------------------------- search
+
+
+def test_optuna_sees_the_accuracy_of_each_trial_also_of_those_done_before(simulator: Simulator) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs the extra 'sweep'")
+    argv = ["-m", "experiment=search", "engine=serial", "hydra.sweeper.n_trials=3", "client.epochs=2"]
+
+    def best() -> Any:
+        return OmegaConf.load(next(Path("runs").rglob("optimization_results.yaml")))
+
+    assert command(argv) == 0
+    tried = [(c.client.lr, c.client.weight_decay) for c in simulator.ran]
+    assert len({lr for lr, _ in tried}) == 3 and all(0.005 <= lr <= 0.5 for lr, _ in tried)
+    assert {c.client.epochs for c in simulator.ran} == {2}
+    assert best().best_value == 0.5 and best().best_params["client.lr"] in [lr for lr, _ in tried]
+    assert command(argv) == 0
+    assert len(simulator.ran) == 3, "the same seed proposes the same trials, which are done"
+    assert best().best_value == 0.5

@@ -240,7 +240,7 @@ def test_constructors_speak_for_themselves(node: dict[str, object], message: str
     assert message in text and "\n" not in text
 
 
-@pytest.mark.parametrize("group", ["topology", "attack"])
+@pytest.mark.parametrize("group", ["topology"])
 def test_a_part_that_nothing_would_read_is_refused(group: str) -> None:
     config = compose()
     config[group] = {"_target_": "somewhere.Something"}

@@ -133,19 +133,29 @@ def _on_state(job: Job) -> None:
         job.state["h"].add_(1)
 
 
-def test_message_and_plan_are_put_into_shared_memory_once(ray: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("near", [True, False], ids=["mapped", "object store"])
+def test_message_and_plan_are_put_into_shared_memory_once(
+    ray: str, near: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import ray as library
 
-    from fedsim.engine.worker import Broadcast, Plan
+    from fedsim.engine.mail import POSSIBLE, Slot, Slots
+    from fedsim.engine.worker import Broadcast, Chunk, Plan
 
     put: list[Any] = []
-    plain = library.put
+    plain, write = library.put, Slot.write
     problem = classification(cohorts=[range(6)] * 3)
+    if not near:
+        monkeypatch.setattr(Slots, "probe", lambda self: None)
     problem.run(ray, TWO, "rounds=1")
     monkeypatch.setattr(library, "put", lambda value, *a, **k: put.append(value) or plain(value, *a, **k))
-    problem.run(ray, TWO, "rounds=3", "engine.chunks=6")
+    monkeypatch.setattr(Slot, "write", lambda self, value: put.append(value) or write(self, value))
+    there = problem.run(ray, TWO, "rounds=3", "engine.chunks=6", "strategy=fedspeed")
     assert sum(isinstance(v, Plan) for v in put) == 1
     assert sum(isinstance(v, Broadcast) for v in put) == 3  # one a round, whatever the number of chunks
+    assert sum(isinstance(v, Chunk) for v in put) == (18 if near and POSSIBLE else 0)
+    monkeypatch.undo()
+    assert hashes(there) == hashes(problem.run("rounds=3", "engine.chunks=6", "strategy=fedspeed"))
 
 
 def test_tied_weights_stay_tied_in_workers(ray: str) -> None:

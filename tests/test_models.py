@@ -11,6 +11,7 @@ from fedsim import models
 from fedsim.errors import ConfigError
 
 RESNET = {"norm": "group", "groups": 2, "stem": "imagenet"}
+DIGITS = {"channels": [64, 64, 128], "hidden": [2048, 512]}
 LSTM = {"embedding": 8, "hidden": 256, "layers": 2}
 
 
@@ -24,11 +25,13 @@ def count(model):
         (models.Linear, (1, 28, 28), 10, {}, 7_850),
         (models.MLP, (1, 28, 28), 10, {"hidden": [200, 200]}, 199_210),  # McMahan et al. 2017
         (models.MLP, (1, 8, 8), 10, {"hidden": []}, 650),
+        (models.MLP, (1, 8, 8), 10, {"hidden": [6, 5], "batch_norm": True}, 390 + 12 + 35 + 10 + 60),
         (models.LeNet, (3, 32, 32), 10, {}, 62_006),
         (models.CNN, (1, 28, 28), 10, {}, 1_663_370),  # McMahan et al. 2017
         (models.CNN, (1, 8, 8), 10, {}, 832 + 51_264 + 256 * 512 + 512 + 5_130),
         (models.ResNet18, (3, 32, 32), 10, RESNET, 11_181_642),  # torchvision's 11 689 512 with 10 classes
         (models.ResNet18, (3, 32, 32), 10, RESNET | {"norm": "batch", "stem": "cifar"}, 11_173_962),
+        (models.DigitsCNN, (3, 32, 32), 10, DIGITS, 18_151_370),
         (models.CharLSTM, (80,), 80, LSTM, 640 + 798_720 + 20_560),
     ],
 )
@@ -52,6 +55,44 @@ def test_small_odd_images_work():
         assert models.CNN(shape, 4)(x).shape == (2, 4)
         assert models.ResNet18(shape, 4, **RESNET | {"stem": "cifar"})(x).shape == (2, 4)
     assert models.LeNet((3, 17, 19), 4)(torch.rand(2, 3, 17, 19)).shape == (2, 4)
+
+
+def test_the_digits_network_flattens_to_8192_as_its_authors_do():
+    model = models.DigitsCNN((3, 32, 32), 10, **DIGITS)
+    assert model.layers[0].in_features == 8192
+    for side in (16, 17, 18, 19, 28):
+        small = models.DigitsCNN((1, side, side + 1), 4, channels=[2, 3, 4], hidden=[6, 5])
+        assert small(torch.rand(2, 1, side, side + 1)).shape == (2, 4)
+
+
+def torchvision_names(state):
+    """Our ResNet-18's tensors under torchvision's names, in its order."""
+    out = {}
+    for key, value in state.items():
+        key = key.replace("head.", "fc.").replace("shortcut", "downsample").replace("norm", "bn")
+        if key.startswith("blocks."):
+            _, block, rest = key.split(".", 2)
+            key = f"layer{int(block) // 2 + 1}.{int(block) % 2}.{rest}"
+        out[key] = value
+    return out
+
+
+@pytest.mark.parametrize("classes", [10, 7])
+def test_resnet_starts_from_a_torchvision_file(classes, tmp_path):
+    options = RESNET | {"norm": "batch"}
+    source = models.ResNet18((3, 32, 32), 10, **options)
+    source.norm1.running_mean.fill_(3)
+    torch.save(torchvision_names(source.state_dict()), tmp_path / "resnet18.pth")
+    model = models.ResNet18((3, 32, 32), classes, **options, weights=str(tmp_path / "resnet18.pth"))
+    for name, value in source.state_dict().items():
+        taken = model.state_dict()[name]
+        if classes == 10 or not name.startswith("head"):
+            assert torch.equal(taken, value), name
+    assert len(model.head.bias) == classes
+    with pytest.raises(ConfigError, match="not a ResNet-18 of torchvision"):
+        models.ResNet18((3, 32, 32), 10, **RESNET, weights=str(tmp_path / "resnet18.pth"))
+    with pytest.raises(ConfigError, match="not a readable state dict"):
+        models.ResNet18((3, 32, 32), 10, **options, weights=str(tmp_path / "none.pth"))
 
 
 def test_resnet_block_by_hand():

@@ -67,7 +67,11 @@ def take(dataset: Dataset, count: int) -> Dataset:
         raise DataError(
             f"data.subset={count}: this data set has {total} training samples; give 1 to {total} or null"
         )
-    index = np.random.default_rng(SPLIT_SEED).permutation(total)[:count]
+    return select(dataset, np.random.default_rng(SPLIT_SEED).permutation(total)[:count])
+
+
+def select(dataset: Dataset, index: np.ndarray) -> Dataset:
+    """The training samples ``index`` (n,), in that order, with their ids and groups; the test set stays whole."""
     chosen = torch.from_numpy(index)
     groups = dict(dataset.groups)
     if "train" in groups:

@@ -70,6 +70,15 @@ class Dataset:
         return len(self.classes)
 
     @property
+    def domains(self) -> tuple[str, ...]:
+        """Names of the domains of a multi-domain data set; empty for others."""
+        return tuple(self.group_names.get("domain", ()))
+
+    def domain(self, split: str) -> np.ndarray | None:
+        """Domain ``(N,)`` of the samples of ``split`` (train, test); ``None`` where there are none."""
+        return self.groups.get(split, {}).get("domain") if self.domains else None
+
+    @property
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one sample as the model sees it (normalising does not change it)."""
         return tuple(self.train.x.shape[1:])

@@ -48,7 +48,7 @@ def digits6(
         )
         for split in ("train", "test")
     )
-    return _images(train, test, str(root), DIGITS, SYMMETRIC, domains, augment, subset)
+    return as_dataset(train, test, str(root), DIGITS, SYMMETRIC, domains, augment, subset)
 
 
 def pacs(
@@ -60,11 +60,14 @@ def pacs(
     augment: bool | Augment = False,
     subset: int | None = None,
 ) -> Dataset:
-    """PACS (Li et al. 2017): art_painting, cartoon, photo, sketch; 7 classes, x ``(N, 3, size, size)``."""
+    """PACS (Li et al. 2017): art_painting, cartoon, photo, sketch; 7 classes, x ``(N, 3, size, size)``.
+
+    From Parquet files; on the hub it is ``data=domain_images data.hub=flwrlabs/pacs``.
+    """
     need = "pacs*.parquet with columns image, domain, label, fold"
     root = existing(_given(path, "pacs", need), need)
     train, test = _folded_images(root, "pacs*.parquet", need, size, test_folds)
-    return _images(train, test, str(root), (), IMAGENET, domains, augment, subset)
+    return as_dataset(train, test, str(root), (), IMAGENET, domains, augment, subset)
 
 
 def office_caltech10(
@@ -88,7 +91,7 @@ def office_caltech10(
     root = existing(_given(path, "office_caltech10", need), need)
     if what == "images":
         train, test = _folded_images(root, "images*.parquet", need, size, test_folds)
-        return _images(train, test, str(root), (), IMAGENET, domains, augment, subset)
+        return as_dataset(train, test, str(root), (), IMAGENET, domains, augment, subset)
     if what not in ("surf", "googlenet"):
         raise DataError(f"data.what={what!r}: office_caltech10 has 'images', 'surf' and 'googlenet'")
     if augment is not False:
@@ -104,10 +107,10 @@ def office_caltech10(
         ) from error
     arrays = {"image": x.astype(np.float32), "label": y.astype(np.int64), "domain": domain.astype(str)}
     strata = encode(arrays["domain"])[0] * len(classes) + arrays["label"]
-    train, test = _split(arrays, stratified_folds(strata, 10), test_folds)
+    train, test = split_folds(arrays, stratified_folds(strata, 10), test_folds)
     if what == "surf":
         _standardise(train, test)
-    return _images(train, test, str(root), classes, None, domains, False, subset)
+    return as_dataset(train, test, str(root), classes, None, domains, False, subset)
 
 
 def _given(path: PathLike | None, name: str, need: str) -> PathLike:
@@ -122,10 +125,11 @@ def _folded_images(
     root = existing(root, need)
     files = [root] if root.is_file() else parquet_files(root, pattern, need)
     arrays = read_images(files, "image", ["domain", "label", "fold"], channels=3, size=size)
-    return _split(arrays, arrays["fold"], test_folds)
+    return split_folds(arrays, arrays["fold"], test_folds)
 
 
-def _split(arrays: Arrays, fold: np.ndarray, test_folds: Sequence[int]) -> tuple[Arrays, Arrays]:
+def split_folds(arrays: Arrays, fold: np.ndarray, test_folds: Sequence[int]) -> tuple[Arrays, Arrays]:
+    """Training and test arrays by the ``fold (N,)`` of each sample."""
     chosen = sorted(set(test_folds))
     if not chosen or chosen[0] < 0 or chosen[-1] > 9 or len(chosen) == 10:
         raise DataError(f"data.test_folds={list(test_folds)}: give 1 to 9 of the folds 0 to 9")
@@ -146,7 +150,7 @@ def _standardise(train: Arrays, test: Arrays) -> None:
         part["image"] = (part["image"] - mean) / np.where(std > 0, std, 1)
 
 
-def _images(
+def as_dataset(
     train: Arrays,
     test: Arrays,
     source: str,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fedsim.data.dataset import Dataset, Samples
 from fedsim.data.local import LocalData
@@ -14,11 +16,55 @@ from fedsim.data.partition import Shards
 
 @dataclass(frozen=True)
 class FederatedData:
-    """``dataset`` with the training rows of each client, and rows held out for measuring on each client."""
+    """``dataset`` with the training rows of each client, and what each client is measured on.
+
+    That is ``holdout``, rows of the training samples, or ``local_test``, rows of the common test set, or, with
+    ``own_domain``, the test samples of its domain.
+    """
 
     dataset: Dataset
     shards: Shards
     holdout: Shards | None = None
+    local_test: Shards | None = None
+    own_domain: bool = False
+
+    @cached_property
+    def client_domains(self) -> np.ndarray:
+        """Domain of each client ``(m,)``; -1 for one without samples, with samples of several, or without domains."""
+        domain = self.dataset.domain("train")
+        out = np.full(self.num_clients, -1, dtype=np.int64)
+        if domain is None:
+            return out
+        owner = np.repeat(np.arange(self.num_clients), self.shards.sizes)
+        last = out.copy()
+        out[:] = len(self.dataset.domains)
+        np.minimum.at(out, owner, domain[self.shards.index])
+        np.maximum.at(last, owner, domain[self.shards.index])
+        return np.where(out == last, out, -1)
+
+    @property
+    def domain_names(self) -> list[str | None] | None:
+        """The domain of each client by name; ``None`` for a data set without domains."""
+        names = self.dataset.domains
+        return [names[d] if d >= 0 else None for d in self.client_domains.tolist()] if names else None
+
+    @cached_property
+    def test_rows(self) -> Tensor:
+        """Test samples domain by domain (``(n,)`` positions); in their own order where there are no domains."""
+        domain = self.dataset.domain("test")
+        if domain is None:
+            return torch.arange(len(self.dataset.test or ()))
+        return torch.from_numpy(np.argsort(domain, kind="stable"))
+
+    @cached_property
+    def test_domains(self) -> dict[str, slice]:
+        """Where the samples of each domain lie in ``test_rows``; only domains that have any."""
+        domain = self.dataset.domain("test")
+        if domain is None:
+            return {}
+        ends = np.cumsum(np.bincount(domain, minlength=len(self.dataset.domains))).tolist()
+        spans = zip(self.dataset.domains, [0, *ends], ends, strict=False)
+        return {name: slice(a, b) for name, a, b in spans if b > a}
 
     @property
     def num_clients(self) -> int:
@@ -36,23 +82,51 @@ class FederatedData:
 
     def pooled(self) -> FederatedData:
         """The same samples with one client that holds them all."""
-        return replace(self, shards=_union(self.shards), holdout=self.holdout and _union(self.holdout))
+        return replace(
+            self,
+            shards=_union(self.shards),
+            holdout=self.holdout and _union(self.holdout),
+            local_test=self.local_test and _union(self.local_test),
+        )
 
     def client(self, client: int, dtype: torch.dtype) -> LocalData:
         """Training samples of ``client``."""
         return self._rows(self.shards.part(client), dtype)
 
     def client_holdout(self, client: int, dtype: torch.dtype) -> LocalData | None:
-        """Held-out samples of ``client``; ``None`` when the run has none."""
+        """What ``client`` is measured on, never augmented in use; ``None`` when the run has nothing of the kind."""
+        if self.own_domain:
+            return self.domain_test(client, dtype)
+        if self.local_test is not None and self.dataset.test is not None:
+            rows = torch.as_tensor(self.local_test.part(client))
+            return LocalData(self.dataset.test, rows, dtype, self.dataset.normalize)
         return None if self.holdout is None else self._rows(self.holdout.part(client), dtype)
 
     def test_data(self, dtype: torch.dtype) -> LocalData | None:
         """The common test set, if there is one."""
-        if self.dataset.test is None:
+        return None if self.dataset.test is None else self._test(self.test_rows, dtype)
+
+    def domain_test(self, client: int, dtype: torch.dtype) -> LocalData | None:
+        """Test samples of the domain of ``client``; ``None`` where it has no domain or that no test samples."""
+        code = int(self.client_domains[client])
+        span = self.test_domains.get(self.dataset.domains[code]) if code >= 0 else None
+        return None if span is None else self._test(self.test_rows[span], dtype)
+
+    def _test(self, rows: Tensor, dtype: torch.dtype) -> LocalData:
+        assert self.dataset.test is not None
+        return LocalData(self.dataset.test, rows, dtype, self.dataset.normalize)
+
+    def class_counts(self, client: int) -> np.ndarray:
+        """Training samples of ``client`` per class, int64 (C,)."""
+        labels = self.dataset.train.y[torch.as_tensor(self.shards.part(client))]
+        return np.bincount(labels.cpu().numpy(), minlength=self.dataset.num_classes)
+
+    def all_counts(self) -> np.ndarray | None:
+        """Training samples of all clients together per class, int64 (C,); ``None`` where targets are no classes."""
+        data = self.dataset
+        if not data.num_classes or data.train.y.dim() != 1:
             return None
-        return LocalData(
-            self.dataset.test, torch.arange(len(self.dataset.test)), dtype, self.dataset.normalize
-        )
+        return np.bincount(data.train.y.numpy()[self.shards.index], minlength=data.num_classes)
 
     def _rows(self, rows: np.ndarray, dtype: torch.dtype) -> LocalData:
         data = self.dataset

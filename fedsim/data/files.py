@@ -188,8 +188,10 @@ def read_idx(file: Path, dimensions: int) -> np.ndarray:
     return np.frombuffer(raw, np.uint8, offset=header).reshape(shape).copy()
 
 
-def hub_tables(name: str, splits: Mapping[str, str], expected: str) -> dict[str, tuple[Any, str]]:
-    """``{"train": (pyarrow.Table, fingerprint), ...}`` of a hub data set through the ``datasets`` library.
+def hub_tables(
+    name: str, splits: Mapping[str, str], expected: str, config: str | None = None
+) -> dict[str, tuple[Any, str]]:
+    """``{"train": (pyarrow.Table, fingerprint), ...}`` of a hub data set (one ``config`` of it) through ``datasets``.
 
     Raises:
         DataError: ``datasets`` is not installed or the hub cannot be reached; says what ``data.path`` may be
@@ -201,7 +203,8 @@ def hub_tables(name: str, splits: Mapping[str, str], expected: str) -> dict[str,
     except ImportError as error:
         raise DataError(f"{name} comes from the hub: pip install 'fedsim-lab[hub]', {remedy}") from error
     try:
-        parts = {key: load_dataset(name, split=split) for key, split in splits.items()}
+        which = () if config is None else (config,)
+        parts = {key: load_dataset(name, *which, split=split) for key, split in splits.items()}
     except (
         Exception
     ) as error:  # the library raises many unrelated types: connection, HTTP, file, value errors

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fedsim.data.dataset import Augment, Normalize, Samples
+from fedsim.work import batches_per_epoch
 
 BLOCK = 1 << 22  # numbers gathered at once (16 MiB of float32)
 
@@ -54,23 +56,24 @@ class LocalData:
         steps: int | None,
         shuffle: bool,
         rng: torch.Generator,
+        smallest: int = 1,
     ) -> Iterator[Batch]:
         """Mini-batches of ``epochs`` passes, or exactly ``steps`` of them; the last of a pass may be short.
 
-        Order and augmentation come from ``rng`` alone.
+        It is left out if it has fewer than ``smallest`` samples. Order and augmentation come from ``rng`` alone.
         """
         n = len(self)
-        per_epoch = -(-n // batch_size)
+        per_epoch = batches_per_epoch(n, batch_size, smallest)
         left = steps if steps is not None else epochs * per_epoch
-        sample = max(1, self.samples.x[0].numel()) if n else 1
+        sample = max(1, math.prod(self.samples.x.shape[1:]))
         block = max(1, BLOCK // (sample * batch_size)) * batch_size
         draw = rng if self.augment is not None else None
-        while left > 0 and n:
+        while left > 0 and per_epoch:
             order = torch.randperm(n, generator=rng) if shuffle else torch.arange(n)
-            order = order[: left * batch_size]
-            for rows in torch.split(order, block):
+            order = order[: min(left, per_epoch) * batch_size]
+            for rows in torch.split(order, block) if len(order) > block else (order,):
                 x, y = self.read(rows, draw)
-                yield from map(Batch, torch.split(x, batch_size), torch.split(y, batch_size))
+                yield from map(Batch, x.unsafe_split(batch_size), y.unsafe_split(batch_size))
             left -= min(left, per_epoch)
 
 

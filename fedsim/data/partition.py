@@ -8,26 +8,31 @@ gives the same split.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
 
 import numpy as np
 
 from fedsim.data.adapter import from_partitioner
+from fedsim.data.dealing import (
+    Parts,
+    apportion,
+    assign,
+    check,
+    dirichlet_counts,
+    parts_of,
+    positive,
+    with_minimum,
+)
 from fedsim.data.shards import Shards, holdout
 from fedsim.errors import DataError
 
 __all__ = ["Shards", "dirichlet", "from_partitioner", "holdout", "iid", "natural", "quantity", "shards"]
 
-Parts = list[np.ndarray]
-
-REDRAWS = 10  # draws of a random split before `min_samples` is enforced by moving samples
-
 
 def iid(labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> Parts:
     """Shuffle and cut into parts whose sizes differ by at most one; some may be empty."""
-    _check(labels, num_clients)
+    check(labels, num_clients)
     order = rng.permutation(len(labels))
-    return _parts(order, np.arange(len(labels)) * num_clients // max(len(labels), 1), num_clients)
+    return parts_of(order, np.arange(len(labels)) * num_clients // max(len(labels), 1), num_clients)
 
 
 def dirichlet(
@@ -38,6 +43,8 @@ def dirichlet(
     alpha: float,
     min_samples: int,
     balanced: bool = False,
+    sampled: bool = False,
+    per_class: int = 0,
 ) -> Parts:
     """Label skew by Dirichlet proportions; smaller ``alpha``, stronger skew.
 
@@ -51,6 +58,9 @@ def dirichlet(
     a class prior q ~ Dir_C(alpha) and floor(N / m) labels from it. A class that runs out is used again from
     its start, so **samples may repeat**, across clients and within one, and others may stay unused.
 
+    ``sampled=True``: given q, every sample of the class draws its client from q on its own, as in the code of
+    FedLoGe (Xiao et al. 2024), instead of q's shares being rounded. With ``min_samples=0`` clients may stay empty.
+
     Args:
         labels: class labels ``(N,)``, integers from 0.
         num_clients: m.
@@ -58,23 +68,32 @@ def dirichlet(
         alpha: concentration, > 0.
         min_samples: smallest number of samples a client may have.
         balanced: see above.
+        sampled: see above.
+        per_class: samples of every class that each client has before the rest is dealt out (1 in the code of
+            Dai et al. 2025, GGEUR's single-domain split); not with ``balanced``.
 
     Raises:
-        DataError: ``alpha`` is not positive or ``min_samples`` for every client is more than there is.
+        DataError: ``alpha`` is not positive, or ``min_samples`` or ``per_class`` is more than there is.
     """
-    classes = _check(labels, num_clients, min_samples)
-    _positive("alpha", alpha)
-    if balanced:
-        return _balanced(labels, num_clients, rng, alpha, classes)
-    totals = np.bincount(labels, minlength=classes)
-
-    def draw() -> np.ndarray:
-        shares = rng.dirichlet(np.full(num_clients, alpha), size=classes)
-        return np.stack(
-            [_apportion(share, total) for share, total in zip(shares, totals, strict=True)], axis=1
+    classes = check(labels, num_clients, min_samples)
+    positive("alpha", alpha)
+    if sampled and (balanced or per_class):
+        raise DataError(
+            "partition.sampled=true: not with balanced or per_class, which deal labels out themselves; choose one"
         )
+    if balanced:
+        if per_class:
+            raise DataError(f"partition.per_class={per_class}: needs partition.balanced=false")
+        return _balanced(labels, num_clients, rng, alpha, classes)
+    if sampled:
+        totals = np.bincount(labels, minlength=classes)
 
-    return _assign(labels, _with_minimum(draw, min_samples), rng)
+        def draw() -> np.ndarray:
+            return rng.multinomial(totals, rng.dirichlet(np.full(num_clients, alpha), size=classes)).T
+
+        return assign(labels, with_minimum(draw, min_samples), rng)
+    counts = with_minimum(dirichlet_counts(labels, num_clients, rng, alpha, per_class), min_samples)
+    return assign(labels, counts, rng)
 
 
 def shards(
@@ -85,8 +104,8 @@ def shards(
     There are ``num_clients * shards_per_client`` shards, whose sizes differ by at most one; within a class
     the order is shuffled first. A client sees about ``shards_per_client`` classes.
     """
-    _check(labels, num_clients)
-    _positive("shards_per_client", shards_per_client)
+    check(labels, num_clients)
+    positive("shards_per_client", shards_per_client)
     total, count = len(labels), num_clients * shards_per_client
     if count > total:
         raise DataError(
@@ -95,7 +114,7 @@ def shards(
         )
     order = np.lexsort((rng.permutation(total), labels))
     dealt = rng.permutation(count) // shards_per_client  # shard -> client
-    return _parts(order, dealt[np.arange(total) * count // total], num_clients)
+    return parts_of(order, dealt[np.arange(total) * count // total], num_clients)
 
 
 def quantity(
@@ -105,14 +124,14 @@ def quantity(
 
     ``min_samples`` is kept as in ``dirichlet``: up to ``REDRAWS`` draws, then the largest client gives.
     """
-    _check(labels, num_clients, min_samples)
-    _positive("alpha", alpha)
+    check(labels, num_clients, min_samples)
+    positive("alpha", alpha)
 
     def draw() -> np.ndarray:
-        return _apportion(rng.dirichlet(np.full(num_clients, alpha)), len(labels))[:, None]
+        return apportion(rng.dirichlet(np.full(num_clients, alpha)), len(labels))[:, None]
 
-    sizes = _with_minimum(draw, min_samples)[:, 0]
-    return _parts(rng.permutation(len(labels)), np.repeat(np.arange(num_clients), sizes), num_clients)
+    sizes = with_minimum(draw, min_samples)[:, 0]
+    return parts_of(rng.permutation(len(labels)), np.repeat(np.arange(num_clients), sizes), num_clients)
 
 
 def natural(
@@ -143,7 +162,7 @@ def natural(
         choose: see above.
         min_samples: smallest id that takes part.
     """
-    _check(labels, num_clients)
+    check(labels, num_clients)
     if ids is None:
         raise DataError("partition=natural: this data set has no natural ids; type partition=dirichlet")
     if choose not in ("merge", "largest", "random"):
@@ -168,70 +187,7 @@ def natural(
         client_of_id[kept] = np.arange(num_clients)
     owner = client_of_id[codes]
     used = np.flatnonzero(owner >= 0)
-    return _parts(used, owner[used], num_clients)
-
-
-def _check(labels: np.ndarray, num_clients: int, min_samples: int = 0) -> int:
-    """Validate what every partition is given; returns the number of classes."""
-    if labels.ndim != 1 or labels.dtype.kind not in "iu" or (len(labels) and labels.min() < 0):
-        raise DataError(f"labels must be integers (N,) from 0, got {labels.dtype} of shape {labels.shape}")
-    if num_clients < 1:
-        raise DataError(f"num_clients={num_clients}: give at least 1")
-    if num_clients * min_samples > len(labels):
-        raise DataError(
-            f"partition.min_samples={min_samples}, {num_clients} clients: needs {num_clients * min_samples} "
-            f"samples, there are {len(labels)}; give at most {len(labels) // num_clients}, or fewer clients"
-        )
-    return int(labels.max()) + 1 if len(labels) else 0
-
-
-def _positive(name: str, value: float) -> None:
-    if not 0 < value < float("inf"):
-        raise DataError(f"partition.{name}={value}: give a positive number")
-
-
-def _parts(samples: np.ndarray, owner: np.ndarray, num_clients: int) -> Parts:
-    """Cut ``samples`` by ``owner`` (both ``(n,)``) into one sorted array per client."""
-    ordered = samples[np.lexsort((samples, owner))].astype(np.int64, copy=False)
-    ends = np.cumsum(np.bincount(owner, minlength=num_clients)).tolist()
-    return [ordered[start:end] for start, end in zip([0, *ends], ends, strict=False)]
-
-
-def _apportion(shares: np.ndarray, total: int) -> np.ndarray:
-    """Whole numbers in proportion to ``shares`` (they sum to 1) with sum ``total``, by rounding cumulated
-    shares down."""
-    cuts = np.floor(np.cumsum(shares)[:-1] * total).astype(np.int64).clip(0, total)
-    return np.diff(cuts, prepend=0, append=total)
-
-
-def _with_minimum(draw: Callable[[], np.ndarray], minimum: int) -> np.ndarray:
-    """``draw() -> counts (m, C)`` until each row sums to ``minimum``; after ``REDRAWS`` the last draw is
-    repaired."""
-    for _ in range(REDRAWS):
-        counts = draw()
-        if counts.sum(axis=1).min() >= minimum:
-            return counts
-    sizes = counts.sum(axis=1)
-    donors = [(-size, client) for client, size in enumerate(sizes.tolist()) if size > minimum]
-    heapq.heapify(donors)
-    for client in np.flatnonzero(sizes < minimum):
-        for _ in range(int(minimum - sizes[client])):
-            size, donor = heapq.heappop(donors)
-            label = int(counts[donor].argmax())
-            counts[donor, label] -= 1
-            counts[client, label] += 1
-            if -size - 1 > minimum:
-                heapq.heappush(donors, (size + 1, donor))
-    return counts
-
-
-def _assign(labels: np.ndarray, counts: np.ndarray, rng: np.random.Generator) -> Parts:
-    """Give client i ``counts[i, c]`` random samples of class c, each sample once."""
-    clients = np.arange(len(counts))
-    owner = np.empty(len(labels), dtype=np.int64)
-    for label in range(counts.shape[1]):
-        owner[rng.permutation(np.flatnonzero(labels == label))] = np.repeat(clients, counts[:, label])
-    return _parts(np.arange(len(labels)), owner, len(counts))
+    return parts_of(used, owner[used], num_clients)
 
 
 def _balanced(
@@ -246,7 +202,7 @@ def _balanced(
         takers = rng.permutation(np.repeat(np.arange(num_clients), counts[:, column]))
         samples.append(pool[np.arange(len(takers)) % len(pool)])
         owner.append(takers)
-    return _parts(np.concatenate(samples), np.concatenate(owner), num_clients)
+    return parts_of(np.concatenate(samples), np.concatenate(owner), num_clients)
 
 
 def _merge(sizes: np.ndarray, num_clients: int) -> np.ndarray:

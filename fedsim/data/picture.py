@@ -12,18 +12,25 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from fedsim.data.longtail import GROUPS
 from fedsim.data.shards import Shards
 
 MAX_ROWS = 200  # clients that a heat map can still show
 
 
 def draw_partition(
-    shards: Shards, labels: np.ndarray, classes: Sequence[str], path: str | os.PathLike[str]
+    shards: Shards,
+    labels: np.ndarray,
+    classes: Sequence[str],
+    path: str | os.PathLike[str],
+    *,
+    groups: np.ndarray | None = None,
+    local_test: Shards | None = None,
 ) -> None:
     """Draw a partition to an image file.
 
-    Up to ``MAX_ROWS`` clients: a heat map of counts, classes x clients, and every client's size above it.
-    More: the histogram of client sizes, and how many classes a client effectively sees, exp(entropy of its
+    Up to ``MAX_ROWS`` clients: a heat map of counts, classes x clients, every client's size above it and every class's
+    beside it. More: the histogram of client sizes, and how many classes a client effectively sees, exp(entropy of its
     labels).
 
     Args:
@@ -31,9 +38,12 @@ def draw_partition(
         labels: class labels of the whole data set ``(N,)``.
         classes: names of the classes ``(C,)``.
         path: file to write; its ending gives the format (png, pdf, svg).
+        groups: many, medium or few of each class ``(C,)``, to colour it (see ``fedsim.data.longtail``).
+        local_test: every client's own test samples, whose number is drawn too.
     """
     counts = shards.counts(labels, len(classes))
-    figure = _heat_map(counts, classes) if len(shards) <= MAX_ROWS else _summary(counts)
+    tests = None if local_test is None else local_test.sizes
+    figure = _heat_map(counts, classes, groups, tests) if len(shards) <= MAX_ROWS else _summary(counts)
     FigureCanvasAgg(figure)
     figure.savefig(path, dpi=150)
 
@@ -62,16 +72,24 @@ def _in_words(sizes: np.ndarray) -> str:
     return f"{len(sizes):,} clients, {sizes.sum():,} samples: {low:,} to {high:,} per client, median {median:,.0f}"
 
 
-def _heat_map(counts: np.ndarray, classes: Sequence[str]) -> Figure:
+def _heat_map(
+    counts: np.ndarray, classes: Sequence[str], groups: np.ndarray | None, tests: np.ndarray | None
+) -> Figure:
     clients, num_classes = counts.shape
-    width = float(np.clip(2.5 + 0.22 * clients, 6, 14))
+    width = float(np.clip(3.7 + 0.22 * clients, 7.2, 15.2))
     height = float(np.clip(1.9 + 0.24 * num_classes, 3, 10))
     figure = Figure(figsize=(width, height), layout="constrained")
-    grid = figure.add_gridspec(2, 2, height_ratios=(1, max(height - 1.9, 1.2)), width_ratios=(50, 1))
-    top, main, bar = (figure.add_subplot(grid[cell]) for cell in ((0, 0), (1, 0), (1, 1)))
+    ratios = (width - 2.2, 1.2, 0.1)
+    grid = figure.add_gridspec(2, 3, height_ratios=(1, max(height - 1.9, 1.2)), width_ratios=ratios)
+    top, main, side, bar = (figure.add_subplot(grid[cell]) for cell in ((0, 0), (1, 0), (1, 1), (1, 2)))
 
     sizes = counts.sum(axis=1)
-    top.bar(np.arange(clients), sizes, width=0.8 if clients <= 60 else 1.0, color="#4c72b0")
+    bars = 0.8 if clients <= 60 else 1.0
+    top.bar(np.arange(clients), sizes, width=bars, color="#4c72b0", label="training")
+    if tests is not None:
+        top.bar(np.arange(clients), tests, width=bars / 2, color="#dd8452", label="own test")
+        legend = top.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
+        legend.set_in_layout(False)  # it stands in the empty corner
     top.set(ylabel="samples", xlim=(-0.5, clients - 0.5), xticks=[])
     top.yaxis.set_major_locator(MaxNLocator(3, integer=True))
     top.spines[["top", "right"]].set_visible(False)
@@ -83,9 +101,23 @@ def _heat_map(counts: np.ndarray, classes: Sequence[str]) -> Figure:
     _name_axes(main, clients, classes)
     if clients <= 12 and num_classes <= 20:
         _write_counts(main, counts)
+    _class_sizes(side, counts.sum(axis=0), groups)
     figure.colorbar(image, cax=bar, label="samples (blank: none)")
     bar.yaxis.set_major_locator(MaxNLocator(5, integer=True))
     return figure
+
+
+def _class_sizes(axes: Axes, totals: np.ndarray, groups: np.ndarray | None) -> None:
+    places = np.arange(len(totals))
+    if groups is None:
+        axes.barh(places, totals, color="#8c8c8c")
+    else:
+        for g, (name, colour) in enumerate(zip(GROUPS, ("#55a868", "#8172b3", "#c44e52"), strict=True)):
+            axes.barh(places[groups == g], totals[groups == g], color=colour, label=name)
+        axes.legend(fontsize=7, loc="lower right", frameon=False, handlelength=1)
+    axes.set(xlabel="samples", ylim=(len(totals) - 0.5, -0.5), yticks=[])
+    axes.xaxis.set_major_locator(MaxNLocator(2, integer=True))
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _name_axes(axes: Axes, clients: int, classes: Sequence[str]) -> None:

@@ -1,20 +1,39 @@
 """Every data source under one name: functions that return a ``Dataset``. Each is reached from ``conf/data``.
 
-With a ``path`` nothing is fetched; image sets without one come from the hub through the ``datasets`` library.
+With a ``path`` nothing is fetched; image sets without one come from the hub through the ``datasets`` library. Sources
+of labelled images and ``blobs`` take ``imbalance`` and ``largest``, which make the training set long-tailed (see
+``fedsim.data.longtail.long_tail``).
 """
 
-from fedsim.data.digits import digits
-from fedsim.data.domains import digits6, office_caltech10, pacs
-from fedsim.data.images import cifar10, cifar100, fashion_mnist, mnist, parquet
-from fedsim.data.tabular import blobs, heart_disease, synthetic, tensors
+from fedsim.data import digits as _digits
+from fedsim.data import domains as _domains
+from fedsim.data import images as _images
+from fedsim.data import tabular as _tabular
+from fedsim.data.longtail import tailed
+from fedsim.data.multidomain import digits5, distorted_digits, domain_images
+from fedsim.data.tabular import heart_disease, synthetic, tensors
 from fedsim.data.text import shakespeare
+
+blobs = tailed(_tabular.blobs)
+cifar10 = tailed(_images.cifar10)
+cifar100 = tailed(_images.cifar100)
+digits = tailed(_digits.digits)
+digits6 = tailed(_domains.digits6)
+fashion_mnist = tailed(_images.fashion_mnist)
+mnist = tailed(_images.mnist)
+office_caltech10 = tailed(_domains.office_caltech10)
+pacs = tailed(_domains.pacs)
+parquet = tailed(_images.parquet)
 
 __all__ = [
     "blobs",
     "cifar10",
     "cifar100",
     "digits",
+    "digits5",
     "digits6",
+    "distorted_digits",
+    "domain_images",
     "fashion_mnist",
     "heart_disease",
     "mnist",

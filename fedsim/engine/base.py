@@ -15,6 +15,7 @@ class Engine(Protocol):
     """Runs ``Worker`` methods. The serial engine is the specification of all others."""
 
     workers: int
+    remote: bool  # clients lie beyond a network, with data of their own: what is sent to them costs
 
     def start(self, plan: Plan) -> None:
         """Give the plan to every worker; may be called again with another plan."""
@@ -35,6 +36,7 @@ class SerialEngine:
     """Everything in this process, one item after the other."""
 
     workers = 1
+    remote = False
 
     def __init__(self) -> None:
         self._worker: Worker | None = None

@@ -10,7 +10,8 @@ import os
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from torch import Tensor
 
 from fedsim.config import RayConfig
 from fedsim.engine.cluster import connect, on_shutdown, ours
+from fedsim.engine.mail import Box, Mail, Place, Probe
+from fedsim.engine.post import Exchange, PostOffice
 from fedsim.engine.worker import Plan, Worker
 from fedsim.errors import EngineError
 
@@ -27,30 +30,50 @@ _idle: list[Any] = []  # actors of finished runs of this process: a new worker p
 
 
 class _Actor:
-    """A worker process. Its only method takes the name of a ``Worker`` method."""
+    """A worker process. Its methods take the name of a ``Worker`` method."""
+
+    _worker: Worker | None
 
     def __init__(self) -> None:
         _share_tensors()
-        self._worker: Worker | None = None
-        self._shared: tuple[Any, Any] | None = None
+        self.stop()
 
-    def start(self, plan: Plan) -> int:
+    def start(self, plan: Plan, probe: Probe | None) -> bool:
+        """Build the worker; whether mail from the driver reaches it."""
         torch.set_num_threads(plan.threads)
         self._worker = Worker(plan)
-        return os.getpid()
+        return self._box.reaches(probe)
 
     def stop(self) -> None:
-        self._worker = self._shared = None
+        self._worker = None
+        self._box = Box()
+        self._parts: dict[int, tuple[int, Any]] = {}
 
-    def call(self, method: str, shared: list[Any], item: Any) -> Any:
-        """``shared`` holds one reference: unpacked here, so that it is fetched once for all its items."""
+    def call(self, method: str, shared: list[tuple[int, Any]], item: Any) -> Any:
+        """``shared`` holds references, each with a number: unpacked here, once for all its items."""
+        import ray
+
+        return self._run(method, self._open(shared, ray.get), item)
+
+    def call_by_mail(self, method: str, shared: list[tuple[int, Any]], item: Any, out: Place) -> Mail:
+        """The same with mail in and out."""
+
+        def read(where: tuple[Place, Mail]) -> Any:
+            return self._box[where[0]].read(where[1])
+
+        return self._box[out].write(self._run(method, self._open(shared, read), read(item)))
+
+    def _open(self, shared: list[tuple[int, Any]], read: Callable[[Any], Any]) -> Any:
+        for i, (number, where) in enumerate(shared):
+            if i not in self._parts or self._parts[i][0] != number:
+                self._parts[i] = number, read(where)
+        value, *standing = (self._parts[i][1] for i in range(len(shared)))
+        return replace(value, standing=standing[0]) if standing else value
+
+    def _run(self, method: str, shared: Any, item: Any) -> Any:
         if self._worker is None:
             raise _NotReady
-        if self._shared is None or self._shared[0] != shared[0]:
-            import ray
-
-            self._shared = (shared[0], ray.get(shared[0]))
-        return getattr(self._worker, method)(self._shared[1], item)
+        return getattr(self._worker, method)(shared, item)
 
 
 class _NotReady(Exception):  # noqa: N818
@@ -59,6 +82,8 @@ class _NotReady(Exception):  # noqa: N818
 
 class RayEngine:
     """Actors on this machine or on a cluster (``engine.address``)."""
+
+    remote = False
 
     def __init__(self, config: RayConfig):
         import ray
@@ -81,15 +106,23 @@ class RayEngine:
         reuse = _idle if not gpus else []
         self._actors = [reuse.pop() if reuse else self._new_actor() for _ in range(self.workers)]
         self._plan: Any = None
+        self._office = PostOffice(ray)
+        self._threads: int | None = None
         on_shutdown(_idle.clear)
 
     def start(self, plan: Plan) -> None:
-        """Put the plan (data included) into shared memory once; workers map it."""
+        """Put the plan (data included) into shared memory once; workers map it.
+
+        The server computes with as many torch threads as a worker: they change the bits of what strategies do too.
+        """
+        if self._threads is None:
+            self._threads = torch.get_num_threads()
+        torch.set_num_threads(plan.threads)
         self._plan = self._ray.put(plan)
         load = Counter(dict.fromkeys(self._actors, 0))
-        for actor, answer in [(a, a.start.remote(self._plan)) for a in self._actors]:
+        for actor, answer in [(a, self._start(a)) for a in self._actors]:
             try:
-                self._ray.get(answer)
+                self._note(actor, self._ray.get(answer))
             except self._ray.exceptions.RayActorError:  # died since its last run
                 self._revive(actor, load)
             except self._ray.exceptions.RayTaskError as e:
@@ -99,11 +132,11 @@ class RayEngine:
         self, method: str, shared: Any, items: Sequence[Any], costs: Sequence[float] | None = None
     ) -> Iterator[Any]:
         """Results in the order of ``items``, each as soon as it and all before it are there."""
-        ref = self._ray.put(shared)
         order = sorted(range(len(items)), key=lambda i: -costs[i]) if costs else list(range(len(items)))
         ready: dict[int, Any] = {}
         following = 0
-        for index, result in self._unordered(method, ref, items, order):
+        post = self._office.exchange(method, shared)
+        for index, result in self._unordered(post, items, order):
             ready[index] = result
             while following in ready:
                 yield ready.pop(following)
@@ -111,15 +144,17 @@ class RayEngine:
 
     def close(self) -> None:
         """Keep the worker processes, emptied, for the next run of this process; ``cluster.shutdown`` ends them."""
+        if self._threads is not None:
+            torch.set_num_threads(self._threads)
+            self._threads = None
         for actor in self._actors:
             actor.stop.remote()
         if not self._options["num_gpus"]:
             _idle.extend(self._actors)
         self._actors = []
+        self._office = PostOffice(self._ray)
 
-    def _unordered(
-        self, method: str, ref: Any, items: Sequence[Any], order: list[int]
-    ) -> Iterator[tuple[int, Any]]:
+    def _unordered(self, post: Exchange, items: Sequence[Any], order: list[int]) -> Iterator[tuple[int, Any]]:
         todo, tries, busy = order[::-1], Counter[int](), dict[Any, tuple[int, Any]]()
         load = Counter(dict.fromkeys(self._actors, 0))
         while todo or busy:
@@ -127,7 +162,7 @@ class RayEngine:
                 index, actor = todo.pop(), min(load, key=lambda a: load[a])
                 tries[index] += 1
                 load[actor] += 1
-                busy[actor.call.remote(method, [ref], items[index])] = index, actor
+                busy[post.send(actor, items[index])] = index, actor
             done, _ = self._ray.wait(list(busy), num_returns=1, timeout=self._config.timeout)
             if not done:
                 names = ", ".join(str(i) for i, _ in busy.values())
@@ -139,7 +174,7 @@ class RayEngine:
             if actor in load:  # not replaced meanwhile
                 load[actor] -= 1
             try:
-                yield index, self._ray.get(done[0])
+                yield index, post.receive(done[0])
             except self._ray.exceptions.RayActorError:
                 if tries[index] >= ATTEMPTS:
                     who = getattr(items[index], "clients", None)
@@ -156,6 +191,7 @@ class RayEngine:
                     raise cause from None
                 todo.append(index)
                 self._revive(actor, load)
+        post.close()
 
     def _revive(self, actor: Any, load: Counter[Any]) -> None:
         """Give a restarted actor its plan, or replace one that does not come back."""
@@ -164,7 +200,7 @@ class RayEngine:
         errors = self._ray.exceptions
         for _ in range(20):
             try:
-                self._ray.get(actor.start.remote(self._plan), timeout=30)
+                self._note(actor, self._ray.get(self._start(actor), timeout=30))
                 return
             except errors.ActorDiedError:
                 break
@@ -173,9 +209,17 @@ class RayEngine:
         fresh = self._new_actor()
         self._actors[self._actors.index(actor)] = fresh
         with contextlib.suppress(errors.RayActorError):
-            self._ray.get(fresh.start.remote(self._plan), timeout=60)
+            self._note(fresh, self._ray.get(self._start(fresh), timeout=60))
         load[fresh] = 0
         del load[actor]
+
+    def _start(self, actor: Any) -> Any:
+        return actor.start.remote(self._plan, self._office.probe)
+
+    def _note(self, actor: Any, near: bool) -> None:
+        self._office.near.discard(actor)
+        if near:
+            self._office.near.add(actor)
 
     def _new_actor(self) -> Any:
         return self._ray.remote(_Actor).options(**self._options, max_restarts=-1, max_task_retries=0).remote()

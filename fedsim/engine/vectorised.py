@@ -32,6 +32,7 @@ def possible(worker: Worker, broadcast: Broadcast, chunk: Chunk) -> bool:
         and worker.model.layout.buffer_dim == 0
         and not worker.model.draws
         and not worker.part.spans
+        and worker.plan.local.adam is None
         and not chunk.each
         and len(chunk.clients) > 1
     )
@@ -94,6 +95,9 @@ class _Schedule:
 def train(worker: Worker, broadcast: Broadcast, chunk: Chunk) -> dict[int, tuple[Job, Update]]:
     """Updates of the chunk's clients that have steps to do, with the job each belongs to."""
     jobs = [worker.job(broadcast, chunk, c) for c in chunk.clients]
+    if (prepare := getattr(worker.plan.client, "prepare", None)) is not None:
+        for job in jobs:
+            prepare(job)
     jobs = sorted((j for j in jobs if j.num_steps), key=lambda j: -j.num_steps)
     if len(jobs) < 2 or len({tuple(sorted(j.state)) for j in jobs}) > 1:
         return {}

@@ -16,13 +16,14 @@ from torch import Tensor
 from fedsim.classes import Classes
 from fedsim.config import ClientConfig, FailureConfig
 from fedsim.data.federated import FederatedData
+from fedsim.data.local import LocalData
 from fedsim.engine import vectorised
 from fedsim.errors import ClientError
-from fedsim.evaluation import evaluate
+from fedsim.evaluation import evaluate, features
 from fedsim.fold import Folder
 from fedsim.job import ClientLike, Job
 from fedsim.localpart import LocalPart
-from fedsim.payload import Outcome, Payload, Refusal, Update
+from fedsim.payload import NonFinite, Outcome, Payload, Refusal, Update
 from fedsim.rng import key
 from fedsim.task import Task
 from fedsim.vectors import FlatModel, finite
@@ -54,6 +55,7 @@ class Broadcast:
     task: str  # name of the client's method
     payload: Payload
     fold: Mapping[str, tuple[str, ...]]
+    standing: Payload | None = None  # what the clients hold already
 
 
 @dataclass(frozen=True)
@@ -87,36 +89,51 @@ class Worker:
         self.model = FlatModel(copy.deepcopy(plan.task.model), plan.dtype, plan.device)
         self.model.module.train()
         self.model.autocast = torch.bfloat16 if plan.local.autocast else None
-        self.part = LocalPart.of(plan.buffers, self.model.layout)
+        keeps = getattr(plan.client, "keeps", None)
+        self.part = LocalPart.of(plan.buffers, self.model.layout, keeps(self.model.layout) if keeps else ())
         self.data = plan.data.to(plan.device)
         self._vectorize = vectorises(plan.vectorize, plan.device)
         plan.client.setup(plan.task, self.model.layout)
 
-    def run(self, broadcast: Broadcast, chunk: Chunk) -> ChunkResult:
-        """Run the clients of ``chunk`` and fold their updates in client order."""
+    def run(self, broadcast: Broadcast, chunk: Chunk, folder: Folder | None = None) -> ChunkResult:
+        """Run the clients of ``chunk`` and fold their updates in client order (into ``folder``, if given)."""
         if self.plan.device != "cpu":
             broadcast, chunk = _to(broadcast, chunk, self.plan.device)
-        folder, outcomes = Folder(broadcast.fold), list[Outcome]()
+        folder, outcomes = folder or Folder(broadcast.fold), list[Outcome]()
         states: dict[int, dict[str, Tensor]] = {}
+        down = broadcast.payload.nbytes
         with torch.random.fork_rng(devices=[]):
             ready = self._train_together(broadcast, chunk)
             for client in chunk.clients:
-                outcome, state = self._one(broadcast, chunk, client, folder, ready.get(client))
+                each = chunk.each.get(client)
+                outcome = Outcome(client, "ok", bytes_down=down + (each.nbytes if each else 0))
+                state = self._one(broadcast, chunk, outcome, folder, ready.get(client))
                 outcomes.append(outcome)
                 if state is not None:
                     states[client] = {k: v.cpu() for k, v in state.items()}
         return ChunkResult(folder.cpu(), outcomes, states)
 
-    def evaluate(self, weights: Payload, rows: Sequence[tuple[int, int]]) -> list[dict[str, float]]:
+    def evaluate(self, weights: Payload, rows: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
         """Sums of loss and metrics on test rows ``[start, stop)``, one dict per range."""
+        data, w = self._test(weights)
+        return evaluate(self.model, w, data, self.plan.task, [torch.arange(a, b) for a, b in rows])
+
+    def features(self, weights: Payload, rows: Sequence[tuple[int, int]]) -> list[Tensor]:
+        """``model.features`` of test rows ``[start, stop)``, one (stop - start, d) tensor per range."""
+        data, w = self._test(weights)
+        batches = [data.read(torch.arange(a, b)) for a, b in rows]
+        return [x.cpu() for x in features(self.model, w, batches)]
+
+    def _test(self, weights: Payload) -> tuple[LocalData, Tensor]:
         data = self.data.test_data(self.plan.dtype)
         assert data is not None
-        w = self.model.load(weights.arrays["w"].to(self.plan.device), weights.arrays.get("buffers"))
-        return evaluate(self.model, w, data, self.plan.task, [torch.arange(a, b) for a, b in rows])
+        return data, self.model.load(weights.arrays["w"].to(self.plan.device), weights.arrays.get("buffers"))
 
     def job(self, broadcast: Broadcast, chunk: Chunk, client: int) -> Job:
         """Build the job of one client."""
         plan, message, each = self.plan, broadcast.payload, chunk.each.get(client)
+        if (standing := broadcast.standing) is not None:
+            message = Payload({**standing.arrays, **message.arrays}, {**standing.values, **message.values})
         if each is not None:
             message = Payload({**message.arrays, **each.arrays}, {**message.values, **each.values})
         return Job(
@@ -138,14 +155,12 @@ class Worker:
         self,
         broadcast: Broadcast,
         chunk: Chunk,
-        client: int,
+        outcome: Outcome,
         folder: Folder,
         ready: tuple[Job, Update] | None = None,
-    ) -> tuple[Outcome, dict[str, Tensor] | None]:
-        each = chunk.each.get(client)
-        start = time.perf_counter()
-        down = broadcast.payload.nbytes + (each.nbytes if each else 0)
-        outcome = Outcome(client, "ok", bytes_down=down)
+    ) -> dict[str, Tensor] | None:
+        """Serve one client and fill in its ``outcome``; its new state, if it has one."""
+        client, start = outcome.client, time.perf_counter()
         state: dict[str, Tensor] | None = None
         for attempt in range(self.plan.failures.retries + 1):
             job = ready[0] if ready else self.job(broadcast, chunk, client)
@@ -154,6 +169,8 @@ class Worker:
                 state = self._fold_one(job, update, broadcast, folder, outcome)
             except _WrittenError:
                 raise  # whatever the policy: other clients share what was written to
+            except NonFinite as found:
+                outcome.kind, outcome.reason = "nonfinite", str(found)
             except Refusal as refusal:
                 outcome.kind, outcome.reason = "refused", str(refusal)
             except Exception:
@@ -167,7 +184,7 @@ class Worker:
             break
         outcome.gradients, outcome.forwards = job.gradients, job.forwards
         outcome.seconds = time.perf_counter() - start
-        return outcome, state
+        return state
 
     def _train_together(self, broadcast: Broadcast, chunk: Chunk) -> dict[int, tuple[Job, Update]]:
         """Updates of clients trained vectorised; none where that is off, impossible or failed (then one by one)."""
@@ -232,6 +249,8 @@ class Worker:
         lent += [("state", k, t, t._version) for k, t in job.state.items()]
         self._seed_layers(key(job.seed, f"{job.purpose}/layers", job.round, job.client) >> 1)
         try:
+            if (prepare := getattr(self.plan.client, "prepare", None)) is not None:
+                prepare(job)
             update = method(job)
         finally:
             for kind, name, tensor, version in lent:
@@ -245,14 +264,18 @@ class Worker:
                 f"{type(self.plan.client).__name__}.{task} returned {type(update).__name__}, not an Update"
             )
         if job.part_is_missing(update):
-            raise ClientError("buffers=all_local needs the update's delta to come from job.delta(w)")
+            raise ClientError(
+                "where weights stay with clients, the update's delta must come from job.delta(w)"
+            )
         return update
 
 
 def _to(broadcast: Broadcast, chunk: Chunk, device: str) -> tuple[Broadcast, Chunk]:
     each = {c: p.to(device) for c, p in chunk.each.items()}
     states = {c: {k: v.to(device) for k, v in s.items()} for c, s in chunk.states.items()}
-    return replace(broadcast, payload=broadcast.payload.to(device)), replace(chunk, each=each, states=states)
+    standing = None if broadcast.standing is None else broadcast.standing.to(device)
+    moved = replace(broadcast, payload=broadcast.payload.to(device), standing=standing)
+    return moved, replace(chunk, each=each, states=states)
 
 
 def vectorises(wish: str, device: str) -> bool:

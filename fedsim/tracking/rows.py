@@ -6,11 +6,14 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from fedsim.errors import DataError
 
+_TIDY = {"round", "client", "metric", "value"}  # see fedsim.loop.client_rows: int, int, str, float or int
+_quoted = cache(json.dumps)
 _NONFINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
@@ -22,6 +25,13 @@ def to_json(row: Mapping[str, Any]) -> str:
     become numbers, arrays nested lists; anything else unknown becomes ``str(value)`` rather than costing
     the whole row.
     """
+    if (
+        row.keys() == _TIDY and type(value := row["value"]) in (int, float) and math.isfinite(value)
+    ):  # hundreds a round: five times faster so
+        metric = _quoted(row["metric"])
+        return (
+            f'{{"round": {row["round"]}, "client": {row["client"]}, "metric": {metric}, "value": {value!r}}}'
+        )
     try:
         return json.dumps(row, allow_nan=False, default=_plain)
     except (ValueError, TypeError):  # a non-finite number, or a key that is no string

@@ -12,11 +12,18 @@ class Entry:
     label: str
     strategy: str
     overrides: tuple[str, ...] = ()
+    adds_samples: bool = False  # trains on samples made for each client, of class labels only
+    draws: bool = False  # noise of each client's own enters its update, so that equal clients differ
+    needs_head: bool = False  # a model with features, a linear head and class labels
 
     @property
     def arguments(self) -> tuple[str, ...]:
         """Overrides that select it."""
         return (f"strategy={self.strategy}", *self.overrides)
+
+    def has(self, group: str) -> bool:
+        """Whether it chooses an option of another group, such as ``attack``."""
+        return any(o.startswith(f"{group}=") for o in self.overrides)
 
 
 TABLE = (
@@ -36,6 +43,32 @@ TABLE = (
     Entry("fedsam", "fedsam"),
     Entry("mofedsam", "mofedsam"),
     Entry("fednova", "fednova"),
-    Entry("moon", "moon"),
+    Entry("moon", "moon", needs_head=True),
+    Entry("fedntd", "fedntd", needs_head=True),
+    Entry("fedproto", "fedproto", ("strategy.share=model",), needs_head=True),
+    Entry("ggeur", "ggeur", ("strategy.target=6",), adds_samples=True, needs_head=True),
+    Entry(
+        "ggeur-scaffold",
+        "ggeur",
+        ("strategy.target=6", "strategy@strategy.base=scaffold"),
+        adds_samples=True,
+        needs_head=True,
+    ),
+    Entry("silobn", "silobn"),
+    Entry("fraug", "fraug", ("strategy.rounds=6",), draws=True, needs_head=True),
     Entry("fedspeed-relaxed", "fedspeed", ("strategy.beta=0.2", "strategy.weighting=samples")),
+    Entry("fedsgd", "fedsgd", ("client.steps=1", "strategy.weight_decay=0.01")),
+    Entry("flag", "fedavg", ("aggregator=flag",)),
+    Entry("flag-reverse", "scaffold", ("aggregator=flag", "attack=reverse", "attack.fraction=0.34")),
+    Entry("alie", "fedspeed", ("attack=alie", "attack.fraction=0.34")),
+    Entry("fedloge", "fedloge", needs_head=True),
+    Entry("fedloge-head", "fedloge", ("strategy.train=head", "strategy.sse.bias=random"), needs_head=True),
+    Entry("fedavg-ft", "fedavg_ft"),
+    Entry("ditto", "ditto"),
+    Entry("fedper", "fedper", needs_head=True),
+    Entry("fedrep", "fedrep", needs_head=True),
+    Entry("fedrod", "fedrod", needs_head=True),
+    Entry("fedetf", "fedetf", needs_head=True),
+    Entry("logit-adjust", "logit_adjust", needs_head=True),
+    Entry("logit-adjust-all", "logit_adjust", ("strategy.prior=all",), needs_head=True),
 )

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsim.data import partition
+from fedsim.data import dealing, partition
 from fedsim.errors import DataError
 
 SPLITS = {
@@ -61,7 +61,7 @@ def test_minimum_is_kept_even_when_draws_cannot(clients, minimum, extra, seed):
 
 def test_repair_takes_the_largest_clients_commonest_class():
     counts = np.array([[5, 1], [0, 0], [2, 2]])
-    repaired = partition._with_minimum(lambda: counts.copy(), 2)
+    repaired = dealing.with_minimum(lambda: counts.copy(), 2)
     np.testing.assert_array_equal(repaired, [[3, 1], [2, 0], [2, 2]])
 
 

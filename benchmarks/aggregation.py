@@ -1,0 +1,101 @@
+"""What robust aggregation costs: seconds of CPU and memory beside the updates, one process, one thread.
+
+    python -m benchmarks.aggregation --n 60 --d 1000000 --svd
+    python -m benchmarks.aggregation --n 60 --d 10000000 --rules mean,flag
+
+``read`` adds up all numbers once: no rule can be faster than one such pass. ``torch mean`` is ``updates.mean(0)``, to
+which ratios refer. ``svd`` is the flag aggregator written with a d x n singular value decomposition per step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor
+
+from strategies import aggregators
+
+
+def svd_form(updates: Tensor, iterations: int = 5) -> Tensor:
+    """Flag aggregation, median-norm scale, without pairs, on columns."""
+    n = len(updates)
+    norms = updates.norm(dim=1)
+    x = (updates / norms[:, None]).T
+    v = torch.zeros(n)
+    for _ in range(iterations):
+        y = torch.linalg.svd(x * ((1 - v).abs() + 1e-7) ** -0.25, full_matrices=False)[0][:, : (n + 2) // 2]
+        v = (y.T @ x).square().sum(0)
+    return norms.median() / n * (y @ (y.T @ x.sum(1)))
+
+
+def measured(call: Callable[[], Any]) -> tuple[float, float, int]:
+    """CPU seconds, wall seconds, and the most memory held beside what was there before, sampled every 2 ms."""
+    process = psutil.Process()
+    before = process.memory_info().rss
+    peak, stop = before, threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not stop.wait(0.002):
+            peak = max(peak, process.memory_info().rss)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    wall, cpu = time.perf_counter(), time.thread_time()
+    call()
+    cpu, wall = time.thread_time() - cpu, time.perf_counter() - wall
+    stop.set()
+    thread.join()
+    return cpu, wall, peak - before
+
+
+def rules(n: int, wish: str | None) -> dict[str, Callable[[Tensor], Any]]:
+    f = (n - 3) // 4
+    names = (
+        wish.split(",") if wish else [x for x in aggregators.__all__ if x not in ("Aggregator", "is_mean")]
+    )
+    options = {k: {"f": f} for k in ("trimmed_mean", "meamed", "phocas", "krum", "multi_krum", "bulyan")}
+    return {name: partial(getattr(aggregators, name), **options.get(name, {})) for name in names}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--n", type=int, default=60)
+    parser.add_argument("--d", type=int, default=1_000_000)
+    parser.add_argument("--rules", help="comma-separated; default: all")
+    parser.add_argument(
+        "--svd", action="store_true", help="the plain SVD form too; slow, several times the memory"
+    )
+    parser.add_argument("--repeat", type=int, default=3)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    updates = torch.empty(args.n, args.d)
+    for i, row in enumerate(updates):
+        row.normal_(generator=torch.Generator().manual_seed(i))
+    size = updates.numel() * 4
+    calls: dict[str, Callable[[Tensor], Any]] = {"read": torch.sum, "torch mean": lambda u: u.mean(0)}
+    calls |= rules(args.n, args.rules) | ({"svd": svd_form} if args.svd else {})
+    print(f"n = {args.n}, d = {args.d}, float32, {size / 1e6:.0f} MB, best of {args.repeat}, one thread")
+    print(
+        "| rule | CPU s | wall s | CPU / torch mean | extra memory, % of the updates |\n|---|---|---|---|---|"
+    )
+    base = 0.0
+    for name, call in calls.items():
+        runs = [measured(partial(call, updates)) for _ in range(1 if name == "svd" else args.repeat)]
+        cpu, wall, extra = min(r[0] for r in runs), min(r[1] for r in runs), max(r[2] for r in runs)
+        base = cpu if name == "torch mean" else base
+        ratio = f"{cpu / base:.1f}" if base else "-"
+        print(f"| {name} | {cpu:.3f} | {wall:.2f} | {ratio} | {100 * extra / size:.1f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

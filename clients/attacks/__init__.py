@@ -1,0 +1,23 @@
+"""Clients that attack or fail: what any client can wear, chosen by ``attack=...``."""
+
+from __future__ import annotations
+
+from clients.attacks.base import Attack, Attacked
+from clients.attacks.data import AugmentedData, LabelFlip
+from clients.attacks.omniscient import ALIE, IPM, Mimic, alie_z
+from clients.attacks.updates import Drop, NonFinite, RandomUpdate, SignFlip
+
+__all__ = [
+    "ALIE",
+    "IPM",
+    "Attack",
+    "Attacked",
+    "AugmentedData",
+    "Drop",
+    "LabelFlip",
+    "Mimic",
+    "NonFinite",
+    "RandomUpdate",
+    "SignFlip",
+    "alie_z",
+]

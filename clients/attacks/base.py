@@ -1,0 +1,81 @@
+"""An attack, and the client that wears it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from fedsim.errors import ConfigError
+from fedsim.job import Job
+from fedsim.payload import Payload, Update
+
+OWN = (
+    "setup",
+    "init_state",
+    "begin",
+    "step",
+    "finish",
+    "evaluate",
+    "test",
+    "keeps",
+    "prepare",
+)  # never attacked: no exchange, or measuring
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attack:
+    """Base of all attacks: ``prepare`` spoils what an attacker trains on, ``corrupt`` what it sends.
+
+    ``fraction`` of all clients attack, whoever the seed draws; the run folder's ``attackers.json`` says who.
+    """
+
+    fraction: float
+
+    def wear(self, client: Any, attackers: frozenset[int]) -> Any:
+        """``client`` with this attack on; honest for all ids but ``attackers``."""
+        return Attacked(client, self, attackers)
+
+    def prepare(self, job: Job) -> None:
+        """Before the client's own work; may replace ``job.data``."""
+
+    def corrupt(self, job: Job, name: str, array: Tensor) -> Tensor:
+        """What is sent instead of ``array``, one of the update's arrays of real numbers."""
+        return array
+
+    def after(self, job: Job, update: Update) -> Update:
+        """What is sent instead of ``update``."""
+        arrays = Payload.of(update.arrays).arrays
+        spoilt = {k: self.corrupt(job, k, v) if v.is_floating_point() else v for k, v in arrays.items()}
+        return replace(update, arrays=spoilt)
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """Any client under an attack: whatever exchange it takes part in, ids among ``attackers`` do it the hostile way."""
+
+    inner: Any
+    attack: Attack
+    attackers: frozenset[int]
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "inner" or name.startswith("__"):
+            raise AttributeError(name)
+        found = getattr(self.inner, name)
+        if name in OWN or name.startswith("_") or not callable(found):
+            return found
+        return partial(self._run, found)
+
+    def _run(self, task: Any, job: Job) -> Update:
+        if job.client not in self.attackers:
+            return task(job)  # type: ignore[no-any-return]
+        self.attack.prepare(job)
+        return self.attack.after(job, task(job))
+
+
+def check(ok: bool, key: str, value: object, expected: str) -> None:
+    """Refuse an impossible option of an attack, naming its configuration key."""
+    if not ok:
+        raise ConfigError(f"attack.{key}={value}: {expected}")

@@ -1,0 +1,54 @@
+"""Ditto's local rule: a personal model held near the global one (Li, Hu, Beirami, Smith 2021, Algorithm 1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from clients.sgd import SGDClient
+from fedsim.job import Job
+from fedsim.payload import Refusal, Update
+
+
+@dataclass(frozen=True, kw_only=True)
+class DittoClient(SGDClient):
+    """FedAvg, and beside it personal steps along ``g(v) + lam (v - x^t)``, as many as the global ones.
+
+    Client state: the personal model ``v`` (d,) and its statistics ``v/buffers``. It starts as the model received at the
+    client's first turn.
+    """
+
+    lam: float
+
+    def fit(self, job: Job) -> Update:
+        """The personal model, then the global one."""
+        if job.num_steps == 0:
+            raise Refusal("no samples to train on")
+        v = self._load(job)
+        pull = job.anchor * -self.lam
+        for batch in job.batches("personal"):
+            v = job.sgd(v, job.grad(v, batch), correction=pull, decay=self.lam)
+        state = {"v": v.clone()}
+        if len(job.model.buffers):
+            state["v/buffers"] = job.model.buffers.clone()
+        job.metrics["personal/train_loss"] = job.report()["train_loss"]
+        job.restart()
+        return replace(super().fit(job), state=state)
+
+    def evaluate(self, job: Job) -> Update:
+        """Measure the personal model, and the received one as ``global``, on this client's own test samples."""
+        if job.holdout is None or len(job.holdout) == 0:
+            raise Refusal("no test samples of its own")
+        received = {f"global/{k}": v for k, v in job.evaluate(job.holdout).items()}
+        found = job.measure(job.holdout, self._load(job))
+        return Update(metrics={**found, **received}, weight=len(job.holdout))
+
+    def _load(self, job: Job) -> Tensor:
+        """The resident vector and statistics, set to the personal model."""
+        v = job.start()
+        if "v" in job.state:
+            v.copy_(job.state["v"])
+        if "v/buffers" in job.state:
+            job.model.buffers.copy_(job.state["v/buffers"])
+        return v

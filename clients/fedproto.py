@@ -1,0 +1,103 @@
+"""FedProto's local rule: features are pulled to the global means of their classes (Tan et al. 2022, eq. 7)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clients.sgd import SGDClient
+from fedsim.data.local import Batch, LocalData
+from fedsim.errors import ClientError
+from fedsim.job import Job
+from fedsim.payload import Refusal, Update
+from fedsim.task import Task
+from fedsim.vectors import Layout
+
+
+@dataclass(frozen=True, kw_only=True)
+class FedProtoClient(SGDClient):
+    """Adds ``lamb`` times the mean squared distance of features to their class's global prototype to the loss.
+
+    Sends the sums ``features`` (C, f) and counts ``n`` (C,) of its classes' features after training. ``personal``: the
+    model, client state ``w`` (d,), stays with the client and is never averaged, as published.
+    """
+
+    lamb: float
+    personal: bool
+
+    def setup(self, task: Task, layout: Layout) -> None:
+        """Refuse a model without a representation."""
+        if not callable(getattr(task.model, "features", None)) or not hasattr(task.model, "head"):
+            raise ClientError(
+                f"FedProto needs model.features and model.head; {type(task.model).__name__} lacks them"
+            )
+
+    def fit(self, job: Job) -> Update:
+        """SGD on the joint loss, then the classes' features."""
+        if job.num_steps == 0:
+            raise Refusal("no samples" if len(job.data) == 0 else "no local steps")
+        w = self.begin(job, self._start(job))
+        for batch in job.batches():
+            w = self.step(job, w, batch)
+        sums, counts = self._features(job, w)
+        arrays = {"features": sums, "n": counts}
+        if self.personal:
+            kept = job.local_part.keep(job.model, w)
+            return Update(
+                arrays, job.weight(self.weighting), state={"w": w.clone(), **kept}, metrics=job.report()
+            )
+        return Update(arrays | {"delta": job.delta(w)}, job.weight(self.weighting), metrics=job.report())
+
+    def step(self, job: Job, w: Tensor, batch: Batch) -> Tensor:
+        """One step on cross entropy plus the pull; classes without a prototype are not pulled."""
+        means, known = job.message.arrays.get("prototypes"), job.message.arrays.get("known")
+        if means is None or known is None:
+            return job.sgd(w, job.grad(w, batch))
+        here = known[batch.y] > 0
+
+        def loss(output: tuple[Tensor, Tensor], y: Tensor) -> Tensor:
+            z, logits = output
+            near = F.mse_loss(torch.where(here[:, None], z, means[y]), means[y])
+            return job.task.loss(logits, y) + self.lamb * near
+
+        return job.sgd(w, job.grad(w, batch, loss=loss, forward=_both))
+
+    def evaluate(self, job: Job) -> Update:
+        """Measure on what this client is measured on."""
+        return self._measure(job, job.holdout)
+
+    def test(self, job: Job) -> Update:
+        """Measure on the common test set."""
+        return self._measure(job, job.test)
+
+    def _measure(self, job: Job, data: LocalData | None) -> Update:
+        if data is None or not len(data):
+            raise Refusal("nothing to be measured on")
+        return Update(metrics=job.evaluate(data, job.state.get("w")), weight=len(data))
+
+    def _start(self, job: Job) -> Tensor:
+        w = job.start()
+        return w.copy_(job.state["w"]) if "w" in job.state else w
+
+    def _features(self, job: Job, w: Tensor) -> tuple[Tensor, Tensor]:
+        classes, sums, counts = job.source.dataset.num_classes, None, None
+        for rows in torch.split(torch.arange(len(job.data)), 512):
+            x, y = job.data.read(rows)
+            z = job.forward(w, x, _features)
+            one_hot = F.one_hot(y, classes).to(z)
+            sums = one_hot.T @ z if sums is None else sums + one_hot.T @ z
+            counts = one_hot.sum(0) if counts is None else counts + one_hot.sum(0)
+        assert sums is not None and counts is not None
+        return sums, counts
+
+
+def _features(model: nn.Module, x: Tensor) -> Tensor:
+    return model.features(x).flatten(1)  # type: ignore[operator, no-any-return]
+
+
+def _both(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    z = model.features(x)  # type: ignore[operator]
+    return z.flatten(1), model.head(z)  # type: ignore[operator]

@@ -1,0 +1,21 @@
+"""One gradient a round instead of local training (McMahan et al. 2017, FedSGD)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from clients.sgd import SGDClient
+from fedsim.job import Job
+from fedsim.payload import Update
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientClient(SGDClient):
+    """Sends minus the mini-batch gradient as ``delta`` (d,): its one local step, divided by the learning rate."""
+
+    def finish(self, job: Job, w: Tensor) -> Update:
+        """``(x_1 - x) / lr``."""
+        update = super().finish(job, w)
+        return replace(update, arrays={"delta": update.arrays["delta"].div_(job.lr)})

@@ -1,0 +1,209 @@
+"""Which aggregation survives hostile clients: rules x attacks, 3 hostile clients of 15, three seeds.
+
+    python -m experiments.byzantine digits                                         rules x attacks, one gradient a round
+    python -m experiments.byzantine fashion --data ../shared/data/fashion_mnist    rules x attacks, local training
+    python -m experiments.byzantine lam                                            the flag aggregator's pair weight
+    python -m experiments.byzantine scaling                                        (15, 3), (30, 6), (60, 12) clients
+
+``digits`` is the flag aggregator's way to train (gradients of one step, server SGD with momentum) on IID data;
+``fashion`` is federated averaging with label skew (Dirichlet 0.3, five local steps) on 6000 images of Fashion-MNIST.
+Each ends in a table of accuracies in percent, ``table.csv`` (mean and range over seeds) and ``heatmap.png`` under
+``--out``. Finished runs are skipped, so it can be stopped and started again. ``--seeds 0`` takes one seed only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from fedsim.api import run
+from fedsim.settings import compose
+
+RULES: Mapping[str, tuple[str, ...]] = {
+    "mean": ("aggregator=mean",),
+    "coordinate median": ("aggregator=coordinate_median",),
+    "trimmed mean": ("aggregator=trimmed_mean", "aggregator.f={f}"),
+    "MeaMed": ("aggregator=meamed", "aggregator.f={f}"),
+    "Phocas": ("aggregator=phocas", "aggregator.f={f}"),
+    "Krum": ("aggregator=krum", "aggregator.f={f}"),
+    "Multi-Krum": ("aggregator=multi_krum", "aggregator.f={f}"),
+    "Bulyan": ("aggregator=bulyan", "aggregator.f={f}"),
+    "geometric median": ("aggregator=geometric_median",),
+    "norm clip": ("aggregator=norm_clip",),
+    "flag, raw": ("aggregator=flag", "aggregator.scale=raw"),
+    "flag, unit": ("aggregator=flag", "aggregator.scale=unit"),
+    "flag, median norm": ("aggregator=flag", "aggregator.scale=median_norm"),
+}
+ATTACKS: Mapping[str, tuple[str, ...]] = {
+    "none": ("attack=none",),
+    "random": ("attack=random_uniform",),
+    "reverse x10": ("attack=reverse",),
+    "ALIE z=1.5": ("attack=alie", "attack.z=1.5"),
+    "IPM 2": ("attack=ipm", "attack.epsilon=2.0"),
+    "label flip": ("attack=label_flip",),
+    "mimic": ("attack=mimic",),
+    "drop 10 %": ("attack=drop",),
+}
+GRADIENTS = (
+    "strategy=fedsgd",
+    "strategy.server_lr={lr}",
+    "client.steps=1",
+    "client.batch_size=32",
+    "client.weight_decay=0",
+    "client.clip_norm=null",
+    "partition=iid",
+    "rounds=40",
+)
+LOCAL = (
+    "strategy=fedavg",
+    "strategy.weighting=uniform",
+    "strategy.server_lr={lr}",
+    "client.steps=5",
+    "client.batch_size=32",
+    "partition=dirichlet",
+    "partition.alpha=0.3",
+    "rounds=40",
+)
+COMMON = (
+    "engine=serial",
+    "tracker=quiet",
+    "evaluation.every=100000",
+    "checkpoint.every=0",
+    "client.lr_decay=1",
+)
+LAMBDAS = (0, 1, 2, 4, 8, 16, 32, 64)
+Results = dict[tuple[str, str], list[float]]
+
+
+def accuracy(overrides: Sequence[str], values: Mapping[str, object]) -> float:
+    """Test accuracy in percent at the end of one run; a finished one is not run again."""
+    common: Sequence[str] = values["common"]  # type: ignore[assignment]
+    hostile = () if "attack=none" in overrides else (f"attack.fraction={values['share']}",)
+    config = compose([o.format(**values) for o in (*COMMON, *common, *overrides, *hostile)])
+    return 100 * float(run(config).summary["accuracy"])
+
+
+def train(kind: str, rule: str) -> tuple[str, ...]:
+    """Settings of the training, with the server's learning rate that suits the size of the rule's output."""
+    unit = rule == "flag, unit"
+    lr = (0.05 if unit else 0.1) if kind == "gradients" else (0.1 if unit else 1.0)
+    return tuple(o.replace("{lr}", str(lr)) for o in (GRADIENTS if kind == "gradients" else LOCAL))
+
+
+def grid(args: argparse.Namespace) -> Results:
+    """All rules under all attacks."""
+    fashion = args.what == "fashion"
+    data = ("data=fashion_mnist", "data.subset=6000", "model.hidden=[64]") if fashion else ("data=digits",)
+    data += (f"data.path={args.data}",) if args.data else ()
+    out: Results = {}
+    for seed in args.seeds:
+        for attack, hostile in ATTACKS.items():
+            for rule, options in RULES.items():
+                settings = (*train("local" if fashion else "gradients", rule), *data, *options, *hostile)
+                out.setdefault((rule, attack), []).append(accuracy(settings, cohort(args, 15, seed)))
+        report(args, out, f"Accuracy %, {args.what}, 3 of 15 hostile, {seed + 1} seed(s)")
+    return out
+
+
+def lambdas(args: argparse.Namespace) -> Results:
+    """The weight of the pair terms in both forms, 7 clients of which 1 sends noise, and none."""
+    out: Results = {}
+    for pairs in ("code", "paper"):
+        for lam in LAMBDAS:
+            flag = ("aggregator=flag", f"aggregator.lam={lam}", f"aggregator.pairs={pairs}")
+            for attack in ("none", "random", "reverse x10"):
+                settings = (*train("gradients", "flag"), "data=digits", *flag, *ATTACKS[attack])
+                found = [accuracy(settings, cohort(args, 7, s, share=0.15)) for s in args.seeds]
+                out[f"{pairs}, {lam}", attack] = found
+    return out
+
+
+def scaling(args: argparse.Namespace) -> Results:
+    """A fifth of the clients reverse their gradient; the data stay the same in all."""
+    out: Results = {}
+    for rule in ("mean", "coordinate median", "Multi-Krum", "norm clip", "flag, unit", "flag, median norm"):
+        for p in (15, 30, 60):
+            for attack in ("none", "random", "reverse x10"):
+                settings = (*train("gradients", rule), "data=digits", *RULES[rule], *ATTACKS[attack])
+                found = [accuracy(settings, cohort(args, p, s)) for s in args.seeds]
+                out[rule, f"{attack}, ({p}, {p // 5})"] = found
+    return out
+
+
+def cohort(args: argparse.Namespace, p: int, seed: int, share: float = 0.2) -> dict[str, object]:
+    """What the settings' braces stand for, beside common settings."""
+    common = (
+        f"num_clients={p}",
+        f"clients_per_round={p}",
+        f"seed={seed}",
+        f"out={args.out}",
+        f"name={args.what}",
+    )
+    return {"f": p // 5, "share": share, "common": common}
+
+
+def report(args: argparse.Namespace, results: Results, title: str) -> None:
+    """Print a table, write ``table.csv`` and draw ``heatmap.png``."""
+    rows, columns = list(dict.fromkeys(r for r, _ in results)), list(dict.fromkeys(c for _, c in results))
+    folder = Path(args.out) / args.what
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "table.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["rule", "attack", "mean", "lowest", "highest", "seeds"])
+        for (rule, attack), found in results.items():
+            writer.writerow([rule, attack, np.mean(found), min(found), max(found), len(found)])
+    print(f"\n{title}\n| rule | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
+    for rule in rows:
+        cells = [results.get((rule, c), [float("nan")]) for c in columns]
+        print(f"| {rule} | {' | '.join(f'{np.mean(c):.1f}' for c in cells)} |", flush=True)
+    draw(results, rows, columns, title, folder / "heatmap.png")
+
+
+def draw(results: Results, rows: list[str], columns: list[str], title: str, path: Path) -> None:
+    """Mean accuracies as colours and numbers."""
+    import matplotlib.pyplot as plt
+
+    values = np.array([[np.mean(results.get((r, c), [np.nan])) for c in columns] for r in rows])
+    figure, axes = plt.subplots(
+        figsize=(1.5 + 0.95 * len(columns), 1.2 + 0.38 * len(rows)), layout="constrained"
+    )
+    axes.imshow(values, cmap="RdYlGn", vmin=0, vmax=100, aspect="auto")
+    axes.set_xticks(range(len(columns)), columns, rotation=30, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(rows)), rows)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    for i, j in np.ndindex(values.shape):
+        axes.text(j, i, f"{values[i, j]:.1f}", ha="center", va="center", fontsize=9)
+    axes.set_title(title, fontsize=10)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=("digits", "fashion", "lam", "scaling"))
+    parser.add_argument("--data", type=Path, help="folder of Fashion-MNIST; default: from the hub")
+    parser.add_argument("--out", default="runs/byzantine")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    args = parser.parse_args()
+    logging.getLogger("fedsim").setLevel(
+        logging.ERROR
+    )  # diverged runs leave everybody out, round after round
+    if args.what in ("digits", "fashion"):
+        grid(args)
+    else:
+        results = lambdas(args) if args.what == "lam" else scaling(args)
+        report(args, results, f"Accuracy %, {args.what}, seeds {args.seeds}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

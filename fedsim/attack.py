@@ -1,0 +1,92 @@
+"""Where attacks enter a run: who the attackers are, and what those that see everything send instead."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor
+
+from fedsim.fold import Folder
+from fedsim.payload import Outcome
+from fedsim.rng import numpy_rng
+
+ATTACKERS = "attackers.json"  # in the run folder: ids of the attackers
+Kinds = Mapping[str, tuple[str, ...]]
+Folded = dict[tuple[str, str], Tensor]
+
+
+class AttackLike(Protocol):
+    """An attack as the simulator sees it (see ``clients.attacks``)."""
+
+    fraction: float  # share of all clients that attack
+
+    def wear(self, client: Any, attackers: frozenset[int]) -> Any:
+        """``client`` whose local half is hostile where its id is among ``attackers``."""
+
+
+class Omniscient(Protocol):
+    """An attack that is computed from what the honest clients of the round sent."""
+
+    def collude(self, own: Tensor, honest: Tensor) -> Tensor:
+        """What the attackers send (a, D) instead of ``own`` (a, D), given the ``honest`` updates (h, D)."""
+
+
+def conspiracy(attack: AttackLike | None, attackers: Sequence[int], folder: Path) -> Collusion | None:
+    """What the server needs of an attack, if anything; the attackers' ids go into the run folder."""
+    if attack is None:
+        return None
+    (folder / ATTACKERS).write_text(json.dumps(list(attackers)) + "\n")
+    together = hasattr(attack, "collude") and len(attackers) > 0
+    return Collusion(frozenset(attackers), cast(Omniscient, attack)) if together else None
+
+
+def draw_attackers(seed: int, num_clients: int, fraction: float) -> list[int]:
+    """Ids of the attackers, ascending: ``fraction`` of all clients, rounded, drawn by the seed."""
+    count = int(fraction * num_clients + 0.5)
+    return sorted(numpy_rng(seed, "attackers").choice(num_clients, count, replace=False).tolist())
+
+
+@dataclass(frozen=True)
+class Collusion:
+    """Replaces the attackers' rows between an exchange and its use, whatever the strategy folds.
+
+    All arrays of real numbers that a client sends, BatchNorm statistics excepted, count as its update; an attack sees
+    them as one vector. Workers then have to send single updates; sums are taken here, in client order.
+    """
+
+    attackers: frozenset[int]
+    attack: Omniscient
+
+    def widen(self, kinds: Kinds) -> dict[str, tuple[str, ...]]:
+        """What to ask of the workers instead of ``kinds``."""
+        return {name: kind if name == "buffers" else ("stack",) for name, kind in kinds.items()}
+
+    def apply(self, folded: Folded, outcomes: Sequence[Outcome], kinds: Kinds) -> Folded:
+        """From stacks of what was sent to the asked ``kinds`` of what arrives."""
+        ok = [o for o in outcomes if o.kind == "ok"]
+        bad = [i for i, o in enumerate(ok) if o.client in self.attackers]
+        good = [i for i, o in enumerate(ok) if o.client not in self.attackers]
+        stacks = {name: rows for (name, kind), rows in folded.items() if kind == "stack"}
+        if bad and good:
+            self._replace(stacks, bad, good)
+        out = {key: value for key, value in folded.items() if key[1] != "stack"}
+        sums = {n: tuple(k for k in kinds[n] if k != "stack") for n in stacks}
+        folder = Folder({n: k for n, k in sums.items() if k})
+        for i, outcome in enumerate(ok):
+            folder.add({n: rows[i] for n, rows in stacks.items()}, outcome.weight)
+        return out | folder.sums | {(n, "stack"): rows for n, rows in stacks.items() if "stack" in kinds[n]}
+
+    def _replace(self, stacks: dict[str, Tensor], bad: Sequence[int], good: Sequence[int]) -> None:
+        names = [n for n, rows in stacks.items() if rows.is_floating_point()]
+        flat = [stacks[n].flatten(1) for n in names]
+        if not names:
+            return
+        whole = flat[0] if len(flat) == 1 else torch.cat(flat, dim=1)
+        sent = self.attack.collude(whole[bad], whole[good])
+        for name, part in zip(names, torch.split(sent, [f.shape[1] for f in flat], dim=1), strict=True):
+            stacks[name][bad] = part.reshape(len(bad), *stacks[name].shape[1:]).to(stacks[name].dtype)

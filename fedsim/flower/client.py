@@ -1,0 +1,43 @@
+"""The ClientApp: one for all methods. It builds the client from the run's configuration and runs the same code on it
+as a simulation's worker."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from fedsim.errors import FedsimError
+from fedsim.flower.settings import Node, configuration, plain_error
+from fedsim.flower.site import Site
+from fedsim.flower.wire import absent, answer_records, read_ask
+
+app = ClientApp()
+
+
+@app.query()
+def introduce(message: Message, context: Context) -> Message:
+    """Which client this node is and what it has; or why it can be none."""
+    try:
+        about: dict[str, Any] = _site(context).describe()
+    except FedsimError as error:
+        about = {"refused": plain_error(error)}
+    return Message(RecordDict({"node": ConfigRecord(about)}), reply_to=message)
+
+
+@app.train()
+def work(message: Message, context: Context) -> Message:
+    """One client's part in one exchange, whatever the method calls it."""
+    ask = read_ask(message.content)
+    try:
+        answer = _site(context).answer(ask)
+    except FedsimError as error:
+        answer = absent(ask.client, "failed", plain_error(error))
+    return Message(answer_records(answer), reply_to=message)
+
+
+def _site(context: Context) -> Site:
+    config = configuration(context.run_config)
+    node = Node.of(context.node_config, config.num_clients)
+    return Site.of(config, node)

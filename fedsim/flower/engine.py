@@ -1,0 +1,130 @@
+"""The engine of a deployment: clients are computed at their nodes, and folded here as a worker would fold them."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from flwr.serverapp import Grid
+
+from fedsim import checkpoint
+from fedsim.config import FlowerConfig
+from fedsim.engine.base import SerialEngine
+from fedsim.engine.worker import Broadcast, Chunk, ChunkResult, Plan
+from fedsim.errors import CheckpointError, ClientError
+from fedsim.flower.exchange import Exchange
+from fedsim.flower.nodes import Nodes
+from fedsim.flower.wire import Answer, ask_records, failed, shared_records, stamp_state
+from fedsim.fold import Folder
+
+
+class FlowerEngine:
+    """``run`` goes to the nodes; everything else, such as the common test set, is computed in this process.
+
+    Of a client's state the server keeps only the stamp (round and exchange) of the one that counts. It is proposed,
+    accepted, checkpointed and restored like the state itself in a simulation, and told to the node with each message.
+    """
+
+    workers = 1
+    remote = True
+
+    def __init__(self, grid: Grid, nodes: Nodes, config: FlowerConfig, folder: Path):
+        self._grid, self._nodes, self._config, self._folder = grid, nodes, config, folder
+        self._local = SerialEngine()
+        self._plan: Plan | None = None
+        self._run = ""
+        self._round, self._exchange = -1, -1
+
+    def start(self, plan: Plan) -> None:
+        """Prepare this process; take up the state of the nodes if the run folder has a checkpoint to go on from."""
+        self._plan = plan
+        self._local.start(plan)
+        path = self._folder / "deployment.json"
+        resumes = checkpoint.latest(self._folder / "checkpoint") is not None
+        if resumes and not path.exists():
+            raise CheckpointError(
+                f"{path} is missing: the nodes' state cannot be told; resume=never starts afresh"
+            )
+        if not resumes:
+            path.write_text(json.dumps({"run": uuid.uuid4().hex[:16], "own_data": self.own_data}))
+        self._run = json.loads(path.read_text())["run"]
+        if not resumes:
+            self._nodes.event("run", run=self._run)
+
+    @property
+    def own_data(self) -> bool:
+        """Whether nodes bring their own data."""
+        return any(node.own for node in self._nodes.of.values())
+
+    def map(
+        self, method: str, shared: Any, items: Sequence[Any], costs: Sequence[float] | None = None
+    ) -> Iterator[Any]:
+        """``run``: one exchange with the clients of all chunks, results in order. Others as in a serial engine."""
+        if method == "run":
+            yield from self._over_the_grid(shared, items)
+        else:
+            yield from self._local.map(method, shared, items, costs)
+
+    def close(self) -> None:
+        """Nodes go on for other runs; nothing to stop but this process's own worker."""
+        self._local.close()
+
+    def _over_the_grid(self, broadcast: Broadcast, chunks: Sequence[Chunk]) -> Iterator[ChunkResult]:
+        assert self._plan is not None, "start(plan) comes first"
+        self._exchange = self._exchange + 1 if broadcast.round == self._round else 0
+        self._round = broadcast.round
+        number, shared = self._exchange, shared_records(broadcast)
+        self._nodes.event("exchange", round=broadcast.round + 1, exchange=number, task=broadcast.task)
+        place = {client: chunk for chunk in chunks for client in chunk.clients}
+        exchange = Exchange(
+            grid=self._grid,
+            nodes=self._nodes,
+            clients=list(place),
+            content=lambda client: ask_records(shared, place[client], client, self._run, number),
+            deadline=self._config.deadline,
+            poll=self._config.poll,
+            retries=self._plan.failures.retries,
+            round=broadcast.round,
+        )
+        for chunk in chunks:
+            yield self._fold(broadcast, chunk, exchange, number)
+
+    def _fold(self, broadcast: Broadcast, chunk: Chunk, exchange: Exchange, number: int) -> ChunkResult:
+        """A chunk's sums in client order, as ``Worker.run`` makes them."""
+        folder, result = Folder(broadcast.fold), ChunkResult(Folder({}), [], {})
+        result.folder = folder
+        for client in chunk.clients:
+            answer = self._checked(folder, exchange.answer(client))
+            outcome = answer.outcome
+            if answer.fatal:
+                raise ClientError(answer.fatal)
+            if outcome.kind == "ok":
+                folder.add(answer.arrays, outcome.weight)
+                if answer.stateful:
+                    result.states[client] = stamp_state((broadcast.round, number))
+            self._note(broadcast, number, answer)
+            result.outcomes.append(outcome)
+        return result
+
+    def _checked(self, folder: Folder, answer: Answer) -> Answer:
+        """The answer, refused if it does not fit those folded before it."""
+        if answer.outcome.kind == "ok":
+            try:
+                folder.check(answer.arrays)
+            except ClientError as error:
+                return failed(answer, str(error))
+        return answer
+
+    def _note(self, broadcast: Broadcast, number: int, answer: Answer) -> None:
+        """What a simulation would not do by itself, for the replay."""
+        outcome = answer.outcome
+        about = {"round": broadcast.round + 1, "exchange": number, "task": broadcast.task}
+        about |= {"client": outcome.client}
+        if outcome.kind in ("dropped", "failed"):
+            self._nodes.event("absent", **about, reason=outcome.reason)
+        if answer.restarted:
+            outcome.metrics = {**outcome.metrics, "state_restarted": 1.0}
+            self._nodes.event("restarted", **about)

@@ -1,0 +1,91 @@
+"""One exchange over the grid: each client of the cohort gets its message, again if its node returns as another."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+
+from fedsim.flower.nodes import Nodes
+from fedsim.flower.wire import Answer, absent, read_answer
+
+NODE_TROUBLE = (3, 4, 5)  # Flower's error codes of messages that a node lost, or of a node that is gone
+GRACE = 60.0  # seconds that a message lives beyond the deadline
+
+
+@dataclass
+class Exchange:
+    """``content(client)`` is what a client receives; ``answer(client)`` waits for what it sends."""
+
+    grid: Grid
+    nodes: Nodes
+    clients: Sequence[int]
+    content: Callable[[int], RecordDict]
+    deadline: float | None  # seconds; None: no limit
+    poll: float
+    retries: int  # further attempts for a client whose process broke down
+    round: int
+    _began: float = field(default_factory=time.monotonic)
+    _sent: dict[str, tuple[int, int]] = field(default_factory=dict)  # message to client and node
+    _done: dict[int, Answer] = field(default_factory=dict)
+    _closed: set[int] = field(default_factory=set)  # clients whose answer is known
+    _crashes: Counter[int] = field(default_factory=Counter)
+
+    def answer(self, client: int) -> Answer:
+        """The client's answer; after the deadline, that it is absent."""
+        while client not in self._done:
+            self._look()
+            if client in self._done:
+                break
+            if self.deadline is not None and time.monotonic() - self._began > self.deadline:
+                here = client in self.nodes.of
+                why = "no reply" if here else "its node is not connected"
+                self._close(absent(client, "dropped", f"{why} within engine.deadline={self.deadline:g} s"))
+                break
+            time.sleep(self.poll)
+        return self._done.pop(client)
+
+    def _look(self) -> None:
+        self.nodes.refresh()
+        self._send()
+        for reply in self.grid.pull_messages(list(self._sent)) if self._sent else ():
+            client, node = self._sent.pop(reply.metadata.reply_to_message_id)
+            if client in self._closed:
+                continue
+            if not reply.has_error():
+                self._close(read_answer(reply.content))
+            elif reply.error.code in NODE_TROUBLE:
+                known = self.nodes.of.get(client)
+                if known is not None and known.id == node:
+                    self.nodes.lose(client, str(reply.error.reason))
+            else:
+                self._crashed(client, str(reply.error.reason))
+
+    def _send(self) -> None:
+        """Messages to those who have none at their present node."""
+        out = set(self._sent.values())
+        here = [c for c in self.clients if c in self.nodes.of and c not in self._closed]
+        todo = [c for c in here if (c, self.nodes.of[c].id) not in out]
+        if not todo:
+            return
+        ttl = None if self.deadline is None else self.deadline + GRACE
+        messages = []
+        for c in todo:
+            target = self.nodes.of[c].id
+            messages.append(Message(self.content(c), target, "train", ttl=ttl, group_id=str(self.round + 1)))
+        for c, message in zip(todo, self.grid.push_messages(messages), strict=True):
+            if message:
+                self._sent[message] = c, self.nodes.of[c].id
+
+    def _crashed(self, client: int, reason: str) -> None:
+        self._crashes[client] += 1
+        if self._crashes[client] > self.retries:
+            self._close(absent(client, "failed", f"its process broke down: {reason.strip()}"))
+
+    def _close(self, answer: Answer) -> None:
+        self._done[answer.outcome.client] = answer
+        self._closed.add(answer.outcome.client)

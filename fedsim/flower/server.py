@@ -1,0 +1,107 @@
+"""The ServerApp: waits for the nodes, then runs the same loop as a simulation on them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+from omegaconf import DictConfig
+
+from fedsim import build, session
+from fedsim.api import RunResult, run
+from fedsim.config import FlowerConfig
+from fedsim.data.dataset import Dataset, Samples
+from fedsim.data.federated import FederatedData
+from fedsim.data.shards import Shards
+from fedsim.errors import ConfigError, EngineError
+from fedsim.flower.engine import FlowerEngine
+from fedsim.flower.nodes import Known, Nodes
+from fedsim.flower.settings import configuration, own_folder
+from fedsim.flower.site import layout_name
+from fedsim.given import Given
+from fedsim.vectors import FlatModel
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """One run, from its first round or from its checkpoint on."""
+    serve(grid, configuration(context.run_config))
+
+
+def serve(grid: Grid, config: DictConfig) -> RunResult:
+    """Run ``config`` on the nodes of ``grid``; results lie in its folder as those of a simulation do."""
+    config.dir, method = own_folder(config), build.strategy(config, None)
+    if getattr(method, "pooled", False):
+        raise ConfigError(f"strategy: {type(method).__name__} needs all data in one place; simulate it")
+    folder, engine = Path(config.dir), build.typed(config.engine, FlowerConfig)
+    folder.mkdir(parents=True, exist_ok=True)
+    nodes = Nodes(grid, config.num_clients, path=folder / "nodes.jsonl")
+    nodes.wait(engine.wait_for or config.num_clients, engine.start, engine.poll)
+    data = _data(config, method, nodes)
+    nodes.check = _Check(config, data, own=any(node.own for node in nodes.of.values()))
+    for node in nodes.of.values():
+        if why := nodes.check(node):
+            raise EngineError(f"client {node.client}, {node.name}: {why}")
+    return run(config, engine=FlowerEngine(grid, nodes, engine, folder), data=data)
+
+
+def _data(config: DictConfig, method: Any, nodes: Nodes) -> FederatedData:
+    """The server's own view: the test set, and who has how much. Where nodes own their data, it holds none of them."""
+    owners = [n.client for n in nodes.of.values() if n.own]
+    if not owners:
+        return session.load_data(config, Given(), method)
+    if len(owners) < config.num_clients:
+        raise ConfigError(
+            f"clients {sorted(owners)} have own-data, the others do not or are not there; "
+            "all nodes must be started before round 1, and alike"
+        )
+    return _counted(config, build.dataset(config), [nodes.of[c] for c in range(config.num_clients)])
+
+
+def _counted(config: DictConfig, dataset: Dataset, owners: Sequence[Known]) -> FederatedData:
+    """What the server knows of data that never come to it: whose they are, how many, and how many of each class."""
+    x, y, total = dataset.train.x, dataset.train.y, sum(node.samples for node in owners)
+    labels = y[:1].expand(total, *y.shape[1:])
+    if dataset.num_classes and y.dim() == 1:
+        for node in owners:
+            if len(node.counts) != dataset.num_classes:
+                raise ConfigError(
+                    f"client {node.client}, {node.name}: its data have {len(node.counts)} classes, "
+                    f"the server's {dataset.num_classes}"
+                )
+        counts = torch.tensor([node.counts for node in owners]).flatten()
+        labels = torch.arange(dataset.num_classes).repeat(len(owners)).repeat_interleave(counts).to(y.dtype)
+    train = Samples(x[:1].expand(total, *x.shape[1:]), labels)  # stand-ins of the right shape, never read
+    ends = np.cumsum([0, *(node.samples for node in owners)]).astype(np.int64)
+    shards, known = Shards(np.arange(total, dtype=np.int64), ends), replace(dataset, train=train)
+    return (
+        build.held_out(config, known, shards)
+        if config.evaluation.local_test
+        else FederatedData(known, shards)
+    )
+
+
+class _Check:
+    """Whether a node has the same model, and the same partition of the same data, as the server."""
+
+    def __init__(self, config: DictConfig, data: FederatedData, own: bool):
+        model = FlatModel(build.model(config, data.dataset, None), build.DTYPES[config.dtype])
+        self.layout = layout_name(model)
+        self.partition, self.own = data.shards.hash(), own
+
+    def __call__(self, node: Known) -> str:
+        if node.own != self.own:
+            return f"own-data={str(node.own).lower()}, but the run began with {str(self.own).lower()}"
+        if node.layout != self.layout:
+            return "its model has other parameters than the server's; are its data and versions the same?"
+        if not self.own and node.partition != self.partition:
+            return "its partition of the data differs from the server's; do both read the same data set?"
+        return ""

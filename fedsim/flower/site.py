@@ -1,0 +1,171 @@
+"""A client at its node: data, model and worker built from the run's own configuration, once per process."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import socket
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from fedsim import build, session
+from fedsim.engine.worker import Worker
+from fedsim.errors import ClientError, ConfigError
+from fedsim.flower.settings import Node
+from fedsim.flower.statefiles import StateFiles
+from fedsim.flower.wire import WIRE, Answer, Ask, absent
+from fedsim.fold import Folder
+from fedsim.given import Given
+from fedsim.settings import plain
+from fedsim.vectors import FlatModel
+
+_built: dict[tuple[str, int | None], Worker] = {}
+
+
+@dataclass(frozen=True)
+class Site:
+    """One client's configuration and worker."""
+
+    node: Node
+    config: DictConfig
+    worker: Worker
+
+    @staticmethod
+    def of(config: DictConfig, node: Node) -> Site:
+        """Build it, or take what this process built before for the same settings and data."""
+        config = node.localise(config)
+        owner = node.client if node.own_data else None
+        key = (json.dumps(plain(config), sort_keys=True), owner)
+        if key not in _built:
+            _built.clear()
+            _built[key] = _build(config, owner)
+        return Site(node, config, _built[key])
+
+    def describe(self) -> dict[str, Any]:
+        """What the server wants to know before it gives this node work."""
+        data = self.worker.data
+        return {
+            "wire": WIRE,
+            "client": self.node.client,
+            "samples": int(data.shards.sizes[self.node.client]),
+            "counts": self._counts(),
+            "own": self.node.own_data,
+            "partition": data.shards.hash(),
+            "layout": layout_name(self.worker.model),
+            "host": socket.gethostname(),
+            "instance": _claim(self.node),
+        }
+
+    def _counts(self) -> list[int]:
+        """Samples per class where the data are the node's own: more than their numbers does not leave it."""
+        data = self.worker.data
+        if not self.node.own_data or not data.dataset.num_classes or data.dataset.train.y.dim() != 1:
+            return []
+        return [int(n) for n in data.class_counts(self.node.client)]
+
+    def answer(self, ask: Ask) -> Answer:
+        """Do what is asked with the state that the server names, and put a new state into its file."""
+        if ask.client != self.node.client:
+            return absent(ask.client, "failed", f"this node is client {self.node.client}")
+        files, round, restarted = (
+            StateFiles(self.node.state_dir, ask.run, ask.client),
+            ask.broadcast.round,
+            False,
+        )
+        chunk = ask.chunk
+        if ask.state is not None:
+            state = files.read(ask.state)
+            restarted = state is None
+            if state is not None:
+                chunk = replace(chunk, states={ask.client: state})
+            elif self.config.engine.lost_state == "stop":
+                return self._lost(ask, files.path(ask.state))
+        torch.set_num_threads(self.worker.plan.threads)
+        try:
+            update = Single(ask.broadcast.fold)
+            result = self.worker.run(ask.broadcast, chunk, update)
+        except ClientError as error:  # it wrote to what it was lent: no policy excuses that
+            return Answer(absent(ask.client, "failed", str(error)).outcome, fatal=str(error))
+        new = result.states.get(ask.client)
+        if new is not None:
+            files.write((round, ask.exchange), new)
+        files.prune(round, ask.state)
+        return Answer(result.outcomes[0], update.arrays, stateful=new is not None, restarted=restarted)
+
+    def _lost(self, ask: Ask, path: Path) -> Answer:
+        assert ask.state is not None
+        text = f"client {ask.client} lost its state of round {ask.state[0] + 1}: no {path}"
+        remedy = "engine.lost_state=restart lets such clients begin again from their initial state"
+        return Answer(absent(ask.client, "failed", text).outcome, fatal=f"{text} ({remedy})")
+
+
+class Single(Folder):
+    """One client's update as it is, to be folded elsewhere."""
+
+    def __init__(self, fold: Mapping[str, tuple[str, ...]]):
+        super().__init__(fold)
+        self.arrays: dict[str, Tensor] = {}
+
+    def add(self, arrays: Mapping[str, Tensor], weight: float) -> None:
+        """Keep it: ``arrays`` may be views of a buffer that is reused."""
+        self.arrays = {k: t.cpu().clone() for k, t in arrays.items()}
+
+
+def layout_name(model: FlatModel) -> str:
+    """Names and shapes of the model's vectors: what both sides must agree on."""
+    layout = model.layout
+    return json.dumps([[s.name, list(s.shape)] for s in (*layout.params, *layout.buffers)])
+
+
+def _build(config: DictConfig, owner: int | None) -> Worker:
+    """The worker of a simulation, on all data, or on those of the one client who owns what lies here."""
+    method = build.strategy(config, None)
+    if owner is None:
+        data = session.load_data(config, Given(), method)
+    else:
+        data = build.owned(config, build.dataset(config), owner)
+    task = session.learning_task(config, Given(), data)
+    dim = FlatModel(copy.deepcopy(task.model), build.DTYPES[config.dtype]).layout.dim
+    return Worker(session.plan(config, method, task, data, build.clock(config, task, data, dim)))
+
+
+def _claim(node: Node) -> str:
+    """An id that lives as long as the node's state folder; refused while another node's processes hold the client.
+
+    The file names the process that starts this node's client processes. Two nodes of one machine that are told to be
+    the same client are found here, two machines at the server.
+    """
+    folder = node.state_dir / "nodes"
+    folder.mkdir(parents=True, exist_ok=True)
+    path, me = folder / f"client-{node.client}.json", {"host": socket.gethostname(), "pid": os.getppid()}
+    try:
+        before = json.loads(path.read_text())
+    except (OSError, ValueError):
+        before = {}
+    if before.get("host") == me["host"] and before.get("pid") != me["pid"] and _serves(before["pid"]):
+        raise ConfigError(
+            f"client {node.client} is served by another node of this machine already (its process {before['pid']}); "
+            "give this one another partition-id, or another state-dir if it is meant to take over"
+        )
+    mine = {"instance": before.get("instance") or uuid.uuid4().hex, **me}
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    scratch.write_text(json.dumps(mine))
+    scratch.replace(path)
+    return str(mine["instance"])
+
+
+def _serves(pid: int) -> bool:
+    """Whether that process lives and is one of Flower's."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+    return b"flower" in words or b"flwr" in words

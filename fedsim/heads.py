@@ -1,0 +1,106 @@
+"""Linear heads inside and beside a flat vector: for methods that swap, keep or add classifiers over shared features."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fedsim.errors import ConfigError
+from fedsim.rng import torch_rng
+from fedsim.task import Task
+from fedsim.vectors import Layout, Slot
+
+
+class Head(NamedTuple):
+    """A linear classifier: ``weight`` (C, d) and ``bias`` (C,)."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __call__(self, h: Tensor) -> Tensor:
+        """Logits (n, C) of features ``h`` (n, d)."""
+        return h @ self.weight.T + self.bias
+
+    def __add__(self, other: Any) -> Head:
+        """The head whose logits are the sum of both."""
+        return Head(self.weight + other.weight, self.bias + other.bias)
+
+
+@dataclass(frozen=True)
+class HeadSlots:
+    """Where ``model.head``, a linear layer, lies in the flat vector; its bias may be missing."""
+
+    weight: Slot
+    bias: Slot | None
+
+    @staticmethod
+    def of(layout: Layout) -> HeadSlots:
+        """Find it.
+
+        Raises:
+            ConfigError: if the model has no linear ``head``.
+        """
+        slots = [s for s in layout.params if s.name in layout.head]
+        weight = [s for s in slots if len(s.shape) == 2]
+        bias = [s for s in slots if len(s.shape) == 1]
+        if len(weight) != 1 or len(bias) > 1 or len(weight) + len(bias) != len(slots):
+            raise ConfigError(
+                "model: this method needs model.features(x) -> (B, d) and a linear model.head; "
+                f"found {', '.join(s.name for s in slots) or 'no head'}"
+            )
+        return HeadSlots(weight[0], bias[0] if bias else None)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(C, d)."""
+        classes, dim = self.weight.shape
+        return classes, dim
+
+    @property
+    def numel(self) -> int:
+        """Entries of a head with bias, C (d + 1)."""
+        return self.shape[0] * (self.shape[1] + 1)
+
+    def of_model(self, w: Tensor) -> Head:
+        """The head inside a model's vector ``w`` (d,), views; without a bias there, zeros."""
+        bias = w[self.bias.span] if self.bias else w.new_zeros(self.shape[0])
+        return Head(w[self.weight.span].view(self.shape), bias)
+
+    def of_vector(self, v: Tensor) -> Head:
+        """The head that ``v`` (C (d + 1),) holds alone, views."""
+        classes, dim = self.shape
+        return Head(v[: classes * dim].view(classes, dim), v[classes * dim :])
+
+    def put(self, w: Tensor, head: Head) -> Tensor:
+        """A copy of ``w`` (d,) with ``head`` in it; a bias that has no place is left out."""
+        out = w.clone()
+        out[self.weight.span] = head.weight.reshape(-1).to(w)
+        if self.bias:
+            out[self.bias.span] = head.bias.to(w)
+        return out
+
+    def fresh(self, seed: int, purpose: str, client: int) -> Tensor:
+        """A head (C (d + 1),) drawn as torch draws linear layers, U(-1/sqrt d, 1/sqrt d), for one client."""
+        bound = 1 / math.sqrt(self.shape[1])
+        draw: Tensor = torch.rand(self.numel, generator=torch_rng(seed, purpose, client), dtype=torch.float64)
+        return bound * (2 * draw - 1)
+
+
+def check_features(task: Task, method: str) -> None:
+    """Refuse a model that does not show its features, or has none to learn.
+
+    Raises:
+        ConfigError: naming what is missing.
+    """
+    name, head = type(task.model).__name__, getattr(task.model, "head", None)
+    if not callable(getattr(task.model, "features", None)) or not isinstance(head, nn.Module):
+        raise ConfigError(f"{method} needs model.features(x) -> (B, d) and model.head; {name} lacks them")
+    own = set(map(id, head.parameters()))
+    if all(id(p) in own for p in task.model.parameters() if p.requires_grad):
+        raise ConfigError(
+            f"{method} trains the features; {name} has no parameters beside its head: give model=mlp"
+        )

@@ -1,0 +1,123 @@
+"""Rules that trust updates with close neighbours. All treat updates alike: a hostile client would choose its weight.
+
+Blanchard, El Mhamdi, Guerraoui, Stainer: Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent,
+NeurIPS 2017 (Krum); El Mhamdi, Guerraoui, Rouault: The Hidden Vulnerability of Distributed Learning in Byzantium, ICML
+2018 (Bulyan).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from strategies.aggregators.coordinates import ascending, closest_mean, middle, sorted_columns
+from strategies.aggregators.gram import finite_gram, squared_distances
+from strategies.aggregators.rows import Report, Rows, RuleError, choice, tolerated
+
+VARIANTS = ("canonical", "garfield", "byzfl")
+
+
+def krum(
+    updates: Any, weights: Any = None, *, f: int, variant: str = "canonical", report: Report | None = None
+) -> Any:
+    """The row of ``updates`` (n, d) with the least score, n >= 2f + 3; ``weights`` are not used.
+
+    The score is the sum of squared distances to the n - f - 2 nearest others. ``variant``: ``garfield`` (and with it
+    the flag aggregator's public code) adds plain distances to the n - f - 1 nearest, ``byzfl`` squared ones to as many.
+    """
+    return _lowest("krum", updates, weights, f, 1, variant, report)
+
+
+def multi_krum(
+    updates: Any,
+    weights: Any = None,
+    *,
+    f: int,
+    m: int | None = None,
+    variant: str = "canonical",
+    report: Report | None = None,
+) -> Any:
+    """Mean of the ``m`` rows with the least Krum scores; m = n - f - 2 by default (``byzfl``: n - f)."""
+    return _lowest("multi_krum", updates, weights, f, m, variant, report)
+
+
+def bulyan(
+    updates: Any, weights: Any = None, *, f: int, variant: str = "canonical", report: Report | None = None
+) -> Any:
+    """Per coordinate, the mean of the theta - 2f values closest to the median of theta = n - 2f picks; n >= 4f + 3.
+
+    A pick is Krum's choice among the rows not yet picked. ``variant=garfield``: theta = n - 2f - 2, scores are never
+    updated, and the k-th pick (k = 0, 1, ...) is the mean of the n - f - 2 - k best rows not yet left out, of which the
+    best is then left out. ``weights`` are not used.
+    """
+    choice("bulyan", "variant", variant, VARIANTS[:2])
+    k, rows = finite_gram("bulyan", Rows.of("bulyan", updates, weights), report)
+    if not len(rows):
+        return rows.zeros()
+    f = tolerated("bulyan", rows, f, 4, 3)
+    if variant == "garfield":
+        return _garfield_bulyan(rows, k, f)
+    squared, left = squared_distances(k), list(range(len(rows)))
+    picks: list[int] = []
+    for _ in range(len(rows) - 2 * f):
+        inside = squared[left][:, left]
+        best = left[int(_scores(inside, max(1, len(left) - f - 2)).argmin())]
+        picks.append(best)
+        left.remove(best)
+    if report is not None:
+        report["selected"] = sorted(rows.index[i] for i in picks)
+    theta = len(picks)
+    return sorted_columns(rows.keep(sorted(picks)), lambda x: closest_mean(x, middle(x), theta - 2 * f))
+
+
+def _lowest(
+    rule: str, updates: Any, weights: Any, f: int, m: int | None, variant: str, report: Report | None
+) -> Any:
+    choice(rule, "variant", variant, VARIANTS)
+    k, rows = finite_gram(rule, Rows.of(rule, updates, weights), report)
+    if not len(rows):
+        return rows.zeros()
+    n, f = len(rows), tolerated(rule, rows, f, 2, 3)
+    if m is None:
+        m = n - f if variant == "byzfl" else n - f - 2
+    if not 1 <= m <= n:
+        raise RuleError(f"{rule}: m={m} must be between 1 and n = {n}, the updates at hand")
+    picked = _ranking(k, f, variant)[:m]
+    if report is not None:
+        report["selected"] = sorted(rows.index[i] for i in picked)
+    coefficients = torch.zeros(n, dtype=torch.float64)
+    coefficients[picked] = 1 / m
+    return rows.combine(coefficients)
+
+
+def _ranking(k: Tensor, f: int, variant: str) -> list[int]:
+    """Rows (n,) from the least Krum score to the greatest; of equal ones the first comes first."""
+    n, distance = len(k), squared_distances(k)
+    if variant == "garfield":
+        distance = distance.sqrt()
+    nearest = n - f - (2 if variant == "canonical" else 1)
+    order: list[int] = _scores(distance, nearest).sort(stable=True).indices.tolist()
+    return order
+
+
+def _scores(distance: Tensor, nearest: int) -> Tensor:
+    """Sums (n,) over the ``nearest`` others of each row of ``distance`` (n, n), whose diagonal is zero."""
+    return distance.sort(dim=1).values[:, 1 : nearest + 1].sum(1)
+
+
+def _garfield_bulyan(rows: Rows, k: Tensor, f: int) -> Any:
+    n, order = len(rows), _ranking(k, f, "garfield")
+    theta = n - 2 * f - 2
+    mix = torch.zeros(theta, n, dtype=torch.float64)
+    for i in range(theta):
+        used = order[i : n - f - 2]
+        mix[i, used] = 1 / len(used)
+    mix = mix.to(rows.device)
+
+    def column(x: Tensor) -> Tensor:
+        x = ascending(mix @ x)
+        return closest_mean(x, middle(x), theta - 2 * f)
+
+    return rows.fill(column(rows.read(a, b)) for a, b in rows.spans())

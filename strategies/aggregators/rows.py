@@ -1,0 +1,185 @@
+"""The updates of a round as ``n`` rows of ``d`` numbers, whatever holds them, read piece by piece in float64."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsim.errors import ConfigError
+
+PIECE = 1 << 18  # numbers read at once (2 MiB of float64, which stays in a core's cache)
+Report = dict[str, Any]  # diagnostics that a rule fills in on request
+
+
+class RuleError(ConfigError, ValueError):
+    """Updates or options that a rule cannot work with."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """``n`` vectors: a matrix, a memory map or a list of vectors; tensors or arrays. Nothing is copied as a whole.
+
+    ``index`` are the positions in use, ascending; ``weights`` (n,) float64 belong to them.
+    """
+
+    source: Tensor | np.ndarray | list[Tensor | np.ndarray]
+    dim: int
+    index: Sequence[int]
+    weights: Tensor
+    total: int  # rows given
+    dtype: torch.dtype
+    device: torch.device
+    numpy: bool
+
+    @staticmethod
+    def of(rule: str, updates: Any, weights: Any = None) -> Rows:
+        """Check and wrap ``updates`` (n, d) and ``weights`` (n,), equal by default.
+
+        Raises:
+            RuleError: no rows, not two axes, unequal lengths, or weights that are no weights.
+        """
+        source = updates
+        if isinstance(updates, list | tuple):
+            source = [r if isinstance(r, Tensor | np.ndarray) else torch.as_tensor(r) for r in updates]
+            shapes = {tuple(r.shape) for r in source}
+            if len(shapes) > 1 or any(len(s) != 1 for s in shapes):
+                raise RuleError(f"{rule}: a list of updates holds vectors of one length, got shapes {shapes}")
+        elif not isinstance(updates, Tensor | np.ndarray) or updates.ndim != 2:
+            got = f"shape {tuple(updates.shape)}" if hasattr(updates, "shape") else type(updates).__name__
+            raise RuleError(f"{rule}: expected updates of shape (n, d) or a list of vectors, got {got}")
+        n = len(source)
+        if n == 0:
+            raise RuleError(f"{rule} of no updates; expected at least one row")
+        first = source[0]
+        kind = torch.empty(0, dtype=first.dtype) if isinstance(first, Tensor) else _tensor(first[:0])
+        return Rows(
+            source=source,
+            dim=len(first),
+            index=range(n),
+            weights=_weights(rule, weights, n),
+            total=n,
+            dtype=kind.dtype if kind.is_floating_point() else torch.float64,
+            device=first.device if isinstance(first, Tensor) else torch.device("cpu"),
+            numpy=isinstance(first, np.ndarray),
+        )
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @property
+    def dropped(self) -> list[int]:
+        """Positions of rows left out."""
+        return sorted(set(range(self.total)) - set(self.index))
+
+    def keep(self, chosen: Sequence[int]) -> Rows:
+        """Only the rows at ``chosen`` positions among those in use."""
+        picked = [self.index[i] for i in chosen]
+        return replace(self, index=picked, weights=self.weights[list(chosen)])
+
+    def spans(self) -> Iterator[tuple[int, int]]:
+        """Borders of the pieces; they depend on the shape alone."""
+        step = max(1, PIECE // max(1, len(self.index)))
+        for start in range(0, self.dim, step):
+            yield start, min(start + step, self.dim)
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """Columns ``[start, stop)`` of the rows in use, a fresh ``(n, stop - start)`` in float64."""
+        if isinstance(self.source, list):
+            parts = [_tensor(self.source[i][start:stop]).to(torch.float64) for i in self.index]
+            return torch.stack(parts)
+        part = _tensor(self.source[:, start:stop])
+        if len(self.index) < self.total:
+            part = part[list(self.index)]
+        return part.to(torch.float64, copy=True, memory_format=torch.contiguous_format)
+
+    def fill(self, pieces: Iterator[Tensor]) -> Any:
+        """The result (d,) from its pieces in the order of ``spans``, in the updates' type, kind and place."""
+        out = torch.empty(self.dim, dtype=self.dtype, device=self.device)
+        for (start, stop), piece in zip(self.spans(), pieces, strict=True):
+            out[start:stop] = piece
+        return out.numpy() if self.numpy else out
+
+    def zeros(self) -> Any:
+        """No update: zeros (d,)."""
+        return self.fill(torch.zeros(b - a) for a, b in self.spans())
+
+    def combine(self, coefficients: Tensor) -> Any:
+        """``sum_i coefficients_i u_i`` (d,), one pass; coefficients (n,) float64. Zeros do not read their rows."""
+        used = torch.nonzero(coefficients).flatten().tolist()
+        if not used:
+            return self.zeros()
+        rows, c = (self, coefficients) if len(used) == len(self) else (self.keep(used), coefficients[used])
+        c = c.to(self.device)
+        return rows.fill(c @ rows.read(a, b) for a, b in rows.spans())
+
+    def finite(self) -> list[int]:
+        """Positions of rows whose entries are all finite; one pass."""
+        good = torch.ones(len(self), dtype=torch.bool)
+        for a, b in self.spans():
+            good &= torch.isfinite(self.read(a, b)).all(dim=1).cpu()
+        return torch.nonzero(good).flatten().tolist()
+
+    def spread(self, values: Tensor) -> list[float]:
+        """Values (n,) of the rows in use as a list over all rows given; 0 for those left out."""
+        out = [0.0] * self.total
+        for i, v in zip(self.index, values.tolist(), strict=True):
+            out[i] = v
+        return out
+
+    def without(self, rule: str, good: Sequence[int], report: Report | None) -> Rows:
+        """Drop all but the ``good`` rows and say so: in ``report``, or by a warning if none was asked for."""
+        out = self if len(good) == len(self) else self.keep(good)
+        if report is not None:
+            report["dropped"] = out.dropped
+        elif out.dropped:
+            warnings.warn(f"{rule}: rows {out.dropped} are not finite and were left out", stacklevel=3)
+        return out
+
+
+def tolerated(rule: str, rows: Rows, f: Any, slope: int, offset: int) -> int:
+    """``f`` if the rule can bear it, ``n >= slope f + offset``.
+
+    Rows that were dropped as not finite are among the f wrong ones, so where they leave too few, f shrinks by as many.
+
+    Raises:
+        RuleError: with the inequality.
+    """
+    if isinstance(f, bool) or not isinstance(f, int | np.integer) or f < 0:
+        raise RuleError(f"{rule}: f={f!r} must be a whole number, at least 0: the wrong updates to tolerate")
+    n, gone = len(rows), rows.total - len(rows)
+    able = (n - offset) // slope
+    if f > able and (able < 0 or f - gone > able):
+        bound = f"{slope}f + {offset}"
+        left = f" ({gone} more were not finite)" if gone else ""
+        raise RuleError(f"{rule}: f={f} needs n >= {bound} = {slope * f + offset} updates, got {n}{left}")
+    return min(int(f), able)
+
+
+def choice(rule: str, key: str, value: Any, allowed: Sequence[str]) -> None:
+    """Refuse an option that does not exist."""
+    if value not in allowed:
+        raise RuleError(f"{rule}: {key}={value!r}, choose one of {', '.join(allowed)}")
+
+
+def _tensor(part: Tensor | np.ndarray) -> Tensor:
+    if isinstance(part, Tensor):
+        return part.detach()
+    own = part.flags.writeable and part.dtype.isnative and all(s >= 0 for s in part.strides)
+    return torch.from_numpy(part if own else np.array(part, dtype=part.dtype.newbyteorder("=")))
+
+
+def _weights(rule: str, weights: Any, n: int) -> Tensor:
+    if weights is None:
+        return torch.ones(n, dtype=torch.float64)
+    w = torch.as_tensor(weights).to("cpu", torch.float64)
+    if w.shape != (n,) or not bool(((w >= 0) & torch.isfinite(w)).all()) or not float(w.sum()) > 0:
+        raise RuleError(
+            f"{rule}: weights must be {n} non-negative numbers with a positive sum, got {w.tolist()}"
+        )
+    return w

@@ -1,0 +1,71 @@
+"""FedProto. Tan, Long, Liu, Zhou, Lu, Jiang, Zhang: FedProto: Federated Prototype Learning across Heterogeneous
+Clients, AAAI 2022 (Algorithm 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from clients.base import Client
+from clients.fedproto import FedProtoClient
+from fedsim.fold import Fold
+from fedsim.payload import Message, Payload, Replies
+from fedsim.server import Round, Server
+from strategies.base import State, check
+from strategies.fedavg import FedAvg
+
+
+@dataclass(kw_only=True)
+class FedProto(FedAvg):
+    """Clients share the means of their classes' features; each is pulled to the means over all clients (eq. 6).
+
+    A class's prototype is the mean over the cohort's samples of it, and stays until it is renewed. ``share``:
+    ``prototypes`` alone, models are personal (the paper; measured as the mean over all clients' own models on the
+    common test set); ``model`` averages the models besides, which gives one global model.
+    """
+
+    lamb: float
+    share: str
+
+    def make_client(self) -> Client:
+        """SGD with the pull to prototypes."""
+        check(self.lamb >= 0, "lamb", self.lamb, "the weight of the pull must not be negative")
+        check(self.share in ("prototypes", "model"), "share", self.share, "choose prototypes or model")
+        return FedProtoClient(weighting=self.weighting, lamb=self.lamb, personal=self.share == "prototypes")
+
+    @property
+    def buffers(self) -> str | None:  # type: ignore[override]
+        """Personal models keep their statistics."""
+        return "local" if self.share == "prototypes" else None
+
+    @property
+    def fold(self) -> Fold:  # type: ignore[override]
+        """Sums of features and counts; with ``share=model`` the mean update too."""
+        sums: dict[str, Any] = {"features": "sum", "n": "sum"}
+        return sums | ({"delta": "mean"} if self.share == "model" else {})
+
+    def message(self, state: State, round: Round) -> Message:
+        """The model, and the prototypes once there are any."""
+        message = super().message(state, round)
+        more: dict[str, Any] = {k: state[k] for k in ("prototypes", "known") if k in state}
+        return Message(Payload.of({**message.shared.arrays, **more}))
+
+    def update(self, state: State, replies: Replies, round: Round) -> State:
+        """New prototypes of the classes that the cohort has."""
+        n, sums = replies.total("n"), replies.total("features")
+        fresh = sums / n.clamp(min=1)[:, None]
+        if "prototypes" in state:
+            fresh = fresh.where(n[:, None] > 0, state["prototypes"])
+        known = ((n > 0) | (state.get("known", n * 0) > 0)).to(n.dtype)
+        state = state | {"prototypes": fresh, "known": known}
+        return super().update(state, replies, round) if self.share == "model" else state
+
+    def evaluate(self, server: Server, state: State) -> dict[str, float]:
+        """The global model's numbers; with personal models means over all clients on the common test set."""
+        if self.share == "model" or not server.test_size:
+            return super().evaluate(server, state)
+        message = Message(super().message(state, server.round).shared)
+        found = server.exchange(message, {}, task="test", clients=range(server.num_clients)).ok
+        metrics: list[Mapping[str, float]] = [o.metrics for o in found]
+        return {k: sum(m[k] for m in metrics) / len(metrics) for k in (metrics[0] if metrics else ())}

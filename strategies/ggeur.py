@@ -1,0 +1,283 @@
+"""GGEUR. Dai, Wang, Zhang, et al.: Geometric Knowledge-Guided Localized Global Distribution Alignment for Federated
+Learning, CVPR 2025 (arXiv 2503.06457; equations 4 and 5, algorithms 1 and 2). A wrapper around any other strategy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from clients.generated import FILLS, augment
+from clients.geometry import (
+    BOOSTS,
+    SCALES,
+    ClassStatistics,
+    class_geometry,
+    class_statistics,
+    merge_statistics,
+)
+from clients.ggeur import Filling, GgeurClient, Privacy, unpack
+from fedsim.fold import Fold
+from fedsim.payload import Message, Payload, Replies
+from fedsim.server import Round, Server
+from fedsim.threads import one_thread
+from fedsim.vectors import Weights
+from strategies.base import State, Strategy, check
+
+__all__ = ["GGEUR", "augment", "class_geometry", "class_statistics", "merge_statistics"]
+
+SHAPES = ("global", "own", "none")
+FOLD: Fold = {"n": "stack", "mean": "cat", "factor": "cat"}
+LOST = ("failed", "nonfinite", "dropped")  # a client without statistics: no geometry, no training this time
+
+
+@dataclass(kw_only=True)
+class GGEUR:
+    """``base`` on rows filled up in the shape of the global classes.
+
+    Phase 0, in the first round and reported apart from it: every client sends the statistics of its embeddings, the
+    server merges them exactly, takes each class's eigen-directions and sends them to all. A client that missed this is
+    asked when it is next sampled, and merged then.
+
+    Args:
+        base: the strategy that trains.
+        target: rows per class that own rows are filled up to; ``None``: 2000, with several domains 500.
+        per_prototype: rows around the class mean of every other domain.
+        energy, scale, boost, jitter: see ``clients.geometry.class_geometry``; defaults as in the paper.
+        coverage: see ``merge_statistics``.
+        fill: ``paper``, or ``pool`` of the authors' scripts with ``total`` rows per class (see ``plan_rows``).
+        total: read by ``fill=pool``.
+        shape: ``global``; as controls ``own`` (each client's own covariance) and ``none`` (copies).
+        refresh: whether late statistics renew the geometry that everybody uses; else they are only kept.
+        redraw: new rows every round; else the same ones, as in the authors' code.
+        renormalize: scale generated rows to unit length, for embeddings that have it.
+        min_count, clip, noise: see ``clients.ggeur.Privacy``.
+        memory_mb: generated rows that a worker keeps between rounds; beyond that they are made batch by batch.
+    """
+
+    base: Strategy
+    target: int | None
+    per_prototype: int
+    energy: float
+    scale: str
+    boost: str
+    jitter: float
+    coverage: float
+    fill: str
+    total: int
+    shape: str
+    refresh: bool
+    redraw: bool
+    renormalize: bool
+    min_count: int
+    clip: float | None
+    noise: float
+    memory_mb: int
+    client: GgeurClient = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._check()
+        filling = Filling(
+            target=self.target,
+            per_prototype=self.per_prototype,
+            fill=self.fill,
+            total=self.total,
+            shape=self.shape,
+            redraw=self.redraw,
+            renormalize=self.renormalize,
+            memory_mb=self.memory_mb,
+        )
+        privacy = Privacy(min_count=self.min_count, clip=self.clip, noise=self.noise)
+        self.client = GgeurClient(self.base.client, filling, privacy)
+        self.buffers, self.pooled = self.base.buffers, self.base.pooled
+
+    def _check(self) -> None:
+        check(
+            isinstance(self.base, Strategy),
+            "base",
+            self.base,
+            "must be a strategy; type strategy@strategy.base=fedavg",
+        )
+        check(
+            getattr(self.base, "steps", "own") == "own",
+            "base.steps",
+            "reference",
+            "clients' sizes change here; type own",
+        )
+        check(self.target is None or self.target >= 0, "target", self.target, "must not be negative")
+        check(self.per_prototype >= 0, "per_prototype", self.per_prototype, "must not be negative")
+        check(0 < self.energy <= 1, "energy", self.energy, "must lie in (0, 1]")
+        check(0 < self.coverage <= 1, "coverage", self.coverage, "must lie in (0, 1]")
+        check(self.jitter >= 0, "jitter", self.jitter, "must not be negative")
+        for name, known in (("scale", SCALES), ("boost", BOOSTS), ("fill", FILLS), ("shape", SHAPES)):
+            check(
+                getattr(self, name) in known, name, getattr(self, name), f"choose one of {', '.join(known)}"
+            )
+        check(self.total >= 1, "total", self.total, "must be at least 1")
+        check(self.min_count >= 1, "min_count", self.min_count, "must be at least 1")
+        check(self.clip is None or self.clip > 0, "clip", self.clip, "must be positive")
+        check(self.noise >= 0, "noise", self.noise, "must not be negative")
+        check(not self.noise or self.clip is not None, "noise", self.noise, "needs strategy.clip")
+        check(self.memory_mb >= 0, "memory_mb", self.memory_mb, "must not be negative")
+
+    @property
+    def folds(self) -> Fold:
+        """The base's, of its rounds."""
+        return self.base.folds
+
+    def init(self, server: Server) -> State:
+        """The base's state; statistics join it in phase 0."""
+        return self.base.init(server)
+
+    def models(self, state: State) -> Mapping[str, Weights]:
+        """The base's models."""
+        return self.base.models(state)
+
+    def evaluate(self, server: Server, state: State) -> dict[str, float]:
+        """The base's numbers: test samples are never augmented."""
+        return self.base.evaluate(server, state)
+
+    def round(self, server: Server, state: State, round: Round) -> State:
+        """Phase 0 for whoever still needs it, then the base's round with the geometry at hand."""
+        if "aggregator" in self.__dict__:
+            self.base.aggregator = self.__dict__["aggregator"]
+        cohort = list(round.cohort)
+        with server.apart("phase0"):
+            state, lost = self._gather(server, state, cohort)
+            cohort = [c for c in cohort if c not in lost]
+            standing = self._standing(state)
+            if standing is None:
+                return state
+            state, lost = self._hand_out(server, state, cohort, standing)
+            cohort = [c for c in cohort if c not in lost]
+        behind = cast(Server, _WithStanding(server, standing, cohort))
+        return self.base.round(behind, state, replace(round, cohort=cohort))
+
+    def _gather(self, server: Server, state: State, cohort: Sequence[int]) -> tuple[State, set[int]]:
+        """Statistics of clients that have not sent any: all at first, later those of the cohort."""
+        known = state.get("ggeur/known")
+        if known is None:
+            known = torch.zeros(server.num_clients, dtype=torch.float64)
+            asked = list(range(server.num_clients))
+        else:
+            asked = [c for c in cohort if not known[c]]
+        if not asked:
+            return state, set()
+        replies = server.exchange(Message(), FOLD, task="statistics", clients=asked)
+        lost = {o.client for o in replies.outcomes if o.kind in LOST}
+        if len(replies):
+            known = known.clone()
+            known[[o.client for o in replies.outcomes if o.client not in lost]] = 1
+            with one_thread():
+                state = self._merged(state, replies, server) | {"ggeur/known": known}
+            server.log["statistics_missing"] = float((known == 0).sum())
+        return state, lost
+
+    def _merged(self, state: State, replies: Replies, server: Server) -> State:
+        """The state with the statistics of ``replies`` in it, and the geometry that follows."""
+        parts = unpack(replies.stack("n"), replies.cat("mean"), replies.cat("factor"), bool(self.noise))
+        domains = [int(cast(int, d)) for d in replies.values("domain")]
+        whole = merge_statistics([*_stored(state), *parts], coverage=self.coverage)
+        state = state | {
+            "ggeur/n": whole.n.double(),
+            "ggeur/mean": whole.mean,
+            "ggeur/factor": torch.cat([*whole.factors]),
+            "ggeur/rows": torch.tensor([float(len(f)) for f in whole.factors]).double(),
+        }
+        state |= _by_domain(state, parts, domains)
+        if "ggeur/A" in state and not self.refresh:
+            return state
+        with_rows = whole.n > 0
+        geometry = class_geometry(
+            whole, energy=self.energy, scale=self.scale, boost=self.boost, jitter=self.jitter
+        )
+        ranks = torch.tensor([float(p) for p in geometry.ranks]).double()
+        server.log |= {"rank_mean": float(ranks[with_rows].mean()), "rank_max": float(ranks.max())}
+        state |= {
+            "ggeur/A": torch.cat([*geometry.factors]).to(server.dtype),
+            "ggeur/p": ranks,
+            "ggeur/of": whole.n.double(),  # counts this geometry was made from
+            "ggeur/version": state.get("ggeur/version", torch.zeros((), dtype=torch.float64)) + 1,
+        }
+        if "ggeur/domain_n" in state:
+            state["ggeur/present"] = (state["ggeur/domain_n"] > 0).double()
+            state["ggeur/prototypes"] = state["ggeur/domain_mean"].to(server.dtype)
+        return state
+
+    def _standing(self, state: State) -> Payload | None:
+        """What clients hold from phase 0 on; the same object as long as it says the same."""
+        if "ggeur/A" not in state:
+            return None
+        held = self.__dict__.get("_sent")
+        if held is not None and held[0] is state["ggeur/A"]:
+            return cast(Payload, held[1])
+        names = ("A", "p", "of") + (("present", "prototypes") if self.per_prototype else ())
+        arrays = {f"ggeur/{k}": state[f"ggeur/{k}"] for k in names if f"ggeur/{k}" in state}
+        values = {"ggeur/version": float(state["ggeur/version"]), "ggeur/jitter": self.jitter}
+        payload = Payload.of(arrays, values)
+        self.__dict__["_sent"] = state["ggeur/A"], payload
+        return payload
+
+    def _hand_out(
+        self, server: Server, state: State, cohort: Sequence[int], standing: Payload
+    ) -> tuple[State, set[int]]:
+        """Send the geometry to those who do not hold this version: everybody at first, later those of the cohort."""
+        has, everybody = state.get("ggeur/has"), torch.nonzero(state["ggeur/known"]).flatten().tolist()
+        cohort = everybody if has is None else cohort
+        has = torch.zeros(server.num_clients, dtype=torch.float64) if has is None else has
+        needy = [c for c in cohort if has[c] != state["ggeur/version"]]
+        if not needy:
+            return state, set()
+        replies = server.exchange(Message(standing), {}, task="receive", clients=needy)
+        has = has.clone()
+        has[replies.clients] = float(state["ggeur/version"])
+        return state | {"ggeur/has": has}, set(needy) - set(replies.clients)
+
+
+class _WithStanding:
+    """The server as the base sees it: its exchanges carry the geometry, its cohort are the clients that have it."""
+
+    def __init__(self, server: Server, standing: Payload, cohort: Sequence[int]):
+        self._server, self._standing, self._cohort = server, standing, cohort
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._server, name)
+
+    def exchange(
+        self, message: Message, fold: Fold, *, task: str = "fit", clients: Sequence[int] | None = None
+    ) -> Replies:
+        """As the server's."""
+        asked = self._cohort if clients is None else clients
+        return self._server.exchange(
+            replace(message, standing=self._standing), fold, task=task, clients=asked
+        )
+
+
+def _stored(state: State) -> list[ClassStatistics]:
+    """What the state holds from earlier, if anything."""
+    if "ggeur/n" not in state:
+        return []
+    factors = torch.split(state["ggeur/factor"], [int(r) for r in state["ggeur/rows"].tolist()])
+    return [ClassStatistics(state["ggeur/n"].long(), state["ggeur/mean"], tuple(factors))]
+
+
+def _by_domain(state: State, parts: Sequence[ClassStatistics], domains: Sequence[int]) -> dict[str, Tensor]:
+    """Counts (D, C) and means (D, C, d) per domain, those of ``parts`` added; empty without domains."""
+    if max(domains, default=-1) < 0:
+        return {}
+    n, mean = state.get("ggeur/domain_n"), state.get("ggeur/domain_mean")
+    count = max(max(domains) + 1, 0 if n is None else len(n))
+    shape = parts[0].mean.shape
+    total = torch.zeros(count, shape[0], dtype=torch.float64)
+    sums = torch.zeros(count, *shape, dtype=torch.float64)
+    if n is not None and mean is not None:
+        total[: len(n)] = n
+        sums[: len(n)] = n[:, :, None] * mean
+    for part, domain in zip(parts, domains, strict=True):
+        if domain >= 0:
+            total[domain] += part.n
+            sums[domain] += part.n[:, None] * part.mean
+    return {"ggeur/domain_n": total, "ggeur/domain_mean": sums / total.clamp(min=1)[:, :, None]}

@@ -1,0 +1,54 @@
+"""Logit adjustment under federation. Menon, Jayasumana, Rawat, Jain, Veit, Kumar: Long-tail Learning via Logit
+Adjustment, ICLR 2021 (eq. 10). With each client's own prior it is the idea of FedLC: Zhang, Li, Li, Sun, Ding, Zhang:
+Federated Learning with Label Distribution Skew via Logits Calibration, ICML 2022."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from clients.base import Client
+from clients.prior import LogitAdjustClient
+from fedsim.fold import Fold
+from fedsim.payload import Message
+from fedsim.server import Round, Server
+from strategies.base import State, check
+from strategies.fedavg import FedAvg
+
+ABSENT = -1e4  # log prior of a class that nobody has: finite, so that the state is
+
+ABSENT = -1e4  # log share of a class that nobody has: finite, so that the state is
+
+
+@dataclass(kw_only=True)
+class LogitAdjust(FedAvg):
+    """FedAvg with clients that train on ``logits + tau log prior``.
+
+    ``prior``: ``client``, its own class shares; ``all``, those of all clients together, which every client's counts
+    are asked for once, before the first round.
+    """
+
+    tau: float
+    prior: str
+    counting: ClassVar[Fold] = {"counts": "sum"}
+
+    def make_client(self) -> Client:
+        """The adjusted loss."""
+        check(self.tau >= 0, "tau", self.tau, "the weight of the prior must not be negative")
+        check(self.prior in ("client", "all"), "prior", self.prior, "choose one of client, all")
+        return LogitAdjustClient(weighting=self.weighting, tau=self.tau)
+
+    def message(self, state: State, round: Round) -> Message:
+        """The model, and the prior of all."""
+        arrays = dict(super().message(state, round).shared.arrays)
+        return Message.of(arrays | ({"prior": state["prior"]} if "prior" in state else {}))
+
+    def round(self, server: Server, state: State, round: Round) -> State:
+        """Count first, where that is wanted."""
+        if self.prior == "all" and "prior" not in state:
+            everyone = range(server.num_clients)
+            replies = server.exchange(Message(), self.counting, task="counts", clients=everyone)
+            counts = replies.total("counts").double()
+            share = (counts / counts.sum()).log().clamp_min(ABSENT)
+            state = state | {"prior": share.to(state["w"])}
+        return super().round(server, state, round)

@@ -1,0 +1,25 @@
+"""A method whose clients write into the broadcast."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from clients.sgd import SGDClient
+from strategies.fedavg import FedAvg
+
+
+class CarelessClient(SGDClient):
+    """Forgets to clone."""
+
+    def fit(self, job: Any) -> Any:
+        job.message.arrays["w"].add_(1)
+        return super().fit(job)
+
+
+@dataclass(kw_only=True)
+class Careless(FedAvg):
+    """FedAvg with careless clients."""
+
+    def make_client(self) -> CarelessClient:
+        return CarelessClient(weighting=self.weighting)

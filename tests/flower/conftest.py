@@ -1,0 +1,12 @@
+"""Local grids handle hundreds of messages: compose each configuration once, as a node's process does."""
+
+from __future__ import annotations
+
+import pytest
+from problems import compose_quickly
+
+
+@pytest.fixture(autouse=True)
+def _compose_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedsim.flower.settings.compose", lambda o: compose_quickly(o))
+    monkeypatch.setattr("fedsim.api.compose", compose_quickly)

@@ -1,0 +1,114 @@
+"""A grid in this process: messages pass through Flower's own wire format, the real ClientApp answers them.
+
+It leans on names of Flower that are not public, for the version that pyproject.toml pins.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from flwr.serverapp import Grid
+from flwr.supercore.task_identity import TaskIdentity
+
+from fedsim.flower import client, server
+from fedsim.flower.settings import configuration
+
+GONE = 5  # Flower's error code of a node that is offline
+
+
+@dataclass
+class LocalGrid(Grid):
+    """Nodes by id, each with its node config; ``spoil(message)`` may answer in a node's place, or say "silent"."""
+
+    run_config: dict[str, Any]
+    nodes: dict[int, dict[str, Any]] = field(default_factory=dict)
+    spoil: Callable[[Message], Any] = lambda message: None
+    bytes_down: int = 0
+    bytes_up: int = 0
+    log: list[tuple[int, str, dict[str, Any]]] = field(default_factory=list)  # node, type, ask
+    _replies: dict[str, Message] = field(default_factory=dict)
+    _number: Any = field(default_factory=itertools.count)
+
+    def __post_init__(self) -> None:
+        TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
+
+    def get_node_ids(self) -> Iterable[int]:
+        return list(self.nodes)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        return [self._push(m) for m in messages]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        return [self._replies.pop(i) for i in list(message_ids) if i in self._replies]
+
+    def _push(self, message: Message) -> str:
+        name = f"message-{next(self._number)}"
+        message.metadata.__dict__["_message_id"] = name
+        node = message.metadata.dst_node_id
+        ask = {**message.content["ask"], **message.content["broadcast"]} if "ask" in message.content else {}
+        self.log.append((node, message.metadata.message_type, ask))
+        spoilt = self.spoil(message)
+        if isinstance(spoilt, str):
+            return name
+        if isinstance(spoilt, Error):
+            reply = Message(spoilt, reply_to=message)
+        elif node not in self.nodes:
+            reply = Message(Error(GONE, "node unavailable"), reply_to=message)
+        else:
+            reply = self._call(message, node)
+        self._replies[name] = reply
+        return name
+
+    def _call(self, message: Message, node: int) -> Message:
+        wire, about = recorddict_to_proto(message.content), message.metadata
+        arrived = Message(recorddict_from_proto(wire), about.dst_node_id, about.message_type)
+        arrived.metadata.__dict__["_message_id"] = message.metadata.message_id
+        context = Context(1, node, self.nodes[node], RecordDict(), self.run_config)
+        reply = client.app(arrived, context)
+        back = recorddict_to_proto(reply.content)
+        if message.metadata.message_type == "train":
+            self.bytes_down += wire.ByteSize()
+            self.bytes_up += back.ByteSize()
+        reply.content = recorddict_from_proto(back)
+        return reply
+
+    # what a grid must have and the apps do not use
+    def set_run(self, run: Any) -> None: ...
+    @property
+    def run(self) -> Any: ...
+    def create_message(self, *args: Any, **kwargs: Any) -> Any: ...
+    def send_and_receive(self, *args: Any, **kwargs: Any) -> Any: ...
+    def get_nodes(self) -> Any: ...
+
+
+def deploy(
+    folder: Path,
+    *overrides: str,
+    clients: int = 3,
+    nodes: dict[int, dict[str, Any]] | None = None,
+    **grid: Any,
+) -> tuple[Any, LocalGrid]:
+    """Run the ServerApp's own function on a local grid; clients' state goes to ``folder/state-<client>``."""
+    settings = [f"num_clients={clients}", f"dir={folder / 'run'}", "tracker=quiet", "engine.poll=0.001"]
+    text = " ".join([*settings, *overrides])
+    run_config = {"overrides": text}
+    default = {100 + k: {"partition-id": k, "state-dir": str(folder / f"state-{k}")} for k in range(clients)}
+    local = LocalGrid(run_config, nodes if nodes is not None else default, **grid)
+    return server.serve(local, configuration(run_config)), local
+
+
+def wait_until(found: Callable[[], Any], seconds: float, what: str) -> Any:
+    """What ``found()`` gives, as soon as it is true."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if value := found():
+            return value
+        time.sleep(0.2)
+    raise AssertionError(f"{what}: not within {seconds:g} s")

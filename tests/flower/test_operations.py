@@ -1,0 +1,244 @@
+"""Nodes that die, return, join late, forget or are wrong; servers that restart. On a grid in this process."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flwr.app import Error
+
+sys.path.insert(0, str(Path(__file__).parent))
+from localgrid import GONE, LocalGrid, deploy
+from real import events, hashes
+
+import fedsim
+from fedsim.cli import command
+from fedsim.errors import ClientError, ConfigError, EngineError
+from fedsim.flower import nodes as nodes_module
+from fedsim.flower.settings import configuration
+
+SPEED = ("strategy=fedspeed", "rounds=4", "clients_per_round=3", "model=linear", "client.epochs=1")
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nodes_module, "REFRESH", 0.0)
+    monkeypatch.setattr(nodes_module, "AGAIN", 0.1)
+
+
+def simulated(*overrides: str, **given: Any) -> list[str]:
+    settings = ["num_clients=3", "engine=serial", "tracker=quiet", *overrides]
+    return [r["weights_hash"] for r in fedsim.simulate(settings, **given).rows]
+
+
+def node(folder: Path, client: int, **config: Any) -> dict[str, Any]:
+    return {"partition-id": client, "state-dir": str(folder / f"state-{client}"), **config}
+
+
+def asked(message: Any) -> tuple[int, int] | None:
+    """Round (from 1) and client of a message that is work."""
+    if "ask" not in message.content:
+        return None
+    return message.content["broadcast"]["round"] + 1, message.content["ask"]["client"]
+
+
+class Spoiler:
+    """Calls ``act(grid, message)`` the first time that a message for (round, client) is sent."""
+
+    def __init__(self, act: Any, *places: tuple[int, int]):
+        self.act, self.places, self.grid = act, list(places), None
+
+    def __call__(self, message: Any) -> Any:
+        if (place := asked(message)) in self.places:
+            self.places.remove(place)
+            return self.act(message)
+        return None
+
+
+def test_a_node_that_dies_and_returns_as_another_changes_no_bit(tmp_path: Path) -> None:
+    nodes = {100 + c: node(tmp_path, c) for c in range(3)}
+
+    def die(message: Any) -> Error:
+        nodes[201] = nodes.pop(101)
+        return Error(GONE, "node unavailable")
+
+    deploy(tmp_path, *SPEED, nodes=nodes, spoil=Spoiler(die, (3, 1)))
+    assert hashes(tmp_path / "run") == simulated(*SPEED)
+    lost = [e for e in events(tmp_path / "run") if e["event"] == "lost"]
+    assert [(e["client"], e["node"]) for e in lost] == [(1, 101)]
+
+
+def test_a_client_that_joins_late_is_dropped_until_then_and_the_replay_agrees(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nodes = {100 + c: node(tmp_path, c) for c in range(2)}
+
+    def join(message: Any) -> None:
+        nodes[102] = node(tmp_path, 2)
+
+    settings = (*SPEED, "engine.wait_for=2", "engine.deadline=0.3")
+    run, _ = deploy(tmp_path, *settings, nodes=nodes, spoil=Spoiler(join, (3, 0)))
+    missing = [[f["client"] for f in row["failures"]] for row in run.rows]
+    assert missing == [[2], [2], [], []]
+    assert run.rows[0]["failures"][0]["kind"] == "dropped"
+    assert "not connected within engine.deadline=0.3 s" in run.rows[0]["failures"][0]["reason"]
+    assert hashes(tmp_path / "run") != simulated(*SPEED)
+    assert command(["verify", str(tmp_path / "run")]) == 0
+    assert "4 rounds identical" in capsys.readouterr().out
+
+
+def test_an_update_that_was_lost_leaves_the_client_with_the_state_before_it(tmp_path: Path) -> None:
+    """The node worked and wrote a new state, but nobody heard: the next round begins from the older one."""
+    grid: list[LocalGrid] = []
+
+    def swallow(message: Any) -> str:
+        from fedsim.flower.client import app
+
+        grid_nodes = nodes[message.metadata.dst_node_id]
+        from flwr.app import Context, RecordDict
+
+        app(message, Context(1, 1, grid_nodes, RecordDict(), {"overrides": overrides}))
+        return "silent"
+
+    nodes = {100 + c: node(tmp_path, c) for c in range(3)}
+    settings = (*SPEED, "engine.deadline=0.3")
+    overrides = " ".join(["num_clients=3", f"dir={tmp_path / 'run'}", "tracker=quiet", *settings])
+    run, _ = deploy(tmp_path, *settings, nodes=nodes, spoil=Spoiler(swallow, (2, 1)))
+    assert [len(row["failures"]) for row in run.rows] == [0, 1, 0, 0]
+    assert "no reply within engine.deadline" in run.rows[1]["failures"][0]["reason"]
+    assert command(["verify", str(tmp_path / "run")]) == 0
+    assert not grid
+
+
+def test_a_node_that_lost_its_state_says_so_and_begins_again(tmp_path: Path) -> None:
+    def forget(message: Any) -> None:
+        shutil.rmtree(tmp_path / "state-1")
+
+    run, _ = deploy(tmp_path, *SPEED, spoil=Spoiler(forget, (3, 1)))
+    told = run.per_client[run.per_client.metric == "state_restarted"]
+    assert [(r.round, r.client) for r in told.itertuples()] == [(3, 1)]
+    assert hashes(tmp_path / "run") != simulated(*SPEED)
+    assert command(["verify", str(tmp_path / "run")]) == 0
+
+    with pytest.raises(
+        ClientError, match=r"client 1 lost its state of round 2: no .*client-1/state-000001-000"
+    ):
+        deploy(tmp_path / "b", *SPEED, "engine.lost_state=stop", spoil=Spoiler(
+            lambda m: shutil.rmtree(tmp_path / "b/state-1"), (3, 1)
+        ))  # fmt: skip
+
+
+def test_state_files_carry_run_client_and_round_and_are_few(tmp_path: Path) -> None:
+    from safetensors import safe_open
+
+    deploy(tmp_path, *SPEED)
+    run = json.loads((tmp_path / "run/deployment.json").read_text())["run"]
+    files = sorted((tmp_path / "state-2" / run / "client-2").iterdir())
+    assert [f.name for f in files] == ["state-000002-000.safetensors", "state-000003-000.safetensors"]
+    with safe_open(files[-1], framework="pt") as f:
+        assert f.metadata() == {"run": run, "client": "2", "round": "3", "exchange": "0"}
+
+
+def test_a_restarted_server_goes_on_from_its_checkpoint_with_the_nodes_state(tmp_path: Path) -> None:
+    def stop(message: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        deploy(tmp_path, *SPEED, spoil=Spoiler(stop, (3, 2)))
+    assert len(hashes(tmp_path / "run")) == 2
+    _, grid = deploy(tmp_path, *SPEED)
+    assert {ask["round"] for _, kind, ask in grid.log if kind == "train"} == {2, 3}
+    assert hashes(tmp_path / "run") == simulated(*SPEED)
+    assert command(["verify", str(tmp_path / "run")]) == 0
+
+
+def test_a_second_node_for_a_client_is_refused_by_name(tmp_path: Path) -> None:
+    nodes = {100 + c: node(tmp_path, c) for c in range(3)} | {199: node(tmp_path / "elsewhere", 1)}
+    deploy(tmp_path, *SPEED, nodes=nodes)
+    assert hashes(tmp_path / "run") == simulated(*SPEED)
+    refused = [e for e in events(tmp_path / "run") if e["event"] == "refused"]
+    assert refused
+    assert all("client 1 is node" in e["reason"] and "another partition-id" in e["reason"] for e in refused)
+
+    nodes = {100: node(tmp_path / "c", 0), 101: node(tmp_path / "c", 1), 102: node(tmp_path / "d", 1)}
+    with pytest.raises(
+        EngineError, match=r"2 of 3 clients are there; missing: 2(?s:.*)client 1 is node 10. on"
+    ):
+        deploy(tmp_path / "c", *SPEED, nodes=nodes)
+
+
+def test_two_nodes_of_one_machine_with_the_same_state_are_told_apart(tmp_path: Path) -> None:
+    other = subprocess.Popen([sys.executable, "-c", "input()", "flower-superexec"], stdin=subprocess.PIPE)
+    try:
+        deploy(tmp_path, *SPEED)
+        path = tmp_path / "state-1/nodes/client-1.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"pid": other.pid}))
+        with pytest.raises(EngineError, match=f"client 1 is served by another node .*process {other.pid}"):
+            deploy(tmp_path, *SPEED, "resume=never")
+    finally:
+        other.communicate(b"\n")
+    deploy(tmp_path, *SPEED, "resume=never")  # the other one is gone
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ({"partition-id": 7}, "partition-id=7: the run has 3 clients, so it must be an integer from 0 to 2"),
+        ({"partition_id": 2}, "the node has no partition-id; nearest is 'partition-id'"),
+        ({"partition-id": 2, "num-partitions": 5}, "num-partitions=5: the run has num_clients=3"),
+        (
+            {"partition-id": 2, "data-path": "/nowhere"},
+            "data-path=/nowhere: fedsim.data.sources.digits reads no path",
+        ),
+    ],
+)
+def test_a_wrong_node_is_refused_by_name(config: dict[str, Any], reason: str, tmp_path: Path) -> None:
+    nodes = {100 + c: node(tmp_path, c) for c in range(2)} | {102: config}
+    with pytest.raises(EngineError) as error:
+        deploy(tmp_path, *SPEED, nodes=nodes)
+    assert "missing: 2\nnode 102 is refused: ConfigError: " + reason in str(error.value)
+
+
+def test_a_process_that_breaks_down_is_tried_again_then_skipped_or_the_end(tmp_path: Path) -> None:
+    def crash(message: Any) -> Error:
+        return Error(2, "out of memory")
+
+    settings = (*SPEED, "failures.retries=1")
+    deploy(tmp_path / "a", *settings, spoil=Spoiler(crash, (2, 0)))
+    assert hashes(tmp_path / "a/run") == simulated(*SPEED)
+    run, _ = deploy(tmp_path / "b", *settings, "failures.policy=skip", spoil=Spoiler(crash, (2, 0), (2, 0)))
+    assert "its process broke down: out of memory" in run.rows[1]["failures"][0]["reason"]
+    with pytest.raises(ClientError, match="client 0 failed in round 2: its process broke down"):
+        deploy(tmp_path / "c", *SPEED, spoil=Spoiler(crash, (2, 0)))
+
+
+@pytest.mark.parametrize(
+    ("override", "reason"),
+    [
+        ("engine=ray", "engine=ray: clients of a deployment are computed at their nodes"),
+        ("checkpoint.every=5", "checkpoint.every=5: a deployment saves every round"),
+        ("strategy=fedsped", "fedspeed"),
+        ("system=phones", "system: a deployment has real devices"),
+        ("name='a b", "No closing quotation"),
+        ("engine.lost_state=shrug", "engine.lost_state=shrug: must be one of restart, stop"),
+    ],
+)
+def test_settings_that_a_deployment_cannot_have_are_named(
+    override: str, reason: str, monkeypatch: Any
+) -> None:
+    monkeypatch.undo()
+    with pytest.raises(ConfigError) as error:
+        configuration({"overrides": override})
+    assert reason in str(error.value)
+
+
+def test_the_engine_of_a_deployment_is_nothing_to_simulate_with(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="fedsim deploy local"):
+        fedsim.simulate(["engine=flower"])
+    with pytest.raises(ConfigError, match="Centralised needs all data in one place"):
+        deploy(tmp_path, "strategy=centralised", "clients_per_round=1")

@@ -1,0 +1,499 @@
+"""Robust rules: golden arrays, an SVD form of the flag aggregator, hand-checked numbers, invariances, bad input."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from problems import GOLDEN, classification, hashes
+
+from fedsim.errors import ConfigError
+from strategies import aggregators
+from strategies.aggregators import (
+    bulyan,
+    coordinate_median,
+    flag,
+    geometric_median,
+    krum,
+    meamed,
+    mean,
+    multi_krum,
+    norm_clip,
+    phocas,
+    trimmed_mean,
+)
+from strategies.aggregators.rows import PIECE, Rows
+
+RULES: dict[str, Callable[..., Any]] = {
+    "mean": mean,
+    "coordinate_median": coordinate_median,
+    "trimmed_mean": lambda u, **k: trimmed_mean(u, f=2, **k),
+    "meamed": lambda u, **k: meamed(u, f=2, **k),
+    "phocas": lambda u, **k: phocas(u, f=2, **k),
+    "krum": lambda u, **k: krum(u, f=2, **k),
+    "multi_krum": lambda u, **k: multi_krum(u, f=2, **k),
+    "bulyan": lambda u, **k: bulyan(u, f=2, **k),
+    "bulyan_garfield": lambda u, **k: bulyan(u, f=2, variant="garfield", **k),
+    "geometric_median": geometric_median,
+    "norm_clip": norm_clip,
+    "flag": flag,
+    "flag_unit": lambda u, **k: flag(u, scale="unit", **k),
+    "flag_pairs": lambda u, **k: flag(u, scale="raw", lam=3.0, pairs="paper", **k),
+}
+each_rule = pytest.mark.parametrize("rule", RULES.values(), ids=list(RULES))
+CASES = ("n15_random", "n20_d6", "n7_lam4")
+
+
+def golden(name: str) -> dict[str, np.ndarray]:
+    with np.load(GOLDEN / f"flag/{name}.npz") as z:
+        return dict(z)
+
+
+def draw(n: int = 11, d: int = 40, seed: int = 0, common: float = 1.0) -> np.ndarray:
+    """Updates with a common part, of different lengths, one of them hostile."""
+    rng = np.random.default_rng(seed)
+    u = common * rng.normal(size=d) + rng.normal(size=(n, d))
+    u *= rng.uniform(0.3, 3, size=(n, 1))
+    u[0] = -10 * u[0]
+    return u
+
+
+# -- golden arrays ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [1, 5])
+@pytest.mark.parametrize("case", CASES)
+def test_flag_reproduces_the_public_code(case: str, steps: int) -> None:
+    z = golden(case)
+    options = {"m": int(z["m"]), "lam": float(z["lam"]), "iterations": steps, "scale": "unit"}
+    report: dict[str, Any] = {}
+    out = flag(z["updates"], start=z["Y0"], report=report, **options)
+    np.testing.assert_allclose(out, z[f"out_{steps}it"], rtol=0, atol=1e-10)
+    np.testing.assert_allclose(report["objective"], z[f"objective_{steps}it"], rtol=0, atol=1e-9)
+    unit = z["updates"] / np.linalg.norm(z["updates"], axis=1, keepdims=True)
+    explained = np.diag(z[f"proj_{steps}it"])
+    np.testing.assert_allclose(report["explained"], explained, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(unit @ out * int(z["m"]), z[f"proj_{steps}it"].sum(1), rtol=0, atol=1e-8)
+    single = flag(z["updates"].astype(np.float32), start=z["Y0_f32"], **options)
+    assert single.dtype == np.float32
+    np.testing.assert_allclose(single, z[f"out_{steps}it_f32"], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("steps", [1, 5])
+@pytest.mark.parametrize("pairs", ["code", "paper"])
+@pytest.mark.parametrize("scale", ["unit", "raw"])
+@pytest.mark.parametrize("case", CASES)
+def test_flag_reproduces_the_oracle_from_the_flag_mean(case: str, scale: str, pairs: str, steps: int) -> None:
+    z = golden(case)
+    out = flag(
+        torch.tensor(z["updates"]),
+        m=int(z["m"]),
+        lam=float(z["lam"]),
+        iterations=steps,
+        scale=scale,
+        pairs=pairs,
+    )
+    np.testing.assert_allclose(out, z[f"oracle_{scale}_{pairs}_{steps}it"], rtol=0, atol=1e-10)
+
+
+ROBUST: dict[str, Callable[[Any, int], Any]] = {
+    "public_average": lambda u, f: mean(u),
+    "public_median": lambda u, f: coordinate_median(u, even="lower"),
+    "public_trmean": lambda u, f: trimmed_mean(u, f=f),
+    "public_meamed": lambda u, f: meamed(u, f=f),
+    "public_phocas": lambda u, f: phocas(u, f=f),
+    "public_krum": lambda u, f: multi_krum(u, f=f, variant="garfield"),
+    "public_bulyan": lambda u, f: bulyan(u, f=f, variant="garfield"),
+    "paper_krum": lambda u, f: krum(u, f=f),
+    "paper_multikrum": lambda u, f: multi_krum(u, f=f),
+    "paper_bulyan": lambda u, f: bulyan(u, f=f),
+    "paper_median": lambda u, f: coordinate_median(u),
+    "geometric_median": lambda u, f: geometric_median(u),
+}
+
+
+@pytest.mark.parametrize("name", ROBUST)
+def test_the_other_rules_reproduce_their_golden_arrays(name: str) -> None:
+    z = golden("robust_n7")
+    for dtype, atol in ((np.float64, 1e-10), (np.float32, 1e-5)):
+        out = ROBUST[name](z["updates"].astype(dtype), int(z["f"]))
+        np.testing.assert_allclose(out, z[name], rtol=0, atol=1e-6 if name == "geometric_median" else atol)
+
+
+# -- the flag aggregator against its column form ------------------------------------------------------------------
+
+
+def by_svd(u: np.ndarray, m: int, lam: float, pairs: str, scale: str, steps: int) -> np.ndarray:
+    """Algorithm 1 on the d x n matrix of columns, all pair columns written out."""
+    n, s = len(u), np.linalg.norm(u, axis=1)
+    x = (u / s[:, None]).T
+    columns, factors = list(x.T), [1.0] * n
+    if lam:
+        for i in range(n):
+            for j in range(n):
+                if i != j and pairs == "code":
+                    columns.append(x[:, i] - x[:, j])
+                    factors.append(lam / (n * (n - 1)))
+                elif i != j:
+                    columns.append((u[i] - u[j]) / np.linalg.norm(u[i] - u[j]))
+                    factors.append(np.sqrt(lam / (n - 1)))
+    a = np.array(columns).T
+    y = np.zeros((len(x), m))
+    objective = float(n)
+    for _ in range(steps):
+        residual = np.abs(1 - (y.T @ a).__pow__(2).sum(0)) + 1e-7
+        new = np.linalg.svd(a * (np.array(factors) * residual**-0.25), full_matrices=False)[0][:, :m]
+        value = np.sqrt(np.maximum(0, 1 - ((new.T @ x) ** 2).sum(0))).sum()
+        if value >= objective:
+            break
+        drop, objective, y = objective - value, value, new
+        if drop <= 1e-10 or objective <= 1e-10:
+            break
+    total = {"raw": u.sum(0) / n, "unit": x.sum(1) / m, "median_norm": np.median(s) * x.sum(1) / n}[scale]
+    return y @ (y.T @ total)
+
+
+@pytest.mark.parametrize("lam", [0.0, 2.0, 20.0])
+@pytest.mark.parametrize("pairs", ["code", "paper"])
+@pytest.mark.parametrize("scale", ["unit", "raw", "median_norm"])
+def test_the_gram_form_equals_the_svd_form(scale: str, pairs: str, lam: float) -> None:
+    for n, d, m, steps in ((5, 30, 3, 5), (9, 60, 2, 3), (12, 200, 7, 1), (15, 90, 8, 5)):
+        u = draw(n, d, seed=n, common=2.0)
+        expected = by_svd(u, m, lam, pairs, scale, steps)
+        out = flag(u, m=m, lam=lam, pairs=pairs, scale=scale, iterations=steps)
+        assert np.abs(out - expected).max() <= 1e-9 * max(1, np.abs(expected).max())
+
+
+def test_m_defaults_to_half_of_the_finite_updates() -> None:
+    u = draw(9)
+    np.testing.assert_array_equal(flag(u), flag(u, m=5))
+    u[3, 2] = np.inf
+    np.testing.assert_allclose(
+        flag(u, report={}), flag(np.delete(u, 3, axis=0), m=5), rtol=0, atol=1e-12
+    )  # 8 rows: ceil(9 / 2)
+
+
+def test_raw_flag_with_a_full_subspace_is_the_mean() -> None:
+    u = draw(7, 50)
+    np.testing.assert_allclose(flag(u, m=7, scale="raw"), u.mean(0), rtol=0, atol=1e-12)
+
+
+def test_unit_flag_sees_directions_only() -> None:
+    u = draw(9, 300)
+    out = flag(u, scale="unit")
+    longer = u * np.array([1e6, 3, 0.01, 1, 1, 7, 1, 1, 1e-5])[:, None]
+    np.testing.assert_allclose(flag(longer, scale="unit"), out, rtol=0, atol=1e-9)
+    assert np.linalg.norm(out) <= 9 / 5
+    inside = np.linalg.lstsq(u.T, out, rcond=None)[0] @ u
+    np.testing.assert_allclose(inside, out, rtol=0, atol=1e-10)
+
+
+def test_flag_reports_coefficients_that_sum_the_updates() -> None:
+    u = draw(8, 70)
+    report: dict[str, Any] = {}
+    out = flag(u, report=report)
+    np.testing.assert_allclose(np.array(report["coefficients"]) @ u, out, rtol=0, atol=1e-13)
+    assert all(0 <= v <= 1 + 1e-12 for v in report["explained"])
+    assert report["objective"] == sorted(report["objective"], reverse=True)
+    assert report["iterations"] == len(report["objective"]) - 1 <= 5
+
+
+def test_flag_keeps_a_start_that_no_step_improves() -> None:
+    u = np.eye(3, 6)
+    start = np.linalg.qr(np.eye(6)[:, :3])[0]  # explains everything already
+    report: dict[str, Any] = {}
+    out = flag(u, m=3, start=start, scale="raw", report=report)
+    np.testing.assert_allclose(out, u.mean(0), atol=1e-12)
+
+
+def test_flag_of_one_update() -> None:
+    u = draw(1, 20)
+    np.testing.assert_allclose(flag(u, scale="raw"), u[0], atol=1e-12)
+    np.testing.assert_allclose(flag(u, scale="unit"), u[0] / np.linalg.norm(u), atol=1e-12)
+    np.testing.assert_allclose(flag(u, lam=2.0), u[0], atol=1e-12)
+
+
+@pytest.mark.parametrize("pairs", ["code", "paper"])
+def test_flag_bears_duplicates_and_zero_updates(pairs: str) -> None:
+    u = draw(8, 40)
+    u[2], u[5] = u[1], 0
+    for lam in (0.0, 4.0):
+        report: dict[str, Any] = {}
+        out = flag(u, lam=lam, pairs=pairs, report=report)
+        assert np.isfinite(out).all() and np.linalg.norm(out) > 0.1
+        assert report["explained"][5] < 1e-20
+        assert report["coefficients"][1] == pytest.approx(report["coefficients"][2])
+    np.testing.assert_array_equal(flag(0 * u), np.zeros(40))
+
+
+def test_more_dimensions_than_rank_change_only_the_unit_scale() -> None:
+    u = draw(5, 40)
+    np.testing.assert_allclose(flag(u, m=50, scale="raw"), u.mean(0), atol=1e-12)
+    np.testing.assert_allclose(flag(u, m=50, scale="unit") * 10, flag(u, m=5, scale="unit"), atol=1e-12)
+
+
+# -- the other rules by hand --------------------------------------------------------------------------------------
+
+LINE = np.array([[0.0], [1.0], [2.0], [4.0], [100.0]])
+
+
+def test_rules_on_five_numbers_by_hand() -> None:
+    assert coordinate_median(LINE) == [2]
+    assert coordinate_median(LINE[:4]) == [1.5] and coordinate_median(LINE[:4], even="lower") == [1]
+    assert trimmed_mean(LINE, f=1) == pytest.approx([7 / 3])
+    assert meamed(LINE, f=1) == [7 / 4]
+    assert phocas(LINE, f=1) == [7 / 4]
+    assert krum(LINE, f=1) == [1]  # scores over 2 neighbours: 5, 2, 5, 13, ...
+    assert multi_krum(LINE, f=1, m=3) == [1]
+    assert norm_clip(LINE) == [(0 + 1 + 2 + 2 + 2) / 5]
+    assert geometric_median(LINE) == pytest.approx([2], abs=1e-6)
+    assert mean(LINE, [1, 0, 0, 3, 0]) == [3]
+    assert norm_clip(LINE, [0, 0, 0, 1, 1]) == [2]
+
+
+def test_the_geometric_median_weighs() -> None:
+    corner = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    np.testing.assert_allclose(geometric_median(corner, [2.5, 1, 1]), [0, 0], atol=1e-6)
+    fermat = (3 - np.sqrt(3)) / 6  # all angles 120 degrees
+    np.testing.assert_allclose(geometric_median(corner), [fermat, fermat], atol=1e-9)
+
+
+def test_variants_of_krum_differ_as_documented() -> None:
+    u = draw(11, 30, seed=3)
+    d2 = ((u[:, None] - u[None]) ** 2).sum(-1)
+    for variant, table, nearest, m in (
+        ("canonical", d2, 7, 7),
+        ("garfield", np.sqrt(d2), 8, 7),
+        ("byzfl", d2, 8, 9),
+    ):
+        scores = np.sort(table, axis=1)[:, 1 : nearest + 1].sum(1)
+        best = np.argsort(scores)[:m]
+        np.testing.assert_allclose(multi_krum(u, f=2, variant=variant), u[best].mean(0), atol=1e-12)
+        np.testing.assert_array_equal(krum(u, f=2, variant=variant), u[best[0]])
+
+
+def test_bulyan_is_its_definition() -> None:
+    u = draw(11, 30, seed=4)
+    left, picks = list(range(11)), []
+    for _ in range(7):
+        d2 = ((u[left][:, None] - u[left][None]) ** 2).sum(-1)
+        scores = np.sort(d2, axis=1)[:, 1 : max(1, len(left) - 4) + 1].sum(1)
+        picks.append(left.pop(int(scores.argmin())))
+    s = u[picks]
+    near = np.argsort(np.abs(s - np.median(s, axis=0)), axis=0)[:3]
+    np.testing.assert_allclose(bulyan(u, f=2), np.take_along_axis(s, near, 0).mean(0), atol=1e-12)
+
+
+# -- what all rules share -----------------------------------------------------------------------------------------
+
+
+@each_rule
+def test_the_order_of_rows_does_not_matter(rule: Callable[..., Any]) -> None:
+    u = draw()
+    mixed = u[np.random.default_rng(1).permutation(len(u))]
+    np.testing.assert_allclose(rule(mixed), rule(u), rtol=0, atol=1e-11)
+
+
+@each_rule
+def test_whatever_holds_the_updates_the_result_is_the_same(rule: Callable[..., Any], tmp_path: Path) -> None:
+    u = draw(11, 37)
+    expected = rule(u)
+    assert isinstance(expected, np.ndarray) and expected.shape == (37,) and expected.dtype == np.float64
+    saved = np.memmap(tmp_path / "u.dat", dtype=np.float64, mode="w+", shape=u.shape)
+    saved[:] = u
+    saved.flush()
+    mapped = np.memmap(tmp_path / "u.dat", dtype=np.float64, mode="r", shape=u.shape)
+    frozen = u.copy()
+    frozen.flags.writeable = False
+    before = u.copy()
+    for held in (mapped, list(mapped), list(u), tuple(u), np.asfortranarray(u), frozen, u[:, ::-1][:, ::-1]):
+        out = rule(held)
+        assert isinstance(out, np.ndarray)
+        np.testing.assert_array_equal(out, expected)
+    for tensors in (torch.tensor(u), list(torch.tensor(u)), torch.tensor(u, requires_grad=True)):
+        out = rule(tensors)
+        assert isinstance(out, torch.Tensor) and not out.requires_grad
+        np.testing.assert_array_equal(out.numpy(), expected)
+    single = rule(torch.tensor(u, dtype=torch.float32))
+    assert single.dtype == torch.float32
+    np.testing.assert_allclose(single.numpy(), expected, rtol=0, atol=2e-5)
+    np.testing.assert_array_equal(u, before)
+
+
+@each_rule
+def test_pieces_of_any_size_give_the_same_result(
+    rule: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    u = draw(11, 500)
+    whole = rule(u)
+    monkeypatch.setattr("strategies.aggregators.rows.PIECE", 11 * 64)
+    np.testing.assert_allclose(rule(u), whole, rtol=0, atol=1e-11)
+
+
+@each_rule
+def test_no_rule_holds_more_than_a_piece_at_a_time(
+    rule: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    read = Rows.read
+
+    def spy(self: Rows, start: int, stop: int) -> torch.Tensor:
+        out = read(self, start, stop)
+        sizes.append(out.numel())
+        return out
+
+    monkeypatch.setattr(Rows, "read", spy)
+    rule(torch.randn(11, 60_000))
+    assert max(sizes) <= PIECE < 11 * 60_000
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@each_rule
+def test_rows_that_are_not_finite_are_left_out_and_reported(rule: Callable[..., Any], bad: float) -> None:
+    u = draw(13)
+    broken = u.copy()
+    broken[4, 7], broken[9, 0] = bad, np.nan
+    report: dict[str, Any] = {}
+    out = rule(broken, report=report)
+    np.testing.assert_allclose(out, rule(np.delete(u, [4, 9], axis=0)), rtol=0, atol=1e-11)
+    assert report["dropped"] == [4, 9]
+    for name in ("coefficients", "explained"):
+        if name in report:
+            assert len(report[name]) == 13 and report[name][4] == 0
+    if "selected" in report:
+        assert not {4, 9} & set(report["selected"])
+    with pytest.warns(UserWarning, match=r"rows \[4, 9\] are not finite and were left out"):
+        rule(broken)
+
+
+@each_rule
+def test_if_no_row_is_finite_nothing_moves(rule: Callable[..., Any]) -> None:
+    report: dict[str, Any] = {}
+    np.testing.assert_array_equal(rule(draw() * np.nan, report=report), np.zeros(40))
+    assert report["dropped"] == list(range(11))
+
+
+@each_rule
+def test_finite_rows_make_no_noise(rule: Callable[..., Any]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rule(draw())
+
+
+@pytest.mark.parametrize("name", sorted(set(RULES) - {"mean", "flag_pairs"}))
+def test_one_enormous_update_cannot_carry_the_result_away(name: str) -> None:
+    u = draw(11, common=3.0)
+    honest = np.linalg.norm(u[1:], axis=1).max()
+    for size in (1e6, 1e12, 1e30):
+        u[0] = size
+        assert np.linalg.norm(RULES[name](u)) <= 2 * honest
+    assert np.linalg.norm(mean(u)) > 1e20
+
+
+@each_rule
+def test_identical_updates_aggregate_to_themselves(rule: Callable[..., Any]) -> None:
+    if rule is RULES["flag_unit"]:
+        pytest.skip("the unit scale forgets the size")
+    row = draw(1)[0]
+    np.testing.assert_allclose(rule(np.tile(row, (11, 1))), row, rtol=1e-9)
+
+
+# -- bad input ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: krum(draw(6), f=2), r"krum: f=2 needs n >= 2f \+ 3 = 7 updates, got 6"),
+        (lambda: multi_krum(draw(8), f=3), r"multi_krum: f=3 needs n >= 2f \+ 3 = 9 updates, got 8"),
+        (lambda: bulyan(draw(10), f=2), r"bulyan: f=2 needs n >= 4f \+ 3 = 11 updates, got 10"),
+        (lambda: trimmed_mean(draw(4), f=2), r"trimmed_mean: f=2 needs n >= 2f \+ 1 = 5 updates, got 4"),
+        (lambda: meamed(draw(4), f=2), r"meamed: f=2 needs n >= 2f \+ 1"),
+        (lambda: phocas(draw(4), f=2), r"phocas: f=2 needs n >= 2f \+ 1"),
+        (lambda: krum(draw(), f=-1), r"f=-1 must be a whole number"),
+        (lambda: krum(draw(), f=1.5), r"f=1.5 must be a whole number"),
+        (lambda: krum(draw(), f=1, variant="paper"), r"variant='paper', choose one of canonical, garfield"),
+        (lambda: multi_krum(draw(), f=2, m=12), r"m=12 must be between 1 and n = 11"),
+        (lambda: coordinate_median(draw(), even="upper"), r"even='upper', choose one of average, lower"),
+        (lambda: flag(draw(), scale="norm"), r"scale='norm', choose one of median_norm, unit, raw"),
+        (lambda: flag(draw(), pairs="both"), r"pairs='both', choose one of code, paper"),
+        (lambda: flag(draw(), m=0), r"m=0 must be a whole number, at least 1"),
+        (lambda: flag(draw(), iterations=0), r"iterations=0 must be at least 1"),
+        (lambda: flag(draw(), lam=-1), r"lam=-1 must not be negative"),
+        (lambda: flag(draw(), start=np.eye(3)), r"start has shape \(3, 3\), expected \(40, m\)"),
+        (lambda: geometric_median(draw(), nu=0), r"nu > 0"),
+        (lambda: mean(np.zeros((0, 3))), r"mean of no updates"),
+        (lambda: mean([]), r"mean of no updates"),
+        (
+            lambda: mean(np.zeros(3)),
+            r"expected updates of shape \(n, d\) or a list of vectors, got shape \(3,\)",
+        ),
+        (lambda: flag([np.zeros(3), np.zeros(4)]), r"vectors of one length"),
+        (lambda: mean(LINE, [1, 1]), r"weights must be 5 non-negative numbers"),
+        (lambda: krum(LINE, [1, 1, 1, 1, -1], f=1), r"weights must be 5 non-negative"),
+    ],
+)
+def test_what_cannot_work_is_refused_with_the_reason(call: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        call()
+    assert isinstance(caught.value, ConfigError)
+
+
+def test_rows_dropped_as_not_finite_count_among_the_wrong_ones_where_few_are_left() -> None:
+    u = draw(11)
+    u[0, 0] = np.nan
+    np.testing.assert_allclose(bulyan(u, f=2, report={}), bulyan(u[1:], f=1), atol=1e-12)
+    few = np.vstack([u[1:4], np.full((2, 40), np.nan)])
+    with pytest.raises(
+        ValueError, match=r"f=3 needs n >= 4f \+ 3 = 15 updates, got 3 \(2 more were not finite\)"
+    ):
+        bulyan(few, f=3, report={})
+
+
+# -- in the simulator ---------------------------------------------------------------------------------------------
+
+
+def test_every_rule_has_its_option() -> None:
+    conf = Path(aggregators.__file__).parents[2] / "conf/aggregator"
+    names = set(aggregators.__all__) - {"Aggregator", "is_mean"}
+    assert {p.stem for p in conf.glob("*.yaml")} == names
+
+
+def test_flag_diagnostics_are_in_the_log() -> None:
+    result = classification().run("strategy=fedavg", "aggregator=flag", "aggregator.iterations=2")
+    rows = [json.loads(line) for line in (result.dir / "metrics.jsonl").read_text().splitlines()]
+    assert len(rows) == 4
+    for row in rows:
+        told = row["aggregator"]
+        assert told["clients"] == row["cohort"] and told["dropped"] == []
+        assert len(told["coefficients"]) == len(told["explained"]) == 3
+        assert told["iterations"] <= 2
+
+
+def test_krum_names_the_client_it_chose() -> None:
+    problem = classification(cohorts=[[0, 1, 2, 4, 5]] * 2)
+    result = problem.run("strategy=fedavg", "aggregator=krum", "aggregator.f=1", "rounds=2")
+    chosen = [row["aggregator"]["selected"] for row in result.rows]
+    assert all(len(c) == 1 and c[0] in (0, 1, 2, 4, 5) for c in chosen)
+
+
+def test_an_impossible_f_ends_the_run_with_the_inequality() -> None:
+    with pytest.raises(ConfigError, match=r"krum: f=1 needs n >= 2f \+ 3 = 5 updates, got 3"):
+        classification().run("strategy=fedavg", "aggregator=krum", "aggregator.f=1")
+    with pytest.raises(ConfigError, match=r"aggregator.f: has no value; add aggregator.f=VALUE"):
+        classification().run("strategy=fedavg", "aggregator=krum")
+
+
+def test_raw_flag_that_keeps_every_dimension_is_fedavg() -> None:
+    settings = ("strategy=fedavg", "strategy.weighting=uniform", "dtype=float64")
+    flagged = classification().run(*settings, "aggregator=flag", "aggregator.scale=raw", "aggregator.m=3")
+    averaged = classification().run(*settings)
+    assert hashes(flagged) != hashes(averaged)  # another order of sums
+    for name, value in averaged.weights.items():
+        torch.testing.assert_close(flagged.weights[name], value, rtol=0, atol=1e-13)
