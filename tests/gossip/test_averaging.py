@@ -145,10 +145,10 @@ def test_what_is_not_corrected() -> None:
 
 
 def test_counters_and_batch_norm_statistics_are_the_peers_own() -> None:
-    nets = [nn.BatchNorm1d(4), nn.BatchNorm1d(4)]
-    for net in nets:
-        net(torch.randn(8, 4, generator=torch.Generator().manual_seed(id(net) % 7)) * 2 + 1)
-    nets[1](torch.randn(8, 4))
+    nets, g = [nn.BatchNorm1d(4), nn.BatchNorm1d(4)], torch.Generator().manual_seed(0)
+    for net, batches in zip(nets, (1, 2), strict=True):
+        for _ in range(batches):
+            net(2 * torch.randn(8, 4, generator=g) + 1)
     own, other = (net.state_dict() for net in nets)
     out = variance_corrected_average(own, [other], scope="all")
     for name in ("running_mean", "running_var", "num_batches_tracked"):
