@@ -39,6 +39,8 @@ def explain(error: Exception, overrides: Sequence[str] = ()) -> str:
         return f"{_quoted(text)}: several values need a sweep; add -m"
     if unknown := re.match(r"Could not override '([^']*)'", text):
         bad = unknown.group(1).split("@")[0].replace("/", ".")
+        if bad.startswith("system.") and not any(o.startswith("system=") for o in overrides):
+            return f"{unknown.group(1)}: there are no devices yet; add system=lognormal, table or phones"
         return f"unknown key {bad!r}{_near_key(bad, overrides)}"
     if "Config group override must be" in text:
         empty = [o for o in overrides if o.endswith("=null")]

@@ -57,7 +57,7 @@ def help_text(argv: Sequence[str] = ()) -> str:
     width = 110
     lines = []
     for group, options in groups(config_dir(argv)).items():
-        head = f"  {group:<11} "
+        head = f"  {group:<19} "
         lines += textwrap.wrap(
             head + "  ".join(options), width, subsequent_indent=" " * len(head), break_on_hyphens=False
         )
@@ -70,9 +70,11 @@ def groups(extra: Path | None = None) -> dict[str, list[str]]:
     with config_loader() as loader:
         config = loader.load_configuration("config", [], RunMode.RUN)
         chosen = config.hydra.runtime.choices
-        for group in loader.get_group_options("", ObjectType.GROUP):
-            if group not in ("hydra", "schema"):
-                names = set(loader.get_group_options(group))
+        top = [g for g in loader.get_group_options("", ObjectType.GROUP) if g not in ("hydra", "schema")]
+        for parent in top:
+            inner = [f"{parent}/{name}" for name in loader.get_group_options(parent, ObjectType.GROUP)]
+            for group in (parent, *inner):
+                names = set(loader.get_group_options(group, ObjectType.CONFIG))
                 names |= {p.stem for p in (extra / group).glob("*.yaml")} if extra else set()
                 default = chosen.get(group)
                 found[group] = [f"{default}*"] * (default in names) + sorted(names - {default})

@@ -31,8 +31,8 @@ class Population:
 
     @property
     def blind(self) -> bool:
-        """Whether everybody can be asked: no devices, or the server does not know who is there."""
-        return self.clock is None or not self.clock.system.check_in
+        """Whether everybody can be asked: nobody is ever absent, or the server does not know who is there."""
+        return self.clock is None or not self.clock.system.check_in or self.clock.everybody
 
     @cached_property
     def cumulative(self) -> np.ndarray:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -103,6 +104,11 @@ class Clock:
         system = self.system
         patient = system.stragglers == "wait" and not system.dropout
         return not (patient and isinstance(self.presence, Always))
+
+    @cached_property
+    def everybody(self) -> bool:
+        """Whether all clients can be asked at any time."""
+        return isinstance(self.presence, Always) and bool((self.fleet.memory >= self.memory_mb).all())
 
     def present(self, ids: np.ndarray) -> np.ndarray:
         """Mask (n,) of the clients that can be asked now: they are there, and the model fits."""

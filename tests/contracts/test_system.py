@@ -28,7 +28,7 @@ def test_a_dropped_client_is_as_if_it_had_not_been_asked(entry: Entry, fleet: li
     chunks = "engine.chunks=1"
     strategy, result = record(entry, classification(cohorts=cohorts), *fleet, chunks)
     gone = [{f["client"] for f in row["failures"] if f["kind"] == "dropped"} for row in result.rows]
-    assert any(gone) and all(len(g) < len(ids) for g, ids in zip(gone, cohorts, strict=True))
+    assert any(gone) and any(len(g) < len(ids) for g, ids in zip(gone, cohorts, strict=True))
     without = [[c for c in ids if c not in g] for ids, g in zip(cohorts, gone, strict=True)]
     plain, expected = record(entry, classification(cohorts=without), chunks)
     assert hashes(result) == hashes(expected)
