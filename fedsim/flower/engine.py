@@ -94,8 +94,8 @@ class FlowerEngine:
 
     def _fold(self, broadcast: Broadcast, chunk: Chunk, exchange: Exchange, number: int) -> ChunkResult:
         """A chunk's sums in client order, as ``Worker.run`` makes them."""
-        folder, result = Folder(broadcast.fold), ChunkResult(Folder({}), [], {})
-        result.folder = folder
+        folder = Folder(broadcast.fold)
+        result = ChunkResult(folder, [], {})
         for client in chunk.clients:
             answer = self._checked(folder, exchange.answer(client))
             outcome = answer.outcome
@@ -107,6 +107,7 @@ class FlowerEngine:
                     result.states[client] = stamp_state((broadcast.round, number))
             self._note(broadcast, number, answer)
             result.outcomes.append(outcome)
+        result.folder = folder.cpu()
         return result
 
     def _checked(self, folder: Folder, answer: Answer) -> Answer:
