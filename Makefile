@@ -10,7 +10,7 @@ run: .venv/run.stamp
 
 test: .venv/test.stamp lint
 	$(BIN)/python -m mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: .venv/test.stamp
 	$(BIN)/python -m ruff check .

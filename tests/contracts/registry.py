@@ -73,3 +73,13 @@ TABLE = (
     Entry("logit-adjust", "logit_adjust", needs_head=True),
     Entry("logit-adjust-all", "logit_adjust", ("strategy.prior=all",), needs_head=True),
 )
+
+METHODS = tuple({e.strategy: e for e in reversed(TABLE)}.values())[::-1]  # the first entry of each strategy
+
+# One of every way of working: what mostly tries the engines is tried on these in more ways than on the others.
+BROAD = ("fedavg", "fedspeed", "scaffold", "ggeur", "fraug", "fedloge", "gossip", "flag-reverse")
+
+
+def broad(*ways: object) -> list[tuple[Entry, object]]:
+    """Every entry in the first of ``ways``, a few in all of them."""
+    return [(e, way) for way in ways for e in TABLE if way is ways[0] or e.label in BROAD]

@@ -27,7 +27,7 @@ from problems import (
     quadratic,
     recorded,
 )
-from registry import TABLE, Entry
+from registry import BROAD, METHODS, TABLE, Entry, broad
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -36,8 +36,14 @@ from fedsim.errors import ClientError
 from fedsim.fold import fold_kinds
 from fedsim.settings import compose
 
+each_method = pytest.mark.parametrize("entry", METHODS, ids=lambda e: e.label)
 each_strategy = pytest.mark.parametrize("entry", TABLE, ids=lambda e: e.label)
-each_kind = pytest.mark.parametrize("kind", ["tanh", "bn", "dropout"])
+
+
+def in_ways(name: str, *ways: object) -> pytest.MarkDecorator:
+    """Every strategy in the first of ``ways``, some in all of them."""
+    pairs = broad(*ways)
+    return pytest.mark.parametrize(("entry", name), pairs, ids=[f"{e.label}-{way}" for e, way in pairs])
 
 
 def record(entry: Entry, problem: Problem, *overrides: str) -> tuple[Recorded, Any]:
@@ -54,8 +60,7 @@ def run_hooked(entry: Entry, hook: Any, problem: Problem, *overrides: str) -> tu
 
 
 @pytest.mark.slow
-@each_kind
-@each_strategy
+@in_ways("kind", "bn", "tanh", "dropout")
 def test_serial_and_any_number_of_ray_workers_give_the_same_bits(entry: Entry, kind: str, ray: str) -> None:
     problem = classification(kind)
     serial = problem.run(*entry.arguments)
@@ -68,7 +73,7 @@ def test_serial_and_any_number_of_ray_workers_give_the_same_bits(entry: Entry, k
 
 
 @pytest.mark.slow
-@each_strategy
+@pytest.mark.parametrize("entry", [e for e in TABLE if e.label in BROAD], ids=lambda e: e.label)
 def test_the_order_in_which_chunks_finish_does_not_matter(entry: Entry, ray: str) -> None:
     problem = classification(cohorts=[range(6)] * 2)
     settings = ["rounds=2", "engine.chunks=6"]
@@ -78,7 +83,7 @@ def test_the_order_in_which_chunks_finish_does_not_matter(entry: Entry, ray: str
         assert hashes(result) == expected
 
 
-@each_strategy
+@each_method
 def test_a_run_repeats_itself_and_depends_on_the_seed(entry: Entry) -> None:
     problem = classification("dropout")
     first, again = (hashes(problem.run(*entry.arguments)) for _ in range(2))
@@ -86,7 +91,7 @@ def test_a_run_repeats_itself_and_depends_on_the_seed(entry: Entry) -> None:
     assert hashes(problem.run(*entry.arguments, "seed=1"))[-1] != first[-1]
 
 
-@each_strategy
+@each_method
 def test_global_generators_have_no_say_and_are_left_alone(entry: Entry) -> None:
     problem = classification("dropout")
     expected = hashes(problem.run(*entry.arguments))
@@ -96,18 +101,16 @@ def test_global_generators_have_no_say_and_are_left_alone(entry: Entry) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@each_strategy
+@each_method
 def test_other_chunks_change_nothing_beyond_rounding(entry: Entry) -> None:
     problem = classification(cohorts=[range(6)] * 4)
-    ends = [
-        problem.run(*entry.arguments, "dtype=float64", f"engine.chunks={n}").weights for n in (1, 2, 4, 6)
-    ]
+    ends = [problem.run(*entry.arguments, "dtype=float64", f"engine.chunks={n}").weights for n in (1, 2, 6)]
     for other in ends[1:]:
         for name, value in ends[0].items():
             torch.testing.assert_close(other[name], value, rtol=0, atol=1e-13)
 
 
-@each_strategy
+@each_method
 def test_the_order_of_clients_in_a_given_cohort_does_not_matter(entry: Entry) -> None:
     cohorts = [[0, 3, 5], [1, 2, 4], [5, 1, 3], [2, 0, 4]]
     mixed = [[5, 0, 3], [4, 2, 1], [1, 3, 5], [4, 2, 0]]
@@ -130,8 +133,7 @@ class Photographer:
         shutil.copytree(self.folder, self.album / f"{self.count}")
 
 
-@pytest.mark.parametrize("every", [1, 3])
-@each_strategy
+@in_ways("every", 3, 1)
 def test_killed_after_any_round_and_resumed_the_run_ends_with_the_same_bits(
     entry: Entry, every: int, tmp_path: Path
 ) -> None:
@@ -158,7 +160,7 @@ class Interrupt:
             raise KeyboardInterrupt
 
 
-@each_strategy
+@each_method
 def test_interrupted_after_any_round_and_resumed_the_run_ends_with_the_same_bits(
     entry: Entry, tmp_path: Path
 ) -> None:
@@ -188,7 +190,7 @@ def test_interrupted_within_a_round_that_round_is_done_again_from_the_start(
         assert hashes(resumed) == hashes(expected)
 
 
-@each_strategy
+@each_method
 def test_client_states_spilled_to_disk_are_the_same_states(entry: Entry, tmp_path: Path) -> None:
     problem = classification()
     expected, roomy = record(entry, problem, "rounds=6")
@@ -217,14 +219,14 @@ def test_a_failing_client_is_skipped_as_if_it_had_not_been_asked(entry: Entry) -
     assert told == [(2, "failed", True)] * 4
 
 
-@each_strategy
+@each_method
 def test_a_failing_client_stops_the_run_by_default_and_is_named(entry: Entry) -> None:
     cohorts = [[0, 1], [2, 3], [4, 5], [0, 5]]
     with pytest.raises(ClientError, match=r"client 4 failed in round 3(?s:.*)Traceback(?s:.*)has had enough"):
         run_hooked(entry, Fail([4]), classification(cohorts=cohorts))
 
 
-@each_strategy
+@each_method
 def test_an_empty_cohort_changes_nothing(entry: Entry) -> None:
     strategy, result = record(entry, classification(cohorts=[[0, 1], [], [], [2, 3]]))
     first, second, third, last = hashes(result)
@@ -234,7 +236,7 @@ def test_an_empty_cohort_changes_nothing(entry: Entry) -> None:
     assert result.rows[1]["bytes_up"] == result.rows[1]["bytes_down"] == 0
 
 
-@each_strategy
+@each_method
 def test_if_nobody_answers_nothing_changes(entry: Entry) -> None:
     fail = Fail(range(6), rounds=[1])
     strategy, result = run_hooked(entry, fail, classification(), "failures.policy=skip")
@@ -304,7 +306,7 @@ def first_statistics(pair: Pair, order: Tensor) -> tuple[Tensor, Tensor]:
     return 0.1 * z.mean(0), 0.9 + 0.1 * z.var(0)
 
 
-@each_strategy
+@each_method
 def test_averaged_statistics_are_the_weighted_mean_and_counters_stay(entry: Entry) -> None:
     """One step a client on all its samples; the second look of a perturbed gradient must not count."""
     if entry.adds_samples:
@@ -324,7 +326,7 @@ def test_averaged_statistics_are_the_weighted_mean_and_counters_stay(entry: Entr
 
 
 @pytest.mark.parametrize("policy", ["local", "all_local"])
-@each_strategy
+@each_method
 def test_local_statistics_stay_with_their_client(entry: Entry, policy: str) -> None:
     if entry.adds_samples:
         pytest.skip("the numbers below are for the clients' own samples alone")
@@ -341,7 +343,7 @@ def test_local_statistics_stay_with_their_client(entry: Entry, policy: str) -> N
     assert not torch.equal(strategy.kept[0][0]["local/buffers"], strategy.kept[1][0]["local/buffers"])
 
 
-@each_strategy
+@each_method
 def test_all_local_norm_weights_never_leave_their_client(entry: Entry) -> None:
     problem = classification("bn", cohorts=[[0, 1, 2]] * 3)
     strategy, result = record(entry, problem, "buffers=all_local", "rounds=3")
@@ -358,7 +360,7 @@ def test_all_local_norm_weights_never_leave_their_client(entry: Entry) -> None:
 # -- what travels -------------------------------------------------------------------------------------------------
 
 
-@each_strategy
+@each_method
 def test_with_the_configured_mean_no_single_update_leaves_its_worker(entry: Entry) -> None:
     if entry.has("aggregator"):
         pytest.skip("another aggregator needs single updates")
@@ -377,8 +379,7 @@ def scribble(job: Any) -> None:
         job.anchor.add_(1)
 
 
-@pytest.mark.parametrize("policy", ["stop", "skip"])
-@each_strategy
+@in_ways("policy", "skip", "stop")
 def test_writing_to_the_message_is_an_error_whatever_the_policy(entry: Entry, policy: str) -> None:
     """Other clients share the message, so a written one must not be used any further."""
     with pytest.raises(ClientError, match=r"client 1(?s:.*)round 1(?s:.*)read-only(?s:.*)'w'"):
@@ -390,7 +391,7 @@ def demand_float64(job: Any) -> None:
     assert {t.dtype for t in floats} == {torch.float64}
 
 
-@each_strategy
+@each_method
 def test_float64_means_float64_everywhere(entry: Entry) -> None:
     problem = classification("bn")
     strategy, result = run_hooked(entry, demand_float64, problem, "dtype=float64")
