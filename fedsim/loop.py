@@ -9,8 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from safetensors import SafetensorError
+
 from fedsim import checkpoint
 from fedsim.config import CheckpointConfig, EvaluationConfig
+from fedsim.errors import CheckpointError
 from fedsim.payload import Outcome
 from fedsim.server import BESIDE, MEASURING, Round, Server
 from fedsim.system.clock import Lap
@@ -92,8 +95,15 @@ class Loop:
     def save(self) -> None:
         """Checkpoint the last finished round, unless that is done."""
         if self.saved != self.done:
-            state = self.state | self.beside
-            checkpoint.save(self.folder / "checkpoint", self.done, state, self.server.states, self.key)
+            state, folder = self.state | self.beside, self.folder / "checkpoint"
+            try:
+                checkpoint.save(folder, self.done, state, self.server.states, self.key)
+            except (OSError, SafetensorError) as e:
+                kept = f"round {self.saved} is still there" if self.saved > 0 else "there is none before it"
+                raise CheckpointError(
+                    f"the checkpoint of round {self.done} could not be written to {folder} ({e}); {kept}. "
+                    "Make room and type the same command again: it goes on from there"
+                ) from e
             self.saved = self.done
 
     def models(self) -> Mapping[str, Weights]:

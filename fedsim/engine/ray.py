@@ -5,7 +5,6 @@ Workers hold no state of the run, so a lost one costs only the chunk it was work
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 import warnings
@@ -25,6 +24,7 @@ from fedsim.engine.worker import Plan, Worker
 from fedsim.errors import EngineError
 
 ATTEMPTS = 4  # times a chunk is started before its loss is given up
+PATIENCE = 30  # seconds that a lost worker has to come back
 AHEAD = 2  # calls in flight per worker, so that none waits for the driver
 _idle: list[Any] = []  # actors of finished runs of this process: a new worker process costs seconds
 
@@ -194,24 +194,35 @@ class RayEngine:
         post.close()
 
     def _revive(self, actor: Any, load: Counter[Any]) -> None:
-        """Give a restarted actor its plan, or replace one that does not come back."""
+        """Give a restarted actor its plan, or replace one that does not come back; with its node gone, do without."""
         if actor not in load:
             return
-        errors = self._ray.exceptions
-        for _ in range(20):
+        errors, end = self._ray.exceptions, time.monotonic() + PATIENCE
+        while time.monotonic() < end:
             try:
-                self._note(actor, self._ray.get(self._start(actor), timeout=30))
+                self._note(actor, self._ray.get(self._start(actor), timeout=PATIENCE))
                 return
             except errors.ActorDiedError:
                 break
             except (errors.RayActorError, TimeoutError):
                 time.sleep(0.1)
-        fresh = self._new_actor()
-        self._actors[self._actors.index(actor)] = fresh
-        with contextlib.suppress(errors.RayActorError):
-            self._note(fresh, self._ray.get(self._start(fresh), timeout=60))
-        load[fresh] = 0
         del load[actor]
+        self._actors.remove(actor)
+        self._ray.kill(actor)
+        if not self._actors or time.monotonic() < end:  # there may be room for another
+            fresh = self._new_actor()
+            try:
+                self._note(fresh, self._ray.get(self._start(fresh), timeout=2 * PATIENCE))
+                self._actors.append(fresh)
+                load[fresh] = 0
+            except (errors.RayActorError, TimeoutError):
+                self._ray.kill(fresh)
+        if not self._actors:
+            raise EngineError(
+                "no worker is left (nodes lost, out of memory?); the same command goes on from the last finished round"
+            )
+        if len(self._actors) < self.workers:
+            warnings.warn(f"a worker is lost for good; {len(self._actors)} go on", stacklevel=2)
 
     def _start(self, actor: Any) -> Any:
         return actor.start.remote(self._plan, self._office.probe)

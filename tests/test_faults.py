@@ -1,0 +1,98 @@
+"""What goes wrong around a run: a full disk, a full object store, a lost node. Each in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from problems import classification, hashes
+
+
+def script(text: str, folder: Path, *arguments: str, timeout: float = 300) -> Any:
+    """Run ``text`` in a new process and return the JSON that it prints last."""
+    command = [sys.executable, "-c", text, *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=timeout, check=False)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT")]
+    assert lines, done.stderr[-2000:]
+    return json.loads(lines[-1].removeprefix("RESULT"))
+
+
+DISK = """
+import json, resource, sys
+from problems import classification, hashes
+from fedsim.errors import CheckpointError
+
+class FullAfter:
+    def round(self, row, clients):
+        if row["round"] == 3:  # from now on no file may grow beyond this
+            resource.setrlimit(resource.RLIMIT_FSIZE, (600, resource.RLIM_INFINITY))
+
+settings = ["strategy=fedspeed", "rounds=5", "checkpoint.every=2", "dir=run"]
+try:
+    classification().run(*settings, callbacks=[FullAfter()])
+    told = ""
+except CheckpointError as error:
+    told = str(error)
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+result = classification().run(*settings)
+print("RESULT" + json.dumps([told, hashes(result), [row["round"] for row in result.rows]]))
+"""
+
+
+def test_a_full_disk_stops_the_run_and_room_lets_it_go_on_to_the_same_bits(tmp_path: Path) -> None:
+    told, found, rounds = script(DISK, tmp_path)
+    assert told.startswith("the checkpoint of round 4 could not be written to run/checkpoint")
+    assert "round 2 is still there. Make room and type the same command again" in told
+    assert rounds == [1, 2, 3, 4, 5]
+    assert found == hashes(classification().run("strategy=fedspeed", "rounds=5"))
+
+
+STORE = """
+import json, torch
+from problems import classification, classes, hashes, network
+
+wide = [(torch.cat([x, torch.zeros(len(x), 500_000)], 1), y) for x, y in classes()]  # 98 MB
+problem = classification(clients=wide, model=network(features=500_004), test=None)
+small = ["engine=ray", "engine.workers=2", "engine.store_mb=80"]
+print("RESULT" + json.dumps([hashes(problem.run("rounds=2", *engine)) for engine in ([], small)]))
+"""
+
+
+@pytest.mark.slow
+def test_data_larger_than_the_object_store_are_no_obstacle(tmp_path: Path) -> None:
+    serial, crowded = script(STORE, tmp_path)
+    assert crowded == serial
+
+
+NODES = """
+import json
+from ray.cluster_utils import Cluster
+
+head = dict(num_cpus=0, include_dashboard=False, object_store_memory=100 * 2**20)
+cluster = Cluster(initialize_head=True, head_node_args=head)
+nodes = [cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20) for _ in range(2)]
+try:
+    from problems import classification, hashes
+
+    class Lose:
+        def round(self, row, clients):
+            if row["round"] == 2:
+                cluster.remove_node(nodes[0], allow_graceful=False)
+
+    place = ["engine=ray", f"engine.address={cluster.address}"]
+    result = classification().run(*place, "strategy=fedspeed", callbacks=[Lose()])
+    print("RESULT" + json.dumps(hashes(result)))
+finally:
+    import ray
+    ray.shutdown()
+    cluster.shutdown()
+"""
+
+
+@pytest.mark.slow
+def test_a_lost_node_costs_its_worker_and_no_bit(tmp_path: Path) -> None:
+    assert script(NODES, tmp_path) == hashes(classification().run("strategy=fedspeed"))
