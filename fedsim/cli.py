@@ -46,6 +46,9 @@ def guarded(work: Callable[[], int], overrides: Sequence[str] = ()) -> int:
     except KeyboardInterrupt:
         print("\nfedsim: interrupted; the same command goes on where it stopped", file=sys.stderr)
         return INTERRUPTED
+    except BrokenPipeError:  # whoever read the output, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
     except Exception as error:
         code, text = diagnose(error, overrides)
         print(text, file=sys.stderr)

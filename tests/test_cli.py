@@ -289,9 +289,9 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert command(["--help"]) == 0
     text = capsys.readouterr().out
     for part in (
-        "strategy    fedavg* ",
+        "strategy            fedavg* ",
         "fedspeed",
-        "engine      ray*  serial",
+        "engine              ray*  flower  serial",
         "130 interrupted",
         "verify RUN",
     ):

@@ -233,13 +233,13 @@ def test_momentum_goes_on_across_rounds_unless_reset() -> None:
 
 
 def test_single_samples_are_skipped_and_short_batches_used() -> None:
-    """Five samples in batches of 4: the fifth alone would break BatchNorm; a client with one sample does nothing."""
+    """Five samples in batches of 4: the fifth alone would break BatchNorm; a client with one sample refuses."""
     problem = classification("bn", clients=classes((5, 1)), cohorts=[[0, 1]])
     strategy, result = recorded("fraug", problem, "rounds=1", "client.epochs=1")
     table = result.per_client.query("metric == 'train_loss'")
     assert table.client.tolist() == [0]
-    assert not result.rows[0]["failures"]
-    assert strategy.kept[0][1]["prototypes"].abs().sum() == 0
+    assert [(f["client"], f["reason"]) for f in result.rows[0]["failures"]] == [(1, "no local steps")]
+    assert not strategy.kept[0][1]
     short = classification("bn", clients=classes((6, 8)), cohorts=[[0]])
     assert recorded("fraug", short, "rounds=1", "client.epochs=1")[1].per_client.query(
         "metric == 'steps'"

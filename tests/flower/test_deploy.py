@@ -86,4 +86,4 @@ def test_flowers_own_simulation_runs_the_apps(tmp_path: Path) -> None:
         assert wait(fed, run, tmp_path / "run")["status"] == "done"
     alone = fedsim.simulate(["engine=serial", *settings])
     assert hashes(tmp_path / "run") == [r["weights_hash"] for r in alone.rows]
-    assert left_over(tmp_path) == []
+    wait_until(lambda: not left_over(tmp_path), 60, "an end of all processes")
