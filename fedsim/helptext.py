@@ -18,7 +18,7 @@ fedsim: federated-learning simulation
   fedsim -m KEY=A,B ...                   a sweep: every combination, one comparison at the end
   fedsim report DIR ...                   table, curves and a page of finished runs
   fedsim verify RUN                       compute a run again, serially; compare the weights of every round
-  fedsim deploy local --nodes 3 [KEY=VALUE]   the same run on Flower: a server and clients as processes of their own
+  fedsim deploy local --nodes 3 ...       the same run on Flower, as processes of their own
 
 Groups (GROUP=OPTION; * is the default)
 """
