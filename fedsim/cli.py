@@ -9,6 +9,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 DONE, FAILED, BAD_CONFIG, INTERRUPTED = 0, 1, 2, 130
@@ -111,10 +112,8 @@ def _dispatch(argv: list[str]) -> int:
 def _deploy(argv: list[str]) -> int:
     from fedsim.errors import ConfigError
 
-    try:
-        import flwr  # noqa: F401
-    except ImportError as error:
-        raise ConfigError("deployments need Flower; type: pip install 'fedsim-lab[flower]'") from error
+    if find_spec("flwr") is None:
+        raise ConfigError("deployments need Flower; type: pip install 'fedsim-lab[flower]'")
     from fedsim.flower.deploy import deploy
 
     return deploy(argv)
