@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 import fedsim
-from fedsim import build
+from fedsim.parts import part
 from fedsim.server import Round, Server
 from fedsim.settings import compose
 
@@ -144,7 +144,7 @@ def method(name: str, *overrides: str) -> Any:
     of_method = [o for o in overrides if of_strategy(o) or o.startswith("aggregator")]
     config = composed((f"strategy={name}", *of_method))
     built = instantiate(config.strategy, _convert_="all")
-    built.aggregator = build.part(config.aggregator, "aggregator")
+    built.aggregator = part(config.aggregator, "aggregator")
     return built
 
 

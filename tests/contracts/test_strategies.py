@@ -31,7 +31,7 @@ from registry import BROAD, METHODS, TABLE, Entry, broad
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedsim import build
+from fedsim import configured
 from fedsim.errors import ClientError
 from fedsim.fold import fold_kinds
 from fedsim.settings import compose
@@ -364,7 +364,7 @@ def test_all_local_norm_weights_never_leave_their_client(entry: Entry) -> None:
 def test_with_the_configured_mean_no_single_update_leaves_its_worker(entry: Entry) -> None:
     if entry.has("aggregator"):
         pytest.skip("another aggregator needs single updates")
-    built = build.strategy(compose(entry.arguments), None)
+    built = configured.strategy(compose(entry.arguments), None)
     if built.peers:
         pytest.skip("peers need each other's models, and only those")
     kinds = {kind for kinds in fold_kinds(built.folds).values() for kind in kinds}
