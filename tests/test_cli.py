@@ -217,7 +217,7 @@ def test_ray_sweep_starts_ray_only_for_jobs_in_several_processes(monkeypatch: py
         started.append(options)
         return SimpleNamespace(address_info={"address": "1.2.3.4:5"})
 
-    ray = SimpleNamespace(init=init, shutdown=lambda: None)
+    ray = SimpleNamespace(init=init, shutdown=lambda: None, is_initialized=lambda: True)
     monkeypatch.setitem(sys.modules, "ray", ray)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
