@@ -55,8 +55,7 @@ def assemble(
     key: str,
 ) -> Loop:
     """Give the engine its plan and put the loop together."""
-    if given.cohorts is not None and getattr(method, "asynchronous", False):
-        raise ConfigError("cohorts: an asynchronous method starts clients by itself; leave cohorts out")
+    cohorts = _cohorts(config, given, method)
     folder, start = run_dir(config), FlatModel(copy.deepcopy(task.model), configured.DTYPES[config.dtype])
     clock, topology = configured.clock(config, task, data, start.layout.dim), configured.topology(config)
     work = plan(config, method, task, data, clock)
@@ -101,10 +100,17 @@ def assemble(
         checkpoints=checkpoints,
         folder=folder,
         key=key,
-        cohorts=None
-        if given.cohorts is None
-        else check_cohorts(given.cohorts, config.rounds, config.num_clients),
+        cohorts=cohorts,
     )
+
+
+def _cohorts(config: DictConfig, given: Given, method: Any) -> list[list[int]] | None:
+    """The cohorts handed over, if there are any and the method can be told."""
+    if given.cohorts is None:
+        return None
+    if getattr(method, "asynchronous", False):
+        raise ConfigError("cohorts: an asynchronous method starts clients by itself; leave cohorts out")
+    return check_cohorts(given.cohorts, config.rounds, config.num_clients)
 
 
 def describe(config: DictConfig, folder: Path, start_round: int) -> RunInfo:
