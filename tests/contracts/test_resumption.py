@@ -1,0 +1,92 @@
+"""Every strategy, stopped anywhere and resumed, ends with the same bits."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from problems import Fail, classification, hashes
+from registry import Entry
+from trial import each_method, each_strategy, in_ways, record, run_hooked
+
+
+class Photographer:
+    """Copies the run folder after every round: what a kill at that moment would leave."""
+
+    def __init__(self, folder: Path, album: Path):
+        self.folder, self.album, self.count = folder, album, 0
+
+    def round(self, row: dict[str, Any], clients: list[Any]) -> None:
+        self.count += 1
+        shutil.copytree(self.folder, self.album / f"{self.count}")
+
+
+@in_ways("every", 3, 1)
+def test_killed_after_any_round_and_resumed_the_run_ends_with_the_same_bits(
+    entry: Entry, every: int, tmp_path: Path
+) -> None:
+    problem = classification("bn")
+    settings = [*entry.arguments, "rounds=5", f"checkpoint.every={every}", "buffers=local"]
+    folder, album = tmp_path / "run", tmp_path / "album"
+    expected = problem.run(*settings, f"dir={folder}", callbacks=[Photographer(folder, album)])
+    for killed_after in range(1, 5):
+        resumed = problem.run(*settings, f"dir={album / str(killed_after)}")
+        assert hashes(resumed) == hashes(expected)
+        assert [r["round"] for r in resumed.rows] == [1, 2, 3, 4, 5]
+        for name, value in expected.weights.items():
+            assert torch.equal(resumed.weights[name], value)
+
+
+class Interrupt:
+    """Ctrl-C as the round ends."""
+
+    def __init__(self, at: int):
+        self.at = at
+
+    def round(self, row: dict[str, Any], clients: list[Any]) -> None:
+        if row["round"] == self.at:
+            raise KeyboardInterrupt
+
+
+@each_method
+def test_interrupted_after_any_round_and_resumed_the_run_ends_with_the_same_bits(
+    entry: Entry, tmp_path: Path
+) -> None:
+    problem = classification()
+    expected = problem.run(*entry.arguments)
+    for at in (1, 2, 3):
+        place = f"dir={tmp_path / str(at)}"
+        with pytest.raises(KeyboardInterrupt):
+            problem.run(*entry.arguments, place, callbacks=[Interrupt(at)])
+        resumed = problem.run(*entry.arguments, place)
+        assert hashes(resumed) == hashes(expected)
+        assert [r["round"] for r in resumed.rows] == [1, 2, 3, 4]
+
+
+@each_strategy
+def test_interrupted_within_a_round_that_round_is_done_again_from_the_start(
+    entry: Entry, tmp_path: Path
+) -> None:
+    problem = classification(cohorts=[range(6)] * 4)
+    expected = problem.run(*entry.arguments, "engine.chunks=3")
+    for at in (0, 2):  # client 4 is in the last chunk: states of the others have been proposed by then
+        settings = ["engine.chunks=3", f"dir={tmp_path / str(at)}"]
+        fail = Fail([4], KeyboardInterrupt, tmp_path / f"marker{at}", rounds=[at])
+        with pytest.raises(KeyboardInterrupt):
+            run_hooked(entry, fail, problem, *settings)
+        _, resumed = run_hooked(entry, fail, problem, *settings)
+        assert hashes(resumed) == hashes(expected)
+
+
+@each_method
+def test_client_states_spilled_to_disk_are_the_same_states(entry: Entry, tmp_path: Path) -> None:
+    problem = classification()
+    expected, roomy = record(entry, problem, "rounds=6")
+    spilled, tight = record(entry, problem, "rounds=6", "checkpoint.memory_mb=0")
+    assert hashes(tight) == hashes(roomy)
+    for one, other in zip(expected.kept[-1], spilled.kept[-1], strict=True):
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[k], other[k]) for k in one)
