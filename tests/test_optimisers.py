@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
-import reference
 import torch
-from problems import classes, classification, golden, hashes, method, network, quadratic, recorded
+from golden_quadratic import COHORTS, GRADIENTS, Z, close
+from problems import classes, classification, hashes, method, network, quadratic, recorded
 from torch import nn
 from torch.nn import functional as F
 
@@ -16,14 +14,7 @@ from clients.fednova import accumulated
 from fedsim.errors import ClientError
 from fedsim.vectors import FlatModel
 
-Z = golden()
-GRADIENTS = reference.affine(Z["A"], Z["b"])
-COHORTS = [np.flatnonzero(row).tolist() for row in Z["active"]]
 PLAIN = ("client.weight_decay=0", "client.clip_norm=null", "client.lr_decay=1")
-
-
-def close(actual: Any, expected: Any, atol: float = 1e-10) -> None:
-    np.testing.assert_allclose(np.asarray(actual), np.asarray(expected), rtol=0, atol=atol)
 
 
 def local_sgd(i: int, x: np.ndarray, lr: float = 0.1, steps: int = 8, momentum: float = 0.0) -> np.ndarray:

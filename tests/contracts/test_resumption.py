@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from callbacks import Interrupt, Photographer
 from problems import Fail, classification, hashes
 from registry import Entry
 from trial import each_method, each_strategy, in_ways, record, run_hooked
-
-
-class Photographer:
-    """Copies the run folder after every round: what a kill at that moment would leave."""
-
-    def __init__(self, folder: Path, album: Path):
-        self.folder, self.album, self.count = folder, album, 0
-
-    def round(self, row: dict[str, Any], clients: list[Any]) -> None:
-        self.count += 1
-        shutil.copytree(self.folder, self.album / f"{self.count}")
 
 
 @in_ways("every", 3, 1)
@@ -38,17 +26,6 @@ def test_killed_after_any_round_and_resumed_the_run_ends_with_the_same_bits(
         assert [r["round"] for r in resumed.rows] == [1, 2, 3, 4, 5]
         for name, value in expected.weights.items():
             assert torch.equal(resumed.weights[name], value)
-
-
-class Interrupt:
-    """Ctrl-C as the round ends."""
-
-    def __init__(self, at: int):
-        self.at = at
-
-    def round(self, row: dict[str, Any], clients: list[Any]) -> None:
-        if row["round"] == self.at:
-            raise KeyboardInterrupt
 
 
 @each_method
