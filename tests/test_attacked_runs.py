@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from problems import classification, compose_quickly, hashes
+from problems import classification, hashes
 
 from fedsim.settings import compose
 from fedsim.validation import validate
@@ -15,11 +15,6 @@ from fedsim.validation import validate
 CONF = Path(__file__).resolve().parents[1] / "conf/attack"
 IMAGES = ("cat_map", "lotka_volterra")  # attacks that need images
 NAMES = sorted(p.stem for p in CONF.glob("*.yaml"))
-
-
-@pytest.fixture(autouse=True)
-def _compose_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedsim.api.compose", compose_quickly)
 
 
 # -- any client, any strategy -------------------------------------------------------------------------------------

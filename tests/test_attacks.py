@@ -15,7 +15,6 @@ from problems import (
     Quadratic,
     classes,
     classification,
-    compose_quickly,
     hashes,
     linear_loss,
     method,
@@ -30,11 +29,6 @@ from fedsim.payload import Outcome
 from fedsim.settings import compose
 from fedsim.validation import validate
 from strategies.aggregators import mean
-
-
-@pytest.fixture(autouse=True)
-def _compose_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedsim.api.compose", compose_quickly)
 
 
 class Spy:
@@ -248,9 +242,6 @@ def test_nonfinite_attackers_are_named_and_left_out(value: str) -> None:
     )
     for name, weights in expected.items():
         torch.testing.assert_close(again.weights[name], weights, rtol=0, atol=1e-14)
-
-
-# -- any client, any strategy -------------------------------------------------------------------------------------
 
 
 def test_an_omniscient_attack_under_the_mean_is_the_mean_of_the_attacked_stack() -> None:
