@@ -20,7 +20,8 @@ def test_killed_after_any_round_and_resumed_the_run_ends_with_the_same_bits(
     settings = [*entry.arguments, "rounds=5", f"checkpoint.every={every}", "buffers=local"]
     folder, album = tmp_path / "run", tmp_path / "album"
     expected = problem.run(*settings, f"dir={folder}", callbacks=[Photographer(folder, album)])
-    for killed_after in range(1, 5):
+    kills = (1, 2, 3, 4) if every == 1 else (2, 4)  # around the one checkpoint, of round 3
+    for killed_after in kills:
         resumed = problem.run(*settings, f"dir={album / str(killed_after)}")
         assert hashes(resumed) == hashes(expected)
         assert [r["round"] for r in resumed.rows] == [1, 2, 3, 4, 5]
@@ -34,7 +35,7 @@ def test_interrupted_after_any_round_and_resumed_the_run_ends_with_the_same_bits
 ) -> None:
     problem = classification()
     expected = problem.run(*entry.arguments)
-    for at in (1, 2, 3):
+    for at in (1, 3):
         place = f"dir={tmp_path / str(at)}"
         with pytest.raises(KeyboardInterrupt):
             problem.run(*entry.arguments, place, callbacks=[Interrupt(at)])

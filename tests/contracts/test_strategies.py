@@ -20,7 +20,8 @@ def test_serial_and_any_number_of_ray_workers_give_the_same_bits(entry: Entry, k
     problem = classification(kind)
     serial = problem.run(*entry.arguments)
     assert len(set(hashes(serial))) == 4  # every round moved the model
-    for workers in (1, 2, 3):
+    every = entry.label in BROAD and kind == "bn"
+    for workers in (1, 2, 3) if every else (2,):  # there are two chunks a round
         parallel = problem.run(*entry.arguments, ray, f"engine.workers={workers}")
         assert hashes(parallel) == hashes(serial)
         assert parallel.summary["accuracy"] == serial.summary["accuracy"]
@@ -33,7 +34,7 @@ def test_the_order_in_which_chunks_finish_does_not_matter(entry: Entry, ray: str
     problem = classification(cohorts=[range(6)] * 2)
     settings = ["rounds=2", "engine.chunks=6"]
     expected = hashes(problem.run(*entry.arguments, *settings))
-    for slow in ({0: 0.3, 1: 0.15}, {5: 0.3, 3: 0.15}):
+    for slow in ({0: 0.1, 1: 0.05}, {5: 0.1, 3: 0.05}):
         _, result = run_hooked(entry, Sleep(slow), problem, *settings, ray, "engine.workers=3")
         assert hashes(result) == expected
 

@@ -13,7 +13,9 @@ from problems import Fail, classes, classification, hashes, hooked, method, netw
 from torch import nn
 
 import fedsim
+from fedsim.clientstore import ClientStore
 from fedsim.errors import CheckpointError
+from fedsim.server import Server
 
 
 def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
@@ -60,28 +62,36 @@ def test_a_failed_run_says_so_and_keeps_its_rows(tmp_path: Path) -> None:
     assert (tmp_path / "checkpoint" / "round-000002").is_dir()
 
 
+def interrupted_and_resumed(
+    settings: list[str], owner: type, name: str, call: int, patch: pytest.MonkeyPatch, *, before: bool
+) -> fedsim.RunResult:
+    """A run in which ``owner.name`` meets Ctrl-C at its ``call``-th call, before or after its work; then resumed."""
+    plain, calls = getattr(owner, name), []
+
+    def interrupted(self: Any, *args: Any) -> Any:
+        calls.append(1)
+        if before and len(calls) == call:
+            raise KeyboardInterrupt
+        out = plain(self, *args)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        return out
+
+    with patch.context() as during:
+        during.setattr(owner, name, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            classification().run(*settings)
+    return classification().run(*settings)
+
+
 def test_an_interrupt_while_measuring_loses_the_round_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Weights without a row, or a row without weights, would be worse."""
-    from fedsim.server import Server
-
-    settings = ["strategy=fedspeed", "evaluation.every=1", f"dir={tmp_path / 'run'}"]
-    expected = classification().run("strategy=fedspeed", "evaluation.every=1")
-    plain, calls = Server.evaluate, []
-
-    def interrupted(self: Server, weights: Any) -> Any:
-        calls.append(1)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return plain(self, weights)
-
-    monkeypatch.setattr(Server, "evaluate", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        classification().run(*settings)
-    monkeypatch.undo()
-    monkeypatch.chdir(tmp_path)
-    resumed = classification().run(*settings)
+    settings = ["strategy=fedspeed", "evaluation.every=1"]
+    expected = classification().run(*settings)
+    place = [*settings, f"dir={tmp_path / 'run'}"]
+    resumed = interrupted_and_resumed(place, Server, "evaluate", 3, monkeypatch, before=True)
     assert [r["round"] for r in resumed.rows] == [1, 2, 3, 4]
     assert hashes(resumed) == hashes(expected)
 
@@ -89,23 +99,9 @@ def test_an_interrupt_while_measuring_loses_the_round_whole(
 def test_an_interrupt_while_states_are_accepted_falls_back_to_the_newest_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fedsim.clientstore import ClientStore
-
-    settings = ["strategy=fedspeed", "rounds=5", "checkpoint.every=2", f"dir={tmp_path / 'run'}"]
-    expected = classification().run("strategy=fedspeed", "rounds=5")
-    plain, calls = ClientStore.accept, []
-
-    def interrupted(self: ClientStore) -> None:
-        plain(self)
-        calls.append(1)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(ClientStore, "accept", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        classification().run(*settings)
-    monkeypatch.undo()
-    monkeypatch.chdir(tmp_path)
-    resumed = classification().run(*settings)
+    settings = ["strategy=fedspeed", "rounds=5"]
+    expected = classification().run(*settings)
+    place = [*settings, "checkpoint.every=2", f"dir={tmp_path / 'run'}"]
+    resumed = interrupted_and_resumed(place, ClientStore, "accept", 4, monkeypatch, before=False)
     assert hashes(resumed) == hashes(expected)
     assert [r["round"] for r in resumed.rows] == [1, 2, 3, 4, 5]
