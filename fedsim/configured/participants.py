@@ -16,10 +16,10 @@ from fedsim.data.federated import FederatedData
 from fedsim.errors import ConfigError
 from fedsim.parts import part
 from fedsim.task import Task
-from fedsim.topology import Topology
 
 if TYPE_CHECKING:
     from fedsim.system import Clock, System
+    from fedsim.topology import Topology
 
 
 def strategy(config: DictConfig, given: Any) -> Any:
@@ -50,6 +50,8 @@ def topology(config: DictConfig) -> Topology | None:
     """The configured graph of peers, drawn under the run's seed; ``None`` where one server talks to all."""
     if not config.topology:
         return None
+    from fedsim.topology import Topology  # and with it networkx
+
     built = part(config.topology, "topology", num_peers=config.num_clients, seed=config.seed)
     if not isinstance(built, Topology):
         raise ConfigError(
