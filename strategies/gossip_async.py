@@ -78,6 +78,11 @@ class AsyncGossip(Peers):
 
     def init(self, server: Server) -> State:
         """Nothing under way, everybody about to wake."""
+        if server.clock is not None:
+            raise ConfigError(
+                "system: asynchronous peers have times of their own; leave system out and describe devices and links "
+                "by strategy.interval, strategy.spread, strategy.delay, strategy.online (or type strategy=gossip)"
+            )
         state = super().init(server)
         if self.mixing == "metropolis" and server.topology is not None and not server.topology.fixed:
             raise ConfigError(
@@ -183,6 +188,7 @@ class _Window:
             server.layout.params,
             method.correction,
             pool_variances=shipped.numpy(),
+            rule=method.rule,
         )
         self.models["peers"][who] = own
         if server.share_buffers and statistics.shape[1]:
