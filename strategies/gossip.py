@@ -187,9 +187,9 @@ class Gossip(Peers):
         first."""
         self.describe(server)
         cohort, start = list(round.cohort), state
-        if round.index == 0 and len(cohort) < round.num_clients:
+        if round.index == 0 and round.wanted is not None and round.wanted < round.num_clients:
             warnings.warn(
-                f"{len(cohort)} of {round.num_clients} peers are online in a round (clients_per_round); "
+                f"{round.wanted} of {round.num_clients} peers are online in a round (clients_per_round); "
                 f"for all type clients_per_round={round.num_clients}",
                 stacklevel=2,
             )
