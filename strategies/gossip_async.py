@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any, ClassVar
 
 import numpy as np
@@ -162,9 +161,8 @@ class _Window:
     def mix(self, wave: Sequence[Mix]) -> None:
         """Mix the inboxes of distinct peers: one sparse-dense product per block of columns."""
         method, server = self.method, self.server
-        used = sorted({c for m in wave for c in m.copies})
-        place = {c: i for i, c in enumerate(used)}
-        columns = [place[c] for m in wave for c in m.copies]
+        copies = np.concatenate([m.copies for m in wave])
+        used, columns, times = np.unique(copies, return_inverse=True, return_counts=True)
         rows = np.repeat(np.arange(len(wave)), [len(m.copies) for m in wave])
         arrived = csr_array((np.ones(len(columns)), (rows, columns)), shape=(len(wave), len(used)))
         arrived.sum_duplicates()
@@ -174,10 +172,10 @@ class _Window:
             arrived,
             int(wave[0].time),
             receivers=who,
-            senders=np.array([self.planner.senders[c] for c in used]),
+            senders=np.array([self.planner.senders[c] for c in used.tolist()]),
         )
         pool, statistics, shipped = (
-            torch.stack(t) for t in zip(*(self.copies[c] for c in used), strict=True)
+            torch.stack(t) for t in zip(*(self.copies[c] for c in used.tolist()), strict=True)
         )
         own = self.models["peers"][who]
         mix(
@@ -195,8 +193,8 @@ class _Window:
             mine = self.models["buffers"][who]
             mix(mine.numpy(), statistics.numpy(), *weights, arrived, ())
             self.models["buffers"][who] = mine
-        for copy in chain.from_iterable(m.copies for m in wave):
-            self.uses[copy] -= 1
+        for copy, count in zip(used.tolist(), times.tolist(), strict=True):
+            self.uses[copy] -= count
             if not self.uses[copy] and copy not in self.live:
                 self.copies.pop(copy, None)
 
