@@ -60,7 +60,7 @@ SETTINGS: Mapping[str, Sequence[str]] = {
     "complete": ("topology=complete",),
     "star": ("topology=star",),
     "8-regular, uniform mixing": ("strategy.mixing=uniform",),
-    "8-regular, Metropolis-Hastings": ("strategy.mixing=metropolis",),
+    "Barabasi-Albert, Metropolis-Hastings": ("topology=barabasi_albert", "strategy.mixing=metropolis"),
     "8-regular, labels Dirichlet(0.3)": ("partition=dirichlet", "partition.alpha=0.3"),
     "8-regular, 5 steps a round": ("client.steps=5",),
     "8-regular, one more layer": ("model.model.hidden=[64,64,64]",),
