@@ -10,11 +10,7 @@ import torch
 from problems import Problem, classification, hashes, recorded
 from registry import METHODS, Entry
 
-each_strategy = pytest.mark.parametrize(
-    "entry",
-    [e for e in METHODS if e.strategy != "gossip"],
-    ids=lambda e: e.label,  # peers have a time of their own
-)
+each_strategy = pytest.mark.parametrize("entry", METHODS, ids=lambda e: e.label)
 
 LOST = ["system=lognormal", *(f"system.dropout.{when}=0.2" for when in ("before", "during", "after"))]
 LATE = ["system=lognormal", "system.deadline=0.5", "system.stragglers=drop"]
