@@ -223,7 +223,7 @@ class Server:
                 kinds.setdefault("buffers", ("mean",))
             elif not self.share_buffers:
                 shared = Payload({k: v for k, v in shared.arrays.items() if k != "buffers"}, shared.values)
-        return Broadcast(index, task, shared, kinds, message.standing)
+        return Broadcast(index, task, shared, kinds, message.standing, message.keep)
 
     def _plan(
         self, broadcast: Broadcast, message: Message, works: Mapping[int, Work], wanted: int | None = None

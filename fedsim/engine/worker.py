@@ -56,6 +56,7 @@ class Broadcast:
     payload: Payload
     fold: Mapping[str, tuple[str, ...]]
     standing: Payload | None = None  # what the clients hold already
+    keep: bool = False  # they are to hold the payload from now on
 
 
 @dataclass(frozen=True)

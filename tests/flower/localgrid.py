@@ -6,6 +6,7 @@ It leans on names of Flower that are not public, for the version that pyproject.
 from __future__ import annotations
 
 import itertools
+import shlex
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -97,7 +98,7 @@ def deploy(
 ) -> tuple[Any, LocalGrid]:
     """Run the ServerApp's own function on a local grid; clients' state goes to ``folder/state-<client>``."""
     settings = [f"num_clients={clients}", f"dir={folder / 'run'}", "tracker=quiet", "engine.poll=0.001"]
-    text = " ".join([*settings, *overrides])
+    text = shlex.join([*settings, *overrides])
     run_config = {"overrides": text}
     default = {100 + k: {"partition-id": k, "state-dir": str(folder / f"state-{k}")} for k in range(clients)}
     local = LocalGrid(run_config, nodes if nodes is not None else default, **grid)
