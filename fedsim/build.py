@@ -30,12 +30,12 @@ from fedsim.data.shards import Shards, holdout
 from fedsim.errors import ConfigError, FedsimError
 from fedsim.rng import key, numpy_rng
 from fedsim.task import Task
-from fedsim.topology import Topology
 from fedsim.validation import hint
 from fedsim.vectors import FlatModel, Weights
 
 if TYPE_CHECKING:
     from fedsim.system import Clock, System
+    from fedsim.topology import Topology
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 Pair = tuple[Any, Any]  # x, y: tensors or arrays
@@ -164,6 +164,8 @@ def topology(config: DictConfig) -> Topology | None:
     """The configured graph of peers, drawn under the run's seed; ``None`` where one server talks to all."""
     if not config.topology:
         return None
+    from fedsim.topology import Topology  # and with it networkx
+
     built = part(config.topology, "topology", num_peers=config.num_clients, seed=config.seed)
     if not isinstance(built, Topology):
         raise ConfigError(

@@ -80,7 +80,11 @@ class FlowerEngine:
         assert self._plan is not None, "start(plan) comes first"
         self._exchange = self._exchange + 1 if broadcast.round == self._round else 0
         self._round = broadcast.round
-        number, shared, whole = self._exchange, self._shared(broadcast), cache(lambda: shared_records(broadcast))
+        number, shared, whole = (
+            self._exchange,
+            self._shared(broadcast),
+            cache(lambda: shared_records(broadcast)),
+        )
         self._nodes.event("exchange", round=broadcast.round + 1, exchange=number, task=broadcast.task)
         place = {client: chunk for chunk in chunks for client in chunk.clients}
         exchange = Exchange(

@@ -105,6 +105,30 @@ def deploy(
     return server.serve(local, configuration(run_config)), local
 
 
+def node(folder: Path, client: int, **config: Any) -> dict[str, Any]:
+    return {"partition-id": client, "state-dir": str(folder / f"state-{client}"), **config}
+
+
+def asked(message: Any) -> tuple[int, int] | None:
+    """Round (from 1) and client of a message that is work."""
+    if "ask" not in message.content:
+        return None
+    return message.content["broadcast"]["round"] + 1, message.content["ask"]["client"]
+
+
+class Spoiler:
+    """Calls ``act(grid, message)`` the first time that a message for (round, client) is sent."""
+
+    def __init__(self, act: Any, *places: tuple[int, int]):
+        self.act, self.places, self.grid = act, list(places), None
+
+    def __call__(self, message: Any) -> Any:
+        if (place := asked(message)) in self.places:
+            self.places.remove(place)
+            return self.act(message)
+        return None
+
+
 def wait_until(found: Callable[[], Any], seconds: float, what: str) -> Any:
     """What ``found()`` gives, as soon as it is true."""
     end = time.monotonic() + seconds

@@ -74,7 +74,12 @@ def test_every_method_gives_the_bits_and_bytes_of_its_simulation(entry: Entry, t
 @pytest.mark.parametrize("option", sorted(REFUSED))
 def test_what_cannot_be_deployed_is_refused_by_name(option: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=f"strategy: {REFUSED[option]}.*; simulate it"):
-        deploy(tmp_path, f"strategy={option}", *SMALL, "topology=ring" if "gossip" in option else "topology=server")
+        deploy(
+            tmp_path,
+            f"strategy={option}",
+            *SMALL,
+            "topology=ring" if "gossip" in option else "topology=server",
+        )
 
 
 def test_every_strategy_is_either_deployed_or_refused_here() -> None:

@@ -13,7 +13,7 @@ import pytest
 from flwr.app import Error
 
 sys.path.insert(0, str(Path(__file__).parent))
-from localgrid import GONE, LocalGrid, deploy
+from localgrid import GONE, LocalGrid, Spoiler, deploy, node
 from real import events, hashes
 
 import fedsim
@@ -34,30 +34,6 @@ def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 def simulated(*overrides: str, **given: Any) -> list[str]:
     settings = ["num_clients=3", "engine=serial", "tracker=quiet", *overrides]
     return [r["weights_hash"] for r in fedsim.simulate(settings, **given).rows]
-
-
-def node(folder: Path, client: int, **config: Any) -> dict[str, Any]:
-    return {"partition-id": client, "state-dir": str(folder / f"state-{client}"), **config}
-
-
-def asked(message: Any) -> tuple[int, int] | None:
-    """Round (from 1) and client of a message that is work."""
-    if "ask" not in message.content:
-        return None
-    return message.content["broadcast"]["round"] + 1, message.content["ask"]["client"]
-
-
-class Spoiler:
-    """Calls ``act(grid, message)`` the first time that a message for (round, client) is sent."""
-
-    def __init__(self, act: Any, *places: tuple[int, int]):
-        self.act, self.places, self.grid = act, list(places), None
-
-    def __call__(self, message: Any) -> Any:
-        if (place := asked(message)) in self.places:
-            self.places.remove(place)
-            return self.act(message)
-        return None
 
 
 def test_a_node_that_dies_and_returns_as_another_changes_no_bit(tmp_path: Path) -> None:
