@@ -10,11 +10,12 @@ from __future__ import annotations
 import copyreg
 import ctypes
 import io
+import itertools
 import mmap
 import os
 import pickle
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,7 +37,10 @@ class Place(NamedTuple):
 
 
 class Mail(NamedTuple):
-    """A pickle without its large arrays, and (offset, bytes) of each of these in the slot."""
+    """A pickle without its large arrays, and (offset, bytes) of each of these in the slot.
+
+    Never much more than ``SMALL`` bytes: a long pickle lies in the slot too, behind an empty ``head``.
+    """
 
     head: bytes
     spans: tuple[tuple[int, int], ...] = ()
@@ -70,18 +74,22 @@ class Slot:
         pickler = pickle.Pickler(head, protocol=5, buffer_callback=out_of_band)
         pickler.dispatch_table = _REDUCERS
         pickler.dump(value)
-        spans, end = [], 0
-        for raw in arrays:
-            spans.append((end, raw.nbytes))
-            end += -(-raw.nbytes // ALIGN) * ALIGN
+        mail = Mail(head.getvalue(), _laid_out(arrays))
+        if len(mail.head) + 32 * len(mail.spans) > SMALL:
+            arrays.append(memoryview(pickle.dumps(mail)))
+            mail = Mail(b"", _laid_out(arrays)[-1:])
         if arrays:
-            mapped = self._mapped(end)
+            spans = _laid_out(arrays)
+            mapped = self._mapped(sum(spans[-1]))
             for (start, size), raw in zip(spans, arrays, strict=True):
                 mapped[start : start + size] = raw
-        return Mail(head.getvalue(), tuple(spans))
+        return mail
 
     def read(self, mail: Mail, done: Callable[[], object] | None = None) -> Any:
         """The value; its arrays are views of the slot. ``done`` is called when the last of them is gone."""
+        if not mail.head:
+            ((start, size),) = mail.spans
+            mail = pickle.loads(self._mapped(start + size)[start : start + size])
         if not mail.spans:
             if done is not None:
                 done()
@@ -100,6 +108,12 @@ class Slot:
                 os.ftruncate(self.fd, -(-size // mmap.PAGESIZE) * mmap.PAGESIZE)
             self._map = mmap.mmap(self.fd, 0)
         return self._map
+
+
+def _laid_out(arrays: Sequence[memoryview]) -> tuple[tuple[int, int], ...]:
+    """(offset, bytes) of each array, one after the other."""
+    padded = [-(-raw.nbytes // ALIGN) * ALIGN for raw in arrays]
+    return tuple(zip(itertools.accumulate(padded, initial=0), (raw.nbytes for raw in arrays), strict=False))
 
 
 class Slots:

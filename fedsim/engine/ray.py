@@ -18,8 +18,9 @@ from torch import Tensor
 
 from fedsim.config import RayConfig
 from fedsim.engine.cluster import connect, on_shutdown, ours
+from fedsim.engine.line import Ends, Line, Listener, Shared
 from fedsim.engine.mail import Box, Mail, Place, Probe
-from fedsim.engine.post import Exchange, PostOffice
+from fedsim.engine.post import Exchange, Found, NotReady, PostOffice
 from fedsim.engine.worker import Plan, Worker
 from fedsim.errors import EngineError
 
@@ -38,32 +39,44 @@ class _Actor:
         _share_tensors()
         self.stop()
 
-    def start(self, plan: Plan, probe: Probe | None) -> bool:
-        """Build the worker; whether mail from the driver reaches it."""
+    def start(self, plan: Plan, probe: Probe | None, ends: Ends | None) -> bool:
+        """Build the worker; whether mail from the driver reaches it, and ``serve`` will hear its calls."""
         torch.set_num_threads(plan.threads)
         self._worker = Worker(plan)
-        return self._box.reaches(probe)
+        if ends is None or not self._box.reaches(probe):
+            return False
+        self._listener = Listener(ends)
+        return True
 
     def stop(self) -> None:
         self._worker = None
         self._box = Box()
         self._parts: dict[int, tuple[int, Any]] = {}
 
-    def call(self, method: str, shared: list[tuple[int, Any]], item: Any) -> Any:
+    def serve(self) -> None:
+        """Answer the calls that come by line, until it ends."""
+
+        def read(where: tuple[Place, Mail]) -> Any:
+            return self._box[where[0]].read(where[1])
+
+        try:
+            while (call := self._listener.next()) is not None:
+                try:
+                    result = self._run(call.method, self._open(call.shared, read), read(call.item))
+                    self._listener.answer(call.number, self._box[call.out].write(result))
+                    del result
+                except Exception as e:
+                    self._listener.answer(call.number, None, e)
+        finally:
+            self._listener.close()
+
+    def call(self, method: str, shared: Shared, item: Any) -> Any:
         """``shared`` holds references, each with a number: unpacked here, once for all its items."""
         import ray
 
         return self._run(method, self._open(shared, ray.get), item)
 
-    def call_by_mail(self, method: str, shared: list[tuple[int, Any]], item: Any, out: Place) -> Mail:
-        """The same with mail in and out."""
-
-        def read(where: tuple[Place, Mail]) -> Any:
-            return self._box[where[0]].read(where[1])
-
-        return self._box[out].write(self._run(method, self._open(shared, read), read(item)))
-
-    def _open(self, shared: list[tuple[int, Any]], read: Callable[[Any], Any]) -> Any:
+    def _open(self, shared: Shared, read: Callable[[Any], Any]) -> Any:
         for i, (number, where) in enumerate(shared):
             if i not in self._parts or self._parts[i][0] != number:
                 self._parts[i] = number, read(where)
@@ -72,12 +85,8 @@ class _Actor:
 
     def _run(self, method: str, shared: Any, item: Any) -> Any:
         if self._worker is None:
-            raise _NotReady
+            raise NotReady
         return getattr(self._worker, method)(shared, item)
-
-
-class _NotReady(Exception):  # noqa: N818
-    """The actor was restarted and has not received the plan yet."""
 
 
 class RayEngine:
@@ -120,9 +129,9 @@ class RayEngine:
         torch.set_num_threads(plan.threads)
         self._plan = self._ray.put(plan)
         load = Counter(dict.fromkeys(self._actors, 0))
-        for actor, answer in [(a, self._start(a)) for a in self._actors]:
+        for actor, started in [(a, self._start(a)) for a in self._actors]:
             try:
-                self._note(actor, self._ray.get(answer))
+                self._finish_start(actor, *started)
             except self._ray.exceptions.RayActorError:  # died since its last run
                 self._revive(actor, load)
             except self._ray.exceptions.RayTaskError as e:
@@ -147,6 +156,7 @@ class RayEngine:
         if self._threads is not None:
             torch.set_num_threads(self._threads)
             self._threads = None
+        self._office.close()
         for actor in self._actors:
             actor.stop.remote()
         if not self._options["num_gpus"]:
@@ -155,7 +165,7 @@ class RayEngine:
         self._office = PostOffice(self._ray)
 
     def _unordered(self, post: Exchange, items: Sequence[Any], order: list[int]) -> Iterator[tuple[int, Any]]:
-        todo, tries, busy = order[::-1], Counter[int](), dict[Any, tuple[int, Any]]()
+        todo, tries, busy = order[::-1], Counter[int](), dict[int, tuple[int, Any]]()
         load = Counter(dict.fromkeys(self._actors, 0))
         while todo or busy:
             while todo and min(load.values()) < AHEAD:
@@ -163,44 +173,39 @@ class RayEngine:
                 tries[index] += 1
                 load[actor] += 1
                 busy[post.send(actor, items[index])] = index, actor
-            done, _ = self._ray.wait(list(busy), num_returns=1, timeout=self._config.timeout)
-            if not done:
+            came = post.next(self._config.timeout)
+            if came is None:
                 names = ", ".join(str(i) for i, _ in busy.values())
                 raise EngineError(
                     f"chunks {names} took longer than engine.timeout={self._config.timeout} s; "
                     "raise it or find the client"
                 )
-            index, actor = busy.pop(done[0])
-            if actor in load:  # not replaced meanwhile
+            if isinstance(came, Found):
+                index, actor = busy.pop(came.call)
                 load[actor] -= 1
-            try:
-                yield index, post.receive(done[0])
-            except self._ray.exceptions.RayActorError:
+                yield index, came.value
+                continue
+            lost = [call for call, (_, actor) in busy.items() if actor is came.actor]
+            for index, _ in [busy.pop(call) for call in lost]:
                 if tries[index] >= ATTEMPTS:
                     who = getattr(items[index], "clients", None)
                     raise EngineError(
                         f"chunk {index}{f' (clients {list(who)})' if who else ''} was lost {ATTEMPTS} times with its "
                         "worker (killed, out of memory?); "
                         "use fewer engine.workers or more, smaller engine.chunks"
-                    ) from None
+                    )
                 todo.append(index)
-                self._revive(actor, load)
-            except self._ray.exceptions.RayTaskError as e:
-                cause = e.as_instanceof_cause()
-                if not isinstance(e.cause, _NotReady):
-                    raise cause from None
-                todo.append(index)
-                self._revive(actor, load)
+            self._revive(came.actor, load)
         post.close()
 
     def _revive(self, actor: Any, load: Counter[Any]) -> None:
         """Give a restarted actor its plan, or replace one that does not come back; with its node gone, do without."""
-        if actor not in load:
-            return
         errors, end = self._ray.exceptions, time.monotonic() + PATIENCE
+        self._office.connect(actor, None)
         while time.monotonic() < end:
             try:
-                self._note(actor, self._ray.get(self._start(actor), timeout=PATIENCE))
+                self._finish_start(actor, *self._start(actor), timeout=PATIENCE)
+                load[actor] = 0
                 return
             except errors.ActorDiedError:
                 break
@@ -212,7 +217,7 @@ class RayEngine:
         if not self._actors or time.monotonic() < end:  # there may be room for another
             fresh = self._new_actor()
             try:
-                self._note(fresh, self._ray.get(self._start(fresh), timeout=2 * PATIENCE))
+                self._finish_start(fresh, *self._start(fresh), timeout=2 * PATIENCE)
                 self._actors.append(fresh)
                 load[fresh] = 0
             except (errors.RayActorError, TimeoutError):
@@ -224,13 +229,24 @@ class RayEngine:
         if len(self._actors) < self.workers:
             warnings.warn(f"a worker is lost for good; {len(self._actors)} go on", stacklevel=2)
 
-    def _start(self, actor: Any) -> Any:
-        return actor.start.remote(self._plan, self._office.probe)
+    def _start(self, actor: Any) -> tuple[Any, Line | None]:
+        """Send the plan, and a line that a worker on this machine may pick up."""
+        line = Line() if self._office.probe else None
+        return actor.start.remote(self._plan, self._office.probe, line and line.ends), line
 
-    def _note(self, actor: Any, near: bool) -> None:
-        self._office.near.discard(actor)
-        if near:
-            self._office.near.add(actor)
+    def _finish_start(self, actor: Any, answer: Any, line: Line | None, timeout: float | None = None) -> None:
+        try:
+            near = self._ray.get(answer, timeout=timeout)
+        except BaseException:
+            if line is not None:
+                line.close()
+            raise
+        if near and line is not None:
+            line.established()
+            self._office.connect(actor, line)
+            actor.serve.remote()
+        elif line is not None:
+            line.close()
 
     def _new_actor(self) -> Any:
         return self._ray.remote(_Actor).options(**self._options, max_restarts=-1, max_task_retries=0).remote()
