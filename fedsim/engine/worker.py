@@ -290,9 +290,10 @@ class Worker:
 def _to(broadcast: Broadcast, chunk: Chunk, device: str) -> tuple[Broadcast, Chunk]:
     each = {c: p.to(device) for c, p in chunk.each.items()}
     states = {c: {k: v.to(device) for k, v in s.items()} for c, s in chunk.states.items()}
-    rows = {k: v.to(device) for k, v in chunk.rows.items()}
-    standing = None if broadcast.standing is None else broadcast.standing.to(device)
-    moved = replace(broadcast, payload=broadcast.payload.to(device), standing=standing)
+    rows, standing = {k: v.to(device) for k, v in chunk.rows.items()}, broadcast.standing
+    moved = replace(
+        broadcast, payload=broadcast.payload.to(device), standing=standing and standing.to(device)
+    )
     return moved, replace(chunk, each=each, states=states, rows=rows)
 
 
