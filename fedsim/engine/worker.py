@@ -290,11 +290,9 @@ class Worker:
 def _to(broadcast: Broadcast, chunk: Chunk, device: str) -> tuple[Broadcast, Chunk]:
     each = {c: p.to(device) for c, p in chunk.each.items()}
     states = {c: {k: v.to(device) for k, v in s.items()} for c, s in chunk.states.items()}
-    rows, standing = {k: v.to(device) for k, v in chunk.rows.items()}, broadcast.standing
-    moved = replace(
-        broadcast, payload=broadcast.payload.to(device), standing=standing and standing.to(device)
-    )
-    return moved, replace(chunk, each=each, states=states, rows=rows)
+    payload, standing = broadcast.payload.to(device), broadcast.standing and broadcast.standing.to(device)
+    chunk = replace(chunk, rows={k: v.to(device) for k, v in chunk.rows.items()}, each=each, states=states)
+    return replace(broadcast, payload=payload, standing=standing), chunk
 
 
 def vectorises(wish: str, device: str) -> bool:
