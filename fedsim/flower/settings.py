@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from fedsim import build
+from fedsim import configured
 from fedsim.errors import ConfigError
 from fedsim.settings import compose, run_dir
 from fedsim.validation import hint, validate
@@ -54,7 +54,7 @@ def deployed(overrides: list[str]) -> DictConfig:
 
 def deployable(config: DictConfig) -> Any:
     """The configured method; ConfigError if it cannot work on nodes."""
-    method = build.strategy(config, None)
+    method = configured.strategy(config, None)
     name = type(method).__name__
     if getattr(method, "pooled", False):
         raise ConfigError(f"strategy: {name} needs all data in one place; simulate it")
