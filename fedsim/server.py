@@ -241,7 +241,7 @@ class Server:
                 kinds.setdefault("buffers", ("mean",))
             elif not self.share_buffers:
                 shared = Payload({k: v for k, v in shared.arrays.items() if k != "buffers"}, shared.values)
-        return Broadcast(index, task, shared, kinds, message.standing)
+        return Broadcast(index, task, shared, kinds, message.standing, message.keep)
 
     def _plan(
         self,

@@ -222,7 +222,7 @@ class GGEUR:
         needy = [c for c in cohort if has[c] != state["ggeur/version"]]
         if not needy:
             return state, set()
-        replies = server.exchange(Message(standing), {}, task="receive", clients=needy)
+        replies = server.exchange(Message(standing, keep=True), {}, task="receive", clients=needy)
         has = has.clone()
         has[replies.clients] = float(state["ggeur/version"])
         return state | {"ggeur/has": has}, set(needy) - set(replies.clients)
