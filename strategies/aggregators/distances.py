@@ -14,7 +14,7 @@ from torch import Tensor
 
 from strategies.aggregators.coordinates import ascending, closest_mean, middle, sorted_columns
 from strategies.aggregators.gram import finite_gram, squared_distances
-from strategies.aggregators.rows import Report, Rows, RuleError, choice, tolerated
+from strategies.aggregators.rows import Report, Rows, RuleError, choice, tolerated, whole
 
 VARIANTS = ("canonical", "garfield", "byzfl")
 
@@ -82,7 +82,8 @@ def _lowest(
     n, f = len(rows), tolerated(rule, rows, f, 2, 3)
     if m is None:
         m = n - f if variant == "byzfl" else n - f - 2
-    if not 1 <= m <= n:
+    m = whole(rule, "m", m, 1, "the updates averaged")
+    if m > n:
         raise RuleError(f"{rule}: m={m} must be between 1 and n = {n}, the updates at hand")
     picked = _ranking(k, f, variant)[:m]
     if report is not None:
