@@ -167,10 +167,9 @@ class Poison(Attack):
 
 
 def size(kept: Recorded) -> float:
-    """The largest entry of the last state."""
-    return max(
-        float(v.abs().max()) for v in kept.states[-1].values() if isinstance(v, torch.Tensor) and len(v)
-    )
+    """The largest entry of the last state, statistics of GGEUR's phase 0 aside."""
+    arrays = {k: v for k, v in kept.states[-1].items() if isinstance(v, torch.Tensor) and v.numel()}
+    return max(float(v.abs().max()) for k, v in arrays.items() if not k.startswith("ggeur/"))
 
 
 @cache
