@@ -49,9 +49,9 @@ def bulyan(
     """Per coordinate, the mean of the theta - 2f values closest to the median of theta = n - 2f picks; n >= 4f + 3.
 
     A pick is Krum's choice among the rows not yet picked; of equal scores the first row's counts, and with f <= 2 the
-    last picks always meet two nearest neighbours with equal ones. ``variant=garfield``: theta = n - 2f - 2, scores are never
-    updated, and the k-th pick (k = 0, 1, ...) is the mean of the n - f - 2 - k best rows not yet left out, of which the
-    best is then left out. ``weights`` are not used.
+    last picks always meet two nearest neighbours with equal ones. ``variant=garfield``: theta = n - 2f - 2, scores are
+    never updated, and the k-th pick (k = 0, 1, ...) is the mean of the n - f - 2 - k best rows not yet left out, of
+    which the best is then left out. ``weights`` are not used.
     """
     choice("bulyan", "variant", variant, VARIANTS[:2])
     k, rows = finite_gram("bulyan", Rows.of("bulyan", updates, weights), report)
