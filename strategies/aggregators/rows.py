@@ -164,7 +164,7 @@ def tolerated(rule: str, rows: Rows, f: Any, slope: int, offset: int) -> int:
 def whole(rule: str, key: str, value: Any, least: int, what: str) -> int:
     """``value`` as an ``int``, whatever integer type it has; refused below ``least``."""
     try:
-        number: int | None = None if isinstance(value, bool) else operator.index(value)
+        number = None if isinstance(value, bool) else int(operator.index(value))
     except TypeError:
         number = None
     if number is None or number < least:
