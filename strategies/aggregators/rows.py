@@ -151,14 +151,16 @@ def tolerated(rule: str, rows: Rows, f: Any, slope: int, offset: int) -> int:
     Raises:
         RuleError: with the inequality.
     """
-    f = whole(rule, "f", f, 0, "the wrong updates to tolerate")
+    wrong = whole(rule, "f", f, 0, "the wrong updates to tolerate")
     n, gone = len(rows), rows.total - len(rows)
     able = (n - offset) // slope
-    if f > able and (able < 0 or f - gone > able):
+    if wrong > able and (able < 0 or wrong - gone > able):
         bound = f"{slope}f + {offset}"
         left = f" ({gone} more were not finite)" if gone else ""
-        raise RuleError(f"{rule}: f={f} needs n >= {bound} = {slope * f + offset} updates, got {n}{left}")
-    return min(f, able)
+        raise RuleError(
+            f"{rule}: f={wrong} needs n >= {bound} = {slope * wrong + offset} updates, got {n}{left}"
+        )
+    return min(wrong, able)
 
 
 def whole(rule: str, key: str, value: Any, least: int, what: str) -> int:
