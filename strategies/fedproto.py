@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from clients.base import Client
 from clients.fedproto import FedProtoClient
@@ -25,6 +25,7 @@ class FedProto(FedAvg):
     common test set); ``model`` averages the models besides, which gives one global model.
     """
 
+    statistics: ClassVar[frozenset[str]] = frozenset({"features", "n"})
     lamb: float
     share: str
 
