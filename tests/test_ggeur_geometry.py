@@ -259,6 +259,14 @@ def test_rows_that_cannot_count(x: Tensor, y: Tensor, message: str) -> None:
         class_statistics(x, y, 3)
 
 
+def test_statistics_of_single_precision_rows_are_taken_in_double() -> None:
+    """Rows far from the origin: in float32 arithmetic a variance of 1e-4 beside a mean of 1000 would be lost."""
+    x = (1000 + 0.01 * rows(200, 3)).float()
+    part = one_class(x)
+    assert part.mean.dtype == part.factors[0].dtype == torch.float64
+    torch.testing.assert_close(part.S[0], dense(x), rtol=1e-6, atol=0)
+
+
 def test_statistics_of_other_sizes_are_refused() -> None:
     with pytest.raises(ValueError, match=r"statistics 1 have \(classes, d\) = \(1, 4\)"):
         merge_statistics([one_class(rows(2, 3)), one_class(rows(2, 4))])
