@@ -34,12 +34,11 @@ SINGLE: Arms = {
     "GGEUR (eigenvalue)": [*FILL, "strategy.scale=eigenvalue"],
     "pooled data": ["strategy=centralised", "client.epochs=10"],
 }
-PLAIN = ["partition.per_class=0", "partition.min_samples=0"]  # clients may lack classes, or be empty
 SPLITS: Arms = {
     "alpha 0.1, one of each class": ["partition.alpha=0.1"],
     "alpha 0.01, one of each class": ["partition.alpha=0.01"],
-    "alpha 0.1, plain": ["partition.alpha=0.1", *PLAIN],
-    "alpha 0.01, plain": ["partition.alpha=0.01", *PLAIN],
+    "alpha 0.1, plain": ["partition.alpha=0.1", "partition.per_class=0"],
+    "alpha 0.01, plain": ["partition.alpha=0.01", "partition.per_class=0"],
 }
 STEPS = ["strategy=ggeur", "strategy.target=50", "strategy.per_prototype=50"]
 DOMAINS: Arms = {
