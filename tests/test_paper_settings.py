@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from composing import compose_quickly
 from omegaconf import OmegaConf
-from problems import composed
 
 CLIP = {
     "encoder.name": "ViT-B-16",
@@ -134,7 +134,7 @@ SETTINGS: dict[tuple[str, ...], dict[str, Any]] = {
 
 @pytest.mark.parametrize("overrides", SETTINGS, ids=lambda overrides: overrides[0])
 def test_settings_are_those_of_the_papers_tables(overrides: tuple[str, ...]) -> None:
-    config = composed(overrides)
+    config = compose_quickly(overrides)
     expected = SETTINGS[overrides]
     found = {key: OmegaConf.select(config, key, throw_on_missing=True) for key in expected}
     assert {k: OmegaConf.to_object(v) if OmegaConf.is_config(v) else v for k, v in found.items()} == expected
