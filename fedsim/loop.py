@@ -191,11 +191,13 @@ class Loop:
         return row, [r for o in outcomes for r in client_rows(index + 1, o)]
 
     def _virtual(self) -> Row:
-        """What the round took of virtual time and, where powers are known, of energy."""
+        """What the round took of virtual time and, where powers are known, of energy; the mean battery left."""
         if self.server.clock is None:
             return {"sim_seconds": None}
         lap = self.server.clock.lap
-        return {"sim_seconds": lap.seconds} | ({} if math.isnan(lap.joules) else {"joules": lap.joules})
+        left = [o.battery for o in self.server.outcomes if o.battery is not None and o.battery == o.battery]
+        out = {"sim_seconds": lap.seconds} | ({} if math.isnan(lap.joules) else {"joules": lap.joules})
+        return out | ({"battery": math.fsum(left) / len(left)} if left else {})
 
 
 def _traffic(outcomes: Sequence[Outcome], phase: str) -> Row:
@@ -216,7 +218,9 @@ def client_rows(round: int, o: Outcome) -> list[Row]:
         return []
     values |= {"weight": o.weight, "samples": o.samples, "bytes_up": o.bytes_up, "bytes_down": o.bytes_down}
     values |= {"gradients": o.gradients, "forwards": o.forwards, "seconds": o.seconds}
-    values |= {k: v for k in ("sim_seconds", "joules") if (v := getattr(o, k)) is not None and v == v}
+    values |= {
+        k: v for k in ("sim_seconds", "joules", "battery") if (v := getattr(o, k)) is not None and v == v
+    }
     prefix = "" if o.task == "fit" else f"{o.task}/"
     return [{"round": round, "client": o.client, "metric": prefix + k, "value": v} for k, v in values.items()]
 
