@@ -17,8 +17,8 @@ WH = 3600.0  # joules
 class Battery:
     """How batteries are used: clients below ``threshold`` (a share of the capacity) cannot be asked.
 
-    A client gains ``charge_watts`` while it is plugged in: whenever ``charging`` has it there, by default whenever it is
-    there at all (phones that train while they charge).
+    A client gains ``charge_watts`` while it is plugged in: whenever ``charging`` has it there, by default whenever it
+    is there at all (phones that train while they charge).
     """
 
     threshold: float
@@ -34,7 +34,7 @@ class Battery:
 class Batteries:
     """Levels of m batteries, as they were when their clients last spent something: O(clients asked) to keep up.
 
-    ``capacity`` (m,) in joules, infinite without a battery; ``level`` (m,) in joules at the virtual time ``since`` (m,).
+    ``capacity`` (m,) in joules, infinite without a battery; ``level`` (m,) in joules at virtual time ``since`` (m,).
     """
 
     rule: Battery

@@ -57,7 +57,7 @@ class System:
     over_selection: float
     check_in: bool
     idle: float
-    battery: Battery = Battery(threshold=0.2, charge_watts=5.0)
+    battery: Battery
     traces: str | None = None  # a folder that the other settings refer to
 
     def __post_init__(self) -> None:

@@ -164,15 +164,14 @@ def test_keeping_levels_up_costs_the_clients_asked() -> None:
     for now in range(5):
         batteries.spend(np.arange(7), np.full(7, 2.0), float(now))
     assert sum(looked) == 35 and len(batteries.save()) == 7
-    np.testing.assert_allclose(
-        batteries.share(np.array([0, 8]), 9.0), [0.4, 1.0]
-    )  # 3 2 1 0 0, charged 1 a second
+    left = batteries.share(np.array([0, 8]), 9.0)
+    np.testing.assert_allclose(left, [0.5, 1.0])  # 3 2 1 0 0 J, then 5 s at 1 W
 
 
 def test_what_if_says_when_batteries_forbid_it(fleet: list[str]) -> None:
     drained, plain = (classification().run(*o, "rounds=1") for o in (fleet, ["system=lognormal"]))
     (run,) = load_runs([drained.dir])
-    with pytest.raises(ConfigError, match="depended on its own devices .*battery"):
+    with pytest.raises(ConfigError, match=r"depended on its own devices .*battery"):
         reprice(run, compose_system("lognormal"))
     (run,) = load_runs([plain.dir])
     watts = ["system.devices.compute_watts=2", "system.devices.radio_watts=1", "system.devices.battery=12"]
