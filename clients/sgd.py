@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -19,4 +19,4 @@ class SGDClient(Client):
 
     def finish(self, job: Job, w: Tensor) -> Update:
         """``delta = x_K - x`` with the configured weight."""
-        return replace(super().finish(job, w), weight=job.weight(self.weighting))
+        return Update({"delta": job.delta(w)}, weight=job.weight(self.weighting), metrics=job.report())

@@ -9,8 +9,9 @@ import numpy as np
 from fedsim.errors import ConfigError
 from fedsim.rng import numpy_rng
 
-FEW, MANY, CLIENTS_PER_CHUNK = 8, 64, 16  # chunks of a small model: one per 16 clients within these bounds
+FEW, MANY, CLIENTS_PER_CHUNK = 16, 64, 16  # chunks of a small model: one per 16 clients within these bounds
 LARGE_MODEL, LARGE_MODEL_CHUNKS = 2_000_000, 4
+SMALLEST = 0.25  # share of a full chunk's work that the last one has
 
 
 def sample(
@@ -53,11 +54,12 @@ def check_cohorts(cohorts: Sequence[Sequence[int]], rounds: int, num_clients: in
 
 
 def cut(work: Sequence[float], wish: int, dim: int) -> list[slice]:
-    """Cut a cohort with per-client ``work`` into runs of about equal work.
+    """Cut a cohort with per-client ``work`` into runs of about equal work, towards the end of less and less.
 
-    Borders come from the cohort and the configuration only, never from the number of workers: sums within a chunk and
-    over chunks then have one order, and results the same bits. ``wish=0`` means one chunk per 16 clients, but at least
-    8 and at most 64; from 2 million parameters on 4, since each chunk costs a copy of the vector.
+    Workers take the largest first, so the small ones fill what is left at the end of a round. Borders come from the
+    cohort and the configuration only, never from the number of workers: sums within a chunk and over chunks then have
+    one order, and results the same bits. ``wish=0`` means one chunk per 16 clients, but at least 16 and at most 64;
+    from 2 million parameters on 4 alike, since each chunk costs a copy of the vector.
     """
     n = len(work)
     small = min(max(n // CLIENTS_PER_CHUNK, FEW), MANY)
@@ -65,7 +67,10 @@ def cut(work: Sequence[float], wish: int, dim: int) -> list[slice]:
     if count == 0:
         return []
     done = np.cumsum(np.maximum(np.asarray(work, dtype=np.float64), 1e-9))
-    ideal = done[-1] * np.arange(1, count) / count
+    share = np.ones(count)
+    if count > LARGE_MODEL_CHUNKS:
+        share[count // 2 :] = np.linspace(1, SMALLEST, count - count // 2)
+    ideal = done[-1] * np.cumsum(share)[:-1] / share.sum()
     borders = np.searchsorted(done, ideal, side="left") + 1
     low = np.arange(1, count)  # every chunk keeps at least one client
     borders = np.minimum(np.maximum.accumulate(np.maximum(borders, low) - low) + low, n - count + low)

@@ -60,8 +60,8 @@ class Folder:
                 if kind in SINGLE:
                     self.rows[name, kind].append(array.clone())
                 elif (name, kind) not in self.sums:
-                    first = array.to(_sum_dtype(array.dtype, kind), copy=True)
-                    self.sums[name, kind] = first.mul_(weight) if kind == "mean" else first
+                    first = array.to(_sum_dtype(array.dtype, kind))
+                    self.sums[name, kind] = first * weight if kind == "mean" else first.clone()
                 else:
                     self.sums[name, kind].add_(array, alpha=weight if kind == "mean" else 1)
 

@@ -110,7 +110,7 @@ class Job:
         """Where the model's linear head lies in the flat vectors."""
         return HeadSlots.of(self.layout)
 
-    @property
+    @cached_property
     def lr(self) -> float:
         """Local learning rate of this round: ``lr * lr_decay ** round``."""
         return float(self.local.lr * self.local.lr_decay**self.round)
@@ -217,14 +217,18 @@ class Job:
     ) -> Tensor:
         """One plain local step, ``sgd(w, grad(w, batch, loss=loss, forward=forward))``; cheaper where nothing has to
         see the whole gradient."""
-        local, model = self.local, self.model
-        if w is not model.w or local.clip_norm is not None or local.momentum or local.adam:
+        if not self._plain or w is not self.model.w:
             return self.sgd(w, self.grad(w, batch, loss=loss, forward=forward))
-        self.gradients += self.effort * len(batch.x)
-        given = loss or self.task.loss
-        value = model.descend(batch.x, batch.y, given, self.lr, local.weight_decay, forward)
+        x, y = batch
+        self.gradients += self.effort * x.shape[0]
+        value = self.model.descend(x, y, loss or self.task.loss, self.lr, self.local.weight_decay, forward)
         self.losses.append(value)
         return w
+
+    @cached_property
+    def _plain(self) -> bool:
+        local = self.local
+        return local.clip_norm is None and not local.momentum and not local.adam
 
     def forward(self, w: Tensor, x: Tensor, call: Callable[[nn.Module, Tensor], Tensor]) -> Tensor:
         """``call(model, x)`` at ``w`` (d,), without gradient and without touching running statistics."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import _engine_run_backward
 
-from fedsim.errors import ConfigError
+from fedsim.errors import ClientError, ConfigError
 
 NORM_TYPES = (
     nn.modules.batchnorm._NormBase,
@@ -135,6 +135,7 @@ class FlatModel:
         self._bound: Tensor | None = None
         self.bind(self.w)
         self._views = [p.data for p in self._params]
+        self._inputs, self._one = tuple(self._params), torch.ones((), dtype=dtype, device=device)
 
     @property
     def weights(self) -> Weights:
@@ -210,17 +211,40 @@ class FlatModel:
         keep: bool = True,
     ) -> tuple[tuple[Tensor, ...], Tensor]:
         self.bind(w)
-        if (
-            not again
-        ):  # whatever the layers: masks are also drawn by functions (F.dropout, attention), unseen from here
+        # whatever the layers: masks are also drawn by functions (F.dropout, attention), unseen from here
+        if not again:
             self._mask_state = torch.get_rng_state() if keep else None
         elif self._mask_state is not None:
             torch.set_rng_state(self._mask_state)
         for m in self._stats:
             m.track_running_stats = not again
-        with torch.autocast(self.w.device.type, self.autocast) if self.autocast else nullcontext():
+        if self.autocast:
+            with torch.autocast(self.w.device.type, self.autocast):
+                value = loss(self.module(x) if forward is None else forward(self.module, x), y)
+        else:
             value = loss(self.module(x) if forward is None else forward(self.module, x), y)
-        return torch.autograd.grad(value, self._params, materialize_grads=True), value.detach()
+        return self._gradients(value), value.detach()
+
+    def _gradients(self, value: Tensor) -> tuple[Tensor, ...]:
+        """``torch.autograd.grad(value, params, materialize_grads=True)`` by the engine underneath.
+
+        Its checks of every argument in Python take a seventh of a small network's step.
+        """
+        if value.numel() != 1:
+            raise ClientError(
+                f"the loss of a batch must be one number, got shape {tuple(value.shape)}; average it"
+            )
+        one = self._one
+        if one.shape != value.shape or one.dtype != value.dtype or one.device != value.device:
+            one = self._one = torch.ones_like(value, requires_grad=False)
+        grads = _engine_run_backward(
+            (value,), (one,), False, False, self._inputs, True, accumulate_grad=False
+        )
+        if any(g is None for g in grads):
+            return tuple(
+                torch.zeros_like(p) if g is None else g for p, g in zip(self._inputs, grads, strict=True)
+            )
+        return grads
 
     def apply(self, w: Tensor, x: Tensor, call: Callable[[nn.Module, Tensor], Tensor]) -> Tensor:
         """``call(module, x)`` at ``w``, without gradient; statistics stay as they are."""

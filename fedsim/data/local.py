@@ -38,8 +38,9 @@ class LocalData:
 
     def read(self, rows: Tensor, rng: torch.Generator | None = None) -> Batch:
         """Gather positions ``rows`` of this client's samples; augmented when ``rng`` is given. Fresh tensors."""
-        where = self.index.index_select(0, rows).to(self.samples.x.device)
-        x, y = self.samples.x.index_select(0, where), self.samples.y.index_select(0, where)
+        x, y = self.samples.x, self.samples.y
+        where = self.index.index_select(0, rows).to(x.device)
+        x, y = x.index_select(0, where), y.index_select(0, where)
         if rng is not None and self.augment is not None:
             x = self.augment(x, rng)
         return Batch(prepare(x, self.dtype, self.normalize), y.to(self.dtype) if y.is_floating_point() else y)
@@ -70,7 +71,8 @@ class LocalData:
         draw = rng if self.augment is not None else None
         while left > 0 and per_epoch:
             order = torch.randperm(n, generator=rng) if shuffle else torch.arange(n)
-            order = order[: min(left, per_epoch) * batch_size]
+            if min(left, per_epoch) * batch_size < n:
+                order = order[: min(left, per_epoch) * batch_size]
             for rows in torch.split(order, block) if len(order) > block else (order,):
                 x, y = self.read(rows, draw)
                 yield from map(Batch, x.unsafe_split(batch_size), y.unsafe_split(batch_size))

@@ -41,6 +41,7 @@ def connect(config: Any) -> None:
         for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"):  # workers keep freed memory
             os.environ.setdefault(name, str(1 << 32))
         os.environ.setdefault("RAY_max_direct_call_object_size", str(INLINE))
+        os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 lets any other program take the cores
         own = {"include_dashboard": False}
         if config.store_mb:
             own["object_store_memory"] = config.store_mb << 20
