@@ -184,6 +184,10 @@ class Recorded:
     def peers(self) -> bool:
         return bool(self.inner.peers)
 
+    @property
+    def widths(self) -> bool:
+        return bool(getattr(self.inner, "widths", False))
+
     def setup(self, task: Any, layout: Any) -> None:
         self.inner.setup(task, layout)
 

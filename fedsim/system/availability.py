@@ -46,7 +46,7 @@ class Always:
 
     def during(self, ids: np.ndarray, start: np.ndarray, end: float) -> np.ndarray:
         """All the time."""
-        return end - start
+        return np.asarray(end - start)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +132,7 @@ class Windows:
             days, rest = np.divmod(t - self.begin[ids], DAY)
             return np.asarray(days * length + np.minimum(rest, length))
 
-        return until(np.full(len(ids), end)) - until(start)
+        return np.asarray(until(np.full(len(ids), end)) - until(start))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,7 +195,7 @@ class Intervals:
             whole = upto[np.maximum(begun, first)] - upto[first]
             return np.asarray(periods * (upto[behind] - upto[first]) + whole - self._left(device, at))
 
-        return until(np.full(len(ids), end)) - until(start)
+        return np.asarray(until(np.full(len(ids), end)) - until(start))
 
     def _left(self, device: np.ndarray, at: np.ndarray) -> np.ndarray:
         keys = self.row * self.period + self.begin
