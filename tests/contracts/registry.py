@@ -92,6 +92,11 @@ COHORTS = tuple(e for e in TABLE if not e.asynchronous)  # what can be given coh
 BROAD = ("fedavg", "fedspeed", "scaffold", "ggeur", "fraug", "fedloge", "gossip", "flag-reverse")
 
 
+# One of every way in which results come back: sums and client state, several exchanges, single updates and attackers
+# that see them, peers, answers one by one.
+MECHANISMS = tuple(e for e in TABLE if e.label in ("scaffold", "ggeur", "flag-reverse", "gossip", "fedbuff"))
+
+
 def broad(*ways: object) -> list[tuple[Entry, object]]:
     """Every entry in the first of ``ways``, a few in all of them."""
     return [(e, way) for way in ways for e in TABLE if way is ways[0] or e.label in BROAD]
