@@ -3,22 +3,44 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import time
+import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from problems import classification, hashes
 
 
 def script(text: str, folder: Path, *arguments: str, timeout: float = 300) -> Any:
-    """Run ``text`` in a new process and return the JSON that it prints last."""
-    command = [sys.executable, "-c", text, *arguments]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=timeout, check=False)
+    """Run ``text`` in a new process and return the JSON that it prints last; nothing of it may be left running."""
+    command, mark = [sys.executable, "-c", text, *arguments], uuid.uuid4().hex
+    marked = {**os.environ, "FEDSIM_TEST": mark}  # whatever it starts inherits this
+    done = subprocess.run(
+        command, cwd=folder, env=marked, capture_output=True, text=True, timeout=timeout, check=False
+    )
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT")]
     assert lines, done.stderr[-2000:]
+    deadline = time.monotonic() + 30
+    while (left := running(mark)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not left
     return json.loads(lines[-1].removeprefix("RESULT"))
+
+
+def running(mark: str) -> list[str]:
+    """Processes that were started with the mark; Ray's own agents, which outlive a dead raylet by a minute, aside."""
+    out = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, IndexError):
+            if process.environ().get("FEDSIM_TEST") == mark and process.status() != psutil.STATUS_ZOMBIE:
+                out.append(" ".join(process.cmdline()[:3]))
+    return [name for name in out if "gent" not in name]
 
 
 DISK = """
