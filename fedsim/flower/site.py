@@ -16,7 +16,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from fedsim import build, session
+from fedsim import configured, session
 from fedsim.engine.worker import Worker
 from fedsim.errors import ClientError, ConfigError
 from fedsim.flower.settings import Node
@@ -127,14 +127,14 @@ def layout_name(model: FlatModel) -> str:
 
 def _build(config: DictConfig, owner: int | None) -> Worker:
     """The worker of a simulation, on all data, or on those of the one client who owns what lies here."""
-    method = build.strategy(config, None)
+    method = configured.strategy(config, None)
     if owner is None:
         data = session.load_data(config, Given(), method)
     else:
-        data = build.owned(config, build.dataset(config), owner)
+        data = configured.owned(config, configured.dataset(config), owner)
     task = session.learning_task(config, Given(), data)
-    dim = FlatModel(copy.deepcopy(task.model), build.DTYPES[config.dtype]).layout.dim
-    return Worker(session.plan(config, method, task, data, build.clock(config, task, data, dim)))
+    dim = FlatModel(copy.deepcopy(task.model), configured.DTYPES[config.dtype]).layout.dim
+    return Worker(session.plan(config, method, task, data, configured.clock(config, task, data, dim)))
 
 
 def _claim(node: Node) -> str:

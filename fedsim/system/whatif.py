@@ -15,7 +15,7 @@ import numpy as np
 from hydra.utils import get_object
 from omegaconf import DictConfig
 
-from fedsim import build, settings
+from fedsim import configured, settings
 from fedsim.errors import ConfigError
 from fedsim.report.runs import Run
 from fedsim.server import MEASURING
@@ -99,12 +99,12 @@ def _clock(run: Run, config: DictConfig, num_clients: int) -> Clock:
             raise ConfigError(
                 f"{where}system.work=flops needs the {handed[0]}, which was handed over in Python; use work=samples"
             )
-        data = build.split(config, build.dataset(config))
-        batch = build.example(data, build.DTYPES[config.dtype])
-        model = copy.deepcopy(build.model(config, data.dataset, None)).to(batch.x.dtype)
+        data = configured.split(config, configured.dataset(config))
+        batch = configured.example(data, configured.DTYPES[config.dtype])
+        model = copy.deepcopy(configured.model(config, data.dataset, None)).to(batch.x.dtype)
         return count_flops(model, batch.x, batch.y, cross_entropy)
 
-    system = build.system(config)
+    system = configured.system(config)
     clock = system.start(num_clients, config.seed, 0.0, measure)
     if system.deadline is not None or system.over_selection > 1 or system.dropout:
         raise ConfigError(f"{where}deadlines, over-selection and dropout would change who takes part")
