@@ -13,8 +13,8 @@ from omegaconf import DictConfig
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from fedsim import build, session
-from fedsim.build import Pair
+from fedsim import configured, session
+from fedsim.data.dataset import Pair
 from fedsim.data.federated import FederatedData
 from fedsim.engine.base import Engine
 from fedsim.given import Given
@@ -143,7 +143,7 @@ def _run(
     if previous is not None and (done := session.finished_summary(folder, config)) is not None:
         state = load_file(folder / "weights.safetensors")
         return RunResult(folder, state, done, read_rows(folder / "metrics.jsonl"), str(done["method"]))
-    method = build.strategy(config, given.strategy)
+    method = configured.strategy(config, given.strategy)
     trackers = build_trackers(config.tracker, extra=list(given.callbacks))
     summary: dict[str, Any] = {}
     try:

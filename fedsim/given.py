@@ -14,7 +14,7 @@ import torch
 from omegaconf import DictConfig, open_dict
 from torch import Tensor, nn
 
-from fedsim.build import Pair
+from fedsim.data.dataset import Pair
 from fedsim.task import LossFn
 from fedsim.vectors import hash_tensors
 

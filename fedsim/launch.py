@@ -15,9 +15,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from fedsim.cli import BAD_CONFIG, DONE, FAILED, diagnose
 from fedsim.config import VERSION_BASE, register
 from fedsim.errors import ConfigError
+from fedsim.exits import BAD_CONFIG, DONE, FAILED, diagnose
 from fedsim.explain import explain
 from fedsim.settings import COMPOSE_ERRORS, chosen_method, finished, label_method, run_dir
 from fedsim.sweep import Journal, Outcome

@@ -1,4 +1,4 @@
-"""What the jobs of a sweep share: a journal of how they ended, and one Ray instance."""
+"""What the jobs of a sweep share: a journal of how they ended, and one Ray."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Journal:
 
 
 class RaySweep(Callback):
-    """Hydra callback: jobs in several processes (joblib's launcher) attach to one Ray, started here.
+    """Hydra callback: jobs in several processes (joblib's launcher) attach to one Ray, started before them.
 
     Jobs of one process need no help, they share what the first of them starts. Ray is not started either if
     ``RAY_ADDRESS`` or ``engine.address`` names a cluster, or if no job uses the Ray engine.
@@ -84,29 +84,18 @@ class RaySweep(Callback):
         """Start Ray and export its address."""
         if not _needs_ray(config):
             return
-        import ray
+        from fedsim.engine import cluster
 
-        workers, at_once = config.engine.workers, config.hydra.launcher.n_jobs
-        cores = os.cpu_count() or 1
-        store = config.engine.get("store_mb", 0)
-        context = ray.init(
-            address="local",
-            num_cpus=max(cores, workers * (at_once if at_once > 0 else cores)),
-            object_store_memory=store * 2**20 if store else None,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level="ERROR",
-        )
-        os.environ["RAY_ADDRESS"] = context.address_info["address"]
+        engine = config.engine
+        cluster.share(engine.workers, config.hydra.launcher.n_jobs, engine.get("store_mb", 0))
         self.started = True
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Stop what was started."""
         if self.started:
-            import ray
+            from fedsim.engine import cluster
 
-            ray.shutdown()
-            os.environ.pop("RAY_ADDRESS", None)
+            cluster.unshare()
 
 
 def _needs_ray(config: DictConfig) -> bool:

@@ -1,4 +1,4 @@
-"""Shared by all tests: one torch thread, run folders in a temporary place, at most one Ray for the session."""
+"""Shared by all tests: one torch thread, run folders in a temporary place, quick configuration, at most one Ray."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from composing import compose_quickly
 
 ROOT = Path(__file__).resolve().parents[1]
 HERE = Path(__file__).resolve().parent
@@ -24,6 +25,12 @@ def _one_thread() -> None:
 def _run_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs without ``dir`` go to ``./runs``: let that be a temporary folder."""
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _compose_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``simulate`` composes its configuration quickly."""
+    monkeypatch.setattr("fedsim.api.compose", compose_quickly)
 
 
 @pytest.fixture(scope="session")

@@ -21,11 +21,11 @@ from clients.fraug import (
     LocalUpdate,
     RTNet,
 )
-from fedsim.build import typed
 from fedsim.config import ClientConfig
 from fedsim.data.local import Batch
 from fedsim.job import Job
 from fedsim.localpart import LocalPart
+from fedsim.parts import typed
 from fedsim.payload import Payload
 from fedsim.settings import compose
 from fedsim.task import Task

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import copy
+import os
+import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
+from composing import compose_quickly
 from hydra.utils import instantiate
-from omegaconf import DictConfig
 from torch import Tensor, nn
 
 import fedsim
-from fedsim import build
+from fedsim.parts import part
 from fedsim.server import Round, Server
-from fedsim.settings import compose
 
 GOLDEN = Path(__file__).parent / "golden"
 QUIET = ("tracker=quiet", "evaluation.every=1000", "checkpoint.every=0")
@@ -142,29 +142,15 @@ def classification(kind: str = "tanh", **changes: Any) -> Problem:
 def method(name: str, *overrides: str) -> Any:
     """The configured strategy object, for wrapping and for calling by hand."""
     of_method = [o for o in overrides if of_strategy(o) or o.startswith("aggregator")]
-    config = composed((f"strategy={name}", *of_method))
+    config = compose_quickly((f"strategy={name}", *of_method))
     built = instantiate(config.strategy, _convert_="all")
-    built.aggregator = build.part(config.aggregator, "aggregator")
+    built.aggregator = part(config.aggregator, "aggregator")
     return built
 
 
 def of_strategy(override: str) -> bool:
     """Whether an override says which strategy is built, or how."""
     return override.startswith(("strategy.", "strategy@"))
-
-
-@cache
-def composed(overrides: tuple[str, ...]) -> DictConfig:
-    """``compose``, once per set of overrides: it takes ten times as long as a tiny run."""
-    return compose(overrides)
-
-
-def compose_quickly(overrides: Sequence[str] = ()) -> DictConfig:
-    """``compose`` for suites of many tiny runs that differ in their folder only."""
-    folders = [o for o in overrides if o.startswith("dir=")]
-    config = copy.deepcopy(composed(tuple(o for o in overrides if not o.startswith("dir="))))
-    config.dir = folders[-1].removeprefix("dir=") if folders else None
-    return config
 
 
 @dataclass
@@ -183,6 +169,10 @@ class Recorded:
     @property
     def peers(self) -> bool:
         return bool(self.inner.peers)
+
+    @property
+    def widths(self) -> bool:
+        return bool(getattr(self.inner, "widths", False))
 
     def setup(self, task: Any, layout: Any) -> None:
         self.inner.setup(task, layout)
@@ -292,6 +282,23 @@ class Fail:
                 return
             self.marker.touch()
         raise self.error(f"client {job.client} has had enough")
+
+
+@dataclass(frozen=True)
+class Die:
+    """Kill the worker's own process, once, while ``client`` trains; with ``node`` the whole Ray node that it is on."""
+
+    client: int
+    marker: Path
+    always: bool = False
+    node: bool = False
+
+    def __call__(self, job: Any) -> None:
+        if job.client == self.client and (self.always or not self.marker.exists()):
+            self.marker.touch()
+            if self.node:
+                next(p for p in psutil.Process().parents() if p.name() == "raylet").kill()
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 @dataclass(frozen=True)

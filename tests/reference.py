@@ -70,13 +70,7 @@ def fedspeed(
                 else:
                     g = g1
                 correction = lamb * (h[i] - start)  # -g_hat - lamb * x_start
-                decay = (weight_decay + lamb) * w
-                if clip == "direction":
-                    v = clipped(g + correction, clip_norm) + decay
-                elif clip == "loss":
-                    v = clipped(g, clip_norm) + correction + decay
-                else:
-                    v = clipped(g + correction + decay, clip_norm)
+                v = _clipped_sum(g, correction, (weight_decay + lamb) * w, clip, clip_norm)
                 speed = momentum * speed + v
                 w = w - eta * speed
             local[i], moved[i] = w, w - start
@@ -94,6 +88,15 @@ def fedspeed(
         trace.hbar.append(h.mean(0))
         trace.x_local.append(local)
     return trace
+
+
+def _clipped_sum(g: Vector, correction: Vector, decay: Vector, clip: str, limit: float | None) -> Vector:
+    """The three parts of FedSpeed's direction, with those clipped that ``clip`` names."""
+    if clip == "direction":
+        return clipped(g + correction, limit) + decay
+    if clip == "loss":
+        return clipped(g, limit) + correction + decay
+    return clipped(g + correction + decay, limit)
 
 
 def feddyn(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from callbacks import Interrupt
 from problems import Problem, Quadratic, classes, classification, golden, hashes, linear_loss, network
 
 from fedsim.errors import ConfigError
@@ -186,15 +187,6 @@ def test_any_number_of_workers_gives_the_same_times_and_bits(strategy: str, coun
     assert all(other == first for other in others)
 
 
-class Stop:
-    def __init__(self, after: int):
-        self.after = after
-
-    def round(self, row: dict[str, Any], clients: list[Any]) -> None:
-        if row["round"] == self.after:
-            raise KeyboardInterrupt
-
-
 @pytest.mark.parametrize("strategy", ["fedbuff", "fedasync"])
 def test_stopped_with_clients_under_way_and_resumed_it_ends_the_same(strategy: str, tmp_path: Path) -> None:
     settings = [f"strategy={strategy}", "strategy.concurrency=4", "rounds=6", "sampling=oort", *HARD]
@@ -203,7 +195,7 @@ def test_stopped_with_clients_under_way_and_resumed_it_ends_the_same(strategy: s
     for after in (1, 4):
         place = f"dir={tmp_path / str(after)}"
         with pytest.raises(KeyboardInterrupt):
-            run(*settings, place, callbacks=[Stop(after)])
+            run(*settings, place, callbacks=[Interrupt(after)])
         assert [[row.get(k) for k in KEPT] for row in run(*settings, place).rows] == expected
 
 

@@ -1,11 +1,9 @@
-"""Attacks: each against what it says, worn by any client, drawn by the seed; FedSGD; the warped images."""
+"""Attacks: drawn by the seed, and each against what it says."""
 
 from __future__ import annotations
 
 import json
 import pickle
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,32 +15,20 @@ from problems import (
     Quadratic,
     classes,
     classification,
-    compose_quickly,
     hashes,
     linear_loss,
     method,
-    network,
 )
 
 from clients.attacks import ALIE, IPM, Attacked, Mimic, SignFlip, alie_z
 from clients.sgd import SGDClient
 from fedsim.attack import Collusion, draw_attackers
-from fedsim.data.warps import CatMap, LotkaVolterra
-from fedsim.errors import ClientError, ConfigError, DataError
+from fedsim.errors import ClientError, ConfigError
 from fedsim.fold import Folder, combine
 from fedsim.payload import Outcome
 from fedsim.settings import compose
 from fedsim.validation import validate
 from strategies.aggregators import mean
-
-CONF = Path(__file__).resolve().parents[1] / "conf/attack"
-NAMES = sorted(p.stem for p in CONF.glob("*.yaml"))
-IMAGES = ("cat_map", "lotka_volterra")  # attacks that need images
-
-
-@pytest.fixture(autouse=True)
-def _compose_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedsim.api.compose", compose_quickly)
 
 
 class Spy:
@@ -258,38 +244,6 @@ def test_nonfinite_attackers_are_named_and_left_out(value: str) -> None:
         torch.testing.assert_close(again.weights[name], weights, rtol=0, atol=1e-14)
 
 
-# -- any client, any strategy -------------------------------------------------------------------------------------
-
-
-@cache
-def calm_hashes(settings: tuple[str, ...]) -> list[str]:
-    return hashes(classification().run(*settings))
-
-
-@pytest.mark.parametrize("strategy", ["scaffold", "feddyn", "moon"])
-@pytest.mark.parametrize("attack", [n for n in NAMES if n not in (*IMAGES, "none")])
-def test_any_client_wears_any_attack(attack: str, strategy: str) -> None:
-    settings = (f"strategy={strategy}", "rounds=2", "clients_per_round=6")
-    options = ("attack.z=1.0",) if attack == "alie" else ("attack.loss=0.5",) if attack == "drop" else ()
-    stormy = classification().run(*settings, f"attack={attack}", "attack.fraction=0.34", *options)
-    assert not set(calm_hashes(settings)) & set(hashes(stormy))
-    assert all(torch.isfinite(v).all() for v in stormy.weights.values())
-
-
-@pytest.mark.parametrize(
-    ("attack", "method"),
-    [
-        ("random_uniform", ("strategy=scaffold", "aggregator=flag")),
-        ("ipm", ("strategy=scaffold", "aggregator=flag")),
-        ("ipm", ("strategy=fedspeed", "strategy.dual_mean=active", "aggregator=norm_clip")),
-    ],
-)
-def test_attacked_runs_have_the_same_bits_on_ray(attack: str, method: tuple[str, ...], ray: str) -> None:
-    settings = (*method, f"attack={attack}", "attack.fraction=0.34")
-    expected = hashes(classification().run(*settings))
-    assert hashes(classification().run(*settings, ray, "engine.workers=2")) == expected
-
-
 def test_an_omniscient_attack_under_the_mean_is_the_mean_of_the_attacked_stack() -> None:
     """SCAFFOLD sends two arrays, the mean of one and the sum of the other: both are attacked as one vector."""
     torch.manual_seed(0)
@@ -328,110 +282,3 @@ def test_statistics_of_batchnorm_are_not_attacked() -> None:
         for name in ("1.running_mean", "1.running_var"):
             torch.testing.assert_close(stormy.weights[name], calm.weights[name])
         assert not torch.equal(stormy.weights["0.weight"], calm.weights["0.weight"])
-
-
-# -- augmented workers --------------------------------------------------------------------------------------------
-
-
-def test_the_cat_map_moves_every_pixel_once() -> None:
-    x = torch.arange(2 * 25.0).view(2, 1, 5, 5)
-    out = CatMap()(x, torch.Generator().manual_seed(0))
-    for i in range(5):
-        for j in range(5):
-            assert out[1, 0, (2 * i + j) % 5, (i + j) % 5] == x[1, 0, i, j]
-    period = 10  # of the map on a 5 x 5 torus
-    assert torch.equal(CatMap(iterations=period)(x, torch.Generator()), x)
-    assert torch.equal(CatMap(p=0.0)(x, torch.Generator()), x)
-    with pytest.raises(DataError, match=r"square images"):
-        CatMap()(torch.zeros(1, 1, 4, 5), torch.Generator())
-
-
-def test_the_predator_prey_flow_follows_its_equation() -> None:
-    from scipy.integrate import solve_ivp
-
-    side, time = 28, 0.01
-    x = torch.arange(1.0, side * side + 1).view(1, 1, side, side)
-    out = LotkaVolterra(times=[time])(x, torch.Generator())[0, 0]
-
-    def flow(t: float, z: np.ndarray) -> list[float]:
-        return [2 / 3 * z[0] - 4 / 3 * z[0] * z[1], z[0] * z[1] - z[1]]
-
-    moved = 0
-    for i, j in ((0, 0), (3, 5), (14, 14), (20, 9), (27, 1), (9, 26), (2, 25)):
-        end = solve_ivp(flow, (0, time), [side / 2 - i, side / 2 - j], rtol=1e-10, atol=1e-10).y[:, -1]
-        row, column = int(np.floor(side / 2 - end[0])), int(np.floor(side / 2 - end[1]))
-        inside = 0 <= row < side and 0 <= column < side
-        assert out[i, j] == (x[0, 0, row, column] if inside else 0)
-        moved += (row, column) != (i, j)
-    assert moved >= 3
-    assert torch.equal(LotkaVolterra(times=[0.0])(x, torch.Generator()), x)
-
-
-@pytest.mark.parametrize("attack", IMAGES)
-def test_workers_with_augmented_data_train_on_other_images(attack: str) -> None:
-    settings = (
-        "engine=serial",
-        "tracker=quiet",
-        "rounds=1",
-        "num_clients=4",
-        "clients_per_round=4",
-        "client.steps=1",
-    )
-    import fedsim
-
-    calm = fedsim.simulate([*settings])
-    warped = fedsim.simulate([*settings, f"attack={attack}", "attack.fraction=0.25"])
-    assert hashes(calm) != hashes(warped)
-    both = fedsim.simulate([*settings, f"attack={attack}", "attack.fraction=0.25", "data.augment=true"])
-    assert hashes(both) not in (hashes(calm), hashes(warped))
-
-
-# -- one gradient a round -----------------------------------------------------------------------------------------
-
-
-def test_fedsgd_is_torchs_sgd_on_the_mean_gradient() -> None:
-    clients = classes((8, 8, 8))
-    settings = ("strategy=fedsgd", "client.steps=1", "client.batch_size=8", "client.weight_decay=0")
-    options = ("strategy.weight_decay=0.01", "strategy.lr_decay=0.5", "strategy.decay_every=2")
-    problem = Problem(
-        network(), clients, ("rounds=5", "clients_per_round=3", "dtype=float64", "client.lr=0.3")
-    )
-    run = problem.run(*settings, *options, "client.clip_norm=null")
-    model = network().double()
-    optimiser = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.StepLR(optimiser, 2, 0.5)
-    for _ in range(5):
-        optimiser.zero_grad()
-        sum(torch.nn.functional.cross_entropy(model(x.double()), y) / 3 for x, y in clients).backward()
-        optimiser.step()
-        schedule.step()
-    for name, value in model.state_dict().items():
-        torch.testing.assert_close(run.weights[name], value, rtol=0, atol=1e-12)
-
-
-def test_fedsgd_asks_for_one_step() -> None:
-    with pytest.raises(ConfigError, match=r"one gradient a round; add client.steps=1"):
-        classification().run("strategy=fedsgd")
-
-
-@pytest.mark.parametrize("name", ["byzantine", "byzantine_paper"])
-def test_the_experiments_compose(name: str) -> None:
-    validate(compose([f"experiment={name}"]))
-
-
-def test_the_grid_composes_and_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from argparse import Namespace
-
-    from experiments import byzantine
-
-    args = Namespace(out=str(tmp_path), what="digits", seeds=[0])
-    values = byzantine.cohort(args, 15, 2)
-    for rule, attack in (("Bulyan", "ALIE z=1.5"), ("flag, unit", "none")):
-        for kind in ("gradients", "local"):
-            settings = (*byzantine.train(kind, rule), *byzantine.RULES[rule], *byzantine.ATTACKS[attack])
-            validate(compose([o.format(**values) for o in (*byzantine.COMMON, *settings)]))
-    byzantine.report(args, {("mean", "none"): [90.0, 80.0], ("flag", "none"): [70.0, 71.0]}, "title")
-    assert "| mean | 85.0 |\n| flag | 70.5 |" in capsys.readouterr().out
-    rows = (tmp_path / "digits/table.csv").read_text().splitlines()
-    assert rows[1:] == ["mean,none,85.0,80.0,90.0,2", "flag,none,70.5,70.0,71.0,2"]
-    assert (tmp_path / "digits/heatmap.png").stat().st_size > 5000

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
-import subprocess
 import sys
 import types
-import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,9 +15,6 @@ from omegaconf import DictConfig, OmegaConf
 from fedsim.cli import command
 from fedsim.errors import ClientError, DataError
 from fedsim.settings import run_dir, run_key
-from fedsim.sweep import RaySweep
-
-ROOT = Path(__file__).parent.parent
 
 
 class Simulator:
@@ -81,18 +74,6 @@ def simulator(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Simulator:
     monkeypatch.setitem(sys.modules, "fedsim.engine.cluster", cluster)
     monkeypatch.chdir(tmp_path)
     return stand_in
-
-
-def python(*argv: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """A Python process that has not been prepared yet."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
-    environment["PYTHONPATH"] = str(ROOT)
-    return subprocess.run([sys.executable, *argv], cwd=cwd, env=environment, capture_output=True, text=True)
-
-
-def fedsim(*argv: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """The real command, in its own process."""
-    return python("-m", "fedsim.cli", *argv, cwd=cwd)
 
 
 # ---------------------------------------------------------------- one run
@@ -210,40 +191,6 @@ def test_interrupt_ends_a_sweep(simulator: Simulator) -> None:
     assert len(simulator.ran) == 2
 
 
-def test_ray_sweep_starts_ray_only_for_jobs_in_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    started: list[dict[str, Any]] = []
-
-    def init(**options: Any) -> SimpleNamespace:
-        started.append(options)
-        return SimpleNamespace(address_info={"address": "1.2.3.4:5"})
-
-    ray = SimpleNamespace(init=init, shutdown=lambda: None)
-    monkeypatch.setitem(sys.modules, "ray", ray)
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-
-    def sweep(launcher: dict[str, int], engine: str, *task: str) -> str | None:
-        config = OmegaConf.create(
-            {
-                "engine": {"name": engine, "workers": 3, "store_mb": 7},
-                "hydra": {"launcher": launcher, "overrides": {"task": list(task)}},
-            }
-        )
-        callback = RaySweep()
-        callback.on_multirun_start(config)
-        address = os.environ.get("RAY_ADDRESS")
-        callback.on_multirun_end(config)
-        assert "RAY_ADDRESS" not in os.environ
-        return address
-
-    assert sweep({}, "ray") is None
-    assert sweep({"n_jobs": 2}, "serial") is None
-    assert sweep({"n_jobs": 2}, "ray", "engine=serial") is None
-    assert not started
-    assert sweep({"n_jobs": 2}, "serial", "engine=serial,ray") == "1.2.3.4:5"
-    assert sweep({"n_jobs": 2}, "ray") == "1.2.3.4:5"
-    assert started[-1]["num_cpus"] >= 6 and started[-1]["object_store_memory"] == 7 * 2**20
-
-
 # ---------------------------------------------------------------- report, verify, help
 
 
@@ -300,56 +247,6 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert max(map(len, text.splitlines())) <= 110
     assert command(["--version"]) == 0
     assert capsys.readouterr().out.startswith("fedsim ")
-
-
-# ---------------------------------------------------------------- its own process
-
-
-def test_process_errors_and_flags(tmp_path: Path) -> None:
-    bad = fedsim("strategy.rhoo=1", "strategy=fedspeed", cwd=tmp_path)
-    assert (bad.returncode, bad.stdout) == (2, "")
-    assert bad.stderr == "fedsim: unknown key 'strategy.rhoo'; nearest is 'strategy.rho'\n"
-    shown = fedsim("--cfg", "job", "--package", "client", "client.lr=0.25", cwd=tmp_path)
-    assert shown.returncode == 0 and "lr: 0.25" in shown.stdout
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_process_restarts_itself_for_malloc_and_stays_light(tmp_path: Path) -> None:
-    code = (
-        "import os, sys, fedsim.cli as c; c._prepare_process(); c.command(['--help']);"
-        "print(os.environ['MALLOC_TRIM_THRESHOLD_'], {'torch', 'ray', 'pandas'} & set(sys.modules))"
-    )
-    run = python("-c", code, cwd=tmp_path)
-    assert run.stdout.splitlines()[-1] == "4294967296 set()", run.stderr
-
-
-@pytest.mark.slow
-def test_a_real_run_is_verified_and_resumed_by_the_same_command(tmp_path: Path) -> None:
-    argv = ["engine=serial", "rounds=2", "dir=here", "client.epochs=1"]
-    first = fedsim(*argv, cwd=tmp_path)
-    assert first.returncode == 0, first.stderr
-    assert "results: here" in first.stdout and "curves:  here/curves.png" in first.stdout
-    assert "already done, skipped: here" in fedsim(*argv, cwd=tmp_path).stdout
-    assert fedsim("verify", "here", cwd=tmp_path).stdout.endswith("2 rounds identical\n")
-    other = fedsim(*argv, "seed=1", cwd=tmp_path)
-    assert other.returncode == 2 and other.stderr.startswith("fedsim: "), (
-        "another run's folder is not touched"
-    )
-    unknown = fedsim(*argv, "+strategy.foo=1", "resume=never", cwd=tmp_path)
-    assert unknown.returncode == 2 and "foo" in unknown.stderr and "Traceback" not in unknown.stderr
-
-
-@pytest.mark.slow
-def test_wheel_holds_the_configuration_tree(tmp_path: Path) -> None:
-    if importlib.util.find_spec("hatchling") is None:
-        pytest.skip("hatchling, the build backend, is not installed")
-    options = ["--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path)]
-    python("-m", "pip", "wheel", str(ROOT), *options, cwd=tmp_path).check_returncode()
-    (wheel,) = tmp_path.glob("*.whl")
-    names = set(zipfile.ZipFile(wheel).namelist())
-    expected = {str(p.relative_to(ROOT)) for p in (ROOT / "conf").rglob("*.yaml")}
-    expected |= {f"{package}/py.typed" for package in ("fedsim", "strategies", "clients")}
-    assert expected | {"fedsim/report/page.html"} <= names
 
 
 # ---------------------------------------------------------------- search

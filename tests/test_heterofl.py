@@ -105,8 +105,8 @@ def test_parameters_are_averaged_over_those_who_hold_them() -> None:
 
 
 def _local(*overrides: str) -> Any:
-    from fedsim.build import typed
     from fedsim.config import ClientConfig
+    from fedsim.parts import typed
 
     return typed(compose([*overrides]).client, ClientConfig)
 

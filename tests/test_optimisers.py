@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
-import reference
 import torch
-from problems import classes, classification, golden, hashes, method, network, quadratic, recorded
+from golden_quadratic import COHORTS, GRADIENTS, Z, close
+from problems import classes, classification, hashes, method, network, quadratic, recorded
 from torch import nn
 from torch.nn import functional as F
 
 from clients.fednova import accumulated
-from fedsim.errors import ClientError, ConfigError
+from fedsim.errors import ClientError
 from fedsim.vectors import FlatModel
 
-Z = golden()
-GRADIENTS = reference.affine(Z["A"], Z["b"])
-COHORTS = [np.flatnonzero(row).tolist() for row in Z["active"]]
 PLAIN = ("client.weight_decay=0", "client.clip_norm=null", "client.lr_decay=1")
-
-
-def close(actual: Any, expected: Any, atol: float = 1e-10) -> None:
-    np.testing.assert_allclose(np.asarray(actual), np.asarray(expected), rtol=0, atol=atol)
 
 
 def local_sgd(i: int, x: np.ndarray, lr: float = 0.1, steps: int = 8, momentum: float = 0.0) -> np.ndarray:
@@ -290,68 +281,3 @@ def test_centralised_is_sgd_over_everything() -> None:
                 p -= 0.1 * g
     for k, v in model.state_dict().items():
         close(result.weights[k], v, 1e-12)
-
-
-# -- local options -----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["fedavg", "fedspeed", "scaffold", "fedcm", "fedprox", "fedsam", "fednova"])
-@pytest.mark.parametrize(
-    "options", [(), ("client.momentum=0.5", "client.clip_norm=0.3", "client.min_epochs=1")]
-)
-def test_a_vectorised_chunk_agrees_with_the_loop(name: str, options: tuple[str, ...]) -> None:
-    problem = classification(cohorts=[range(6)] * 3)
-    loop = problem.run(f"strategy={name}", "rounds=3", "dtype=float64", *options)
-    together = problem.run(f"strategy={name}", "rounds=3", "dtype=float64", "engine.vectorize=on", *options)
-    for k, v in loop.weights.items():
-        close(together.weights[k], v, 1e-12)
-
-
-def test_chunks_really_run_vectorised_and_differ_by_rounding_at_most() -> None:
-    loop, together = (classification().run("client.lr=0.5", f"engine.vectorize={v}") for v in ("off", "on"))
-    assert hashes(loop) != hashes(together)
-    for k, v in loop.weights.items():
-        close(together.weights[k], v, 1e-5)
-
-
-def test_a_model_that_cannot_be_vectorised_runs_in_the_loop() -> None:
-    problem = classification("bn", cohorts=[range(6)] * 2)
-    assert hashes(problem.run("rounds=2", "engine.vectorize=on")) == hashes(problem.run("rounds=2"))
-
-
-def test_bfloat16_forward_passes_stay_near_float32() -> None:
-    exact, mixed = (classification().run(o) for o in ("client.autocast=null", "client.autocast=bfloat16"))
-    gap = max(float((exact.weights[k] - mixed.weights[k]).abs().max()) for k in exact.weights)
-    assert 0 < gap < 0.05
-    assert all(v.dtype == torch.float32 for v in mixed.weights.values())
-
-
-def test_a_run_stops_at_its_target() -> None:
-    settings = ("evaluation.every=1", "rounds=20", "client.lr=0.5")
-    whole = classification().run(*settings)
-    best = max(row["accuracy"] for row in whole.rows)
-    first = next(row["round"] for row in whole.rows if row["accuracy"] == best)
-    stop = (f"evaluation.target={best}", "evaluation.stop_at_target=true")
-    short = classification().run(*settings, *stop)
-    assert 1 < first < 20
-    assert len(short.rows) == first == short.summary["rounds_to_target"]
-    assert hashes(short) == hashes(whole)[:first]
-
-
-@pytest.mark.parametrize(
-    ("override", "key"),
-    [
-        ("strategy=fedprox strategy.mu=-1", "strategy.mu"),
-        ("strategy=scaffold strategy.option=3", "strategy.option"),
-        ("strategy=fedcm strategy.alpha=0", "strategy.alpha"),
-        ("strategy=fedadam strategy.tau=0", "strategy.tau"),
-        ("strategy=fedyogi strategy.rule=yogurt", "strategy.rule"),
-        ("strategy=feddyn strategy.alpha=0", "strategy.alpha"),
-        ("strategy=moon strategy.tau=0", "strategy.tau"),
-        ("client.min_epochs=9", "client.min_epochs"),
-        ("evaluation.stop_at_target=true", "evaluation.stop_at_target"),
-    ],
-)
-def test_impossible_options_are_refused_by_name(override: str, key: str) -> None:
-    with pytest.raises(ConfigError, match=rf"^{key}"):
-        classification().run(*override.split())

@@ -27,8 +27,10 @@ def cosines(weight):
 
 
 @pytest.mark.filterwarnings("ignore:mask. classes 0 and 1")
-@pytest.mark.parametrize(("steps", "tolerance"), [(1, 1e-10), (100, 1e-10), (1000, 1e-10), (10_000, 1e-8)])
-@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize(
+    ("steps", "tolerance", "turned"),
+    [(1, 1e-10, False), (1, 1e-10, True), (100, 1e-10, True), (1000, 1e-10, False), (10_000, 1e-8, False)],
+)
 def test_adam_follows_the_authors_code(golden, steps, tolerance, turned):
     """The golden arrays have classes as columns: both ways round are understood, and M * mask is W0."""
     mask, start = (golden["mask"].T, golden["M"].T) if turned else (golden["mask"], golden["W0"])

@@ -48,10 +48,7 @@ def domains(
         DataError: no domains, fewer clients than domains, or too few samples for what is asked.
     """
     classes = check(labels, num_clients, min_samples)
-    if ids is None:
-        raise DataError("partition=domains: this data set has no domains; type partition=dirichlet")
-    if np.shape(ids) != np.shape(labels):
-        raise DataError(f"ids have shape {np.shape(ids)}, labels {np.shape(labels)}")
+    ids = _of_each(labels, ids)
     if skew not in ("within", "across") or not 0 < share <= 1:
         raise DataError(f"partition.skew={skew!r} share={share}: give within or across, and 0 < share <= 1")
     if alpha is not None:
@@ -71,13 +68,7 @@ def domains(
         else:
             dealt = iid(own, count, rng)
         parts.extend(rows[part] for part in dealt)
-    for client, part in enumerate(parts):
-        if len(part) < min_samples:
-            raise DataError(
-                f"client {client} would have {len(part)} samples, partition.min_samples={min_samples}; raise "
-                "partition.alpha or partition.share, or give another seed"
-            )
-    return parts
+    return _large_enough(parts, min_samples)
 
 
 def clients_of_domains(domains: int, num_clients: int, clients: Sequence[int] | None) -> list[int]:
@@ -96,6 +87,26 @@ def clients_of_domains(domains: int, num_clients: int, clients: Sequence[int] | 
             "fewer data.domains"
         )
     return [(g + 1) * num_clients // domains - g * num_clients // domains for g in range(domains)]
+
+
+def _of_each(labels: np.ndarray, ids: np.ndarray | None) -> np.ndarray:
+    """The domain of each sample, refused where there is none."""
+    if ids is None:
+        raise DataError("partition=domains: this data set has no domains; type partition=dirichlet")
+    if np.shape(ids) != np.shape(labels):
+        raise DataError(f"ids have shape {np.shape(ids)}, labels {np.shape(labels)}")
+    return ids
+
+
+def _large_enough(parts: Parts, min_samples: int) -> Parts:
+    """``parts``, refused if one is smaller."""
+    for client, part in enumerate(parts):
+        if len(part) < min_samples:
+            raise DataError(
+                f"client {client} would have {len(part)} samples, partition.min_samples={min_samples}; raise "
+                "partition.alpha or partition.share, or give another seed"
+            )
+    return parts
 
 
 def _keep(labels: np.ndarray, shares: np.ndarray, rng: np.random.Generator, per_class: int) -> Parts:

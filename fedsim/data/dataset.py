@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+Pair = tuple[Any, Any]  # x, y as a caller hands them over: tensors or arrays
 
 # A batch transform for training: (raw batch (B, ...), generator) -> (B, ...) of the same type.
 # See fedsim.data.augment.

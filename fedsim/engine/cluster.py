@@ -29,25 +29,47 @@ def connect(config: Any) -> None:
     """Join the cluster at ``engine.address`` or ``RAY_ADDRESS``, or start a Ray of our own; once per process."""
     import ray
 
-    global _started_here
     if _warming is not None and _warming is not threading.current_thread():
         _warm.wait()
     if ray.is_initialized():
         return
     _forget()
-    address = config.address or os.environ.get("RAY_ADDRESS") or "local"
+    _init(config.address or os.environ.get("RAY_ADDRESS") or "local", config.store_mb)
+
+
+def share(workers: int, jobs: int, store_mb: int = 0) -> None:
+    """Start a Ray for processes that this one starts, found through ``RAY_ADDRESS``: until ``unshare``.
+
+    It has a CPU for each of the ``workers`` of ``jobs`` processes at once (as many as cores if not positive).
+    """
+    cores = os.cpu_count() or 1
+    cpus = max(cores, workers * (jobs if jobs > 0 else cores))
+    os.environ["RAY_ADDRESS"] = _init("local", store_mb, num_cpus=cpus)
+
+
+def unshare() -> None:
+    """Stop what ``share`` started."""
+    shutdown()
+    os.environ.pop("RAY_ADDRESS", None)
+
+
+def _init(address: str, store_mb: int, **more: Any) -> str:
+    """Join the Ray at ``address``, or start one (``local``); its address."""
+    import ray
+
+    global _started_here
     own: dict[str, Any] = {}
     if address == "local":
         for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"):  # workers keep freed memory
             os.environ.setdefault(name, str(1 << 32))
         os.environ.setdefault("RAY_max_direct_call_object_size", str(INLINE))
         os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 lets any other program take the cores
-        own = {"include_dashboard": False}
-        if config.store_mb:
-            own["object_store_memory"] = config.store_mb << 20
+        own = {"include_dashboard": False, **more}
+        if store_mb:
+            own["object_store_memory"] = store_mb << 20
     for attempt in range(2):
         try:
-            ray.init(
+            context = ray.init(
                 address=address,
                 namespace=f"fedsim-{os.getpid()}",
                 log_to_driver=False,
@@ -62,6 +84,7 @@ def connect(config: Any) -> None:
     if address == "local":
         _started_here = True
         atexit.register(shutdown)
+    return str(context.address_info["address"])
 
 
 def warm_up(config: Any) -> None:

@@ -13,7 +13,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from omegaconf import DictConfig
 
-from fedsim import build, session
+from fedsim import configured, session
 from fedsim.api import RunResult, run
 from fedsim.config import FlowerConfig
 from fedsim.data.dataset import Dataset, Samples
@@ -22,9 +22,10 @@ from fedsim.data.shards import Shards
 from fedsim.errors import ConfigError, EngineError
 from fedsim.flower.engine import FlowerEngine
 from fedsim.flower.nodes import Known, Nodes
-from fedsim.flower.settings import configuration, own_folder
+from fedsim.flower.settings import configuration, deployable, own_folder
 from fedsim.flower.site import layout_name
 from fedsim.given import Given
+from fedsim.parts import typed
 from fedsim.vectors import FlatModel
 
 app = ServerApp()
@@ -38,10 +39,8 @@ def main(grid: Grid, context: Context) -> None:
 
 def serve(grid: Grid, config: DictConfig) -> RunResult:
     """Run ``config`` on the nodes of ``grid``; results lie in its folder as those of a simulation do."""
-    config.dir, method = own_folder(config), build.strategy(config, None)
-    if getattr(method, "pooled", False):
-        raise ConfigError(f"strategy: {type(method).__name__} needs all data in one place; simulate it")
-    folder, engine = Path(config.dir), build.typed(config.engine, FlowerConfig)
+    config.dir, method = own_folder(config), deployable(config)
+    folder, engine = Path(config.dir), typed(config.engine, FlowerConfig)
     folder.mkdir(parents=True, exist_ok=True)
     nodes = Nodes(grid, config.num_clients, path=folder / "nodes.jsonl")
     nodes.wait(engine.wait_for or config.num_clients, engine.start, engine.poll)
@@ -63,7 +62,7 @@ def _data(config: DictConfig, method: Any, nodes: Nodes) -> FederatedData:
             f"clients {sorted(owners)} have own-data, the others do not or are not there; "
             "all nodes must be started before round 1, and alike"
         )
-    return _counted(config, build.dataset(config), [nodes.of[c] for c in range(config.num_clients)])
+    return _counted(config, configured.dataset(config), [nodes.of[c] for c in range(config.num_clients)])
 
 
 def _counted(config: DictConfig, dataset: Dataset, owners: Sequence[Known]) -> FederatedData:
@@ -85,7 +84,7 @@ def _counted(config: DictConfig, dataset: Dataset, owners: Sequence[Known]) -> F
     groups = {split: columns for split, columns in dataset.groups.items() if split != "train"}
     known = replace(dataset, train=train, ids=None, groups=groups)
     return (
-        build.held_out(config, known, shards)
+        configured.held_out(config, known, shards)
         if config.evaluation.local_test
         else FederatedData(known, shards)
     )
@@ -95,7 +94,7 @@ class _Check:
     """Whether a node has the same model, and the same partition of the same data, as the server."""
 
     def __init__(self, config: DictConfig, data: FederatedData, own: bool):
-        model = FlatModel(build.model(config, data.dataset, None), build.DTYPES[config.dtype])
+        model = FlatModel(configured.model(config, data.dataset, None), configured.DTYPES[config.dtype])
         self.layout = layout_name(model)
         self.partition, self.own = data.shards.hash(), own
 

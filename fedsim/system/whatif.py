@@ -15,7 +15,7 @@ import numpy as np
 from hydra.utils import get_object
 from omegaconf import DictConfig
 
-from fedsim import build, settings
+from fedsim import configured, settings
 from fedsim.errors import ConfigError
 from fedsim.report.runs import Run
 from fedsim.server import MEASURING
@@ -78,9 +78,10 @@ def _check_recorded(run: Run, config: DictConfig, method: Any) -> None:
     if own:
         changes = own.deadline is not None or own.over_selection > 1
         changes |= any(own.dropout.get(k, 0) > 0 for k in ("before", "during", "after"))
+        changes |= any("battery" in row for row in run.rows)
         if changes or not str(own.availability.get("_target_")).endswith(".Always"):
             raise ConfigError(
-                f"{where}who took part depended on its own devices (deadline, dropout or availability)"
+                f"{where}who took part depended on its own devices (deadline, dropout, availability or battery)"
             )
     if str(config.sampling.get("_target_")).endswith((".Oort", ".Staying")):
         raise ConfigError(f"{where}its sampling rule looked at how long clients took or would stay")
@@ -98,15 +99,17 @@ def _clock(run: Run, config: DictConfig, num_clients: int) -> Clock:
             raise ConfigError(
                 f"{where}system.work=flops needs the {handed[0]}, which was handed over in Python; use work=samples"
             )
-        data = build.split(config, build.dataset(config))
-        batch = build.example(data, build.DTYPES[config.dtype])
-        model = copy.deepcopy(build.model(config, data.dataset, None)).to(batch.x.dtype)
+        data = configured.split(config, configured.dataset(config))
+        batch = configured.example(data, configured.DTYPES[config.dtype])
+        model = copy.deepcopy(configured.model(config, data.dataset, None)).to(batch.x.dtype)
         return count_flops(model, batch.x, batch.y, cross_entropy)
 
-    system = build.system(config)
+    system = configured.system(config)
     clock = system.start(num_clients, config.seed, 0.0, measure)
     if system.deadline is not None or system.over_selection > 1 or system.dropout:
         raise ConfigError(f"{where}deadlines, over-selection and dropout would change who takes part")
+    if clock.batteries is not None:
+        raise ConfigError(f"{where}batteries would change who takes part; use system.devices.battery=null")
     if not isinstance(clock.presence, Always):
         raise ConfigError(
             f"{where}who comes and goes would take part at other times; use system/availability=always"

@@ -1,4 +1,4 @@
-"""``fedsim.simulate``: what it takes in Python, what it gives back, and that a folder is one run's."""
+"""``fedsim.simulate``: what it takes in Python and what it gives back."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from problems import Fail, Recorded, classes, classification, hashes, hooked, method, network, quadratic
+from problems import Recorded, classes, classification, hashes, method, network, quadratic
 from torch import nn
 
-import fedsim
-from fedsim.errors import CheckpointError, ConfigError
+from fedsim.errors import ConfigError
 from strategies.aggregators import mean
 from strategies.base import Strategy
 from strategies.fedavg import FedAvg
@@ -163,106 +162,6 @@ def test_callbacks_hear_every_round_and_the_end() -> None:
     result = classification().run(callbacks=[listener])
     assert listener.rounds == [1, 2, 3, 4]
     assert listener.ended["weights_hash"] == result.summary["weights_hash"]
-
-
-# -- one folder, one run ------------------------------------------------------------------------------------------
-
-
-def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
-    listener = Listener()
-    first = classification().run(f"dir={tmp_path}")
-    again = classification().run(f"dir={tmp_path}", callbacks=[listener])
-    assert listener.rounds == []
-    assert hashes(again) == hashes(first)
-    assert all(torch.equal(again.weights[k], v) for k, v in first.weights.items())
-    third = classification().run(f"dir={tmp_path}", "resume=never", callbacks=[listener])
-    assert listener.rounds == [1, 2, 3, 4]
-    assert hashes(third) == hashes(first)
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"overrides": ["client.lr=0.2"]},
-        {"initial": {k: v + 1 for k, v in network().state_dict().items()}},
-        {"clients": classes(seed=5)},
-        {"test": classes((11,), seed=6)[0]},
-        {"cohorts": [[0], [1], [2], [3]]},
-        {"loss": nn.functional.multi_margin_loss},
-        {"strategy": method("fedavg", "strategy.server_lr=0.5")},
-    ],
-    ids=lambda c: next(iter(c)),
-)
-def test_a_folder_of_another_run_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
-    classification().run(f"dir={tmp_path}", strategy=method("fedavg"))
-    overrides = changes.pop("overrides", [])
-    with pytest.raises(CheckpointError, match="belongs to another configuration"):
-        classification().run(f"dir={tmp_path}", *overrides, **{"strategy": method("fedavg"), **changes})
-
-
-def test_a_failed_run_says_so_and_keeps_its_rows(tmp_path: Path) -> None:
-    problem = classification(cohorts=[range(6)] * 4)
-    with pytest.raises(fedsim.errors.ClientError):
-        problem.run(f"dir={tmp_path}", strategy=hooked("fedavg", Fail([4], rounds=[2])))
-    summary = json.loads((tmp_path / "summary.json").read_text())
-    assert (summary["status"], summary["rounds"]) == ("failed", 2)
-    assert "client 4 failed in round 3" in summary["error"]
-    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
-    assert (tmp_path / "checkpoint" / "round-000002").is_dir()
-
-
-def test_an_interrupt_while_measuring_loses_the_round_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Weights without a row, or a row without weights, would be worse."""
-    from fedsim.server import Server
-
-    settings = ["strategy=fedspeed", "evaluation.every=1", f"dir={tmp_path / 'run'}"]
-    expected = classification().run("strategy=fedspeed", "evaluation.every=1")
-    plain, calls = Server.evaluate, []
-
-    def interrupted(self: Server, weights: Any) -> Any:
-        calls.append(1)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return plain(self, weights)
-
-    monkeypatch.setattr(Server, "evaluate", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        classification().run(*settings)
-    monkeypatch.undo()
-    monkeypatch.chdir(tmp_path)
-    resumed = classification().run(*settings)
-    assert [r["round"] for r in resumed.rows] == [1, 2, 3, 4]
-    assert hashes(resumed) == hashes(expected)
-
-
-def test_an_interrupt_while_states_are_accepted_falls_back_to_the_newest_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from fedsim.clientstore import ClientStore
-
-    settings = ["strategy=fedspeed", "rounds=5", "checkpoint.every=2", f"dir={tmp_path / 'run'}"]
-    expected = classification().run("strategy=fedspeed", "rounds=5")
-    plain, calls = ClientStore.accept, []
-
-    def interrupted(self: ClientStore) -> None:
-        plain(self)
-        calls.append(1)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(ClientStore, "accept", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        classification().run(*settings)
-    monkeypatch.undo()
-    monkeypatch.chdir(tmp_path)
-    resumed = classification().run(*settings)
-    assert hashes(resumed) == hashes(expected)
-    assert [r["round"] for r in resumed.rows] == [1, 2, 3, 4, 5]
-
-
-# -- aggregators --------------------------------------------------------------------------------------------------
 
 
 def first_update(updates: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from problems import compose_quickly
+from composing import compose_quickly
 
 
 @pytest.fixture(autouse=True)

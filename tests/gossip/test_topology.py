@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_array
 
-from fedsim import build, topology
+from fedsim import configured, topology
 from fedsim.errors import ConfigError
 from fedsim.settings import compose
 from fedsim.topology.facts import facts, spectral_gap
@@ -130,7 +130,7 @@ OPTIONS = (
 
 @pytest.mark.parametrize("option", [*OPTIONS, "time_varying"])
 def test_every_option_of_the_group_builds_its_graph(option: str) -> None:
-    built = build.topology(compose([f"topology={option}", "num_clients=20", "strategy=gossip"]))
+    built = configured.topology(compose([f"topology={option}", "num_clients=20", "strategy=gossip"]))
     assert built is not None and built.num_peers == 20
     assert built.at(0).shape == (20, 20) and built.degrees().min() >= 1
 

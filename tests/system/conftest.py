@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from problems import compose_quickly
+from composing import compose_quickly
 
 TRACES = Path(__file__).resolve().parents[3] / "shared" / "data" / "traces"
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from callbacks import Interrupt
 from problems import Problem, classes, classification, hashes, network
 
 from fedsim.errors import ConfigError
@@ -177,15 +178,6 @@ def test_time_and_bits_do_not_depend_on_the_engine(fleet: str, ray: str) -> None
         ]
 
 
-class Stop:
-    def __init__(self, after: int):
-        self.after = after
-
-    def round(self, row: dict[str, Any], clients: list[Any]) -> None:
-        if row["round"] == self.after:
-            raise KeyboardInterrupt
-
-
 def test_a_resumed_run_goes_on_at_its_virtual_time(tmp_path: Path) -> None:
     settings = ["system=lognormal", "system/availability=random", "system.availability.every=0.5", "rounds=6"]
     settings += ["sampling=oort", "system.dropout.during=0.2", "strategy=moon"]
@@ -195,8 +187,19 @@ def test_a_resumed_run_goes_on_at_its_virtual_time(tmp_path: Path) -> None:
     for after in (1, 4):
         place = f"dir={tmp_path / str(after)}"
         with pytest.raises(KeyboardInterrupt):
-            problem.run(*settings, place, callbacks=[Stop(after)])
+            problem.run(*settings, place, callbacks=[Interrupt(after)])
         assert [[row[k] for k in kept] for row in problem.run(*settings, place).rows] == expected
+
+
+@pytest.mark.parametrize("method", [[], ["strategy=fedbuff", "strategy.buffer=2", "strategy.concurrency=3"]])
+def test_nobody_sleeps_through_virtual_hours(method: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(seconds: float) -> None:
+        raise AssertionError(f"slept for {seconds} s")
+
+    monkeypatch.setattr("time.sleep", refuse)
+    slow = ["system=lognormal", "system.devices.speed=0.001", "system/availability=diurnal"]
+    result = classification().run(*method, *slow, "system.availability.hours=24")
+    assert sum(row["sim_seconds"] for row in result.rows) > 10 * 3600
 
 
 def test_no_fleet_no_virtual_time() -> None:

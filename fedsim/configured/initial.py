@@ -1,0 +1,94 @@
+"""The model that a run starts from, drawn under its seed or handed over."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from fedsim.data.dataset import Dataset
+from fedsim.errors import ConfigError
+from fedsim.parts import part
+from fedsim.rng import key
+from fedsim.validation import hint
+from fedsim.vectors import FlatModel, Weights
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+def model(
+    config: DictConfig,
+    data: Dataset,
+    given: nn.Module | Callable[[], nn.Module] | None,
+    *draw: int,
+) -> nn.Module:
+    """The initial model; a configured or given factory runs under a generator keyed by the seed and ``draw``."""
+    if isinstance(given, nn.Module):
+        return given
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(key(config.seed, "model", *draw) >> 1)
+        if given is not None:
+            return given()
+        shape = {"input_shape": data.input_shape, "num_classes": data.num_classes}
+        built = part(config.model, "model", **shape)
+    if not isinstance(built, nn.Module):
+        raise ConfigError(
+            f"model: {config.model.get('_target_')} gave {type(built).__name__}, expected an nn.Module"
+        )
+    return built
+
+
+def initialised(model: nn.Module, initial: Mapping[str, Tensor], dtype: torch.dtype) -> nn.Module:
+    """A copy of ``model`` in ``dtype`` holding ``initial``: parameters, frozen ones too, and statistics.
+
+    Raises:
+        ConfigError: if a tensor is missing, misshapen or unknown. Only counters may be missing.
+    """
+    out = copy.deepcopy(model).to(dtype)
+    wanted = out.state_dict()
+    for name in initial:
+        if name not in wanted:
+            raise ConfigError(f"initial: the model has no '{name}'{hint(name, wanted)}")
+    for name, value in wanted.items():
+        if name not in initial:
+            if value.is_floating_point():
+                raise ConfigError(f"initial: '{name}' is missing; given: {', '.join(initial) or 'nothing'}")
+        elif tuple(value.shape) != tuple(torch.as_tensor(initial[name]).shape):
+            shape = tuple(torch.as_tensor(initial[name]).shape)
+            raise ConfigError(f"initial: '{name}' has shape {shape}, expected {tuple(value.shape)}")
+    out.load_state_dict({k: torch.as_tensor(v) for k, v in initial.items()}, strict=False)
+    return out
+
+
+def fresh(config: DictConfig, data: Dataset, given: nn.Module | Callable[[], nn.Module] | None) -> Any:
+    """``(peer) -> Weights``: another draw of the initial model for every peer, keyed by the seed and the peer."""
+    dtype = DTYPES[config.dtype]
+
+    def draw(peer: int) -> Weights:
+        drawn = _drawn_again(given, config.seed, peer) if isinstance(given, nn.Module) else None
+        return FlatModel(drawn or model(config, data, given, peer), dtype).weights
+
+    return draw
+
+
+def _drawn_again(module: nn.Module, seed: int, peer: int) -> nn.Module:
+    """A copy whose layers draw their weights anew, as torch's own layers can."""
+    out = copy.deepcopy(module)
+    covered: set[int] = set()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(key(seed, "model", peer) >> 1)
+        for layer in out.modules():
+            if callable(reset := getattr(layer, "reset_parameters", None)):
+                reset()
+                covered |= {id(p) for p in layer.parameters(recurse=False)}
+    for name, p in out.named_parameters():
+        if id(p) not in covered:
+            raise ConfigError(
+                f"model: a fresh start per peer was asked for, but '{name}' lies in a layer without "
+                "reset_parameters(); hand over a function that builds the model, or type strategy.init=shared"
+            )
+    return out

@@ -1,0 +1,109 @@
+"""Who takes part, and how: the method, its graph of peers, attackers, devices and kinds of clients."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+
+from fedsim.attack import AttackLike, draw_attackers
+from fedsim.classes import Classes
+from fedsim.config import ClientConfig
+from fedsim.configured.initial import DTYPES
+from fedsim.configured.samples import example
+from fedsim.data.federated import FederatedData
+from fedsim.errors import ConfigError
+from fedsim.parts import part
+from fedsim.task import Task
+
+if TYPE_CHECKING:
+    from fedsim.system import Clock, System
+    from fedsim.topology import Topology
+
+
+def strategy(config: DictConfig, given: Any) -> Any:
+    """The configured or given strategy, with the configured aggregator unless it brings its own."""
+    built = part(config.strategy, "strategy") if given is None else given
+    built = built() if isinstance(built, type) else copy.copy(built)  # the caller's object stays as it is
+    for name in ("init", "round", "models", "client"):
+        if not hasattr(built, name):
+            raise ConfigError(
+                f"strategy: {type(built).__name__} has no '{name}'; derive it from strategies.base.Strategy"
+            )
+    peers = getattr(built, "peers", False)
+    if bool(config.topology) != peers:
+        raise ConfigError(
+            "topology: this method's peers need a graph; type topology=ring, random_regular or another"
+            if peers
+            else f"topology: {type(built).__name__} talks through a server; leave topology out, or type strategy=gossip"
+        )
+    defined = ["aggregator" in vars(kind) for kind in type(built).__mro__]
+    if (
+        "aggregator" not in built.__dict__ and sum(defined) <= 1
+    ):  # else a subclass replaced the base's default
+        built.aggregator = part(config.aggregator, "aggregator")
+    return built
+
+
+def topology(config: DictConfig) -> Topology | None:
+    """The configured graph of peers, drawn under the run's seed; ``None`` where one server talks to all."""
+    if not config.topology:
+        return None
+    from fedsim.topology import Topology  # and with it networkx
+
+    built = part(config.topology, "topology", num_peers=config.num_clients, seed=config.seed)
+    if not isinstance(built, Topology):
+        raise ConfigError(
+            f"topology: {config.topology.get('_target_')} gave {type(built).__name__}, expected a "
+            "fedsim.topology.Topology"
+        )
+    return built
+
+
+def attack(config: DictConfig) -> tuple[AttackLike | None, list[int]]:
+    """The configured attack and the ids of the attackers; ``None`` and nobody if all clients are honest."""
+    if config.attack is None:
+        return None, []
+    built: AttackLike = part(config.attack, "attack")
+    return built, draw_attackers(config.seed, config.num_clients, built.fraction)
+
+
+def system(config: DictConfig) -> System:
+    """The configured fleet."""
+    from fedsim.system import System
+
+    built = part(config.system, "system")
+    if not isinstance(built, System):
+        raise ConfigError(f"system: {config.system._target_} gave {type(built).__name__}, expected a System")
+    return built
+
+
+def clock(config: DictConfig, task: Task, data: FederatedData, dim: int) -> Clock | None:
+    """The virtual clock of the configured fleet, if there is one; ``dim`` is the number of parameters."""
+    if not config.system:
+        return None
+    from fedsim.system.cost import Cost, count_flops
+
+    dtype = DTYPES[config.dtype]
+
+    def measure() -> Cost:
+        batch = example(data, dtype)
+        return count_flops(copy.deepcopy(task.model).to(dtype), batch.x, batch.y, task.loss)
+
+    copies = 3  # of the parameters while training: the model, its gradient, what was received
+    return system(config).start(data.num_clients, config.seed, copies * dim * dtype.itemsize / 1e6, measure)
+
+
+def classes(
+    config: DictConfig, local: ClientConfig, method: Any, num_clients: int, clock: Clock | None
+) -> Classes | None:
+    """The configured kinds of clients, if there are any."""
+    if local.classes is None:
+        return None
+    found = Classes.of(local, num_clients, config.seed, None if clock is None else clock.fleet.speed)
+    if set(found.widths) != {1.0} and not getattr(method, "widths", False):
+        raise ConfigError(
+            "client.classes: a width needs a method that trains parts of the model; strategy=heterofl"
+        )
+    return found

@@ -1,0 +1,90 @@
+"""What a run comes to: rounds, weights, pictures and summary."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from typing import Any
+
+from omegaconf import DictConfig
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fedsim.data.federated import FederatedData
+from fedsim.data.longtail import class_groups
+from fedsim.loop import Loop
+from fedsim.settings import method_name, run_name
+from fedsim.task import Task
+from fedsim.vectors import FlatModel
+
+
+def execute(loop: Loop, config: DictConfig, task: Task, data: FederatedData) -> dict[str, Tensor]:
+    """Run the rounds, then write ``weights.safetensors`` and the pictures; returns the final state dict."""
+    loop.run()
+    model = FlatModel(copy.deepcopy(task.model), loop.server.dtype)
+    weights = model.state_dict(loop.models()["global"])
+    save_file({k: v.contiguous() for k, v in weights.items()}, loop.folder / "weights.safetensors")
+    if config.tracker.plots:
+        _draw(loop, data)
+    return weights
+
+
+def _draw(loop: Loop, data: FederatedData) -> None:
+    """Curves, and the partition as a heat map. A picture that fails costs a warning, not the run."""
+    from fedsim.data.picture import draw_partition
+    from fedsim.report import figure_of
+
+    try:
+        figure_of({"run": [loop.history]}).savefig(loop.folder / "curves.png", dpi=150)
+        y = data.dataset.train.y
+        if loop.server.topology is not None:
+            from fedsim.topology.picture import draw_topology
+
+            draw_topology(loop.server.topology, loop.folder / "topology.png")
+        if len(y) and data.dataset.num_classes and y.dim() == 1:
+            held = data.all_counts() if loop.server.task.by_class else None
+            draw_partition(
+                data.shards,
+                y.numpy(),
+                data.dataset.classes,
+                loop.folder / "partition.png",
+                groups=None if held is None else class_groups(held),
+                local_test=data.local_test,
+            )
+        if loop.server.clock is not None:
+            from fedsim.system.picture import draw_fleet
+
+            draw_fleet(loop.server.clock, loop.folder / "devices.png")
+    except Exception as e:
+        logging.getLogger(__name__).warning("pictures of %s could not be drawn: %s", loop.folder, e)
+
+
+def summarise(loop: Loop, config: DictConfig, data: FederatedData) -> dict[str, Any]:
+    """What ``summary.json`` says of the finished rounds, beside its status."""
+    rows = loop.history
+    out: dict[str, Any] = {
+        "method": method_name(config),
+        "name": run_name(config),
+        "seed": config.seed,
+        "rounds": loop.done,
+        "key": loop.key,
+        "partition_hash": data.shards.hash(),
+        **loop.server.facts,
+    }
+    for name in ("loss", "accuracy", "clients/loss", "clients/accuracy"):
+        values = [r[name] for r in rows if r.get(name) is not None]
+        if values:
+            out[name] = values[-1]
+            out[f"best_{name}"] = min(values) if name.endswith("loss") else max(values)
+    if config.evaluation.target is not None:
+        reached = (r["round"] for r in rows if (r.get("accuracy") or 0) >= config.evaluation.target)
+        out["rounds_to_target"] = next(reached, None)
+    for name in ("bytes_up", "bytes_down", "seconds", "sim_seconds", "joules"):
+        if any(r.get(name) is not None for r in rows):
+            out[name] = sum(r.get(name) or 0 for r in rows)
+    for phase in sorted({k for r in rows for k, v in r.items() if isinstance(v, dict) and "bytes_up" in v}):
+        parts = [r[phase] for r in rows if phase in r]
+        out[phase] = {k: sum(part[k] for part in parts) for k in ("bytes_up", "bytes_down", "seconds")}
+    if rows:
+        out["weights_hash"] = rows[-1]["weights_hash"]
+    return out

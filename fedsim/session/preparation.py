@@ -1,0 +1,87 @@
+"""What a run works on, in a simulation or at a client's node: settings, data, task and the workers' plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from omegaconf import DictConfig
+
+from fedsim import configured
+from fedsim.cohort import check_cohorts
+from fedsim.config import ClientConfig, EmbedConfig, FailureConfig
+from fedsim.data.federated import FederatedData
+from fedsim.embedding import embedded
+from fedsim.engine.base import pick_device
+from fedsim.engine.worker import Plan
+from fedsim.errors import ConfigError
+from fedsim.given import Given
+from fedsim.parts import typed
+from fedsim.system.clock import Clock
+from fedsim.task import Task, cross_entropy
+from fedsim.validation import validate
+
+
+def settle(config: DictConfig, given: Given) -> None:
+    """Settings that follow from what was handed over; then every setting is checked."""
+    if given.test is not None and given.clients is None:
+        raise ConfigError("test: give it together with clients")
+    if given.clients is not None:
+        if not len(given.clients):
+            raise ConfigError("clients: the list is empty; give one (x, y) pair per client")
+        config.num_clients = len(given.clients)
+    if given.cohorts is not None:
+        config.clients_per_round = min(config.clients_per_round, config.num_clients)
+        check_cohorts(given.cohorts, config.rounds, config.num_clients)
+    if given.domains is not None and len(given.domains) != len(given.clients or ()):
+        raise ConfigError(
+            f"domains: {len(given.domains)} names for {len(given.clients or ())} clients; give one per client"
+        )
+    if isinstance(given.test, Mapping) and given.domains is None:
+        raise ConfigError("test: a pair per domain needs domains=[...], the name of each client's domain")
+    validate(config)
+    given.record(config)
+
+
+def load_data(config: DictConfig, given: Given, method: Any) -> FederatedData:
+    """Clients as handed over, or the configured source, split; all in one place if that is what the method is for."""
+    if given.clients is not None:
+        data = configured.given_clients(config, given.clients, given.test, given.domains)
+    else:
+        data = configured.split(config, configured.dataset(config))
+    if config.encoder:
+        device = pick_device(config.engine.device)
+        made = embedded(data.dataset, config.encoder, typed(config.embed, EmbedConfig), device)
+        data = replace(data, dataset=made)
+    return data.pooled() if getattr(method, "pooled", False) else data
+
+
+def learning_task(config: DictConfig, given: Given, data: FederatedData) -> Task:
+    """The initial model, configured or handed over, and its loss."""
+    model = configured.model(config, data.dataset, given.model)
+    if given.initial is not None:
+        model = configured.initialised(model, given.initial, configured.DTYPES[config.dtype])
+    by_class = configured.classes_to_count(config, data.dataset)
+    example = configured.example(data, configured.DTYPES[config.dtype])
+    return Task(model, given.loss or cross_entropy, by_class=by_class, example=example.x)
+
+
+def plan(config: DictConfig, method: Any, task: Task, data: FederatedData, clock: Clock | None) -> Plan:
+    """All that a worker must know, in a simulation or at a client's node."""
+    local = typed(config.client, ClientConfig)
+    attack, attackers = configured.attack(config)
+    return Plan(
+        task=task,
+        client=attack.wear(method.client, frozenset(attackers)) if attack and attackers else method.client,
+        data=data,
+        local=local,
+        failures=typed(config.failures, FailureConfig),
+        seed=config.seed,
+        dtype=configured.DTYPES[config.dtype],
+        buffers=getattr(method, "buffers", None) or config.buffers,
+        threads=config.engine.threads,
+        device=pick_device(config.engine.device),
+        vectorize=config.engine.vectorize,
+        classes=configured.classes(config, local, method, data.num_clients, clock),
+    )

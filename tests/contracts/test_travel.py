@@ -1,0 +1,136 @@
+"""What every strategy's messages and updates hold: statistics of BatchNorm, types, single updates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from problems import Pair, Problem, classes, classification, network, quadratic
+from registry import Entry
+from torch import Tensor
+from trial import each_method, each_strategy, in_ways, record, run_hooked
+
+from fedsim import configured
+from fedsim.errors import ClientError
+from fedsim.fold import fold_kinds
+from fedsim.settings import compose
+
+# -- BatchNorm ----------------------------------------------------------------------------------------------------
+
+
+def first_statistics(pair: Pair, order: Tensor) -> tuple[Tensor, Tensor]:
+    """Running mean and variance after one batch through the first layer: 0.9 * (0, 1) + 0.1 * batch (unbiased)."""
+    linear = network("bn").double()[0]
+    z = linear(pair[0].double()[order]).detach()
+    return 0.1 * z.mean(0), 0.9 + 0.1 * z.var(0)
+
+
+@each_method
+def test_averaged_statistics_are_the_weighted_mean_and_counters_stay(entry: Entry) -> None:
+    """One step a client on all its samples; the second look of a perturbed gradient must not count."""
+    if entry.adds_samples or entry.parts:
+        pytest.skip("the numbers below are for BatchNorm of the clients' own samples alone")
+    clients = classes((4, 8, 12))
+    problem = Problem(network("bn"), clients, ("rounds=1", "clients_per_round=3", "dtype=float64"))
+    strategy, result = record(entry, problem, "client.epochs=1", "client.batch_size=12")
+    table = result.per_client
+    weights = table[table.metric == "weight"].sort_values("client").value.to_numpy()
+    assert weights.tolist() in ([4.0, 8.0, 12.0], [1.0, 1.0, 1.0])
+    statistics = [first_statistics(pair, torch.arange(len(pair[1]))) for pair in clients]
+    for i, name in enumerate(("1.running_mean", "1.running_var")):
+        expected = sum(w * s[i] for w, s in zip(weights, statistics, strict=True)) / weights.sum()
+        torch.testing.assert_close(result.weights[name], expected, rtol=0, atol=1e-12)
+    assert int(result.weights["1.num_batches_tracked"]) == 0
+    assert all(v.is_floating_point() for v in strategy.states[0].values())
+
+
+@pytest.mark.parametrize("policy", ["local", "all_local"])
+@each_method
+def test_local_statistics_stay_with_their_client(entry: Entry, policy: str) -> None:
+    if entry.adds_samples or entry.parts:
+        pytest.skip("the numbers below are for BatchNorm of the clients' own samples alone")
+    clients = classes((4, 8, 12))
+    problem = Problem(network("bn"), clients, ("rounds=2", "clients_per_round=3", "dtype=float64"))
+    settings = [f"buffers={policy}", "client.epochs=1", "client.batch_size=12"]
+    strategy, result = record(entry, problem, *settings)
+    assert torch.equal(result.weights["1.running_mean"], torch.zeros(5, dtype=torch.float64))
+    assert torch.equal(result.weights["1.running_var"], torch.ones(5, dtype=torch.float64))
+    for client, pair in enumerate(clients):
+        expected = torch.cat(first_statistics(pair, torch.arange(len(pair[1]))))
+        kept = strategy.kept[0][client]["local/buffers"]
+        torch.testing.assert_close(kept, expected, rtol=0, atol=1e-12)
+    assert not torch.equal(strategy.kept[0][0]["local/buffers"], strategy.kept[1][0]["local/buffers"])
+
+
+@each_method
+def test_all_local_norm_weights_never_leave_their_client(entry: Entry) -> None:
+    if entry.parts:
+        pytest.skip("takes no BatchNorm")
+    problem = classification("bn", cohorts=[[0, 1, 2]] * 3)
+    strategy, result = record(entry, problem, "buffers=all_local", "rounds=3")
+    initial = network("bn").state_dict()
+    for name in ("1.weight", "1.bias"):
+        assert torch.equal(result.weights[name], initial[name])  # the server never sees theirs
+    assert not torch.equal(result.weights["0.weight"], initial["0.weight"])
+    own = [strategy.kept[-1][c]["local/0"] for c in (0, 1, 2)]
+    assert all(len(v) == 10 for v in own)
+    assert not torch.equal(own[0], own[1])
+    assert not strategy.kept[-1][3]
+
+
+# -- what travels -------------------------------------------------------------------------------------------------
+
+
+@each_method
+def test_with_the_configured_mean_no_single_update_leaves_its_worker(entry: Entry) -> None:
+    if entry.has("aggregator"):
+        pytest.skip("another aggregator needs single updates")
+    built = configured.strategy(compose(entry.arguments), None)
+    if built.peers:
+        pytest.skip("peers need each other's models, and only those")
+    kinds = {kind for kinds in fold_kinds(built.folds).values() for kind in kinds}
+    assert kinds <= {"mean", "sum"}
+
+
+# -- messages, dtypes ---------------------------------------------------------------------------------------------
+
+
+def scribble(job: Any) -> None:
+    if job.client == 1:
+        job.anchor.add_(1)
+
+
+@in_ways("policy", "skip", "stop")
+def test_writing_to_the_message_is_an_error_whatever_the_policy(entry: Entry, policy: str) -> None:
+    """Other clients share the message, so a written one must not be used any further."""
+    with pytest.raises(ClientError, match=r"client 1(?s:.*)round 1(?s:.*)read-only(?s:.*)'w'"):
+        run_hooked(entry, scribble, classification(cohorts=[range(3)] * 4), f"failures.policy={policy}")
+
+
+def demand_float64(job: Any) -> None:
+    floats = [job.anchor, *job.state.values(), job.data.read(torch.arange(1)).x, job.model.w]
+    floats += (
+        [job.start()] if len(job.anchor) == len(job.model.w) else []
+    )  # else a part of the model is trained
+    assert {t.dtype for t in floats} == {torch.float64}
+
+
+@each_method
+def test_float64_means_float64_everywhere(entry: Entry) -> None:
+    problem = classification(entry.model("bn"))
+    strategy, result = run_hooked(entry, demand_float64, problem, "dtype=float64")
+    tensors = [*strategy.states[-1].values(), *(v for kept in strategy.kept[-1] for v in kept.values())]
+    assert {t.dtype for t in tensors} == {torch.float64}
+    floats = {v.dtype for v in result.weights.values() if v.is_floating_point()}
+    assert floats == {torch.float64}
+
+
+@each_strategy
+def test_float32_and_float64_agree_to_rounding(entry: Entry) -> None:
+    if entry.needs_head or entry.parts:
+        pytest.skip("needs a model with layers, which one vector has not")
+    single, double = (
+        quadratic().run(*entry.arguments, f"dtype={d}").weights["x"] for d in ("float32", "float64")
+    )
+    torch.testing.assert_close(single.double(), double, rtol=0, atol=1e-4)

@@ -1,0 +1,75 @@
+"""Every attack, worn by every kind of client and on every engine; the experiments with attackers."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from problems import classification, hashes
+
+from fedsim.settings import compose
+from fedsim.validation import validate
+
+CONF = Path(__file__).resolve().parents[1] / "conf/attack"
+IMAGES = ("cat_map", "lotka_volterra")  # attacks that need images
+NAMES = sorted(p.stem for p in CONF.glob("*.yaml"))
+
+
+# -- any client, any strategy -------------------------------------------------------------------------------------
+
+
+@cache
+def calm_hashes(settings: tuple[str, ...]) -> list[str]:
+    return hashes(classification().run(*settings))
+
+
+@pytest.mark.parametrize("strategy", ["scaffold", "feddyn", "moon"])
+@pytest.mark.parametrize("attack", [n for n in NAMES if n not in (*IMAGES, "none")])
+def test_any_client_wears_any_attack(attack: str, strategy: str) -> None:
+    settings = (f"strategy={strategy}", "rounds=2", "clients_per_round=6")
+    options = ("attack.z=1.0",) if attack == "alie" else ("attack.loss=0.5",) if attack == "drop" else ()
+    stormy = classification().run(*settings, f"attack={attack}", "attack.fraction=0.34", *options)
+    assert not set(calm_hashes(settings)) & set(hashes(stormy))
+    assert all(torch.isfinite(v).all() for v in stormy.weights.values())
+
+
+@pytest.mark.parametrize(
+    ("attack", "method"),
+    [
+        ("random_uniform", ("strategy=scaffold", "aggregator=flag")),
+        ("ipm", ("strategy=scaffold", "aggregator=flag")),
+        ("ipm", ("strategy=fedspeed", "strategy.dual_mean=active", "aggregator=norm_clip")),
+    ],
+)
+def test_attacked_runs_have_the_same_bits_on_ray(attack: str, method: tuple[str, ...], ray: str) -> None:
+    settings = (*method, f"attack={attack}", "attack.fraction=0.34")
+    expected = hashes(classification().run(*settings))
+    assert hashes(classification().run(*settings, ray, "engine.workers=2")) == expected
+
+
+# -- the experiments ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["byzantine", "byzantine_paper"])
+def test_the_experiments_compose(name: str) -> None:
+    validate(compose([f"experiment={name}"]))
+
+
+def test_the_grid_composes_and_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from argparse import Namespace
+
+    from experiments import byzantine
+
+    args = Namespace(out=str(tmp_path), what="digits", seeds=[0])
+    values = byzantine.cohort(args, 15, 2)
+    for rule, attack in (("Bulyan", "ALIE z=1.5"), ("flag, unit", "none")):
+        for kind in ("gradients", "local"):
+            settings = (*byzantine.train(kind, rule), *byzantine.RULES[rule], *byzantine.ATTACKS[attack])
+            validate(compose([o.format(**values) for o in (*byzantine.COMMON, *settings)]))
+    byzantine.report(args, {("mean", "none"): [90.0, 80.0], ("flag", "none"): [70.0, 71.0]}, "title")
+    assert "| mean | 85.0 |\n| flag | 70.5 |" in capsys.readouterr().out
+    rows = (tmp_path / "digits/table.csv").read_text().splitlines()
+    assert rows[1:] == ["mean,none,85.0,80.0,90.0,2", "flag,none,70.5,70.0,71.0,2"]
+    assert (tmp_path / "digits/heatmap.png").stat().st_size > 5000

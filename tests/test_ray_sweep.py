@@ -1,0 +1,47 @@
+"""One Ray for the jobs of a sweep that run in several processes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from fedsim.sweep import RaySweep
+
+
+def test_ray_sweep_starts_ray_only_for_jobs_in_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[dict[str, Any]] = []
+
+    def init(**options: Any) -> SimpleNamespace:
+        started.append(options)
+        return SimpleNamespace(address_info={"address": "1.2.3.4:5"})
+
+    ray = SimpleNamespace(init=init, shutdown=lambda: None, is_initialized=lambda: True)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+    def sweep(launcher: dict[str, int], engine: str, *task: str) -> str | None:
+        config = OmegaConf.create(
+            {
+                "engine": {"name": engine, "workers": 3, "store_mb": 7},
+                "hydra": {"launcher": launcher, "overrides": {"task": list(task)}},
+            }
+        )
+        callback = RaySweep()
+        callback.on_multirun_start(config)
+        address = os.environ.get("RAY_ADDRESS")
+        callback.on_multirun_end(config)
+        assert "RAY_ADDRESS" not in os.environ
+        return address
+
+    assert sweep({}, "ray") is None
+    assert sweep({"n_jobs": 2}, "serial") is None
+    assert sweep({"n_jobs": 2}, "ray", "engine=serial") is None
+    assert not started
+    assert sweep({"n_jobs": 2}, "serial", "engine=serial,ray") == "1.2.3.4:5"
+    assert sweep({"n_jobs": 2}, "ray") == "1.2.3.4:5"
+    assert started[-1]["num_cpus"] >= 6 and started[-1]["object_store_memory"] == 7 * 2**20
