@@ -22,6 +22,8 @@ from torch import Tensor
 
 from strategies import aggregators
 
+NOT_RULES = ("Aggregator", "is_mean", "keeps_size")
+
 
 def svd_form(updates: Tensor, iterations: int = 5) -> Tensor:
     """Flag aggregation, median-norm scale, without pairs, on columns."""
@@ -58,9 +60,7 @@ def measured(call: Callable[[], Any]) -> tuple[float, float, int]:
 
 def rules(n: int, wish: str | None) -> dict[str, Callable[[Tensor], Any]]:
     f = (n - 3) // 4
-    names = (
-        wish.split(",") if wish else [x for x in aggregators.__all__ if x not in ("Aggregator", "is_mean")]
-    )
+    names = wish.split(",") if wish else [x for x in aggregators.__all__ if x not in NOT_RULES]
     options = {k: {"f": f} for k in ("trimmed_mean", "meamed", "phocas", "krum", "multi_krum", "bulyan")}
     return {name: partial(getattr(aggregators, name), **options.get(name, {})) for name in names}
 

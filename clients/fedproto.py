@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from clients.sgd import SGDClient
 from fedsim.data.local import Batch, LocalData
 from fedsim.errors import ClientError
+from fedsim.evaluation import features
 from fedsim.job import Job
 from fedsim.payload import Refusal, Update
 from fedsim.task import Task
@@ -76,7 +78,36 @@ class FedProtoClient(SGDClient):
     def _measure(self, job: Job, data: LocalData | None) -> Update:
         if data is None or not len(data):
             raise Refusal("nothing to be measured on")
-        return Update(metrics=job.evaluate(data, job.state.get("w")), weight=len(data))
+        w = job.start()
+        w = job.state.get("w", w)
+        found = job.measure(data, w)
+        means, known = job.message.arrays.get("prototypes"), job.message.arrays.get("known")
+        if self.personal and means is not None and known is not None:
+            found = self._nearest(job, data, w, (means, known), found)
+        return Update(metrics=found, weight=len(data))
+
+    def _nearest(
+        self,
+        job: Job,
+        data: LocalData,
+        w: Tensor,
+        prototypes: tuple[Tensor, Tensor],
+        head: Mapping[str, float],
+    ) -> dict[str, float]:
+        """Metrics of the nearest global prototype, those of the model's own ``head`` beside; its loss stays the loss.
+
+        ``argmin_j |f(x) - C_j|`` over the classes that have a prototype (section 3.4 of the paper).
+        """
+        (means, known), logits, labels = prototypes, list[Tensor](), list[Tensor]()
+        for rows in torch.split(torch.arange(len(data)), 512):
+            batch = data.read(rows)
+            z = features(job.model, w, [batch])[0].flatten(1)
+            logits.append((-torch.cdist(z, means)).masked_fill(known == 0, -torch.inf))
+            labels.append(batch.y)
+        job.forwards += job.effort * len(data)
+        near = job.score(torch.cat(logits), torch.cat(labels))
+        beside = {f"head/{k}": v for k, v in head.items() if k != "loss"}
+        return {**near, "loss": head["loss"], **beside}
 
     def _start(self, job: Job) -> Tensor:
         w = job.start()

@@ -127,7 +127,7 @@ class LocalUpdate:
             apart = train_generator and self.options.dist_generator.startswith("MMD")
             u = self.job.forward(w, batch.x, _features) if apart or train_rtnet else None
             if train_generator:
-                self.generator_step(batch, u)
+                self.generator_step(batch, u if apart else None)
             if train_rtnet and u is not None:
                 with evaluating(self.G.module):
                     self.rtnet_step(batch, u)
@@ -151,7 +151,10 @@ class LocalUpdate:
             self.job.descend(w, batch, loss=loss, forward=_both)
 
     def generator_step(self, batch: Batch, u: Tensor | None) -> None:
-        """One step of omega on ``CE(h(v), yb) - lam_G dist(v, a)``: classifiable, yet unlike this client's features."""
+        """One step of omega on ``CE(h(v), yb) - lam_G dist(v, a)``: classifiable, yet unlike this client's features.
+
+        ``a`` are the real embeddings ``u`` for an MMD, which pairs no rows; else the class means of ``yb``.
+        """
         y = self.labels(self.first_draw + self.iteration, len(batch.y))
         anchor = self.prototypes[y] if u is None else u
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -122,8 +123,8 @@ def augment(
         prototypes: means of the classes in the other domains: (Q, C, d), rows of NaN where a domain lacks a class; or
             a sequence of Q ``ClassStatistics``.
         per_prototype: rows M around each of them.
-        noise: a ``torch.Generator``, an integer key of a counter-based source, a function (rows, width) -> normal
-            numbers (rows, width), or a tensor of such numbers with a row for every generated row.
+        noise: a ``torch.Generator`` or NumPy's, an integer key of a counter-based source, a function (rows, width) ->
+            normal numbers (rows, width), or an array of such numbers with a row for every generated row.
     """
     x, y = torch.as_tensor(x), torch.as_tensor(y)
     means, present = _prototypes(prototypes)
@@ -138,10 +139,12 @@ def as_noise(noise: Any) -> Noise:
         return noise
     if isinstance(noise, torch.Generator):
         return lambda _, rows, width: torch.randn(len(rows), width, generator=noise, dtype=torch.float64)
+    if isinstance(noise, np.random.Generator):
+        return lambda _, rows, width: torch.from_numpy(noise.standard_normal((len(rows), width)))
     if isinstance(noise, int):
         return KeyedNoise(noise)
-    if isinstance(noise, Tensor):
-        return _Rows(noise)
+    if isinstance(noise, Tensor | np.ndarray):
+        return _Rows(torch.as_tensor(noise))
     if callable(noise):
         return lambda _, rows, width: torch.as_tensor(noise(len(rows), width))
     raise ValueError(

@@ -38,9 +38,9 @@ def main() -> int:
     experiment, fraug = f"fraug_{args.setting}", FRAUG[args.setting]
     sweeps = [
         [f"strategy={fraug}", "method=fraug"],
-        [f"strategy={','.join(BASELINES)}"],
         [f"strategy={fraug}", "strategy.use_generator=false", "method=fraug-no-generator"],
         [f"strategy={fraug}", "strategy.use_rtnet=false", "method=fraug-no-rtnet"],
+        [f"strategy={','.join(BASELINES)}"],
     ]
     codes = [command(["-m", f"experiment={experiment}", *s, "seed=0,1,2", *overrides]) for s in sweeps]
     folder = Path(next((o.split("=", 1)[1] for o in overrides if o.startswith("out=")), "runs")) / experiment

@@ -3,6 +3,10 @@
     python -m experiments.ggeur single       one domain: copies, own covariance, eigenvalue for its root, pooled data
     python -m experiments.ggeur domains      four domains: own rows alone, prototypes without shape, both steps
     python -m experiments.ggeur bases        GGEUR around other strategies, four domains
+    python -m experiments.ggeur office data.path=../shared/data/office_caltech10
+                                             GoogLeNet features of three real domains, controls as for ``domains``
+    python -m experiments.ggeur pacs data.path=../shared/data/pacs encoder.run=<run>
+                                             PACS through a network trained on CIFAR-10 (see the experiment's file)
 
 Three seeds each, minutes on one core. Finished runs are skipped; further arguments are overrides for every run, e.g.
 ``seed=0,1,2,3`` or ``out=elsewhere``. Prints means and sample standard deviations over seeds. Pooled data are
@@ -50,22 +54,35 @@ SKEWS: Arms = {
     "no label skew": ["partition.alpha=null"],
     "alpha 0.1 over clients": ["partition.alpha=0.1", "partition.skew=across"],
 }
-BASES = ("fedavg", "fedprox", "scaffold", "feddyn", "fedadam", "moon", "fedntd", "fedproto")
-PLAIN = {
-    "scaffold": ["strategy.option=1"],
-    "fedproto": ["strategy.share=model"],
-    "fedadam": ["strategy.server_lr=0.01"],
+MULTI = {"domains": "ggeur_domains", "office": "ggeur_office", "pacs": "ggeur_pacs_small"}
+SGD = ["client=sgd", "client.lr=0.1", "client.clip_norm=null", "client.weight_decay=0", "client.lr_decay=1"]
+BASES = {
+    "fedavg": ["strategy=fedavg"],
+    "fedprox": ["strategy=fedprox"],
+    "scaffold": ["strategy=scaffold", "strategy.option=1"],
+    "feddyn": ["strategy=feddyn"],
+    "fedadam": ["strategy=fedadam", "strategy.server_lr=0.01"],
+    "moon": ["strategy=moon"],
+    "fedntd": ["strategy=fedntd"],
+    "fedproto": ["strategy=fedproto", "strategy.share=model"],
+    "fedavg, SGD": ["strategy=fedavg", *SGD],
+    "feddyn, SGD": [
+        "strategy=feddyn",
+        *SGD,
+    ],  # its dual wants steps that shrink with the gradient: not Adam's
 }
 
 
 def bases() -> Arms:
     """Every base with and without GGEUR; the option that a base needs is set in both."""
     arms: Arms = {}
-    for name in BASES:
-        own = PLAIN.get(name, [])
-        arms[name] = [f"strategy={name}", *own]
-        inner = [o.replace("strategy.", "strategy.base.") for o in own]
-        arms[f"{name} + GGEUR"] = [*STEPS, f"strategy@strategy.base={name}", *inner]
+    for name, own in BASES.items():
+        arms[name] = own
+        inner = [
+            o.replace("strategy.", "strategy.base.").replace("strategy=", "strategy@strategy.base=")
+            for o in own
+        ]
+        arms[f"{name} + GGEUR"] = [*STEPS, *inner]
     return arms
 
 
@@ -102,15 +119,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("which", choices=("single", "domains", "bases"))
+    parser.add_argument("which", choices=("single", "domains", "bases", "office", "pacs"))
     args, overrides = parser.parse_known_args()
     given = [o for o in overrides if o.startswith("seed=")]
     seeds = [int(s) for s in given[-1].removeprefix("seed=").split(",")] if given else [0, 1, 2]
     rest = [o for o in overrides if not o.startswith("seed=")]
     if args.which == "single":
         table("ggeur_digits", SINGLE, SPLITS, seeds, rest)
-    elif args.which == "domains":
-        table("ggeur_domains", DOMAINS, SKEWS, seeds, rest)
+    elif args.which in MULTI:
+        table(MULTI[args.which], DOMAINS, SKEWS, seeds, rest)
     else:
         skew = dict(itertools.islice(reversed(SKEWS.items()), 1))
         table("ggeur_domains", bases(), skew, seeds, ["name=ggeur_bases", "model=mlp", *rest])

@@ -1,21 +1,23 @@
 """Vanishing variance in gossip learning: plain against variance-corrected averaging on scikit-learn's digits.
 
-    python -m experiments.gossip            all of it; about 20 minutes on one calm core
+    python -m experiments.gossip            all that needs no data set but digits
     python -m experiments.gossip bar        plain, corrected and shared start on a random 8-regular graph, five seeds
     python -m experiments.gossip graphs     the three of them on other graphs and in other settings
     python -m experiments.gossip baselines  the correction's options, D-PSGD, local and federated learning
     python -m experiments.gossip async      the authors' ticks: 50 peers, batches of 64 from the whole training set
+    python -m experiments.gossip images --data FOLDER    LeNet on Fashion-MNIST, 50 peers, the three of the bar
 
 32 peers with 44 or 45 digits each, MLP 64-64-64-10 with Xavier weights, one batch of 16 a round, lr 0.05, momentum 0.9.
-Runs end at 90 % (async: 80 %) mean accuracy of the peers' own models. Finished runs are skipped, so it can be stopped
-and started again. Prints Markdown tables and draws docs/gossip_digits.png. Further arguments are overrides for every
-run.
+Runs end at 90 % (async and images: 80 %) mean accuracy of the peers' own models. Finished runs are skipped, so it can
+be stopped and started again; ``--only REGEX`` keeps the lines in whose "setting, method" it is found. Prints Markdown
+tables and draws docs/gossip_digits.png and docs/gossip_images.png. Further arguments are overrides for every run.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,12 +28,17 @@ from fedsim.api import run
 from fedsim.settings import compose
 
 LEVELS = (0.5, 0.8, 0.9)
+PARTS = ("bar", "graphs", "baselines", "async", "images")
+BAR_SEEDS = 5
+LAYERS = {"bar": "layers.0.weight", "images": "conv1.weight"}  # parts with a picture, the tensor it follows
 PICTURES = Path(__file__).resolve().parents[1] / "docs"
 PLAIN = ("strategy=gossip_fedavg",)
 CORRECTED = ("strategy=gossip",)
 SHARED = ("strategy=gossip_fedavg", "strategy.init_models=shared")
 THREE = {"plain": PLAIN, "corrected": CORRECTED, "shared start, plain": SHARED}
 BASELINES: Mapping[str, Sequence[str]] = {
+    "gossip FedAvg (plain)": PLAIN,
+    "corrected": CORRECTED,
     "corrected, target row": ("strategy=gossip", "strategy.target=row"),
     "corrected, all tensors": ("strategy=gossip", "strategy.scope=all"),
     "corrected, eps 1e-4": ("strategy=gossip", "strategy.eps=1e-4"),
@@ -53,10 +60,13 @@ SETTINGS: Mapping[str, Sequence[str]] = {
     "complete": ("topology=complete",),
     "star": ("topology=star",),
     "8-regular, uniform mixing": ("strategy.mixing=uniform",),
-    "8-regular, Metropolis-Hastings": ("strategy.mixing=metropolis",),
+    "Barabasi-Albert, Metropolis-Hastings": ("topology=barabasi_albert", "strategy.mixing=metropolis"),
     "8-regular, labels Dirichlet(0.3)": ("partition=dirichlet", "partition.alpha=0.3"),
     "8-regular, 5 steps a round": ("client.steps=5",),
     "8-regular, one more layer": ("model.model.hidden=[64,64,64]",),
+    "ring, one more layer": ("topology=ring", "model.model.hidden=[64,64,64]"),
+    "8-regular, 64 peers": ("num_clients=64", "clients_per_round=64"),
+    "8-regular, no momentum, lr 0.1": ("client.momentum=0", "client.lr=0.1"),
 }
 ASYNC: Mapping[str, Sequence[str]] = {
     "corrected": (),
@@ -117,8 +127,8 @@ def verdict(lines: Sequence[Line]) -> str:
     )
 
 
-def picture(lines: Sequence[Line], path: Path) -> None:
-    """Accuracy and first-layer variance against rounds, mean and range over seeds."""
+def picture(lines: Sequence[Line], path: Path, layer: str) -> None:
+    """Accuracy and the variance of ``layer`` against rounds, mean and range over seeds."""
     from matplotlib.figure import Figure
 
     from fedsim.report.curves import COLOURS
@@ -126,10 +136,11 @@ def picture(lines: Sequence[Line], path: Path) -> None:
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     axes = figure.subplots(1, 2)
     for line, colour in zip(lines, COLOURS, strict=False):
-        for ax, key in zip(axes, ("accuracy", "variance/layers.0.weight"), strict=True):
+        for ax, key in zip(axes, ("accuracy", f"variance/{layer}"), strict=True):
             length = min(len(rows) for rows in line.rows)
-            values = np.array([[float(r[key]) for r in rows[:length]] for rows in line.rows])
-            x = np.arange(1, length + 1)
+            measured = [[r for r in rows[:length] if key in r] for rows in line.rows]
+            values = np.array([[float(r[key]) for r in rows] for rows in measured])
+            x = [r["round"] for r in measured[0]]
             ax.plot(x, values.mean(axis=0), color=colour, label=line.method)
             ax.fill_between(x, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.2, linewidth=0)
     axes[0].set(xlabel="round", ylabel="mean accuracy of peers")
@@ -138,33 +149,50 @@ def picture(lines: Sequence[Line], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+def lines_of(args: argparse.Namespace, more: Sequence[str]) -> Iterator[tuple[str, str, list[Line]]]:
+    """What is asked for, part by part: its name, a note, and its lines, each run or read."""
+    digits = ("experiment=gossip_digits", "evaluation.target=0.9")
+    seldom, ticks = (*digits, "evaluation.every=2"), ("experiment=gossip_async",)
+    images = ("experiment=gossip_images", f"data.path={args.data}")
+    parts: Mapping[str, tuple[str, int, list[tuple[str, str, Sequence[str]]]]] = {
+        "bar": ("", BAR_SEEDS, [("random 8-regular", m, (*digits, *o)) for m, o in THREE.items()]),
+        "async": (
+            "(a round is 50 ticks)",
+            args.seeds,
+            [("async, 8-regular", m, (*ticks, *o)) for m, o in ASYNC.items()],
+        ),
+        "graphs": (
+            "",
+            args.seeds,
+            [(s, m, (*seldom, *o, *c)) for s, c in SETTINGS.items() for m, o in THREE.items()],
+        ),
+        "baselines": ("", args.seeds, [("8-regular", m, (*seldom, *o)) for m, o in BASELINES.items()]),
+        "images": ("", args.seeds, [("Fashion-MNIST, LeNet", m, (*images, *o)) for m, o in THREE.items()]),
+    }
+    wanted = [p for p in parts if p != "images" or args.data] if args.part == "all" else [args.part]
+    for part in wanted:
+        note, seeds, lines = parts[part]
+        chosen = [line for line in lines if re.search(args.only, f"{line[0]}, {line[1]}")]
+        yield part, note, [measure(s, m, o, seeds, more) for s, m, o in chosen]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "part", nargs="?", default="all", choices=("all", "bar", "graphs", "baselines", "async")
-    )
+    parser.add_argument("part", nargs="?", default="all", choices=("all", *PARTS))
     parser.add_argument("--seeds", type=int, default=2, help="of all lines but the bar's, which has five")
-    parser.add_argument("--docs", type=Path, default=PICTURES, help="folder of the picture")
+    parser.add_argument("--only", default="", help="regular expression on 'setting, method' of lines to run")
+    parser.add_argument("--data", type=Path, help="folder with Fashion-MNIST's files, for images")
+    parser.add_argument("--docs", type=Path, default=PICTURES, help="folder of the pictures")
     args, more = parser.parse_known_args()
-    digits = ("experiment=gossip_digits", "evaluation.target=0.9")
-    seldom = (*digits, "evaluation.every=2")
-    wanted = {"bar", "graphs", "baselines", "async"} if args.part == "all" else {args.part}
-    if "bar" in wanted:
-        lines = [measure("random 8-regular", m, (*digits, *o), 5, more) for m, o in THREE.items()]
-        picture(lines, args.docs / "gossip_digits.png")
-        print(f"\n{table(lines)}\n\n{verdict(lines)}\n", flush=True)
-    if "async" in wanted:
-        ticks = ("experiment=gossip_async",)
-        lines = [measure("async, 8-regular", m, (*ticks, *o), args.seeds, more) for m, o in ASYNC.items()]
-        print(f"\n{table(lines)}\n(a round is 50 ticks)\n", flush=True)
-    if "graphs" in wanted:
-        both = [(s, m, (*seldom, *o, *c)) for s, c in SETTINGS.items() for m, o in THREE.items()]
-        print(f"\n{table([measure(s, m, o, args.seeds, more) for s, m, o in both])}\n", flush=True)
-    if "baselines" in wanted:
-        lines = [measure("8-regular", m, (*seldom, *o), args.seeds, more) for m, o in BASELINES.items()]
-        print(f"\n{table(lines)}\n", flush=True)
+    if args.part == "images" and args.data is None:
+        parser.error("images: give --data, the folder with Fashion-MNIST's files")
+    for part, note, lines in lines_of(args, more):
+        print(f"\n{table(lines)}\n{note}", flush=True)
+        if part in LAYERS and not args.only:
+            picture(lines, args.docs / f"gossip_{'digits' if part == 'bar' else part}.png", LAYERS[part])
+            print(verdict(lines), flush=True)
 
 
 if __name__ == "__main__":

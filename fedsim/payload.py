@@ -55,8 +55,9 @@ class Message:
 
     ``rows`` are arrays (n, ...) over the clients of the exchange in ascending order, each of which receives its own row
     under that name: models of many peers then travel as blocks, not one by one.
-    ``standing`` is what its receivers were sent before (in an exchange that counted its bytes) and still hold: it is
-    at hand in the job like the rest, is put into shared memory once, and does not count again.
+    ``standing`` is what its receivers were sent before and still hold, as the ``shared`` part of a message with
+    ``keep`` (which counted its bytes): it is at hand in the job like the rest, is put into shared memory once, and
+    neither counts nor travels again. A node of a deployment that lost it is sent it again, and that counts.
     """
 
     shared: Payload = field(default_factory=Payload)
@@ -64,6 +65,7 @@ class Message:
     standing: Payload | None = None
     rows: Mapping[str, Tensor] = field(default_factory=dict)
     owners: Sequence[int] = ()  # of the rows, once the message is addressed
+    keep: bool = False  # its receivers keep the shared part: later messages may stand on it
 
     def addressed(self, clients: Sequence[int], without: Sequence[str] = ()) -> Message:
         """The message with its rows assigned to ``clients``, ascending; rows named in ``without`` are left out."""

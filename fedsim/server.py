@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -69,6 +69,19 @@ class Round:
     def numpy_rng(self, purpose: str) -> np.random.Generator:
         """The same as a NumPy generator."""
         return rng.numpy_rng(self.seed, f"server/{purpose}", self.index)
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes (m,) that go over every client's link where clients talk to each other: ``sent`` and ``received``."""
+
+    sent: np.ndarray
+    received: np.ndarray
+
+    def book(self, outcomes: Iterable[Outcome]) -> None:
+        """Into the outcomes, instead of the message and the answers."""
+        for o in outcomes:
+            o.bytes_up, o.bytes_down = int(self.sent[o.client]), int(self.received[o.client])
 
 
 @dataclass
@@ -163,6 +176,7 @@ class Server:
         clients: Sequence[int] | None = None,
         wait: bool = True,
         turns: Mapping[int, int] | None = None,
+        traffic: Traffic | None = None,
     ) -> Replies:
         """Send ``message`` to ``clients`` (the round's cohort), run their method ``task``, fold the updates.
 
@@ -170,7 +184,8 @@ class Server:
         failure policy may stop the run. New client states are committed for accepted updates only. With
         ``wait=False`` virtual time stands still, for exchanges that go on side by side: ``Clock.elapse`` ends them.
         ``turns`` are numbers that key the draws and the learning rate of clients instead of the round: how often each
-        has trained, where rounds mean nothing to them.
+        has trained, where rounds mean nothing to them. ``traffic`` is what goes over the clients' links, if that is not
+        the message and the answers.
         """
         cohort = sorted(self.round.cohort if clients is None else clients)
         if message.rows:
@@ -181,9 +196,12 @@ class Server:
         if self.clock is not None and task not in MEASURING:
             if self.clock.predicts:
                 self._try_out(broadcast, message, works)
-            plan = self._plan(broadcast, message, works, self.round.wanted if clients is None else None)
+            wanted = self.round.wanted if clients is None else None
+            plan = self._plan(broadcast, message, works, wanted, traffic)
             cohort, works = plan.answering, plan.works
         outcomes, folded = self._run(broadcast, message, cohort, works, turns)
+        if traffic is not None:
+            traffic.book(outcomes)
         if plan is not None:
             outcomes = sorted([*outcomes, *plan.lost(task)], key=lambda o: o.client)
             assert self.clock is not None
@@ -224,10 +242,15 @@ class Server:
                 kinds.setdefault("buffers", ("mean",))
             elif not self.share_buffers:
                 shared = Payload({k: v for k, v in shared.arrays.items() if k != "buffers"}, shared.values)
-        return Broadcast(index, task, shared, kinds, message.standing)
+        return Broadcast(index, task, shared, kinds, message.standing, message.keep)
 
     def _plan(
-        self, broadcast: Broadcast, message: Message, works: Mapping[int, Work], wanted: int | None = None
+        self,
+        broadcast: Broadcast,
+        message: Message,
+        works: Mapping[int, Work],
+        wanted: int | None = None,
+        traffic: Traffic | None = None,
     ) -> Schedule:
         """Who will answer, and when."""
         assert self.clock is not None, "only devices know how long they take"
@@ -235,7 +258,8 @@ class Server:
         down = [size + (message.each[c].nbytes if c in message.each else 0) for c in works]
         return self.clock.plan(
             works,
-            down,
+            down if traffic is None else traffic.received[list(works)],
+            None if traffic is None else traffic.sent[list(works)],
             kind=kind_of(broadcast),
             round=broadcast.round,
             number=self.exchanges,

@@ -19,6 +19,7 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 from fedsim.vectors import Slot
+from strategies.aggregators import Aggregator
 
 TARGETS = ("received", "row", "self")
 TINY = 1e-30  # below this a variance says nothing: fresh biases, constant tensors, w averaged with -w
@@ -198,6 +199,7 @@ def mix(
     *,
     own_variances: NDArray[np.float64] | None = None,
     pool_variances: NDArray[np.float64] | None = None,
+    rule: Aggregator | None = None,
 ) -> None:
     """Mix and correct ``own`` (k, d), the models of k receivers, in place.
 
@@ -206,6 +208,7 @@ def mix(
     often a model was received: the target ``received`` is the mean over messages. Variances (., L) come from
     ``variances``, or are computed here. A row without messages stays as it is. One sparse-dense product per block of
     columns, then one pass for the statistics and one to scale; sums have one order whatever computes elsewhere.
+    ``rule`` aggregates what arrived in place of the weighted mean: ``m = w_i + (1 - W_ii) rule({w_j - w_i})``.
     """
     wanted = None
     if correction is not None:
@@ -214,17 +217,40 @@ def mix(
             pool_variances = mine if pool is own else variances(pool, slots)
         wanted = _wanted(correction.target, own_weights, weights, counts, mine, pool_variances)
     heard = np.diff(counts.indptr) > 0
-    matrix, keep = weights.astype(own.dtype), own_weights.astype(own.dtype)[:, None]
-    width = max(1, BLOCK // max(1, len(pool)))
-    for start in range(0, own.shape[1], width):
-        columns = slice(start, start + width)
-        mixed = own[:, columns] * keep
-        mixed += matrix @ np.ascontiguousarray(pool[:, columns])
-        own[heard, columns] = mixed[heard]
+    if rule is not None:
+        _mix_by(rule, own, pool.copy() if pool is own else pool, own_weights, weights, counts)
+    else:
+        matrix, keep = weights.astype(own.dtype), own_weights.astype(own.dtype)[:, None]
+        width = max(1, BLOCK // max(1, len(pool)))
+        for start in range(0, own.shape[1], width):
+            columns = slice(start, start + width)
+            mixed = own[:, columns] * keep
+            mixed += matrix @ np.ascontiguousarray(pool[:, columns])
+            own[heard, columns] = mixed[heard]
     if correction is not None and wanted is not None:
         for k, slot in enumerate(slots):
             if correction.covers(slot.name, slot.shape):
                 _scale(own, slot, np.where(heard, wanted[:, k], 0.0), correction)
+
+
+def _mix_by(
+    rule: Aggregator,
+    own: Array,
+    pool: Array,
+    own_weights: NDArray[np.float64],
+    weights: csr_array,
+    counts: csr_array,
+) -> None:
+    """``mix`` under a rule of ``strategies.aggregators``, receiver by receiver; ``pool`` is not ``own``.
+
+    The rule sees differences from the receiver's model, as updates of a server's clients are differences from its.
+    """
+    for i in np.flatnonzero((np.diff(counts.indptr) > 0) & (own_weights < 1)):
+        here = slice(counts.indptr[i], counts.indptr[i + 1])
+        times = counts.data[here].astype(int)
+        senders, share = (np.repeat(v, times) for v in (counts.indices[here], weights.data[here] / times))
+        step = rule(torch.from_numpy(pool[senders] - own[i]), torch.from_numpy(share))
+        own[i] += own.dtype.type(1 - own_weights[i]) * step.numpy()
 
 
 def _wanted(

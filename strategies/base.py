@@ -16,7 +16,7 @@ from fedsim.payload import Message, Replies
 from fedsim.server import Round, Server
 from fedsim.task import Task
 from fedsim.vectors import Layout, Weights
-from strategies.aggregators import Aggregator, is_mean, mean
+from strategies.aggregators import Aggregator, is_mean, keeps_size, mean
 
 State = dict[
     str, Any
@@ -27,7 +27,8 @@ class Strategy:
     """Base of all methods: one exchange a round, the aggregate of ``delta`` handed to ``update``.
 
     A subclass sets ``client`` and overrides ``update`` (and ``init``, ``message`` where it keeps or sends more). One
-    with several exchanges a round, or none, overrides ``round``.
+    with several exchanges a round, or none, overrides ``round``. ``update`` takes means of vectors from ``aggregate``
+    and sums from ``total``: whatever the aggregator is, it then rules over all of them.
     """
 
     client: Client = Client()
@@ -36,6 +37,9 @@ class Strategy:
     peers: ClassVar[bool] = False  # whether clients are peers on a graph, without a server
     aggregator: Aggregator = staticmethod(mean)
     fold: ClassVar[Fold] = {"delta": "mean"}
+    statistics: ClassVar[frozenset[str]] = (
+        frozenset()
+    )  # of the fold, what no rule for vectors fits: counts and the like
 
     def setup(self, task: Task, layout: Layout) -> None:
         """Once per run, before the first round or the resumed one: find what is needed in the model."""
@@ -80,29 +84,61 @@ class Strategy:
 
     @property
     def folds(self) -> Fold:
-        """What to ask of the workers: sums, or the stack of ``delta`` where the aggregator needs single updates."""
+        """What to ask of the workers: ``fold``, or single vectors where the aggregator needs them.
+
+        Raises:
+            ConfigError: an aggregator other than the mean, and no vector that it could rule over.
+        """
         if is_mean(self.aggregator):
             return self.fold
         kinds = fold_kinds(self.fold)
-        if "delta" not in kinds:
-            return kinds
-        return kinds | {"delta": (*(k for k in kinds["delta"] if k != "mean"), "stack")}
+        vectors = [name for name in kinds if name not in self.statistics]
+        if not vectors:
+            raise ConfigError(
+                f"aggregator: {type(self).__name__} averages no vectors here; leave aggregator out"
+            )
+        return kinds | {name: _single(kinds[name]) for name in vectors}
 
-    def aggregate(self, replies: Replies) -> Tensor:
-        """The aggregate ``(d,)`` of the clients' ``delta`` under this strategy's aggregator.
+    def aggregate(self, replies: Replies, name: str = "delta") -> Tensor:
+        """The aggregate ``(d,)`` of the clients' vectors ``name`` under this strategy's aggregator.
 
-        What the rule reports about itself goes into the round's row, as ``aggregator``; rows are named by client.
+        Each of a method's vectors passes the rule by itself: a joint one would see the longest and let an attacker
+        hide in the others. What the rule reports goes into the round's row, as ``aggregator``, with clients by id; for
+        vectors other than ``delta`` under their name.
+        """
+        return replies.mean(name) if is_mean(self.aggregator) else self._rule(replies, name, replies.weights)
+
+    def total(self, replies: Replies, name: str) -> Tensor:
+        """The sum ``(d,)`` of the clients' vectors ``name``, whatever they weigh.
+
+        Under another aggregator than the mean: n times what it makes of them with equal weights.
         """
         if is_mean(self.aggregator):
-            return replies.mean("delta")
+            return replies.total(name)
+        return self._rule(replies, name, None, sized=True) * len(replies)
+
+    def _rule(self, replies: Replies, name: str, weights: Tensor | None, sized: bool = False) -> Tensor:
+        if (sized or name != "delta") and not keeps_size(self.aggregator):
+            raise ConfigError(
+                f"aggregator.scale=unit: forgets how long updates are, which {type(self).__name__} needs to know of "
+                f"'{name}'; type aggregator.scale=median_norm"
+            )
         report: dict[str, Any] = {}
         asked = {"report": report} if "report" in signature(self.aggregator).parameters else {}
-        out: Tensor = self.aggregator(replies.stack("delta"), replies.weights, **asked)
+        out: Tensor = self.aggregator(replies.stack(name), weights, **asked)
         if asked:
             clients = replies.clients
-            named = {k: [clients[i] for i in report[k]] for k in ("dropped", "selected") if k in report}
-            replies.log["aggregator"] = {"clients": clients, **report, **named}
+            told = report | {
+                k: [clients[i] for i in report[k]] for k in ("dropped", "selected") if k in report
+            }
+            row = {"clients": clients, **replies.log.get("aggregator", {})}
+            replies.log["aggregator"] = {**told, **row} if name == "delta" else {**row, name: told}
         return out
+
+
+def _single(kinds: tuple[str, ...]) -> tuple[str, ...]:
+    """Fold ``kinds`` with single contributions instead of their mean and sum."""
+    return tuple(dict.fromkeys("stack" if k in ("mean", "sum") else k for k in kinds))
 
 
 WEIGHTINGS = ("samples", "uniform")

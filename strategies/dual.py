@@ -48,6 +48,7 @@ class DualStrategy(Strategy):
         """One server step; without replies it is not called, so ``hbar`` is never added twice."""
         delta = self.aggregate(replies)
         if self.dual_mean == "active":
-            return state | {"w": state["w"] + delta + replies.mean("h")}
-        hbar = state["hbar"] + replies.total("moved" if self.beta else "delta") / round.num_clients
+            return state | {"w": state["w"] + delta + self.aggregate(replies, "h")}
+        moved = self.total(replies, "moved" if self.beta else "delta")
+        hbar = state["hbar"] + moved / round.num_clients
         return state | {"w": state["w"] + delta + hbar, "hbar": hbar}

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from clients.fedprox import FedProxClient
+from fedsim.errors import ConfigError
+from fedsim.server import Server
 from fedsim.system.flight import Answer
+from strategies.aggregators import is_mean
 from strategies.asynchronous import Asynchronous
 from strategies.base import State, check
 
@@ -32,6 +35,14 @@ class FedAsync(Asynchronous):
     def answers(self) -> int:
         """As configured: only what counts as a round."""
         return self.answers_per_round
+
+    def init(self, server: Server) -> State:
+        """As any asynchronous server; refuses an aggregator, which has nothing to do with one answer at a time."""
+        if not is_mean(self.aggregator):
+            raise ConfigError(
+                "aggregator: strategy=fedasync hears one client at a time; leave it out, or type strategy=fedbuff"
+            )
+        return super().init(server)
 
     def absorb(self, state: State, answer: Answer) -> State:
         """Mix the client's model in, less the older the model it started from."""

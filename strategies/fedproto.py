@@ -5,10 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from clients.base import Client
 from clients.fedproto import FedProtoClient
+from fedsim.evaluation import over_clients
 from fedsim.fold import Fold
 from fedsim.payload import Message, Payload, Replies
 from fedsim.server import Round, Server
@@ -22,9 +23,11 @@ class FedProto(FedAvg):
 
     A class's prototype is the mean over the cohort's samples of it, and stays until it is renewed. ``share``:
     ``prototypes`` alone, models are personal (the paper; measured as the mean over all clients' own models on the
-    common test set); ``model`` averages the models besides, which gives one global model.
+    common test set, by the class of the nearest prototype, with the numbers of the models' own heads under ``head/``);
+    ``model`` averages the models besides, which gives one global model, measured by its head.
     """
 
+    statistics: ClassVar[frozenset[str]] = frozenset({"features", "n"})
     lamb: float
     share: str
 
@@ -65,7 +68,13 @@ class FedProto(FedAvg):
         """The global model's numbers; with personal models means over all clients on the common test set."""
         if self.share == "model" or not server.test_size:
             return super().evaluate(server, state)
-        message = Message(super().message(state, server.round).shared)
-        found = server.exchange(message, {}, task="test", clients=range(server.num_clients)).ok
+        message, everybody = self.message(state, server.round), range(server.num_clients)
+        found = server.exchange(message, {}, task="test", clients=everybody).ok
         metrics: list[Mapping[str, float]] = [o.metrics for o in found]
         return {k: sum(m[k] for m in metrics) / len(metrics) for k in (metrics[0] if metrics else ())}
+
+    def evaluate_clients(self, server: Server, state: State) -> dict[str, float]:
+        """Numbers over all clients, each on its own test samples, with the prototypes at hand."""
+        message, everybody = self.message(state, server.round), range(server.num_clients)
+        replies = server.exchange(message, {}, task="evaluate", clients=everybody)
+        return over_clients(replies.ok, server.sizes, server.client_domains)

@@ -6,9 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import partial
-
-import torch
-from torch import Tensor
+from typing import ClassVar
 
 from clients.base import Client
 from clients.fraug import DISTANCES, RATIOS, FRAugClient, FRAugOptions
@@ -17,7 +15,6 @@ from fedsim import rng
 from fedsim.fold import Fold
 from fedsim.payload import Message, Replies
 from fedsim.server import Round, Server
-from strategies.aggregators import is_mean
 from strategies.base import State, check
 from strategies.fedavg import FedAvg
 
@@ -33,6 +30,7 @@ class FRAug(FRAugOptions, FedAvg):
     Models are personal: measure them on each client's own samples. With ``lam: 0`` the classifier is FedBN's.
     """
 
+    statistics: ClassVar[frozenset[str]] = frozenset({"generator_buffers"})
     share_model: str
 
     def __post_init__(self) -> None:
@@ -62,10 +60,10 @@ class FRAug(FRAugOptions, FedAvg):
 
     @property
     def fold(self) -> Fold:  # type: ignore[override]
-        """Weighted means; single generators too where the aggregator needs single updates."""
+        """Weighted means."""
         if not self.use_generator:
             return {"delta": "mean"}
-        kinds = {"delta": "mean", "generator": "mean" if is_mean(self.aggregator) else "stack"}
+        kinds = {"delta": "mean", "generator": "mean"}
         return kinds | ({"generator_buffers": "mean"} if self.share_generator == "all" else {})
 
     def init(self, server: Server) -> State:
@@ -91,15 +89,11 @@ class FRAug(FRAugOptions, FedAvg):
         """Move both along their mean updates; the generator's statistics are averaged."""
         state = super().update(state, replies, round)
         if self.use_generator:
-            state = state | {"generator": state["generator"] + self.server_lr * self._generator(replies)}
+            moved = self.aggregate(replies, "generator")
+            state = state | {"generator": state["generator"] + self.server_lr * moved}
             if self.share_generator == "all":
                 state = state | {"generator_buffers": replies.mean("generator_buffers")}
         return state
-
-    def _generator(self, replies: Replies) -> Tensor:
-        if is_mean(self.aggregator):
-            return replies.mean("generator")
-        return torch.as_tensor(self.aggregator(replies.stack("generator"), replies.weights))
 
     def _check_choices(self) -> None:
         choices = {

@@ -131,6 +131,17 @@ class GGEUR:
         """The base's state; statistics join it in phase 0."""
         return self.base.init(server)
 
+    def evaluate(self, server: Server, state: State) -> dict[str, Any]:
+        """The base's numbers; with ``evaluation.by_class`` also ``absent/accuracy``: the mean over clients of the
+        accuracy of the classes that a client has no rows of."""
+        out: dict[str, Any] = self.base.evaluate(server, state)
+        if "class_accuracy" in out and "ggeur/absent" in state:
+            each = torch.tensor(out["class_accuracy"], dtype=torch.float64)
+            share = state["ggeur/absent"] * each.isfinite()  # the test set may lack a class
+            if float(share.sum()):
+                out["absent/accuracy"] = float(each.nan_to_num() @ share / share.sum())
+        return out
+
     def round(self, server: Server, state: State, round: Round) -> State:
         """Phase 0 for whoever still needs it, then the base's round with the geometry at hand."""
         if "aggregator" in self.__dict__ and "aggregator" not in vars(type(self.base)):
@@ -179,6 +190,7 @@ class GGEUR:
             "ggeur/rows": torch.tensor([float(len(f)) for f in whole.factors]).double(),
         }
         state |= _by_domain(state, parts, domains)
+        state["ggeur/absent"] = state.get("ggeur/absent", 0) + _absent(torch.stack([p.n for p in parts]))
         if "ggeur/A" in state and not self.refresh:
             return state
         with_rows = whole.n > 0
@@ -187,6 +199,7 @@ class GGEUR:
         )
         ranks = torch.tensor([float(p) for p in geometry.ranks]).double()
         server.log |= {"rank_mean": float(ranks[with_rows].mean()), "rank_max": float(ranks.max())}
+        server.log["ranks"] = geometry.ranks
         state |= {
             "ggeur/A": torch.cat([*geometry.factors]).to(server.dtype),
             "ggeur/p": ranks,
@@ -222,7 +235,7 @@ class GGEUR:
         needy = [c for c in cohort if has[c] != state["ggeur/version"]]
         if not needy:
             return state, set()
-        replies = server.exchange(Message(standing), {}, task="receive", clients=needy)
+        replies = server.exchange(Message(standing, keep=True), {}, task="receive", clients=needy)
         has = has.clone()
         has[replies.clients] = float(state["ggeur/version"])
         return state | {"ggeur/has": has}, set(needy) - set(replies.clients)
@@ -245,6 +258,12 @@ class _WithStanding:
         return self._server.exchange(
             replace(message, standing=self._standing), fold, task=task, clients=asked
         )
+
+
+def _absent(n: Tensor) -> Tensor:
+    """From counts (K, C): a client that lacks classes spreads a weight of 1 over them; summed over clients, (C,)."""
+    lacking = (n == 0).double()
+    return (lacking / lacking.sum(1, keepdim=True).clamp(min=1)).sum(0)
 
 
 def _stored(state: State) -> list[ClassStatistics]:

@@ -24,7 +24,7 @@ from fedsim.topology.links import arrivals
 from fedsim.topology.mixing import SCHEMES, Mixing, mixing
 from fedsim.vectors import Weights
 from strategies import peers
-from strategies.aggregators import is_mean
+from strategies.aggregators import Aggregator, is_mean
 from strategies.averaging import Correction, mix, variance_corrected_average, variances
 from strategies.base import State, Strategy, check
 
@@ -89,12 +89,10 @@ class Peers(Strategy):
 
     def init(self, server: Server) -> State:
         """Every peer's first model."""
-        if not is_mean(self.aggregator):
-            raise ConfigError("aggregator: peers average over their neighbours; leave aggregator out")
-        if server.clock is not None:
+        if self.rule is not None and self.correction is not None and self.target != "self":
             raise ConfigError(
-                "system: devices and links are priced for clients of a server, not for peers; leave system out "
-                "(asynchronous peers have strategy.interval and strategy.delay)"
+                f"aggregator: under strategy.target={self.target} one hostile model would set the variance of a mix; "
+                "type strategy.target=self or strategy.averaging=plain with it"
             )
         topology = server.topology
         assert topology is not None
@@ -105,6 +103,11 @@ class Peers(Strategy):
         models = peers.first_models(server, self.init_models)
         start = variances(models.w.numpy(), server.layout.params).mean(axis=0)
         return {"peers": models.w, "buffers": models.buffers, "start": torch.tensor(start).to(models.w)}
+
+    @property
+    def rule(self) -> Aggregator | None:
+        """The rule by which received models are aggregated, if it is not the weighted mean."""
+        return None if is_mean(self.aggregator) else self.aggregator
 
     def models(self, state: State) -> Mapping[str, Weights]:
         """``global``, the mean over peers, and ``peers``, all of them (N, d)."""
@@ -157,6 +160,9 @@ class Gossip(Peers):
     ``order``: ``train_then_mix``; ``mix_then_train``; ``simultaneous``, ``w_i <- sum_j W_ij w_j + (change of w_i by
     local training)``. ``fanout``: neighbours each peer talks to, drawn anew every round, None for all; ``direction``:
     the peer that draws sends (``push``), asks (``pull``) or does both. ``loss``: probability that a message is lost.
+
+    On devices (``server.clock``) a peer takes the time of its training and of what it sends and receives over its own
+    link, and the round that of the slowest. Who is lost or late neither sends nor receives.
     """
 
     order: str
@@ -177,53 +183,55 @@ class Gossip(Peers):
         check(0 <= self.loss < 1, "loss", self.loss, "must be in [0, 1)")
 
     def round(self, server: Server, state: State, round: Round) -> State:
-        """Train and mix, in the configured order. Who fails to train neither sends nor receives."""
+        """Train and mix, in the configured order. Who fails to train neither sends nor receives, unless mixing came
+        first."""
         self.describe(server)
         cohort, start = list(round.cohort), state
-        if round.index == 0 and len(cohort) < round.num_clients:
+        if round.index == 0 and round.wanted is not None and round.wanted < round.num_clients:
             warnings.warn(
-                f"{len(cohort)} of {round.num_clients} peers are online in a round (clients_per_round); "
+                f"{round.wanted} of {round.num_clients} peers are online in a round (clients_per_round); "
                 f"for all type clients_per_round={round.num_clients}",
                 stacklevel=2,
             )
+        size = self.message_bytes(server, state)
+        sent, arrived = self.messages(server, round, cohort)
         if self.order == "mix_then_train":
-            state = self.mixed(server, state, round, cohort)
-        replies = server.exchange(rows_of(state, cohort), self.fold)
+            state = self.mixed(server, state, round, arrived)
+        planned = peers.traffic(sent, arrived, size)
+        replies = server.exchange(rows_of(state, cohort), self.fold, traffic=planned)
         if not len(replies):
             return start
+        if self.order != "mix_then_train" and len(replies) < len(cohort):
+            sent, arrived = self.messages(server, round, replies.clients)
+            peers.traffic(sent, arrived, size).book(o for o in server.outcomes if o.task == "fit")
         if self.order == "simultaneous":
-            state = self.mixed(server, state, round, replies.clients)
+            state = self.mixed(server, state, round, arrived)
         state = peers.moved(state, replies, in_place=self.order != "train_then_mix")
         if self.order == "train_then_mix":
-            state = self.mixed(server, state, round, replies.clients, in_place=True)
+            state = self.mixed(server, state, round, arrived, in_place=True)
+        server.log["messages"] = float(sent.sum())
         return state
 
     def mixed(
-        self, server: Server, state: State, round: Round, online: Sequence[int], *, in_place: bool = False
+        self, server: Server, state: State, round: Round, arrived: csr_array, *, in_place: bool = False
     ) -> State:
-        """The state after one mix among the peers ``online``; logs and prices the messages.
-
-        ``in_place``: the models may be overwritten.
-        """
-        assert server.topology is not None
-        graph = server.topology.at(round.index)
-        rng = round.numpy_rng("messages")
-        sent, arrived = arrivals(
-            graph, online, rng, fanout=self.fanout, direction=self.direction, loss=self.loss
-        )
+        """The state after one mix of the messages ``arrived``. ``in_place``: the models may be overwritten."""
         weights = self.weigh(server, arrived, round.index)
         models = state["peers"] if in_place else state["peers"].clone()
         x, slots = models.numpy(), server.layout.params
-        mix(x, x, *weights, arrived, slots, self.correction)
+        mix(x, x, *weights, arrived, slots, self.correction, rule=self.rule)
         new: State = {**state, "peers": models}
         if server.share_buffers and state["buffers"].shape[1]:
             statistics = state["buffers"].clone()
             mix(statistics.numpy(), statistics.numpy(), *weights, arrived, ())
             new["buffers"] = statistics
-        size = self.message_bytes(server, state)
-        peers.price(server, sent.sum(axis=0) * size, arrived.sum(axis=1) * size)
-        server.log["messages"] = float(sent.sum())
         return new
+
+    def messages(self, server: Server, round: Round, online: Sequence[int]) -> tuple[csr_array, csr_array]:
+        """What the peers ``online`` send in this round, and what of it arrives (see ``arrivals``)."""
+        assert server.topology is not None
+        graph, rng = server.topology.at(round.index), round.numpy_rng("messages")
+        return arrivals(graph, online, rng, fanout=self.fanout, direction=self.direction, loss=self.loss)
 
 
 def rows_of(state: State, who: Sequence[int]) -> Message:

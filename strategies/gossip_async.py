@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any, ClassVar
 
 import numpy as np
@@ -78,6 +77,11 @@ class AsyncGossip(Peers):
 
     def init(self, server: Server) -> State:
         """Nothing under way, everybody about to wake."""
+        if server.clock is not None:
+            raise ConfigError(
+                "system: asynchronous peers have times of their own; leave system out and describe devices and links "
+                "by strategy.interval, strategy.spread, strategy.delay, strategy.online (or type strategy=gossip)"
+            )
         state = super().init(server)
         if self.mixing == "metropolis" and server.topology is not None and not server.topology.fixed:
             raise ConfigError(
@@ -157,9 +161,8 @@ class _Window:
     def mix(self, wave: Sequence[Mix]) -> None:
         """Mix the inboxes of distinct peers: one sparse-dense product per block of columns."""
         method, server = self.method, self.server
-        used = sorted({c for m in wave for c in m.copies})
-        place = {c: i for i, c in enumerate(used)}
-        columns = [place[c] for m in wave for c in m.copies]
+        copies = np.concatenate([m.copies for m in wave])
+        used, columns, times = np.unique(copies, return_inverse=True, return_counts=True)
         rows = np.repeat(np.arange(len(wave)), [len(m.copies) for m in wave])
         arrived = csr_array((np.ones(len(columns)), (rows, columns)), shape=(len(wave), len(used)))
         arrived.sum_duplicates()
@@ -169,10 +172,10 @@ class _Window:
             arrived,
             int(wave[0].time),
             receivers=who,
-            senders=np.array([self.planner.senders[c] for c in used]),
+            senders=np.array([self.planner.senders[c] for c in used.tolist()]),
         )
         pool, statistics, shipped = (
-            torch.stack(t) for t in zip(*(self.copies[c] for c in used), strict=True)
+            torch.stack(t) for t in zip(*(self.copies[c] for c in used.tolist()), strict=True)
         )
         own = self.models["peers"][who]
         mix(
@@ -183,14 +186,15 @@ class _Window:
             server.layout.params,
             method.correction,
             pool_variances=shipped.numpy(),
+            rule=method.rule,
         )
         self.models["peers"][who] = own
         if server.share_buffers and statistics.shape[1]:
             mine = self.models["buffers"][who]
             mix(mine.numpy(), statistics.numpy(), *weights, arrived, ())
             self.models["buffers"][who] = mine
-        for copy in chain.from_iterable(m.copies for m in wave):
-            self.uses[copy] -= 1
+        for copy, count in zip(used.tolist(), times.tolist(), strict=True):
+            self.uses[copy] -= count
             if not self.uses[copy] and copy not in self.live:
                 self.copies.pop(copy, None)
 

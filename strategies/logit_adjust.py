@@ -15,8 +15,6 @@ from fedsim.server import Round, Server
 from strategies.base import State, check
 from strategies.fedavg import FedAvg
 
-ABSENT = -1e4  # log prior of a class that nobody has: finite, so that the state is
-
 ABSENT = -1e4  # log share of a class that nobody has: finite, so that the state is
 
 

@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from scipy.sparse import csr_array
 from torch import Tensor
 
 from fedsim.errors import ConfigError
 from fedsim.evaluation import over_clients
 from fedsim.payload import Replies
 from fedsim.rng import numpy_rng
-from fedsim.server import Server
+from fedsim.server import Server, Traffic
 from fedsim.topology.facts import facts
 from fedsim.vectors import Layout, Weights
 from strategies.averaging import Array, variances
 from strategies.base import State
 
-__all__ = ["chosen", "facts", "first_models", "geometry", "moved", "network_mean", "price", "spread"]
+__all__ = [
+    "chosen",
+    "facts",
+    "first_models",
+    "geometry",
+    "moved",
+    "network_mean",
+    "spread",
+    "traffic",
+]
 
 ROWS = 64  # models measured at once
 
@@ -96,8 +104,7 @@ def geometry(models: Array, start: Array, layout: Layout) -> dict[str, float]:
     return out
 
 
-def price(server: Server, sent: NDArray[Any], received: NDArray[Any]) -> None:
-    """Book bytes sent and received (N,) by each peer on its training of this round, instead of the simulator's own."""
-    for o in server.outcomes:
-        if o.task == "fit":
-            o.bytes_up, o.bytes_down = int(sent[o.client]), int(received[o.client])
+def traffic(sent: csr_array, arrived: csr_array, size: int) -> Traffic:
+    """Bytes that each peer sends and receives, of messages (N, N) of ``size`` bytes at (receiver, sender)."""
+    up, down = sent.sum(axis=0) * size, arrived.sum(axis=1) * size
+    return Traffic(up.astype(np.int64), down.astype(np.int64))

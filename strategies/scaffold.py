@@ -62,5 +62,5 @@ class Scaffold(Strategy):
         """Move the model along the mean update and ``c`` by the absent clients' share too: the sum over m."""
         return state | {
             "w": state["w"] + self.server_lr * self.aggregate(replies),
-            "c": state["c"] + replies.total("c") / round.num_clients,
+            "c": state["c"] + self.total(replies, "c") / round.num_clients,
         }

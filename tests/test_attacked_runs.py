@@ -35,9 +35,16 @@ def test_any_client_wears_any_attack(attack: str, strategy: str) -> None:
     assert all(torch.isfinite(v).all() for v in stormy.weights.values())
 
 
-@pytest.mark.parametrize("attack", ["random_uniform", "ipm"])
-def test_attacked_runs_have_the_same_bits_on_ray(attack: str, ray: str) -> None:
-    settings = ("strategy=scaffold", "aggregator=flag", f"attack={attack}", "attack.fraction=0.34")
+@pytest.mark.parametrize(
+    ("attack", "method"),
+    [
+        ("random_uniform", ("strategy=scaffold", "aggregator=flag")),
+        ("ipm", ("strategy=scaffold", "aggregator=flag")),
+        ("ipm", ("strategy=fedspeed", "strategy.dual_mean=active", "aggregator=norm_clip")),
+    ],
+)
+def test_attacked_runs_have_the_same_bits_on_ray(attack: str, method: tuple[str, ...], ray: str) -> None:
+    settings = (*method, f"attack={attack}", "attack.fraction=0.34")
     expected = hashes(classification().run(*settings))
     assert hashes(classification().run(*settings, ray, "engine.workers=2")) == expected
 

@@ -106,13 +106,30 @@ def test_personal_models_stay_with_their_clients() -> None:
     models = [kept["w"] for kept in run.kept[-1]]
     assert not any(torch.equal(models[0], other) for other in models[1:])
     x, y = classes((11,), seed=1)[0]
-    right = []
+    prototypes, head, nearest = run.states[-1]["prototypes"], [], []
+    assert bool(run.states[-1]["known"].all())
     for w in models:
         model = network()
         nn.utils.vector_to_parameters(w, model.parameters())
-        right.append(float((model(x).argmax(1) == y).double().mean()))
-    assert result.rows[-1]["accuracy"] == pytest.approx(sum(right) / 6)
+        head.append(float((model(x).argmax(1) == y).double().mean()))
+        apart = (model.features(x)[:, None] - prototypes).square().sum(2)  # type: ignore[operator]
+        nearest.append(float((apart.argmin(1) == y).double().mean()))
+    assert result.rows[-1]["accuracy"] == pytest.approx(sum(nearest) / 6)
+    assert result.rows[-1]["head/accuracy"] == pytest.approx(sum(head) / 6)
+    assert sum(nearest) != sum(head)
     assert result.rows[0]["bytes_up"] == 6 * (4 * (3 * 5 + 3) + 8)
+
+
+def test_a_class_without_prototype_is_never_the_nearest() -> None:
+    """Only client 0 trains, on classes 0 and 1; clients are measured on samples of their own, all of them class 2."""
+    clients = [(x, y.clamp(max=1) if i == 0 else torch.full_like(y, 2)) for i, (x, y) in enumerate(classes())]
+    problem = classification(clients=clients, cohorts=[[0]])
+    settings = ["rounds=1", "evaluation.holdout=0.5", "evaluation.clients_every=1"]
+    result = problem.run("strategy=fedproto", *settings, test=None)
+    table = result.per_client.query("metric == 'evaluate/accuracy' and client > 0")
+    assert len(table) and not table.value.any()
+    heads = result.per_client.query("metric == 'evaluate/head/accuracy' and client > 0").value
+    assert len(heads) == len(table)
 
 
 def test_local_adam_is_torchs() -> None:

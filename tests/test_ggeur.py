@@ -196,6 +196,16 @@ def test_the_same_rows_every_round_unless_redrawn() -> None:
     assert torch.equal(first[:7], second[:7]) and not torch.equal(first, second)
 
 
+def test_generated_rows_of_unit_embeddings_are_of_unit_length_again() -> None:
+    clients = [(nn.functional.normalize(x, dim=1), y) for x, y in classes()]
+    problem = classification(clients=clients, cohorts=[[0]], settings=("rounds=1", "clients_per_round=1"))
+    settings = [SIX, "client.epochs=1", "client.batch_size=1000", "client.shuffle=false"]
+    plain, _ = watched(problem, *settings)
+    unit, _ = watched(problem, *settings, "strategy.renormalize=true")
+    torch.testing.assert_close(unit, nn.functional.normalize(plain, dim=1))
+    assert float((plain.norm(dim=1) - 1).abs().max()) > 0.05
+
+
 def test_controls() -> None:
     """``none`` copies own rows; ``own`` keeps to the span of the client's own rows."""
     problem = classification(cohorts=[[2]], settings=("rounds=1", "clients_per_round=1"))
@@ -304,6 +314,21 @@ def test_a_class_nobody_has_gets_nothing() -> None:
     state = run.states[-1]
     assert float(state["ggeur/n"][1]) == 0 and float(state["ggeur/p"][1]) == 0
     assert all(torch.isfinite(v).all() for v in result.weights.values())
+
+
+def test_accuracy_of_classes_that_a_client_lacks() -> None:
+    """Client 0 lacks class 2, client 1 lacks 0 and 1, client 2 none: the mean of two clients' means."""
+    clients = [(x, y.clone()) for x, y in classes((8, 8, 8))]
+    clients[0][1][:] = torch.tensor([0, 1] * 4)
+    clients[1][1][:] = 2
+    clients[2][1][:] = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
+    settings = ("rounds=1", "clients_per_round=3", "evaluation.every=1", "evaluation.by_class=true")
+    problem = classification(clients=clients, settings=settings, test=classes((30,), seed=1)[0])
+    _, result = recorded("ggeur", problem, SIX)
+    a, b, c = result.rows[-1]["class_accuracy"]
+    assert len({a, b, c}) > 1
+    assert result.rows[-1]["absent/accuracy"] == pytest.approx((c + (a + b) / 2) / 2)
+    assert result.rows[0]["ranks"] == [4, 4, 4]
 
 
 def test_small_classes_may_be_kept_back() -> None:

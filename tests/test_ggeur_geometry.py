@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -148,7 +150,7 @@ def test_similarity_counts_shared_directions() -> None:
 # -- generated rows -----------------------------------------------------------------------------------------------
 
 
-def geometry_of(x: Tensor, y: Tensor, classes: int, **options: object) -> object:
+def geometry_of(x: Tensor, y: Tensor, classes: int, **options: object) -> Any:
     return class_geometry(class_statistics(x, y, classes), **options)  # type: ignore[arg-type]
 
 
@@ -208,6 +210,17 @@ def test_rows_of_one_client_of_one_row_are_copies() -> None:
     assert torch.equal(new, x.expand(4, 4)) and labels.tolist() == [1] * 4 and new.dtype == torch.float32
 
 
+def test_noise_may_be_given_in_several_forms() -> None:
+    x, y = rows(3, 4), torch.tensor([0, 1, 1])
+    geometry, numbers = geometry_of(rows(9, 4, 1), torch.arange(9) % 2, 2), rows(9, 4, 2)
+    given = [augment(x, y, geometry, target=6, noise=n)[0] for n in (numbers, numbers.numpy())]
+    assert torch.equal(*given) and given[0].shape == (12, 4)
+    torch.testing.assert_close(given[0][3], x[0] + numbers[0] @ geometry[0])
+    by_numpy, _ = augment(x, y, geometry, target=6, noise=np.random.default_rng(5))
+    first = torch.from_numpy(np.random.default_rng(5).normal(size=(5, len(geometry[0]))))
+    torch.testing.assert_close(by_numpy[3:8], x[[0] * 5] + first @ geometry[0])
+
+
 def test_keyed_noise_depends_on_its_address_only() -> None:
     noise = KeyedNoise(2**63 + 5)
     whole = noise(3, torch.arange(100), 9)
@@ -257,6 +270,14 @@ def test_the_authors_filling() -> None:
 def test_rows_that_cannot_count(x: Tensor, y: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         class_statistics(x, y, 3)
+
+
+def test_statistics_of_single_precision_rows_are_taken_in_double() -> None:
+    """Rows far from the origin: in float32 arithmetic a variance of 1e-4 beside a mean of 1000 would be lost."""
+    x = (1000 + 0.01 * rows(200, 3)).float()
+    part = one_class(x)
+    assert part.mean.dtype == part.factors[0].dtype == torch.float64
+    torch.testing.assert_close(part.S[0], dense(x), rtol=1e-6, atol=0)
 
 
 def test_statistics_of_other_sizes_are_refused() -> None:

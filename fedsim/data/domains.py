@@ -1,8 +1,9 @@
-"""Data sets with feature shift: the same classes in several domains, which are the natural client ids.
+"""What multi-domain sources share: reading images that lie in domains and classes, folds, and the data set itself.
 
-Training and test samples carry a group ``domain``; ``Dataset.group_names["domain"]`` names its values.
-Options shared with every image source (``augment``, ``subset``) are described in ``fedsim.data.images``;
-further:
+Such a data set has feature shift: the same classes in several domains, which are the natural client ids. Training and
+test samples carry a group ``domain``; ``Dataset.group_names["domain"]`` names its values. The sources are in
+``fedsim.data.multidomain``. Options shared with every image source (``augment``, ``subset``) are described in
+``fedsim.data.images``; further:
 
 * ``domains``: which domains to keep, in this order; ``None`` keeps all, in alphabetical order.
 * ``size``: side in pixels that images are resized to.
@@ -12,120 +13,60 @@ further:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
-from fedsim.data.cache import Arrays
+from fedsim.data.cache import Arrays, cached, fingerprint
 from fedsim.data.common import encode, image_options, samples, stratified_folds
 from fedsim.data.dataset import Augment, Dataset, Normalize
-from fedsim.data.files import PathLike, existing, parquet_files, read_images
-from fedsim.data.images import DIGITS, PARQUET
+from fedsim.data.files import columns_of, decode, hub_tables, image_table, read_images
 from fedsim.errors import DataError
 
 # Channel statistics of ImageNet, usual for PACS and Office, and those of FedBN's digits (Li et al. 2021).
 IMAGENET = Normalize(scale=1 / 255, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 SYMMETRIC = Normalize(scale=1 / 255, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
+COLUMNS = "*.parquet with columns image, domain, label"
+LAYOUT = f"<domain>/<class>/<image> folders, or {COLUMNS}"
 
 
-def digits6(
-    path: PathLike | None,
+def images_at(root: Path, size: int, pattern: str = "*.parquet") -> Arrays:
+    """Arrays image, domain, label, and fold where it is there, of one Parquet file, those of a folder that match
+    ``pattern``, or the image folders ``<domain>/<class>/``; text stays text."""
+    files = [root] if root.is_file() else sorted(root.glob(pattern))
+    if not files:
+        return _folders(root, size)
+    fold = ["fold"] if "fold" in columns_of(files[0]) else []
+    return read_images(files, "image", ["domain", "label", *fold], channels=3, size=size)
+
+
+def hub_images(
+    name: str,
+    columns: Sequence[str],
+    size: int,
     *,
-    domains: Sequence[str] | None = None,
-    size: int = 32,
-    augment: bool | Augment = False,
-    subset: int | None = None,
-) -> Dataset:
-    """Digits from six domains (fonts, mnist, mnist_m, scene, semeion, usps), x ``(N, 3, size, size)``."""
-    need = f"{PARQUET} with columns image, domain, label"
-    root = existing(_given(path, "digits6", need), need)
-    train, test = (
-        read_images(
-            parquet_files(root, f"{split}-*.parquet", need),
-            "image",
-            ["domain", "label"],
-            channels=3,
-            size=size,
-        )
-        for split in ("train", "test")
-    )
-    return as_dataset(train, test, str(root), DIGITS, SYMMETRIC, domains, augment, subset)
+    config: str | None = None,
+    split: str = "train",
+    need: str = LAYOUT,
+) -> Arrays:
+    """One split of a data set of the hub: an image column, then others; decoded once. ``need``: see ``hub_tables``."""
+    table, version = hub_tables(name, {split: split}, need, config=config)[split]
+    image, rest = columns[0], list(columns[1:])
+
+    def build() -> Arrays:
+        return image_table(table, image, rest, channels=3, size=size, source=name)
+
+    return cached(f"{name.replace('/', '--')}-{split}-domains", (version, *columns, str(size)), build)
 
 
-def pacs(
-    path: PathLike | None,
-    *,
-    domains: Sequence[str] | None = None,
-    size: int = 64,
-    test_folds: Sequence[int] = (0,),
-    augment: bool | Augment = False,
-    subset: int | None = None,
-) -> Dataset:
-    """PACS (Li et al. 2017): art_painting, cartoon, photo, sketch; 7 classes, x ``(N, 3, size, size)``.
-
-    From Parquet files; on the hub it is ``data=domain_images data.hub=flwrlabs/pacs``.
-    """
-    need = "pacs*.parquet with columns image, domain, label, fold"
-    root = existing(_given(path, "pacs", need), need)
-    train, test = _folded_images(root, "pacs*.parquet", need, size, test_folds)
-    return as_dataset(train, test, str(root), (), IMAGENET, domains, augment, subset)
-
-
-def office_caltech10(
-    path: PathLike | None,
-    *,
-    what: str = "images",
-    domains: Sequence[str] | None = None,
-    size: int = 64,
-    test_folds: Sequence[int] = (0,),
-    augment: bool | Augment = False,
-    subset: int | None = None,
-) -> Dataset:
-    """Office-Caltech10 (Gong et al. 2012): amazon, caltech10, dslr, webcam; 10 classes.
-
-    ``what`` is ``images`` (x ``(N, 3, size, size)`` uint8), ``surf`` (word counts ``(N, 800)``: rows scaled
-    to sum 1, then columns standardised on the training samples, both float32, as in Gong et al.) or
-    ``googlenet`` (``(N, 1024)`` float32 as stored; without caltech10). ``size`` and ``augment`` apply to
-    images only.
-    """
-    need = "images*.parquet (columns image, domain, label, fold) and features.npz (surf, googlenet)"
-    root = existing(_given(path, "office_caltech10", need), need)
-    if what == "images":
-        train, test = _folded_images(root, "images*.parquet", need, size, test_folds)
-        return as_dataset(train, test, str(root), (), IMAGENET, domains, augment, subset)
-    if what not in ("surf", "googlenet"):
-        raise DataError(f"data.what={what!r}: office_caltech10 has 'images', 'surf' and 'googlenet'")
-    if augment is not False:
-        raise DataError(f"data.augment={augment!r}: {what} features are no images; type data.augment=false")
-    file = existing(root / "features.npz", need)
-    try:
-        with np.load(file, allow_pickle=False) as stored:
-            x, y, domain = (stored[what + end] for end in ("", "_label", "_domain"))
-            classes = tuple(str(name) for name in stored["classes"])
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise DataError(
-            f"{file}: expected arrays {what}, {what}_label, {what}_domain, classes ({error})"
-        ) from error
-    arrays = {"image": x.astype(np.float32), "label": y.astype(np.int64), "domain": domain.astype(str)}
-    strata = encode(arrays["domain"])[0] * len(classes) + arrays["label"]
-    train, test = split_folds(arrays, stratified_folds(strata, 10), test_folds)
-    if what == "surf":
-        _standardise(train, test)
-    return as_dataset(train, test, str(root), classes, None, domains, False, subset)
-
-
-def _given(path: PathLike | None, name: str, need: str) -> PathLike:
-    if path is None:
-        raise DataError(f"{name} is read from files only: type data.path=<folder>, holding {need}")
-    return path
-
-
-def _folded_images(
-    root: PathLike, pattern: str, need: str, size: int, test_folds: Sequence[int]
-) -> tuple[Arrays, Arrays]:
-    root = existing(root, need)
-    files = [root] if root.is_file() else parquet_files(root, pattern, need)
-    arrays = read_images(files, "image", ["domain", "label", "fold"], channels=3, size=size)
-    return split_folds(arrays, arrays["fold"], test_folds)
+def folded(arrays: Arrays, test_folds: Sequence[int]) -> tuple[Arrays, Arrays]:
+    """Training and test arrays by the column ``fold``, or by ten fixed folds stratified by domain and class."""
+    if "fold" in arrays:
+        return split_folds(arrays, arrays["fold"], test_folds)
+    label = encode(arrays["label"])[0]
+    strata = encode(arrays["domain"])[0] * (int(label.max()) + 1) + label
+    return split_folds(arrays, stratified_folds(strata, 10), test_folds)
 
 
 def split_folds(arrays: Arrays, fold: np.ndarray, test_folds: Sequence[int]) -> tuple[Arrays, Arrays]:
@@ -140,14 +81,6 @@ def split_folds(arrays: Arrays, fold: np.ndarray, test_folds: Sequence[int]) -> 
         {name: value[~test] for name, value in sized.items()} | fixed,
         {name: value[test] for name, value in sized.items()} | fixed,
     )
-
-
-def _standardise(train: Arrays, test: Arrays) -> None:
-    for part in (train, test):
-        part["image"] /= np.maximum(part["image"].sum(axis=1, keepdims=True), 1)
-    mean, std = train["image"].mean(axis=0), train["image"].std(axis=0)
-    for part in (train, test):
-        part["image"] = (part["image"] - mean) / np.where(std > 0, std, 1)
 
 
 def as_dataset(
@@ -196,3 +129,27 @@ def as_dataset(
         group_names={"domain": kept},
     )
     return image_options(dataset, augment=augment, subset=subset)
+
+
+def _folders(root: Path, size: int) -> Arrays:
+    """Arrays image, domain, label of ``root/<domain>/<class>/<image>``, in name order, through the cache."""
+    files = sorted(f for f in root.glob("*/*/*") if f.suffix.lower() in SUFFIXES)
+    if not files:
+        raise DataError(f"{root} holds no images; expected {LAYOUT}")
+
+    def build() -> Arrays:
+        image = decode([f.read_bytes() for f in files], channels=3, size=size, source=str(root))
+        return {
+            "image": image,
+            "domain": np.array([f.parts[-3] for f in files]),
+            "label": np.array([f.parts[-2] for f in files]),
+        }
+
+    names = [str(f.relative_to(root)) for f in files]
+    arrays = cached(f"{root.name}-domains", (*names, *fingerprint(files), str(size)), build)
+    classes = {str(d): set(arrays["label"][arrays["domain"] == d]) for d in np.unique(arrays["domain"])}
+    if not set.intersection(*classes.values()):
+        raise DataError(f"{root}: the domains {sorted(classes)} share no class; expected {LAYOUT}")
+    if (arrays["label"].dtype.kind == "U") and all(str(c).isdigit() for c in np.unique(arrays["label"])):
+        return dict(arrays) | {"label": arrays["label"].astype(np.int64)}  # folders 0 to 9, as in Digits-5
+    return arrays

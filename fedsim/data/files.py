@@ -38,19 +38,34 @@ def parquet_files(folder: Path, pattern: str, expected: str) -> list[Path]:
 
 def read_table(file: Path, columns: Sequence[str]) -> Any:
     """These columns of a Parquet file as a ``pyarrow.Table``; ``DataError`` if one is missing."""
+    present = columns_of(file)
+    missing = [name for name in columns if name not in present]
+    if missing:
+        raise DataError(f"{file} has no column {missing}; its columns are {present}")
+    pa, pq = _pyarrow(file)
+    try:
+        return pq.read_table(file, columns=list(columns))
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{file} is not a readable Parquet file ({error}); fetch it again") from error
+
+
+def columns_of(file: Path) -> list[str]:
+    """Names of a Parquet file's columns."""
+    pa, pq = _pyarrow(file)
+    try:
+        return [str(name) for name in pq.read_schema(file).names]
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{file} is not a readable Parquet file ({error}); fetch it again") from error
+
+
+def _pyarrow(file: Path) -> tuple[Any, Any]:
+    """The modules ``pyarrow`` and ``pyarrow.parquet``."""
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError as error:
         raise DataError(f"reading {file} needs pyarrow: pip install 'fedsim-lab[data]'") from error
-    try:
-        present = pq.read_schema(file).names
-        missing = [name for name in columns if name not in present]
-        if missing:
-            raise DataError(f"{file} has no column {missing}; its columns are {present}")
-        return pq.read_table(file, columns=list(columns))
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{file} is not a readable Parquet file ({error}); fetch it again") from error
+    return pa, pq
 
 
 def class_names(schema: Any, column: str) -> tuple[str, ...]:

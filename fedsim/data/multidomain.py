@@ -1,7 +1,5 @@
-"""Multi-domain images from wherever they lie: a folder per domain and class, Parquet files, or the hub.
-
-Every source here returns training and test samples with a group ``domain`` (see ``fedsim.data.domains``, also for the
-options ``domains``, ``size`` and ``test_folds``).
+"""Data sets with several domains (feature shift), from wherever they lie: Parquet files, a folder per domain and class,
+or the hub. Options are described in ``fedsim.data.domains``.
 """
 
 from __future__ import annotations
@@ -11,21 +9,30 @@ from pathlib import Path
 
 import numpy as np
 
-from fedsim.data.cache import Arrays, cached, fingerprint
-from fedsim.data.common import encode, stratified_folds
+from fedsim.data.cache import Arrays
+from fedsim.data.common import stratified_folds
 from fedsim.data.dataset import Augment, Dataset, Normalize, Samples
 from fedsim.data.digits import digits
-from fedsim.data.domains import IMAGENET, SYMMETRIC, as_dataset, split_folds
-from fedsim.data.files import PathLike, decode, existing, hub_tables, image_table, read_images
+from fedsim.data.domains import (
+    COLUMNS,
+    IMAGENET,
+    LAYOUT,
+    SYMMETRIC,
+    as_dataset,
+    folded,
+    hub_images,
+    images_at,
+)
+from fedsim.data.files import PathLike, existing
 from fedsim.data.images import DIGITS
 from fedsim.errors import DataError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
-LAYOUT = "<domain>/<class>/<image> folders, or *.parquet with columns image, domain, label"
-DIGITS5 = {  # domain: name on the hub, its configuration, image and label columns
-    "mnist": ("ylecun/mnist", None, "image", "label"),
-    "svhn": ("ufldl-stanford/svhn", "cropped_digits", "image", "label"),
-    "usps": ("flwrlabs/usps", None, "image", "label"),
+SPLITS = f"train-{COLUMNS} (test- likewise), or folders train and test, each of <domain>/<class>/<image>"
+DIGITS5 = {  # domain: name on the hub and its configuration; columns image and label
+    "mnist": ("ylecun/mnist", None),
+    "mnist_m": ("Mike0307/MNIST-M", None),
+    "svhn": ("ufldl-stanford/svhn", "cropped_digits"),
+    "usps": ("flwrlabs/usps", None),
 }
 
 
@@ -39,7 +46,7 @@ def domain_images(
     augment: bool | Augment = False,
     subset: int | None = None,
 ) -> Dataset:
-    """Images in several domains with the same classes, x ``(N, 3, size, size)``: Office-Home, DomainNet, one's own.
+    """Images in several domains with the same classes, x ``(N, 3, size, size)``: PACS, Office-Home, one's own.
 
     Args:
         path: a folder of folders ``<domain>/<class>/``, or of Parquet files with columns image, domain, label.
@@ -47,20 +54,14 @@ def domain_images(
         domains, size, test_folds, augment, subset: as for every multi-domain source. Folds are stratified by
             domain and class, by a fixed key, unless Parquet files have a column ``fold``.
     """
+    if path is None and hub is None:
+        raise DataError(f"data.path=null: type data.path=<folder>, holding {LAYOUT}, or data.hub=<name>")
     if path is not None:
         root = existing(path, LAYOUT)
-        files = [root] if root.is_file() else sorted(root.glob("*.parquet"))
-        arrays, source = (_parquet(files, size) if files else _folders(root, size)), str(root)
-    elif hub is not None:
-        arrays, source = _hub(hub, None, ("image", "domain", "label"), size), hub
+        arrays, source = images_at(root, size), str(root)
     else:
-        raise DataError(f"data.path=null: type data.path=<folder>, holding {LAYOUT}, or data.hub=<name>")
-    if "fold" in arrays:
-        fold = arrays["fold"]
-    else:
-        label = encode(arrays["label"])[0]
-        fold = stratified_folds(encode(arrays["domain"])[0] * (int(label.max()) + 1) + label, 10)
-    train, test = split_folds(arrays, fold, test_folds)
+        arrays, source = hub_images(str(hub), ("image", "domain", "label"), size), str(hub)
+    train, test = folded(arrays, test_folds)
     return as_dataset(train, test, source, (), IMAGENET, domains, augment, subset)
 
 
@@ -74,33 +75,80 @@ def digits5(
 ) -> Dataset:
     """Digits-5: mnist, mnist_m, svhn, syn, usps; x ``(N, 3, size, size)``, each with its own test set.
 
-    ``path`` is a folder ``{train,test}/<domain>/<class>/``; without one, the three domains that the hub has under
-    known names are fetched (``DIGITS5``).
+    ``path`` is a folder ``{train,test}/<domain>/<class>/``, or of Parquet files as for ``digits6``; without one, the
+    four domains that the hub has under known names are fetched (``DIGITS5``; syn is not among them).
     """
-    need = "folders train and test, each of <domain>/<class>/<image>"
-    parts: dict[str, Arrays] = {}
-    for split in ("train", "test"):
-        if path is not None:
-            parts[split] = _folders(existing(Path(path) / split, need), size)
-            continue
-        found: list[Arrays] = []
-        for name in domains or DIGITS5:
-            if name not in DIGITS5:
-                raise DataError(
-                    f"data.domains: {name!r} has no known name on the hub; type data.path=<folder>, holding {need}"
-                )
-            hub, config, image, label = DIGITS5[name]
-            columns = _hub(hub, config, (image, label), size, split)
-            found.append(
-                {
-                    "image": columns["image"],
-                    "label": columns["label"],
-                    "domain": np.full(len(columns["label"]), name),
-                }
+    if path is not None:
+        return digits6(path, domains=domains, size=size, augment=augment, subset=subset)
+    for name in domains or DIGITS5:
+        if name not in DIGITS5:
+            raise DataError(
+                f"data.domains: {name!r} has no known name on the hub; type data.path=<folder>, holding {SPLITS}"
             )
-        parts[split] = {k: np.concatenate([columns[k] for columns in found]) for k in found[0]}
-    source = "the hub" if path is None else str(path)
-    return as_dataset(parts["train"], parts["test"], source, DIGITS, SYMMETRIC, domains, augment, subset)
+    train, test = (
+        _joined([_hub_digits(name, size, split) for name in domains or DIGITS5])
+        for split in ("train", "test")
+    )
+    return as_dataset(train, test, "the hub", DIGITS, SYMMETRIC, domains, augment, subset)
+
+
+def digits6(
+    path: PathLike | None,
+    *,
+    domains: Sequence[str] | None = None,
+    size: int = 32,
+    augment: bool | Augment = False,
+    subset: int | None = None,
+) -> Dataset:
+    """Digits from six domains (fonts, mnist, mnist_m, scene, semeion, usps), x ``(N, 3, size, size)``.
+
+    A folder with ``train-*.parquet`` and ``test-*.parquet``, or of folders ``{train,test}/<domain>/<class>/``.
+    """
+    root = _given(path, "digits6", SPLITS)
+    train, test = (_split(root, split, size) for split in ("train", "test"))
+    return as_dataset(train, test, str(root), DIGITS, SYMMETRIC, domains, augment, subset)
+
+
+def office_caltech10(
+    path: PathLike | None,
+    *,
+    what: str = "images",
+    domains: Sequence[str] | None = None,
+    size: int = 64,
+    test_folds: Sequence[int] = (0,),
+    augment: bool | Augment = False,
+    subset: int | None = None,
+) -> Dataset:
+    """Office-Caltech10 (Gong et al. 2012): amazon, caltech10, dslr, webcam; 10 classes.
+
+    ``what`` is ``images`` (x ``(N, 3, size, size)`` uint8), ``surf`` (word counts ``(N, 800)``: rows scaled
+    to sum 1, then columns standardised on the training samples, both float32, as in Gong et al.) or
+    ``googlenet`` (``(N, 1024)`` float32 as stored; without caltech10). ``size`` and ``augment`` apply to
+    images only, which may lie in folders ``<domain>/<class>/`` as published. No copy on the hub is known.
+    """
+    need = "images*.parquet (columns image, domain, label), or folders <domain>/<class>/, and features.npz"
+    root = _given(path, "office_caltech10", need)
+    if what == "images":
+        train, test = folded(images_at(root, size, "images*.parquet"), test_folds)
+        return as_dataset(train, test, str(root), (), IMAGENET, domains, augment, subset)
+    if what not in ("surf", "googlenet"):
+        raise DataError(f"data.what={what!r}: office_caltech10 has 'images', 'surf' and 'googlenet'")
+    if augment is not False:
+        raise DataError(f"data.augment={augment!r}: {what} features are no images; type data.augment=false")
+    file = existing(root / "features.npz", need)
+    try:
+        with np.load(file, allow_pickle=False) as stored:
+            x, y, domain = (stored[what + end] for end in ("", "_label", "_domain"))
+            classes = tuple(str(name) for name in stored["classes"])
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise DataError(
+            f"{file}: expected arrays {what}, {what}_label, {what}_domain, classes ({error})"
+        ) from error
+    arrays = {"image": x.astype(np.float32), "label": y.astype(np.int64), "domain": domain.astype(str)}
+    train, test = folded(arrays, test_folds)
+    if what == "surf":
+        _standardise(train, test)
+    return as_dataset(train, test, str(root), classes, None, domains, False, subset)
 
 
 def distorted_digits(*, domains: Sequence[str] | None = None) -> Dataset:
@@ -124,6 +172,37 @@ def distorted_digits(*, domains: Sequence[str] | None = None) -> Dataset:
     return as_dataset(part(whole.train), part(whole.test), "the digits", DIGITS, scale, domains, False, None)
 
 
+def _given(path: PathLike | None, name: str, need: str) -> Path:
+    if path is None:
+        raise DataError(f"{name} is read from files only: type data.path=<folder>, holding {need}")
+    return existing(path, need)
+
+
+def _split(root: Path, split: str, size: int) -> Arrays:
+    """Training or test images of a folder in one of the two layouts ``SPLITS``."""
+    pattern = f"{split}-*.parquet"
+    return images_at(root if any(root.glob(pattern)) else existing(root / split, SPLITS), size, pattern)
+
+
+def _hub_digits(domain: str, size: int, split: str) -> Arrays:
+    hub, config = DIGITS5[domain]
+    columns = hub_images(hub, ("image", "label"), size, config=config, split=split, need=SPLITS)
+    label = columns["label"]
+    return {"image": columns["image"], "label": label, "domain": np.full(len(label), domain)}
+
+
+def _joined(parts: Sequence[Arrays]) -> Arrays:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _standardise(train: Arrays, test: Arrays) -> None:
+    for part in (train, test):
+        part["image"] /= np.maximum(part["image"].sum(axis=1, keepdims=True), 1)
+    mean, std = train["image"].mean(axis=0), train["image"].std(axis=0)
+    for part in (train, test):
+        part["image"] = (part["image"] - mean) / np.where(std > 0, std, 1)
+
+
 def _plain(x: np.ndarray) -> np.ndarray:
     return x
 
@@ -143,46 +222,3 @@ def _blurred(x: np.ndarray) -> np.ndarray:
     mean: np.ndarray = np.mean(near, axis=0)
     out: np.ndarray = np.rint(mean)
     return out
-
-
-def _folders(root: Path, size: int) -> Arrays:
-    """Arrays image, domain, label of ``root/<domain>/<class>/<image>``, in name order, through the cache."""
-    files = sorted(f for f in root.glob("*/*/*") if f.suffix.lower() in SUFFIXES)
-    if not files:
-        raise DataError(f"{root} holds no images; expected {LAYOUT}")
-
-    def build() -> Arrays:
-        image = decode([f.read_bytes() for f in files], channels=3, size=size, source=str(root))
-        return {
-            "image": image,
-            "domain": np.array([f.parts[-3] for f in files]),
-            "label": np.array([f.parts[-2] for f in files]),
-        }
-
-    names = [str(f.relative_to(root)) for f in files]
-    arrays = cached(f"{root.name}-domains", (*names, *fingerprint(files), str(size)), build)
-    classes = {str(d): set(arrays["label"][arrays["domain"] == d]) for d in np.unique(arrays["domain"])}
-    if not set.intersection(*classes.values()):
-        raise DataError(f"{root}: the domains {sorted(classes)} share no class; expected {LAYOUT}")
-    if (arrays["label"].dtype.kind == "U") and all(str(c).isdigit() for c in np.unique(arrays["label"])):
-        return dict(arrays) | {"label": arrays["label"].astype(np.int64)}  # folders 0 to 9, as in Digits-5
-    return arrays
-
-
-def _parquet(files: Sequence[Path], size: int) -> Arrays:
-    import pyarrow.parquet as pq
-
-    columns = ["domain", "label"] + (["fold"] if "fold" in pq.read_schema(files[0]).names else [])
-    return read_images(files, "image", columns, channels=3, size=size)
-
-
-def _hub(name: str, config: str | None, columns: Sequence[str], size: int, split: str = "train") -> Arrays:
-    """One split of a data set of the hub: an image column, then others; decoded once."""
-    table, version = hub_tables(name, {split: split}, LAYOUT, config=config)[split]
-    key = (version, *columns, str(size))
-    image, rest = columns[0], list(columns[1:])
-
-    def build() -> Arrays:
-        return image_table(table, image, rest, channels=3, size=size, source=name)
-
-    return cached(f"{name.replace('/', '--')}-{split}-domains", key, build)

@@ -6,8 +6,8 @@ of labelled images and ``blobs`` take ``imbalance`` and ``largest``, which make 
 """
 
 from fedsim.data import digits as _digits
-from fedsim.data import domains as _domains
 from fedsim.data import images as _images
+from fedsim.data import multidomain as _multidomain
 from fedsim.data import tabular as _tabular
 from fedsim.data.longtail import tailed
 from fedsim.data.multidomain import digits5, distorted_digits, domain_images
@@ -18,11 +18,11 @@ blobs = tailed(_tabular.blobs)
 cifar10 = tailed(_images.cifar10)
 cifar100 = tailed(_images.cifar100)
 digits = tailed(_digits.digits)
-digits6 = tailed(_domains.digits6)
+digits6 = tailed(_multidomain.digits6)
 fashion_mnist = tailed(_images.fashion_mnist)
 mnist = tailed(_images.mnist)
-office_caltech10 = tailed(_domains.office_caltech10)
-pacs = tailed(_domains.pacs)
+office_caltech10 = tailed(_multidomain.office_caltech10)
+pacs = tailed(_multidomain.domain_images)
 parquet = tailed(_images.parquet)
 
 __all__ = [

@@ -56,6 +56,7 @@ class Broadcast:
     payload: Payload
     fold: Mapping[str, tuple[str, ...]]
     standing: Payload | None = None  # what the clients hold already
+    keep: bool = False  # they are to hold the payload from now on
 
 
 @dataclass(frozen=True)
@@ -289,10 +290,9 @@ class Worker:
 def _to(broadcast: Broadcast, chunk: Chunk, device: str) -> tuple[Broadcast, Chunk]:
     each = {c: p.to(device) for c, p in chunk.each.items()}
     states = {c: {k: v.to(device) for k, v in s.items()} for c, s in chunk.states.items()}
-    rows = {k: v.to(device) for k, v in chunk.rows.items()}
-    standing = None if broadcast.standing is None else broadcast.standing.to(device)
-    moved = replace(broadcast, payload=broadcast.payload.to(device), standing=standing)
-    return moved, replace(chunk, each=each, states=states, rows=rows)
+    payload, standing = broadcast.payload.to(device), broadcast.standing and broadcast.standing.to(device)
+    chunk = replace(chunk, rows={k: v.to(device) for k, v in chunk.rows.items()}, each=each, states=states)
+    return replace(broadcast, payload=payload, standing=standing), chunk
 
 
 def vectorises(wish: str, device: str) -> bool:

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 
 from fedsim.errors import ConfigError, EngineError
 from fedsim.flower.processes import Federation
-from fedsim.flower.settings import deployed, own_folder
+from fedsim.flower.settings import deployable, deployed, own_folder
 from fedsim.session import describe
 from fedsim.settings import compose, finished
 from fedsim.tracking import read_rows
@@ -57,6 +57,7 @@ def deploy(argv: Sequence[str]) -> int:
         raise ConfigError(f"--nodes {args.nodes}: must be at least 1")
     overrides = for_nodes(args.overrides, args.nodes)
     config = deployed(overrides)
+    deployable(config)
     named = Path(own_folder(config))
     folder = named.absolute()  # the server's working directory is another
     config.dir = str(folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from fedsim.engine.worker import Broadcast, Chunk, ChunkResult, Plan
 from fedsim.errors import CheckpointError, ClientError
 from fedsim.flower.exchange import Exchange
 from fedsim.flower.nodes import Nodes
-from fedsim.flower.wire import Answer, ask_records, failed, shared_records, stamp_state
+from fedsim.flower.standing import content
+from fedsim.flower.wire import Answer, Records, ask_records, failed, shared_records, stamp_state
 from fedsim.fold import Folder
+from fedsim.payload import Payload
 
 
 class FlowerEngine:
@@ -37,6 +40,7 @@ class FlowerEngine:
         self._plan: Plan | None = None
         self._run = ""
         self._round, self._exchange = -1, -1
+        self._standing: tuple[Payload | None, str] = None, ""
 
     def start(self, plan: Plan) -> None:
         """Prepare this process; take up the state of the nodes if the run folder has a checkpoint to go on from."""
@@ -76,14 +80,20 @@ class FlowerEngine:
         assert self._plan is not None, "start(plan) comes first"
         self._exchange = self._exchange + 1 if broadcast.round == self._round else 0
         self._round = broadcast.round
-        number, shared = self._exchange, shared_records(broadcast)
+        number, shared, whole = (
+            self._exchange,
+            self._shared(broadcast),
+            cache(lambda: shared_records(broadcast)),
+        )
         self._nodes.event("exchange", round=broadcast.round + 1, exchange=number, task=broadcast.task)
         place = {client: chunk for chunk in chunks for client in chunk.clients}
         exchange = Exchange(
             grid=self._grid,
             nodes=self._nodes,
             clients=list(place),
-            content=lambda client: ask_records(shared, place[client], client, self._run, number),
+            content=lambda client, lacks: ask_records(
+                whole() if lacks else shared, place[client], client, self._run, number
+            ),
             deadline=self._config.deadline,
             poll=self._config.poll,
             retries=self._plan.failures.retries,
@@ -91,6 +101,14 @@ class FlowerEngine:
         )
         for chunk in chunks:
             yield self._fold(broadcast, chunk, exchange, number)
+
+    def _shared(self, broadcast: Broadcast) -> Records:
+        """What goes to clients that hold what the broadcast stands on: the same object as long as it says the same."""
+        if broadcast.standing is None:
+            return shared_records(broadcast)
+        if broadcast.standing is not self._standing[0]:
+            self._standing = broadcast.standing, content(broadcast.standing)
+        return shared_records(broadcast, self._standing[1])
 
     def _fold(self, broadcast: Broadcast, chunk: Chunk, exchange: Exchange, number: int) -> ChunkResult:
         """A chunk's sums in client order, as ``Worker.run`` makes them."""

@@ -19,12 +19,15 @@ GRACE = 60.0  # seconds that a message lives beyond the deadline
 
 @dataclass
 class Exchange:
-    """``content(client)`` is what a client receives; ``answer(client)`` waits for what it sends."""
+    """``content(client, whole)`` is what a client receives; ``answer(client)`` waits for what it sends.
+
+    The message is ``whole`` once the client said that it has not what the message stands on.
+    """
 
     grid: Grid
     nodes: Nodes
     clients: Sequence[int]
-    content: Callable[[int], RecordDict]
+    content: Callable[[int, bool], RecordDict]
     deadline: float | None  # seconds; None: no limit
     poll: float
     retries: int  # further attempts for a client whose process broke down
@@ -34,6 +37,7 @@ class Exchange:
     _done: dict[int, Answer] = field(default_factory=dict)
     _closed: set[int] = field(default_factory=set)  # clients whose answer is known
     _crashes: Counter[int] = field(default_factory=Counter)
+    _lacking: Counter[int] = field(default_factory=Counter)  # clients to bytes they were sent in vain
 
     def answer(self, client: int) -> Answer:
         """The client's answer; after the deadline, that it is absent."""
@@ -57,7 +61,7 @@ class Exchange:
             if client in self._closed:
                 continue
             if not reply.has_error():
-                self._close(read_answer(reply.content))
+                self._hear(read_answer(reply.content))
             elif reply.error.code in NODE_TROUBLE:
                 known = self.nodes.of.get(client)
                 if known is not None and known.id == node:
@@ -76,10 +80,20 @@ class Exchange:
         messages = []
         for c in todo:
             target = self.nodes.of[c].id
-            messages.append(Message(self.content(c), target, "train", ttl=ttl, group_id=str(self.round + 1)))
+            content = self.content(c, c in self._lacking)
+            messages.append(Message(content, target, "train", ttl=ttl, group_id=str(self.round + 1)))
         for c, message in zip(todo, self.grid.push_messages(messages), strict=True):
             if message:
                 self._sent[message] = c, self.nodes.of[c].id
+
+    def _hear(self, answer: Answer) -> None:
+        outcome = answer.outcome
+        if answer.lacks and outcome.client not in self._lacking:
+            self._lacking[outcome.client] = outcome.bytes_down
+            self.nodes.event("lacking", round=self.round + 1, client=outcome.client)
+            return  # `_send` does the rest
+        outcome.bytes_down += self._lacking[outcome.client]
+        self._close(answer)
 
     def _crashed(self, client: int, reason: str) -> None:
         self._crashes[client] += 1

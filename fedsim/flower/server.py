@@ -22,7 +22,7 @@ from fedsim.data.shards import Shards
 from fedsim.errors import ConfigError, EngineError
 from fedsim.flower.engine import FlowerEngine
 from fedsim.flower.nodes import Known, Nodes
-from fedsim.flower.settings import configuration, own_folder
+from fedsim.flower.settings import configuration, deployable, own_folder
 from fedsim.flower.site import layout_name
 from fedsim.given import Given
 from fedsim.parts import typed
@@ -39,9 +39,7 @@ def main(grid: Grid, context: Context) -> None:
 
 def serve(grid: Grid, config: DictConfig) -> RunResult:
     """Run ``config`` on the nodes of ``grid``; results lie in its folder as those of a simulation do."""
-    config.dir, method = own_folder(config), configured.strategy(config, None)
-    if getattr(method, "pooled", False):
-        raise ConfigError(f"strategy: {type(method).__name__} needs all data in one place; simulate it")
+    config.dir, method = own_folder(config), deployable(config)
     folder, engine = Path(config.dir), typed(config.engine, FlowerConfig)
     folder.mkdir(parents=True, exist_ok=True)
     nodes = Nodes(grid, config.num_clients, path=folder / "nodes.jsonl")

@@ -7,9 +7,11 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
+from fedsim import configured
 from fedsim.errors import ConfigError
 from fedsim.settings import compose, run_dir
 from fedsim.validation import hint, validate
@@ -48,6 +50,19 @@ def deployed(overrides: list[str]) -> DictConfig:
         raise ConfigError("system: a deployment has real devices, links and absences; leave system out")
     validate(config)
     return config
+
+
+def deployable(config: DictConfig) -> Any:
+    """The configured method; ConfigError if it cannot work on nodes."""
+    method = configured.strategy(config, None)
+    name = type(method).__name__
+    if getattr(method, "pooled", False):
+        raise ConfigError(f"strategy: {name} needs all data in one place; simulate it")
+    if getattr(method, "asynchronous", False):
+        raise ConfigError(
+            f"strategy: {name} starts clients at simulated times, but nodes take real ones; simulate it"
+        )
+    return method
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from fedsim import configured, session
 from fedsim.engine.worker import Worker
 from fedsim.errors import ClientError, ConfigError
 from fedsim.flower.settings import Node
+from fedsim.flower.standing import StandingFile
 from fedsim.flower.statefiles import StateFiles
 from fedsim.flower.wire import WIRE, Answer, Ask, absent
 from fedsim.fold import Folder
@@ -80,7 +81,14 @@ class Site:
             ask.broadcast.round,
             False,
         )
-        chunk = ask.chunk
+        chunk, keeps = ask.chunk, StandingFile(self.node.state_dir, ask.run, ask.client)
+        broadcast, came = ask.broadcast, ask.broadcast.standing
+        if ask.held:
+            if (found := keeps.read(ask.held)) is None:
+                return self._lacking(ask)
+            broadcast = replace(broadcast, standing=found)
+        elif came is not None:
+            keeps.write(came)
         if ask.state is not None:
             state = files.read(ask.state)
             restarted = state is None
@@ -90,15 +98,25 @@ class Site:
                 return self._lost(ask, files.path(ask.state))
         torch.set_num_threads(self.worker.plan.threads)
         try:
-            update = Single(ask.broadcast.fold)
-            result = self.worker.run(ask.broadcast, chunk, update)
+            update = Single(broadcast.fold)
+            result = self.worker.run(broadcast, chunk, update)
         except ClientError as error:  # it wrote to what it was lent: no policy excuses that
             return Answer(absent(ask.client, "failed", str(error)).outcome, fatal=str(error))
-        new = result.states.get(ask.client)
+        outcome, new = result.outcomes[0], result.states.get(ask.client)
+        outcome.bytes_down += came.nbytes if came is not None else 0
+        if broadcast.keep and outcome.kind == "ok":
+            keeps.write(broadcast.payload)
         if new is not None:
             files.write((round, ask.exchange), new)
         files.prune(round, ask.state)
-        return Answer(result.outcomes[0], update.arrays, stateful=new is not None, restarted=restarted)
+        return Answer(outcome, update.arrays, stateful=new is not None, restarted=restarted)
+
+    def _lacking(self, ask: Ask) -> Answer:
+        """Nothing is done; the server sends the message again, with what it stands on."""
+        own = ask.chunk.part(ask.client)
+        answer = absent(ask.client, "failed", "this node has not what the message stands on")
+        answer.outcome.bytes_down = ask.broadcast.payload.nbytes + (own.nbytes if own else 0)
+        return replace(answer, lacks=True)
 
     def _lost(self, ask: Ask, path: Path) -> Answer:
         assert ask.state is not None
@@ -108,15 +126,19 @@ class Site:
 
 
 class Single(Folder):
-    """One client's update as it is, to be folded elsewhere."""
+    """One client's update as it is, to be folded elsewhere; it travels, and counts, even if it is not finite."""
 
     def __init__(self, fold: Mapping[str, tuple[str, ...]]):
         super().__init__(fold)
         self.arrays: dict[str, Tensor] = {}
 
-    def add(self, arrays: Mapping[str, Tensor], weight: float) -> None:
-        """Keep it: ``arrays`` may be views of a buffer that is reused."""
+    def check(self, arrays: Mapping[str, Tensor]) -> None:
+        """Keep what is not refused: ``arrays`` may be views of a buffer that is reused."""
+        super().check(arrays)
         self.arrays = {k: t.cpu().clone() for k, t in arrays.items()}
+
+    def add(self, arrays: Mapping[str, Tensor], weight: float) -> None:
+        """Nothing to do."""
 
 
 def layout_name(model: FlatModel) -> str:

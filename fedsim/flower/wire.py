@@ -21,7 +21,7 @@ from fedsim.payload import Outcome, Payload
 
 Records = dict[str, ArrayRecord | MetricRecord | ConfigRecord]
 Stamp = tuple[int, int]  # round and exchange in which a client's state was made
-WIRE = 1  # of this format: both sides must speak the same
+WIRE = 2  # of this format: both sides must speak the same
 Plain = bool | int | float | str
 
 
@@ -34,6 +34,7 @@ class Ask:
     state: Stamp | None  # the client's current state; None: it has none yet
     broadcast: Broadcast  # its fold names the arrays to send; how they are folded is the server's affair
     chunk: Chunk  # of this one client, without states
+    held: str = ""  # content of what the broadcast stands on, if that did not come along
 
     @property
     def client(self) -> int:
@@ -50,11 +51,17 @@ class Answer:
     stateful: bool = False  # it made a new state, which lies at the node
     restarted: bool = False  # its state was gone: it began again from the initial one
     fatal: str = ""  # whatever the failure policy: the run must stop
+    lacks: bool = False  # nothing was done: what the message stands on is not there
 
 
-def shared_records(broadcast: Broadcast) -> Records:
-    """What all clients of an exchange receive; use the same records for all, so that the link stores them once."""
+def shared_records(broadcast: Broadcast, held: str = "") -> Records:
+    """What all clients of an exchange receive; use the same records for all, so that the link stores them once.
+
+    ``held`` is the content of the standing part if only that is to travel, as to clients that have it.
+    """
     plain: dict[str, Any] = {"fold": list(broadcast.fold)}
+    if held:
+        plain["held"], broadcast = held, replace(broadcast, standing=None)
     records: Records = {}
     for name, value in _fields(broadcast, but=("fold",)):
         _put(records, plain, name, value, f"Broadcast.{name}")
@@ -80,6 +87,7 @@ def read_ask(content: RecordDict) -> Ask:
     """The inverse of :func:`ask_records`."""
     about, client = _taken(content, "ask"), int(config_of(content, "ask")["client"])
     parts = _taken(content, "broadcast")
+    held = parts.pop("held", "")
     broadcast = Broadcast(**{**parts, "fold": dict.fromkeys(parts["fold"], ("stack",))})
     own: dict[str, Any] = {}
     for name, value in about.items():
@@ -89,7 +97,8 @@ def read_ask(content: RecordDict) -> Ask:
         elif kind == "rows":
             own[key] = value.arrays
     state = tuple(about["state"]) if "state" in about else None
-    return Ask(about["run"], about["exchange"], cast(Stamp | None, state), broadcast, Chunk([client], **own))
+    chunk = Chunk([client], **own)
+    return Ask(about["run"], about["exchange"], cast(Stamp | None, state), broadcast, chunk, held)
 
 
 def answer_records(answer: Answer) -> RecordDict:
@@ -98,7 +107,7 @@ def answer_records(answer: Answer) -> RecordDict:
     records: Records = {}
     for name, value in _fields(o, but=("values", "metrics")):
         _put(records, plain, name, value, f"Outcome.{name}")
-    flags = {"stateful": answer.stateful, "restarted": answer.restarted}
+    flags = {"stateful": answer.stateful, "restarted": answer.restarted, "lacks": answer.lacks}
     _put(records, plain, "fatal", answer.fatal, "fatal")
     _put(records, plain, "update", Payload(answer.arrays, o.values), "update")
     metrics: dict[str, Any] = dict(o.metrics)

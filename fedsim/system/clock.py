@@ -123,7 +123,8 @@ class Clock:
     def plan(
         self,
         works: Mapping[int, Work],
-        bytes_down: Sequence[int],
+        bytes_down: Sequence[int] | np.ndarray,
+        bytes_up: Sequence[int] | np.ndarray | None = None,
         *,
         kind: str,
         round: int,
@@ -135,6 +136,7 @@ class Clock:
         Args:
             works: what each is asked to do, by client id in ascending order.
             bytes_down: size of each one's message (n,).
+            bytes_up: size of each one's answer (n,), where it is known; else predicted.
             kind: of exchange; predictions go by it.
             round: with ``number``, the exchange within it, keys the draws.
             wanted: answers after which the others are no longer waited for.
@@ -148,7 +150,7 @@ class Clock:
             ids=ids,
             down=delay + down_bytes / down_rate,
             compute=units / self.fleet.speed[ids] * np.array([w.samples for w in works.values()]),
-            up=delay + up_ratio * down_bytes / up_rate,
+            up=delay + (up_ratio * down_bytes if bytes_up is None else np.asarray(bytes_up)) / up_rate,
             up_rate=up_rate,
             end=np.zeros(len(ids)),
             bytes_down=np.asarray(bytes_down, dtype=np.int64),

@@ -112,6 +112,9 @@ class Planner:
         ]  # (copy, sender)
         self.senders: dict[int, int] = {int(c): s for c, s in saved.get("senders", {}).items()}
         self._receivers: tuple[Any, Any] | None = None
+        self._there: dict[
+            int, tuple[int, bool]
+        ] = {}  # of every peer the last stretch asked for, and the answer
         if not saved:
             for peer in range(n):
                 self.queue.push(self._pace(peer, numpy_rng(seed, "gossip/first", peer)), "wake", peer)
@@ -152,7 +155,8 @@ class Planner:
                     self._mix(agenda, event.client, stage, known)
                 touched.add(event.client)
         self._full_inboxes(agenda, touched, stage, known)
-        self.senders = {c: s for c, s in self.senders.items() if c in self.live() or c in agenda.uses}
+        live = self.live()
+        self.senders = {c: s for c, s in self.senders.items() if c in live or c in agenda.uses}
         return agenda
 
     def _wake(self, agenda: Agenda, event: Event, stage: list[int], known: dict[int, int]) -> None:
@@ -229,7 +233,10 @@ class Planner:
         if self.rules.online >= 1:
             return True
         stretch = math.floor(time / self.rules.churn)
-        return bool(numpy_rng(self.seed, "gossip/online", peer, stretch).random() < self.rules.online)
+        if self._there.get(peer, (-1, False))[0] != stretch:
+            draw = numpy_rng(self.seed, "gossip/online", peer, stretch).random()
+            self._there[peer] = stretch, bool(draw < self.rules.online)
+        return self._there[peer][1]
 
     def _neighbours(self, peer: int, time: float) -> np.ndarray:
         """Whom a model of ``peer`` is sent to."""

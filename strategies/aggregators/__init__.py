@@ -26,6 +26,7 @@ __all__ = [
     "flag",
     "geometric_median",
     "is_mean",
+    "keeps_size",
     "krum",
     "meamed",
     "mean",
@@ -38,6 +39,18 @@ __all__ = [
 
 def is_mean(aggregator: Any) -> bool:
     """Whether ``aggregator`` is the plain mean, which workers may sum up without keeping single updates."""
+    return _opened(aggregator)[0] is mean
+
+
+def keeps_size(aggregator: Any) -> bool:
+    """Whether results are as long as the updates are; only flag's unit scale has a length of its own."""
+    rule, options = _opened(aggregator)
+    return rule is not flag or options.get("scale") != "unit"
+
+
+def _opened(aggregator: Any) -> tuple[Any, dict[str, Any]]:
+    """The rule within partials, and its options."""
+    options: dict[str, Any] = {}
     while isinstance(aggregator, partial):
-        aggregator = aggregator.func
-    return aggregator is mean
+        aggregator, options = aggregator.func, aggregator.keywords | options
+    return aggregator, options

@@ -14,11 +14,12 @@ def mean(updates: Any, weights: Any = None, *, report: Report | None = None) -> 
     """Weighted mean of the rows of ``updates`` (n, d); equal weights by default. McMahan et al. 2017, Alg. 1."""
     rows = Rows.of("mean", updates, weights)
     out = rows.combine(rows.weights / rows.weights.sum())
-    if not bool(torch.isfinite(torch.as_tensor(out)).all()):
-        rows = rows.without("mean", rows.finite(), report)
-        total = float(rows.weights.sum())
-        return rows.combine(rows.weights / total) if total > 0 else rows.zeros()
-    return out
+    if bool(torch.isfinite(torch.as_tensor(out)).all()):
+        rows.without("mean", range(len(rows)), report)
+        return out
+    rows = rows.without("mean", rows.finite(), report)
+    total = float(rows.weights.sum())
+    return rows.combine(rows.weights / total) if total > 0 else rows.zeros()
 
 
 def norm_clip(updates: Any, weights: Any = None, *, report: Report | None = None) -> Any:

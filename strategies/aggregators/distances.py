@@ -14,7 +14,7 @@ from torch import Tensor
 
 from strategies.aggregators.coordinates import ascending, closest_mean, middle, sorted_columns
 from strategies.aggregators.gram import finite_gram, squared_distances
-from strategies.aggregators.rows import Report, Rows, RuleError, choice, tolerated
+from strategies.aggregators.rows import Report, Rows, RuleError, choice, tolerated, whole
 
 VARIANTS = ("canonical", "garfield", "byzfl")
 
@@ -48,9 +48,10 @@ def bulyan(
 ) -> Any:
     """Per coordinate, the mean of the theta - 2f values closest to the median of theta = n - 2f picks; n >= 4f + 3.
 
-    A pick is Krum's choice among the rows not yet picked. ``variant=garfield``: theta = n - 2f - 2, scores are never
-    updated, and the k-th pick (k = 0, 1, ...) is the mean of the n - f - 2 - k best rows not yet left out, of which the
-    best is then left out. ``weights`` are not used.
+    A pick is Krum's choice among the rows not yet picked; of equal scores the first row's counts, and with f <= 2 the
+    last picks always meet two nearest neighbours with equal ones. ``variant=garfield``: theta = n - 2f - 2, scores are
+    never updated, and the k-th pick (k = 0, 1, ...) is the mean of the n - f - 2 - k best rows not yet left out, of
+    which the best is then left out. ``weights`` are not used.
     """
     choice("bulyan", "variant", variant, VARIANTS[:2])
     k, rows = finite_gram("bulyan", Rows.of("bulyan", updates, weights), report)
@@ -82,7 +83,8 @@ def _lowest(
     n, f = len(rows), tolerated(rule, rows, f, 2, 3)
     if m is None:
         m = n - f if variant == "byzfl" else n - f - 2
-    if not 1 <= m <= n:
+    m = whole(rule, "m", m, 1, "the updates averaged")
+    if m > n:
         raise RuleError(f"{rule}: m={m} must be between 1 and n = {n}, the updates at hand")
     picked = _ranking(k, f, variant)[:m]
     if report is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -150,15 +151,27 @@ def tolerated(rule: str, rows: Rows, f: Any, slope: int, offset: int) -> int:
     Raises:
         RuleError: with the inequality.
     """
-    if isinstance(f, bool) or not isinstance(f, int | np.integer) or f < 0:
-        raise RuleError(f"{rule}: f={f!r} must be a whole number, at least 0: the wrong updates to tolerate")
+    wrong = whole(rule, "f", f, 0, "the wrong updates to tolerate")
     n, gone = len(rows), rows.total - len(rows)
     able = (n - offset) // slope
-    if f > able and (able < 0 or f - gone > able):
+    if wrong > able and (able < 0 or wrong - gone > able):
         bound = f"{slope}f + {offset}"
         left = f" ({gone} more were not finite)" if gone else ""
-        raise RuleError(f"{rule}: f={f} needs n >= {bound} = {slope * f + offset} updates, got {n}{left}")
-    return min(int(f), able)
+        raise RuleError(
+            f"{rule}: f={wrong} needs n >= {bound} = {slope * wrong + offset} updates, got {n}{left}"
+        )
+    return min(wrong, able)
+
+
+def whole(rule: str, key: str, value: Any, least: int, what: str) -> int:
+    """``value`` as an ``int``, whatever integer type it has; refused below ``least``."""
+    try:
+        number = None if isinstance(value, bool) else int(operator.index(value))
+    except TypeError:
+        number = None
+    if number is None or number < least:
+        raise RuleError(f"{rule}: {key}={value!r} must be a whole number, at least {least}: {what}")
+    return number
 
 
 def choice(rule: str, key: str, value: Any, allowed: Sequence[str]) -> None:

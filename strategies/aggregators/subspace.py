@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from strategies.aggregators.gram import finite_gram, median, squared_distances
-from strategies.aggregators.rows import Report, Rows, RuleError, choice
+from strategies.aggregators.rows import Report, Rows, RuleError, choice, whole
 
 EPS = 1e-7  # added to residuals in the weights, as in the public code
 TINY = 1e-12  # norms below count as this
@@ -58,7 +58,13 @@ def flag(
     """
     choice("flag", "scale", scale, ("median_norm", "unit", "raw"))
     choice("flag", "pairs", pairs, ("code", "paper"))
-    _check(m, iterations, tolerance, lam)
+    iterations = whole("flag", "iterations", iterations, 1, "the reweighted steps at most")
+    if m is not None:
+        m = whole("flag", "m", m, 1, "the subspace's dimensions")
+    if not tolerance >= 0 or not 0 <= lam < float("inf"):
+        raise RuleError(
+            f"flag: tolerance={tolerance} and lam={lam} must not be negative, and lam must be finite"
+        )
     k, rows = finite_gram("flag", Rows.of("flag", updates, weights), report)
     n = len(rows)
     norms = k.diagonal().sqrt()
@@ -66,7 +72,7 @@ def flag(
         _tell(report, rows, torch.zeros(n), torch.zeros(n), [0.0])
         return rows.zeros()
     m = (n + 2) // 2 if m is None else m
-    problem = _Problem.of(k, norms, m, lam, pairs)
+    problem = _Problem.of(k, norms, m, float(lam), pairs)
     y = None if start is None else _start(start, rows)
     t = torch.zeros(m, n, dtype=torch.float64) if y is None else _project(y, rows) / norms.clamp(min=TINY)
     z: Tensor | None = None
@@ -172,15 +178,6 @@ def _project(y: Tensor, rows: Rows) -> Tensor:
     for a, b in rows.spans():
         out += y[a:b].T @ rows.read(a, b).T
     return out.cpu()
-
-
-def _check(m: Any, iterations: int, tolerance: float, lam: float) -> None:
-    if m is not None and (isinstance(m, bool) or int(m) != m or m < 1):
-        raise RuleError(f"flag: m={m} must be a whole number, at least 1: the subspace's dimensions")
-    if iterations < 1:
-        raise RuleError(f"flag: iterations={iterations} must be at least 1")
-    if not tolerance >= 0 or not lam >= 0:
-        raise RuleError(f"flag: tolerance={tolerance} and lam={lam} must not be negative")
 
 
 def _tell(report: Report | None, rows: Rows, a: Tensor, explained: Tensor, objective: list[float]) -> None:

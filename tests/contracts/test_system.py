@@ -10,11 +10,7 @@ import torch
 from problems import Die, Problem, classification, hashes, hooked, of_strategy, recorded
 from registry import COHORTS, MECHANISMS, METHODS, Entry
 
-each_strategy = pytest.mark.parametrize(
-    "entry",
-    [e for e in METHODS if e in COHORTS and e.strategy != "gossip"],
-    ids=lambda e: e.label,  # peers have a time of their own
-)
+each_strategy = pytest.mark.parametrize("entry", [e for e in METHODS if e in COHORTS], ids=lambda e: e.label)
 
 LOST = ["system=lognormal", *(f"system.dropout.{when}=0.2" for when in ("before", "during", "after"))]
 LATE = ["system=lognormal", "system.deadline=0.5", "system.stragglers=drop"]

@@ -6,6 +6,7 @@ It leans on names of Flower that are not public, for the version that pyproject.
 from __future__ import annotations
 
 import itertools
+import shlex
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -97,11 +98,35 @@ def deploy(
 ) -> tuple[Any, LocalGrid]:
     """Run the ServerApp's own function on a local grid; clients' state goes to ``folder/state-<client>``."""
     settings = [f"num_clients={clients}", f"dir={folder / 'run'}", "tracker=quiet", "engine.poll=0.001"]
-    text = " ".join([*settings, *overrides])
+    text = shlex.join([*settings, *overrides])
     run_config = {"overrides": text}
     default = {100 + k: {"partition-id": k, "state-dir": str(folder / f"state-{k}")} for k in range(clients)}
     local = LocalGrid(run_config, nodes if nodes is not None else default, **grid)
     return server.serve(local, configuration(run_config)), local
+
+
+def node(folder: Path, client: int, **config: Any) -> dict[str, Any]:
+    return {"partition-id": client, "state-dir": str(folder / f"state-{client}"), **config}
+
+
+def asked(message: Any) -> tuple[int, int] | None:
+    """Round (from 1) and client of a message that is work."""
+    if "ask" not in message.content:
+        return None
+    return message.content["broadcast"]["round"] + 1, message.content["ask"]["client"]
+
+
+class Spoiler:
+    """Calls ``act(grid, message)`` the first time that a message for (round, client) is sent."""
+
+    def __init__(self, act: Any, *places: tuple[int, int]):
+        self.act, self.places, self.grid = act, list(places), None
+
+    def __call__(self, message: Any) -> Any:
+        if (place := asked(message)) in self.places:
+            self.places.remove(place)
+            return self.act(message)
+        return None
 
 
 def wait_until(found: Callable[[], Any], seconds: float, what: str) -> Any:

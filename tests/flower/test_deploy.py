@@ -12,7 +12,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 from localgrid import wait_until
-from real import LIMIT, ROOT, federation, hashes, left_over, wait
+from real import LIMIT, ROOT, federation, hashes, left_over, marked, wait
 
 import fedsim
 from fedsim.cli import command
@@ -26,7 +26,7 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "fedsim.cli", "deploy", "local", *arguments],
         cwd=folder,
-        env={**os.environ, "FEDSIM_TESTS": str(folder)},
+        env={**os.environ, **marked(folder)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -4,30 +4,92 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "contracts"))
-from localgrid import deploy
+from localgrid import LocalGrid, deploy
+from real import ROOT
 from registry import TABLE, Entry
 
 import fedsim
+from fedsim.errors import ConfigError
 
-METHODS = list({entry.strategy: entry for entry in TABLE[::-1]}.values())  # the plainest entry of each
 SMALL = ("rounds=2", "clients_per_round=2", "model=linear", "client.epochs=1", "engine.chunks=2")
+FRAMING = 2000  # bytes that Flower's records add to a message, at most
+REFUSED = {  # by name: what a deployment cannot be
+    "centralised": "Centralised needs all data in one place",
+    "fedasync": "FedAsync starts clients at simulated times",
+    "fedbuff": "FedBuff starts clients at simulated times",
+    "gossip_async": "AsyncGossip starts clients at simulated times",
+}
+WIDTHS = "client.classes=[{share: 0.5, width: 1}, {share: 0.5, width: 0.5}]"
+FURTHER = (  # options that the contract table leaves to tests of their own
+    Entry("dpsgd", "dpsgd", ("topology=ring",)),
+    Entry("gossip-fedavg", "gossip_fedavg", ("topology=complete",)),
+    Entry("heterofl", "heterofl", (WIDTHS,), needs_head=True),
+    Entry("local-only", "local_only"),
+    Entry("fedbn", "fedbn"),
+    Entry("fraug-digits", "fraug_digits", ("strategy.rounds=6",), needs_head=True),
+    Entry("fraug-officehome", "fraug_officehome", ("strategy.rounds=6",), needs_head=True),
+)
+ATTACKS = sorted(path.stem for path in (ROOT / "conf/attack").glob("*.yaml") if path.stem != "none")
 
 
 def simulated(*overrides: str, clients: int = 3) -> fedsim.RunResult:
     return fedsim.simulate([f"num_clients={clients}", "engine=serial", "tracker=quiet", *overrides])
 
 
-@pytest.mark.parametrize("entry", METHODS, ids=lambda e: e.label)
-def test_every_method_gives_the_bits_of_its_simulation(entry: Entry, tmp_path: Path) -> None:
-    model = "model=mlp" if entry.needs_head else "model=linear"
-    settings = (*(o for o in SMALL if not o.startswith("model=")), model, *entry.arguments)
-    twin, _ = deploy(tmp_path, *settings)
+def counted(rows: list[dict[str, Any]], key: str) -> int:
+    """Bytes of all rounds, phases that are reported apart included."""
+    apart = [v for row in rows for v in row.values() if isinstance(v, dict) and key in v]
+    return sum(row[key] for row in [*rows, *apart])
+
+
+def check_twin(folder: Path, *settings: str) -> LocalGrid:
+    """A deployment on a local grid has the bits of its simulation, and its bytes are those on the wire."""
+    twin, grid = deploy(folder, *settings)
     alone = simulated(*settings)
     assert [r["weights_hash"] for r in twin.rows] == [r["weights_hash"] for r in alone.rows]
+    phases = [k for k, v in alone.rows[0].items() if isinstance(v, dict) and "bytes_up" in v]
     for key in ("accuracy", "loss", "bytes_up", "bytes_down", "cohort", "train_loss"):
-        assert [r[key] for r in twin.rows] == [r[key] for r in alone.rows], key
+        assert [r.get(key) for r in twin.rows] == [r.get(key) for r in alone.rows], key
+    messages = sum(kind == "train" for _, kind, _ in grid.log)
+    for key, measured in (("bytes_up", grid.bytes_up), ("bytes_down", grid.bytes_down)):
+        assert [r[p][key] for r in twin.rows for p in phases if p in r] == [
+            r[p][key] for r in alone.rows for p in phases if p in r
+        ]
+        assert 0 <= measured - counted(alone.rows, key) < FRAMING * messages, key
+    return grid
+
+
+@pytest.mark.parametrize("entry", [*TABLE, *FURTHER], ids=lambda e: e.label)
+def test_every_method_gives_the_bits_and_bytes_of_its_simulation(entry: Entry, tmp_path: Path) -> None:
+    model = ["model=mlp"] if entry.needs_head else []
+    check_twin(tmp_path, *SMALL, *model, *entry.arguments)
+
+
+@pytest.mark.parametrize("option", sorted(REFUSED))
+def test_what_cannot_be_deployed_is_refused_by_name(option: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"strategy: {REFUSED[option]}.*; simulate it"):
+        deploy(
+            tmp_path,
+            f"strategy={option}",
+            *SMALL,
+            "topology=ring" if "gossip" in option else "topology=server",
+        )
+
+
+def test_every_strategy_is_either_deployed_or_refused_here() -> None:
+    tried = {e.strategy for e in (*TABLE, *FURTHER)}
+    assert tried.isdisjoint(REFUSED)
+    assert tried | set(REFUSED) == {path.stem for path in (ROOT / "conf/strategy").glob("*.yaml")}
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_attackers_are_nodes_too(attack: str, tmp_path: Path) -> None:
+    """The same clients attack, at their nodes; those that see everything are played by the server."""
+    settings = (*SMALL, f"attack={attack}", "attack.fraction=0.34", "clients_per_round=3")
+    check_twin(tmp_path, *settings, "aggregator=coordinate_median")

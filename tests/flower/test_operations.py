@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -13,13 +14,14 @@ import pytest
 from flwr.app import Error
 
 sys.path.insert(0, str(Path(__file__).parent))
-from localgrid import GONE, LocalGrid, deploy
-from real import events, hashes
+from localgrid import GONE, LocalGrid, Spoiler, deploy, node
+from real import ROOT, events, hashes
 
 import fedsim
 from fedsim.cli import command
 from fedsim.errors import ClientError, ConfigError, EngineError
 from fedsim.flower import nodes as nodes_module
+from fedsim.flower import site
 from fedsim.flower.settings import configuration
 
 SPEED = ("strategy=fedspeed", "rounds=4", "clients_per_round=3", "model=linear", "client.epochs=1")
@@ -34,30 +36,6 @@ def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 def simulated(*overrides: str, **given: Any) -> list[str]:
     settings = ["num_clients=3", "engine=serial", "tracker=quiet", *overrides]
     return [r["weights_hash"] for r in fedsim.simulate(settings, **given).rows]
-
-
-def node(folder: Path, client: int, **config: Any) -> dict[str, Any]:
-    return {"partition-id": client, "state-dir": str(folder / f"state-{client}"), **config}
-
-
-def asked(message: Any) -> tuple[int, int] | None:
-    """Round (from 1) and client of a message that is work."""
-    if "ask" not in message.content:
-        return None
-    return message.content["broadcast"]["round"] + 1, message.content["ask"]["client"]
-
-
-class Spoiler:
-    """Calls ``act(grid, message)`` the first time that a message for (round, client) is sent."""
-
-    def __init__(self, act: Any, *places: tuple[int, int]):
-        self.act, self.places, self.grid = act, list(places), None
-
-    def __call__(self, message: Any) -> Any:
-        if (place := asked(message)) in self.places:
-            self.places.remove(place)
-            return self.act(message)
-        return None
 
 
 def test_a_node_that_dies_and_returns_as_another_changes_no_bit(tmp_path: Path) -> None:
@@ -204,6 +182,33 @@ def test_a_wrong_node_is_refused_by_name(config: dict[str, Any], reason: str, tm
     assert "missing: 2\nnode 102 is refused: ConfigError: " + reason in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("WIRE", 1, "its fedsim speaks version 1 to nodes, this one 2; install the same"),
+        ("layout_name", lambda model: "[]", "its model has other parameters than the server's"),
+    ],
+)
+def test_another_version_or_model_is_refused_by_name(
+    name: str, value: Any, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(site, name, value)
+    with pytest.raises(EngineError, match=reason):
+        deploy(tmp_path, *SPEED)
+    assert hashes(tmp_path / "run") == []
+
+
+def test_other_data_are_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    describe = site.Site.describe
+
+    def otherwise(self: Any) -> dict[str, Any]:
+        return describe(self) | ({"partition": "another"} if self.node.client == 1 else {})
+
+    monkeypatch.setattr(site.Site, "describe", otherwise)
+    with pytest.raises(EngineError, match=r"client 1, node 101 on .*: its partition of the data differs"):
+        deploy(tmp_path, *SPEED)
+
+
 def test_a_process_that_breaks_down_is_tried_again_then_skipped_or_the_end(tmp_path: Path) -> None:
     def crash(message: Any) -> Error:
         return Error(2, "out of memory")
@@ -242,3 +247,12 @@ def test_the_engine_of_a_deployment_is_nothing_to_simulate_with(tmp_path: Path) 
         fedsim.simulate(["engine=flower"])
     with pytest.raises(ConfigError, match="Centralised needs all data in one place"):
         deploy(tmp_path, "strategy=centralised", "clients_per_round=1")
+
+
+def test_flower_is_imported_in_one_package_only() -> None:
+    found = set()
+    for package in ("fedsim", "strategies", "clients"):
+        for path in (ROOT / package).rglob("*.py"):
+            if re.search(r"^\s*(import|from) (flwr|fedsim\.flower)\b", path.read_text(), re.MULTILINE):
+                found.add(str(path.relative_to(ROOT)))
+    assert {p for p in found if not p.startswith("fedsim/flower/")} == {"fedsim/cli.py"}  # fedsim deploy

@@ -16,15 +16,15 @@ import fedsim
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 SETTINGS = ("num_clients=2", "clients_per_round=2", "model=linear", "client.epochs=1", "tracker=quiet")
-TWO_PHASE = ("strategy._target_=twophase.TwoPhase", "~strategy.server_lr", "~strategy.weighting", "rounds=2")
-FEDSPEED = ("strategy=fedspeed", "rounds=3", "evaluation.holdout=0.2", "evaluation.clients_every=3")
+TWO_PHASE = ("strategy._target_=twophase.TwoPhase", "~strategy.server_lr", "~strategy.weighting", "rounds=1")
+FEDSPEED = ("strategy=fedspeed", "rounds=3")
 
 
 def check_twin(folder: Path, *settings: str) -> None:
     """The deployment's weights, bytes and measurements are those of the simulation."""
     alone = fedsim.simulate(["engine=serial", *SETTINGS, *settings])
     assert hashes(folder) == [r["weights_hash"] for r in alone.rows]
-    for key in ("accuracy", "loss", "bytes_up", "bytes_down", "clients/accuracy"):
+    for key in ("accuracy", "loss", "bytes_up", "bytes_down"):
         assert [r.get(key) for r in rows(folder)] == [r.get(key) for r in alone.rows], key
 
 

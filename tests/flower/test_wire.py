@@ -98,29 +98,42 @@ def test_every_type_of_payload_arrives_as_it_was_sent() -> None:
 
 @dataclass(frozen=True)
 class MoreBroadcast(Broadcast):
-    standing: Payload | None = None
+    extra: Payload | None = None
     level: float | None = None
 
 
 @dataclass(frozen=True)
 class MoreChunk(Chunk):
-    rows: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    turns: Mapping[int, int] = field(default_factory=dict)
     odd: Mapping[int, object] = field(default_factory=dict)
 
 
 def test_what_is_added_to_messages_travels_without_a_line_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wire, "Broadcast", MoreBroadcast)
     monkeypatch.setattr(wire, "Chunk", MoreChunk)
-    shared = shared_records(MoreBroadcast(0, "fit", Payload(), {}, Payload.of({"x": torch.ones(3)}), 0.5))
+    extra = Payload.of({"x": torch.ones(3)})
+    shared = shared_records(MoreBroadcast(0, "fit", Payload(), {}, extra=extra, level=0.5))
     chunk = MoreChunk([4, 6], rows={"w": torch.arange(6.0).view(2, 3)}, turns={4: 1, 6: 9})
     got: Any = read_ask(over_the_wire(ask_records(shared, chunk, 6, "run", 0)))
-    assert torch.equal(got.broadcast.standing.arrays["x"], torch.ones(3))
+    assert torch.equal(got.broadcast.extra.arrays["x"], torch.ones(3))
     assert got.broadcast.level == 0.5
     assert got.chunk.turns == {6: 9}
     assert got.chunk.rows["w"].tolist() == [[3.0, 4.0, 5.0]]
     with pytest.raises(EngineError, match=r"Chunk\.odd: set cannot travel"):
         ask_records(shared, MoreChunk([4], odd={4: {1}}), 4, "run", 0)
+
+
+def test_what_a_message_stands_on_travels_whole_or_by_name() -> None:
+    stands = Broadcast(0, "fit", Payload(), {}, everything(), keep=True)
+    whole, named = (read_ask(over_the_wire(ask_records(r, Chunk([4]), 4, "run", 0))) for r in (
+        shared_records(stands), shared_records(stands, "5ca1ab1e")
+    ))  # fmt: skip
+    assert whole.broadcast.standing is not None
+    assert equal(whole.broadcast.standing, everything())
+    assert (whole.held, named.held) == ("", "5ca1ab1e")
+    assert named.broadcast.standing is None
+    assert whole.broadcast.keep and named.broadcast.keep
+    lacks = read_answer(over_the_wire(answer_records(Answer(Outcome(4, "failed", bytes_down=9), lacks=True))))
+    assert lacks.lacks and lacks.outcome.bytes_down == 9
 
 
 def test_a_whole_number_that_no_wire_carries_is_refused_in_a_simulation_too() -> None:
