@@ -7,9 +7,9 @@ from torch import Tensor
 from fedsim.data.local import Batch
 from fedsim.evaluation import sample_losses
 from fedsim.job import Job
+from fedsim.layout import Layout
 from fedsim.payload import Refusal, Update
 from fedsim.task import Task
-from fedsim.vectors import Layout
 
 
 class Client:

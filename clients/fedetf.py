@@ -15,9 +15,9 @@ from clients.sgd import SGDClient
 from fedsim.data.local import Batch
 from fedsim.heads import HeadSlots, check_features
 from fedsim.job import Job
+from fedsim.layout import Layout
 from fedsim.payload import Update
 from fedsim.task import Task
-from fedsim.vectors import Layout
 
 
 @lru_cache(maxsize=8)

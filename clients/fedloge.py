@@ -15,9 +15,9 @@ from clients.realign import realign_local
 from fedsim.errors import ConfigError
 from fedsim.heads import Head
 from fedsim.job import Job
+from fedsim.layout import Layout
 from fedsim.rng import torch_rng
 from fedsim.task import Task
-from fedsim.vectors import Layout
 
 
 @dataclass(frozen=True, kw_only=True)

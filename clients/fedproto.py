@@ -14,9 +14,9 @@ from fedsim.data.local import Batch, LocalData
 from fedsim.errors import ClientError
 from fedsim.evaluation import features
 from fedsim.job import Job
+from fedsim.layout import Layout
 from fedsim.payload import Refusal, Update
 from fedsim.task import Task
-from fedsim.vectors import Layout
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,9 +12,9 @@ from clients.sgd import SGDClient
 from fedsim.data.local import Batch
 from fedsim.heads import HeadSlots, check_features
 from fedsim.job import Job
+from fedsim.layout import Layout
 from fedsim.payload import Refusal, Update
 from fedsim.task import Task
-from fedsim.vectors import Layout
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,9 +30,10 @@ from clients.generators import Generator, RTNet, drawn, evaluating, networks
 from clients.norm import LocalNormClient
 from fedsim.data.local import Batch
 from fedsim.job import Job
+from fedsim.layout import Layout
 from fedsim.payload import Refusal, Update
 from fedsim.task import Task
-from fedsim.vectors import Layout, Weights
+from fedsim.vectors import Weights
 
 __all__ = [
     "DISTANCES",

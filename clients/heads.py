@@ -13,9 +13,9 @@ from fedsim.data.local import Batch
 from fedsim.evaluation import features
 from fedsim.heads import Head, HeadSlots, check_features
 from fedsim.job import Job
+from fedsim.layout import Layout
 from fedsim.payload import Refusal, Update
 from fedsim.task import Task
-from fedsim.vectors import Layout
 
 Output = tuple[Tensor, Tensor]  # features (B, d) and logits (B, C) of the model's own head
 

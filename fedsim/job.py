@@ -12,17 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from fedsim import rng
-from fedsim.config import AdamConfig, ClientConfig
 from fedsim.data.federated import FederatedData
 from fedsim.data.local import Batch, LocalData
 from fedsim.data.longtail import class_groups
-from fedsim.errors import ClientError
 from fedsim.evaluation import evaluate, mean_of, measured
 from fedsim.heads import HeadSlots
+from fedsim.layout import Layout
 from fedsim.localpart import LocalPart
+from fedsim.localsteps import LocalSteps
 from fedsim.payload import Payload, Update, Value
 from fedsim.task import Task
-from fedsim.vectors import FlatModel, Layout
+from fedsim.vectors import FlatModel
 from fedsim.work import local_epochs, num_steps
 
 
@@ -39,8 +39,8 @@ class ClientLike(Protocol):
         """Local training."""
 
 
-@dataclass
-class Job:
+@dataclass(kw_only=True)
+class Job(LocalSteps):
     """One client (or, vectorised, one chunk of clients) in one exchange.
 
     ``anchor`` (d,) is the received global vector and must not be written to; ``state`` holds what the client kept;
@@ -49,10 +49,8 @@ class Job:
     """
 
     client: int
-    round: int
     task: Task
     model: FlatModel
-    local: ClientConfig
     seed: int
     message: Payload
     state: Mapping[str, Tensor]
@@ -69,11 +67,7 @@ class Job:
     local_part: LocalPart = field(default_factory=LocalPart)
     own_anchor: Tensor | None = None
     kept: dict[str, Tensor] | None = None
-    momentum: Tensor | None = None
-    moments: tuple[Tensor, Tensor] | None = None  # Adam's
-    adam_steps: int = 0
     losses: list[Tensor] = field(default_factory=list)
-    clipped: int | Tensor = 0  # steps that were clipped; (C, 1) when vectorised
 
     @cached_property
     def data(self) -> LocalData:
@@ -109,11 +103,6 @@ class Job:
     def head(self) -> HeadSlots:
         """Where the model's linear head lies in the flat vectors."""
         return HeadSlots.of(self.layout)
-
-    @cached_property
-    def lr(self) -> float:
-        """Local learning rate of this round: ``lr * lr_decay ** round``."""
-        return float(self.local.lr * self.local.lr_decay**self.round)
 
     @property
     def num_steps(self) -> int:
@@ -245,67 +234,6 @@ class Job:
     def weight(self, weighting: str) -> float:
         """Aggregation weight: the number of samples (``samples``) or 1 (``uniform``)."""
         return float(len(self.data)) if weighting == "samples" else 1.0
-
-    def sgd(self, w: Tensor, g: Tensor, correction: Tensor | None = None, decay: float = 0.0) -> Tensor:
-        """One local step in place: ``w <- w - lr (v + (weight_decay + decay) w)`` with ``v = clip(g + correction)``.
-
-        ``g`` is consumed. Clipping bounds the norm over the whole vector, ``v min(1, G / (|v| + 1e-6))``, and leaves
-        the decay terms outside (``clip: direction``); ``loss`` clips ``g`` alone, ``full`` the whole step. With
-        momentum ``m <- momentum m + step`` and ``w <- w - lr m``, starting at zero every round. With ``client.adam``
-        the whole step, decay terms included, is what Adam takes for the gradient.
-        """
-        local, rate = self.local, self.local.weight_decay + decay
-        if local.clip == "loss":
-            self._clip(g)
-        if correction is not None:
-            g.add_(correction)
-        if local.clip == "direction":
-            self._clip(g)
-        if local.clip == "full" or local.momentum or local.adam:
-            if rate:
-                g.add_(w, alpha=rate)
-            if local.clip == "full":
-                self._clip(g)
-            if local.momentum:
-                g = g if self.momentum is None else self.momentum.mul_(local.momentum).add_(g)
-                self.momentum = g
-            if local.adam:
-                g = self._adam(g, local.adam)
-        elif rate:
-            w.mul_(1 - self.lr * rate)
-        return w.add_(g, alpha=-self.lr)
-
-    def demand_gradient_steps(self, who: str) -> None:
-        """For rules that read gradients back from ``(x - x_K) / (K lr)``.
-
-        Raises:
-            ClientError: under Adam, whose steps are no gradients.
-        """
-        if self.local.adam:
-            raise ClientError(
-                f"{who} reads gradients back from the local steps; use client=sgd instead of adam"
-            )
-
-    def _adam(self, g: Tensor, adam: AdamConfig) -> Tensor:
-        """Adam's direction (d,) for the gradient ``g``; moments are this job's own."""
-        m, v = self.moments if self.moments is not None else (torch.zeros_like(g), torch.zeros_like(g))
-        m, v = m.lerp_(g, 1 - adam.beta1), v.mul_(adam.beta2).addcmul_(g, g, value=1 - adam.beta2)
-        self.moments, self.adam_steps = (m, v), self.adam_steps + 1
-        t = self.adam_steps
-        root = (v / (1 - adam.beta2**t)).sqrt_().add_(adam.eps)
-        return m.div(root).div_(1 - adam.beta1**t)
-
-    def _clip(self, g: Tensor) -> None:
-        bound = self.local.clip_norm
-        if bound is None:
-            return
-        norm = torch.linalg.vector_norm(g, dim=-1, keepdim=True) + 1e-6
-        if g.dim() > 1:
-            self.clipped = self.clipped + (norm > bound).long()
-            g.mul_((bound / norm).clamp(max=1.0))
-        elif float(norm) > bound:
-            self.clipped += 1
-            g.mul_(bound / norm)
 
     def evaluate(self, data: LocalData, w: Tensor | None = None, batch_size: int = 512) -> dict[str, float]:
         """Means of loss and metrics on ``data`` of ``w`` (d,), by default the received model.

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fedsim.errors import ConfigError
-from fedsim.vectors import FlatModel, Layout
+from fedsim.layout import Layout
+from fedsim.vectors import FlatModel
 
 POLICIES = ("average", "local", "all_local")
 

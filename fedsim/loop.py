@@ -15,7 +15,8 @@ from fedsim import checkpoint
 from fedsim.config import CheckpointConfig, EvaluationConfig
 from fedsim.errors import CheckpointError
 from fedsim.payload import Outcome
-from fedsim.server import BESIDE, MEASURING, Round, Server
+from fedsim.round import Round
+from fedsim.server import BESIDE, MEASURING, Server
 from fedsim.system.clock import Lap
 from fedsim.tracking.base import Tracker
 from fedsim.vectors import Weights, hash_tensors

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,61 +13,33 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim import rng
 from fedsim.attack import Collusion
 from fedsim.classes import Classes
 from fedsim.clientstore import ClientStore
 from fedsim.cohort import cut
 from fedsim.config import ClientConfig, FailureConfig
-from fedsim.data.longtail import class_groups
 from fedsim.data.shards import Shards
 from fedsim.engine.worker import Broadcast, Chunk, ChunkResult
 from fedsim.errors import ClientError
-from fedsim.evaluation import class_accuracy, mean_of, measured, over_domains
+from fedsim.examiner import Examiner
 from fedsim.fold import Fold, combine, fold_kinds
+from fedsim.layout import Layout
 from fedsim.payload import Message, Outcome, Payload, Replies
+from fedsim.round import Round
 from fedsim.sampling import Population, Sampler, Uniform
-from fedsim.task import Task
-from fedsim.vectors import Layout, Weights
+from fedsim.vectors import Weights
 from fedsim.work import Work, work_of
 
 if TYPE_CHECKING:
-    from fedsim.engine.base import Engine
     from fedsim.system.clock import Clock, Schedule
     from fedsim.topology import Topology
 
-EVALUATION_GROUPS = 4  # parts per worker that the test set is dealt into
 BESIDE = "simulator/"  # begins the names of its own entries in a checkpoint
 MEASURING = (
     "evaluate",
     "test",
     "utility",
 )  # exchanges of the simulator, not of the method: they cost no bytes and no time
-
-
-@dataclass(frozen=True)
-class Round:
-    """What a strategy may know about the round it is called for."""
-
-    index: int  # from 0
-    cohort: Sequence[int]  # client ids, ascending
-    num_clients: int  # registered clients m
-    seed: int
-    local: ClientConfig
-    wanted: int | None = None  # answers after which nobody else is waited for
-
-    @property
-    def lr(self) -> float:
-        """Local learning rate of this round."""
-        return float(self.local.lr * self.local.lr_decay**self.index)
-
-    def rng(self, purpose: str) -> torch.Generator:
-        """A generator keyed by (seed, purpose, round), for draws at the server."""
-        return rng.torch_rng(self.seed, f"server/{purpose}", self.index)
-
-    def numpy_rng(self, purpose: str) -> np.random.Generator:
-        """The same as a NumPy generator."""
-        return rng.numpy_rng(self.seed, f"server/{purpose}", self.index)
 
 
 @dataclass(frozen=True)
@@ -84,12 +55,10 @@ class Traffic:
             o.bytes_up, o.bytes_down = int(self.sent[o.client]), int(self.received[o.client])
 
 
-@dataclass
-class Server:
+@dataclass(kw_only=True)
+class Server(Examiner):
     """What a strategy works with: the model's layout, the clients behind an engine, evaluation, and the log."""
 
-    engine: Engine
-    task: Task
     layout: Layout
     start: Weights  # initial model
     sizes: np.ndarray  # (m,) training samples per client
@@ -100,14 +69,8 @@ class Server:
     dtype: torch.dtype
     chunks: int = 0
     share_buffers: bool = True
-    test_labels: Tensor | None = (
-        None  # targets of the common test set, in the order of ``FederatedData.test_rows``
-    )
     own_tests: Shards | None = None  # rows of the common test set that each client is measured on
-    class_counts: np.ndarray | None = None  # (C,) training samples of all clients
-    test_domains: Mapping[str, slice] = field(default_factory=dict)  # where each domain's test samples lie
     client_domains: Sequence[str | None] | None = None  # of every client; None without domains
-    eval_batch: int = 512
     topology: Topology | None = None  # of peers that learn without a server
     fresh: Callable[[int], Weights] | None = None  # another initial model per peer
     clock: Clock | None = None  # virtual time, if devices are simulated
@@ -120,7 +83,6 @@ class Server:
     log: dict[str, Any] = field(default_factory=dict)  # further entries of the round's row
     facts: dict[str, Any] = field(default_factory=dict)  # about the run, for its summary
     outcomes: list[Outcome] = field(default_factory=list)  # of the current round, all exchanges
-    _features: tuple[Tensor, Tensor] | None = None
     phase: str = ""  # see ``apart``
     phases: dict[str, float] = field(default_factory=dict)  # seconds of the current round's phases
 
@@ -304,7 +266,7 @@ class Server:
             result: ChunkResult
             for result in self.engine.map("run", asked, chunks, costs):
                 outcomes.extend(result.outcomes)
-                self._apply_policy(result.outcomes)
+                _enforce(self.failures, result.outcomes, self.round.index)
                 for client, state in result.states.items():
                     self.states.propose(client, broadcast.round, state)
                 yield result.folder
@@ -326,59 +288,6 @@ class Server:
             self.phase = outer
             self.phases[phase] = self.phases.get(phase, 0.0) + time.perf_counter() - start
 
-    @property
-    def test_size(self) -> int:
-        """Samples of the common test set."""
-        return 0 if self.test_labels is None else len(self.test_labels)
-
-    def evaluate(self, weights: Weights) -> dict[str, Any]:
-        """Loss and metrics of ``weights`` on the common test set; the same for any number of workers.
-
-        With domains also those of each domain, their mean and their spread (see ``over_domains``).
-        """
-        return self._summary(self._over_test("evaluate", weights)) if self.test_size else {}
-
-    def features(self, weights: Weights) -> Tensor:
-        """``model.features`` (n, d) of the whole common test set; computed once a round for the same vector."""
-        if self._features is None or self._features[0] is not weights.w:
-            self._features = weights.w, torch.cat(list(self._over_test("features", weights)))
-        return self._features[1]
-
-    def score(self, logits: Tensor) -> dict[str, Any]:
-        """What ``evaluate`` gives, of ``logits`` (n, C) of the whole common test set."""
-        assert self.test_labels is not None, "there is a test set if it has features"
-        labels = self.test_labels
-        return self._summary(
-            [measured(self.task, logits[a:b], labels[a:b]) for a, b, _ in self._test_batches()]
-        )
-
-    def _test_batches(self) -> list[tuple[int, int, str]]:
-        """The test set in batches ``[start, stop)`` that do not mix domains, with the domain's name."""
-        spans = self.test_domains or {"": slice(0, self.test_size)}
-        out = list[tuple[int, int, str]]()
-        for name, span in spans.items():
-            edges = [*range(span.start, span.stop, self.eval_batch), span.stop]
-            out += [(a, b, name) for a, b in itertools.pairwise(edges)]
-        return out
-
-    def _over_test(self, method: str, weights: Weights) -> list[Any]:
-        rows = [(a, b) for a, b, _ in self._test_batches()]
-        parts = max(1, min(len(rows), EVALUATION_GROUPS * self.engine.workers))
-        groups = [rows[i * len(rows) // parts : (i + 1) * len(rows) // parts] for i in range(parts)]
-        payload = Payload(weights._asdict())
-        return [found for part in self.engine.map(method, payload, groups) for found in part]
-
-    def _summary(self, sums: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        owners = [name for _, _, name in self._test_batches()]
-        each = {
-            name: mean_of([s for s, owner in zip(sums, owners, strict=True) if owner == name])
-            for name in self.test_domains
-        }
-        if not self.task.by_class or self.class_counts is None:
-            return mean_of(sums) | over_domains(each)
-        classes = class_accuracy(sums)
-        return {**mean_of(sums, class_groups(self.class_counts)), **classes, **over_domains(each)}
-
     def evaluate_clients(self, weights: Weights, clients: Sequence[int]) -> Replies:
         """Measure ``weights`` on the own test samples of ``clients`` (with what each of them keeps)."""
         arrays: Mapping[str, Tensor] = weights._asdict()
@@ -399,19 +308,21 @@ class Server:
         local = self.classes.local(client) if self.classes else self.local
         return work_of(local, int(self.sizes[client]), self.seed, index, client)
 
-    def _apply_policy(self, outcomes: Sequence[Outcome]) -> None:
-        for o in outcomes:
-            stop = (o.kind == "failed" and self.failures.policy == "stop") or (
-                o.kind == "nonfinite" and self.failures.nonfinite == "stop"
-            )
-            if stop:
-                key = "policy" if o.kind == "failed" else "nonfinite"
-                raise ClientError(
-                    f"client {o.client} {o.kind} in round {self.round.index + 1}: {o.reason.strip()}\n"
-                    f"(failures.{key}=skip goes on without such clients)"
-                )
-
 
 def kind_of(broadcast: Broadcast) -> str:
     """Exchanges of one kind cost alike: the same task on a message of the same size."""
     return f"{broadcast.task}/{broadcast.payload.nbytes}"
+
+
+def _enforce(policy: FailureConfig, outcomes: Sequence[Outcome], round: int) -> None:
+    """Stop the run where ``failures`` says so, naming the client."""
+    for o in outcomes:
+        stop = (o.kind == "failed" and policy.policy == "stop") or (
+            o.kind == "nonfinite" and policy.nonfinite == "stop"
+        )
+        if stop:
+            key = "policy" if o.kind == "failed" else "nonfinite"
+            raise ClientError(
+                f"client {o.client} {o.kind} in round {round + 1}: {o.reason.strip()}\n"
+                f"(failures.{key}=skip goes on without such clients)"
+            )

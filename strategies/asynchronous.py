@@ -8,7 +8,8 @@ from typing import ClassVar
 from clients.base import Client
 from fedsim.errors import ConfigError
 from fedsim.fold import Fold
-from fedsim.server import Round, Server
+from fedsim.round import Round
+from fedsim.server import Server
 from fedsim.system.flight import PREFIX, Answer, Flight, clock_of
 from strategies.base import State, Strategy, check
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from fedsim.vectors import Slot
+from fedsim.layout import Slot
 from strategies.aggregators import Aggregator
 
 TARGETS = ("received", "row", "self")

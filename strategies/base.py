@@ -12,10 +12,12 @@ from clients.base import Client
 from fedsim.errors import ConfigError
 from fedsim.evaluation import over_clients
 from fedsim.fold import Fold, fold_kinds
+from fedsim.layout import Layout
 from fedsim.payload import Message, Replies
-from fedsim.server import Round, Server
+from fedsim.round import Round
+from fedsim.server import Server
 from fedsim.task import Task
-from fedsim.vectors import Layout, Weights
+from fedsim.vectors import Weights
 from strategies.aggregators import Aggregator, is_mean, keeps_size, mean
 
 State = dict[

@@ -9,7 +9,8 @@ import torch
 from clients.base import Client
 from fedsim.fold import Fold
 from fedsim.payload import Replies
-from fedsim.server import Round, Server
+from fedsim.round import Round
+from fedsim.server import Server
 from strategies.base import State, Strategy, check, check_weighting
 
 

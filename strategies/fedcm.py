@@ -10,7 +10,8 @@ import torch
 from clients.base import Client
 from clients.fedcm import FedCMClient
 from fedsim.payload import Message, Replies
-from fedsim.server import Round, Server
+from fedsim.round import Round
+from fedsim.server import Server
 from strategies.base import State, check
 from strategies.fedavg import FedAvg
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from clients.base import Client
 from clients.fedetf import FedETFClient, frame
 from fedsim.heads import Head, HeadSlots, check_features
+from fedsim.layout import Layout
 from fedsim.task import Task
-from fedsim.vectors import Layout, Weights
+from fedsim.vectors import Weights
 from strategies.base import State, check
 from strategies.fedavg import FedAvg
 

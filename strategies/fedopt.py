@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from fedsim.payload import Replies
-from fedsim.server import Round, Server
+from fedsim.round import Round
+from fedsim.server import Server
 from strategies.base import State, check
 from strategies.fedavg import FedAvg
 

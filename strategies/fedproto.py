@@ -12,7 +12,8 @@ from clients.fedproto import FedProtoClient
 from fedsim.evaluation import over_clients
 from fedsim.fold import Fold
 from fedsim.payload import Message, Payload, Replies
-from fedsim.server import Round, Server
+from fedsim.round import Round
+from fedsim.server import Server
 from strategies.base import State, check
 from strategies.fedavg import FedAvg
 

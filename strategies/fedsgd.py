@@ -10,7 +10,8 @@ from clients.base import Client
 from clients.gradient import GradientClient
 from fedsim.errors import ConfigError
 from fedsim.payload import Replies
-from fedsim.server import Round, Server
+from fedsim.round import Round
+from fedsim.server import Server
 from strategies.base import State, check
 from strategies.fedavg import FedAvg
 

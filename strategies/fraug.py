@@ -14,7 +14,8 @@ from clients.generators import Generator, drawn
 from fedsim import rng
 from fedsim.fold import Fold
 from fedsim.payload import Message, Replies
-from fedsim.server import Round, Server
+from fedsim.round import Round
+from fedsim.server import Server
 from strategies.base import State, check
 from strategies.fedavg import FedAvg
 

@@ -22,7 +22,8 @@ from clients.geometry import (
 from clients.ggeur import Filling, GgeurClient, Privacy, unpack
 from fedsim.fold import Fold
 from fedsim.payload import Message, Payload, Replies
-from fedsim.server import Round, Server
+from fedsim.round import Round
+from fedsim.server import Server
 from fedsim.threads import one_thread
 from strategies.base import State, Strategy, check
 

@@ -19,7 +19,8 @@ from clients.peer import PeerClient
 from fedsim.errors import ConfigError
 from fedsim.fold import Fold
 from fedsim.payload import Message
-from fedsim.server import Round, Server
+from fedsim.round import Round
+from fedsim.server import Server
 from fedsim.topology.links import arrivals
 from fedsim.topology.mixing import SCHEMES, Mixing, mixing
 from fedsim.vectors import Weights

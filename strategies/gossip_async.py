@@ -15,7 +15,8 @@ from torch import Tensor
 
 from fedsim.errors import ConfigError
 from fedsim.payload import Outcome
-from fedsim.server import Round, Server
+from fedsim.round import Round
+from fedsim.server import Server
 from fedsim.topology.agenda import Agenda, Mix, Planner, Rules, Training
 from fedsim.topology.timing import duration
 from strategies import peers

@@ -8,10 +8,11 @@ from typing import Any
 
 from fedsim.evaluation import over_clients
 from fedsim.heads import Head, HeadSlots, check_features
+from fedsim.layout import Layout
 from fedsim.payload import Message
 from fedsim.server import Server
 from fedsim.task import Task
-from fedsim.vectors import Layout, Weights
+from fedsim.vectors import Weights
 from strategies.base import State
 from strategies.fedavg import FedAvg
 

@@ -15,7 +15,8 @@ from clients.heterofl import HeteroFLClient
 from fedsim.errors import ConfigError
 from fedsim.narrow import narrow
 from fedsim.payload import Message
-from fedsim.server import Round, Server
+from fedsim.round import Round
+from fedsim.server import Server
 from strategies.aggregators import is_mean
 from strategies.base import State, Strategy, check, check_weighting
 

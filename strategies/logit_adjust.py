@@ -11,7 +11,8 @@ from clients.base import Client
 from clients.prior import LogitAdjustClient
 from fedsim.fold import Fold
 from fedsim.payload import Message
-from fedsim.server import Round, Server
+from fedsim.round import Round
+from fedsim.server import Server
 from strategies.base import State, check
 from strategies.fedavg import FedAvg
 

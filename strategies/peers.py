@@ -11,11 +11,12 @@ from torch import Tensor
 
 from fedsim.errors import ConfigError
 from fedsim.evaluation import over_clients
+from fedsim.layout import Layout
 from fedsim.payload import Replies
 from fedsim.rng import numpy_rng
 from fedsim.server import Server, Traffic
 from fedsim.topology.facts import facts
-from fedsim.vectors import Layout, Weights
+from fedsim.vectors import Weights
 from strategies.averaging import Array, variances
 from strategies.base import State
 

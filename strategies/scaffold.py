@@ -12,7 +12,8 @@ from clients.base import Client
 from clients.scaffold import ScaffoldClient
 from fedsim.fold import Fold
 from fedsim.payload import Message, Replies
-from fedsim.server import Round, Server
+from fedsim.round import Round
+from fedsim.server import Server
 from strategies.base import State, Strategy, check, check_weighting
 
 

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 import fedsim
 from fedsim.parts import part
-from fedsim.server import Round, Server
+from fedsim.round import Round
+from fedsim.server import Server
 
 GOLDEN = Path(__file__).parent / "golden"
 QUIET = ("tracker=quiet", "evaluation.every=1000", "checkpoint.every=0")

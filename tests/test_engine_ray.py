@@ -22,7 +22,7 @@ from clients.base import Client
 from fedsim.errors import ClientError, EngineError
 from fedsim.job import Job
 from fedsim.payload import Replies, Update
-from fedsim.server import Round
+from fedsim.round import Round
 from fedsim.vectors import FlatModel
 from strategies.base import State, Strategy
 

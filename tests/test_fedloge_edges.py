@@ -12,8 +12,8 @@ from torch import nn
 
 from fedsim.errors import ConfigError
 from fedsim.heads import HeadSlots
+from fedsim.layout import Slot
 from fedsim.models import Linear
-from fedsim.vectors import Slot
 
 
 def with_clients(*labels):

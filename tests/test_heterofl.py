@@ -14,11 +14,11 @@ from torch.nn import functional as F
 
 from fedsim.classes import Classes
 from fedsim.errors import ConfigError
+from fedsim.layout import Layout
 from fedsim.models import CNN, LeNet, ResNet18
 from fedsim.narrow import narrow
 from fedsim.settings import compose
 from fedsim.system.cost import forward_flops
-from fedsim.vectors import Layout
 
 HALF = "client.classes=[{share: 0.5, width: 1}, {share: 0.5, width: 0.5}]"
 

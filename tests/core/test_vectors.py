@@ -9,7 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from fedsim.errors import ConfigError
-from fedsim.vectors import FlatModel, Layout, finite, hash_tensors
+from fedsim.layout import Layout
+from fedsim.vectors import FlatModel, finite, hash_tensors
 
 
 class Everything(nn.Module):

@@ -1,0 +1,89 @@
+"""Models measured on the common test set, by all workers together."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsim.data.longtail import class_groups
+from fedsim.evaluation import class_accuracy, mean_of, measured, over_domains
+from fedsim.payload import Payload
+from fedsim.task import Task
+from fedsim.vectors import Weights
+
+if TYPE_CHECKING:
+    from fedsim.engine.base import Engine
+
+GROUPS = 4  # parts per worker that the test set is dealt into
+
+
+@dataclass(kw_only=True)
+class Examiner:
+    """Deals the test set out to an engine's workers and puts together what they find."""
+
+    engine: Engine
+    task: Task
+    test_labels: Tensor | None = None  # targets of the test set, in the order of ``FederatedData.test_rows``
+    test_domains: Mapping[str, slice] = field(default_factory=dict)  # where each domain's test samples lie
+    class_counts: np.ndarray | None = None  # (C,) training samples of all clients
+    eval_batch: int = 512
+    _features: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def test_size(self) -> int:
+        """Samples of the common test set."""
+        return 0 if self.test_labels is None else len(self.test_labels)
+
+    def evaluate(self, weights: Weights) -> dict[str, Any]:
+        """Loss and metrics of ``weights`` on the common test set; the same for any number of workers.
+
+        With domains also those of each domain, their mean and their spread (see ``over_domains``).
+        """
+        return self._summary(self._over_test("evaluate", weights)) if self.test_size else {}
+
+    def features(self, weights: Weights) -> Tensor:
+        """``model.features`` (n, d) of the whole common test set; computed once a round for the same vector."""
+        if self._features is None or self._features[0] is not weights.w:
+            self._features = weights.w, torch.cat(list(self._over_test("features", weights)))
+        return self._features[1]
+
+    def score(self, logits: Tensor) -> dict[str, Any]:
+        """What ``evaluate`` gives, of ``logits`` (n, C) of the whole common test set."""
+        assert self.test_labels is not None, "there is a test set if it has features"
+        labels = self.test_labels
+        return self._summary(
+            [measured(self.task, logits[a:b], labels[a:b]) for a, b, _ in self._test_batches()]
+        )
+
+    def _test_batches(self) -> list[tuple[int, int, str]]:
+        """The test set in batches ``[start, stop)`` that do not mix domains, with the domain's name."""
+        spans = self.test_domains or {"": slice(0, self.test_size)}
+        out = list[tuple[int, int, str]]()
+        for name, span in spans.items():
+            edges = [*range(span.start, span.stop, self.eval_batch), span.stop]
+            out += [(a, b, name) for a, b in itertools.pairwise(edges)]
+        return out
+
+    def _over_test(self, method: str, weights: Weights) -> list[Any]:
+        rows = [(a, b) for a, b, _ in self._test_batches()]
+        parts = max(1, min(len(rows), GROUPS * self.engine.workers))
+        groups = [rows[i * len(rows) // parts : (i + 1) * len(rows) // parts] for i in range(parts)]
+        payload = Payload(weights._asdict())
+        return [found for part in self.engine.map(method, payload, groups) for found in part]
+
+    def _summary(self, sums: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        owners = [name for _, _, name in self._test_batches()]
+        each = {
+            name: mean_of([s for s, owner in zip(sums, owners, strict=True) if owner == name])
+            for name in self.test_domains
+        }
+        if not self.task.by_class or self.class_counts is None:
+            return mean_of(sums) | over_domains(each)
+        classes = class_accuracy(sums)
+        return {**mean_of(sums, class_groups(self.class_counts)), **classes, **over_domains(each)}

@@ -1,0 +1,90 @@
+"""The local optimiser: what a gradient becomes before it moves the weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from fedsim.config import AdamConfig, ClientConfig
+from fedsim.errors import ClientError
+
+
+@dataclass(kw_only=True)
+class LocalSteps:
+    """SGD with weight decay, clipping and momentum, or Adam, as configured; anew every round."""
+
+    local: ClientConfig
+    round: int
+    momentum: Tensor | None = None
+    moments: tuple[Tensor, Tensor] | None = None  # Adam's
+    adam_steps: int = 0
+    clipped: int | Tensor = 0  # steps that were clipped; (C, 1) when vectorised
+
+    @cached_property
+    def lr(self) -> float:
+        """Local learning rate of this round: ``lr * lr_decay ** round``."""
+        return float(self.local.lr * self.local.lr_decay**self.round)
+
+    def sgd(self, w: Tensor, g: Tensor, correction: Tensor | None = None, decay: float = 0.0) -> Tensor:
+        """One local step in place: ``w <- w - lr (v + (weight_decay + decay) w)`` with ``v = clip(g + correction)``.
+
+        ``g`` is consumed. Clipping bounds the norm over the whole vector, ``v min(1, G / (|v| + 1e-6))``, and leaves
+        the decay terms outside (``clip: direction``); ``loss`` clips ``g`` alone, ``full`` the whole step. With
+        momentum ``m <- momentum m + step`` and ``w <- w - lr m``, starting at zero every round. With ``client.adam``
+        the whole step, decay terms included, is what Adam takes for the gradient.
+        """
+        local, rate = self.local, self.local.weight_decay + decay
+        if local.clip == "loss":
+            self._clip(g)
+        if correction is not None:
+            g.add_(correction)
+        if local.clip == "direction":
+            self._clip(g)
+        if local.clip == "full" or local.momentum or local.adam:
+            if rate:
+                g.add_(w, alpha=rate)
+            if local.clip == "full":
+                self._clip(g)
+            if local.momentum:
+                g = g if self.momentum is None else self.momentum.mul_(local.momentum).add_(g)
+                self.momentum = g
+            if local.adam:
+                g = self._adam(g, local.adam)
+        elif rate:
+            w.mul_(1 - self.lr * rate)
+        return w.add_(g, alpha=-self.lr)
+
+    def demand_gradient_steps(self, who: str) -> None:
+        """For rules that read gradients back from ``(x - x_K) / (K lr)``.
+
+        Raises:
+            ClientError: under Adam, whose steps are no gradients.
+        """
+        if self.local.adam:
+            raise ClientError(
+                f"{who} reads gradients back from the local steps; use client=sgd instead of adam"
+            )
+
+    def _adam(self, g: Tensor, adam: AdamConfig) -> Tensor:
+        """Adam's direction (d,) for the gradient ``g``; moments are this job's own."""
+        m, v = self.moments if self.moments is not None else (torch.zeros_like(g), torch.zeros_like(g))
+        m, v = m.lerp_(g, 1 - adam.beta1), v.mul_(adam.beta2).addcmul_(g, g, value=1 - adam.beta2)
+        self.moments, self.adam_steps = (m, v), self.adam_steps + 1
+        t = self.adam_steps
+        root = (v / (1 - adam.beta2**t)).sqrt_().add_(adam.eps)
+        return m.div(root).div_(1 - adam.beta1**t)
+
+    def _clip(self, g: Tensor) -> None:
+        bound = self.local.clip_norm
+        if bound is None:
+            return
+        norm = torch.linalg.vector_norm(g, dim=-1, keepdim=True) + 1e-6
+        if g.dim() > 1:
+            self.clipped = self.clipped + (norm > bound).long()
+            g.mul_((bound / norm).clamp(max=1.0))
+        elif float(norm) > bound:
+            self.clipped += 1
+            g.mul_(bound / norm)
