@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from itertools import chain
 from typing import ClassVar
 
 import numpy as np
@@ -77,9 +78,9 @@ class Oort(Sampler):
         known = np.fromiter(population.seen, dtype=np.int64, count=len(population.seen))
         known = known[population.present(known)]
         known = known[~np.isin(known, np.fromiter(exclude, dtype=np.int64, count=len(exclude)))]
-        worn = np.array(
-            [population.seen[c].times > (self.most or np.inf) for c in known.tolist()], dtype=bool
-        )
+        worn = np.zeros(len(known), dtype=bool)
+        if self.most is not None:
+            worn = _facts(population, known)[3] > self.most
         old = self._exploit(population, known[~worn], _rounded(count * (1 - share), rng), key[0], rng)
         out = old + self._explore(population, count - len(old), rng, exclude)
         for spare in (known[~worn], known[worn]):
@@ -106,7 +107,7 @@ class Oort(Sampler):
         """Draw by utility among those whose own is at least ``cutoff`` of the last one that would make it."""
         if not len(known) or count <= 0:
             return []
-        loss, seconds, last, _ = np.array([population.seen[c] for c in known.tolist()]).T
+        loss, seconds, last, _ = _facts(population, known)
         utility = population.sizes[known] * loss
         utility = np.minimum(utility, np.quantile(utility, self.clip))
         utility = (utility - utility.min()) / (float(np.ptp(utility)) or 1.0)
@@ -128,6 +129,12 @@ class Oort(Sampler):
         if self.preferred is not None:
             return self.preferred * (1 + steps)
         return float(np.quantile(seconds, min(self.duration + self.pace * steps, 1.0)))
+
+
+def _facts(population: Population, known: np.ndarray) -> np.ndarray:
+    """What was seen of ``known`` (n,), as rows (4, n): the fields of ``Seen``."""
+    flat = chain.from_iterable(population.seen[c] for c in known.tolist())
+    return np.fromiter(flat, dtype=np.float64, count=4 * len(known)).reshape(-1, 4).T
 
 
 def _rounded(value: float, rng: np.random.Generator) -> int:
