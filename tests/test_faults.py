@@ -132,7 +132,7 @@ METHODS = (
 
 @pytest.mark.slow
 def test_a_node_lost_in_mid_round_costs_its_worker_and_no_bit(tmp_path: Path) -> None:
-    """Several exchanges, client state with single updates, answers one by one; a node of the cluster is lost in each."""
+    """Several exchanges, client state with single updates, answers one by one; a node is lost in each."""
     found = script(NODES, tmp_path, json.dumps(METHODS))
     for (name, overrides), (lost, *bits) in zip(METHODS, found, strict=True):
         assert lost
