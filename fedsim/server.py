@@ -31,7 +31,8 @@ from fedsim.vectors import Weights
 from fedsim.work import Work, work_of
 
 if TYPE_CHECKING:
-    from fedsim.system.clock import Clock, Schedule
+    from fedsim.system.clock import Clock
+    from fedsim.system.schedule import Schedule
     from fedsim.topology import Topology
 
 BESIDE = "simulator/"  # begins the names of its own entries in a checkpoint
