@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from fedsim.data.local import Batch
+from fedsim.evaluation import sample_losses
 from fedsim.job import Job
 from fedsim.payload import Refusal, Update
 from fedsim.task import Task
@@ -54,6 +55,22 @@ class Client:
         return self.finish(job, w)
 
     fit.stepwise = True  # type: ignore[attr-defined]  # a chunk may run vectorised: only begin, step, finish count
+
+    def losses(self, job: Job) -> Update:
+        """Mean and root mean square loss of the received model over this client's training samples.
+
+        For sampling rules that go by them; a forward pass over all its samples.
+        """
+        if len(job.data) == 0:
+            raise Refusal("no samples")
+        job.forwards += job.effort * len(job.data)
+        found = sample_losses(job.model, job.start(), job.data, job.task)
+        values = {"loss": float(found.mean()), "loss_rms": float(found.square().mean().sqrt())}
+        return Update(values=values, metrics=values, weight=len(job.data))
+
+    def utility(self, job: Job) -> Update:
+        """The same where it costs nothing, since a real client would know it from its training."""
+        return self.losses(job)
 
     def evaluate(self, job: Job) -> Update:
         """Measure the received model on this client's held-out samples (task metrics, means)."""

@@ -107,7 +107,8 @@ def grid(args: argparse.Namespace) -> Results:
             for rule, options in RULES.items():
                 settings = (*train("local" if fashion else "gradients", rule), *data, *options, *hostile)
                 out.setdefault((rule, attack), []).append(accuracy(settings, cohort(args, 15, seed)))
-        report(args, out, f"Accuracy %, {args.what}, 3 of 15 hostile, {seed + 1} seed(s)")
+        done = args.seeds[: args.seeds.index(seed) + 1]
+        report(args, out, f"Accuracy %, {args.what}, 3 of 15 hostile, seeds {done}")
     return out
 
 

@@ -35,7 +35,7 @@ def main() -> int:
         "--data", type=Path, required=True, help="folder of MNIST's files and writers.parquet"
     )
     parser.add_argument("--traces", type=Path, required=True, help="folder of the device traces")
-    parser.add_argument("--seeds", default="0", help="as in 0,1,2")
+    parser.add_argument("--seeds", default="0,1,2", help="default: %(default)s")
     parser.add_argument("--methods", default=",".join(METHODS), help="some of %(default)s")
     args, overrides = parser.parse_known_args()
     overrides += [f"data.path={args.data}", f"system.traces={args.traces}"]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from fedsim.data.local import Batch, LocalData
 from fedsim.data.longtail import GROUPS, by_class
@@ -24,6 +25,20 @@ def evaluate(
     """Sums of loss and metrics at ``w`` (d,) for each batch of row positions, in evaluation mode, without gradients."""
     with _measuring(model, w):
         return [measured(task, model.module(x), y) for x, y in map(data.read, rows)]
+
+
+def sample_losses(model: FlatModel, w: Tensor, data: LocalData, task: Task, batch_size: int = 512) -> Tensor:
+    """Loss (n,) of every sample of ``data`` at ``w`` (d,), in evaluation mode, without gradients; float64."""
+
+    def one(output: Any, y: Tensor) -> Tensor:
+        return task.loss(tree_map(lambda t: t[None], output), y[None])
+
+    out = []
+    with _measuring(model, w):
+        for rows in torch.split(torch.arange(len(data)), batch_size):
+            x, y = data.read(rows)
+            out.append(torch.vmap(one)(model.module(x), y).double().cpu())
+    return torch.cat(out)
 
 
 def measured(task: Task, output: Any, y: Tensor) -> dict[str, Any]:

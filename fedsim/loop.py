@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -112,18 +112,20 @@ class Loop:
 
     def _round(self) -> None:
         started, server, index = time.perf_counter(), self.server, self.done
-        ids = self._cohort(index)
-        wanted = None if self.cohorts is not None else self.clients_per_round
-        server.current = Round(index, ids, server.num_clients, server.seed, server.local, wanted)
         server.outcomes, server.log, server.phases, server.exchanges = [], {}, {}, 0
         if server.clock:
             server.clock.lap = Lap()
+        wanted = None if self.cohorts is not None else self.clients_per_round
+        start = Round(index, (), server.num_clients, server.seed, server.local, wanted)
+        server.current = start
+        ids = self._cohort(index)
+        server.current = replace(start, cohort=ids)
         state = self.strategy.round(server, self.state, server.current)
         if self.asynchronous:
             ids = sorted({o.client for o in server.outcomes if o.task not in MEASURING})
         elif server.clock and not ids:
             server.clock.elapse(server.clock.system.idle)
-        server.population.observe(index, server.outcomes)
+        self._observe(index)
         row, clients = self._row(state, ids, index, started)
         self.torn = True  # until the step is through, memory holds neither the old round nor the new one
         server.states.accept()
@@ -148,9 +150,22 @@ class Loop:
             return []
         if self.cohorts is not None:
             return self.cohorts[index]
+        self.server.population.measure = self._losses
         clock = self.server.clock
         asked = math.ceil(self.clients_per_round * (clock.system.over_selection if clock else 1))
         return self.server.sample(min(asked, self.server.num_clients), index)
+
+    def _losses(self, clients: Sequence[int], task: str = "losses") -> dict[int, Mapping[str, Any]]:
+        """Losses on clients' training samples of the model that the round starts from."""
+        return self.server.losses(self.models()["global"], clients, task)
+
+    def _observe(self, index: int) -> None:
+        """Let the sampling rule see what the round's clients were like."""
+        outcomes, losses = self.server.outcomes, None
+        if self.server.sampler.wants_squares:
+            told = {o.client for o in outcomes if o.kind == "ok" and "train_loss" in o.metrics}
+            losses = {c: v["loss_rms"] for c, v in self._losses(sorted(told), "utility").items()}
+        self.server.population.observe(index, outcomes, losses)
 
     def _reached(self, row: Row) -> bool:
         target = self.evaluation.target
@@ -191,11 +206,13 @@ class Loop:
         return row, [r for o in outcomes for r in client_rows(index + 1, o)]
 
     def _virtual(self) -> Row:
-        """What the round took of virtual time and, where powers are known, of energy."""
+        """What the round took of virtual time and, where powers are known, of energy; the mean battery left."""
         if self.server.clock is None:
             return {"sim_seconds": None}
         lap = self.server.clock.lap
-        return {"sim_seconds": lap.seconds} | ({} if math.isnan(lap.joules) else {"joules": lap.joules})
+        left = [o.battery for o in self.server.outcomes if o.battery is not None and o.battery == o.battery]
+        out = {"sim_seconds": lap.seconds} | ({} if math.isnan(lap.joules) else {"joules": lap.joules})
+        return out | ({"battery": math.fsum(left) / len(left)} if left else {})
 
 
 def _traffic(outcomes: Sequence[Outcome], phase: str) -> Row:
@@ -216,7 +233,9 @@ def client_rows(round: int, o: Outcome) -> list[Row]:
         return []
     values |= {"weight": o.weight, "samples": o.samples, "bytes_up": o.bytes_up, "bytes_down": o.bytes_down}
     values |= {"gradients": o.gradients, "forwards": o.forwards, "seconds": o.seconds}
-    values |= {k: v for k in ("sim_seconds", "joules") if (v := getattr(o, k)) is not None and v == v}
+    values |= {
+        k: v for k in ("sim_seconds", "joules", "battery") if (v := getattr(o, k)) is not None and v == v
+    }
     prefix = "" if o.task == "fit" else f"{o.task}/"
     return [{"round": round, "client": o.client, "metric": prefix + k, "value": v} for k, v in values.items()]
 

@@ -147,6 +147,7 @@ class Outcome:
     seconds: float = 0.0
     sim_seconds: float | None = None  # virtual time from the start of the exchange to the answer
     joules: float | None = None
+    battery: float | None = None  # share that is left, where the device has one
     reason: str = ""
     task: str = "fit"
     phase: str = ""  # of a method, reported apart from the rounds

@@ -42,6 +42,7 @@ BESIDE = "simulator/"  # begins the names of its own entries in a checkpoint
 MEASURING = (
     "evaluate",
     "test",
+    "utility",
 )  # exchanges of the simulator, not of the method: they cost no bytes and no time
 
 
@@ -382,6 +383,17 @@ class Server:
         """Measure ``weights`` on the own test samples of ``clients`` (with what each of them keeps)."""
         arrays: Mapping[str, Tensor] = weights._asdict()
         return self.exchange(Message(Payload(arrays)), {}, task="evaluate", clients=clients)
+
+    def losses(
+        self, weights: Weights, clients: Sequence[int], task: str = "losses"
+    ) -> dict[int, Mapping[str, Any]]:
+        """``loss`` and ``loss_rms`` of ``weights`` on the training samples of ``clients``, of those that answer.
+
+        Costs a message, a forward pass and an answer each; with ``task="utility"`` nothing.
+        """
+        arrays: Mapping[str, Tensor] = weights._asdict()
+        replies = self.exchange(Message(Payload(arrays)), {}, task=task, clients=clients)
+        return {o.client: o.values for o in replies.ok}
 
     def _work(self, client: int, index: int) -> Work:
         local = self.classes.local(client) if self.classes else self.local

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from composing import compose_quickly
 from hydra.utils import instantiate
@@ -167,6 +170,10 @@ class Recorded:
     def peers(self) -> bool:
         return bool(self.inner.peers)
 
+    @property
+    def widths(self) -> bool:
+        return bool(getattr(self.inner, "widths", False))
+
     def setup(self, task: Any, layout: Any) -> None:
         self.inner.setup(task, layout)
 
@@ -275,6 +282,23 @@ class Fail:
                 return
             self.marker.touch()
         raise self.error(f"client {job.client} has had enough")
+
+
+@dataclass(frozen=True)
+class Die:
+    """Kill the worker's own process, once, while ``client`` trains; with ``node`` the whole Ray node that it is on."""
+
+    client: int
+    marker: Path
+    always: bool = False
+    node: bool = False
+
+    def __call__(self, job: Any) -> None:
+        if job.client == self.client and (self.always or not self.marker.exists()):
+            self.marker.touch()
+            if self.node:
+                next(p for p in psutil.Process().parents() if p.name() == "raylet").kill()
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 @dataclass(frozen=True)

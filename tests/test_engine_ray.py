@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from problems import Fail, Recorded, classification, hashes, hooked, network
+from problems import Die, Fail, Recorded, classification, hashes, hooked, network
 
 from clients.base import Client
 from fedsim.errors import ClientError, EngineError
@@ -28,20 +28,6 @@ from strategies.base import State, Strategy
 
 pytestmark = pytest.mark.slow
 TWO = "engine.workers=2"
-
-
-@dataclass(frozen=True)
-class Die:
-    """Kill the worker's own process, once, while ``client`` trains."""
-
-    client: int
-    marker: Path
-    always: bool = False
-
-    def __call__(self, job: Job) -> None:
-        if job.client == self.client and (self.always or not self.marker.exists()):
-            self.marker.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_a_worker_that_dies_costs_nothing_but_time(ray: str, tmp_path: Path) -> None:

@@ -227,7 +227,7 @@ def test_failures_are_counted_by_kind(tmp_path):
 
 
 def test_curves_against_traffic_and_time(tmp_path):
-    from fedsim.report.curves import SECONDS, SIMULATED, TRAFFIC, draw
+    from fedsim.report.curves import ENERGY, SECONDS, SIMULATED, TRAFFIC, draw
 
     for seed in (0, 1):  # 3 MB a round; 0.5 s; simulated 100 s and 200 s
         make(tmp_path, "fedavg", seed, [0.2, 0.4], extra=lambda at, s=seed: {"sim_seconds": 100.0 * (s + 1)})
@@ -240,12 +240,22 @@ def test_curves_against_traffic_and_time(tmp_path):
     assert drawn(TRAFFIC) == ("sent and received by all clients, MB", [3.0, 6.0])
     assert drawn(SECONDS) == ("computing time, s", [0.5, 1.0])
     assert drawn(SIMULATED) == ("simulated time, min", [2.5, 5.0])
-    assert "Against simulated time" in report(tmp_path).text
+    text = report(tmp_path).text
+    assert "Against simulated time" in text and "Against energy" not in text
     frame = compare(load_runs([tmp_path]), 0.4)
     assert math.isclose(frame["sim_seconds"][0], 300.0)
     assert math.isclose(frame["time_to_target"][0], 300.0)
     assert math.isclose(compare(load_runs([tmp_path]), 0.1)["time_to_target"][0], 150.0)
     assert "joules" not in frame
+    make(tmp_path, "fedbuff", 0, [0.1, 0.3], extra=lambda at: {"sim_seconds": 10.0, "joules": 4000.0 * at})
+    powered = {"fedbuff": [run.rows for run in load_runs([tmp_path]) if run.method == "fedbuff"]}
+    axes = draw(powered, ENERGY).axes[0]
+    assert (axes.get_xlabel(), list(axes.get_lines()[0].get_xdata())) == (
+        "energy of all clients, kJ",
+        [4.0, 12.0],
+    )
+    assert "Against energy" in report(tmp_path).text  # where one of the methods has it
+    assert (tmp_path / "report" / "curves-energy.png").is_file()
 
 
 def test_importing_the_page_is_cheap():

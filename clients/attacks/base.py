@@ -22,6 +22,8 @@ OWN = (
     "test",
     "keeps",
     "prepare",
+    "losses",
+    "utility",
 )  # never attacked: no exchange, or measuring
 
 

@@ -64,6 +64,7 @@ TRAFFIC = Axis(
 _TIME = ((1.0, "s"), (60.0, "min"), (3600.0, "h"))
 SECONDS = Axis(("seconds",), "computing time", _TIME)
 SIMULATED = Axis(("sim_seconds",), "simulated time", _TIME)
+ENERGY = Axis(("joules",), "energy of all clients", ((1.0, "J"), (1e3, "kJ"), (1e6, "MJ"), (1e9, "GJ")))
 
 
 class Curves(Figure):
@@ -77,7 +78,7 @@ def draw(histories: Histories, against: Axis = ROUNDS) -> Curves:
     """Accuracy and loss; a curve per label, the mean of its seeds with a band of one std.
 
     With several seeds only rounds that all of them measured are drawn: a mean over fewer seeds would jump. Against
-    bytes or seconds, a round stands at the mean over the seeds of what it took to get there.
+    bytes, seconds or joules, a round stands at the mean over the seeds of what it took to get there.
     """
     with mpl.rc_context(STYLE):
         figure = _figure(9.5, 3.8)

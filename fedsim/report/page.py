@@ -73,7 +73,7 @@ def _results(frame: pd.DataFrame) -> str:
 
 
 def _curves(groups: Sequence[Group], out: Path) -> str:
-    """Each metric against rounds, traffic and time; the same as files."""
+    """Each metric against rounds, traffic, time and, where powers are known, energy; the same as files."""
     from fedsim.report import curves
 
     histories = {group.label: [run.rows for run in group.runs] for group in groups}
@@ -81,12 +81,13 @@ def _curves(groups: Sequence[Group], out: Path) -> str:
     metrics = [m for m in ("accuracy", "loss") if any(row.get(m) is not None for row in rows)]
     if not metrics:
         return prose.paragraph("No round was evaluated yet.")
-    simulated = any(row.get("sim_seconds") for row in rows)
+    simulated, powered = (any(row.get(column) for row in rows) for column in ("sim_seconds", "joules"))
     sections = [
         ("rounds", "Against rounds", curves.ROUNDS),
         ("traffic", "Against traffic", curves.TRAFFIC),
         ("seconds", "Against computing time", curves.SECONDS),
         *([("simulated", "Against simulated time", curves.SIMULATED)] if simulated else []),
+        *([("energy", "Against energy", curves.ENERGY)] if powered else []),
     ]
     several = any(len(group.runs) > 1 for group in groups)
     text = (

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +19,15 @@ if TYPE_CHECKING:
 BLOCK = 64  # candidates looked at together, at least
 
 
+class Seen(NamedTuple):
+    """What a client was last seen to do: its loss, virtual seconds, the round, and how often it has answered."""
+
+    loss: float
+    seconds: float
+    round: float
+    times: float
+
+
 @dataclass
 class Population:
     """The registered clients as a sampling rule sees them."""
@@ -27,7 +36,13 @@ class Population:
     seed: int
     clock: Clock | None = None
     participation: str = "fixed"
-    seen: dict[int, tuple[float, float, float]] = field(default_factory=dict)  # loss, virtual seconds, round
+    seen: dict[int, Seen] = field(default_factory=dict)
+    achieved: list[float] = field(
+        default_factory=list
+    )  # each round's sum of n_i loss_i over those that answered
+    measure: Callable[[Sequence[int]], Mapping[int, Mapping[str, Any]]] | None = (
+        None  # losses on the current model
+    )
 
     @property
     def blind(self) -> bool:
@@ -87,16 +102,26 @@ class Population:
         rest = rest[weights[rest] > 0]
         yield rest[np.argsort(rng.exponential(size=len(rest)) / weights[rest])]
 
-    def observe(self, round: int, outcomes: Sequence[Outcome]) -> None:
-        """Remember what the clients that answered were seen to do."""
+    def observe(
+        self, round: int, outcomes: Sequence[Outcome], losses: Mapping[int, float] | None = None
+    ) -> None:
+        """Remember what the clients that answered were seen to do; their loss from ``losses``, if given."""
+        total = 0.0
         for o in outcomes:
             if o.kind == "ok" and "train_loss" in o.metrics:
-                self.seen[o.client] = float(o.metrics["train_loss"]), o.sim_seconds or 0.0, float(round)
+                loss = float((losses or {}).get(o.client, o.metrics["train_loss"]))
+                times = self.seen[o.client].times if o.client in self.seen else 0.0
+                self.seen[o.client] = Seen(loss, o.sim_seconds or 0.0, float(round), times + 1)
+                total += float(self.sizes[o.client]) * loss
+        self.achieved.append(total)
 
     def save(self) -> Tensor:
-        """What was observed, ``(n, 4)`` float64: client, loss, seconds, round."""
-        return torch.tensor([[c, *v] for c, v in self.seen.items()], dtype=torch.float64).reshape(-1, 4)
+        """What was observed, ``(n + r, 5)`` float64: client, loss, seconds, round, times; what r rounds achieved."""
+        rows = [[c, *v] for c, v in self.seen.items()] + [[-1, v, 0, 0, 0] for v in self.achieved]
+        return torch.tensor(rows, dtype=torch.float64).reshape(-1, 5)
 
     def restore(self, saved: Tensor) -> None:
         """Go on from what ``save`` gave."""
-        self.seen = {int(c): (loss, seconds, at) for c, loss, seconds, at in saved.tolist()}
+        rows = saved.tolist()
+        self.seen = {int(c): Seen(*rest) for c, *rest in rows if c >= 0}
+        self.achieved = [rest[0] for c, *rest in rows if c < 0]

@@ -6,6 +6,7 @@ Fewer come back where fewer are there.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar
@@ -22,6 +23,11 @@ class Sampler:
     """Base of the rules."""
 
     remembers: ClassVar[bool] = False  # whether it looks at what clients did before
+
+    @property
+    def wants_squares(self) -> bool:
+        """Whether the losses it looks at are to be root mean squares over a client's samples."""
+        return False
 
     def __call__(
         self, population: Population, count: int, *key: int, exclude: Collection[int] = ()
@@ -134,17 +140,21 @@ class Staying(Sampler):
 
 @dataclass(frozen=True, kw_only=True)
 class PowerOfChoice(Sampler):
-    """Of ``choice`` times as many candidates as needed, drawn by size, those with the highest loss.
+    """Of d = ``choice`` times as many candidates as needed, drawn by size, those with the highest loss.
 
-    Cho, Wang, Joshi: Towards Understanding Biased Client Selection in Federated Learning, AISTATS 2022, section 4; the
-    variant pi_rpow-d, which takes each client's last reported training loss (infinite before its first) and sends
-    nothing for it.
+    Cho, Wang, Joshi: Towards Understanding Biased Client Selection in Federated Learning, AISTATS 2022, section 4.
+    ``loss``: ``current`` (pi_pow-d) sends the model to the candidates, who measure it on all their samples, at the
+    price of that exchange in bytes and virtual time; who does not answer is not chosen. ``last`` (pi_rpow-d) takes each
+    client's last reported training loss (infinite before its first) and sends nothing for it. The paper averages the
+    chosen clients uniformly.
     """
 
     choice: float
+    loss: str
     remembers: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        check(self.loss in ("current", "last"), "loss", self.loss, "choose current or last")
         check(self.choice >= 1, "choice", self.choice, "must be at least 1")
 
     def choose(
@@ -158,8 +168,17 @@ class PowerOfChoice(Sampler):
         """Highest loss first; ties go to who was drawn first."""
         wish = round(self.choice * count)
         ids = population.pick(population.by_size(rng, wish), wish, exclude)
-        nothing = (float("inf"), 0.0, 0.0)
-        return sorted(ids, key=lambda c: -population.seen.get(c, nothing)[0])[:count]
+        if self.loss == "last":
+            return sorted(ids, key=lambda c: -population.seen[c].loss if c in population.seen else -math.inf)[
+                :count
+            ]
+        if population.measure is None:
+            raise ConfigError(
+                "sampling=power_of_choice: an asynchronous method has no moment at which candidates could be measured; "
+                "choose sampling.loss=last"
+            )
+        found = population.measure(ids) if ids else {}
+        return sorted((c for c in ids if c in found), key=lambda c: -found[c]["loss"])[:count]
 
 
 def check(ok: bool, key: str, value: object, expected: str) -> None:

@@ -22,6 +22,9 @@ class Presence(Protocol):
     def until(self, ids: np.ndarray, now: float) -> np.ndarray:
         """For each of ``ids`` (n,) the time at which it will leave; ``now`` where it is absent."""
 
+    def during(self, ids: np.ndarray, start: np.ndarray, end: float) -> np.ndarray:
+        """Seconds (n,) that each of ``ids`` is there from its ``start`` (n,) to ``end``."""
+
 
 class Availability(Protocol):
     """A configured rule of availability."""
@@ -40,6 +43,10 @@ class Always:
     def until(self, ids: np.ndarray, now: float) -> np.ndarray:
         """Nobody ever leaves."""
         return np.full(len(ids), np.inf)
+
+    def during(self, ids: np.ndarray, start: np.ndarray, end: float) -> np.ndarray:
+        """All the time."""
+        return np.asarray(end - start)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +75,15 @@ class Random:
             if not len(there):
                 break
             out[there] = (slot + ahead + 1) * self.every
+        return out
+
+    def during(self, ids: np.ndarray, start: np.ndarray, end: float) -> np.ndarray:
+        """Slot by slot."""
+        out = np.zeros(len(ids))
+        for slot in range(int(start.min(initial=end) // self.every), int(end // self.every) + 1):
+            there = rng.uniforms(self.seed, "available", ids, slot) < self.p
+            inside = np.minimum(end, (slot + 1) * self.every) - np.maximum(start, slot * self.every)
+            out += np.where(there, np.maximum(inside, 0.0), 0.0)
         return out
 
 
@@ -107,6 +123,16 @@ class Windows:
         since = (now - self.begin[ids]) % DAY
         left = np.where(self.length[ids] >= DAY, np.inf, self.length[ids] - since)
         return now + np.maximum(left, 0.0)
+
+    def during(self, ids: np.ndarray, start: np.ndarray, end: float) -> np.ndarray:
+        """Whole days by the window's length, the rest of a day up to it."""
+        length = np.minimum(self.length[ids], DAY)
+
+        def until(t: np.ndarray) -> np.ndarray:
+            days, rest = np.divmod(t - self.begin[ids], DAY)
+            return np.asarray(days * length + np.minimum(rest, length))
+
+        return np.asarray(until(np.full(len(ids), end)) - until(start))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,6 +181,21 @@ class Intervals:
         wraps = (left > 0) & (left >= self.period - at - 1e-9)
         left[wraps] += self._left(self.who[ids][wraps], np.zeros(int(wraps.sum())))
         return now + left
+
+    def during(self, ids: np.ndarray, start: np.ndarray, end: float) -> np.ndarray:
+        """Whole periods by the sum of the device's intervals, the rest up to where it lies."""
+        device, upto = self.who[ids], np.concatenate([[0.0], np.cumsum(self.end - self.begin)])
+        first, behind = (np.searchsorted(self.row, device, side=s) for s in ("left", "right"))
+
+        def until(t: np.ndarray) -> np.ndarray:
+            periods, at = np.divmod(t, self.period)
+            begun = np.searchsorted(
+                self.row * self.period + self.begin, device * self.period + at, side="right"
+            )
+            whole = upto[np.maximum(begun, first)] - upto[first]
+            return np.asarray(periods * (upto[behind] - upto[first]) + whole - self._left(device, at))
+
+        return np.asarray(until(np.full(len(ids), end)) - until(start))
 
     def _left(self, device: np.ndarray, at: np.ndarray) -> np.ndarray:
         keys = self.row * self.period + self.begin

@@ -15,6 +15,7 @@ import numpy as np
 from fedsim import rng
 from fedsim.payload import Outcome
 from fedsim.system.availability import Always, Presence
+from fedsim.system.battery import Batteries, lasting
 from fedsim.system.cost import Cost
 from fedsim.system.devices import KB, Fleet
 from fedsim.work import Work
@@ -97,22 +98,26 @@ class Clock:
     now: float = 0.0  # virtual seconds since the run began
     lap: Lap = field(default_factory=Lap)  # the current round
     facts: dict[str, tuple[float, float]] = field(default_factory=dict)
+    batteries: Batteries | None = None  # where devices have any
 
     @property
     def predicts(self) -> bool:
         """Whether anything depends on when clients answer."""
         system = self.system
         patient = system.stragglers == "wait" and not system.dropout
-        return not (patient and isinstance(self.presence, Always))
+        return not (patient and isinstance(self.presence, Always) and self.batteries is None)
 
     @cached_property
     def everybody(self) -> bool:
         """Whether all clients can be asked at any time."""
-        return isinstance(self.presence, Always) and bool((self.fleet.memory >= self.memory_mb).all())
+        roomy = bool((self.fleet.memory >= self.memory_mb).all())
+        return isinstance(self.presence, Always) and roomy and self.batteries is None
 
     def present(self, ids: np.ndarray) -> np.ndarray:
-        """Mask (n,) of the clients that can be asked now: they are there, and the model fits."""
+        """Mask (n,) of the clients that can be asked now: they are there, not too low, and the model fits."""
         there = self.presence.until(ids, self.now) > self.now
+        if self.batteries is not None:
+            there &= ~self.batteries.low(ids, self.now)
         return np.asarray(there & (self.fleet.memory[ids] >= self.memory_mb))
 
     def plan(
@@ -178,7 +183,17 @@ class Clock:
             o.sim_seconds = float(min(plan.end[i], plan.seconds))
             o.joules = plan.energy(i, o.sim_seconds, self.fleet)
             self.lap.joules += o.joules
+        self.drain(outcomes)
         self.learn(kind, outcomes, plan.works)
+
+    def drain(self, outcomes: Sequence[Outcome]) -> None:
+        """Take what clients spent from their batteries, and note what is left."""
+        if self.batteries is None or not outcomes:
+            return
+        ids = np.array([o.client for o in outcomes])
+        self.batteries.spend(ids, np.array([o.joules for o in outcomes]), self.now)
+        for o, left in zip(outcomes, self.batteries.share(ids, self.now).tolist(), strict=True):
+            o.battery = left
 
     def learn(self, kind: str, outcomes: Sequence[Outcome], works: Mapping[int, Work]) -> None:
         """Note what the clients of an exchange of that kind needed."""
@@ -201,12 +216,15 @@ class Clock:
 
     def save(self) -> dict[str, Any]:
         """Plain values for a checkpoint."""
-        return {"now": self.now, "facts": {k: list(v) for k, v in self.facts.items()}}
+        charged = {} if self.batteries is None else {"batteries": self.batteries.save()}
+        return {"now": self.now, "facts": {k: list(v) for k, v in self.facts.items()}} | charged
 
     def restore(self, saved: Mapping[str, Any]) -> None:
         """Go on from what ``save`` gave."""
         self.now = saved["now"]
         self.facts = {k: (v[0], v[1]) for k, v in saved["facts"].items()}
+        if self.batteries is not None:
+            self.batteries.restore(saved["batteries"])
 
     def rate(self, way: str, ids: np.ndarray, round: int, number: int) -> np.ndarray:
         """Bytes per second of this exchange: the client's mean, with its spread, no slower than a tenth of the mean."""
@@ -242,9 +260,11 @@ class Clock:
         share = rng.uniforms(self.seed, "dropout/share", ids, round, number)
         none = np.zeros(len(ids))
         tight = self.fleet.memory[ids] < self.memory_mb
+        low, empty = self._power(plan)
         fates = (  # the first that holds counts
             (tight, none, f"lacks the {self.memory_mb:.4g} MB that training takes"),
             (stay <= 0, none, "is not there"),
+            (low, none, f"has less than {self.system.battery.threshold:.0%} of its battery"),
             (draws["before"] < dropout.before, none, "lost before training"),
             (draws["during"] < dropout.during, plan.down + share * plan.compute, "lost during training"),
             (draws["after"] < dropout.after, plan.down + plan.compute, "lost after training"),
@@ -254,8 +274,22 @@ class Clock:
             for i in np.flatnonzero(holds & ~decided):
                 plan.dropped[int(ids[i])], plan.end[i] = why, at[i]
             decided |= holds
+        for i in np.flatnonzero(plan.end > empty):
+            plan.dropped[int(ids[i])], plan.end[i] = "its battery ran out", empty[i]
         for i in np.flatnonzero(plan.end > stay):
             plan.dropped[int(ids[i])], plan.end[i] = "left before it was done", stay[i]
+
+    def _power(self, plan: Schedule) -> tuple[np.ndarray, np.ndarray]:
+        """Mask (n,) of the clients with too little battery, and after how many seconds (n,) the others' is empty.
+
+        What is charged meanwhile is credited afterwards.
+        """
+        ids, fleet = plan.ids, self.fleet
+        if self.batteries is None:
+            return np.zeros(len(ids), dtype=bool), np.full(len(ids), np.inf)
+        radio, compute = fleet.radio_watts[ids], fleet.compute_watts[ids]
+        parts = ((plan.down, radio), (plan.compute, compute), (plan.up, radio))
+        return self.batteries.low(ids, self.now), lasting(self.batteries.at(ids, self.now), *parts)
 
     def _cut_late(self, plan: Schedule, wanted: int | None) -> None:
         """Who misses the deadline, or answers when enough others have."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,8 @@ class Fleet:
 
     ``speed`` in units of work per second (see ``System.work``); ``down`` and ``up`` in kB/s, ``down_std`` and
     ``up_std`` their spread from one transfer to the next; ``latency`` in ms, one way; ``memory`` in MB (infinite: not
-    a limit); ``compute_watts`` and ``radio_watts`` while training and while transferring (NaN: not known).
+    a limit); ``compute_watts`` and ``radio_watts`` while training and while transferring (NaN: not known); ``battery``
+    its capacity in Wh (infinite: none, or not a limit) and ``charge`` the share of it at the start.
     """
 
     speed: np.ndarray
@@ -35,9 +37,11 @@ class Fleet:
     memory: np.ndarray
     compute_watts: np.ndarray
     radio_watts: np.ndarray
+    battery: np.ndarray
+    charge: np.ndarray
 
     def __post_init__(self) -> None:
-        for name in ("speed", "down", "up"):
+        for name in ("speed", "down", "up", "battery"):
             bad = np.flatnonzero(~(getattr(self, name) > 0))
             if len(bad):
                 raise DataError(
@@ -49,6 +53,13 @@ class Fleet:
                 raise DataError(
                     f"devices: {name} of client {bad[0]} is {getattr(self, name)[bad[0]]}; it must not be negative"
                 )
+        limited, unknown = np.isfinite(self.battery), np.isnan(self.compute_watts + self.radio_watts)
+        for wrong, why in (
+            (~((self.charge >= 0) & (self.charge <= 1)), "charge must be in [0, 1]"),
+            (limited & unknown, "a battery needs compute_watts and radio_watts, which drain it"),
+        ):
+            if wrong.any():
+                raise DataError(f"devices: client {np.flatnonzero(wrong)[0]}: {why}")
 
     def __len__(self) -> int:
         return len(self.speed)
@@ -73,6 +84,8 @@ OPTIONAL = {
     "memory": np.inf,
     "compute_watts": np.nan,
     "radio_watts": np.nan,
+    "battery": np.inf,
+    "charge": 1.0,
 }
 
 
@@ -80,7 +93,8 @@ OPTIONAL = {
 class Lognormal:
     """Log-normal speeds and links around given medians; a sigma of 0 gives every client the median.
 
-    ``memory`` in MB and the two powers in W are the same for all; ``None`` where they do not matter.
+    ``memory`` in MB, the two powers in W and the ``battery`` in Wh are the same for all; ``None`` where they do not
+    matter. Batteries start at a share drawn uniformly between the two of ``charge``.
     """
 
     speed: float
@@ -93,6 +107,8 @@ class Lognormal:
     memory: float | None
     compute_watts: float | None
     radio_watts: float | None
+    battery: float | None = None
+    charge: Sequence[float] = (1.0, 1.0)
 
     def __post_init__(self) -> None:
         for name in ("speed", "down", "up"):
@@ -114,6 +130,8 @@ class Lognormal:
                 "memory": self.memory,
                 "compute_watts": self.compute_watts,
                 "radio_watts": self.radio_watts,
+                "battery": self.battery,
+                "charge": rng.uniform(*_shares(self.charge), num_clients),
             },
         )
 
@@ -153,7 +171,8 @@ class Phones:
 
     Each client is a phone of ``phones_ai_benchmark.csv`` (the ratio of its floating-point CPU score to the median one
     scales ``speed``; its RAM times ``memory_share`` is what training may use), has a user's mean and spread from
-    ``network_speed.csv``, and half a round trip of ``latency.npz`` (PlanetLab).
+    ``network_speed.csv``, and half a round trip of ``latency.npz`` (PlanetLab). ``battery`` and ``charge`` as of
+    ``Lognormal``.
     """
 
     path: str
@@ -161,6 +180,8 @@ class Phones:
     memory_share: float
     compute_watts: float | None
     radio_watts: float | None
+    battery: float | None = None
+    charge: Sequence[float] = (1.0, 1.0)
 
     def __call__(self, num_clients: int, rng: np.random.Generator) -> Fleet:
         """Draw a phone, a user of the network and a pair of hosts for each client."""
@@ -185,6 +206,8 @@ class Phones:
                 "memory": 1e3 * self.memory_share * ram[phone],
                 "compute_watts": self.compute_watts,
                 "radio_watts": self.radio_watts,
+                "battery": self.battery,
+                "charge": rng.uniform(*_shares(self.charge), num_clients),
             },
         )
 
@@ -219,6 +242,12 @@ def read_array(path: Path, name: str) -> np.ndarray:
             return np.asarray(stored[name], dtype=np.float64)
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{path}: expected an .npz file with the array {name!r} ({error})") from error
+
+
+def _shares(charge: Sequence[float]) -> tuple[float, float]:
+    good = len(charge) == 2 and 0 <= charge[0] <= charge[1] <= 1
+    _check(good, "charge", list(charge), "must be two shares in [0, 1], the lower one first")
+    return charge[0], charge[1]
 
 
 def _check(ok: bool, key: str, value: object, expected: str) -> None:

@@ -105,7 +105,10 @@ class Flight:
         for i, client in enumerate(clients):
             lost = plan.dropped.get(client, "")
             seconds, joules = float(plan.end[i]), plan.energy(i, float(plan.end[i]), clock.fleet)
-            facts = (self.wave, plan.works[client].steps, lost, seconds, joules, int(plan.bytes_down[i]))
+            spent = Outcome(client, "ok", joules=joules)
+            clock.drain([spent])
+            down = int(plan.bytes_down[i])
+            facts = (self.wave, plan.works[client].steps, lost, seconds, joules, down, spent.battery)
             self.queue.push(clock.now + seconds, "lost" if lost else "answer", client, *facts)
         self.started += clients
 
@@ -118,7 +121,7 @@ class Flight:
             return None
         event = self.queue.pop()
         clock_of(self.server).move(event.time, event.data[4])
-        wave, _, lost, seconds, joules, down = event.data
+        wave, _, lost, seconds, joules, down, battery = event.data
         outcome = Outcome(event.client, "dropped", bytes_down=down if seconds else 0, reason=lost)
         arrays: dict[str, Tensor] = {}
         if event.kind == "answer":
@@ -126,7 +129,7 @@ class Flight:
                 self._compute(event)
             values, arrays = self.ready.pop(event.client)
             outcome = replace(outcome, **values)
-        outcome = replace(outcome, sim_seconds=seconds, joules=joules)
+        outcome = replace(outcome, sim_seconds=seconds, joules=joules, battery=battery)
         self.server.outcomes.append(outcome)
         answer = Answer(outcome, arrays, self.versions[wave], self.sent[wave].shared.arrays)
         self._forget()

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedsim.errors import ConfigError
-from fedsim.rng import numpy_rng
+from fedsim.rng import key, numpy_rng
 from fedsim.system.availability import Availability
+from fedsim.system.battery import WH, Batteries, Battery
 from fedsim.system.clock import Clock
 from fedsim.system.cost import SAMPLES, Cost
 from fedsim.system.devices import Fleet
@@ -43,7 +44,8 @@ class System:
     an exchange is over; ``stragglers``: ``wait`` for all, ``drop`` who misses the deadline, or take the ``partial``
     work that fits into it. ``over_selection``: so many times more clients are asked than needed, and the first to
     answer count. ``check_in``: only clients that are there are asked; otherwise those who are not are lost.
-    ``idle``: seconds that a round costs in which nobody could be asked.
+    ``idle``: seconds that a round costs in which nobody could be asked. ``battery``: how batteries are used, where
+    devices have one.
     """
 
     devices: DeviceSource
@@ -55,6 +57,7 @@ class System:
     over_selection: float
     check_in: bool
     idle: float
+    battery: Battery
     traces: str | None = None  # a folder that the other settings refer to
 
     def __post_init__(self) -> None:
@@ -98,7 +101,22 @@ class System:
         cost = SAMPLES if self.work == "samples" else measure()
         fleet = self.devices(num_clients, numpy_rng(seed, "devices"))
         presence = self.availability.start(num_clients, seed)
-        return Clock(system=self, fleet=fleet, presence=presence, cost=cost, seed=seed, memory_mb=memory_mb)
+        batteries = None
+        if np.isfinite(fleet.battery).any():
+            own = self.battery.charging
+            plugged = presence if own is None else own.start(num_clients, key(seed, "charging") >> 1)
+            batteries = Batteries(
+                self.battery, plugged, WH * fleet.battery, WH * fleet.battery * fleet.charge
+            )
+        return Clock(
+            system=self,
+            fleet=fleet,
+            presence=presence,
+            cost=cost,
+            seed=seed,
+            memory_mb=memory_mb,
+            batteries=batteries,
+        )
 
 
 def _check(ok: bool, key: str, value: object, expected: str) -> None:

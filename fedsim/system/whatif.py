@@ -78,9 +78,10 @@ def _check_recorded(run: Run, config: DictConfig, method: Any) -> None:
     if own:
         changes = own.deadline is not None or own.over_selection > 1
         changes |= any(own.dropout.get(k, 0) > 0 for k in ("before", "during", "after"))
+        changes |= any("battery" in row for row in run.rows)
         if changes or not str(own.availability.get("_target_")).endswith(".Always"):
             raise ConfigError(
-                f"{where}who took part depended on its own devices (deadline, dropout or availability)"
+                f"{where}who took part depended on its own devices (deadline, dropout, availability or battery)"
             )
     if str(config.sampling.get("_target_")).endswith((".Oort", ".Staying")):
         raise ConfigError(f"{where}its sampling rule looked at how long clients took or would stay")
@@ -107,6 +108,8 @@ def _clock(run: Run, config: DictConfig, num_clients: int) -> Clock:
     clock = system.start(num_clients, config.seed, 0.0, measure)
     if system.deadline is not None or system.over_selection > 1 or system.dropout:
         raise ConfigError(f"{where}deadlines, over-selection and dropout would change who takes part")
+    if clock.batteries is not None:
+        raise ConfigError(f"{where}batteries would change who takes part; use system.devices.battery=null")
     if not isinstance(clock.presence, Always):
         raise ConfigError(
             f"{where}who comes and goes would take part at other times; use system/availability=always"

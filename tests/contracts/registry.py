@@ -15,6 +15,12 @@ class Entry:
     adds_samples: bool = False  # trains on samples made for each client, of class labels only
     draws: bool = False  # noise of each client's own enters its update, so that equal clients differ
     needs_head: bool = False  # a model with features, a linear head and class labels
+    asynchronous: bool = False  # starts clients by itself: has no cohorts that could be given
+    parts: bool = False  # clients train parts of the model, of layers that can be cut: no BatchNorm
+
+    def model(self, kind: str) -> str:
+        """The kind of network, without BatchNorm where the method cannot train it."""
+        return "tanh" if self.parts and kind == "bn" else kind
 
     @property
     def arguments(self) -> tuple[str, ...]:
@@ -25,6 +31,8 @@ class Entry:
         """Whether it chooses an option of another group, such as ``attack``."""
         return any(o.startswith(f"{group}=") for o in self.overrides)
 
+
+TWO_AT_A_TIME = ("system=lognormal", "strategy.concurrency=2")
 
 TABLE = (
     Entry("fedavg", "fedavg"),
@@ -72,12 +80,21 @@ TABLE = (
     Entry("fedetf", "fedetf", needs_head=True),
     Entry("logit-adjust", "logit_adjust", needs_head=True),
     Entry("logit-adjust-all", "logit_adjust", ("strategy.prior=all",), needs_head=True),
+    Entry("heterofl", "heterofl", ("client.classes=[{share: 1}, {share: 1, width: 0.5}]",), parts=True),
+    Entry("fedbuff", "fedbuff", (*TWO_AT_A_TIME, "strategy.buffer=3"), asynchronous=True),
+    Entry("fedasync", "fedasync", (*TWO_AT_A_TIME, "strategy.answers_per_round=3"), asynchronous=True),
 )
 
 METHODS = tuple({e.strategy: e for e in reversed(TABLE)}.values())[::-1]  # the first entry of each strategy
+COHORTS = tuple(e for e in TABLE if not e.asynchronous)  # what can be given cohorts
 
 # One of every way of working: what mostly tries the engines is tried on these in more ways than on the others.
 BROAD = ("fedavg", "fedspeed", "scaffold", "ggeur", "fraug", "fedloge", "gossip", "flag-reverse")
+
+
+# One of every way in which results come back: sums and client state, several exchanges, single updates and attackers
+# that see them, peers, answers one by one.
+MECHANISMS = tuple(e for e in TABLE if e.label in ("scaffold", "ggeur", "flag-reverse", "gossip", "fedbuff"))
 
 
 def broad(*ways: object) -> list[tuple[Entry, object]]:

@@ -9,14 +9,14 @@ import torch
 from callbacks import Interrupt, Photographer
 from problems import Fail, classification, hashes
 from registry import Entry
-from trial import each_method, each_strategy, in_ways, record, run_hooked
+from trial import each_strategy, every_method, in_ways, record, run_hooked
 
 
 @in_ways("every", 3, 1)
 def test_killed_after_any_round_and_resumed_the_run_ends_with_the_same_bits(
     entry: Entry, every: int, tmp_path: Path
 ) -> None:
-    problem = classification("bn")
+    problem = classification(entry.model("bn"))
     settings = [*entry.arguments, "rounds=5", f"checkpoint.every={every}", "buffers=local"]
     folder, album = tmp_path / "run", tmp_path / "album"
     expected = problem.run(*settings, f"dir={folder}", callbacks=[Photographer(folder, album)])
@@ -29,7 +29,7 @@ def test_killed_after_any_round_and_resumed_the_run_ends_with_the_same_bits(
             assert torch.equal(resumed.weights[name], value)
 
 
-@each_method
+@every_method
 def test_interrupted_after_any_round_and_resumed_the_run_ends_with_the_same_bits(
     entry: Entry, tmp_path: Path
 ) -> None:
@@ -59,7 +59,7 @@ def test_interrupted_within_a_round_that_round_is_done_again_from_the_start(
         assert hashes(resumed) == hashes(expected)
 
 
-@each_method
+@every_method
 def test_client_states_spilled_to_disk_are_the_same_states(entry: Entry, tmp_path: Path) -> None:
     problem = classification()
     expected, roomy = record(entry, problem, "rounds=6")

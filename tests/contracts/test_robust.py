@@ -11,13 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from composing import compose_quickly
 from problems import (
     Problem,
     Recorded,
     classes,
     classification,
-    compose_quickly,
-    composed,
     hashes,
     method,
     network,
@@ -25,7 +24,7 @@ from problems import (
 from registry import TABLE, Entry
 
 from clients.attacks import Attack, Attacked
-from fedsim import build
+from fedsim import configured
 from fedsim.errors import ConfigError
 from fedsim.fold import fold_kinds
 from fedsim.payload import Outcome, Replies
@@ -46,11 +45,6 @@ VECTORS = {  # strategies that average more than the model's update, and what
     "ggeur-scaffold": ("ggeur", "c", ("strategy.target=6", "strategy@strategy.base=scaffold")),
 }
 each_vector = pytest.mark.parametrize("label", VECTORS)
-
-
-@pytest.fixture(autouse=True)
-def _compose_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedsim.api.compose", compose_quickly)
 
 
 def average(updates: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
@@ -80,8 +74,8 @@ def run(label: str, *settings: str, aggregator: Any = mean, hostile: Attack | No
 
 @pytest.mark.parametrize("entry", TABLE, ids=lambda e: e.label)
 def test_under_a_rule_no_vector_is_summed_up_before_it(entry: Entry) -> None:
-    config = composed(entry.arguments)
-    built = build.strategy(config, None)
+    config = compose_quickly(entry.arguments)
+    built = configured.strategy(config, None)
     if built.peers:
         pytest.skip("peers have no server to rule")
     strategy = getattr(built, "base", built)

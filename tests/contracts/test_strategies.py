@@ -9,7 +9,7 @@ from problems import Problem, Quadratic, Sleep, classes, classification, hashes,
 from registry import BROAD, TABLE, Entry
 from torch import nn
 from torch.nn import functional as F
-from trial import each_method, in_ways, run_hooked
+from trial import each_method, every_method, in_ways, run_hooked
 
 # -- same bits ----------------------------------------------------------------------------------------------------
 
@@ -17,7 +17,7 @@ from trial import each_method, in_ways, run_hooked
 @pytest.mark.slow
 @in_ways("kind", "bn", "tanh", "dropout")
 def test_serial_and_any_number_of_ray_workers_give_the_same_bits(entry: Entry, kind: str, ray: str) -> None:
-    problem = classification(kind)
+    problem = classification(entry.model(kind))
     serial = problem.run(*entry.arguments)
     assert len(set(hashes(serial))) == 4  # every round moved the model
     every = entry.label in BROAD and kind == "bn"
@@ -39,7 +39,7 @@ def test_the_order_in_which_chunks_finish_does_not_matter(entry: Entry, ray: str
         assert hashes(result) == expected
 
 
-@each_method
+@every_method
 def test_a_run_repeats_itself_and_depends_on_the_seed(entry: Entry) -> None:
     problem = classification("dropout")
     first, again = (hashes(problem.run(*entry.arguments)) for _ in range(2))
@@ -47,7 +47,7 @@ def test_a_run_repeats_itself_and_depends_on_the_seed(entry: Entry) -> None:
     assert hashes(problem.run(*entry.arguments, "seed=1"))[-1] != first[-1]
 
 
-@each_method
+@every_method
 def test_global_generators_have_no_say_and_are_left_alone(entry: Entry) -> None:
     problem = classification("dropout")
     expected = hashes(problem.run(*entry.arguments))

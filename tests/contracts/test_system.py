@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from problems import Problem, classification, hashes, recorded
-from registry import METHODS, Entry
+from problems import Die, Problem, classification, hashes, hooked, of_strategy, recorded
+from registry import COHORTS, MECHANISMS, METHODS, Entry
 
-each_strategy = pytest.mark.parametrize("entry", METHODS, ids=lambda e: e.label)
+each_strategy = pytest.mark.parametrize("entry", [e for e in METHODS if e in COHORTS], ids=lambda e: e.label)
 
 LOST = ["system=lognormal", *(f"system.dropout.{when}=0.2" for when in ("before", "during", "after"))]
 LATE = ["system=lognormal", "system.deadline=0.5", "system.stragglers=drop"]
@@ -39,6 +39,21 @@ def test_a_dropped_client_is_as_if_it_had_not_been_asked(entry: Entry, fleet: li
     for one, other in zip(strategy.kept, plain.kept, strict=True):
         for mine, theirs in zip(one, other, strict=True):
             assert mine.keys() == theirs.keys() and all(torch.equal(mine[k], theirs[k]) for k in mine)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("entry", MECHANISMS, ids=lambda e: e.label)
+def test_a_worker_killed_in_mid_round_costs_no_bit(entry: Entry, ray: str, tmp_path: Path) -> None:
+    problem, rest = classification(), [o for o in entry.overrides if not of_strategy(o)]
+    settings = [f"strategy={entry.strategy}", *rest, "engine.chunks=3"]
+    result = problem.run(
+        *settings,
+        ray,
+        "engine.workers=2",
+        strategy=hooked(entry.strategy, Die(3, tmp_path / "killed"), *entry.overrides),
+    )
+    assert (tmp_path / "killed").exists()
+    assert hashes(result) == hashes(problem.run(*entry.arguments, "engine.chunks=3"))
 
 
 @each_strategy

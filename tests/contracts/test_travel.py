@@ -29,8 +29,8 @@ def first_statistics(pair: Pair, order: Tensor) -> tuple[Tensor, Tensor]:
 @each_method
 def test_averaged_statistics_are_the_weighted_mean_and_counters_stay(entry: Entry) -> None:
     """One step a client on all its samples; the second look of a perturbed gradient must not count."""
-    if entry.adds_samples:
-        pytest.skip("the numbers below are for the clients' own samples alone")
+    if entry.adds_samples or entry.parts:
+        pytest.skip("the numbers below are for BatchNorm of the clients' own samples alone")
     clients = classes((4, 8, 12))
     problem = Problem(network("bn"), clients, ("rounds=1", "clients_per_round=3", "dtype=float64"))
     strategy, result = record(entry, problem, "client.epochs=1", "client.batch_size=12")
@@ -48,8 +48,8 @@ def test_averaged_statistics_are_the_weighted_mean_and_counters_stay(entry: Entr
 @pytest.mark.parametrize("policy", ["local", "all_local"])
 @each_method
 def test_local_statistics_stay_with_their_client(entry: Entry, policy: str) -> None:
-    if entry.adds_samples:
-        pytest.skip("the numbers below are for the clients' own samples alone")
+    if entry.adds_samples or entry.parts:
+        pytest.skip("the numbers below are for BatchNorm of the clients' own samples alone")
     clients = classes((4, 8, 12))
     problem = Problem(network("bn"), clients, ("rounds=2", "clients_per_round=3", "dtype=float64"))
     settings = [f"buffers={policy}", "client.epochs=1", "client.batch_size=12"]
@@ -65,6 +65,8 @@ def test_local_statistics_stay_with_their_client(entry: Entry, policy: str) -> N
 
 @each_method
 def test_all_local_norm_weights_never_leave_their_client(entry: Entry) -> None:
+    if entry.parts:
+        pytest.skip("takes no BatchNorm")
     problem = classification("bn", cohorts=[[0, 1, 2]] * 3)
     strategy, result = record(entry, problem, "buffers=all_local", "rounds=3")
     initial = network("bn").state_dict()
@@ -107,13 +109,16 @@ def test_writing_to_the_message_is_an_error_whatever_the_policy(entry: Entry, po
 
 
 def demand_float64(job: Any) -> None:
-    floats = [job.anchor, *job.state.values(), job.data.read(torch.arange(1)).x, job.start()]
+    floats = [job.anchor, *job.state.values(), job.data.read(torch.arange(1)).x, job.model.w]
+    floats += (
+        [job.start()] if len(job.anchor) == len(job.model.w) else []
+    )  # else a part of the model is trained
     assert {t.dtype for t in floats} == {torch.float64}
 
 
 @each_method
 def test_float64_means_float64_everywhere(entry: Entry) -> None:
-    problem = classification("bn")
+    problem = classification(entry.model("bn"))
     strategy, result = run_hooked(entry, demand_float64, problem, "dtype=float64")
     tensors = [*strategy.states[-1].values(), *(v for kept in strategy.kept[-1] for v in kept.values())]
     assert {t.dtype for t in tensors} == {torch.float64}
@@ -123,8 +128,8 @@ def test_float64_means_float64_everywhere(entry: Entry) -> None:
 
 @each_strategy
 def test_float32_and_float64_agree_to_rounding(entry: Entry) -> None:
-    if entry.needs_head:
-        pytest.skip("needs a model with features, a head and class labels, which one vector has not")
+    if entry.needs_head or entry.parts:
+        pytest.skip("needs a model with layers, which one vector has not")
     single, double = (
         quadratic().run(*entry.arguments, f"dtype={d}").weights["x"] for d in ("float32", "float64")
     )

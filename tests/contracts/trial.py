@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 from problems import Problem, Recorded, hooked, of_strategy, recorded
-from registry import METHODS, TABLE, Entry, broad
+from registry import COHORTS, METHODS, Entry, broad
 
-each_method = pytest.mark.parametrize("entry", METHODS, ids=lambda e: e.label)
-each_strategy = pytest.mark.parametrize("entry", TABLE, ids=lambda e: e.label)
+every_method = pytest.mark.parametrize("entry", METHODS, ids=lambda e: e.label)
+each_method = pytest.mark.parametrize("entry", [e for e in METHODS if e in COHORTS], ids=lambda e: e.label)
+each_strategy = pytest.mark.parametrize("entry", COHORTS, ids=lambda e: e.label)
 
 
 def in_ways(name: str, *ways: object) -> pytest.MarkDecorator:

@@ -191,6 +191,17 @@ def test_a_resumed_run_goes_on_at_its_virtual_time(tmp_path: Path) -> None:
         assert [[row[k] for k in kept] for row in problem.run(*settings, place).rows] == expected
 
 
+@pytest.mark.parametrize("method", [[], ["strategy=fedbuff", "strategy.buffer=2", "strategy.concurrency=3"]])
+def test_nobody_sleeps_through_virtual_hours(method: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(seconds: float) -> None:
+        raise AssertionError(f"slept for {seconds} s")
+
+    monkeypatch.setattr("time.sleep", refuse)
+    slow = ["system=lognormal", "system.devices.speed=0.001", "system/availability=diurnal"]
+    result = classification().run(*method, *slow, "system.availability.hours=24")
+    assert sum(row["sim_seconds"] for row in result.rows) > 10 * 3600
+
+
 def test_no_fleet_no_virtual_time() -> None:
     assert [row["sim_seconds"] for row in classification().run().rows] == [None] * 4
 

@@ -7,34 +7,44 @@ from typing import Any
 
 import numpy as np
 import pytest
-from problems import classification, hashes
+import torch
+from problems import classes, classification, hashes, network
+from torch.nn import functional as F
 
 from fedsim.cohort import sample
+from fedsim.errors import ConfigError
 from fedsim.payload import Outcome
 from fedsim.rng import numpy_rng
 from fedsim.sampling import Oort, Population, PowerOfChoice, RoundRobin, Sampler, Staying, Uniform, Weighted
 from fedsim.system import Clock, System
 from fedsim.system.availability import Availability, Diurnal, Random
+from fedsim.system.battery import Battery
 from fedsim.system.cost import SAMPLES
 from fedsim.system.devices import fleet_of
 from fedsim.system.settings import Dropout
 
-OORT: dict[str, float] = {
+OORT: dict[str, Any] = {
     "explore": 0.9,
     "decay": 0.98,
     "least": 0.2,
     "penalty": 2,
+    "preferred": None,
     "duration": 0.8,
+    "pace": 0.05,
+    "window": 2,
     "clip": 1,
     "cutoff": 0.95,
+    "most": None,
+    "choice": 4,
+    "loss": "samples",
 }
 RULES: tuple[Sampler, ...] = (
     Uniform(),
     Weighted(),
     RoundRobin(),
     Staying(choice=2),
-    PowerOfChoice(choice=2),
-    Oort(**OORT),
+    PowerOfChoice(choice=2, loss="last"),
+    Oort(**{**OORT, "choice": 2}),
 )
 
 
@@ -49,6 +59,7 @@ def population(
         "over_selection": 1,
         "check_in": True,
         "idle": 1,
+        "battery": Battery(threshold=0.2, charge_watts=5),
     }
     fleet = fleet_of(m, {"speed": 1, "down": 1, "up": 1})
     system = System(
@@ -141,9 +152,105 @@ def seen(losses: list[float], seconds: list[float] | None = None) -> Population:
 
 def test_power_of_choice_takes_the_highest_loss_and_tries_everybody_once() -> None:
     people = seen([1.0, 5.0, 2.0, 4.0, 3.0])
-    assert PowerOfChoice(choice=5 / 2)(people, 2, 1) == [1, 3]
+    rule = PowerOfChoice(choice=5 / 2, loss="last")
+    assert rule(people, 2, 1) == [1, 3]
     people.seen.pop(0)
-    assert PowerOfChoice(choice=5 / 2)(people, 2, 1) == [0, 1]
+    assert rule(people, 2, 1) == [0, 1]
+
+
+def losses_of(weights: Any, clients: list[Any]) -> np.ndarray:
+    """(m, 2): mean and root mean square loss over each client's samples, with plain torch."""
+    model = network()
+    if weights is not None:
+        model.load_state_dict(weights)
+    out = []
+    with torch.no_grad():
+        for x, y in clients:
+            loss = F.cross_entropy(model(x), y, reduction="none").double()
+            out.append([float(loss.mean()), float(loss.square().mean().sqrt())])
+    return np.array(out)
+
+
+def test_power_of_choice_measures_its_candidates_on_the_current_model(fleet: str) -> None:
+    """All six are candidates for two places: the two of highest loss, at the price of asking all six."""
+    problem, clients = classification(), classes()
+    settings = ["sampling=power_of_choice", "clients_per_round=2", "strategy.weighting=uniform"]
+    settings += ["system=table", fleet]
+    weights = [None, *(problem.run(*settings, f"rounds={n}").weights for n in (1, 2))]
+    result = problem.run(*settings, "rounds=3")
+    for row, before in zip(result.rows, weights, strict=True):
+        highest = np.argsort(-losses_of(before, clients)[:, 0])[:2]
+        assert row["cohort"] == sorted(highest.tolist())
+        assert row["bytes_down"] == (6 + 2) * 172 and row["bytes_up"] == 6 * 24 + 2 * 180
+    told = result.per_client.query("metric == 'losses/loss' and round == 1").sort_values("client").value
+    np.testing.assert_allclose(told, losses_of(None, clients)[:, 0], rtol=1e-6)
+    # Client 2 passes its 3 samples forward at 1 sample/s; a forward pass is a third; then the two train.
+    asking = 0.1 + 0.172 + 3 / 3 / 1 + 0.1 + 24 / 500
+    chosen, sizes = result.rows[0]["cohort"], (7, 12, 3, 10, 6, 11)
+    training = 0.1 + 0.172 + max(2 * sizes[c] / (1 if c == 2 else 10) for c in chosen) + 0.1 + 180 / 500
+    assert result.rows[0]["sim_seconds"] == pytest.approx(asking + training)
+
+
+def test_power_of_choice_leaves_out_who_does_not_answer() -> None:
+    lost = ["system=lognormal", "system.dropout.before=0.5", "sampling=power_of_choice", "rounds=6"]
+    result = classification().run(*lost, "clients_per_round=2")
+    for row in result.rows:
+        silent = {f["client"] for f in row["failures"] if f["task"] == "losses"}
+        assert silent and not silent & set(row["cohort"])
+    with pytest.raises(ConfigError, match=r"choose sampling.loss=last"):
+        classification().run("strategy=fedbuff", "system=lognormal", "sampling=power_of_choice")
+
+
+def test_oorts_loss_is_the_root_mean_square_over_samples_and_costs_nothing() -> None:
+    result = classification().run("sampling=oort", "rounds=1", "clients_per_round=6", "system=lognormal")
+    told = result.per_client.query("metric == 'utility/loss_rms'").sort_values("client").value
+    np.testing.assert_allclose(told, losses_of(None, classes())[:, 1], rtol=1e-6)
+    plain = classification().run("rounds=1", "clients_per_round=6", "system=lognormal")
+    for key in ("weights_hash", "bytes_up", "bytes_down", "sim_seconds"):
+        assert result.rows[0][key] == plain.rows[0][key]
+    cheap = classification().run("sampling=oort", "sampling.loss=steps", "rounds=1")
+    assert not (cheap.per_client.metric == "utility/loss_rms").any()
+
+
+def test_oorts_utility_by_hand() -> None:
+    """Ten samples each, losses 4 3 2 1, durations 1 8 1 1 s, last answers in rounds 1, 1, 1 and 4; R = 5, T = 4."""
+    rule = Oort(**{**OORT, "explore": 0.0, "least": 0.0, "cutoff": 1.0, "preferred": 4.0})
+    people = seen([4.0, 3.0, 2.0, 1.0], [1.0, 8.0, 1.0, 1.0])
+    people.seen[3] = people.seen[3]._replace(round=3.0)
+    old, recent = np.sqrt(0.1 * np.log(5) / 1), np.sqrt(0.1 * np.log(5) / 4)
+    utility = [1 + old, (2 / 3 + old) * (4 / 8) ** 2, 1 / 3 + old, 0 + recent]  # 1.40 0.27 0.73 0.20
+    order = np.argsort(-np.array(utility)).tolist()
+    assert order == [0, 2, 1, 3]
+    for count in (1, 2, 3):  # with the cutoff at 1 nobody else is let in
+        assert rule(people, count, 4) == sorted(order[:count])
+    people.seen[0] = people.seen[0]._replace(times=3.0)
+    worn = Oort(**{**OORT, "explore": 0.0, "least": 0.0, "cutoff": 1.0, "preferred": 4.0, "most": 2})
+    assert worn(people, 3, 4) == [1, 2, 3] and worn(people, 4, 4) == [0, 1, 2, 3]
+
+
+def test_the_pacer_relaxes_the_duration_when_less_is_achieved() -> None:
+    seconds = np.arange(101.0)
+    by_quantile, by_seconds = Oort(**OORT), Oort(**{**OORT, "preferred": 7.0})
+    for achieved, steps in (
+        ([], 0),
+        ([5, 5, 4], 0),
+        ([5, 5, 4, 5], 1),
+        ([5, 5, 5, 5], 0),
+        ([9, 1, 4, 5, 1, 1], 2),
+    ):
+        found = [float(a) for a in achieved]
+        assert by_quantile.limit(seconds, found) == pytest.approx(min(80 + 5 * steps, 100))
+        assert by_seconds.limit(seconds, found) == 7 * (1 + steps)
+
+
+def test_oort_explores_the_fast() -> None:
+    people = population(400, Random(p=1, every=10))
+    people.clock.fleet.speed[:] = np.where(np.arange(400) < 200, 9.0, 1.0)  # type: ignore[union-attr]
+    rule = Oort(**{**OORT, "explore": 1.0, "decay": 1.0, "choice": 8})
+    picked = np.concatenate([rule(people, 5, r) for r in range(200)])
+    assert np.mean(picked < 200) == pytest.approx(0.9, abs=0.03)
+    blind = Population(np.ones(400, dtype=int), 0)
+    assert len(rule(blind, 5, 0)) == 5
 
 
 def test_oort_exploits_high_loss_in_time_and_explores() -> None:
@@ -152,7 +259,7 @@ def test_oort_exploits_high_loss_in_time_and_explores() -> None:
     picked = Counter(c for r in range(50) for c in rule(people, 5, r))
     assert set(picked) <= set(range(90, 100))
     slow = seen([1.0] * 90 + [9.0] * 10, [1.0] * 90 + [9.0] * 10)  # beyond the 80 % quantile: 9 / 81 of 9
-    picked = Counter(c for r in range(50) for c in rule(slow, 5, r))
+    picked = Counter(c for r in range(1, 51) for c in rule(slow, 5, r))
     assert not set(picked) & set(range(90, 100))
     rule = Oort(**{**OORT, "explore": 0.5, "decay": 1.0})
     people.sizes = np.full(1000, 10)
@@ -164,7 +271,8 @@ def test_what_was_seen_survives_a_checkpoint() -> None:
     people = seen([1.0, 2.0], [3.0, 4.0])
     again = Population(people.sizes, 0)
     again.restore(people.save())
-    assert again.seen == people.seen == {0: (1.0, 3.0, 0.0), 1: (2.0, 4.0, 0.0)}
+    assert again.seen == people.seen == {0: (1.0, 3.0, 0.0, 1.0), 1: (2.0, 4.0, 0.0, 1.0)}
+    assert again.achieved == people.achieved == [30.0]
 
 
 @pytest.mark.parametrize("rule", ["weighted", "round_robin", "staying", "power_of_choice", "oort"])

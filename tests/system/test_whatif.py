@@ -22,8 +22,9 @@ OTHER = ("system.devices.speed=7", "system.devices.compute_watts=3", "system.dev
         ["strategy=scaffold", "strategy.option=1"],
         ["strategy=heterofl", "client.classes=[{share: 1}, {share: 1, width: 0.5}]"],
         ["strategy=gossip", "topology=star", "clients_per_round=6", "strategy.loss=0.2"],
+        ["sampling=power_of_choice", "strategy.weighting=uniform"],
     ],
-    ids=["fedsam", "scaffold", "heterofl", "gossip"],
+    ids=["fedsam", "scaffold", "heterofl", "gossip", "power_of_choice"],
 )
 def test_a_run_is_priced_as_if_it_had_been_there(method: list[str]) -> None:
     """Without devices at first, then on some; the link's spread comes from the same draws."""
