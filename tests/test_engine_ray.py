@@ -144,6 +144,26 @@ def test_message_and_plan_are_put_into_shared_memory_once(
     assert hashes(there) == hashes(problem.run("rounds=3", "engine.chunks=6", "strategy=fedspeed"))
 
 
+def test_workers_here_and_elsewhere_share_the_work(ray: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One worker is called by line, the other through Ray, as on a cluster."""
+    from fedsim.engine.ray import RayEngine
+
+    start, lines = RayEngine._start, []
+
+    def only_the_first(self: RayEngine, actor: Any) -> Any:
+        if lines:
+            return actor.start.remote(self._plan, None, None), None
+        lines.append(actor)
+        return start(self, actor)
+
+    monkeypatch.setattr(RayEngine, "_start", only_the_first)
+    problem = classification(cohorts=[range(6)] * 3)
+    settings = ["rounds=3", "engine.chunks=6", "strategy=fedspeed"]
+    there = problem.run(ray, TWO, *settings)
+    monkeypatch.undo()
+    assert hashes(there) == hashes(problem.run(*settings))
+
+
 def test_tied_weights_stay_tied_in_workers(ray: str) -> None:
     clients = [(torch.randint(0, 5, (6, 3), generator=_generator(i)), torch.arange(6) % 5) for i in range(4)]
     problem = classification(model=Tied(), clients=clients, test=None)

@@ -57,6 +57,18 @@ def test_mail_without_large_arrays_needs_no_slot() -> None:
     assert slots.take() is slot and value["a"].shape == (3,)
 
 
+def test_a_long_pickle_lies_in_the_slot_too() -> None:
+    """A mail itself stays small, so that a pipe holds several."""
+    slot = Slot()
+    for value in (list(range(SMALL)), [torch.full((SMALL,), float(i)) for i in range(300)]):
+        mail = slot.write(value)
+        assert mail.head == b"" and len(mail.spans) == 1
+        again = Slot(slot.place).read(mail)
+        assert [float(torch.as_tensor(v).sum()) for v in again] == [
+            float(torch.as_tensor(v).sum()) for v in value
+        ]
+
+
 def _read(place: Place, mail: Mail, probe: Any, answer: Any) -> None:
     box = Box()
     answer.put((float(box[place].read(mail).sum()), box.reaches(probe)))
