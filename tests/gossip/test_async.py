@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from callbacks import Photographer
 from problems import Problem, classification, hashes
 from test_gossip import RING, linear_peers, peers_of
 from torch import nn
@@ -134,17 +134,6 @@ ROUGH = (
     "strategy.inbox=accumulate",
     "strategy.delay=0-9",
 )
-
-
-class Photographer:
-    """Copies the run folder after every round: what a kill at that moment would leave."""
-
-    def __init__(self, folder: Path, album: Path):
-        self.folder, self.album, self.count = folder, album, 0
-
-    def round(self, row: dict[str, Any], clients: list[Any]) -> None:
-        self.count += 1
-        shutil.copytree(self.folder, self.album / f"{self.count}")
 
 
 @pytest.mark.parametrize("every", [1, 2])
