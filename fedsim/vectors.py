@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import _engine_run_backward
+from torch.autograd import Variable
 
 from fedsim.errors import ClientError
 from fedsim.layout import BATCH_NORM, Layout
 
+_backward: Callable[..., tuple[Tensor, ...]] = Variable._execution_engine.run_backward
+_AS_IT_IS = nullcontext()
 DROPOUT = (nn.modules.dropout._DropoutNd, nn.RReLU)
 
 
@@ -143,10 +146,7 @@ class FlatModel:
             torch.set_rng_state(self._mask_state)
         for m in self._stats:
             m.track_running_stats = not again
-        if self.autocast:
-            with torch.autocast(self.w.device.type, self.autocast):
-                value = loss(self.module(x) if forward is None else forward(self.module, x), y)
-        else:
+        with torch.autocast(self.w.device.type, self.autocast) if self.autocast else _AS_IT_IS:
             value = loss(self.module(x) if forward is None else forward(self.module, x), y)
         return self._gradients(value), value.detach()
 
@@ -160,16 +160,15 @@ class FlatModel:
                 f"the loss of a batch must be one number, got shape {tuple(value.shape)}; average it"
             )
         one = self._one
-        if one.shape != value.shape or one.dtype != value.dtype or one.device != value.device:
-            one = self._one = torch.ones_like(value, requires_grad=False)
-        grads = _engine_run_backward(
-            (value,), (one,), False, False, self._inputs, True, accumulate_grad=False
-        )
-        if any(g is None for g in grads):
-            return tuple(
-                torch.zeros_like(p) if g is None else g for p, g in zip(self._inputs, grads, strict=True)
-            )
-        return grads
+        if value.dim() or value.dtype != one.dtype:  # [loss], or a loss in another precision
+            one = torch.ones_like(value, requires_grad=False)
+        found = _backward((value,), (one,), False, False, self._inputs, True, accumulate_grad=False)
+        grads: tuple[Tensor | None, ...] = found
+        for g in grads:
+            if g is None:  # a parameter without part in the loss
+                pairs = zip(self._inputs, grads, strict=True)
+                return tuple(torch.zeros_like(p) if g is None else g for p, g in pairs)
+        return found
 
     def apply(self, w: Tensor, x: Tensor, call: Callable[[nn.Module, Tensor], Tensor]) -> Tensor:
         """``call(module, x)`` at ``w``, without gradient; statistics stay as they are."""

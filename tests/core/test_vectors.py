@@ -8,7 +8,7 @@ from problems import network
 from torch import nn
 from torch.nn import functional as F
 
-from fedsim.errors import ConfigError
+from fedsim.errors import ClientError, ConfigError
 from fedsim.layout import Layout
 from fedsim.vectors import FlatModel, finite, hash_tensors
 
@@ -153,6 +153,16 @@ class Functional(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.layer(F.dropout(x, 0.5, self.training))
+
+
+def test_a_loss_of_one_number_may_have_an_axis_or_another_precision_but_not_be_several() -> None:
+    model, x, y = FlatModel(nn.Linear(3, 4)), torch.randn(5, 3), torch.tensor([0, 1, 2, 3, 0])
+    expected, _ = model.grad(model.w, x, y, F.cross_entropy)
+    for loss in (lambda o, y: F.cross_entropy(o, y).reshape(1), lambda o, y: F.cross_entropy(o, y).double()):
+        g, _ = model.grad(model.w, x, y, loss)
+        torch.testing.assert_close(g, expected)
+    with pytest.raises(ClientError, match=r"one number, got shape \(5,\)"):
+        model.grad(model.w, x, y, lambda o, y: F.cross_entropy(o, y, reduction="none"))
 
 
 @pytest.mark.parametrize("module", [lambda: network("dropout"), Functional], ids=["module", "function"])
