@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,9 @@ ROOT = Path(__file__).resolve().parents[1]
 HERE = Path(__file__).resolve().parent
 PATHS = os.pathsep.join([str(ROOT), str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
 os.environ["PYTHONPATH"] = PATHS  # worker and child processes run this tree's code
+signal.signal(
+    signal.SIGINT, signal.default_int_handler
+)  # ignored where a script started pytest in the background
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -185,8 +185,12 @@ def free_port() -> int:
 
 
 def _end_with_parent() -> None:
-    """In the child: SIGTERM when the parent dies, even by SIGKILL. Its own children watch it in turn."""
+    """In the child: SIGTERM when the parent dies, even by SIGKILL. Its own children watch it in turn.
+
+    SIGINT, with which Flower's processes end themselves, is ignored in what a shell starts in the background.
+    """
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _signal(process: subprocess.Popen[bytes], number: int) -> None:
