@@ -58,7 +58,7 @@ def wait(fed: Federation, run: str, folder: Path, limit: float = LIMIT) -> dict[
         if time.monotonic() - asked > 20:
             asked, status = time.monotonic(), fed.status(run)
             assert not status[0].startswith("finished") or (folder / "summary.json").exists(), (
-                f"{status}\n{fed.flwr('log', run, 'local', '--show')}\n{fed.log('link')}"
+                f"{status}\n{fed.log('link')}"
             )
         time.sleep(0.2)
     raise AssertionError(f"{folder}: not finished within {limit:g} s\n{fed.log('link')}\n{fed.log('node-0')}")
