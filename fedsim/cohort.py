@@ -9,7 +9,7 @@ import numpy as np
 from fedsim.errors import ConfigError
 from fedsim.rng import numpy_rng
 
-FEW, MANY, CLIENTS_PER_CHUNK = 16, 64, 16  # chunks of a small model: one per 16 clients within these bounds
+FEW, MANY, CLIENTS_PER_CHUNK = 8, 64, 16  # chunks of a small model: one per 16 clients within these bounds
 LARGE_MODEL, LARGE_MODEL_CHUNKS = 2_000_000, 4
 SMALLEST = 0.25  # share of a full chunk's work that the last one has
 
@@ -58,7 +58,7 @@ def cut(work: Sequence[float], wish: int, dim: int) -> list[slice]:
 
     Workers take the largest first, so the small ones fill what is left at the end of a round. Borders come from the
     cohort and the configuration only, never from the number of workers: sums within a chunk and over chunks then have
-    one order, and results the same bits. ``wish=0`` means one chunk per 16 clients, but at least 16 and at most 64;
+    one order, and results the same bits. ``wish=0`` means one chunk per 16 clients, but at least 8 and at most 64;
     from 2 million parameters on 4 alike, since each chunk costs a copy of the vector.
     """
     n = len(work)

@@ -115,7 +115,7 @@ def test_chunks_are_contiguous_not_empty_and_cover_the_cohort(work: list[float],
     chunks = cut(work, wish, dim)
     assert [i for c in chunks for i in range(c.start, c.stop)] == list(range(len(work)))
     assert all(c.stop > c.start for c in chunks)
-    default = 4 if dim >= LARGE_MODEL else min(max(len(work) // 16, 16), 64)
+    default = 4 if dim >= LARGE_MODEL else min(max(len(work) // 16, 8), 64)
     assert len(chunks) == min(len(work), wish or default)
 
 
