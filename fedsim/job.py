@@ -104,13 +104,13 @@ class Job(LocalSteps):
         """Where the model's linear head lies in the flat vectors."""
         return HeadSlots.of(self.layout)
 
-    @property
+    @cached_property
     def num_steps(self) -> int:
         """Local steps K that ``batches`` will give."""
         steps = num_steps(self.local, len(self.data), self.epochs, self._smallest)
         return steps if self.most_steps is None else min(steps, self.most_steps)
 
-    @property
+    @cached_property
     def epochs(self) -> int:
         """Local epochs of this client in this round."""
         return local_epochs(self.local, self.seed, self.round, self.client)
@@ -159,7 +159,7 @@ class Job(LocalSteps):
         last batch of one sample is left out where the model has BatchNorm, which cannot train on it.
         """
         local = self.local
-        for batch in self.data.batches(
+        for block in self.data.blocks(
             local.batch_size,
             epochs=self.epochs if epochs is None else epochs,
             steps=None if epochs is not None else local.steps if self.most_steps is None else self.num_steps,
@@ -167,9 +167,10 @@ class Job(LocalSteps):
             rng=self.rng(purpose),
             smallest=self._smallest,
         ):
-            yield batch
-            self.steps += 1
-            self.samples += batch.x.shape[0]
+            for batch in block:
+                yield batch
+                self.steps += 1
+                self.samples += batch.x.shape[0]
 
     @property
     def _smallest(self) -> int:
@@ -206,11 +207,12 @@ class Job(LocalSteps):
     ) -> Tensor:
         """One plain local step, ``sgd(w, grad(w, batch, loss=loss, forward=forward))``; cheaper where nothing has to
         see the whole gradient."""
-        if not self._plain or w is not self.model.w:
+        model = self.model
+        if not self._plain or w is not model.w:
             return self.sgd(w, self.grad(w, batch, loss=loss, forward=forward))
         x, y = batch
         self.gradients += self.effort * x.shape[0]
-        value = self.model.descend(x, y, loss or self.task.loss, self.lr, self.local.weight_decay, forward)
+        value = model.descend(x, y, loss or self.task.loss, self.lr, self.local.weight_decay, forward)
         self.losses.append(value)
         return w
 

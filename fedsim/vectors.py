@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +15,6 @@ from fedsim.errors import ClientError
 from fedsim.layout import BATCH_NORM, Layout
 
 _backward: Callable[..., tuple[Tensor, ...]] = Variable._execution_engine.run_backward
-_AS_IT_IS = nullcontext()
 DROPOUT = (nn.modules.dropout._DropoutNd, nn.RReLU)
 
 
@@ -106,8 +104,13 @@ class FlatModel:
         ``forward(module, x)`` replaces ``module(x)``. ``again=True`` is a second look at the same batch: dropout masks
         are those of the first, and running statistics are not updated twice.
         """
-        grads, value = self._differentiate(w, x, y, loss, again, forward)
-        return torch.cat([g.reshape(-1) for g in grads]), value
+        # whatever the layers: masks are also drawn by functions (F.dropout, attention), unseen from here
+        if not again:
+            self._mask_state = torch.get_rng_state()
+        elif self._mask_state is not None:
+            torch.set_rng_state(self._mask_state)
+        value = self._loss(w, x, y, loss, forward, count=not again)
+        return torch.cat([g.reshape(-1) for g in self._gradients(value)]), value.detach()
 
     def descend(
         self,
@@ -122,45 +125,44 @@ class FlatModel:
 
         The batch cannot be looked at ``again`` afterwards: what its masks were drawn from is not kept.
         """
-        grads, value = self._differentiate(self.w, x, y, loss, forward=forward, keep=False)
+        self._mask_state = None
+        value = self._loss(self.w, x, y, loss, forward)
+        grads = self._gradients(value)
         if decay:
             self.w.mul_(1 - lr * decay)
         torch._foreach_add_(self._views, grads, alpha=-lr)
-        return value
+        return value.detach()
 
-    def _differentiate(
+    def _loss(
         self,
         w: Tensor,
         x: Tensor,
         y: Tensor,
         loss: Callable[[Any, Tensor], Tensor],
-        again: bool = False,
-        forward: Callable[[nn.Module, Tensor], Any] | None = None,
-        keep: bool = True,
-    ) -> tuple[tuple[Tensor, ...], Tensor]:
-        self.bind(w)
-        # whatever the layers: masks are also drawn by functions (F.dropout, attention), unseen from here
-        if not again:
-            self._mask_state = torch.get_rng_state() if keep else None
-        elif self._mask_state is not None:
-            torch.set_rng_state(self._mask_state)
+        forward: Callable[[nn.Module, Tensor], Any] | None,
+        count: bool = True,
+    ) -> Tensor:
+        """Loss () of one batch at ``w``, with its graph; ``count``: it enters the running statistics."""
+        if w is not self._bound:
+            self.bind(w)
         for m in self._stats:
-            m.track_running_stats = not again
-        with torch.autocast(self.w.device.type, self.autocast) if self.autocast else _AS_IT_IS:
-            value = loss(self.module(x) if forward is None else forward(self.module, x), y)
-        return self._gradients(value), value.detach()
+            m.track_running_stats = count
+        if self.autocast is None:
+            return loss(self.module(x) if forward is None else forward(self.module, x), y)
+        with torch.autocast(self.w.device.type, self.autocast):
+            return loss(self.module(x) if forward is None else forward(self.module, x), y)
 
     def _gradients(self, value: Tensor) -> tuple[Tensor, ...]:
         """``torch.autograd.grad(value, params, materialize_grads=True)`` by the engine underneath.
 
         Its checks of every argument in Python take a seventh of a small network's step.
         """
-        if value.numel() != 1:
-            raise ClientError(
-                f"the loss of a batch must be one number, got shape {tuple(value.shape)}; average it"
-            )
         one = self._one
-        if value.dim() or value.dtype != one.dtype:  # [loss], or a loss in another precision
+        if value.dim() or value.dtype is not one.dtype:  # [loss], or a loss in another precision
+            if value.numel() != 1:
+                raise ClientError(
+                    f"the loss of a batch must be one number, got shape {tuple(value.shape)}; average it"
+                )
             one = torch.ones_like(value, requires_grad=False)
         found = _backward((value,), (one,), False, False, self._inputs, True, accumulate_grad=False)
         grads: tuple[Tensor | None, ...] = found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -49,7 +49,7 @@ class LocalData:
         """All samples in partition order, not augmented."""
         return self.read(torch.arange(len(self)))
 
-    def batches(
+    def blocks(
         self,
         batch_size: int,
         *,
@@ -58,10 +58,10 @@ class LocalData:
         shuffle: bool,
         rng: torch.Generator,
         smallest: int = 1,
-    ) -> Iterator[Batch]:
-        """Mini-batches of ``epochs`` passes, or exactly ``steps`` of them; the last of a pass may be short.
+    ) -> Iterator[Iterable[Batch]]:
+        """Mini-batches of ``epochs`` passes, or exactly ``steps`` of them, in blocks that are gathered at once.
 
-        It is left out if it has fewer than ``smallest`` samples. Order and augmentation come from ``rng`` alone.
+        The last of a pass may be short, and is left out if it has fewer than ``smallest`` samples. Order and augmentation come from ``rng`` alone.
         """
         n = len(self)
         per_epoch = batches_per_epoch(n, batch_size, smallest)
@@ -75,7 +75,7 @@ class LocalData:
                 order = order[: min(left, per_epoch) * batch_size]
             for rows in torch.split(order, block) if len(order) > block else (order,):
                 x, y = self.read(rows, draw)
-                yield from map(Batch, x.unsafe_split(batch_size), y.unsafe_split(batch_size))
+                yield map(Batch, x.unsafe_split(batch_size), y.unsafe_split(batch_size))
             left -= min(left, per_epoch)
 
 
