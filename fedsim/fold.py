@@ -41,21 +41,21 @@ class Folder:
 
     def check(self, arrays: Mapping[str, Tensor]) -> None:
         """Refuse an update whose names or shapes do not match the fold, before anything is added."""
-        if set(arrays) != set(self._fold):
+        if arrays.keys() != self._fold.keys():
             raise ClientError(
                 f"the update holds {sorted(arrays)}, but the strategy folds {sorted(self._fold)}; "
                 "send exactly the arrays that the strategy's fold names"
             )
         for name, array in arrays.items():
-            kind = self._kind(name, array)
-            if kind != (seen := self._seen.get(name, kind)):
-                raise ClientError(_unlike(name, kind, seen))
+            if name in self._seen and (kind := self._kind(name, array)) != self._seen[name]:
+                raise ClientError(_unlike(name, kind, self._seen[name]))
 
     def add(self, arrays: Mapping[str, Tensor], weight: float) -> None:
         """Fold one update; ``arrays`` may be views of a buffer that is reused afterwards."""
         for name, kinds in self._fold.items():
             array = arrays[name]
-            self._seen[name] = self._kind(name, array)
+            if name not in self._seen:
+                self._seen[name] = self._kind(name, array)
             for kind in kinds:
                 if kind in SINGLE:
                     self.rows[name, kind].append(array.clone())

@@ -104,13 +104,13 @@ class Job(LocalSteps):
         """Where the model's linear head lies in the flat vectors."""
         return HeadSlots.of(self.layout)
 
-    @cached_property
+    @property
     def num_steps(self) -> int:
         """Local steps K that ``batches`` will give."""
         steps = num_steps(self.local, len(self.data), self.epochs, self._smallest)
         return steps if self.most_steps is None else min(steps, self.most_steps)
 
-    @cached_property
+    @property
     def epochs(self) -> int:
         """Local epochs of this client in this round."""
         return local_epochs(self.local, self.seed, self.round, self.client)
@@ -208,18 +208,13 @@ class Job(LocalSteps):
         """One plain local step, ``sgd(w, grad(w, batch, loss=loss, forward=forward))``; cheaper where nothing has to
         see the whole gradient."""
         model = self.model
-        if not self._plain or w is not model.w:
+        if not self.plain or w is not model.w:
             return self.sgd(w, self.grad(w, batch, loss=loss, forward=forward))
         x, y = batch
         self.gradients += self.effort * x.shape[0]
         value = model.descend(x, y, loss or self.task.loss, self.lr, self.local.weight_decay, forward)
         self.losses.append(value)
         return w
-
-    @cached_property
-    def _plain(self) -> bool:
-        local = self.local
-        return local.clip_norm is None and not local.momentum and not local.adam
 
     def forward(self, w: Tensor, x: Tensor, call: Callable[[nn.Module, Tensor], Tensor]) -> Tensor:
         """``call(model, x)`` at ``w`` (d,), without gradient and without touching running statistics."""

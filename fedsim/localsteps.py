@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -23,10 +22,11 @@ class LocalSteps:
     adam_steps: int = 0
     clipped: int | Tensor = 0  # steps that were clipped; (C, 1) when vectorised
 
-    @cached_property
-    def lr(self) -> float:
-        """Local learning rate of this round: ``lr * lr_decay ** round``."""
-        return float(self.local.lr * self.local.lr_decay**self.round)
+    def __post_init__(self) -> None:
+        local = self.local
+        # local learning rate of this round, and whether a step is w <- (1 - lr weight_decay) w - lr g
+        self.lr = float(local.lr * local.lr_decay**self.round)
+        self.plain = local.clip_norm is None and not local.momentum and not local.adam
 
     def sgd(self, w: Tensor, g: Tensor, correction: Tensor | None = None, decay: float = 0.0) -> Tensor:
         """One local step in place: ``w <- w - lr (v + (weight_decay + decay) w)`` with ``v = clip(g + correction)``.

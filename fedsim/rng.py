@@ -6,7 +6,7 @@ are independent and no generator has to be saved in a checkpoint.
 
 from __future__ import annotations
 
-import hashlib
+from hashlib import blake2b
 
 import numpy as np
 import torch
@@ -14,8 +14,8 @@ import torch
 
 def key(seed: int, purpose: str, *numbers: int) -> int:
     """64-bit key of (seed, purpose, numbers); the same on every machine and Python version."""
-    text = "/".join([str(int(seed)), purpose, *(str(int(n)) for n in numbers)])
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+    text = "/".join([str(int(seed)), purpose, *map(str, map(int, numbers))])
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 def numpy_rng(seed: int, purpose: str, *numbers: int) -> np.random.Generator:

@@ -48,9 +48,10 @@ class Shards:
 
     def part(self, client: int) -> np.ndarray:
         """Rows of one client, a view; ``IndexError`` outside 0..m-1."""
-        if not 0 <= client < len(self):
+        if not 0 <= client < len(self.offsets) - 1:
             raise IndexError(f"client {client} of {len(self)}")
-        return self.index[self.offsets[client] : self.offsets[client + 1]]
+        first, end = self.offsets[client : client + 2].tolist()
+        return self.index[first:end]
 
     @property
     def sizes(self) -> np.ndarray:
