@@ -130,7 +130,7 @@ class FederatedData:
 
     def _rows(self, rows: np.ndarray, dtype: torch.dtype) -> LocalData:
         data = self.dataset
-        return LocalData(data.train, torch.as_tensor(rows), dtype, data.normalize, data.augment)
+        return LocalData(data.train, torch.from_numpy(rows), dtype, data.normalize, data.augment)
 
 
 def _union(shards: Shards) -> Shards:
