@@ -19,6 +19,7 @@ from fedsim.round import Round
 from fedsim.server import BESIDE, MEASURING, Server
 from fedsim.system.clock import Lap
 from fedsim.tracking.base import Tracker
+from fedsim.tracking.rows import ClientRows
 from fedsim.vectors import Weights, hash_tensors
 
 State = dict[str, Any]
@@ -163,6 +164,8 @@ class Loop:
     def _observe(self, index: int) -> None:
         """Let the sampling rule see what the round's clients were like."""
         outcomes, losses = self.server.outcomes, None
+        if not self.server.sampler.remembers:
+            return
         if self.server.sampler.wants_squares:
             told = {o.client for o in outcomes if o.kind == "ok" and "train_loss" in o.metrics}
             losses = {c: v["loss_rms"] for c, v in self._losses(sorted(told), "utility").items()}
@@ -183,7 +186,7 @@ class Loop:
             out |= {f"clients/{name}": value for name, value in found.items()}
         return out
 
-    def _row(self, state: State, ids: Sequence[int], index: int, started: float) -> tuple[Row, list[Row]]:
+    def _row(self, state: State, ids: Sequence[int], index: int, started: float) -> tuple[Row, ClientRows]:
         measured, outcomes = self._measure(state, index), self.server.outcomes
         fits = [o for o in outcomes if o.kind == "ok" and "train_loss" in o.metrics]
         samples = sum(o.samples for o in fits)
@@ -204,7 +207,7 @@ class Loop:
                 continue
             row[phase] = _traffic(outcomes, phase) | {"seconds": seconds}
         row["seconds"] = time.perf_counter() - started - sum(self.server.phases.values())
-        return row, [r for o in outcomes for r in client_rows(index + 1, o)]
+        return row, ClientRows(index + 1, [(o.client, told(o)) for o in outcomes if not _unmeasured(o)])
 
     def _virtual(self) -> Row:
         """What the round took of virtual time and, where powers are known, of energy; the mean battery left."""
@@ -227,18 +230,22 @@ def failure(o: Outcome) -> Row:
     return {"client": o.client, "kind": o.kind, "reason": o.reason, "task": o.task}
 
 
-def client_rows(round: int, o: Outcome) -> list[Row]:
-    """Tidy rows (round, client, metric, value) of one outcome."""
-    values: dict[str, float] = dict(o.metrics)
-    if _unmeasured(o):
-        return []
-    values |= {"weight": o.weight, "samples": o.samples, "bytes_up": o.bytes_up, "bytes_down": o.bytes_down}
-    values |= {"gradients": o.gradients, "forwards": o.forwards, "seconds": o.seconds}
-    values |= {
-        k: v for k in ("sim_seconds", "joules", "battery") if (v := getattr(o, k)) is not None and v == v
+def told(o: Outcome) -> dict[str, float]:
+    """What the log tells of one outcome: numbers by metric."""
+    values: dict[str, float] = {
+        **o.metrics,
+        "weight": o.weight,
+        "samples": o.samples,
+        "bytes_up": o.bytes_up,
+        "bytes_down": o.bytes_down,
+        "gradients": o.gradients,
+        "forwards": o.forwards,
+        "seconds": o.seconds,
     }
-    prefix = "" if o.task == "fit" else f"{o.task}/"
-    return [{"round": round, "client": o.client, "metric": prefix + k, "value": v} for k, v in values.items()]
+    for name, value in (("sim_seconds", o.sim_seconds), ("joules", o.joules), ("battery", o.battery)):
+        if value is not None and value == value:
+            values[name] = value
+    return values if o.task == "fit" else {f"{o.task}/{k}": v for k, v in values.items()}
 
 
 def _unmeasured(o: Outcome) -> bool:

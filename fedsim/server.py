@@ -154,7 +154,7 @@ class Server(Examiner):
         if message.rows:
             message = message.addressed(cohort, without=() if self.share_buffers else ("buffers",))
         broadcast = self._broadcast(message, fold, task, self.round.index)
-        works = {c: self._work(c, self.round.index) for c in cohort}
+        works = self._works(cohort, self.round.index)
         plan = None
         if self.clock is not None and task not in MEASURING:
             if self.clock.predicts:
@@ -180,7 +180,7 @@ class Server(Examiner):
 
         ``index`` keys the clients' draws, as the round does in ``exchange``. ``collect`` trains them, at any time.
         """
-        works = {c: self._work(c, index) for c in clients}
+        works = self._works(clients, index)
         broadcast = self._broadcast(message, fold, "fit", index)
         self._try_out(broadcast, message, works)
         return self._plan(broadcast, message, works)
@@ -308,6 +308,13 @@ class Server(Examiner):
     def _work(self, client: int, index: int) -> Work:
         local = self.classes.local(client) if self.classes else self.local
         return work_of(local, int(self.sizes[client]), self.seed, index, client)
+
+    def _works(self, clients: Sequence[int], index: int) -> dict[int, Work]:
+        if self.classes or self.local.min_epochs is not None:
+            return {c: self._work(c, index) for c in clients}
+        sizes = self.sizes[list(clients)].tolist()  # then work goes by size alone
+        alike = {n: work_of(self.local, n, self.seed, index, 0) for n in set(sizes)}
+        return {c: alike[n] for c, n in zip(clients, sizes, strict=True)}
 
 
 def kind_of(broadcast: Broadcast) -> str:

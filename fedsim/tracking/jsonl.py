@@ -9,7 +9,7 @@ from io import FileIO
 from pathlib import Path
 
 from fedsim.tracking.base import Row, RunInfo, Tracker
-from fedsim.tracking.rows import from_json, read_rows, to_json
+from fedsim.tracking.rows import ClientRows, from_json, read_rows, to_json
 
 __all__ = ["JsonlTracker", "read_rows"]
 
@@ -71,22 +71,25 @@ class _Lines:
         self._last_round = last_round
         self._file: FileIO | None = None  # opened late, and again after a failure
         self._end = 0  # bytes that are known to be whole lines
+        self._torn = False  # there may be more bytes
         self._pending = b""
 
     def append(self, rows: Iterable[Row]) -> None:
         """Write what waits and then ``rows``; raises ``OSError`` and keeps them if the disk refuses."""
         full = len(self._pending) > MAX_PENDING
         if not full:
-            self._pending += "".join(to_json(row) + "\n" for row in rows).encode()
+            text = rows.text() if isinstance(rows, ClientRows) else "".join(to_json(row) + "\n" for row in rows)
+            self._pending += text.encode()
         if self._file is None:
             cut(self.path, self._last_round)
             self._file = FileIO(str(self.path), "a")
             self._end = self._file.seek(0, os.SEEK_END)
-        elif self._pending:
+        elif self._torn:
             self._file.truncate(self._end)  # an attempt before may have written a part
-        left = memoryview(self._pending)
+        left, self._torn = memoryview(self._pending), True
         while left:
             left = left[self._file.write(left) :]
+        self._torn = False
         self._end += len(self._pending)
         self._pending = b""
         if full:
