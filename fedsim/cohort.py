@@ -11,7 +11,7 @@ from fedsim.rng import numpy_rng
 
 FEW, MANY, CLIENTS_PER_CHUNK = 8, 64, 16  # chunks of a small model: one per 16 clients within these bounds
 LARGE_MODEL, LARGE_MODEL_CHUNKS = 2_000_000, 4
-SMALLEST = 0.25  # share of a full chunk's work that the last one has
+SMALLEST = 0.1  # share of the first chunk's work that the last one has
 
 
 def sample(
@@ -67,9 +67,7 @@ def cut(work: Sequence[float], wish: int, dim: int) -> list[slice]:
     if count == 0:
         return []
     done = np.cumsum(np.maximum(np.asarray(work, dtype=np.float64), 1e-9))
-    share = np.ones(count)
-    if count > LARGE_MODEL_CHUNKS:
-        share[count // 2 :] = np.linspace(1, SMALLEST, count - count // 2)
+    share = np.linspace(1, SMALLEST if count > LARGE_MODEL_CHUNKS else 1, count)
     ideal = done[-1] * np.cumsum(share)[:-1] / share.sum()
     borders = np.searchsorted(done, ideal, side="left") + 1
     low = np.arange(1, count)  # every chunk keeps at least one client

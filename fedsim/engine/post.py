@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from multiprocessing.connection import wait
 from typing import Any, NamedTuple
@@ -90,10 +91,10 @@ class Lost(NamedTuple):
 
 
 class Found(NamedTuple):
-    """The result of a call."""
+    """A call is done; ``read`` gives its result."""
 
     call: int
-    value: Any
+    read: Callable[[], Any]
 
 
 class Exchange:
@@ -152,13 +153,14 @@ class Exchange:
             give(outward)
             assert error is not None
             raise error
-        return Found(number, outward.read(mail, done=lambda: give(outward)))
+        return Found(number, lambda: outward.read(mail, done=lambda: give(outward)))
 
     def _through_ray(self, answer: Any) -> Found | Lost:
         number, actor = self._far.pop(answer)
         errors = self._office.ray.exceptions
         try:
-            return Found(number, self._office.ray.get(answer))
+            value = self._office.ray.get(answer)
+            return Found(number, lambda: value)
         except errors.RayActorError:
             return self._lose(actor)
         except errors.RayTaskError as e:

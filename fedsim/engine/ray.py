@@ -26,7 +26,8 @@ from fedsim.errors import EngineError
 
 ATTEMPTS = 4  # times a chunk is started before its loss is given up
 PATIENCE = 30  # seconds that a lost worker has to come back
-AHEAD = 2  # calls in flight per worker, so that none waits for the driver
+AHEAD = 2  # calls in flight per worker, so that none waits for the driver;
+LAST = 2  # but of the last chunks, this many per worker, each goes to whoever is free
 _idle: list[Any] = []  # actors of finished runs of this process: a new worker process costs seconds
 
 
@@ -167,12 +168,16 @@ class RayEngine:
     def _unordered(self, post: Exchange, items: Sequence[Any], order: list[int]) -> Iterator[tuple[int, Any]]:
         todo, tries, busy = order[::-1], Counter[int](), dict[int, tuple[int, Any]]()
         load = Counter(dict.fromkeys(self._actors, 0))
-        while todo or busy:
-            while todo and min(load.values()) < AHEAD:
+
+        def send() -> None:
+            while todo and min(load.values()) < (AHEAD if len(todo) > LAST * len(load) else 1):
                 index, actor = todo.pop(), min(load, key=lambda a: load[a])
                 tries[index] += 1
                 load[actor] += 1
                 busy[post.send(actor, items[index])] = index, actor
+
+        while todo or busy:
+            send()
             came = post.next(self._config.timeout)
             if came is None:
                 names = ", ".join(str(i) for i, _ in busy.values())
@@ -183,7 +188,8 @@ class RayEngine:
             if isinstance(came, Found):
                 index, actor = busy.pop(came.call)
                 load[actor] -= 1
-                yield index, came.value
+                send()  # before its answer is read, so that the worker need not wait for that
+                yield index, came.read()
                 continue
             lost = [call for call, (_, actor) in busy.items() if actor is came.actor]
             for index, _ in [busy.pop(call) for call in lost]:
