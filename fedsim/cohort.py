@@ -9,7 +9,7 @@ import numpy as np
 from fedsim.errors import ConfigError
 from fedsim.rng import numpy_rng
 
-FEW, MANY, CLIENTS_PER_CHUNK = 8, 64, 16  # chunks of a small model: one per 16 clients within these bounds
+FEW, MANY, CLIENTS_PER_CHUNK = 10, 64, 16  # chunks of a small model: one per 16 clients within these bounds
 LARGE_MODEL, LARGE_MODEL_CHUNKS = 2_000_000, 4
 SMALLEST = 0.1  # share of the first chunk's work that the last one has
 
@@ -58,7 +58,7 @@ def cut(work: Sequence[float], wish: int, dim: int) -> list[slice]:
 
     Workers take the largest first, so the small ones fill what is left at the end of a round. Borders come from the
     cohort and the configuration only, never from the number of workers: sums within a chunk and over chunks then have
-    one order, and results the same bits. ``wish=0`` means one chunk per 16 clients, but at least 8 and at most 64;
+    one order, and results the same bits. ``wish=0`` means one chunk per 16 clients, but at least 10 and at most 64;
     from 2 million parameters on 4 alike, since each chunk costs a copy of the vector.
     """
     n = len(work)
@@ -67,7 +67,8 @@ def cut(work: Sequence[float], wish: int, dim: int) -> list[slice]:
     if count == 0:
         return []
     done = np.cumsum(np.maximum(np.asarray(work, dtype=np.float64), 1e-9))
-    share = np.linspace(1, SMALLEST if count > LARGE_MODEL_CHUNKS else 1, count)
+    taper = 1 - SMALLEST if count > LARGE_MODEL_CHUNKS else 0.0
+    share = 1 - taper * np.linspace(0, 1, count) ** 2
     ideal = done[-1] * np.cumsum(share)[:-1] / share.sum()
     borders = np.searchsorted(done, ideal, side="left") + 1
     low = np.arange(1, count)  # every chunk keeps at least one client

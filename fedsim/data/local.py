@@ -61,7 +61,8 @@ class LocalData:
     ) -> Iterator[Iterable[Batch]]:
         """Mini-batches of ``epochs`` passes, or exactly ``steps`` of them, in blocks that are gathered at once.
 
-        The last of a pass may be short, and is left out if it has fewer than ``smallest`` samples. Order and augmentation come from ``rng`` alone.
+        The last of a pass may be short, and is left out if it has fewer than ``smallest`` samples. Order and
+        augmentation come from ``rng`` alone.
         """
         n = len(self)
         per_epoch = batches_per_epoch(n, batch_size, smallest)

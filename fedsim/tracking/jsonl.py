@@ -78,7 +78,9 @@ class _Lines:
         """Write what waits and then ``rows``; raises ``OSError`` and keeps them if the disk refuses."""
         full = len(self._pending) > MAX_PENDING
         if not full:
-            text = rows.text() if isinstance(rows, ClientRows) else "".join(to_json(row) + "\n" for row in rows)
+            text = (
+                rows.text() if isinstance(rows, ClientRows) else "".join(to_json(row) + "\n" for row in rows)
+            )
             self._pending += text.encode()
         if self._file is None:
             cut(self.path, self._last_round)

@@ -36,10 +36,10 @@ def _value(value: object) -> str:
 
 
 class ClientRows(Sequence[Mapping[str, Any]]):
-    """Tidy rows (round, client, metric, value), in the order of ``values``: pairs of a client and its numbers by metric.
+    """Tidy rows (round, client, metric, value) of ``values``: pairs of a client and its numbers by metric.
 
-    There are hundreds a round, and most runs only write them down: the rows are built for those who look at them,
-    ``text`` does without.
+    There are hundreds a round, and most runs only write them down: rows are built for those who look at them, ``text``
+    does without.
     """
 
     def __init__(self, round: int, values: Sequence[tuple[int, Mapping[str, float]]]) -> None:

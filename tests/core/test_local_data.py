@@ -34,7 +34,8 @@ def local(n: int = 10, **options: Any) -> LocalData:
 
 def numbers(data: LocalData, size: int, seed: int = 0, **how: Any) -> list[list[int]]:
     how = {"epochs": 1, "steps": None, "shuffle": True, **how}
-    return [b.y.tolist() for b in data.batches(size, rng=rng.torch_rng(seed, "t"), **how)]
+    blocks = data.blocks(size, rng=rng.torch_rng(seed, "t"), **how)
+    return [b.y.tolist() for block in blocks for b in block]
 
 
 def test_in_order_with_a_short_last_batch() -> None:
@@ -97,7 +98,7 @@ def negative(x: Tensor, generator: torch.Generator) -> Tensor:
 
 def test_augmentation_is_for_training_only() -> None:
     data = local(6, augment=negative)
-    trained = next(data.batches(6, epochs=1, steps=None, shuffle=False, rng=rng.torch_rng(0, "t")))
+    ((trained,),) = data.blocks(6, epochs=1, steps=None, shuffle=False, rng=rng.torch_rng(0, "t"))
     assert (trained.x < 0).all()
     assert trained.x.dtype == torch.float64
     assert data.everything().x.reshape(-1).tolist() == [100, 101, 102, 103, 104, 105]

@@ -123,8 +123,10 @@ def test_chunks_are_contiguous_not_empty_and_cover_the_cohort(work: list[float],
 def test_no_chunk_exceeds_its_share_by_more_than_one_client(work: list[float], wish: int) -> None:
     chunks = cut(work, wish, 10)
     count = len(chunks)
-    tail = count - count // 2  # falls evenly to a quarter, on average five eighths
-    share = sum(work) / (count if count <= 4 else count // 2 + tail * 5 / 8)
+    taper = (
+        0.9 * count * (2 * count - 1) / (6 * (count - 1)) if count > 4 else 0
+    )  # 0.9 times the sum of (i / last)^2
+    share = sum(work) / (count - taper)
     assert max(sum(work[c]) for c in chunks) <= share + max(work) + 1e-6 * sum(work)
 
 
@@ -134,5 +136,5 @@ def test_equal_work_is_cut_evenly() -> None:
 
 
 def test_the_last_chunks_are_small() -> None:
-    """Shares 1, 1, 1, 1, 1, 0.75, 0.5, 0.25 of 6.5, of 65 equal clients."""
-    assert [c.stop - c.start for c in cut([1.0] * 65, 8, 10)] == [10, 10, 10, 10, 10, 8, 5, 2]
+    """Shares 1 - 0.9 (i / 5)^2 of 4.02 for 400 equal clients: borders at 99.5, 195.4, 280.6, 347.9 and 390.05."""
+    assert [c.stop - c.start for c in cut([1.0] * 400, 6, 10)] == [100, 96, 85, 67, 43, 9]
