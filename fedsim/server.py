@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from fedsim.system.clock import Clock
     from fedsim.system.schedule import Schedule
     from fedsim.topology import Topology
+    from fedsim.topology.traffic import Traffic
 
 BESIDE = "simulator/"  # begins the names of its own entries in a checkpoint
 MEASURING = (
@@ -41,19 +42,6 @@ MEASURING = (
     "test",
     "utility",
 )  # exchanges of the simulator, not of the method: they cost no bytes and no time
-
-
-@dataclass(frozen=True)
-class Traffic:
-    """Bytes (m,) that go over every client's link where clients talk to each other: ``sent`` and ``received``."""
-
-    sent: np.ndarray
-    received: np.ndarray
-
-    def book(self, outcomes: Iterable[Outcome]) -> None:
-        """Into the outcomes, instead of the message and the answers."""
-        for o in outcomes:
-            o.bytes_up, o.bytes_down = int(self.sent[o.client]), int(self.received[o.client])
 
 
 @dataclass(kw_only=True)
@@ -187,7 +175,7 @@ class Server(Examiner):
 
     def collect(self, message: Message, fold: Fold, steps: Mapping[int, int], index: int) -> Replies:
         """The updates of clients that departed, ``steps`` local steps each; time and log stay as they are."""
-        works = {c: self._work(c, index).only(k) for c, k in steps.items()}
+        works = {c: work.only(steps[c]) for c, work in self._works(steps, index).items()}
         broadcast = self._broadcast(message, fold, "fit", index)
         outcomes, folded = self._run(broadcast, message, list(steps), works)
         if self.clock is not None:
@@ -305,16 +293,14 @@ class Server(Examiner):
         replies = self.exchange(Message(Payload(arrays)), {}, task=task, clients=clients)
         return {o.client: o.values for o in replies.ok}
 
-    def _work(self, client: int, index: int) -> Work:
-        local = self.classes.local(client) if self.classes else self.local
-        return work_of(local, int(self.sizes[client]), self.seed, index, client)
-
-    def _works(self, clients: Sequence[int], index: int) -> dict[int, Work]:
-        if self.classes or self.local.min_epochs is not None:
-            return {c: self._work(c, index) for c in clients}
-        sizes = self.sizes[list(clients)].tolist()  # then work goes by size alone
-        alike = {n: work_of(self.local, n, self.seed, index, 0) for n in set(sizes)}
-        return {c: alike[n] for c, n in zip(clients, sizes, strict=True)}
+    def _works(self, clients: Iterable[int], index: int) -> dict[int, Work]:
+        sizes = {c: int(self.sizes[c]) for c in clients}
+        if self.classes:
+            return {c: work_of(self.classes.local(c), n, self.seed, index, c) for c, n in sizes.items()}
+        if self.local.min_epochs is not None:
+            return {c: work_of(self.local, n, self.seed, index, c) for c, n in sizes.items()}
+        alike = {n: work_of(self.local, n, self.seed, index, 0) for n in set(sizes.values())}
+        return {c: alike[n] for c, n in sizes.items()}
 
 
 def kind_of(broadcast: Broadcast) -> str:

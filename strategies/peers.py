@@ -14,8 +14,9 @@ from fedsim.evaluation import over_clients
 from fedsim.layout import Layout
 from fedsim.payload import Replies
 from fedsim.rng import numpy_rng
-from fedsim.server import Server, Traffic
+from fedsim.server import Server
 from fedsim.topology.facts import facts
+from fedsim.topology.traffic import Traffic
 from fedsim.vectors import Weights
 from strategies.averaging import Array, variances
 from strategies.base import State
