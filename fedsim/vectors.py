@@ -83,7 +83,7 @@ class FlatModel:
         """
         self.bind(self.w)
         self.w.copy_(w)
-        if len(self.buffers):
+        if self.layout.buffer_dim:
             self.buffers.copy_(self._initial_buffers if buffers is None else buffers)
         for counter, value in zip(self._counters, self._counts, strict=True):
             counter.copy_(value)

@@ -34,7 +34,7 @@ class LocalData:
     augment: Augment | None = None
 
     def __len__(self) -> int:
-        return len(self.index)
+        return self.index.shape[0]
 
     def read(self, rows: Tensor, rng: torch.Generator | None = None) -> Batch:
         """Gather positions ``rows`` of this client's samples; augmented when ``rng`` is given. Fresh tensors."""
@@ -74,7 +74,7 @@ class LocalData:
             order = torch.randperm(n, generator=rng) if shuffle else torch.arange(n)
             if min(left, per_epoch) * batch_size < n:
                 order = order[: min(left, per_epoch) * batch_size]
-            for rows in torch.split(order, block) if len(order) > block else (order,):
+            for rows in torch.split(order, block) if n > block else (order,):
                 x, y = self.read(rows, draw)
                 yield map(Batch, x.unsafe_split(batch_size), y.unsafe_split(batch_size))
             left -= min(left, per_epoch)

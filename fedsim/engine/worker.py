@@ -8,6 +8,7 @@ import traceback
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -161,7 +162,7 @@ class Worker:
             local=plan.classes.local(client) if plan.classes else plan.local,
             seed=plan.seed,
             message=message,
-            state=chunk.states.get(client) or self._fresh_state(),
+            state=chunk.states.get(client) or self._fresh,
             source=self.data,
             purpose=broadcast.task,
             local_part=self.part,
@@ -245,7 +246,9 @@ class Worker:
         new = {**(job.state if update.state is None else update.state), **(job.kept or {})}
         return {k: v.detach().clone() for k, v in new.items()}  # the next client overwrites resident vectors
 
-    def _fresh_state(self) -> dict[str, Tensor]:
+    @cached_property
+    def _fresh(self) -> dict[str, Tensor]:
+        """State of clients that never took part; one for all, since nobody may write to it."""
         fresh = self.plan.client.init_state(self.model.layout)
         device, dtype = self.plan.device, self.plan.dtype
         return {k: v.to(device, dtype if v.is_floating_point() else v.dtype) for k, v in fresh.items()}
