@@ -112,11 +112,11 @@ class Worker:
         self._vectorize = vectorises(plan.vectorize, plan.device)
         plan.client.setup(plan.task, self.model.layout)
 
-    def run(self, broadcast: Broadcast, chunk: Chunk) -> ChunkResult:
-        """Run the clients of ``chunk`` and fold their updates in client order."""
+    def run(self, broadcast: Broadcast, chunk: Chunk, folder: Folder | None = None) -> ChunkResult:
+        """Run the clients of ``chunk`` and fold their updates in client order (into ``folder``, if given)."""
         if self.plan.device != "cpu":
             broadcast, chunk = _to(broadcast, chunk, self.plan.device)
-        folder, outcomes = Folder(broadcast.fold), list[Outcome]()
+        folder, outcomes = folder or Folder(broadcast.fold), list[Outcome]()
         states: dict[int, dict[str, Tensor]] = {}
         down = broadcast.payload.nbytes
         with torch.random.fork_rng(devices=[]):
