@@ -115,7 +115,7 @@ def test_chunks_are_contiguous_not_empty_and_cover_the_cohort(work: list[float],
     chunks = cut(work, wish, dim)
     assert [i for c in chunks for i in range(c.start, c.stop)] == list(range(len(work)))
     assert all(c.stop > c.start for c in chunks)
-    default = 4 if dim >= LARGE_MODEL else min(max(len(work) // 16, 8), 64)
+    default = 4 if dim >= LARGE_MODEL else min(max(len(work) // 16, 10), 64)
     assert len(chunks) == min(len(work), wish or default)
 
 
@@ -123,10 +123,8 @@ def test_chunks_are_contiguous_not_empty_and_cover_the_cohort(work: list[float],
 def test_no_chunk_exceeds_its_share_by_more_than_one_client(work: list[float], wish: int) -> None:
     chunks = cut(work, wish, 10)
     count = len(chunks)
-    taper = (
-        0.9 * count * (2 * count - 1) / (6 * (count - 1)) if count > 4 else 0
-    )  # 0.9 times the sum of (i / last)^2
-    share = sum(work) / (count - taper)
+    squares = count * (2 * count - 1) / (6 * (count - 1)) if count > 4 else 0  # sum of (i / last)^2
+    share = sum(work) / (count - 0.9 * squares)
     assert max(sum(work[c]) for c in chunks) <= share + max(work) + 1e-6 * sum(work)
 
 
