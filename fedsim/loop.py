@@ -163,9 +163,9 @@ class Loop:
 
     def _observe(self, index: int) -> None:
         """Let the sampling rule see what the round's clients were like."""
-        outcomes, losses = self.server.outcomes, None
         if not self.server.sampler.remembers:
             return
+        outcomes, losses = self.server.outcomes, None
         if self.server.sampler.wants_squares:
             told = {o.client for o in outcomes if o.kind == "ok" and "train_loss" in o.metrics}
             losses = {c: v["loss_rms"] for c, v in self._losses(sorted(told), "utility").items()}

@@ -26,8 +26,8 @@ from fedsim.errors import EngineError
 
 ATTEMPTS = 4  # times a chunk is started before its loss is given up
 PATIENCE = 30  # seconds that a lost worker has to come back
-AHEAD = 2  # calls in flight per worker, so that none waits for the driver;
-LAST = 2  # but of the last chunks, this many per worker, each goes to whoever is free
+AHEAD = 2  # calls in flight per worker, so that none waits for the driver
+LAST = 2  # chunks per worker at an exchange's end that wait for a free worker, so that all end together
 _idle: list[Any] = []  # actors of finished runs of this process: a new worker process costs seconds
 
 

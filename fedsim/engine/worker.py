@@ -109,7 +109,7 @@ class Worker:
         keeps = getattr(plan.client, "keeps", None)
         self.part = LocalPart.of(plan.buffers, self.model.layout, keeps(self.model.layout) if keeps else ())
         self.data = plan.data.to(plan.device)
-        self._vectorize = vectorises(plan.vectorize, plan.device)
+        self._vectorize = vectorised.wanted(plan.vectorize, plan.device)
         plan.client.setup(plan.task, self.model.layout)
 
     def run(self, broadcast: Broadcast, chunk: Chunk, folder: Folder | None = None) -> ChunkResult:
@@ -296,8 +296,3 @@ def _to(broadcast: Broadcast, chunk: Chunk, device: str) -> tuple[Broadcast, Chu
     payload, standing = broadcast.payload.to(device), broadcast.standing and broadcast.standing.to(device)
     chunk = replace(chunk, rows={k: v.to(device) for k, v in chunk.rows.items()}, each=each, states=states)
     return replace(broadcast, payload=payload, standing=standing), chunk
-
-
-def vectorises(wish: str, device: str) -> bool:
-    """Whether chunks are to be vectorised: ``auto`` does on a GPU; on a CPU it was measured to lose."""
-    return wish == "on" or (wish == "auto" and device != "cpu")

@@ -14,8 +14,8 @@ from fedsim.clientstore import ClientStore
 from fedsim.cohort import check_cohorts
 from fedsim.config import CheckpointConfig, EvaluationConfig, RayConfig
 from fedsim.data.federated import FederatedData
+from fedsim.engine import vectorised
 from fedsim.engine.base import Engine, SerialEngine
-from fedsim.engine.worker import vectorises
 from fedsim.errors import ConfigError
 from fedsim.given import Given
 from fedsim.loop import Loop
@@ -74,7 +74,8 @@ def assemble(
         states=ClientStore(folder / "checkpoint", checkpoints.memory_mb << 20),
         seed=config.seed,
         dtype=work.dtype,
-        chunks=config.engine.chunks or (VECTORISED_CHUNKS if vectorises(work.vectorize, work.device) else 0),
+        chunks=config.engine.chunks
+        or (VECTORISED_CHUNKS if vectorised.wanted(work.vectorize, work.device) else 0),
         share_buffers=work.buffers == "average",
         test_labels=None if data.dataset.test is None else data.dataset.test.y[data.test_rows],
         own_tests=data.local_test,

@@ -17,8 +17,8 @@ _quoted = cache(json.dumps)
 _NONFINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
-def to_json(row: Mapping[str, Any]) -> str:
-    """One line of valid JSON.
+def to_json(row: Any) -> str:
+    """One line of valid JSON, of a row or of one of its values.
 
     NaN and infinities become the strings ``"NaN"``, ``"Infinity"``, ``"-Infinity"``: ``null`` would not
     tell a diverged loss from an infinite one, and ``float()`` reads all three. Numpy and torch scalars
@@ -29,10 +29,6 @@ def to_json(row: Mapping[str, Any]) -> str:
         return json.dumps(row, allow_nan=False, default=_plain)
     except (ValueError, TypeError):  # a non-finite number, or a key that is no string
         return json.dumps(_finite(row), allow_nan=False)
-
-
-def _value(value: object) -> str:
-    return to_json({"": value})[len('{"": ') : -1]
 
 
 class ClientRows(Sequence[Mapping[str, Any]]):
@@ -70,7 +66,7 @@ class ClientRows(Sequence[Mapping[str, Any]]):
             numbers = values.values()
             plain = _NUMBERS.issuperset(map(type, numbers)) and math.isfinite(sum(numbers))
             head = f'{{"round": {self._round}, "client": {client}, "metric": '
-            written = map(repr if plain else _value, numbers)
+            written = map(repr if plain else to_json, numbers)
             out += [f'{head}{_quoted(k)}, "value": {v}}}\n' for k, v in zip(values, written, strict=True)]
         return "".join(out)
 
