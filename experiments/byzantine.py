@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from fedsim.api import run
-from fedsim.settings import compose
+from fedsim.config.compose import compose
 
 RULES: Mapping[str, tuple[str, ...]] = {
     "mean": ("aggregator=mean",),

@@ -21,7 +21,7 @@ import statistics
 import sys
 
 from fedsim.api import RunResult, run
-from fedsim.settings import compose
+from fedsim.config.compose import compose
 
 Arms = dict[str, list[str]]
 HEAD = "| method | accuracy % | mean over domains | spread | phase 0 MB up / down |\n|---|---|---|---|---|"

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from fedsim.api import run
-from fedsim.settings import compose
+from fedsim.config.compose import compose
 
 LEVELS = (0.5, 0.8, 0.9)
 PARTS = ("bar", "graphs", "baselines", "async", "images")

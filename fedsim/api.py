@@ -14,11 +14,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fedsim import configured, session
+from fedsim.config.compose import compose
 from fedsim.data.dataset import Pair
 from fedsim.data.federated import FederatedData
 from fedsim.engine.base import Engine
 from fedsim.given import Given
-from fedsim.settings import compose, run_dir, run_key, run_name
+from fedsim.run.key import run_dir, run_key, run_name
 from fedsim.task import LossFn
 from fedsim.tracking import build as build_trackers
 from fedsim.tracking import read_rows

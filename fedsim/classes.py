@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from fedsim.config import ClientConfig
+from fedsim.config.check import hint
+from fedsim.config.schema import ClientConfig
 from fedsim.errors import ConfigError
 from fedsim.rng import numpy_rng
-from fedsim.validation import hint
 
 WORK = (
     "epochs",

@@ -17,10 +17,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from fedsim.config import EngineConfig
+from fedsim.config.check import validate
+from fedsim.config.compose import load, plain, typed
+from fedsim.config.schema import EngineConfig
 from fedsim.errors import ConfigError
-from fedsim.settings import load, plain, typed
-from fedsim.validation import validate
 
 if TYPE_CHECKING:
     from fedsim.report.runs import Run

@@ -11,12 +11,12 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from fedsim.config import EmbedConfig
+from fedsim.config.parts import part
+from fedsim.config.schema import EmbedConfig
 from fedsim.data.cache import cached
 from fedsim.data.dataset import Dataset, Samples
 from fedsim.data.local import prepare
 from fedsim.errors import ConfigError
-from fedsim.parts import part
 from fedsim.vectors import hash_tensors
 
 FORMAT = "1"  # raise when embeddings of the same encoder and samples change

@@ -38,7 +38,7 @@ def diagnose(error: Exception, overrides: Sequence[str] = ()) -> tuple[int, str]
         code = BAD_CONFIG if isinstance(error, ConfigError | DataError | CheckpointError) else FAILED
         return code, f"fedsim: {error}"
     if isinstance(error, HydraException):
-        from fedsim.explain import explain
+        from fedsim.config.explain import explain
 
         return BAD_CONFIG, f"fedsim: {explain(error, overrides)}"
     return FAILED, "".join(traceback.format_exception(error)).rstrip()

@@ -9,7 +9,7 @@ from pathlib import Path
 from hydra.core.object_type import ObjectType
 from hydra.types import RunMode
 
-from fedsim.config import config_dir, config_loader
+from fedsim.config.tree import config_dir, config_loader
 
 _HEAD = """\
 fedsim: federated-learning simulation

@@ -15,13 +15,14 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from fedsim.config import VERSION_BASE, register
+from fedsim.config.check import validate
+from fedsim.config.compose import COMPOSE_ERRORS, chosen_method, label_method
+from fedsim.config.explain import explain
+from fedsim.config.tree import VERSION_BASE, register
 from fedsim.errors import ConfigError
 from fedsim.exits import BAD_CONFIG, DONE, FAILED, diagnose
-from fedsim.explain import explain
-from fedsim.settings import COMPOSE_ERRORS, chosen_method, finished, label_method, run_dir
+from fedsim.run.key import finished, run_dir
 from fedsim.sweep import Journal, Outcome
-from fedsim.validation import validate
 
 
 def launch(argv: Sequence[str]) -> int:

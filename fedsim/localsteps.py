@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedsim.config import AdamConfig, ClientConfig
+from fedsim.config.schema import AdamConfig, ClientConfig
 from fedsim.errors import ClientError
 
 

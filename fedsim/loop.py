@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from safetensors import SafetensorError
 
 from fedsim import checkpoint
-from fedsim.config import CheckpointConfig, EvaluationConfig
+from fedsim.config.schema import CheckpointConfig, EvaluationConfig
 from fedsim.errors import CheckpointError
 from fedsim.payload import Outcome
 from fedsim.round import Round

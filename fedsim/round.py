@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from fedsim import rng
-from fedsim.config import ClientConfig
+from fedsim.config.schema import ClientConfig
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from fedsim.attack import Collusion
 from fedsim.classes import Classes
 from fedsim.clientstore import ClientStore
 from fedsim.cohort import cut
-from fedsim.config import ClientConfig, FailureConfig
+from fedsim.config.schema import ClientConfig, FailureConfig
 from fedsim.data.shards import Shards
 from fedsim.engine.worker import Broadcast, Chunk, ChunkResult
 from fedsim.errors import ClientError

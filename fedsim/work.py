@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from fedsim.config import ClientConfig
+from fedsim.config.schema import ClientConfig
 from fedsim.rng import numpy_rng
 
 

@@ -13,7 +13,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fedsim.settings import compose
+from fedsim.config.compose import compose
 
 PLAIN = (
     "seed",

@@ -21,13 +21,13 @@ from clients.fraug import (
     LocalUpdate,
     RTNet,
 )
-from fedsim.config import ClientConfig
+from fedsim.config.compose import compose
+from fedsim.config.parts import typed
+from fedsim.config.schema import ClientConfig
 from fedsim.data.local import Batch
 from fedsim.job import Job
 from fedsim.localpart import LocalPart
-from fedsim.parts import typed
 from fedsim.payload import Payload
-from fedsim.settings import compose
 from fedsim.task import Task
 from fedsim.vectors import FlatModel
 

@@ -18,7 +18,7 @@ from hydra.utils import instantiate
 from torch import Tensor, nn
 
 import fedsim
-from fedsim.parts import part
+from fedsim.config.parts import part
 from fedsim.round import Round
 from fedsim.server import Server
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from problems import classification, hashes
 
-from fedsim.settings import compose
-from fedsim.validation import validate
+from fedsim.config.check import validate
+from fedsim.config.compose import compose
 
 CONF = Path(__file__).resolve().parents[1] / "conf/attack"
 IMAGES = ("cat_map", "lotka_volterra")  # attacks that need images

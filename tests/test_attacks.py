@@ -23,11 +23,11 @@ from problems import (
 from clients.attacks import ALIE, IPM, Attacked, Mimic, SignFlip, alie_z
 from clients.sgd import SGDClient
 from fedsim.attack import Collusion, draw_attackers
+from fedsim.config.check import validate
+from fedsim.config.compose import compose
 from fedsim.errors import ClientError, ConfigError
 from fedsim.fold import Folder, combine
 from fedsim.payload import Outcome
-from fedsim.settings import compose
-from fedsim.validation import validate
 from strategies.aggregators import mean
 
 

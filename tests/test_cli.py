@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fedsim.cli import command
 from fedsim.errors import ClientError, DataError
-from fedsim.settings import run_dir, run_key
+from fedsim.run.key import run_dir, run_key
 
 
 class Simulator:

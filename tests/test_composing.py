@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from composing import compose_quickly
 
+from fedsim.config.compose import compose
 from fedsim.errors import ConfigError
-from fedsim.settings import compose
 
 
 @pytest.mark.parametrize(

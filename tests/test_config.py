@@ -12,11 +12,12 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from fedsim.config import RayConfig
+from fedsim.config.check import validate
+from fedsim.config.compose import compose, load
+from fedsim.config.explain import explain, known_keys
+from fedsim.config.schema import RayConfig
 from fedsim.errors import ConfigError
-from fedsim.explain import explain, known_keys
-from fedsim.settings import compose, finished, load, method_name, run_dir, run_key, run_name
-from fedsim.validation import validate
+from fedsim.run.key import finished, method_name, run_dir, run_key, run_name
 
 
 def refused(*overrides: str) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import fedsim
 from fedsim import encoders
-from fedsim.config import EmbedConfig
+from fedsim.config.schema import EmbedConfig
 from fedsim.data import sources
 from fedsim.embedding import embedded
 from fedsim.errors import ConfigError

@@ -26,9 +26,9 @@ from clients.fraug import (
     LocalUpdate,
 )
 from fedsim import configured
+from fedsim.config.compose import compose
 from fedsim.errors import ClientError, ConfigError
 from fedsim.job import Job
-from fedsim.settings import compose
 
 # -- without synthetic loss --------------------------------------------------------------------------------------------
 

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedsim.classes import Classes
+from fedsim.config.compose import compose
 from fedsim.errors import ConfigError
 from fedsim.layout import Layout
 from fedsim.models import CNN, LeNet, ResNet18
 from fedsim.narrow import narrow
-from fedsim.settings import compose
 from fedsim.system.cost import forward_flops
 
 HALF = "client.classes=[{share: 0.5, width: 1}, {share: 0.5, width: 0.5}]"
@@ -105,8 +105,8 @@ def test_parameters_are_averaged_over_those_who_hold_them() -> None:
 
 
 def _local(*overrides: str) -> Any:
-    from fedsim.config import ClientConfig
-    from fedsim.parts import typed
+    from fedsim.config.parts import typed
+    from fedsim.config.schema import ClientConfig
 
     return typed(compose([*overrides]).client, ClientConfig)
 

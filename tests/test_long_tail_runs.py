@@ -7,9 +7,9 @@ import pytest
 
 import fedsim
 from fedsim.api import run as run_config
-from fedsim.settings import compose, label_method
+from fedsim.config.check import validate
+from fedsim.config.compose import compose, label_method
 from fedsim.tracking import read_rows
-from fedsim.validation import validate
 
 
 @pytest.mark.parametrize("name", ["digits_lt", "cifar10_lt_small", "cifar10_lt", "cifar100_lt"])

@@ -10,11 +10,11 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from fedsim.config.check import hint
+from fedsim.config.parts import part
 from fedsim.data.dataset import Dataset
 from fedsim.errors import ConfigError
-from fedsim.parts import part
 from fedsim.rng import key
-from fedsim.validation import hint
 from fedsim.vectors import FlatModel, Weights
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}

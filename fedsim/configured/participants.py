@@ -9,12 +9,12 @@ from omegaconf import DictConfig
 
 from fedsim.attack import AttackLike, draw_attackers
 from fedsim.classes import Classes
-from fedsim.config import ClientConfig
+from fedsim.config.parts import part
+from fedsim.config.schema import ClientConfig
 from fedsim.configured.initial import DTYPES
 from fedsim.configured.samples import example
 from fedsim.data.federated import FederatedData
 from fedsim.errors import ConfigError
-from fedsim.parts import part
 from fedsim.task import Task
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
+from fedsim.config.parts import part
 from fedsim.data.dataset import Dataset, Pair, Samples
 from fedsim.data.federated import FederatedData
 from fedsim.data.local import Batch, LocalData
@@ -16,7 +17,6 @@ from fedsim.data.longtail import local_tests
 from fedsim.data.partition import from_partitioner
 from fedsim.data.shards import Shards, holdout
 from fedsim.errors import ConfigError
-from fedsim.parts import part
 from fedsim.rng import numpy_rng
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedsim.config import RayConfig
+from fedsim.config.schema import RayConfig
 from fedsim.engine.cluster import connect, on_shutdown, ours
 from fedsim.engine.line import Ends, Line, Listener, Shared
 from fedsim.engine.mail import Box, Mail, Place, Probe

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fedsim.classes import Classes
-from fedsim.config import ClientConfig, FailureConfig
+from fedsim.config.schema import ClientConfig, FailureConfig
 from fedsim.data.federated import FederatedData
 from fedsim.data.local import LocalData
 from fedsim.engine import vectorised

@@ -12,7 +12,7 @@ from typing import Any
 from flwr.serverapp import Grid
 
 from fedsim import checkpoint
-from fedsim.config import FlowerConfig
+from fedsim.config.schema import FlowerConfig
 from fedsim.engine.base import SerialEngine
 from fedsim.engine.worker import Broadcast, Chunk, ChunkResult, Plan
 from fedsim.errors import CheckpointError, ClientError

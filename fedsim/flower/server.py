@@ -15,7 +15,8 @@ from omegaconf import DictConfig
 
 from fedsim import configured, session
 from fedsim.api import RunResult, run
-from fedsim.config import FlowerConfig
+from fedsim.config.parts import typed
+from fedsim.config.schema import FlowerConfig
 from fedsim.data.dataset import Dataset, Samples
 from fedsim.data.federated import FederatedData
 from fedsim.data.shards import Shards
@@ -25,7 +26,6 @@ from fedsim.flower.nodes import Known, Nodes
 from fedsim.flower.settings import configuration, deployable, own_folder
 from fedsim.flower.site import layout_name
 from fedsim.given import Given
-from fedsim.parts import typed
 from fedsim.vectors import FlatModel
 
 app = ServerApp()

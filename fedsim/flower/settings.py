@@ -12,9 +12,10 @@ from typing import Any
 from omegaconf import DictConfig
 
 from fedsim import configured
+from fedsim.config.check import hint, validate
+from fedsim.config.compose import compose
 from fedsim.errors import ConfigError
-from fedsim.settings import compose, run_dir
-from fedsim.validation import hint, validate
+from fedsim.run.key import run_dir
 
 Values = Mapping[str, bool | float | int | str]
 NODE_KEYS = ("partition-id", "num-partitions", "data-path", "own-data", "state-dir")

@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from fedsim import configured, session
+from fedsim.config.compose import plain
 from fedsim.engine.worker import Worker
 from fedsim.errors import ClientError, ConfigError
 from fedsim.flower.settings import Node
@@ -25,7 +26,6 @@ from fedsim.flower.statefiles import StateFiles
 from fedsim.flower.wire import WIRE, Answer, Ask, absent
 from fedsim.fold import Folder
 from fedsim.given import Given
-from fedsim.settings import plain
 from fedsim.vectors import FlatModel
 
 _built: dict[tuple[str, int | None], Worker] = {}

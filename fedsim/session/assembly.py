@@ -12,17 +12,18 @@ from fedsim import configured
 from fedsim.attack import conspiracy
 from fedsim.clientstore import ClientStore
 from fedsim.cohort import check_cohorts
-from fedsim.config import CheckpointConfig, EvaluationConfig, RayConfig
+from fedsim.config.compose import plain
+from fedsim.config.parts import part, typed
+from fedsim.config.schema import CheckpointConfig, EvaluationConfig, RayConfig
 from fedsim.data.federated import FederatedData
 from fedsim.engine import vectorised
 from fedsim.engine.base import Engine, SerialEngine
 from fedsim.errors import ConfigError
 from fedsim.given import Given
 from fedsim.loop import Loop
-from fedsim.parts import part, typed
+from fedsim.run.key import method_name, run_dir, run_name
 from fedsim.server import Server
 from fedsim.session.preparation import plan
-from fedsim.settings import method_name, plain, run_dir, run_name
 from fedsim.task import Task
 from fedsim.tracking import RunInfo, Trackers
 from fedsim.vectors import FlatModel

@@ -13,7 +13,7 @@ from torch import Tensor
 from fedsim.data.federated import FederatedData
 from fedsim.data.longtail import class_groups
 from fedsim.loop import Loop
-from fedsim.settings import method_name, run_name
+from fedsim.run.key import method_name, run_name
 from fedsim.task import Task
 from fedsim.vectors import FlatModel
 

@@ -10,17 +10,17 @@ from omegaconf import DictConfig
 
 from fedsim import configured
 from fedsim.cohort import check_cohorts
-from fedsim.config import ClientConfig, EmbedConfig, FailureConfig
+from fedsim.config.check import validate
+from fedsim.config.parts import typed
+from fedsim.config.schema import ClientConfig, EmbedConfig, FailureConfig
 from fedsim.data.federated import FederatedData
 from fedsim.embedding import embedded
 from fedsim.engine.base import pick_device
 from fedsim.engine.worker import Plan
 from fedsim.errors import ConfigError
 from fedsim.given import Given
-from fedsim.parts import typed
 from fedsim.system.clock import Clock
 from fedsim.task import Task, cross_entropy
-from fedsim.validation import validate
 
 
 def settle(config: DictConfig, given: Given) -> None:

@@ -15,7 +15,8 @@ import numpy as np
 from hydra.utils import get_object
 from omegaconf import DictConfig
 
-from fedsim import configured, settings
+from fedsim import configured
+from fedsim.config import compose as settings
 from fedsim.errors import ConfigError
 from fedsim.report.runs import Run
 from fedsim.server import MEASURING

@@ -12,7 +12,7 @@ from fedsim.tracking.base import Row, RunInfo, Tracker
 from fedsim.tracking.jsonl import JsonlTracker, read_rows
 
 if TYPE_CHECKING:
-    from fedsim.config import TrackerConfig
+    from fedsim.config.schema import TrackerConfig
 
 __all__ = ["Row", "RunInfo", "Tracker", "Trackers", "build", "read_rows"]
 

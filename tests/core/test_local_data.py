@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fedsim import rng
-from fedsim.config import ClientConfig
+from fedsim.config.schema import ClientConfig
 from fedsim.data.dataset import Normalize, Samples
 from fedsim.data.local import LocalData
 from fedsim.evaluation import evaluate, mean_of

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsim import configured
+from fedsim.config.compose import compose
 from fedsim.data import partition, sources
 from fedsim.data.longtail import by_class, class_groups, local_tests, long_tail, profile
 from fedsim.errors import ConfigError, DataError
-from fedsim.settings import compose
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_metrics_by_class_by_hand():
 
 def test_local_tests_need_labels_and_exclude_a_holdout():
     with pytest.raises(ConfigError, match=r"evaluation.local_test=true: not together"):
-        from fedsim.validation import validate
+        from fedsim.config.check import validate
 
         validate(compose(["evaluation.local_test=true", "evaluation.holdout=0.2"]))
     config = compose(["data=synthetic", "evaluation.local_test=true"])

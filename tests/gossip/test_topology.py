@@ -11,8 +11,8 @@ import pytest
 from scipy.sparse import csr_array
 
 from fedsim import configured, topology
+from fedsim.config.compose import compose
 from fedsim.errors import ConfigError
-from fedsim.settings import compose
 from fedsim.topology.facts import facts, spectral_gap
 from fedsim.topology.links import arrivals
 from fedsim.topology.mixing import mixing

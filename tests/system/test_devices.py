@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 from problems import classification
 
+from fedsim.config.compose import compose
 from fedsim.errors import DataError
 from fedsim.rng import normals, numpy_rng, uniforms
-from fedsim.settings import compose
 from fedsim.system.availability import Diurnal, Intervals, Random, Trace, fold
 from fedsim.system.devices import Lognormal, Phones, Table, fleet_of
 

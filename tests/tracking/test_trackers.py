@@ -4,7 +4,7 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from fedsim.config import ConsoleConfig, TrackerConfig, WandbConfig
+from fedsim.config.schema import ConsoleConfig, TrackerConfig, WandbConfig
 from fedsim.errors import ConfigError
 from fedsim.tracking import RunInfo, Tracker, Trackers, build, read_rows
 

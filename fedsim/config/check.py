@@ -15,7 +15,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fedsim.config import ENGINES, EngineConfig, RunConfig
+from fedsim.config.schema import ENGINES, EngineConfig, RunConfig
 from fedsim.errors import ConfigError
 
 CHOICES: Mapping[str, tuple[str, ...]] = {

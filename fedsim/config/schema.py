@@ -2,24 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
-from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
-from hydra import initialize_config_module
-from hydra.core.config_loader import ConfigLoader
-from hydra.core.config_store import ConfigStore
-from hydra.core.global_hydra import GlobalHydra
-from hydra.version import VersionBase
 from omegaconf import MISSING
-
-from fedsim.errors import ConfigError
-
-VERSION_BASE = "1.3"  # of Hydra
 
 
 @dataclass
@@ -203,43 +189,3 @@ ENGINES: dict[str, type[EngineConfig]] = {
     "ray": RayConfig,
     "flower": FlowerConfig,
 }
-
-
-def register() -> None:
-    """Make the types known to Hydra; calling it again changes nothing.
-
-    Raises:
-        ConfigError: if another package named ``conf`` comes first on Python's path.
-    """
-    found, own = find_spec("conf"), Path(__file__).resolve().parent.parent / "conf"
-    if found is None or not found.origin or Path(found.origin).resolve().parent != own:
-        where = found.origin if found else None
-        raise ConfigError(f"the package 'conf' of fedsim ({own}) is hidden by {where}; rename that one")
-    store = ConfigStore.instance()
-    store.store(name="run_schema", node=RunConfig, provider="fedsim")
-    for name, node in ENGINES.items():
-        store.store(group="schema/engine", name=name, node=node, provider="fedsim")
-
-
-@contextmanager
-def config_loader() -> Iterator[ConfigLoader]:
-    """Hydra set up on fedsim's tree for a ``with`` block; an outer Hydra is put back afterwards."""
-    register()
-    hydra = GlobalHydra.instance()
-    version = VersionBase.instance()
-    outer, base = hydra.hydra, version.version_base
-    hydra.clear()
-    try:
-        with initialize_config_module("conf", version_base=VERSION_BASE):
-            yield GlobalHydra.instance().config_loader()
-    finally:
-        GlobalHydra.instance().hydra = outer
-        version.version_base = base
-
-
-def config_dir(argv: Sequence[str]) -> Path | None:
-    """The folder that Hydra's flag ``--config-dir`` (or ``-cd``) names among the arguments."""
-    for flag, value in pairwise(argv):
-        if flag in ("--config-dir", "-cd"):
-            return Path(value)
-    return None

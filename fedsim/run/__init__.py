@@ -1,0 +1,1 @@
+"""A run from its configuration: its parts, folder, key, assembly and summary."""
