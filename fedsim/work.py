@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from fedsim.config.schema import ClientConfig
+from fedsim.data.local import batches_per_epoch
 from fedsim.rng import numpy_rng
 
 
@@ -47,8 +48,3 @@ def num_steps(local: ClientConfig, n: int, epochs: int, smallest: int = 1) -> in
     unless it has fewer than ``smallest`` samples."""
     per_epoch = batches_per_epoch(n, local.batch_size, smallest)
     return (local.steps if local.steps is not None else epochs * per_epoch) if per_epoch else 0
-
-
-def batches_per_epoch(n: int, batch_size: int, smallest: int = 1) -> int:
-    """Batches of at least ``smallest`` samples in one pass over ``n``."""
-    return n // batch_size * (batch_size >= smallest) + (n % batch_size >= smallest)

@@ -14,11 +14,11 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 import fedsim
-from fedsim import encoders
 from fedsim.config.schema import EmbedConfig
 from fedsim.data import sources
-from fedsim.embedding import embedded
+from fedsim.data.embedding import embedded
 from fedsim.errors import ConfigError
+from fedsim.models import encoders
 
 OPTIONS = EmbedConfig(batch_size=100, normalize=False)
 QUICK = [
@@ -130,7 +130,7 @@ def test_ready_made_features_pass_as_they_are() -> None:
     assert torch.equal(encoders.Identity(scale=1.0)(x), x.float())
     pixels = embedded(
         sources.digits(),
-        OmegaConf.create({"_target_": "fedsim.encoders.Identity", "scale": 1 / 16}),
+        OmegaConf.create({"_target_": "fedsim.models.encoders.Identity", "scale": 1 / 16}),
         OPTIONS,
         "cpu",
     )

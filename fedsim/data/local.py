@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from fedsim.data.dataset import Augment, Normalize, Samples
-from fedsim.work import batches_per_epoch
 
 BLOCK = 1 << 22  # numbers gathered at once (16 MiB of float32)
 
@@ -85,3 +84,8 @@ def prepare(x: Tensor, dtype: torch.dtype, normalize: Normalize | None) -> Tenso
     if normalize is not None:
         return normalize(x, dtype)
     return x.to(dtype) if x.is_floating_point() or x.dtype == torch.uint8 else x
+
+
+def batches_per_epoch(n: int, batch_size: int, smallest: int = 1) -> int:
+    """Batches of at least ``smallest`` samples in one pass over ``n``."""
+    return n // batch_size * (batch_size >= smallest) + (n % batch_size >= smallest)

@@ -222,7 +222,7 @@ def _partition_picture(name: str, runs: Sequence[Run], out: Path) -> tuple[str, 
         words, remark = "Samples per client and class", ""
         target.write_bytes(drawn.read_bytes())
     elif stored is not None:
-        from fedsim.data.picture import draw_sizes
+        from fedsim.data.partition_picture import draw_sizes
         from fedsim.data.shards import Shards
 
         words = "Samples per client"

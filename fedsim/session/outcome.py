@@ -31,7 +31,7 @@ def execute(loop: Loop, config: DictConfig, task: Task, data: FederatedData) -> 
 
 def _draw(loop: Loop, data: FederatedData) -> None:
     """Curves, and the partition as a heat map. A picture that fails costs a warning, not the run."""
-    from fedsim.data.picture import draw_partition
+    from fedsim.data.partition_picture import draw_partition
     from fedsim.report import figure_of
 
     try:

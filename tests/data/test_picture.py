@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fedsim.data import partition
-from fedsim.data.picture import draw_partition
+from fedsim.data.partition_picture import draw_partition
 
 
 @pytest.mark.parametrize("clients", [1, 5, 200, 201])
