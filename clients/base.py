@@ -5,11 +5,11 @@ from __future__ import annotations
 from torch import Tensor
 
 from fedsim.data.local import Batch
-from fedsim.evaluation import sample_losses
 from fedsim.job import Job
-from fedsim.layout import Layout
 from fedsim.payload import Refusal, Update
-from fedsim.task import Task
+from fedsim.task.evaluation import sample_losses
+from fedsim.task.layout import Layout
+from fedsim.task.task import Task
 
 
 class Client:

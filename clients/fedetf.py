@@ -13,11 +13,11 @@ from clients.etf import simplex_etf
 from clients.prior import log_prior
 from clients.sgd import SGDClient
 from fedsim.data.local import Batch
-from fedsim.heads import HeadSlots, check_features
 from fedsim.job import Job
-from fedsim.layout import Layout
 from fedsim.payload import Update
-from fedsim.task import Task
+from fedsim.task.heads import HeadSlots, check_features
+from fedsim.task.layout import Layout
+from fedsim.task.task import Task
 
 
 @lru_cache(maxsize=8)

@@ -13,11 +13,11 @@ from clients.etf import sparse_etf
 from clients.heads import Output, PrivateHeadClient
 from clients.realign import realign_local
 from fedsim.errors import ConfigError
-from fedsim.heads import Head
 from fedsim.job import Job
-from fedsim.layout import Layout
 from fedsim.rng import torch_rng
-from fedsim.task import Task
+from fedsim.task.heads import Head
+from fedsim.task.layout import Layout
+from fedsim.task.task import Task
 
 
 @dataclass(frozen=True, kw_only=True)

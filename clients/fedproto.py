@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from clients.sgd import SGDClient
 from fedsim.data.local import Batch, LocalData
 from fedsim.errors import ClientError
-from fedsim.evaluation import features
 from fedsim.job import Job
-from fedsim.layout import Layout
 from fedsim.payload import Refusal, Update
-from fedsim.task import Task
+from fedsim.task.evaluation import features
+from fedsim.task.layout import Layout
+from fedsim.task.task import Task
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from clients.sgd import SGDClient
 from fedsim.data.local import Batch
-from fedsim.heads import HeadSlots, check_features
 from fedsim.job import Job
-from fedsim.layout import Layout
 from fedsim.payload import Refusal, Update
-from fedsim.task import Task
+from fedsim.task.heads import HeadSlots, check_features
+from fedsim.task.layout import Layout
+from fedsim.task.task import Task
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,10 +30,10 @@ from clients.generators import Generator, RTNet, drawn, evaluating, networks
 from clients.norm import LocalNormClient
 from fedsim.data.local import Batch
 from fedsim.job import Job
-from fedsim.layout import Layout
 from fedsim.payload import Refusal, Update
-from fedsim.task import Task
-from fedsim.vectors import Weights
+from fedsim.task.layout import Layout
+from fedsim.task.task import Task
+from fedsim.task.vectors import Weights
 
 __all__ = [
     "DISTANCES",

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedsim.errors import ClientError
-from fedsim.layout import Layout
 from fedsim.localpart import LocalPart
+from fedsim.task.layout import Layout
 
 RATIOS = ("exp", "avg", "1overx")
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedsim.vectors import FlatModel
+from fedsim.task.vectors import FlatModel
 
 
 class Generator(nn.Module):

@@ -21,9 +21,9 @@ from fedsim import rng
 from fedsim.data.local import LocalData
 from fedsim.errors import ClientError
 from fedsim.job import Job
-from fedsim.layout import Layout
 from fedsim.payload import NonFinite, Update
-from fedsim.task import Task
+from fedsim.task.layout import Layout
+from fedsim.task.task import Task
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from clients.sgd import SGDClient
 from fedsim.data.local import Batch
-from fedsim.evaluation import features
-from fedsim.heads import Head, HeadSlots, check_features
 from fedsim.job import Job
-from fedsim.layout import Layout
 from fedsim.payload import Refusal, Update
-from fedsim.task import Task
+from fedsim.task.evaluation import features
+from fedsim.task.heads import Head, HeadSlots, check_features
+from fedsim.task.layout import Layout
+from fedsim.task.task import Task
 
 Output = tuple[Tensor, Tensor]  # features (B, d) and logits (B, C) of the model's own head
 

@@ -12,12 +12,12 @@ from clients.sgd import SGDClient
 from fedsim.data.local import Batch
 from fedsim.errors import ConfigError
 from fedsim.job import Job
-from fedsim.layout import Layout
-from fedsim.narrow import narrow
 from fedsim.payload import Update
 from fedsim.system.cost import forward_flops
-from fedsim.task import Task
-from fedsim.vectors import FlatModel
+from fedsim.task.layout import Layout
+from fedsim.task.submodels import narrow
+from fedsim.task.task import Task
+from fedsim.task.vectors import FlatModel
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,9 +12,9 @@ from clients.sgd import SGDClient
 from fedsim.data.local import Batch
 from fedsim.errors import ClientError
 from fedsim.job import Job
-from fedsim.layout import Layout
 from fedsim.payload import Refusal, Update
-from fedsim.task import Task
+from fedsim.task.layout import Layout
+from fedsim.task.task import Task
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,9 +10,9 @@ from torch import Tensor
 from clients.heads import PrivateHeadClient
 from clients.sgd import SGDClient
 from fedsim.data.local import Batch
-from fedsim.heads import Head
 from fedsim.job import Job
 from fedsim.payload import Update
+from fedsim.task.heads import Head
 
 
 def log_prior(job: Job) -> Tensor:

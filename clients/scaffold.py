@@ -10,8 +10,8 @@ from torch import Tensor
 from clients.base import Client
 from fedsim.data.local import Batch
 from fedsim.job import Job
-from fedsim.layout import Layout
 from fedsim.payload import Update
+from fedsim.task.layout import Layout
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from fedsim.data.federated import FederatedData
 from fedsim.engine.base import Engine
 from fedsim.given import Given
 from fedsim.run.key import run_dir, run_key, run_name
-from fedsim.task import LossFn
+from fedsim.task.task import LossFn
 from fedsim.tracking import build as build_trackers
 from fedsim.tracking import read_rows
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from fedsim.data.longtail import class_groups
-from fedsim.evaluation import class_accuracy, mean_of, measured, over_domains
 from fedsim.payload import Payload
-from fedsim.task import Task
-from fedsim.vectors import Weights
+from fedsim.task.evaluation import class_accuracy, mean_of, measured, over_domains
+from fedsim.task.task import Task
+from fedsim.task.vectors import Weights
 
 if TYPE_CHECKING:
     from fedsim.engine.base import Engine

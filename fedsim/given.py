@@ -15,8 +15,8 @@ from omegaconf import DictConfig, open_dict
 from torch import Tensor, nn
 
 from fedsim.data.dataset import Pair
-from fedsim.task import LossFn
-from fedsim.vectors import hash_tensors
+from fedsim.rng import hash_tensors
+from fedsim.task.task import LossFn
 
 
 @dataclass(frozen=True)

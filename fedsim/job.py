@@ -15,14 +15,14 @@ from fedsim import rng
 from fedsim.data.federated import FederatedData
 from fedsim.data.local import Batch, LocalData
 from fedsim.data.longtail import class_groups
-from fedsim.evaluation import evaluate, mean_of, measured
-from fedsim.heads import HeadSlots
-from fedsim.layout import Layout
 from fedsim.localpart import LocalPart
 from fedsim.localsteps import LocalSteps
 from fedsim.payload import Payload, Update, Value
-from fedsim.task import Task
-from fedsim.vectors import FlatModel
+from fedsim.task.evaluation import evaluate, mean_of, measured
+from fedsim.task.heads import HeadSlots
+from fedsim.task.layout import Layout
+from fedsim.task.task import Task
+from fedsim.task.vectors import FlatModel
 from fedsim.work import local_epochs, num_steps
 
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fedsim.errors import ConfigError
-from fedsim.layout import Layout
-from fedsim.vectors import FlatModel
+from fedsim.task.layout import Layout
+from fedsim.task.vectors import FlatModel
 
 POLICIES = ("average", "local", "all_local")
 

@@ -15,12 +15,13 @@ from fedsim import checkpoint
 from fedsim.config.schema import CheckpointConfig, EvaluationConfig
 from fedsim.errors import CheckpointError
 from fedsim.payload import Outcome
+from fedsim.rng import hash_tensors
 from fedsim.round import Round
 from fedsim.server import BESIDE, MEASURING, Server
 from fedsim.system.clock import Lap
+from fedsim.task.vectors import Weights
 from fedsim.tracking.base import Tracker
 from fedsim.tracking.rows import ClientRows
-from fedsim.vectors import Weights, hash_tensors
 
 State = dict[str, Any]
 Row = dict[str, Any]

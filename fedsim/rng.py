@@ -1,4 +1,4 @@
-"""Randomness as an argument: every draw comes from a key, never from a global generator.
+"""Randomness as an argument: every draw comes from a key, never from a global generator; and what tells bits apart.
 
 A key is (seed, purpose, integers such as round and client). It is hashed to 64 bits, so streams of different purposes
 are independent and no generator has to be saved in a checkpoint.
@@ -6,10 +6,12 @@ are independent and no generator has to be saved in a checkpoint.
 
 from __future__ import annotations
 
-from hashlib import blake2b
+from collections.abc import Iterable
+from hashlib import blake2b, sha256
 
 import numpy as np
 import torch
+from torch import Tensor
 
 
 def key(seed: int, purpose: str, *numbers: int) -> int:
@@ -43,3 +45,13 @@ def normals(seed: int, purpose: str, ids: np.ndarray, *numbers: int) -> np.ndarr
     """A standard normal number for each of ``ids`` (n,), keyed as in ``uniforms`` (Box and Muller)."""
     first, second = (uniforms(seed, f"{purpose}/{half}", ids, *numbers) for half in "ab")
     return np.asarray(np.sqrt(-2 * np.log1p(-first)) * np.cos(2 * np.pi * second))
+
+
+def hash_tensors(tensors: Iterable[Tensor]) -> str:
+    """Sha256 over the raw bytes of ``tensors``, in order."""
+    digest = sha256()
+    for t in tensors:
+        flat = t.detach().cpu().contiguous().reshape(-1)
+        if len(flat):
+            digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -23,11 +23,11 @@ from fedsim.engine.worker import Broadcast, Chunk, ChunkResult
 from fedsim.errors import ClientError
 from fedsim.examiner import Examiner
 from fedsim.fold import Fold, combine, fold_kinds
-from fedsim.layout import Layout
 from fedsim.payload import Message, Outcome, Payload, Replies
 from fedsim.round import Round
 from fedsim.sampling import Population, Sampler, Uniform
-from fedsim.vectors import Weights
+from fedsim.task.layout import Layout
+from fedsim.task.vectors import Weights
 from fedsim.work import Work, work_of
 
 if TYPE_CHECKING:

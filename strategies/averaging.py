@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from fedsim.layout import Slot
+from fedsim.task.layout import Slot
 from strategies.aggregators import Aggregator
 
 TARGETS = ("received", "row", "self")

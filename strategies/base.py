@@ -9,15 +9,15 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from clients.base import Client
+from fedsim.clientmetrics import over_clients
 from fedsim.errors import ConfigError
-from fedsim.evaluation import over_clients
 from fedsim.fold import Fold, fold_kinds
-from fedsim.layout import Layout
 from fedsim.payload import Message, Replies
 from fedsim.round import Round
 from fedsim.server import Server
-from fedsim.task import Task
-from fedsim.vectors import Weights
+from fedsim.task.layout import Layout
+from fedsim.task.task import Task
+from fedsim.task.vectors import Weights
 from strategies.aggregators import Aggregator, is_mean, keeps_size, mean
 
 State = dict[

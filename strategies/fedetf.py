@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 
 from clients.base import Client
 from clients.fedetf import FedETFClient, frame
-from fedsim.heads import Head, HeadSlots, check_features
-from fedsim.layout import Layout
-from fedsim.task import Task
-from fedsim.vectors import Weights
+from fedsim.task.heads import Head, HeadSlots, check_features
+from fedsim.task.layout import Layout
+from fedsim.task.task import Task
+from fedsim.task.vectors import Weights
 from strategies.base import State, check
 from strategies.fedavg import FedAvg
 

@@ -10,7 +10,7 @@ from clients.base import Client
 from clients.etf import sparse_etf
 from clients.fedloge import FedLoGeClient, SparseClassifier
 from clients.realign import realign_global, realign_local
-from fedsim.heads import Head
+from fedsim.task.heads import Head
 from strategies.base import State, check
 from strategies.heads import HeadStrategy
 

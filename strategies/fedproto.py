@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from clients.base import Client
 from clients.fedproto import FedProtoClient
-from fedsim.evaluation import over_clients
+from fedsim.clientmetrics import over_clients
 from fedsim.fold import Fold
 from fedsim.payload import Message, Payload, Replies
 from fedsim.round import Round

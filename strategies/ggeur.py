@@ -24,7 +24,7 @@ from fedsim.fold import Fold
 from fedsim.payload import Message, Payload, Replies
 from fedsim.round import Round
 from fedsim.server import Server
-from fedsim.threads import one_thread
+from fedsim.task.threads import one_thread
 from strategies.base import State, Strategy, check
 
 __all__ = ["GGEUR", "augment", "class_geometry", "class_statistics", "merge_statistics"]

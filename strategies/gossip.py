@@ -21,9 +21,9 @@ from fedsim.fold import Fold
 from fedsim.payload import Message
 from fedsim.round import Round
 from fedsim.server import Server
+from fedsim.task.vectors import Weights
 from fedsim.topology.links import arrivals
 from fedsim.topology.mixing import SCHEMES, Mixing, mixing
-from fedsim.vectors import Weights
 from strategies import peers
 from strategies.aggregators import Aggregator, is_mean
 from strategies.averaging import Correction, mix, variance_corrected_average, variances

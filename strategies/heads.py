@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fedsim.evaluation import over_clients
-from fedsim.heads import Head, HeadSlots, check_features
-from fedsim.layout import Layout
+from fedsim.clientmetrics import over_clients
 from fedsim.payload import Message
 from fedsim.server import Server
-from fedsim.task import Task
-from fedsim.vectors import Weights
+from fedsim.task.heads import Head, HeadSlots, check_features
+from fedsim.task.layout import Layout
+from fedsim.task.task import Task
+from fedsim.task.vectors import Weights
 from strategies.base import State
 from strategies.fedavg import FedAvg
 

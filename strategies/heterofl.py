@@ -13,10 +13,10 @@ from torch import Tensor
 from clients.base import Client
 from clients.heterofl import HeteroFLClient
 from fedsim.errors import ConfigError
-from fedsim.narrow import narrow
 from fedsim.payload import Message
 from fedsim.round import Round
 from fedsim.server import Server
+from fedsim.task.submodels import narrow
 from strategies.aggregators import is_mean
 from strategies.base import State, Strategy, check, check_weighting
 

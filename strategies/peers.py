@@ -9,15 +9,15 @@ import torch
 from scipy.sparse import csr_array
 from torch import Tensor
 
+from fedsim.clientmetrics import over_clients
 from fedsim.errors import ConfigError
-from fedsim.evaluation import over_clients
-from fedsim.layout import Layout
 from fedsim.payload import Replies
 from fedsim.rng import numpy_rng
 from fedsim.server import Server
+from fedsim.task.layout import Layout
+from fedsim.task.vectors import Weights
 from fedsim.topology.facts import facts
 from fedsim.topology.traffic import Traffic
-from fedsim.vectors import Weights
 from strategies.averaging import Array, variances
 from strategies.base import State
 

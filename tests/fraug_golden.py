@@ -28,8 +28,8 @@ from fedsim.data.local import Batch
 from fedsim.job import Job
 from fedsim.localpart import LocalPart
 from fedsim.payload import Payload
-from fedsim.task import Task
-from fedsim.vectors import FlatModel
+from fedsim.task.task import Task
+from fedsim.task.vectors import FlatModel
 
 LAYERS = {
     "decoder.fc0": "fc0",

@@ -23,7 +23,7 @@ from fedsim.errors import ClientError, EngineError
 from fedsim.job import Job
 from fedsim.payload import Replies, Update
 from fedsim.round import Round
-from fedsim.vectors import FlatModel
+from fedsim.task.vectors import FlatModel
 from strategies.base import State, Strategy
 
 pytestmark = pytest.mark.slow

@@ -13,9 +13,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from clients.fedloge import FedLoGeClient
-from fedsim.evaluation import over_clients
-from fedsim.heads import Head
+from fedsim.clientmetrics import over_clients
 from fedsim.server import Server
+from fedsim.task.heads import Head
 
 
 @dataclass(frozen=True, kw_only=True)

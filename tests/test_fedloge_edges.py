@@ -11,9 +11,9 @@ from problems import Network, Problem, classes, classification, method, network
 from torch import nn
 
 from fedsim.errors import ConfigError
-from fedsim.heads import HeadSlots
-from fedsim.layout import Slot
 from fedsim.models import Linear
+from fedsim.task.heads import HeadSlots
+from fedsim.task.layout import Slot
 
 
 def with_clients(*labels):

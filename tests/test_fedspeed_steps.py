@@ -22,7 +22,7 @@ from problems import (
 from torch.nn import functional as F
 
 from fedsim import rng
-from fedsim.vectors import FlatModel
+from fedsim.task.vectors import FlatModel
 
 # -- section 12: fixed points -------------------------------------------------------------------------------------
 

@@ -27,7 +27,7 @@ from clients.fraug import (
     synthetic_weight,
     update_prototypes,
 )
-from fedsim.vectors import FlatModel
+from fedsim.task.vectors import FlatModel
 
 DTYPES = ((torch.float64, 1e-9), (torch.float32, 1e-5))
 each_dtype = pytest.mark.parametrize(("dtype", "atol"), DTYPES, ids=("float64", "float32"))

@@ -15,10 +15,10 @@ from torch.nn import functional as F
 from fedsim.classes import Classes
 from fedsim.config.compose import compose
 from fedsim.errors import ConfigError
-from fedsim.layout import Layout
 from fedsim.models import CNN, LeNet, ResNet18
-from fedsim.narrow import narrow
 from fedsim.system.cost import forward_flops
+from fedsim.task.layout import Layout
+from fedsim.task.submodels import narrow
 
 HALF = "client.classes=[{share: 0.5, width: 1}, {share: 0.5, width: 0.5}]"
 

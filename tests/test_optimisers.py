@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from clients.fednova import accumulated
 from fedsim.errors import ClientError
-from fedsim.vectors import FlatModel
+from fedsim.task.vectors import FlatModel
 
 PLAIN = ("client.weight_decay=0", "client.clip_norm=null", "client.lr_decay=1")
 

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from clients.etf import simplex_etf
 from fedsim.errors import ConfigError
-from fedsim.heads import HeadSlots
-from fedsim.layout import Layout
+from fedsim.task.heads import HeadSlots
+from fedsim.task.layout import Layout
 
 LR = 0.1
 ONE = ("rounds=1", "clients_per_round=1", "dtype=float64", "client.epochs=3", "client.batch_size=20",

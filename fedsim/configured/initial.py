@@ -15,7 +15,7 @@ from fedsim.config.parts import part
 from fedsim.data.dataset import Dataset
 from fedsim.errors import ConfigError
 from fedsim.rng import key
-from fedsim.vectors import FlatModel, Weights
+from fedsim.task.vectors import FlatModel, Weights
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 

@@ -15,7 +15,7 @@ from fedsim.configured.initial import DTYPES
 from fedsim.configured.samples import example
 from fedsim.data.federated import FederatedData
 from fedsim.errors import ConfigError
-from fedsim.task import Task
+from fedsim.task.task import Task
 
 if TYPE_CHECKING:
     from fedsim.system import Clock, System

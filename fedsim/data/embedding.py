@@ -17,7 +17,7 @@ from fedsim.data.cache import cached
 from fedsim.data.dataset import Dataset, Samples
 from fedsim.data.local import prepare
 from fedsim.errors import ConfigError
-from fedsim.vectors import hash_tensors
+from fedsim.rng import hash_tensors
 
 FORMAT = "1"  # raise when embeddings of the same encoder and samples change
 

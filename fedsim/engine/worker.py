@@ -20,14 +20,14 @@ from fedsim.data.federated import FederatedData
 from fedsim.data.local import LocalData
 from fedsim.engine import vectorised
 from fedsim.errors import ClientError
-from fedsim.evaluation import evaluate, features
 from fedsim.fold import Folder
 from fedsim.job import ClientLike, Job
 from fedsim.localpart import LocalPart
 from fedsim.payload import NonFinite, Outcome, Payload, Refusal, Update
 from fedsim.rng import key
-from fedsim.task import Task
-from fedsim.vectors import FlatModel, finite
+from fedsim.task.evaluation import evaluate, features
+from fedsim.task.task import Task
+from fedsim.task.vectors import FlatModel, finite
 
 
 @dataclass(frozen=True)

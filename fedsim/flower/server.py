@@ -26,7 +26,7 @@ from fedsim.flower.nodes import Known, Nodes
 from fedsim.flower.settings import configuration, deployable, own_folder
 from fedsim.flower.site import layout_name
 from fedsim.given import Given
-from fedsim.vectors import FlatModel
+from fedsim.task.vectors import FlatModel
 
 app = ServerApp()
 

@@ -26,7 +26,7 @@ from fedsim.flower.statefiles import StateFiles
 from fedsim.flower.wire import WIRE, Answer, Ask, absent
 from fedsim.fold import Folder
 from fedsim.given import Given
-from fedsim.vectors import FlatModel
+from fedsim.task.vectors import FlatModel
 
 _built: dict[tuple[str, int | None], Worker] = {}
 

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from fedsim.payload import Payload
-from fedsim.vectors import hash_tensors
+from fedsim.rng import hash_tensors
 
 
 def content(payload: Payload) -> str:

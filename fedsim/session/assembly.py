@@ -24,9 +24,9 @@ from fedsim.loop import Loop
 from fedsim.run.key import method_name, run_dir, run_name
 from fedsim.server import Server
 from fedsim.session.preparation import plan
-from fedsim.task import Task
+from fedsim.task.task import Task
+from fedsim.task.vectors import FlatModel
 from fedsim.tracking import RunInfo, Trackers
-from fedsim.vectors import FlatModel
 
 VECTORISED_CHUNKS = 2  # large chunks, since a chunk's clients are computed at once
 

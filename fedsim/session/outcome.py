@@ -14,8 +14,8 @@ from fedsim.data.federated import FederatedData
 from fedsim.data.longtail import class_groups
 from fedsim.loop import Loop
 from fedsim.run.key import method_name, run_name
-from fedsim.task import Task
-from fedsim.vectors import FlatModel
+from fedsim.task.task import Task
+from fedsim.task.vectors import FlatModel
 
 
 def execute(loop: Loop, config: DictConfig, task: Task, data: FederatedData) -> dict[str, Tensor]:

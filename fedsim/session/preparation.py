@@ -20,7 +20,7 @@ from fedsim.engine.worker import Plan
 from fedsim.errors import ConfigError
 from fedsim.given import Given
 from fedsim.system.clock import Clock
-from fedsim.task import Task, cross_entropy
+from fedsim.task.task import Task, cross_entropy
 
 
 def settle(config: DictConfig, given: Given) -> None:

@@ -23,7 +23,7 @@ from fedsim.server import MEASURING
 from fedsim.system.availability import Always
 from fedsim.system.clock import Clock
 from fedsim.system.cost import Cost, count_flops
-from fedsim.task import cross_entropy
+from fedsim.task.task import cross_entropy
 from fedsim.tracking.rows import read_rows
 
 Counts = dict[int, dict[str, float]]  # of one exchange: client to bytes and passes

@@ -9,8 +9,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from fedsim.errors import ClientError, ConfigError
-from fedsim.layout import Layout
-from fedsim.vectors import FlatModel, finite, hash_tensors
+from fedsim.rng import hash_tensors
+from fedsim.task.layout import Layout
+from fedsim.task.vectors import FlatModel, finite
 
 
 class Everything(nn.Module):

@@ -13,7 +13,7 @@ from fedsim.data.dataset import Dataset, Samples
 from fedsim.data.federated import FederatedData
 from fedsim.data.shards import Shards
 from fedsim.errors import ConfigError, DataError
-from fedsim.evaluation import over_domains
+from fedsim.task.evaluation import over_domains
 
 IDS = np.repeat([0, 1, 2], [60, 90, 30])
 LABELS = np.tile([0, 1, 2], 60)

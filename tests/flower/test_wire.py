@@ -32,7 +32,7 @@ from fedsim.flower.wire import (
     stamp_state,
 )
 from fedsim.payload import Outcome, Payload
-from fedsim.vectors import hash_tensors
+from fedsim.rng import hash_tensors
 
 HEART = Path(__file__).parents[3] / "shared/data/heart_disease"
 DTYPES = ["float16", "float32", "float64", "complex64", "bool", "uint8", "int8", "int16", "int32", "int64"]

@@ -11,8 +11,8 @@ from problems import GOLDEN, network
 from scipy.sparse import csr_array
 from torch import Tensor, nn
 
-from fedsim.layout import Layout
-from fedsim.vectors import FlatModel
+from fedsim.task.layout import Layout
+from fedsim.task.vectors import FlatModel
 from strategies.averaging import Correction, mix, variances
 from strategies.gossip import variance_corrected_average
 

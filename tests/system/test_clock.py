@@ -12,7 +12,7 @@ from problems import Problem, classes, classification, hashes, network
 
 from fedsim.errors import ConfigError
 from fedsim.system.cost import count_flops
-from fedsim.task import cross_entropy
+from fedsim.task.task import cross_entropy
 
 # The network has 4*5 + 5 + 5*3 + 3 = 43 parameters: 172 bytes down; up as many and 8 for the weight.
 # Two epochs over n samples: 2 n / speed seconds. Sizes are 7, 12, 3, 10, 6, 11.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -12,7 +11,8 @@ from torch import Tensor, nn
 from torch.autograd import Variable
 
 from fedsim.errors import ClientError
-from fedsim.layout import BATCH_NORM, Layout
+from fedsim.rng import hash_tensors
+from fedsim.task.layout import BATCH_NORM, Layout
 
 _backward: Callable[..., tuple[Tensor, ...]] = Variable._execution_engine.run_backward
 DROPOUT = (nn.modules.dropout._DropoutNd, nn.RReLU)
@@ -203,16 +203,6 @@ class FlatModel:
         }  # by identity: tied tensors have several names
         saved = self.module.state_dict(keep_vars=True)
         return {k: new.get(id(v), v).detach().clone() for k, v in saved.items()}
-
-
-def hash_tensors(tensors: Iterable[Tensor]) -> str:
-    """Sha256 over the raw bytes of ``tensors``, in order."""
-    digest = hashlib.sha256()
-    for t in tensors:
-        flat = t.detach().cpu().contiguous().reshape(-1)
-        if len(flat):
-            digest.update(flat.view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def finite(t: Tensor) -> bool:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.errors import ConfigError
-from fedsim.layout import Layout, Slot
 from fedsim.rng import torch_rng
-from fedsim.task import Task
+from fedsim.task.layout import Layout, Slot
+from fedsim.task.task import Task
 
 
 class Head(NamedTuple):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.errors import ConfigError
-from fedsim.layout import Layout
+from fedsim.task.layout import Layout
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
