@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from fedsim.data.local import Batch
+from fedsim.exchange.payload import Refusal, Update
 from fedsim.job import Job
-from fedsim.payload import Refusal, Update
 from fedsim.task.evaluation import sample_losses
 from fedsim.task.layout import Layout
 from fedsim.task.task import Task

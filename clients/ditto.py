@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from clients.sgd import SGDClient
+from fedsim.exchange.payload import Refusal, Update
 from fedsim.job import Job
-from fedsim.payload import Refusal, Update
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,8 @@ from torch import Tensor
 from clients.sam import sam_gradient
 from clients.sgd import SGDClient
 from fedsim.data.local import Batch
+from fedsim.exchange.payload import Update
 from fedsim.job import Job
-from fedsim.payload import Update
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from clients.sgd import SGDClient
 from fedsim.data.local import Batch, LocalData
 from fedsim.errors import ClientError
+from fedsim.exchange.payload import Refusal, Update
 from fedsim.job import Job
-from fedsim.payload import Refusal, Update
 from fedsim.task.evaluation import features
 from fedsim.task.layout import Layout
 from fedsim.task.task import Task

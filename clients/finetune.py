@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from clients.sgd import SGDClient
+from fedsim.exchange.payload import Refusal, Update
 from fedsim.job import Job
-from fedsim.payload import Refusal, Update
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,8 +20,8 @@ from clients.noise import KeyedNoise
 from fedsim import rng
 from fedsim.data.local import LocalData
 from fedsim.errors import ClientError
+from fedsim.exchange.payload import NonFinite, Update
 from fedsim.job import Job
-from fedsim.payload import NonFinite, Update
 from fedsim.task.layout import Layout
 from fedsim.task.task import Task
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from clients.sgd import SGDClient
 from fedsim.data.local import Batch
 from fedsim.errors import ConfigError
+from fedsim.exchange.payload import Update
 from fedsim.job import Job
-from fedsim.payload import Update
 from fedsim.system.cost import forward_flops
 from fedsim.task.layout import Layout
 from fedsim.task.submodels import narrow

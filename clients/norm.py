@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from clients.sgd import SGDClient
+from fedsim.exchange.payload import Update
 from fedsim.job import Job
-from fedsim.payload import Update
 
 
 @dataclass(frozen=True, kw_only=True)

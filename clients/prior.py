@@ -10,8 +10,8 @@ from torch import Tensor
 from clients.heads import PrivateHeadClient
 from clients.sgd import SGDClient
 from fedsim.data.local import Batch
+from fedsim.exchange.payload import Update
 from fedsim.job import Job
-from fedsim.payload import Update
 from fedsim.task.heads import Head
 
 

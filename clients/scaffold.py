@@ -9,8 +9,8 @@ from torch import Tensor
 
 from clients.base import Client
 from fedsim.data.local import Batch
+from fedsim.exchange.payload import Update
 from fedsim.job import Job
-from fedsim.payload import Update
 from fedsim.task.layout import Layout
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from clients.base import Client
+from fedsim.exchange.payload import Update
 from fedsim.job import Job
-from fedsim.payload import Update
 
 
 @dataclass(frozen=True, kw_only=True)

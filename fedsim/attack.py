@@ -11,8 +11,8 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor
 
-from fedsim.fold import Folder
-from fedsim.payload import Outcome
+from fedsim.exchange.fold import Folder
+from fedsim.exchange.payload import Outcome
 from fedsim.rng import numpy_rng
 
 ATTACKERS = "attackers.json"  # in the run folder: ids of the attackers

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fedsim.data.longtail import GROUPS
-from fedsim.payload import Outcome
+from fedsim.exchange.payload import Outcome
 from fedsim.task.evaluation import over_domains
 
 

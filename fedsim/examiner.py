@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fedsim.data.longtail import class_groups
-from fedsim.payload import Payload
+from fedsim.exchange.payload import Payload
 from fedsim.task.evaluation import class_accuracy, mean_of, measured, over_domains
 from fedsim.task.task import Task
 from fedsim.task.vectors import Weights

@@ -15,9 +15,9 @@ from fedsim import rng
 from fedsim.data.federated import FederatedData
 from fedsim.data.local import Batch, LocalData
 from fedsim.data.longtail import class_groups
+from fedsim.exchange.payload import Payload, Update, Value
 from fedsim.localpart import LocalPart
 from fedsim.localsteps import LocalSteps
-from fedsim.payload import Payload, Update, Value
 from fedsim.task.evaluation import evaluate, mean_of, measured
 from fedsim.task.heads import HeadSlots
 from fedsim.task.layout import Layout

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from fedsim import checkpoint
 from fedsim.config.schema import CheckpointConfig, EvaluationConfig
 from fedsim.errors import CheckpointError
-from fedsim.payload import Outcome
+from fedsim.exchange.payload import Outcome
 from fedsim.rng import hash_tensors
 from fedsim.round import Round
 from fedsim.server import BESIDE, MEASURING, Server

@@ -11,7 +11,7 @@ from typing import Any
 from fedsim.engine.base import SerialEngine
 from fedsim.engine.worker import Chunk, ChunkResult
 from fedsim.errors import ConfigError
-from fedsim.payload import Outcome
+from fedsim.exchange.payload import Outcome
 from fedsim.tracking import read_rows
 
 Place = tuple[int, int, int]  # round from 0, exchange in the round, client

@@ -22,8 +22,8 @@ from fedsim.data.shards import Shards
 from fedsim.engine.worker import Broadcast, Chunk, ChunkResult
 from fedsim.errors import ClientError
 from fedsim.examiner import Examiner
-from fedsim.fold import Fold, combine, fold_kinds
-from fedsim.payload import Message, Outcome, Payload, Replies
+from fedsim.exchange.fold import Fold, combine, fold_kinds
+from fedsim.exchange.payload import Message, Outcome, Payload, Replies
 from fedsim.round import Round
 from fedsim.sampling import Population, Sampler, Uniform
 from fedsim.task.layout import Layout

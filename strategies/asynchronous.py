@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from clients.base import Client
 from fedsim.errors import ConfigError
-from fedsim.fold import Fold
+from fedsim.exchange.fold import Fold
 from fedsim.round import Round
 from fedsim.server import Server
 from fedsim.system.flight import PREFIX, Answer, Flight, clock_of

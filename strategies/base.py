@@ -11,8 +11,8 @@ from torch import Tensor
 from clients.base import Client
 from fedsim.clientmetrics import over_clients
 from fedsim.errors import ConfigError
-from fedsim.fold import Fold, fold_kinds
-from fedsim.payload import Message, Replies
+from fedsim.exchange.fold import Fold, fold_kinds
+from fedsim.exchange.payload import Message, Replies
 from fedsim.round import Round
 from fedsim.server import Server
 from fedsim.task.layout import Layout

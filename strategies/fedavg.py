@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from clients.base import Client
 from clients.sgd import SGDClient
-from fedsim.payload import Replies
+from fedsim.exchange.payload import Replies
 from fedsim.round import Round
 from strategies.base import State, Strategy, check, check_weighting
 

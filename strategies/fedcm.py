@@ -9,7 +9,7 @@ import torch
 
 from clients.base import Client
 from clients.fedcm import FedCMClient
-from fedsim.payload import Message, Replies
+from fedsim.exchange.payload import Message, Replies
 from fedsim.round import Round
 from fedsim.server import Server
 from strategies.base import State, check

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedsim.payload import Replies
+from fedsim.exchange.payload import Replies
 from fedsim.round import Round
 from fedsim.server import Server
 from strategies.base import State, check

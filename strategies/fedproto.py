@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 from clients.base import Client
 from clients.fedproto import FedProtoClient
 from fedsim.clientmetrics import over_clients
-from fedsim.fold import Fold
-from fedsim.payload import Message, Payload, Replies
+from fedsim.exchange.fold import Fold
+from fedsim.exchange.payload import Message, Payload, Replies
 from fedsim.round import Round
 from fedsim.server import Server
 from strategies.base import State, check

@@ -9,7 +9,7 @@ import torch
 from clients.base import Client
 from clients.gradient import GradientClient
 from fedsim.errors import ConfigError
-from fedsim.payload import Replies
+from fedsim.exchange.payload import Replies
 from fedsim.round import Round
 from fedsim.server import Server
 from strategies.base import State, check

@@ -12,8 +12,8 @@ from clients.base import Client
 from clients.fraug import DISTANCES, RATIOS, FRAugClient, FRAugOptions
 from clients.generators import Generator, drawn
 from fedsim import rng
-from fedsim.fold import Fold
-from fedsim.payload import Message, Replies
+from fedsim.exchange.fold import Fold
+from fedsim.exchange.payload import Message, Replies
 from fedsim.round import Round
 from fedsim.server import Server
 from strategies.base import State, check

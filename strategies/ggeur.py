@@ -20,8 +20,8 @@ from clients.geometry import (
     merge_statistics,
 )
 from clients.ggeur import Filling, GgeurClient, Privacy, unpack
-from fedsim.fold import Fold
-from fedsim.payload import Message, Payload, Replies
+from fedsim.exchange.fold import Fold
+from fedsim.exchange.payload import Message, Payload, Replies
 from fedsim.round import Round
 from fedsim.server import Server
 from fedsim.task.threads import one_thread

@@ -17,8 +17,8 @@ from torch import Tensor
 from clients.base import Client
 from clients.peer import PeerClient
 from fedsim.errors import ConfigError
-from fedsim.fold import Fold
-from fedsim.payload import Message
+from fedsim.exchange.fold import Fold
+from fedsim.exchange.payload import Message
 from fedsim.round import Round
 from fedsim.server import Server
 from fedsim.task.vectors import Weights

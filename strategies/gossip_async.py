@@ -14,7 +14,7 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 from fedsim.errors import ConfigError
-from fedsim.payload import Outcome
+from fedsim.exchange.payload import Outcome
 from fedsim.round import Round
 from fedsim.server import Server
 from fedsim.topology.agenda import Agenda, Mix, Planner, Rules, Training

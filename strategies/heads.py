@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fedsim.clientmetrics import over_clients
-from fedsim.payload import Message
+from fedsim.exchange.payload import Message
 from fedsim.server import Server
 from fedsim.task.heads import Head, HeadSlots, check_features
 from fedsim.task.layout import Layout

@@ -13,7 +13,7 @@ from torch import Tensor
 from clients.base import Client
 from clients.heterofl import HeteroFLClient
 from fedsim.errors import ConfigError
-from fedsim.payload import Message
+from fedsim.exchange.payload import Message
 from fedsim.round import Round
 from fedsim.server import Server
 from fedsim.task.submodels import narrow

@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from clients.base import Client
 from clients.local import LocalClient
-from fedsim.fold import Fold
-from fedsim.payload import Replies
+from fedsim.exchange.fold import Fold
+from fedsim.exchange.payload import Replies
 from fedsim.round import Round
 from fedsim.server import Server
 from strategies.base import State, Strategy

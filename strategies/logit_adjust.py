@@ -9,8 +9,8 @@ from typing import ClassVar
 
 from clients.base import Client
 from clients.prior import LogitAdjustClient
-from fedsim.fold import Fold
-from fedsim.payload import Message
+from fedsim.exchange.fold import Fold
+from fedsim.exchange.payload import Message
 from fedsim.round import Round
 from fedsim.server import Server
 from strategies.base import State, check

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedsim.clientmetrics import over_clients
 from fedsim.errors import ConfigError
-from fedsim.payload import Replies
+from fedsim.exchange.payload import Replies
 from fedsim.rng import numpy_rng
 from fedsim.server import Server
 from fedsim.task.layout import Layout

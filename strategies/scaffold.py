@@ -10,8 +10,8 @@ import torch
 
 from clients.base import Client
 from clients.scaffold import ScaffoldClient
-from fedsim.fold import Fold
-from fedsim.payload import Message, Replies
+from fedsim.exchange.fold import Fold
+from fedsim.exchange.payload import Message, Replies
 from fedsim.round import Round
 from fedsim.server import Server
 from strategies.base import State, Strategy, check, check_weighting

@@ -25,9 +25,9 @@ from fedsim.config.compose import compose
 from fedsim.config.parts import typed
 from fedsim.config.schema import ClientConfig
 from fedsim.data.local import Batch
+from fedsim.exchange.payload import Payload
 from fedsim.job import Job
 from fedsim.localpart import LocalPart
-from fedsim.payload import Payload
 from fedsim.task.task import Task
 from fedsim.task.vectors import FlatModel
 

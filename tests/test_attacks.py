@@ -26,8 +26,8 @@ from fedsim.attack import Collusion, draw_attackers
 from fedsim.config.check import validate
 from fedsim.config.compose import compose
 from fedsim.errors import ClientError, ConfigError
-from fedsim.fold import Folder, combine
-from fedsim.payload import Outcome
+from fedsim.exchange.fold import Folder, combine
+from fedsim.exchange.payload import Outcome
 from strategies.aggregators import mean
 
 

@@ -11,8 +11,8 @@ from problems import classification, hashes
 
 from clients.sgd import SGDClient
 from fedsim.errors import ClientError
-from fedsim.fold import Folder, combine, fold_kinds
-from fedsim.payload import Message, NonFinite, Payload, Update
+from fedsim.exchange.fold import Folder, combine, fold_kinds
+from fedsim.exchange.payload import Message, NonFinite, Payload, Update
 from strategies.fedavg import FedAvg
 
 

@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from fedsim.errors import ConfigError
+from fedsim.exchange.payload import Payload, Update
 from fedsim.job import Job
-from fedsim.payload import Payload, Update
 
 OWN = (
     "setup",

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from clients.attacks.base import Attack, check
+from fedsim.exchange.payload import Refusal, Update
 from fedsim.job import Job
-from fedsim.payload import Refusal, Update
 
 
 @dataclass(frozen=True, kw_only=True)

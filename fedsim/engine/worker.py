@@ -20,10 +20,10 @@ from fedsim.data.federated import FederatedData
 from fedsim.data.local import LocalData
 from fedsim.engine import vectorised
 from fedsim.errors import ClientError
-from fedsim.fold import Folder
+from fedsim.exchange.fold import Folder
+from fedsim.exchange.payload import NonFinite, Outcome, Payload, Refusal, Update
 from fedsim.job import ClientLike, Job
 from fedsim.localpart import LocalPart
-from fedsim.payload import NonFinite, Outcome, Payload, Refusal, Update
 from fedsim.rng import key
 from fedsim.task.evaluation import evaluate, features
 from fedsim.task.task import Task

@@ -16,12 +16,12 @@ from fedsim.config.schema import FlowerConfig
 from fedsim.engine.base import SerialEngine
 from fedsim.engine.worker import Broadcast, Chunk, ChunkResult, Plan
 from fedsim.errors import CheckpointError, ClientError
+from fedsim.exchange.fold import Folder
+from fedsim.exchange.payload import Payload
 from fedsim.flower.exchange import Exchange
 from fedsim.flower.nodes import Nodes
 from fedsim.flower.standing import content
 from fedsim.flower.wire import Answer, Records, ask_records, failed, shared_records, stamp_state
-from fedsim.fold import Folder
-from fedsim.payload import Payload
 
 
 class FlowerEngine:

@@ -15,7 +15,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from fedsim.payload import Payload
+from fedsim.exchange.payload import Payload
 from fedsim.rng import hash_tensors
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fedsim.engine.worker import Broadcast, Chunk
 from fedsim.errors import EngineError
-from fedsim.payload import Outcome, Payload
+from fedsim.exchange.payload import Outcome, Payload
 
 Records = dict[str, ArrayRecord | MetricRecord | ConfigRecord]
 Stamp = tuple[int, int]  # round and exchange in which a client's state was made

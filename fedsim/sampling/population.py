@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.payload import Outcome
+from fedsim.exchange.payload import Outcome
 
 if TYPE_CHECKING:
     from fedsim.system.clock import Clock

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedsim import rng
-from fedsim.payload import Outcome
+from fedsim.exchange.payload import Outcome
 from fedsim.system.availability import Always, Presence
 from fedsim.system.battery import Batteries, lasting
 from fedsim.system.cost import Cost

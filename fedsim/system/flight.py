@@ -15,8 +15,8 @@ from torch import Tensor
 
 from fedsim.errors import ConfigError
 from fedsim.events import Event, EventQueue
-from fedsim.fold import Fold
-from fedsim.payload import Message, Outcome
+from fedsim.exchange.fold import Fold
+from fedsim.exchange.payload import Message, Outcome
 from fedsim.server import Server
 from fedsim.system.clock import Clock
 

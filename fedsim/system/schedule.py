@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from fedsim.payload import Outcome
+from fedsim.exchange.payload import Outcome
 from fedsim.system.devices import Fleet
 from fedsim.work import Work
 

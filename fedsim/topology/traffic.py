@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedsim.payload import Outcome
+from fedsim.exchange.payload import Outcome
 
 
 @dataclass(frozen=True)

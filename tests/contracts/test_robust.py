@@ -26,8 +26,8 @@ from registry import TABLE, Entry
 from clients.attacks import Attack, Attacked
 from fedsim import configured
 from fedsim.errors import ConfigError
-from fedsim.fold import fold_kinds
-from fedsim.payload import Outcome, Replies
+from fedsim.exchange.fold import fold_kinds
+from fedsim.exchange.payload import Outcome, Replies
 from strategies import aggregators
 from strategies.aggregators import coordinate_median, mean, norm_clip
 

@@ -14,7 +14,7 @@ from trial import each_method, each_strategy, in_ways, record, run_hooked
 from fedsim import configured
 from fedsim.config.compose import compose
 from fedsim.errors import ClientError
-from fedsim.fold import fold_kinds
+from fedsim.exchange.fold import fold_kinds
 
 # -- BatchNorm ----------------------------------------------------------------------------------------------------
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from fedsim.errors import ClientError
-from fedsim.fold import Folder, combine, fold_kinds
-from fedsim.payload import Message, Outcome, Payload, Replies, Update
+from fedsim.exchange.fold import Folder, combine, fold_kinds
+from fedsim.exchange.payload import Message, Outcome, Payload, Replies, Update
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,9 @@ from test_wire import equal, everything
 
 import fedsim
 from fedsim.cli import command
+from fedsim.exchange.payload import Payload
 from fedsim.flower import nodes as nodes_module
 from fedsim.flower.standing import StandingFile, content
-from fedsim.payload import Payload
 
 GEOMETRY = ("strategy=ggeur", "strategy.target=6", "rounds=4", "clients_per_round=3", "model=mlp")
 SETTINGS = (*GEOMETRY, "client.epochs=1")

@@ -21,6 +21,7 @@ import fedsim
 from fedsim.data.sources import heart_disease
 from fedsim.engine.worker import Broadcast, Chunk
 from fedsim.errors import ClientError, ConfigError, EngineError
+from fedsim.exchange.payload import Outcome, Payload
 from fedsim.flower import wire
 from fedsim.flower.wire import (
     Answer,
@@ -31,7 +32,6 @@ from fedsim.flower.wire import (
     shared_records,
     stamp_state,
 )
-from fedsim.payload import Outcome, Payload
 from fedsim.rng import hash_tensors
 
 HEART = Path(__file__).parents[3] / "shared/data/heart_disease"

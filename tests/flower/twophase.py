@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 
 from clients.base import Client
-from fedsim.payload import Message, Payload, Update
+from fedsim.exchange.payload import Message, Payload, Update
 from strategies.base import Strategy
 
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 import fedsim
 from fedsim.errors import ClientError, ConfigError
-from fedsim.payload import Message
+from fedsim.exchange.payload import Message
 from strategies.gossip import variance_corrected_average
 
 PEERS = ("topology=ring", "clients_per_round=6")

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from fedsim.cohort import sample
 from fedsim.errors import ConfigError
-from fedsim.payload import Outcome
+from fedsim.exchange.payload import Outcome
 from fedsim.rng import numpy_rng
 from fedsim.sampling import Oort, Population, PowerOfChoice, RoundRobin, Sampler, Staying, Uniform, Weighted
 from fedsim.system import Clock, System

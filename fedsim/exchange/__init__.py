@@ -1,0 +1,1 @@
+"""What travels between server and clients: payloads, and how updates are folded into sums."""
