@@ -6,7 +6,7 @@ from torch import Tensor
 
 from fedsim.data.local import Batch
 from fedsim.exchange.payload import Refusal, Update
-from fedsim.job import Job
+from fedsim.local.job import Job
 from fedsim.task.evaluation import sample_losses
 from fedsim.task.layout import Layout
 from fedsim.task.task import Task

@@ -14,7 +14,7 @@ from torch import Tensor
 from clients.base import Client
 from fedsim.data.local import Batch
 from fedsim.exchange.payload import Update
-from fedsim.job import Job
+from fedsim.local.job import Job
 from fedsim.task.layout import Layout
 
 

@@ -10,7 +10,7 @@ from clients.sam import sam_gradient
 from clients.sgd import SGDClient
 from fedsim.data.local import Batch
 from fedsim.exchange.payload import Update
-from fedsim.job import Job
+from fedsim.local.job import Job
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from clients.prior import log_prior
 from clients.sgd import SGDClient
 from fedsim.data.local import Batch
 from fedsim.exchange.payload import Update
-from fedsim.job import Job
+from fedsim.local.job import Job
 from fedsim.task.heads import HeadSlots, check_features
 from fedsim.task.layout import Layout
 from fedsim.task.task import Task

@@ -13,7 +13,7 @@ from clients.etf import sparse_etf
 from clients.heads import Output, PrivateHeadClient
 from clients.realign import realign_local
 from fedsim.errors import ConfigError
-from fedsim.job import Job
+from fedsim.local.job import Job
 from fedsim.rng import torch_rng
 from fedsim.task.heads import Head
 from fedsim.task.layout import Layout

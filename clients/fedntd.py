@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from clients.sgd import SGDClient
 from fedsim.data.local import Batch
 from fedsim.exchange.payload import Refusal, Update
-from fedsim.job import Job
+from fedsim.local.job import Job
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from clients.sgd import SGDClient
 from fedsim.data.local import Batch, LocalData
 from fedsim.errors import ClientError
 from fedsim.exchange.payload import Refusal, Update
-from fedsim.job import Job
+from fedsim.local.job import Job
 from fedsim.task.evaluation import features
 from fedsim.task.layout import Layout
 from fedsim.task.task import Task

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from clients.sgd import SGDClient
 from fedsim.data.local import Batch
-from fedsim.job import Job
+from fedsim.local.job import Job
 
 
 @dataclass(frozen=True, kw_only=True)

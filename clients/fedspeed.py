@@ -9,7 +9,7 @@ from torch import Tensor
 from clients.dual import DualClient
 from clients.sam import sam_gradient
 from fedsim.data.local import Batch
-from fedsim.job import Job
+from fedsim.local.job import Job
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from clients.sgd import SGDClient
 from fedsim.exchange.payload import Refusal, Update
-from fedsim.job import Job
+from fedsim.local.job import Job
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,7 +30,7 @@ from clients.generators import Generator, RTNet, drawn, evaluating, networks
 from clients.norm import LocalNormClient
 from fedsim.data.local import Batch
 from fedsim.exchange.payload import Refusal, Update
-from fedsim.job import Job
+from fedsim.local.job import Job
 from fedsim.task.layout import Layout
 from fedsim.task.task import Task
 from fedsim.task.vectors import Weights

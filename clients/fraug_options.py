@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedsim.errors import ClientError
-from fedsim.localpart import LocalPart
+from fedsim.local.kept import LocalPart
 from fedsim.task.layout import Layout
 
 RATIOS = ("exp", "avg", "1overx")

@@ -21,7 +21,7 @@ from fedsim import rng
 from fedsim.data.local import LocalData
 from fedsim.errors import ClientError
 from fedsim.exchange.payload import NonFinite, Update
-from fedsim.job import Job
+from fedsim.local.job import Job
 from fedsim.task.layout import Layout
 from fedsim.task.task import Task
 

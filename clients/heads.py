@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from clients.sgd import SGDClient
 from fedsim.data.local import Batch
 from fedsim.exchange.payload import Refusal, Update
-from fedsim.job import Job
+from fedsim.local.job import Job
 from fedsim.task.evaluation import features
 from fedsim.task.heads import Head, HeadSlots, check_features
 from fedsim.task.layout import Layout

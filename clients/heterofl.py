@@ -12,7 +12,7 @@ from clients.sgd import SGDClient
 from fedsim.data.local import Batch
 from fedsim.errors import ConfigError
 from fedsim.exchange.payload import Update
-from fedsim.job import Job
+from fedsim.local.job import Job
 from fedsim.system.cost import forward_flops
 from fedsim.task.layout import Layout
 from fedsim.task.submodels import narrow

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from clients.base import Client
 from fedsim.exchange.payload import Refusal, Update
-from fedsim.job import Job
+from fedsim.local.job import Job
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from clients.sgd import SGDClient
 from fedsim.data.local import Batch
 from fedsim.errors import ClientError
 from fedsim.exchange.payload import Refusal, Update
-from fedsim.job import Job
+from fedsim.local.job import Job
 from fedsim.task.layout import Layout
 from fedsim.task.task import Task
 

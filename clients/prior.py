@@ -11,7 +11,7 @@ from clients.heads import PrivateHeadClient
 from clients.sgd import SGDClient
 from fedsim.data.local import Batch
 from fedsim.exchange.payload import Update
-from fedsim.job import Job
+from fedsim.local.job import Job
 from fedsim.task.heads import Head
 
 

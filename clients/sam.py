@@ -9,7 +9,7 @@ from torch import Tensor
 
 from clients.sgd import SGDClient
 from fedsim.data.local import Batch
-from fedsim.job import Job
+from fedsim.local.job import Job
 
 
 def sam_gradient(

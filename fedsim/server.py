@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from fedsim.attack import Collusion
-from fedsim.classes import Classes
 from fedsim.clientstore import ClientStore
 from fedsim.cohort import cut
 from fedsim.config.schema import ClientConfig, FailureConfig
@@ -24,11 +23,12 @@ from fedsim.errors import ClientError
 from fedsim.examiner import Examiner
 from fedsim.exchange.fold import Fold, combine, fold_kinds
 from fedsim.exchange.payload import Message, Outcome, Payload, Replies
+from fedsim.local.kinds import Classes
+from fedsim.local.work import Work, work_of
 from fedsim.round import Round
 from fedsim.sampling import Population, Sampler, Uniform
 from fedsim.task.layout import Layout
 from fedsim.task.vectors import Weights
-from fedsim.work import Work, work_of
 
 if TYPE_CHECKING:
     from fedsim.system.clock import Clock

@@ -26,8 +26,8 @@ from fedsim.config.parts import typed
 from fedsim.config.schema import ClientConfig
 from fedsim.data.local import Batch
 from fedsim.exchange.payload import Payload
-from fedsim.job import Job
-from fedsim.localpart import LocalPart
+from fedsim.local.job import Job
+from fedsim.local.kept import LocalPart
 from fedsim.task.task import Task
 from fedsim.task.vectors import FlatModel
 

@@ -21,7 +21,7 @@ from problems import Die, Fail, Recorded, classification, hashes, hooked, networ
 from clients.base import Client
 from fedsim.errors import ClientError, EngineError
 from fedsim.exchange.payload import Replies, Update
-from fedsim.job import Job
+from fedsim.local.job import Job
 from fedsim.round import Round
 from fedsim.task.vectors import FlatModel
 from strategies.base import State, Strategy

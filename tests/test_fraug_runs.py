@@ -28,7 +28,7 @@ from clients.fraug import (
 from fedsim import configured
 from fedsim.config.compose import compose
 from fedsim.errors import ClientError, ConfigError
-from fedsim.job import Job
+from fedsim.local.job import Job
 
 # -- without synthetic loss --------------------------------------------------------------------------------------------
 

@@ -12,9 +12,9 @@ from problems import Problem, classes, classification, hashes, network
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedsim.classes import Classes
 from fedsim.config.compose import compose
 from fedsim.errors import ConfigError
+from fedsim.local.kinds import Classes
 from fedsim.models import CNN, LeNet, ResNet18
 from fedsim.system.cost import forward_flops
 from fedsim.task.layout import Layout

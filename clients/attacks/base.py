@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedsim.errors import ConfigError
 from fedsim.exchange.payload import Payload, Update
-from fedsim.job import Job
+from fedsim.local.job import Job
 
 OWN = (
     "setup",

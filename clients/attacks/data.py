@@ -11,7 +11,7 @@ from fedsim.data.augment import Compose
 from fedsim.data.dataset import Augment
 from fedsim.data.local import Batch, LocalData
 from fedsim.errors import ClientError
-from fedsim.job import Job
+from fedsim.local.job import Job
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from clients.attacks.base import Attack, check
 from fedsim.exchange.payload import Refusal, Update
-from fedsim.job import Job
+from fedsim.local.job import Job
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from fedsim.attack import AttackLike, draw_attackers
-from fedsim.classes import Classes
 from fedsim.config.parts import part
 from fedsim.config.schema import ClientConfig
 from fedsim.configured.initial import DTYPES
 from fedsim.configured.samples import example
 from fedsim.data.federated import FederatedData
 from fedsim.errors import ConfigError
+from fedsim.local.kinds import Classes
 from fedsim.task.task import Task
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from torch.func import functional_call, grad_and_value, vmap
 from fedsim.data.local import Batch
 from fedsim.errors import ClientError
 from fedsim.exchange.payload import Update
-from fedsim.job import Job
+from fedsim.local.job import Job
 
 if TYPE_CHECKING:
     from fedsim.engine.worker import Broadcast, Chunk, Worker

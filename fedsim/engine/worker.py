@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedsim.classes import Classes
 from fedsim.config.schema import ClientConfig, FailureConfig
 from fedsim.data.federated import FederatedData
 from fedsim.data.local import LocalData
@@ -22,8 +21,9 @@ from fedsim.engine import vectorised
 from fedsim.errors import ClientError
 from fedsim.exchange.fold import Folder
 from fedsim.exchange.payload import NonFinite, Outcome, Payload, Refusal, Update
-from fedsim.job import ClientLike, Job
-from fedsim.localpart import LocalPart
+from fedsim.local.job import ClientLike, Job
+from fedsim.local.kept import LocalPart
+from fedsim.local.kinds import Classes
 from fedsim.rng import key
 from fedsim.task.evaluation import evaluate, features
 from fedsim.task.task import Task

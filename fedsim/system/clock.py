@@ -14,12 +14,12 @@ import numpy as np
 
 from fedsim import rng
 from fedsim.exchange.payload import Outcome
+from fedsim.local.work import Work
 from fedsim.system.availability import Always, Presence
 from fedsim.system.battery import Batteries, lasting
 from fedsim.system.cost import Cost
 from fedsim.system.devices import KB, Fleet
 from fedsim.system.schedule import Schedule
-from fedsim.work import Work
 
 if TYPE_CHECKING:
     from fedsim.system.settings import System

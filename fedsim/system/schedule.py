@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fedsim.exchange.payload import Outcome
+from fedsim.local.work import Work
 from fedsim.system.devices import Fleet
-from fedsim.work import Work
 
 
 @dataclass

@@ -18,10 +18,10 @@ from fedsim import rng
 from fedsim.config.schema import ClientConfig
 from fedsim.data.dataset import Normalize, Samples
 from fedsim.data.local import LocalData
+from fedsim.local.work import local_epochs, num_steps
 from fedsim.task.evaluation import evaluate, mean_of
 from fedsim.task.task import Task
 from fedsim.task.vectors import FlatModel
-from fedsim.work import local_epochs, num_steps
 
 SGD = ClientConfig(lr=0.1, lr_decay=1.0, epochs=5, min_epochs=None, steps=None, batch_size=10, autocast=None)
 

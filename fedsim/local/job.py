@@ -16,14 +16,14 @@ from fedsim.data.federated import FederatedData
 from fedsim.data.local import Batch, LocalData
 from fedsim.data.longtail import class_groups
 from fedsim.exchange.payload import Payload, Update, Value
-from fedsim.localpart import LocalPart
-from fedsim.localsteps import LocalSteps
+from fedsim.local.kept import LocalPart
+from fedsim.local.optimiser import LocalSteps
+from fedsim.local.work import local_epochs, num_steps
 from fedsim.task.evaluation import evaluate, mean_of, measured
 from fedsim.task.heads import HeadSlots
 from fedsim.task.layout import Layout
 from fedsim.task.task import Task
 from fedsim.task.vectors import FlatModel
-from fedsim.work import local_epochs, num_steps
 
 
 class ClientLike(Protocol):

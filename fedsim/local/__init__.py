@@ -1,0 +1,1 @@
+"""A client at work: its job, optimiser, amount of work, what it keeps, and kinds of clients."""
