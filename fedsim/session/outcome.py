@@ -52,7 +52,7 @@ def _draw(loop: Loop, data: FederatedData) -> None:
                 local_test=data.local_test,
             )
         if loop.server.clock is not None:
-            from fedsim.system.picture import draw_fleet
+            from fedsim.system.fleet_picture import draw_fleet
 
             draw_fleet(loop.server.clock, loop.folder / "devices.png")
     except Exception as e:

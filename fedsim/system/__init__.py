@@ -3,6 +3,6 @@
 from fedsim.system.clock import Clock
 from fedsim.system.devices import Fleet
 from fedsim.system.schedule import Schedule
-from fedsim.system.settings import System
+from fedsim.system.system import System
 
 __all__ = ["Clock", "Fleet", "Schedule", "System"]

@@ -22,7 +22,7 @@ from fedsim.system.devices import KB, Fleet
 from fedsim.system.schedule import Schedule
 
 if TYPE_CHECKING:
-    from fedsim.system.settings import System
+    from fedsim.system.system import System
 
 
 @dataclass

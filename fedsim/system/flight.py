@@ -14,11 +14,11 @@ from typing import Any
 from torch import Tensor
 
 from fedsim.errors import ConfigError
-from fedsim.events import Event, EventQueue
 from fedsim.exchange.fold import Fold
 from fedsim.exchange.payload import Message, Outcome
 from fedsim.server import Server
 from fedsim.system.clock import Clock
+from fedsim.system.events import Event, EventQueue
 
 NOTHING = {"events": [], "sequence": 0, "wave": -1, "started": [], "versions": {}, "ready": {}}
 PREFIX = "flight/"

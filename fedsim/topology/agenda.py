@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedsim.errors import ConfigError
-from fedsim.events import Event, EventQueue
 from fedsim.rng import numpy_rng
+from fedsim.system.events import Event, EventQueue
 from fedsim.topology.base import Topology
 from fedsim.topology.timing import Duration
 

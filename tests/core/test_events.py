@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedsim.events import EventQueue
+from fedsim.system.events import EventQueue
 
 
 def test_ties_come_out_in_the_order_they_went_in() -> None:

@@ -21,7 +21,7 @@ from fedsim.system.availability import Availability, Diurnal, Random
 from fedsim.system.battery import Battery
 from fedsim.system.cost import SAMPLES
 from fedsim.system.devices import fleet_of
-from fedsim.system.settings import Dropout
+from fedsim.system.system import Dropout
 
 OORT: dict[str, Any] = {
     "explore": 0.9,
