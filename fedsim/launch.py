@@ -83,14 +83,14 @@ def _run(config: DictConfig, outcome: Outcome) -> dict[str, Any]:
 def _start_ray(config: DictConfig) -> None:
     """Start Ray beside the imports of torch and the simulator: they take about as long as each other."""
     if config.engine.name == "ray":
-        from fedsim.engine import cluster
+        from fedsim.engine.ray import cluster
 
         cluster.warm_up(config.engine)
 
 
 def _stop_ray() -> None:
     """Jobs of one process share one Ray, which the engine leaves up; stop it if this process started it."""
-    cluster: Any = sys.modules.get("fedsim.engine.cluster")
+    cluster: Any = sys.modules.get("fedsim.engine.ray.cluster")
     if cluster is not None:
         cluster.shutdown()
 

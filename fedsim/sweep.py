@@ -84,7 +84,7 @@ class RaySweep(Callback):
         """Start Ray and export its address."""
         if not _needs_ray(config):
             return
-        from fedsim.engine import cluster
+        from fedsim.engine.ray import cluster
 
         engine = config.engine
         cluster.share(engine.workers, config.hydra.launcher.n_jobs, engine.get("store_mb", 0))
@@ -93,7 +93,7 @@ class RaySweep(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Stop what was started."""
         if self.started:
-            from fedsim.engine import cluster
+            from fedsim.engine.ray import cluster
 
             cluster.unshare()
 

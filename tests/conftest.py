@@ -40,7 +40,7 @@ def _compose_once(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def ray() -> Iterator[str]:
     """The override that selects the Ray engine; Ray starts with the first test that asks and ends with the last."""
-    from fedsim.engine import cluster
+    from fedsim.engine.ray import cluster
 
     try:
         yield "engine=ray"

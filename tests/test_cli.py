@@ -71,7 +71,7 @@ def simulator(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Simulator:
     monkeypatch.setitem(sys.modules, "fedsim.report", report)
     monkeypatch.setitem(sys.modules, "fedsim.report.runs", runs)
     monkeypatch.setitem(sys.modules, "fedsim.report.page", page)
-    monkeypatch.setitem(sys.modules, "fedsim.engine.cluster", cluster)
+    monkeypatch.setitem(sys.modules, "fedsim.engine.ray.cluster", cluster)
     monkeypatch.chdir(tmp_path)
     return stand_in
 

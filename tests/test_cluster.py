@@ -20,7 +20,7 @@ for _ in range(2):
     cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20)
 try:
     from problems import classification, hashes
-    from fedsim.engine import cluster as ours
+    from fedsim.engine.ray import cluster as ours
     from fedsim.errors import EngineError
 
     place = ["engine=ray", f"engine.address={cluster.address}"]

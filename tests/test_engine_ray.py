@@ -125,7 +125,7 @@ def test_message_and_plan_are_put_into_shared_memory_once(
 ) -> None:
     import ray as library
 
-    from fedsim.engine.mail import POSSIBLE, Slot, Slots
+    from fedsim.engine.ray.mail import POSSIBLE, Slot, Slots
     from fedsim.engine.worker import Broadcast, Chunk, Plan
 
     put: list[Any] = []
@@ -146,7 +146,7 @@ def test_message_and_plan_are_put_into_shared_memory_once(
 
 def test_workers_here_and_elsewhere_share_the_work(ray: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """One worker is called by line, the other through Ray, as on a cluster."""
-    from fedsim.engine.ray import RayEngine
+    from fedsim.engine.ray.engine import RayEngine
 
     start, lines = RayEngine._start, []
 

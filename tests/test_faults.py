@@ -102,7 +102,7 @@ cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20)
 found = []
 try:
     from problems import Die, classification, hashes, hooked, of_strategy
-    from fedsim.engine import ray as engine
+    from fedsim.engine.ray import engine as engine
 
     engine.PATIENCE = 3.0  # s: there is no other node whose room would be worth waiting for
 

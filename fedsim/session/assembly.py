@@ -40,7 +40,7 @@ def start_engine(config: DictConfig) -> Engine:
             "engine=flower: clients are computed at the nodes of a deployment; start it with `fedsim deploy local`, "
             "or with `flwr run` (docs/deployment.md)"
         )
-    from fedsim.engine.ray import RayEngine
+    from fedsim.engine.ray.engine import RayEngine
 
     return RayEngine(typed(config.engine, RayConfig))
 

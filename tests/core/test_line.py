@@ -9,8 +9,8 @@ import textwrap
 
 import pytest
 
-from fedsim.engine.line import Call, Line, Listener
-from fedsim.engine.mail import POSSIBLE, Mail, Place
+from fedsim.engine.ray.line import Call, Line, Listener
+from fedsim.engine.ray.mail import POSSIBLE, Mail, Place
 from fedsim.errors import ClientError, EngineError
 
 pytestmark = pytest.mark.skipif(not POSSIBLE, reason="no /proc here: workers are called through Ray")
@@ -81,7 +81,7 @@ def test_the_death_of_the_other_process_ends_the_line() -> None:
     line = Line()
     code = """
         import os, signal
-        from fedsim.engine.line import Ends, Listener
+        from fedsim.engine.ray.line import Ends, Listener
         listener = Listener(Ends(*map(int, os.environ["ENDS"].split())))
         print("open", flush=True)
         listener.next()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from fedsim.engine.mail import POSSIBLE, SMALL, Box, Mail, Place, Slot, Slots
+from fedsim.engine.ray.mail import POSSIBLE, SMALL, Box, Mail, Place, Slot, Slots
 
 pytestmark = pytest.mark.skipif(not POSSIBLE, reason="no anonymous files here: Ray's object store is used")
 BIG = SMALL // 4 + 1  # float32 numbers that do not fit into the pickle

@@ -13,7 +13,7 @@ import traceback
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
-from fedsim.engine.mail import Mail, Place
+from fedsim.engine.ray.mail import Mail, Place
 from fedsim.errors import EngineError
 
 Shared = list[tuple[int, Any]]  # what calls have in common: numbers, and where each part lies

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from fedsim.config.schema import RayConfig
-from fedsim.engine.cluster import connect, on_shutdown, ours
-from fedsim.engine.line import Ends, Line, Listener, Shared
-from fedsim.engine.mail import Box, Mail, Place, Probe
-from fedsim.engine.post import Exchange, Found, NotReady, PostOffice
+from fedsim.engine.ray.cluster import connect, on_shutdown, ours
+from fedsim.engine.ray.line import Ends, Line, Listener, Shared
+from fedsim.engine.ray.mail import Box, Mail, Place, Probe
+from fedsim.engine.ray.post import Exchange, Found, NotReady, PostOffice
 from fedsim.engine.worker import Plan, Worker
 from fedsim.errors import EngineError
 

@@ -10,8 +10,8 @@ from dataclasses import replace
 from multiprocessing.connection import wait
 from typing import Any, NamedTuple
 
-from fedsim.engine.line import Call, Line
-from fedsim.engine.mail import Slot, Slots
+from fedsim.engine.ray.line import Call, Line
+from fedsim.engine.ray.mail import Slot, Slots
 
 POLL = 0.002  # seconds between looks at either kind of actor, where both are at work
 

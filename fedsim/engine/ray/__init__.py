@@ -1,0 +1,1 @@
+"""Ray actors as workers: the engine, the cluster, and how calls travel."""
