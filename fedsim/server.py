@@ -15,9 +15,9 @@ from torch import Tensor
 
 from fedsim.attack import Collusion
 from fedsim.clientstore import ClientStore
-from fedsim.cohort import cut
 from fedsim.config.schema import ClientConfig, FailureConfig
 from fedsim.data.shards import Shards
+from fedsim.engine.chunks import cut
 from fedsim.engine.worker import Broadcast, Chunk, ChunkResult
 from fedsim.errors import ClientError
 from fedsim.examiner import Examiner

@@ -13,9 +13,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedsim.cohort import sample
 from fedsim.errors import ConfigError
 from fedsim.rng import numpy_rng
+from fedsim.sampling.cohort import sample
 from fedsim.sampling.population import BLOCK, Population
 
 
@@ -54,7 +54,7 @@ class Uniform(Sampler):
     def __call__(
         self, population: Population, count: int, *key: int, exclude: Collection[int] = ()
     ) -> list[int]:
-        """Where everybody can be asked, the cohorts of ``fedsim.cohort.sample``."""
+        """Where everybody can be asked, the cohorts of ``fedsim.sampling.cohort.sample``."""
         m, bernoulli = len(population.sizes), population.participation == "bernoulli"
         if population.blind and not exclude and len(key) == 1:
             return sample(population.seed, key[0], m, count, population.participation)

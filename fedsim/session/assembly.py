@@ -11,7 +11,6 @@ from omegaconf import DictConfig
 from fedsim import configured
 from fedsim.attack import conspiracy
 from fedsim.clientstore import ClientStore
-from fedsim.cohort import check_cohorts
 from fedsim.config.compose import plain
 from fedsim.config.parts import part, typed
 from fedsim.config.schema import CheckpointConfig, EvaluationConfig, RayConfig
@@ -22,6 +21,7 @@ from fedsim.errors import ConfigError
 from fedsim.given import Given
 from fedsim.loop import Loop
 from fedsim.run.key import method_name, run_dir, run_name
+from fedsim.sampling.cohort import check_cohorts
 from fedsim.server import Server
 from fedsim.session.preparation import plan
 from fedsim.task.task import Task

@@ -38,7 +38,7 @@ def _draw(loop: Loop, data: FederatedData) -> None:
         figure_of({"run": [loop.history]}).savefig(loop.folder / "curves.png", dpi=150)
         y = data.dataset.train.y
         if loop.server.topology is not None:
-            from fedsim.topology.picture import draw_topology
+            from fedsim.topology.graph_picture import draw_topology
 
             draw_topology(loop.server.topology, loop.folder / "topology.png")
         if len(y) and data.dataset.num_classes and y.dim() == 1:

@@ -9,7 +9,6 @@ from typing import Any
 from omegaconf import DictConfig
 
 from fedsim import configured
-from fedsim.cohort import check_cohorts
 from fedsim.config.check import validate
 from fedsim.config.parts import typed
 from fedsim.config.schema import ClientConfig, EmbedConfig, FailureConfig
@@ -19,6 +18,7 @@ from fedsim.engine.base import pick_device
 from fedsim.engine.worker import Plan
 from fedsim.errors import ConfigError
 from fedsim.given import Given
+from fedsim.sampling.cohort import check_cohorts
 from fedsim.system.clock import Clock
 from fedsim.task.task import Task, cross_entropy
 

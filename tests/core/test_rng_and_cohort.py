@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedsim import rng
-from fedsim.cohort import LARGE_MODEL, check_cohorts, cut, sample
+from fedsim.engine.chunks import LARGE_MODEL, cut
 from fedsim.errors import ConfigError
+from fedsim.sampling.cohort import check_cohorts, sample
 
 PINNED = {
     (0, "cohort", 0): 5291219008367413122,

@@ -14,9 +14,9 @@ from fedsim import configured, topology
 from fedsim.config.compose import compose
 from fedsim.errors import ConfigError
 from fedsim.topology.facts import facts, spectral_gap
+from fedsim.topology.graph_picture import draw_topology
 from fedsim.topology.links import arrivals
 from fedsim.topology.mixing import mixing
-from fedsim.topology.picture import draw_topology
 
 
 def dense(t: topology.Topology, at: int = 0) -> np.ndarray:

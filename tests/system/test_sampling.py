@@ -11,11 +11,11 @@ import torch
 from problems import classes, classification, hashes, network
 from torch.nn import functional as F
 
-from fedsim.cohort import sample
 from fedsim.errors import ConfigError
 from fedsim.exchange.payload import Outcome
 from fedsim.rng import numpy_rng
 from fedsim.sampling import Oort, Population, PowerOfChoice, RoundRobin, Sampler, Staying, Uniform, Weighted
+from fedsim.sampling.cohort import sample
 from fedsim.system import Clock, System
 from fedsim.system.availability import Availability, Diurnal, Random
 from fedsim.system.battery import Battery

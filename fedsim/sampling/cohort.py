@@ -1,0 +1,47 @@
+"""The cohort of a round, drawn or given. Cost follows the cohort, not the population."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fedsim.errors import ConfigError
+from fedsim.rng import numpy_rng
+
+
+def sample(
+    seed: int, round: int, num_clients: int, per_round: int, participation: str = "fixed"
+) -> list[int]:
+    """Client ids of a round, ascending. The same for every method that shares the seed.
+
+    ``fixed``: ``per_round`` clients, uniformly without replacement. ``bernoulli``: each client independently with
+    probability ``per_round / num_clients``, redrawn while nobody takes part.
+    """
+    rng = numpy_rng(seed, "cohort", round)
+    size = per_round
+    if participation == "bernoulli":
+        size = 0
+        while size == 0:
+            size = int(rng.binomial(num_clients, per_round / num_clients))
+    if size == num_clients:
+        return list(range(num_clients))
+    return sorted(rng.choice(num_clients, size, replace=False, shuffle=False).tolist())
+
+
+def check_cohorts(cohorts: Sequence[Sequence[int]], rounds: int, num_clients: int) -> list[list[int]]:
+    """Given cohorts, one per round: ids must exist and be distinct; returned ascending."""
+    if len(cohorts) < rounds:
+        raise ConfigError(
+            f"cohorts: {len(cohorts)} rounds given, but rounds={rounds}; give one list of client ids a round"
+        )
+    out = []
+    for t, ids in enumerate(cohorts):
+        ids = [int(i) for i in ids]
+        bad = [i for i in ids if not 0 <= i < num_clients]
+        if bad:
+            raise ConfigError(
+                f"cohorts[{t}]: client {bad[0]} does not exist; ids go from 0 to {num_clients - 1}"
+            )
+        if len(set(ids)) < len(ids):
+            raise ConfigError(f"cohorts[{t}]: a client is listed twice: {sorted(ids)}")
+        out.append(sorted(ids))
+    return out
