@@ -8,9 +8,9 @@ from typing import ClassVar
 from clients.base import Client
 from fedsim.errors import ConfigError
 from fedsim.exchange.fold import Fold
-from fedsim.round import Round
-from fedsim.server import Server
-from fedsim.system.flight import PREFIX, Answer, Flight, clock_of
+from fedsim.server.exchanges import Server
+from fedsim.server.flight import PREFIX, Answer, Flight, clock_of
+from fedsim.server.round import Round
 from strategies.base import State, Strategy, check
 
 STALENESS = ("constant", "polynomial", "hinge")

@@ -9,12 +9,12 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from clients.base import Client
-from fedsim.clientmetrics import over_clients
 from fedsim.errors import ConfigError
 from fedsim.exchange.fold import Fold, fold_kinds
 from fedsim.exchange.payload import Message, Replies
-from fedsim.round import Round
-from fedsim.server import Server
+from fedsim.server.clientmetrics import over_clients
+from fedsim.server.exchanges import Server
+from fedsim.server.round import Round
 from fedsim.task.layout import Layout
 from fedsim.task.task import Task
 from fedsim.task.vectors import Weights

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from clients.fedprox import FedProxClient
 from fedsim.errors import ConfigError
-from fedsim.server import Server
-from fedsim.system.flight import Answer
+from fedsim.server.exchanges import Server
+from fedsim.server.flight import Answer
 from strategies.aggregators import is_mean
 from strategies.asynchronous import Asynchronous
 from strategies.base import State, check

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from clients.base import Client
 from clients.sgd import SGDClient
 from fedsim.exchange.payload import Replies
-from fedsim.round import Round
+from fedsim.server.round import Round
 from strategies.base import State, Strategy, check, check_weighting
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from clients.sgd import SGDClient
-from fedsim.server import Server
-from fedsim.system.flight import Answer
+from fedsim.server.exchanges import Server
+from fedsim.server.flight import Answer
 from strategies.asynchronous import Asynchronous
 from strategies.base import State, check, check_weighting
 

@@ -10,8 +10,8 @@ import torch
 from clients.base import Client
 from clients.fedcm import FedCMClient
 from fedsim.exchange.payload import Message, Replies
-from fedsim.round import Round
-from fedsim.server import Server
+from fedsim.server.exchanges import Server
+from fedsim.server.round import Round
 from strategies.base import State, check
 from strategies.fedavg import FedAvg
 

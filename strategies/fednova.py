@@ -10,7 +10,7 @@ import torch
 from clients.base import Client
 from clients.fednova import FedNovaClient
 from fedsim.exchange.payload import Replies
-from fedsim.round import Round
+from fedsim.server.round import Round
 from strategies.base import State
 from strategies.fedavg import FedAvg
 

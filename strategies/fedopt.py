@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from fedsim.exchange.payload import Replies
-from fedsim.round import Round
-from fedsim.server import Server
+from fedsim.server.exchanges import Server
+from fedsim.server.round import Round
 from strategies.base import State, check
 from strategies.fedavg import FedAvg
 

@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 
 from clients.base import Client
 from clients.fedproto import FedProtoClient
-from fedsim.clientmetrics import over_clients
 from fedsim.exchange.fold import Fold
 from fedsim.exchange.payload import Message, Payload, Replies
-from fedsim.round import Round
-from fedsim.server import Server
+from fedsim.server.clientmetrics import over_clients
+from fedsim.server.exchanges import Server
+from fedsim.server.round import Round
 from strategies.base import State, check
 from strategies.fedavg import FedAvg
 

@@ -10,8 +10,8 @@ from clients.base import Client
 from clients.gradient import GradientClient
 from fedsim.errors import ConfigError
 from fedsim.exchange.payload import Replies
-from fedsim.round import Round
-from fedsim.server import Server
+from fedsim.server.exchanges import Server
+from fedsim.server.round import Round
 from strategies.base import State, check
 from strategies.fedavg import FedAvg
 

@@ -14,8 +14,8 @@ from clients.generators import Generator, drawn
 from fedsim import rng
 from fedsim.exchange.fold import Fold
 from fedsim.exchange.payload import Message, Replies
-from fedsim.round import Round
-from fedsim.server import Server
+from fedsim.server.exchanges import Server
+from fedsim.server.round import Round
 from strategies.base import State, check
 from strategies.fedavg import FedAvg
 

@@ -22,8 +22,8 @@ from clients.geometry import (
 from clients.ggeur import Filling, GgeurClient, Privacy, unpack
 from fedsim.exchange.fold import Fold
 from fedsim.exchange.payload import Message, Payload, Replies
-from fedsim.round import Round
-from fedsim.server import Server
+from fedsim.server.exchanges import Server
+from fedsim.server.round import Round
 from fedsim.task.threads import one_thread
 from strategies.base import State, Strategy, check
 

@@ -19,8 +19,8 @@ from clients.peer import PeerClient
 from fedsim.errors import ConfigError
 from fedsim.exchange.fold import Fold
 from fedsim.exchange.payload import Message
-from fedsim.round import Round
-from fedsim.server import Server
+from fedsim.server.exchanges import Server
+from fedsim.server.round import Round
 from fedsim.task.vectors import Weights
 from fedsim.topology.links import arrivals
 from fedsim.topology.mixing import SCHEMES, Mixing, mixing

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from fedsim.errors import ConfigError
 from fedsim.exchange.payload import Outcome
-from fedsim.round import Round
-from fedsim.server import Server
+from fedsim.server.exchanges import Server
+from fedsim.server.round import Round
 from fedsim.topology.agenda import Agenda, Mix, Planner, Rules, Training
 from fedsim.topology.timing import duration
 from strategies import peers

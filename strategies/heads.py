@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fedsim.clientmetrics import over_clients
 from fedsim.exchange.payload import Message
-from fedsim.server import Server
+from fedsim.server.clientmetrics import over_clients
+from fedsim.server.exchanges import Server
 from fedsim.task.heads import Head, HeadSlots, check_features
 from fedsim.task.layout import Layout
 from fedsim.task.task import Task

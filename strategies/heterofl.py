@@ -14,8 +14,8 @@ from clients.base import Client
 from clients.heterofl import HeteroFLClient
 from fedsim.errors import ConfigError
 from fedsim.exchange.payload import Message
-from fedsim.round import Round
-from fedsim.server import Server
+from fedsim.server.exchanges import Server
+from fedsim.server.round import Round
 from fedsim.task.submodels import narrow
 from strategies.aggregators import is_mean
 from strategies.base import State, Strategy, check, check_weighting

@@ -9,8 +9,8 @@ from clients.base import Client
 from clients.local import LocalClient
 from fedsim.exchange.fold import Fold
 from fedsim.exchange.payload import Replies
-from fedsim.round import Round
-from fedsim.server import Server
+from fedsim.server.exchanges import Server
+from fedsim.server.round import Round
 from strategies.base import State, Strategy
 
 

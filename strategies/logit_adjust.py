@@ -11,8 +11,8 @@ from clients.base import Client
 from clients.prior import LogitAdjustClient
 from fedsim.exchange.fold import Fold
 from fedsim.exchange.payload import Message
-from fedsim.round import Round
-from fedsim.server import Server
+from fedsim.server.exchanges import Server
+from fedsim.server.round import Round
 from strategies.base import State, check
 from strategies.fedavg import FedAvg
 

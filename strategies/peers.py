@@ -9,11 +9,11 @@ import torch
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from fedsim.clientmetrics import over_clients
 from fedsim.errors import ConfigError
 from fedsim.exchange.payload import Replies
 from fedsim.rng import numpy_rng
-from fedsim.server import Server
+from fedsim.server.clientmetrics import over_clients
+from fedsim.server.exchanges import Server
 from fedsim.task.layout import Layout
 from fedsim.task.vectors import Weights
 from fedsim.topology.facts import facts

@@ -12,8 +12,8 @@ from clients.base import Client
 from clients.scaffold import ScaffoldClient
 from fedsim.exchange.fold import Fold
 from fedsim.exchange.payload import Message, Replies
-from fedsim.round import Round
-from fedsim.server import Server
+from fedsim.server.exchanges import Server
+from fedsim.server.round import Round
 from strategies.base import State, Strategy, check, check_weighting
 
 

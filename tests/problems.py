@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 import fedsim
 from fedsim.config.parts import part
-from fedsim.round import Round
-from fedsim.server import Server
+from fedsim.server.exchanges import Server
+from fedsim.server.round import Round
 
 GOLDEN = Path(__file__).parent / "golden"
 QUIET = ("tracker=quiet", "evaluation.every=1000", "checkpoint.every=0")

@@ -22,12 +22,12 @@ from problems import (
 
 from clients.attacks import ALIE, IPM, Attacked, Mimic, SignFlip, alie_z
 from clients.sgd import SGDClient
-from fedsim.attack import Collusion, draw_attackers
 from fedsim.config.check import validate
 from fedsim.config.compose import compose
 from fedsim.errors import ClientError, ConfigError
 from fedsim.exchange.fold import Folder, combine
 from fedsim.exchange.payload import Outcome
+from fedsim.server.collusion import Collusion, draw_attackers
 from strategies.aggregators import mean
 
 

@@ -22,7 +22,7 @@ from clients.base import Client
 from fedsim.errors import ClientError, EngineError
 from fedsim.exchange.payload import Replies, Update
 from fedsim.local.job import Job
-from fedsim.round import Round
+from fedsim.server.round import Round
 from fedsim.task.vectors import FlatModel
 from strategies.base import State, Strategy
 

@@ -13,8 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from clients.fedloge import FedLoGeClient
-from fedsim.clientmetrics import over_clients
-from fedsim.server import Server
+from fedsim.server.clientmetrics import over_clients
+from fedsim.server.exchanges import Server
 from fedsim.task.heads import Head
 
 

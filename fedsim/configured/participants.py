@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from fedsim.attack import AttackLike, draw_attackers
 from fedsim.config.parts import part
 from fedsim.config.schema import ClientConfig
 from fedsim.configured.initial import DTYPES
@@ -15,6 +14,7 @@ from fedsim.configured.samples import example
 from fedsim.data.federated import FederatedData
 from fedsim.errors import ConfigError
 from fedsim.local.kinds import Classes
+from fedsim.server.collusion import AttackLike, draw_attackers
 from fedsim.task.task import Task
 
 if TYPE_CHECKING:

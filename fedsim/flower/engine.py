@@ -11,7 +11,6 @@ from typing import Any
 
 from flwr.serverapp import Grid
 
-from fedsim import checkpoint
 from fedsim.config.schema import FlowerConfig
 from fedsim.engine.base import SerialEngine
 from fedsim.engine.worker import Broadcast, Chunk, ChunkResult, Plan
@@ -22,6 +21,7 @@ from fedsim.flower.exchange import Exchange
 from fedsim.flower.nodes import Nodes
 from fedsim.flower.standing import content
 from fedsim.flower.wire import Answer, Records, ask_records, failed, shared_records, stamp_state
+from fedsim.server import checkpoint
 
 
 class FlowerEngine:

@@ -9,8 +9,6 @@ from typing import Any
 from omegaconf import DictConfig
 
 from fedsim import configured
-from fedsim.attack import conspiracy
-from fedsim.clientstore import ClientStore
 from fedsim.config.compose import plain
 from fedsim.config.parts import part, typed
 from fedsim.config.schema import CheckpointConfig, EvaluationConfig, RayConfig
@@ -19,10 +17,12 @@ from fedsim.engine import vectorised
 from fedsim.engine.base import Engine, SerialEngine
 from fedsim.errors import ConfigError
 from fedsim.given import Given
-from fedsim.loop import Loop
 from fedsim.run.key import method_name, run_dir, run_name
 from fedsim.sampling.cohort import check_cohorts
-from fedsim.server import Server
+from fedsim.server.clientstore import ClientStore
+from fedsim.server.collusion import conspiracy
+from fedsim.server.exchanges import Server
+from fedsim.server.loop import Loop
 from fedsim.session.preparation import plan
 from fedsim.task.task import Task
 from fedsim.task.vectors import FlatModel

@@ -12,9 +12,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from fedsim import checkpoint
-from fedsim.attack import ATTACKERS
 from fedsim.errors import ConfigError
+from fedsim.server import checkpoint
+from fedsim.server.collusion import ATTACKERS
 
 
 @contextmanager

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from fedsim.data.federated import FederatedData
 from fedsim.data.longtail import class_groups
-from fedsim.loop import Loop
 from fedsim.run.key import method_name, run_name
+from fedsim.server.loop import Loop
 from fedsim.task.task import Task
 from fedsim.task.vectors import FlatModel
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from fedsim import checkpoint
-from fedsim.clientstore import ClientStore
 from fedsim.errors import CheckpointError
+from fedsim.server import checkpoint
+from fedsim.server.clientstore import ClientStore
 
 STATE: dict[str, Any] = {
     "w": torch.arange(4.0, dtype=torch.float64),

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fedsim.clientstore import ClientStore
 from fedsim.errors import CheckpointError
+from fedsim.server.clientstore import ClientStore
 
 
 def state(value: float, size: int = 4) -> dict[str, Tensor]:

@@ -13,9 +13,9 @@ from problems import Fail, classes, classification, hashes, hooked, method, netw
 from torch import nn
 
 import fedsim
-from fedsim.clientstore import ClientStore
 from fedsim.errors import CheckpointError
-from fedsim.server import Server
+from fedsim.server.clientstore import ClientStore
+from fedsim.server.exchanges import Server
 
 
 def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from fedsim.errors import ConfigError
 from fedsim.exchange.fold import Fold
 from fedsim.exchange.payload import Message, Outcome
-from fedsim.server import Server
+from fedsim.server.exchanges import Server
 from fedsim.system.clock import Clock
 from fedsim.system.events import Event, EventQueue
 

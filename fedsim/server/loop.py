@@ -11,13 +11,13 @@ from typing import Any, Protocol
 
 from safetensors import SafetensorError
 
-from fedsim import checkpoint
 from fedsim.config.schema import CheckpointConfig, EvaluationConfig
 from fedsim.errors import CheckpointError
 from fedsim.exchange.payload import Outcome
 from fedsim.rng import hash_tensors
-from fedsim.round import Round
-from fedsim.server import BESIDE, MEASURING, Server
+from fedsim.server import checkpoint
+from fedsim.server.exchanges import BESIDE, MEASURING, Server
+from fedsim.server.round import Round
 from fedsim.system.clock import Lap
 from fedsim.task.vectors import Weights
 from fedsim.tracking.base import Tracker

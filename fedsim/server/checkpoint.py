@@ -14,8 +14,8 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fedsim.clientstore import ClientStore
 from fedsim.errors import CheckpointError
+from fedsim.server.clientstore import ClientStore
 
 FORMAT = 1
 

@@ -13,20 +13,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.attack import Collusion
-from fedsim.clientstore import ClientStore
 from fedsim.config.schema import ClientConfig, FailureConfig
 from fedsim.data.shards import Shards
 from fedsim.engine.chunks import cut
 from fedsim.engine.worker import Broadcast, Chunk, ChunkResult
 from fedsim.errors import ClientError
-from fedsim.examiner import Examiner
 from fedsim.exchange.fold import Fold, combine, fold_kinds
 from fedsim.exchange.payload import Message, Outcome, Payload, Replies
 from fedsim.local.kinds import Classes
 from fedsim.local.work import Work, work_of
-from fedsim.round import Round
 from fedsim.sampling import Population, Sampler, Uniform
+from fedsim.server.clientstore import ClientStore
+from fedsim.server.collusion import Collusion
+from fedsim.server.examiner import Examiner
+from fedsim.server.round import Round
 from fedsim.task.layout import Layout
 from fedsim.task.vectors import Weights
 

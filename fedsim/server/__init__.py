@@ -1,0 +1,1 @@
+"""The server's side: the round loop, exchanges, evaluation, checkpoints, client states, colluding attackers."""
