@@ -13,13 +13,17 @@ from omegaconf import DictConfig
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from fedsim import configured, session
 from fedsim.config.compose import compose
 from fedsim.data.dataset import Pair
 from fedsim.data.federated import FederatedData
 from fedsim.engine.base import Engine
-from fedsim.given import Given
+from fedsim.run import participants
+from fedsim.run.assembly import assemble, describe, start_engine
+from fedsim.run.folder import enter, finished_summary, locked
+from fedsim.run.given import Given
 from fedsim.run.key import run_dir, run_key, run_name
+from fedsim.run.preparation import learning_task, load_data, settle
+from fedsim.run.summary import execute, summarise
 from fedsim.task.task import LossFn
 from fedsim.tracking import build as build_trackers
 from fedsim.tracking import read_rows
@@ -120,7 +124,7 @@ def run(
     finished is not run again, a half-finished one continues from its checkpoint (``resume=never`` starts afresh).
     """
     given = Given(**handed)
-    session.settle(config, given)
+    settle(config, given)
     if fresh:
         stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 1_000_000_000:09d}"
         config.dir = str(Path(config.out) / config.name / f"{run_name(config)}-{stamp}")
@@ -128,7 +132,7 @@ def run(
     mark = given.fingerprint() + (f"/{config.engine.name}" if engine is not None else "")
     if mark:
         key = hashlib.sha256(f"{key}/{mark}".encode()).hexdigest()
-    with session.locked(folder):
+    with locked(folder):
         return _run(config, given, folder, key, engine, data)
 
 
@@ -140,33 +144,33 @@ def _run(
     engine: Engine | None,
     data: FederatedData | None,
 ) -> RunResult:
-    previous = session.enter(folder, config, key)
-    if previous is not None and (done := session.finished_summary(folder, config)) is not None:
+    previous = enter(folder, config, key)
+    if previous is not None and (done := finished_summary(folder, config)) is not None:
         state = load_file(folder / "weights.safetensors")
         return RunResult(folder, state, done, read_rows(folder / "metrics.jsonl"), str(done["method"]))
-    method = configured.strategy(config, given.strategy)
+    method = participants.strategy(config, given.strategy)
     trackers = build_trackers(config.tracker, extra=list(given.callbacks))
     summary: dict[str, Any] = {}
     try:
         trackers.phase("loading data")
-        data = data or session.load_data(config, given, method)
-        task = session.learning_task(config, given, data)
+        data = data or load_data(config, given, method)
+        task = learning_task(config, given, data)
         trackers.phase(f"starting the {config.engine.name} engine")
-        engine = engine or session.start_engine(config)
-        loop = session.assemble(config, given, method, task, data, engine, trackers, key)
+        engine = engine or start_engine(config)
+        loop = assemble(config, given, method, task, data, engine, trackers, key)
         if previous is not None:
             loop.restore(previous)
             loop.history = [r for r in read_rows(folder / "metrics.jsonl") if r["round"] <= loop.done]
-        trackers.start(session.describe(config, folder, loop.done))
+        trackers.start(describe(config, folder, loop.done))
         data.shards.save(folder / "partition.npz")
         if data.local_test is not None:
             data.local_test.save(folder / "local_test.npz")
         if loop.server.clock is not None:
             loop.server.clock.fleet.save(folder)
         try:
-            weights = session.execute(loop, config, task, data)
+            weights = execute(loop, config, task, data)
         finally:
-            summary = session.summarise(loop, config, data)
+            summary = summarise(loop, config, data)
         summary["status"] = "done"
         return RunResult(folder, weights, summary, loop.history, str(summary["method"]))
     except BaseException as e:

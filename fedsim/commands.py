@@ -59,7 +59,7 @@ def report(argv: Sequence[str]) -> int:
     if not runs:
         raise ConfigError(f"no run folder (with metrics.jsonl) in {', '.join(map(str, args.dirs))}")
     if args.system:
-        from fedsim.system.whatif import compose_system, reprice
+        from fedsim.run.whatif import compose_system, reprice
 
         system = compose_system(args.system, args.set)
         runs = [reprice(run, system) for run in runs]

@@ -25,10 +25,10 @@ from clients.fraug import (
     Generator,
     LocalUpdate,
 )
-from fedsim import configured
 from fedsim.config.compose import compose
 from fedsim.errors import ClientError, ConfigError
 from fedsim.local.job import Job
+from fedsim.run import samples
 
 # -- without synthetic loss --------------------------------------------------------------------------------------------
 
@@ -290,7 +290,7 @@ def test_a_client_that_never_took_part_is_measured_with_statistics_of_its_own(na
     settings = ["rounds=1", "evaluation.holdout=0.3", "evaluation.clients_every=1", "dtype=float64"]
     result = problem.run(f"strategy={name}", *settings)
     table = result.per_client.query("metric == 'evaluate/loss' and client == 1")
-    data = configured.given_clients(compose(["evaluation.holdout=0.3"]), problem.clients, None)
+    data = samples.given_clients(compose(["evaluation.holdout=0.3"]), problem.clients, None)
     x, y = problem.clients[1]
     start = len(problem.clients[0][1])
     train, held = (torch.as_tensor(s.part(1)) - start for s in (data.shards, data.holdout))

@@ -18,8 +18,8 @@ from fedsim.config.compose import compose
 from fedsim.errors import ConfigError, EngineError
 from fedsim.flower.processes import Federation
 from fedsim.flower.settings import deployable, deployed, own_folder
+from fedsim.run.assembly import describe
 from fedsim.run.key import finished
-from fedsim.session import describe
 from fedsim.tracking import read_rows
 from fedsim.tracking.console import ConsoleTracker
 

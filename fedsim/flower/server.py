@@ -13,7 +13,6 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from omegaconf import DictConfig
 
-from fedsim import configured, session
 from fedsim.api import RunResult, run
 from fedsim.config.parts import typed
 from fedsim.config.schema import FlowerConfig
@@ -25,7 +24,9 @@ from fedsim.flower.engine import FlowerEngine
 from fedsim.flower.nodes import Known, Nodes
 from fedsim.flower.settings import configuration, deployable, own_folder
 from fedsim.flower.site import layout_name
-from fedsim.given import Given
+from fedsim.run import initial, samples
+from fedsim.run.given import Given
+from fedsim.run.preparation import load_data
 from fedsim.task.vectors import FlatModel
 
 app = ServerApp()
@@ -56,13 +57,13 @@ def _data(config: DictConfig, method: Any, nodes: Nodes) -> FederatedData:
     """The server's own view: the test set, and who has how much. Where nodes own their data, it holds none of them."""
     owners = [n.client for n in nodes.of.values() if n.own]
     if not owners:
-        return session.load_data(config, Given(), method)
+        return load_data(config, Given(), method)
     if len(owners) < config.num_clients:
         raise ConfigError(
             f"clients {sorted(owners)} have own-data, the others do not or are not there; "
             "all nodes must be started before round 1, and alike"
         )
-    return _counted(config, configured.dataset(config), [nodes.of[c] for c in range(config.num_clients)])
+    return _counted(config, samples.dataset(config), [nodes.of[c] for c in range(config.num_clients)])
 
 
 def _counted(config: DictConfig, dataset: Dataset, owners: Sequence[Known]) -> FederatedData:
@@ -84,7 +85,7 @@ def _counted(config: DictConfig, dataset: Dataset, owners: Sequence[Known]) -> F
     groups = {split: columns for split, columns in dataset.groups.items() if split != "train"}
     known = replace(dataset, train=train, ids=None, groups=groups)
     return (
-        configured.held_out(config, known, shards)
+        samples.held_out(config, known, shards)
         if config.evaluation.local_test
         else FederatedData(known, shards)
     )
@@ -94,7 +95,7 @@ class _Check:
     """Whether a node has the same model, and the same partition of the same data, as the server."""
 
     def __init__(self, config: DictConfig, data: FederatedData, own: bool):
-        model = FlatModel(configured.model(config, data.dataset, None), configured.DTYPES[config.dtype])
+        model = FlatModel(initial.model(config, data.dataset, None), initial.DTYPES[config.dtype])
         self.layout = layout_name(model)
         self.partition, self.own = data.shards.hash(), own
 

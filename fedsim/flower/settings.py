@@ -11,10 +11,10 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from fedsim import configured
 from fedsim.config.check import hint, validate
 from fedsim.config.compose import compose
 from fedsim.errors import ConfigError
+from fedsim.run import participants
 from fedsim.run.key import run_dir
 
 Values = Mapping[str, bool | float | int | str]
@@ -55,7 +55,7 @@ def deployed(overrides: list[str]) -> DictConfig:
 
 def deployable(config: DictConfig) -> Any:
     """The configured method; ConfigError if it cannot work on nodes."""
-    method = configured.strategy(config, None)
+    method = participants.strategy(config, None)
     name = type(method).__name__
     if getattr(method, "pooled", False):
         raise ConfigError(f"strategy: {name} needs all data in one place; simulate it")

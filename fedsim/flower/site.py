@@ -16,7 +16,6 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from fedsim import configured, session
 from fedsim.config.compose import plain
 from fedsim.engine.worker import Worker
 from fedsim.errors import ClientError, ConfigError
@@ -25,7 +24,9 @@ from fedsim.flower.settings import Node
 from fedsim.flower.standing import StandingFile
 from fedsim.flower.statefiles import StateFiles
 from fedsim.flower.wire import WIRE, Answer, Ask, absent
-from fedsim.given import Given
+from fedsim.run import initial, participants, samples
+from fedsim.run.given import Given
+from fedsim.run.preparation import learning_task, load_data, plan
 from fedsim.task.vectors import FlatModel
 
 _built: dict[tuple[str, int | None], Worker] = {}
@@ -149,14 +150,14 @@ def layout_name(model: FlatModel) -> str:
 
 def _build(config: DictConfig, owner: int | None) -> Worker:
     """The worker of a simulation, on all data, or on those of the one client who owns what lies here."""
-    method = configured.strategy(config, None)
+    method = participants.strategy(config, None)
     if owner is None:
-        data = session.load_data(config, Given(), method)
+        data = load_data(config, Given(), method)
     else:
-        data = configured.owned(config, configured.dataset(config), owner)
-    task = session.learning_task(config, Given(), data)
-    dim = FlatModel(copy.deepcopy(task.model), configured.DTYPES[config.dtype]).layout.dim
-    return Worker(session.plan(config, method, task, data, configured.clock(config, task, data, dim)))
+        data = samples.owned(config, samples.dataset(config), owner)
+    task = learning_task(config, Given(), data)
+    dim = FlatModel(copy.deepcopy(task.model), initial.DTYPES[config.dtype]).layout.dim
+    return Worker(plan(config, method, task, data, participants.clock(config, task, data, dim)))
 
 
 def _claim(node: Node) -> str:

@@ -24,10 +24,10 @@ from problems import (
 from registry import TABLE, Entry
 
 from clients.attacks import Attack, Attacked
-from fedsim import configured
 from fedsim.errors import ConfigError
 from fedsim.exchange.fold import fold_kinds
 from fedsim.exchange.payload import Outcome, Replies
+from fedsim.run import participants
 from strategies import aggregators
 from strategies.aggregators import coordinate_median, mean, norm_clip
 
@@ -75,7 +75,7 @@ def run(label: str, *settings: str, aggregator: Any = mean, hostile: Attack | No
 @pytest.mark.parametrize("entry", TABLE, ids=lambda e: e.label)
 def test_under_a_rule_no_vector_is_summed_up_before_it(entry: Entry) -> None:
     config = compose_quickly(entry.arguments)
-    built = configured.strategy(config, None)
+    built = participants.strategy(config, None)
     if built.peers:
         pytest.skip("peers have no server to rule")
     strategy = getattr(built, "base", built)

@@ -11,10 +11,10 @@ from registry import Entry
 from torch import Tensor
 from trial import each_method, each_strategy, in_ways, record, run_hooked
 
-from fedsim import configured
 from fedsim.config.compose import compose
 from fedsim.errors import ClientError
 from fedsim.exchange.fold import fold_kinds
+from fedsim.run import participants
 
 # -- BatchNorm ----------------------------------------------------------------------------------------------------
 
@@ -86,7 +86,7 @@ def test_all_local_norm_weights_never_leave_their_client(entry: Entry) -> None:
 def test_with_the_configured_mean_no_single_update_leaves_its_worker(entry: Entry) -> None:
     if entry.has("aggregator"):
         pytest.skip("another aggregator needs single updates")
-    built = configured.strategy(compose(entry.arguments), None)
+    built = participants.strategy(compose(entry.arguments), None)
     if built.peers:
         pytest.skip("peers need each other's models, and only those")
     kinds = {kind for kinds in fold_kinds(built.folds).values() for kind in kinds}

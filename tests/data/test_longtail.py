@@ -10,11 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsim import configured
 from fedsim.config.compose import compose
 from fedsim.data import partition, sources
 from fedsim.data.longtail import by_class, class_groups, local_tests, long_tail, profile
 from fedsim.errors import ConfigError, DataError
+from fedsim.run import samples
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_impossible_tails_are_named():
     with pytest.raises(DataError, match="no class labels"):
         long_tail(replace(data, classes=()), 10)
     with pytest.raises(DataError, match=r"data.largest=9.*give data.imbalance too"):
-        configured.dataset(compose(["data.largest=9"]))
+        samples.dataset(compose(["data.largest=9"]))
 
 
 def test_the_options_reach_any_data_and_any_partition():
@@ -105,7 +105,7 @@ def test_the_options_reach_any_data_and_any_partition():
         config = compose(
             ["data.imbalance=50", "data.largest=110", f"partition={cut}", "evaluation.local_test=true"]
         )
-        split = configured.split(config, configured.dataset(config))
+        split = samples.split(config, samples.dataset(config))
         np.testing.assert_array_equal(split.all_counts(), profile(110, 10, 50))
         assert len(split.local_test) == split.num_clients
         assert sum(split.class_counts(i).sum() for i in range(20)) == profile(110, 10, 50).sum()
@@ -160,9 +160,9 @@ def test_local_tests_need_labels_and_exclude_a_holdout():
 
         validate(compose(["evaluation.local_test=true", "evaluation.holdout=0.2"]))
     config = compose(["data=synthetic", "evaluation.local_test=true"])
-    data = replace(configured.dataset(config), test=None)
+    data = replace(samples.dataset(config), test=None)
     with pytest.raises(ConfigError, match=r"evaluation.local_test=true: needs a test set"):
-        configured.split(config, data)
+        samples.split(config, data)
 
 
 def test_cifar10_lt(real):

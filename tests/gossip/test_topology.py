@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_array
 
-from fedsim import configured, topology
+from fedsim import topology
 from fedsim.config.compose import compose
 from fedsim.errors import ConfigError
+from fedsim.run import participants
 from fedsim.topology.facts import facts, spectral_gap
 from fedsim.topology.graph_picture import draw_topology
 from fedsim.topology.links import arrivals
@@ -130,7 +131,7 @@ OPTIONS = (
 
 @pytest.mark.parametrize("option", [*OPTIONS, "time_varying"])
 def test_every_option_of_the_group_builds_its_graph(option: str) -> None:
-    built = configured.topology(compose([f"topology={option}", "num_clients=20", "strategy=gossip"]))
+    built = participants.topology(compose([f"topology={option}", "num_clients=20", "strategy=gossip"]))
     assert built is not None and built.num_peers == 20
     assert built.at(0).shape == (20, 20) and built.degrees().min() >= 1
 

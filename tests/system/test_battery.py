@@ -11,9 +11,9 @@ from problems import classification, hashes
 
 from fedsim.errors import ConfigError, DataError
 from fedsim.report import load_runs
+from fedsim.run.whatif import compose_system, reprice
 from fedsim.system.availability import Always, Availability, Diurnal, Random, Trace
 from fedsim.system.battery import Batteries, Battery, lasting
-from fedsim.system.whatif import compose_system, reprice
 
 # As in test_clock.py: 172 bytes down, 180 up, two epochs over 7, 12, 3, 10, 6, 11 samples; 2 W and 1 W.
 SPENT = [2 * 2 * n / 10 + 0.1 + 0.172 + 0.1 + 0.36 for n in (7, 12, 3, 10, 6, 11)]

@@ -10,7 +10,7 @@ from problems import classification
 from fedsim.cli import command
 from fedsim.errors import ConfigError
 from fedsim.report import load_runs
-from fedsim.system.whatif import compose_system, reprice
+from fedsim.run.whatif import compose_system, reprice
 
 OTHER = ("system.devices.speed=7", "system.devices.compute_watts=3", "system.devices.radio_watts=1")
 

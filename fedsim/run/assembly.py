@@ -8,7 +8,6 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from fedsim import configured
 from fedsim.config.compose import plain
 from fedsim.config.parts import part, typed
 from fedsim.config.schema import CheckpointConfig, EvaluationConfig, RayConfig
@@ -16,14 +15,15 @@ from fedsim.data.federated import FederatedData
 from fedsim.engine import vectorised
 from fedsim.engine.base import Engine, SerialEngine
 from fedsim.errors import ConfigError
-from fedsim.given import Given
+from fedsim.run import initial, participants
+from fedsim.run.given import Given
 from fedsim.run.key import method_name, run_dir, run_name
+from fedsim.run.preparation import plan
 from fedsim.sampling.cohort import check_cohorts
 from fedsim.server.clientstore import ClientStore
 from fedsim.server.collusion import conspiracy
 from fedsim.server.exchanges import Server
 from fedsim.server.loop import Loop
-from fedsim.session.preparation import plan
 from fedsim.task.task import Task
 from fedsim.task.vectors import FlatModel
 from fedsim.tracking import RunInfo, Trackers
@@ -57,8 +57,8 @@ def assemble(
 ) -> Loop:
     """Give the engine its plan and put the loop together."""
     cohorts = _cohorts(config, given, method)
-    folder, start = run_dir(config), FlatModel(copy.deepcopy(task.model), configured.DTYPES[config.dtype])
-    clock, topology = configured.clock(config, task, data, start.layout.dim), configured.topology(config)
+    folder, start = run_dir(config), FlatModel(copy.deepcopy(task.model), initial.DTYPES[config.dtype])
+    clock, topology = participants.clock(config, task, data, start.layout.dim), participants.topology(config)
     work = plan(config, method, task, data, clock)
     if hasattr(method, "setup"):
         method.setup(task, start.layout)
@@ -85,12 +85,12 @@ def assemble(
         client_domains=data.domain_names,
         eval_batch=config.evaluation.batch_size,
         topology=topology,
-        fresh=None if given.initial is not None else configured.fresh(config, data.dataset, given.model),
+        fresh=None if given.initial is not None else initial.fresh(config, data.dataset, given.model),
         clock=clock,
         classes=work.classes,
         sampler=part(config.sampling, "sampling"),
         participation=config.participation,
-        collusion=conspiracy(*configured.attack(config), folder),
+        collusion=conspiracy(*participants.attack(config), folder),
     )
     return Loop(
         strategy=method,

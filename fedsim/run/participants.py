@@ -9,11 +9,11 @@ from omegaconf import DictConfig
 
 from fedsim.config.parts import part
 from fedsim.config.schema import ClientConfig
-from fedsim.configured.initial import DTYPES
-from fedsim.configured.samples import example
 from fedsim.data.federated import FederatedData
 from fedsim.errors import ConfigError
 from fedsim.local.kinds import Classes
+from fedsim.run.initial import DTYPES
+from fedsim.run.samples import example
 from fedsim.server.collusion import AttackLike, draw_attackers
 from fedsim.task.task import Task
 

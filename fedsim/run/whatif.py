@@ -15,10 +15,10 @@ import numpy as np
 from hydra.utils import get_object
 from omegaconf import DictConfig
 
-from fedsim import configured
 from fedsim.config import compose as settings
 from fedsim.errors import ConfigError
 from fedsim.report.runs import Run
+from fedsim.run import initial, participants, samples
 from fedsim.server.exchanges import MEASURING
 from fedsim.system.availability import Always
 from fedsim.system.clock import Clock
@@ -100,12 +100,12 @@ def _clock(run: Run, config: DictConfig, num_clients: int) -> Clock:
             raise ConfigError(
                 f"{where}system.work=flops needs the {handed[0]}, which was handed over in Python; use work=samples"
             )
-        data = configured.split(config, configured.dataset(config))
-        batch = configured.example(data, configured.DTYPES[config.dtype])
-        model = copy.deepcopy(configured.model(config, data.dataset, None)).to(batch.x.dtype)
+        data = samples.split(config, samples.dataset(config))
+        batch = samples.example(data, initial.DTYPES[config.dtype])
+        model = copy.deepcopy(initial.model(config, data.dataset, None)).to(batch.x.dtype)
         return count_flops(model, batch.x, batch.y, cross_entropy)
 
-    system = configured.system(config)
+    system = participants.system(config)
     clock = system.start(num_clients, config.seed, 0.0, measure)
     if system.deadline is not None or system.over_selection > 1 or system.dropout:
         raise ConfigError(f"{where}deadlines, over-selection and dropout would change who takes part")

@@ -8,7 +8,6 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from fedsim import configured
 from fedsim.config.check import validate
 from fedsim.config.parts import typed
 from fedsim.config.schema import ClientConfig, EmbedConfig, FailureConfig
@@ -17,7 +16,8 @@ from fedsim.data.federated import FederatedData
 from fedsim.engine.base import pick_device
 from fedsim.engine.worker import Plan
 from fedsim.errors import ConfigError
-from fedsim.given import Given
+from fedsim.run import initial, participants, samples
+from fedsim.run.given import Given
 from fedsim.sampling.cohort import check_cohorts
 from fedsim.system.clock import Clock
 from fedsim.task.task import Task, cross_entropy
@@ -47,9 +47,9 @@ def settle(config: DictConfig, given: Given) -> None:
 def load_data(config: DictConfig, given: Given, method: Any) -> FederatedData:
     """Clients as handed over, or the configured source, split; all in one place if that is what the method is for."""
     if given.clients is not None:
-        data = configured.given_clients(config, given.clients, given.test, given.domains)
+        data = samples.given_clients(config, given.clients, given.test, given.domains)
     else:
-        data = configured.split(config, configured.dataset(config))
+        data = samples.split(config, samples.dataset(config))
     if config.encoder:
         device = pick_device(config.engine.device)
         made = embedded(data.dataset, config.encoder, typed(config.embed, EmbedConfig), device)
@@ -59,18 +59,18 @@ def load_data(config: DictConfig, given: Given, method: Any) -> FederatedData:
 
 def learning_task(config: DictConfig, given: Given, data: FederatedData) -> Task:
     """The initial model, configured or handed over, and its loss."""
-    model = configured.model(config, data.dataset, given.model)
+    model = initial.model(config, data.dataset, given.model)
     if given.initial is not None:
-        model = configured.initialised(model, given.initial, configured.DTYPES[config.dtype])
-    by_class = configured.classes_to_count(config, data.dataset)
-    example = configured.example(data, configured.DTYPES[config.dtype])
+        model = initial.initialised(model, given.initial, initial.DTYPES[config.dtype])
+    by_class = samples.classes_to_count(config, data.dataset)
+    example = samples.example(data, initial.DTYPES[config.dtype])
     return Task(model, given.loss or cross_entropy, by_class=by_class, example=example.x)
 
 
 def plan(config: DictConfig, method: Any, task: Task, data: FederatedData, clock: Clock | None) -> Plan:
     """All that a worker must know, in a simulation or at a client's node."""
     local = typed(config.client, ClientConfig)
-    attack, attackers = configured.attack(config)
+    attack, attackers = participants.attack(config)
     return Plan(
         task=task,
         client=attack.wear(method.client, frozenset(attackers)) if attack and attackers else method.client,
@@ -78,10 +78,10 @@ def plan(config: DictConfig, method: Any, task: Task, data: FederatedData, clock
         local=local,
         failures=typed(config.failures, FailureConfig),
         seed=config.seed,
-        dtype=configured.DTYPES[config.dtype],
+        dtype=initial.DTYPES[config.dtype],
         buffers=getattr(method, "buffers", None) or config.buffers,
         threads=config.engine.threads,
         device=pick_device(config.engine.device),
         vectorize=config.engine.vectorize,
-        classes=configured.classes(config, local, method, data.num_clients, clock),
+        classes=participants.classes(config, local, method, data.num_clients, clock),
     )
