@@ -131,7 +131,7 @@ def verify(argv: Sequence[str]) -> int:
         config = _from_scratch(recorded_config, folder)
         validate(config)
         from fedsim.api import run
-        from fedsim.replay import Reality, ReplayEngine
+        from fedsim.flower.replay import Reality, ReplayEngine
 
         handed: dict[str, Any] = {}
         if (reality := Reality.of(recorded_dir)) is not None:

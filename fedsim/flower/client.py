@@ -9,7 +9,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedsim.errors import FedsimError
-from fedsim.flower.settings import Node, configuration, plain_error
+from fedsim.flower.options import Node, configuration, plain_error
 from fedsim.flower.site import Site
 from fedsim.flower.wire import absent, answer_records, read_ask
 

@@ -16,8 +16,8 @@ from omegaconf import DictConfig
 
 from fedsim.config.compose import compose
 from fedsim.errors import ConfigError, EngineError
+from fedsim.flower.options import deployable, deployed, own_folder
 from fedsim.flower.processes import Federation
-from fedsim.flower.settings import deployable, deployed, own_folder
 from fedsim.run.assembly import describe
 from fedsim.run.key import finished
 from fedsim.tracking import read_rows

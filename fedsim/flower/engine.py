@@ -17,7 +17,7 @@ from fedsim.engine.worker import Broadcast, Chunk, ChunkResult, Plan
 from fedsim.errors import CheckpointError, ClientError
 from fedsim.exchange.fold import Folder
 from fedsim.exchange.payload import Payload
-from fedsim.flower.exchange import Exchange
+from fedsim.flower.asking import Exchange
 from fedsim.flower.nodes import Nodes
 from fedsim.flower.standing import content
 from fedsim.flower.wire import Answer, Records, ask_records, failed, shared_records, stamp_state

@@ -22,7 +22,7 @@ from fedsim.data.shards import Shards
 from fedsim.errors import ConfigError, EngineError
 from fedsim.flower.engine import FlowerEngine
 from fedsim.flower.nodes import Known, Nodes
-from fedsim.flower.settings import configuration, deployable, own_folder
+from fedsim.flower.options import configuration, deployable, own_folder
 from fedsim.flower.site import layout_name
 from fedsim.run import initial, samples
 from fedsim.run.given import Given

@@ -20,7 +20,7 @@ from fedsim.config.compose import plain
 from fedsim.engine.worker import Worker
 from fedsim.errors import ClientError, ConfigError
 from fedsim.exchange.fold import Folder
-from fedsim.flower.settings import Node
+from fedsim.flower.options import Node
 from fedsim.flower.standing import StandingFile
 from fedsim.flower.statefiles import StateFiles
 from fedsim.flower.wire import WIRE, Answer, Ask, absent

@@ -8,5 +8,5 @@ from composing import compose_quickly
 
 @pytest.fixture(autouse=True)
 def _compose_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedsim.flower.settings.compose", lambda o: compose_quickly(o))
+    monkeypatch.setattr("fedsim.flower.options.compose", lambda o: compose_quickly(o))
     monkeypatch.setattr("fedsim.api.compose", compose_quickly)

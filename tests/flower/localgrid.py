@@ -19,7 +19,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedsim.flower import client, server
-from fedsim.flower.settings import configuration
+from fedsim.flower.options import configuration
 
 GONE = 5  # Flower's error code of a node that is offline
 

@@ -22,7 +22,7 @@ from fedsim.cli import command
 from fedsim.errors import ClientError, ConfigError, EngineError
 from fedsim.flower import nodes as nodes_module
 from fedsim.flower import site
-from fedsim.flower.settings import configuration
+from fedsim.flower.options import configuration
 
 SPEED = ("strategy=fedspeed", "rounds=4", "clients_per_round=3", "model=linear", "client.epochs=1")
 
