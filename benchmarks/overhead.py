@@ -19,7 +19,7 @@ import torch
 from benchmarks.bare import Bare
 from benchmarks.sides import SIDES
 from benchmarks.workloads import HEADER, WORKLOADS, Pairs, Result, scaled
-from fedsim.cli import ENVIRONMENT
+from fedsim.cli.main import ENVIRONMENT
 
 MARK = "result: "
 

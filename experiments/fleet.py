@@ -13,7 +13,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from fedsim.cli import command
+from fedsim.cli.main import command
 
 DEADLINE = "system.deadline=4"  # virtual seconds
 FIRST = ("system.over_selection=1.3", "system.stragglers=drop")

@@ -17,7 +17,7 @@ import statistics
 import sys
 from pathlib import Path
 
-from fedsim.cli import command
+from fedsim.cli.main import command
 from fedsim.report.runs import Run, load_runs
 
 BASELINES = ("fedbn", "silobn", "fedavg", "fedprox", "moon", "local_only")

@@ -21,7 +21,7 @@ import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from fedsim.cli import command
+from fedsim.cli.main import command
 from fedsim.tracking import read_rows
 
 EXPERIMENTS = {"digits": "digits_lt", "cifar": "cifar10_lt_small", "paper": "cifar10_lt"}

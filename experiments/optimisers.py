@@ -15,7 +15,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from fedsim.cli import command
+from fedsim.cli.main import command
 
 SEEDED = ("fedavg", "scaffold", "feddyn", "fedspeed")
 OTHERS = ("fedprox", "fedcm", "fedadam", "fedsam", "mofedsam", "fedavgm", "fedyogi", "fedadagrad", "moon")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from fedsim.cli import command
+from fedsim.cli.main import command
 from fedsim.errors import ClientError, DataError
 from fedsim.run.key import run_dir, run_key
 

@@ -37,7 +37,7 @@ def test_process_errors_and_flags(tmp_path: Path) -> None:
 
 def test_process_restarts_itself_for_malloc_and_stays_light(tmp_path: Path) -> None:
     code = (
-        "import os, sys, fedsim.cli as c; c._prepare_process(); c.command(['--help']);"
+        "import os, sys, fedsim.cli.main as c; c._prepare_process(); c.command(['--help']);"
         "print(os.environ['MALLOC_TRIM_THRESHOLD_'], {'torch', 'ray', 'pandas'} & set(sys.modules))"
     )
     run = python("-c", code, cwd=tmp_path)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from fedsim.sweep import RaySweep
+from fedsim.cli.sweep import RaySweep
 
 
 def test_ray_sweep_starts_ray_only_for_jobs_in_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:

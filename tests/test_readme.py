@@ -52,7 +52,7 @@ def test_the_method_of_ones_own_is_short_and_does_what_it_says(
 def test_the_yaml_of_ones_own_method_runs_from_the_command_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fedsim.cli import command
+    from fedsim.cli.main import command
 
     (tmp_path / "my_method.py").write_text(BLOCKS[1])
     (tmp_path / "my_conf/strategy").mkdir(parents=True)

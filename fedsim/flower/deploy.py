@@ -67,7 +67,7 @@ def deploy(argv: Sequence[str]) -> int:
     else:
         with _interruptible():
             _run(config, [*overrides, f"dir={folder}"], folder, args.nodes)
-    from fedsim.commands import show
+    from fedsim.report.terminal import show
 
     show([named], draw=False)
     return 0

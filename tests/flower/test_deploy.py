@@ -15,7 +15,7 @@ from localgrid import wait_until
 from real import LIMIT, ROOT, federation, hashes, left_over, marked, wait
 
 import fedsim
-from fedsim.cli import command
+from fedsim.cli.main import command
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 SMALL = ("model=linear", "client.epochs=1", "tracker.plots=false")

@@ -18,7 +18,7 @@ from localgrid import GONE, LocalGrid, Spoiler, deploy, node
 from real import ROOT, events, hashes
 
 import fedsim
-from fedsim.cli import command
+from fedsim.cli.main import command
 from fedsim.errors import ClientError, ConfigError, EngineError
 from fedsim.flower import nodes as nodes_module
 from fedsim.flower import site
@@ -255,4 +255,4 @@ def test_flower_is_imported_in_one_package_only() -> None:
         for path in (ROOT / package).rglob("*.py"):
             if re.search(r"^\s*(import|from) (flwr|fedsim\.flower)\b", path.read_text(), re.MULTILINE):
                 found.add(str(path.relative_to(ROOT)))
-    assert {p for p in found if not p.startswith("fedsim/flower/")} == {"fedsim/cli.py"}  # fedsim deploy
+    assert {p for p in found if not p.startswith("fedsim/flower/")} == {"fedsim/cli/main.py"}  # fedsim deploy

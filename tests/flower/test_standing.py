@@ -18,7 +18,7 @@ from real import events, hashes
 from test_wire import equal, everything
 
 import fedsim
-from fedsim.cli import command
+from fedsim.cli.main import command
 from fedsim.exchange.payload import Payload
 from fedsim.flower import nodes as nodes_module
 from fedsim.flower.standing import StandingFile, content

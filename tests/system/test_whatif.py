@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from problems import classification
 
-from fedsim.cli import command
+from fedsim.cli.main import command
 from fedsim.errors import ConfigError
 from fedsim.report import load_runs
 from fedsim.run.whatif import compose_system, reprice

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from fedsim.exits import DONE, guarded
+from fedsim.cli.exits import DONE, guarded
 
 # glibc reads the malloc variables at process start only. With them, freed activations are kept for the next
 # batch instead of going back to the system and being faulted in again: 13-23 % less wall time was measured on
@@ -55,21 +55,21 @@ def _dispatch(argv: list[str]) -> int:
         print(f"fedsim {version('fedsim-lab')}")
         return DONE
     if argv[:1] == ["report"]:
-        from fedsim.commands import report
+        from fedsim.cli.report import report
 
         return report(argv[1:])
     if argv[:1] == ["verify"]:
-        from fedsim.commands import verify
+        from fedsim.cli.verify import verify
 
         return verify(argv[1:])
     if argv[:1] == ["deploy"]:
         return _deploy(argv[1:])
     if "--help" in argv or "-h" in argv:
-        from fedsim.helptext import help_text
+        from fedsim.cli.help import help_text
 
         print(help_text(argv))
         return DONE
-    from fedsim.launch import launch
+    from fedsim.cli.launch import launch
 
     return launch(argv)
 
@@ -82,7 +82,3 @@ def _deploy(argv: list[str]) -> int:
     from fedsim.flower.deploy import deploy
 
     return deploy(argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -15,14 +15,14 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from fedsim.cli.exits import BAD_CONFIG, DONE, FAILED, diagnose
+from fedsim.cli.sweep import Journal, Outcome
 from fedsim.config.check import validate
 from fedsim.config.compose import COMPOSE_ERRORS, chosen_method, label_method
 from fedsim.config.explain import explain
 from fedsim.config.tree import VERSION_BASE, register
 from fedsim.errors import ConfigError
-from fedsim.exits import BAD_CONFIG, DONE, FAILED, diagnose
 from fedsim.run.key import finished, run_dir
-from fedsim.sweep import Journal, Outcome
 
 
 def launch(argv: Sequence[str]) -> int:
@@ -123,7 +123,7 @@ def _conclude(outcomes: list[Outcome]) -> int:
     folders = list(dict.fromkeys(Path(o.dir) for o in outcomes if o.status != "failed"))
     sweep = any(o.overrides for o in outcomes)
     if folders:
-        from fedsim.commands import show
+        from fedsim.report.terminal import show
 
         show(folders, draw=sweep)
     failed = [o for o in outcomes if o.status == "failed"]

@@ -1,0 +1,80 @@
+"""``fedsim verify``: a run computed again, serially, and compared round by round."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from fedsim.config.check import validate
+from fedsim.config.compose import load, plain, typed
+from fedsim.config.schema import EngineConfig
+from fedsim.errors import ConfigError
+
+
+def verify(argv: Sequence[str]) -> int:
+    """Compute a run again, serially and from scratch, and compare the weights of every round.
+
+    A deployment is simulated on its recorded cohorts, without the clients that did not answer.
+
+    Returns 0 if the hash of the weights agrees in every recorded round, else 1.
+    """
+    parser = argparse.ArgumentParser(prog="fedsim verify", description=(verify.__doc__ or "").splitlines()[0])
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run folder")
+    recorded_dir: Path = parser.parse_args(argv).run
+    recorded = _hashes(recorded_dir)
+    with tempfile.TemporaryDirectory(prefix="fedsim-verify-") as folder:
+        recorded_config = load(recorded_dir / "config.yaml")
+        objects = [k for k in ("strategy", "model", "data") if "given" in (recorded_config.get(k) or {})]
+        if objects:
+            raise ConfigError(
+                f"{recorded_dir}: {' and '.join(objects)} of this run were handed over in Python; to verify it, call "
+                "simulate again with the same arguments and compare the weights_hash of the rounds"
+            )
+        config = _from_scratch(recorded_config, folder)
+        validate(config)
+        from fedsim.api import run
+        from fedsim.flower.replay import Reality, ReplayEngine
+
+        handed: dict[str, Any] = {}
+        if (reality := Reality.of(recorded_dir)) is not None:
+            whole = len(reality.cohorts) >= config.rounds
+            handed = {"engine": ReplayEngine(reality), "cohorts": reality.cohorts if whole else None}
+        again = _hashes(run(config, **handed).dir)
+    for number, value in recorded.items():
+        if again.get(number) != value:
+            print(f"round {number} differs: recorded {value}, computed {again.get(number, 'nothing')}")
+            return 1
+    print(f"{len(recorded)} rounds identical")
+    return 0
+
+
+def _hashes(folder: Path) -> dict[int, str]:
+    """Weights hash of each round of ``metrics.jsonl``, in order of rounds."""
+    path = folder / "metrics.jsonl"
+    if not path.is_file():
+        raise ConfigError(f"{folder}: no run folder: it has no metrics.jsonl")
+    rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    hashes = {int(row["round"]): str(row["weights_hash"]) for row in rows if row.get("weights_hash")}
+    if not hashes:
+        raise ConfigError(f"{path}: no finished round to compare")
+    return dict(sorted(hashes.items()))
+
+
+def _from_scratch(config: DictConfig, folder: str) -> DictConfig:
+    """The same run on the serial engine, in another folder, telling nobody."""
+    values = plain(config)
+    values |= {"dir": folder, "resume": "never"}
+    values["engine"] = {f.name: values["engine"][f.name] for f in dataclasses.fields(EngineConfig)}
+    values["engine"] |= {"name": "serial", "workers": 1}
+    values["tracker"]["console"]["mode"] = "quiet"
+    values["tracker"]["wandb"]["mode"] = "disabled"
+    values["tracker"]["tensorboard"] = False
+    values["checkpoint"]["every"] = 0
+    return typed(values)
