@@ -13,6 +13,7 @@ from composing import compose_quickly
 
 ROOT = Path(__file__).resolve().parents[1]
 HERE = Path(__file__).resolve().parent
+TRACES = ROOT.parent / "shared/data/traces"
 PATHS = os.pathsep.join([str(ROOT), str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
 os.environ["PYTHONPATH"] = PATHS  # worker and child processes run this tree's code
 signal.signal(
@@ -46,3 +47,20 @@ def ray() -> Iterator[str]:
         yield "engine=ray"
     finally:
         cluster.shutdown()
+
+
+@pytest.fixture
+def traces() -> Path:
+    """The folder of real device traces."""
+    if not TRACES.is_dir():
+        pytest.skip(f"the device traces are not at {TRACES}")
+    return TRACES
+
+
+@pytest.fixture
+def fleet(tmp_path: Path) -> str:
+    """Overrides for six devices: 10 samples/s but client 2, 1 kB/s down, 0.5 kB/s up, 100 ms, 2 W and 1 W."""
+    rows = [f"{c},{10 if c != 2 else 1},1,0.5,100,2,1" for c in range(6)]
+    text = "client,speed,down,up,latency,compute_watts,radio_watts\n" + "\n".join(rows) + "\n"
+    (tmp_path / "fleet.csv").write_text(text)
+    return f"system.devices.path={tmp_path / 'fleet.csv'}"

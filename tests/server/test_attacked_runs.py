@@ -12,7 +12,7 @@ from problems import classification, hashes
 from fedsim.config.check import validate
 from fedsim.config.compose import compose
 
-CONF = Path(__file__).resolve().parents[1] / "conf/attack"
+CONF = Path(__file__).resolve().parents[2] / "conf/attack"
 IMAGES = ("cat_map", "lotka_volterra")  # attacks that need images
 NAMES = sorted(p.stem for p in CONF.glob("*.yaml"))
 

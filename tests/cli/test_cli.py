@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fedsim.cli.main import command
 from fedsim.errors import ClientError, DataError
+from fedsim.report import terminal
 from fedsim.run.key import run_dir, run_key
 
 
@@ -70,6 +71,7 @@ def simulator(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Simulator:
     monkeypatch.setitem(sys.modules, "fedsim.api", stand_in)
     monkeypatch.setitem(sys.modules, "fedsim.report", report)
     monkeypatch.setitem(sys.modules, "fedsim.report.runs", runs)
+    monkeypatch.setitem(sys.modules, "fedsim.report.terminal", terminal)
     monkeypatch.setitem(sys.modules, "fedsim.report.page", page)
     monkeypatch.setitem(sys.modules, "fedsim.engine.ray.cluster", cluster)
     monkeypatch.chdir(tmp_path)
