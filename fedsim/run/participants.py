@@ -97,7 +97,7 @@ def clock(config: DictConfig, task: Task, data: FederatedData, dim: int) -> Cloc
     return start_clock(system(config), data.num_clients, config.seed, memory, measure)
 
 
-def classes(
+def client_classes(
     config: DictConfig, local: ClientConfig, method: Any, num_clients: int, clock: Clock | None
 ) -> Classes | None:
     """The configured kinds of clients, if there are any."""
