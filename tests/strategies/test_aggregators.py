@@ -1,4 +1,4 @@
-"""Robust rules (the flag aggregator: test_flag.py): golden arrays, hand-checked numbers, whatever holds the updates, bad input."""
+"""Robust rules: golden arrays, hand-checked numbers, whatever holds the updates, bad input. The flag: test_flag.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Synchronous gossip against computations by hand, its options, what it logs, and what it refuses."""
+"""Synchronous gossip against computations by hand, its options, and what it logs."""
 
 from __future__ import annotations
 
