@@ -84,6 +84,7 @@ def clock(config: DictConfig, task: Task, data: FederatedData, dim: int) -> Cloc
     if not config.system:
         return None
     from fedsim.system.cost import Cost, count_flops
+    from fedsim.system.start import start_clock
 
     dtype = DTYPES[config.dtype]
 
@@ -92,10 +93,11 @@ def clock(config: DictConfig, task: Task, data: FederatedData, dim: int) -> Cloc
         return count_flops(copy.deepcopy(task.model).to(dtype), batch.x, batch.y, task.loss)
 
     copies = 3  # of the parameters while training: the model, its gradient, what was received
-    return system(config).start(data.num_clients, config.seed, copies * dim * dtype.itemsize / 1e6, measure)
+    memory = copies * dim * dtype.itemsize / 1e6
+    return start_clock(system(config), data.num_clients, config.seed, memory, measure)
 
 
-def classes(
+def client_classes(
     config: DictConfig, local: ClientConfig, method: Any, num_clients: int, clock: Clock | None
 ) -> Classes | None:
     """The configured kinds of clients, if there are any."""

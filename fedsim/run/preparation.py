@@ -83,5 +83,5 @@ def plan(config: DictConfig, method: Any, task: Task, data: FederatedData, clock
         threads=config.engine.threads,
         device=pick_device(config.engine.device),
         vectorize=config.engine.vectorize,
-        classes=participants.classes(config, local, method, data.num_clients, clock),
+        classes=participants.client_classes(config, local, method, data.num_clients, clock),
     )

@@ -23,6 +23,7 @@ from fedsim.server.exchanges import MEASURING
 from fedsim.system.availability import Always
 from fedsim.system.clock import Clock
 from fedsim.system.cost import Cost, count_flops
+from fedsim.system.start import start_clock
 from fedsim.task.task import cross_entropy
 from fedsim.tracking.rows import read_rows
 
@@ -106,7 +107,7 @@ def _clock(run: Run, config: DictConfig, num_clients: int) -> Clock:
         return count_flops(model, batch.x, batch.y, cross_entropy)
 
     system = participants.system(config)
-    clock = system.start(num_clients, config.seed, 0.0, measure)
+    clock = start_clock(system, num_clients, config.seed, 0.0, measure)
     if system.deadline is not None or system.over_selection > 1 or system.dropout:
         raise ConfigError(f"{where}deadlines, over-selection and dropout would change who takes part")
     if clock.batteries is not None:

@@ -16,7 +16,8 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from problems import Die, Fail, Recorded, classification, hashes, hooked, network
+from hooks import Die, Fail, hooked
+from problems import Recorded, classification, hashes, network
 
 from clients.base import Client
 from fedsim.errors import ClientError, EngineError
