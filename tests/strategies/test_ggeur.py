@@ -371,7 +371,7 @@ def test_without_classes_it_says_so() -> None:
     problem = classification(
         clients=clients, test=None, loss=nn.functional.l1_loss, model=lambda: nn.Linear(4, 1)
     )
-    with pytest.raises(ClientError, match="GGEUR needs class labels"):
+    with pytest.raises(ConfigError, match="GGEUR needs class labels"):
         problem.run("strategy=ggeur", SIX)
 
 
