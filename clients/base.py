@@ -6,7 +6,7 @@ from torch import Tensor
 
 from fedsim.data.local import Batch
 from fedsim.exchange.payload import Refusal, Update
-from fedsim.local.job import Job
+from fedsim.local.job import ClientLike, Job
 from fedsim.task.evaluation import sample_losses
 from fedsim.task.layout import Layout
 from fedsim.task.task import Task
@@ -29,6 +29,9 @@ class Client:
     def init_state(self, layout: Layout) -> dict[str, Tensor]:
         """What a client that never took part keeps: names to tensors. Empty unless the method has client state."""
         return {}
+
+    def prepare(self, job: Job) -> None:
+        """Before the client's part in any exchange, measuring included: a rule may replace ``job.data`` here."""
 
     def begin(self, job: Job, w: Tensor) -> Tensor:
         """Once per job, before the first step: ``w`` (..., d) is the received model; returns where training starts.
@@ -77,3 +80,6 @@ class Client:
         if job.holdout is None or len(job.holdout) == 0:
             raise Refusal("no held-out samples")
         return Update(metrics=job.evaluate(job.holdout), weight=len(job.holdout))
+
+
+_: type[ClientLike] = Client  # the type checker sees that nothing is lacking

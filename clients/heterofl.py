@@ -10,7 +10,6 @@ from torch import Tensor
 
 from clients.sgd import SGDClient
 from fedsim.data.local import Batch
-from fedsim.errors import ConfigError
 from fedsim.exchange.payload import Update
 from fedsim.local.job import Job
 from fedsim.system.cost import forward_flops
@@ -36,11 +35,7 @@ class HeteroFLClient(SGDClient):
         return {**vars(self), "cache": {}}
 
     def setup(self, task: Task, layout: Layout) -> None:
-        """Refuse a model with BatchNorm; sub-models are built when they are first needed."""
-        if layout.buffer_dim:
-            raise ConfigError(
-                "strategy=heterofl: running statistics have no width; use GroupNorm (model.norm=group)"
-            )
+        """Forget another run's sub-models; they are built when they are first needed."""
         self.cache.clear()
 
     def fit(self, job: Job) -> Update:

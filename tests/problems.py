@@ -17,6 +17,7 @@ import fedsim
 from fedsim.config.parts import part
 from fedsim.server.exchanges import Server
 from fedsim.server.round import Round
+from fedsim.server.traits import Traits
 
 GOLDEN = Path(__file__).parent / "golden"
 QUIET = ("tracker=quiet", "evaluation.every=1000", "checkpoint.every=0")
@@ -164,12 +165,8 @@ class Recorded:
         return self.inner.client
 
     @property
-    def peers(self) -> bool:
-        return bool(self.inner.peers)
-
-    @property
-    def widths(self) -> bool:
-        return bool(getattr(self.inner, "widths", False))
+    def traits(self) -> Traits:
+        return self.inner.traits
 
     def setup(self, task: Any, layout: Any) -> None:
         self.inner.setup(task, layout)

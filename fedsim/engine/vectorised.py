@@ -102,9 +102,8 @@ class _Schedule:
 def train(worker: Worker, broadcast: Broadcast, chunk: Chunk) -> dict[int, tuple[Job, Update]]:
     """Updates of the chunk's clients that have steps to do, with the job each belongs to."""
     jobs = [worker.job(broadcast, chunk, c) for c in chunk.clients]
-    if (prepare := getattr(worker.plan.client, "prepare", None)) is not None:
-        for job in jobs:
-            prepare(job)
+    for job in jobs:
+        worker.plan.client.prepare(job)
     jobs = sorted((j for j in jobs if j.num_steps), key=lambda j: -j.num_steps)
     if len(jobs) < 2 or len({tuple(sorted(j.state)) for j in jobs}) > 1:
         return {}
@@ -115,7 +114,7 @@ def train(worker: Worker, broadcast: Broadcast, chunk: Chunk) -> dict[int, tuple
     whole.gradient = _gradient(worker)
     if chunk.rows:
         whole.own_anchor = torch.stack([j.anchor for j in jobs])
-    w = client.begin(whole, torch.stack([j.anchor for j in jobs]))  # type: ignore[attr-defined]
+    w = client.begin(whole, torch.stack([j.anchor for j in jobs]))
     schedule = _Schedule(jobs)
     while groups := schedule.step():
         for members in groups.values():
@@ -123,10 +122,10 @@ def train(worker: Worker, broadcast: Broadcast, chunk: Chunk) -> dict[int, tuple
             batch = Batch(torch.stack([b.x for _, b in members]), torch.stack([b.y for _, b in members]))
             job = whole.group(rows)
             if job is whole:
-                w = client.step(job, w, batch)  # type: ignore[attr-defined]
+                w = client.step(job, w, batch)
             else:
                 index = torch.tensor(rows)
-                w[index] = client.step(job, w[index], batch)  # type: ignore[attr-defined]
+                w[index] = client.step(job, w[index], batch)
                 _put_back(whole, job, index)
     return {job.client: (job, _finish(client, whole, i, w[i])) for i, job in enumerate(jobs)}
 

@@ -106,8 +106,8 @@ class Worker:
         self.model = FlatModel(copy.deepcopy(plan.task.model), plan.dtype, plan.device)
         self.model.module.train()
         self.model.autocast = torch.bfloat16 if plan.local.autocast else None
-        keeps = getattr(plan.client, "keeps", None)
-        self.part = LocalPart.of(plan.buffers, self.model.layout, keeps(self.model.layout) if keeps else ())
+        keeps = plan.client.keeps(self.model.layout)
+        self.part = LocalPart.of(plan.buffers, self.model.layout, keeps)
         self.data = plan.data.to(plan.device)
         self._vectorize = vectorised.wanted(plan.vectorize, plan.device)
         plan.client.setup(plan.task, self.model.layout)
@@ -269,8 +269,7 @@ class Worker:
         lent += [("state", k, t, t._version) for k, t in job.state.items()]
         self._seed_layers(key(job.seed, f"{job.purpose}/layers", job.round, job.client) >> 1)
         try:
-            if (prepare := getattr(self.plan.client, "prepare", None)) is not None:
-                prepare(job)
+            self.plan.client.prepare(job)
             update = method(job)
         finally:
             for kind, name, tensor, version in lent:

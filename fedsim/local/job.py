@@ -27,16 +27,43 @@ from fedsim.task.vectors import FlatModel
 
 
 class ClientLike(Protocol):
-    """The local half of a method as the engines see it (see ``clients.base.Client``)."""
+    """The local half of a method as the engines see it; ``clients.base.Client`` has all of it.
+
+    A further exchange calls the method that the server names.
+    """
 
     def setup(self, task: Task, layout: Layout) -> None:
         """Once per worker, before the first job."""
 
+    def keeps(self, layout: Layout) -> frozenset[str]:
+        """Names of the parameters that never leave their client."""
+
     def init_state(self, layout: Layout) -> dict[str, Tensor]:
         """State of a client that never took part."""
 
+    def prepare(self, job: Job) -> None:
+        """Before the client's part in any exchange."""
+
+    def begin(self, job: Job, w: Tensor) -> Tensor:
+        """Before the first step of local training."""
+
+    def step(self, job: Job, w: Tensor, batch: Batch) -> Tensor:
+        """One mini-batch step."""
+
+    def finish(self, job: Job, w: Tensor) -> Update:
+        """What is sent after the last step."""
+
     def fit(self, job: Job) -> Update:
         """Local training."""
+
+    def losses(self, job: Job) -> Update:
+        """Losses on the training samples, for sampling rules."""
+
+    def utility(self, job: Job) -> Update:
+        """The same where it costs nothing."""
+
+    def evaluate(self, job: Job) -> Update:
+        """Measure the received model on the client's held-out samples."""
 
 
 @dataclass(kw_only=True)

@@ -17,7 +17,6 @@ from clients.fraug import (
     LocalUpdate,
 )
 from fedsim.config.compose import compose
-from fedsim.errors import ClientError
 from fedsim.local.job import Job
 from fedsim.run import samples
 
@@ -67,7 +66,7 @@ def test_personal_models_of_lam_zero_are_fedbns_too() -> None:
 def test_what_stays_with_a_client_under_each_sharing_mode(share: str) -> None:
     problem = classification("bn", cohorts=[[0, 1, 2]] * 2)
     strategy = Recorded(method("fraug", f"strategy.share_model={share}"))
-    policy = f"buffers={strategy.inner.buffers}"
+    policy = f"buffers={strategy.inner.traits.buffers}"
     result = problem.run("strategy=fraug", "rounds=2", policy, strategy=strategy)
     start = network("bn").state_dict()
     moved = {k for k, v in result.weights.items() if not torch.equal(v, start[k])}
@@ -192,7 +191,7 @@ def test_without_batch_norm_in_the_backbone_everything_is_shared() -> None:
 
 def test_a_model_without_representation_is_refused() -> None:
     for model in (nn.Linear(4, 3), nn.Sequential(nn.Linear(4, 3))):
-        with pytest.raises(ClientError, match=r"model\.features.*model\.head.*lacks them"):
+        with pytest.raises(ConfigError, match=r"model\.features.*model\.head.*lacks them"):
             classification(model=model).run("strategy=fraug")
 
 

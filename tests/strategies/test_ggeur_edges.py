@@ -8,7 +8,7 @@ from problems import classes, classification, recorded
 from torch import nn
 
 from clients.ggeur import unpack_geometry
-from fedsim.errors import ClientError, ConfigError
+from fedsim.errors import ConfigError
 
 SIX = "strategy.target=6"
 
@@ -76,7 +76,7 @@ def test_without_classes_it_says_so() -> None:
     problem = classification(
         clients=clients, test=None, loss=nn.functional.l1_loss, model=lambda: nn.Linear(4, 1)
     )
-    with pytest.raises(ClientError, match="GGEUR needs class labels"):
+    with pytest.raises(ConfigError, match="GGEUR needs class labels"):
         problem.run("strategy=ggeur", SIX)
 
 
