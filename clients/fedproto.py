@@ -101,7 +101,7 @@ class FedProtoClient(SGDClient):
             z = features(job.model, w, [batch])[0].flatten(1)
             logits.append((-torch.cdist(z, means)).masked_fill(known == 0, -torch.inf))
             labels.append(batch.y)
-        job.forwards += job.effort * len(data)
+        job.meter.forward(len(data))
         near = job.score(torch.cat(logits), torch.cat(labels))
         beside = {f"head/{k}": v for k, v in head.items() if k != "loss"}
         return {**near, "loss": head["loss"], **beside}

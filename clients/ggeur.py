@@ -60,6 +60,11 @@ class GgeurClient:
             raise AttributeError(name)
         return getattr(self.inner, name)
 
+    @property
+    def vectorisable(self) -> bool:
+        """Whether the inner rule is: rows are added before it starts."""
+        return bool(self.inner.vectorisable)
+
     def setup(self, task: Task, layout: Layout) -> None:
         """Forget what was made for another run."""
         self._made: OrderedDict[Any, GeneratedData] = OrderedDict()
@@ -86,6 +91,7 @@ class GgeurClient:
 
     def prepare(self, job: Job) -> None:
         """Before local training: put the generated rows behind the client's own."""
+        self.inner.prepare(job)
         if "ggeur/A" not in job.message.arrays:
             return
         key = (job.client, job.values["ggeur/version"], job.round if self.filling.redraw else 0)

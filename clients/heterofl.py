@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -40,15 +40,9 @@ class HeteroFLClient(SGDClient):
 
     def fit(self, job: Job) -> Update:
         """Local SGD on the sub-model."""
-        model, effort = self._model(job, float(job.values["width"]))  # type: ignore[arg-type]
-        inner = replace(job, model=model, effort=effort)
-        try:
-            return super().fit(inner)
-        finally:
-            for name in ("samples", "gradients", "forwards", "steps"):
-                setattr(job, name, getattr(inner, name))
-
-    fit.stepwise = False  # type: ignore[attr-defined]  # models of several shapes cannot run as one
+        inner = copy.copy(job)  # its meter is the job's own
+        inner.model, inner.meter.effort = self._model(job, float(job.values["width"]))  # type: ignore[arg-type]
+        return super().fit(inner)
 
     def step(self, job: Job, w: Tensor, batch: Batch) -> Tensor:
         """Plain SGD; with ``mask`` on the masked loss."""

@@ -21,6 +21,7 @@ class Hooked:
 
     inner: Any
     hook: Callable[[Any], None]
+    vectorisable = False  # the hook is no part of a step
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or "inner" not in self.__dict__:

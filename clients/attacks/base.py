@@ -62,6 +62,7 @@ class Attacked:
     inner: Any
     attack: Attack
     attackers: frozenset[int]
+    vectorisable = False  # attackers differ from the others
 
     def __getattr__(self, name: str) -> Any:
         if name == "inner" or name.startswith("__"):

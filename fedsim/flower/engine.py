@@ -12,8 +12,8 @@ from typing import Any
 from flwr.serverapp import Grid
 
 from fedsim.config.schema import FlowerConfig
+from fedsim.engine.assignments import Broadcast, Chunk, ChunkResult, Plan
 from fedsim.engine.base import SerialEngine
-from fedsim.engine.worker import Broadcast, Chunk, ChunkResult, Plan
 from fedsim.errors import CheckpointError, ClientError
 from fedsim.exchange.fold import Folder
 from fedsim.exchange.payload import Payload

@@ -15,7 +15,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
-from fedsim.engine.worker import Broadcast, Chunk
+from fedsim.engine.assignments import Broadcast, Chunk
 from fedsim.errors import EngineError
 from fedsim.exchange.payload import Outcome, Payload
 

@@ -74,8 +74,7 @@ def assemble(
         states=ClientStore(folder / "checkpoint", checkpoints.memory_mb << 20),
         seed=config.seed,
         dtype=work.dtype,
-        chunks=config.engine.chunks
-        or (VECTORISED_CHUNKS if vectorised.wanted(work.vectorize, work.device) else 0),
+        chunks=config.engine.chunks or (VECTORISED_CHUNKS if vectorised.planned(work, start) else 0),
         share_buffers=work.buffers == "average",
         test_labels=None if data.dataset.test is None else data.dataset.test.y[data.test_rows],
         own_tests=data.local_test,

@@ -12,8 +12,8 @@ from fedsim.config.parts import typed
 from fedsim.config.schema import ClientConfig, EmbedConfig, FailureConfig
 from fedsim.data.embedding import embedded
 from fedsim.data.federated import FederatedData
+from fedsim.engine.assignments import Plan
 from fedsim.engine.base import pick_device
-from fedsim.engine.worker import Plan
 from fedsim.errors import ConfigError
 from fedsim.run import initial, participants, samples
 from fedsim.run.given import Given

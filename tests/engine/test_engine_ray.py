@@ -126,8 +126,8 @@ def test_message_and_plan_are_put_into_shared_memory_once(
 ) -> None:
     import ray as library
 
+    from fedsim.engine.assignments import Broadcast, Chunk, Plan
     from fedsim.engine.ray.mail import POSSIBLE, Slot, Slots
-    from fedsim.engine.worker import Broadcast, Chunk, Plan
 
     put: list[Any] = []
     plain, write = library.put, Slot.write

@@ -19,7 +19,7 @@ from real import hashes
 
 import fedsim
 from fedsim.data.sources import heart_disease
-from fedsim.engine.worker import Broadcast, Chunk
+from fedsim.engine.assignments import Broadcast, Chunk
 from fedsim.errors import ClientError, ConfigError, EngineError
 from fedsim.exchange.payload import Outcome, Payload
 from fedsim.flower import wire

@@ -17,6 +17,7 @@ from clients.fraug import (
     LocalUpdate,
 )
 from fedsim.config.compose import compose
+from fedsim.errors import ConfigError
 from fedsim.local.job import Job
 from fedsim.run import samples
 
