@@ -17,7 +17,7 @@ from clients.attacks.base import Attack, check
 class Colluding(Attack):
     """Base: ``collude`` gives all attackers' updates; the local half stays honest."""
 
-    def wear(self, client: Any, attackers: frozenset[int]) -> Any:
+    def wrap(self, client: Any, attackers: frozenset[int]) -> Any:
         """The client as it is: what it sends is replaced once all updates are there."""
         return client
 

@@ -25,7 +25,7 @@ class AttackLike(Protocol):
 
     fraction: float  # share of all clients that attack
 
-    def wear(self, client: Any, attackers: frozenset[int]) -> Any:
+    def wrap(self, client: Any, attackers: frozenset[int]) -> Any:
         """``client`` whose local half is hostile where its id is among ``attackers``."""
 
 
@@ -36,7 +36,7 @@ class Omniscient(Protocol):
         """What the attackers send (a, D) instead of ``own`` (a, D), given the ``honest`` updates (h, D)."""
 
 
-def conspiracy(attack: AttackLike | None, attackers: Sequence[int], folder: Path) -> Collusion | None:
+def colluding(attack: AttackLike | None, attackers: Sequence[int], folder: Path) -> Collusion | None:
     """What the server needs of an attack, if anything; the attackers' ids go into the run folder."""
     if attack is None:
         return None
