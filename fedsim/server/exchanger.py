@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from fedsim.config.schema import FailureConfig
-from fedsim.engine.chunks import cut
+from fedsim.engine.chunks import Lazy, cut
 from fedsim.engine.worker import Broadcast, Chunk, ChunkResult
 from fedsim.errors import ClientError
 from fedsim.exchange.fold import Fold, Folder, combine, fold_kinds
@@ -75,7 +76,7 @@ class Exchanger:
             ClientError: where the failure policy says so, naming the client and ``round`` (from 0).
         """
         spans, costs = self._cut(inquiry)
-        chunks = [self._chunk(inquiry, span) for span in spans]
+        chunks = Lazy([partial(self._chunk, inquiry, span) for span in spans])
         broadcast = asked = inquiry.broadcast
         if self.collusion is not None:
             asked = replace(broadcast, fold=self.collusion.widen(broadcast.fold))
@@ -115,6 +116,7 @@ class Exchanger:
         return spans, [sum(work[span]) for span in spans]
 
     def _chunk(self, inquiry: Inquiry, span: slice) -> Chunk:
+        """A run of the cohort, with its clients' parts of the message and their states."""
         ids, message, works = inquiry.clients[span], inquiry.message, inquiry.works
         return Chunk(
             clients=ids,
