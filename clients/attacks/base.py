@@ -1,4 +1,4 @@
-"""An attack, and the client that wears it."""
+"""An attack, and the client around which it is wrapped."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class Attack:
     fraction: float
     omniscient: ClassVar[bool] = False  # whether ``collude`` computes it from what the honest clients sent
 
-    def wear(self, client: Any, attackers: frozenset[int]) -> Any:
-        """``client`` with this attack on; honest for all ids but ``attackers``."""
+    def wrap(self, client: Any, attackers: frozenset[int]) -> Any:
+        """``client`` with this attack around it; honest for all ids but ``attackers``."""
         return Attacked(client, self, attackers)
 
     def prepare(self, job: Job) -> None:

@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
 FEW, MANY, CLIENTS_PER_CHUNK = 10, 64, 16  # chunks of a small model: one per 16 clients within these bounds
 LARGE_MODEL, LARGE_MODEL_CHUNKS = 2_000_000, 4
 SMALLEST = 0.1  # share of the first chunk's work that the last one has
+
+Item = TypeVar("Item")
+
+
+class Lazy(Sequence[Item]):
+    """Chunks that are put together when they are asked for, each time anew: only then are client states fetched.
+
+    An engine that asks for chunks as it sends them has no more states in memory than are under way.
+    """
+
+    def __init__(self, makers: Sequence[Callable[[], Item]]):
+        self._makers = makers
+
+    def __len__(self) -> int:
+        return len(self._makers)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._makers[index]()
 
 
 def cut(work: Sequence[float], wish: int, dim: int) -> list[slice]:

@@ -18,9 +18,13 @@ from fedsim.run import initial, participants
 from fedsim.run.given import Given
 from fedsim.run.key import method_name, run_dir, run_name
 from fedsim.run.preparation import plan
+from fedsim.sampling import Population
 from fedsim.sampling.cohort import check_cohorts
 from fedsim.server.clientstore import ClientStore
-from fedsim.server.collusion import conspiracy
+from fedsim.server.collusion import colluding
+from fedsim.server.context import Context
+from fedsim.server.examiner import Examiner
+from fedsim.server.exchanger import Exchanger
 from fedsim.server.exchanges import Server
 from fedsim.server.loop import Loop
 from fedsim.server.traits import StrategyLike
@@ -63,32 +67,44 @@ def assemble(
     method.setup(task, start.layout)
     engine.start(work)
     checkpoints = typed(config.checkpoint, CheckpointConfig)
-    server = Server(
-        engine=engine,
+    context = Context(
         task=task,
         layout=start.layout,
         start=start.weights,
         sizes=data.shards.sizes,
         local=work.local,
-        failures=work.failures,
-        states=ClientStore(folder / "checkpoint", checkpoints.memory_mb << 20),
         seed=config.seed,
         dtype=work.dtype,
-        chunks=config.engine.chunks or (VECTORISED_CHUNKS if vectorised.planned(work, start) else 0),
         share_buffers=work.buffers == "average",
-        test_labels=None if data.dataset.test is None else data.dataset.test.y[data.test_rows],
-        own_tests=data.local_test,
         class_counts=data.all_counts(),
-        test_domains=data.test_domains,
+        own_tests=data.local_test,
         client_domains=data.domain_names,
-        eval_batch=config.evaluation.batch_size,
         topology=topology,
         fresh=None if given.initial is not None else initial.fresh(config, data.dataset, given.model),
-        clock=clock,
         classes=work.classes,
+    )
+    exchanger = Exchanger(
+        context=context,
+        engine=engine,
+        states=ClientStore(folder / "checkpoint", checkpoints.memory_mb << 20),
+        failures=work.failures,
+        chunks=config.engine.chunks or (VECTORISED_CHUNKS if vectorised.planned(work, start) else 0),
+        collusion=colluding(*participants.attack(config), folder),
+    )
+    examiner = Examiner(
+        context=context,
+        engine=engine,
+        test_labels=None if data.dataset.test is None else data.dataset.test.y[data.test_rows],
+        test_domains=data.test_domains,
+        eval_batch=config.evaluation.batch_size,
+    )
+    server = Server.of(
+        context,
+        exchanger=exchanger,
+        examiner=examiner,
+        population=Population(context.sizes, config.seed, clock, config.participation),
         sampler=part(config.sampling, "sampling"),
-        participation=config.participation,
-        collusion=conspiracy(*participants.attack(config), folder),
+        clock=clock,
     )
     return Loop(
         strategy=method,

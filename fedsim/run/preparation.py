@@ -75,7 +75,7 @@ def plan(
     attack, attackers = participants.attack(config)
     return Plan(
         task=task,
-        client=attack.wear(method.client, frozenset(attackers)) if attack and attackers else method.client,
+        client=attack.wrap(method.client, frozenset(attackers)) if attack and attackers else method.client,
         data=data,
         local=local,
         failures=typed(config.failures, FailureConfig),

@@ -78,13 +78,13 @@ def latest(folder: Path) -> Path | None:
 
 
 def load(path: Path, key: str) -> Checkpoint:
-    """Read and verify a checkpoint; torn, changed or foreign ones are refused by name."""
+    """Read and verify a checkpoint; damaged or foreign ones are refused by name."""
     afresh = "delete it or give resume=never to start afresh"
     try:
         meta = json.loads((path / "checkpoint.json").read_text())
         digest = _sha256(path / "state.safetensors")
     except (OSError, json.JSONDecodeError) as e:
-        raise CheckpointError(f"checkpoint {path} is torn ({e}); {afresh}") from e
+        raise CheckpointError(f"checkpoint {path} is damaged ({e}); {afresh}") from e
     if meta.get("format") != FORMAT:
         raise CheckpointError(
             f"checkpoint {path} has format {meta.get('format')}, expected {FORMAT}; {afresh}"
@@ -96,7 +96,7 @@ def load(path: Path, key: str) -> Checkpoint:
         )
     if digest != meta["sha256"]:
         raise CheckpointError(
-            f"checkpoint {path} is torn: state.safetensors does not match its checksum; {afresh}"
+            f"checkpoint {path} is damaged: state.safetensors does not match its checksum; {afresh}"
         )
     tensors = load_file(path / "state.safetensors")
     return Checkpoint(meta["rounds"], {**meta["values"], **tensors}, meta["clients"])

@@ -26,7 +26,7 @@ class AttackLike(Protocol):
     fraction: float  # share of all clients that attack
     omniscient: ClassVar[bool]  # whether it is also ``Omniscient``
 
-    def wear(self, client: Any, attackers: frozenset[int]) -> Any:
+    def wrap(self, client: Any, attackers: frozenset[int]) -> Any:
         """``client`` whose local half is hostile where its id is among ``attackers``."""
 
 
@@ -37,7 +37,7 @@ class Omniscient(Protocol):
         """What the attackers send (a, D) instead of ``own`` (a, D), given the ``honest`` updates (h, D)."""
 
 
-def conspiracy(attack: AttackLike | None, attackers: Sequence[int], folder: Path) -> Collusion | None:
+def colluding(attack: AttackLike | None, attackers: Sequence[int], folder: Path) -> Collusion | None:
     """What the server needs of an attack, if anything; the attackers' ids go into the run folder."""
     if attack is None:
         return None

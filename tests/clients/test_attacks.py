@@ -266,9 +266,9 @@ def test_an_omniscient_attack_under_the_mean_is_the_mean_of_the_attacked_stack()
 
 
 def test_an_attacked_client_travels_and_passes_on_what_is_not_an_exchange() -> None:
-    worn = Attacked(SGDClient(weighting="uniform"), SignFlip(fraction=0.2, scale=1.0), frozenset({1}))
-    copy = pickle.loads(pickle.dumps(worn))
-    assert copy == worn and copy.weighting == "uniform"
+    attacked = Attacked(SGDClient(weighting="uniform"), SignFlip(fraction=0.2, scale=1.0), frozenset({1}))
+    copy = pickle.loads(pickle.dumps(attacked))
+    assert copy == attacked and copy.weighting == "uniform"
     assert not hasattr(copy, "no_such_task")
     layout = None
     assert copy.init_state(layout) == {}
