@@ -26,7 +26,7 @@ from clients.fraug import (
     LocalUpdate,
 )
 from fedsim.config.compose import compose
-from fedsim.errors import ClientError, ConfigError
+from fedsim.errors import ConfigError
 from fedsim.local.job import Job
 from fedsim.run import samples
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from clients.geometry import class_geometry, class_statistics
 from clients.ggeur import pack, unpack, unpack_geometry
 from fedsim.config.compose import compose
-from fedsim.errors import ClientError, ConfigError
+from fedsim.errors import ConfigError
 from strategies.ggeur import augment
 
 SIX = "strategy.target=6"
