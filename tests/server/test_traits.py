@@ -72,7 +72,11 @@ def every_class() -> dict[str, type]:
     found: dict[str, type] = {}
     for module in pkgutil.iter_modules(strategies.__path__, "strategies."):
         for name, kind in vars(importlib.import_module(module.name)).items():
-            if inspect.isclass(kind) and kind.__module__.startswith("strategies.") and hasattr(kind, "traits"):
+            if (
+                inspect.isclass(kind)
+                and kind.__module__.startswith("strategies.")
+                and hasattr(kind, "traits")
+            ):
                 found[name] = kind
     return found
 
@@ -172,7 +176,10 @@ class Clientless(FedAvg):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (Alone(), "strategy: Alone has no 'evaluate_clients', 'traits'; derive it from strategies.base.Strategy"),
+        (
+            Alone(),
+            "strategy: Alone has no 'evaluate_clients', 'traits'; derive it from strategies.base.Strategy",
+        ),
         (
             Clientless(server_lr=1.0, weighting="samples"),
             "strategy: its client: Alone has no 'keeps', .*derive it from clients.base.Client",
@@ -198,9 +205,10 @@ def test_an_option_may_have_the_name_of_a_trait() -> None:
     class Wide(FedAvg):
         widths: int = 3
 
-    assert participants.strategy(
-        compose_quickly(()), Wide(server_lr=1.0, weighting="samples")
-    ).traits == Traits()
+    assert (
+        participants.strategy(compose_quickly(()), Wide(server_lr=1.0, weighting="samples")).traits
+        == Traits()
+    )
 
 
 def test_the_bases_have_all_that_is_asked_of_them() -> None:
@@ -245,14 +253,19 @@ def test_data_without_class_labels_are_named_before_the_engine_starts(
         (["strategy=gossip_async", "topology=ring", "system=lognormal"], "system: asynchronous peers"),
         (["strategy=gossip"], "topology: this method's peers need a graph"),
         (["strategy=fedavg", "topology=ring"], "topology: FedAvg talks through a server"),
-        (["strategy=fedsgd"], "client.steps=None: clients of FedSGD send one gradient a round; add client.steps=1"),
+        (
+            ["strategy=fedsgd"],
+            "client.steps=None: clients of FedSGD send one gradient a round; add client.steps=1",
+        ),
         (
             ["strategy=heterofl", "system=lognormal", "system.over_selection=2", "system.stragglers=drop"],
             "system.over_selection: HeteroFL waits for all; leave it at 1",
         ),
     ],
 )
-def test_settings_that_do_not_fit_are_named_before_data_are_loaded(overrides: list[str], message: str) -> None:
+def test_settings_that_do_not_fit_are_named_before_data_are_loaded(
+    overrides: list[str], message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         participants.strategy(compose_quickly(tuple(overrides)), None)
 
@@ -280,5 +293,7 @@ def test_no_trait_is_asked_for_by_its_name(package: str) -> None:
 
 
 def test_such_a_question_would_be_found(tmp_path: Path) -> None:
-    (tmp_path / "code.py").write_text('a = getattr(x, "peers", False)\nb = hasattr(x, "prepare")\nc = hasattr(x, "y")')
+    (tmp_path / "code.py").write_text(
+        'a = getattr(x, "peers", False)\nb = hasattr(x, "prepare")\nc = hasattr(x, "y")'
+    )
     assert [found.rpartition(" ")[2] for found in asked_by_name(tmp_path / "code.py")] == ["peers", "prepare"]

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from clients.fednova import accumulated
+from fedsim.errors import ConfigError
 from fedsim.task.vectors import FlatModel
 
 PLAIN = ("client.weight_decay=0", "client.clip_norm=null", "client.lr_decay=1")
