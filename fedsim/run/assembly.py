@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
@@ -13,6 +14,7 @@ from fedsim.config.schema import CheckpointConfig, EvaluationConfig, RayConfig
 from fedsim.data.federated import FederatedData
 from fedsim.engine import vectorised
 from fedsim.engine.base import Engine, SerialEngine
+from fedsim.engine.worker import Plan
 from fedsim.errors import ConfigError
 from fedsim.run import initial, participants
 from fedsim.run.given import Given
@@ -31,6 +33,10 @@ from fedsim.server.traits import StrategyLike
 from fedsim.task.task import Task
 from fedsim.task.vectors import FlatModel
 from fedsim.tracking import RunInfo, Trackers
+
+if TYPE_CHECKING:
+    from fedsim.system.clock import Clock
+    from fedsim.topology import Topology
 
 VECTORISED_CHUNKS = 2  # large chunks, since a chunk's clients are computed at once
 
@@ -62,13 +68,32 @@ def assemble(
     """Give the engine its plan and put the loop together."""
     cohorts = _cohorts(config, given, method)
     folder, start = run_dir(config), FlatModel(copy.deepcopy(task.model), initial.DTYPES[config.dtype])
-    clock, topology = participants.clock(config, task, data, start.layout.dim), participants.topology(config)
+    clock = participants.clock(config, task, data, start.layout.dim)
     work = plan(config, method, task, data, clock)
+    context = _context(config, given, work, start, participants.topology(config))
     method.setup(task, start.layout)
     engine.start(work)
-    checkpoints = typed(config.checkpoint, CheckpointConfig)
-    context = Context(
-        task=task,
+    return Loop(
+        strategy=method,
+        server=_server(config, context, work, start, engine, clock),
+        trackers=trackers,
+        rounds=config.rounds,
+        clients_per_round=min(config.clients_per_round, data.num_clients),
+        evaluation=typed(config.evaluation, EvaluationConfig),
+        checkpoints=typed(config.checkpoint, CheckpointConfig),
+        folder=folder,
+        key=key,
+        cohorts=cohorts,
+    )
+
+
+def _context(
+    config: DictConfig, given: Given, work: Plan, start: FlatModel, topology: Topology | None
+) -> Context:
+    """What a strategy may know of the run."""
+    data = work.data
+    return Context(
+        task=work.task,
         layout=start.layout,
         start=start.weights,
         sizes=data.shards.sizes,
@@ -83,12 +108,20 @@ def assemble(
         fresh=None if given.initial is not None else initial.fresh(config, data.dataset, given.model),
         classes=work.classes,
     )
+
+
+def _server(
+    config: DictConfig, context: Context, work: Plan, start: FlatModel, engine: Engine, clock: Clock | None
+) -> Server:
+    """The server, with an exchanger and an examiner on the started engine."""
+    data, folder = work.data, run_dir(config)
+    few = VECTORISED_CHUNKS if vectorised.planned(work, start) else 0
     exchanger = Exchanger(
         context=context,
         engine=engine,
-        states=ClientStore(folder / "checkpoint", checkpoints.memory_mb << 20),
+        states=ClientStore(folder / "checkpoint", config.checkpoint.memory_mb << 20),
         failures=work.failures,
-        chunks=config.engine.chunks or (VECTORISED_CHUNKS if vectorised.planned(work, start) else 0),
+        chunks=config.engine.chunks or few,
         collusion=colluding(*participants.attack(config), folder),
     )
     examiner = Examiner(
@@ -98,25 +131,13 @@ def assemble(
         test_domains=data.test_domains,
         eval_batch=config.evaluation.batch_size,
     )
-    server = Server.of(
+    return Server.of(
         context,
         exchanger=exchanger,
         examiner=examiner,
         population=Population(context.sizes, config.seed, clock, config.participation),
         sampler=part(config.sampling, "sampling"),
         clock=clock,
-    )
-    return Loop(
-        strategy=method,
-        server=server,
-        trackers=trackers,
-        rounds=config.rounds,
-        clients_per_round=min(config.clients_per_round, data.num_clients),
-        evaluation=typed(config.evaluation, EvaluationConfig),
-        checkpoints=checkpoints,
-        folder=folder,
-        key=key,
-        cohorts=cohorts,
     )
 
 
