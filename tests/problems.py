@@ -69,6 +69,7 @@ def quadratic(**changes: Any) -> Problem:
         "clients": [(torch.tensor(a), torch.tensor(b)) for a, b in zip(z["A"], z["b"], strict=True)],
         "settings": (
             "dtype=float64",
+            "client=fedspeed_paper",
             "rounds=6",
             "client.batch_size=1",
             "client.epochs=4",
