@@ -26,7 +26,8 @@ def from_partitioner(
         rng: not used: such a partitioner has a seed of its own.
         partitioner: has ``num_partitions`` and ``load_partition(i)``, whose rows carry a column ``index``
             with positions in the data set. If ``is_dataset_assigned()`` says no, its ``dataset`` is set to a
-            ``datasets.Dataset`` with columns ``label`` (one target per sample), ``index`` and, when ``ids`` are given, ``id``.
+            ``datasets.Dataset`` with columns ``label`` (where there is one target per sample), ``index`` and, when
+            ``ids`` are given, ``id``.
         index: name of that column.
         ids: natural ids ``(N,)`` for partitioners that group by them.
 

@@ -42,7 +42,10 @@ def admit_parts(parts: Sequence[Part], rules: Rules) -> tuple[Pairs, tuple[str, 
 
 
 def admit(data: Dataset, rules: Rules) -> Dataset:
-    """The data set of a source with targets as a run needs them; test inputs are checked, training inputs in ``owned``."""
+    """The data set of a source with inputs and targets as a run needs them.
+
+    Test inputs are checked to be finite here, training inputs in ``check_owned``, where it is known whose they are.
+    """
     known = data.classes if data.train.y.dim() == 1 or data.train.y.shape[1:] == (1,) else ()
     given = {"the training set": data.train} | ({"the test set": data.test} if data.test is not None else {})
     for name, part in given.items():

@@ -42,7 +42,7 @@ def dataset(config: DictConfig, model: Model = None, *, own_loss: bool = False) 
 
 
 def as_taken(config: DictConfig, data: Dataset, model: Model) -> Dataset:
-    """``data`` with integer inputs as numbers where the model does not look them up; an encoder takes what it is given."""
+    """``data`` with integer inputs as numbers where the model does not look them up; an encoder takes them as they are."""
     if config.encoder or data.train.x.is_floating_point() or data.normalize is not None:
         return data
     return trial.as_taken(data, initial.model(config, data, model), initial.DTYPES[config.dtype])

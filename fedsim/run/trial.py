@@ -54,7 +54,7 @@ def _in(data: Dataset, kind: torch.dtype) -> Dataset:
 
 
 def check(data: FederatedData, model: nn.Module, loss: LossFn, dtype: torch.dtype) -> None:
-    """Refuse a model that cannot compute two samples, or, under cross entropy, has fewer outputs than there are classes.
+    """Refuse a model that cannot compute two samples, or has fewer outputs than cross entropy needs for the classes.
 
     Raises:
         ConfigError: one line; for a label without an output it names client, row and label.
@@ -80,8 +80,8 @@ def _check_labels(data: FederatedData, found: Any, name: str) -> None:
     y = data.dataset.train.y
     if not isinstance(found, Tensor):
         raise ConfigError(
-            f"model: {name} gives a {type(found).__name__}; cross entropy needs logits (B, C). Give loss=..., or a model "
-            "that returns them"
+            f"model: {name} gives a {type(found).__name__}; cross entropy needs logits (B, C). Give loss=..., or a "
+            "model that returns them"
         )
     if not y.is_floating_point() and found.dim() == y.dim() + 1:
         _check_classes(data, found.shape[1], name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from fedsim.errors import CheckpointError
 from fedsim.exchange.payload import Outcome
 from fedsim.rng import hash_tensors
 from fedsim.server import checkpoint
+from fedsim.server.clientmetrics import undefined
 from fedsim.server.exchanges import BESIDE, MEASURING, Server
 from fedsim.server.round import Round
 from fedsim.system.clock import Lap
@@ -25,6 +27,8 @@ from fedsim.tracking.rows import ClientRows
 
 State = dict[str, Any]
 Row = dict[str, Any]
+
+log = logging.getLogger(__name__)
 
 
 class StrategyLike(Protocol):
@@ -190,12 +194,17 @@ class Loop:
     def _row(self, state: State, ids: Sequence[int], index: int, started: float) -> tuple[Row, ClientRows]:
         measured, outcomes = self._measure(state, index), self.server.outcomes
         fits = [o for o in outcomes if o.kind == "ok" and "train_loss" in o.metrics]
+        fits = [o for o in fits if o.metrics["train_loss"] == o.metrics["train_loss"]] or fits  # without NaN
         samples = sum(o.samples for o in fits)
         models = self.strategy.models(state)
         row: Row = {"round": index + 1, **measured}
         if samples:
             row["train_loss"] = sum(o.metrics["train_loss"] * o.samples for o in fits) / samples
         row |= self.server.log
+        if nan := undefined(o for o in outcomes if o.kind == "ok"):
+            row["nan"] = nan
+            named = "; ".join(f"{k} of client {', '.join(map(str, ids))}" for k, ids in nan.items())
+            log.warning("round %d: %s is NaN and left out of means", index + 1, named)
         row |= _traffic(outcomes, "") | {
             **self._virtual(),
             "seconds": time.perf_counter() - started,
