@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset, default
 
 from fedsim.errors import DataError
 
+FEW_OPERATIONS = (torch.uint16, torch.uint32, torch.uint64)  # torch computes little with these
 Array = Tensor | np.ndarray  # an array is one of text: numbers are tensors
 
 
@@ -65,14 +66,8 @@ def array(what: str, value: Any) -> Array:
             _refuse(
                 what, "is a sparse, nested or quantised tensor", "hand over a plain one, e.g. x.to_dense()"
             )
-        found: Array = value.detach() if value.requires_grad else value
-        found = found if found.device.type == "cpu" else found.cpu()
-        if found.dtype in (
-            torch.uint16,
-            torch.uint32,
-            torch.uint64,
-        ):  # torch computes with few unsigned types
-            found = found.long()
+        held = (value.detach() if value.requires_grad else value).cpu()
+        found: Array = held.long() if held.dtype in FEW_OPERATIONS else held
     elif isinstance(value, Mapping):
         _refuse(
             what, "is a dict", "hand over one array (n, ...); several inputs per sample are not supported yet"
@@ -186,8 +181,12 @@ def _frame(what: str, frame: Any) -> np.ndarray:
         if column.dtype.kind != "f" and column.isna().any():
             row = int(np.flatnonzero(column.isna().to_numpy())[0])
             _refuse(f"{what}, column {str(name)!r}, row {row}", "is empty", "fill or drop it")
-    kinds = {column.dtype.kind for _, column in frame.items()}
-    return np.asarray(frame.to_numpy(dtype=np.float64 if len(kinds) > 1 else None, na_value=np.nan))
+    types = {column.dtype for _, column in frame.items()}
+    if len(types) == 1 and isinstance(next(iter(types)), np.dtype):
+        return np.asarray(frame.to_numpy())
+    kinds = {dtype.kind for dtype in types}
+    common = np.bool_ if kinds == {"b"} else np.int64 if kinds <= {"i", "u"} else np.float64
+    return np.asarray(frame.to_numpy(dtype=common, na_value=np.nan if common is np.float64 else None))
 
 
 def _objects(what: str, values: np.ndarray) -> np.ndarray:
@@ -238,4 +237,4 @@ def _pandas(value: Any) -> str:
 
 
 def _refuse(where: str, found: str, remedy: str) -> NoReturn:
-    raise DataError(f"{where}: {found}; {remedy}" if "," not in where else f"{where} {found}; {remedy}")
+    raise DataError(f"{where} {found}; {remedy}")

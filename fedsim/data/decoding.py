@@ -99,7 +99,7 @@ def _depth(picture: Any, blob: bytes) -> str:
         return DEEP[picture.mode]
     if picture.mode.startswith("I;16") or (picture.format == "PNG" and blob[24] == 16):
         return "16 bits"
-    bits = max(picture.tag_v2.get(BITS, (8,))) if picture.format == "TIFF" else 8
+    bits = max(map(int, picture.tag_v2.get(BITS, (8,)))) if picture.format == "TIFF" else 8
     if picture.format == "PPM" and blob[:2] in (b"P5", b"P6") and picture.mode != "1":
         header = _words(blob, 4)
         bits = 16 if len(header) == 4 and int(header[3]) > 255 else 8
@@ -118,7 +118,7 @@ def _converted(picture: Picture, channels: int, where: str) -> Picture:
 
     if "A" in picture.getbands() or "transparency" in picture.info:
         picture = picture.convert("RGBA")
-        if picture.getchannel("A").getextrema()[0] < 255:
+        if np.asarray(picture.getchannel("A")).min() < 255:
             picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
     if channels == 3:
         return picture.convert("RGB")

@@ -20,7 +20,8 @@ import numpy as np
 from fedsim.data.cache import Arrays, cached, fingerprint
 from fedsim.data.common import encode, image_options, samples, stratified_folds
 from fedsim.data.dataset import Augment, Dataset, Normalize
-from fedsim.data.files import columns_of, decode, hub_tables, image_table, read_images
+from fedsim.data.decoding import decode
+from fedsim.data.files import columns_of, hub_tables, image_table, read_images
 from fedsim.errors import DataError
 
 # Channel statistics of ImageNet, usual for PACS and Office, and those of FedBN's digits (Li et al. 2021).

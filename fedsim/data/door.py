@@ -19,11 +19,39 @@ from torch import Tensor
 
 from fedsim.data.containers import Part
 from fedsim.data.dataset import Dataset, Samples
-from fedsim.data.labels import Rules, targets
+from fedsim.data.labels import FEW, Rules, as_names, targets
 from fedsim.data.shards import Shards
 from fedsim.errors import ConfigError, DataError
 
 Pairs = list[tuple[Tensor, Tensor]]
+
+
+def settled(pairs: Sequence[Any]) -> tuple[str, ...] | None:
+    """The names of the classes if all ``pairs`` are tensors in their final form: floats or bytes (n, ...) and ids (n,).
+
+    One quick look at each pair, for populations of many clients; ``None`` if anything has to be read or refused.
+    """
+    if not pairs or type(pairs[0]) is not tuple or not all(isinstance(t, Tensor) for t in pairs[0]):
+        return None
+    dtype, shape = pairs[0][0].dtype, pairs[0][0].shape[1:]
+    if not dtype.is_floating_point and dtype != torch.uint8:
+        return None
+    for pair in pairs:
+        if (
+            type(pair) is not tuple
+            or len(pair) != 2
+            or type(pair[0]) is not Tensor
+            or type(pair[1]) is not Tensor
+        ):
+            return None
+        (x, y), n = pair, pair[1].shape
+        if x.dtype != dtype or y.dtype != torch.int64 or x.shape != (*n, *shape) or len(n) != 1:
+            return None
+        if x.requires_grad or x.layout != torch.strided or x.is_nested or not (x.is_cpu and y.is_cpu):
+            return None
+    every = torch.cat([y for _, y in pairs])
+    low, high = (int(every.min()), int(every.max())) if len(every) else (-1, -1)
+    return as_names(high) if low == 0 and high < max(len(every), FEW) else None
 
 
 def admit_parts(parts: Sequence[Part], rules: Rules) -> tuple[Pairs, tuple[str, ...]]:
@@ -152,7 +180,7 @@ def _inputs(parts: Sequence[Part]) -> list[Tensor]:
         x: Any = p.x
         if isinstance(x, np.ndarray):
             if len(x):
-                raise DataError(f"{p.name}: inputs are text ({x.reshape(-1)[0]!r}); turn them into numbers")
+                raise DataError(f"{p.name}: inputs are text ({str(x.reshape(-1)[0])!r}); turn them into numbers")
             x = torch.zeros(x.shape)
         if x.is_complex():
             raise DataError(f"{p.name}: inputs are complex numbers; hand over real and imaginary parts")

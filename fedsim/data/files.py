@@ -122,7 +122,7 @@ def _has(column: Any, field: str) -> bool:
     """Whether a column is a struct with this field."""
     import pyarrow as pa
 
-    return pa.types.is_struct(column.type) and column.type.get_field_index(field) >= 0
+    return bool(pa.types.is_struct(column.type) and column.type.get_field_index(field) >= 0)
 
 
 def image_table(

@@ -127,14 +127,14 @@ def _class_ids(
     if (
         rules.own_loss
     ):  # values mean what the loss says; they are counted as classes where they can be classes
-        return parts, _range(high) if low >= 0 and high < max(total, FEW) else ()
+        return parts, as_names(high) if low >= 0 and high < max(total, FEW) else ()
     if low < 0 and not _signs(parts, low, high):
         _refuse_negative(names, parts)
     if low == 0 and high < max(total, FEW):
-        return parts, _range(high)
+        return parts, as_names(high)
     fits = low >= 0 and (rules.outputs() or 0) > high
     if fits:
-        return parts, _range(high)
+        return parts, as_names(high)
     distinct = torch.unique(every)
     if len(distinct) > FEW and 2 * len(distinct) > total:
         raise DataError(
@@ -143,13 +143,14 @@ def _class_ids(
             "outputs"
         )
     if low == 0 and high < MANY:
-        return parts, _range(high)
+        return parts, as_names(high)
     shown = ", ".join(map(str, distinct[:5].tolist())) + (", ..." if len(distinct) > 5 else "")
     log.warning("labels %s became the classes 0 to %d, in this order", shown, len(distinct) - 1)
     return [torch.searchsorted(distinct, p) for p in parts], tuple(map(str, distinct.tolist()))
 
 
-def _range(high: int) -> tuple[str, ...]:
+def as_names(high: int) -> tuple[str, ...]:
+    """Names of the classes 0 to ``high``: their numbers."""
     return tuple(map(str, range(high + 1)))
 
 

@@ -91,8 +91,8 @@ def _heart_rows(
             raise DataError(f"{file}, row {row + 1}: column '{name}' is infinite; leave the cell empty")
     if (odd := np.flatnonzero((target != 0) & (target != 1))).size:
         raise DataError(
-            f"{file}, row {odd[0] + 1}: column 'target' is {target[odd[0]]}; it must be 0 (healthy) or 1 (ill). Of stages "
-            "0 to 4 all above 0 are ill: write target = (num > 0)"
+            f"{file}, row {odd[0] + 1}: column 'target' is {target[odd[0]]}; it must be 0 (healthy) or 1 (ill). "
+            "Of stages 0 to 4 all above 0 are ill: write target = (num > 0)"
         )
     if not len(rows) or not np.isin(split, ("train", "test")).all():
         raise DataError(f"{file}: column 'split' must say train or test in every row; expected {need}")
@@ -100,7 +100,7 @@ def _heart_rows(
 
 
 def _standardised(x: np.ndarray, train: np.ndarray) -> np.ndarray:
-    """``x`` (N, d) as float32 with mean 0 and deviation 1 over the rows ``train``; constant columns are only shifted."""
+    """``x`` (N, d) as float32 with mean 0 and deviation 1 over rows ``train``; constant columns are only shifted."""
     part = x[train]
     constant = part.min(axis=0) == part.max(axis=0)
     centre = np.where(constant, part[0], part.mean(axis=0))

@@ -13,7 +13,7 @@ from torch import nn
 from fedsim.config.parts import part
 from fedsim.data import containers
 from fedsim.data.dataset import Dataset, Pair, Samples
-from fedsim.data.door import admit, admit_parts, check_owned
+from fedsim.data.door import admit, admit_parts, check_owned, refuse_nonfinite, settled
 from fedsim.data.federated import FederatedData
 from fedsim.data.labels import Rules
 from fedsim.data.local import Batch, LocalData
@@ -42,7 +42,7 @@ def dataset(config: DictConfig, model: Model = None, *, own_loss: bool = False) 
 
 
 def as_taken(config: DictConfig, data: Dataset, model: Model) -> Dataset:
-    """``data`` with integer inputs as numbers where the model does not look them up; an encoder takes them as they are."""
+    """``data`` with integer inputs as numbers where the model does not look them up; an encoder takes them as is."""
     if config.encoder or data.train.x.is_floating_point() or data.normalize is not None:
         return data
     return trial.as_taken(data, initial.model(config, data, model), initial.DTYPES[config.dtype])
@@ -57,6 +57,8 @@ def admitted(config: DictConfig, given: Given) -> Given:
     if given.clients is None:
         return given
     clients = containers.listed(given.clients)
+    if (classes := _settled(clients, given.test)) is not None:
+        return replace(given, clients=clients, classes=classes)
     each = isinstance(given.test, Mapping)
     tests = dict(given.test) if isinstance(given.test, Mapping) else {"": given.test}
     parts = [containers.part(f"client {i}", client) for i, client in enumerate(clients)]
@@ -72,6 +74,16 @@ def admitted(config: DictConfig, given: Given) -> Given:
     own, held = pairs[: len(clients)], pairs[len(clients) :]
     test = None if given.test is None else dict(zip(tests, held, strict=True)) if each else held[0]
     return replace(given, clients=own, test=test, classes=classes)
+
+
+def _settled(clients: Sequence[Pair], test: object) -> tuple[str, ...] | None:
+    """The names of the classes if everything has its final form already; ``None`` if not."""
+    if isinstance(test, Mapping):
+        return None
+    classes = settled([*clients, test] if test is not None else clients)
+    if classes is not None and isinstance(test, tuple):
+        refuse_nonfinite("the test set", test[0])
+    return classes
 
 
 def _outputs(config: DictConfig, model: Model, x: object) -> int | None:

@@ -180,8 +180,8 @@ class Table:
                 f"client {missing[0]} has no row" if missing else "a client has two rows, or no whole number"
             )
             raise DataError(
-                f"{self.path}: column 'client': {what}; number the rows 0 to {num_clients - 1}, each once, or leave the "
-                "column out (then row i is client i)"
+                f"{self.path}: column 'client': {what}; number the rows 0 to {num_clients - 1}, each once, or leave "
+                "the column out (then row i is client i)"
             )
         return np.array([order[c] for c in range(num_clients)], dtype=np.int64)
 
