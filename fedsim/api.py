@@ -17,7 +17,7 @@ from fedsim.config.compose import compose
 from fedsim.data.dataset import Pair
 from fedsim.data.federated import FederatedData
 from fedsim.engine.base import Engine
-from fedsim.run import participants
+from fedsim.run import participants, samples
 from fedsim.run.assembly import assemble, describe, start_engine
 from fedsim.run.folder import enter, finished_summary, locked
 from fedsim.run.given import Given
@@ -124,7 +124,7 @@ def run(
     The folder is ``dir``, or follows from the settings; ``fresh`` makes a new one for every call. A run whose folder is
     finished is not run again, a half-finished one continues from its checkpoint (``resume=never`` starts afresh).
     """
-    given = Given(**handed)
+    given = samples.admitted(config, Given(**handed))
     settle(config, given)
     if fresh:
         stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 1_000_000_000:09d}"

@@ -13,8 +13,8 @@ from fedsim.config.parts import part, typed
 from fedsim.config.schema import CheckpointConfig, EvaluationConfig, RayConfig
 from fedsim.data.federated import FederatedData
 from fedsim.engine import vectorised
+from fedsim.engine.assignments import Plan
 from fedsim.engine.base import Engine, SerialEngine
-from fedsim.engine.worker import Plan
 from fedsim.errors import ConfigError
 from fedsim.run import initial, participants
 from fedsim.run.given import Given

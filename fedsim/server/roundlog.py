@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -10,10 +11,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from fedsim.exchange.payload import Outcome
+from fedsim.server.clientmetrics import undefined
 from fedsim.tracking.rows import ClientRows
 
 if TYPE_CHECKING:
     from fedsim.system.clock import RoundTime
+
+log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 MEASURING = (
@@ -61,11 +65,17 @@ class RoundLog:
             started: ``time.perf_counter()`` when the round began; the seconds of phases are not its own.
         """
         fits = [o for o in self.outcomes if o.kind == "ok" and "train_loss" in o.metrics]
+        fits = [o for o in fits if o.metrics["train_loss"] == o.metrics["train_loss"]] or fits  # without NaN
         samples = sum(o.samples for o in fits)
         row: Row = {"round": number, **measured}
         if samples:
             row["train_loss"] = sum(o.metrics["train_loss"] * o.samples for o in fits) / samples
-        row |= self.entries | self._traffic("") | self._virtual()
+        row |= self.entries
+        if nan := undefined(o for o in self.outcomes if o.kind == "ok"):
+            row["nan"] = nan
+            named = "; ".join(f"{k} of client {', '.join(map(str, ids))}" for k, ids in nan.items())
+            log.warning("round %d: %s is NaN and left out of means", number, named)
+        row |= self._traffic("") | self._virtual()
         row |= {
             "seconds": 0.0,
             "cohort": list(cohort),
