@@ -180,7 +180,9 @@ def _inputs(parts: Sequence[Part]) -> list[Tensor]:
         x: Any = p.x
         if isinstance(x, np.ndarray):
             if len(x):
-                raise DataError(f"{p.name}: inputs are text ({str(x.reshape(-1)[0])!r}); turn them into numbers")
+                raise DataError(
+                    f"{p.name}: inputs are text ({str(x.reshape(-1)[0])!r}); turn them into numbers"
+                )
             x = torch.zeros(x.shape)
         if x.is_complex():
             raise DataError(f"{p.name}: inputs are complex numbers; hand over real and imaginary parts")

@@ -72,7 +72,9 @@ def test_columns_of_frames_go_by_name():
     frame = pd.DataFrame({"age": [1.0, 2.0], "height": [3.0, 4.0]})
     (a, _), (b, _) = read((frame, [0, 1]), (frame[["height", "age"]], [1, 0]))
     assert torch.equal(a, b) and a.tolist() == [[1.0, 3.0], [2.0, 4.0]]
-    with pytest.raises(DataError, match="client 1: its columns are not those of client 0: 'age' is in one only"):
+    with pytest.raises(
+        DataError, match="client 1: its columns are not those of client 0: 'age' is in one only"
+    ):
         read((frame, [0, 1]), (frame.rename(columns={"age": "weight"}), [1, 0]))
 
 
@@ -114,7 +116,9 @@ def test_other_kinds_are_refused_by_client_and_remedy(given, words):
 
 
 def test_bytes_beside_floats_are_refused():
-    with pytest.raises(DataError, match="client 1: inputs are uint8, those of client 0 float32: are they on one scale"):
+    with pytest.raises(
+        DataError, match="client 1: inputs are uint8, those of client 0 float32: are they on one scale"
+    ):
         read((X, Y), (X.to(torch.uint8), Y))
 
 
@@ -126,7 +130,9 @@ def test_targets_of_another_shape_are_named_as_targets():
 def test_clients_may_be_a_mapping_or_any_iterable():
     assert listed({"b": 1, "a": 2}) == [1, 2] and listed(iter([3])) == [3]
     for wrong in (X, pd.DataFrame(X.numpy()), DataLoader(Rows()), 3):
-        with pytest.raises(DataError, match=r"clients: got .*expected a list with one \(x, y\) pair per client"):
+        with pytest.raises(
+            DataError, match=r"clients: got .*expected a list with one \(x, y\) pair per client"
+        ):
             listed(wrong)
 
 

@@ -21,7 +21,9 @@ def read(*parts, rules=Rules()):  # noqa: B008
     return [t.tolist() for t in found], classes
 
 
-@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", ">i4", "float32"])
+@pytest.mark.parametrize(
+    "dtype", ["int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", ">i4", "float32"]
+)
 def test_integers_of_any_width_and_whole_floats_are_class_ids(dtype):
     found, classes = read(np.array([0, 2, 1]).astype(dtype), np.array([[1], [0]]).astype(dtype))
     assert found == [[0, 2, 1], [1, 0]] and classes == ("0", "1", "2")
