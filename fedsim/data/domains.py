@@ -154,12 +154,13 @@ def as_dataset(
 def _folders(root: Path, size: int) -> Arrays:
     """Arrays image, domain, label of ``root/<domain>/<class>/<image>``, in name order, through the cache.
 
-    Hidden files and folders, and notes beside the images, are passed over; a file of another kind is refused.
+    Hidden files and folders, and notes beside the images, are passed over; another file among images is refused.
     """
     there = sorted(f for f in root.glob("*/*/*") if f.is_file() and not _hidden(f, root))
     files = [f for f in there if f.suffix.lower() in SUFFIXES]
-    other = [f for f in there if f.suffix.lower() not in (*SUFFIXES, *NOTES)]
-    if files and other:
+    held = {f.parent for f in files}
+    other = [f for f in there if f.parent in held and f.suffix.lower() not in (*SUFFIXES, *NOTES)]
+    if other:
         raise DataError(
             f"{other[0]}: is no image that can be read ({', '.join(SUFFIXES)}); convert or remove it"
         )

@@ -179,17 +179,23 @@ def _joined(tables: Sequence[Any], source: str) -> Any:
     filled = [table for table in tables if table.num_rows]
     if not filled:
         raise DataError(f"{source}: no rows in it")
+
+    def together(names: Sequence[str]) -> Any:
+        return pa.concat_tables([table.select(names) for table in filled], promote_options="permissive")
+
+    names = filled[0].schema.names
     try:
-        return pa.concat_tables(filled, promote_options="permissive")
+        return together(names)
     except pa.ArrowException as error:
-        types = {
-            str(name): [str(t.schema.field(name).type) for t in filled] for name in filled[0].schema.names
-        }
-        odd = {name: found for name, found in types.items() if len(set(found)) > 1}
-        name, found = next(iter(odd.items()), ("?", [str(error)]))
-        raise DataError(
-            f"{source}: column '{name}' is {' here, '.join(dict.fromkeys(found))} there; write all files with one type"
-        ) from error
+        for name in names:
+            try:
+                together([name])
+            except pa.ArrowException:
+                kinds = dict.fromkeys(str(table.schema.field(name).type) for table in filled)
+                raise DataError(
+                    f"{source}: column '{name}' is {' in one file, '.join(kinds)} in another; write all with one type"
+                ) from error
+        raise DataError(f"{source}: cannot be put together ({error})") from error
 
 
 def read_idx(file: Path, dimensions: int) -> np.ndarray:
