@@ -20,6 +20,7 @@ from fedsim.data.local import LocalData
 from fedsim.engine import vectorised
 from fedsim.errors import ClientError
 from fedsim.exchange.fold import Folder
+from fedsim.exchange.packing import sent_bytes
 from fedsim.exchange.payload import NonFinite, Outcome, Payload, Refusal, Update
 from fedsim.local.job import ClientLike, Job
 from fedsim.local.kept import LocalPart
@@ -60,19 +61,23 @@ class Broadcast:
     keep: bool = False  # they are to hold the payload from now on
 
 
+BY_ROW = {"by": "row"}  # a field of named arrays with a row per client of the chunk
+
+
 @dataclass(frozen=True)
 class Chunk:
     """A run of the cohort in client order, with per-client message parts and client states.
 
-    ``rows`` holds arrays (c, ...) of which each client receives its row; ``turns`` the numbers that key the draws and
-    the schedule of clients that do not go by the round.
+    Fields map client ids to what is theirs, unless they are marked ``BY_ROW``. ``rows`` holds arrays (c, ...) of which
+    each client receives its row; ``turns`` the numbers that key the draws and the schedule of clients that do not go
+    by the round.
     """
 
     clients: Sequence[int]
     each: Mapping[int, Payload] = field(default_factory=dict)
     states: Mapping[int, Mapping[str, Tensor]] = field(default_factory=dict)
     steps: Mapping[int, int] = field(default_factory=dict)  # bounds on local steps, where time is short
-    rows: Mapping[str, Tensor] = field(default_factory=dict)
+    rows: Mapping[str, Tensor] = field(default_factory=dict, metadata=BY_ROW)
     turns: Mapping[int, int] = field(default_factory=dict)
 
     def part(self, client: int) -> Payload | None:
@@ -118,12 +123,13 @@ class Worker:
             broadcast, chunk = _to(broadcast, chunk, self.plan.device)
         folder, outcomes = folder or Folder(broadcast.fold), list[Outcome]()
         states: dict[int, dict[str, Tensor]] = {}
-        down = broadcast.payload.nbytes
+        layout = self.model.layout
+        down = sent_bytes(broadcast.payload, layout)
         with torch.random.fork_rng(devices=[]):
             ready = self._train_together(broadcast, chunk)
             for client in chunk.clients:
                 each = chunk.part(client)
-                outcome = Outcome(client, "ok", bytes_down=down + (each.nbytes if each else 0))
+                outcome = Outcome(client, "ok", bytes_down=down + (sent_bytes(each, layout) if each else 0))
                 state = self._one(broadcast, chunk, outcome, folder, ready.get(client))
                 outcomes.append(outcome)
                 if state is not None:
@@ -231,7 +237,7 @@ class Worker:
             payload.values,
             dict(update.metrics),
         )
-        outcome.bytes_up = payload.nbytes
+        outcome.bytes_up = sent_bytes(payload, self.model.layout)
         bad = [k for k, t in payload.arrays.items() if not finite(t)]
         bad += [f"its state '{k}'" for k, t in (update.state or {}).items() if not finite(t)]
         if bad or not 0 <= update.weight < float("inf"):

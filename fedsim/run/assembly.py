@@ -58,7 +58,7 @@ def assemble(
     """Give the engine its plan and put the loop together."""
     cohorts = _cohorts(config, given, method)
     folder, start = run_dir(config), FlatModel(copy.deepcopy(task.model), initial.DTYPES[config.dtype])
-    clock, topology = participants.clock(config, task, data, start.layout.dim), participants.topology(config)
+    clock, topology = participants.clock(config, task, data, start.layout.size), participants.topology(config)
     work = plan(config, method, task, data, clock)
     if hasattr(method, "setup"):
         method.setup(task, start.layout)

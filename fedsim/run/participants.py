@@ -79,8 +79,8 @@ def system(config: DictConfig) -> System:
     return built
 
 
-def clock(config: DictConfig, task: Task, data: FederatedData, dim: int) -> Clock | None:
-    """The virtual clock of the configured fleet, if there is one; ``dim`` is the number of parameters."""
+def clock(config: DictConfig, task: Task, data: FederatedData, size: int) -> Clock | None:
+    """The virtual clock of the configured fleet, if there is one; ``size`` is the number of parameters."""
     if not config.system:
         return None
     from fedsim.system.cost import Cost, count_flops
@@ -92,7 +92,7 @@ def clock(config: DictConfig, task: Task, data: FederatedData, dim: int) -> Cloc
         return count_flops(copy.deepcopy(task.model).to(dtype), batch.x, batch.y, task.loss)
 
     copies = 3  # of the parameters while training: the model, its gradient, what was received
-    return system(config).start(data.num_clients, config.seed, copies * dim * dtype.itemsize / 1e6, measure)
+    return system(config).start(data.num_clients, config.seed, copies * size * dtype.itemsize / 1e6, measure)
 
 
 def classes(

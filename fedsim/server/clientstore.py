@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +86,13 @@ class ClientStore:
         clients = {str(c): [self._where[c], self._round[c]] for c in sorted(self._round)}
         return {"clients": clients, "sha256": self._sums}
 
-    def restore(self, index: Mapping[str, Any]) -> None:
-        """Take the states that ``index`` names; everything else is forgotten."""
+    def restore(
+        self, index: Mapping[str, Any], upgrade: Callable[[State], dict[str, Tensor]] | None = None
+    ) -> None:
+        """Take the states that ``index`` names; everything else is forgotten.
+
+        With ``upgrade``, which brings states of an older format to today's, they are written anew by ``flush``.
+        """
         self.__init__(self._folder, self._budget)  # type: ignore[misc]
         for client, (segment, round) in index["clients"].items():
             self._where[int(client)], self._round[int(client)] = segment, round
@@ -102,6 +107,16 @@ class ClientStore:
                 )
             self._sums[segment] = index["sha256"][segment]
             self._serial = max(self._serial, int(segment.split("-")[1].split(".")[0]) + 1)
+        if upgrade is not None:
+            self._renew(upgrade)
+
+    def _renew(self, upgrade: Callable[[State], dict[str, Tensor]]) -> None:
+        """Put every state through ``upgrade``, as many at once as memory may hold."""
+        for client in list(self._where):
+            self._keep(client, upgrade(self._read(client)))
+            self._dirty.add(client)
+            if self._bytes > self._budget:
+                self._spill()
 
     def prune(self) -> None:
         """Delete segments that hold no current state. Call after the new checkpoint is in place."""

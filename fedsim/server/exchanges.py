@@ -19,6 +19,7 @@ from fedsim.engine.chunks import cut
 from fedsim.engine.worker import Broadcast, Chunk, ChunkResult
 from fedsim.errors import ClientError
 from fedsim.exchange.fold import Fold, combine, fold_kinds
+from fedsim.exchange.packing import row_bytes, sent_bytes
 from fedsim.exchange.payload import Message, Outcome, Payload, Replies
 from fedsim.local.kinds import Classes
 from fedsim.local.work import Work, work_of
@@ -205,8 +206,9 @@ class Server(Examiner):
     ) -> Schedule:
         """Who will answer, and when."""
         assert self.clock is not None, "only devices know how long they take"
-        size = broadcast.payload.nbytes + message.row_bytes
-        down = [size + (message.each[c].nbytes if c in message.each else 0) for c in works]
+        size = sent_bytes(broadcast.payload, self.layout) + row_bytes(message.rows, self.layout)
+        own = {c: sent_bytes(message.each[c], self.layout) for c in works if c in message.each}
+        down = [size + own.get(c, 0) for c in works]
         return self.clock.plan(
             works,
             down if traffic is None else traffic.received[list(works)],
@@ -237,7 +239,7 @@ class Server(Examiner):
         """Train ``cohort`` in chunks; outcomes in client order, and the folded updates."""
         chunks, costs = [], []
         work = [1.0 + works[c].steps * works[c].batch for c in cohort]
-        for span in cut(work, self.chunks, self.layout.dim):
+        for span in cut(work, self.chunks, self.layout.size):
             ids = cohort[span]
             each = {c: message.each[c] for c in ids if c in message.each}
             states = {c: s for c in ids if (s := self.states.get(c))}
@@ -262,7 +264,7 @@ class Server(Examiner):
 
         folded = combine(accepted(), len(cohort))  # type: ignore[arg-type]
         if self.collusion is not None:
-            folded = self.collusion.apply(folded, outcomes, broadcast.fold)
+            folded = self.collusion.apply(folded, outcomes, broadcast.fold, self.layout)
         for o in outcomes:
             o.task, o.phase = broadcast.task, self.phase
         return outcomes, folded

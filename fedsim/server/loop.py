@@ -69,9 +69,9 @@ class Loop:
 
     def restore(self, path: Path) -> None:
         """Continue from a checkpoint."""
-        found = checkpoint.load(path, self.key)
+        found = checkpoint.load(path, self.key, self.server.layout)
         self.state, self.done, self.saved = found.state, found.rounds, found.rounds
-        self.server.states.restore(found.clients)
+        self.server.states.restore(found.clients, found.upgrade)
         self.beside = {k: self.state.pop(k) for k in list(self.state) if k.startswith(BESIDE)}
         self.server.restore(self.beside)
 
@@ -201,7 +201,9 @@ class Loop:
             "seconds": time.perf_counter() - started,
             "cohort": list(ids),
             "failures": [failure(o) for o in outcomes if o.kind != "ok" and not _unmeasured(o)],
-            "weights_hash": hash_tensors(t for name in sorted(models) for t in models[name]),
+            "weights_hash": hash_tensors(
+                piece for name in sorted(models) for piece in models[name].pieces(self.server.layout)
+            ),
         }
         for phase, seconds in self.server.phases.items():
             if not any(o.phase == phase for o in outcomes):
