@@ -76,7 +76,7 @@ class Slots(Sequence[Slot]):
 
     def named(self, v: Tensor) -> dict[str, Tensor]:
         """Views of ``v`` (..., dim) by name, shape (..., *tensor shape)."""
-        return {s.name: v[..., s.span].view(*v.shape[:-1], *s.shape) for s in self}
+        return {s.name: v[..., s.span].view((*v.shape[:-1], *s.shape)) for s in self}
 
     def flatten(self, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
         """Tensors by name to one vector (dim,), on the first one's device.
