@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from fedsim.errors import ConfigError
+from fedsim.exchange.packing import pack, unpack
 from fedsim.exchange.payload import Payload, Update
 from fedsim.local.job import Job
 
@@ -45,14 +46,14 @@ class Attack:
         """Before the client's own work; may replace ``job.data``."""
 
     def corrupt(self, job: Job, name: str, array: Tensor) -> Tensor:
-        """What is sent instead of ``array``, one of the update's arrays of real numbers."""
+        """What is sent instead of ``array``, one of the update's arrays of real numbers; vectors without padding."""
         return array
 
     def after(self, job: Job, update: Update) -> Update:
         """What is sent instead of ``update``."""
-        arrays = Payload.of(update.arrays).arrays
+        arrays, packed = pack(Payload.of(update.arrays).arrays, job.layout)
         spoilt = {k: self.corrupt(job, k, v) if v.is_floating_point() else v for k, v in arrays.items()}
-        return replace(update, arrays=spoilt)
+        return replace(update, arrays=unpack(spoilt, packed, job.layout))
 
 
 @dataclass(frozen=True)

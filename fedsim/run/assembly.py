@@ -68,7 +68,7 @@ def assemble(
     """Give the engine its plan and put the loop together."""
     cohorts = _cohorts(config, given, method)
     folder, start = run_dir(config), FlatModel(copy.deepcopy(task.model), initial.DTYPES[config.dtype])
-    clock = participants.clock(config, task, data, start.layout.dim)
+    clock = participants.clock(config, task, data, start.layout.size)
     work = plan(config, method, task, data, clock)
     context = _context(config, given, work, start, participants.topology(config))
     method.setup(task, start.layout)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -117,8 +117,13 @@ class ClientStore:
         clients = {str(c): [self._where[c].path.name, self._round[c]] for c in sorted(self._round)}
         return {"clients": clients, "sha256": {name: self._segments[name].checksum for name in live}}
 
-    def restore(self, index: Mapping[str, Any]) -> None:
-        """Take the states that ``index`` names; everything else is forgotten."""
+    def restore(
+        self, index: Mapping[str, Any], upgrade: Callable[[State], dict[str, Tensor]] | None = None
+    ) -> None:
+        """Take the states that ``index`` names; everything else is forgotten.
+
+        With ``upgrade``, which brings states of an older format to today's, they are written anew by ``flush``.
+        """
         self._clear()
         owners: dict[str, set[int]] = {}
         for client, (name, round) in index["clients"].items():
@@ -133,6 +138,17 @@ class ClientStore:
             self._where.update(dict.fromkeys(clients, segment))
             self._serial = max(self._serial, int(name.split("-")[1].split(".")[0]) + 1)
         self._kept = set(owners)
+        if upgrade is not None:
+            for client in list(self._where):
+                self._renew(client, upgrade)
+
+    def _renew(self, client: int, upgrade: Callable[[State], dict[str, Tensor]]) -> None:
+        """Put an accepted state through ``upgrade``; it lies in no segment then, until there is no room for it."""
+        segment = self._where.pop(client)
+        self._unsaved[client] = upgrade(segment.read(client))
+        segment.drop(client)
+        self._bytes += _size(self._unsaved[client])
+        self._fit()
 
     def prune(self) -> None:
         """Delete segments that hold no current state. Call after the new checkpoint is in place."""

@@ -93,7 +93,7 @@ class Exchanger:
 
         folded = combine(accepted(), len(inquiry.clients))
         if self.collusion is not None:
-            folded = self.collusion.apply(folded, outcomes, broadcast.fold)
+            folded = self.collusion.apply(folded, outcomes, broadcast.fold, self.context.layout)
         for o in outcomes:
             o.task = broadcast.task
         return outcomes, folded
@@ -112,7 +112,7 @@ class Exchanger:
         """Where the cohort is cut into chunks, and what each chunk costs, relative to the others."""
         works = inquiry.works
         work = [1.0 + works[c].steps * works[c].batch for c in inquiry.clients]
-        spans = cut(work, self.chunks, self.context.layout.dim)
+        spans = cut(work, self.chunks, self.context.layout.size)
         return spans, [sum(work[span]) for span in spans]
 
     def _chunk(self, inquiry: Inquiry, span: slice) -> Chunk:

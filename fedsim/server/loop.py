@@ -49,9 +49,9 @@ class Loop:
 
     def restore(self, path: Path) -> None:
         """Continue from a checkpoint."""
-        found, server = checkpoint.load(path, self.key), self.server
+        found, server = checkpoint.load(path, self.key, self.server.layout), self.server
         self.state, self.done, self.saved = found.state, found.rounds, found.rounds
-        server.states.restore(found.clients)
+        server.states.restore(found.clients, found.upgrade)
         self.own = {k: self.state.pop(k) for k in list(self.state) if k.startswith(OWN)}
         if server.clock is not None:
             server.clock.restore(self.own[f"{OWN}clock"])
@@ -107,7 +107,8 @@ class Loop:
         self._observe(server)
         measured = self._measured(server, state)
         models = self.strategy.models(state)
-        digest = hash_tensors(t for name in sorted(models) for t in models[name])
+        layout = server.layout
+        digest = hash_tensors(piece for name in sorted(models) for piece in models[name].pieces(layout))
         row = server.record.row(self.done + 1, measured, cohort, digest, started)
         self._accept(state)
         self.history.append(row)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from fedsim.exchange.packing import row_bytes, sent_bytes
 from fedsim.exchange.payload import Outcome
 from fedsim.server.exchanger import Exchanger, Inquiry
 
@@ -40,7 +41,7 @@ def plan(
     """Who will answer an exchange that starts now, and when; see ``Clock.plan``."""
     if clock.predicts:
         _try_out(clock, exchanger, inquiry)
-    return _plan(clock, inquiry, number, wanted, traffic)
+    return _plan(clock, exchanger, inquiry, number, wanted, traffic)
 
 
 def settle(clock: Clock, schedule: Schedule, inquiry: Inquiry, outcomes: Sequence[Outcome]) -> list[Outcome]:
@@ -53,7 +54,7 @@ def settle(clock: Clock, schedule: Schedule, inquiry: Inquiry, outcomes: Sequenc
 def departures(clock: Clock, exchanger: Exchanger, inquiry: Inquiry, number: int) -> Iterator[Departure]:
     """What will become of each client of an exchange whose answers are not waited for."""
     _try_out(clock, exchanger, inquiry)
-    schedule = _plan(clock, inquiry, number)
+    schedule = _plan(clock, exchanger, inquiry, number)
     for i, client in enumerate(inquiry.clients):
         seconds = float(schedule.end[i])
         joules = schedule.energy(i, seconds, clock.fleet)
@@ -72,14 +73,15 @@ def departures(clock: Clock, exchanger: Exchanger, inquiry: Inquiry, number: int
 
 def _plan(
     clock: Clock,
+    exchanger: Exchanger,
     inquiry: Inquiry,
     number: int,
     wanted: int | None = None,
     traffic: Traffic | None = None,
 ) -> Schedule:
-    message, works = inquiry.message, inquiry.works
-    size = inquiry.broadcast.payload.nbytes + message.row_bytes
-    down = [size + (message.each[c].nbytes if c in message.each else 0) for c in works]
+    message, works, layout = inquiry.message, inquiry.works, exchanger.context.layout
+    size = sent_bytes(inquiry.broadcast.payload, layout) + row_bytes(message.rows, layout)
+    down = [size + (sent_bytes(message.each[c], layout) if c in message.each else 0) for c in works]
     return clock.plan(
         works,
         down if traffic is None else traffic.received[list(works)],
