@@ -232,7 +232,8 @@ def test_a_method_written_in_a_test_runs_on_both_engines(ray: str) -> None:
         strategy = Recorded(SignVote())
         result = classification().run("dtype=float64", *engine, strategy=strategy)
         runs.append((hashes(result), [int(k["rounds"]) if k else 0 for k in strategy.kept[-1]]))
-        moved = strategy.series("w")[0] - FlatModel(network(), torch.float64).w.numpy()
+        start = FlatModel(network(), torch.float64)
+        moved = strategy.series("w")[0] - start.layout.compact(start.w).numpy()
         assert set(abs(moved).round(12)) <= {0.0, 0.01}
         seen = [c for row in result.rows for c in row["cohort"]]
         assert runs[-1][1] == [seen.count(c) for c in range(6)]
