@@ -10,13 +10,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from fedsim.config.compose import load, plain
+from fedsim.config.roles import telling
 from fedsim.errors import ConfigError
-
-# What changes neither a weight nor a metric: where results go, who is told, and how the work is spread.
-# `rounds` is not among them, since a schedule may depend on it: a longer run is another run.
-NOT_IN_KEY = ("name", "out", "dir", "method", "resume", "tags", "tracker", "checkpoint")
-_RAY, _FLOWER = ("address", "store_mb", "timeout"), ("start", "wait_for", "deadline", "poll", "lost_state")
-ENGINE_NOT_IN_KEY = ("name", "workers", *_RAY, *_FLOWER)
 
 
 def method_name(config: DictConfig) -> str:
@@ -32,9 +27,8 @@ def run_key(config: DictConfig) -> str:
 
     The order of overrides does not matter, nor whether a number is written ``1`` or ``1.0``.
     """
-    values = {k: v for k, v in plain(config).items() if k not in NOT_IN_KEY}
-    values["engine"] = {k: v for k, v in values["engine"].items() if k not in ENGINE_NOT_IN_KEY}
-    return hashlib.sha256(json.dumps(_canonical(values), sort_keys=True).encode()).hexdigest()
+    values = _canonical(telling(plain(config)))
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def run_name(config: DictConfig) -> str:
