@@ -82,7 +82,9 @@ class Group:
     @property
     def label(self) -> str:
         """``fedspeed, rho=0.1``."""
-        settings = (f"{self.names.get(k, short_name(k))}={short_value(k, v)}" for k, v in self.settings.items())
+        settings = (
+            f"{self.names.get(k, short_name(k))}={short_value(k, v)}" for k, v in self.settings.items()
+        )
         return ", ".join([self.method, *settings])
 
 

@@ -9,14 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
 
-from fedsim.errors import ConfigError
+from fedsim.errors import ConfigError, check_setting
 from fedsim.rng import numpy_rng
 from fedsim.sampling.cohort import sample
 from fedsim.sampling.population import BLOCK, Population
+
+check = partial(check_setting, "sampling")  # refuses an impossible option of a sampling rule
 
 
 class Sampler:
@@ -179,9 +182,3 @@ class PowerOfChoice(Sampler):
             )
         found = population.measure(ids) if ids else {}
         return sorted((c for c in ids if c in found), key=lambda c: -found[c]["loss"])[:count]
-
-
-def check(ok: bool, key: str, value: object, expected: str) -> None:
-    """Refuse an impossible option of a rule, naming its configuration key."""
-    if not ok:
-        raise ConfigError(f"sampling.{key}={value}: {expected}")

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
-from fedsim.errors import ConfigError
+from fedsim.errors import check_setting
 from fedsim.rng import key, numpy_rng
 from fedsim.system.availability import Availability
 from fedsim.system.battery import WH, Batteries, Battery
 from fedsim.system.clock import Clock
 from fedsim.system.cost import SAMPLES, Cost
 from fedsim.system.devices import Fleet
+
+_check = partial(check_setting, "system")
 
 DeviceSource = Callable[[int, np.random.Generator], Fleet]
 
@@ -117,8 +120,3 @@ class System:
             memory_mb=memory_mb,
             batteries=batteries,
         )
-
-
-def _check(ok: bool, key: str, value: object, expected: str) -> None:
-    if not ok:
-        raise ConfigError(f"system.{key}={value}: {expected}")

@@ -17,10 +17,10 @@ def fields(schema, prefix=""):
     types = get_type_hints(schema)
     for field in dataclasses.fields(schema):
         yield f"{prefix}{field.name}", field
-        kinds = [*ENGINES.values()] if types[field.name] is EngineConfig else [types[field.name]]
-        for kind in [*kinds, *(inner for kind in kinds for inner in get_args(kind))]:
-            if dataclasses.is_dataclass(kind):
-                yield from fields(kind, f"{prefix}{field.name}.")
+        kind = types[field.name]
+        for section in ENGINES.values() if kind is EngineConfig else (kind, *get_args(kind)):
+            if dataclasses.is_dataclass(section):
+                yield from fields(section, f"{prefix}{field.name}.")
 
 
 def test_every_field_of_the_schema_has_a_role():
