@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
+from typing import Any, ClassVar
+
 from torch import Tensor
 
 from fedsim.data.local import Batch
 from fedsim.exchange.payload import Refusal, Update
+from fedsim.local.client import ClientLike
 from fedsim.local.job import Job
 from fedsim.task.evaluation import sample_losses
 from fedsim.task.layout import Layout
 from fedsim.task.task import Task
+
+OFF_THE_RULE = frozenset(
+    {"setup", "init_state", "evaluate", "test", "losses", "utility"}
+)  # no part of training
 
 
 class Client:
@@ -17,7 +25,19 @@ class Client:
 
     Most rules override ``step`` (``begin`` for what is constant in a round, ``finish`` for what is sent). A rule with
     several networks or phases overrides ``fit``. Further exchanges call the method named by ``task``.
+
+    ``vectorisable``: ``begin`` and ``step`` are written over vectors (..., d) whose leading axes are clients, treat
+    every client alike and use only what ``fedsim.engine.vectorised.ChunkJob`` has, and ``fit`` is the one below. A
+    subclass that changes anything of the rule must say so again; else its clients run one by one.
     """
+
+    vectorisable: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        declared = next(c for c in cls.__mro__ if "vectorisable" in vars(c))
+        if cls.vectorisable and any(_differs(cls, declared, name) for name in dir(declared)):
+            cls.vectorisable = False
 
     def setup(self, task: Task, layout: Layout) -> None:
         """Once per worker, before the first job: build further networks here."""
@@ -29,6 +49,9 @@ class Client:
     def init_state(self, layout: Layout) -> dict[str, Tensor]:
         """What a client that never took part keeps: names to tensors. Empty unless the method has client state."""
         return {}
+
+    def prepare(self, job: Job) -> None:
+        """Before the client's part in any exchange, measuring included: a rule may replace ``job.data`` here."""
 
     def begin(self, job: Job, w: Tensor) -> Tensor:
         """Once per job, before the first step: ``w`` (..., d) is the received model; returns where training starts.
@@ -54,8 +77,6 @@ class Client:
             w = self.step(job, w, batch)
         return self.finish(job, w)
 
-    fit.stepwise = True  # type: ignore[attr-defined]  # a chunk may run vectorised: only begin, step, finish count
-
     def losses(self, job: Job) -> Update:
         """Mean and root mean square loss of the received model over this client's training samples.
 
@@ -63,7 +84,7 @@ class Client:
         """
         if len(job.data) == 0:
             raise Refusal("no samples")
-        job.forwards += job.effort * len(job.data)
+        job.meter.forward(len(job.data))
         found = sample_losses(job.model, job.start(), job.data, job.task)
         values = {"loss": float(found.mean()), "loss_rms": float(found.square().mean().sqrt())}
         return Update(values=values, metrics=values, weight=len(job.data))
@@ -77,3 +98,14 @@ class Client:
         if job.holdout is None or len(job.holdout) == 0:
             raise Refusal("no held-out samples")
         return Update(metrics=job.evaluate(job.holdout), weight=len(job.holdout))
+
+
+def _differs(cls: type, declared: type, name: str) -> bool:
+    """Whether ``cls`` has another method or property ``name`` than ``declared``, and training may depend on it."""
+    if name.startswith("__") or name in OFF_THE_RULE:
+        return False
+    theirs = inspect.getattr_static(declared, name)
+    return hasattr(theirs, "__get__") and inspect.getattr_static(cls, name) is not theirs
+
+
+_: type[ClientLike] = Client  # the type checker sees that nothing is lacking

@@ -17,12 +17,13 @@ from fedsim.local.job import Job
 class FedCMClient(SGDClient):
     """Steps along ``alpha g + (1 - alpha) D``, D the direction in the message; ``rho > 0`` takes g as SAM does."""
 
+    vectorisable = True
     alpha: float
     rho: float = 0.0
 
     def begin(self, job: Job, w: Tensor) -> Tensor:
         """The constant part ``(1 - alpha) D``."""
-        job.demand_gradient_steps("FedCM")
+        job.sgd.demand_gradient_steps("FedCM")
         job.keep["momentum"] = job.message.arrays["direction"] * (1 - self.alpha)
         return w
 

@@ -15,9 +15,11 @@ from fedsim.local.job import Job
 class FedNovaClient(SGDClient):
     """Sends ``delta = (x_K - x^t) / |a_i|_1`` and the value ``work = |a_i|_1``."""
 
+    vectorisable = True
+
     def finish(self, job: Job, w: Tensor) -> Update:
         """Normalise; the weight stays n_i."""
-        job.demand_gradient_steps("FedNova")
+        job.sgd.demand_gradient_steps("FedNova")
         work = accumulated(job.num_steps, job.local.momentum)
         return Update(
             {"delta": job.delta(w).div_(work)},

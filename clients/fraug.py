@@ -75,7 +75,7 @@ class FRAugClient(LocalNormClient):
             raise Refusal("no samples" if len(job.data) == 0 else "no local steps")
         w = job.start()
         run = self.local_update(job)
-        job.momentum = run.kept("momentum") if job.local.momentum else None
+        job.sgd.momentum = run.kept("momentum") if job.local.momentum else None
         for batch in job.batches():
             if len(batch.y) > 1:
                 run.step(w, batch)
@@ -206,7 +206,7 @@ class LocalUpdate:
             if not self.part.buffers:
                 arrays["generator_buffers"] = self.G.buffers
         if not options.reset_momentum:
-            speeds = {f"{k}/momentum": v for k, v in self.speed.items()} | {"momentum": job.momentum}
+            speeds = {f"{k}/momentum": v for k, v in self.speed.items()} | {"momentum": job.sgd.momentum}
             state |= {k: v for k, v in speeds.items() if v is not None}
         for name, values in self.losses.items():
             job.metrics[f"loss_{name}"] = float(torch.stack(values).mean())

@@ -15,6 +15,8 @@ from fedsim.local.job import Job
 class GradientClient(SGDClient):
     """Sends minus the mini-batch gradient as ``delta`` (d,): its one local step, divided by the learning rate."""
 
+    vectorisable = True
+
     def finish(self, job: Job, w: Tensor) -> Update:
         """``(x_1 - x) / lr``."""
         update = super().finish(job, w)

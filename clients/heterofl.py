@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from clients.sgd import SGDClient
 from fedsim.data.local import Batch
-from fedsim.errors import ConfigError
 from fedsim.exchange.payload import Update
 from fedsim.local.job import Job
 from fedsim.system.cost import forward_flops
@@ -36,24 +35,14 @@ class HeteroFLClient(SGDClient):
         return {**vars(self), "cache": {}}
 
     def setup(self, task: Task, layout: Layout) -> None:
-        """Refuse a model with BatchNorm; sub-models are built when they are first needed."""
-        if layout.buffer_dim:
-            raise ConfigError(
-                "strategy=heterofl: running statistics have no width; use GroupNorm (model.norm=group)"
-            )
+        """Forget another run's sub-models; they are built when they are first needed."""
         self.cache.clear()
 
     def fit(self, job: Job) -> Update:
         """Local SGD on the sub-model."""
-        model, effort = self._model(job, float(job.values["width"]))  # type: ignore[arg-type]
-        inner = replace(job, model=model, effort=effort)
-        try:
-            return super().fit(inner)
-        finally:
-            for name in ("samples", "gradients", "forwards", "steps"):
-                setattr(job, name, getattr(inner, name))
-
-    fit.stepwise = False  # type: ignore[attr-defined]  # models of several shapes cannot run as one
+        inner = copy.copy(job)  # its meter is the job's own
+        inner.model, inner.meter.effort = self._model(job, float(job.values["width"]))  # type: ignore[arg-type]
+        return super().fit(inner)
 
     def step(self, job: Job, w: Tensor, batch: Batch) -> Tensor:
         """Plain SGD; with ``mask`` on the masked loss."""

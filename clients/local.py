@@ -15,6 +15,8 @@ from fedsim.local.job import Job
 class LocalClient(Client):
     """Trains its own model, client state ``w`` (d,), from the common start; sends nothing."""
 
+    vectorisable = True
+
     def begin(self, job: Job, w: Tensor) -> Tensor:
         """Continue from the own model."""
         return w.copy_(job.state["w"]) if "w" in job.state else w

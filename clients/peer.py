@@ -19,19 +19,20 @@ class PeerClient(Client):
     it starts at zero each time.
     """
 
+    vectorisable = True
     keep_momentum: bool
 
     def begin(self, job: Job, w: Tensor) -> Tensor:
         """Take up the momentum."""
         if self.keep_momentum and "momentum" in job.state:
-            job.momentum = job.state["momentum"].clone()
+            job.sgd.momentum = job.state["momentum"].clone()
         return w
 
     def finish(self, job: Job, w: Tensor) -> Update:
         """Send the change of the model, keep the momentum."""
         update = replace(super().finish(job, w), weight=1.0)
-        if self.keep_momentum and job.momentum is not None:
-            return replace(update, state={"momentum": job.momentum.clone()})
+        if self.keep_momentum and job.sgd.momentum is not None:
+            return replace(update, state={"momentum": job.sgd.momentum.clone()})
         return update
 
     def test(self, job: Job) -> Update:

@@ -34,6 +34,7 @@ def sam_gradient(
 class SAMClient(SGDClient):
     """Local SAM steps (FedSAM)."""
 
+    vectorisable = True
     rho: float
 
     def step(self, job: Job, w: Tensor, batch: Batch) -> Tensor:

@@ -22,6 +22,7 @@ class ScaffoldClient(Client):
     ``c_i+ = c_i - c + (x^t - x_K) / (K lr)``, with the client's true K unless the message brings another.
     """
 
+    vectorisable = True
     option: int
     weighting: str
 
@@ -44,7 +45,7 @@ class ScaffoldClient(Client):
             change = job.full_gradient(job.anchor) - job.state["c"]
             delta = job.delta(w)
         else:
-            job.demand_gradient_steps("SCAFFOLD's option 2")
+            job.sgd.demand_gradient_steps("SCAFFOLD's option 2")
             delta = job.delta(w)
             steps = job.values.get("steps", job.num_steps)
             assert isinstance(steps, int | float)

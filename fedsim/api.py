@@ -22,6 +22,7 @@ from fedsim.run.assembly import assemble, describe, start_engine
 from fedsim.run.folder import enter, finished_summary, locked
 from fedsim.run.given import Given
 from fedsim.run.key import run_dir, run_key, run_name
+from fedsim.run.needs import check_task
 from fedsim.run.preparation import learning_task, load_data, settle
 from fedsim.run.summary import execute, summarise
 from fedsim.task.task import LossFn
@@ -155,6 +156,7 @@ def _run(
         trackers.phase("loading data")
         data = data or load_data(config, given, method)
         task = learning_task(config, given, data)
+        check_task(method, task, data)
         trackers.phase(f"starting the {config.engine.name} engine")
         engine = engine or start_engine(config)
         loop = assemble(config, given, method, task, data, engine, trackers, key)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -21,6 +21,7 @@ from fedsim.exchange.fold import Fold
 from fedsim.exchange.payload import Message
 from fedsim.server.exchanges import Server
 from fedsim.server.round import Round
+from fedsim.server.traits import Traits
 from fedsim.task.vectors import Weights
 from fedsim.topology.links import arrivals
 from fedsim.topology.mixing import SCHEMES, Mixing, mixing
@@ -60,8 +61,7 @@ class Peers(Strategy):
     bn_stats: str | None
     evaluate_peers: int | None
     client: Client = field(init=False)
-    buffers: str | None = field(init=False)  # type: ignore[misc]
-    peers: ClassVar[bool] = True
+    traits: ClassVar[Traits] = Traits(peers=True)
     fold: ClassVar[Fold] = {"delta": "stack"}
 
     def __post_init__(self) -> None:
@@ -86,7 +86,7 @@ class Peers(Strategy):
             raise ConfigError(f"strategy.{e}") from None
         self.correction = correction if self.averaging == "variance_corrected" else None
         self.client = PeerClient(keep_momentum=self.momentum == "keep")
-        self.buffers = self.bn_stats
+        self.traits = replace(self.traits, buffers=self.bn_stats)  # type: ignore[misc]
 
     def init(self, server: Server) -> State:
         """Every peer's first model."""

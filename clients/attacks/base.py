@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -37,6 +37,7 @@ class Attack:
     """
 
     fraction: float
+    omniscient: ClassVar[bool] = False  # whether ``collude`` computes it from what the honest clients sent
 
     def wear(self, client: Any, attackers: frozenset[int]) -> Any:
         """``client`` with this attack on; honest for all ids but ``attackers``."""
@@ -63,6 +64,7 @@ class Attacked:
     inner: Any
     attack: Attack
     attackers: frozenset[int]
+    vectorisable = False  # attackers differ from the others
 
     def __getattr__(self, name: str) -> Any:
         if name == "inner" or name.startswith("__"):

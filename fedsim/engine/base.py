@@ -7,7 +7,8 @@ from typing import Any, Protocol
 
 import torch
 
-from fedsim.engine.worker import Plan, Worker
+from fedsim.engine.assignments import Plan
+from fedsim.engine.worker import Worker
 from fedsim.errors import ConfigError
 
 

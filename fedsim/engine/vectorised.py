@@ -6,50 +6,109 @@ training are a prefix; where batch shapes differ within a step (last batches of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+import copy
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 from torch.func import functional_call, grad_and_value, vmap
 
 from fedsim.data.local import Batch
+from fedsim.engine.assignments import Broadcast, Chunk, Plan
+from fedsim.engine.resident import Resident, read_only
 from fedsim.errors import ClientError
-from fedsim.exchange.payload import Update
+from fedsim.exchange.payload import Payload, Update
+from fedsim.local.client import Stepwise
 from fedsim.local.job import Job
+from fedsim.local.kept import LocalPart
+from fedsim.task.vectors import FlatModel
 
-if TYPE_CHECKING:
-    from fedsim.engine.worker import Broadcast, Chunk, Worker
+Gradient = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-def wanted(wish: str, device: str) -> bool:
+class Trained(NamedTuple):
+    """A client's job and its update."""
+
+    job: Job
+    update: Update
+
+
+def wanted(plan: Plan) -> bool:
     """Whether chunks are to be vectorised: ``auto`` does on a GPU; on a CPU it was measured to lose."""
-    return wish == "on" or (wish == "auto" and device != "cpu")
+    return plan.vectorize == "on" or (plan.vectorize == "auto" and plan.device != "cpu")
 
 
-def possible(worker: Worker, broadcast: Broadcast, chunk: Chunk) -> bool:
-    """Whether this chunk can run vectorised: a step rule under the default ``fit``, and a model without BatchNorm
-    statistics or weights of its own, or dropout (whose draws per client cannot be those of the loop)."""
-    rule = getattr(worker.plan.client, broadcast.task, None)
-    return (
-        getattr(rule, "stepwise", False)
-        and worker.model.layout.buffer_dim == 0
-        and not worker.model.draws
-        and not worker.part.spans
-        and worker.plan.local.adam is None
-        and not chunk.each
-        and len(set(chunk.turns.values())) < 2
-        and len(chunk.clients) > 1
-    )
+def obstacle(plan: Plan, model: FlatModel) -> str | None:
+    """Why the clients of a run cannot be vectorised, or ``None``: a rule not declared so, weights or statistics of a
+    client's own, averaged statistics, dropout (whose draws per client cannot be those of the loop), Adam."""
+    name, layout = type(plan.client).__name__, model.layout
+    # asked of the class first: an object that passes on what it lacks would answer for the client that it wraps
+    if not hasattr(type(plan.client), "vectorisable") or not plan.client.vectorisable:
+        return f"{name} does not declare that its begin, step and finish are written over (..., d)"
+    if LocalPart.of(plan.buffers, layout, plan.client.keeps(layout)).spans:
+        return f"clients keep weights of their own ({name}, buffers={plan.buffers})"
+    if layout.buffer_dim:
+        return "the model has buffers (running statistics), which every client updates by itself"
+    if model.draws:
+        return "the model has dropout, drawn for each client by itself"
+    return "client.adam keeps moments of each client by itself" if plan.local.adam is not None else None
 
 
-@dataclass
-class ChunkJob(Job):
-    """The job of several clients: ``state``, ``keep`` and vectors carry a leading client axis."""
+def planned(plan: Plan, model: FlatModel) -> bool:
+    """Whether this run vectorises; warns where ``engine.vectorize=on`` asks for what cannot be."""
+    if not wanted(plan):
+        return False
+    why = obstacle(plan, model)
+    if why is not None and plan.vectorize == "on":
+        warnings.warn(
+            f"engine.vectorize=on: {type(plan.client).__name__} clients run one by one, since {why}; a class that may "
+            "run vectorised says `vectorisable = True`, and engine.vectorize=off says nothing",
+            stacklevel=2,
+        )
+    return why is None
 
-    members: Sequence[Job] = ()
-    gradient: Any = None
+
+def possible(broadcast: Broadcast, chunk: Chunk) -> bool:
+    """Whether this chunk can: local training of several clients, which differ in rows of the message at most."""
+    turns = {chunk.turns.get(c, broadcast.round) for c in chunk.clients}
+    return broadcast.task == "fit" and not chunk.each and len(turns) < 2 and len(chunk.clients) > 1
+
+
+class ChunkJob:
+    """What ``begin`` and ``step`` see of the jobs of several clients: the part of ``Job`` that holds for all of them.
+
+    ``state``, ``keep``, vectors and what each client receives by itself carry a leading client axis. What belongs to
+    one client (``client``, ``data``, ``rng``, ...) is not here: the chunk that asks for it runs one by one.
+    """
+
+    def __init__(self, members: Sequence[Job], gradient: Gradient, rows: Iterable[str]):
+        first = members[0]
+        self.members, self._gradient, self._rows = members, gradient, tuple(rows)
+        self.task, self.local, self.round, self.seed = first.task, first.local, first.round, first.seed
+        self.values, self.layout, self.lr = first.values, first.layout, first.lr
+        own = {k: torch.stack([job.message.arrays[k] for job in members]) for k in self._rows}
+        self.message = Payload({**first.message.arrays, **own}, first.values)
+        self.sgd = copy.copy(first.sgd)
+        self.state = {k: torch.stack([job.state[k] for job in members]) for k in first.state}
+        self.keep: dict[str, Tensor] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(
+            f"job.{name} belongs to one client, or is nothing that a job has; several clients are computed at once "
+            "here: take it out of begin and step, or set vectorisable = False on the client's class"
+        )
+
+    @property
+    def anchor(self) -> Tensor:
+        """The received vector (d,), or (C, d) where each client receives its own; read-only."""
+        return self.message.arrays["w"]
+
+    @property
+    def steps(self) -> int:
+        """Mini-batch steps done so far, the same for all that still train."""
+        return self.members[0].steps
 
     def grad(
         self, w: Tensor, batch: Batch, *, again: bool = False, loss: Any = None, forward: Any = None
@@ -58,105 +117,94 @@ class ChunkJob(Job):
         if loss is not None or forward is not None:
             raise ClientError("a loss of its own per step cannot be vectorised; use engine.vectorize=off")
         for job in self.members:
-            job.gradients += batch.x.shape[1]
-        g, values = self.gradient(w, batch.x, batch.y)
+            job.meter.backward(batch.x.shape[1])
+        g, values = self._gradient(w, batch.x, batch.y)
         if not again:
             for job, value in zip(self.members, values.unbind(), strict=True):
-                job.losses.append(value)
-        return g  # type: ignore[no-any-return]
+                job.meter.losses.append(value)
+        return g
 
-    def group(self, rows: list[int]) -> ChunkJob:
+    def descend(self, w: Tensor, batch: Batch, *, loss: Any = None, forward: Any = None) -> Tensor:
+        """One plain local step of every client."""
+        return self.sgd(w, self.grad(w, batch, loss=loss, forward=forward))
+
+    def group(self, rows: list[int], index: Tensor) -> ChunkJob:
         """The same job for some of its clients."""
-        if len(rows) == len(self.members):
-            return self
-        index = torch.tensor(rows)
-        part = replace(self, members=[self.members[i] for i in rows])
+        part = copy.copy(self)
+        part.members = [self.members[i] for i in rows]
+        part.sgd = self.sgd.rows(index)
         part.state = {k: v[index] for k, v in self.state.items()}
         part.keep = {k: v[index] if v.dim() > 1 else v for k, v in self.keep.items()}
-        part.own_anchor = None if self.own_anchor is None else self.own_anchor[index]
-        part.momentum = None if self.momentum is None else self.momentum[index]
-        part.clipped = self.clipped[index] if isinstance(self.clipped, Tensor) else self.clipped
+        own = {k: self.message.arrays[k][index] for k in self._rows}
+        part.message = Payload({**self.message.arrays, **own}, self.values)
         return part
 
+    def member(self, i: int) -> Job:
+        """The job of one client after the last step."""
+        job, sgd = self.members[i], self.sgd
+        job.keep = {k: v[i] if v.dim() > 1 else v for k, v in self.keep.items()}
+        job.sgd.momentum = None if sgd.momentum is None else sgd.momentum[i]
+        job.sgd.clipped = int(sgd.clipped[i]) if isinstance(sgd.clipped, Tensor) else sgd.clipped
+        return job
 
-@dataclass
-class _Schedule:
-    """Batches of all members, read ahead by one so that finished clients are known."""
 
-    members: Sequence[Job]
-    feeds: list[Any] = field(default_factory=list)
+def train(resident: Resident, broadcast: Broadcast, chunk: Chunk) -> dict[int, Trained]:
+    """Updates of the chunk's clients that have steps to do, with the job each belongs to."""
+    client = cast(Stepwise, resident.client)
+    jobs = [resident.job(broadcast, chunk, c) for c in chunk.clients]
+    with read_only(jobs):
+        for job in jobs:
+            client.prepare(job)
+        jobs = sorted((j for j in jobs if j.num_steps), key=lambda j: -j.num_steps)
+        if len(jobs) < 2 or len({tuple(sorted(j.state)) for j in jobs}) > 1:
+            return {}
+        whole = ChunkJob(jobs, _gradient(resident), chunk.rows)
+        w = _walk(client, whole)
+        done = {}
+        for i, job in enumerate(jobs):
+            update = resident.checked(job, client.finish(whole.member(i), w[i]), "finish")
+            done[job.client] = Trained(job, update)
+        return done
 
-    def __post_init__(self) -> None:
-        self.feeds = [job.batches() for job in self.members]
 
-    def step(self) -> dict[tuple[Any, ...], list[tuple[int, Batch]]]:
-        """The next batch of every client that has one, by shape."""
+def _walk(client: Stepwise, whole: ChunkJob) -> Tensor:
+    """All steps of all clients: their final weights (C, d)."""
+    w = client.begin(cast(Job, whole), torch.stack([j.anchor for j in whole.members]))
+    for groups in _steps(whole.members):
+        for group in groups:
+            rows = [i for i, _ in group]
+            batch = Batch(torch.stack([b.x for _, b in group]), torch.stack([b.y for _, b in group]))
+            if len(rows) == len(whole.members):
+                w = client.step(cast(Job, whole), w, batch)
+            else:
+                index = torch.tensor(rows)
+                part = whole.group(rows, index)
+                w[index] = client.step(cast(Job, part), w[index], batch)
+                whole.sgd.put_back(index, part.sgd, len(whole.members))
+    return w
+
+
+def _steps(members: Sequence[Job]) -> Iterator[list[list[tuple[int, Batch]]]]:
+    """The next batch of every client that has one, in groups of one shape, until none has."""
+    feeds = [job.batches() for job in members]
+    while True:
         groups: dict[tuple[Any, ...], list[tuple[int, Batch]]] = {}
-        for i, feed in enumerate(self.feeds):
+        for i, feed in enumerate(feeds):
             batch = next(feed, None)
             if batch is not None:
                 groups.setdefault((tuple(batch.x.shape), tuple(batch.y.shape)), []).append((i, batch))
-        return groups
+        if not groups:
+            return
+        yield list(groups.values())
 
 
-def train(worker: Worker, broadcast: Broadcast, chunk: Chunk) -> dict[int, tuple[Job, Update]]:
-    """Updates of the chunk's clients that have steps to do, with the job each belongs to."""
-    jobs = [worker.job(broadcast, chunk, c) for c in chunk.clients]
-    if (prepare := getattr(worker.plan.client, "prepare", None)) is not None:
-        for job in jobs:
-            prepare(job)
-    jobs = sorted((j for j in jobs if j.num_steps), key=lambda j: -j.num_steps)
-    if len(jobs) < 2 or len({tuple(sorted(j.state)) for j in jobs}) > 1:
-        return {}
-    client, first = worker.plan.client, jobs[0]
-    state = {k: torch.stack([j.state[k] for j in jobs]) for k in first.state}
-    shared = {k: v for k, v in vars(first).items() if k in Job.__dataclass_fields__}
-    whole = ChunkJob(**{**shared, "state": state, "keep": {}, "losses": []}, members=jobs)
-    whole.gradient = _gradient(worker)
-    if chunk.rows:
-        whole.own_anchor = torch.stack([j.anchor for j in jobs])
-    w = client.begin(whole, torch.stack([j.anchor for j in jobs]))  # type: ignore[attr-defined]
-    schedule = _Schedule(jobs)
-    while groups := schedule.step():
-        for members in groups.values():
-            rows = [i for i, _ in members]
-            batch = Batch(torch.stack([b.x for _, b in members]), torch.stack([b.y for _, b in members]))
-            job = whole.group(rows)
-            if job is whole:
-                w = client.step(job, w, batch)  # type: ignore[attr-defined]
-            else:
-                index = torch.tensor(rows)
-                w[index] = client.step(job, w[index], batch)  # type: ignore[attr-defined]
-                _put_back(whole, job, index)
-    return {job.client: (job, _finish(client, whole, i, w[i])) for i, job in enumerate(jobs)}
-
-
-def _finish(client: Any, whole: ChunkJob, i: int, w: Tensor) -> Update:
-    job = whole.members[i]
-    job.keep = {k: v[i] if v.dim() > 1 else v for k, v in whole.keep.items()}
-    job.momentum = None if whole.momentum is None else whole.momentum[i]
-    job.clipped = int(whole.clipped[i]) if isinstance(whole.clipped, Tensor) else whole.clipped
-    update: Update = client.finish(job, w)
-    return update
-
-
-def _put_back(whole: ChunkJob, part: ChunkJob, index: Tensor) -> None:
-    if part.momentum is not None:
-        if whole.momentum is None:
-            whole.momentum = part.momentum.new_zeros((len(whole.members), part.momentum.shape[-1]))
-        whole.momentum[index] = part.momentum
-    if isinstance(part.clipped, Tensor):
-        if not isinstance(whole.clipped, Tensor):
-            whole.clipped = part.clipped.new_zeros((len(whole.members), 1))
-        whole.clipped[index] = part.clipped
-
-
-def _gradient(worker: Worker) -> Any:
+def _gradient(resident: Resident) -> Gradient:
     """``(w (C, d), x (C, B, ...), y (C, B, ...)) -> gradients (C, d), losses (C,)``."""
-    module, layout, loss = worker.model.module, worker.model.layout, worker.plan.task.loss
+    model, loss, device = resident.model, resident.plan.task.loss, resident.model.w.device.type
 
     def value(w: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        params: Mapping[str, Tensor] = {s.name: w[s.span].view(s.shape) for s in layout.params}
-        return loss(functional_call(module, dict(params), (x,)), y)
+        params: Mapping[str, Tensor] = {s.name: w[s.span].view(s.shape) for s in model.layout.params}
+        with torch.autocast(device, model.autocast, enabled=model.autocast is not None):
+            return loss(functional_call(model.module, dict(params), (x,)), y)
 
     return vmap(grad_and_value(value))

@@ -12,15 +12,15 @@ from typing import Any
 from flwr.serverapp import Grid
 
 from fedsim.config.schema import FlowerConfig
+from fedsim.engine.assignments import Broadcast, Chunk, ChunkResult, Plan
 from fedsim.engine.base import SerialEngine
-from fedsim.engine.worker import Broadcast, Chunk, ChunkResult, Plan
 from fedsim.errors import CheckpointError, ClientError
 from fedsim.exchange.fold import Folder
 from fedsim.exchange.payload import Payload
-from fedsim.flower.asking import Exchange
+from fedsim.flower.asking import GridExchange
 from fedsim.flower.nodes import Nodes
 from fedsim.flower.standing import content
-from fedsim.flower.wire import Answer, Records, ask_records, failed, shared_records, stamp_state
+from fedsim.flower.wire import NodeAnswer, Records, ask_records, failed, shared_records, stamp_state
 from fedsim.server import checkpoint
 
 
@@ -87,7 +87,7 @@ class FlowerEngine:
         )
         self._nodes.event("exchange", round=broadcast.round + 1, exchange=number, task=broadcast.task)
         place = {client: chunk for chunk in chunks for client in chunk.clients}
-        exchange = Exchange(
+        exchange = GridExchange(
             grid=self._grid,
             nodes=self._nodes,
             clients=list(place),
@@ -110,7 +110,7 @@ class FlowerEngine:
             self._standing = broadcast.standing, content(broadcast.standing)
         return shared_records(broadcast, self._standing[1])
 
-    def _fold(self, broadcast: Broadcast, chunk: Chunk, exchange: Exchange, number: int) -> ChunkResult:
+    def _fold(self, broadcast: Broadcast, chunk: Chunk, exchange: GridExchange, number: int) -> ChunkResult:
         """A chunk's sums in client order, as ``Worker.run`` makes them."""
         folder = Folder(broadcast.fold)
         result = ChunkResult(folder, [], {})
@@ -128,7 +128,7 @@ class FlowerEngine:
         result.folder = folder.cpu()
         return result
 
-    def _checked(self, folder: Folder, answer: Answer) -> Answer:
+    def _checked(self, folder: Folder, answer: NodeAnswer) -> NodeAnswer:
         """The answer, refused if it does not fit those folded before it."""
         if answer.outcome.kind == "ok":
             try:
@@ -137,7 +137,7 @@ class FlowerEngine:
                 return failed(answer, str(error))
         return answer
 
-    def _note(self, broadcast: Broadcast, number: int, answer: Answer) -> None:
+    def _note(self, broadcast: Broadcast, number: int, answer: NodeAnswer) -> None:
         """What a simulation would not do by itself, for the replay."""
         outcome = answer.outcome
         about = {"round": broadcast.round + 1, "exchange": number, "task": broadcast.task}

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from fedsim.engine.assignments import Chunk, ChunkResult
 from fedsim.engine.base import SerialEngine
-from fedsim.engine.worker import Chunk, ChunkResult
 from fedsim.errors import ConfigError
 from fedsim.exchange.payload import Outcome
 from fedsim.tracking import read_rows

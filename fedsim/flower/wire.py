@@ -15,7 +15,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
-from fedsim.engine.worker import Broadcast, Chunk
+from fedsim.engine.assignments import Broadcast, Chunk
 from fedsim.errors import EngineError
 from fedsim.exchange.payload import Outcome, Payload
 
@@ -43,7 +43,7 @@ class Ask:
 
 
 @dataclass(frozen=True)
-class Answer:
+class NodeAnswer:
     """What one client sent: its row of the log and, if it contributed, its update."""
 
     outcome: Outcome
@@ -101,7 +101,7 @@ def read_ask(content: RecordDict) -> Ask:
     return Ask(about["run"], about["exchange"], cast(Stamp | None, state), broadcast, chunk, held)
 
 
-def answer_records(answer: Answer) -> RecordDict:
+def answer_records(answer: NodeAnswer) -> RecordDict:
     """Content of a reply."""
     o, plain = answer.outcome, dict[str, Any]()
     records: Records = {}
@@ -118,13 +118,13 @@ def answer_records(answer: Answer) -> RecordDict:
     return RecordDict({**whole, **{f"outcome.{k}": v for k, v in records.items()}})
 
 
-def read_answer(content: RecordDict) -> Answer:
+def read_answer(content: RecordDict) -> NodeAnswer:
     """The inverse of :func:`answer_records`; ``bytes_up`` is counted here, from what arrived."""
     about, flags = _taken(content, "outcome"), config_of(content, "flags")
     update, fatal = about.pop("update"), about.pop("fatal", "")
     metrics = dict(cast(Mapping[str, Any], content["metrics"]))
     about |= {"values": update.values, "metrics": metrics, "bytes_up": update.nbytes}
-    return Answer(Outcome(**about), update.arrays, **flags, fatal=fatal)
+    return NodeAnswer(Outcome(**about), update.arrays, **flags, fatal=fatal)
 
 
 def config_of(content: RecordDict, name: str) -> dict[str, Any]:
@@ -145,12 +145,12 @@ def read_stamp(state: Mapping[str, Tensor]) -> Stamp | None:
     return round, exchange
 
 
-def absent(client: int, kind: str, reason: str) -> Answer:
+def absent(client: int, kind: str, reason: str) -> NodeAnswer:
     """The answer of a client that sent none."""
-    return Answer(Outcome(client, kind, reason=reason))
+    return NodeAnswer(Outcome(client, kind, reason=reason))
 
 
-def failed(answer: Answer, reason: str) -> Answer:
+def failed(answer: NodeAnswer, reason: str) -> NodeAnswer:
     """The same answer, made unusable."""
     return replace(answer, outcome=replace(answer.outcome, kind="failed", reason=reason), arrays={})
 

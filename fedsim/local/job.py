@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fedsim import rng
+from fedsim.config.schema import ClientConfig
 from fedsim.data.federated import FederatedData
 from fedsim.data.local import Batch, LocalData
 from fedsim.data.longtail import class_groups
-from fedsim.exchange.payload import Payload, Update, Value
+from fedsim.exchange.payload import Payload, Value
 from fedsim.local.kept import LocalPart
+from fedsim.local.meter import Meter
 from fedsim.local.optimiser import LocalSteps
 from fedsim.local.work import local_epochs, num_steps
 from fedsim.task.evaluation import evaluate, mean_of, measured
@@ -26,31 +28,23 @@ from fedsim.task.task import Task
 from fedsim.task.vectors import FlatModel
 
 
-class ClientLike(Protocol):
-    """The local half of a method as the engines see it (see ``clients.base.Client``)."""
-
-    def setup(self, task: Task, layout: Layout) -> None:
-        """Once per worker, before the first job."""
-
-    def init_state(self, layout: Layout) -> dict[str, Tensor]:
-        """State of a client that never took part."""
-
-    def fit(self, job: Job) -> Update:
-        """Local training."""
-
-
 @dataclass(kw_only=True)
-class Job(LocalSteps):
-    """One client (or, vectorised, one chunk of clients) in one exchange.
+class Job:
+    """One client in one exchange: what it received and kept, its samples, and what it can do with them.
 
-    ``anchor`` (d,) is the received global vector and must not be written to; ``state`` holds what the client kept;
-    ``lr`` is this round's local learning rate. Vectors carry leading client axes when a chunk is vectorised, so local
-    rules are written over ``(..., d)``.
+    A local rule is written with ``job.grad``, ``job.descend`` and ``job.sgd`` on vectors (..., d), ``job.anchor``,
+    ``job.message``, ``job.state``, ``job.keep`` and ``job.steps``; these alone are there when a chunk of clients is
+    computed at once (``fedsim.engine.vectorised.ChunkJob``). What is done only once in a job may use everything.
+
+    ``state`` holds what the client kept; it, the message and ``anchor`` must not be written to. The parts: ``sgd``, the
+    local optimiser, called for a step; ``meter``, what the job has cost; ``local_part``, what never leaves the client.
     """
 
     client: int
+    round: int
     task: Task
     model: FlatModel
+    local: ClientConfig
     seed: int
     message: Payload
     state: Mapping[str, Tensor]
@@ -58,16 +52,16 @@ class Job(LocalSteps):
     keep: dict[str, Tensor] = field(default_factory=dict)  # constants set in ``begin``: (..., d), or (..., 1)
     metrics: dict[str, float] = field(default_factory=dict)  # reported beside the training loss
     purpose: str = "fit"
-    steps: int = 0  # done so far
-    samples: int = 0  # seen so far
-    gradients: float = 0  # samples taken through a forward and a backward pass so far, times `effort`
-    forwards: float = 0  # samples taken through a forward pass alone so far, times `effort`
-    effort: float = 1  # what this client's model costs, as a share of the whole model
     most_steps: int | None = None  # the device's time allows no more
     local_part: LocalPart = field(default_factory=LocalPart)
-    own_anchor: Tensor | None = None
-    kept: dict[str, Tensor] | None = None
-    losses: list[Tensor] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.sgd = LocalSteps(self.local, self.round)
+        self.meter = Meter()
+        self.kept: dict[str, Tensor] | None = None  # the local part after training, put aside by ``delta``
+        self._anchor: Tensor | None = None
+
+    # -- what the client has ----------------------------------------------------------------------------------------
 
     @cached_property
     def data(self) -> LocalData:
@@ -85,11 +79,6 @@ class Job(LocalSteps):
         return int(self.source.client_domains[self.client])
 
     @property
-    def domain_test(self) -> LocalData | None:
-        """Test samples of this client's domain, if there are any."""
-        return self.source.domain_test(self.client, self.model.w.dtype)
-
-    @property
     def test(self) -> LocalData | None:
         """The common test set, if there is one."""
         return self.source.test_data(self.model.w.dtype)
@@ -105,6 +94,16 @@ class Job(LocalSteps):
         return HeadSlots.of(self.layout)
 
     @property
+    def lr(self) -> float:
+        """This round's local learning rate."""
+        return self.sgd.lr
+
+    @property
+    def steps(self) -> int:
+        """Mini-batch steps done so far."""
+        return self.meter.steps
+
+    @property
     def num_steps(self) -> int:
         """Local steps K that ``batches`` will give."""
         steps = num_steps(self.local, len(self.data), self.epochs, self._smallest)
@@ -118,7 +117,7 @@ class Job(LocalSteps):
     @property
     def anchor(self) -> Tensor:
         """The received global vector ``(d,)``, read-only (with this client's own norm weights, where it keeps them)."""
-        return self.message.arrays["w"] if self.own_anchor is None else self.own_anchor
+        return self.message.arrays["w"] if self._anchor is None else self._anchor
 
     @property
     def values(self) -> Mapping[str, Value]:
@@ -134,23 +133,22 @@ class Job(LocalSteps):
         received = self.message.arrays["w"]
         w = self.model.load(received, self.message.arrays.get("buffers"))
         if self.local_part.overlay(self.model, self.state):
-            self.own_anchor = w.clone()
+            self._anchor = w.clone()
         return w
 
     def restart(self) -> None:
-        """Begin a second phase of local training: momentum, losses and counted steps start anew, samples add up."""
-        self.momentum, self.losses, self.steps, self.clipped = None, [], 0, 0
+        """Begin a second phase of local training: optimiser, losses and counted steps start anew, samples add up."""
+        self.sgd.restart()
+        self.meter.restart()
 
     def delta(self, w: Tensor) -> Tensor:
         """``w - anchor`` (d,), in place, for the update; what stays with the client is kept and not sent."""
         self.kept = self.local_part.keep(self.model, w)
-        return self.shared(w.sub_(self.anchor))
+        return self.local_part.zero(w.sub_(self.anchor))
 
     def shared(self, v: Tensor) -> Tensor:
         """``v`` (..., d), in place, with zeros where parameters stay with the client."""
-        for span in self.local_part.spans:
-            v[..., span] = 0
-        return v
+        return self.local_part.zero(v)
 
     def batches(self, purpose: str = "batches", epochs: int | None = None) -> Iterator[Batch]:
         """This round's mini-batches, by the configured epochs or steps, batch size and order.
@@ -158,7 +156,7 @@ class Job(LocalSteps):
         Another ``purpose`` gives another order, for a phase of its own; ``epochs`` replaces the configured work. A
         last batch of one sample is left out where the model has BatchNorm, which cannot train on it.
         """
-        local = self.local
+        local, meter = self.local, self.meter
         for block in self.data.blocks(
             local.batch_size,
             epochs=self.epochs if epochs is None else epochs,
@@ -169,8 +167,8 @@ class Job(LocalSteps):
         ):
             for batch in block:
                 yield batch
-                self.steps += 1
-                self.samples += batch.x.shape[0]
+                meter.steps += 1
+                meter.samples += batch.x.shape[0]
 
     @property
     def _smallest(self) -> int:
@@ -190,11 +188,12 @@ class Job(LocalSteps):
         ``again=True`` for a further gradient on the same batch: same dropout masks, running statistics untouched, and
         the loss is not logged twice. ``loss(output, y)`` and ``forward(model, x)`` replace the task's.
         """
+        meter = self.meter
+        meter.backward(batch.x.shape[0])
         loss = loss or self.task.loss
-        self.gradients += self.effort * len(batch.x)
         g, value = self.model.grad(w, batch.x, batch.y, loss, again=again, forward=forward)
         if not again:
-            self.losses.append(value)
+            meter.losses.append(value)
         return g
 
     def descend(
@@ -207,18 +206,18 @@ class Job(LocalSteps):
     ) -> Tensor:
         """One plain local step, ``sgd(w, grad(w, batch, loss=loss, forward=forward))``; cheaper where nothing has to
         see the whole gradient."""
-        model = self.model
-        if not self.plain or w is not model.w:
-            return self.sgd(w, self.grad(w, batch, loss=loss, forward=forward))
+        model, sgd, meter = self.model, self.sgd, self.meter
+        if not sgd.plain or w is not model.w:
+            return sgd(w, self.grad(w, batch, loss=loss, forward=forward))
         x, y = batch
-        self.gradients += self.effort * x.shape[0]
-        value = model.descend(x, y, loss or self.task.loss, self.lr, self.local.weight_decay, forward)
-        self.losses.append(value)
+        meter.backward(x.shape[0])
+        value = model.descend(x, y, loss or self.task.loss, sgd.lr, self.local.weight_decay, forward)
+        meter.losses.append(value)
         return w
 
     def forward(self, w: Tensor, x: Tensor, call: Callable[[nn.Module, Tensor], Tensor]) -> Tensor:
         """``call(model, x)`` at ``w`` (d,), without gradient and without touching running statistics."""
-        self.forwards += self.effort * len(x)
+        self.meter.forward(len(x))
         return self.model.apply(w, x, call)
 
     def full_gradient(self, w: Tensor, batch_size: int = 512) -> Tensor:
@@ -242,7 +241,7 @@ class Job(LocalSteps):
 
     def measure(self, data: LocalData, w: Tensor, batch_size: int = 512) -> dict[str, float]:
         """The same of ``w`` (d,) with the statistics that the model has at the moment."""
-        self.forwards += self.effort * len(data)
+        self.meter.forward(len(data))
         rows = torch.split(torch.arange(len(data)), batch_size)
         return mean_of(evaluate(self.model, w, data, self.task, rows), self._groups)
 
@@ -259,16 +258,9 @@ class Job(LocalSteps):
     def _groups(self) -> np.ndarray | None:
         return class_groups(self.source.class_counts(self.client)) if self.task.by_class else None
 
-    def part_is_missing(self, update: Update) -> bool:
-        """Whether weights that stay with the client would be lost: trained, but not put aside by ``delta``."""
-        return bool(self.local_part.spans) and "delta" in update.arrays and self.kept is None
-
     def report(self) -> dict[str, float]:
         """Metrics of the local training so far: mean loss over steps, steps, share of clipped steps."""
-        out = dict(self.metrics)
-        if self.losses:
-            out["train_loss"] = sum(loss.item() for loss in self.losses) / len(self.losses)
-            out["steps"] = float(self.steps)
-            if self.local.clip_norm is not None:
-                out["clipped"] = float(self.clipped) / self.steps if self.steps else 0.0
+        out = {**self.metrics, **self.meter.report()}
+        if "steps" in out and self.local.clip_norm is not None:
+            out["clipped"] = float(self.sgd.clipped) / self.steps if self.steps else 0.0
         return out

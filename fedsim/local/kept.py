@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fedsim.errors import ConfigError
+from fedsim.exchange.payload import Update
 from fedsim.task.layout import Layout
 from fedsim.task.vectors import FlatModel
 
@@ -50,3 +51,13 @@ class LocalPart:
         if self.buffers:
             out["local/buffers"] = model.buffers.clone()
         return out
+
+    def zero(self, v: Tensor) -> Tensor:
+        """``v`` (..., d), in place, with zeros where parameters stay with the client."""
+        for span in self.spans:
+            v[..., span] = 0
+        return v
+
+    def is_lost(self, update: Update, kept: Mapping[str, Tensor] | None) -> bool:
+        """Whether weights that stay with the client would be lost: trained and sent, but not ``kept``."""
+        return bool(self.spans) and "delta" in update.arrays and kept is None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
 
 import torch
 from torch import Tensor
@@ -11,24 +11,28 @@ from fedsim.config.schema import AdamConfig, ClientConfig
 from fedsim.errors import ClientError
 
 
-@dataclass(kw_only=True)
 class LocalSteps:
-    """SGD with weight decay, clipping and momentum, or Adam, as configured; anew every round."""
+    """SGD with weight decay, clipping and momentum, or Adam, as configured; anew every round.
 
-    local: ClientConfig
-    round: int
-    momentum: Tensor | None = None
-    moments: tuple[Tensor, Tensor] | None = None  # Adam's
-    adam_steps: int = 0
-    clipped: int | Tensor = 0  # steps that were clipped; (C, 1) when vectorised
+    ``steps(w, g)`` makes one step. ``lr`` is the learning rate of ``round``; ``momentum`` (..., d) is ``None`` before
+    the first step with momentum; ``clipped`` counts the steps that were clipped, (C, 1) when C clients step at once.
+    """
 
-    def __post_init__(self) -> None:
-        local = self.local
-        # local learning rate of this round, and whether a step is w <- (1 - lr weight_decay) w - lr g
-        self.lr = float(local.lr * local.lr_decay**self.round)
+    def __init__(self, local: ClientConfig, round: int):
+        self.local = local
+        self.lr = float(local.lr * local.lr_decay**round)
+        # whether a step is w <- (1 - lr weight_decay) w - lr g
         self.plain = local.clip_norm is None and not local.momentum and not local.adam
+        self.restart()
 
-    def sgd(self, w: Tensor, g: Tensor, correction: Tensor | None = None, decay: float = 0.0) -> Tensor:
+    def restart(self) -> None:
+        """At rest, as before the first step: for a second phase of local training."""
+        self.momentum: Tensor | None = None
+        self.moments: tuple[Tensor, Tensor] | None = None  # Adam's
+        self.adam_steps = 0
+        self.clipped: int | Tensor = 0
+
+    def __call__(self, w: Tensor, g: Tensor, correction: Tensor | None = None, decay: float = 0.0) -> Tensor:
         """One local step in place: ``w <- w - lr (v + (weight_decay + decay) w)`` with ``v = clip(g + correction)``.
 
         ``g`` is consumed. Clipping bounds the norm over the whole vector, ``v min(1, G / (|v| + 1e-6))``, and leaves
@@ -67,6 +71,24 @@ class LocalSteps:
             raise ClientError(
                 f"{who} reads gradients back from the local steps; use client=sgd instead of adam"
             )
+
+    def rows(self, index: Tensor) -> LocalSteps:
+        """Those of some of the clients that step at once, by position (c,)."""
+        part = copy.copy(self)
+        part.momentum = None if self.momentum is None else self.momentum[index]
+        part.clipped = self.clipped[index] if isinstance(self.clipped, Tensor) else self.clipped
+        return part
+
+    def put_back(self, index: Tensor, part: LocalSteps, count: int) -> None:
+        """Take over what has become of ``part``, the ``rows(index)`` of ``count`` clients."""
+        if part.momentum is not None:
+            if self.momentum is None:
+                self.momentum = part.momentum.new_zeros((count, part.momentum.shape[-1]))
+            self.momentum[index] = part.momentum
+        if isinstance(part.clipped, Tensor):
+            if not isinstance(self.clipped, Tensor):
+                self.clipped = part.clipped.new_zeros((count, 1))
+            self.clipped[index] = part.clipped
 
     def _adam(self, g: Tensor, adam: AdamConfig) -> Tensor:
         """Adam's direction (d,) for the gradient ``g``; moments are this job's own."""

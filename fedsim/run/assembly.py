@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig
 
@@ -24,6 +23,7 @@ from fedsim.server.clientstore import ClientStore
 from fedsim.server.collusion import conspiracy
 from fedsim.server.exchanges import Server
 from fedsim.server.loop import Loop
+from fedsim.server.traits import StrategyLike
 from fedsim.task.task import Task
 from fedsim.task.vectors import FlatModel
 from fedsim.tracking import RunInfo, Trackers
@@ -48,7 +48,7 @@ def start_engine(config: DictConfig) -> Engine:
 def assemble(
     config: DictConfig,
     given: Given,
-    method: Any,
+    method: StrategyLike,
     task: Task,
     data: FederatedData,
     engine: Engine,
@@ -60,8 +60,7 @@ def assemble(
     folder, start = run_dir(config), FlatModel(copy.deepcopy(task.model), initial.DTYPES[config.dtype])
     clock, topology = participants.clock(config, task, data, start.layout.dim), participants.topology(config)
     work = plan(config, method, task, data, clock)
-    if hasattr(method, "setup"):
-        method.setup(task, start.layout)
+    method.setup(task, start.layout)
     engine.start(work)
     checkpoints = typed(config.checkpoint, CheckpointConfig)
     server = Server(
@@ -75,8 +74,7 @@ def assemble(
         states=ClientStore(folder / "checkpoint", checkpoints.memory_mb << 20),
         seed=config.seed,
         dtype=work.dtype,
-        chunks=config.engine.chunks
-        or (VECTORISED_CHUNKS if vectorised.wanted(work.vectorize, work.device) else 0),
+        chunks=config.engine.chunks or (VECTORISED_CHUNKS if vectorised.planned(work, start) else 0),
         share_buffers=work.buffers == "average",
         test_labels=None if data.dataset.test is None else data.dataset.test.y[data.test_rows],
         own_tests=data.local_test,
@@ -106,11 +104,11 @@ def assemble(
     )
 
 
-def _cohorts(config: DictConfig, given: Given, method: Any) -> list[list[int]] | None:
-    """The cohorts handed over, if there are any and the method can be told."""
+def _cohorts(config: DictConfig, given: Given, method: StrategyLike) -> list[list[int]] | None:
+    """The cohorts handed over, if there are any and the method takes cohorts."""
     if given.cohorts is None:
         return None
-    if getattr(method, "asynchronous", False):
+    if method.traits.asynchronous:
         raise ConfigError("cohorts: an asynchronous method starts clients by itself; leave cohorts out")
     return check_cohorts(given.cohorts, config.rounds, config.num_clients)
 

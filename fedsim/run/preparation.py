@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from omegaconf import DictConfig
 
@@ -13,12 +12,13 @@ from fedsim.config.parts import typed
 from fedsim.config.schema import ClientConfig, EmbedConfig, FailureConfig
 from fedsim.data.embedding import embedded
 from fedsim.data.federated import FederatedData
+from fedsim.engine.assignments import Plan
 from fedsim.engine.base import pick_device
-from fedsim.engine.worker import Plan
 from fedsim.errors import ConfigError
 from fedsim.run import initial, participants, samples
 from fedsim.run.given import Given
 from fedsim.sampling.cohort import check_cohorts
+from fedsim.server.traits import StrategyLike
 from fedsim.system.clock import Clock
 from fedsim.task.task import Task, cross_entropy
 
@@ -44,7 +44,7 @@ def settle(config: DictConfig, given: Given) -> None:
     given.record(config)
 
 
-def load_data(config: DictConfig, given: Given, method: Any) -> FederatedData:
+def load_data(config: DictConfig, given: Given, method: StrategyLike) -> FederatedData:
     """Clients as handed over, or the configured source, split; all in one place if that is what the method is for."""
     if given.clients is not None:
         data = samples.given_clients(config, given.clients, given.test, given.domains)
@@ -54,7 +54,7 @@ def load_data(config: DictConfig, given: Given, method: Any) -> FederatedData:
         device = pick_device(config.engine.device)
         made = embedded(data.dataset, config.encoder, typed(config.embed, EmbedConfig), device)
         data = replace(data, dataset=made)
-    return data.pooled() if getattr(method, "pooled", False) else data
+    return data.pooled() if method.traits.pooled else data
 
 
 def learning_task(config: DictConfig, given: Given, data: FederatedData) -> Task:
@@ -67,7 +67,9 @@ def learning_task(config: DictConfig, given: Given, data: FederatedData) -> Task
     return Task(model, given.loss or cross_entropy, by_class=by_class, example=example.x)
 
 
-def plan(config: DictConfig, method: Any, task: Task, data: FederatedData, clock: Clock | None) -> Plan:
+def plan(
+    config: DictConfig, method: StrategyLike, task: Task, data: FederatedData, clock: Clock | None
+) -> Plan:
     """All that a worker must know, in a simulation or at a client's node."""
     local = typed(config.client, ClientConfig)
     attack, attackers = participants.attack(config)
@@ -79,9 +81,9 @@ def plan(config: DictConfig, method: Any, task: Task, data: FederatedData, clock
         failures=typed(config.failures, FailureConfig),
         seed=config.seed,
         dtype=initial.DTYPES[config.dtype],
-        buffers=getattr(method, "buffers", None) or config.buffers,
+        buffers=method.traits.buffers or config.buffers,
         threads=config.engine.threads,
         device=pick_device(config.engine.device),
         vectorize=config.engine.vectorize,
-        classes=participants.classes(config, local, method, data.num_clients, clock),
+        classes=participants.client_classes(config, local, method, data.num_clients, clock),
     )

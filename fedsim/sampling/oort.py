@@ -48,6 +48,7 @@ class Oort(Sampler):
     choice: float
     loss: str
     remembers: ClassVar[bool] = True
+    by_time: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for name in ("explore", "decay", "least", "duration", "pace", "clip", "cutoff"):

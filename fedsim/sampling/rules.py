@@ -26,6 +26,7 @@ class Sampler:
     """Base of the rules."""
 
     remembers: ClassVar[bool] = False  # whether it looks at what clients did before
+    by_time: ClassVar[bool] = False  # whether it looks at how long clients take or will stay
 
     @property
     def wants_squares(self) -> bool:
@@ -116,6 +117,7 @@ class RoundRobin(Sampler):
 class Staying(Sampler):
     """Of ``choice`` times as many present clients as needed, drawn uniformly, those that will stay longest."""
 
+    by_time: ClassVar[bool] = True
     choice: float
 
     def __post_init__(self) -> None:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, ClassVar, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ class AttackLike(Protocol):
     """An attack as the simulator sees it (see ``clients.attacks``)."""
 
     fraction: float  # share of all clients that attack
+    omniscient: ClassVar[bool]  # whether it is also ``Omniscient``
 
     def wear(self, client: Any, attackers: frozenset[int]) -> Any:
         """``client`` whose local half is hostile where its id is among ``attackers``."""
@@ -41,7 +42,7 @@ def conspiracy(attack: AttackLike | None, attackers: Sequence[int], folder: Path
     if attack is None:
         return None
     (folder / ATTACKERS).write_text(json.dumps(list(attackers)) + "\n")
-    together = hasattr(attack, "collude") and len(attackers) > 0
+    together = attack.omniscient and len(attackers) > 0
     return Collusion(frozenset(attackers), cast(Omniscient, attack)) if together else None
 
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from fedsim.config.schema import ClientConfig, FailureConfig
 from fedsim.data.shards import Shards
+from fedsim.engine.assignments import Broadcast, Chunk, ChunkResult
 from fedsim.engine.chunks import cut
-from fedsim.engine.worker import Broadcast, Chunk, ChunkResult
 from fedsim.errors import ClientError
 from fedsim.exchange.fold import Fold, combine, fold_kinds
 from fedsim.exchange.payload import Message, Outcome, Payload, Replies

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -18,32 +18,13 @@ from fedsim.rng import hash_tensors
 from fedsim.server import checkpoint
 from fedsim.server.exchanges import BESIDE, MEASURING, Server
 from fedsim.server.round import Round
+from fedsim.server.traits import State, StrategyLike
 from fedsim.system.clock import Lap
 from fedsim.task.vectors import Weights
 from fedsim.tracking.base import Tracker
 from fedsim.tracking.rows import ClientRows
 
-State = dict[str, Any]
 Row = dict[str, Any]
-
-
-class StrategyLike(Protocol):
-    """The server half of a method as the loop sees it (see ``strategies.base.Strategy``)."""
-
-    def init(self, server: Server) -> State:
-        """State before round 0."""
-
-    def round(self, server: Server, state: State, round: Round) -> State:
-        """One round."""
-
-    def evaluate(self, server: Server, state: State) -> dict[str, Any]:
-        """Numbers of the common test set for the round's row."""
-
-    def evaluate_clients(self, server: Server, state: State) -> dict[str, float]:
-        """Numbers of all clients' own test samples for the round's row."""
-
-    def models(self, state: State) -> Mapping[str, Weights]:
-        """Models to evaluate by name."""
 
 
 @dataclass
@@ -124,7 +105,7 @@ class Loop:
         ids = self._cohort(index)
         server.current = replace(start, cohort=ids)
         state = self.strategy.round(server, self.state, server.current)
-        if self.asynchronous:
+        if self.strategy.traits.asynchronous:
             ids = sorted({o.client for o in server.outcomes if o.task not in MEASURING})
         elif server.clock and not ids:
             server.clock.elapse(server.clock.system.idle)
@@ -142,14 +123,9 @@ class Loop:
         if self.checkpoints.every and self.done % self.checkpoints.every == 0:
             self.save()
 
-    @property
-    def asynchronous(self) -> bool:
-        """Whether the method starts clients by itself, at times of its own."""
-        return bool(getattr(self.strategy, "asynchronous", False))
-
     def _cohort(self, index: int) -> Sequence[int]:
         """Who is asked in a round; more clients than needed where the fleet's settings say so."""
-        if self.asynchronous:
+        if self.strategy.traits.asynchronous:
             return []
         if self.cohorts is not None:
             return self.cohorts[index]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -20,9 +20,7 @@ from fedsim.system.battery import Batteries, lasting
 from fedsim.system.cost import Cost
 from fedsim.system.devices import KB, Fleet
 from fedsim.system.schedule import Schedule
-
-if TYPE_CHECKING:
-    from fedsim.system.system import System
+from fedsim.system.system import System
 
 
 @dataclass

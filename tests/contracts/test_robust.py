@@ -76,7 +76,7 @@ def run(label: str, *settings: str, aggregator: Any = mean, hostile: Attack | No
 def test_under_a_rule_no_vector_is_summed_up_before_it(entry: Entry) -> None:
     config = compose_quickly(entry.arguments)
     built = participants.strategy(config, None)
-    if built.peers:
+    if built.traits.peers:
         pytest.skip("peers have no server to rule")
     strategy = getattr(built, "base", built)
     strategy.aggregator = coordinate_median

@@ -16,7 +16,8 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from problems import Die, Fail, Recorded, classification, hashes, hooked, network
+from hooks import Die, Fail, hooked
+from problems import Recorded, classification, hashes, network
 
 from clients.base import Client
 from fedsim.errors import ClientError, EngineError
@@ -125,8 +126,8 @@ def test_message_and_plan_are_put_into_shared_memory_once(
 ) -> None:
     import ray as library
 
+    from fedsim.engine.assignments import Broadcast, Chunk, Plan
     from fedsim.engine.ray.mail import POSSIBLE, Slot, Slots
-    from fedsim.engine.worker import Broadcast, Chunk, Plan
 
     put: list[Any] = []
     plain, write = library.put, Slot.write

@@ -19,12 +19,12 @@ from real import hashes
 
 import fedsim
 from fedsim.data.sources import heart_disease
-from fedsim.engine.worker import Broadcast, Chunk
+from fedsim.engine.assignments import Broadcast, Chunk
 from fedsim.errors import ClientError, ConfigError, EngineError
 from fedsim.exchange.payload import Outcome, Payload
 from fedsim.flower import wire
 from fedsim.flower.wire import (
-    Answer,
+    NodeAnswer,
     answer_records,
     ask_records,
     read_answer,
@@ -89,7 +89,7 @@ def test_every_type_of_payload_arrives_as_it_was_sent() -> None:
         assert not each or equal(got.chunk.each[2], sent)
 
     outcome = Outcome(2, "ok", 3.0, sent.values, {"loss": float("nan")}, 10, 0, 7, 0.5)
-    back = read_answer(over_the_wire(answer_records(Answer(outcome, sent.arrays, stateful=True))))
+    back = read_answer(over_the_wire(answer_records(NodeAnswer(outcome, sent.arrays, stateful=True))))
     assert equal(Payload(back.arrays, back.outcome.values), sent)
     assert (back.stateful, back.restarted, back.fatal) == (True, False, "")
     assert back.outcome.bytes_up == sent.nbytes
@@ -132,7 +132,9 @@ def test_what_a_message_stands_on_travels_whole_or_by_name() -> None:
     assert (whole.held, named.held) == ("", "5ca1ab1e")
     assert named.broadcast.standing is None
     assert whole.broadcast.keep and named.broadcast.keep
-    lacks = read_answer(over_the_wire(answer_records(Answer(Outcome(4, "failed", bytes_down=9), lacks=True))))
+    lacks = read_answer(
+        over_the_wire(answer_records(NodeAnswer(Outcome(4, "failed", bytes_down=9), lacks=True)))
+    )
     assert lacks.lacks and lacks.outcome.bytes_down == 9
 
 

@@ -85,7 +85,7 @@ class GivenJob(Job):
     def batches(self) -> Iterator[Batch]:
         for batch in self.given:
             yield batch
-            self.steps += 1
+            self.meter.steps += 1
 
     def weight(self, weighting: str) -> float:
         return 21.0

@@ -118,7 +118,7 @@ def test_losses_of_the_first_iteration_are_the_authors() -> None:
     }
     for ours, theirs in expected.items():
         assert float(run.losses[ours][0]) == pytest.approx(float(z[f"it0/loss_{theirs}"]), abs=1e-9), ours
-    assert float(job.losses[0]) == pytest.approx(float(z["it0/loss_S_0_CE"]), abs=1e-9)
+    assert float(job.meter.losses[0]) == pytest.approx(float(z["it0/loss_S_0_CE"]), abs=1e-9)
 
 
 # -- schedules, labels, class means ------------------------------------------------------------------------------------

@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 from fedsim.config.schema import RayConfig
+from fedsim.engine.assignments import Plan
 from fedsim.engine.ray.cluster import connect, on_shutdown, ours
 from fedsim.engine.ray.line import Ends, Line, Listener, Shared
 from fedsim.engine.ray.mail import Box, Mail, Place, Probe
 from fedsim.engine.ray.post import Exchange, Found, NotReady, PostOffice
-from fedsim.engine.worker import Plan, Worker
+from fedsim.engine.worker import Worker
 from fedsim.errors import EngineError
 
 ATTEMPTS = 4  # times a chunk is started before its loss is given up

@@ -1,0 +1,95 @@
+"""What workers are given and give back: a run's plan, an exchange's broadcast, chunks of its cohort, their sums."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from fedsim.config.schema import ClientConfig, FailureConfig
+from fedsim.data.federated import FederatedData
+from fedsim.exchange.fold import Folder
+from fedsim.exchange.payload import Outcome, Payload
+from fedsim.local.client import ClientLike
+from fedsim.local.kinds import Classes
+from fedsim.task.task import Task
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a worker must know, sent once."""
+
+    task: Task
+    client: ClientLike
+    data: FederatedData
+    local: ClientConfig
+    failures: FailureConfig
+    seed: int
+    dtype: torch.dtype
+    buffers: str
+    threads: int = 1
+    device: str = "cpu"
+    vectorize: str = "auto"
+    classes: Classes | None = None  # kinds of clients; None: all alike
+
+
+@dataclass(frozen=True)
+class Broadcast:
+    """What all chunks of one exchange share; put into shared memory once."""
+
+    round: int
+    task: str  # name of the client's method
+    payload: Payload
+    fold: Mapping[str, tuple[str, ...]]
+    standing: Payload | None = None  # what the clients hold already
+    keep: bool = False  # they are to hold the payload from now on
+
+    def to(self, device: str) -> Broadcast:
+        """The same with its arrays on ``device``."""
+        standing = None if self.standing is None else self.standing.to(device)
+        return replace(self, payload=self.payload.to(device), standing=standing)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A run of the cohort in client order, with per-client message parts and client states.
+
+    ``rows`` holds arrays (c, ...) of which each client receives its row; ``turns`` the numbers that key the draws and
+    the schedule of clients that do not go by the round.
+    """
+
+    clients: Sequence[int]
+    each: Mapping[int, Payload] = field(default_factory=dict)
+    states: Mapping[int, Mapping[str, Tensor]] = field(default_factory=dict)
+    steps: Mapping[int, int] = field(default_factory=dict)  # bounds on local steps, where time is short
+    rows: Mapping[str, Tensor] = field(default_factory=dict)
+    turns: Mapping[int, int] = field(default_factory=dict)
+
+    def part(self, client: int) -> Payload | None:
+        """What ``client`` receives beyond the broadcast; its rows are views."""
+        each = self.each.get(client)
+        if not self.rows:
+            return each
+        at = self.clients.index(client)
+        rows = {k: v[at] for k, v in self.rows.items()}
+        return Payload(rows) if each is None else Payload({**rows, **each.arrays}, each.values)
+
+    def to(self, device: str) -> Chunk:
+        """The same with its arrays on ``device``."""
+        return replace(
+            self,
+            rows={k: v.to(device) for k, v in self.rows.items()},
+            each={c: p.to(device) for c, p in self.each.items()},
+            states={c: {k: v.to(device) for k, v in s.items()} for c, s in self.states.items()},
+        )
+
+
+@dataclass
+class ChunkResult:
+    """Partial sums, a row per client, and the new client states."""
+
+    folder: Folder
+    outcomes: list[Outcome]
+    states: dict[int, dict[str, Tensor]]

@@ -1,0 +1,119 @@
+"""What stays in a worker from client to client, the jobs that are made of it, and how a client's code is called."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from fedsim.engine.assignments import Broadcast, Chunk, Plan
+from fedsim.errors import ClientError
+from fedsim.exchange.payload import Payload, Update
+from fedsim.local.job import Job
+from fedsim.local.kept import LocalPart
+from fedsim.rng import key
+from fedsim.task.vectors import FlatModel
+
+
+class ReadOnlyError(ClientError):
+    """A client wrote to its message or state, which are read-only: others share that memory."""
+
+
+class Resident:
+    """One model and the data, both on the worker's device, and the method's client, set up."""
+
+    def __init__(self, plan: Plan):
+        self.plan, self.client = plan, plan.client
+        self.model = FlatModel(copy.deepcopy(plan.task.model), plan.dtype, plan.device)
+        self.model.module.train()
+        self.model.autocast = torch.bfloat16 if plan.local.autocast else None
+        self.part = LocalPart.of(plan.buffers, self.model.layout, plan.client.keeps(self.model.layout))
+        self.data = plan.data.to(plan.device)
+        plan.client.setup(plan.task, self.model.layout)
+
+    @cached_property
+    def fresh(self) -> dict[str, Tensor]:
+        """State of clients that never took part; one for all, since nobody may write to it."""
+        fresh = self.client.init_state(self.model.layout)
+        device, dtype = self.plan.device, self.plan.dtype
+        return {k: v.to(device, dtype if v.is_floating_point() else v.dtype) for k, v in fresh.items()}
+
+    def job(self, broadcast: Broadcast, chunk: Chunk, client: int) -> Job:
+        """The job of one client."""
+        plan, message, each = self.plan, broadcast.payload, chunk.part(client)
+        if (standing := broadcast.standing) is not None:
+            message = Payload({**standing.arrays, **message.arrays}, {**standing.values, **message.values})
+        if each is not None:
+            message = Payload({**message.arrays, **each.arrays}, {**message.values, **each.values})
+        return Job(
+            client=client,
+            round=chunk.turns.get(client, broadcast.round),
+            task=plan.task,
+            model=self.model,
+            local=plan.classes.local(client) if plan.classes else plan.local,
+            seed=plan.seed,
+            message=message,
+            state=chunk.states.get(client) or self.fresh,
+            source=self.data,
+            purpose=broadcast.task,
+            local_part=self.part,
+            most_steps=chunk.steps.get(client),
+        )
+
+    def call(self, job: Job, task: str) -> Update:
+        """The client's answer to the exchange ``task``."""
+        method = getattr(self.client, task, None)
+        if not callable(method):
+            raise ClientError(
+                f"the exchange asks for '{task}', but {type(self.client).__name__} has no such method"
+            )
+        self._seed_layers(key(job.seed, f"{job.purpose}/layers", job.round, job.client) >> 1)
+        with read_only([job]):
+            self.client.prepare(job)
+            return self.checked(job, method(job), task)
+
+    def checked(self, job: Job, update: object, task: str) -> Update:
+        """What a client's own code returned, if it is an update and loses nothing."""
+        if not isinstance(update, Update):
+            raise ClientError(
+                f"{type(self.client).__name__}.{task} returned {type(update).__name__}, not an Update"
+            )
+        if job.local_part.is_lost(update, job.kept):
+            raise ClientError(
+                "where weights stay with clients, the update's delta must come from job.delta(w)"
+            )
+        return update
+
+    def _seed_layers(self, seed: int) -> None:
+        """Seed what layers draw from. ``torch.manual_seed`` would do, but formats a stack trace on each call."""
+        torch.default_generator.manual_seed(seed)
+        if self.plan.device != "cpu":
+            torch.cuda.manual_seed(seed)
+
+
+@contextmanager
+def read_only(jobs: Iterable[Job]) -> Iterator[None]:
+    """Find out whether messages or states are written to meanwhile.
+
+    Raises:
+        ReadOnlyError: naming client, round and array, even where the client's code raised something else.
+    """
+    seen = [
+        (job, kind, name, tensor, tensor._version)
+        for job in jobs
+        for kind, arrays in (("message", job.message.arrays), ("state", job.state))
+        for name, tensor in arrays.items()
+    ]
+    try:
+        yield
+    finally:
+        for job, kind, name, tensor, version in seen:
+            if tensor._version != version:
+                raise ReadOnlyError(
+                    f"client {job.client} in round {job.round + 1}: its {kind} is read-only, but '{name}' was "
+                    "written to; work on a .clone(), and return new state in Update.state"
+                )

@@ -1,0 +1,43 @@
+"""What a job has cost and done so far: steps, samples, passes through the model, losses."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+class Meter:
+    """Counts of one job.
+
+    ``steps`` and ``samples``: mini-batch steps done, samples seen in them. ``gradients``: samples taken through a
+    forward and a backward pass; ``forwards``: through a forward pass alone; both times ``effort``, what the client's
+    model costs as a share of the whole model. ``losses``: one () per step, not yet read back from the device.
+    """
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.samples = 0
+        self.gradients: float = 0
+        self.forwards: float = 0
+        self.effort: float = 1
+        self.losses: list[Tensor] = []
+
+    def backward(self, samples: int) -> None:
+        """Count a gradient of ``samples`` samples."""
+        self.gradients += self.effort * samples
+
+    def forward(self, samples: int) -> None:
+        """Count a forward pass of ``samples`` samples without a gradient."""
+        self.forwards += self.effort * samples
+
+    def restart(self) -> None:
+        """Losses and steps of a second phase start anew; samples and passes add up."""
+        self.losses, self.steps = [], 0
+
+    def report(self) -> dict[str, float]:
+        """``train_loss``, the mean over steps, and ``steps``; nothing before the first step."""
+        if not self.losses:
+            return {}
+        return {
+            "train_loss": sum(loss.item() for loss in self.losses) / len(self.losses),
+            "steps": float(self.steps),
+        }
