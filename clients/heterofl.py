@@ -67,7 +67,7 @@ class HeteroFLClient(SGDClient):
             whole = copy.deepcopy(job.task.model).to(job.model.w.dtype)
             sub, _ = narrow(whole, width, example, self.scale)
             effort = forward_flops(sub, example) / max(forward_flops(whole, example), 1)
-            flat = FlatModel(sub, job.model.w.dtype, device.type)
+            flat = FlatModel(sub, job.model.w.dtype, device.type, aligned=False)
             flat.module.train()
             flat.autocast = job.model.autocast
             self.cache[width] = flat, effort

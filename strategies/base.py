@@ -129,11 +129,11 @@ class Strategy:
         out: Tensor = self.aggregator(replies.stack(name), weights, **asked)
         if asked:
             clients = replies.clients
-            told = report | {
+            named = report | {
                 k: [clients[i] for i in report[k]] for k in ("dropped", "selected") if k in report
             }
             row = {"clients": clients, **replies.log.get("aggregator", {})}
-            replies.log["aggregator"] = {**told, **row} if name == "delta" else {**row, name: told}
+            replies.log["aggregator"] = {**named, **row} if name == "delta" else {**row, name: named}
         return out
 
 

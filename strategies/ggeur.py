@@ -205,7 +205,8 @@ class GGEUR:
             whole, energy=self.energy, scale=self.scale, boost=self.boost, jitter=self.jitter
         )
         ranks = torch.tensor([float(p) for p in geometry.ranks]).double()
-        server.log |= {"rank_mean": float(ranks[with_rows].mean()), "rank_max": float(ranks.max())}
+        server.log["rank_mean"] = float(ranks[with_rows].mean())
+        server.log["rank_max"] = float(ranks.max())
         server.log["ranks"] = geometry.ranks
         state |= {
             "ggeur/A": torch.cat([*geometry.factors]).to(server.dtype),

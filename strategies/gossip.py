@@ -149,8 +149,8 @@ class Peers(Strategy):
         """Bytes of a model in a message: parameters, mixed statistics, one float32 per corrected tensor."""
         slots, c = server.layout.params, self.correction
         shipped = sum(c.covers(s.name, s.shape) for s in slots) if c else 0
-        statistics = state["buffers"].shape[1] * server.share_buffers
-        return int((server.layout.dim + statistics) * state["peers"].element_size() + 4 * shipped)
+        statistics = server.layout.buffer_size * server.share_buffers
+        return int((server.layout.size + statistics) * state["peers"].element_size() + 4 * shipped)
 
 
 @dataclass(kw_only=True)

@@ -109,14 +109,16 @@ class AsyncGossip(Peers):
             for wave in waves:
                 work.mix(wave)
         _book(server, agenda, size)
-        server.log |= {
-            "ticks": until,
-            "messages": float(agenda.sent.total()),
-            "messages_lost": float(agenda.lost),
-            "trainings": float(sum(map(len, agenda.trainings))),
-            "exchanges": float(sum(map(bool, agenda.trainings))),
-            "mixes": float(sum(len(w) for waves in agenda.mixes for w in waves)),
-        }
+        server.log.update(
+            {
+                "ticks": until,
+                "messages": float(agenda.sent.total()),
+                "messages_lost": float(agenda.lost),
+                "trainings": float(sum(map(len, agenda.trainings))),
+                "exchanges": float(sum(map(bool, agenda.trainings))),
+                "mixes": float(sum(len(w) for waves in agenda.mixes for w in waves)),
+            }
+        )
         return work.state()
 
     def _rules(self, nbytes: int) -> Rules:

@@ -59,7 +59,7 @@ class HeadStrategy(FedAvg):
         shared = server.share_buffers or not len(
             state["buffers"]
         )  # else every client has features of its own
-        if server.own_tests is not None and shared and not server.engine.remote:
+        if server.own_tests is not None and shared and not server.remote:
             message = {**message, "features": server.features(Weights(state["w"], state["buffers"]))}
         everyone = range(server.num_clients)
         replies = server.exchange(Message.of(message), {}, task="evaluate", clients=everyone)

@@ -1,4 +1,4 @@
-"""Clients that attack or fail: what any client can wear, chosen by ``attack=...``."""
+"""Clients that attack or fail: what can be wrapped around any client, chosen by ``attack=...``."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ class Colluding(Attack):
 
     omniscient: ClassVar[bool] = True
 
-    def wear(self, client: Any, attackers: frozenset[int]) -> Any:
+    def wrap(self, client: Any, attackers: frozenset[int]) -> Any:
         """The client as it is: what it sends is replaced once all updates are there."""
         return client
 

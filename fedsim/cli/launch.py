@@ -21,6 +21,7 @@ from fedsim.config.check import validate
 from fedsim.config.compose import COMPOSE_ERRORS, chosen_method, label_method
 from fedsim.config.explain import explain
 from fedsim.config.tree import VERSION_BASE, register
+from fedsim.engine.cores import available_cores
 from fedsim.errors import ConfigError
 from fedsim.run.key import finished, run_dir
 
@@ -101,7 +102,7 @@ def _share_cores(config: DictConfig, info: HydraConf) -> None:
     """Jobs that run at once split the cores, unless `engine.workers` is given; the bits stay the same."""
     at_once = OmegaConf.select(cast(DictConfig, info), "launcher.n_jobs")
     if config.engine.name == "ray" and config.engine.workers == 0 and at_once:
-        cores = os.cpu_count() or 1
+        cores = available_cores()
         config.engine.workers = max(1, cores // (at_once if at_once > 0 else cores))
 
 

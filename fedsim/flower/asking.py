@@ -12,6 +12,7 @@ from flwr.serverapp import Grid
 
 from fedsim.flower.nodes import Nodes
 from fedsim.flower.wire import NodeAnswer, absent, read_answer
+from fedsim.task.layout import Layout
 
 NODE_TROUBLE = (3, 4, 5)  # Flower's error codes of messages that a node lost, or of a node that is gone
 GRACE = 60.0  # seconds that a message lives beyond the deadline
@@ -31,6 +32,7 @@ class GridExchange:
     deadline: float | None  # seconds; None: no limit
     poll: float
     retries: int  # further attempts for a client whose process broke down
+    layout: Layout  # of the model
     round: int
     _began: float = field(default_factory=time.monotonic)
     _sent: dict[str, tuple[int, int]] = field(default_factory=dict)  # message to client and node
@@ -61,7 +63,7 @@ class GridExchange:
             if client in self._closed:
                 continue
             if not reply.has_error():
-                self._hear(read_answer(reply.content))
+                self._hear(read_answer(reply.content, self.layout))
             elif reply.error.code in NODE_TROUBLE:
                 known = self.nodes.of.get(client)
                 if known is not None and known.id == node:

@@ -66,7 +66,8 @@ def check_settings(method: StrategyLike, config: DictConfig) -> None:
             if traits.peers
             else f"topology: {name} talks through a server; leave topology out, or type strategy=gossip"
         )
-    if traits.devices == "needed" and not config.system:
+    deployed = config.engine.name == "flower"  # on real devices: see fedsim.flower.options.deployable
+    if traits.devices == "needed" and not config.system and not deployed:
         raise ConfigError(
             "strategy: an asynchronous method needs devices that take different times; add system=lognormal "
             "or another system"

@@ -76,8 +76,8 @@ def system(config: DictConfig) -> System:
     return built
 
 
-def clock(config: DictConfig, task: Task, data: FederatedData, dim: int) -> Clock | None:
-    """The virtual clock of the configured fleet, if there is one; ``dim`` is the number of parameters."""
+def clock(config: DictConfig, task: Task, data: FederatedData, size: int) -> Clock | None:
+    """The virtual clock of the configured fleet, if there is one; ``size`` is the number of parameters."""
     if not config.system:
         return None
     from fedsim.system.cost import Cost, count_flops
@@ -90,7 +90,7 @@ def clock(config: DictConfig, task: Task, data: FederatedData, dim: int) -> Cloc
         return count_flops(copy.deepcopy(task.model).to(dtype), batch.x, batch.y, task.loss)
 
     copies = 3  # of the parameters while training: the model, its gradient, what was received
-    memory = copies * dim * dtype.itemsize / 1e6
+    memory = copies * size * dtype.itemsize / 1e6
     return start_clock(system(config), data.num_clients, config.seed, memory, measure)
 
 

@@ -15,7 +15,7 @@ from fedsim.data.federated import FederatedData
 from fedsim.engine.assignments import Plan
 from fedsim.engine.base import pick_device
 from fedsim.errors import ConfigError
-from fedsim.run import initial, participants, samples
+from fedsim.run import initial, participants, samples, trial
 from fedsim.run.given import Given
 from fedsim.sampling.cohort import check_cohorts
 from fedsim.server.traits import StrategyLike
@@ -47,9 +47,12 @@ def settle(config: DictConfig, given: Given) -> None:
 def load_data(config: DictConfig, given: Given, method: StrategyLike) -> FederatedData:
     """Clients as handed over, or the configured source, split; all in one place if that is what the method is for."""
     if given.clients is not None:
-        data = samples.given_clients(config, given.clients, given.test, given.domains)
+        data = samples.given_clients(
+            config, given.clients, given.test, given.domains, given.classes, given.model
+        )
     else:
-        data = samples.split(config, samples.dataset(config))
+        own_loss = given.loss is not None
+        data = samples.split(config, samples.dataset(config, given.model, own_loss=own_loss))
     if config.encoder:
         device = pick_device(config.engine.device)
         made = embedded(data.dataset, config.encoder, typed(config.embed, EmbedConfig), device)
@@ -63,8 +66,11 @@ def learning_task(config: DictConfig, given: Given, data: FederatedData) -> Task
     if given.initial is not None:
         model = initial.initialised(model, given.initial, initial.DTYPES[config.dtype])
     by_class = samples.classes_to_count(config, data.dataset)
-    example = samples.example(data, initial.DTYPES[config.dtype])
-    return Task(model, given.loss or cross_entropy, by_class=by_class, example=example.x)
+    loss, dtype = given.loss or cross_entropy, initial.DTYPES[config.dtype]
+    trial.check(data, model, loss, dtype)
+    example = samples.example(data, dtype)
+    classes = data.dataset.num_classes
+    return Task(model, loss, by_class=by_class, example=example.x, num_classes=classes)
 
 
 def plan(
@@ -75,7 +81,7 @@ def plan(
     attack, attackers = participants.attack(config)
     return Plan(
         task=task,
-        client=attack.wear(method.client, frozenset(attackers)) if attack and attackers else method.client,
+        client=attack.wrap(method.client, frozenset(attackers)) if attack and attackers else method.client,
         data=data,
         local=local,
         failures=typed(config.failures, FailureConfig),

@@ -19,7 +19,7 @@ from fedsim.config import compose as settings
 from fedsim.errors import ConfigError
 from fedsim.report.runs import Run
 from fedsim.run import initial, participants, samples
-from fedsim.server.exchanges import MEASURING
+from fedsim.server.roundlog import MEASURING
 from fedsim.server.traits import Traits
 from fedsim.system.availability import Always
 from fedsim.system.clock import Clock

@@ -11,7 +11,7 @@ from typing import ClassVar
 import numpy as np
 
 from fedsim.sampling.population import Population
-from fedsim.sampling.rules import Sampler, check
+from fedsim.sampling.rules import Measure, Sampler, check
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +73,7 @@ class Oort(Sampler):
         rng: np.random.Generator,
         key: tuple[int, ...],
         exclude: Collection[int],
+        measure: Measure | None = None,
     ) -> list[int]:
         """Known clients by utility, the rest new; where either kind is short, the other fills in."""
         share = max(self.explore * self.decay ** key[0], self.least)

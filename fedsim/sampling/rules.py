@@ -7,10 +7,10 @@ Fewer come back where fewer are there.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -20,6 +20,8 @@ from fedsim.sampling.cohort import sample
 from fedsim.sampling.population import BLOCK, Population
 
 check = partial(check_setting, "sampling")  # refuses an impossible option of a sampling rule
+# Client ids to the current model's "loss" and "loss_rms" on each one's training samples, of those that answer
+Measure = Callable[[Sequence[int]], Mapping[int, Mapping[str, Any]]]
 
 
 class Sampler:
@@ -34,11 +36,16 @@ class Sampler:
         return False
 
     def __call__(
-        self, population: Population, count: int, *key: int, exclude: Collection[int] = ()
+        self,
+        population: Population,
+        count: int,
+        *key: int,
+        exclude: Collection[int] = (),
+        measure: Measure | None = None,
     ) -> list[int]:
         """Ids to ask, ascending."""
         rng = numpy_rng(population.seed, "cohort", *key)
-        return sorted(self.choose(population, count, rng, key, exclude))
+        return sorted(self.choose(population, count, rng, key, exclude, measure))
 
     def choose(
         self,
@@ -47,8 +54,9 @@ class Sampler:
         rng: np.random.Generator,
         key: tuple[int, ...],
         exclude: Collection[int],
+        measure: Measure | None = None,
     ) -> list[int]:
-        """Up to ``count`` ids outside ``exclude``."""
+        """Up to ``count`` ids outside ``exclude``; ``measure`` gives losses of candidates, where that is possible."""
         raise NotImplementedError
 
 
@@ -56,7 +64,12 @@ class Uniform(Sampler):
     """Uniformly without replacement, or each client independently (``participation=bernoulli``)."""
 
     def __call__(
-        self, population: Population, count: int, *key: int, exclude: Collection[int] = ()
+        self,
+        population: Population,
+        count: int,
+        *key: int,
+        exclude: Collection[int] = (),
+        measure: Measure | None = None,
     ) -> list[int]:
         """Where everybody can be asked, the cohorts of ``fedsim.sampling.cohort.sample``."""
         m, bernoulli = len(population.sizes), population.participation == "bernoulli"
@@ -66,7 +79,7 @@ class Uniform(Sampler):
             asked = sample(population.seed, key[0], m, count, population.participation)
             ids = np.array(asked, dtype=np.int64)
             return [c for c in ids[population.present(ids)].tolist() if c not in exclude]
-        return super().__call__(population, count, *key, exclude=exclude)
+        return super().__call__(population, count, *key, exclude=exclude, measure=measure)
 
     def choose(
         self,
@@ -75,6 +88,7 @@ class Uniform(Sampler):
         rng: np.random.Generator,
         key: tuple[int, ...],
         exclude: Collection[int],
+        measure: Measure | None = None,
     ) -> list[int]:
         """The first of a random order."""
         return population.pick(population.uniform(rng, count), count, exclude)
@@ -90,6 +104,7 @@ class Weighted(Sampler):
         rng: np.random.Generator,
         key: tuple[int, ...],
         exclude: Collection[int],
+        measure: Measure | None = None,
     ) -> list[int]:
         """The first of a random order by size."""
         return population.pick(population.by_size(rng, count), count, exclude)
@@ -105,6 +120,7 @@ class RoundRobin(Sampler):
         rng: np.random.Generator,
         key: tuple[int, ...],
         exclude: Collection[int],
+        measure: Measure | None = None,
     ) -> list[int]:
         """Starts where the round before would have ended, had everybody been there."""
         m = len(population.sizes)
@@ -130,6 +146,7 @@ class Staying(Sampler):
         rng: np.random.Generator,
         key: tuple[int, ...],
         exclude: Collection[int],
+        measure: Measure | None = None,
     ) -> list[int]:
         """Ties, as where nobody ever leaves, go to who was drawn first."""
         clock = population.clock
@@ -169,6 +186,7 @@ class PowerOfChoice(Sampler):
         rng: np.random.Generator,
         key: tuple[int, ...],
         exclude: Collection[int],
+        measure: Measure | None = None,
     ) -> list[int]:
         """Highest loss first; ties go to who was drawn first."""
         wish = round(self.choice * count)
@@ -177,10 +195,10 @@ class PowerOfChoice(Sampler):
             return sorted(ids, key=lambda c: -population.seen[c].loss if c in population.seen else -math.inf)[
                 :count
             ]
-        if population.measure is None:
+        if measure is None:
             raise ConfigError(
                 "sampling=power_of_choice: an asynchronous method has no moment at which candidates could be measured; "
                 "choose sampling.loss=last"
             )
-        found = population.measure(ids) if ids else {}
+        found = measure(ids) if ids else {}
         return sorted((c for c in ids if c in found), key=lambda c: -found[c]["loss"])[:count]
