@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fedsim.data.local import Batch
 from fedsim.exchange.payload import Refusal, Update
-from fedsim.local.client import ClientLike
+from fedsim.local.interface import ClientLike
 from fedsim.local.job import Job
 from fedsim.task.evaluation import sample_losses
 from fedsim.task.layout import Layout

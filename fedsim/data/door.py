@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fedsim.data.containers import Part
 from fedsim.data.dataset import Dataset, Samples
-from fedsim.data.labels import FEW, Rules, as_names, targets
+from fedsim.data.labels import FEW, TargetRules, as_names, targets
 from fedsim.data.shards import Shards
 from fedsim.errors import ConfigError, DataError
 
@@ -54,7 +54,7 @@ def settled(pairs: Sequence[Any]) -> tuple[str, ...] | None:
     return as_names(high) if low == 0 and high < max(len(every), FEW) else None
 
 
-def admit_parts(parts: Sequence[Part], rules: Rules) -> tuple[Pairs, tuple[str, ...]]:
+def admit_parts(parts: Sequence[Part], rules: TargetRules) -> tuple[Pairs, tuple[str, ...]]:
     """Inputs and targets of all participants, each of one type, and the names of the classes.
 
     Raises:
@@ -69,7 +69,7 @@ def admit_parts(parts: Sequence[Part], rules: Rules) -> tuple[Pairs, tuple[str, 
     return list(zip(xs, ys, strict=True)), classes
 
 
-def admit(data: Dataset, rules: Rules) -> Dataset:
+def admit(data: Dataset, rules: TargetRules) -> Dataset:
     """The data set of a source with inputs and targets as a run needs them.
 
     Test inputs are checked to be finite here, training inputs in ``check_owned``, where it is known whose they are.

@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Rules:
+class TargetRules:
     """How targets are to be read.
 
     ``own_loss``: the user brought a loss. ``known``: names of the classes, where the source says them; targets must
@@ -46,7 +46,7 @@ class Rules:
 
 
 def targets(
-    names: Sequence[str], parts: Sequence[Array], rules: Rules
+    names: Sequence[str], parts: Sequence[Array], rules: TargetRules
 ) -> tuple[list[Tensor], tuple[str, ...]]:
     """The targets of all participants as tensors of one type, and the names of the classes (empty: no classes).
 
@@ -89,7 +89,7 @@ def _named(
     return [torch.from_numpy(np.searchsorted(known, p)) for p in flat], tuple(map(str, known))
 
 
-def _numbers(names: Sequence[str], parts: list[Tensor], rules: Rules) -> tuple[list[Tensor], tuple[str, ...]]:
+def _numbers(names: Sequence[str], parts: list[Tensor], rules: TargetRules) -> tuple[list[Tensor], tuple[str, ...]]:
     for name, p in zip(names, parts, strict=True):
         if p.is_complex():
             raise DataError(f"{name}: targets are complex numbers; hand over real ones")
@@ -116,7 +116,7 @@ def _numbers(names: Sequence[str], parts: list[Tensor], rules: Rules) -> tuple[l
 
 
 def _class_ids(
-    names: Sequence[str], parts: list[Tensor], rules: Rules
+    names: Sequence[str], parts: list[Tensor], rules: TargetRules
 ) -> tuple[list[Tensor], tuple[str, ...]]:
     """Ids (n,) int64 as they are if they can be 0..C-1, else numbered in sorted order."""
     every = torch.cat(parts)

@@ -14,7 +14,7 @@ from fedsim.data.common import encode, samples
 from fedsim.data.containers import Part, array
 from fedsim.data.dataset import Dataset, Samples
 from fedsim.data.files import PathLike, existing
-from fedsim.data.labels import Rules, targets
+from fedsim.data.labels import TargetRules, targets
 from fedsim.errors import DataError
 
 HEART_COLUMNS = (
@@ -207,7 +207,7 @@ def tensors(
     """
     pairs = [_pair("x, y", x, y)] + ([] if test is None else [_pair("test", *test)])
     whose, given = ["x, y", "test"][: len(pairs)], [pair.y for pair in pairs]
-    ys, named = targets(whose, given, Rules(own_loss=True))
+    ys, named = targets(whose, given, TargetRules(own_loss=True))
     if not isinstance(given[0], np.ndarray) and named and min(int(t.min()) for t in ys if len(t)):
         named = ()
     train, *rest = (Samples(torch.as_tensor(pair.x), t) for pair, t in zip(pairs, ys, strict=True))

@@ -12,7 +12,7 @@ from fedsim.config.schema import ClientConfig, FailureConfig
 from fedsim.data.federated import FederatedData
 from fedsim.exchange.fold import Folder
 from fedsim.exchange.payload import Outcome, Payload
-from fedsim.local.client import ClientLike
+from fedsim.local.interface import ClientLike
 from fedsim.local.kinds import Classes
 from fedsim.task.task import Task
 

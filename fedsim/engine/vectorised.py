@@ -20,7 +20,7 @@ from fedsim.engine.assignments import Broadcast, Chunk, Plan
 from fedsim.engine.resident import Resident, read_only
 from fedsim.errors import ClientError
 from fedsim.exchange.payload import Payload, Update
-from fedsim.local.client import Stepwise
+from fedsim.local.interface import Stepwise
 from fedsim.local.job import Job
 from fedsim.local.kept import LocalPart
 from fedsim.task.vectors import FlatModel

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from fedsim.data.federated import FederatedData
 from fedsim.errors import ConfigError
-from fedsim.local.client import ClientLike
+from fedsim.local.interface import ClientLike
 from fedsim.server.traits import StrategyLike, Traits, missing
 from fedsim.task.heads import HeadSlots, check_body, check_features
 from fedsim.task.layout import Layout

@@ -15,7 +15,7 @@ from fedsim.data import containers
 from fedsim.data.dataset import Dataset, Pair, Samples
 from fedsim.data.door import admit, admit_parts, check_owned, refuse_nonfinite, settled
 from fedsim.data.federated import FederatedData
-from fedsim.data.labels import Rules
+from fedsim.data.labels import TargetRules
 from fedsim.data.local import Batch, LocalData
 from fedsim.data.longtail import local_tests
 from fedsim.data.partition import from_partitioner
@@ -37,7 +37,7 @@ def dataset(config: DictConfig, model: Model = None, *, own_loss: bool = False) 
             "fedsim.data.dataset.Dataset"
         )
     x = found.train.x
-    admitted = admit(found, Rules(own_loss, outputs=lambda: _outputs(config, model, x)))
+    admitted = admit(found, TargetRules(own_loss, outputs=lambda: _outputs(config, model, x)))
     return as_taken(config, admitted, model)
 
 
@@ -70,7 +70,7 @@ def admitted(config: DictConfig, given: Given) -> Given:
         return replace(given, clients=[])
     x = next((p.x for p in parts if len(p.x)), parts[0].x)
     known = lambda: _outputs(config, given.model, x)  # noqa: E731
-    pairs, classes = admit_parts(parts, Rules(given.loss is not None, outputs=known))
+    pairs, classes = admit_parts(parts, TargetRules(given.loss is not None, outputs=known))
     own, held = pairs[: len(clients)], pairs[len(clients) :]
     test = None if given.test is None else dict(zip(tests, held, strict=True)) if each else held[0]
     return replace(given, clients=own, test=test, classes=classes)

@@ -10,7 +10,7 @@ from fedsim.errors import ConfigError
 from fedsim.local.kept import POLICIES
 
 if TYPE_CHECKING:
-    from fedsim.local.client import ClientLike
+    from fedsim.local.interface import ClientLike
     from fedsim.server.exchanges import Server
     from fedsim.server.round import Round
     from fedsim.task.layout import Layout

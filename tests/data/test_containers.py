@@ -10,7 +10,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset
 
 from fedsim.data.containers import listed, part
 from fedsim.data.door import admit_parts
-from fedsim.data.labels import Rules
+from fedsim.data.labels import TargetRules
 from fedsim.errors import ConfigError, DataError
 
 X, Y = torch.arange(12.0).reshape(4, 3), torch.tensor([0, 1, 1, 0])
@@ -38,7 +38,7 @@ class Stream(IterableDataset):
 
 def read(*clients):
     """The clients' pairs after the door."""
-    return admit_parts([part(f"client {i}", c) for i, c in enumerate(clients)], Rules())[0]
+    return admit_parts([part(f"client {i}", c) for i, c in enumerate(clients)], TargetRules())[0]
 
 
 @pytest.mark.parametrize(

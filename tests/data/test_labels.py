@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from fedsim.data.containers import array
-from fedsim.data.labels import Rules, targets
+from fedsim.data.labels import TargetRules, targets
 from fedsim.errors import DataError
 
-OWN = Rules(own_loss=True)
+OWN = TargetRules(own_loss=True)
 
 
-def read(*parts, rules=Rules()):  # noqa: B008
+def read(*parts, rules=TargetRules()):  # noqa: B008
     """The targets of clients 0, 1, ... as lists, and the names of the classes."""
     names = [f"client {i}" for i in range(len(parts))]
     found, classes = targets(names, [array(n, p) for n, p in zip(names, parts, strict=True)], rules)
@@ -31,7 +31,7 @@ def test_integers_of_any_width_and_whole_floats_are_class_ids(dtype):
 
 def test_ids_that_are_int64_from_0_stay_the_same_tensor():
     y = torch.tensor([0, 3, 1])
-    (found,), classes = targets(["client 0"], [y], Rules())
+    (found,), classes = targets(["client 0"], [y], TargetRules())
     assert found is y and classes == ("0", "1", "2", "3")
 
 
@@ -48,8 +48,8 @@ def test_text_is_numbered_over_all_participants():
 def test_ids_that_start_above_0_are_numbered_over_all_unless_the_model_has_outputs_for_them():
     assert read([1, 3], [2, 1]) == ([[0, 2], [1, 0]], ("1", "2", "3"))
     assert read([10, 500], [10, 10]) == ([[0, 1], [0, 0]], ("10", "500"))
-    assert read([1, 3], [2, 1], rules=Rules(outputs=lambda: 4)) == ([[1, 3], [2, 1]], ("0", "1", "2", "3"))
-    assert read([1, 3], [2, 1], rules=Rules(outputs=lambda: 3))[1] == ("1", "2", "3")
+    assert read([1, 3], [2, 1], rules=TargetRules(outputs=lambda: 4)) == ([[1, 3], [2, 1]], ("0", "1", "2", "3"))
+    assert read([1, 3], [2, 1], rules=TargetRules(outputs=lambda: 3))[1] == ("1", "2", "3")
 
 
 def test_a_participant_without_samples_changes_nobodys_labels():
@@ -102,4 +102,4 @@ def test_what_can_be_no_label_is_refused_by_client_row_and_remedy(parts, words):
 
 def test_labels_beyond_the_named_classes_are_refused():
     with pytest.raises(DataError, match=r"client 0, row 1: label 2; the data set names 2 classes.*0 to 1"):
-        read([0, 2], rules=Rules(known=("a", "b")))
+        read([0, 2], rules=TargetRules(known=("a", "b")))
