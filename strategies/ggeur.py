@@ -263,9 +263,8 @@ class _WithStanding:
     ) -> Replies:
         """As the server's."""
         asked = self._cohort if clients is None else clients
-        return self._server.exchange(
-            replace(message, standing=self._standing), fold, task=task, clients=asked
-        )
+        message = replace(message, standing=self._standing)
+        return self._server.exchange(message, fold, task=task, clients=asked)
 
 
 def _absent(n: Tensor) -> Tensor:

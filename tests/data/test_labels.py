@@ -48,7 +48,10 @@ def test_text_is_numbered_over_all_participants():
 def test_ids_that_start_above_0_are_numbered_over_all_unless_the_model_has_outputs_for_them():
     assert read([1, 3], [2, 1]) == ([[0, 2], [1, 0]], ("1", "2", "3"))
     assert read([10, 500], [10, 10]) == ([[0, 1], [0, 0]], ("10", "500"))
-    assert read([1, 3], [2, 1], rules=TargetRules(outputs=lambda: 4)) == ([[1, 3], [2, 1]], ("0", "1", "2", "3"))
+    assert read([1, 3], [2, 1], rules=TargetRules(outputs=lambda: 4)) == (
+        [[1, 3], [2, 1]],
+        ("0", "1", "2", "3"),
+    )
     assert read([1, 3], [2, 1], rules=TargetRules(outputs=lambda: 3))[1] == ("1", "2", "3")
 
 
