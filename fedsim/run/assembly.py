@@ -62,6 +62,7 @@ def assemble(
     work = plan(config, method, task, data, clock)
     if hasattr(method, "setup"):
         method.setup(task, start.layout)
+    together = vectorised.planned(work, start)
     engine.start(work)
     checkpoints = typed(config.checkpoint, CheckpointConfig)
     server = Server(
@@ -75,7 +76,7 @@ def assemble(
         states=ClientStore(folder / "checkpoint", checkpoints.memory_mb << 20),
         seed=config.seed,
         dtype=work.dtype,
-        chunks=config.engine.chunks or (VECTORISED_CHUNKS if vectorised.planned(work, start) else 0),
+        chunks=config.engine.chunks or (VECTORISED_CHUNKS if together else 0),
         share_buffers=work.buffers == "average",
         test_labels=None if data.dataset.test is None else data.dataset.test.y[data.test_rows],
         own_tests=data.local_test,
