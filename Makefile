@@ -15,6 +15,7 @@ test: .venv/test.stamp lint
 lint: .venv/test.stamp
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
+	$(BIN)/lint-imports --no-logo
 
 format: .venv/test.stamp
 	$(BIN)/python -m ruff check --fix .

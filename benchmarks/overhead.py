@@ -17,8 +17,9 @@ import sys
 import torch
 
 from benchmarks.bare import Bare
+from benchmarks.pairs import HEADER, Pairs, Result
 from benchmarks.sides import SIDES
-from benchmarks.workloads import HEADER, WORKLOADS, Pairs, Result, scaled
+from benchmarks.workloads import WORKLOADS, scaled
 from fedsim.cli.main import ENVIRONMENT
 
 MARK = "result: "

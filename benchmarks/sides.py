@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.workloads import WORKLOADS, Pairs, Workload
+from benchmarks.pairs import Pairs
+from benchmarks.workloads import WORKLOADS, Workload
 
 Weights = dict[str, Tensor]
 

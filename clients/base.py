@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fedsim.data.local import Batch
 from fedsim.exchange.payload import Refusal, Update
+from fedsim.local.client import ClientLike
 from fedsim.local.job import Job
 from fedsim.task.evaluation import sample_losses
 from fedsim.task.layout import Layout
@@ -50,7 +51,7 @@ class Client:
         return {}
 
     def prepare(self, job: Job) -> None:
-        """Before every job, whatever the exchange asks for: may replace ``job.data``."""
+        """Before the client's part in any exchange, measuring included: a rule may replace ``job.data`` here."""
 
     def begin(self, job: Job, w: Tensor) -> Tensor:
         """Once per job, before the first step: ``w`` (..., d) is the received model; returns where training starts.
@@ -105,3 +106,6 @@ def _differs(cls: type, declared: type, name: str) -> bool:
         return False
     theirs = inspect.getattr_static(declared, name)
     return hasattr(theirs, "__get__") and inspect.getattr_static(cls, name) is not theirs
+
+
+_: type[ClientLike] = Client  # the type checker sees that nothing is lacking

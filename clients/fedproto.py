@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from clients.sgd import SGDClient
 from fedsim.data.local import Batch, LocalData
-from fedsim.errors import ClientError
 from fedsim.exchange.payload import Refusal, Update
 from fedsim.local.job import Job
 from fedsim.task.evaluation import features
+from fedsim.task.heads import check_features
 from fedsim.task.layout import Layout
 from fedsim.task.task import Task
 
@@ -32,10 +32,7 @@ class FedProtoClient(SGDClient):
 
     def setup(self, task: Task, layout: Layout) -> None:
         """Refuse a model without a representation."""
-        if not callable(getattr(task.model, "features", None)) or not hasattr(task.model, "head"):
-            raise ClientError(
-                f"FedProto needs model.features and model.head; {type(task.model).__name__} lacks them"
-            )
+        check_features(task, "FedProto")
 
     def fit(self, job: Job) -> Update:
         """SGD on the joint loss, then the classes' features."""

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedsim.errors import ClientError
+from fedsim.errors import ConfigError
 from fedsim.local.kept import LocalPart
 from fedsim.task.layout import Layout
 
@@ -97,8 +97,8 @@ class FRAugOptions:
         """D, L, C: sizes of the embedding and of the noise (by default D // 2), and the number of classes."""
         head = getattr(model, "head", None)
         if not callable(getattr(model, "features", None)) or not isinstance(head, nn.Linear):
-            raise ClientError(
-                "FRAug needs model.features, giving an embedding (B, D), and model.head, an nn.Linear; "
+            raise ConfigError(
+                "model: FRAug needs model.features, giving an embedding (B, D), and model.head, an nn.Linear; "
                 f"{type(model).__name__} lacks them"
             )
         return head.in_features, self.latent_dim or max(1, head.in_features // 2), head.out_features

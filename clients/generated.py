@@ -19,7 +19,7 @@ Noise = Callable[[int, Tensor, int], Tensor]  # (class, row numbers (k,), width)
 
 
 @dataclass(frozen=True)
-class Plan:
+class RowPlan:
     """What is generated: for row g the class ``label[g]``, the point it lies around, and its number in the class.
 
     ``source[g]`` >= 0 is an own row of the class, -1 - q the prototype of domain q. ``kept`` are the own rows in use.
@@ -44,7 +44,7 @@ def plan_rows(
     fill: str = "paper",
     total: int = 0,
     rng: torch.Generator | None = None,
-) -> Plan:
+) -> RowPlan:
     """Plan the rows of one client with labels ``y`` (n,).
 
     Step 1: a class with own rows is filled up to ``target`` rows, spread over its rows as evenly as possible. Step 2:
@@ -71,11 +71,11 @@ def plan_rows(
     empty = torch.empty(0, dtype=torch.int64)
     number = [torch.arange(len(rows)) for rows in source]
     order = torch.arange(len(y)) if fill == "paper" else torch.cat([empty, *kept]).sort().values
-    return Plan(order, *(torch.cat([empty, *part]) for part in (label, source, number)))
+    return RowPlan(order, *(torch.cat([empty, *part]) for part in (label, source, number)))
 
 
 def make_rows(
-    plan: Plan, rows: Tensor, x: Tensor, geometry: Geometry, prototypes: Tensor | None, noise: Noise
+    plan: RowPlan, rows: Tensor, x: Tensor, geometry: Geometry, prototypes: Tensor | None, noise: Noise
 ) -> Tensor:
     """Rows ``rows`` (k,) of the plan, (k, d): their points plus noise in the shape of their class.
 
@@ -169,11 +169,11 @@ class _Rows:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AugmentedData(LocalData):
+class GeneratedData(LocalData):
     """A client's samples followed by its generated rows, which are made whenever they are read."""
 
     own: LocalData
-    plan: Plan
+    plan: RowPlan
     geometry: Geometry
     prototypes: Tensor | None
     noise: Noise
@@ -199,7 +199,7 @@ class AugmentedData(LocalData):
         x[made], y[made] = new.view(len(made), *first.x.shape[1:]), self.plan.label[which]
         return Batch(x, y)
 
-    def hold(self, budget: int) -> AugmentedData:
+    def hold(self, budget: int) -> GeneratedData:
         """The same with all generated rows made at once, if they take at most ``budget`` bytes.
 
         That depends on sizes alone, so it is the same on every worker: rows made together may differ in their last
@@ -218,7 +218,7 @@ class AugmentedData(LocalData):
         place = torch.zeros(len(self.own), dtype=torch.int64)
         place[needed] = torch.arange(len(needed))
         source = torch.where(sources >= 0, place[sources.clamp(min=0)], sources)
-        part = Plan(self.plan.kept, self.plan.label[which], source, self.plan.number[which])
+        part = RowPlan(self.plan.kept, self.plan.label[which], source, self.plan.number[which])
         new = make_rows(part, torch.arange(len(which)), x, self.geometry, self.prototypes, self.noise)
         return torch.nn.functional.normalize(new, dim=1) if self.normalize_rows else new
 

@@ -52,10 +52,13 @@ class RTNet(nn.Module):
 
 
 def drawn(build: Callable[[], nn.Module], seed: int, dtype: torch.dtype, device: str = "cpu") -> FlatModel:
-    """``build()`` under a seed of its own; the global generator is left alone."""
+    """``build()`` under a seed of its own; the global generator is left alone.
+
+    Its vectors have no padding: they travel beside the model's, whose layout alone is known everywhere.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        return FlatModel(build(), dtype, device)
+        return FlatModel(build(), dtype, device, aligned=False)
 
 
 @lru_cache(maxsize=4)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clients.generated import AugmentedData, plan_rows
+from clients.generated import GeneratedData, plan_rows
 from clients.geometry import ClassStatistics, Geometry, class_geometry, class_statistics
 from clients.noise import KeyedNoise
 from fedsim import rng
@@ -67,7 +67,7 @@ class GgeurClient:
 
     def setup(self, task: Task, layout: Layout) -> None:
         """Forget what was made for another run."""
-        self._made: OrderedDict[Any, AugmentedData] = OrderedDict()
+        self._made: OrderedDict[Any, GeneratedData] = OrderedDict()
         self.inner.setup(task, layout)
 
     def statistics(self, job: Job) -> Update:
@@ -108,7 +108,7 @@ class GgeurClient:
     def _budget(self) -> int:
         return self.filling.memory_mb << 20
 
-    def _augmented(self, job: Job) -> AugmentedData:
+    def _augmented(self, job: Job) -> GeneratedData:
         own, fill, arrays = job.data, self.filling, job.message.arrays
         y = _labels(own)
         geometry = unpack_geometry(arrays, float(job.values["ggeur/jitter"]))  # type: ignore[arg-type]
@@ -134,7 +134,7 @@ class GgeurClient:
             total=fill.total,
             rng=rng.torch_rng(job.seed, "ggeur/pool", part, job.client),
         )
-        data = AugmentedData(
+        data = GeneratedData(
             samples=own.samples,
             index=own.index,
             dtype=own.dtype,
@@ -229,5 +229,5 @@ def _num_classes(job: Job) -> int:
     return classes
 
 
-def _held_bytes(data: AugmentedData) -> float:
+def _held_bytes(data: GeneratedData) -> float:
     return 0 if data.held is None else data.held.numel() * data.held.element_size()

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from clients.sgd import SGDClient
 from fedsim.data.local import Batch
-from fedsim.errors import ConfigError
 from fedsim.exchange.payload import Update
 from fedsim.local.job import Job
 from fedsim.system.cost import forward_flops
@@ -36,11 +35,7 @@ class HeteroFLClient(SGDClient):
         return {**vars(self), "cache": {}}
 
     def setup(self, task: Task, layout: Layout) -> None:
-        """Refuse a model with BatchNorm; sub-models are built when they are first needed."""
-        if layout.buffer_dim:
-            raise ConfigError(
-                "strategy=heterofl: running statistics have no width; use GroupNorm (model.norm=group)"
-            )
+        """Forget another run's sub-models; they are built when they are first needed."""
         self.cache.clear()
 
     def fit(self, job: Job) -> Update:
@@ -72,7 +67,7 @@ class HeteroFLClient(SGDClient):
             whole = copy.deepcopy(job.task.model).to(job.model.w.dtype)
             sub, _ = narrow(whole, width, example, self.scale)
             effort = forward_flops(sub, example) / max(forward_flops(whole, example), 1)
-            flat = FlatModel(sub, job.model.w.dtype, device.type)
+            flat = FlatModel(sub, job.model.w.dtype, device.type, aligned=False)
             flat.module.train()
             flat.autocast = job.model.autocast
             self.cache[width] = flat, effort

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from clients.sgd import SGDClient
 from fedsim.data.local import Batch
-from fedsim.errors import ClientError
 from fedsim.exchange.payload import Refusal, Update
 from fedsim.local.job import Job
+from fedsim.task.heads import check_features
 from fedsim.task.layout import Layout
 from fedsim.task.task import Task
 
@@ -31,10 +31,7 @@ class MoonClient(SGDClient):
 
     def setup(self, task: Task, layout: Layout) -> None:
         """Refuse a model without a representation."""
-        if not callable(getattr(task.model, "features", None)) or not hasattr(task.model, "head"):
-            raise ClientError(
-                f"MOON needs model.features and model.head; {type(task.model).__name__} lacks them"
-            )
+        check_features(task, "MOON")
 
     def fit(self, job: Job) -> Update:
         """SGD on the joint loss; the contrast begins with a client's second participation."""

@@ -64,6 +64,7 @@ LOCAL = (
     "strategy=fedavg",
     "strategy.weighting=uniform",
     "strategy.server_lr={lr}",
+    "client=fedspeed_paper",
     "client.steps=5",
     "client.batch_size=32",
     "partition=dirichlet",

@@ -17,11 +17,12 @@ from fedsim.config.compose import compose
 from fedsim.data.dataset import Pair
 from fedsim.data.federated import FederatedData
 from fedsim.engine.base import Engine
-from fedsim.run import participants
+from fedsim.run import participants, samples
 from fedsim.run.assembly import assemble, describe, start_engine
 from fedsim.run.folder import enter, finished_summary, locked
 from fedsim.run.given import Given
 from fedsim.run.key import run_dir, run_key, run_name
+from fedsim.run.needs import check_task
 from fedsim.run.preparation import learning_task, load_data, settle
 from fedsim.run.summary import execute, summarise
 from fedsim.task.task import LossFn
@@ -123,7 +124,7 @@ def run(
     The folder is ``dir``, or follows from the settings; ``fresh`` makes a new one for every call. A run whose folder is
     finished is not run again, a half-finished one continues from its checkpoint (``resume=never`` starts afresh).
     """
-    given = Given(**handed)
+    given = samples.admitted(config, Given(**handed))
     settle(config, given)
     if fresh:
         stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 1_000_000_000:09d}"
@@ -155,6 +156,7 @@ def _run(
         trackers.phase("loading data")
         data = data or load_data(config, given, method)
         task = learning_task(config, given, data)
+        check_task(method, task, data)
         trackers.phase(f"starting the {config.engine.name} engine")
         engine = engine or start_engine(config)
         loop = assemble(config, given, method, task, data, engine, trackers, key)

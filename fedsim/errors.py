@@ -20,7 +20,7 @@ class ClientError(FedsimError):
 
 
 class CheckpointError(FedsimError):
-    """A checkpoint is torn, incomplete, belongs to another run, or cannot be written (exit code 2)."""
+    """A checkpoint is damaged, incomplete, belongs to another run, or cannot be written (exit code 2)."""
 
 
 class EngineError(FedsimError):

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from clients.base import Client
-from fedsim.errors import ConfigError
 from fedsim.exchange.fold import Fold
 from fedsim.server.exchanges import Server
-from fedsim.server.flight import PREFIX, Answer, Flight, clock_of
+from fedsim.server.flight import PREFIX, Answer, Flight
 from fedsim.server.round import Round
+from fedsim.server.traits import Traits
 from strategies.base import State, Strategy, check
 
 STALENESS = ("constant", "polynomial", "hinge")
@@ -25,7 +25,7 @@ class Asynchronous(Strategy):
     ``1 / (a (tau - b) + 1)``.
     """
 
-    asynchronous: ClassVar[bool] = True  # clients are started by the method itself, not by the round
+    traits: ClassVar[Traits] = Traits(asynchronous=True, devices="needed", over_selection=False)
     fold: ClassVar[Fold] = {"delta": "stack"}
     concurrency: int
     staleness: str
@@ -60,8 +60,6 @@ class Asynchronous(Strategy):
 
     def init(self, server: Server) -> State:
         """The model, its ``version``, and nobody under way."""
-        if clock_of(server).system.over_selection != 1:
-            raise ConfigError("system.over_selection: an asynchronous server waits for nobody; leave it at 1")
         return super().init(server) | {"version": 0}
 
     def round(self, server: Server, state: State, round: Round) -> State:

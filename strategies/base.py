@@ -15,28 +15,26 @@ from fedsim.exchange.payload import Message, Replies
 from fedsim.server.clientmetrics import over_clients
 from fedsim.server.exchanges import Server
 from fedsim.server.round import Round
+from fedsim.server.traits import State, StrategyLike, Traits
 from fedsim.task.layout import Layout
 from fedsim.task.task import Task
 from fedsim.task.vectors import Weights
 from strategies.aggregators import Aggregator, is_mean, keeps_size, mean
 
-State = dict[
-    str, Any
-]  # tensors and plain values: all that a checkpoint needs; nothing else is kept between rounds
+__all__ = ["State", "Strategy", "check", "check_weighting"]
 
 
 class Strategy:
     """Base of all methods: one exchange a round, the aggregate of ``delta`` handed to ``update``.
 
-    A subclass sets ``client`` and overrides ``update`` (and ``init``, ``message`` where it keeps or sends more). One
-    with several exchanges a round, or none, overrides ``round``. ``update`` takes means of vectors from ``aggregate``
-    and sums from ``total``: whatever the aggregator is, it then rules over all of them.
+    A subclass sets ``client``, says in ``traits`` how it differs from other methods, and overrides ``update`` (and
+    ``init``, ``message`` where it keeps or sends more). One with several exchanges a round, or none, overrides
+    ``round``. ``update`` takes means of vectors from ``aggregate`` and sums from ``total``: whatever the aggregator is,
+    it then rules over all of them.
     """
 
     client: Client = Client()
-    buffers: ClassVar[str | None] = None  # the method's own BatchNorm policy, instead of the configured one
-    pooled: ClassVar[bool] = False  # whether all data lie in one place
-    peers: ClassVar[bool] = False  # whether clients are peers on a graph, without a server
+    traits: ClassVar[Traits] = Traits()  # what the simulator must know of the method
     aggregator: Aggregator = staticmethod(mean)
     fold: ClassVar[Fold] = {"delta": "mean"}
     statistics: ClassVar[frozenset[str]] = (
@@ -130,11 +128,11 @@ class Strategy:
         out: Tensor = self.aggregator(replies.stack(name), weights, **asked)
         if asked:
             clients = replies.clients
-            told = report | {
+            named = report | {
                 k: [clients[i] for i in report[k]] for k in ("dropped", "selected") if k in report
             }
             row = {"clients": clients, **replies.log.get("aggregator", {})}
-            replies.log["aggregator"] = {**told, **row} if name == "delta" else {**row, name: told}
+            replies.log["aggregator"] = {**named, **row} if name == "delta" else {**row, name: named}
         return out
 
 
@@ -142,6 +140,8 @@ def _single(kinds: tuple[str, ...]) -> tuple[str, ...]:
     """Fold ``kinds`` with single contributions instead of their mean and sum."""
     return tuple(dict.fromkeys("stack" if k in ("mean", "sum") else k for k in kinds))
 
+
+_: type[StrategyLike] = Strategy  # the type checker sees that nothing is lacking
 
 WEIGHTINGS = ("samples", "uniform")
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from fedsim.server.traits import Traits
 from strategies.fedavg import FedAvg
 
 
@@ -12,4 +13,4 @@ from strategies.fedavg import FedAvg
 class Centralised(FedAvg):
     """SGD over the union of all clients' samples; a round is the configured number of epochs or steps over them."""
 
-    pooled: ClassVar[bool] = True
+    traits: ClassVar[Traits] = replace(FedAvg.traits, pooled=True)

@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from clients.base import Client
 from clients.norm import LocalNormClient
+from fedsim.server.traits import Traits
 from strategies.fedavg import FedAvg
 
 
@@ -19,7 +20,7 @@ class FedBN(FedAvg):
     own statistics are never trained.
     """
 
-    buffers: ClassVar[str | None] = "all_local"
+    traits: ClassVar[Traits] = replace(FedAvg.traits, buffers="all_local")
 
     def make_client(self) -> Client:
         """SGD; a client that never took part takes statistics from its own samples."""

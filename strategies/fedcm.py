@@ -3,7 +3,8 @@ Algorithm 2)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 
@@ -12,6 +13,7 @@ from clients.fedcm import FedCMClient
 from fedsim.exchange.payload import Message, Replies
 from fedsim.server.exchanges import Server
 from fedsim.server.round import Round
+from fedsim.server.traits import Traits
 from strategies.base import State, check
 from strategies.fedavg import FedAvg
 
@@ -23,6 +25,7 @@ class FedCM(FedAvg):
     Where clients do different numbers of steps, K is their weighted mean.
     """
 
+    traits: ClassVar[Traits] = replace(FedAvg.traits, public_values=frozenset({"steps"}))
     alpha: float
 
     def make_client(self) -> Client:

@@ -4,11 +4,13 @@ Synthetic and Fixed Classifier, ICCV 2023."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 from clients.base import Client
 from clients.fedetf import FedETFClient, frame
-from fedsim.task.heads import Head, HeadSlots, check_features
+from fedsim.server.traits import Traits
+from fedsim.task.heads import Head, HeadSlots
 from fedsim.task.layout import Layout
 from fedsim.task.task import Task
 from fedsim.task.vectors import Weights
@@ -25,6 +27,7 @@ class FedETF(FedAvg):
     not change which cosine is largest, but its reported loss is that of features as long as they come.
     """
 
+    traits: ClassVar[Traits] = replace(FedAvg.traits, features=True, linear_head=True, body=True, labels=True)
     temperature: float
     gamma: float
     seed: int
@@ -40,7 +43,6 @@ class FedETF(FedAvg):
 
     def setup(self, task: Task, layout: Layout) -> None:
         """Find the head's place."""
-        check_features(task, "FedETF")
         self.slots = HeadSlots.of(layout)
 
     def models(self, state: State) -> Mapping[str, Weights]:

@@ -3,7 +3,8 @@ Optimization, NeurIPS 2020 (eq. 4 with section 4.2's normalisers)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 
@@ -11,6 +12,7 @@ from clients.base import Client
 from clients.fednova import FedNovaClient
 from fedsim.exchange.payload import Replies
 from fedsim.server.round import Round
+from fedsim.server.traits import Traits
 from strategies.base import State
 from strategies.fedavg import FedAvg
 
@@ -21,6 +23,8 @@ class FedNova(FedAvg):
 
     ``p_i`` are the cohort's weights; with equal work it is FedAvg.
     """
+
+    traits: ClassVar[Traits] = replace(FedAvg.traits, public_values=frozenset({"work"}))
 
     def make_client(self) -> Client:
         """SGD with a normalised update."""

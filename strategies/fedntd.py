@@ -3,10 +3,12 @@ Learning, NeurIPS 2022 (Algorithm 1)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from clients.base import Client
 from clients.fedntd import FedNTDClient
+from fedsim.server.traits import Traits
 from strategies.base import check
 from strategies.fedavg import FedAvg
 
@@ -15,6 +17,7 @@ from strategies.fedavg import FedAvg
 class FedNTD(FedAvg):
     """FedAvg whose clients keep the received model's view of the classes that a sample does not have."""
 
+    traits: ClassVar[Traits] = replace(FedAvg.traits, labels=True)
     beta: float
     tau: float
 

@@ -44,8 +44,8 @@ class FedOpt(FedAvg):
     def init(self, server: Server) -> State:
         """Adds the moments ``m`` and ``v`` (d,)."""
         state = super().init(server)
-        state["m"] = torch.zeros_like(state["w"])
-        return state if self.rule == "momentum" else state | {"v": torch.full_like(state["w"], self.v0)}
+        state["m"], start = torch.zeros_like(state["w"]), state["w"].new_full((server.layout.size,), self.v0)
+        return state if self.rule == "momentum" else state | {"v": server.layout.expand(start)}
 
     def update(self, state: State, replies: Replies, round: Round) -> State:
         """One server optimiser step with the mean update as its negative gradient."""

@@ -4,7 +4,7 @@ Clients, AAAI 2022 (Algorithm 1)."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from clients.base import Client
@@ -14,6 +14,7 @@ from fedsim.exchange.payload import Message, Payload, Replies
 from fedsim.server.clientmetrics import over_clients
 from fedsim.server.exchanges import Server
 from fedsim.server.round import Round
+from fedsim.server.traits import Traits
 from strategies.base import State, check
 from strategies.fedavg import FedAvg
 
@@ -28,20 +29,21 @@ class FedProto(FedAvg):
     ``model`` averages the models besides, which gives one global model, measured by its head.
     """
 
+    traits: ClassVar[Traits] = replace(FedAvg.traits, features=True, labels=True)
     statistics: ClassVar[frozenset[str]] = frozenset({"features", "n"})
     lamb: float
     share: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        own = "local" if self.share == "prototypes" else None  # personal models keep their statistics
+        self.traits = replace(self.traits, buffers=own)  # type: ignore[misc]
 
     def make_client(self) -> Client:
         """SGD with the pull to prototypes."""
         check(self.lamb >= 0, "lamb", self.lamb, "the weight of the pull must not be negative")
         check(self.share in ("prototypes", "model"), "share", self.share, "choose prototypes or model")
         return FedProtoClient(weighting=self.weighting, lamb=self.lamb, personal=self.share == "prototypes")
-
-    @property
-    def buffers(self) -> str | None:  # type: ignore[override]
-        """Personal models keep their statistics."""
-        return "local" if self.share == "prototypes" else None
 
     @property
     def fold(self) -> Fold:  # type: ignore[override]

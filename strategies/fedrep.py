@@ -4,10 +4,12 @@ Federated Learning, ICML 2021 (Algorithm 1)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from clients.base import Client
 from clients.fedrep import FedPerClient, FedRepClient
+from fedsim.server.traits import Traits
 from strategies.base import check
 from strategies.fedavg import FedAvg
 
@@ -15,6 +17,8 @@ from strategies.fedavg import FedAvg
 @dataclass(kw_only=True)
 class FedPer(FedAvg):
     """FedAvg of the body; heads are trained with it and never sent. The global model's own head stays untrained."""
+
+    traits: ClassVar[Traits] = replace(FedAvg.traits, features=True, linear_head=True, body=True)
 
     def make_client(self) -> Client:
         """Joint training."""

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 
 from clients.base import Client
 from clients.gradient import GradientClient
-from fedsim.errors import ConfigError
 from fedsim.exchange.payload import Replies
 from fedsim.server.exchanges import Server
 from fedsim.server.round import Round
+from fedsim.server.traits import Traits
 from strategies.base import State, check
 from strategies.fedavg import FedAvg
 
@@ -21,6 +22,7 @@ class FedSGD(FedAvg):
     """With the clients' mini-batch gradients g_i at ``x``: ``m <- momentum m + mean(g_i) + weight_decay x``,
     ``x <- x - lr m``, where ``lr = server_lr lr_decay ** (round // decay_every)``."""
 
+    traits: ClassVar[Traits] = replace(FedAvg.traits, one_step=True)
     momentum: float
     weight_decay: float
     lr_decay: float
@@ -39,8 +41,6 @@ class FedSGD(FedAvg):
 
     def init(self, server: Server) -> State:
         """Adds the momentum ``m`` (d,) = 0."""
-        if server.local.steps != 1:
-            raise ConfigError("strategy=fedsgd: clients send one gradient a round; add client.steps=1")
         state = super().init(server)
         return state | {"m": torch.zeros_like(state["w"])}
 

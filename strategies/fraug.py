@@ -4,7 +4,7 @@ Representation Augmentation, ICCV 2023 (arXiv 2205.14900)."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import ClassVar
 
@@ -16,6 +16,7 @@ from fedsim.exchange.fold import Fold
 from fedsim.exchange.payload import Message, Replies
 from fedsim.server.exchanges import Server
 from fedsim.server.round import Round
+from fedsim.server.traits import Traits
 from strategies.base import State, check
 from strategies.fedavg import FedAvg
 
@@ -31,6 +32,9 @@ class FRAug(FRAugOptions, FedAvg):
     Models are personal: measure them on each client's own samples. With ``lam: 0`` the classifier is FedBN's.
     """
 
+    traits: ClassVar[Traits] = replace(
+        FedAvg.traits, features=True, linear_head=True, labels=True, buffers="all_local", horizon=True
+    )
     statistics: ClassVar[frozenset[str]] = frozenset({"generator_buffers"})
     share_model: str
 
@@ -48,11 +52,7 @@ class FRAug(FRAugOptions, FedAvg):
         check(0 < self.proto_momentum <= 1, "proto_momentum", self.proto_momentum, "must be in (0, 1]")
         check(self.lam is None or 0 <= self.lam <= 0.5, "lam", self.lam, "must be in [0, 0.5], or null")
         super().__post_init__()
-
-    @property
-    def buffers(self) -> str:  # type: ignore[override]
-        """The BatchNorm policy of the run."""
-        return SHARING[self.share_model]
+        self.traits = replace(self.traits, buffers=SHARING[self.share_model])  # type: ignore[misc]
 
     def make_client(self) -> Client:
         """The three-step local update."""

@@ -3,9 +3,9 @@ Learning, CVPR 2025 (arXiv 2503.06457; equations 4 and 5, algorithms 1 and 2). A
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -24,7 +24,11 @@ from fedsim.exchange.fold import Fold
 from fedsim.exchange.payload import Message, Payload, Replies
 from fedsim.server.exchanges import Server
 from fedsim.server.round import Round
+from fedsim.server.traits import Traits
+from fedsim.task.layout import Layout
+from fedsim.task.task import Task
 from fedsim.task.threads import one_thread
+from fedsim.task.vectors import Weights
 from strategies.base import State, Strategy, check
 
 __all__ = ["GGEUR", "augment", "class_geometry", "class_statistics", "merge_statistics"]
@@ -58,6 +62,7 @@ class GGEUR:
         memory_mb: generated rows that a worker keeps between rounds; beyond that they are made batch by batch.
     """
 
+    traits: ClassVar[Traits] = Traits(meets_all_clients=True, labels=True)  # and those of ``base``
     base: Strategy
     target: int | None
     per_prototype: int
@@ -90,43 +95,44 @@ class GGEUR:
             renormalize=self.renormalize,
             memory_mb=self.memory_mb,
         )
+        self.traits = replace(self.base.traits, meets_all_clients=True, labels=True)  # type: ignore[misc]
         privacy = Privacy(min_count=self.min_count, clip=self.clip, noise=self.noise)
         self.client = GgeurClient(self.base.client, filling, privacy)
 
     def _check(self) -> None:
-        check(
-            isinstance(self.base, Strategy),
-            "base",
-            self.base,
-            "must be a strategy; type strategy@strategy.base=fedavg",
-        )
-        check(
-            getattr(self.base, "steps", "own") == "own",
-            "base.steps",
-            "reference",
-            "clients' sizes change here; type own",
-        )
-        check(self.target is None or self.target >= 0, "target", self.target, "must not be negative")
-        check(self.per_prototype >= 0, "per_prototype", self.per_prototype, "must not be negative")
-        check(0 < self.energy <= 1, "energy", self.energy, "must lie in (0, 1]")
-        check(0 < self.coverage <= 1, "coverage", self.coverage, "must lie in (0, 1]")
-        check(self.jitter >= 0, "jitter", self.jitter, "must not be negative")
+        wanted = "must be a strategy; type strategy@strategy.base=fedavg"
+        check(isinstance(self.base, Strategy), "base", self.base, wanted)
+        fixed = self.base.traits.fixed_sizes
+        check(not fixed, "base.steps", "reference", "clients' sizes change here; type own")
+        for name in ("target", "per_prototype", "jitter", "noise", "memory_mb"):
+            value = getattr(self, name)
+            check(value is None or value >= 0, name, value, "must not be negative")
+        for name in ("energy", "coverage"):
+            check(0 < (value := getattr(self, name)) <= 1, name, value, "must lie in (0, 1]")
+        for name in ("total", "min_count"):
+            check((value := getattr(self, name)) >= 1, name, value, "must be at least 1")
         for name, known in (("scale", SCALES), ("boost", BOOSTS), ("fill", FILLS), ("shape", SHAPES)):
-            check(
-                getattr(self, name) in known, name, getattr(self, name), f"choose one of {', '.join(known)}"
-            )
-        check(self.total >= 1, "total", self.total, "must be at least 1")
-        check(self.min_count >= 1, "min_count", self.min_count, "must be at least 1")
+            value = getattr(self, name)
+            check(value in known, name, value, f"choose one of {', '.join(known)}")
         check(self.clip is None or self.clip > 0, "clip", self.clip, "must be positive")
-        check(self.noise >= 0, "noise", self.noise, "must not be negative")
         check(not self.noise or self.clip is not None, "noise", self.noise, "needs strategy.clip")
-        check(self.memory_mb >= 0, "memory_mb", self.memory_mb, "must not be negative")
 
-    def __getattr__(self, name: str) -> Any:
-        """All that is not said here is the base's: how clients are measured, what its rounds fold, and so on."""
-        if name.startswith("__") or "base" not in self.__dict__:
-            raise AttributeError(name)
-        return getattr(self.base, name)
+    @property
+    def folds(self) -> Fold:
+        """What the base's rounds fold."""
+        return self.base.folds
+
+    def setup(self, task: Task, layout: Layout) -> None:
+        """The base's."""
+        self.base.setup(task, layout)
+
+    def models(self, state: State) -> Mapping[str, Weights]:
+        """The base's."""
+        return self.base.models(state)
+
+    def evaluate_clients(self, server: Server, state: State) -> dict[str, float]:
+        """The base's numbers."""
+        return self.base.evaluate_clients(server, state)
 
     def init(self, server: Server) -> State:
         """The base's state; statistics join it in phase 0."""
@@ -199,7 +205,8 @@ class GGEUR:
             whole, energy=self.energy, scale=self.scale, boost=self.boost, jitter=self.jitter
         )
         ranks = torch.tensor([float(p) for p in geometry.ranks]).double()
-        server.log |= {"rank_mean": float(ranks[with_rows].mean()), "rank_max": float(ranks.max())}
+        server.log["rank_mean"] = float(ranks[with_rows].mean())
+        server.log["rank_max"] = float(ranks.max())
         server.log["ranks"] = geometry.ranks
         state |= {
             "ggeur/A": torch.cat([*geometry.factors]).to(server.dtype),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -21,6 +21,7 @@ from fedsim.exchange.fold import Fold
 from fedsim.exchange.payload import Message
 from fedsim.server.exchanges import Server
 from fedsim.server.round import Round
+from fedsim.server.traits import Traits
 from fedsim.task.vectors import Weights
 from fedsim.topology.links import arrivals
 from fedsim.topology.mixing import SCHEMES, Mixing, mixing
@@ -60,8 +61,7 @@ class Peers(Strategy):
     bn_stats: str | None
     evaluate_peers: int | None
     client: Client = field(init=False)
-    buffers: str | None = field(init=False)  # type: ignore[misc]
-    peers: ClassVar[bool] = True
+    traits: ClassVar[Traits] = Traits(peers=True)
     fold: ClassVar[Fold] = {"delta": "stack"}
 
     def __post_init__(self) -> None:
@@ -86,7 +86,7 @@ class Peers(Strategy):
             raise ConfigError(f"strategy.{e}") from None
         self.correction = correction if self.averaging == "variance_corrected" else None
         self.client = PeerClient(keep_momentum=self.momentum == "keep")
-        self.buffers = self.bn_stats
+        self.traits = replace(self.traits, buffers=self.bn_stats)  # type: ignore[misc]
 
     def init(self, server: Server) -> State:
         """Every peer's first model."""
@@ -149,8 +149,8 @@ class Peers(Strategy):
         """Bytes of a model in a message: parameters, mixed statistics, one float32 per corrected tensor."""
         slots, c = server.layout.params, self.correction
         shipped = sum(c.covers(s.name, s.shape) for s in slots) if c else 0
-        statistics = state["buffers"].shape[1] * server.share_buffers
-        return int((server.layout.dim + statistics) * state["peers"].element_size() + 4 * shipped)
+        statistics = server.layout.buffer_size * server.share_buffers
+        return int((server.layout.size + statistics) * state["peers"].element_size() + 4 * shipped)
 
 
 @dataclass(kw_only=True)

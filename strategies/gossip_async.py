@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,6 +17,7 @@ from fedsim.errors import ConfigError
 from fedsim.exchange.payload import Outcome
 from fedsim.server.exchanges import Server
 from fedsim.server.round import Round
+from fedsim.server.traits import Traits
 from fedsim.topology.agenda import Agenda, Mix, Planner, Rules, Training
 from fedsim.topology.timing import duration
 from strategies import peers
@@ -39,7 +40,9 @@ class AsyncGossip(Peers):
     whose training failed sends the model it had.
     """
 
-    asynchronous: ClassVar[bool] = True  # there are no cohorts; absence is ``online``
+    traits: ClassVar[Traits] = replace(
+        Peers.traits, asynchronous=True, devices="refused"
+    )  # absence is ``online``
     ticks_per_round: float
     interval: Any
     spread: float
@@ -78,11 +81,6 @@ class AsyncGossip(Peers):
 
     def init(self, server: Server) -> State:
         """Nothing under way, everybody about to wake."""
-        if server.clock is not None:
-            raise ConfigError(
-                "system: asynchronous peers have times of their own; leave system out and describe devices and links "
-                "by strategy.interval, strategy.spread, strategy.delay, strategy.online (or type strategy=gossip)"
-            )
         state = super().init(server)
         if self.mixing == "metropolis" and server.topology is not None and not server.topology.fixed:
             raise ConfigError(
@@ -111,14 +109,16 @@ class AsyncGossip(Peers):
             for wave in waves:
                 work.mix(wave)
         _book(server, agenda, size)
-        server.log |= {
-            "ticks": until,
-            "messages": float(agenda.sent.total()),
-            "messages_lost": float(agenda.lost),
-            "trainings": float(sum(map(len, agenda.trainings))),
-            "exchanges": float(sum(map(bool, agenda.trainings))),
-            "mixes": float(sum(len(w) for waves in agenda.mixes for w in waves)),
-        }
+        server.log.update(
+            {
+                "ticks": until,
+                "messages": float(agenda.sent.total()),
+                "messages_lost": float(agenda.lost),
+                "trainings": float(sum(map(len, agenda.trainings))),
+                "exchanges": float(sum(map(bool, agenda.trainings))),
+                "mixes": float(sum(len(w) for waves in agenda.mixes for w in waves)),
+            }
+        )
         return work.state()
 
     def _rules(self, nbytes: int) -> Rules:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 from fedsim.exchange.payload import Message
 from fedsim.server.clientmetrics import over_clients
 from fedsim.server.exchanges import Server
-from fedsim.task.heads import Head, HeadSlots, check_features
+from fedsim.server.traits import Traits
+from fedsim.task.heads import Head, HeadSlots
 from fedsim.task.layout import Layout
 from fedsim.task.task import Task
 from fedsim.task.vectors import Weights
@@ -21,11 +22,11 @@ from strategies.fedavg import FedAvg
 class HeadStrategy(FedAvg):
     """FedAvg over a model whose head is one classifier among several. A subclass names them in ``heads``."""
 
+    traits: ClassVar[Traits] = replace(FedAvg.traits, features=True, linear_head=True, body=True, labels=True)
     slots: HeadSlots = field(init=False, repr=False, compare=False)
 
     def setup(self, task: Task, layout: Layout) -> None:
         """Find the head in the model."""
-        check_features(task, type(self).__name__)
         self.slots = HeadSlots.of(layout)
 
     def heads(self, state: State) -> Mapping[str, Head]:
@@ -58,7 +59,7 @@ class HeadStrategy(FedAvg):
         shared = server.share_buffers or not len(
             state["buffers"]
         )  # else every client has features of its own
-        if server.own_tests is not None and shared and not server.engine.remote:
+        if server.own_tests is not None and shared and not server.remote:
             message = {**message, "features": server.features(Weights(state["w"], state["buffers"]))}
         everyone = range(server.num_clients)
         replies = server.exchange(Message.of(message), {}, task="evaluate", clients=everyone)

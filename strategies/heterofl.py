@@ -16,6 +16,7 @@ from fedsim.errors import ConfigError
 from fedsim.exchange.payload import Message
 from fedsim.server.exchanges import Server
 from fedsim.server.round import Round
+from fedsim.server.traits import Traits
 from fedsim.task.submodels import narrow
 from strategies.aggregators import is_mean
 from strategies.base import State, Strategy, check, check_weighting
@@ -28,7 +29,7 @@ class HeteroFL(Strategy):
     A client's width is that of its class (``client.classes``). One exchange per width, side by side in virtual time.
     """
 
-    widths: ClassVar[bool] = True
+    traits: ClassVar[Traits] = Traits(widths=True, over_selection=False)
     server_lr: float
     weighting: str
     scale: bool
@@ -47,8 +48,6 @@ class HeteroFL(Strategy):
             raise ConfigError(
                 "strategy=heterofl: parts of models can only be averaged; leave the aggregator at mean"
             )
-        if server.clock is not None and server.clock.system.over_selection > 1:
-            raise ConfigError("system.over_selection: strategy=heterofl waits for all widths; leave it at 1")
         total, weight, longest = torch.zeros_like(state["w"]), torch.zeros_like(state["w"]), 0.0
         for width, clients in _by_width(server, round).items():
             places = self._places(server, width)

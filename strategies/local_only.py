@@ -11,6 +11,7 @@ from fedsim.exchange.fold import Fold
 from fedsim.exchange.payload import Replies
 from fedsim.server.exchanges import Server
 from fedsim.server.round import Round
+from fedsim.server.traits import Traits
 from strategies.base import State, Strategy
 
 
@@ -23,7 +24,7 @@ class LocalOnly(Strategy):
     """
 
     client: Client = field(init=False, default_factory=LocalClient)
-    buffers: ClassVar[str | None] = "local"
+    traits: ClassVar[Traits] = Traits(buffers="local")
     fold: ClassVar[Fold] = {}
 
     def update(self, state: State, replies: Replies, round: Round) -> State:

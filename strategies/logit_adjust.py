@@ -4,7 +4,7 @@ Federated Learning with Label Distribution Skew via Logits Calibration, ICML 202
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from clients.base import Client
@@ -13,6 +13,7 @@ from fedsim.exchange.fold import Fold
 from fedsim.exchange.payload import Message
 from fedsim.server.exchanges import Server
 from fedsim.server.round import Round
+from fedsim.server.traits import Traits
 from strategies.base import State, check
 from strategies.fedavg import FedAvg
 
@@ -27,9 +28,14 @@ class LogitAdjust(FedAvg):
     are asked for once, before the first round.
     """
 
+    traits: ClassVar[Traits] = replace(FedAvg.traits, labels=True)
     tau: float
     prior: str
     counting: ClassVar[Fold] = {"counts": "sum"}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.traits = replace(self.traits, meets_all_clients=self.prior == "all")  # type: ignore[misc]
 
     def make_client(self) -> Client:
         """The adjusted loss."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from clients.base import Client
 from clients.moon import MoonClient
+from fedsim.server.traits import Traits
 from strategies.base import check
 from strategies.fedavg import FedAvg
 
@@ -14,6 +16,7 @@ from strategies.fedavg import FedAvg
 class Moon(FedAvg):
     """FedAvg with a contrastive term: representations near the global model's, far from the previous local one's."""
 
+    traits: ClassVar[Traits] = replace(FedAvg.traits, features=True)
     mu: float
     tau: float
 

@@ -3,7 +3,7 @@ Learning, ICML 2020 (Algorithm 1)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -43,6 +43,7 @@ class Scaffold(Strategy):
         )
         check(self.steps in ("own", "reference"), "steps", self.steps, "choose one of own, reference")
         check_weighting(self.weighting)
+        self.traits = replace(self.traits, fixed_sizes=self.steps == "reference")  # type: ignore[misc]
         self.client = ScaffoldClient(option=self.option, weighting=self.weighting)
 
     def init(self, server: Server) -> State:

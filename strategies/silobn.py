@@ -3,9 +3,10 @@ Datasets, DCL workshop at MICCAI 2020."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from fedsim.server.traits import Traits
 from strategies.fedbn import FedBN
 
 
@@ -16,4 +17,4 @@ class SiloBN(FedBN):
     Models are personal: measure them on each client's own samples.
     """
 
-    buffers: ClassVar[str | None] = "local"
+    traits: ClassVar[Traits] = replace(FedBN.traits, buffers="local")

@@ -38,7 +38,7 @@ def test_the_method_of_ones_own_is_short_and_does_what_it_says(
     x, y = torch.tensor([[1.0, -2.0]]), torch.tensor([0])
     start = {"weight": torch.zeros(2, 2), "bias": torch.zeros(2)}
     settings = ["engine=serial", "tracker=quiet", "rounds=2", "clients_per_round=1", "client.lr=0.003"]
-    settings += ["client.lr_decay=1", "client.epochs=1", "client.weight_decay=0", "client.clip_norm=null"]
+    settings += ["client.epochs=1"]
     run = fedsim.simulate(
         settings, strategy=method, model=torch.nn.Linear(2, 2), clients=[(x, y)], initial=start
     )

@@ -1,11 +1,11 @@
-"""Clients that attack or fail: what any client can wear, chosen by ``attack=...``."""
+"""Clients that attack or fail: what can be wrapped around any client, chosen by ``attack=...``."""
 
 from __future__ import annotations
 
 from clients.attacks.base import Attack, Attacked
 from clients.attacks.data import AugmentedData, LabelFlip
 from clients.attacks.omniscient import ALIE, IPM, Mimic, alie_z
-from clients.attacks.updates import Drop, NonFinite, RandomUpdate, SignFlip
+from clients.attacks.updates import Drop, NonFiniteUpdate, RandomUpdate, SignFlip
 
 __all__ = [
     "ALIE",
@@ -16,7 +16,7 @@ __all__ = [
     "Drop",
     "LabelFlip",
     "Mimic",
-    "NonFinite",
+    "NonFiniteUpdate",
     "RandomUpdate",
     "SignFlip",
     "alie_z",

@@ -1,14 +1,15 @@
-"""An attack, and the client that wears it."""
+"""An attack, and the client around which it is wrapped."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from fedsim.errors import ConfigError
+from fedsim.exchange.packing import pack, unpack
 from fedsim.exchange.payload import Payload, Update
 from fedsim.local.job import Job
 
@@ -35,23 +36,24 @@ class Attack:
     """
 
     fraction: float
+    omniscient: ClassVar[bool] = False  # whether ``collude`` computes it from what the honest clients sent
 
-    def wear(self, client: Any, attackers: frozenset[int]) -> Any:
-        """``client`` with this attack on; honest for all ids but ``attackers``."""
+    def wrap(self, client: Any, attackers: frozenset[int]) -> Any:
+        """``client`` with this attack around it; honest for all ids but ``attackers``."""
         return Attacked(client, self, attackers)
 
     def prepare(self, job: Job) -> None:
         """Before the client's own work; may replace ``job.data``."""
 
     def corrupt(self, job: Job, name: str, array: Tensor) -> Tensor:
-        """What is sent instead of ``array``, one of the update's arrays of real numbers."""
+        """What is sent instead of ``array``, one of the update's arrays of real numbers; vectors without padding."""
         return array
 
     def after(self, job: Job, update: Update) -> Update:
         """What is sent instead of ``update``."""
-        arrays = Payload.of(update.arrays).arrays
+        arrays, packed = pack(Payload.of(update.arrays).arrays, job.layout)
         spoilt = {k: self.corrupt(job, k, v) if v.is_floating_point() else v for k, v in arrays.items()}
-        return replace(update, arrays=spoilt)
+        return replace(update, arrays=unpack(spoilt, packed, job.layout))
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,7 +17,9 @@ from clients.attacks.base import Attack, check
 class Colluding(Attack):
     """Base: ``collude`` gives all attackers' updates; the local half stays honest."""
 
-    def wear(self, client: Any, attackers: frozenset[int]) -> Any:
+    omniscient: ClassVar[bool] = True
+
+    def wrap(self, client: Any, attackers: frozenset[int]) -> Any:
         """The client as it is: what it sends is replaced once all updates are there."""
         return client
 

@@ -46,7 +46,7 @@ class SignFlip(Attack):
 
 
 @dataclass(frozen=True, kw_only=True)
-class NonFinite(Attack):
+class NonFiniteUpdate(Attack):
     """An update of NaN or infinite entries. The server leaves such clients out, or stops (``failures.nonfinite``)."""
 
     value: str | float

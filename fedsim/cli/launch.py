@@ -16,11 +16,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from fedsim.cli.exits import BAD_CONFIG, DONE, FAILED, diagnose
-from fedsim.cli.sweep import Journal, Outcome
+from fedsim.cli.sweep import JobResult, Journal
 from fedsim.config.check import validate
 from fedsim.config.compose import COMPOSE_ERRORS, chosen_method, label_method
 from fedsim.config.explain import explain
 from fedsim.config.tree import VERSION_BASE, register
+from fedsim.engine.cores import available_cores
 from fedsim.errors import ConfigError
 from fedsim.run.key import finished, run_dir
 
@@ -28,7 +29,7 @@ from fedsim.run.key import finished, run_dir
 def launch(argv: Sequence[str]) -> int:
     """Hand ``argv`` to Hydra, run the jobs it makes of them, report. Returns the exit code."""
     register()
-    app = hydra.main(version_base=VERSION_BASE, config_path="pkg://conf", config_name="config")(job)
+    app = hydra.main(version_base=VERSION_BASE, config_path="pkg://conf", config_name="config")(run_job)
     with Journal.opened() as journal, _hydra_process(argv):
         try:
             app()
@@ -40,7 +41,7 @@ def launch(argv: Sequence[str]) -> int:
     return _conclude(outcomes)
 
 
-def job(config: DictConfig) -> float:
+def run_job(config: DictConfig) -> float:
     """One run, as Hydra's task. It never raises but on Ctrl-C, so that a failed job does not end a sweep.
 
     Returns:
@@ -49,7 +50,9 @@ def job(config: DictConfig) -> float:
     info = HydraConfig.get()
     sweep = info.mode == RunMode.MULTIRUN
     label_method(config, chosen_method(info.runtime.choices))
-    outcome = Outcome(job=info.job.num if sweep else 0, overrides=info.job.override_dirname if sweep else "")
+    outcome = JobResult(
+        job=info.job.num if sweep else 0, overrides=info.job.override_dirname if sweep else ""
+    )
     summary: dict[str, Any] | None = None
     try:
         validate(config)
@@ -69,7 +72,7 @@ def job(config: DictConfig) -> float:
     return float("nan") if accuracy is None else float(accuracy)
 
 
-def _run(config: DictConfig, outcome: Outcome) -> dict[str, Any]:
+def _run(config: DictConfig, outcome: JobResult) -> dict[str, Any]:
     if outcome.title:
         print(f"{outcome.title}{outcome.dir}", flush=True)
     _start_ray(config)
@@ -99,7 +102,7 @@ def _share_cores(config: DictConfig, info: HydraConf) -> None:
     """Jobs that run at once split the cores, unless `engine.workers` is given; the bits stay the same."""
     at_once = OmegaConf.select(cast(DictConfig, info), "launcher.n_jobs")
     if config.engine.name == "ray" and config.engine.workers == 0 and at_once:
-        cores = os.cpu_count() or 1
+        cores = available_cores()
         config.engine.workers = max(1, cores // (at_once if at_once > 0 else cores))
 
 
@@ -118,7 +121,7 @@ def _hydra_process(argv: Sequence[str]) -> Iterator[None]:
             os.environ["HYDRA_FULL_ERROR"] = full
 
 
-def _conclude(outcomes: list[Outcome]) -> int:
+def _conclude(outcomes: list[JobResult]) -> int:
     """Table and curves of the runs that are done, then the table of those that failed."""
     folders = list(dict.fromkeys(Path(o.dir) for o in outcomes if o.status != "failed"))
     sweep = any(o.overrides for o in outcomes)

@@ -18,7 +18,7 @@ _JOURNAL = "FEDSIM_JOURNAL"
 
 
 @dataclass
-class Outcome:
+class JobResult:
     """How a job ended."""
 
     job: int  # number in the sweep
@@ -41,7 +41,7 @@ class Outcome:
 
 
 class Journal:
-    """Outcomes on their way from the jobs to the command, through a file: jobs may run in other processes."""
+    """Results on their way from the jobs to the command, through a file: jobs may run in other processes."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -59,15 +59,15 @@ class Journal:
                 del os.environ[_JOURNAL]
 
     @staticmethod
-    def append(outcome: Outcome) -> None:
+    def append(outcome: JobResult) -> None:
         """Add a line; appends of one line do not mix."""
         with Path(os.environ[_JOURNAL]).open("a") as file:
             file.write(json.dumps(asdict(outcome)) + "\n")
 
-    def read(self) -> list[Outcome]:
-        """All outcomes, by job number; none if no job ran."""
+    def read(self) -> list[JobResult]:
+        """All results, by job number; none if no job ran."""
         lines = self.path.read_text().splitlines() if self.path.exists() else []
-        return sorted((Outcome(**json.loads(line)) for line in lines), key=lambda o: o.job)
+        return sorted((JobResult(**json.loads(line)) for line in lines), key=lambda o: o.job)
 
 
 class RaySweep(Callback):

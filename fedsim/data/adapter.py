@@ -26,7 +26,8 @@ def from_partitioner(
         rng: not used: such a partitioner has a seed of its own.
         partitioner: has ``num_partitions`` and ``load_partition(i)``, whose rows carry a column ``index``
             with positions in the data set. If ``is_dataset_assigned()`` says no, its ``dataset`` is set to a
-            ``datasets.Dataset`` with columns ``label``, ``index`` and, when ``ids`` are given, ``id``.
+            ``datasets.Dataset`` with columns ``label`` (where there is one target per sample), ``index`` and, when
+            ``ids`` are given, ``id``.
         index: name of that column.
         ids: natural ids ``(N,)`` for partitioners that group by them.
 
@@ -41,7 +42,8 @@ def from_partitioner(
             raise DataError(
                 "this partitioner needs the datasets library: pip install 'fedsim-lab[hub]'"
             ) from error
-        columns = {"label": labels, index: np.arange(len(labels))} | ({} if ids is None else {"id": ids})
+        columns = {"label": labels} if labels.ndim == 1 else {}
+        columns |= {index: np.arange(len(labels))} | ({} if ids is None else {"id": ids})
         partitioner.dataset = Table.from_dict(columns)
     name = type(partitioner).__name__
     if partitioner.num_partitions != num_clients:

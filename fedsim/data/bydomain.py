@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fedsim.data.dealing import Parts, assign, check, dirichlet_counts, positive, with_minimum
+from fedsim.data.dealing import Parts, assign, check, check_count, dirichlet_counts, positive, with_minimum
 from fedsim.data.partition import iid
 from fedsim.errors import DataError
 
@@ -47,7 +47,8 @@ def domains(
     Raises:
         DataError: no domains, fewer clients than domains, or too few samples for what is asked.
     """
-    classes = check(labels, num_clients, min_samples)
+    check_count(labels, num_clients, min_samples)
+    classes = 0 if alpha is None else check(labels, num_clients)
     ids = _of_each(labels, ids)
     if skew not in ("within", "across") or not 0 < share <= 1:
         raise DataError(f"partition.skew={skew!r} share={share}: give within or across, and 0 < share <= 1")
@@ -93,7 +94,7 @@ def _of_each(labels: np.ndarray, ids: np.ndarray | None) -> np.ndarray:
     """The domain of each sample, refused where there is none."""
     if ids is None:
         raise DataError("partition=domains: this data set has no domains; type partition=dirichlet")
-    if np.shape(ids) != np.shape(labels):
+    if np.shape(ids) != (len(labels),):
         raise DataError(f"ids have shape {np.shape(ids)}, labels {np.shape(labels)}")
     return ids
 

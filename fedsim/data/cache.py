@@ -15,7 +15,7 @@ from fedsim.errors import DataError
 
 Arrays = dict[str, np.ndarray]
 
-_FORMAT = "1"  # raise when what is written changes, so that older entries are not reused
+_FORMAT = "2"  # raise when what is written changes, so that older entries are not reused
 
 
 def cache_dir() -> Path:

@@ -36,9 +36,18 @@ def dirichlet_counts(
 
 
 def check(labels: np.ndarray, num_clients: int, min_samples: int = 0) -> int:
-    """Validate what every partition is given; returns the number of classes."""
+    """Validate what a partition by label is given; returns the number of classes."""
     if labels.ndim != 1 or labels.dtype.kind not in "iu" or (len(labels) and labels.min() < 0):
-        raise DataError(f"labels must be integers (N,) from 0, got {labels.dtype} of shape {labels.shape}")
+        raise DataError(
+            f"labels must be integers (N,) from 0, got {labels.dtype} of shape {labels.shape}: such targets cannot be "
+            "split by label; type partition=iid, quantity or natural"
+        )
+    check_count(labels, num_clients, min_samples)
+    return int(labels.max()) + 1 if len(labels) else 0
+
+
+def check_count(labels: np.ndarray, num_clients: int, min_samples: int = 0) -> None:
+    """Validate what every partition is given; targets (N, ...) may be anything."""
     if num_clients < 1:
         raise DataError(f"num_clients={num_clients}: give at least 1")
     if num_clients * min_samples > len(labels):
@@ -46,7 +55,6 @@ def check(labels: np.ndarray, num_clients: int, min_samples: int = 0) -> int:
             f"partition.min_samples={min_samples}, {num_clients} clients: needs {num_clients * min_samples} "
             f"samples, there are {len(labels)}; give at most {len(labels) // num_clients}, or fewer clients"
         )
-    return int(labels.max()) + 1 if len(labels) else 0
 
 
 def positive(name: str, value: float) -> None:

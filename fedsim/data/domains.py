@@ -20,13 +20,24 @@ import numpy as np
 from fedsim.data.cache import Arrays, cached, fingerprint
 from fedsim.data.common import encode, image_options, samples, stratified_folds
 from fedsim.data.dataset import Augment, Dataset, Normalize
-from fedsim.data.files import columns_of, decode, hub_tables, image_table, read_images
+from fedsim.data.decoding import decode
+from fedsim.data.files import columns_of, hub_tables, image_table, read_images
 from fedsim.errors import DataError
 
 # Channel statistics of ImageNet, usual for PACS and Office, and those of FedBN's digits (Li et al. 2021).
 IMAGENET = Normalize(scale=1 / 255, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 SYMMETRIC = Normalize(scale=1 / 255, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".pgm", ".ppm")
+NOTES = (
+    ".txt",
+    ".csv",
+    ".json",
+    ".xml",
+    ".md",
+    ".html",
+    ".db",
+    ".ini",
+)  # files beside images that are no samples
 COLUMNS = "*.parquet with columns image, domain, label"
 LAYOUT = f"<domain>/<class>/<image> folders, or {COLUMNS}"
 
@@ -34,7 +45,7 @@ LAYOUT = f"<domain>/<class>/<image> folders, or {COLUMNS}"
 def images_at(root: Path, size: int, pattern: str = "*.parquet") -> Arrays:
     """Arrays image, domain, label, and fold where it is there, of one Parquet file, those of a folder that match
     ``pattern``, or the image folders ``<domain>/<class>/``; text stays text."""
-    files = [root] if root.is_file() else sorted(root.glob(pattern))
+    files = [root] if root.is_file() else sorted(f for f in root.glob(pattern) if not _hidden(f, root))
     if not files:
         return _folders(root, size)
     fold = ["fold"] if "fold" in columns_of(files[0]) else []
@@ -102,15 +113,24 @@ def as_dataset(
             f"data.domains={list(kept)}: {source} has the domains {list(present)}, each to be named once"
         )
     named = tuple(str(name) for name in train.get("label.names", classes))
-    known = np.unique(train["label"])
-    text = known.dtype.kind == "U"
+    if (test["label"].dtype.kind == "U") != (train["label"].dtype.kind == "U"):
+        raise DataError(
+            f"{source}: labels are text in one split and numbers in the other; write both in one way"
+        )
+    known = np.unique(np.concatenate((train["label"], test["label"])))
+    numbered = known.dtype.kind != "U" and (named or (known == np.arange(len(known))).all())
+    if numbered and named and (known[0] < 0 or known[-1] >= len(named)):
+        raise DataError(
+            f"{source}: label {known[0] if known[0] < 0 else known[-1]}, but there are {len(named)} classes, numbered "
+            f"from 0: {', '.join(named[:5])}, ..."
+        )
 
     def part(arrays: Arrays) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         rank = np.full(len(arrays["domain"]), -1, dtype=np.int64)
         for code, name in enumerate(kept):
             rank[arrays["domain"] == name] = code
         chosen = rank >= 0
-        label = np.searchsorted(known, arrays["label"]) if text else arrays["label"]
+        label = arrays["label"] if numbered else np.searchsorted(known, arrays["label"])
         whole = bool(chosen.all())  # then the memory map is used as it is
         return (
             arrays["image"] if whole else arrays["image"][chosen],
@@ -122,7 +142,7 @@ def as_dataset(
     dataset = Dataset(
         train=samples(x, y),
         test=samples(test_x, test_y),
-        classes=named or tuple(str(k) for k in known),
+        classes=named if numbered and named else tuple(str(k) for k in known),
         normalize=normalize,
         ids=domain,
         groups={"train": {"domain": domain}, "test": {"domain": test_domain}},
@@ -132,8 +152,18 @@ def as_dataset(
 
 
 def _folders(root: Path, size: int) -> Arrays:
-    """Arrays image, domain, label of ``root/<domain>/<class>/<image>``, in name order, through the cache."""
-    files = sorted(f for f in root.glob("*/*/*") if f.suffix.lower() in SUFFIXES)
+    """Arrays image, domain, label of ``root/<domain>/<class>/<image>``, in name order, through the cache.
+
+    Hidden files and folders, and notes beside the images, are passed over; another file among images is refused.
+    """
+    there = sorted(f for f in root.glob("*/*/*") if f.is_file() and not _hidden(f, root))
+    files = [f for f in there if f.suffix.lower() in SUFFIXES]
+    held = {f.parent for f in files}
+    other = [f for f in there if f.parent in held and f.suffix.lower() not in (*SUFFIXES, *NOTES)]
+    if other:
+        raise DataError(
+            f"{other[0]}: is no image that can be read ({', '.join(SUFFIXES)}); convert or remove it"
+        )
     if not files:
         raise DataError(f"{root} holds no images; expected {LAYOUT}")
 
@@ -153,3 +183,8 @@ def _folders(root: Path, size: int) -> Arrays:
     if (arrays["label"].dtype.kind == "U") and all(str(c).isdigit() for c in np.unique(arrays["label"])):
         return dict(arrays) | {"label": arrays["label"].astype(np.int64)}  # folders 0 to 9, as in Digits-5
     return arrays
+
+
+def _hidden(file: Path, root: Path) -> bool:
+    """Whether a file, or a folder below ``root`` that it lies in, is one that systems leave behind."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in file.relative_to(root).parts)

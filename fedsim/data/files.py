@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import gzip
-import io
 import json
 import os
 import zlib
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fedsim.data.cache import Arrays, cached, fingerprint
+from fedsim.data.decoding import decode
 from fedsim.errors import DataError
 
 PathLike = str | os.PathLike[str]
@@ -78,13 +77,19 @@ def class_names(schema: Any, column: str) -> tuple[str, ...]:
 
 
 def column_array(table: Any, name: str, source: str) -> np.ndarray:
-    """A column without gaps as int64 or fixed-width text ``(N,)``."""
+    """A column without gaps as int64 or fixed-width text ``(N,)``; whole floats, as of pandas, are integers."""
     column = table[name]
     if column.null_count:
         raise DataError(
             f"{source}: column '{name}' has {column.null_count} empty cells; fill or drop those rows"
         )
     values = np.asarray(column.to_pylist())
+    if values.ndim == 1 and values.dtype.kind == "f":
+        if (odd := np.flatnonzero(values != np.round(values))).size:
+            raise DataError(
+                f"{source}: column '{name}', row {odd[0]} is {values[odd[0]]}; expected integers or text"
+            )
+        values = values.astype(np.int64)
     if values.ndim != 1 or values.dtype.kind not in "iubU":
         raise DataError(f"{source}: column '{name}' is {column.type}; expected integers or text")
     return values if values.dtype.kind == "U" else values.astype(np.int64)
@@ -97,60 +102,27 @@ def table_images(table: Any, image: str, *, channels: int, size: int | None, sou
     column = table[image].combine_chunks()
     if isinstance(column, pa.ChunkedArray):  # pyarrow < 15 keeps one chunk here
         column = pa.concat_arrays(column.chunks)
-    if pa.types.is_struct(column.type) and column.type.get_field_index("bytes") >= 0:
+    paths = column.field("path").to_pylist() if _has(column, "path") else []
+    if _has(column, "bytes"):
         column = column.field("bytes")
     if not (pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)):
         raise DataError(f"{source}: column '{image}' is {column.type}; expected encoded images (bytes)")
-    return decode(column.to_pylist(), channels=channels, size=size, source=f"{source}, column '{image}'")
+    where = f"{source}, column '{image}'"
+    if column.null_count:
+        row = int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0])
+        path = f", only the path {paths[row]!r}" if paths and paths[row] else ""
+        raise DataError(
+            f"{where}, row {row}: holds no image{path}; write the images' bytes into the table, or read the folder of "
+            "images itself (data=domain_images)"
+        )
+    return decode(column.to_pylist(), channels=channels, size=size, source=where)
 
 
-def decode(blobs: Sequence[bytes | None], *, channels: int, size: int | None, source: str) -> np.ndarray:
-    """JPEG or PNG files to one uint8 array ``(N, C, H, W)``.
+def _has(column: Any, field: str) -> bool:
+    """Whether a column is a struct with this field."""
+    import pyarrow as pa
 
-    Args:
-        blobs: encoded images.
-        channels: 1 (grey) or 3 (RGB); others are converted.
-        size: side in pixels that every image is resized to (bicubic); ``None`` keeps their common size.
-        source: where they come from, for messages.
-
-    Raises:
-        DataError: an image cannot be decoded, or sizes differ while ``size`` is ``None``.
-    """
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise DataError("decoding images needs Pillow: pip install 'fedsim-lab[data]'") from error
-    mode = "L" if channels == 1 else "RGB"
-
-    def pixels(row: int) -> np.ndarray:
-        try:
-            picture = Image.open(io.BytesIO(blobs[row] or b"")).convert(mode)
-        except (OSError, SyntaxError, ValueError) as error:
-            raise DataError(f"{source}, row {row}: not a readable image ({error})") from error
-        if size is not None and picture.size != (size, size):
-            picture = picture.resize((size, size), Image.Resampling.BICUBIC)
-        return np.asarray(picture, dtype=np.uint8).reshape(picture.height, picture.width, channels)
-
-    if not blobs:
-        raise DataError(f"{source}: no images in it")
-    first = pixels(0)
-    out = np.empty((len(blobs), channels, *first.shape[:2]), dtype=np.uint8)
-
-    def fill(start: int, stop: int) -> None:
-        for row in range(start, stop):
-            array = pixels(row)
-            if array.shape != first.shape:
-                raise DataError(
-                    f"{source}, row {row}: {array.shape[1]}x{array.shape[0]} pixels, row 0 has "
-                    f"{first.shape[1]}x{first.shape[0]}; give a common size=<pixels>"
-                )
-            out[row] = array.transpose(2, 0, 1)
-
-    starts = range(0, len(blobs), 1024)
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for done in [pool.submit(fill, start, min(start + 1024, len(blobs))) for start in starts]:
-            done.result()
-    return out
+    return bool(pa.types.is_struct(column.type) and column.type.get_field_index(field) >= 0)
 
 
 def image_table(
@@ -171,16 +143,59 @@ def read_images(
     """As ``image_table`` for Parquet files read one after the other, through the cache of decoded arrays."""
 
     def build() -> Arrays:
-        import pyarrow as pa
-
-        tables = [read_table(file, [image, *columns]) for file in files]
         source = ", ".join(str(file) for file in files)
-        return image_table(
-            pa.concat_tables(tables), image, columns, channels=channels, size=size, source=source
-        )
+        table = _joined([read_table(file, [image, *columns]) for file in files], source)
+        return image_table(table, image, columns, channels=channels, size=size, source=source)
 
     key = (*fingerprint(files), image, *columns, str(channels), str(size))
     return cached(files[0].stem, key, build)
+
+
+def split_files(path: Path, expected: str) -> dict[str, list[Path]]:
+    """Parquet files of each split; a test split without rows is none."""
+    if path.is_file():
+        return {"train": [path]}
+    files = {"train": parquet_files(path, "train-*.parquet", expected)}
+    test = sorted(path.glob("test-*.parquet"))
+    return files | ({"test": test} if test and rows_in(test) else {})
+
+
+def rows_in(files: Sequence[Path]) -> int:
+    """Rows of Parquet files together, from their footers."""
+    total = 0
+    for file in files:
+        pa, pq = _pyarrow(file)
+        try:
+            total += pq.read_metadata(file).num_rows
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{file} is not a readable Parquet file ({error}); fetch it again") from error
+    return total
+
+
+def _joined(tables: Sequence[Any], source: str) -> Any:
+    """The shards of one table; columns whose types differ take the wider one."""
+    import pyarrow as pa
+
+    filled = [table for table in tables if table.num_rows]
+    if not filled:
+        raise DataError(f"{source}: no rows in it")
+
+    def together(names: Sequence[str]) -> Any:
+        return pa.concat_tables([table.select(names) for table in filled], promote_options="permissive")
+
+    names = filled[0].schema.names
+    try:
+        return together(names)
+    except pa.ArrowException as error:
+        for name in names:
+            try:
+                together([name])
+            except pa.ArrowException:
+                kinds = dict.fromkeys(str(table.schema.field(name).type) for table in filled)
+                raise DataError(
+                    f"{source}: column '{name}' is {' in one file, '.join(kinds)} in another; write all with one type"
+                ) from error
+        raise DataError(f"{source}: cannot be put together ({error})") from error
 
 
 def read_idx(file: Path, dimensions: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Image data sets: CIFAR, MNIST, Fashion-MNIST, and any Parquet file of images.
+"""Published image data sets: CIFAR, MNIST, Fashion-MNIST.
 
 Images stay uint8 ``(N, C, H, W)`` and carry a ``Normalize`` with the published channel statistics. All
 functions raise ``DataError`` for missing or damaged files, and take two options:
@@ -16,18 +16,18 @@ from pathlib import Path
 import numpy as np
 
 from fedsim.data.cache import Arrays, cached
-from fedsim.data.common import encode, image_options, samples
-from fedsim.data.dataset import Augment, Dataset, Normalize, Samples
+from fedsim.data.common import image_options, samples
+from fedsim.data.dataset import Augment, Dataset, Normalize
 from fedsim.data.files import (
     PathLike,
     column_array,
     existing,
     hub_tables,
     image_table,
-    parquet_files,
     read_idx,
     read_images,
     read_table,
+    split_files,
 )
 from fedsim.errors import DataError
 
@@ -38,6 +38,10 @@ FASHION = (
     *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
 )
 PARQUET = "train-*.parquet and test-*.parquet"
+BEGINNINGS = {  # the first training labels of sets whose files have the same names
+    "ylecun/mnist": (5, 0, 4, 1, 9, 2, 1, 3, 1, 4),
+    "zalando-datasets/fashion_mnist": (9, 0, 0, 3, 0, 2, 7, 2, 5, 5),
+}
 IDX = ", ".join(f"{part}-ubyte.gz" for part in ("train-images-idx3", "train-labels-idx1")) + (
     " and the same of t10k"
 )
@@ -128,79 +132,6 @@ def mnist(
     return image_options(dataset, augment=augment, subset=subset)
 
 
-def parquet(
-    path: PathLike | None,
-    *,
-    image: str,
-    label: str,
-    ids: str | None = None,
-    size: int | None = None,
-    augment: bool | Augment = False,
-    subset: int | None = None,
-) -> Dataset:
-    """RGB images ``(N, 3, H, W)`` of any local Parquet file, or folder of them.
-
-    Args:
-        path: the file (all of it is training data), or folder of train-*.parquet and maybe test-*.parquet.
-        image: column of encoded images (bytes, or a struct with a field ``bytes``).
-        label: column of class labels, integers or text; classes are its sorted distinct training values.
-        ids: column of natural client ids, integers or text.
-        size: side in pixels to resize to; needed when images differ in size.
-        augment: see the module.
-        subset: see the module.
-
-    Pixels are normalised by the training set's own channel mean and deviation.
-    """
-    need = f"a Parquet file, or a folder with train-*.parquet, with columns {image}, {label}"
-    if path is None:
-        raise DataError(f"parquet is read from files only: type data.path=<{need}>")
-    columns = [label] if ids is None else [label, ids]
-    parts = {
-        split: read_images(files, image, columns, channels=3, size=size)
-        for split, files in _split_files(existing(path, need), need).items()
-    }
-    train = parts["train"]
-    known, named = np.unique(train[label]), train.get(f"{label}.names")
-    if named is not None and (known[0] < 0 or known[-1] >= len(named)):
-        raise DataError(
-            f"{path}: labels in '{label}' must be 0 to {len(named) - 1}, the file names that many classes"
-        )
-
-    def part(arrays: Arrays) -> Samples:
-        strange = np.setdiff1d(arrays[label], known)
-        if len(strange):
-            raise DataError(f"{path}: test labels {strange.tolist()[:5]} do not occur in the training data")
-        return samples(arrays["image"], np.searchsorted(known, arrays[label]).astype(np.int64))
-
-    dataset = Dataset(
-        train=part(train),
-        test=part(parts["test"]) if "test" in parts else None,
-        classes=tuple(str(k) for k in (known if named is None else named[known])),
-        normalize=channel_statistics(train["image"]),
-        ids=None if ids is None else encode(train[ids])[0],
-    )
-    return image_options(dataset, augment=augment, subset=subset)
-
-
-def channel_statistics(x: np.ndarray) -> Normalize:
-    """``Normalize`` with mean and deviation per channel of uint8 images ``(N, C, H, W)``, exact."""
-    levels = np.arange(256) / 255
-    mean, std = [], []
-    for channel in range(x.shape[1]):
-        share = np.bincount(x[:, channel].reshape(-1), minlength=256) / x[:, channel].size
-        mean.append(float(share @ levels))
-        std.append(max(float(share @ levels**2 - mean[-1] ** 2), 0.0) ** 0.5 or 1.0)
-    return _pixels(tuple(mean), tuple(std))
-
-
-def _split_files(path: Path, expected: str) -> dict[str, list[Path]]:
-    if path.is_file():
-        return {"train": [path]}
-    files = {"train": parquet_files(path, "train-*.parquet", expected)}
-    test = sorted(path.glob("test-*.parquet"))
-    return files | ({"test": test} if test else {})
-
-
 def _published(spec: _Published, path: PathLike | None, classes: Sequence[str]) -> Dataset:
     """Load a published image data set from IDX files, Parquet or the hub; every label must be a class."""
     if path is None:
@@ -208,14 +139,20 @@ def _published(spec: _Published, path: PathLike | None, classes: Sequence[str]) 
     else:
         root, source = existing(path, spec.expected), str(path)
         if (root / "train-images-idx3-ubyte.gz").exists():
+            if spec.expected != IDX:
+                raise DataError(
+                    f"{root} holds IDX files, as MNIST and Fashion-MNIST do; expected {spec.expected}. Type data=mnist "
+                    "or data=fashion_mnist, or another data.path"
+                )
             arrays = _from_idx(root, spec)
         else:
-            files = _split_files(root, spec.expected)
+            files = split_files(root, spec.expected)
             arrays = {
                 split: read_images(part, spec.image, [spec.label], channels=spec.channels)
                 for split, part in files.items()
             }
     names = tuple(str(name) for name in arrays["train"].get(f"{spec.label}.names", classes))
+    _check_set(spec, arrays["train"][spec.label], names, classes, source)
     for part in arrays.values():
         found = part[spec.label]
         if found.dtype.kind != "i" or found.min() < 0 or found.max() >= len(names):
@@ -227,6 +164,25 @@ def _published(spec: _Published, path: PathLike | None, classes: Sequence[str]) 
         classes=names,
         normalize=spec.normalize,
     )
+
+
+def _check_set(
+    spec: _Published, labels: np.ndarray, names: Sequence[str], classes: Sequence[str], source: str
+) -> None:
+    """Refuse another data set of the same form: by the names of its classes, or the labels that it begins with."""
+    for hub, start in BEGINNINGS.items():
+        if hub != spec.hub and len(labels) == 60_000 and labels[: len(start)].tolist() == list(start):
+            raise DataError(
+                f"{source} is {hub}, not {spec.hub}; type data={hub.split('/')[1]}, or another data.path"
+            )
+    words = any(not name.isdigit() for name in (*names, *classes))
+    if spec.label == "label" and words and [n.lower() for n in names] != [c.lower() for c in classes]:
+        odd = sorted({n.lower() for n in names} ^ {c.lower() for c in classes})
+        if len(names) != len(classes) or len(odd) == 2 * len(names):
+            raise DataError(
+                f"{source} has the classes {', '.join(names[:5])}, ...: not those of {spec.hub} "
+                f"({', '.join(classes[:5])}, ...); type another data=... or data.path"
+            )
 
 
 def _from_hub(spec: _Published) -> dict[str, Arrays]:

@@ -2,7 +2,7 @@
 
 Each is ``(labels (N,), num_clients, rng, *, ...) -> list of index arrays``: one sorted int64 array per
 client, disjoint and together all N samples unless its docstring says otherwise. The same generator state
-gives the same split.
+gives the same split. ``iid``, ``everything``, ``quantity`` and ``natural`` take targets of any kind (N, ...).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from fedsim.data.dealing import (
     apportion,
     assign,
     check,
+    check_count,
     dirichlet_counts,
     parts_of,
     positive,
@@ -30,14 +31,14 @@ __all__ = ["Shards", "dirichlet", "from_partitioner", "holdout", "iid", "natural
 
 def iid(labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> Parts:
     """Shuffle and cut into parts whose sizes differ by at most one; some may be empty."""
-    check(labels, num_clients)
+    check_count(labels, num_clients)
     order = rng.permutation(len(labels))
     return parts_of(order, np.arange(len(labels)) * num_clients // max(len(labels), 1), num_clients)
 
 
 def everything(labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> Parts:
     """Every client holds all samples."""
-    check(labels, num_clients)
+    check_count(labels, num_clients)
     return [np.arange(len(labels)) for _ in range(num_clients)]
 
 
@@ -130,7 +131,7 @@ def quantity(
 
     ``min_samples`` is kept as in ``dirichlet``: up to ``REDRAWS`` draws, then the largest client gives.
     """
-    check(labels, num_clients, min_samples)
+    check_count(labels, num_clients, min_samples)
     positive("alpha", alpha)
 
     def draw() -> np.ndarray:
@@ -168,12 +169,12 @@ def natural(
         choose: see above.
         min_samples: smallest id that takes part.
     """
-    check(labels, num_clients)
+    check_count(labels, num_clients)
     if ids is None:
         raise DataError("partition=natural: this data set has no natural ids; type partition=dirichlet")
     if choose not in ("merge", "largest", "random"):
         raise DataError(f"partition.choose={choose!r}: give 'merge', 'largest' or 'random'")
-    if np.shape(ids) != np.shape(labels):
+    if np.shape(ids) != (len(labels),):
         raise DataError(f"ids have shape {np.shape(ids)}, labels {np.shape(labels)}")
     _, codes, sizes = np.unique(ids, return_inverse=True, return_counts=True)
     kept = np.flatnonzero(sizes >= min_samples)

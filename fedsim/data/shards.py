@@ -53,6 +53,14 @@ class Shards:
         first, end = self.offsets[client : client + 2].tolist()
         return self.index[first:end]
 
+    def whose(self, row: int) -> str:
+        """Who holds a row of the data set, for messages: its client and where it lies among that client's samples."""
+        at = np.flatnonzero(self.index == row)
+        if not len(at):
+            return f"the training set, row {row}"
+        client = int(np.searchsorted(self.offsets, at[0], side="right")) - 1
+        return f"client {client}, row {int(at[0] - self.offsets[client])} (row {row} of all)"
+
     @property
     def sizes(self) -> np.ndarray:
         """Samples per client, int64 ``(m,)``."""

@@ -6,6 +6,7 @@ of labelled images and ``blobs`` take ``imbalance`` and ``largest``, which make 
 """
 
 from fedsim.data import digits as _digits
+from fedsim.data import image_tables as _image_tables
 from fedsim.data import images as _images
 from fedsim.data import multidomain as _multidomain
 from fedsim.data import tabular as _tabular
@@ -23,7 +24,7 @@ fashion_mnist = tailed(_images.fashion_mnist)
 mnist = tailed(_images.mnist)
 office_caltech10 = tailed(_multidomain.office_caltech10)
 pacs = tailed(_multidomain.domain_images)
-parquet = tailed(_images.parquet)
+parquet = tailed(_image_tables.parquet)
 
 __all__ = [
     "blobs",

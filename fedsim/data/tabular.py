@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from fedsim.data.common import encode, samples
+from fedsim.data.containers import Part, array
 from fedsim.data.dataset import Dataset, Samples
 from fedsim.data.files import PathLike, existing
+from fedsim.data.labels import Rules, targets
 from fedsim.errors import DataError
 
 HEART_COLUMNS = (
@@ -32,7 +34,8 @@ def heart_disease(path: PathLike | None, *, missing: str = "median") -> Dataset:
             then patients with gaps: 740 patients, x ``(N, 10)``, the cohort of FLamby's Fed-Heart-Disease (du
             Terrail et al. 2022).
 
-    Attributes are float32, standardised by mean and deviation of all hospitals' training patients together.
+    Attributes are float32, standardised by mean and deviation of all hospitals' training patients together; one that
+    is constant there becomes 0 where it has that value.
     """
     need = "heart_disease.csv with columns hospital, split, target and the 13 attributes"
     if path is None:
@@ -50,12 +53,18 @@ def heart_disease(path: PathLike | None, *, missing: str = "median") -> Dataset:
         kept = ~np.isnan(x).any(axis=1)
         x, target, hospital, split = x[kept], target[kept], hospital[kept], split[kept]
     train = split == "train"
-    x = np.where(np.isnan(x), np.nanmedian(x[train], axis=0), x)
-    x = ((x - x[train].mean(axis=0)) / x[train].std(axis=0)).astype(np.float32)
+    if not train.any():
+        raise DataError(f"{file}: no training patients are left; column 'split' must say train for some")
+    if (gone := np.flatnonzero(np.isnan(x[train]).all(axis=0))).size:
+        raise DataError(
+            f"{file}: column '{names[gone[0]]}' is empty for all training patients; fill it, or type data.missing=drop "
+            f"(leaves out {', '.join(SPARSE_HEART_COLUMNS)})"
+        )
+    x = _standardised(np.where(np.isnan(x), np.nanmedian(x[train], axis=0), x), train)
     codes, hospitals = encode(hospital)
     return Dataset(
         train=samples(x[train], target[train]),
-        test=samples(x[~train], target[~train]),
+        test=None if train.all() else samples(x[~train], target[~train]),
         classes=("healthy", "ill"),
         ids=codes[train],
         groups={"train": {"hospital": codes[train]}, "test": {"hospital": codes[~train]}},
@@ -76,9 +85,26 @@ def _heart_rows(
         raise DataError(
             f"{file} cannot be read ({type(error).__name__}: {error}); expected {need}"
         ) from error
+    for name, column in zip(names, x.T, strict=True):
+        if np.isinf(column).any():
+            row = int(np.flatnonzero(np.isinf(column))[0])
+            raise DataError(f"{file}, row {row + 1}: column '{name}' is infinite; leave the cell empty")
+    if (odd := np.flatnonzero((target != 0) & (target != 1))).size:
+        raise DataError(
+            f"{file}, row {odd[0] + 1}: column 'target' is {target[odd[0]]}; it must be 0 (healthy) or 1 (ill). "
+            "Of stages 0 to 4 all above 0 are ill: write target = (num > 0)"
+        )
     if not len(rows) or not np.isin(split, ("train", "test")).all():
         raise DataError(f"{file}: column 'split' must say train or test in every row; expected {need}")
     return x, target, hospital, split
+
+
+def _standardised(x: np.ndarray, train: np.ndarray) -> np.ndarray:
+    """``x`` (N, d) as float32 with mean 0 and deviation 1 over rows ``train``; constant columns are only shifted."""
+    part = x[train]
+    constant = part.min(axis=0) == part.max(axis=0)
+    centre = np.where(constant, part[0], part.mean(axis=0))
+    return np.asarray((x - centre) / np.where(constant, 1, part.std(axis=0)), dtype=np.float32)
 
 
 def synthetic(
@@ -168,43 +194,46 @@ def tensors(
     classes: Sequence[str] | None = None,
     ids: np.ndarray | None = None,
 ) -> Dataset:
-    """Samples already in memory, used as they are (no copy, no normalising).
+    """Samples already in memory, used as they are (no copy, no normalising). What a run makes of targets that are not
+    0 to C-1 is said in ``fedsim.data.labels``.
 
     Args:
         x: inputs ``(N, ...)``.
-        y: integer class labels ``(N,)``, or targets of any shape ``(N, ...)``.
+        y: class labels ``(N,)``, integers or text, or targets of any shape ``(N, ...)``.
         test: inputs and targets of the test set.
-        classes: names of the classes; ``None`` numbers them 0 to max(y), and leaves float targets without
-            classes.
+        classes: names of the classes; ``None`` takes those of text and numbers 0 to max(y); other targets have none
+            until a run reads them.
         ids: natural client ids ``(N,)``, integers.
     """
-    train = _pair(x, y, "x, y")
-    held_out = None if test is None else _pair(*test, "test")
+    pairs = [_pair("x, y", x, y)] + ([] if test is None else [_pair("test", *test)])
+    whose, given = ["x, y", "test"][: len(pairs)], [pair.y for pair in pairs]
+    ys, named = targets(whose, given, Rules(own_loss=True))
+    if not isinstance(given[0], np.ndarray) and named and min(int(t.min()) for t in ys if len(t)):
+        named = ()
+    train, *rest = (Samples(torch.as_tensor(pair.x), t) for pair, t in zip(pairs, ys, strict=True))
+    held_out = rest[0] if rest else None
     if ids is not None and np.shape(ids) != (len(train),):
         raise DataError(
             f"ids has shape {np.shape(ids)}; expected one id for each of the {len(train)} samples"
         )
-    targets = [train.y] if held_out is None else [train.y, held_out.y]
-    if classes is None and train.y.dim() == 1 and not train.y.is_floating_point():
-        classes = [str(k) for k in range(1 + max(int(part.max()) for part in targets if len(part)))]
     return Dataset(
         train=train,
         test=held_out,
-        classes=tuple(classes or ()),
+        classes=tuple(classes or named),
         ids=None if ids is None else np.asarray(ids, dtype=np.int64),
     )
 
 
-def _pair(x: Tensor | np.ndarray, y: Tensor | np.ndarray, name: str) -> Samples:
-    inputs, targets = torch.as_tensor(x), torch.as_tensor(y)
-    if inputs.dim() < 2 or len(inputs) != len(targets) or not len(inputs):
+def _pair(name: str, x: Tensor | np.ndarray, y: Tensor | np.ndarray) -> Part:
+    inputs, found = array(name, x), array(name, y)
+    if inputs.ndim < 2 or len(inputs) != len(found) or not len(inputs):
         raise DataError(
-            f"{name}: shapes {tuple(inputs.shape)} and {tuple(targets.shape)}; expected (N, ...) with a "
+            f"{name}: shapes {tuple(inputs.shape)} and {tuple(found.shape)}; expected (N, ...) with a "
             "feature dimension and (N, ...) with the same N > 0"
         )
-    if not targets.is_floating_point():
-        targets = targets.long()
-    return Samples(inputs, targets)
+    if isinstance(inputs, np.ndarray):
+        raise DataError(f"{name}: inputs are text; turn them into numbers")
+    return Part(name, inputs, found)
 
 
 def _generated(

@@ -52,19 +52,23 @@ class Broadcast:
         return replace(self, payload=self.payload.to(device), standing=standing)
 
 
+BY_ROW = {"by": "row"}  # a field of named arrays with a row per client of the chunk
+
+
 @dataclass(frozen=True)
 class Chunk:
     """A run of the cohort in client order, with per-client message parts and client states.
 
-    ``rows`` holds arrays (c, ...) of which each client receives its row; ``turns`` the numbers that key the draws and
-    the schedule of clients that do not go by the round.
+    Fields map client ids to what is theirs, unless they are marked ``BY_ROW``. ``rows`` holds arrays (c, ...) of which
+    each client receives its row; ``turns`` the numbers that key the draws and the schedule of clients that do not go
+    by the round.
     """
 
     clients: Sequence[int]
     each: Mapping[int, Payload] = field(default_factory=dict)
     states: Mapping[int, Mapping[str, Tensor]] = field(default_factory=dict)
     steps: Mapping[int, int] = field(default_factory=dict)  # bounds on local steps, where time is short
-    rows: Mapping[str, Tensor] = field(default_factory=dict)
+    rows: Mapping[str, Tensor] = field(default_factory=dict, metadata=BY_ROW)
     turns: Mapping[int, int] = field(default_factory=dict)
 
     def part(self, client: int) -> Payload | None:

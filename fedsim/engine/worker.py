@@ -16,6 +16,7 @@ from fedsim.engine import vectorised
 from fedsim.engine.assignments import Broadcast, Chunk, ChunkResult, Plan
 from fedsim.engine.resident import ReadOnlyError, Resident
 from fedsim.exchange.fold import Folder
+from fedsim.exchange.packing import sent_bytes
 from fedsim.exchange.payload import NonFinite, Outcome, Payload, Refusal, Update
 from fedsim.local.job import Job
 from fedsim.task.evaluation import evaluate, features
@@ -38,12 +39,13 @@ class Worker:
         if self.plan.device != "cpu":
             broadcast, chunk = broadcast.to(self.plan.device), chunk.to(self.plan.device)
         folder, outcomes, states = folder or Folder(broadcast.fold), list[Outcome](), dict[int, State]()
-        down = broadcast.payload.nbytes
+        layout = self.model.layout
+        down = sent_bytes(broadcast.payload, layout)
         with torch.random.fork_rng(devices=[]):
             done = self._train_together(broadcast, chunk)
             for client in chunk.clients:
                 each = chunk.part(client)
-                outcome = Outcome(client, "ok", bytes_down=down + (each.nbytes if each else 0))
+                outcome = Outcome(client, "ok", bytes_down=down + (sent_bytes(each, layout) if each else 0))
                 state = self._serve(broadcast, chunk, outcome, folder, done.get(client))
                 outcomes.append(outcome)
                 if state is not None:
@@ -136,7 +138,7 @@ class Worker:
         folder.check(payload.arrays)
         outcome.kind, outcome.reason, outcome.weight = "ok", "", float(update.weight)
         outcome.values, outcome.metrics = payload.values, dict(update.metrics)
-        outcome.bytes_up = payload.nbytes
+        outcome.bytes_up = sent_bytes(payload, self.model.layout)
         if (bad := _not_finite(payload, update)) is not None:
             outcome.kind = "nonfinite"
             outcome.reason = f"non-finite values in {bad}; a smaller client.lr may help"

@@ -44,7 +44,10 @@ class Payload:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the content: array data, 8 per number, the encoded length of text."""
+        """Bytes of the content: array data, 8 per number, the encoded length of text.
+
+        What travels may be less: ``fedsim.exchange.packing.sent_bytes`` leaves the padding of flat vectors out.
+        """
         return sum(t.numel() * t.element_size() for t in self.arrays.values()) + sum(
             map(_value_bytes, self.values.values())
         )
@@ -86,11 +89,6 @@ class Message:
         if at[-1] - at[0] == len(at) - 1:
             return {k: v[at[0] : at[-1] + 1] for k, v in self.rows.items()}
         return {k: v[torch.from_numpy(at)] for k, v in self.rows.items()}
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one client's rows."""
-        return sum(t[0].numel() * t.element_size() for t in self.rows.values() if len(t))
 
     @staticmethod
     def of(

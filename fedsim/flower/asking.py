@@ -11,14 +11,15 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedsim.flower.nodes import Nodes
-from fedsim.flower.wire import Answer, absent, read_answer
+from fedsim.flower.wire import NodeAnswer, absent, read_answer
+from fedsim.task.layout import Layout
 
 NODE_TROUBLE = (3, 4, 5)  # Flower's error codes of messages that a node lost, or of a node that is gone
 GRACE = 60.0  # seconds that a message lives beyond the deadline
 
 
 @dataclass
-class Exchange:
+class GridExchange:
     """``content(client, whole)`` is what a client receives; ``answer(client)`` waits for what it sends.
 
     The message is ``whole`` once the client said that it has not what the message stands on.
@@ -31,15 +32,16 @@ class Exchange:
     deadline: float | None  # seconds; None: no limit
     poll: float
     retries: int  # further attempts for a client whose process broke down
+    layout: Layout  # of the model
     round: int
     _began: float = field(default_factory=time.monotonic)
     _sent: dict[str, tuple[int, int]] = field(default_factory=dict)  # message to client and node
-    _done: dict[int, Answer] = field(default_factory=dict)
+    _done: dict[int, NodeAnswer] = field(default_factory=dict)
     _closed: set[int] = field(default_factory=set)  # clients whose answer is known
     _crashes: Counter[int] = field(default_factory=Counter)
     _lacking: Counter[int] = field(default_factory=Counter)  # clients to bytes they were sent in vain
 
-    def answer(self, client: int) -> Answer:
+    def answer(self, client: int) -> NodeAnswer:
         """The client's answer; after the deadline, that it is absent."""
         while client not in self._done:
             self._look()
@@ -61,7 +63,7 @@ class Exchange:
             if client in self._closed:
                 continue
             if not reply.has_error():
-                self._hear(read_answer(reply.content))
+                self._hear(read_answer(reply.content, self.layout))
             elif reply.error.code in NODE_TROUBLE:
                 known = self.nodes.of.get(client)
                 if known is not None and known.id == node:
@@ -86,7 +88,7 @@ class Exchange:
             if message:
                 self._sent[message] = c, self.nodes.of[c].id
 
-    def _hear(self, answer: Answer) -> None:
+    def _hear(self, answer: NodeAnswer) -> None:
         outcome = answer.outcome
         if answer.lacks and outcome.client not in self._lacking:
             self._lacking[outcome.client] = outcome.bytes_down
@@ -100,6 +102,6 @@ class Exchange:
         if self._crashes[client] > self.retries:
             self._close(absent(client, "failed", f"its process broke down: {reason.strip()}"))
 
-    def _close(self, answer: Answer) -> None:
+    def _close(self, answer: NodeAnswer) -> None:
         self._done[answer.outcome.client] = answer
         self._closed.add(answer.outcome.client)

@@ -11,7 +11,7 @@ from flwr.clientapp import ClientApp
 from fedsim.errors import FedsimError
 from fedsim.flower.options import Node, configuration, plain_error
 from fedsim.flower.site import Site
-from fedsim.flower.wire import absent, answer_records, read_ask
+from fedsim.flower.wire import absent, answer_records, asked, read_ask
 
 app = ClientApp()
 
@@ -29,12 +29,14 @@ def introduce(message: Message, context: Context) -> Message:
 @app.train()
 def work(message: Message, context: Context) -> Message:
     """One client's part in one exchange, whatever the method calls it."""
-    ask = read_ask(message.content)
+    layout = None
     try:
-        answer = _site(context).answer(ask)
+        site = _site(context)
+        layout = site.worker.model.layout
+        answer = site.answer(read_ask(message.content, layout))
     except FedsimError as error:
-        answer = absent(ask.client, "failed", plain_error(error))
-    return Message(answer_records(answer), reply_to=message)
+        answer = absent(asked(message.content), "failed", plain_error(error))
+    return Message(answer_records(answer, layout), reply_to=message)
 
 
 def _site(context: Context) -> Site:

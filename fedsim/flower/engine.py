@@ -17,11 +17,12 @@ from fedsim.engine.base import SerialEngine
 from fedsim.errors import CheckpointError, ClientError
 from fedsim.exchange.fold import Folder
 from fedsim.exchange.payload import Payload
-from fedsim.flower.asking import Exchange
+from fedsim.flower.asking import GridExchange
 from fedsim.flower.nodes import Nodes
 from fedsim.flower.standing import content
-from fedsim.flower.wire import Answer, Records, ask_records, failed, shared_records, stamp_state
+from fedsim.flower.wire import NodeAnswer, Records, ask_records, failed, shared_records, stamp_state
 from fedsim.server import checkpoint
+from fedsim.task.layout import Layout
 
 
 class FlowerEngine:
@@ -38,13 +39,14 @@ class FlowerEngine:
         self._grid, self._nodes, self._config, self._folder = grid, nodes, config, folder
         self._local = SerialEngine()
         self._plan: Plan | None = None
+        self._layout: Layout | None = None
         self._run = ""
         self._round, self._exchange = -1, -1
         self._standing: tuple[Payload | None, str] = None, ""
 
     def start(self, plan: Plan) -> None:
         """Prepare this process; take up the state of the nodes if the run folder has a checkpoint to go on from."""
-        self._plan = plan
+        self._plan, self._layout = plan, Layout(plan.task.model, plan.dtype)
         self._local.start(plan)
         path = self._folder / "deployment.json"
         resumes = checkpoint.latest(self._folder / "checkpoint") is not None
@@ -77,40 +79,42 @@ class FlowerEngine:
         self._local.close()
 
     def _over_the_grid(self, broadcast: Broadcast, chunks: Sequence[Chunk]) -> Iterator[ChunkResult]:
-        assert self._plan is not None, "start(plan) comes first"
+        assert self._plan is not None and self._layout is not None, "start(plan) comes first"
+        layout = self._layout
         self._exchange = self._exchange + 1 if broadcast.round == self._round else 0
         self._round = broadcast.round
         number, shared, whole = (
             self._exchange,
-            self._shared(broadcast),
-            cache(lambda: shared_records(broadcast)),
+            self._shared(broadcast, layout),
+            cache(lambda: shared_records(broadcast, layout)),
         )
         self._nodes.event("exchange", round=broadcast.round + 1, exchange=number, task=broadcast.task)
         place = {client: chunk for chunk in chunks for client in chunk.clients}
-        exchange = Exchange(
+        exchange = GridExchange(
             grid=self._grid,
             nodes=self._nodes,
             clients=list(place),
             content=lambda client, lacks: ask_records(
-                whole() if lacks else shared, place[client], client, self._run, number
+                whole() if lacks else shared, place[client], client, self._run, number, layout
             ),
             deadline=self._config.deadline,
             poll=self._config.poll,
             retries=self._plan.failures.retries,
+            layout=layout,
             round=broadcast.round,
         )
         for chunk in chunks:
             yield self._fold(broadcast, chunk, exchange, number)
 
-    def _shared(self, broadcast: Broadcast) -> Records:
+    def _shared(self, broadcast: Broadcast, layout: Layout) -> Records:
         """What goes to clients that hold what the broadcast stands on: the same object as long as it says the same."""
         if broadcast.standing is None:
-            return shared_records(broadcast)
+            return shared_records(broadcast, layout)
         if broadcast.standing is not self._standing[0]:
-            self._standing = broadcast.standing, content(broadcast.standing)
-        return shared_records(broadcast, self._standing[1])
+            self._standing = broadcast.standing, content(broadcast.standing, layout)
+        return shared_records(broadcast, layout, self._standing[1])
 
-    def _fold(self, broadcast: Broadcast, chunk: Chunk, exchange: Exchange, number: int) -> ChunkResult:
+    def _fold(self, broadcast: Broadcast, chunk: Chunk, exchange: GridExchange, number: int) -> ChunkResult:
         """A chunk's sums in client order, as ``Worker.run`` makes them."""
         folder = Folder(broadcast.fold)
         result = ChunkResult(folder, [], {})
@@ -128,7 +132,7 @@ class FlowerEngine:
         result.folder = folder.cpu()
         return result
 
-    def _checked(self, folder: Folder, answer: Answer) -> Answer:
+    def _checked(self, folder: Folder, answer: NodeAnswer) -> NodeAnswer:
         """The answer, refused if it does not fit those folded before it."""
         if answer.outcome.kind == "ok":
             try:
@@ -137,7 +141,7 @@ class FlowerEngine:
                 return failed(answer, str(error))
         return answer
 
-    def _note(self, broadcast: Broadcast, number: int, answer: Answer) -> None:
+    def _note(self, broadcast: Broadcast, number: int, answer: NodeAnswer) -> None:
         """What a simulation would not do by itself, for the replay."""
         outcome = answer.outcome
         about = {"round": broadcast.round + 1, "exchange": number, "task": broadcast.task}

@@ -7,7 +7,6 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig
 
@@ -16,6 +15,7 @@ from fedsim.config.compose import compose
 from fedsim.errors import ConfigError
 from fedsim.run import participants
 from fedsim.run.key import run_dir
+from fedsim.server.traits import StrategyLike
 
 Values = Mapping[str, bool | float | int | str]
 NODE_KEYS = ("partition-id", "num-partitions", "data-path", "own-data", "state-dir")
@@ -53,13 +53,13 @@ def deployed(overrides: list[str]) -> DictConfig:
     return config
 
 
-def deployable(config: DictConfig) -> Any:
+def deployable(config: DictConfig) -> StrategyLike:
     """The configured method; ConfigError if it cannot work on nodes."""
     method = participants.strategy(config, None)
     name = type(method).__name__
-    if getattr(method, "pooled", False):
+    if method.traits.pooled:
         raise ConfigError(f"strategy: {name} needs all data in one place; simulate it")
-    if getattr(method, "asynchronous", False):
+    if method.traits.asynchronous:
         raise ConfigError(
             f"strategy: {name} starts clients at simulated times, but nodes take real ones; simulate it"
         )

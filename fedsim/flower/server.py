@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +26,7 @@ from fedsim.flower.site import layout_name
 from fedsim.run import initial, samples
 from fedsim.run.given import Given
 from fedsim.run.preparation import load_data
+from fedsim.server.traits import StrategyLike
 from fedsim.task.vectors import FlatModel
 
 app = ServerApp()
@@ -53,7 +53,7 @@ def serve(grid: Grid, config: DictConfig) -> RunResult:
     return run(config, engine=FlowerEngine(grid, nodes, engine, folder), data=data)
 
 
-def _data(config: DictConfig, method: Any, nodes: Nodes) -> FederatedData:
+def _data(config: DictConfig, method: StrategyLike, nodes: Nodes) -> FederatedData:
     """The server's own view: the test set, and who has how much. Where nodes own their data, it holds none of them."""
     owners = [n.client for n in nodes.of.values() if n.own]
     if not owners:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import socket
@@ -20,13 +19,15 @@ from fedsim.config.compose import plain
 from fedsim.engine.worker import Worker
 from fedsim.errors import ClientError, ConfigError
 from fedsim.exchange.fold import Folder
+from fedsim.exchange.packing import sent_bytes
 from fedsim.flower.options import Node
 from fedsim.flower.standing import StandingFile
 from fedsim.flower.statefiles import StateFiles
-from fedsim.flower.wire import WIRE, Answer, Ask, absent
-from fedsim.run import initial, participants, samples
+from fedsim.flower.wire import WIRE, Ask, NodeAnswer, absent
+from fedsim.run import participants, samples
 from fedsim.run.given import Given
 from fedsim.run.preparation import learning_task, load_data, plan
+from fedsim.task.layout import Layout
 from fedsim.task.vectors import FlatModel
 
 _built: dict[tuple[str, int | None], Worker] = {}
@@ -73,16 +74,13 @@ class Site:
             return []
         return [int(n) for n in data.class_counts(self.node.client)]
 
-    def answer(self, ask: Ask) -> Answer:
+    def answer(self, ask: Ask) -> NodeAnswer:
         """Do what is asked with the state that the server names, and put a new state into its file."""
         if ask.client != self.node.client:
             return absent(ask.client, "failed", f"this node is client {self.node.client}")
-        files, round, restarted = (
-            StateFiles(self.node.state_dir, ask.run, ask.client),
-            ask.broadcast.round,
-            False,
-        )
-        chunk, keeps = ask.chunk, StandingFile(self.node.state_dir, ask.run, ask.client)
+        place, layout = (self.node.state_dir, ask.run, ask.client), self.worker.model.layout
+        files, round, restarted = StateFiles(*place, layout), ask.broadcast.round, False
+        chunk, keeps = ask.chunk, StandingFile(*place, layout)
         broadcast, came = ask.broadcast, ask.broadcast.standing
         if ask.held:
             if (found := keeps.read(ask.held)) is None:
@@ -102,28 +100,30 @@ class Site:
             update = Single(broadcast.fold)
             result = self.worker.run(broadcast, chunk, update)
         except ClientError as error:  # it wrote to what it was lent: no policy excuses that
-            return Answer(absent(ask.client, "failed", str(error)).outcome, fatal=str(error))
+            return NodeAnswer(absent(ask.client, "failed", str(error)).outcome, fatal=str(error))
         outcome, new = result.outcomes[0], result.states.get(ask.client)
-        outcome.bytes_down += came.nbytes if came is not None else 0
+        outcome.bytes_down += sent_bytes(came, layout) if came is not None else 0
         if broadcast.keep and outcome.kind == "ok":
             keeps.write(broadcast.payload)
         if new is not None:
             files.write((round, ask.exchange), new)
         files.prune(round, ask.state)
-        return Answer(outcome, update.arrays, stateful=new is not None, restarted=restarted)
+        return NodeAnswer(outcome, update.arrays, stateful=new is not None, restarted=restarted)
 
-    def _lacking(self, ask: Ask) -> Answer:
+    def _lacking(self, ask: Ask) -> NodeAnswer:
         """Nothing is done; the server sends the message again, with what it stands on."""
-        own = ask.chunk.part(ask.client)
+        own, layout = ask.chunk.part(ask.client), self.worker.model.layout
         answer = absent(ask.client, "failed", "this node has not what the message stands on")
-        answer.outcome.bytes_down = ask.broadcast.payload.nbytes + (own.nbytes if own else 0)
+        answer.outcome.bytes_down = sent_bytes(ask.broadcast.payload, layout) + (
+            sent_bytes(own, layout) if own else 0
+        )
         return replace(answer, lacks=True)
 
-    def _lost(self, ask: Ask, path: Path) -> Answer:
+    def _lost(self, ask: Ask, path: Path) -> NodeAnswer:
         assert ask.state is not None
         text = f"client {ask.client} lost its state of round {ask.state[0] + 1}: no {path}"
         remedy = "engine.lost_state=restart lets such clients begin again from their initial state"
-        return Answer(absent(ask.client, "failed", text).outcome, fatal=f"{text} ({remedy})")
+        return NodeAnswer(absent(ask.client, "failed", text).outcome, fatal=f"{text} ({remedy})")
 
 
 class Single(Folder):
@@ -156,8 +156,8 @@ def _build(config: DictConfig, owner: int | None) -> Worker:
     else:
         data = samples.owned(config, samples.dataset(config), owner)
     task = learning_task(config, Given(), data)
-    dim = FlatModel(copy.deepcopy(task.model), initial.DTYPES[config.dtype]).layout.dim
-    return Worker(plan(config, method, task, data, participants.clock(config, task, data, dim)))
+    size = Layout(task.model).size
+    return Worker(plan(config, method, task, data, participants.clock(config, task, data, size)))
 
 
 def _claim(node: Node) -> str:

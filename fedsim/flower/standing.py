@@ -15,22 +15,25 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from fedsim.exchange.packing import pack
 from fedsim.exchange.payload import Payload
 from fedsim.rng import hash_tensors
+from fedsim.task.layout import Layout
 
 
-def content(payload: Payload) -> str:
-    """Sha256 over names, types, shapes, bytes and values; the same on both sides of the wire."""
-    head = [[name, str(t.dtype), list(t.shape)] for name, t in payload.arrays.items()]
-    text = json.dumps(head) + hash_tensors(payload.arrays.values()) + _text(payload)
+def content(payload: Payload, layout: Layout) -> str:
+    """Sha256 over names, types, shapes, bytes and values of what travels; the same on both sides of the wire."""
+    arrays, packed = pack(payload.arrays, layout)
+    head = [[name, str(t.dtype), list(t.shape)] for name, t in arrays.items()]
+    text = json.dumps([head, packed] if packed else head) + hash_tensors(arrays.values()) + _text(payload)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 class StandingFile:
     """The payload that one client holds in one run, in ``folder/<run>/client-<id>``: the one kept last."""
 
-    def __init__(self, folder: Path, run: str, client: int):
-        self.path = folder / run / f"client-{client}" / "standing.safetensors"
+    def __init__(self, folder: Path, run: str, client: int, layout: Layout):
+        self.path, self._layout = folder / run / f"client-{client}" / "standing.safetensors", layout
         self._about = {"run": run, "client": str(client)}
 
     def read(self, wanted: str) -> Payload | None:
@@ -44,12 +47,12 @@ class StandingFile:
         except (OSError, SafetensorError):
             return None
         found = Payload(arrays, _values(about["values"]))
-        return found if content(found) == wanted else None
+        return found if content(found, self._layout) == wanted else None
 
     def write(self, payload: Payload) -> None:
         """Keep it in place of what was kept before; the file appears by one rename."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        about = {"content": content(payload), "names": json.dumps(list(payload.arrays))}
+        about = {"content": content(payload, self._layout), "names": json.dumps(list(payload.arrays))}
         scratch = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         arrays = {name: t.cpu().contiguous() for name, t in payload.arrays.items()}
         save_file(arrays, scratch, metadata={**self._about, **about, "values": _text(payload)})

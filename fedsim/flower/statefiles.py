@@ -16,6 +16,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fedsim.flower.wire import Stamp
+from fedsim.server.checkpoint import FORMAT
+from fedsim.server.older import with_padding
+from fedsim.task.layout import Layout
 
 _NAME = re.compile(r"state-(\d+)-(\d+)\.safetensors")
 
@@ -23,8 +26,8 @@ _NAME = re.compile(r"state-(\d+)-(\d+)\.safetensors")
 class StateFiles:
     """The states of one client in one run, in ``folder/<run>/client-<id>``."""
 
-    def __init__(self, folder: Path, run: str, client: int):
-        self.folder = folder / run / f"client-{client}"
+    def __init__(self, folder: Path, run: str, client: int, layout: Layout):
+        self.folder, self._layout = folder / run / f"client-{client}", layout
         self._about = {"run": run, "client": str(client)}
 
     def path(self, stamp: Stamp) -> Path:
@@ -35,9 +38,12 @@ class StateFiles:
         """That state, or None if it is not there (or not whole, or of another run)."""
         try:
             with safe_open(self.path(stamp), framework="pt") as f:
-                if f.metadata() != self._meta(stamp):
+                about = dict(f.metadata() or {})
+                format = about.pop("format", "1")
+                if format not in ("1", str(FORMAT)) or about != self._meta(stamp):
                     return None
-                return {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118
+                state = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118
+                return with_padding(state, self._layout) if format == "1" else state
         except (OSError, SafetensorError):
             return None
 
@@ -46,7 +52,8 @@ class StateFiles:
         self.folder.mkdir(parents=True, exist_ok=True)
         target = self.path(stamp)
         scratch = target.with_name(f".{target.name}.{os.getpid()}")
-        save_file({k: v.contiguous() for k, v in state.items()}, scratch, metadata=self._meta(stamp))
+        about = {**self._meta(stamp), "format": str(FORMAT)}
+        save_file({k: v.contiguous() for k, v in state.items()}, scratch, metadata=about)
         with scratch.open("rb") as f:
             os.fsync(f.fileno())
         scratch.replace(target)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from fedsim.errors import ConfigError
@@ -25,6 +26,7 @@ class LocalPart:
 
     spans: tuple[slice, ...] = ()
     buffers: bool = False
+    places: tuple[Tensor, ...] = ()  # of each span the parameters' entries, without padding: what is kept
 
     @staticmethod
     def of(policy: str, layout: Layout, private: Iterable[str] = ()) -> LocalPart:
@@ -34,20 +36,22 @@ class LocalPart:
             raise ConfigError(f"buffers={policy}: choose one of {', '.join(POLICIES)}")
         norms = layout.batch_norm if policy == "all_local" else frozenset[str]()
         spans = layout.spans(norms) + layout.spans(set(private) - norms)
-        return LocalPart(tuple(spans), policy != "average" and layout.buffer_dim > 0)
+        real = layout.expand(torch.ones(layout.size, dtype=torch.bool))
+        places = tuple(span.start + torch.nonzero(real[span]).flatten() for span in spans)
+        return LocalPart(tuple(spans), policy != "average" and layout.buffer_dim > 0, places)
 
     def overlay(self, model: FlatModel, state: Mapping[str, Tensor]) -> bool:
         """Put the client's own part over the received model; whether parameters changed."""
         if self.buffers and "local/buffers" in state:
             model.buffers.copy_(state["local/buffers"])
-        for i, span in enumerate(self.spans):
+        for i, places in enumerate(self.places):
             if f"local/{i}" in state:
-                model.w[span].copy_(state[f"local/{i}"])
+                model.w[places] = state[f"local/{i}"]
         return any(k.startswith("local/") and k != "local/buffers" for k in state)
 
     def keep(self, model: FlatModel, trained: Tensor) -> dict[str, Tensor]:
         """The client's own part after training; ``trained`` (d,) are its final weights."""
-        out = {f"local/{i}": trained[span].clone() for i, span in enumerate(self.spans)}
+        out = {f"local/{i}": trained[places] for i, places in enumerate(self.places)}
         if self.buffers:
             out["local/buffers"] = model.buffers.clone()
         return out

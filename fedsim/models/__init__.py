@@ -9,9 +9,9 @@ sample. Weights are drawn from torch's current generator. A shape that a model c
 from fedsim.models.base import Model
 from fedsim.models.convolutional import CNN, ConvNet, DigitsCNN, LeNet
 from fedsim.models.dense import MLP, Linear
-from fedsim.models.initial import xavier
 from fedsim.models.recurrent import CharLSTM
 from fedsim.models.resnet import ResNet18
+from fedsim.models.weights import xavier
 
 __all__ = [
     "CNN",

@@ -59,7 +59,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Table:
+class TextTable:
     """The comparison as text: ``rows[i][j]`` stands under ``header[j]``; ``notes[i]`` is empty if all is well."""
 
     header: Sequence[str]
@@ -68,7 +68,7 @@ class Table:
     notes: Sequence[str]
 
 
-def layout(frame: pd.DataFrame, headers: Mapping[str, str] = _PAPER) -> Table:
+def layout(frame: pd.DataFrame, headers: Mapping[str, str] = _PAPER) -> TextTable:
     """What :func:`fedsim.report.compare` returned as text, accuracies in percent.
 
     The best value of a column leads, and so does one that looks the same; nobody leads where all are equal.
@@ -91,7 +91,9 @@ def layout(frame: pd.DataFrame, headers: Mapping[str, str] = _PAPER) -> Table:
         for at, row in enumerate(records)
     ]
     header = [words.get(column, names.get(column, column)) for column in shown]
-    return Table(header, [c in BEST for c in shown], rows, [str(row.get("note") or "") for row in records])
+    return TextTable(
+        header, [c in BEST for c in shown], rows, [str(row.get("note") or "") for row in records]
+    )
 
 
 def print_table(frame: pd.DataFrame, console: Console | None = None) -> None:
@@ -175,7 +177,7 @@ def html_table(
     return f'<div class="{f"scroll {name}".strip()}" tabindex="0"><table>\n{content}\n</table></div>\n'
 
 
-def _remarks(frame: pd.DataFrame, content: Table) -> list[str]:
+def _remarks(frame: pd.DataFrame, content: TextTable) -> list[str]:
     """Notes with the group they belong to."""
     keys = [column for column in frame.columns if column not in _OWN | _INSIDE]
     names = short_names(keys)

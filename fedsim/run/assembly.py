@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
@@ -13,20 +13,30 @@ from fedsim.config.parts import part, typed
 from fedsim.config.schema import CheckpointConfig, EvaluationConfig, RayConfig
 from fedsim.data.federated import FederatedData
 from fedsim.engine import vectorised
+from fedsim.engine.assignments import Plan
 from fedsim.engine.base import Engine, SerialEngine
 from fedsim.errors import ConfigError
 from fedsim.run import initial, participants
 from fedsim.run.given import Given
 from fedsim.run.key import method_name, run_dir, run_name
 from fedsim.run.preparation import plan
+from fedsim.sampling import Population
 from fedsim.sampling.cohort import check_cohorts
 from fedsim.server.clientstore import ClientStore
-from fedsim.server.collusion import conspiracy
+from fedsim.server.collusion import colluding
+from fedsim.server.context import Context
+from fedsim.server.examiner import Examiner
+from fedsim.server.exchanger import Exchanger
 from fedsim.server.exchanges import Server
 from fedsim.server.loop import Loop
+from fedsim.server.traits import StrategyLike
 from fedsim.task.task import Task
 from fedsim.task.vectors import FlatModel
 from fedsim.tracking import RunInfo, Trackers
+
+if TYPE_CHECKING:
+    from fedsim.system.clock import Clock
+    from fedsim.topology import Topology
 
 VECTORISED_CHUNKS = 2  # large chunks, since a chunk's clients are computed at once
 
@@ -48,7 +58,7 @@ def start_engine(config: DictConfig) -> Engine:
 def assemble(
     config: DictConfig,
     given: Given,
-    method: Any,
+    method: StrategyLike,
     task: Task,
     data: FederatedData,
     engine: Engine,
@@ -58,59 +68,84 @@ def assemble(
     """Give the engine its plan and put the loop together."""
     cohorts = _cohorts(config, given, method)
     folder, start = run_dir(config), FlatModel(copy.deepcopy(task.model), initial.DTYPES[config.dtype])
-    clock, topology = participants.clock(config, task, data, start.layout.dim), participants.topology(config)
+    clock = participants.clock(config, task, data, start.layout.size)
     work = plan(config, method, task, data, clock)
-    if hasattr(method, "setup"):
-        method.setup(task, start.layout)
-    together = vectorised.planned(work, start)
+    context = _context(config, given, work, start, participants.topology(config))
+    method.setup(task, start.layout)
     engine.start(work)
-    checkpoints = typed(config.checkpoint, CheckpointConfig)
-    server = Server(
-        engine=engine,
-        task=task,
-        layout=start.layout,
-        start=start.weights,
-        sizes=data.shards.sizes,
-        local=work.local,
-        failures=work.failures,
-        states=ClientStore(folder / "checkpoint", checkpoints.memory_mb << 20),
-        seed=config.seed,
-        dtype=work.dtype,
-        chunks=config.engine.chunks or (VECTORISED_CHUNKS if together else 0),
-        share_buffers=work.buffers == "average",
-        test_labels=None if data.dataset.test is None else data.dataset.test.y[data.test_rows],
-        own_tests=data.local_test,
-        class_counts=data.all_counts(),
-        test_domains=data.test_domains,
-        client_domains=data.domain_names,
-        eval_batch=config.evaluation.batch_size,
-        topology=topology,
-        fresh=None if given.initial is not None else initial.fresh(config, data.dataset, given.model),
-        clock=clock,
-        classes=work.classes,
-        sampler=part(config.sampling, "sampling"),
-        participation=config.participation,
-        collusion=conspiracy(*participants.attack(config), folder),
-    )
     return Loop(
         strategy=method,
-        server=server,
+        server=_server(config, context, work, start, engine, clock),
         trackers=trackers,
         rounds=config.rounds,
         clients_per_round=min(config.clients_per_round, data.num_clients),
         evaluation=typed(config.evaluation, EvaluationConfig),
-        checkpoints=checkpoints,
+        checkpoints=typed(config.checkpoint, CheckpointConfig),
         folder=folder,
         key=key,
         cohorts=cohorts,
     )
 
 
-def _cohorts(config: DictConfig, given: Given, method: Any) -> list[list[int]] | None:
-    """The cohorts handed over, if there are any and the method can be told."""
+def _context(
+    config: DictConfig, given: Given, work: Plan, start: FlatModel, topology: Topology | None
+) -> Context:
+    """What a strategy may know of the run."""
+    data = work.data
+    return Context(
+        task=work.task,
+        layout=start.layout,
+        start=start.weights,
+        sizes=data.shards.sizes,
+        local=work.local,
+        seed=config.seed,
+        dtype=work.dtype,
+        share_buffers=work.buffers == "average",
+        class_counts=data.all_counts(),
+        own_tests=data.local_test,
+        client_domains=data.domain_names,
+        topology=topology,
+        fresh=None if given.initial is not None else initial.fresh(config, data.dataset, given.model),
+        classes=work.classes,
+    )
+
+
+def _server(
+    config: DictConfig, context: Context, work: Plan, start: FlatModel, engine: Engine, clock: Clock | None
+) -> Server:
+    """The server, with an exchanger and an examiner on the started engine."""
+    data, folder = work.data, run_dir(config)
+    few = VECTORISED_CHUNKS if vectorised.planned(work, start) else 0
+    exchanger = Exchanger(
+        context=context,
+        engine=engine,
+        states=ClientStore(folder / "checkpoint", config.checkpoint.memory_mb << 20),
+        failures=work.failures,
+        chunks=config.engine.chunks or few,
+        collusion=colluding(*participants.attack(config), folder),
+    )
+    examiner = Examiner(
+        context=context,
+        engine=engine,
+        test_labels=None if data.dataset.test is None else data.dataset.test.y[data.test_rows],
+        test_domains=data.test_domains,
+        eval_batch=config.evaluation.batch_size,
+    )
+    return Server.of(
+        context,
+        exchanger=exchanger,
+        examiner=examiner,
+        population=Population(context.sizes, config.seed, clock, config.participation),
+        sampler=part(config.sampling, "sampling"),
+        clock=clock,
+    )
+
+
+def _cohorts(config: DictConfig, given: Given, method: StrategyLike) -> list[list[int]] | None:
+    """The cohorts handed over, if there are any and the method takes cohorts."""
     if given.cohorts is None:
         return None
-    if getattr(method, "asynchronous", False):
+    if method.traits.asynchronous:
         raise ConfigError("cohorts: an asynchronous method starts clients by itself; leave cohorts out")
     return check_cohorts(given.cohorts, config.rounds, config.num_clients)
 

@@ -33,6 +33,7 @@ class Given:
         cohorts: client ids of each round, instead of sampling.
         strategy: a strategy object or class, instead of ``config.strategy``.
         callbacks: further trackers, objects with any of the hooks of ``fedsim.tracking.Tracker``.
+        classes: names of the classes, found in ``clients`` and ``test`` (``fedsim.run.samples.admitted``).
     """
 
     model: nn.Module | Callable[[], nn.Module] | None = None
@@ -44,6 +45,7 @@ class Given:
     cohorts: Sequence[Sequence[int]] | None = None
     strategy: Any = None
     callbacks: Sequence[object] = ()
+    classes: Sequence[str] = ()
 
     def record(self, config: DictConfig) -> None:
         """Let the recorded configuration name what was handed over, not what it stands for (in place)."""

@@ -13,8 +13,10 @@ from fedsim.data.federated import FederatedData
 from fedsim.errors import ConfigError
 from fedsim.local.kinds import Classes
 from fedsim.run.initial import DTYPES
+from fedsim.run.needs import check_settings, check_whole, refuse_partial
 from fedsim.run.samples import example
 from fedsim.server.collusion import AttackLike, draw_attackers
+from fedsim.server.traits import StrategyLike
 from fedsim.task.task import Task
 
 if TYPE_CHECKING:
@@ -22,28 +24,22 @@ if TYPE_CHECKING:
     from fedsim.topology import Topology
 
 
-def strategy(config: DictConfig, given: Any) -> Any:
-    """The configured or given strategy, with the configured aggregator unless it brings its own."""
+def strategy(config: DictConfig, given: Any) -> StrategyLike:
+    """The configured or given strategy, with the configured aggregator unless it brings its own.
+
+    Raises:
+        ConfigError: if it is not a whole strategy, or cannot work with the other settings.
+    """
     built = part(config.strategy, "strategy") if given is None else given
     built = built() if isinstance(built, type) else copy.copy(built)  # the caller's object stays as it is
-    for name in ("init", "round", "models", "client"):
-        if not hasattr(built, name):
-            raise ConfigError(
-                f"strategy: {type(built).__name__} has no '{name}'; derive it from strategies.base.Strategy"
-            )
-    peers = getattr(built, "peers", False)
-    if bool(config.topology) != peers:
-        raise ConfigError(
-            "topology: this method's peers need a graph; type topology=ring, random_regular or another"
-            if peers
-            else f"topology: {type(built).__name__} talks through a server; leave topology out, or type strategy=gossip"
-        )
+    check_whole(built)
+    check_settings(built, config)
     defined = ["aggregator" in vars(kind) for kind in type(built).__mro__]
     if (
         "aggregator" not in built.__dict__ and sum(defined) <= 1
     ):  # else a subclass replaced the base's default
         built.aggregator = part(config.aggregator, "aggregator")
-    return built
+    return built  # type: ignore[no-any-return]  # see check_whole
 
 
 def topology(config: DictConfig) -> Topology | None:
@@ -66,6 +62,7 @@ def attack(config: DictConfig) -> tuple[AttackLike | None, list[int]]:
     if config.attack is None:
         return None, []
     built: AttackLike = part(config.attack, "attack")
+    refuse_partial(built, AttackLike, "attack", "clients.attacks.Attack")
     return built, draw_attackers(config.seed, config.num_clients, built.fraction)
 
 
@@ -79,11 +76,12 @@ def system(config: DictConfig) -> System:
     return built
 
 
-def clock(config: DictConfig, task: Task, data: FederatedData, dim: int) -> Clock | None:
-    """The virtual clock of the configured fleet, if there is one; ``dim`` is the number of parameters."""
+def clock(config: DictConfig, task: Task, data: FederatedData, size: int) -> Clock | None:
+    """The virtual clock of the configured fleet, if there is one; ``size`` is the number of parameters."""
     if not config.system:
         return None
     from fedsim.system.cost import Cost, count_flops
+    from fedsim.system.start import start_clock
 
     dtype = DTYPES[config.dtype]
 
@@ -92,17 +90,18 @@ def clock(config: DictConfig, task: Task, data: FederatedData, dim: int) -> Cloc
         return count_flops(copy.deepcopy(task.model).to(dtype), batch.x, batch.y, task.loss)
 
     copies = 3  # of the parameters while training: the model, its gradient, what was received
-    return system(config).start(data.num_clients, config.seed, copies * dim * dtype.itemsize / 1e6, measure)
+    memory = copies * size * dtype.itemsize / 1e6
+    return start_clock(system(config), data.num_clients, config.seed, memory, measure)
 
 
-def classes(
-    config: DictConfig, local: ClientConfig, method: Any, num_clients: int, clock: Clock | None
+def client_classes(
+    config: DictConfig, local: ClientConfig, method: StrategyLike, num_clients: int, clock: Clock | None
 ) -> Classes | None:
     """The configured kinds of clients, if there are any."""
     if local.classes is None:
         return None
     found = Classes.of(local, num_clients, config.seed, None if clock is None else clock.fleet.speed)
-    if set(found.widths) != {1.0} and not getattr(method, "widths", False):
+    if set(found.widths) != {1.0} and not method.traits.widths:
         raise ConfigError(
             "client.classes: a width needs a method that trains parts of the model; strategy=heterofl"
         )

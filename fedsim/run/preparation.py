@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from omegaconf import DictConfig
 
@@ -16,9 +15,10 @@ from fedsim.data.federated import FederatedData
 from fedsim.engine.assignments import Plan
 from fedsim.engine.base import pick_device
 from fedsim.errors import ConfigError
-from fedsim.run import initial, participants, samples
+from fedsim.run import initial, participants, samples, trial
 from fedsim.run.given import Given
 from fedsim.sampling.cohort import check_cohorts
+from fedsim.server.traits import StrategyLike
 from fedsim.system.clock import Clock
 from fedsim.task.task import Task, cross_entropy
 
@@ -44,17 +44,20 @@ def settle(config: DictConfig, given: Given) -> None:
     given.record(config)
 
 
-def load_data(config: DictConfig, given: Given, method: Any) -> FederatedData:
+def load_data(config: DictConfig, given: Given, method: StrategyLike) -> FederatedData:
     """Clients as handed over, or the configured source, split; all in one place if that is what the method is for."""
     if given.clients is not None:
-        data = samples.given_clients(config, given.clients, given.test, given.domains)
+        data = samples.given_clients(
+            config, given.clients, given.test, given.domains, given.classes, given.model
+        )
     else:
-        data = samples.split(config, samples.dataset(config))
+        own_loss = given.loss is not None
+        data = samples.split(config, samples.dataset(config, given.model, own_loss=own_loss))
     if config.encoder:
         device = pick_device(config.engine.device)
         made = embedded(data.dataset, config.encoder, typed(config.embed, EmbedConfig), device)
         data = replace(data, dataset=made)
-    return data.pooled() if getattr(method, "pooled", False) else data
+    return data.pooled() if method.traits.pooled else data
 
 
 def learning_task(config: DictConfig, given: Given, data: FederatedData) -> Task:
@@ -63,25 +66,30 @@ def learning_task(config: DictConfig, given: Given, data: FederatedData) -> Task
     if given.initial is not None:
         model = initial.initialised(model, given.initial, initial.DTYPES[config.dtype])
     by_class = samples.classes_to_count(config, data.dataset)
-    example = samples.example(data, initial.DTYPES[config.dtype])
-    return Task(model, given.loss or cross_entropy, by_class=by_class, example=example.x)
+    loss, dtype = given.loss or cross_entropy, initial.DTYPES[config.dtype]
+    trial.check(data, model, loss, dtype)
+    example = samples.example(data, dtype)
+    classes = data.dataset.num_classes
+    return Task(model, loss, by_class=by_class, example=example.x, num_classes=classes)
 
 
-def plan(config: DictConfig, method: Any, task: Task, data: FederatedData, clock: Clock | None) -> Plan:
+def plan(
+    config: DictConfig, method: StrategyLike, task: Task, data: FederatedData, clock: Clock | None
+) -> Plan:
     """All that a worker must know, in a simulation or at a client's node."""
     local = typed(config.client, ClientConfig)
     attack, attackers = participants.attack(config)
     return Plan(
         task=task,
-        client=attack.wear(method.client, frozenset(attackers)) if attack and attackers else method.client,
+        client=attack.wrap(method.client, frozenset(attackers)) if attack and attackers else method.client,
         data=data,
         local=local,
         failures=typed(config.failures, FailureConfig),
         seed=config.seed,
         dtype=initial.DTYPES[config.dtype],
-        buffers=getattr(method, "buffers", None) or config.buffers,
+        buffers=method.traits.buffers or config.buffers,
         threads=config.engine.threads,
         device=pick_device(config.engine.device),
         vectorize=config.engine.vectorize,
-        classes=participants.classes(config, local, method, data.num_clients, clock),
+        classes=participants.client_classes(config, local, method, data.num_clients, clock),
     )

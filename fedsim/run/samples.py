@@ -2,46 +2,121 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from omegaconf import DictConfig
-from torch import Tensor
+from torch import nn
 
 from fedsim.config.parts import part
+from fedsim.data import containers
 from fedsim.data.dataset import Dataset, Pair, Samples
+from fedsim.data.door import admit, admit_parts, check_owned, refuse_nonfinite, settled
 from fedsim.data.federated import FederatedData
+from fedsim.data.labels import Rules
 from fedsim.data.local import Batch, LocalData
 from fedsim.data.longtail import local_tests
 from fedsim.data.partition import from_partitioner
 from fedsim.data.shards import Shards, holdout
 from fedsim.errors import ConfigError
 from fedsim.rng import numpy_rng
+from fedsim.run import initial, trial
+from fedsim.run.given import Given
+
+Model = nn.Module | Callable[[], nn.Module] | None
 
 
-def dataset(config: DictConfig) -> Dataset:
-    """The configured data source."""
-    return part(config.data, "data", seed=config.seed)  # type: ignore[no-any-return]
+def dataset(config: DictConfig, model: Model = None, *, own_loss: bool = False) -> Dataset:
+    """The configured data source, with inputs and targets as the model (configured, or handed over) takes them."""
+    found = part(config.data, "data", seed=config.seed)
+    if not isinstance(found, Dataset):
+        raise ConfigError(
+            f"data: {config.data.get('_target_')} gave {type(found).__name__}, expected a "
+            "fedsim.data.dataset.Dataset"
+        )
+    x = found.train.x
+    admitted = admit(found, Rules(own_loss, outputs=lambda: _outputs(config, model, x)))
+    return as_taken(config, admitted, model)
+
+
+def as_taken(config: DictConfig, data: Dataset, model: Model) -> Dataset:
+    """``data`` with integer inputs as numbers where the model does not look them up; an encoder takes them as is."""
+    if config.encoder or data.train.x.is_floating_point() or data.normalize is not None:
+        return data
+    return trial.as_taken(data, initial.model(config, data, model), initial.DTYPES[config.dtype])
+
+
+def admitted(config: DictConfig, given: Given) -> Given:
+    """What was handed over, with clients and test set as pairs of tensors in their final types.
+
+    Raises:
+        ConfigError, DataError: where something cannot be read in one way only; names client, row and remedy.
+    """
+    if given.clients is None:
+        return given
+    clients = containers.listed(given.clients)
+    if (classes := _settled(clients, given.test)) is not None:
+        return replace(given, clients=clients, classes=classes)
+    each = isinstance(given.test, Mapping)
+    tests = dict(given.test) if isinstance(given.test, Mapping) else {"": given.test}
+    parts = [containers.part(f"client {i}", client) for i, client in enumerate(clients)]
+    if given.test is not None:
+        parts += [
+            containers.part(f"the test set of {k!r}" if each else "the test set", t) for k, t in tests.items()
+        ]
+    if not clients:
+        return replace(given, clients=[])
+    x = next((p.x for p in parts if len(p.x)), parts[0].x)
+    known = lambda: _outputs(config, given.model, x)  # noqa: E731
+    pairs, classes = admit_parts(parts, Rules(given.loss is not None, outputs=known))
+    own, held = pairs[: len(clients)], pairs[len(clients) :]
+    test = None if given.test is None else dict(zip(tests, held, strict=True)) if each else held[0]
+    return replace(given, clients=own, test=test, classes=classes)
+
+
+def _settled(clients: Sequence[Pair], test: object) -> tuple[str, ...] | None:
+    """The names of the classes if everything has its final form already; ``None`` if not."""
+    if isinstance(test, Mapping):
+        return None
+    classes = settled([*clients, test] if test is not None else clients)
+    if classes is not None and isinstance(test, tuple):
+        refuse_nonfinite("the test set", test[0])
+    return classes
+
+
+def _outputs(config: DictConfig, model: Model, x: object) -> int | None:
+    """How many classes a model that was handed over tells apart; ``None`` where it is made for the data."""
+    if model is None or not isinstance(x, torch.Tensor):
+        return None
+    dtype = initial.DTYPES.get(config.dtype, torch.float32)
+    return trial.outputs(initial.model(config, Dataset(Samples(x, x)), model), x, dtype)
 
 
 def split(config: DictConfig, data: Dataset) -> FederatedData:
     """Split ``data`` over ``num_clients`` by the configured partition; the draw is keyed by the seed."""
-    labels = data.train.y.numpy() if data.train.y.dim() == 1 else np.zeros(len(data.train), dtype=np.int64)
+    labels = data.train.y.numpy()
     rng = numpy_rng(config.seed, "partition")
     cut = part(config.partition, "partition", ids=data.ids)
     if hasattr(cut, "load_partition"):
         parts = from_partitioner(labels, config.num_clients, rng, partitioner=cut)
     else:
         parts = cut(labels, config.num_clients, rng)
-    return held_out(config, data, Shards.of(parts))
+    return held_out(config, data, _checked(data, Shards.of(parts)))
 
 
 def owned(config: DictConfig, data: Dataset, client: int) -> FederatedData:
     """All of ``data`` as the samples of one of the ``num_clients``: where clients bring their own, others have none."""
     parts = [np.empty(0, dtype=np.int64)] * config.num_clients
     parts[client] = np.arange(len(data.train), dtype=np.int64)
-    return held_out(config, data, Shards.of(parts))
+    return held_out(config, data, _checked(data, Shards.of(parts)))
+
+
+def _checked(data: Dataset, shards: Shards) -> Shards:
+    """``shards`` of training inputs that are all finite."""
+    check_owned(data, shards)
+    return shards
 
 
 def given_clients(
@@ -49,44 +124,33 @@ def given_clients(
     clients: Sequence[Pair],
     test: Pair | Mapping[str, Pair] | None,
     domains: Sequence[str] | None = None,
+    classes: Sequence[str] = (),
+    model: Model = None,
 ) -> FederatedData:
-    """Clients handed over as ``(x, y)`` pairs: x (n_i, ...) and y (n_i, ...) with equal trailing shapes.
+    """Clients handed over as ``(x, y)`` pairs of tensors, as ``admitted`` gives them, put together.
 
-    ``domains`` names the domain of each client; ``test`` may then be a pair per domain.
+    ``domains`` names the domain of each client; ``test`` may then be a pair per domain. ``classes`` are the names of
+    the classes, none where targets are numbers.
     """
-    xs = [torch.as_tensor(x) for x, _ in clients]
-    ys = [torch.as_tensor(y) for _, y in clients]
-    for i, (x, y) in enumerate(zip(xs, ys, strict=True)):
-        if len(x) != len(y):
-            raise ConfigError(f"clients[{i}]: x has {len(x)} samples, y has {len(y)}")
-        if x.shape[1:] != xs[0].shape[1:] or y.shape[1:] != ys[0].shape[1:]:
-            raise ConfigError(
-                f"clients[{i}]: samples of shape {tuple(x.shape[1:])}, client 0 has {tuple(xs[0].shape[1:])}"
-            )
-    sizes = [len(x) for x in xs]
+    sizes = [len(x) for x, _ in clients]
     ends = np.cumsum([0] + sizes).astype(np.int64)
     tests = dict(test) if isinstance(test, Mapping) else {} if test is None else {"": test}
     names = tuple(sorted({*(domains or ()), *(tests if isinstance(test, Mapping) else ())}))
     held = None
     if tests:
-        held = Samples(*(torch.cat([torch.as_tensor(pair[i]) for pair in tests.values()]) for i in (0, 1)))
+        held = Samples(*(torch.cat([pair[i] for pair in tests.values()]) for i in (0, 1)))
     groups = {"train": {"domain": _codes(names, domains or (), sizes)}} if names else {}
     if isinstance(test, Mapping):
         groups["test"] = {"domain": _codes(names, list(tests), [len(y) for _, y in tests.values()])}
-    y = torch.cat(ys)
     kinds = {"groups": groups, "group_names": {"domain": names}} if names and domains else {}
-    seen = y if held is None or held.y.dim() != 1 or y.dim() != 1 else torch.cat([y, held.y.to(y)])
-    data = Dataset(Samples(torch.cat(xs), y), held, classes=_classes(seen), **kinds)  # type: ignore[arg-type]
-    return held_out(config, data, Shards(np.arange(ends[-1], dtype=np.int64), ends))
+    train = Samples(*(torch.cat([pair[i] for pair in clients]) for i in (0, 1)))
+    data = Dataset(train, held, classes=tuple(classes), **kinds)  # type: ignore[arg-type]
+    shards = _checked(data, Shards(np.arange(ends[-1], dtype=np.int64), ends))
+    return held_out(config, as_taken(config, data, model), shards)
 
 
 def _codes(names: Sequence[str], values: Sequence[str], sizes: Sequence[int]) -> np.ndarray:
     return np.repeat(np.array([names.index(v) for v in values], dtype=np.int64), sizes)
-
-
-def _classes(y: Tensor) -> tuple[str, ...]:
-    labels = y.dim() == 1 and not y.is_floating_point() and len(y)
-    return tuple(map(str, range(int(y.max()) + 1))) if labels else ()
 
 
 def held_out(config: DictConfig, data: Dataset, shards: Shards) -> FederatedData:

@@ -75,7 +75,8 @@ def summarise(loop: Loop, config: DictConfig, data: FederatedData) -> dict[str, 
         values = [r[name] for r in rows if r.get(name) is not None]
         if values:
             out[name] = values[-1]
-            out[f"best_{name}"] = min(values) if name.endswith("loss") else max(values)
+            known = [v for v in values if v == v] or values  # NaN is no best
+            out[f"best_{name}"] = min(known) if name.endswith("loss") else max(known)
     if config.evaluation.target is not None:
         reached = (r["round"] for r in rows if (r.get("accuracy") or 0) >= config.evaluation.target)
         out["rounds_to_target"] = next(reached, None)

@@ -19,10 +19,12 @@ from fedsim.config import compose as settings
 from fedsim.errors import ConfigError
 from fedsim.report.runs import Run
 from fedsim.run import initial, participants, samples
-from fedsim.server.exchanges import MEASURING
+from fedsim.server.roundlog import MEASURING
+from fedsim.server.traits import Traits
 from fedsim.system.availability import Always
 from fedsim.system.clock import Clock
 from fedsim.system.cost import Cost, count_flops
+from fedsim.system.start import start_clock
 from fedsim.task.task import cross_entropy
 from fedsim.tracking.rows import read_rows
 
@@ -50,10 +52,10 @@ def reprice(run: Run, system: DictConfig) -> Run:
             record does not tell.
     """
     config = settings.load(run.dir / "config.yaml")
-    method = _method(config)
+    method: Traits = _declared(config.strategy, "strategy").traits
     _check_recorded(run, config, method)
     config.system = system.system
-    clock = _clock(run, config, 1 if getattr(method, "pooled", False) else config.num_clients)
+    clock = _clock(run, config, 1 if method.pooled else config.num_clients)
     by_round = dict(_exchanges(run))
     rows = []
     for row in run.rows:
@@ -69,10 +71,10 @@ def reprice(run: Run, system: DictConfig) -> Run:
     return replace(run, rows=rows, config={**run.config, "system": settings.plain(config)["system"]})
 
 
-def _check_recorded(run: Run, config: DictConfig, method: Any) -> None:
+def _check_recorded(run: Run, config: DictConfig, method: Traits) -> None:
     """Refuse runs whose updates depended on how long clients took."""
     own, where = config.system, f"{run.dir}: cannot be priced on other devices: "
-    if getattr(method, "asynchronous", False):
+    if method.asynchronous:
         raise ConfigError(
             f"{where}updates of an asynchronous method come in the order of their virtual times"
         )
@@ -84,7 +86,7 @@ def _check_recorded(run: Run, config: DictConfig, method: Any) -> None:
             raise ConfigError(
                 f"{where}who took part depended on its own devices (deadline, dropout, availability or battery)"
             )
-    if str(config.sampling.get("_target_")).endswith((".Oort", ".Staying")):
+    if _declared(config.sampling, "sampling").by_time:
         raise ConfigError(f"{where}its sampling rule looked at how long clients took or would stay")
     if config.client.get("classes") and config.client.classes_by == "speed":
         raise ConfigError(f"{where}its classes of clients went by the speed of its own devices")
@@ -106,7 +108,7 @@ def _clock(run: Run, config: DictConfig, num_clients: int) -> Clock:
         return count_flops(model, batch.x, batch.y, cross_entropy)
 
     system = participants.system(config)
-    clock = system.start(num_clients, config.seed, 0.0, measure)
+    clock = start_clock(system, num_clients, config.seed, 0.0, measure)
     if system.deadline is not None or system.over_selection > 1 or system.dropout:
         raise ConfigError(f"{where}deadlines, over-selection and dropout would change who takes part")
     if clock.batteries is not None:
@@ -118,13 +120,12 @@ def _clock(run: Run, config: DictConfig, num_clients: int) -> Clock:
     return clock
 
 
-def _method(config: DictConfig) -> Any:
+def _declared(node: DictConfig, key: str) -> Any:
+    """The class of a part, which says what the part is."""
     try:
-        return get_object(str(config.strategy.get("_target_")))
+        return get_object(str(node.get("_target_")))
     except Exception as error:
-        raise ConfigError(
-            f"strategy: {config.strategy.get('_target_')} cannot be imported ({error})"
-        ) from error
+        raise ConfigError(f"{key}: {node.get('_target_')} cannot be imported ({error})") from error
 
 
 def _exchanges(run: Run) -> Iterator[tuple[int, list[Counts]]]:

@@ -11,7 +11,7 @@ from typing import ClassVar
 import numpy as np
 
 from fedsim.sampling.population import Population
-from fedsim.sampling.rules import Sampler, check
+from fedsim.sampling.rules import Measure, Sampler, check
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +48,7 @@ class Oort(Sampler):
     choice: float
     loss: str
     remembers: ClassVar[bool] = True
+    by_time: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for name in ("explore", "decay", "least", "duration", "pace", "clip", "cutoff"):
@@ -72,6 +73,7 @@ class Oort(Sampler):
         rng: np.random.Generator,
         key: tuple[int, ...],
         exclude: Collection[int],
+        measure: Measure | None = None,
     ) -> list[int]:
         """Known clients by utility, the rest new; where either kind is short, the other fills in."""
         share = max(self.explore * self.decay ** key[0], self.least)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -40,9 +40,6 @@ class Population:
     achieved: list[float] = field(
         default_factory=list
     )  # each round's sum of n_i loss_i over those that answered
-    measure: Callable[[Sequence[int]], Mapping[int, Mapping[str, Any]]] | None = (
-        None  # losses on the current model
-    )
 
     @property
     def blind(self) -> bool:

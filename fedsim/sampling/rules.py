@@ -7,9 +7,9 @@ Fewer come back where fewer are there.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -18,11 +18,15 @@ from fedsim.rng import numpy_rng
 from fedsim.sampling.cohort import sample
 from fedsim.sampling.population import BLOCK, Population
 
+# Client ids to the current model's "loss" and "loss_rms" on each one's training samples, of those that answer
+Measure = Callable[[Sequence[int]], Mapping[int, Mapping[str, Any]]]
+
 
 class Sampler:
     """Base of the rules."""
 
     remembers: ClassVar[bool] = False  # whether it looks at what clients did before
+    by_time: ClassVar[bool] = False  # whether it looks at how long clients take or will stay
 
     @property
     def wants_squares(self) -> bool:
@@ -30,11 +34,16 @@ class Sampler:
         return False
 
     def __call__(
-        self, population: Population, count: int, *key: int, exclude: Collection[int] = ()
+        self,
+        population: Population,
+        count: int,
+        *key: int,
+        exclude: Collection[int] = (),
+        measure: Measure | None = None,
     ) -> list[int]:
         """Ids to ask, ascending."""
         rng = numpy_rng(population.seed, "cohort", *key)
-        return sorted(self.choose(population, count, rng, key, exclude))
+        return sorted(self.choose(population, count, rng, key, exclude, measure))
 
     def choose(
         self,
@@ -43,8 +52,9 @@ class Sampler:
         rng: np.random.Generator,
         key: tuple[int, ...],
         exclude: Collection[int],
+        measure: Measure | None = None,
     ) -> list[int]:
-        """Up to ``count`` ids outside ``exclude``."""
+        """Up to ``count`` ids outside ``exclude``; ``measure`` gives losses of candidates, where that is possible."""
         raise NotImplementedError
 
 
@@ -52,7 +62,12 @@ class Uniform(Sampler):
     """Uniformly without replacement, or each client independently (``participation=bernoulli``)."""
 
     def __call__(
-        self, population: Population, count: int, *key: int, exclude: Collection[int] = ()
+        self,
+        population: Population,
+        count: int,
+        *key: int,
+        exclude: Collection[int] = (),
+        measure: Measure | None = None,
     ) -> list[int]:
         """Where everybody can be asked, the cohorts of ``fedsim.sampling.cohort.sample``."""
         m, bernoulli = len(population.sizes), population.participation == "bernoulli"
@@ -62,7 +77,7 @@ class Uniform(Sampler):
             asked = sample(population.seed, key[0], m, count, population.participation)
             ids = np.array(asked, dtype=np.int64)
             return [c for c in ids[population.present(ids)].tolist() if c not in exclude]
-        return super().__call__(population, count, *key, exclude=exclude)
+        return super().__call__(population, count, *key, exclude=exclude, measure=measure)
 
     def choose(
         self,
@@ -71,6 +86,7 @@ class Uniform(Sampler):
         rng: np.random.Generator,
         key: tuple[int, ...],
         exclude: Collection[int],
+        measure: Measure | None = None,
     ) -> list[int]:
         """The first of a random order."""
         return population.pick(population.uniform(rng, count), count, exclude)
@@ -86,6 +102,7 @@ class Weighted(Sampler):
         rng: np.random.Generator,
         key: tuple[int, ...],
         exclude: Collection[int],
+        measure: Measure | None = None,
     ) -> list[int]:
         """The first of a random order by size."""
         return population.pick(population.by_size(rng, count), count, exclude)
@@ -101,6 +118,7 @@ class RoundRobin(Sampler):
         rng: np.random.Generator,
         key: tuple[int, ...],
         exclude: Collection[int],
+        measure: Measure | None = None,
     ) -> list[int]:
         """Starts where the round before would have ended, had everybody been there."""
         m = len(population.sizes)
@@ -113,6 +131,7 @@ class RoundRobin(Sampler):
 class Staying(Sampler):
     """Of ``choice`` times as many present clients as needed, drawn uniformly, those that will stay longest."""
 
+    by_time: ClassVar[bool] = True
     choice: float
 
     def __post_init__(self) -> None:
@@ -125,6 +144,7 @@ class Staying(Sampler):
         rng: np.random.Generator,
         key: tuple[int, ...],
         exclude: Collection[int],
+        measure: Measure | None = None,
     ) -> list[int]:
         """Ties, as where nobody ever leaves, go to who was drawn first."""
         clock = population.clock
@@ -164,6 +184,7 @@ class PowerOfChoice(Sampler):
         rng: np.random.Generator,
         key: tuple[int, ...],
         exclude: Collection[int],
+        measure: Measure | None = None,
     ) -> list[int]:
         """Highest loss first; ties go to who was drawn first."""
         wish = round(self.choice * count)
@@ -172,12 +193,12 @@ class PowerOfChoice(Sampler):
             return sorted(ids, key=lambda c: -population.seen[c].loss if c in population.seen else -math.inf)[
                 :count
             ]
-        if population.measure is None:
+        if measure is None:
             raise ConfigError(
                 "sampling=power_of_choice: an asynchronous method has no moment at which candidates could be measured; "
                 "choose sampling.loss=last"
             )
-        found = population.measure(ids) if ids else {}
+        found = measure(ids) if ids else {}
         return sorted((c for c in ids if c in found), key=lambda c: -found[c]["loss"])[:count]
 
 

@@ -6,8 +6,9 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,11 @@ from torch import Tensor
 
 from fedsim.errors import CheckpointError
 from fedsim.server.clientstore import ClientStore
+from fedsim.server.older import with_padding
+from fedsim.task.layout import Layout
 
-FORMAT = 1
+FORMAT = 2  # 1: vectors without padding
+Upgrade = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,9 @@ class Checkpoint:
     rounds: int
     state: dict[str, Any]
     clients: Mapping[str, Any]  # index for ClientStore.restore
+    upgrade: Upgrade | None = (
+        None  # what tensors of an older format, such as clients' states, have to go through
+    )
 
 
 def save(folder: Path, rounds: int, state: Mapping[str, Any], clients: ClientStore, key: str) -> Path:
@@ -77,17 +84,20 @@ def latest(folder: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def load(path: Path, key: str) -> Checkpoint:
-    """Read and verify a checkpoint; torn, changed or foreign ones are refused by name."""
+def load(path: Path, key: str, layout: Layout | None = None) -> Checkpoint:
+    """Read and verify a checkpoint; damaged or foreign ones are refused by name.
+
+    Vectors of an older format are brought to today's ``layout``, if it is given.
+    """
     afresh = "delete it or give resume=never to start afresh"
     try:
         meta = json.loads((path / "checkpoint.json").read_text())
         digest = _sha256(path / "state.safetensors")
     except (OSError, json.JSONDecodeError) as e:
-        raise CheckpointError(f"checkpoint {path} is torn ({e}); {afresh}") from e
-    if meta.get("format") != FORMAT:
+        raise CheckpointError(f"checkpoint {path} is damaged ({e}); {afresh}") from e
+    if meta.get("format") not in (1, FORMAT):
         raise CheckpointError(
-            f"checkpoint {path} has format {meta.get('format')}, expected {FORMAT}; {afresh}"
+            f"checkpoint {path} has format {meta.get('format')}, expected {FORMAT} or 1; {afresh}"
         )
     if meta["key"] != key:
         raise CheckpointError(
@@ -96,10 +106,12 @@ def load(path: Path, key: str) -> Checkpoint:
         )
     if digest != meta["sha256"]:
         raise CheckpointError(
-            f"checkpoint {path} is torn: state.safetensors does not match its checksum; {afresh}"
+            f"checkpoint {path} is damaged: state.safetensors does not match its checksum; {afresh}"
         )
     tensors = load_file(path / "state.safetensors")
-    return Checkpoint(meta["rounds"], {**meta["values"], **tensors}, meta["clients"])
+    upgrade = partial(with_padding, layout=layout) if meta["format"] == 1 and layout is not None else None
+    state = {**meta["values"], **(upgrade(tensors) if upgrade else tensors)}
+    return Checkpoint(meta["rounds"], state, meta["clients"], upgrade)
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

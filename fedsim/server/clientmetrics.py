@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from fedsim.task.evaluation import over_domains
 def over_clients(
     outcomes: Sequence[Outcome], sizes: np.ndarray, domains: Sequence[str | None] | None = None
 ) -> dict[str, float]:
-    """What single clients' metrics come to: the plain mean of each over the clients that have it.
+    """What single clients' metrics come to: the plain mean of each over the clients that have it; NaN is left out.
 
     Of accuracies also the mean weighted by training samples ``sizes`` (m,), the standard deviation over clients, and
     the mean of the worst tenth of them (at least one client). With ``domains``, the name of every client's, also the
@@ -22,7 +23,10 @@ def over_clients(
     """
     out: dict[str, float] = {}
     for metric in dict.fromkeys(name for o in outcomes for name in o.metrics):
-        having = [o for o in outcomes if metric in o.metrics]
+        having = [o for o in outcomes if (v := o.metrics.get(metric, math.nan)) == v]
+        if not having:
+            out[metric] = math.nan
+            continue
         values = np.array([o.metrics[metric] for o in having])
         out[metric] = float(values.mean())
         *inside, last = metric.split("/")
@@ -40,5 +44,15 @@ def over_clients(
 
 def _means(outcomes: Sequence[Outcome]) -> dict[str, float]:
     names = dict.fromkeys(k for o in outcomes for k in o.metrics)
-    having = {k: [o.metrics[k] for o in outcomes if k in o.metrics] for k in names}
-    return {k: sum(values) / len(values) for k, values in having.items()}
+    having = {k: [v for o in outcomes if (v := o.metrics.get(k, math.nan)) == v] for k in names}
+    return {k: sum(values) / len(values) if values else math.nan for k, values in having.items()}
+
+
+def undefined(outcomes: Iterable[Outcome]) -> dict[str, list[int]]:
+    """The clients whose metrics are NaN, by metric: what the means leave out."""
+    found: dict[str, list[int]] = {}
+    for o in outcomes:
+        for name, value in o.metrics.items():
+            if value != value:
+                found.setdefault(name if o.task == "fit" else f"{o.task}/{name}", []).append(o.client)
+    return found

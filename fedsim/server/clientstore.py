@@ -2,76 +2,107 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from fedsim.errors import CheckpointError
+from fedsim.server import segments
+from fedsim.server.segments import Schema, Segment, schema_of
 
 State = Mapping[str, Tensor]
+FULL = 64 << 20  # bytes of a segment; one with less than half of that is small
+LOOSE = 8  # so many segments that are small or half forgotten are put together
 
 
 class ClientStore:
     """Client id to state, in memory up to a budget and beyond that in segment files in ``folder``.
 
-    A segment is a safetensors file with the states of many clients, written once. ``flush`` makes everything durable
-    and returns an index (client to segment and round) that a checkpoint keeps; ``prune`` deletes segments that no kept
-    index names.
+    A segment (see ``segments``) is written once. Proposed states count in the budget like accepted ones, and go to
+    segments of their own where there is no room. ``flush`` makes what is accepted durable and returns an index (client
+    to segment and round) that a checkpoint keeps; a segment is deleted when neither a current state nor the newest
+    checkpoint needs it. Without a folder everything stays in memory.
     """
 
     def __init__(self, folder: Path | None, memory_bytes: int):
         self._folder = folder
         self._budget = memory_bytes
-        self._hot: OrderedDict[int, dict[str, Tensor]] = OrderedDict()
-        self._dirty: set[int] = set()
-        self._where: dict[int, str] = {}
-        self._round: dict[int, int] = {}
-        self._bytes = 0
-        self._serial = 0
-        self._pending: dict[int, tuple[int, dict[str, Tensor]]] = {}
-        self._sums: dict[str, str] = {}  # segment to sha256
+        self._clear()
+
+    def _clear(self) -> None:
+        self._serial = 0  # of the next segment
+        self._bytes = 0  # in memory
+        self._round: dict[int, int] = {}  # of each accepted state
+        self._clean: OrderedDict[int, State] = (
+            OrderedDict()
+        )  # accepted, also in a segment; least recently used first
+        self._unsaved: dict[int, State] = {}  # accepted, in no segment yet
+        self._where: dict[int, Segment] = {}  # accepted, in a segment
+        self._pending: dict[int, int] = {}  # round of each proposed state
+        self._proposed: dict[int, State] = {}  # those in memory
+        self._set_aside: dict[int, Segment] = {}  # those in a segment
+        self._segments: dict[str, Segment] = {}
+        self._kept: set[str] = set()  # segments that the newest checkpoint names
+        self._schemas: dict[Schema, Schema] = {}
 
     def __len__(self) -> int:
         return len(self._round)
 
     def get(self, client: int) -> State:
-        """The newest accepted state of ``client``; empty if it never took part."""
+        """The newest accepted or proposed state of ``client``; empty if it never took part."""
         if client in self._pending:
-            return self._pending[client][1]
-        if client in self._hot:
-            self._hot.move_to_end(client)
-            return self._hot[client]
+            held = self._proposed.get(client)
+            return self._set_aside[client].read(client) if held is None else held
+        if client in self._unsaved:
+            return self._unsaved[client]
+        if client in self._clean:
+            self._clean.move_to_end(client)
+            return self._clean[client]
         if client not in self._where:
             return {}
-        state = self._read(client)
-        self._keep(client, state)
+        state = self._clean[client] = self._where[client].read(client)
+        self._bytes += _size(state)
+        self._fit()
         return state
 
     def propose(self, client: int, round: int, state: State) -> None:
         """A client's new state, made in ``round``; it counts from now on but is kept only by ``accept``."""
-        self._pending[client] = (round, {k: v.clone() for k, v in state.items()})
+        if client in self._pending:
+            self._withdraw(client)
+        copy = {k: v.clone() for k, v in state.items()}
+        self._pending[client] = round
+        self._proposed[client] = copy
+        self._bytes += _size(copy)
+        self._fit()
 
     def discard(self) -> None:
         """Forget what was proposed since the last ``accept``: the round did not finish."""
+        for client in self._pending:
+            self._withdraw(client)
         self._pending.clear()
+        self._tidy()
 
     def accept(self) -> None:
         """The round is finished: keep what was proposed."""
-        for client, (round, state) in self._pending.items():
-            self._drop(client)
-            self._keep(client, state)
-            self._dirty.add(client)
+        for client, round in self._pending.items():
+            for held in (self._clean, self._unsaved):
+                if client in held:
+                    self._bytes -= _size(held.pop(client))
+            if client in self._where:
+                self._where.pop(client).drop(client)
+            if client in self._proposed:
+                self._unsaved[client] = self._proposed[client]
+            else:
+                self._where[client] = self._set_aside[client]
             self._round[client] = round
-        self._pending.clear()
-        if self._bytes > self._budget and self._folder is not None:
-            self._spill()
+        for memory in (self._pending, self._proposed, self._set_aside):
+            memory.clear()
+        with self._writing():
+            self._tidy()
 
     def last_round(self, client: int) -> int:
         """Round of the last accepted state of ``client``; -1 if none."""
@@ -79,90 +110,149 @@ class ClientStore:
 
     def flush(self) -> dict[str, Any]:
         """Write what is not on disk yet; the index that ``restore`` takes."""
-        if self._dirty:
-            self._write(sorted(self._dirty))
-        live = sorted(set(self._where.values()))
-        self._sums = {name: self._sums.get(name) or self._sum(name) for name in live}
-        clients = {str(c): [self._where[c], self._round[c]] for c in sorted(self._round)}
-        return {"clients": clients, "sha256": self._sums}
+        self._save_accepted()
+        self._tidy()
+        live = sorted({segment.path.name for segment in self._where.values()})
+        self._kept.update(live)
+        clients = {str(c): [self._where[c].path.name, self._round[c]] for c in sorted(self._round)}
+        return {"clients": clients, "sha256": {name: self._segments[name].checksum for name in live}}
 
-    def restore(self, index: Mapping[str, Any]) -> None:
-        """Take the states that ``index`` names; everything else is forgotten."""
-        self.__init__(self._folder, self._budget)  # type: ignore[misc]
-        for client, (segment, round) in index["clients"].items():
-            self._where[int(client)], self._round[int(client)] = segment, round
-        for segment in sorted(set(self._where.values())):
-            if self._folder is None or not (self._folder / segment).exists():
-                raise CheckpointError(
-                    f"client states: {self._folder}/{segment} is missing; resume=never starts afresh"
-                )
-            if self._sum(segment) != index["sha256"].get(segment):
-                raise CheckpointError(
-                    f"client states: {self._folder}/{segment} does not match its checksum; resume=never starts afresh"
-                )
-            self._sums[segment] = index["sha256"][segment]
-            self._serial = max(self._serial, int(segment.split("-")[1].split(".")[0]) + 1)
+    def restore(
+        self, index: Mapping[str, Any], upgrade: Callable[[State], dict[str, Tensor]] | None = None
+    ) -> None:
+        """Take the states that ``index`` names; everything else is forgotten.
+
+        With ``upgrade``, which brings states of an older format to today's, they are written anew by ``flush``.
+        """
+        self._clear()
+        owners: dict[str, set[int]] = {}
+        for client, (name, round) in index["clients"].items():
+            owners.setdefault(name, set()).add(int(client))
+            self._round[int(client)] = round
+        for name, clients in sorted(owners.items()):
+            if self._folder is None:
+                raise CheckpointError(f"client states: {name} cannot be read: the run has no folder")
+            segment = segments.opened(self._folder / name, index["sha256"].get(name), self._schemas)
+            segment.only(clients)
+            self._segments[name] = segment
+            self._where.update(dict.fromkeys(clients, segment))
+            self._serial = max(self._serial, int(name.split("-")[1].split(".")[0]) + 1)
+        self._kept = set(owners)
+        if upgrade is not None:
+            for client in list(self._where):
+                self._renew(client, upgrade)
+
+    def _renew(self, client: int, upgrade: Callable[[State], dict[str, Tensor]]) -> None:
+        """Put an accepted state through ``upgrade``; it lies in no segment then, until there is no room for it."""
+        segment = self._where.pop(client)
+        self._unsaved[client] = upgrade(segment.read(client))
+        segment.drop(client)
+        self._bytes += _size(self._unsaved[client])
+        self._fit()
 
     def prune(self) -> None:
         """Delete segments that hold no current state. Call after the new checkpoint is in place."""
+        self._kept = {segment.path.name for segment in self._where.values()}
+        self._segments = {name: s for name, s in self._segments.items() if s.places or name in self._kept}
         if self._folder is not None and self._folder.exists():
-            live = set(self._where.values())
             for path in (*self._folder.glob("states-*.safetensors"), *self._folder.glob(".states-*.tmp")):
-                if path.name not in live:
+                if path.name not in self._segments:
                     path.unlink(missing_ok=True)
 
-    def _keep(self, client: int, state: State) -> None:
-        self._hot[client] = dict(state)
-        self._bytes += _size(state)
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Within a round; the loop has its own words for a checkpoint that could not be written."""
+        try:
+            yield
+        except OSError as e:
+            raise CheckpointError(
+                f"client states could not be written to {self._folder} ({e}). Make room and type the same command "
+                "again: it goes on from the last checkpoint"
+            ) from e
 
-    def _drop(self, client: int) -> None:
-        if client in self._hot:
-            self._bytes -= _size(self._hot.pop(client))
+    def _withdraw(self, client: int) -> None:
+        """A proposed state no longer counts."""
+        if client in self._proposed:
+            self._bytes -= _size(self._proposed.pop(client))
+        else:
+            self._set_aside.pop(client).drop(client)
 
-    def _spill(self) -> None:
-        """Write the dirty states, then forget the least recently used half of memory."""
-        if self._dirty:
-            self._write(sorted(self._dirty))
-        while self._bytes > self._budget // 2 and self._hot:
-            self._drop(next(iter(self._hot)))
+    def _fit(self) -> None:
+        """Bring memory within the budget: forget what lies on disk too; if that is not enough, write the rest."""
+        if self._bytes <= self._budget or self._folder is None:
+            return
+        self._forget(self._budget)
+        if self._bytes > self._budget:
+            with self._writing():
+                self._save_accepted()
+                self._save_proposed()
+            self._forget(self._budget // 2)
 
-    def _write(self, clients: list[int]) -> None:
+    def _forget(self, budget: int) -> None:
+        """Drop states from memory that lie on disk, least recently used first."""
+        while self._bytes > budget and self._clean:
+            self._bytes -= _size(self._clean.popitem(last=False)[1])
+
+    def _save_accepted(self) -> None:
+        if self._unsaved:
+            self._where.update(dict.fromkeys(self._unsaved, self._write(self._unsaved)))
+            self._clean.update(self._unsaved)
+            self._unsaved = {}
+
+    def _save_proposed(self) -> None:
+        """They may have to be withdrawn, and so have a segment of their own."""
+        if self._proposed:
+            self._set_aside.update(dict.fromkeys(self._proposed, self._write(self._proposed)))
+            self._bytes -= sum(map(_size, self._proposed.values()))
+            self._proposed = {}
+
+    def _write(self, states: Mapping[int, State]) -> Segment:
+        schemas = {c: self._schema(states[c]) for c in sorted(states)}
+        return self._add(segments.write(self._next(), schemas, lambda client, name: states[client][name]))
+
+    def _tidy(self) -> None:
+        """Between rounds: put loose segments together, a state at a time, and delete what nobody needs."""
+        loose = [s for s in self._segments.values() if s.places and s.live < max(FULL // 2, s.size // 2)]
+        if len(loose) >= LOOSE and not self._pending:
+            self._merge(loose)
+        for name, segment in list(self._segments.items()):
+            if not segment.places and name not in self._kept:
+                segment.path.unlink(missing_ok=True)
+                del self._segments[name]
+
+    def _merge(self, loose: list[Segment]) -> None:
+        """Copy what counts in ``loose`` into new segments, each as soon as it is full."""
+        batch, size = dict[int, Segment](), 0
+        for client, segment in [(c, s) for s in loose for c in s.places]:
+            batch[client] = segment
+            size += sum(kind.nbytes for kind in segment.places[client][0])
+            if size >= FULL:
+                self._move(batch)
+                batch, size = {}, 0
+        if batch:
+            self._move(batch)
+
+    def _move(self, batch: Mapping[int, Segment]) -> None:
+        schemas = {c: s.places[c][0] for c, s in batch.items()}
+        new = segments.write(self._next(), schemas, lambda c, name: batch[c].read(c, name)[name])
+        for client, old in batch.items():
+            old.drop(client)
+        self._where.update(dict.fromkeys(batch, self._add(new)))
+
+    def _next(self) -> Path:
         if self._folder is None:
             raise CheckpointError("client states cannot be written: the run has no folder")
-        live = [c for c in self._where if c not in self._dirty]
-        segments = set(self._where.values())
-        if (
-            len(segments) >= 8
-        ):  # many old segments, mostly overwritten: fold what still counts into the new one
-            clients = sorted({*clients, *live})
-        name = f"states-{self._serial:06d}.safetensors"
-        self._serial += 1
-        tensors: dict[str, Tensor] = {}
-        for c in clients:
-            state = self._hot[c] if c in self._hot else self._read(c)
-            tensors.update({f"{c}/{k}": v.contiguous() for k, v in state.items()})
         self._folder.mkdir(parents=True, exist_ok=True)
-        temporary = self._folder / f".{name}.tmp"
-        save_file(tensors, temporary, metadata={"clients": json.dumps(clients)})
-        temporary.rename(self._folder / name)
-        self._where.update(dict.fromkeys(clients, name))
-        self._dirty.clear()
+        self._serial += 1
+        return self._folder / f"states-{self._serial - 1:06d}.safetensors"
 
-    def _sum(self, segment: str) -> str:
-        assert self._folder is not None
-        with (self._folder / segment).open("rb") as f:
-            return hashlib.file_digest(f, "sha256").hexdigest()
+    def _add(self, segment: Segment) -> Segment:
+        self._segments[segment.path.name] = segment
+        return segment
 
-    def _read(self, client: int) -> dict[str, Tensor]:
-        assert self._folder is not None
-        path, prefix = self._folder / self._where[client], f"{client}/"
-        try:
-            with safe_open(path, framework="pt") as f:
-                return {k[len(prefix) :]: f.get_tensor(k) for k in f.keys() if k.startswith(prefix)}  # noqa: SIM118
-        except Exception as e:
-            raise CheckpointError(
-                f"client states: {path} cannot be read ({e}); resume=never starts afresh"
-            ) from e
+    def _schema(self, state: State) -> Schema:
+        schema = schema_of(state)
+        return self._schemas.setdefault(schema, schema)
 
 
 def _size(state: State) -> int:

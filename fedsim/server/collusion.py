@@ -6,14 +6,16 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, ClassVar, Protocol, cast
 
 import torch
 from torch import Tensor
 
 from fedsim.exchange.fold import Folder
+from fedsim.exchange.packing import pack, unpack
 from fedsim.exchange.payload import Outcome
 from fedsim.rng import numpy_rng
+from fedsim.task.layout import Layout
 
 ATTACKERS = "attackers.json"  # in the run folder: ids of the attackers
 Kinds = Mapping[str, tuple[str, ...]]
@@ -24,8 +26,9 @@ class AttackLike(Protocol):
     """An attack as the simulator sees it (see ``clients.attacks``)."""
 
     fraction: float  # share of all clients that attack
+    omniscient: ClassVar[bool]  # whether it is also ``Omniscient``
 
-    def wear(self, client: Any, attackers: frozenset[int]) -> Any:
+    def wrap(self, client: Any, attackers: frozenset[int]) -> Any:
         """``client`` whose local half is hostile where its id is among ``attackers``."""
 
 
@@ -36,12 +39,12 @@ class Omniscient(Protocol):
         """What the attackers send (a, D) instead of ``own`` (a, D), given the ``honest`` updates (h, D)."""
 
 
-def conspiracy(attack: AttackLike | None, attackers: Sequence[int], folder: Path) -> Collusion | None:
+def colluding(attack: AttackLike | None, attackers: Sequence[int], folder: Path) -> Collusion | None:
     """What the server needs of an attack, if anything; the attackers' ids go into the run folder."""
     if attack is None:
         return None
     (folder / ATTACKERS).write_text(json.dumps(list(attackers)) + "\n")
-    together = hasattr(attack, "collude") and len(attackers) > 0
+    together = attack.omniscient and len(attackers) > 0
     return Collusion(frozenset(attackers), cast(Omniscient, attack)) if together else None
 
 
@@ -66,14 +69,17 @@ class Collusion:
         """What to ask of the workers instead of ``kinds``."""
         return {name: kind if name == "buffers" else ("stack",) for name, kind in kinds.items()}
 
-    def apply(self, folded: Folded, outcomes: Sequence[Outcome], kinds: Kinds) -> Folded:
-        """From stacks of what was sent to the asked ``kinds`` of what arrives."""
+    def apply(self, folded: Folded, outcomes: Sequence[Outcome], kinds: Kinds, layout: Layout) -> Folded:
+        """From stacks of what was sent to the asked ``kinds`` of what arrives.
+
+        Of flat vectors an attack sees, and replaces, what is not padding.
+        """
         ok = [o for o in outcomes if o.kind == "ok"]
         bad = [i for i, o in enumerate(ok) if o.client in self.attackers]
         good = [i for i, o in enumerate(ok) if o.client not in self.attackers]
         stacks = {name: rows for (name, kind), rows in folded.items() if kind == "stack"}
         if bad and good:
-            self._replace(stacks, bad, good)
+            self._replace(stacks, bad, good, layout)
         out = {key: value for key, value in folded.items() if key[1] != "stack"}
         sums = {n: tuple(k for k in kinds[n] if k != "stack") for n in stacks}
         folder = Folder({n: k for n, k in sums.items() if k})
@@ -81,12 +87,15 @@ class Collusion:
             folder.add({n: rows[i] for n, rows in stacks.items()}, outcome.weight)
         return out | folder.sums | {(n, "stack"): rows for n, rows in stacks.items() if "stack" in kinds[n]}
 
-    def _replace(self, stacks: dict[str, Tensor], bad: Sequence[int], good: Sequence[int]) -> None:
-        names = [n for n, rows in stacks.items() if rows.is_floating_point()]
-        flat = [stacks[n].flatten(1) for n in names]
-        if not names:
+    def _replace(
+        self, stacks: dict[str, Tensor], bad: Sequence[int], good: Sequence[int], layout: Layout
+    ) -> None:
+        sent, packed = pack({n: rows for n, rows in stacks.items() if rows.is_floating_point()}, layout)
+        if not sent:
             return
+        flat = [rows.flatten(1) for rows in sent.values()]
         whole = flat[0] if len(flat) == 1 else torch.cat(flat, dim=1)
-        sent = self.attack.collude(whole[bad], whole[good])
-        for name, part in zip(names, torch.split(sent, [f.shape[1] for f in flat], dim=1), strict=True):
-            stacks[name][bad] = part.reshape(len(bad), *stacks[name].shape[1:]).to(stacks[name].dtype)
+        made = torch.split(self.attack.collude(whole[bad], whole[good]), [f.shape[1] for f in flat], dim=1)
+        shaped = {n: part.reshape(len(bad), *sent[n].shape[1:]) for n, part in zip(sent, made, strict=True)}
+        for name, rows in unpack(shaped, packed, layout).items():
+            stacks[name][bad] = rows.to(stacks[name].dtype)

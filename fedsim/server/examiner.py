@@ -7,14 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from fedsim.data.longtail import class_groups
 from fedsim.exchange.payload import Payload
+from fedsim.server.context import Context
 from fedsim.task.evaluation import class_accuracy, mean_of, measured, over_domains
-from fedsim.task.task import Task
 from fedsim.task.vectors import Weights
 
 if TYPE_CHECKING:
@@ -27,13 +26,12 @@ GROUPS = 4  # parts per worker that the test set is dealt into
 class Examiner:
     """Deals the test set out to an engine's workers and puts together what they find."""
 
+    context: Context
     engine: Engine
-    task: Task
     test_labels: Tensor | None = None  # targets of the test set, in the order of ``FederatedData.test_rows``
     test_domains: Mapping[str, slice] = field(default_factory=dict)  # where each domain's test samples lie
-    class_counts: np.ndarray | None = None  # (C,) training samples of all clients
     eval_batch: int = 512
-    _features: tuple[Tensor, Tensor] | None = None
+    _features: tuple[Tensor, Tensor] | None = None  # a vector, and the features computed with it
 
     @property
     def test_size(self) -> int:
@@ -58,7 +56,7 @@ class Examiner:
         assert self.test_labels is not None, "there is a test set if it has features"
         labels = self.test_labels
         return self._summary(
-            [measured(self.task, logits[a:b], labels[a:b]) for a, b, _ in self._test_batches()]
+            [measured(self.context.task, logits[a:b], labels[a:b]) for a, b, _ in self._test_batches()]
         )
 
     def _test_batches(self) -> list[tuple[int, int, str]]:
@@ -83,7 +81,7 @@ class Examiner:
             name: mean_of([s for s, owner in zip(sums, owners, strict=True) if owner == name])
             for name in self.test_domains
         }
-        if not self.task.by_class or self.class_counts is None:
+        counts = self.context.class_counts
+        if not self.context.task.by_class or counts is None:
             return mean_of(sums) | over_domains(each)
-        classes = class_accuracy(sums)
-        return {**mean_of(sums, class_groups(self.class_counts)), **classes, **over_domains(each)}
+        return {**mean_of(sums, class_groups(counts)), **class_accuracy(sums), **over_domains(each)}

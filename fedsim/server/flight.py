@@ -15,12 +15,13 @@ from torch import Tensor
 
 from fedsim.errors import ConfigError
 from fedsim.exchange.fold import Fold
-from fedsim.exchange.payload import Message, Outcome
+from fedsim.exchange.payload import Message, Outcome, Replies
 from fedsim.server.exchanges import Server
+from fedsim.server.pricing import departures
 from fedsim.system.clock import Clock
 from fedsim.system.events import Event, EventQueue
 
-NOTHING = {"events": [], "sequence": 0, "wave": -1, "started": [], "versions": {}, "ready": {}}
+NOBODY = {"events": [], "sequence": 0, "wave": -1, "started": [], "versions": {}, "ready": {}}  # under way
 PREFIX = "flight/"
 KEPT = ("weight", "metrics", "bytes_up", "samples", "gradients", "forwards", "seconds", "reason", "kind")
 
@@ -56,9 +57,7 @@ class Flight:
     def of(server: Server, concurrency: int, fold: Fold, saved: Mapping[str, Any]) -> Flight:
         """Go on from the entries of a strategy's state that ``save`` made; from nothing where there are none."""
         clock = clock_of(server)
-        plain = saved.get(
-            "flight", {"events": [], "sequence": 0, "wave": -1, "started": [], "versions": {}, "ready": {}}
-        )
+        plain = saved.get("flight", NOBODY)
         tensors: dict[str, dict[str, Tensor]] = {}
         for name, value in saved.items():
             if name.startswith(PREFIX):
@@ -100,16 +99,11 @@ class Flight:
         clients = self.server.sample(missing, self.wave, self.queue.sequence, exclude=exclude)
         if not clients:
             return
-        clock = clock_of(self.server)
-        plan = self.server.depart(message, self.fold, clients, self.wave)
-        for i, client in enumerate(clients):
-            lost = plan.dropped.get(client, "")
-            seconds, joules = float(plan.end[i]), plan.energy(i, float(plan.end[i]), clock.fleet)
-            spent = Outcome(client, "ok", joules=joules)
-            clock.drain([spent])
-            down = int(plan.bytes_down[i])
-            facts = (self.wave, plan.works[client].steps, lost, seconds, joules, down, spent.battery)
-            self.queue.push(clock.now + seconds, "lost" if lost else "answer", client, *facts)
+        clock, exchanger = clock_of(self.server), self.server.exchanger
+        inquiry = exchanger.inquiry(message, self.fold, "fit", clients, self.wave)
+        for d in departures(clock, exchanger, inquiry, self.server.record.exchanges):
+            facts = (self.wave, d.steps, d.lost, d.seconds, d.joules, d.bytes_down, d.battery)
+            self.queue.push(clock.now + d.seconds, "lost" if d.lost else "answer", d.client, *facts)
         self.started += clients
 
     def next(self) -> Answer | None:
@@ -162,13 +156,22 @@ class Flight:
             if event.kind == "answer" and event.client not in self.ready:
                 todo.setdefault(event.data[0], {})[event.client] = event.data[1]
         for wave, steps in sorted(todo.items()):
-            replies = self.server.collect(self.sent[wave], self.fold, dict(sorted(steps.items())), wave)
+            replies = self._train(wave, dict(sorted(steps.items())))
             stacks = {name: replies.stack(name) for name in self.fold} if len(replies) else {}
             rows = {client: i for i, client in enumerate(replies.clients)}
             for o in replies.outcomes:
                 arrays = {k: v[rows[o.client]].clone() for k, v in stacks.items()} if o.client in rows else {}
                 facts = asdict(replace(o, values={}))
                 self.ready[o.client] = {k: facts[k] for k in KEPT}, arrays
+
+    def _train(self, wave: int, steps: Mapping[int, int]) -> Replies:
+        """The updates of clients of one wave, ``steps`` local steps each; time and the round's log stay as they are."""
+        exchanger = self.server.exchanger
+        inquiry = exchanger.inquiry(self.sent[wave], self.fold, "fit", list(steps), wave)
+        inquiry = replace(inquiry, works={c: work.only(steps[c]) for c, work in inquiry.works.items()})
+        outcomes, folded = exchanger.run(inquiry, self.server.round.index)
+        clock_of(self.server).learn(inquiry.kind, outcomes, inquiry.works)
+        return Replies(outcomes, folded)
 
 
 def clock_of(server: Server) -> Clock:

@@ -5,45 +5,25 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from safetensors import SafetensorError
 
 from fedsim.config.schema import CheckpointConfig, EvaluationConfig
 from fedsim.errors import CheckpointError
-from fedsim.exchange.payload import Outcome
 from fedsim.rng import hash_tensors
 from fedsim.server import checkpoint
-from fedsim.server.exchanges import BESIDE, MEASURING, Server
+from fedsim.server.exchanges import Server
 from fedsim.server.round import Round
-from fedsim.system.clock import Lap
+from fedsim.server.roundlog import Row
+from fedsim.server.traits import State, StrategyLike
 from fedsim.task.vectors import Weights
 from fedsim.tracking.base import Tracker
-from fedsim.tracking.rows import ClientRows
 
-State = dict[str, Any]
-Row = dict[str, Any]
-
-
-class StrategyLike(Protocol):
-    """The server half of a method as the loop sees it (see ``strategies.base.Strategy``)."""
-
-    def init(self, server: Server) -> State:
-        """State before round 0."""
-
-    def round(self, server: Server, state: State, round: Round) -> State:
-        """One round."""
-
-    def evaluate(self, server: Server, state: State) -> dict[str, Any]:
-        """Numbers of the common test set for the round's row."""
-
-    def evaluate_clients(self, server: Server, state: State) -> dict[str, float]:
-        """Numbers of all clients' own test samples for the round's row."""
-
-    def models(self, state: State) -> Mapping[str, Weights]:
-        """Models to evaluate by name."""
+OWN = "simulator/"  # begins the names of the simulator's own entries in a checkpoint
 
 
 @dataclass
@@ -51,7 +31,7 @@ class Loop:
     """One run: everything it needs, and its progress."""
 
     strategy: StrategyLike
-    server: Server
+    server: Server  # of no round yet: each gets its own
     trackers: Tracker
     rounds: int
     clients_per_round: int
@@ -61,19 +41,22 @@ class Loop:
     key: str
     cohorts: Sequence[Sequence[int]] | None = None
     state: State = field(default_factory=dict)
+    own: Row = field(default_factory=dict)  # the simulator's part of the state: clock, what sampling has seen
     done: int = 0  # finished rounds
     saved: int = -1  # finished rounds in the newest checkpoint
-    beside: Row = field(default_factory=dict)  # what the simulator itself carries from round to round
-    torn: bool = False  # interrupted between two rounds: only the newest checkpoint can be trusted
+    accepting: bool = False  # within ``_accept``: memory holds neither the old round nor the new one
     history: list[Row] = field(default_factory=list)
 
     def restore(self, path: Path) -> None:
         """Continue from a checkpoint."""
-        found = checkpoint.load(path, self.key)
+        found, server = checkpoint.load(path, self.key, self.server.layout), self.server
         self.state, self.done, self.saved = found.state, found.rounds, found.rounds
-        self.server.states.restore(found.clients)
-        self.beside = {k: self.state.pop(k) for k in list(self.state) if k.startswith(BESIDE)}
-        self.server.restore(self.beside)
+        server.states.restore(found.clients, found.upgrade)
+        self.own = {k: self.state.pop(k) for k in list(self.state) if k.startswith(OWN)}
+        if server.clock is not None:
+            server.clock.restore(self.own[f"{OWN}clock"])
+        if server.sampler.remembers:
+            server.population.restore(self.own[f"{OWN}seen"])
 
     def run(self) -> None:
         """All remaining rounds. If one fails or is interrupted, the last finished round is checkpointed first.
@@ -89,7 +72,7 @@ class Loop:
         except BaseException as e:
             self.server.states.discard()
             try:
-                if self.done and not self.torn:
+                if self.done and not self.accepting:
                     self.save()
             except Exception as lost:
                 e.add_note(f"The last finished round could not be checkpointed either: {lost}")
@@ -98,7 +81,7 @@ class Loop:
     def save(self) -> None:
         """Checkpoint the last finished round, unless that is done."""
         if self.saved != self.done:
-            state, folder = self.state | self.beside, self.folder / "checkpoint"
+            state, folder = self.state | self.own, self.folder / "checkpoint"
             try:
                 checkpoint.save(folder, self.done, state, self.server.states, self.key)
             except (OSError, SafetensorError) as e:
@@ -114,141 +97,81 @@ class Loop:
         return self.strategy.models(self.state)
 
     def _round(self) -> None:
-        started, server, index = time.perf_counter(), self.server, self.done
-        server.outcomes, server.log, server.phases, server.exchanges = [], {}, {}, 0
-        if server.clock:
-            server.clock.lap = Lap()
-        wanted = None if self.cohorts is not None else self.clients_per_round
-        start = Round(index, (), server.num_clients, server.seed, server.local, wanted)
-        server.current = start
-        ids = self._cohort(index)
-        server.current = replace(start, cohort=ids)
-        state = self.strategy.round(server, self.state, server.current)
-        if self.asynchronous:
-            ids = sorted({o.client for o in server.outcomes if o.task not in MEASURING})
-        elif server.clock and not ids:
+        """Sample, let the strategy work, measure, record, checkpoint."""
+        started = time.perf_counter()
+        server = self._sampled(self.done)
+        state = self.strategy.round(server, self.state, server.round)
+        cohort = server.record.heard() if self.strategy.traits.asynchronous else server.round.cohort
+        if server.clock and not cohort and not self.strategy.traits.asynchronous:
             server.clock.elapse(server.clock.system.idle)
-        self._observe(index)
-        row, clients = self._row(state, ids, index, started)
-        self.torn = True  # until the step is through, memory holds neither the old round nor the new one
-        server.states.accept()
-        self.state, self.done = state, index + 1
-        self.beside = server.save()
-        self.torn = False
+        self._observe(server)
+        measured = self._measured(server, state)
+        models = self.strategy.models(state)
+        layout = server.layout
+        digest = hash_tensors(piece for name in sorted(models) for piece in models[name].pieces(layout))
+        row = server.record.row(self.done + 1, measured, cohort, digest, started)
+        self._accept(state)
         self.history.append(row)
-        self.trackers.round(row, clients)
+        self.trackers.round(row, server.record.client_rows(self.done))
         if self._reached(row):
             self.rounds = self.done
         if self.checkpoints.every and self.done % self.checkpoints.every == 0:
             self.save()
 
-    @property
-    def asynchronous(self) -> bool:
-        """Whether the method starts clients by itself, at times of its own."""
-        return bool(getattr(self.strategy, "asynchronous", False))
-
-    def _cohort(self, index: int) -> Sequence[int]:
-        """Who is asked in a round; more clients than needed where the fleet's settings say so."""
-        if self.asynchronous:
-            return []
+    def _sampled(self, index: int) -> Server:
+        """The server of a round, whose cohort is drawn: more clients than needed where the fleet's settings say so."""
+        run = self.server
+        wanted = None if self.cohorts is not None else self.clients_per_round
+        server = run.begin(Round(index, (), run.num_clients, run.seed, run.local, wanted))
+        if self.strategy.traits.asynchronous:
+            return server
         if self.cohorts is not None:
-            return self.cohorts[index]
-        self.server.population.measure = self._losses
-        clock = self.server.clock
-        asked = math.ceil(self.clients_per_round * (clock.system.over_selection if clock else 1))
-        return self.server.sample(min(asked, self.server.num_clients), index)
+            return server.asking(self.cohorts[index])
+        over_selection = run.clock.system.over_selection if run.clock else 1
+        count = min(math.ceil(self.clients_per_round * over_selection), run.num_clients)
+        return server.asking(server.sample(count, index, measure=partial(self._losses, server)))
 
-    def _losses(self, clients: Sequence[int], task: str = "losses") -> dict[int, Mapping[str, Any]]:
+    def _losses(
+        self, server: Server, clients: Sequence[int], task: str = "losses"
+    ) -> dict[int, Mapping[str, Any]]:
         """Losses on clients' training samples of the model that the round starts from."""
-        return self.server.losses(self.models()["global"], clients, task)
+        return server.losses(self.models()["global"], clients, task)
 
-    def _observe(self, index: int) -> None:
+    def _observe(self, server: Server) -> None:
         """Let the sampling rule see what the round's clients were like."""
-        if not self.server.sampler.remembers:
+        if not server.sampler.remembers:
             return
-        outcomes, losses = self.server.outcomes, None
-        if self.server.sampler.wants_squares:
-            told = {o.client for o in outcomes if o.kind == "ok" and "train_loss" in o.metrics}
-            losses = {c: v["loss_rms"] for c, v in self._losses(sorted(told), "utility").items()}
-        self.server.population.observe(index, outcomes, losses)
+        outcomes, losses = server.outcomes, None
+        if server.sampler.wants_squares:
+            trained = {o.client for o in outcomes if o.kind == "ok" and "train_loss" in o.metrics}
+            losses = {c: v["loss_rms"] for c, v in self._losses(server, sorted(trained), "utility").items()}
+        server.population.observe(server.round.index, outcomes, losses)
+
+    def _measured(self, server: Server, state: State) -> Row:
+        """Metrics of every model on the test set and, when due, on the clients' held-out parts."""
+        out: Row = {}
+        plan, number = self.evaluation, server.round.index + 1
+        last = number == self.rounds
+        if last or (plan.every and number % plan.every == 0):
+            out |= self.strategy.evaluate(server, state)
+        if plan.clients_every and (last or number % plan.clients_every == 0):
+            found = self.strategy.evaluate_clients(server, state)
+            out |= {f"clients/{name}": value for name, value in found.items()}
+        return out
+
+    def _accept(self, state: State) -> None:
+        """The round is finished: its results are what counts from now on."""
+        server = self.server
+        self.accepting = True
+        server.states.accept()
+        self.state, self.done = state, self.done + 1
+        self.own = {}
+        if server.clock is not None:
+            self.own[f"{OWN}clock"] = server.clock.save()
+        if server.sampler.remembers:
+            self.own[f"{OWN}seen"] = server.population.save()
+        self.accepting = False
 
     def _reached(self, row: Row) -> bool:
         target = self.evaluation.target
         return self.evaluation.stop_at_target and target is not None and row.get("accuracy", -1.0) >= target
-
-    def _measure(self, state: State, index: int) -> Row:
-        """Metrics of every model on the test set and, when due, on the clients' held-out parts."""
-        out: Row = {}
-        plan, last = self.evaluation, index + 1 == self.rounds
-        if last or (plan.every and (index + 1) % plan.every == 0):
-            out |= self.strategy.evaluate(self.server, state)
-        if plan.clients_every and (last or (index + 1) % plan.clients_every == 0):
-            found = self.strategy.evaluate_clients(self.server, state)
-            out |= {f"clients/{name}": value for name, value in found.items()}
-        return out
-
-    def _row(self, state: State, ids: Sequence[int], index: int, started: float) -> tuple[Row, ClientRows]:
-        measured, outcomes = self._measure(state, index), self.server.outcomes
-        fits = [o for o in outcomes if o.kind == "ok" and "train_loss" in o.metrics]
-        samples = sum(o.samples for o in fits)
-        models = self.strategy.models(state)
-        row: Row = {"round": index + 1, **measured}
-        if samples:
-            row["train_loss"] = sum(o.metrics["train_loss"] * o.samples for o in fits) / samples
-        row |= self.server.log
-        row |= _traffic(outcomes, "") | {
-            **self._virtual(),
-            "seconds": time.perf_counter() - started,
-            "cohort": list(ids),
-            "failures": [failure(o) for o in outcomes if o.kind != "ok" and not _unmeasured(o)],
-            "weights_hash": hash_tensors(t for name in sorted(models) for t in models[name]),
-        }
-        for phase, seconds in self.server.phases.items():
-            if not any(o.phase == phase for o in outcomes):
-                continue
-            row[phase] = _traffic(outcomes, phase) | {"seconds": seconds}
-        row["seconds"] = time.perf_counter() - started - sum(self.server.phases.values())
-        return row, ClientRows(index + 1, [(o.client, told(o)) for o in outcomes if not _unmeasured(o)])
-
-    def _virtual(self) -> Row:
-        """What the round took of virtual time and, where powers are known, of energy; the mean battery left."""
-        if self.server.clock is None:
-            return {"sim_seconds": None}
-        lap = self.server.clock.lap
-        left = [o.battery for o in self.server.outcomes if o.battery is not None and o.battery == o.battery]
-        out = {"sim_seconds": lap.seconds} | ({} if math.isnan(lap.joules) else {"joules": lap.joules})
-        return out | ({"battery": math.fsum(left) / len(left)} if left else {})
-
-
-def _traffic(outcomes: Sequence[Outcome], phase: str) -> Row:
-    """Bytes up and down of one phase of a round; the simulator's own measuring does not count."""
-    counted = [o for o in outcomes if o.phase == phase and o.task not in MEASURING]
-    return {"bytes_up": sum(o.bytes_up for o in counted), "bytes_down": sum(o.bytes_down for o in counted)}
-
-
-def failure(o: Outcome) -> Row:
-    """A client that did not contribute, for the log."""
-    return {"client": o.client, "kind": o.kind, "reason": o.reason, "task": o.task}
-
-
-def told(o: Outcome) -> dict[str, float]:
-    """What the log tells of one outcome: numbers by metric."""
-    values: dict[str, float] = {
-        **o.metrics,
-        "weight": o.weight,
-        "samples": o.samples,
-        "bytes_up": o.bytes_up,
-        "bytes_down": o.bytes_down,
-        "gradients": o.gradients,
-        "forwards": o.forwards,
-        "seconds": o.seconds,
-    }
-    for name, value in (("sim_seconds", o.sim_seconds), ("joules", o.joules), ("battery", o.battery)):
-        if value is not None and value == value:
-            values[name] = value
-    return values if o.task == "fit" else {f"{o.task}/{k}": v for k, v in values.items()}
-
-
-def _unmeasured(o: Outcome) -> bool:
-    """A client that had nothing to be measured on: no failure."""
-    return o.task in MEASURING and o.kind == "refused"

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -20,13 +20,11 @@ from fedsim.system.battery import Batteries, lasting
 from fedsim.system.cost import Cost
 from fedsim.system.devices import KB, Fleet
 from fedsim.system.schedule import Schedule
-
-if TYPE_CHECKING:
-    from fedsim.system.system import System
+from fedsim.system.system import System
 
 
 @dataclass
-class Lap:
+class RoundTime:
     """What a round took so far: virtual seconds, and joules (NaN where a device's power is not known)."""
 
     seconds: float = 0.0
@@ -49,7 +47,7 @@ class Clock:
     seed: int
     memory_mb: float
     now: float = 0.0  # virtual seconds since the run began
-    lap: Lap = field(default_factory=Lap)  # the current round
+    elapsed: RoundTime = field(default_factory=RoundTime)  # in the current round
     facts: dict[str, tuple[float, float]] = field(default_factory=dict)
     batteries: Batteries | None = None  # where devices have any
 
@@ -135,7 +133,7 @@ class Clock:
             i = place[o.client]
             o.sim_seconds = float(min(plan.end[i], plan.seconds))
             o.joules = plan.energy(i, o.sim_seconds, self.fleet)
-            self.lap.joules += o.joules
+            self.elapsed.joules += o.joules
         self.drain(outcomes)
         self.learn(kind, outcomes, plan.works)
 
@@ -156,15 +154,20 @@ class Clock:
             units = sum(self.cost.units(o.gradients, o.forwards) for o in done)
             self.facts[kind] = units / samples, sum(o.bytes_up for o in done) / down
 
+    def begin_round(self) -> RoundTime:
+        """A new round begins now: what it takes will be added up in what is returned."""
+        self.elapsed = RoundTime()
+        return self.elapsed
+
     def elapse(self, seconds: float) -> None:
         """Let virtual time pass."""
         self.now += seconds
-        self.lap.seconds += seconds
+        self.elapsed.seconds += seconds
 
     def move(self, to: float, joules: float = 0.0) -> None:
         """Let virtual time pass until then."""
-        self.lap.seconds += to - self.now
-        self.lap.joules += joules
+        self.elapsed.seconds += to - self.now
+        self.elapsed.joules += joules
         self.now = to
 
     def save(self) -> dict[str, Any]:

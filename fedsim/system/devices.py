@@ -140,7 +140,8 @@ class Lognormal:
 class Table:
     """Devices from a CSV, Parquet or NPZ table whose columns are the fields of ``Fleet`` (speed, down, up at least).
 
-    ``draw=False``: row i is client i. ``draw=True``: each client gets a row, drawn with replacement.
+    ``draw=False``: a column ``client`` says whose each row is; without it row i is client i. ``draw=True``: each client
+    gets a row, drawn with replacement, whoever's it was.
     """
 
     path: str
@@ -161,8 +162,28 @@ class Table:
                 f"{self.path}: {len(frame)} rows for {num_clients} clients; "
                 "give system.devices.draw=true to draw a row for each client"
             )
-        rows = rng.integers(len(frame), size=num_clients) if self.draw else np.arange(num_clients)
+        rows = rng.integers(len(frame), size=num_clients) if self.draw else self._own(frame, num_clients)
         return fleet_of(num_clients, {k: frame[k].to_numpy()[rows] for k in frame if k != "client"})
+
+    def _own(self, frame: pd.DataFrame, num_clients: int) -> np.ndarray:
+        """Row of each client ``(m,)``, by the column ``client`` where there is one."""
+        if "client" not in frame:
+            return np.arange(num_clients)
+        clients = frame["client"].to_numpy()
+        try:
+            order = {int(c): row for row, c in enumerate(clients) if int(c) == c}
+        except (ValueError, TypeError):
+            order = {}
+        missing = [c for c in range(num_clients) if c not in order]
+        if len(order) < len(clients) or missing:
+            what = (
+                f"client {missing[0]} has no row" if missing else "a client has two rows, or no whole number"
+            )
+            raise DataError(
+                f"{self.path}: column 'client': {what}; number the rows 0 to {num_clients - 1}, each once, or leave "
+                "the column out (then row i is client i)"
+            )
+        return np.array([order[c] for c in range(num_clients)], dtype=np.int64)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""What the ``system`` group says about a fleet, checked; and the clock that a run makes of it."""
+"""What the ``system`` group says about a fleet, checked."""
 
 from __future__ import annotations
 
@@ -8,11 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedsim.errors import ConfigError
-from fedsim.rng import key, numpy_rng
 from fedsim.system.availability import Availability
-from fedsim.system.battery import WH, Batteries, Battery
-from fedsim.system.clock import Clock
-from fedsim.system.cost import SAMPLES, Cost
+from fedsim.system.battery import Battery
 from fedsim.system.devices import Fleet
 
 DeviceSource = Callable[[int, np.random.Generator], Fleet]
@@ -94,28 +91,6 @@ class System:
             "over_selection",
             self.over_selection,
             "choose system.stragglers=drop or partial with it: who comes too late is not waited for",
-        )
-
-    def start(self, num_clients: int, seed: int, memory_mb: float, measure: Callable[[], Cost]) -> Clock:
-        """Draw the fleet; ``memory_mb`` is what training takes, ``measure()`` the model's flops per sample."""
-        cost = SAMPLES if self.work == "samples" else measure()
-        fleet = self.devices(num_clients, numpy_rng(seed, "devices"))
-        presence = self.availability.start(num_clients, seed)
-        batteries = None
-        if np.isfinite(fleet.battery).any():
-            own = self.battery.charging
-            plugged = presence if own is None else own.start(num_clients, key(seed, "charging") >> 1)
-            batteries = Batteries(
-                self.battery, plugged, WH * fleet.battery, WH * fleet.battery * fleet.charge
-            )
-        return Clock(
-            system=self,
-            fleet=fleet,
-            presence=presence,
-            cost=cost,
-            seed=seed,
-            memory_mb=memory_mb,
-            batteries=batteries,
         )
 
 

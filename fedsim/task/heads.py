@@ -91,15 +91,27 @@ class HeadSlots:
 
 
 def check_features(task: Task, method: str) -> None:
-    """Refuse a model that does not show its features, or has none to learn.
+    """Refuse a model that does not show its features and what follows them.
 
     Raises:
         ConfigError: naming what is missing.
     """
+    parts = (getattr(task.model, name, None) for name in ("features", "head"))
+    if not all(map(callable, parts)):
+        raise ConfigError(
+            f"model: {method} needs model.features(x) -> (B, d) and model.head; {type(task.model).__name__} lacks "
+            "them: give your module both, or type model=mlp"
+        )
+
+
+def check_body(task: Task, method: str) -> None:
+    """Refuse a model that has no features to learn: no parameters beside its head.
+
+    Raises:
+        ConfigError: naming the model.
+    """
     name, head = type(task.model).__name__, getattr(task.model, "head", None)
-    if not callable(getattr(task.model, "features", None)) or not isinstance(head, nn.Module):
-        raise ConfigError(f"{method} needs model.features(x) -> (B, d) and model.head; {name} lacks them")
-    own = set(map(id, head.parameters()))
+    own = set(map(id, head.parameters())) if isinstance(head, nn.Module) else set[int]()
     if all(id(p) in own for p in task.model.parameters() if p.requires_grad):
         raise ConfigError(
             f"{method} trains the features; {name} has no parameters beside its head: give model=mlp"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -19,14 +19,19 @@ DROPOUT = (nn.modules.dropout._DropoutNd, nn.RReLU)
 
 
 class Weights(NamedTuple):
-    """A model as vectors: parameters ``w`` (d,) and floating-point buffers ``buffers`` (b,)."""
+    """A model as vectors: parameters ``w`` (d,) and floating-point buffers ``buffers`` (b,); or a stack of models."""
 
     w: Tensor
     buffers: Tensor
 
-    def hash(self) -> str:
-        """Sha256 of the bytes of both vectors (equal hashes mean equal bits)."""
-        return hash_tensors([self.w, self.buffers])
+    def pieces(self, layout: Layout) -> Iterator[Tensor]:
+        """The model's numbers in order, as views; padding is left out."""
+        yield from layout.params.pieces(self.w)
+        yield from layout.buffers.pieces(self.buffers)
+
+    def hash(self, layout: Layout) -> str:
+        """Sha256 of the bytes of the model's numbers (equal hashes mean equal bits); padding has no part in it."""
+        return hash_tensors(self.pieces(layout))
 
 
 class FlatModel:
@@ -37,13 +42,21 @@ class FlatModel:
     """
 
     def __init__(
-        self, model: nn.Module, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+        self,
+        model: nn.Module,
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
+        *,
+        aligned: bool = True,
     ):
+        """``aligned=False``: vectors without padding (see ``Layout``)."""
         self.module = model.to(device=device, dtype=dtype)
-        self.layout = layout = Layout(model)
+        self.layout = layout = Layout(model, dtype, aligned=aligned)
         self._params = [p for p in model.parameters() if p.requires_grad]
-        self._sizes, self._shapes = [p.numel() for p in self._params], [p.shape for p in self._params]
-        self.w = torch.cat([p.detach().reshape(-1) for p in self._params])
+        self.w = layout.flatten(dict(model.named_parameters()), dtype)
+        shapes = [torch.empty(s.shape, device="meta") for s in layout.params]
+        self._places = [(t.shape, t.stride(), s.offset) for t, s in zip(shapes, layout.params, strict=True)]
+        self._parts, self._at = _template(layout, self.w)
         self.buffers = torch.zeros(layout.buffer_dim, dtype=dtype, device=device)
         for slot in layout.buffers:
             owner, _, name = slot.name.rpartition(".")
@@ -72,9 +85,11 @@ class FlatModel:
         """Point the parameters at ``w`` (d,)."""
         if w is self._bound:
             return
-        for p, part, shape in zip(self._params, torch.split(w, self._sizes), self._shapes, strict=True):
-            p.data = part.view(shape)
-        self._bound = w
+        self._bound, start = w, w.storage_offset()
+        if not w.is_contiguous():
+            self._bound, start, w = None, 0, w.contiguous()
+        for p, (shape, stride, offset) in zip(self._params, self._places, strict=True):
+            p.data = w.as_strided(shape, stride, start + offset)
 
     def load(self, w: Tensor, buffers: Tensor | None = None) -> Tensor:
         """Copy a model into the resident vectors and return the resident ``w``.
@@ -110,7 +125,10 @@ class FlatModel:
         elif self._mask_state is not None:
             torch.set_rng_state(self._mask_state)
         value = self._loss(w, x, y, loss, forward, count=not again)
-        return torch.cat([g.reshape(-1) for g in self._gradients(value)]), value.detach()
+        parts = self._parts.copy()
+        for i, g in zip(self._at, self._gradients(value), strict=True):
+            parts[i] = g.reshape(-1)
+        return torch.cat(parts), value.detach()
 
     def descend(
         self,
@@ -203,6 +221,17 @@ class FlatModel:
         }  # by identity: tied tensors have several names
         saved = self.module.state_dict(keep_vars=True)
         return {k: new.get(id(v), v).detach().clone() for k, v in saved.items()}
+
+
+def _template(layout: Layout, like: Tensor) -> tuple[list[Tensor], list[int]]:
+    """What a gradient is put together from, with the zeros of its padding, and where each parameter's part goes."""
+    parts, at, ends = list[Tensor](), list[int](), [*(s.offset for s in layout.params), layout.dim][1:]
+    for slot, end in zip(layout.params, ends, strict=True):
+        at.append(len(parts))
+        parts.append(like)  # stands for the gradient
+        if end > slot.span.stop:
+            parts.append(like.new_zeros(end - slot.span.stop))
+    return parts, at
 
 
 def finite(t: Tensor) -> bool:

@@ -52,7 +52,7 @@ class UniformInts:
 
 
 @dataclass(frozen=True)
-class Lognormal:
+class LognormalTicks:
     """Lognormal with the given ``median`` in ticks and standard deviation ``sigma`` of its logarithm."""
 
     median: float
@@ -123,5 +123,5 @@ def duration(key: str, value: object) -> Duration:
         return UniformInts(*value)
     raise ConfigError(
         f"strategy.{key}={value}: expected a number of ticks, low-high in whole ticks, or a _target_ from "
-        "fedsim.topology.timing (Lognormal, Link, Profile)"
+        "fedsim.topology.timing (LognormalTicks, Link, Profile)"
     )

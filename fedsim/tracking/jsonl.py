@@ -83,7 +83,7 @@ class _Lines:
             )
             self._pending += text.encode()
         if self._file is None:
-            cut(self.path, self._last_round)
+            truncate(self.path, self._last_round)
             self._file = FileIO(str(self.path), "a")
             self._end = self._file.seek(0, os.SEEK_END)
         elif self._torn:
@@ -104,7 +104,7 @@ class _Lines:
             self._file.close()
 
 
-def cut(path: Path, last_round: int) -> None:
+def truncate(path: Path, last_round: int) -> None:
     """Remove, in one atomic step, unreadable lines and rows of rounds after ``last_round`` (0: all rows).
 
     Warns about unreadable lines other than a torn last one, and about rounds up to ``last_round`` that are

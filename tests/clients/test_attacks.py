@@ -19,6 +19,7 @@ from problems import (
     linear_loss,
     method,
 )
+from torch import nn
 
 from clients.attacks import ALIE, IPM, Attacked, Mimic, SignFlip, alie_z
 from clients.sgd import SGDClient
@@ -28,6 +29,7 @@ from fedsim.errors import ClientError, ConfigError
 from fedsim.exchange.fold import Folder, combine
 from fedsim.exchange.payload import Outcome
 from fedsim.server.collusion import Collusion, draw_attackers
+from fedsim.task.layout import Layout
 from strategies.aggregators import mean
 
 
@@ -254,7 +256,9 @@ def test_an_omniscient_attack_under_the_mean_is_the_mean_of_the_attacked_stack()
     asked = Folder(collusion.widen(kinds))
     for i in range(4):
         asked.add({n: r[i] for n, r in rows.items()} | {"buffers": torch.ones(2)}, ok[i].weight)
-    out = collusion.apply(combine([asked]), [*ok[:2], Outcome(7, "failed"), *ok[2:]], kinds)
+    out = collusion.apply(
+        combine([asked]), [*ok[:2], Outcome(7, "failed"), *ok[2:]], kinds, Layout(nn.Linear(2, 1))
+    )
     for name in rows:
         rows[name][1] = -2 * rows[name][[0, 2, 3]].mean(0)
     weights = torch.tensor([1.0, 2, 3, 4], dtype=torch.float64)
@@ -266,9 +270,9 @@ def test_an_omniscient_attack_under_the_mean_is_the_mean_of_the_attacked_stack()
 
 
 def test_an_attacked_client_travels_and_passes_on_what_is_not_an_exchange() -> None:
-    worn = Attacked(SGDClient(weighting="uniform"), SignFlip(fraction=0.2, scale=1.0), frozenset({1}))
-    copy = pickle.loads(pickle.dumps(worn))
-    assert copy == worn and copy.weighting == "uniform"
+    attacked = Attacked(SGDClient(weighting="uniform"), SignFlip(fraction=0.2, scale=1.0), frozenset({1}))
+    copy = pickle.loads(pickle.dumps(attacked))
+    assert copy == attacked and copy.weighting == "uniform"
     assert not hasattr(copy, "no_such_task")
     layout = None
     assert copy.init_state(layout) == {}

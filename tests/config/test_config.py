@@ -41,7 +41,8 @@ def test_defaults_are_valid_and_typed() -> None:
     config = compose()
     validate(config)
     assert (config.rounds, config.num_clients, config.clients_per_round) == (50, 20, 5)
-    assert config.client.weight_decay == 1e-3
+    client = config.client  # plain SGD
+    assert (client.momentum, client.weight_decay, client.clip_norm, client.lr_decay) == (0, 0, None, 1)
     assert config.system is None and config.topology is None and config.attack is None
     assert OmegaConf.get_type(config.engine) is RayConfig
     assert "hydra" not in config

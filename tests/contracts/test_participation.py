@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from problems import Fail, Pair, Problem, Recorded, classes, classification, hashes, hooked, method, network
+from hooks import Fail, hooked
+from problems import Pair, Problem, Recorded, classes, classification, hashes, method, network
 from registry import Entry
 from trial import each_method, each_strategy, record, run_hooked
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from callbacks import Interrupt, Photographer
-from problems import Fail, classification, hashes
+from hooks import Fail
+from problems import classification, hashes
 from registry import Entry
 from trial import each_strategy, every_method, in_ways, record, run_hooked
 

@@ -31,7 +31,7 @@ from fedsim.run import participants
 from strategies import aggregators
 from strategies.aggregators import coordinate_median, mean, norm_clip
 
-BESIDE = {  # by strategy, what is added up as it comes: docs/fidelity.md says why
+SUMMED = {  # by strategy, what is added up as it comes: docs/fidelity.md says why
     "FedProto": {"features", "n"},
     "FRAug": {"generator_buffers"},
 }
@@ -76,11 +76,11 @@ def run(label: str, *settings: str, aggregator: Any = mean, hostile: Attack | No
 def test_under_a_rule_no_vector_is_summed_up_before_it(entry: Entry) -> None:
     config = compose_quickly(entry.arguments)
     built = participants.strategy(config, None)
-    if built.peers:
+    if built.traits.peers:
         pytest.skip("peers have no server to rule")
     strategy = getattr(built, "base", built)
     strategy.aggregator = coordinate_median
-    believed = BESIDE.get(type(strategy).__name__, set())
+    believed = SUMMED.get(type(strategy).__name__, set())
     assert strategy.statistics <= believed
     assert set(strategy.folds) == set(strategy.fold)
     for name, kinds in fold_kinds(strategy.folds).items():

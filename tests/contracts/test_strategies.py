@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from problems import Problem, Quadratic, Sleep, classes, classification, hashes, network, quadratic
+from hooks import Sleep
+from problems import Problem, Quadratic, classes, classification, hashes, network, quadratic
 from registry import BROAD, TABLE, Entry
 from torch import nn
 from torch.nn import functional as F

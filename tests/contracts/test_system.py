@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from problems import Die, Problem, classification, hashes, hooked, of_strategy, recorded
+from hooks import Die, hooked
+from problems import Problem, classification, hashes, of_strategy, recorded
 from registry import COHORTS, MECHANISMS, METHODS, Entry
 
 each_strategy = pytest.mark.parametrize("entry", [e for e in METHODS if e in COHORTS], ids=lambda e: e.label)

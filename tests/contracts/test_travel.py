@@ -87,7 +87,7 @@ def test_with_the_configured_mean_no_single_update_leaves_its_worker(entry: Entr
     if entry.has("aggregator"):
         pytest.skip("another aggregator needs single updates")
     built = participants.strategy(compose(entry.arguments), None)
-    if built.peers:
+    if built.traits.peers:
         pytest.skip("peers need each other's models, and only those")
     kinds = {kind for kinds in fold_kinds(built.folds).values() for kind in kinds}
     assert kinds <= {"mean", "sum"}

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from problems import Problem, Recorded, hooked, of_strategy, recorded
+from hooks import hooked
+from problems import Problem, Recorded, of_strategy, recorded
 from registry import COHORTS, METHODS, Entry, broad
 
 every_method = pytest.mark.parametrize("entry", METHODS, ids=lambda e: e.label)

@@ -146,10 +146,10 @@ def test_measures_are_means_over_samples_not_over_batches() -> None:
 def test_evaluating_changes_neither_model_nor_mode() -> None:
     x, y = classes((5,))[0]
     model = FlatModel(network("bn"))
-    before = model.weights.hash()
+    before = model.weights.hash(model.layout)
     data = LocalData(Samples(x, y), torch.arange(5), torch.float32)
     evaluate(model, torch.zeros_like(model.w), data, Task(model.module), [torch.arange(5)])
-    assert model.weights.hash() == before
+    assert model.weights.hash(model.layout) == before
     assert model.module.training
     model.w.fill_(2.0)
     assert (model.module[0].weight == 2).all()  # bound to the resident vector again

@@ -126,7 +126,10 @@ def test_natural_random_choice_and_minimum():
     ("call", "words"),
     [
         (lambda y: partition.iid(y, 0, seeded()), "num_clients=0"),
-        (lambda y: partition.iid(y.astype(float), 2, seeded()), "integers"),
+        (
+            lambda y: partition.dirichlet(y.astype(float), 2, seeded(), alpha=1, min_samples=1),
+            "integers.*float64 of shape.*type partition=iid",
+        ),
         (
             lambda y: partition.dirichlet(y, 5, seeded(), alpha=1, min_samples=3),
             "needs 15 samples, there are 10",

@@ -16,7 +16,8 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from problems import Die, Fail, Recorded, classification, hashes, hooked, network
+from hooks import Die, Fail, hooked
+from problems import Recorded, classification, hashes, network
 
 from clients.base import Client
 from fedsim.errors import ClientError, EngineError
@@ -126,41 +127,49 @@ def test_message_and_plan_are_put_into_shared_memory_once(
     import ray as library
 
     from fedsim.engine.assignments import Broadcast, Chunk, Plan
-    from fedsim.engine.ray.mail import POSSIBLE, Slot, Slots
+    from fedsim.engine.ray.transport.driver import Transport
+    from fedsim.engine.ray.transport.memory import SUPPORTED, Block
 
     put: list[Any] = []
-    plain, write = library.put, Slot.write
+    plain, write = library.put, Block.write
     problem = classification(cohorts=[range(6)] * 3)
     if not near:
-        monkeypatch.setattr(Slots, "probe", lambda self: None)
+        monkeypatch.setattr(Transport, "open", lambda self, worker: None)
     problem.run(ray, TWO, "rounds=1")
     monkeypatch.setattr(library, "put", lambda value, *a, **k: put.append(value) or plain(value, *a, **k))
-    monkeypatch.setattr(Slot, "write", lambda self, value: put.append(value) or write(self, value))
+    monkeypatch.setattr(Block, "write", lambda self, value: put.append(value) or write(self, value))
     there = problem.run(ray, TWO, "rounds=3", "engine.chunks=6", "strategy=fedspeed")
     assert sum(isinstance(v, Plan) for v in put) == 1
     assert sum(isinstance(v, Broadcast) for v in put) == 3  # one a round, whatever the number of chunks
-    assert sum(isinstance(v, Chunk) for v in put) == (18 if near and POSSIBLE else 0)
+    assert sum(isinstance(v, Chunk) for v in put) == (18 if near and SUPPORTED else 0)
     monkeypatch.undo()
     assert hashes(there) == hashes(problem.run("rounds=3", "engine.chunks=6", "strategy=fedspeed"))
 
 
 def test_workers_here_and_elsewhere_share_the_work(ray: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One worker is called by line, the other through Ray, as on a cluster."""
-    from fedsim.engine.ray.engine import RayEngine
+    """One worker is called by pipe, the other through Ray, as on a cluster."""
+    from fedsim.engine.ray.transport.driver import Transport
 
-    start, lines = RayEngine._start, []
+    open_, by_pipe, sent = Transport.open, list[Any](), list[Any]()
+    send = Transport.send
 
-    def only_the_first(self: RayEngine, actor: Any) -> Any:
-        if lines:
-            return actor.start.remote(self._plan, None, None), None
-        lines.append(actor)
-        return start(self, actor)
+    def only_the_first(self: Transport, worker: Any) -> Any:
+        if by_pipe:
+            return None
+        by_pipe.append(worker)
+        return open_(self, worker)
 
-    monkeypatch.setattr(RayEngine, "_start", only_the_first)
+    def noted(self: Transport, worker: Any, *call: Any) -> int:
+        sent.append(worker in self._pipes)
+        return send(self, worker, *call)
+
+    monkeypatch.setattr(Transport, "open", only_the_first)
+    monkeypatch.setattr(Transport, "send", noted)
     problem = classification(cohorts=[range(6)] * 3)
     settings = ["rounds=3", "engine.chunks=6", "strategy=fedspeed"]
     there = problem.run(ray, TWO, *settings)
     monkeypatch.undo()
+    assert set(sent) == {True, False}
     assert hashes(there) == hashes(problem.run(*settings))
 
 

@@ -101,7 +101,8 @@ cluster = Cluster(initialize_head=True, head_node_args=head)
 cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20)
 found = []
 try:
-    from problems import Die, classification, hashes, hooked, of_strategy
+    from hooks import Die, hooked
+    from problems import classification, hashes, of_strategy
     from fedsim.engine.ray import engine as engine
 
     engine.PATIENCE = 3.0  # s: there is no other node whose room would be worth waiting for

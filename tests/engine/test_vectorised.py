@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from problems import classification, hashes, method, recorded
+from together import DeclaredClient, run
 from torch import Tensor
 
 import clients
@@ -20,12 +21,9 @@ from clients.ditto import DittoClient
 from clients.dual import DualClient
 from clients.sgd import SGDClient
 from fedsim.data.local import Batch
-from fedsim.engine import vectorised, worker
 from fedsim.engine.vectorised import ChunkJob
 from fedsim.errors import ClientError
-from fedsim.exchange.payload import Update
 from fedsim.local.job import Job
-from strategies.fedavg import FedAvg
 
 DECLARED = {  # every built-in class that may run vectorised, by a strategy that uses it
     "SGDClient": ("fedavg",),
@@ -53,22 +51,6 @@ def built_in(base: type = Client) -> Iterator[type]:
         if cls.__module__.startswith("clients."):
             yield cls
         yield from built_in(cls)
-
-
-@pytest.fixture
-def trained(monkeypatch: pytest.MonkeyPatch) -> list[set[int]]:
-    """The clients of each chunk that were trained vectorised; empty for a chunk that failed."""
-    seen: list[set[int]] = []
-
-    def train(*arguments: Any) -> dict[int, vectorised.Trained]:
-        seen.append(set())
-        done = vectorised_train(*arguments)
-        seen[-1] |= done.keys()
-        return done
-
-    vectorised_train = vectorised.train
-    monkeypatch.setattr(worker.vectorised, "train", train)
-    return seen
 
 
 def test_the_table_names_every_class_that_declares_itself_vectorisable() -> None:
@@ -130,32 +112,6 @@ class NormedClient(SGDClient):
     def step(self, job: Job, w: Tensor, batch: Batch) -> Tensor:
         g = job.grad(w, batch)
         return job.sgd(w, g / g.norm())
-
-
-@dataclass(frozen=True, kw_only=True)
-class DeclaredClient(SGDClient):
-    """Declares itself; a subclass says what goes wrong, or does not."""
-
-    vectorisable = True
-
-    def step(self, job: Job, w: Tensor, batch: Batch) -> Tensor:
-        return job.sgd(w, job.grad(w, batch).mul_(0.5 ** (job.steps + 1)))
-
-
-class With(FedAvg):
-    """FedAvg with another client."""
-
-    def __init__(self, client: type[SGDClient]):
-        self.kind = client
-        super().__init__(server_lr=1.0, weighting="samples")
-
-    def make_client(self) -> Any:
-        return self.kind(weighting="samples")
-
-
-def run(client: type[SGDClient], *settings: str) -> Any:
-    problem = classification(cohorts=[range(6)] * 2)
-    return problem.run("rounds=2", "dtype=float64", *settings, strategy=With(client))
 
 
 def test_a_step_that_is_not_declared_runs_one_by_one_and_that_is_said_once() -> None:
@@ -261,74 +217,3 @@ def test_bfloat16_takes_part(trained: list[set[int]]) -> None:
     assert 1e-5 < gap(mixed, exact.weights) < rounding
     assert gap(mixed, loop.weights) < rounding
     assert all(v.dtype == torch.float32 for v in mixed.weights.values())
-
-
-# -- failures --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class ChunkOfTwoFails(DeclaredClient):
-    """Fails in a chunk of two clients in the second round."""
-
-    vectorisable = True
-
-    def begin(self, job: Job, w: Tensor) -> Tensor:
-        if job.round == 1 and w.dim() == 2 and len(w) == 2:
-            raise ValueError("not two of us")
-        return w
-
-
-FOUR_ROUNDS = ("rounds=4", "dtype=float64", "engine.chunks=2", "engine.vectorize=on")
-COHORTS = [[0, 1, 2, 3, 4], [0, 1, 2, 3, 4], [1, 2, 3, 4, 5], [0, 1, 2, 3, 4]]
-
-
-def failing(*settings: str) -> Any:
-    problem = classification(cohorts=COHORTS)
-    return problem.run(*FOUR_ROUNDS, *settings, strategy=With(ChunkOfTwoFails))
-
-
-def test_only_the_chunk_that_failed_runs_one_by_one(trained: list[set[int]]) -> None:
-    with pytest.warns(UserWarning, match=r"in round 2 run one by one, .*\(ValueError: not two of us\)"):
-        failing()
-    assert [len(t) for t in trained].count(0) == 1
-    assert sorted(len(t) for t in trained[2:4]) in ([0, 3], [0, 4])
-    assert all(trained[4:])
-
-
-@pytest.mark.slow
-def test_a_failure_gives_the_same_bits_whoever_computes_what(ray: str) -> None:
-    with pytest.warns(UserWarning, match="not two of us"):
-        expected = hashes(failing())
-    for workers in (1, 2):
-        assert hashes(failing(ray, f"engine.workers={workers}")) == expected
-
-
-@dataclass(frozen=True, kw_only=True)
-class FailsOnce(DeclaredClient):
-    """The first update of client 2 lacks its array; how often each client was finished is noted."""
-
-    vectorisable = True
-
-    def finish(self, job: Job, w: Tensor) -> Update:
-        FINISHED.append(job.client)
-        update = super().finish(job, w)
-        return Update(metrics=update.metrics) if job.client == 2 and FINISHED.count(2) == 1 else update
-
-
-FINISHED: list[int] = []
-
-
-def test_a_retry_computes_again_and_alone() -> None:
-    FINISHED.clear()
-    result = run(FailsOnce, "engine.vectorize=on", "failures.retries=1")
-    first = [c for c in FINISHED[:7]]
-    assert sorted(first) == [0, 1, 2, 2, 3, 4, 5]
-    assert not result.rows[0]["failures"]
-    retries = result.per_client.query("metric == 'retries'")
-    assert retries[["round", "client", "value"]].values.tolist() == [[1, 2, 1.0]]
-
-
-def test_what_a_declared_client_returns_is_checked() -> None:
-    returning = type("Returning", (DeclaredClient,), {"vectorisable": True, "finish": lambda self, job, w: w})
-    with pytest.warns(UserWarning, match="returned Tensor, not an Update"), pytest.raises(ClientError):
-        run(returning, "engine.vectorize=on")

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 sys.path.insert(0, str(Path(__file__).parent))
 from localgrid import GONE, Spoiler, deploy, node
 from real import events, hashes
-from test_wire import equal, everything
+from test_wire import LAYOUT, equal, everything
 
 import fedsim
 from fedsim.cli.main import command
@@ -47,17 +47,17 @@ def lacking(folder: Path) -> list[tuple[int, int]]:
 
 
 def test_a_payload_of_every_type_is_kept_as_it_came(tmp_path: Path) -> None:
-    kept, file = everything(), StandingFile(tmp_path, "run", 3)
+    kept, file = everything(), StandingFile(tmp_path, "run", 3, LAYOUT)
     file.write(kept)
-    found = file.read(content(kept))
+    found = file.read(content(kept, LAYOUT))
     assert found is not None
     assert equal(found, kept)
     assert list(tmp_path.rglob("*.*")) == [tmp_path / "run/client-3/standing.safetensors"]
-    assert StandingFile(tmp_path, "run", 3).read(content(Payload())) is None
-    for other in (StandingFile(tmp_path, "run", 2), StandingFile(tmp_path, "other", 3)):
+    assert StandingFile(tmp_path, "run", 3, LAYOUT).read(content(Payload(), LAYOUT)) is None
+    for other in (StandingFile(tmp_path, "run", 2, LAYOUT), StandingFile(tmp_path, "other", 3, LAYOUT)):
         other.path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(file.path, other.path)
-        assert other.read(content(kept)) is None  # stamped with another client or run
+        assert other.read(content(kept, LAYOUT)) is None  # stamped with another client or run
 
 
 def test_content_tells_apart_what_differs() -> None:
@@ -74,7 +74,7 @@ def test_content_tells_apart_what_differs() -> None:
         Payload({"a": ones}, {"v": "1"}),
         Payload({"a": ones}, {"v": b"1"}),
     ]
-    assert len({content(p) for p in different}) == len(different)
+    assert len({content(p, LAYOUT) for p in different}) == len(different)
 
 
 def forget(path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from flwr.app import RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent))
 from localgrid import deploy
@@ -19,12 +20,13 @@ from real import hashes
 
 import fedsim
 from fedsim.data.sources import heart_disease
-from fedsim.engine.assignments import Broadcast, Chunk
+from fedsim.engine.assignments import BY_ROW, Broadcast, Chunk
 from fedsim.errors import ClientError, ConfigError, EngineError
+from fedsim.exchange.packing import sent_bytes
 from fedsim.exchange.payload import Outcome, Payload
 from fedsim.flower import wire
 from fedsim.flower.wire import (
-    Answer,
+    NodeAnswer,
     answer_records,
     ask_records,
     read_answer,
@@ -33,9 +35,13 @@ from fedsim.flower.wire import (
     stamp_state,
 )
 from fedsim.rng import hash_tensors
+from fedsim.task.layout import Layout
 
 HEART = Path(__file__).parents[3] / "shared/data/heart_disease"
 DTYPES = ["float16", "float32", "float64", "complex64", "bool", "uint8", "int8", "int16", "int32", "int64"]
+
+
+LAYOUT = Layout(nn.Linear(3, 2))  # 6 and 2 numbers, from 0 and 16 on, in 32
 
 
 def over_the_wire(content: RecordDict) -> RecordDict:
@@ -73,8 +79,12 @@ def equal(a: Payload, b: Payload) -> bool:
 def test_every_type_of_payload_arrives_as_it_was_sent() -> None:
     sent = everything()
     for each, state in (({}, {}), ({2: sent, 7: Payload()}, {2: stamp_state((3, 1))})):
-        shared = shared_records(Broadcast(4, "fit", sent, {"delta": ("mean", "sum"), "g": ("stack",)}))
-        got = read_ask(over_the_wire(ask_records(shared, Chunk([2, 7], each, state), 2, "run", 1)))
+        shared = shared_records(
+            Broadcast(4, "fit", sent, {"delta": ("mean", "sum"), "g": ("stack",)}), LAYOUT
+        )
+        got = read_ask(
+            over_the_wire(ask_records(shared, Chunk([2, 7], each, state), 2, "run", 1, LAYOUT)), LAYOUT
+        )
         assert (got.run, got.client, got.broadcast.round, got.exchange, got.broadcast.task) == (
             "run",
             2,
@@ -89,7 +99,9 @@ def test_every_type_of_payload_arrives_as_it_was_sent() -> None:
         assert not each or equal(got.chunk.each[2], sent)
 
     outcome = Outcome(2, "ok", 3.0, sent.values, {"loss": float("nan")}, 10, 0, 7, 0.5)
-    back = read_answer(over_the_wire(answer_records(Answer(outcome, sent.arrays, stateful=True))))
+    back = read_answer(
+        over_the_wire(answer_records(NodeAnswer(outcome, sent.arrays, stateful=True), LAYOUT)), LAYOUT
+    )
     assert equal(Payload(back.arrays, back.outcome.values), sent)
     assert (back.stateful, back.restarted, back.fatal) == (True, False, "")
     assert back.outcome.bytes_up == sent.nbytes
@@ -105,35 +117,77 @@ class MoreBroadcast(Broadcast):
 @dataclass(frozen=True)
 class MoreChunk(Chunk):
     odd: Mapping[int, object] = field(default_factory=dict)
+    further: Mapping[str, torch.Tensor] = field(default_factory=dict, metadata=BY_ROW)
 
 
 def test_what_is_added_to_messages_travels_without_a_line_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wire, "Broadcast", MoreBroadcast)
     monkeypatch.setattr(wire, "Chunk", MoreChunk)
     extra = Payload.of({"x": torch.ones(3)})
-    shared = shared_records(MoreBroadcast(0, "fit", Payload(), {}, extra=extra, level=0.5))
-    chunk = MoreChunk([4, 6], rows={"w": torch.arange(6.0).view(2, 3)}, turns={4: 1, 6: 9})
-    got: Any = read_ask(over_the_wire(ask_records(shared, chunk, 6, "run", 0)))
+    shared = shared_records(MoreBroadcast(0, "fit", Payload(), {}, extra=extra, level=0.5), LAYOUT)
+    chunk = MoreChunk(
+        [4, 6], rows={"w": torch.arange(6.0).view(2, 3)}, turns={4: 1, 6: 9}, further={"7": torch.eye(2)}
+    )
+    got: Any = read_ask(over_the_wire(ask_records(shared, chunk, 6, "run", 0, LAYOUT)), LAYOUT)
     assert torch.equal(got.broadcast.extra.arrays["x"], torch.ones(3))
     assert got.broadcast.level == 0.5
     assert got.chunk.turns == {6: 9}
     assert got.chunk.rows["w"].tolist() == [[3.0, 4.0, 5.0]]
+    assert got.chunk.further["7"].tolist() == [[0.0, 1.0]]
     with pytest.raises(EngineError, match=r"Chunk\.odd: set cannot travel"):
-        ask_records(shared, MoreChunk([4], odd={4: {1}}), 4, "run", 0)
+        ask_records(shared, MoreChunk([4], odd={4: {1}}), 4, "run", 0, LAYOUT)
 
 
 def test_what_a_message_stands_on_travels_whole_or_by_name() -> None:
     stands = Broadcast(0, "fit", Payload(), {}, everything(), keep=True)
-    whole, named = (read_ask(over_the_wire(ask_records(r, Chunk([4]), 4, "run", 0))) for r in (
-        shared_records(stands), shared_records(stands, "5ca1ab1e")
+    whole, named = (read_ask(over_the_wire(ask_records(r, Chunk([4]), 4, "run", 0, LAYOUT)), LAYOUT) for r in (
+        shared_records(stands, LAYOUT), shared_records(stands, LAYOUT, "5ca1ab1e")
     ))  # fmt: skip
     assert whole.broadcast.standing is not None
     assert equal(whole.broadcast.standing, everything())
     assert (whole.held, named.held) == ("", "5ca1ab1e")
     assert named.broadcast.standing is None
     assert whole.broadcast.keep and named.broadcast.keep
-    lacks = read_answer(over_the_wire(answer_records(Answer(Outcome(4, "failed", bytes_down=9), lacks=True))))
+    lacks = read_answer(
+        over_the_wire(answer_records(NodeAnswer(Outcome(4, "failed", bytes_down=9), lacks=True), None)),
+        LAYOUT,
+    )
     assert lacks.lacks and lacks.outcome.bytes_down == 9
+
+
+def flat(*rows: float) -> torch.Tensor:
+    """Vectors of ``LAYOUT``, one a number, its entries counted on from there."""
+    stack = LAYOUT.expand(torch.stack([torch.arange(8.0) + r for r in rows]))
+    return stack if len(rows) > 1 else stack[0]
+
+
+def test_padding_does_not_travel_and_is_there_again() -> None:
+    spoilt = flat(1.0)
+    spoilt[-1] = 0.5
+    sent = Payload.of({"w": flat(1.0), "stack": flat(1.0, 2.0), "spoilt": spoilt, "small": torch.ones(8)})
+    assert sent_bytes(sent, LAYOUT) == 4 * (8 + 16 + 32 + 8) == sent.nbytes - 4 * (24 + 48)
+    chunk = Chunk([3, 5], {5: sent}, rows={"w": flat(3.0, 4.0)})
+    records = ask_records(shared_records(Broadcast(0, "fit", sent, {}), LAYOUT), chunk, 5, "run", 0, LAYOUT)
+    lengths = {
+        k: [a.numpy().shape[-1] for a in r.values()] for k, r in records.items() if "Array" in str(type(r))
+    }
+    assert lengths == {
+        "broadcast.payload": [8, 8, 32, 8], "ask.each:each": [8, 8, 32, 8], "ask.row:rows": [8]
+    }  # fmt: skip
+    got = read_ask(over_the_wire(records), LAYOUT)
+    assert equal(got.broadcast.payload, sent) and equal(got.chunk.each[5], sent)
+    assert torch.equal(got.chunk.rows["w"], flat(3.0, 4.0)[1:])
+    answer = NodeAnswer(Outcome(5, "ok", 1.0), {"delta": -flat(1.0)})  # its padding is -0.0
+    back = read_answer(over_the_wire(answer_records(answer, LAYOUT)), LAYOUT)
+    assert torch.equal(back.arrays["delta"], -flat(1.0)) and back.outcome.bytes_up == 32
+
+
+def test_what_another_layout_packed_is_refused_by_name() -> None:
+    answer = answer_records(NodeAnswer(Outcome(5, "ok", 1.0), {"delta": flat(1.0)}), LAYOUT)
+    with pytest.raises(
+        ClientError, match=r"array 'delta': \(8,\) is no packed vector of 'w'; expected \(\.\.\., 10\)"
+    ):
+        read_answer(over_the_wire(answer), Layout(nn.Linear(4, 2)))
 
 
 def test_a_whole_number_that_no_wire_carries_is_refused_in_a_simulation_too() -> None:

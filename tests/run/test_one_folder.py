@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from problems import Fail, classes, classification, hashes, hooked, method, network
+from hooks import Fail, hooked
+from problems import classes, classification, hashes, method, network
 from torch import nn
 
 import fedsim

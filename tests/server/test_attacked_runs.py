@@ -1,4 +1,4 @@
-"""Every attack, worn by every kind of client and on every engine; the experiments with attackers."""
+"""Every attack, around every kind of client and on every engine; the experiments with attackers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def calm_hashes(settings: tuple[str, ...]) -> list[str]:
 
 @pytest.mark.parametrize("strategy", ["scaffold", "feddyn", "moon"])
 @pytest.mark.parametrize("attack", [n for n in NAMES if n not in (*IMAGES, "none")])
-def test_any_client_wears_any_attack(attack: str, strategy: str) -> None:
+def test_any_attack_fits_around_any_client(attack: str, strategy: str) -> None:
     settings = (f"strategy={strategy}", "rounds=2", "clients_per_round=6")
     options = ("attack.z=1.0",) if attack == "alie" else ("attack.loss=0.5",) if attack == "drop" else ()
     stormy = classification().run(*settings, f"attack={attack}", "attack.fraction=0.34", *options)

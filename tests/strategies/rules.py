@@ -1,4 +1,4 @@
-"""The robust rules as the tests try them, each with two wrong updates to tolerate."""
+"""The robust rules as the tests try them, each with two wrong updates to tolerate; updates to try them on."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
+from problems import GOLDEN
 
 from strategies.aggregators import (
     bulyan,
@@ -39,3 +41,17 @@ RULES: dict[str, Callable[..., Any]] = {
     "flag_pairs": partial(flag, scale="raw", lam=3.0, pairs="paper"),
 }
 each_rule = pytest.mark.parametrize("rule", RULES.values(), ids=list(RULES))
+
+
+def golden(name: str) -> dict[str, np.ndarray]:
+    with np.load(GOLDEN / f"flag/{name}.npz") as z:
+        return dict(z)
+
+
+def draw(n: int = 11, d: int = 40, seed: int = 0, common: float = 1.0) -> np.ndarray:
+    """Updates with a common part, of different lengths, one of them hostile."""
+    rng = np.random.default_rng(seed)
+    u = common * rng.normal(size=d) + rng.normal(size=(n, d))
+    u *= rng.uniform(0.3, 3, size=(n, 1))
+    u[0] = -10 * u[0]
+    return u

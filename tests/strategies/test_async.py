@@ -18,7 +18,7 @@ from torch import nn
 from fedsim import topology
 from fedsim.errors import ConfigError
 from fedsim.topology.agenda import Planner, Rules
-from fedsim.topology.timing import Constant, Link, Lognormal, Profile, UniformInts
+from fedsim.topology.timing import Constant, Link, LognormalTicks, Profile, UniformInts
 from strategies.gossip import variance_corrected_average
 
 TIMING = "fedsim.topology.timing"
@@ -248,7 +248,7 @@ def test_messages_take_time_get_lost_and_go_to_some_neighbours() -> None:
 def test_durations(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     assert set(UniformInts(8, 12)(rng, 0, 500, 0)) == {8.0, 9.0, 10.0, 11.0, 12.0}
-    draws = Lognormal(10, 0.5)(rng, 0, 4000, 0)
+    draws = LognormalTicks(10, 0.5)(rng, 0, 4000, 0)
     assert np.median(draws) == pytest.approx(10, rel=0.05) and np.log(draws).std() == pytest.approx(
         0.5, rel=0.05
     )
@@ -260,7 +260,7 @@ def test_durations(tmp_path: Path) -> None:
     for make in (
         lambda: UniformInts(3, 2),
         lambda: Constant(-1),
-        lambda: Lognormal(0, 1),
+        lambda: LognormalTicks(0, 1),
         lambda: Link(0, 0),
     ):
         with pytest.raises(ConfigError):

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from clients.fedloge import FedLoGeClient
 from fedsim.server.clientmetrics import over_clients
-from fedsim.server.exchanges import Server
+from fedsim.server.examiner import Examiner
 from fedsim.task.heads import Head
 
 
@@ -188,8 +188,8 @@ def test_all_variants_against_plain_numpy(policy):
 def test_the_test_set_passes_through_the_body_once_a_round(monkeypatch):
     """Four global and eighteen personal classifiers from one pass; clients compute no features of their own."""
     calls = []
-    inner = Server._over_test
-    monkeypatch.setattr(Server, "_over_test", lambda self, *a: (calls.append(a[0]), inner(self, *a))[1])
+    inner = Examiner._over_test
+    monkeypatch.setattr(Examiner, "_over_test", lambda self, *a: (calls.append(a[0]), inner(self, *a))[1])
     monkeypatch.setattr("clients.heads.features", None)
     run(classification(test=classes((60,), seed=1)[0]), *TESTS)
     assert calls == ["features"] * 4

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from clients.fednova import accumulated
-from fedsim.errors import ClientError
+from fedsim.errors import ConfigError
 from fedsim.task.vectors import FlatModel
 
 PLAIN = ("client.weight_decay=0", "client.clip_norm=null", "client.lr_decay=1")
@@ -224,7 +224,7 @@ def test_moon_pulls_to_the_global_and_from_the_previous_representation() -> None
 
 
 def test_moon_needs_a_representation() -> None:
-    with pytest.raises(ClientError, match=r"model\.features and model\.head"):
+    with pytest.raises(ConfigError, match=r"Moon needs model\.features.*and model\.head"):
         quadratic().run("strategy=moon")
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import atexit
-import contextlib
 import os
+import re
+import socket
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
+from fedsim.engine.cores import available_cores
 from fedsim.errors import EngineError
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -19,22 +21,36 @@ INLINE = (
     2 << 20
 )  # bytes: smaller results come back with the call, not through the object store (milliseconds each)
 
+JOIN = 25  # seconds that a running cluster has to let us in; Ray itself waits for minutes, or without end
+
 _started_here = False
 _warming: threading.Thread | None = None
+_failure: Exception | None = None  # what went wrong in the background, to be raised when Ray is asked for
 _warm, _left = threading.Event(), threading.Event()
 _at_shutdown: set[Callable[[], None]] = set()
 
 
 def connect(config: Any) -> None:
-    """Join the cluster at ``engine.address`` or ``RAY_ADDRESS``, or start a Ray of our own; once per process."""
+    """Join the cluster at ``engine.address`` or ``RAY_ADDRESS``, or start a Ray of our own; once per process.
+
+    Raises:
+        EngineError: if it can't be started, or no cluster answers at the address.
+    """
+    global _failure
     import ray
 
     if _warming is not None and _warming is not threading.current_thread():
         _warm.wait()
+        if _failure is not None:
+            failure, _failure = _failure, None
+            raise failure
     if ray.is_initialized():
         return
     _forget()
-    _init(config.address or os.environ.get("RAY_ADDRESS") or "local", config.store_mb)
+    if address := config.address or os.environ.get("RAY_ADDRESS"):
+        _join(address, "engine.address" if config.address else "RAY_ADDRESS")
+    else:
+        _start(config.store_mb)
 
 
 def share(workers: int, jobs: int, store_mb: int = 0) -> None:
@@ -42,9 +58,8 @@ def share(workers: int, jobs: int, store_mb: int = 0) -> None:
 
     It has a CPU for each of the ``workers`` of ``jobs`` processes at once (as many as cores if not positive).
     """
-    cores = os.cpu_count() or 1
-    cpus = max(cores, workers * (jobs if jobs > 0 else cores))
-    os.environ["RAY_ADDRESS"] = _init("local", store_mb, num_cpus=cpus)
+    cores = available_cores()
+    os.environ["RAY_ADDRESS"] = _start(store_mb, max(cores, workers * (jobs if jobs > 0 else cores)))
 
 
 def unshare() -> None:
@@ -53,38 +68,66 @@ def unshare() -> None:
     os.environ.pop("RAY_ADDRESS", None)
 
 
-def _init(address: str, store_mb: int, **more: Any) -> str:
-    """Join the Ray at ``address``, or start one (``local``); its address."""
-    import ray
-
+def _start(store_mb: int, cpus: int | None = None) -> str:
+    """Start a Ray of our own; its address."""
     global _started_here
-    own: dict[str, Any] = {}
-    if address == "local":
-        for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"):  # workers keep freed memory
-            os.environ.setdefault(name, str(1 << 32))
-        os.environ.setdefault("RAY_max_direct_call_object_size", str(INLINE))
-        os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 lets any other program take the cores
-        own = {"include_dashboard": False, **more}
-        if store_mb:
-            own["object_store_memory"] = store_mb << 20
+    for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"):  # workers keep freed memory
+        os.environ.setdefault(name, str(1 << 32))
+    os.environ.setdefault("RAY_max_direct_call_object_size", str(INLINE))
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 lets any other program take the cores
+    own: dict[str, Any] = {"include_dashboard": False, "num_cpus": cpus or available_cores()}
+    if store_mb:
+        own["object_store_memory"] = store_mb << 20
     for attempt in range(2):
         try:
-            context = ray.init(
-                address=address,
-                namespace=f"fedsim-{os.getpid()}",
-                log_to_driver=False,
-                logging_level="ERROR",
-                **own,
-            )
+            context = _init("local", **own)
             break
         except Exception as e:
             if attempt or "timed out during startup" not in str(e):
-                raise EngineError(f"Ray could not be started or joined at '{address}': {e}") from e
+                raise EngineError(f"Ray could not be started: {e}") from e
             time.sleep(3)
-    if address == "local":
-        _started_here = True
-        atexit.register(shutdown)
+    _started_here = True
+    atexit.register(shutdown)
     return str(context.address_info["address"])
+
+
+def _join(address: str, named: str) -> None:
+    """Join the cluster at ``address``, the value of ``named``."""
+    outcome: list[Exception | None] = []
+
+    def join() -> None:
+        try:
+            if found := re.fullmatch(r"\[?([^/\]]+)\]?:(\d+)", address):  # Ray would ask again and again
+                socket.create_connection((found[1], int(found[2])), timeout=JOIN / 2).close()
+            _init(address)
+            outcome.append(None)
+        except Exception as e:
+            outcome.append(e)
+
+    thread = threading.Thread(
+        target=join, name="fedsim-join", daemon=True
+    )  # left behind if there is no answer
+    thread.start()
+    thread.join(JOIN)
+    error = outcome[0] if outcome else TimeoutError(f"no answer in {JOIN} s")
+    if error is not None:
+        instead = "unset RAY_ADDRESS" if named == "RAY_ADDRESS" else "set engine.address=null"
+        raise EngineError(
+            f"{named}={address}: no Ray cluster could be joined there ({error}); "
+            f"name one that runs, or {instead} to start a Ray on this machine"
+        ) from error
+
+
+def _init(address: str, **settings: Any) -> Any:
+    import ray
+
+    return ray.init(
+        address=address,
+        namespace=f"fedsim-{os.getpid()}",
+        log_to_driver=False,
+        logging_level="ERROR",
+        **settings,
+    )
 
 
 def warm_up(config: Any) -> None:
@@ -95,8 +138,11 @@ def warm_up(config: Any) -> None:
     global _warming
 
     def quietly() -> None:
-        with contextlib.suppress(Exception):
+        global _failure
+        try:
             connect(config)
+        except Exception as e:
+            _failure = e
         _warm.set()
         _left.wait()
 
@@ -117,7 +163,7 @@ def on_shutdown(call: Callable[[], None]) -> None:
 
 def shutdown() -> None:
     """Stop Ray if this process started it; forget what lived there in any case."""
-    global _started_here, _warming
+    global _started_here, _warming, _failure
     if _warming is not None:
         _warm.wait()
     _forget()
@@ -130,7 +176,7 @@ def shutdown() -> None:
     if _warming is not None:
         _left.set()
         _warming.join()
-        _warming = None
+        _warming = _failure = None
         _warm.clear()
         _left.clear()
 

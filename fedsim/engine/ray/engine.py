@@ -5,90 +5,72 @@ Workers hold no state of the run, so a lost one costs only the chunk it was work
 
 from __future__ import annotations
 
-import os
+import math
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fedsim.config.schema import RayConfig
 from fedsim.engine.assignments import Plan
-from fedsim.engine.ray.cluster import connect, on_shutdown, ours
-from fedsim.engine.ray.line import Ends, Line, Listener, Shared
-from fedsim.engine.ray.mail import Box, Mail, Place, Probe
-from fedsim.engine.ray.post import Exchange, Found, NotReady, PostOffice
+from fedsim.engine.cores import available_cores
+from fedsim.engine.ray import idle
+from fedsim.engine.ray.cluster import connect, ours
+from fedsim.engine.ray.tensors import share_tensors
+from fedsim.engine.ray.transport.driver import Found, NotReady, Shared, Transport
+from fedsim.engine.ray.transport.pipe import Offer
+from fedsim.engine.ray.transport.receiver import Receiver
 from fedsim.engine.worker import Worker
 from fedsim.errors import EngineError
 
 ATTEMPTS = 4  # times a chunk is started before its loss is given up
 PATIENCE = 30  # seconds that a lost worker has to come back
+GRACE = 2  # seconds that a worker has to end its call when the run is over; then its process is ended
+GPU_PARTS = 10_000  # Ray counts GPUs in parts of this size
 AHEAD = 2  # calls in flight per worker, so that none waits for the driver
 LAST = 2  # chunks per worker at an exchange's end that wait for a free worker, so that all end together
-_idle: list[Any] = []  # actors of finished runs of this process: a new worker process costs seconds
 
 
 class _Actor:
-    """A worker process. Its methods take the name of a ``Worker`` method."""
+    """A worker process."""
 
-    _worker: Worker | None
+    _receiver: Receiver | None
 
     def __init__(self) -> None:
-        _share_tensors()
+        share_tensors()
         self.stop()
 
-    def start(self, plan: Plan, probe: Probe | None, ends: Ends | None) -> bool:
-        """Build the worker; whether mail from the driver reaches it, and ``serve`` will hear its calls."""
+    def start(self, plan: Plan, offer: Offer | None) -> None:
+        """Build the worker, to be called by pipe if it can be: ``serve`` is to follow."""
         torch.set_num_threads(plan.threads)
-        self._worker = Worker(plan)
-        if ends is None or not self._box.reaches(probe):
-            return False
-        self._listener = Listener(ends)
-        return True
+        worker = Worker(plan)
+
+        def run(method: str, shared: list[Any], item: Any) -> Any:
+            value, *standing = shared
+            return getattr(worker, method)(replace(value, standing=standing[0]) if standing else value, item)
+
+        self._receiver = Receiver(run)
+        self._receiver.accept(offer)
 
     def stop(self) -> None:
-        self._worker = None
-        self._box = Box()
-        self._parts: dict[int, tuple[int, Any]] = {}
+        self._receiver = None
 
     def serve(self) -> None:
-        """Answer the calls that come by line, until it ends."""
+        """Make the calls that come by pipe, until it ends."""
+        if self._receiver is not None:
+            self._receiver.serve()
 
-        def read(where: tuple[Place, Mail]) -> Any:
-            return self._box[where[0]].read(where[1])
-
-        try:
-            while (call := self._listener.next()) is not None:
-                try:
-                    result = self._run(call.method, self._open(call.shared, read), read(call.item))
-                    self._listener.answer(call.number, self._box[call.out].write(result))
-                    del result
-                except Exception as e:
-                    self._listener.answer(call.number, None, e)
-        finally:
-            self._listener.close()
-
-    def call(self, method: str, shared: Shared, item: Any) -> Any:
-        """``shared`` holds references, each with a number: unpacked here, once for all its items."""
+    def call(self, method: str, shared: list[tuple[int, Any]], item: Any) -> Any:
+        """Make a call that comes through Ray."""
         import ray
 
-        return self._run(method, self._open(shared, ray.get), item)
-
-    def _open(self, shared: Shared, read: Callable[[Any], Any]) -> Any:
-        for i, (number, where) in enumerate(shared):
-            if i not in self._parts or self._parts[i][0] != number:
-                self._parts[i] = number, read(where)
-        value, *standing = (self._parts[i][1] for i in range(len(shared)))
-        return replace(value, standing=standing[0]) if standing else value
-
-    def _run(self, method: str, shared: Any, item: Any) -> Any:
-        if self._worker is None:
+        if self._receiver is None:
             raise NotReady
-        return getattr(self._worker, method)(shared, item)
+        return self._receiver.call(method, shared, item, ray.get)
 
 
 class RayEngine:
@@ -102,24 +84,25 @@ class RayEngine:
         self._ray = ray
         self._config = config
         connect(config)
-        _share_tensors()
-        resources = _own_resources() if ours() else ray.cluster_resources()
-        total = int(resources.get("CPU", 1))
-        self.workers = config.workers or max(1, total)
-        gpus = resources.get("GPU", 0) if config.device != "cpu" else 0
+        share_tensors()
+        own = ours()  # asking it what it has takes a second after its start
+        resources = {"GPU": torch.cuda.device_count()} if own else ray.cluster_resources()
+        cores = available_cores() if own else int(resources.get("CPU", 1))
+        self.workers = config.workers or max(1, cores)
         # A Ray of our own is ours to fill; on somebody's cluster each worker asks for a CPU, and must get one.
-        self._options = {"num_cpus": 0 if ours() else 1, "num_gpus": gpus / self.workers}
-        if not ours() and self.workers > total:
+        if not own and self.workers > cores:
             raise EngineError(
-                f"engine.workers={self.workers}, but the cluster has {total} CPUs; "
+                f"engine.workers={self.workers}, but the cluster has {cores} CPUs; "
                 "start fewer workers or join a larger one"
             )
-        reuse = _idle if not gpus else []
-        self._actors = [reuse.pop() if reuse else self._new_actor() for _ in range(self.workers)]
+        share = gpu_share(self.workers, int(resources.get("GPU", 0)) if config.device != "cpu" else 0)
+        self._options = {"num_cpus": 0 if own else 1, "num_gpus": share}
+        self._actors, self._code = idle.take(0 if share else self.workers, ray.kill)
+        self._actors += [self._new_actor() for _ in range(self.workers - len(self._actors))]
         self._plan: Any = None
-        self._office = PostOffice(ray)
+        self._transport = Transport(ray)
+        self._standing: Shared | None = None
         self._threads: int | None = None
-        on_shutdown(_idle.clear)
 
     def start(self, plan: Plan) -> None:
         """Put the plan (data included) into shared memory once; workers map it.
@@ -130,12 +113,11 @@ class RayEngine:
             self._threads = torch.get_num_threads()
         torch.set_num_threads(plan.threads)
         self._plan = self._ray.put(plan)
-        load = Counter(dict.fromkeys(self._actors, 0))
         for actor, started in [(a, self._start(a)) for a in self._actors]:
             try:
-                self._finish_start(actor, *started)
+                self._ray.get(started)
             except self._ray.exceptions.RayActorError:  # died since its last run
-                self._revive(actor, load)
+                self._revive(actor)
             except self._ray.exceptions.RayTaskError as e:
                 raise e.as_instanceof_cause() from None
 
@@ -146,27 +128,43 @@ class RayEngine:
         order = sorted(range(len(items)), key=lambda i: -costs[i]) if costs else list(range(len(items)))
         ready: dict[int, Any] = {}
         following = 0
-        post = self._office.exchange(method, shared)
-        for index, result in self._unordered(post, items, order):
+        for index, result in self._unordered(method, self._shared(shared), items, order):
             ready[index] = result
             while following in ready:
                 yield ready.pop(following)
                 following += 1
 
     def close(self) -> None:
-        """Keep the worker processes, emptied, for the next run of this process; ``cluster.shutdown`` ends them."""
+        """Keep the worker processes, emptied, for the next run of this process; ``cluster.shutdown`` ends them.
+
+        One that is still at work, after an error or a timeout, may never end: it is not kept.
+        """
         if self._threads is not None:
             torch.set_num_threads(self._threads)
             self._threads = None
-        self._office.close()
-        for actor in self._actors:
-            actor.stop.remote()
+        at_work = [actor for actor in self._actors if self._transport.close(actor)]
+        stopped = {actor: actor.stop.remote() for actor in self._actors}
+        if at_work:
+            waited = [stopped[actor] for actor in at_work]
+            _, late = self._ray.wait(waited, num_returns=len(waited), timeout=GRACE)
+            for actor in [actor for actor in at_work if stopped[actor] in late]:
+                self._drop(actor)
         if not self._options["num_gpus"]:
-            _idle.extend(self._actors)
-        self._actors = []
-        self._office = PostOffice(self._ray)
+            idle.keep(self._actors, self._code)
+        self._actors, self._standing, self._transport = [], None, Transport(self._ray)
 
-    def _unordered(self, post: Exchange, items: Sequence[Any], order: list[int]) -> Iterator[tuple[int, Any]]:
+    def _shared(self, value: Any) -> list[Shared]:
+        """``value`` to be sent once; its part ``standing`` only when it is another object than last time."""
+        standing = getattr(value, "standing", None)
+        if standing is None:
+            return [Shared(value)]
+        if self._standing is None or self._standing.value is not standing:
+            self._standing = Shared(standing)
+        return [Shared(replace(value, standing=None)), self._standing]
+
+    def _unordered(
+        self, method: str, shared: list[Shared], items: Sequence[Any], order: list[int]
+    ) -> Iterator[tuple[int, Any]]:
         todo, tries, busy = order[::-1], Counter[int](), dict[int, tuple[int, Any]]()
         load = Counter(dict.fromkeys(self._actors, 0))
 
@@ -175,116 +173,92 @@ class RayEngine:
                 index, actor = todo.pop(), min(load, key=lambda a: load[a])
                 tries[index] += 1
                 load[actor] += 1
-                busy[post.send(actor, items[index])] = index, actor
+                busy[self._transport.send(actor, method, shared, items[index])] = index, actor
 
         while todo or busy:
             send()
-            came = post.next(self._config.timeout)
+            came = self._transport.next(self._config.timeout)
             if came is None:
-                names = ", ".join(str(i) for i, _ in busy.values())
+                names = ", ".join(_chunk(index, items) for index, _ in busy.values())
                 raise EngineError(
-                    f"chunks {names} took longer than engine.timeout={self._config.timeout} s; "
-                    "raise it or find the client"
+                    f"{names} took longer than engine.timeout={self._config.timeout} s; raise it or find the client"
                 )
             if isinstance(came, Found):
-                index, actor = busy.pop(came.call)
-                load[actor] -= 1
-                send()  # before its answer is read, so that the worker need not wait for that
-                yield index, came.read()
+                if came.call in busy:  # not of an exchange that was given up
+                    index, actor = busy.pop(came.call)
+                    load[actor] -= 1
+                    send()  # before its answer is read, so that the worker need not wait for that
+                    yield index, came.read()
                 continue
-            lost = [call for call, (_, actor) in busy.items() if actor is came.actor]
+            lost = [call for call, (_, actor) in busy.items() if actor is came.worker]
             for index, _ in [busy.pop(call) for call in lost]:
                 if tries[index] >= ATTEMPTS:
-                    who = getattr(items[index], "clients", None)
                     raise EngineError(
-                        f"chunk {index}{f' (clients {list(who)})' if who else ''} was lost {ATTEMPTS} times with its "
-                        "worker (killed, out of memory?); "
+                        f"{_chunk(index, items)} was lost {ATTEMPTS} times with its worker (killed, out of memory?); "
                         "use fewer engine.workers or more, smaller engine.chunks"
                     )
                 todo.append(index)
-            self._revive(came.actor, load)
-        post.close()
+            load.pop(came.worker, None)
+            if (instead := self._revive(came.worker)) is not None:
+                load[instead] = 0
 
-    def _revive(self, actor: Any, load: Counter[Any]) -> None:
-        """Give a restarted actor its plan, or replace one that does not come back; with its node gone, do without."""
+    def _revive(self, actor: Any) -> Any | None:
+        """Give a restarted actor its plan, or replace one that does not come back; with its node gone, do without.
+
+        Returns the actor that goes on, if any.
+        """
         errors, end = self._ray.exceptions, time.monotonic() + PATIENCE
-        self._office.connect(actor, None)
         while time.monotonic() < end:
             try:
-                self._finish_start(actor, *self._start(actor), timeout=PATIENCE)
-                load[actor] = 0
-                return
+                self._ray.get(self._start(actor), timeout=PATIENCE)
+                return actor
             except errors.ActorDiedError:
                 break
             except (errors.RayActorError, TimeoutError):
                 time.sleep(0.1)
-        del load[actor]
-        self._actors.remove(actor)
-        self._ray.kill(actor)
+        self._drop(actor)
+        fresh = None
         if not self._actors or time.monotonic() < end:  # there may be room for another
             fresh = self._new_actor()
+            self._actors.append(fresh)
             try:
-                self._finish_start(fresh, *self._start(fresh), timeout=2 * PATIENCE)
-                self._actors.append(fresh)
-                load[fresh] = 0
+                self._ray.get(self._start(fresh), timeout=2 * PATIENCE)
             except (errors.RayActorError, TimeoutError):
-                self._ray.kill(fresh)
+                self._drop(fresh)
+                fresh = None
         if not self._actors:
             raise EngineError(
                 "no worker is left (nodes lost, out of memory?); the same command goes on from the last finished round"
             )
         if len(self._actors) < self.workers:
             warnings.warn(f"a worker is lost for good; {len(self._actors)} go on", stacklevel=2)
+        return fresh
 
-    def _start(self, actor: Any) -> tuple[Any, Line | None]:
-        """Send the plan, and a line that a worker on this machine may pick up."""
-        line = Line() if self._office.probe else None
-        return actor.start.remote(self._plan, self._office.probe, line and line.ends), line
+    def _start(self, actor: Any) -> Any:
+        """Send the plan; the reference says when it has arrived."""
+        started = actor.start.remote(self._plan, self._transport.open(actor))
+        actor.serve.remote()
+        return started
 
-    def _finish_start(self, actor: Any, answer: Any, line: Line | None, timeout: float | None = None) -> None:
-        try:
-            near = self._ray.get(answer, timeout=timeout)
-        except BaseException:
-            if line is not None:
-                line.close()
-            raise
-        if near and line is not None:
-            line.established()
-            self._office.connect(actor, line)
-            actor.serve.remote()
-        elif line is not None:
-            line.close()
+    def _drop(self, actor: Any) -> None:
+        """End a worker for good."""
+        self._actors.remove(actor)
+        self._transport.close(actor)
+        self._ray.kill(actor)
 
     def _new_actor(self) -> Any:
         return self._ray.remote(_Actor).options(**self._options, max_restarts=-1, max_task_retries=0).remote()
 
 
-def _own_resources() -> dict[str, float]:
-    """What a Ray of our own has: this machine. Asking Ray takes a second after its start."""
-    return {"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()}
+def gpu_share(workers: int, gpus: int) -> float:
+    """What each of the ``workers`` asks of a GPU such that all find a place: a whole one, or 1/k where k share it."""
+    if not gpus:
+        return 0.0
+    per_gpu = -(-workers // gpus)
+    return math.floor(GPU_PARTS / per_gpu) / GPU_PARTS
 
 
-def _share_tensors() -> None:
-    """Pickle CPU tensors as numpy arrays, so that both sides of a transfer map shared memory instead of copying."""
-    import ray
-
-    ray.util.register_serializer(Tensor, serializer=_to_numpy, deserializer=_from_numpy)
-    ray.util.register_serializer(torch.nn.Parameter, serializer=_from_parameter, deserializer=_to_parameter)
-
-
-def _to_numpy(t: Tensor) -> Any:
-    return t.detach().cpu().contiguous().numpy()
-
-
-def _from_numpy(a: Any) -> Tensor:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # "not writable": every receiver treats these as read-only
-        return torch.from_numpy(a)
-
-
-def _from_parameter(p: torch.nn.Parameter) -> tuple[Any, bool]:
-    return _to_numpy(p), p.requires_grad
-
-
-def _to_parameter(parts: tuple[Any, bool]) -> torch.nn.Parameter:
-    return torch.nn.Parameter(torch.from_numpy(parts[0].copy()), requires_grad=parts[1])
+def _chunk(index: int, items: Sequence[Any]) -> str:
+    """A chunk's name in messages."""
+    clients = getattr(items[index], "clients", None)
+    return f"chunk {index}" + (f" (clients {list(clients)})" if clients else "")

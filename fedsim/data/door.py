@@ -1,0 +1,218 @@
+"""The one door through which all samples pass: inputs and targets in types that a run can use, checked once.
+
+Samples that are handed over (``admit_parts``) and those of a configured source, at a server or at a deployment's node
+(``admit``), follow the same rules. What already has its final form stays as it is, without a copy.
+
+Inputs: floats of any width stay and are read in the run's dtype; bytes are numbers 0..255; bool becomes 0 and 1; other
+integers stay, for models that look them up (``fedsim.run.trial`` makes them numbers for models that cannot).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsim.data.containers import Part
+from fedsim.data.dataset import Dataset, Samples
+from fedsim.data.labels import FEW, Rules, as_names, targets
+from fedsim.data.shards import Shards
+from fedsim.errors import ConfigError, DataError
+
+Pairs = list[tuple[Tensor, Tensor]]
+
+
+def settled(pairs: Sequence[Any]) -> tuple[str, ...] | None:
+    """The names of the classes if all ``pairs`` are tensors in their final form: floats or bytes (n, ...) and ids (n,).
+
+    One quick look at each pair, for populations of many clients; ``None`` if anything has to be read or refused.
+    """
+    if not pairs or type(pairs[0]) is not tuple or not all(isinstance(t, Tensor) for t in pairs[0]):
+        return None
+    dtype, shape = pairs[0][0].dtype, pairs[0][0].shape[1:]
+    if not dtype.is_floating_point and dtype != torch.uint8:
+        return None
+    for pair in pairs:
+        if (
+            type(pair) is not tuple
+            or len(pair) != 2
+            or type(pair[0]) is not Tensor
+            or type(pair[1]) is not Tensor
+        ):
+            return None
+        (x, y), n = pair, pair[1].shape
+        if x.dtype != dtype or y.dtype != torch.int64 or x.shape != (*n, *shape) or len(n) != 1:
+            return None
+        if x.requires_grad or x.layout != torch.strided or x.is_nested or not (x.is_cpu and y.is_cpu):
+            return None
+    every = torch.cat([y for _, y in pairs])
+    low, high = (int(every.min()), int(every.max())) if len(every) else (-1, -1)
+    return as_names(high) if low == 0 and high < max(len(every), FEW) else None
+
+
+def admit_parts(parts: Sequence[Part], rules: Rules) -> tuple[Pairs, tuple[str, ...]]:
+    """Inputs and targets of all participants, each of one type, and the names of the classes.
+
+    Raises:
+        ConfigError: shapes do not agree. DataError: values cannot be used; both say whose and which row.
+    """
+    _check_shapes(parts, rules.own_loss)
+    ys, classes = targets([p.name for p in parts], [p.y for p in parts], rules)
+    xs = _inputs(parts)
+    for part, x in zip(parts, xs, strict=True):
+        if part.columns or not part.name.startswith("client "):
+            refuse_nonfinite(part.name, x, part.columns)  # other clients: all at once, in ``check_owned``
+    return list(zip(xs, ys, strict=True)), classes
+
+
+def admit(data: Dataset, rules: Rules) -> Dataset:
+    """The data set of a source with inputs and targets as a run needs them.
+
+    Test inputs are checked to be finite here, training inputs in ``check_owned``, where it is known whose they are.
+    """
+    known = data.classes if data.train.y.dim() == 1 or data.train.y.shape[1:] == (1,) else ()
+    given = {"the training set": data.train} | ({"the test set": data.test} if data.test is not None else {})
+    for name, part in given.items():
+        for what, t in (("x", part.x), ("y", part.y)):
+            if not isinstance(t, Tensor):
+                raise DataError(
+                    f"{name}: {what} is {type(t).__name__}; a data source gives tensors (Samples)"
+                )
+        if len(part.x) != len(part.y):
+            raise DataError(f"{name}: x has {len(part.x)} samples, y has {len(part.y)}")
+    parts = [Part(name, part.x, part.y) for name, part in given.items()]
+    ys, classes = targets(list(given), [p.y for p in parts], replace(rules, known=known))
+    xs = _inputs(parts)
+    if data.test is not None:
+        refuse_nonfinite("the test set", xs[1])
+    made = [Samples(x, y) for x, y in zip(xs, ys, strict=True)]
+    same = all(a.x is b.x and a.y is b.y for a, b in zip(made, given.values(), strict=True))
+    if same and classes == data.classes:
+        return data
+    return replace(
+        data, train=made[0], test=made[1] if data.test is not None else None, classes=classes or data.classes
+    )
+
+
+def check_owned(data: Dataset, shards: Shards) -> None:
+    """Refuse training inputs that are not finite, naming the client that holds them.
+
+    Raises:
+        DataError: names client, row of the training set, and column or pixel.
+    """
+    row = _first_nonfinite(data.train.x)
+    if row is not None:
+        _refuse(shards.whose(row), data.train.x, row)
+
+
+def refuse_nonfinite(name: str, x: Tensor, columns: Sequence[str] = ()) -> None:
+    """Refuse inputs (n, ...) with NaN or infinity; one pass over ``x``.
+
+    Raises:
+        DataError: names the row, and the column, or channel and pixel.
+    """
+    row = _first_nonfinite(x)
+    if row is not None:
+        _refuse(f"{name}, row {row}", x, row, columns)
+
+
+def _refuse(whose: str, x: Tensor, row: int, columns: Sequence[str] = ()) -> NoReturn:
+    """Name the first value of sample ``row`` that is not finite."""
+    bad = (~torch.isfinite(x[row])).nonzero()[0].tolist()
+    value = float(x[(row, *bad)])
+    if len(bad) == 3:
+        where = f"channel {bad[0]}, pixel row {bad[1]}, pixel column {bad[2]}"
+    elif len(bad) == 1:
+        where = f"column {columns[bad[0]]!r}" if columns else f"column {bad[0]}"
+    else:
+        where = f"entry {tuple(bad)}"
+    shown = "NaN" if value != value else "infinite"
+    raise DataError(f"{whose}, {where}: the value is {shown}; fill or drop it")
+
+
+def _first_nonfinite(x: Tensor) -> int | None:
+    """The first sample with a NaN or an infinity."""
+    if not x.is_floating_point() or not x.numel() or bool(torch.isfinite(x.sum())):
+        return None  # what is not finite makes the sum so
+    for start in range(0, len(x), 4096):  # a sum can overflow: look at the values themselves
+        bad = ~torch.isfinite(x[start : start + 4096])
+        if bool(bad.any()):
+            return start + int(bad.reshape(len(bad), -1).any(1).nonzero()[0])
+    return None
+
+
+def _check_shapes(parts: Sequence[Part], own_loss: bool) -> None:
+    """All samples have the shapes of those of the first participant that has any; labels may be (n,) or (n, 1)."""
+
+    def shapes_of(p: Part) -> list[tuple[int, ...]]:
+        x, y = tuple(p.x.shape[1:]), tuple(p.y.shape[1:])
+        return [x, () if y == (1,) and not own_loss else y]
+
+    first = next((p for p in parts if len(p.x)), parts[0])
+    shapes = shapes_of(first)
+    for p in parts:
+        if len(p.x) != len(p.y):
+            raise ConfigError(f"{_key(p.name)}: x has {len(p.x)} samples, y has {len(p.y)}")
+        if p.columns and first.columns and sorted(p.columns) != sorted(first.columns):
+            odd = sorted(set(p.columns) ^ set(first.columns))[0]
+            raise DataError(f"{p.name}: its columns are not those of {first.name}: {odd!r} is in one only")
+        own = shapes_of(p)
+        if len(p.x) and own != shapes:
+            at = 0 if own[0] != shapes[0] else 1
+            what = ("samples", "targets")[at]
+            raise ConfigError(f"{_key(p.name)}: {what} of shape {own[at]}, {first.name} has {shapes[at]}")
+
+
+def _key(name: str) -> str:
+    """``clients[3]`` for ``client 3``."""
+    word, _, number = name.partition(" ")
+    return f"clients[{number}]" if word == "client" and number.isdigit() else name
+
+
+def _inputs(parts: Sequence[Part]) -> list[Tensor]:
+    """Inputs of all participants in one type; empty ones take the shape and type of the others."""
+    xs: list[Tensor] = []
+    for p in parts:
+        x: Any = p.x
+        if isinstance(x, np.ndarray):
+            if len(x):
+                raise DataError(
+                    f"{p.name}: inputs are text ({str(x.reshape(-1)[0])!r}); turn them into numbers"
+                )
+            x = torch.zeros(x.shape)
+        if x.is_complex():
+            raise DataError(f"{p.name}: inputs are complex numbers; hand over real and imaginary parts")
+        xs.append(x.view(torch.uint8) if x.dtype == torch.bool else x)
+    full = [i for i, x in enumerate(xs) if len(x)]
+    if not full:
+        return xs
+    first = parts[full[0]]
+    if first.columns:
+        xs = [_ordered(x, p.columns, first.columns) for x, p in zip(xs, parts, strict=True)]
+    dtype = xs[full[0]].dtype
+    for i in full:
+        bytes_of = (dtype == torch.uint8) != (xs[i].dtype == torch.uint8)
+        flags = torch.bool in (getattr(first.x, "dtype", None), getattr(parts[i].x, "dtype", None))
+        if bytes_of and not flags:
+            raise DataError(
+                f"{parts[i].name}: inputs are {_type(xs[i])}, those of {first.name} {_type(xs[full[0]])}: are they on "
+                "one scale? Convert one of them"
+            )
+        dtype = torch.promote_types(dtype, xs[i].dtype)
+    empty = xs[full[0]][:0].to(dtype)
+    return [x.to(dtype) if len(x) else empty for x in xs]
+
+
+def _ordered(x: Tensor, columns: Sequence[str], wanted: Sequence[str]) -> Tensor:
+    """Columns of a frame in the order of the first one's."""
+    if not columns or tuple(columns) == tuple(wanted):
+        return x
+    return x[:, [list(columns).index(name) for name in wanted]]
+
+
+def _type(x: Tensor) -> str:
+    return str(x.dtype).removeprefix("torch.")

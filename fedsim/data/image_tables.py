@@ -1,0 +1,84 @@
+"""Images of one's own in Parquet files: any columns, classes and client ids as they are found."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fedsim.data.cache import Arrays
+from fedsim.data.common import encode, image_options, samples
+from fedsim.data.dataset import Augment, Dataset, Normalize, Samples
+from fedsim.data.files import PathLike, existing, read_images, split_files
+from fedsim.errors import DataError
+
+
+def parquet(
+    path: PathLike | None,
+    *,
+    image: str,
+    label: str,
+    ids: str | None = None,
+    size: int | None = None,
+    augment: bool | Augment = False,
+    subset: int | None = None,
+) -> Dataset:
+    """RGB images ``(N, 3, H, W)`` of any local Parquet file, or folder of them.
+
+    Args:
+        path: the file (all of it is training data), or folder of train-*.parquet and maybe test-*.parquet.
+        image: column of encoded images (bytes, or a struct with a field ``bytes``).
+        label: column of class labels, integers or text; classes are its sorted distinct values, those of the test
+            set included.
+        ids: column of natural client ids, integers or text.
+        size: side in pixels to resize to; needed when images differ in size.
+        augment: as in ``fedsim.data.images``.
+        subset: as in ``fedsim.data.images``.
+
+    Pixels are normalised by the training set's own channel mean and deviation.
+    """
+    need = f"a Parquet file, or a folder with train-*.parquet, with columns {image}, {label}"
+    if path is None:
+        raise DataError(f"parquet is read from files only: type data.path=<{need}>")
+    columns = [label] if ids is None else [label, ids]
+    parts = {
+        split: read_images(files, image, columns, channels=3, size=size)
+        for split, files in split_files(existing(path, need), need).items()
+    }
+    train = parts["train"]
+    known = np.unique(np.concatenate([_like(arrays[label], train[label], path) for arrays in parts.values()]))
+    named = train.get(f"{label}.names")
+    if named is not None and (known[0] < 0 or known[-1] >= len(named)):
+        raise DataError(
+            f"{path}: labels in '{label}' must be 0 to {len(named) - 1}, the file names that many classes"
+        )
+
+    def part(arrays: Arrays) -> Samples:
+        return samples(arrays["image"], np.searchsorted(known, arrays[label]).astype(np.int64))
+
+    dataset = Dataset(
+        train=part(train),
+        test=part(parts["test"]) if "test" in parts else None,
+        classes=tuple(str(k) for k in (known if named is None else named[known])),
+        normalize=channel_statistics(train["image"]),
+        ids=None if ids is None else encode(train[ids])[0],
+    )
+    return image_options(dataset, augment=augment, subset=subset)
+
+
+def _like(labels: np.ndarray, train: np.ndarray, path: PathLike) -> np.ndarray:
+    """``labels``, refused if they are text and those of the training set are not, or the other way round."""
+    if (labels.dtype.kind == "U") != (train.dtype.kind == "U"):
+        raise DataError(
+            f"{path}: labels are text in one split and numbers in the other; write both in one way"
+        )
+    return labels
+
+
+def channel_statistics(x: np.ndarray) -> Normalize:
+    """``Normalize`` with mean and deviation per channel of uint8 images ``(N, C, H, W)``, exact."""
+    levels = np.arange(256) / 255
+    mean, std = [], []
+    for channel in range(x.shape[1]):
+        share = np.bincount(x[:, channel].reshape(-1), minlength=256) / x[:, channel].size
+        mean.append(float(share @ levels))
+        std.append(max(float(share @ levels**2 - mean[-1] ** 2), 0.0) ** 0.5 or 1.0)
+    return Normalize(scale=1 / 255, mean=tuple(mean), std=tuple(std))

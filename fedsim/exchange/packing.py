@@ -1,0 +1,74 @@
+"""Flat vectors on their way: padding is left out, and put back by whoever receives them.
+
+A flat vector is an array that is as long as one of the layout's (its last axis; stacks of vectors count too) and
+whose padding is all zero. Any other array travels as it is, so nothing is ever lost but the sign of a padding zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from fedsim.errors import ClientError
+from fedsim.exchange.payload import Payload
+from fedsim.task.layout import Layout
+
+Packed = dict[str, list[str]]  # kind of vector to the names of those packed
+
+
+def pack(arrays: Mapping[str, Tensor], layout: Layout | None) -> tuple[dict[str, Tensor], Packed]:
+    """The arrays as they travel, and which of them were packed; without a layout none are."""
+    out, packed = dict(arrays), Packed()
+    if layout is None:
+        return out, packed
+    for name, array in arrays.items():
+        if kind := _kind(array, layout):
+            out[name] = layout.vectors[kind].compact(array)
+            packed.setdefault(kind, []).append(name)
+    return out, packed
+
+
+def unpack(
+    arrays: Mapping[str, Tensor], packed: Mapping[str, Sequence[str]], layout: Layout
+) -> dict[str, Tensor]:
+    """The inverse of :func:`pack`.
+
+    Raises:
+        ClientError: naming what cannot have been packed under this layout.
+    """
+    out = dict(arrays)
+    for kind, names in packed.items():
+        for name in names:
+            slots, array = layout.vectors.get(kind), out.get(name)
+            if slots is None or array is None or not array.dim() or array.shape[-1] != slots.size:
+                shape = "nothing" if array is None else tuple(array.shape)
+                raise ClientError(
+                    f"array '{name}': {shape} is no packed vector of '{kind}'; expected (..., "
+                    f"{'?' if slots is None else slots.size}). Do both sides have the same model and version?"
+                )
+            out[name] = slots.expand(array)
+    return out
+
+
+def sent_bytes(payload: Payload, layout: Layout) -> int:
+    """Bytes of the payload's content as it travels: ``nbytes`` without the padding of flat vectors."""
+    return payload.nbytes - sum(_padding(t, layout) for t in payload.arrays.values())
+
+
+def row_bytes(rows: Mapping[str, Tensor], layout: Layout) -> int:
+    """Bytes of one client's rows of ``rows``, arrays (n, ...), as they travel."""
+    return sum(t[0].numel() * t.element_size() - _padding(t[0], layout) for t in rows.values() if len(t))
+
+
+def _padding(t: Tensor, layout: Layout) -> int:
+    kind = _kind(t, layout)
+    if not kind:
+        return 0
+    slots = layout.vectors[kind]
+    return t.numel() // slots.dim * (slots.dim - slots.size) * t.element_size()
+
+
+def _kind(t: Tensor, layout: Layout) -> str:
+    """``w`` or ``buffers`` for a vector that has padding to leave out, else nothing."""
+    return next((k for k, slots in layout.vectors.items() if slots.padded and slots.holds(t)), "")

@@ -1,0 +1,49 @@
+"""What stays the same over a run: the model's shape, the clients' sizes, the settings that a strategy may look at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from fedsim.config.schema import ClientConfig
+from fedsim.data.shards import Shards
+from fedsim.local.kinds import Classes
+from fedsim.task.layout import Layout
+from fedsim.task.task import Task
+from fedsim.task.vectors import Weights
+
+if TYPE_CHECKING:
+    from fedsim.topology import Topology
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What a strategy may know of a run, from its first round to its last."""
+
+    task: Task
+    layout: Layout
+    start: Weights  # initial model; ``initial`` gives a copy
+    sizes: np.ndarray  # (m,) training samples per client
+    local: ClientConfig
+    seed: int
+    dtype: torch.dtype
+    share_buffers: bool = True  # whether BatchNorm statistics travel
+    class_counts: np.ndarray | None = None  # (C,) training samples of all clients
+    own_tests: Shards | None = None  # rows of the common test set that each client is measured on
+    client_domains: Sequence[str | None] | None = None  # of every client; None without domains
+    topology: Topology | None = None  # of peers that learn without a server
+    fresh: Callable[[int], Weights] | None = None  # another initial model per peer
+    classes: Classes | None = None  # kinds of clients; None: all alike
+
+    @property
+    def num_clients(self) -> int:
+        """Registered clients m."""
+        return len(self.sizes)
+
+    def initial(self) -> Weights:
+        """A copy of the initial model."""
+        return Weights(self.start.w.clone(), self.start.buffers.clone())

@@ -1,0 +1,165 @@
+"""How an exchange is carried out: messages out in chunks, sums back in chunk order, client states proposed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from fedsim.config.schema import FailureConfig
+from fedsim.engine.assignments import Broadcast, Chunk, ChunkResult
+from fedsim.engine.chunks import Lazy, cut
+from fedsim.errors import ClientError
+from fedsim.exchange.fold import Fold, Folder, combine, fold_kinds
+from fedsim.exchange.payload import Message, Outcome, Payload
+from fedsim.local.work import Work, work_of
+from fedsim.server.clientstore import ClientStore
+from fedsim.server.collusion import Collusion
+from fedsim.server.context import Context
+
+if TYPE_CHECKING:
+    from fedsim.engine.base import Engine
+
+Folded = dict[tuple[str, str], Tensor]  # (array name, kind of fold) to what the clients' arrays came to
+
+
+@dataclass(frozen=True)
+class Inquiry:
+    """An exchange that is about to begin: what is asked, of whom, and how much work it is for each."""
+
+    broadcast: Broadcast
+    message: Message
+    clients: Sequence[int]  # ascending
+    works: Mapping[int, Work]  # of these clients at least
+    turns: Mapping[int, int] | None = None  # see ``Server.exchange``
+
+    @property
+    def kind(self) -> str:
+        """Exchanges of one kind cost alike: the same task on a message of the same size."""
+        return f"{self.broadcast.task}/{self.broadcast.payload.nbytes}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exchanger:
+    """Carries out exchanges on an engine, as the run's settings say; knows neither rounds nor time."""
+
+    context: Context
+    engine: Engine
+    states: ClientStore
+    failures: FailureConfig
+    chunks: int = 0  # of a cohort; 0: see ``cut``
+    collusion: Collusion | None = None  # attackers that see the honest updates
+
+    def inquiry(
+        self,
+        message: Message,
+        fold: Fold,
+        task: str,
+        clients: Sequence[int],
+        index: int,
+        turns: Mapping[int, int] | None = None,
+    ) -> Inquiry:
+        """What is to be asked of ``clients``, ascending; their draws are keyed by ``index`` unless by ``turns``."""
+        if message.rows:
+            without = () if self.context.share_buffers else ("buffers",)
+            message = message.addressed(clients, without=without)
+        broadcast = self._broadcast(message, fold, task, index)
+        return Inquiry(broadcast, message, clients, self._works(clients, index), turns)
+
+    def run(self, inquiry: Inquiry, round: int) -> tuple[list[Outcome], Folded]:
+        """Outcomes in client order, and the folded updates; new client states are proposed.
+
+        Raises:
+            ClientError: where the failure policy says so, naming the client and ``round`` (from 0).
+        """
+        spans, costs = self._cut(inquiry)
+        chunks = Lazy([partial(self._chunk, inquiry, span) for span in spans])
+        broadcast = asked = inquiry.broadcast
+        if self.collusion is not None:
+            asked = replace(broadcast, fold=self.collusion.widen(broadcast.fold))
+        outcomes: list[Outcome] = []
+
+        def accepted() -> Iterator[Folder]:
+            result: ChunkResult
+            for result in self.engine.map("run", asked, chunks, costs):
+                outcomes.extend(result.outcomes)
+                _enforce(self.failures, result.outcomes, round)
+                for client, state in result.states.items():
+                    self.states.propose(client, broadcast.round, state)
+                yield result.folder
+
+        folded = combine(accepted(), len(inquiry.clients))
+        if self.collusion is not None:
+            folded = self.collusion.apply(folded, outcomes, broadcast.fold, self.context.layout)
+        for o in outcomes:
+            o.task = broadcast.task
+        return outcomes, folded
+
+    def try_out(self, inquiry: Inquiry) -> list[Outcome]:
+        """The outcome of the first client with samples, whose update is not used; empty if nobody has any."""
+        probe = next((c for c, w in inquiry.works.items() if w.samples), None)
+        if probe is None:
+            return []
+        message = inquiry.message
+        chunk = Chunk([probe], message.each, {probe: self.states.get(probe)}, rows=message.own([probe]))
+        (result,) = self.engine.map("run", inquiry.broadcast, [chunk])
+        return list(result.outcomes)
+
+    def _cut(self, inquiry: Inquiry) -> tuple[list[slice], list[float]]:
+        """Where the cohort is cut into chunks, and what each chunk costs, relative to the others."""
+        works = inquiry.works
+        work = [1.0 + works[c].steps * works[c].batch for c in inquiry.clients]
+        spans = cut(work, self.chunks, self.context.layout.size)
+        return spans, [sum(work[span]) for span in spans]
+
+    def _chunk(self, inquiry: Inquiry, span: slice) -> Chunk:
+        """A run of the cohort, with its clients' parts of the message and their states."""
+        ids, message, works = inquiry.clients[span], inquiry.message, inquiry.works
+        return Chunk(
+            clients=ids,
+            each={c: message.each[c] for c in ids if c in message.each},
+            states={c: s for c in ids if (s := self.states.get(c))},
+            steps={c: works[c].steps for c in ids if works[c].short},
+            rows=message.own(ids),
+            turns={c: inquiry.turns[c] for c in ids} if inquiry.turns is not None else {},
+        )
+
+    def _broadcast(self, message: Message, fold: Fold, task: str, index: int) -> Broadcast:
+        """What all clients of an exchange share, under the policy for BatchNorm statistics."""
+        kinds, shared, share_buffers = fold_kinds(fold), message.shared, self.context.share_buffers
+        if "buffers" in message.rows and task == "fit":
+            kinds.setdefault("buffers", ("stack",))
+        if "buffers" in shared.arrays:
+            if share_buffers and task == "fit":
+                kinds.setdefault("buffers", ("mean",))
+            elif not share_buffers:
+                shared = Payload({k: v for k, v in shared.arrays.items() if k != "buffers"}, shared.values)
+        return Broadcast(index, task, shared, kinds, message.standing, message.keep)
+
+    def _works(self, clients: Sequence[int], index: int) -> dict[int, Work]:
+        """What each client is asked to do; worked out once for all of a size where they are alike."""
+        local, seed, classes = self.context.local, self.context.seed, self.context.classes
+        sizes = {c: int(self.context.sizes[c]) for c in clients}
+        if classes:
+            return {c: work_of(classes.local(c), n, seed, index, c) for c, n in sizes.items()}
+        if local.min_epochs is not None:
+            return {c: work_of(local, n, seed, index, c) for c, n in sizes.items()}
+        alike = {n: work_of(local, n, seed, index, 0) for n in set(sizes.values())}
+        return {c: alike[n] for c, n in sizes.items()}
+
+
+def _enforce(policy: FailureConfig, outcomes: Sequence[Outcome], round: int) -> None:
+    """Stop the run where ``failures`` says so, naming the client."""
+    for o in outcomes:
+        stop = (o.kind == "failed" and policy.policy == "stop") or (
+            o.kind == "nonfinite" and policy.nonfinite == "stop"
+        )
+        if stop:
+            key = "policy" if o.kind == "failed" else "nonfinite"
+            raise ClientError(
+                f"client {o.client} {o.kind} in round {round + 1}: {o.reason.strip()}\n"
+                f"(failures.{key}=skip goes on without such clients)"
+            )

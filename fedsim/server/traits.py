@@ -1,0 +1,98 @@
+"""What a method is, said once on its class, and what the simulator asks of any method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from fedsim.errors import ConfigError
+from fedsim.local.kept import POLICIES
+
+if TYPE_CHECKING:
+    from fedsim.local.client import ClientLike
+    from fedsim.server.exchanges import Server
+    from fedsim.server.round import Round
+    from fedsim.task.layout import Layout
+    from fedsim.task.task import Task
+    from fedsim.task.vectors import Weights
+
+State = dict[str, Any]  # tensors and plain values: all of a method that a checkpoint needs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traits:
+    """What loop, configuration and deployment must know of a method; a class changes what differs from the defaults.
+
+    ``traits = replace(Base.traits, pooled=True)`` in the body of a class. Where options of an object decide, its
+    ``__post_init__`` gives the object ``traits`` of its own; the class then says what holds by default.
+    """
+
+    asynchronous: bool = False  # starts clients by itself, at times of its own: there are no cohorts
+    peers: bool = False  # clients are peers on a graph, without a server
+    pooled: bool = False  # all training samples lie in one place, as if of one client
+    buffers: str | None = None  # policy for BatchNorm instead of the configured: average, local or all_local
+    widths: bool = False  # clients may train sub-models of the model (``width`` of their class)
+    horizon: bool = False  # a schedule depends on the total number of rounds: a longer run is another run
+    meets_all_clients: bool = (
+        False  # every client is asked for something at least once, whatever the sampling
+    )
+    public_values: frozenset[str] = (
+        frozenset()
+    )  # values of updates that say nothing of a client's samples but how many
+
+    # of the model
+    features: bool = False  # needs model.features(x) -> (B, d) and model.head
+    linear_head: bool = False  # needs a head that is one linear layer
+    body: bool = False  # needs parameters to train beside the head
+    # of the data
+    labels: bool = False  # needs class labels, one a sample
+    fixed_sizes: bool = False  # computes with the clients' numbers of samples, so nothing may add samples
+    # of the settings
+    one_step: bool = False  # clients take one local step (client.steps=1)
+    devices: Literal["needed", "refused"] | None = None  # of the simulated fleet (system)
+    over_selection: bool = True  # copes with more clients asked than waited for (system.over_selection)
+
+    def __post_init__(self) -> None:
+        if self.buffers not in (None, *POLICIES):
+            raise ConfigError(
+                f"traits.buffers={self.buffers!r}: choose one of {', '.join(POLICIES)}, or None"
+            )
+        if self.devices not in (None, "needed", "refused"):
+            raise ConfigError(f"traits.devices={self.devices!r}: choose one of needed, refused, or None")
+
+
+class StrategyLike(Protocol):
+    """The server half of a method as the simulator sees it; ``strategies.base.Strategy`` has all of it."""
+
+    def init(self, server: Server) -> State:
+        """State before round 0."""
+
+    def round(self, server: Server, state: State, round: Round) -> State:
+        """One round."""
+
+    def models(self, state: State) -> Mapping[str, Weights]:
+        """Models to evaluate by name; ``global`` is the one a run ends with."""
+
+    def evaluate(self, server: Server, state: State) -> dict[str, Any]:
+        """Numbers of the common test set for the round's row."""
+
+    def evaluate_clients(self, server: Server, state: State) -> dict[str, float]:
+        """Numbers of all clients' own test samples for the round's row."""
+
+    def setup(self, task: Task, layout: Layout) -> None:
+        """Once per run, before the engine starts."""
+
+    @property
+    def client(self) -> ClientLike:
+        """The local half."""
+
+    @property
+    def traits(self) -> Traits:
+        """What it is and needs."""
+
+
+def missing(thing: object, protocol: type) -> list[str]:
+    """Members that ``protocol`` states and ``thing`` lacks, in the protocol's order."""
+    stated = (*protocol.__annotations__, *vars(protocol))
+    return [name for name in stated if not name.startswith("_") and not hasattr(thing, name)]

@@ -1,0 +1,155 @@
+"""What a client's samples may be handed over as, and what is said about other kinds."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, TensorDataset
+
+from fedsim.data.containers import listed, part
+from fedsim.data.door import admit_parts
+from fedsim.data.labels import Rules
+from fedsim.errors import ConfigError, DataError
+
+X, Y = torch.arange(12.0).reshape(4, 3), torch.tensor([0, 1, 1, 0])
+
+
+class Rows(Dataset):
+    """Samples one by one."""
+
+    def __init__(self, noise=0.0):
+        self.noise = noise
+
+    def __len__(self):
+        return len(Y)
+
+    def __getitem__(self, i):
+        return X[i].numpy() + self.noise * np.random.rand(), int(Y[i])
+
+
+class Stream(IterableDataset):
+    """Samples without an end."""
+
+    def __iter__(self):
+        return iter(())
+
+
+def read(*clients):
+    """The clients' pairs after the door."""
+    return admit_parts([part(f"client {i}", c) for i, c in enumerate(clients)], Rules())[0]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        (X, Y),
+        [X.numpy(), Y.numpy()],
+        (X.numpy().astype(">f4"), Y.numpy().astype(">i8")),
+        (X.numpy()[:, ::-1][:, ::-1], Y.numpy()[::-1][::-1]),
+        (X.tolist(), Y.tolist()),
+        (list(X), list(Y)),
+        (pd.DataFrame(X.numpy()), pd.Series(Y.numpy())),
+        (pd.DataFrame(X.numpy()).astype("Float32"), pd.Series(Y.numpy(), dtype="Int64")),
+        TensorDataset(X, Y),
+        DataLoader(TensorDataset(X, Y), batch_size=3, shuffle=True),
+        ConcatDataset([TensorDataset(X[:1], Y[:1]), TensorDataset(X[1:], Y[1:])]),
+        Rows(),
+    ],
+)
+def test_the_same_samples_in_every_container(given):
+    ((x, y),) = read(given)
+    assert torch.equal(x.float(), X) and torch.equal(y, Y)
+
+
+def test_plain_tensors_are_not_copied():
+    ((x, y),) = read((X, Y))
+    assert x is X and y is Y
+
+
+def test_columns_of_frames_go_by_name():
+    frame = pd.DataFrame({"age": [1.0, 2.0], "height": [3.0, 4.0]})
+    (a, _), (b, _) = read((frame, [0, 1]), (frame[["height", "age"]], [1, 0]))
+    assert torch.equal(a, b) and a.tolist() == [[1.0, 3.0], [2.0, 4.0]]
+    with pytest.raises(
+        DataError, match="client 1: its columns are not those of client 0: 'age' is in one only"
+    ):
+        read((frame, [0, 1]), (frame.rename(columns={"age": "weight"}), [1, 0]))
+
+
+def test_inputs_take_one_type():
+    (a, _), (b, _) = read((X > 3, Y), (X, Y))
+    assert a.dtype == torch.float32 and a[1].tolist() == [0.0, 1.0, 1.0] and b is X
+    (a, _), (b, _) = read((X.half(), Y), (np.array([]), np.array([])))
+    assert a.dtype == torch.float16 and b.shape == (0, 3) and b.dtype == torch.float16
+    ((a, _),) = read((X > 3, Y))
+    assert a.dtype == torch.uint8 and a.tolist() == (X > 3).int().tolist()
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"x": X, "y": Y}, r"client 0 is a dict with x, y; hand over \(x, y\)"),
+        (({"a": X, "b": X}, Y), "client 0, x is a dict; hand over one array"),
+        ((X, Y, Y), r"is a tuple of 3; hand over \(x, y\)"),
+        (X, r"client 0 is Tensor; hand over \(x, y\)"),
+        (pd.DataFrame(X.numpy()), r"is a DataFrame; hand over \(frame\[features\], frame\[label\]\)"),
+        ((X.to_sparse(), Y), "sparse.*to_dense"),
+        (([[1.0, 2.0], [3.0]], [0, 1]), r"client 0, x, row 1 has shape \(1,\), row 0 has \(2,\)"),
+        ((pd.DataFrame({"a": ["u", "v"]}), [0, 1]), "client 0, x, column 'a' holds.*get_dummies"),
+        ((pd.DataFrame({"a": pd.array([1, None], "Int64")}), [0, 1]), "column 'a', row 1 is empty"),
+        ((pd.DataFrame({"a": [1.0, np.nan]}), [0, 1]), "client 0, row 1, column 'a': the value is NaN"),
+        ((np.ma.masked_array([[1.0], [2.0]], [[0], [1]]), [0, 1]), "row 1 has a masked entry"),
+        (([["a"], ["b"]], [0, 1]), r"client 0: inputs are text \('a'\)"),
+        ((X.to(torch.complex64), Y), "complex"),
+        ((X, 3), "client 0, y is a single value"),
+        (Stream(), "is a Stream, which has no length"),
+        (Rows(noise=1.0), "gives another first sample each time.*data.augment"),
+        (DataLoader(Rows(), collate_fn=list), "collate_fn of its own"),
+        ((np.array(["2020-01-01"] * 4, dtype="datetime64[D]")[:, None], Y), "datetime64"),
+    ],
+)
+def test_other_kinds_are_refused_by_client_and_remedy(given, words):
+    with pytest.raises(DataError, match=words):
+        read(given)
+
+
+def test_bytes_beside_floats_are_refused():
+    with pytest.raises(
+        DataError, match="client 1: inputs are uint8, those of client 0 float32: are they on one scale"
+    ):
+        read((X, Y), (X.to(torch.uint8), Y))
+
+
+def test_targets_of_another_shape_are_named_as_targets():
+    with pytest.raises(ConfigError, match=r"clients\[1\]: targets of shape \(2,\), client 0 has \(\)"):
+        read((X, Y), (X, torch.zeros(4, 2)))
+
+
+def test_clients_may_be_a_mapping_or_any_iterable():
+    assert listed({"b": 1, "a": 2}) == [1, 2] and listed(iter([3])) == [3]
+    for wrong in (X, pd.DataFrame(X.numpy()), DataLoader(Rows()), 3):
+        with pytest.raises(
+            DataError, match=r"clients: got .*expected a list with one \(x, y\) pair per client"
+        ):
+            listed(wrong)
+
+
+@pytest.mark.parametrize(
+    ("shape", "at", "words"),
+    [
+        ((4, 3), (2, 1), "client 0, row 2, column 1: the value is infinite"),
+        ((4, 3, 2, 5), (3, 1, 0, 4), "row 3, channel 1, pixel row 0, pixel column 4"),
+        ((4, 3, 2), (1, 2, 0), r"row 1, entry \(2, 0\)"),
+    ],
+)
+def test_the_place_of_what_is_not_finite_is_named(shape, at, words):
+    from fedsim.data.door import refuse_nonfinite
+
+    x = torch.zeros(shape)
+    refuse_nonfinite("client 0", x)
+    refuse_nonfinite("client 0", torch.full(shape, 3e38))  # whose sum overflows
+    x[at] = float("inf")
+    with pytest.raises(DataError, match=words):
+        refuse_nonfinite("client 0", x)

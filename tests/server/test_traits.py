@@ -1,0 +1,299 @@
+"""What methods say of themselves, and that nothing else is asked to find out."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import pkgutil
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from composing import compose_quickly
+from problems import classification, method
+from torch import nn
+
+import strategies
+from clients.base import Client
+from fedsim.errors import ConfigError
+from fedsim.local.job import ClientLike
+from fedsim.run import participants
+from fedsim.server.traits import StrategyLike, Traits, missing
+from strategies.base import Strategy
+from strategies.fedavg import FedAvg
+
+ROOT = Path(__file__).parents[2]
+NAMES = {f.name for f in fields(Traits)}
+HEAD = {"features": True, "linear_head": True, "body": True}
+
+# Of every class: what differs from the defaults. All others keep them all.
+EXPECTED: dict[str, dict[str, Any]] = {
+    "AsyncGossip": {"peers": True, "asynchronous": True, "devices": "refused"},
+    "Asynchronous": {"asynchronous": True, "devices": "needed", "over_selection": False},
+    "Centralised": {"pooled": True},
+    "FRAug": {
+        "buffers": "all_local",
+        "horizon": True,
+        "features": True,
+        "linear_head": True,
+        "labels": True,
+    },
+    "FedAsync": {"asynchronous": True, "devices": "needed", "over_selection": False},
+    "FedBN": {"buffers": "all_local"},
+    "FedBuff": {"asynchronous": True, "devices": "needed", "over_selection": False},
+    "FedCM": {"public_values": frozenset({"steps"})},
+    "FedETF": HEAD | {"labels": True},
+    "FedLoGe": HEAD | {"labels": True},
+    "FedNTD": {"labels": True},
+    "FedNova": {"public_values": frozenset({"work"})},
+    "FedPer": HEAD,
+    "FedProto": {"features": True, "labels": True},
+    "FedROD": HEAD | {"labels": True},
+    "FedRep": HEAD,
+    "FedSGD": {"one_step": True},
+    "GGEUR": {"meets_all_clients": True, "labels": True},
+    "Gossip": {"peers": True},
+    "HeadStrategy": HEAD | {"labels": True},
+    "HeteroFL": {"widths": True, "over_selection": False},
+    "LocalOnly": {"buffers": "local"},
+    "LogitAdjust": {"labels": True},
+    "MoFedSAM": {"public_values": frozenset({"steps"})},
+    "Moon": {"features": True},
+    "Peers": {"peers": True},
+    "SiloBN": {"buffers": "local"},
+}
+
+
+def every_class() -> dict[str, type]:
+    """All classes of the package that have traits."""
+    found: dict[str, type] = {}
+    for module in pkgutil.iter_modules(strategies.__path__, "strategies."):
+        for name, kind in vars(importlib.import_module(module.name)).items():
+            if (
+                inspect.isclass(kind)
+                and kind.__module__.startswith("strategies.")
+                and hasattr(kind, "traits")
+            ):
+                found[name] = kind
+    return found
+
+
+def differing(traits: Traits) -> dict[str, Any]:
+    return {n: getattr(traits, n) for n in NAMES if getattr(traits, n) != getattr(Traits(), n)}
+
+
+# -- what is said -------------------------------------------------------------------------------------------------
+
+
+def test_every_class_says_what_it_is() -> None:
+    found = every_class()
+    assert len(found) > 35 and set(EXPECTED) <= set(found)
+    assert {n: differing(k.traits) for n, k in found.items()} == {n: EXPECTED.get(n, {}) for n in found}
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "changed"),
+    [
+        ("fedproto", ["strategy.share=prototypes"], {"buffers": "local"}),
+        ("fedproto", ["strategy.share=model"], {"buffers": None}),
+        ("fraug", ["strategy.share_model=silobn"], {"buffers": "local", "horizon": True}),
+        ("fraug", ["strategy.share_model=all"], {"buffers": "average"}),
+        ("gossip", ["strategy.bn_stats=average"], {"buffers": "average"}),
+        ("gossip", ["strategy.bn_stats=null"], {"buffers": None}),
+        ("logit_adjust", ["strategy.prior=all"], {"meets_all_clients": True, "labels": True}),
+        ("logit_adjust", ["strategy.prior=client"], {"meets_all_clients": False}),
+        ("scaffold", ["strategy.steps=reference"], {"fixed_sizes": True}),
+        ("scaffold", ["strategy.steps=own"], {"fixed_sizes": False}),
+        ("ggeur", ["strategy@strategy.base=fedbn"], {"buffers": "all_local", "meets_all_clients": True}),
+        ("ggeur", ["strategy@strategy.base=centralised"], {"pooled": True, "labels": True}),
+        ("ggeur", ["strategy@strategy.base=fednova"], {"public_values": frozenset({"work"})}),
+    ],
+)
+def test_an_object_says_what_its_options_make_of_it(
+    name: str, overrides: list[str], changed: dict[str, Any]
+) -> None:
+    built = method(name, *overrides)
+    assert {n: getattr(built.traits, n) for n in changed} == changed
+    assert type(built).traits is every_class()[type(built).__name__].traits  # the class is as it was
+
+
+def test_only_a_method_that_reads_the_number_of_rounds_has_a_horizon() -> None:
+    """Its settings name ``${rounds}``: no code sees the run's own number."""
+    naming = {p.stem for p in (ROOT / "conf/strategy").glob("*.yaml") if "${rounds}" in p.read_text()}
+    assert naming == {"fraug"}
+    assert {n for n, k in every_class().items() if k.traits.horizon} == {"FRAug"}
+    for path in [*(ROOT / "strategies").rglob("*.py"), *(ROOT / "clients").rglob("*.py")]:
+        reads = {a.attr for a in ast.walk(ast.parse(path.read_text())) if isinstance(a, ast.Attribute)}
+        assert "rounds" not in reads or path.name == "fraug_options.py", path
+
+
+# -- what is refused ----------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_trait_is_refused() -> None:
+    with pytest.raises(TypeError, match="asynchron"):
+        Traits(asynchron=True)  # type: ignore[call-arg]
+    with pytest.raises(ConfigError, match=r"traits.buffers='own': choose one of average, local, all_local"):
+        Traits(buffers="own")
+    with pytest.raises(ConfigError, match=r"traits.devices='any': choose one of needed, refused"):
+        Traits(devices="any")  # type: ignore[arg-type]
+
+
+class Old(FedAvg):
+    buffers = "local"
+
+
+class Loose(FedAvg):
+    traits: ClassVar[Any] = {"buffers": "local"}
+
+
+class Alone:
+    """Everything but the traits and the numbers of clients."""
+
+    client = Client()
+
+    def setup(self, task: Any, layout: Any) -> None: ...
+
+    def init(self, server: Any) -> Any: ...
+
+    def round(self, server: Any, state: Any, round: Any) -> Any: ...
+
+    def models(self, state: Any) -> Any: ...
+
+    def evaluate(self, server: Any, state: Any) -> Any: ...
+
+
+class Clientless(FedAvg):
+    """Its local half is none."""
+
+    def make_client(self) -> Any:
+        return Alone()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            Alone(),
+            "strategy: Alone has no 'evaluate_clients', 'traits'; derive it from strategies.base.Strategy",
+        ),
+        (
+            Clientless(server_lr=1.0, weighting="samples"),
+            "strategy: its client: Alone has no 'keeps', .*derive it from clients.base.Client",
+        ),
+        (
+            Old(server_lr=1.0, weighting="samples"),
+            r"strategy: Old.buffers is read by nobody; type traits = Traits\(buffers=...\)",
+        ),
+        (
+            Loose(server_lr=1.0, weighting="samples"),
+            r"strategy: Loose.traits is of type dict; type traits = Traits\(...\)",
+        ),
+    ],
+    ids=["alone", "clientless", "old", "loose"],
+)
+def test_what_is_no_whole_strategy_is_refused_by_what_it_lacks(given: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        classification().run(strategy=given)
+
+
+def test_an_option_may_have_the_name_of_a_trait() -> None:
+    @dataclass(kw_only=True)
+    class Wide(FedAvg):
+        widths: int = 3
+
+    assert (
+        participants.strategy(compose_quickly(()), Wide(server_lr=1.0, weighting="samples")).traits
+        == Traits()
+    )
+
+
+def test_the_bases_have_all_that_is_asked_of_them() -> None:
+    assert missing(Strategy, StrategyLike) == missing(Client, ClientLike) == []
+
+
+class Bare(nn.Module):
+    """A model that does not show its features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x)
+
+
+@pytest.mark.parametrize("name", ["fedloge", "fedetf", "fedper", "fedrod", "fedproto", "moon", "fraug"])
+def test_a_model_without_features_is_named_before_the_engine_starts(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedsim.api.start_engine", lambda config: pytest.fail("the engine was started"))
+    with pytest.raises(ConfigError, match=r"model: \w+ needs model.features.*Bare lacks them.*model=mlp"):
+        classification(model=Bare()).run(f"strategy={name}")
+
+
+@pytest.mark.parametrize("name", ["fedntd", "fedproto", "logit_adjust", "fedrod", "fedetf", "fraug", "ggeur"])
+def test_data_without_class_labels_are_named_before_the_engine_starts(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedsim.api.start_engine", lambda config: pytest.fail("the engine was started"))
+    problem = classification()
+    numbers = [(x, y.float()) for x, y in problem.clients]
+    with pytest.raises(ConfigError, match=r"data: \w+ needs class labels.*strategy=fedavg"):
+        classification(clients=numbers, test=None, loss=nn.functional.l1_loss).run(f"strategy={name}")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["strategy=fedbuff"], "strategy: an asynchronous method needs devices.*add system=lognormal"),
+        (["strategy=gossip_async", "topology=ring", "system=lognormal"], "system: asynchronous peers"),
+        (["strategy=gossip"], "topology: this method's peers need a graph"),
+        (["strategy=fedavg", "topology=ring"], "topology: FedAvg talks through a server"),
+        (
+            ["strategy=fedsgd"],
+            "client.steps=None: clients of FedSGD send one gradient a round; add client.steps=1",
+        ),
+        (
+            ["strategy=heterofl", "system=lognormal", "system.over_selection=2", "system.stragglers=drop"],
+            "system.over_selection: HeteroFL waits for all; leave it at 1",
+        ),
+    ],
+)
+def test_settings_that_do_not_fit_are_named_before_data_are_loaded(
+    overrides: list[str], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        participants.strategy(compose_quickly(tuple(overrides)), None)
+
+
+# -- nothing else is asked ----------------------------------------------------------------------------------------
+
+
+def asked_by_name(path: Path) -> list[str]:
+    """Where a trait, or a member that every method and client has, is asked for by its name."""
+    whole = NAMES | {n for p in (StrategyLike, ClientLike) for n in vars(p) if not n.startswith("_")}
+    return [
+        f"{path}:{call.lineno}: {call.args[1].value}"
+        for call in ast.walk(ast.parse(path.read_text()))
+        if isinstance(call, ast.Call)
+        and isinstance(call.func, ast.Name)
+        and call.func.id in ("getattr", "hasattr")
+        and isinstance(call.args[1], ast.Constant)
+        and call.args[1].value in whole - {"features"}  # of a model of the user's, whatever that is
+    ]
+
+
+@pytest.mark.parametrize("package", ["fedsim", "strategies", "clients"])
+def test_no_trait_is_asked_for_by_its_name(package: str) -> None:
+    assert [found for path in (ROOT / package).rglob("*.py") for found in asked_by_name(path)] == []
+
+
+def test_such_a_question_would_be_found(tmp_path: Path) -> None:
+    (tmp_path / "code.py").write_text(
+        'a = getattr(x, "peers", False)\nb = hasattr(x, "prepare")\nc = hasattr(x, "y")'
+    )
+    assert [found.rpartition(" ")[2] for found in asked_by_name(tmp_path / "code.py")] == ["peers", "prepare"]
