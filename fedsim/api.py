@@ -19,7 +19,7 @@ from fedsim.data.federated import FederatedData
 from fedsim.engine.base import Engine
 from fedsim.run import participants, samples
 from fedsim.run.assembly import assemble, describe, start_engine
-from fedsim.run.folder import enter, finished_summary, locked
+from fedsim.run.folder import complete, enter, locked
 from fedsim.run.given import Given
 from fedsim.run.key import run_dir, run_key, run_name
 from fedsim.run.needs import check_task
@@ -122,7 +122,8 @@ def run(
     ``engine``, instead of a new one of the configured kind, and ``data`` are for whoever runs clients elsewhere.
 
     The folder is ``dir``, or follows from the settings; ``fresh`` makes a new one for every call. A run whose folder is
-    finished is not run again, a half-finished one continues from its checkpoint (``resume=never`` starts afresh).
+    finished is not run again, a half-finished one continues from its checkpoint, and so does a finished one that is
+    asked for more rounds (``resume=never`` starts afresh).
     """
     given = samples.admitted(config, Given(**handed))
     settle(config, given)
@@ -145,10 +146,10 @@ def _run(
     engine: Engine | None,
     data: FederatedData | None,
 ) -> RunResult:
+    if (done := complete(folder, config, key)) is not None:
+        state, rows = load_file(folder / "weights.safetensors"), read_rows(folder / "metrics.jsonl")
+        return RunResult(folder, state, dict(done.summary), rows, str(done.summary["method"]))
     previous = enter(folder, config, key)
-    if previous is not None and (done := finished_summary(folder, config)) is not None:
-        state = load_file(folder / "weights.safetensors")
-        return RunResult(folder, state, done, read_rows(folder / "metrics.jsonl"), str(done["method"]))
     method = participants.strategy(config, given.strategy)
     trackers = build_trackers(config.tracker, extra=list(given.callbacks))
     summary: dict[str, Any] = {}

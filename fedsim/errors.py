@@ -1,6 +1,8 @@
-"""Errors that users meet. Each message names what was wrong, what was given and what to type instead."""
+"""Errors that users meet, and the checks that raise them: what was wrong, what was given, what to type instead."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 
 class FedsimError(Exception):
@@ -29,3 +31,29 @@ class EngineError(FedsimError):
 
 class ArgumentError(ConfigError, ValueError):
     """An argument of a pure function is impossible: a ``ValueError`` for who calls it, exit code 2 in a run."""
+
+
+def check_setting(section: str, ok: bool, key: str, value: object, expected: str) -> None:
+    """Refuse an impossible value of ``section.key``: ``strategy.rho=-1: must be positive``."""
+    if not ok:
+        raise ConfigError(f"{section}.{key}={value}: {expected}")
+
+
+def check_choice(key: str, value: object, allowed: Iterable[str]) -> None:
+    """Refuse a value that is none of those allowed, naming the nearest one."""
+    allowed = tuple(allowed)
+    if value not in allowed:
+        raise ConfigError(f"{key}={value}: must be one of {', '.join(allowed)}{hint(str(value), allowed)}")
+
+
+def nearest(word: str, candidates: Iterable[str]) -> str | None:
+    """The candidate most like ``word``, or None if none is like it."""
+    from difflib import get_close_matches
+
+    return next(iter(get_close_matches(word, list(candidates), 1, 0.6)), None)
+
+
+def hint(word: str, candidates: Iterable[str], prefix: str = "") -> str:
+    """``"; nearest is 'x'"`` (with ``prefix`` before the x), or nothing."""
+    found = nearest(word, candidates)
+    return f"; nearest is {prefix + found!r}" if found else ""

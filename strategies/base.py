@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from inspect import signature
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from clients.base import Client
-from fedsim.errors import ConfigError
+from fedsim.errors import ConfigError, check_setting
 from fedsim.exchange.fold import Fold, fold_kinds
 from fedsim.exchange.payload import Message, Replies
 from fedsim.server.clientmetrics import over_clients
@@ -144,14 +145,9 @@ def _single(kinds: tuple[str, ...]) -> tuple[str, ...]:
 _: type[StrategyLike] = Strategy  # the type checker sees that nothing is lacking
 
 WEIGHTINGS = ("samples", "uniform")
+check = partial(check_setting, "strategy")  # refuses an impossible option of a method
 
 
 def check_weighting(value: str) -> None:
     """Clients weigh their number of samples, or all the same."""
     check(value in WEIGHTINGS, "weighting", value, f"choose one of {', '.join(WEIGHTINGS)}")
-
-
-def check(ok: bool, key: str, value: object, expected: str) -> None:
-    """Refuse an impossible option of a method, naming its configuration key."""
-    if not ok:
-        raise ConfigError(f"strategy.{key}={value}: {expected}")

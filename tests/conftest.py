@@ -14,7 +14,8 @@ from composing import compose_quickly
 ROOT = Path(__file__).resolve().parents[1]
 HERE = Path(__file__).resolve().parent
 TRACES = ROOT.parent / "shared/data/traces"
-PATHS = os.pathsep.join([str(ROOT), str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
+ROOMS = [str(room) for room in sorted(HERE.iterdir()) if any(room.glob("test_*.py"))]
+PATHS = os.pathsep.join([str(ROOT), str(HERE), *ROOMS, *filter(None, [os.environ.get("PYTHONPATH")])])
 os.environ["PYTHONPATH"] = PATHS  # worker and child processes run this tree's code
 signal.signal(
     signal.SIGINT, signal.default_int_handler

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 
 import fedsim
 from fedsim.config.parts import part
+from fedsim.exchange.packing import pack
 from fedsim.server.exchanges import Server
 from fedsim.server.round import Round
 from fedsim.server.traits import Traits
+from fedsim.task.layout import Layout
 
 GOLDEN = Path(__file__).parent / "golden"
 QUIET = ("tracker=quiet", "evaluation.every=1000", "checkpoint.every=0")
@@ -152,6 +154,12 @@ def of_strategy(override: str) -> bool:
     return override.startswith(("strategy.", "strategy@"))
 
 
+def noted(state: Mapping[str, Any], layout: Layout) -> dict[str, Any]:
+    """A copy of a state, its flat vectors without padding."""
+    tensors = {k: v.clone() for k, v in state.items() if isinstance(v, Tensor)}
+    return {**state, **pack(tensors, layout)[0]}
+
+
 @dataclass
 class Recorded:
     """A strategy that notes its state and its clients' states after every round."""
@@ -171,6 +179,7 @@ class Recorded:
         return replace(self.inner.traits, buffers=None)
 
     def setup(self, task: Any, layout: Any) -> None:
+        self.layout = layout
         self.inner.setup(task, layout)
 
     def init(self, server: Server) -> dict[str, Any]:
@@ -178,14 +187,9 @@ class Recorded:
 
     def round(self, server: Server, state: dict[str, Any], round: Round) -> dict[str, Any]:
         state = self.inner.round(server, state, round)
-        copies = {k: v.clone() if isinstance(v, Tensor) else v for k, v in state.items()}
-        self.states.append(copies)
-        self.kept.append(
-            [
-                {k: v.clone() for k, v in server.states.get(c).items()}  # proposed ones count
-                for c in range(server.num_clients)
-            ]
-        )
+        self.states.append(noted(state, self.layout))
+        kept = [server.states.get(c) for c in range(server.num_clients)]  # proposed ones count
+        self.kept.append([noted(state, self.layout) for state in kept])
         return state
 
     def models(self, state: dict[str, Any]) -> Any:

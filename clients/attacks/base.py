@@ -8,10 +8,12 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from fedsim.errors import ConfigError
+from fedsim.errors import check_setting
 from fedsim.exchange.packing import pack, unpack
 from fedsim.exchange.payload import Payload, Update
 from fedsim.local.job import Job
+
+check = partial(check_setting, "attack")  # refuses an impossible option of an attack
 
 OWN = (
     "setup",
@@ -78,9 +80,3 @@ class Attacked:
             return task(job)  # type: ignore[no-any-return]
         self.attack.prepare(job)
         return self.attack.after(job, task(job))
-
-
-def check(ok: bool, key: str, value: object, expected: str) -> None:
-    """Refuse an impossible option of an attack, naming its configuration key."""
-    if not ok:
-        raise ConfigError(f"attack.{key}={value}: {expected}")

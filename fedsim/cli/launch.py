@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -53,14 +53,13 @@ def run_job(config: DictConfig) -> float:
     outcome = JobResult(
         job=info.job.num if sweep else 0, overrides=info.job.override_dirname if sweep else ""
     )
-    summary: dict[str, Any] | None = None
+    summary: Mapping[str, Any] | None = None
     try:
         validate(config)
         _share_cores(config, info)
-        outcome.dir = str(run_dir(config))
-        if (summary := finished(config)) is not None:
-            outcome.status = "skipped"
-            print(f"{outcome.title}already done, skipped: {outcome.dir}", flush=True)
+        if (found := finished(config)) is not None:
+            summary, outcome.dir, outcome.status = found.summary, str(found.folder), "skipped"
+            print(f"{outcome.title}already done, skipped: {found}", flush=True)
         else:
             summary = _run(config, outcome)
     except Exception as error:
@@ -73,9 +72,10 @@ def run_job(config: DictConfig) -> float:
 
 
 def _run(config: DictConfig, outcome: JobResult) -> dict[str, Any]:
+    _start_ray(config)
+    outcome.dir = str(run_dir(config))
     if outcome.title:
         print(f"{outcome.title}{outcome.dir}", flush=True)
-    _start_ray(config)
     from fedsim.api import run
 
     result = run(config)

@@ -6,8 +6,7 @@ import dataclasses
 import math
 import sys
 import typing
-from collections.abc import Callable, Iterable, Mapping
-from difflib import get_close_matches
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pkgutil import iter_modules
 from typing import Any
@@ -16,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fedsim.config.schema import ENGINES, EngineConfig, RunConfig
-from fedsim.errors import ConfigError
+from fedsim.errors import ConfigError, check_choice, hint
 
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "resume": ("auto", "never"),
@@ -105,7 +104,8 @@ def validate(config: DictConfig) -> None:
     for key in sorted(OmegaConf.missing_keys(config)):
         raise ConfigError(f"{key}: has no value; add {key}=VALUE")
     for key, allowed in CHOICES.items():
-        _check_choice(key, OmegaConf.select(config, key), allowed)
+        if (value := OmegaConf.select(config, key)) is not None:
+            check_choice(key, value, allowed)
     for key, (possible, text) in RANGES.items():
         _check_range(key, OmegaConf.select(config, key), possible, text)
     for key in (*NEEDS_TARGET, *(["topology"] if config.topology else [])):
@@ -113,17 +113,6 @@ def validate(config: DictConfig) -> None:
     if config.system:
         _check_target("system", config.system)
     _check_relations(config)
-
-
-def nearest(word: str, candidates: Iterable[str]) -> str | None:
-    """The candidate most like ``word``, or None if none is like it."""
-    return next(iter(get_close_matches(word, list(candidates), 1, 0.6)), None)
-
-
-def hint(word: str, candidates: Iterable[str], prefix: str = "") -> str:
-    """``"; nearest is 'x'"`` (with ``prefix`` before the x), or nothing."""
-    found = nearest(word, candidates)
-    return f"; nearest is {prefix + found!r}" if found else ""
 
 
 def _refuse_unknown(config: DictConfig, schema: type[Any], prefix: str) -> None:
@@ -141,11 +130,6 @@ def _refuse_unknown(config: DictConfig, schema: type[Any], prefix: str) -> None:
         )
         if isinstance(child, DictConfig) and dataclasses.is_dataclass(inner):
             _refuse_unknown(child, typing.cast(type[Any], inner), f"{prefix}{name}.")
-
-
-def _check_choice(key: str, value: Any, allowed: tuple[str, ...]) -> None:
-    if value is not None and value not in allowed:
-        raise ConfigError(f"{key}={value}: must be one of {', '.join(allowed)}{hint(str(value), allowed)}")
 
 
 def _check_range(key: str, value: Any, possible: Callable[[Any], bool], text: str) -> None:

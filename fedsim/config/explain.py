@@ -16,9 +16,8 @@ from hydra.errors import (
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from fedsim.config.check import hint
 from fedsim.config.tree import config_dir, config_loader
-from fedsim.errors import FedsimError
+from fedsim.errors import FedsimError, hint
 
 _CONVERT = re.compile(
     r"Value '(?P<value>.*)' of type '(?P<type>\w+)' could not be converted to (?P<want>\w+)"

@@ -6,7 +6,6 @@ import inspect
 import re
 from collections.abc import Mapping
 from dataclasses import is_dataclass
-from difflib import get_close_matches
 from functools import partial
 from typing import Any, get_args, get_type_hints
 
@@ -14,7 +13,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
 
-from fedsim.errors import ConfigError, FedsimError
+from fedsim.errors import ConfigError, FedsimError, hint
 
 
 def part(node: Any, what: str, **given: Any) -> Any:
@@ -44,9 +43,8 @@ def _refusal(text: str, what: str, node: Any) -> str:
     unknown = re.search(r"unexpected keyword argument '(\w+)'", text)
     if unknown:
         known = sorted(_parameters(get_object(node.get("_target_"))) - {"self", "**"})
-        near = get_close_matches(unknown[1], known, 1, 0.6)
-        hint = f"nearest is '{what}.{near[0]}'" if near else f"{what} has {', '.join(known)}"
-        return f"unknown key '{what}.{unknown[1]}'; {hint}"
+        near = hint(unknown[1], known, f"{what}.") or f"; {what} has {', '.join(known)}"
+        return f"unknown key '{what}.{unknown[1]}'{near}"
     return f"{what}: {node.get('_target_')} cannot be built: {text.splitlines()[0] if text else 'no reason given'}"
 
 

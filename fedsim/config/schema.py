@@ -1,187 +1,201 @@
-"""The configuration's types. Values live in ``conf/`` only: these classes give no defaults."""
+"""The configuration's types. Values live in ``conf/`` only: these classes give no defaults.
+
+Every field says its role, by which runs are told apart and compared: ``problem``, ``method`` or ``neutral``.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from omegaconf import MISSING
+
+Role = Literal["problem", "method", "neutral"]
+
+
+def problem_key() -> Any:
+    """A setting that says what is learned on what, and how that is measured."""
+    return _setting("problem")
+
+
+def method_key() -> Any:
+    """A setting that says how it is learned: also how it is computed, where that changes the last bits."""
+    return _setting("method")
+
+
+def neutral_key() -> Any:
+    """A setting that changes no weight and no metric: where results go, who is told, how work is spread."""
+    return _setting("neutral")
+
+
+def _setting(role: Role) -> Any:
+    return field(default=MISSING, metadata={"role": role})
 
 
 @dataclass
 class AdamConfig:
     """Adam's constants (Kingma, Ba 2015, Algorithm 1)."""
 
-    beta1: float = MISSING  # first moment
-    beta2: float = MISSING  # second moment
-    eps: float = MISSING  # added to the root of the second moment
+    beta1: float = method_key()  # first moment
+    beta2: float = method_key()  # second moment
+    eps: float = method_key()  # added to the root of the second moment
 
 
 @dataclass
 class ClientConfig:
     """Local optimiser of every client (group ``client``)."""
 
-    lr: float = MISSING  # local learning rate of round 0
-    lr_decay: float = MISSING  # multiplies lr after each round
-    epochs: int = MISSING  # passes over the client's samples per round
-    min_epochs: int | None = (
-        MISSING  # if set: each client draws its epochs of a round from min_epochs .. epochs
-    )
-    steps: int | None = MISSING  # if set: exactly this many mini-batches, instead of epochs
-    batch_size: int = MISSING  # samples; the last batch of an epoch may be short
-    shuffle: bool = MISSING  # new order each epoch; false: the order of the partition
-    momentum: float = MISSING  # local heavy ball, starts at zero every round
-    adam: AdamConfig | None = MISSING  # if set: Adam instead of SGD, its moments starting at zero every round
-    weight_decay: float = MISSING
-    clip_norm: float | None = MISSING  # bound on the norm of what `clip` names; null: no bound
-    clip: str = MISSING  # direction (gradient + corrections) | loss (gradient) | full (with decay terms)
-    autocast: str | None = (
-        MISSING  # bfloat16: mixed precision of the forward passes while training; null: off
-    )
-    classes: list[Any] | None = MISSING  # kinds of clients: share of all, and what each kind does differently
-    classes_by: str = MISSING  # random | speed: the slowest devices are the first class
+    lr: float = method_key()  # local learning rate of round 0
+    lr_decay: float = method_key()  # multiplies lr after each round
+    epochs: int = method_key()  # passes over the client's samples per round
+    min_epochs: int | None = method_key()  # if set: each client draws its epochs from here to `epochs`
+    steps: int | None = method_key()  # if set: exactly this many mini-batches, instead of epochs
+    batch_size: int = method_key()  # samples; the last batch of an epoch may be short
+    shuffle: bool = method_key()  # new order each epoch; false: the order of the partition
+    momentum: float = method_key()  # local heavy ball, starts at zero every round
+    adam: AdamConfig | None = method_key()  # if set: Adam instead of SGD; moments start at zero every round
+    weight_decay: float = method_key()
+    clip_norm: float | None = method_key()  # bound on the norm of what `clip` names; null: no bound
+    clip: str = method_key()  # direction (gradient + corrections) | loss (gradient) | full (with decay)
+    autocast: str | None = method_key()  # bfloat16: mixed precision of forward passes in training; null: off
+    classes: list[Any] | None = method_key()  # kinds of clients: share of all, and what each does differently
+    classes_by: str = method_key()  # random | speed: the slowest devices are the first class
 
 
 @dataclass
 class EmbedConfig:
     """How samples become embeddings, where an encoder is given (group ``encoder``)."""
 
-    batch_size: int = MISSING  # samples
-    normalize: bool = MISSING  # scale embeddings to unit length
+    batch_size: int = problem_key()  # samples
+    normalize: bool = problem_key()  # scale embeddings to unit length
 
 
 @dataclass
 class EngineConfig:
     """Where clients are computed (group ``engine``): what all engines share, and all the serial one has."""
 
-    name: str = MISSING  # serial | ray | flower
-    workers: int = MISSING  # worker processes; 0: one per core (ray)
-    threads: int = MISSING  # torch threads per worker; they change the bits, so they are part of the result
-    device: str = MISSING  # auto | cpu | cuda
-    chunks: int = MISSING  # parts a cohort is cut into; 0: by model size. Part of the result, unlike workers
-    vectorize: str = MISSING  # auto | on | off
+    name: str = neutral_key()  # serial | ray | flower
+    workers: int = neutral_key()  # worker processes; 0: one per core (ray)
+    threads: int = method_key()  # torch threads per worker; they change the bits
+    device: str = method_key()  # auto | cpu | cuda
+    chunks: int = method_key()  # parts a cohort is cut into; 0: by model size; they change the bits
+    vectorize: str = method_key()  # auto | on | off
 
 
 @dataclass
 class RayConfig(EngineConfig):
     """The Ray engine's own settings."""
 
-    address: str | None = MISSING  # of a running Ray cluster
-    store_mb: int = MISSING  # object store of an own Ray instance; 0: Ray's default, 30 % of memory
-    timeout: float | None = MISSING  # seconds a chunk may take before the run is stopped; null: no limit
+    address: str | None = neutral_key()  # of a running Ray cluster
+    store_mb: int = neutral_key()  # object store of an own Ray instance; 0: Ray's default, 30 % of memory
+    timeout: float | None = neutral_key()  # seconds that a chunk may take, else the run stops; null: no limit
 
 
 @dataclass
 class FlowerConfig(EngineConfig):
     """A deployment's own settings: clients are computed on Flower's SuperNodes."""
 
-    start: float = MISSING  # seconds to wait for the clients' nodes before round 1
-    wait_for: int = MISSING  # clients that must be there before round 1; 0: all
-    deadline: float | None = (
-        MISSING  # seconds a client has to answer, then it counts as dropped; null: no limit
-    )
-    poll: float = MISSING  # seconds between looks for replies
-    lost_state: str = MISSING  # restart | stop, when a node has lost what its client keeps between rounds
+    start: float = neutral_key()  # seconds to wait for the clients' nodes before round 1
+    wait_for: int = neutral_key()  # clients that must be there before round 1; 0: all
+    deadline: float | None = neutral_key()  # seconds a client has to answer, else it dropped; null: no limit
+    poll: float = neutral_key()  # seconds between looks for replies
+    lost_state: str = neutral_key()  # restart | stop, when a node has lost what its client keeps
 
 
 @dataclass
 class EvaluationConfig:
     """What is measured, and how often."""
 
-    every: int = MISSING  # rounds between evaluations of the global model; the last round is always evaluated
-    batch_size: int = MISSING
-    holdout: float = MISSING  # share of each client's samples kept as its own test set
-    local_test: bool = (
-        MISSING  # true: each client's own test set is drawn from the common one, with its label mix
-    )
-    by_class: bool = MISSING  # also many/medium/few accuracy, F1 and the accuracy of every class
-    clients_every: int = MISSING  # rounds between evaluations on each client's own test set; 0: never
-    clients_on: str = MISSING  # holdout | domain: what clients are measured on
-    stop_at_target: bool = MISSING  # end the run at the first evaluation that reaches `target`
-    target: float | None = MISSING  # accuracy whose first crossing is reported as rounds-to-target
+    every: int = problem_key()  # rounds between evaluations of the global model; the last is always evaluated
+    batch_size: int = problem_key()
+    holdout: float = problem_key()  # share of each client's samples kept as its own test set
+    local_test: bool = problem_key()  # true: own test sets come from the common one, with own label mix
+    by_class: bool = problem_key()  # also many/medium/few accuracy, F1 and the accuracy of every class
+    clients_every: int = problem_key()  # rounds between evaluations on each client's own test set; 0: never
+    clients_on: str = problem_key()  # holdout | domain: what clients are measured on
+    stop_at_target: bool = problem_key()  # end the run at the first evaluation that reaches `target`
+    target: float | None = problem_key()  # accuracy whose first crossing is reported as rounds-to-target
 
 
 @dataclass
 class FailureConfig:
     """What happens when a client's code raises or returns a non-finite update."""
 
-    policy: str = MISSING  # stop | skip, once `retries` are used up
-    retries: int = MISSING
-    nonfinite: str = MISSING  # skip | stop
+    policy: str = problem_key()  # stop | skip, once `retries` are used up
+    retries: int = problem_key()
+    nonfinite: str = problem_key()  # skip | stop
 
 
 @dataclass
 class CheckpointConfig:
     """How often a run can be resumed from."""
 
-    every: int = MISSING  # rounds; 0: only at the end
-    memory_mb: int = MISSING  # client state held in memory before it is spilled to the run folder
+    every: int = neutral_key()  # rounds; 0: only at the end
+    memory_mb: int = neutral_key()  # client state held in memory before it is spilled to the run folder
 
 
 @dataclass
 class ConsoleConfig:
     """Progress on the terminal."""
 
-    mode: str = MISSING  # auto | rich | plain | quiet
+    mode: str = neutral_key()  # auto | rich | plain | quiet
 
 
 @dataclass
 class WandbConfig:
     """Weights & Biases."""
 
-    mode: str = (
-        MISSING  # disabled | auto (online if logged in and reachable, else offline) | offline | online
-    )
-    project: str = MISSING
-    entity: str | None = MISSING
+    mode: str = neutral_key()  # disabled | auto (online if logged in and reachable) | offline | online
+    project: str = neutral_key()
+    entity: str | None = neutral_key()
 
 
 @dataclass
 class TrackerConfig:
     """Who is told about the run (group ``tracker``); metrics.jsonl is always written."""
 
-    console: ConsoleConfig = MISSING
-    wandb: WandbConfig = MISSING
-    tensorboard: bool = MISSING
-    plots: bool = MISSING  # draw curves.png and partition.png at the end
+    console: ConsoleConfig = neutral_key()
+    wandb: WandbConfig = neutral_key()
+    tensorboard: bool = neutral_key()
+    plots: bool = neutral_key()  # draw curves.png and partition.png at the end
 
 
 @dataclass
 class RunConfig:
     """One run."""
 
-    name: str = MISSING  # groups runs: folder under `out`, W&B group
-    out: str = MISSING  # root of all run folders
-    dir: str | None = MISSING  # exact run folder; null: out/name/<method>-s<seed>-<key>
-    method: str | None = MISSING  # label of the method; null: the chosen strategy's name
-    resume: str = MISSING  # auto | never
-    tags: list[str] = MISSING
+    name: str = neutral_key()  # groups runs: folder under `out`, W&B group
+    out: str = neutral_key()  # root of all run folders
+    dir: str | None = neutral_key()  # exact run folder; null: out/name/<method>-s<seed>-<key>
+    method: str | None = neutral_key()  # label of the method; null: the chosen strategy's name
+    resume: str = neutral_key()  # auto | never
+    tags: list[str] = neutral_key()
 
-    rounds: int = MISSING
-    seed: int = MISSING
-    dtype: str = MISSING  # float32 | float64
-    num_clients: int = MISSING
-    clients_per_round: int = MISSING
-    participation: str = MISSING  # fixed | bernoulli (each client with p = clients_per_round/num_clients)
-    buffers: str = MISSING  # average | local | all_local: BatchNorm statistics (and, all_local, its weights)
+    rounds: int = problem_key()
+    seed: int = problem_key()
+    dtype: str = problem_key()  # float32 | float64
+    num_clients: int = problem_key()
+    clients_per_round: int = problem_key()
+    participation: str = problem_key()  # fixed | bernoulli (each with p = clients_per_round/num_clients)
+    buffers: str = method_key()  # BatchNorm statistics: average | local | all_local (its weights too)
 
-    strategy: Any = MISSING
-    aggregator: Any = MISSING
-    client: ClientConfig = MISSING
-    model: Any = MISSING
-    data: Any = MISSING
-    partition: Any = MISSING
-    encoder: Any = MISSING
-    embed: EmbedConfig = MISSING
-    engine: EngineConfig = MISSING
-    sampling: Any = MISSING
-    system: Any = MISSING
-    topology: Any = MISSING
-    attack: Any = MISSING
-    tracker: TrackerConfig = MISSING
-    evaluation: EvaluationConfig = MISSING
-    failures: FailureConfig = MISSING
-    checkpoint: CheckpointConfig = MISSING
+    strategy: Any = method_key()
+    aggregator: Any = method_key()
+    client: ClientConfig = method_key()
+    model: Any = problem_key()
+    data: Any = problem_key()
+    partition: Any = problem_key()
+    encoder: Any = problem_key()
+    embed: EmbedConfig = problem_key()
+    engine: EngineConfig = method_key()
+    sampling: Any = problem_key()
+    system: Any = problem_key()
+    topology: Any = problem_key()
+    attack: Any = problem_key()
+    tracker: TrackerConfig = neutral_key()
+    evaluation: EvaluationConfig = problem_key()
+    failures: FailureConfig = problem_key()
+    checkpoint: CheckpointConfig = neutral_key()
 
 
 ENGINES: dict[str, type[EngineConfig]] = {

@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +63,8 @@ def deploy(argv: Sequence[str]) -> int:
     named = Path(own_folder(config))
     folder = named.absolute()  # the server's working directory is another
     config.dir = str(folder)
-    if finished(config):
-        print(f"already done, skipped: {named}", flush=True)
+    if (found := finished(config)) is not None:
+        print(f"already done, skipped: {replace(found, folder=named)}", flush=True)
     else:
         with _interruptible():
             _run(config, [*overrides, f"dir={folder}"], folder, args.nodes)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from fedsim.config.check import hint, validate
+from fedsim.config.check import validate
 from fedsim.config.compose import compose
-from fedsim.errors import ConfigError
+from fedsim.errors import ConfigError, hint
 from fedsim.run import participants
 from fedsim.run.key import run_dir
 from fedsim.server.traits import StrategyLike

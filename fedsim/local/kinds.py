@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from fedsim.config.check import hint
 from fedsim.config.schema import ClientConfig
-from fedsim.errors import ConfigError
+from fedsim.errors import ConfigError, hint
 from fedsim.rng import numpy_rng
 
 WORK = (

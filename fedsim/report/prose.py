@@ -84,7 +84,7 @@ def configuration(groups: Sequence[Group]) -> str:
     own = [  # not those that follow the seed
         key
         for key in dict.fromkeys(key for config in flat for key in config)
-        if key not in shared and key != "method" and not _varies(key, groups)
+        if key not in shared and not _varies(key, groups)
     ]
     rows = [[(key, ""), *((_value(config, key), "") for config in flat)] for key in own]
     if len(groups) == 1:

@@ -14,19 +14,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fedsim.config.roles import telling
 from fedsim.errors import FedsimError
 from fedsim.tracking.rows import from_json, read_rows
 
 log = logging.getLogger(__name__)
 
-# Settings that change neither a result nor its meaning: runs that differ in them only are one run, repeated.
-_NEUTRAL = re.compile(
-    r"(name|out|dir|resume|tags)$|(tracker|checkpoint|hydra)\.|evaluation\.target$"
-    r"|engine\.(name|workers|address|store_mb|timeout)$"
-)
-_INNER = re.compile(
-    r"strategy\.|method$|.*_target_$"
-)  # told by the method's name, unless runs of one method differ in it
+# Said by the method's name, unless runs of one method differ in it.
+_NAMED = re.compile(r"strategy\.|.*_target_$")
 
 
 @dataclass(frozen=True)
@@ -61,7 +56,7 @@ class Run:
             for line in lines:
                 if f'{ending}"'.encode() not in line:
                     continue
-                with suppress(ValueError, KeyError, TypeError):  # a torn line
+                with suppress(ValueError, KeyError, TypeError):  # a half-written line
                     row = from_json(line)
                     name, at, value = str(row["metric"]), int(row["round"]), float(row["value"])
                     if name.endswith(ending):
@@ -87,8 +82,10 @@ class Group:
     @property
     def label(self) -> str:
         """``fedspeed, rho=0.1``."""
-        told = (f"{self.names.get(k, short_name(k))}={short_value(k, v)}" for k, v in self.settings.items())
-        return ", ".join([self.method, *told])
+        settings = (
+            f"{self.names.get(k, short_name(k))}={short_value(k, v)}" for k, v in self.settings.items()
+        )
+        return ", ".join([self.method, *settings])
 
 
 def load_runs(dirs: Iterable[str | Path]) -> list[Run]:
@@ -172,8 +169,8 @@ def _run_folders(place: Path) -> Iterator[Path]:
 
 def settings_of(run: Run) -> dict[str, Any]:
     """All settings of a run that can change a result, under flat names, without its seed."""
-    flat = dict(flatten(run.config))
-    return {key: value for key, value in flat.items() if key != "seed" and not _NEUTRAL.match(key)}
+    flat = flatten(telling(run.config))
+    return {key: value for key, value in flat if key != "seed" and not key.startswith("hydra.")}
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -186,7 +183,7 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def _telling(heads: Sequence[tuple[str, Mapping[str, Any]]], followers: set[str]) -> list[str]:
-    """Keys worth a column: they differ between groups; those the method's name tells, within one method."""
+    """Keys worth a column: they differ between groups; those that the method's name says, within one method."""
 
     def differs(key: str, configs: Sequence[Mapping[str, Any]]) -> bool:
         return len({str(config[key]) for config in configs if key in config}) > 1
@@ -196,7 +193,7 @@ def _telling(heads: Sequence[tuple[str, Mapping[str, Any]]], followers: set[str]
     by_method = {method: [config for name, config in heads if name == method] for method, _ in heads}
     chosen = []
     for key in keys:
-        scopes = by_method.values() if _INNER.match(key) else [everyone]
+        scopes = by_method.values() if _NAMED.match(key) else [everyone]
         if any(differs(key, scope) for scope in scopes):
             chosen.append(key)
     rows = {json.dumps([method, [config.get(k) for k in chosen]], default=str) for method, config in heads}

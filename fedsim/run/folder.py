@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import fcntl
-import json
+import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from fedsim.errors import ConfigError
+from fedsim.config.compose import load
+from fedsim.errors import CheckpointError, ConfigError
+from fedsim.run.key import Finished, finished_in
 from fedsim.server import checkpoint
 from fedsim.server.collusion import ATTACKERS
+
+log = logging.getLogger(__name__)
+
+RESULTS = ("summary.json", "weights.safetensors")  # written at the end of a run
 
 
 @contextmanager
@@ -31,32 +36,51 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
+def complete(folder: Path, config: DictConfig, key: str) -> Finished | None:
+    """What lies in the folder, if that is this run with all its rounds and weights; it is not touched.
+
+    Raises:
+        CheckpointError: if another run lies there.
+    """
+    saved = checkpoint.latest(folder / "checkpoint")
+    if config.resume == "never" or saved is None or not (folder / "weights.safetensors").exists():
+        return None
+    found = finished_in(folder, config)
+    if found is not None:
+        checkpoint.load(saved, key)
+        if found.rounds > found.wanted:
+            log.warning("already done, not run again: %s", found)
+    return found
+
+
 def enter(folder: Path, config: DictConfig, key: str) -> Path | None:
-    """Prepare the run folder; the checkpoint to continue from, if there is one."""
+    """Prepare the run folder for a run that is not complete; the checkpoint to continue from, if there is one.
+
+    Raises:
+        CheckpointError: if another run lies there, or one with more rounds than are asked for.
+    """
     if config.resume == "never" and folder.exists():
         for name in ("checkpoint", "wandb", "tensorboard"):
             shutil.rmtree(folder / name, ignore_errors=True)
-        for name in (
-            "metrics.jsonl",
-            "clients.jsonl",
-            "summary.json",
-            "weights.safetensors",
-            "config.yaml",
-            ATTACKERS,
-        ):
+        for name in (*RESULTS, "metrics.jsonl", "clients.jsonl", "config.yaml", ATTACKERS):
             (folder / name).unlink(missing_ok=True)
     previous = checkpoint.latest(folder / "checkpoint")
     if previous is not None:
-        checkpoint.load(previous, key)
+        _refuse_fewer(folder, checkpoint.load(previous, key).rounds, config.rounds)
+        for name in RESULTS:  # of the rounds so far: no result of the longer run
+            (folder / name).unlink(missing_ok=True)
     OmegaConf.save(config, folder / "config.yaml", resolve=True)
     return previous
 
 
-def finished_summary(folder: Path, config: DictConfig) -> dict[str, Any] | None:
-    """The summary of a finished run, or ``None``."""
+def _refuse_fewer(folder: Path, done: int, wanted: int) -> None:
+    """Refuse to end a run, under way to more rounds, after fewer: its last round would not have been measured."""
     try:
-        summary = json.loads((folder / "summary.json").read_text())
-    except (OSError, ValueError):
-        return None
-    done = summary.get("status") == "done" and (folder / "weights.safetensors").exists()
-    return summary if done else None
+        planned = int(load(folder / "config.yaml").rounds)
+    except ConfigError:
+        planned = wanted
+    if done >= wanted and planned > wanted:
+        raise CheckpointError(
+            f"{folder} holds {done} of {planned} rounds, not fewer than rounds={wanted}; give more than {done} rounds "
+            "to go on, another dir, or resume=never to start afresh"
+        )

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fedsim.data.dataset import Pair
 from fedsim.rng import hash_tensors
+from fedsim.run.key import spans_run
 from fedsim.task.task import LossFn
 
 
@@ -52,6 +53,8 @@ class Given:
         with open_dict(config):
             if self.strategy is not None:
                 config.strategy = {"_target_": _path(self.strategy), "given": _settings(self.strategy)}
+                if spans_run(self.strategy):
+                    config.strategy["horizon"] = True
             if self.model is not None:
                 config.model = {"given": _path(self.model)}
             if self.clients is not None:

@@ -10,10 +10,9 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from fedsim.config.check import hint
 from fedsim.config.parts import part
 from fedsim.data.dataset import Dataset
-from fedsim.errors import ConfigError
+from fedsim.errors import ConfigError, hint
 from fedsim.rng import key
 from fedsim.task.vectors import FlatModel, Weights
 

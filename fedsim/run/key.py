@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from fedsim.config.compose import load, plain
+from fedsim.config.roles import telling
 from fedsim.errors import ConfigError
-
-# What changes neither a weight nor a metric: where results go, who is told, and how the work is spread.
-# `rounds` is not among them, since a schedule may depend on it: a longer run is another run.
-NOT_IN_KEY = ("name", "out", "dir", "method", "resume", "tags", "tracker", "checkpoint")
-_RAY, _FLOWER = ("address", "store_mb", "timeout"), ("start", "wait_for", "deadline", "poll", "lost_state")
-ENGINE_NOT_IN_KEY = ("name", "workers", *_RAY, *_FLOWER)
 
 
 def method_name(config: DictConfig) -> str:
@@ -30,16 +28,15 @@ def method_name(config: DictConfig) -> str:
 def run_key(config: DictConfig) -> str:
     """sha256 (64 hex digits; the first 8 name the run folder) of all settings that can change a result.
 
-    The order of overrides does not matter, nor whether a number is written ``1`` or ``1.0``.
+    The order of overrides does not matter, nor whether a number is written ``1`` or ``1.0``. ``rounds`` is not part of
+    it, so that a finished run can be extended, unless a schedule of the method depends on it.
     """
-    values = {k: v for k, v in plain(config).items() if k not in NOT_IN_KEY}
-    values["engine"] = {k: v for k, v in values["engine"].items() if k not in ENGINE_NOT_IN_KEY}
-    return hashlib.sha256(json.dumps(_canonical(values), sort_keys=True).encode()).hexdigest()
+    return _digest(config, rounds=horizon(config))
 
 
 def run_name(config: DictConfig) -> str:
     """``<method>-s<seed>-<first 8 digits of the key>``, e.g. ``fedspeed-s0-1a2b3c4d``."""
-    return f"{method_name(config)}-s{config.seed}-{run_key(config)[:8]}"
+    return _named(config, run_key(config))
 
 
 def run_dir(config: DictConfig) -> Path:
@@ -47,17 +44,94 @@ def run_dir(config: DictConfig) -> Path:
     return Path(config.dir) if config.dir else Path(config.out) / config.name / run_name(config)
 
 
-def finished(config: DictConfig) -> dict[str, Any] | None:
-    """The summary in the run folder if that holds this very run, finished, and it need not be done again."""
-    folder = run_dir(config)
-    if config.resume != "auto" or not (folder / "summary.json").is_file():
+def horizon(config: DictConfig) -> bool:
+    """Whether a schedule spans the whole run: ``traits.horizon`` of the strategy's class, or of one that it wraps.
+
+    The class is imported. One that cannot be imported has no schedule; building it will say what is wrong.
+    """
+    node: Any = config.strategy
+    while isinstance(node, DictConfig):
+        if "given" in node:  # in Python: what its class says was recorded
+            return bool(node.get("horizon"))
+        try:
+            if spans_run(get_object(str(node.get("_target_")))):
+                return True
+        except (ImportError, AttributeError, ValueError):
+            return False
+        node = node.get("base")
+    return False
+
+
+def spans_run(method: Any) -> bool:
+    """Whether a strategy (class, object, or a function that makes one) says that a schedule depends on ``rounds``."""
+    return bool(getattr(getattr(method, "traits", None), "horizon", False))
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that need not be computed: what lies in its folder."""
+
+    folder: Path
+    summary: Mapping[str, Any]
+    rounds: int  # that were computed
+    wanted: int  # rounds asked for now
+
+    def __str__(self) -> str:
+        """The folder, and what it holds if that is more than was asked for."""
+        more = f" (it holds {self.rounds} rounds, more than rounds={self.wanted})"
+        return f"{self.folder}{more if self.rounds > self.wanted else ''}"
+
+
+def finished(config: DictConfig) -> Finished | None:
+    """What the run folder holds if that is this very run, with all its rounds, and it need not be done again."""
+    if config.resume != "auto":
         return None
+    found = (finished_in(folder, config) for folder in _folders(config))
+    return next((f for f in found if f is not None and _same(f.folder, config)), None)
+
+
+def finished_in(folder: Path, config: DictConfig) -> Finished | None:
+    """What ``folder`` holds if the run in it ended well and has all rounds of ``config``, whatever run it is.
+
+    A run that stopped before its last round, at a target for instance, would stop there again: it has all rounds.
+    """
     try:
-        summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
-        same = run_key(load(folder / "config.yaml")) == run_key(config)
-    except (ConfigError, ValueError):
+        summary = json.loads((folder / "summary.json").read_text())
+        planned = int(load(folder / "config.yaml").rounds)
+    except (ConfigError, OSError, ValueError):
         return None  # the run itself will say what is wrong with the folder
-    return summary if same and summary.get("status") == "done" else None
+    rounds = int(summary.get("rounds", planned))
+    if summary.get("status") != "done" or planned <= rounds < config.rounds:
+        return None
+    return Finished(folder, summary, rounds, config.rounds)
+
+
+def _folders(config: DictConfig) -> Iterator[Path]:
+    """Where the run may lie, found without importing its method, which takes seconds."""
+    if config.dir:
+        yield Path(config.dir)
+        return
+    for rounds in (False, True):
+        yield Path(config.out) / config.name / _named(config, _digest(config, rounds=rounds))
+
+
+def _same(folder: Path, config: DictConfig) -> bool:
+    """Whether the run in ``folder`` is that of ``config``, its number of rounds aside if it can be extended."""
+    recorded = load(folder / "config.yaml")
+    if _digest(recorded, rounds=True) == _digest(config, rounds=True):
+        return True
+    return _digest(recorded, rounds=False) == _digest(config, rounds=False) and not horizon(config)
+
+
+def _named(config: DictConfig, key: str) -> str:
+    return f"{method_name(config)}-s{config.seed}-{key[:8]}"
+
+
+def _digest(config: DictConfig, *, rounds: bool) -> str:
+    values = _canonical(telling(plain(config)))
+    if not rounds:
+        del values["rounds"]
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _canonical(value: Any) -> Any:

@@ -9,15 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
 
-from fedsim.errors import ConfigError
+from fedsim.errors import ConfigError, check_setting
 from fedsim.rng import numpy_rng
 from fedsim.sampling.cohort import sample
 from fedsim.sampling.population import BLOCK, Population
 
+check = partial(check_setting, "sampling")  # refuses an impossible option of a sampling rule
 # Client ids to the current model's "loss" and "loss_rms" on each one's training samples, of those that answer
 Measure = Callable[[Sequence[int]], Mapping[int, Mapping[str, Any]]]
 
@@ -200,9 +202,3 @@ class PowerOfChoice(Sampler):
             )
         found = measure(ids) if ids else {}
         return sorted((c for c in ids if c in found), key=lambda c: -found[c]["loss"])[:count]
-
-
-def check(ok: bool, key: str, value: object, expected: str) -> None:
-    """Refuse an impossible option of a rule, naming its configuration key."""
-    if not ok:
-        raise ConfigError(f"sampling.{key}={value}: {expected}")

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from fedsim import rng
-from fedsim.errors import ConfigError, DataError
+from fedsim.errors import DataError, check_setting
 from fedsim.system.devices import read_table
+
+_check = partial(check_setting, "system.availability")
 
 HOUR, DAY = 3600.0, 86400.0  # seconds
 SLOTS = 10_000  # how far ahead a chance presence is followed
@@ -219,8 +222,3 @@ def fold(client: np.ndarray, start: np.ndarray, end: np.ndarray, period: float) 
         else:
             out.append([who, a, b])
     return np.array(out).reshape(-1, 3)
-
-
-def _check(ok: bool, key: str, value: object, expected: str) -> None:
-    if not ok:
-        raise ConfigError(f"system.availability.{key}={value}: {expected}")

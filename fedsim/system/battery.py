@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
-from fedsim.errors import ConfigError
+from fedsim.errors import check_setting
 from fedsim.system.availability import Availability, Presence
+
+_check = partial(check_setting, "system.battery")
 
 WH = 3600.0  # joules
 
@@ -92,8 +95,3 @@ def lasting(joules: np.ndarray, *parts: tuple[np.ndarray, np.ndarray]) -> np.nda
         out += np.where(enough, seconds, np.where(going, left / np.maximum(np.nan_to_num(watts), 1e-12), 0.0))
         left, going = left - needed, enough
     return np.where(going, np.inf, out)
-
-
-def _check(ok: bool, key: str, value: object, expected: str) -> None:
-    if not ok:
-        raise ConfigError(f"system.battery.{key}={value}: {expected}")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedsim.errors import ConfigError, DataError
+from fedsim.errors import DataError, check_setting
+
+_check = partial(check_setting, "system.devices")
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -269,8 +272,3 @@ def _shares(charge: Sequence[float]) -> tuple[float, float]:
     good = len(charge) == 2 and 0 <= charge[0] <= charge[1] <= 1
     _check(good, "charge", list(charge), "must be two shares in [0, 1], the lower one first")
     return charge[0], charge[1]
-
-
-def _check(ok: bool, key: str, value: object, expected: str) -> None:
-    if not ok:
-        raise ConfigError(f"system.devices.{key}={value}: {expected}")

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
-from fedsim.errors import ConfigError
+from fedsim.errors import check_setting
 from fedsim.system.availability import Availability
 from fedsim.system.battery import Battery
 from fedsim.system.devices import Fleet
+
+_check = partial(check_setting, "system")
 
 DeviceSource = Callable[[int, np.random.Generator], Fleet]
 
@@ -92,8 +95,3 @@ class System:
             self.over_selection,
             "choose system.stragglers=drop or partial with it: who comes too late is not waited for",
         )
-
-
-def _check(ok: bool, key: str, value: object, expected: str) -> None:
-    if not ok:
-        raise ConfigError(f"system.{key}={value}: {expected}")

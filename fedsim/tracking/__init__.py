@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from fedsim.errors import ConfigError
+from fedsim.errors import ConfigError, check_choice
 from fedsim.tracking.base import Row, RunInfo, Tracker
 from fedsim.tracking.jsonl import JsonlTracker, read_rows
 
@@ -101,8 +100,8 @@ def build(config: TrackerConfig, extra: Iterable[object] = ()) -> Trackers:
     """
     from fedsim.tracking.console import ConsoleTracker
 
-    _check("tracker.console.mode", config.console.mode, CONSOLE_MODES)
-    _check("tracker.wandb.mode", config.wandb.mode, WANDB_MODES)
+    check_choice("tracker.console.mode", config.console.mode, CONSOLE_MODES)
+    check_choice("tracker.wandb.mode", config.wandb.mode, WANDB_MODES)
     trackers: list[object] = [ConsoleTracker(config.console.mode), JsonlTracker()]
     if config.wandb.mode != "disabled":
         from fedsim.tracking.wandb import WandbTracker
@@ -113,10 +112,3 @@ def build(config: TrackerConfig, extra: Iterable[object] = ()) -> Trackers:
 
         trackers.append(TensorboardTracker())
     return Trackers([*trackers, *extra])
-
-
-def _check(key: str, value: str, known: Sequence[str]) -> None:
-    if value not in known:
-        near = difflib.get_close_matches(str(value), known, 1, 0.5)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"{key}={value}: must be one of {', '.join(known)}{hint}")

@@ -18,6 +18,7 @@ from problems import (
     hashes,
     linear_loss,
     method,
+    network,
 )
 from torch import nn
 
@@ -40,7 +41,7 @@ class Spy:
         self.seen: list[torch.Tensor] = []
 
     def __call__(self, updates: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
-        self.seen.append(updates.clone())
+        self.seen.append(Layout(network(), updates.dtype).compact(updates).clone())
         return mean(updates, weights)
 
 

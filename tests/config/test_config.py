@@ -140,12 +140,11 @@ def test_key_depends_on_results_only() -> None:
     same = (
         "name=x out=elsewhere dir=here resume=never tags=[a,b] method=mine tracker=quiet checkpoint.every=1"
     )
-    same += " engine.workers=7 engine.address=auto engine.store_mb=9 engine.timeout=5 rounds=50"
+    same += " engine.workers=7 engine.address=auto engine.store_mb=9 engine.timeout=5 rounds=51"
     same += " strategy.alpha=1"
     for overrides in (same.split(), ["engine=serial"]):
         assert run_key(compose([*base, *overrides])) == key, overrides
     other = [
-        "rounds=51",
         "seed=4",
         "dtype=float64",
         "engine.chunks=2",

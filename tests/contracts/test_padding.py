@@ -53,6 +53,7 @@ def test_padding_of_states_and_updates_stays_zero(entry: Entry, monkeypatch: pyt
         add(self, arrays, weight)
 
     monkeypatch.setattr(Folder, "add", watched)
+    monkeypatch.setattr("problems.noted", lambda state, _: {**state})
     strategy, _ = record(entry, "buffers=average" if entry.strategy != "silobn" else "buffers=local")
     vectors = [
         k for k, t in strategy.states[-1].items() if isinstance(t, Tensor) and t.shape[-1:] == (layout.dim,)

@@ -61,6 +61,30 @@ def test_idle_workers_that_died_between_two_runs_are_no_loss(ray: str, tmp_path:
     assert hashes(problem.run(ray, TWO)) == expected
 
 
+def test_a_worker_stuck_in_a_client_is_dropped_after_the_timeout(ray: str, tmp_path: Path) -> None:
+    problem, pids = classification(cohorts=[range(6)] * 2), tmp_path / "pids"
+    pids.mkdir()
+    expected = hashes(problem.run(ray, TWO, "engine.chunks=6"))
+    with pytest.raises(EngineError, match=r"chunk 3 \(clients \[3\]\) took longer than engine.timeout=2.0 s"):
+        problem.run(ray, TWO, "engine.chunks=6", "engine.timeout=2", strategy=hooked("fedavg", Hang(3, pids)))
+    (stuck,) = (int(p.name) for p in pids.iterdir())
+    wait_until_gone({stuck})
+    assert hashes(problem.run(ray, TWO, "engine.chunks=6", "engine.timeout=60")) == expected
+
+
+@dataclass(frozen=True)
+class Hang:
+    """One client never comes to an end; a file is named after its process."""
+
+    client: int
+    folder: Path
+
+    def __call__(self, job: Job) -> None:
+        if job.client == self.client:
+            (self.folder / str(os.getpid())).touch()
+            time.sleep(3600)
+
+
 @dataclass(frozen=True)
 class NotePid:
     """Leave a file named after the worker's process."""
@@ -232,7 +256,8 @@ def test_a_method_written_in_a_test_runs_on_both_engines(ray: str) -> None:
         strategy = Recorded(SignVote())
         result = classification().run("dtype=float64", *engine, strategy=strategy)
         runs.append((hashes(result), [int(k["rounds"]) if k else 0 for k in strategy.kept[-1]]))
-        moved = strategy.series("w")[0] - FlatModel(network(), torch.float64).w.numpy()
+        start = FlatModel(network(), torch.float64)
+        moved = strategy.series("w")[0] - start.layout.compact(start.w).numpy()
         assert set(abs(moved).round(12)) <= {0.0, 0.01}
         seen = [c for row in result.rows for c in row["cohort"]]
         assert runs[-1][1] == [seen.count(c) for c in range(6)]

@@ -56,19 +56,19 @@ class FullAfter:
 settings = ["strategy=fedspeed", "rounds=5", "checkpoint.every=2", "dir=run"]
 try:
     classification().run(*settings, callbacks=[FullAfter()])
-    told = ""
+    said = ""
 except CheckpointError as error:
-    told = str(error)
+    said = str(error)
 resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 result = classification().run(*settings)
-print("RESULT" + json.dumps([told, hashes(result), [row["round"] for row in result.rows]]))
+print("RESULT" + json.dumps([said, hashes(result), [row["round"] for row in result.rows]]))
 """
 
 
 def test_a_full_disk_stops_the_run_and_room_lets_it_go_on_to_the_same_bits(tmp_path: Path) -> None:
-    told, found, rounds = script(DISK, tmp_path)
-    assert told.startswith("the checkpoint of round 4 could not be written to run/checkpoint")
-    assert "round 2 is still there. Make room and type the same command again" in told
+    said, found, rounds = script(DISK, tmp_path)
+    assert said.startswith("the checkpoint of round 4 could not be written to run/checkpoint")
+    assert "round 2 is still there. Make room and type the same command again" in said
     assert rounds == [1, 2, 3, 4, 5]
     assert found == hashes(classification().run("strategy=fedspeed", "rounds=5"))
 
@@ -139,3 +139,104 @@ def test_a_node_lost_in_mid_round_costs_its_worker_and_no_bit(tmp_path: Path) ->
         assert lost
         plain = classification().run(f"strategy={name}", *overrides, "engine.chunks=3")
         assert bits == hashes(plain), name
+
+
+RELOAD = """
+import importlib, json, os, sys
+from pathlib import Path
+from problems import classification, hashes
+import mine
+
+def both():
+    engines = (["engine=serial"], ["engine=ray", "engine.workers=2"])
+    found = [hashes(classification().run(*engine, "rounds=2", loss=mine.loss)) for engine in engines]
+    pids = {p.name for p in Path("pids").iterdir()} - {str(os.getpid())}
+    for p in Path("pids").iterdir():
+        p.unlink()
+    return *found, pids
+
+Path("pids").mkdir()
+first, again = both(), both()
+Path("helper.py").write_text("SCALE = 0.125")
+importlib.reload(sys.modules["helper"])
+importlib.reload(mine)
+edited = both()
+print("RESULT" + json.dumps({
+    "serial": [runs[0] for runs in (first, again, edited)],
+    "ray": [runs[1] for runs in (first, again, edited)],
+    "used again": len(first[2] | again[2]) <= 2,
+    "renewed": len(edited[2]) > 0 and not edited[2] & (first[2] | again[2]),
+}))
+"""
+MINE = """
+import os
+from pathlib import Path
+from torch.nn.functional import cross_entropy
+from helper import SCALE
+
+def loss(output, y):
+    Path(FOLDER, str(os.getpid())).touch()
+    return SCALE * cross_entropy(output, y)
+"""
+
+
+@pytest.mark.slow
+def test_idle_workers_do_not_run_the_code_from_before_a_reload(tmp_path: Path) -> None:
+    (tmp_path / "helper.py").write_text("SCALE = 1.0")
+    (tmp_path / "mine.py").write_text(MINE.replace("FOLDER", repr(str(tmp_path / "pids"))))
+    found = script(RELOAD, tmp_path)
+    assert found["ray"] == found["serial"]
+    first, again, edited = found["serial"]
+    assert first == again != edited
+    assert found["used again"]
+    assert found["renewed"]
+
+
+ADDRESS = """
+import json, os, socket, sys, time
+from types import SimpleNamespace
+from fedsim.engine.ray import cluster
+from fedsim.errors import EngineError
+
+cluster.JOIN = 6.0  # s
+silent = socket.socket()  # takes calls and never answers
+silent.bind(("127.0.0.1", 0))
+silent.listen(100)
+free = socket.socket()
+free.bind(("127.0.0.1", 0))
+gone = "127.0.0.1:%d" % free.getsockname()[1]
+free.close()
+
+def refusal(address, warm=False):
+    config, start = SimpleNamespace(address=address, store_mb=0), time.monotonic()
+    try:
+        if warm:
+            cluster.warm_up(config)
+        cluster.connect(config)
+    except EngineError as error:
+        return str(error), time.monotonic() - start
+    return "joined", 0.0
+
+import ray  # takes seconds
+out = [refusal(gone), refusal("nonsense"), refusal("127.0.0.1:%d" % silent.getsockname()[1]), refusal(gone, warm=True)]
+cluster.shutdown()
+os.environ["RAY_ADDRESS"] = gone
+out.append(refusal(None))
+print("RESULT" + json.dumps([gone, out]), flush=True)
+"""
+
+
+def test_an_address_without_a_cluster_is_named_and_not_waited_for(tmp_path: Path) -> None:
+    """Nothing there, no address at all, something that never answers, tried in the background, from the environment."""
+    gone, out = script(ADDRESS, tmp_path)
+    texts = [text for text, _ in out]
+    for i in (0, 3):
+        assert texts[i].startswith(f"engine.address={gone}: no Ray cluster could be joined there (")
+        assert "refused" in texts[i]
+        assert texts[i].endswith(
+            "name one that runs, or set engine.address=null to start a Ray on this machine"
+        )
+    assert texts[1].startswith("engine.address=nonsense: ")
+    assert "(no answer in 6.0 s)" in texts[2]
+    assert texts[4].startswith(f"RAY_ADDRESS={gone}: ") and "unset RAY_ADDRESS" in texts[4]
+    assert all(seconds < 12 for _, seconds in out)

@@ -19,7 +19,7 @@ from torch import nn
 import strategies
 from clients.base import Client
 from fedsim.errors import ConfigError
-from fedsim.local.job import ClientLike
+from fedsim.local.client import ClientLike
 from fedsim.run import participants
 from fedsim.server.traits import StrategyLike, Traits, missing
 from strategies.base import Strategy

@@ -114,7 +114,7 @@ def golden_job(dtype: torch.dtype, batches: int = 3) -> tuple[Any, GivenJob, FRA
     models = {"model": Classifier(), "G": Generator(5, 4, 3), "R": RTNet(5, 4, 3)}
     for name, net in models.items():
         net.to(dtype).load_state_dict(named(z, f"before/{name}/"))
-        before[name] = FlatModel(net, dtype)
+        before[name] = FlatModel(net, dtype, aligned=name == "model")
     chosen = {"lr": 0.01, "lr_decay": 1, "momentum": 0.5, "weight_decay": 0, "clip_norm": "null"}
     local = typed(compose([f"client.{k}={v}" for k, v in chosen.items()]).client, ClientConfig)
     pairs = [(torch.tensor(z[f"x{i}"], dtype=dtype), torch.tensor(z[f"y{i}"])) for i in range(batches)]

@@ -213,7 +213,8 @@ def stacked(n: int) -> tuple[np.ndarray, Layout]:
     layout = FlatModel(network("bn"), torch.float64).layout
     g = torch.Generator().manual_seed(3)
     scale = torch.arange(1, n + 1, dtype=torch.float64)[:, None]
-    return (scale * torch.randn(n, layout.dim, generator=g, dtype=torch.float64)).numpy(), layout
+    rows = scale * torch.randn(n, layout.size, generator=g, dtype=torch.float64)
+    return layout.expand(rows).numpy(), layout
 
 
 @pytest.mark.parametrize("target", ["received", "row", "self"])

@@ -89,9 +89,9 @@ def test_a_whole_local_update_is_the_authors(dtype: torch.dtype, atol: float) ->
         "G": (
             job.message.arrays["generator"] + update.arrays["generator"],
             update.arrays["generator_buffers"],
-            FlatModel(Generator(5, 4, 3), dtype),
+            FlatModel(Generator(5, 4, 3), dtype, aligned=False),
         ),
-        "R": (state["rtnet"], state["rtnet/buffers"], FlatModel(RTNet(5, 4, 3), dtype)),
+        "R": (state["rtnet"], state["rtnet/buffers"], FlatModel(RTNet(5, 4, 3), dtype, aligned=False)),
     }
     for name, (w, buffers, net) in got.items():
         after = {k: v.numpy() for k, v in named(z, f"after/{name}/").items()}

@@ -29,9 +29,12 @@ RING = [[5, 1], [0, 2], [1, 3], [2, 4], [3, 5], [4, 0]]
 
 
 def peers_of(result: fedsim.RunResult) -> dict[str, Tensor]:
-    """The state that a run ended with."""
+    """The state that a run ended with; of models with one parameter ``x`` without padding."""
     newest = sorted((result.dir / "checkpoint").glob("round-*"))[-1]
-    return load_file(newest / "state.safetensors")
+    state = load_file(newest / "state.safetensors")
+    return (
+        {**state, "peers": state["peers"][:, : len(result.weights["x"])]} if "x" in result.weights else state
+    )
 
 
 def linear_peers(

@@ -33,8 +33,9 @@ def test_the_places_of_a_width_by_hand() -> None:
     sub, places = narrow(model, 0.4, torch.randn(2, 4))
     first = [*range(8), 20, 21]  # weight (5, 4), bias (5,)
     last = [25, 26, 30, 31, 35, 36, 40, 41, 42]  # weight (3, 5), bias (3,)
-    assert places.tolist() == first + last
-    torch.testing.assert_close(flat(sub), flat(model)[places])
+    layout = Layout(model)
+    assert places.tolist() == layout.compact(torch.arange(layout.dim))[first + last].tolist()
+    torch.testing.assert_close(flat(sub), layout.expand(flat(model))[places])
 
 
 @pytest.mark.parametrize("width", [0.5, 0.25, 1 / 16])
@@ -53,13 +54,14 @@ def test_a_submodel_computes_the_first_units(model: Any, width: float) -> None:
     size = 28 if isinstance(whole, CNN) else 32
     x = torch.randn(2, 1 if isinstance(whole, CNN) else 3, size, size)
     sub, places = narrow(whole, width, x)
-    assert len(places) == Layout(sub).dim == len(set(places.tolist()))
-    torch.testing.assert_close(flat(sub), flat(whole)[places])
+    assert len(places) == Layout(sub).size == len(set(places.tolist()))
+    torch.testing.assert_close(flat(sub), Layout(whole).expand(flat(whole))[places])
     assert sub(x).shape == whole(x).shape
     if not isinstance(whole, ResNet18):
-        kept = torch.zeros(Layout(whole).dim)
+        layout = Layout(whole)
+        kept = torch.zeros(layout.dim)
         kept[places] = flat(sub)
-        torch.nn.utils.vector_to_parameters(kept, whole.parameters())
+        torch.nn.utils.vector_to_parameters(layout.compact(kept), whole.parameters())
         torch.testing.assert_close(sub(x), whole(x), rtol=1e-4, atol=1e-5)
     assert forward_flops(sub, x) < 1.6 * width * forward_flops(model(), x)
 
@@ -88,7 +90,8 @@ def test_parameters_are_averaged_over_those_who_hold_them() -> None:
     result = problem.run("strategy=heterofl", HALF, *plain)
     member = Classes.of(_local(HALF), 4, 0, None).member
     assert sorted(member.tolist()) == [0, 0, 1, 1]
-    w = flat(network().double())
+    layout = Layout(network(), torch.float64)
+    w = layout.expand(flat(network().double()))
     total, count = torch.zeros_like(w), torch.zeros_like(w)
     for c, (x, y) in enumerate(clients):
         width = (1.0, 0.5)[member[c]]
@@ -99,7 +102,7 @@ def test_parameters_are_averaged_over_those_who_hold_them() -> None:
         gradient = torch.cat([p.grad.reshape(-1) for p in sub.parameters()])
         total[places] -= 0.1 * gradient
         count[places] += 1
-    expected = w + total / count
+    expected = layout.compact(w + total / count)
     got = torch.cat([result.weights[n].reshape(-1) for n, _ in network().named_parameters()])
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-14)
 

@@ -106,7 +106,7 @@ def test_an_interrupt_is_not_swallowed(tmp_path):
 
 @pytest.mark.parametrize(
     ("bad", "hint"),
-    [({"console": "plane"}, "did you mean 'plain'"), ({"wandb": "offlin"}, "did you mean 'offline'")],
+    [({"console": "plane"}, "nearest is 'plain'"), ({"wandb": "offlin"}, "nearest is 'offline'")],
 )
 def test_unknown_modes_name_the_nearest(bad, hint):
     with pytest.raises(ConfigError, match=hint):
