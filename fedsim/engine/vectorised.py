@@ -46,7 +46,10 @@ def obstacle(plan: Plan, model: FlatModel) -> str | None:
     name, layout = type(plan.client).__name__, model.layout
     # asked of the class first: an object that passes on what it lacks would answer for the client that it wraps
     if not hasattr(type(plan.client), "vectorisable") or not plan.client.vectorisable:
-        return f"{name} does not declare that its begin, step and finish are written over (..., d)"
+        return (
+            f"{name} does not declare that its begin and step are written over (..., d) for many clients "
+            "(`vectorisable = True` on the class)"
+        )
     if LocalPart.of(plan.buffers, layout, plan.client.keeps(layout)).spans:
         return f"clients keep weights of their own ({name}, buffers={plan.buffers})"
     if layout.buffer_dim:
@@ -63,8 +66,8 @@ def planned(plan: Plan, model: FlatModel) -> bool:
     why = obstacle(plan, model)
     if why is not None and plan.vectorize == "on":
         warnings.warn(
-            f"engine.vectorize=on: {type(plan.client).__name__} clients run one by one, since {why}; a class that may "
-            "run vectorised says `vectorisable = True`, and engine.vectorize=off says nothing",
+            f"engine.vectorize=on: {type(plan.client).__name__} clients run one by one, since {why}; "
+            "engine.vectorize=off computes the same without this warning",
             stacklevel=2,
         )
     return why is None

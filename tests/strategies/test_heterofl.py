@@ -123,6 +123,15 @@ def test_one_width_is_fedavg() -> None:
         torch.testing.assert_close(full.weights[name], value, rtol=0, atol=1e-6)
 
 
+def test_an_attack_on_the_data_reaches_the_sub_model() -> None:
+    settings = ("strategy=heterofl", "client.classes=[{share: 1, width: 1}]", "rounds=1")
+    every = classification(cohorts=[range(6)])
+    poisoned = classification(clients=[(x, 2 - y) for x, y in classes()], cohorts=[range(6)])
+    attacked = hashes(every.run(*settings, "attack=label_flip", "attack.fraction=1"))
+    assert attacked == hashes(poisoned.run(*settings))
+    assert attacked != hashes(every.run(*settings))
+
+
 def test_narrow_clients_send_less_and_are_faster(tmp_path: Path) -> None:
     """At 0.5: 3 of 5 hidden units, 27 of 43 parameters; (3*4 + 3*3) / (5*4 + 5*3) = 0.6 of the products."""
     (tmp_path / "fleet.csv").write_text("speed,down,up\n" + "1,1e9,1e9\n" * 6)

@@ -109,6 +109,15 @@ def test_dittos_personal_statistics_are_its_own():
     assert kept and all(not torch.equal(k["v/buffers"], strategy.states[-1]["buffers"]) for k in kept)
 
 
+def test_each_phase_begins_with_an_optimiser_at_rest():
+    """Adam's moments of Ditto's personal steps must not reach the shared model; FedRep's phases differ in size."""
+    problem = classification()
+    assert hashes(problem.run("strategy=ditto", "client=adam")) == hashes(problem.run("client=adam"))
+    run, _ = recorded("fedrep", problem, "client=adam", "rounds=1")
+    assert bool(torch.isfinite(run.states[0]["w"]).all())
+    assert not torch.equal(run.states[0]["w"], recorded("fedrep", problem, "rounds=1")[0].states[0]["w"])
+
+
 @pytest.mark.parametrize("name", ["fedper", "fedrep"])
 def test_heads_stay_with_their_clients(name):
     strategy, result = recorded(name, classification(), *MEASURED, "client.weight_decay=0")
