@@ -94,6 +94,10 @@ NAMES: Mapping[str, str] = {  # old dotted name: new dotted name
     "fedsim.topology.timing.Lognormal": "fedsim.topology.timing.LognormalTicks",
 }
 
+ADDED: Mapping[
+    str, Any
+] = {}  # settings that runs of before did not have, dotted, and the value by which nothing changes
+
 
 def now(name: str) -> str | None:
     """Today's dotted name of an old module, or of what was in one; ``None`` if ``name`` has not moved."""
@@ -148,6 +152,33 @@ def renamed(node: Any, rename: Callable[[str], str | None]) -> Any:
             for key, value in node.items()
         }
     return [renamed(value, rename) for value in node] if isinstance(node, list) else node
+
+
+def as_before(values: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Nested settings as a run of before would have recorded them; ``None`` if there can be no such run."""
+    old: dict[str, Any] = renamed(values, before)
+    for key, unchanged in ADDED.items():
+        section, name = _place(old, key)
+        if section.pop(name, unchanged) != unchanged:
+            return None
+    return old
+
+
+def as_today(recorded: Any) -> Any:
+    """Nested settings that a run of before recorded, with today's names of classes, and with what was added since."""
+    new = renamed(recorded, now)
+    for key, unchanged in ADDED.items():
+        section, name = _place(new, key)
+        section.setdefault(name, unchanged)
+    return new
+
+
+def _place(node: Any, key: str) -> tuple[dict[str, Any], str]:
+    """The section of nested settings that a dotted key lies in, and its name there; an empty one if there is none."""
+    *sections, name = key.split(".")
+    for section in sections:
+        node = node.get(section) if isinstance(node, dict) else None
+    return (node if isinstance(node, dict) else {}), name
 
 
 def _items(node: Any) -> list[tuple[str, Any]]:

@@ -13,7 +13,7 @@ from fedsim.config.check import validate
 from fedsim.config.moved import MODULES, NAMES, before, now, renamed
 from fedsim.errors import ConfigError
 
-OLD_TARGETS = (Path(__file__).parents[1] / "golden" / "old_targets.txt").read_text().split()
+OLD_TARGETS = (Path(__file__).parents[1] / "golden" / "old_runs" / "targets.txt").read_text().split()
 
 
 @pytest.mark.parametrize(
