@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -18,3 +19,18 @@ def __getattr__(name: str) -> Any:
 
         return getattr(api, name)
     raise AttributeError(f"module 'fedsim' has no attribute {name!r}")
+
+
+class _Moved:
+    """Asked last, for a module of ours that is not there: says where what had that name is today."""
+
+    @staticmethod
+    def find_spec(name: str, path: object = None, target: object = None) -> None:
+        """Raises ``ImportError`` for names of before."""
+        if name.startswith(("fedsim.", "clients.", "strategies.")):
+            from fedsim.config.moved import refuse
+
+            refuse(name)
+
+
+sys.meta_path.append(_Moved)
