@@ -60,7 +60,7 @@ def test_a_real_run_is_verified_and_resumed_by_the_same_command(tmp_path: Path) 
     assert unknown.returncode == 2 and "foo" in unknown.stderr and "Traceback" not in unknown.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_wheel_holds_the_configuration_tree(tmp_path: Path) -> None:
     if importlib.util.find_spec("hatchling") is None:
         pytest.skip("hatchling, the build backend, is not installed")
