@@ -43,9 +43,9 @@ bench: .venv/test.stamp
 
 # build/dist: the wheel and the source distribution; a run of what the wheel holds, from a folder of its own
 dist: .venv/test.stamp
-	rm -rf build/dist build/wheel
-	$(PIP) hatchling
-	$(BIN)/python -m hatchling build --directory build/dist
+	rm -rf build/dist build/wheel build/tools
+	$(PIP) --upgrade --target build/tools hatchling
+	PYTHONPATH=build/tools $(BIN)/python -m hatchling build --directory build/dist
 	$(BIN)/python -m pip install --quiet --no-deps --target build/wheel build/dist/*.whl
 	cd build/wheel && PYTHONPATH=. ../../$(BIN)/python -m fedsim.cli experiment=quickstart rounds=2 engine=serial resume=never
 
