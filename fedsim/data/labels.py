@@ -89,7 +89,9 @@ def _named(
     return [torch.from_numpy(np.searchsorted(known, p)) for p in flat], tuple(map(str, known))
 
 
-def _numbers(names: Sequence[str], parts: list[Tensor], rules: TargetRules) -> tuple[list[Tensor], tuple[str, ...]]:
+def _numbers(
+    names: Sequence[str], parts: list[Tensor], rules: TargetRules
+) -> tuple[list[Tensor], tuple[str, ...]]:
     for name, p in zip(names, parts, strict=True):
         if p.is_complex():
             raise DataError(f"{name}: targets are complex numbers; hand over real ones")
