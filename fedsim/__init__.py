@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from importlib.machinery import ModuleSpec
+from typing import TYPE_CHECKING, Any, cast
 
 __version__ = "0.1.0"
 __all__ = ["RunResult", "simulate"]
@@ -22,15 +23,16 @@ def __getattr__(name: str) -> Any:
 
 
 class _Moved:
-    """Asked last, for a module of ours that is not there: says where what had that name is today."""
+    """Asked last, for a module of ours that is not there: what had that name once is found at its place of today."""
 
     @staticmethod
-    def find_spec(name: str, path: object = None, target: object = None) -> None:
-        """Raises ``ImportError`` for names of before."""
-        if name.startswith(("fedsim.", "clients.", "strategies.")):
-            from fedsim.config.moved import refuse
+    def find_spec(name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        """How to import a name of before; it comes with a ``FutureWarning`` that says the new one."""
+        if not name.startswith(("fedsim.", "clients.", "strategies.")):
+            return None
+        from fedsim.config.moved import spec
 
-            refuse(name)
+        return spec(name)
 
 
-sys.meta_path.append(_Moved)
+sys.meta_path.append(cast(Any, _Moved))

@@ -5,8 +5,15 @@ The package's finder asks it where Python finds no module, and whoever reads con
 
 from __future__ import annotations
 
+import importlib
+import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any, cast
+
+from hydra.utils import get_object
 
 _ROOMS = {  # modules that moved under their own name: room, modules
     "cli": "launch sweep exits",
@@ -72,7 +79,7 @@ _ELSEWHERE = {
     ],
     "fedsim.engine.ray": [("fedsim.engine.ray.engine", "RayEngine")],
     "fedsim.evaluation": [("fedsim.server.clientmetrics", "over_clients")],
-    "fedsim.job": [("fedsim.local.client", "ClientLike")],
+    "fedsim.job": [("fedsim.local.interface", "ClientLike")],
     "fedsim.loop": [("fedsim.server.traits", "StrategyLike")],
     "fedsim.server": [("fedsim.server.exchanges", "Server")],
     "fedsim.settings": [("fedsim.run.key", "finished method_name run_dir run_key run_name")],
@@ -120,17 +127,42 @@ _OLD_NAMES = {new: old for old, new in NAMES.items()}
 _OLD_MODULES = {new: old for old, new in MODULES.items()}
 
 
-def refuse(name: str) -> None:
-    """Answer the import of an old module, or of a name from one, by its new place; else nothing happens.
+class Loader:
+    """Loads an old module, or a name of one, as what it is today, and says in a ``FutureWarning`` where that lies."""
 
-    Raises:
-        ImportError: ``fedsim.vectors is now fedsim.task.vectors; hash_tensors is now fedsim.rng.hash_tensors``.
-    """
-    if (place := now(name)) is None:
-        return
+    @staticmethod
+    def create_module(spec: ModuleSpec) -> None:
+        """Nothing special."""
+
+    @staticmethod
+    def exec_module(module: ModuleType) -> None:
+        """An old module looks each of its names up at its new place; an old name is the thing itself."""
+        name = module.__name__
+        warnings.warn(said(name), FutureWarning, stacklevel=2)
+        if name in NAMES:
+            sys.modules[name] = get_object(NAMES[name])
+        else:
+            module.__path__ = []
+            module.__getattr__ = lambda inner: _look_up(f"{name}.{inner}")  # type: ignore[method-assign]
+
+
+def spec(name: str) -> ModuleSpec | None:
+    """How Python imports an old name; ``None`` if ``name`` has not moved."""
+    return ModuleSpec(name, cast(Any, Loader)) if now(name) is not None else None
+
+
+def said(name: str) -> str:
+    """``fedsim.vectors is now fedsim.task.vectors; hash_tensors is now fedsim.rng.hash_tensors``."""
     inside = {old.rpartition(".")[2]: new for old, new in NAMES.items() if old.rpartition(".")[0] == name}
-    others = "".join(f"; {old} is now {new}" for old, new in inside.items())
-    raise ImportError(f"{name} is now {place}{others}", name=name)
+    return f"{name} is now {now(name)}" + "".join(f"; {old} is now {new}" for old, new in inside.items())
+
+
+def _look_up(name: str) -> Any:
+    """The thing that had this dotted name in an old module."""
+    if name.rpartition(".")[2].startswith("__"):
+        raise AttributeError(name)
+    place, _, last = str(now(name)).rpartition(".")
+    return getattr(importlib.import_module(place), last)
 
 
 def targets(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
