@@ -43,7 +43,7 @@ class Ask:
     state: Stamp | None  # the client's current state; None: it has none yet
     broadcast: Broadcast  # its fold names the arrays to send; how they are folded is the server's affair
     chunk: Chunk  # of this one client, without states
-    held: str = ""  # content of what the broadcast stands on, if that did not come along
+    held: str = ""  # content of what the broadcast relies on, if that did not come along
 
     @property
     def client(self) -> int:
@@ -60,7 +60,7 @@ class NodeAnswer:
     stateful: bool = False  # it made a new state, which lies at the node
     restarted: bool = False  # its state was gone: it began again from the initial one
     fatal: str = ""  # whatever the failure policy: the run must stop
-    lacks: bool = False  # nothing was done: what the message stands on is not there
+    lacks: bool = False  # nothing was done: what the message relies on is not there
 
 
 def shared_records(broadcast: Broadcast, layout: Layout, held: str = "") -> Records:
