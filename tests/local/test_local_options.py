@@ -9,18 +9,6 @@ from problems import classification, hashes
 from fedsim.errors import ConfigError
 
 
-@pytest.mark.parametrize("name", ["fedavg", "fedspeed", "scaffold", "fedcm", "fedprox", "fedsam", "fednova"])
-@pytest.mark.parametrize(
-    "options", [(), ("client.momentum=0.5", "client.clip_norm=0.3", "client.min_epochs=1")]
-)
-def test_a_vectorised_chunk_agrees_with_the_loop(name: str, options: tuple[str, ...]) -> None:
-    problem = classification(cohorts=[range(6)] * 3)
-    loop = problem.run(f"strategy={name}", "rounds=3", "dtype=float64", *options)
-    together = problem.run(f"strategy={name}", "rounds=3", "dtype=float64", "engine.vectorize=on", *options)
-    for k, v in loop.weights.items():
-        torch.testing.assert_close(together.weights[k], v, rtol=0, atol=1e-12)
-
-
 def test_chunks_really_run_vectorised_and_differ_by_rounding_at_most() -> None:
     loop, together = (classification().run("client.lr=0.5", f"engine.vectorize={v}") for v in ("off", "on"))
     assert hashes(loop) != hashes(together)
@@ -30,7 +18,9 @@ def test_chunks_really_run_vectorised_and_differ_by_rounding_at_most() -> None:
 
 def test_a_model_that_cannot_be_vectorised_runs_in_the_loop() -> None:
     problem = classification("bn", cohorts=[range(6)] * 2)
-    assert hashes(problem.run("rounds=2", "engine.vectorize=on")) == hashes(problem.run("rounds=2"))
+    with pytest.warns(UserWarning, match="the model has buffers"):
+        asked = hashes(problem.run("rounds=2", "engine.vectorize=on"))
+    assert asked == hashes(problem.run("rounds=2"))
 
 
 def test_bfloat16_forward_passes_stay_near_float32() -> None:
