@@ -82,7 +82,10 @@ def horizon(config: DictConfig) -> bool:
 
 def spans_run(method: Any) -> bool:
     """Whether a strategy (class, object, or a function that makes one) says that a schedule depends on ``rounds``."""
-    return bool(getattr(getattr(method, "traits", None), "horizon", False))
+    try:
+        return bool(method.traits.horizon)
+    except AttributeError:
+        return False  # not a strategy; building it will say what is wrong
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,8 @@ SCRIPT = """
 import os, sys, time
 import torch
 import fedsim
-from problems import QUIET, classes, hooked, network
+from hooks import hooked
+from problems import QUIET, classes, network
 
 def slow(job):
     time.sleep(float(os.environ["DELAY"]))

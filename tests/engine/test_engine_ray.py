@@ -102,7 +102,7 @@ def test_an_error_in_a_client_names_client_and_round_and_shows_the_traceback(ray
     text = str(caught.value)
     assert "client 4 failed in round 3" in text
     assert "Traceback" in text
-    assert "problems.py" in text
+    assert "hooks.py" in text
     assert "ValueError: client 4 has had enough" in text
     assert "failures.policy=skip" in text
 
