@@ -1,16 +1,33 @@
 # make run: install and run the main job.   make test: install and check everything.
+# make quick: before every commit, under 90 s.   make nightly: also what takes long, builds or downloads.
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+OLD := build/oldest
 
-.PHONY: run test lint format bench clean
+# the rooms of `make quick`, without their slow tests: no Ray, no Flower, no contracts of every strategy
+QUICK := tests/test_house.py tests/test_docs.py tests/test_readme.py $(addprefix tests/,config exchange local report sampling \
+	system task topology tracking)
+# what `make oldest` runs
+SMOKE := tests/test_readme.py $(addprefix tests/,config exchange run system task tracking)
+
+.PHONY: run quick test nightly lint format bench dist oldest clean
 
 run: .venv/run.stamp
 	$(BIN)/fedsim -m experiment=quickstart strategy=fedavg,fedspeed
 
+quick: .venv/test.stamp lint
+	$(BIN)/python -m mypy
+	$(PYTEST) -m "not slow and not nightly" $(QUICK)
+
 test: .venv/test.stamp lint
 	$(BIN)/python -m mypy
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(PYTEST)
+
+# trends, the notebook, the pages' command lines; then the built distributions and the oldest versions allowed
+nightly: test dist oldest
+	$(PYTEST) -m nightly
 
 lint: .venv/test.stamp
 	$(BIN)/python -m ruff check .
@@ -24,8 +41,26 @@ format: .venv/test.stamp
 bench: .venv/test.stamp
 	$(BIN)/python -m benchmarks.overhead
 
+# build/dist: the wheel and the source distribution; a run of what the wheel holds, from a folder of its own
+dist: .venv/test.stamp
+	rm -rf build/dist build/wheel build/tools
+	$(PIP) --upgrade --target build/tools hatchling
+	PYTHONPATH=build/tools $(BIN)/python -m hatchling build --directory build/dist
+	$(BIN)/python -m pip install --quiet --no-deps --target build/wheel build/dist/*.whl
+	cd build/wheel && PYTHONPATH=. ../../$(BIN)/python -m fedsim.cli experiment=quickstart rounds=2 engine=serial resume=never
+
+# the oldest versions that pyproject.toml allows, in a venv of their own
+oldest:
+	mkdir -p build
+	$(PYTHON) .ci/oldest.py > build/oldest.txt
+	test -x $(OLD)/bin/python || $(PYTHON) -m venv $(OLD)
+	$(OLD)/bin/python -m pip install --quiet --constraint build/oldest.txt --editable . pytest pytest-timeout hypothesis psutil pyarrow
+	$(OLD)/bin/python -m pip freeze --exclude-editable > build/oldest-installed.txt
+	$(OLD)/bin/python -m pytest -m "not slow and not nightly" $(SMOKE)
+	$(OLD)/bin/fedsim -m experiment=quickstart strategy=fedavg,fedspeed rounds=2 out=build/runs resume=never
+
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build
 
 # torch first and at its pin, so that no other package chooses it
 .venv/torch.stamp: constraints.txt

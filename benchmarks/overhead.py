@@ -31,9 +31,9 @@ def measure(name: str, workload: str, pairs: int, segment: int | None, extra: li
     processes, run = SIDES[name]
     work = scaled(WORKLOADS[workload], segment)
     with Bare(work, processes) as bare:
-        laps = Pairs(bare, work, pairs)
-        weights = run(extra, laps)
-        return laps.result(name, processes, weights)
+        timed = Pairs(bare, work, pairs)
+        weights = run(extra, timed)
+        return timed.result(name, processes, weights)
 
 
 def child(name: str, workload: str, args: argparse.Namespace) -> Result | None:

@@ -103,8 +103,8 @@ class FedProtoClient(SGDClient):
             labels.append(batch.y)
         job.meter.forward(len(data))
         near = job.score(torch.cat(logits), torch.cat(labels))
-        beside = {f"head/{k}": v for k, v in head.items() if k != "loss"}
-        return {**near, "loss": head["loss"], **beside}
+        by_head = {f"head/{k}": v for k, v in head.items() if k != "loss"}
+        return {**near, "loss": head["loss"], **by_head}
 
     def _start(self, job: Job) -> Tensor:
         w = job.start()

@@ -70,17 +70,17 @@ class PrivateHeadClient(SGDClient):
 
     def step(self, job: Job, w: Tensor, batch: Batch) -> Tensor:
         """One SGD step of all parts, from the features before it."""
-        dim, beside = job.layout.dim, list[Tensor]()
+        dim, private = job.layout.dim, list[Tensor]()
         own = w[dim:].detach().requires_grad_()
 
         def loss(output: Output, y: Tensor) -> Tensor:
             h, logits = output
             side = job.task.loss(self.private_logits(h.detach(), logits.detach(), job.head.of_vector(own)), y)
-            beside.extend(torch.autograd.grad(side, own))
+            private.extend(torch.autograd.grad(side, own))
             return self.shared_loss(job, h, logits, y) + side.detach()
 
         g = job.grad(w[:dim], batch, loss=loss, forward=self.forward)
-        return job.sgd(w, torch.cat([g, *beside]))
+        return job.sgd(w, torch.cat([g, *private]))
 
     def finish(self, job: Job, w: Tensor) -> Update:
         """Send the shared part's change, keep the private head."""

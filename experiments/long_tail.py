@@ -100,11 +100,11 @@ def markdown(frame: pd.DataFrame) -> str:
     for row in frame.to_dict("records"):
         cells = [row["method"], row["seeds"]]
         for kind in ("GM", "PM"):
-            told = not np.isnan(row[f"{kind} accuracy"])
+            known = not np.isnan(row[f"{kind} accuracy"])
             std = f" ± {row[f'{kind} std']:.1f}" if row["seeds"] > 1 else ""
-            cells.append(f"{row[f'{kind} accuracy']:.1f}{std}" if told else "-")
+            cells.append(f"{row[f'{kind} accuracy']:.1f}{std}" if known else "-")
             cells.append(
-                " / ".join(f"{row[f'{kind} {p}']:.1f}" for p in ("many", "medium", "few")) if told else "-"
+                " / ".join(f"{row[f'{kind} {p}']:.1f}" for p in ("many", "medium", "few")) if known else "-"
             )
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)

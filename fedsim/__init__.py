@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import sys
+from importlib.machinery import ModuleSpec
+from typing import TYPE_CHECKING, Any, cast
 
 __version__ = "0.1.0"
 __all__ = ["RunResult", "simulate"]
@@ -18,3 +20,19 @@ def __getattr__(name: str) -> Any:
 
         return getattr(api, name)
     raise AttributeError(f"module 'fedsim' has no attribute {name!r}")
+
+
+class _Moved:
+    """Asked last, for a module of ours that is not there: what had that name once is found at its place of today."""
+
+    @staticmethod
+    def find_spec(name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        """How to import a name of before; it comes with a ``FutureWarning`` that says the new one."""
+        if not name.startswith(("fedsim.", "clients.", "strategies.")):
+            return None
+        from fedsim.config.moved import spec
+
+        return spec(name)
+
+
+sys.meta_path.append(cast(Any, _Moved))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,9 +18,9 @@ from fedsim.data.federated import FederatedData
 from fedsim.engine.base import Engine
 from fedsim.run import participants, samples
 from fedsim.run.assembly import assemble, describe, start_engine
-from fedsim.run.folder import complete, enter, locked
+from fedsim.run.folder import adopt, complete, enter, locked
 from fedsim.run.given import Given
-from fedsim.run.key import run_dir, run_key, run_name
+from fedsim.run.key import marked, run_dir, run_key, run_name
 from fedsim.run.needs import check_task
 from fedsim.run.preparation import learning_task, load_data, settle
 from fedsim.run.summary import execute, summarise
@@ -130,11 +129,10 @@ def run(
     if fresh:
         stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 1_000_000_000:09d}"
         config.dir = str(Path(config.out) / config.name / f"{run_name(config)}-{stamp}")
-    folder, key = run_dir(config), run_key(config)
     mark = given.fingerprint() + (f"/{config.engine.name}" if engine is not None else "")
-    if mark:
-        key = hashlib.sha256(f"{key}/{mark}".encode()).hexdigest()
+    folder, key = run_dir(config), marked(run_key(config), mark)
     with locked(folder):
+        adopt(folder, config, mark)
         return _run(config, given, folder, key, engine, data)
 
 

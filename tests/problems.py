@@ -115,12 +115,19 @@ class Network(nn.Sequential):
         return self[-1]
 
 
-def network(kind: str = "tanh", features: int = 4, num_classes: int = 3) -> nn.Module:
-    """A smooth two-layer network: ``tanh``, or with BatchNorm (``bn``) or dropout (``dropout``) between."""
+class NaNAbove(nn.Module):
+    """Passes on what is below a million; the rest becomes NaN, as an overflow in a model would."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.where(x < 1e6, x, torch.nan)
+
+
+def network(kind: str = "tanh", features: int = 4, num_classes: int = 3, *first: nn.Module) -> nn.Module:
+    """A smooth two-layer network behind ``first``: ``tanh``, or with BatchNorm (``bn``) or dropout (``dropout``)."""
     extra: list[nn.Module] = {"tanh": [], "bn": [nn.BatchNorm1d(5)], "dropout": [nn.Dropout(0.5)]}[kind]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
-        return Network(nn.Linear(features, 5), *extra, nn.Tanh(), nn.Linear(5, num_classes))
+        return Network(*first, nn.Linear(features, 5), *extra, nn.Tanh(), nn.Linear(5, num_classes))
 
 
 def classification(kind: str = "tanh", **changes: Any) -> Problem:

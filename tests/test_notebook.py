@@ -23,7 +23,7 @@ def test_the_new_method_is_short():
     assert "(Client):" in method and len([line for line in method.splitlines() if line.strip()]) < 30
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(5 * SECONDS)
 def test_the_notebook_runs(tmp_path, monkeypatch):
     nbformat = pytest.importorskip("nbformat", reason="nbformat is not installed")

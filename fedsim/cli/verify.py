@@ -40,12 +40,12 @@ def verify(argv: Sequence[str]) -> int:
         config = _from_scratch(recorded_config, folder)
         validate(config)
         from fedsim.api import run
-        from fedsim.flower.replay import Reality, ReplayEngine
+        from fedsim.flower.replay import DeploymentRecord, ReplayEngine
 
         handed: dict[str, Any] = {}
-        if (reality := Reality.of(recorded_dir)) is not None:
-            whole = len(reality.cohorts) >= config.rounds
-            handed = {"engine": ReplayEngine(reality), "cohorts": reality.cohorts if whole else None}
+        if (record := DeploymentRecord.of(recorded_dir)) is not None:
+            whole = len(record.cohorts) >= config.rounds
+            handed = {"engine": ReplayEngine(record), "cohorts": record.cohorts if whole else None}
         again = _hashes(run(config, **handed).dir)
     for number, value in recorded.items():
         if again.get(number) != value:

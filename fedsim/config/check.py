@@ -14,6 +14,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from fedsim.config.moved import now, targets
 from fedsim.config.schema import ENGINES, EngineConfig, RunConfig
 from fedsim.errors import ConfigError, check_choice, hint
 
@@ -97,12 +98,15 @@ def validate(config: DictConfig) -> None:
             ``clients_per_round=30: must be between 1 and num_clients (20)``.
     """
     try:
-        OmegaConf.to_container(config, resolve=True)
+        values = OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
     _refuse_unknown(config, RunConfig, "")
     for key in sorted(OmegaConf.missing_keys(config)):
         raise ConfigError(f"{key}: has no value; add {key}=VALUE")
+    for key, target in targets(values):
+        if (place := now(target)) is not None:
+            raise ConfigError(f"{key}={target}: this is now {place}; type {key}={place}")
     for key, allowed in CHOICES.items():
         if (value := OmegaConf.select(config, key)) is not None:
             check_choice(key, value, allowed)

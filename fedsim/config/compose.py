@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from fedsim.config.explain import explain
+from fedsim.config.moved import as_today
 from fedsim.config.schema import ENGINES, EngineConfig, RunConfig
 from fedsim.config.tree import config_loader
 from fedsim.errors import ConfigError
@@ -42,13 +43,13 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
 
 
 def load(path: Path) -> DictConfig:
-    """Read a run's ``config.yaml`` back into its types.
+    """Read a run's ``config.yaml`` back into its types; what a run of before recorded, as of today.
 
     Raises:
         ConfigError: if the file is missing or holds a key or value that no run can have.
     """
     try:
-        return typed(cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(path))))
+        return typed(as_today(OmegaConf.to_container(OmegaConf.load(path))))
     except (OSError, OmegaConfBaseException, AttributeError, TypeError) as error:
         raise ConfigError(f"{path}: not a run's configuration: {str(error).splitlines()[0]}") from error
 

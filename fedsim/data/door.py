@@ -20,6 +20,7 @@ from torch import Tensor
 from fedsim.data.containers import Part
 from fedsim.data.dataset import Dataset, Samples
 from fedsim.data.labels import FEW, TargetRules, as_names, targets
+from fedsim.data.local import LocalData
 from fedsim.data.shards import Shards
 from fedsim.errors import ConfigError, DataError
 
@@ -118,6 +119,17 @@ def refuse_nonfinite(name: str, x: Tensor, columns: Sequence[str] = ()) -> None:
     row = _first_nonfinite(x)
     if row is not None:
         _refuse(f"{name}, row {row}", x, row, columns)
+
+
+def remedy(data: LocalData) -> str:
+    """What to do about a client whose update is not finite: its targets may be the cause, where a loss takes floats."""
+    y = data.samples.y
+    if y.is_floating_point():
+        bad = ~torch.isfinite(y[data.index.to(y.device)])
+        if bool(bad.any()):
+            row = int(bad.reshape(len(bad), -1).any(1).nonzero()[0])
+            return f"the target of its row {row} is NaN or infinite: fill or drop it, or let the loss leave it out"
+    return "a smaller client.lr may help"
 
 
 def _refuse(whose: str, x: Tensor, row: int, columns: Sequence[str] = ()) -> NoReturn:

@@ -7,7 +7,8 @@ The rules are the same for all sources. Without a loss of one's own (cross entro
 * -100 (cross entropy's mark for "ignore") is refused in (n,): drop such rows. In sequences (n, T) it stays.
 * floats (n, C) whose rows are probabilities stay; other floats are numbers to be predicted, and need a loss.
 
-With a loss of one's own numbers keep their values, since only that loss knows what they mean.
+With a loss of one's own numbers keep their values, since only that loss knows what they mean: NaN too, which is named
+in the log, since a loss may leave missing targets out.
 """
 
 from __future__ import annotations
@@ -89,13 +90,17 @@ def _named(
     return [torch.from_numpy(np.searchsorted(known, p)) for p in flat], tuple(map(str, known))
 
 
-def _numbers(names: Sequence[str], parts: list[Tensor], rules: TargetRules) -> tuple[list[Tensor], tuple[str, ...]]:
+def _numbers(
+    names: Sequence[str], parts: list[Tensor], rules: TargetRules
+) -> tuple[list[Tensor], tuple[str, ...]]:
     for name, p in zip(names, parts, strict=True):
         if p.is_complex():
             raise DataError(f"{name}: targets are complex numbers; hand over real ones")
         if p.is_floating_point() and not torch.isfinite(p.sum()) and not bool(torch.isfinite(p).all()):
             row = _first(~torch.isfinite(p))
-            raise DataError(f"{name}, row {row}: the target is {_shown(p[row])}; fill or drop that row")
+            if not rules.own_loss:
+                raise DataError(f"{name}, row {row}: the target is {_shown(p[row])}; fill or drop that row")
+            log.warning("%s, row %d: the target is %s; the loss must leave it out", name, row, _shown(p[row]))
     if not rules.own_loss:
         parts = [p.reshape(-1) if p.shape[1:] == (1,) else p for p in parts]
     if any(p.is_floating_point() for p in parts):

@@ -44,8 +44,7 @@ def obstacle(plan: Plan, model: FlatModel) -> str | None:
     """Why the clients of a run cannot be vectorised, or ``None``: a rule not declared so, weights or statistics of a
     client's own, averaged statistics, dropout (whose draws per client cannot be those of the loop), Adam."""
     name, layout = type(plan.client).__name__, model.layout
-    # asked of the class first: an object that passes on what it lacks would answer for the client that it wraps
-    if not hasattr(type(plan.client), "vectorisable") or not plan.client.vectorisable:
+    if not plan.client.vectorisable:
         return (
             f"{name} does not declare that its begin and step are written over (..., d) for many clients "
             "(`vectorisable = True` on the class)"

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedsim.data.door import remedy
 from fedsim.data.local import LocalData
 from fedsim.engine import vectorised
 from fedsim.engine.assignments import Broadcast, Chunk, ChunkResult, Plan
@@ -141,7 +142,7 @@ class Worker:
         outcome.bytes_up = sent_bytes(payload, self.model.layout)
         if (bad := _not_finite(payload, update)) is not None:
             outcome.kind = "nonfinite"
-            outcome.reason = f"non-finite values in {bad}; a smaller client.lr may help"
+            outcome.reason = f"non-finite values in {bad}; {remedy(job.data)}"
             return None
         folder.add(payload.arrays, float(update.weight))
         return _new_state(job, update)

@@ -6,7 +6,7 @@ whose padding is all zero. Any other array travels as it is, so nothing is ever 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from torch import Tensor
 
@@ -14,7 +14,7 @@ from fedsim.errors import ClientError
 from fedsim.exchange.payload import Payload
 from fedsim.task.layout import Layout
 
-Packed = dict[str, list[str]]  # kind of vector to the names of those packed
+Packed = dict[str, str]  # names of what was packed to its kind: ``w`` or ``b``, see ``Layout.vectors``
 
 
 def pack(arrays: Mapping[str, Tensor], layout: Layout | None) -> tuple[dict[str, Tensor], Packed]:
@@ -24,30 +24,25 @@ def pack(arrays: Mapping[str, Tensor], layout: Layout | None) -> tuple[dict[str,
         return out, packed
     for name, array in arrays.items():
         if kind := _kind(array, layout):
-            out[name] = layout.vectors[kind].compact(array)
-            packed.setdefault(kind, []).append(name)
+            out[name], packed[name] = layout.vectors[kind].compact(array), kind
     return out, packed
 
 
-def unpack(
-    arrays: Mapping[str, Tensor], packed: Mapping[str, Sequence[str]], layout: Layout
-) -> dict[str, Tensor]:
+def unpack(arrays: Mapping[str, Tensor], packed: Mapping[str, str], layout: Layout) -> dict[str, Tensor]:
     """The inverse of :func:`pack`.
 
     Raises:
         ClientError: naming what cannot have been packed under this layout.
     """
     out = dict(arrays)
-    for kind, names in packed.items():
-        for name in names:
-            slots, array = layout.vectors.get(kind), out.get(name)
-            if slots is None or array is None or not array.dim() or array.shape[-1] != slots.size:
-                shape = "nothing" if array is None else tuple(array.shape)
-                raise ClientError(
-                    f"array '{name}': {shape} is no packed vector of '{kind}'; expected (..., "
-                    f"{'?' if slots is None else slots.size}). Do both sides have the same model and version?"
-                )
-            out[name] = slots.expand(array)
+    for name, kind in packed.items():
+        slots, array = layout.vectors.get(kind), arrays[name]
+        if slots is None or not array.dim() or array.shape[-1] != slots.size:
+            raise ClientError(
+                f"array '{name}': {tuple(array.shape)} is no packed vector of kind '{kind}'; expected (..., "
+                f"{'?' if slots is None else slots.size}). Do both sides have the same model and version?"
+            )
+        out[name] = slots.expand(array)
     return out
 
 
@@ -70,5 +65,5 @@ def _padding(t: Tensor, layout: Layout) -> int:
 
 
 def _kind(t: Tensor, layout: Layout) -> str:
-    """``w`` or ``buffers`` for a vector that has padding to leave out, else nothing."""
+    """The kind of a vector that has padding to leave out, else nothing."""
     return next((k for k, slots in layout.vectors.items() if slots.padded and slots.holds(t)), "")

@@ -69,7 +69,7 @@ class Message:
     standing: Payload | None = None
     rows: Mapping[str, Tensor] = field(default_factory=dict)
     owners: Sequence[int] = ()  # of the rows, once the message is addressed
-    keep: bool = False  # its receivers keep the shared part: later messages may stand on it
+    keep: bool = False  # its receivers keep the shared part: later messages may rely on it
 
     def addressed(self, clients: Sequence[int], without: Sequence[str] = ()) -> Message:
         """The message with its rows assigned to ``clients``, ascending; rows named in ``without`` are left out."""

@@ -22,7 +22,7 @@ GRACE = 60.0  # seconds that a message lives beyond the deadline
 class GridExchange:
     """``content(client, whole)`` is what a client receives; ``answer(client)`` waits for what it sends.
 
-    The message is ``whole`` once the client said that it has not what the message stands on.
+    The message is ``whole`` once the client said that it has not what the message relies on.
     """
 
     grid: Grid

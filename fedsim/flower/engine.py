@@ -107,7 +107,7 @@ class FlowerEngine:
             yield self._fold(broadcast, chunk, exchange, number)
 
     def _shared(self, broadcast: Broadcast, layout: Layout) -> Records:
-        """What goes to clients that hold what the broadcast stands on: the same object as long as it says the same."""
+        """What goes to clients that hold what the broadcast relies on: the same object as long as it says the same."""
         if broadcast.standing is None:
             return shared_records(broadcast, layout)
         if broadcast.standing is not self._standing[0]:

@@ -18,7 +18,7 @@ Place = tuple[int, int, int]  # round from 0, exchange in the round, client
 
 
 @dataclass
-class Reality:
+class DeploymentRecord:
     """What happened in a deployment that its configuration does not say."""
 
     cohorts: list[list[int]]
@@ -26,7 +26,7 @@ class Reality:
     restarted: set[Place] = field(default_factory=set)  # the node had lost the client's state
 
     @staticmethod
-    def of(folder: Path) -> Reality | None:
+    def of(folder: Path) -> DeploymentRecord | None:
         """Read the record of a deployment; None if ``folder`` holds a simulation.
 
         Raises:
@@ -39,7 +39,7 @@ class Reality:
                 f"{folder}: the nodes of this deployment brought their own data; to compute it again, hand them over: "
                 "fedsim.simulate(..., clients=[...], cohorts=[...])"
             )
-        out = Reality([row["cohort"] for row in read_rows(folder / "metrics.jsonl")])
+        out = DeploymentRecord([row["cohort"] for row in read_rows(folder / "metrics.jsonl")])
         for row in read_rows(folder / "nodes.jsonl"):
             out._take(row)
         return out
@@ -56,11 +56,11 @@ class Reality:
 
 
 class ReplayEngine(SerialEngine):
-    """The serial engine, with what happened in reality put in."""
+    """The serial engine, with what happened in the deployment put in."""
 
-    def __init__(self, reality: Reality) -> None:
+    def __init__(self, record: DeploymentRecord) -> None:
         super().__init__()
-        self._reality = reality
+        self._record = record
         self._round, self._exchange = -1, -1
 
     def map(
@@ -78,11 +78,11 @@ class ReplayEngine(SerialEngine):
             yield self._with_absent(chunk, result, where)
 
     def _present(self, chunk: Chunk, where: tuple[int, int]) -> Chunk:
-        here = [c for c in chunk.clients if (*where, c) not in self._reality.absent]
-        kept = {c: s for c, s in chunk.states.items() if (*where, c) not in self._reality.restarted}
+        here = [c for c in chunk.clients if (*where, c) not in self._record.absent]
+        kept = {c: s for c, s in chunk.states.items() if (*where, c) not in self._record.restarted}
         return replace(chunk, clients=here, states=kept)
 
     def _with_absent(self, chunk: Chunk, result: ChunkResult, where: tuple[int, int]) -> ChunkResult:
-        came, absent = {o.client: o for o in result.outcomes}, self._reality.absent
+        came, absent = {o.client: o for o in result.outcomes}, self._record.absent
         outcomes = [came.get(c) or Outcome(c, "dropped", reason=absent[(*where, c)]) for c in chunk.clients]
         return replace(result, outcomes=outcomes)

@@ -99,7 +99,7 @@ class Site:
         try:
             update = Single(broadcast.fold)
             result = self.worker.run(broadcast, chunk, update)
-        except ClientError as error:  # it wrote to what it was lent: no policy excuses that
+        except ClientError as error:  # it wrote to what is read-only: no policy excuses that
             return NodeAnswer(absent(ask.client, "failed", str(error)).outcome, fatal=str(error))
         outcome, new = result.outcomes[0], result.states.get(ask.client)
         outcome.bytes_down += sent_bytes(came, layout) if came is not None else 0
@@ -111,9 +111,9 @@ class Site:
         return NodeAnswer(outcome, update.arrays, stateful=new is not None, restarted=restarted)
 
     def _lacking(self, ask: Ask) -> NodeAnswer:
-        """Nothing is done; the server sends the message again, with what it stands on."""
+        """Nothing is done; the server sends the message again, with what it relies on."""
         own, layout = ask.chunk.part(ask.client), self.worker.model.layout
-        answer = absent(ask.client, "failed", "this node has not what the message stands on")
+        answer = absent(ask.client, "failed", "this node has not what the message relies on")
         answer.outcome.bytes_down = sent_bytes(ask.broadcast.payload, layout) + (
             sent_bytes(own, layout) if own else 0
         )

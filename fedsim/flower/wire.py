@@ -4,8 +4,8 @@ the padding of flat vectors stays behind.
 A message is one client's part of an exchange: all that ``Broadcast`` and ``Chunk`` hold for it, field by field, so that
 what is added to them travels too. Only client states do not: their stamp does.
 
-A plain value stands in the record of its message. A payload is a record of arrays under its own name and records of
-plain values, ``<name>.values`` and, where vectors were packed, ``<name>.packed``. Whether a field of a chunk holds
+A plain value stands in the record of its message. A payload is a record of arrays under its own name and one of plain
+values, ``<name>.values``; a letter before an array's name says how it was packed. Whether a field of a chunk holds
 something of each client's own (``each``) or arrays with a row per client (``row``) is said by the field itself (see
 ``Chunk``), and travels as a tag.
 """
@@ -30,6 +30,7 @@ from fedsim.task.layout import Layout
 Records = dict[str, ArrayRecord | MetricRecord | ConfigRecord]
 Stamp = tuple[int, int]  # round and exchange in which a client's state was made
 WIRE = 3  # of this format: both sides must speak the same
+AS_IS = "="  # before the name of an array that is not packed
 Plain = bool | int | float | str
 
 
@@ -42,7 +43,7 @@ class Ask:
     state: Stamp | None  # the client's current state; None: it has none yet
     broadcast: Broadcast  # its fold names the arrays to send; how they are folded is the server's affair
     chunk: Chunk  # of this one client, without states
-    held: str = ""  # content of what the broadcast stands on, if that did not come along
+    held: str = ""  # content of what the broadcast relies on, if that did not come along
 
     @property
     def client(self) -> int:
@@ -59,7 +60,7 @@ class NodeAnswer:
     stateful: bool = False  # it made a new state, which lies at the node
     restarted: bool = False  # its state was gone: it began again from the initial one
     fatal: str = ""  # whatever the failure policy: the run must stop
-    lacks: bool = False  # nothing was done: what the message stands on is not there
+    lacks: bool = False  # nothing was done: what the message relies on is not there
 
 
 def shared_records(broadcast: Broadcast, layout: Layout, held: str = "") -> Records:
@@ -182,10 +183,10 @@ def _put(
     """``value`` under ``name``: a payload as records, a plain one among ``plain``; None and "" are left out."""
     if isinstance(value, Payload):
         arrays, packed = pack(value.arrays, layout)
-        held = {k: Array(t.detach().cpu().contiguous().numpy()) for k, t in arrays.items()}
+        held = {
+            packed.get(k, AS_IS) + k: Array(t.detach().cpu().contiguous().numpy()) for k, t in arrays.items()
+        }
         records[name], records[f"{name}.values"] = ArrayRecord(held), ConfigRecord(dict(value.values))
-        if packed:
-            records[f"{name}.packed"] = ConfigRecord(dict(packed))
     elif isinstance(value, Plain):
         if value != "":
             plain[name] = value
@@ -201,8 +202,9 @@ def _taken(content: RecordDict, name: str, layout: Layout) -> dict[str, Any]:
     for key, record in content.items():
         inner = key.removeprefix(f"{name}.")
         if key != inner and isinstance(record, ArrayRecord):
-            arrays = {k: a.numpy() for k, a in record.items()}
-            found = Payload.of(arrays, config_of(content, f"{key}.values"))
-            packed = config_of(content, f"{key}.packed") if f"{key}.packed" in content else {}
+            found = Payload.of(
+                {k[1:]: a.numpy() for k, a in record.items()}, config_of(content, f"{key}.values")
+            )
+            packed = {k[1:]: k[:1] for k in record if k[:1] != AS_IS}
             out[inner] = Payload(unpack(found.arrays, packed, layout), found.values)
     return out

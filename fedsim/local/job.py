@@ -50,7 +50,7 @@ class Job:
     state: Mapping[str, Tensor]
     source: FederatedData
     keep: dict[str, Tensor] = field(default_factory=dict)  # constants set in ``begin``: (..., d), or (..., 1)
-    metrics: dict[str, float] = field(default_factory=dict)  # reported beside the training loss
+    metrics: dict[str, float] = field(default_factory=dict)  # reported with the training loss
     purpose: str = "fit"
     most_steps: int | None = None  # the device's time allows no more
     local_part: LocalPart = field(default_factory=LocalPart)

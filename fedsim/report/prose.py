@@ -46,7 +46,7 @@ def facts(groups: Sequence[Group]) -> str:
     """A list of what all runs share: data, partition, model, scale, local training."""
     runs = _runs(groups)
 
-    def told(text: Any) -> str:
+    def common(text: Any) -> str:
         found = {text(run.config) for run in runs}
         return found.pop() if len(found) == 1 else "differs"
 
@@ -60,14 +60,14 @@ def facts(groups: Sequence[Group]) -> str:
         return f"{amount}, batches of {client.get('batch_size', '?')}, learning rate {client.get('lr', '?')}"
 
     items = {
-        "Data": told(lambda config: _part(config.get("data"))),
-        "Partition": told(lambda config: _part(config.get("partition"))),
-        "Model": told(lambda config: _part(config.get("model"))),
-        "Clients": told(
+        "Data": common(lambda config: _part(config.get("data"))),
+        "Partition": common(lambda config: _part(config.get("partition"))),
+        "Model": common(lambda config: _part(config.get("model"))),
+        "Clients": common(
             lambda c: f"{c.get('num_clients', '?')}, {c.get('clients_per_round', '?')} in a round"
         ),
-        "Rounds": told(lambda config: str(config.get("rounds", "?"))),
-        "Local training": told(local),
+        "Rounds": common(lambda config: str(config.get("rounds", "?"))),
+        "Local training": common(local),
     }
     return "<dl>" + "".join(f"<dt>{key}</dt><dd>{escape(text)}</dd>" for key, text in items.items()) + "</dl>"
 
@@ -162,10 +162,10 @@ def who(pairs: Sequence[tuple[Group, Run]], groups: int) -> str:
     """Which runs share something: ``seed 0 of all 3 methods``, or their names."""
     seeds = sorted({run.seed for _, run in pairs})
     labels = list(dict.fromkeys(group.label for group, _ in pairs))
-    told = f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}"
+    which = f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}"
     if len(labels) == groups > 1:
-        return f"{told} of all {groups} groups"
-    return f"{told} of {'; '.join(labels[:4])}{f' and {len(labels) - 4} more' if len(labels) > 4 else ''}"
+        return f"{which} of all {groups} groups"
+    return f"{which} of {'; '.join(labels[:4])}{f' and {len(labels) - 4} more' if len(labels) > 4 else ''}"
 
 
 def shown(folder: Path) -> str:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fedsim.config.moved import as_today
 from fedsim.config.roles import telling
 from fedsim.errors import FedsimError
 from fedsim.tracking.rows import from_json, read_rows
@@ -140,7 +141,7 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
 def _load(folder: Path) -> Run:
     from omegaconf import OmegaConf
 
-    config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=True)
+    config = as_today(OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=True))
     if not isinstance(config, dict):
         raise ValueError("config.yaml holds no mapping")
     end = folder / "summary.json"

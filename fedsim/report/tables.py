@@ -183,9 +183,9 @@ def _remarks(frame: pd.DataFrame, content: TextTable) -> list[str]:
     names = short_names(keys)
     lines = []
     for row, note in zip(frame.to_dict("records"), content.notes, strict=True):
-        told = (f"{names[k]}={short_value(k, row[k])}" for k in keys if row[k] is not None)
+        settings = (f"{names[k]}={short_value(k, row[k])}" for k in keys if row[k] is not None)
         if note:
-            lines.append(f"{', '.join([row['method'], *told])} (seeds {row['seeds']}): {note}")
+            lines.append(f"{', '.join([row['method'], *settings])} (seeds {row['seeds']}): {note}")
     return lines
 
 

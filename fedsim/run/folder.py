@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fedsim.config.compose import load
 from fedsim.errors import CheckpointError, ConfigError
-from fedsim.run.key import Finished, finished_in
+from fedsim.run.key import Finished, finished_in, key_before, marked, run_key
 from fedsim.server import checkpoint
 from fedsim.server.collusion import ATTACKERS
 
@@ -34,6 +34,20 @@ def locked(folder: Path) -> Iterator[None]:
                 f"{folder}: another process is writing this run; wait for it, or give dir=..."
             ) from None
         yield
+
+
+def adopt(folder: Path, config: DictConfig, mark: str) -> None:
+    """Give the checkpoint of this very run, left by a version of before, the key of today; others stay as they are."""
+    saved = checkpoint.latest(folder / "checkpoint")
+    try:
+        recorded = load(folder / "config.yaml") if saved is not None else None
+    except ConfigError:
+        return
+    if saved is None or recorded is None or run_key(recorded) != run_key(config):
+        return
+    old = key_before(recorded)
+    if old is not None and checkpoint.key_of(saved) == marked(old, mark):
+        checkpoint.change_key(saved, marked(run_key(config), mark))
 
 
 def complete(folder: Path, config: DictConfig, key: str) -> Finished | None:

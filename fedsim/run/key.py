@@ -13,6 +13,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from fedsim.config.compose import load, plain
+from fedsim.config.moved import as_before
 from fedsim.config.roles import telling
 from fedsim.errors import ConfigError
 
@@ -34,14 +35,31 @@ def run_key(config: DictConfig) -> str:
     return _digest(config, rounds=horizon(config))
 
 
+def marked(key: str, mark: str) -> str:
+    """The key of a run of which parts were handed over in Python; ``mark`` identifies them, empty if there are none."""
+    return hashlib.sha256(f"{key}/{mark}".encode()).hexdigest() if mark else key
+
+
 def run_name(config: DictConfig) -> str:
     """``<method>-s<seed>-<first 8 digits of the key>``, e.g. ``fedspeed-s0-1a2b3c4d``."""
     return _named(config, run_key(config))
 
 
 def run_dir(config: DictConfig) -> Path:
-    """Folder of the run: ``dir`` if set, else ``out/name/<run name>``."""
-    return Path(config.dir) if config.dir else Path(config.out) / config.name / run_name(config)
+    """Folder of the run: ``dir`` if set, else ``out/name/<run name>``, or where a version of before has begun it."""
+    if config.dir:
+        return Path(config.dir)
+    today, old = Path(config.out) / config.name / run_name(config), _folder_before(config)
+    return old if old is not None and old.is_dir() and not today.exists() else today
+
+
+def key_before(config: DictConfig) -> str | None:
+    """The key by which the version before the rooms, 0.1.0, knew this run; ``None`` if it could not have run it.
+
+    It named classes by their old places, and ``rounds`` was part of every run.
+    """
+    old = as_before(telling(plain(config)))
+    return None if old is None else _hash(old)
 
 
 def horizon(config: DictConfig) -> bool:
@@ -64,7 +82,10 @@ def horizon(config: DictConfig) -> bool:
 
 def spans_run(method: Any) -> bool:
     """Whether a strategy (class, object, or a function that makes one) says that a schedule depends on ``rounds``."""
-    return bool(getattr(getattr(method, "traits", None), "horizon", False))
+    try:
+        return bool(method.traits.horizon)
+    except AttributeError:
+        return False  # not a strategy; building it will say what is wrong
 
 
 @dataclass(frozen=True)
@@ -113,6 +134,13 @@ def _folders(config: DictConfig) -> Iterator[Path]:
         return
     for rounds in (False, True):
         yield Path(config.out) / config.name / _named(config, _digest(config, rounds=rounds))
+    if (old := _folder_before(config)) is not None:
+        yield old
+
+
+def _folder_before(config: DictConfig) -> Path | None:
+    key = key_before(config)
+    return None if key is None else Path(config.out) / config.name / _named(config, key)
 
 
 def _same(folder: Path, config: DictConfig) -> bool:
@@ -128,10 +156,14 @@ def _named(config: DictConfig, key: str) -> str:
 
 
 def _digest(config: DictConfig, *, rounds: bool) -> str:
-    values = _canonical(telling(plain(config)))
+    values = telling(plain(config))
     if not rounds:
         del values["rounds"]
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    return _hash(values)
+
+
+def _hash(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(_canonical(values), sort_keys=True).encode()).hexdigest()
 
 
 def _canonical(value: Any) -> Any:

@@ -114,6 +114,22 @@ def load(path: Path, key: str, layout: Layout | None = None) -> Checkpoint:
     return Checkpoint(meta["rounds"], state, meta["clients"], upgrade)
 
 
+def key_of(path: Path) -> str | None:
+    """The key of the run that a checkpoint belongs to; ``None`` if it cannot be read."""
+    try:
+        return str(json.loads((path / "checkpoint.json").read_text())["key"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def change_key(path: Path, key: str) -> None:
+    """Let a checkpoint belong to ``key``, in one step."""
+    meta = json.loads((path / "checkpoint.json").read_text())
+    temporary = path / "checkpoint.json.tmp"
+    temporary.write_text(json.dumps(meta | {"key": key}))
+    temporary.replace(path / "checkpoint.json")
+
+
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Contiguous tensors that share no memory, as the file format wants them."""
     seen: set[int] = set()

@@ -254,7 +254,11 @@ def read_table(path: Path) -> pd.DataFrame:
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as stored:
                 return pd.DataFrame(dict(stored))
-        return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+        return (
+            pd.read_parquet(path)
+            if path.suffix == ".parquet"
+            else pd.read_csv(path, float_precision="round_trip")
+        )
     except (OSError, ValueError, ImportError) as error:
         raise DataError(f"{path}: not a readable CSV, Parquet or NPZ table ({error})") from error
 

@@ -47,7 +47,7 @@ class Layout:
         ]
         step = max(1, slots.ALIGNMENT // (dtype or params[0][1].dtype).itemsize) if aligned else 1
         self.params, self.buffers = Slots(params, step, "parameter"), Slots(buffers, step, "buffer")
-        self.vectors = {"w": self.params, "buffers": self.buffers}  # by the names they have in messages
+        self.vectors = {"w": self.params, "b": self.buffers}  # by kind
         self.dim, self.size = self.params.dim, self.params.size
         self.buffer_dim, self.buffer_size = self.buffers.dim, self.buffers.size
         self.norm = _names_under(model, lambda m: isinstance(m, NORM_TYPES))

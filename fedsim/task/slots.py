@@ -16,9 +16,7 @@ from torch import Tensor
 
 from fedsim.errors import ConfigError
 
-ALIGNMENT = (
-    64  # bytes: a cache line, the width of the widest vector registers, and where torch's allocations start
-)
+ALIGNMENT = 64  # bytes: a cache line, the widest vector registers, and where torch's allocations start
 
 
 @dataclass(frozen=True)

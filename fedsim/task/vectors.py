@@ -82,9 +82,18 @@ class FlatModel:
         return Weights(self.w, self.buffers)
 
     def bind(self, w: Tensor) -> None:
-        """Point the parameters at ``w`` (d,)."""
+        """Point the parameters at ``w`` (d,).
+
+        Raises:
+            ClientError: if it has another length than the model's vectors.
+        """
         if w is self._bound:
             return
+        if w.shape != self.w.shape:
+            raise ClientError(
+                f"a vector of shape {tuple(w.shape)} for a model whose vectors are ({self.layout.dim},); "
+                f"layout.expand makes one of the {self.layout.size} numbers alone"
+            )
         self._bound, start = w, w.storage_offset()
         if not w.is_contiguous():
             self._bound, start, w = None, 0, w.contiguous()

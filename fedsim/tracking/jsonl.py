@@ -107,13 +107,13 @@ class _Lines:
 def truncate(path: Path, last_round: int) -> None:
     """Remove, in one atomic step, unreadable lines and rows of rounds after ``last_round`` (0: all rows).
 
-    Warns about unreadable lines other than a torn last one, and about rounds up to ``last_round`` that are
+    Warns about unreadable lines other than a cut-off last one, and about rounds up to ``last_round`` that are
     missing.
     """
     if last_round == 0 or not path.exists():
         _replace(path, [])
         return
-    torn: list[int] = []
+    unreadable: list[int] = []
     seen = number = 0
 
     def kept() -> Iterator[str]:
@@ -123,14 +123,14 @@ def truncate(path: Path, last_round: int) -> None:
                 try:
                     at = int(from_json(line)["round"])
                 except (ValueError, KeyError, TypeError):
-                    torn.append(number)
+                    unreadable.append(number)
                     continue
                 if at <= last_round:
                     seen = max(seen, at)
                     yield line.decode().rstrip("\n")
 
     _replace(path, kept())
-    if bad := [at for at in torn if at < number]:
+    if bad := [at for at in unreadable if at < number]:
         log.warning("%s: removed unreadable lines %s", path, bad)
     if path.name == "metrics.jsonl" and seen < last_round:
         log.warning("%s ends at round %d, but the run goes on after round %d", path, seen, last_round)

@@ -83,7 +83,7 @@ def from_json(line: str | bytes) -> dict[str, Any]:
 def read_rows(path: str | Path) -> list[dict[str, Any]]:
     """Rows of a ``.jsonl`` file, in file order.
 
-    A torn last line (the process was killed while writing) is left out. Raises ``DataError`` naming the
+    A cut-off last line (the process was killed while writing) is left out. Raises ``DataError`` naming the
     line if an earlier one is unreadable, and ``FileNotFoundError`` if there is no such file.
     """
     rows: list[dict[str, Any]] = []

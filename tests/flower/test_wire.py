@@ -185,7 +185,7 @@ def test_padding_does_not_travel_and_is_there_again() -> None:
 def test_what_another_layout_packed_is_refused_by_name() -> None:
     answer = answer_records(NodeAnswer(Outcome(5, "ok", 1.0), {"delta": flat(1.0)}), LAYOUT)
     with pytest.raises(
-        ClientError, match=r"array 'delta': \(8,\) is no packed vector of 'w'; expected \(\.\.\., 10\)"
+        ClientError, match=r"array 'delta': \(8,\) is no packed vector of kind 'w'; expected \(\.\.\., 10\)"
     ):
         read_answer(over_the_wire(answer), Layout(nn.Linear(4, 2)))
 

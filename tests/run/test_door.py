@@ -152,6 +152,28 @@ def test_whole_numbers_under_a_loss_of_ones_own_cost_no_memory_and_have_no_accur
     assert result.rows[-1]["loss"] == pytest.approx(float(squared(output, y)), rel=1e-5)
 
 
+def test_targets_that_are_nan_are_named_as_such(caplog: pytest.LogCaptureFixture) -> None:
+    """Under a loss of one's own: one that leaves them out trains as if they were not there; another is told why."""
+    first = [(x, x[:, :1].clone()) for x, _ in PLAIN]
+    gaps = [(x, y.clone()) for x, y in first]
+    gaps[2][1][1] = float("nan")
+
+    def masked(output: Tensor, y: Tensor) -> Tensor:
+        there = ~y.isnan()
+        return ((output - y.nan_to_num()).square() * there).sum() / there.sum()
+
+    fewer = [*first[:2], tuple(t[[0, 2]] for t in first[2]), *first[3:]]
+    whole = ("client.epochs=1", "client.batch_size=12", "strategy.weighting=uniform", "rounds=1")
+    found, same = (train(c, None, linear(1), *whole, loss=masked).weights for c in (gaps, fewer))
+    torch.testing.assert_close(found, same, rtol=1e-6, atol=1e-7)
+    assert "client 2, row 1: the target is not finite; the loss must leave it out" in caplog.text
+
+    row = train(gaps, None, linear(1), loss=F.mse_loss).rows[-1]
+    (failure,) = row["failures"]
+    assert failure["client"] == 2 and "the target of its row 1 is NaN or infinite" in failure["reason"]
+    assert "lr" not in failure["reason"]
+
+
 @pytest.mark.parametrize("squeezed", [False, True])
 def test_one_logit_is_measured_by_the_threshold(squeezed: bool) -> None:
     model = nn.Sequential(linear(1), nn.Flatten(0)) if squeezed else linear(1)

@@ -147,7 +147,7 @@ def test_a_round_fetches_states_as_its_chunks_are_sent() -> None:
 
     def look(job: Any) -> None:
         if job.client % 40 == 0:
-            peak.append(held(d))
+            peak.append(held(job.layout.dim))
 
     features = torch.zeros(1, 2500)
     clients = [(features + c / 1000, torch.tensor([c % 3])) for c in range(400)]

@@ -104,7 +104,8 @@ def test_one_minibatch_serves_both_gradients_of_a_step() -> None:
     moved = w - start
     expected = start + 2 * moved  # one client: mean(x_K) + hbar = x + moved + moved
 
-    problem = Problem(network(), [(x, y)], ("dtype=float64", "rounds=1", "clients_per_round=1", "seed=5"))
+    settings = ("dtype=float64", "client=fedspeed_paper", "rounds=1", "clients_per_round=1", "seed=5")
+    problem = Problem(network(), [(x, y)], settings)
     run, result = recorded("fedspeed", problem, "client.epochs=2", "client.batch_size=4")
     close(run.states[0]["w"], expected)
     table = result.per_client.set_index("metric").value

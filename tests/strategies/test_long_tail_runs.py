@@ -42,6 +42,7 @@ def test_the_experiments_table_reads_what_runs_wrote(tmp_path):
     assert (tmp_path / "picture.png").stat().st_size > 5000
 
 
+@pytest.mark.nightly
 def test_realigning_moves_accuracy_from_head_to_tail():
     """The specification's check in its direction, on few rounds: FedAvg's head on the long-tailed digits."""
     short = [

@@ -29,9 +29,8 @@ class Two(SGDClient):
         assert job.message.arrays["table"].shape == (1000,)
         update = super().fit(job)
         assert job.values["name"] == "standing"
-        return Update(
-            {"delta": update.arrays["delta"] + job.message.arrays["table"][:1]}, weight=update.weight
-        )
+        step = job.layout.expand(job.message.arrays["table"][: job.layout.size])
+        return Update({"delta": update.arrays["delta"] + step}, weight=update.weight)
 
 
 class Asking(FedAvg):

@@ -10,6 +10,7 @@ from problems import network
 from torch import nn
 from torch.nn import functional as F
 
+from fedsim.errors import ClientError
 from fedsim.rng import hash_tensors
 from fedsim.task import slots
 from fedsim.task.heads import Head, HeadSlots
@@ -140,6 +141,15 @@ def test_a_vector_whose_entries_do_not_lie_side_by_side_is_read_right() -> None:
         g, _ = model.grad(apart, x, y, F.cross_entropy)
         assert torch.equal(g, model.grad(model.w * factor, x, y, F.cross_entropy)[0])
         apart *= 2
+
+
+def test_a_vector_of_another_length_is_refused_even_if_more_memory_follows_it() -> None:
+    model, x, y = FlatModel(network()), torch.randn(6, 4), torch.arange(6) % 3
+    rows = torch.zeros(3, model.layout.size)
+    with pytest.raises(
+        ClientError, match=r"shape \(43,\) for a model whose vectors are \(80,\); layout.expand"
+    ):
+        model.grad(rows[0], x, y, F.cross_entropy)
 
 
 def test_heads_and_sub_models_find_their_places(monkeypatch: pytest.MonkeyPatch) -> None:
