@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from functools import cached_property
 
 import torch
@@ -72,7 +71,7 @@ class Resident:
                 f"the exchange asks for '{task}', but {type(self.client).__name__} has no such method"
             )
         self._seed_layers(key(job.seed, f"{job.purpose}/layers", job.round, job.client) >> 1)
-        with read_only([job]):
+        with ReadOnly([job]):
             self.client.prepare(job)
             return self.checked(job, method(job), task)
 
@@ -95,23 +94,27 @@ class Resident:
             torch.cuda.manual_seed(seed)
 
 
-@contextmanager
-def read_only(jobs: Iterable[Job]) -> Iterator[None]:
-    """Find out whether messages or states are written to meanwhile.
+class ReadOnly:
+    """Finds out whether messages or states of ``jobs`` are written to inside a ``with`` block.
 
     Raises:
-        ReadOnlyError: naming client, round and array, even where the client's code raised something else.
+        ReadOnlyError: at its end, naming client, round and array, even where the client's code raised something else.
     """
-    seen = [
-        (job, kind, name, tensor, tensor._version)
-        for job in jobs
-        for kind, arrays in (("message", job.message.arrays), ("state", job.state))
-        for name, tensor in arrays.items()
-    ]
-    try:
-        yield
-    finally:
-        for job, kind, name, tensor, version in seen:
+
+    def __init__(self, jobs: Iterable[Job]):
+        self._seen: list[tuple[Job, str, str, Tensor, int]] = []
+        seen = self._seen
+        for job in jobs:
+            for name, t in job.message.arrays.items():
+                seen.append((job, "message", name, t, t._version))
+            for name, t in job.state.items():
+                seen.append((job, "state", name, t, t._version))
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        for job, kind, name, tensor, version in self._seen:
             if tensor._version != version:
                 raise ReadOnlyError(
                     f"client {job.client} in round {job.round + 1}: its {kind} is read-only, but '{name}' was "

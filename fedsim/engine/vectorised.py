@@ -17,7 +17,7 @@ from torch.func import functional_call, grad_and_value, vmap
 
 from fedsim.data.local import Batch
 from fedsim.engine.assignments import Broadcast, Chunk, Plan
-from fedsim.engine.resident import Resident, read_only
+from fedsim.engine.resident import ReadOnly, Resident
 from fedsim.errors import ClientError
 from fedsim.exchange.payload import Payload, Update
 from fedsim.local.interface import Stepwise
@@ -154,7 +154,7 @@ def train(resident: Resident, broadcast: Broadcast, chunk: Chunk) -> dict[int, T
     """Updates of the chunk's clients that have steps to do, with the job each belongs to."""
     client = cast(Stepwise, resident.client)
     jobs = [resident.job(broadcast, chunk, c) for c in chunk.clients]
-    with read_only(jobs):
+    with ReadOnly(jobs):
         for job in jobs:
             client.prepare(job)
         jobs = sorted((j for j in jobs if j.num_steps), key=lambda j: -j.num_steps)
