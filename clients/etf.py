@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -18,6 +16,7 @@ from torch import Tensor
 
 from fedsim.errors import ArgumentError
 from fedsim.rng import numpy_rng
+from fedsim.task.threads import one_thread
 
 REDRAWS = 200  # masks drawn before the last one is repaired
 CLIP = 1e-5  # distance that cosines keep from -1 and 1 in the loss
@@ -37,7 +36,7 @@ def simplex_etf(num_classes: int, dim: int, seed: int = 0) -> Tensor:
             f"dim={dim}: {num_classes} classes need at least {num_classes} features; give a wider body"
         )
     draw = torch.from_numpy(numpy_rng(seed, "etf/frame").random((dim, num_classes)))
-    with _one_thread():
+    with one_thread():
         p: Tensor = torch.linalg.qr(draw)[0]
         return _centring(num_classes) @ p.T
 
@@ -93,7 +92,7 @@ def sparse_etf(
     w = w * kept
     if not w.any(dim=1).all():
         raise ArgumentError("start: a class has no entry on its support; every row must be nonzero there")
-    with _one_thread():
+    with one_thread():
         return _adam(w, kept, norm, steps) if solver == "adam" else _project(w, kept, norm, steps)
 
 
@@ -102,17 +101,6 @@ def etf_loss(weight: Any, norm: float) -> float:
     lengths, nearest, _ = _nearest(torch.as_tensor(weight, dtype=torch.float64))
     angles = torch.arccos(nearest.clamp(-1 + CLIP, 1 - CLIP))
     return float(((lengths - norm) ** 2).sum() - angles.mean())
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """The number of threads changes the bits of matrix products."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _centring(classes: int) -> Tensor:

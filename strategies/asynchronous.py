@@ -44,11 +44,11 @@ class Asynchronous(Strategy):
     @property
     def answers(self) -> int:
         """Answers that make a round."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define answers")
 
     def absorb(self, state: State, answer: Answer) -> State:
         """The next state after one answer."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define absorb(state, answer)")
 
     def scale(self, tau: int) -> float:
         """``s(tau)``."""

@@ -25,7 +25,7 @@ class Colluding(Attack):
 
     def collude(self, own: Tensor, honest: Tensor) -> Tensor:
         """What is sent (a, D) instead of ``own`` (a, D); ``honest`` is (h, D), a and h at least 1."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define collude(own, honest)")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,6 @@ from fedsim.report.runs import Group, Run, flatten, settings_of
 from fedsim.report.tables import html_table
 
 MAX_REASON = 200  # characters of a failure's reason
-MAX_OPEN_ROWS = 12  # longer lists of runs are folded away
 
 
 def title(groups: Sequence[Group]) -> str:

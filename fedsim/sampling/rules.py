@@ -57,7 +57,9 @@ class Sampler:
         measure: Measure | None = None,
     ) -> list[int]:
         """Up to ``count`` ids outside ``exclude``; ``measure`` gives losses of candidates, where that is possible."""
-        raise NotImplementedError
+        raise NotImplementedError(
+            f"{type(self).__name__} must define choose(population, count, rng, key, exclude, measure)"
+        )
 
 
 class Uniform(Sampler):

@@ -41,7 +41,18 @@ def plan(
     """Who will answer an exchange that starts now, and when; see ``Clock.plan``."""
     if clock.predicts:
         _try_out(clock, exchanger, inquiry)
-    return _plan(clock, exchanger, inquiry, number, wanted, traffic)
+    message, works, layout = inquiry.message, inquiry.works, exchanger.context.layout
+    size = sent_bytes(inquiry.broadcast.payload, layout) + row_bytes(message.rows, layout)
+    down = [size + (sent_bytes(message.each[c], layout) if c in message.each else 0) for c in works]
+    return clock.plan(
+        works,
+        down if traffic is None else traffic.received[list(works)],
+        None if traffic is None else traffic.sent[list(works)],
+        kind=inquiry.kind,
+        round=inquiry.broadcast.round,
+        number=number,
+        wanted=wanted,
+    )
 
 
 def settle(clock: Clock, schedule: Schedule, inquiry: Inquiry, outcomes: Sequence[Outcome]) -> list[Outcome]:
@@ -54,7 +65,7 @@ def settle(clock: Clock, schedule: Schedule, inquiry: Inquiry, outcomes: Sequenc
 def departures(clock: Clock, exchanger: Exchanger, inquiry: Inquiry, number: int) -> Iterator[Departure]:
     """What will become of each client of an exchange whose answers are not waited for."""
     _try_out(clock, exchanger, inquiry)
-    schedule = _plan(clock, exchanger, inquiry, number)
+    schedule = plan(clock, exchanger, inquiry, number)
     for i, client in enumerate(inquiry.clients):
         seconds = float(schedule.end[i])
         joules = schedule.energy(i, seconds, clock.fleet)
@@ -69,28 +80,6 @@ def departures(clock: Clock, exchanger: Exchanger, inquiry: Inquiry, number: int
             bytes_down=int(schedule.bytes_down[i]),
             battery=spent.battery,
         )
-
-
-def _plan(
-    clock: Clock,
-    exchanger: Exchanger,
-    inquiry: Inquiry,
-    number: int,
-    wanted: int | None = None,
-    traffic: Traffic | None = None,
-) -> Schedule:
-    message, works, layout = inquiry.message, inquiry.works, exchanger.context.layout
-    size = sent_bytes(inquiry.broadcast.payload, layout) + row_bytes(message.rows, layout)
-    down = [size + (sent_bytes(message.each[c], layout) if c in message.each else 0) for c in works]
-    return clock.plan(
-        works,
-        down if traffic is None else traffic.received[list(works)],
-        None if traffic is None else traffic.sent[list(works)],
-        kind=inquiry.kind,
-        round=inquiry.broadcast.round,
-        number=number,
-        wanted=wanted,
-    )
 
 
 def _try_out(clock: Clock, exchanger: Exchanger, inquiry: Inquiry) -> None:

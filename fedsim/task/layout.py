@@ -79,10 +79,6 @@ class Layout:
         """Parameters by name to one vector (d,); a missing or misshapen name is a ``ConfigError``."""
         return self.params.flatten(tensors, dtype)
 
-    def flatten_buffers(self, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
-        """Buffers by name to one vector (b,)."""
-        return self.buffers.flatten(tensors, dtype)
-
     def compact(self, w: Tensor) -> Tensor:
         """``w`` (..., d) without its padding, (..., size)."""
         return self.params.compact(w)

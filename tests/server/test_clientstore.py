@@ -8,26 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from states import state, value
 
 from fedsim.errors import CheckpointError
 from fedsim.server.clientstore import ClientStore
-
-
-def state(value: float, size: int = 4) -> dict[str, Tensor]:
-    return {"h": torch.full((size,), float(value)), "n": torch.tensor(int(value))}
-
-
-def value(kept: Any) -> float | None:
-    if not kept:
-        return None
-    assert set(kept) == {"h", "n"}
-    assert (kept["h"] == kept["h"][0]).all()
-    assert int(kept["n"]) == int(kept["h"][0])
-    return float(kept["h"][0])
 
 
 @pytest.fixture

@@ -12,24 +12,12 @@ import torch
 from hooks import Hooked
 from problems import classification, hashes, method
 from safetensors.torch import load_file, save_file
+from states import state, value
 from torch import Tensor
 
 from fedsim.errors import CheckpointError
 from fedsim.server import segments
 from fedsim.server.clientstore import ClientStore
-
-
-def state(value: float, size: int = 4) -> dict[str, Tensor]:
-    return {"h": torch.full((size,), float(value)), "n": torch.tensor(int(value))}
-
-
-def value(kept: Any) -> float | None:
-    if not kept:
-        return None
-    assert set(kept) == {"h", "n"}
-    assert (kept["h"] == kept["h"][0]).all()
-    assert int(kept["n"]) == int(kept["h"][0])
-    return float(kept["h"][0])
 
 
 def held(numel: int) -> int:
