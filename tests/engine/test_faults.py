@@ -84,7 +84,7 @@ print("RESULT" + json.dumps([hashes(problem.run("rounds=2", *engine)) for engine
 """
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_data_larger_than_the_object_store_are_no_obstacle(tmp_path: Path) -> None:
     serial, crowded = script(STORE, tmp_path)
     assert crowded == serial
