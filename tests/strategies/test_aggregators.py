@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -107,6 +108,33 @@ def test_bulyan_is_its_definition() -> None:
     s = u[picks]
     near = np.argsort(np.abs(s - np.median(s, axis=0)), axis=0)[:3]
     np.testing.assert_allclose(bulyan(u, f=2), np.take_along_axis(s, near, 0).mean(0), atol=1e-12)
+
+
+@pytest.mark.parametrize(("n", "f"), [(7, 1), (15, 3), (16, 3)])
+def test_garfields_bulyan_is_the_public_code(n: int, f: int) -> None:
+    """A plain loop; over n - f - 1 neighbours the picks differ for n = 15, 16, with the mean of the middle two for 16."""
+    u = np.random.default_rng(n).normal(size=(n, 25))
+
+    def loop(nearest: int, lower: bool) -> list[float]:
+        distance = [[math.dist(a, b) for b in u.tolist()] for a in u.tolist()]
+        score = [sum(sorted(row)[1 : nearest + 1]) for row in distance]
+        order = sorted(range(n), key=score.__getitem__)
+        picks = [[u[i] for i in order[k : n - f - 2]] for k in range(n - 2 * f - 2)]
+        means = [[sum(column) / len(part) for column in zip(*part, strict=True)] for part in picks]
+        out = []
+        for column in map(sorted, zip(*means, strict=True)):
+            low, high = column[(len(column) - 1) // 2], column[len(column) // 2]
+            centre = low if lower else (low + high) / 2
+            near = sorted(column, key=lambda v: abs(v - centre))[: len(column) - 2 * f]
+            out.append(sum(near) / len(near))
+        return out
+
+    found = bulyan(u, f=f, variant="garfield")
+    np.testing.assert_allclose(found, loop(n - f - 2, lower=True), rtol=0, atol=1e-12)
+    if n > 7:
+        assert np.abs(found - loop(n - f - 1, lower=True)).max() > 1e-3
+    if n == 16:
+        assert np.abs(found - loop(n - f - 2, lower=False)).max() > 1e-3
 
 
 # -- what all rules share -----------------------------------------------------------------------------------------
