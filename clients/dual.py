@@ -49,7 +49,7 @@ class DualClient(Client):
         return job.grad(w, batch)
 
     def step(self, job: Job, w: Tensor, batch: Batch) -> Tensor:
-        """Corrected descent; with ``client.clip_pull=split`` ``lamb x`` stays outside the clipping, as weight decay does."""
+        """Corrected descent; with ``client.clip_pull=split`` ``lamb x`` is not clipped, as weight decay is not."""
         return job.sgd.pulled(w, self.gradient(job, w, batch), job.keep["c"], self.lamb)
 
     def finish(self, job: Job, w: Tensor) -> Update:

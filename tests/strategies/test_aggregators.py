@@ -112,7 +112,7 @@ def test_bulyan_is_its_definition() -> None:
 
 @pytest.mark.parametrize(("n", "f"), [(7, 1), (15, 3), (16, 3)])
 def test_garfields_bulyan_is_the_public_code(n: int, f: int) -> None:
-    """A plain loop; over n - f - 1 neighbours the picks differ for n = 15, 16, with the mean of the middle two for 16."""
+    """A plain loop. Over n - f - 1 neighbours n = 15, 16 differ, with the mean of the middle two n = 16."""
     u = np.random.default_rng(n).normal(size=(n, 25))
 
     def loop(nearest: int, lower: bool) -> list[float]:
