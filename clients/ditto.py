@@ -28,12 +28,11 @@ class DittoClient(SGDClient):
         v = self._load(job)
         pull = job.anchor * -self.lam
         for batch in job.batches("personal"):
-            v = job.sgd(v, job.grad(v, batch), correction=pull, decay=self.lam)
+            v = job.sgd.pulled(v, job.grad(v, batch), pull, self.lam, whole=True)
         state = {"v": v.clone()}
         if len(job.model.buffers):
             state["v/buffers"] = job.model.buffers.clone()
-        job.metrics["personal/train_loss"] = job.report()["train_loss"]
-        job.restart()
+        job.end_phase("personal")
         return replace(super().fit(job), state=state)
 
     def evaluate(self, job: Job) -> Update:

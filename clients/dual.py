@@ -49,8 +49,8 @@ class DualClient(Client):
         return job.grad(w, batch)
 
     def step(self, job: Job, w: Tensor, batch: Batch) -> Tensor:
-        """Corrected descent; the prox term's ``lamb x`` stays outside the clipping, as weight decay does."""
-        return job.sgd(w, self.gradient(job, w, batch), correction=job.keep["c"], decay=self.lamb)
+        """Corrected descent; with ``client.clip_pull=split`` ``lamb x`` is not clipped, as weight decay is not."""
+        return job.sgd.pulled(w, self.gradient(job, w, batch), job.keep["c"], self.lamb)
 
     def finish(self, job: Job, w: Tensor) -> Update:
         """Send ``x_K - x``; store ``h + (x_K - x_start)``. What stays with the client is not averaged: no dual."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from clients.fednova import accumulated
 from clients.sam import sam_gradient
 from clients.sgd import SGDClient
 from fedsim.data.local import Batch
@@ -34,5 +35,9 @@ class FedCMClient(SGDClient):
         )
 
     def finish(self, job: Job, w: Tensor) -> Update:
-        """Also report the number of local steps, by which the server scales the next direction."""
-        return replace(super().finish(job, w), values={"steps": job.num_steps})
+        """Also report the number of local steps, by which the server scales the next direction.
+
+        With local momentum: how often a direction enters ``x_K``.
+        """
+        steps = accumulated(job.num_steps, job.local.momentum)
+        return replace(super().finish(job, w), values={"steps": steps})

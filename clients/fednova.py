@@ -29,7 +29,7 @@ class FedNovaClient(SGDClient):
         )
 
 
-def accumulated(steps: int, momentum: float) -> float:
+def accumulated(steps: float, momentum: float) -> float:
     """``|a_i|_1``: how often a local gradient enters ``x_K``; ``steps`` for plain SGD.
 
     With heavy-ball momentum m it is ``(K - m (1 - m^K) / (1 - m)) / (1 - m)`` (the paper's section 4.2).

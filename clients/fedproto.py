@@ -21,7 +21,10 @@ from fedsim.task.task import Task
 
 @dataclass(frozen=True, kw_only=True)
 class FedProtoClient(SGDClient):
-    """Adds ``lamb`` times the mean squared distance of features to their class's global prototype to the loss.
+    """Adds ``lamb`` times a distance of features to their class's global prototype to the loss.
+
+    ``pull=samples``: the squared distance of every sample, mean over samples and coordinates (the authors' code);
+    ``means``: that of the batch's class means, mean over coordinates and sum over classes (eq. 7).
 
     Sends the sums ``features`` (C, f) and counts ``n`` (C,) of its classes' features after training. ``personal``: the
     model, client state ``w`` (d,), stays with the client and is never averaged, as published.
@@ -29,6 +32,7 @@ class FedProtoClient(SGDClient):
 
     lamb: float
     personal: bool
+    pull: str = "samples"
 
     def setup(self, task: Task, layout: Layout) -> None:
         """Refuse a model without a representation."""
@@ -59,7 +63,10 @@ class FedProtoClient(SGDClient):
 
         def loss(output: tuple[Tensor, Tensor], y: Tensor) -> Tensor:
             z, logits = output
-            near = F.mse_loss(torch.where(here[:, None], z, means[y]), means[y])
+            if self.pull == "means":
+                near = class_mean_distance(z, y, means, known)
+            else:
+                near = F.mse_loss(torch.where(here[:, None], z, means[y]), means[y])
             return job.task.loss(logits, y) + self.lamb * near
 
         return job.sgd(w, job.grad(w, batch, loss=loss, forward=_both))
@@ -120,6 +127,17 @@ class FedProtoClient(SGDClient):
             counts = one_hot.sum(0) if counts is None else counts + one_hot.sum(0)
         assert sums is not None and counts is not None
         return sums, counts
+
+
+def class_mean_distance(z: Tensor, y: Tensor, means: Tensor, known: Tensor) -> Tensor:
+    """Eq. 7 on a batch: ``sum_c mean((mean of z of class c - means_c)^2)`` over its classes with a prototype.
+
+    ``z`` (B, f), ``y`` (B,), ``means`` (C, f), ``known`` (C,), 0 where there is no prototype.
+    """
+    one_hot = F.one_hot(y, len(means)).to(z)
+    counts = one_hot.sum(0)
+    own = one_hot.T @ z / counts.clamp(min=1)[:, None]
+    return (own - means).square().mean(1)[(counts > 0) & (known > 0)].sum()
 
 
 def _features(model: nn.Module, x: Tensor) -> Tensor:

@@ -24,5 +24,5 @@ class FedProxClient(SGDClient):
         return w
 
     def step(self, job: Job, w: Tensor, batch: Batch) -> Tensor:
-        """``mu x`` acts beside weight decay, outside the clipping."""
-        return job.sgd(w, job.grad(w, batch), correction=job.keep["pull"], decay=self.mu)
+        """One pulled step."""
+        return job.sgd.pulled(w, job.grad(w, batch), job.keep["pull"], self.mu)

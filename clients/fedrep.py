@@ -47,8 +47,7 @@ class FedRepClient(FedPerClient):
         for batch in job.batches("head", self.head_epochs):
             _step(job, w, batch, head)
         job.model.buffers.copy_(statistics)
-        job.metrics["head/train_loss"] = job.report()["train_loss"]
-        job.restart()
+        job.end_phase("head")
         for batch in job.batches():
             _step(job, w, batch, body)
         return self.finish(job, w)

@@ -14,7 +14,7 @@ from clients.geometry import ClassStatistics, Geometry
 from clients.noise import KeyedNoise
 from fedsim.data.local import Batch, LocalData
 
-FILLS = ("paper", "pool")
+FILLS = ("paper", "pool", "scripts")
 Noise = Callable[[int, Tensor, int], Tensor]  # (class, row numbers (k,), width) -> (k, width) normal numbers
 
 
@@ -51,19 +51,20 @@ def plan_rows(
     ``per_prototype`` rows around the prototype of every domain in ``present`` (Q, C) that has the class. Classes
     without geometry (``n[c] == 0``) get none.
 
-    ``fill=pool`` follows the authors' scripts: of these rows a random choice (by ``rng``) fills the class up to
-    ``total``; a class with ``total`` own rows or more keeps that many of them and gets none; one without own rows
-    takes the first ``total``.
+    ``fill=pool``: of these rows a random choice (by ``rng``) fills the class up to ``total``; one with ``total`` own
+    rows or more keeps that many of them and gets none; one without own rows takes the first ``total``. ``scripts`` does
+    the same with ``target`` rows around own ones in the pool, however many own rows there are, as the authors' scripts.
     """
     kept, label, source = [], list[Tensor](), list[Tensor]()
     for c in torch.nonzero(n > 0).flatten().tolist():
         own = torch.nonzero(y == c).flatten()
-        step1 = own[torch.arange(max(0, target - len(own))) % len(own)] if len(own) else own
+        around = target if fill == "scripts" else max(0, target - len(own))
+        step1 = own[torch.arange(around) % len(own)] if len(own) else own
         domains = torch.empty(0, dtype=torch.int64)
         if present is not None and per_prototype:
             domains = -1 - torch.nonzero(present[:, c]).flatten().repeat_interleave(per_prototype)
         rows = torch.cat((step1, domains))
-        if fill == "pool":
+        if fill != "paper":
             own, rows = _from_pool(own, rows, total, rng)
         kept.append(own)
         label.append(torch.full((len(rows),), c, dtype=torch.int64))

@@ -17,6 +17,11 @@ class GradientClient(SGDClient):
 
     vectorisable = True
 
+    def begin(self, job: Job, w: Tensor) -> Tensor:
+        """From the received model."""
+        job.sgd.demand_gradient_steps("FedSGD")
+        return w
+
     def finish(self, job: Job, w: Tensor) -> Update:
         """``(x_1 - x) / lr``."""
         update = super().finish(job, w)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from fedsim.data.local import Batch
 from fedsim.exchange.payload import Update
 from fedsim.local.job import Job
 from fedsim.system.cost import forward_flops
+from fedsim.task.heads import HeadSlots
 from fedsim.task.layout import Layout
 from fedsim.task.submodels import narrow
 from fedsim.task.task import Task
@@ -24,11 +25,13 @@ class HeteroFLClient(SGDClient):
     """Trains the sub-model that its message (d_sub,) belongs to; ``delta`` (d_sub,) goes back.
 
     ``scale``: outputs of hidden layers are divided by the width while training. ``mask``: logits of classes that the
-    client has no sample of are set to zero in the loss.
+    client has no sample of are set to zero in the loss. ``output_rows=classes``: the head's rows of those classes stay
+    as they were received, and ``classes`` (C,), 1 or 0, says which the client has.
     """
 
     scale: bool
     mask: bool
+    output_rows: str = "width"
     cache: dict[float, tuple[FlatModel, float]] = field(default_factory=dict, compare=False, repr=False)
 
     def __getstate__(self) -> dict[str, object]:
@@ -48,15 +51,33 @@ class HeteroFLClient(SGDClient):
         """Plain SGD; with ``mask`` on the masked loss."""
         if not self.mask:
             return super().step(job, w, batch)
-        if "mask" not in job.keep:
-            job.keep["mask"] = torch.unique(job.data.everything().y)
+        own = self._classes(job)
 
         def loss(output: Tensor, y: Tensor) -> Tensor:
             keep = torch.zeros(output.shape[-1], dtype=output.dtype, device=output.device)
-            keep[job.keep["mask"]] = 1
+            keep[own] = 1
             return job.task.loss(output * keep, y)
 
         return job.sgd(w, job.grad(w, batch, loss=loss))
+
+    def finish(self, job: Job, w: Tensor) -> Update:
+        """The sub-model's change, of the head only what the client's classes have learnt."""
+        update = super().finish(job, w)
+        if self.output_rows == "width":
+            return update
+        delta, head = update.arrays["delta"], HeadSlots.of(job.layout)
+        has = delta.new_zeros(head.shape[0])
+        has[self._classes(job)] = 1
+        for slot in filter(None, (head.weight, head.bias)):
+            delta[slot.span].view(len(has), -1).mul_(has[:, None])
+        return replace(update, arrays={"delta": delta, "classes": has})
+
+    @staticmethod
+    def _classes(job: Job) -> Tensor:
+        """Those that the client has samples of."""
+        if "mask" not in job.keep:
+            job.keep["mask"] = torch.unique(job.data.everything().y)
+        return job.keep["mask"]
 
     def _model(self, job: Job, width: float) -> tuple[FlatModel, float]:
         """The sub-model, and its flops as a share of the whole model's."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from clients.base import Client
+from clients.fednova import accumulated
 from fedsim.data.local import Batch
 from fedsim.exchange.payload import Update
 from fedsim.local.job import Job
@@ -19,7 +20,8 @@ class ScaffoldClient(Client):
     """Steps along ``g - c_i + c``. Client state: ``c`` (d,), its control variate c_i.
 
     ``option`` 1: ``c_i+`` is the gradient of the client's whole loss at ``x^t`` (one more pass over its data); 2:
-    ``c_i+ = c_i - c + (x^t - x_K) / (K lr)``, with the client's true K unless the message brings another.
+    ``c_i+ = c_i - c + (x^t - x_K) / (K lr)``, with the client's true K unless the message brings another. With local
+    momentum K is ``accumulated``: how often a direction enters ``x_K``, so that ``c_i+`` is a mean of gradients.
     """
 
     vectorisable = True
@@ -49,7 +51,8 @@ class ScaffoldClient(Client):
             delta = job.delta(w)
             steps = job.values.get("steps", job.num_steps)
             assert isinstance(steps, int | float)
-            change = delta / -(steps * job.lr) - job.message.arrays["c"]
+            work = accumulated(steps, job.local.momentum)
+            change = delta / -(work * job.lr) - job.message.arrays["c"]
         return Update(
             {"delta": delta, "c": change},
             weight=job.weight(self.weighting),

@@ -76,7 +76,7 @@ def measured(folder: Path, prefix: str | None, kind: str) -> list[float]:
 
 
 def table(folder: Path) -> pd.DataFrame:
-    """A row per variant: mean over seeds of the global and the personal accuracies, and their deviation over seeds."""
+    """A row per variant: mean over seeds of the global and the personal accuracies, and their sample deviation."""
     out = []
     for name, run, gm, pm in ROWS:
         folders = [f.parent for f in sorted(folder.glob(f"{run}-s*/summary.json"))]
@@ -86,7 +86,7 @@ def table(folder: Path) -> pd.DataFrame:
         for kind, prefix, title in (("", gm, "GM"), ("clients/", pm, "PM")):
             values = np.array([measured(f, prefix, kind) for f in folders])
             row |= {f"{title} {part.split('/')[0]}": v for part, v in zip(PARTS, values.mean(0), strict=True)}
-            row[f"{title} std"] = values[:, 0].std()
+            row[f"{title} std"] = values[:, 0].std(ddof=1) if len(folders) > 1 else 0.0
         out.append(row)
     return pd.DataFrame(out)
 
@@ -125,7 +125,7 @@ def draw(frame: pd.DataFrame, path: Path) -> None:
     left.set(
         yticks=places,
         yticklabels=names,
-        xlabel="accuracy, % (bar: deviation over seeds, their number in brackets)",
+        xlabel="accuracy, % (bar: sample deviation over seeds, their number in brackets)",
     )
     right.set(xlabel="GM accuracy by group of classes, %")
     for axes in (left, right):

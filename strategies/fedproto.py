@@ -26,13 +26,15 @@ class FedProto(FedAvg):
     A class's prototype is the mean over the cohort's samples of it, and stays until it is renewed. ``share``:
     ``prototypes`` alone, models are personal (the paper; measured as the mean over all clients' own models on the
     common test set, by the class of the nearest prototype, with the numbers of the models' own heads under ``head/``);
-    ``model`` averages the models besides, which gives one global model, measured by its head.
+    ``model`` averages the models besides, which gives one global model, measured by its head. ``pull``: of each
+    sample's features (``samples``), or of a batch's class means (``means``).
     """
 
     traits: ClassVar[Traits] = replace(FedAvg.traits, features=True, labels=True)
     statistics: ClassVar[frozenset[str]] = frozenset({"features", "n"})
     lamb: float
     share: str
+    pull: str = "samples"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -43,7 +45,9 @@ class FedProto(FedAvg):
         """SGD with the pull to prototypes."""
         check(self.lamb >= 0, "lamb", self.lamb, "the weight of the pull must not be negative")
         check(self.share in ("prototypes", "model"), "share", self.share, "choose prototypes or model")
-        return FedProtoClient(weighting=self.weighting, lamb=self.lamb, personal=self.share == "prototypes")
+        check(self.pull in ("samples", "means"), "pull", self.pull, "choose samples or means")
+        personal = self.share == "prototypes"
+        return FedProtoClient(weighting=self.weighting, lamb=self.lamb, personal=personal, pull=self.pull)
 
     @property
     def fold(self) -> Fold:  # type: ignore[override]

@@ -52,8 +52,8 @@ class GGEUR:
         per_prototype: rows around the class mean of every other domain.
         energy, scale, boost, jitter: see ``clients.geometry.class_geometry``; defaults as in the paper.
         coverage: see ``merge_statistics``.
-        fill: ``paper``, or ``pool`` of the authors' scripts with ``total`` rows per class (see ``plan_rows``).
-        total: read by ``fill=pool``.
+        fill: ``paper``; ``pool`` or ``scripts``: a random choice up to ``total`` rows per class (see ``plan_rows``).
+        total: read by these two.
         shape: ``global``; as controls ``own`` (each client's own covariance) and ``none`` (copies).
         refresh: whether late statistics renew the geometry that everybody uses; else they are only kept.
         redraw: new rows every round; else the same ones, as in the authors' code.

@@ -26,6 +26,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "client.autocast": ("bfloat16",),
     "client.classes_by": ("random", "speed"),
     "client.clip": ("direction", "loss", "full"),
+    "client.clip_pull": ("whole", "split"),
     "engine.name": tuple(ENGINES),
     "evaluation.clients_on": ("holdout", "domain"),
     "engine.device": ("auto", "cpu", "cuda"),

@@ -101,9 +101,16 @@ NAMES: Mapping[str, str] = {  # old dotted name: new dotted name
     "fedsim.topology.timing.Lognormal": "fedsim.topology.timing.LognormalTicks",
 }
 
-ADDED: Mapping[
-    str, Any
-] = {}  # settings that runs of before did not have, dotted, and the value by which nothing changes
+# Settings that runs of before did not have, dotted, and the value by which nothing changes
+ADDED: Mapping[str, Any] = {
+    "client.clip_pull": "whole",
+}
+# Options that runs of before did not have, by the class that takes them, and the value by which nothing changes
+OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "strategies.fedproto.FedProto": {"pull": "samples"},
+    "strategies.heterofl.HeteroFL": {"output_rows": "width"},
+    "strategies.moon.Moon": {"contrast": "turn"},
+}
 
 
 def now(name: str) -> str | None:
@@ -193,6 +200,9 @@ def as_before(values: Mapping[str, Any]) -> dict[str, Any] | None:
         section, name = _place(old, key)
         if section.pop(name, unchanged) != unchanged:
             return None
+    for part, options in _with_options(old):
+        if any(part.pop(name, unchanged) != unchanged for name, unchanged in options.items()):
+            return None
     return old
 
 
@@ -202,7 +212,18 @@ def as_today(recorded: Any) -> Any:
     for key, unchanged in ADDED.items():
         section, name = _place(new, key)
         section.setdefault(name, unchanged)
+    for part, options in _with_options(new):
+        for name, unchanged in options.items():
+            part.setdefault(name, unchanged)
     return new
+
+
+def _with_options(node: Any) -> Iterator[tuple[dict[str, Any], Mapping[str, Any]]]:
+    """Sections whose class takes options of ``OPTIONS``, at any depth, with those options."""
+    if isinstance(node, dict) and node.get("_target_") in OPTIONS:
+        yield node, OPTIONS[node["_target_"]]
+    for _, value in _items(node):
+        yield from _with_options(value)
 
 
 def _place(node: Any, key: str) -> tuple[dict[str, Any], str]:

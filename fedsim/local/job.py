@@ -136,6 +136,12 @@ class Job:
             self._anchor = w.clone()
         return w
 
+    def end_phase(self, name: str) -> None:
+        """Put this phase's loss and share of clipped steps aside, as metrics under ``name/``, and begin the next."""
+        found = self.report()
+        self.metrics |= {f"{name}/{k}": found[k] for k in ("train_loss", "clipped") if k in found}
+        self.restart()
+
     def restart(self) -> None:
         """Begin a second phase of local training: optimiser, losses and counted steps start anew, samples add up."""
         self.sgd.restart()

@@ -61,6 +61,18 @@ class LocalSteps:
             w.mul_(1 - self.lr * rate)
         return w.add_(g, alpha=-self.lr)
 
+    def pulled(self, w: Tensor, g: Tensor, fixed: Tensor, strength: float, *, whole: bool = False) -> Tensor:
+        """One local step along ``g + strength w + fixed``, the last two a pull to a point such as ``mu (w - x^t)``.
+
+        ``clip: direction`` bounds that sum. Under ``clip_pull: split``, unless the pull must stay ``whole``, it bounds
+        ``g + fixed``, and ``strength w`` acts beside the weight decay: weights longer than ``clip_norm / strength``
+        then shrink, whatever they are pulled to.
+        """
+        local = self.local
+        if local.clip_norm is None or local.clip != "direction" or (local.clip_pull == "split" and not whole):
+            return self(w, g, correction=fixed, decay=strength)
+        return self(w, g, correction=torch.add(fixed, w, alpha=strength))
+
     def demand_gradient_steps(self, who: str) -> None:
         """For rules that read gradients back from ``(x - x_K) / (K lr)``.
 

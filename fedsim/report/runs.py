@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 # Said by the method's name, unless runs of one method differ in it.
 _NAMED = re.compile(r"strategy\.|.*_target_$")
+# What clients weigh decides which objective is minimised: shown wherever the runs at hand differ in it.
+_WEIGHTING = re.compile(r"strategy\.(base\.)*weighting$")
 
 
 @dataclass(frozen=True)
@@ -192,8 +194,13 @@ def _telling(heads: Sequence[tuple[str, Mapping[str, Any]]], followers: set[str]
     everyone = [config for _, config in heads]
     keys = sorted(set().union(*everyone) - followers, key=column_order)
     by_method = {method: [config for name, config in heads if name == method] for method, _ in heads}
+    weightings = [key for key in keys if _WEIGHTING.match(key)]
+    unlike = len({str(config[key]) for config in everyone for key in weightings if key in config}) > 1
     chosen = []
     for key in keys:
+        if key in weightings and unlike:
+            chosen.append(key)
+            continue
         scopes = by_method.values() if _NAMED.match(key) else [everyone]
         if any(differs(key, scope) for scope in scopes):
             chosen.append(key)

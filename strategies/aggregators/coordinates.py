@@ -27,7 +27,7 @@ def coordinate_median(
     choice("coordinate_median", "even", even, ("average", "lower"))
     rows = _finite("coordinate_median", updates, weights, report)
     if even == "lower":
-        return _each(rows, lambda x: x[(len(x) - 1) // 2])
+        return _each(rows, lower_middle)
     return _each(rows, middle)
 
 
@@ -56,6 +56,11 @@ def middle(x: Tensor) -> Tensor:
     """Median (c,) of sorted columns ``x`` (n, c); the mean of the middle two if n is even."""
     n = len(x)
     return x[n // 2] if n % 2 else (x[n // 2 - 1] + x[n // 2]) / 2
+
+
+def lower_middle(x: Tensor) -> Tensor:
+    """Median (c,) of sorted columns ``x`` (n, c); the lower of the middle two if n is even."""
+    return x[(len(x) - 1) // 2]
 
 
 def closest_mean(x: Tensor, centre: Tensor, count: int) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from strategies.aggregators.coordinates import ascending, closest_mean, middle, sorted_columns
+from strategies.aggregators.coordinates import ascending, closest_mean, lower_middle, middle, sorted_columns
 from strategies.aggregators.gram import finite_gram, squared_distances
 from strategies.aggregators.rows import Report, Rows, RuleError, choice, tolerated, whole
 
@@ -49,9 +49,10 @@ def bulyan(
     """Per coordinate, the mean of the theta - 2f values closest to the median of theta = n - 2f picks; n >= 4f + 3.
 
     A pick is Krum's choice among the rows not yet picked; of equal scores the first row's counts, and with f <= 2 the
-    last picks always meet two nearest neighbours with equal ones. ``variant=garfield``: theta = n - 2f - 2, scores are
-    never updated, and the k-th pick (k = 0, 1, ...) is the mean of the n - f - 2 - k best rows not yet left out, of
-    which the best is then left out. ``weights`` are not used.
+    last picks always meet two nearest neighbours with equal ones. ``variant=garfield``: theta = n - 2f - 2; scores add
+    plain distances to the n - f - 2 nearest and are never updated; the k-th pick (k = 0, 1, ...) is the mean of the
+    n - f - 2 - k best rows not yet left out, of which the best is then left out; of two middle values the median is the
+    lower. ``weights`` are not used.
     """
     choice("bulyan", "variant", variant, VARIANTS[:2])
     k, rows = finite_gram("bulyan", Rows.of("bulyan", updates, weights), report)
@@ -86,7 +87,7 @@ def _lowest(
     m = whole(rule, "m", m, 1, "the updates averaged")
     if m > n:
         raise RuleError(f"{rule}: m={m} must be between 1 and n = {n}, the updates at hand")
-    picked = _ranking(k, f, variant)[:m]
+    picked = _ranking(k, n - f - (2 if variant == "canonical" else 1), plain=variant == "garfield")[:m]
     if report is not None:
         report["selected"] = sorted(rows.index[i] for i in picked)
     coefficients = torch.zeros(n, dtype=torch.float64)
@@ -94,12 +95,14 @@ def _lowest(
     return rows.combine(coefficients)
 
 
-def _ranking(k: Tensor, f: int, variant: str) -> list[int]:
-    """Rows (n,) from the least Krum score to the greatest; of equal ones the first comes first."""
-    n, distance = len(k), squared_distances(k)
-    if variant == "garfield":
+def _ranking(k: Tensor, nearest: int, *, plain: bool) -> list[int]:
+    """Rows (n,) from the least Krum score over ``nearest`` others to the greatest; of equal ones the first comes first.
+
+    ``plain`` distances are not squared.
+    """
+    distance = squared_distances(k)
+    if plain:
         distance = distance.sqrt()
-    nearest = n - f - (2 if variant == "canonical" else 1)
     order: list[int] = _scores(distance, nearest).sort(stable=True).indices.tolist()
     return order
 
@@ -110,8 +113,8 @@ def _scores(distance: Tensor, nearest: int) -> Tensor:
 
 
 def _garfield_bulyan(rows: Rows, k: Tensor, f: int) -> Any:
-    n, order = len(rows), _ranking(k, f, "garfield")
-    theta = n - 2 * f - 2
+    n = len(rows)
+    order, theta = _ranking(k, n - f - 2, plain=True), n - 2 * f - 2
     mix = torch.zeros(theta, n, dtype=torch.float64)
     for i in range(theta):
         used = order[i : n - f - 2]
@@ -120,6 +123,6 @@ def _garfield_bulyan(rows: Rows, k: Tensor, f: int) -> Any:
 
     def column(x: Tensor) -> Tensor:
         x = ascending(mix @ x)
-        return closest_mean(x, middle(x), theta - 2 * f)
+        return closest_mean(x, lower_middle(x), theta - 2 * f)
 
     return rows.fill(column(rows.read(a, b)) for a, b in rows.spans())

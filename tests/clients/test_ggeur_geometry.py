@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from problems import GOLDEN
 from torch import Tensor
 
-from clients.generated import plan_rows
 from clients.geometry import ClassStatistics, similarity
 from clients.noise import KeyedNoise
 from strategies.ggeur import augment, class_geometry, class_statistics, merge_statistics
@@ -236,27 +235,6 @@ def test_keyed_noise_is_normal() -> None:
     assert abs(float((z**3).mean())) < 0.02 and abs(float((z**4).mean()) - 3) < 0.05
     assert float((z.T @ z / len(z) - torch.eye(32)).abs().max()) < 0.04
     assert float((z[1:] * z[:-1]).mean().abs()) < 0.005
-
-
-def test_the_authors_filling() -> None:
-    """Own rows, then a random draw of the pool up to the total; too many own rows are thinned; none: the first ones."""
-    y, n = torch.tensor([0] * 3 + [1] * 9), torch.tensor([12, 12, 12])
-    present = torch.tensor([[True] * 3, [True] * 3])
-    plan = plan_rows(
-        y,
-        n,
-        target=4,
-        present=present,
-        per_prototype=5,
-        fill="pool",
-        total=6,
-        rng=torch.Generator().manual_seed(0),
-    )
-    assert [int((y[plan.kept] == c).sum()) for c in range(3)] == [3, 6, 0]
-    assert [int((plan.label == c).sum()) for c in range(3)] == [3, 0, 6]
-    assert plan.source[plan.label == 2].tolist() == [-1] * 5 + [-2]
-    pool = [0, *[-1] * 5, *[-2] * 5]
-    assert all(s in pool for s in plan.source[plan.label == 0].tolist())
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,29 @@ def test_settings_get_a_column_only_if_they_tell_groups_apart(tmp_path):
     assert [c for c in frame.columns if "." in c] == ["strategy.rho", "client.lr"]
 
 
+def test_what_clients_weigh_is_shown_where_it_differs(tmp_path):
+    for name, weighting in (("fedavg", "samples"), ("fedprox", "uniform")):
+        make(tmp_path, name, 0, [0.5], strategy={"_target_": f"strategies.{name}.X", "weighting": weighting})
+    frame = compare(load_runs([tmp_path]))
+    assert frame["strategy.weighting"].tolist() == ["samples", "uniform"]
+    (tmp_path / "same").mkdir()
+    for name in ("fedavg", "fedprox"):
+        strategy = {"_target_": f"strategies.{name}.X", "weighting": "uniform"}
+        make(tmp_path / "same", name, 0, [0.5], strategy=strategy)
+    assert "strategy.weighting" not in compare(load_runs([tmp_path / "same"])).columns
+    base = {
+        "_target_": "strategies.ggeur.GGEUR",
+        "base": {"_target_": "strategies.fedavg.X", "weighting": "samples"},
+    }
+    make(tmp_path / "same", "ggeur", 0, [0.5], strategy=base)
+    wrapped = compare(load_runs([tmp_path / "same"]))
+    assert wrapped[["strategy.weighting", "strategy.base.weighting"]].values.tolist() == [
+        ["uniform", None],
+        ["uniform", None],
+        [None, "samples"],
+    ]
+
+
 def test_a_fixed_inner_seed_is_a_setting_that_all_share(tmp_path):
     for seed in (0, 1, 2):
         make(tmp_path, "fedavg", seed, [0.5], partition={"seed": 0})

@@ -85,6 +85,16 @@ def test_an_added_setting_is_filled_in_and_left_out(monkeypatch: pytest.MonkeyPa
     assert as_before(today | {"task": "mine"}) is None
 
 
+def test_an_added_option_belongs_to_its_class_at_any_depth() -> None:
+    moon, prox = {"_target_": "strategies.moon.Moon", "mu": 1}, {"_target_": "strategies.fedprox.FedProx"}
+    recorded = {"strategy": {"_target_": "strategies.ggeur.GGEUR", "base": moon}, "other": prox}
+    today = as_today(recorded)
+    assert today["strategy"]["base"] == {**moon, "contrast": "turn"} and today["other"] == prox
+    assert as_before(today) == recorded
+    today["strategy"]["base"]["contrast"] = "round"
+    assert as_before(today) is None
+
+
 def test_a_finished_run_of_before_is_skipped(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {p: p.read_bytes() for p in (place / NAMES["done"]).rglob("*") if p.is_file()}
     assert command(SETTINGS) == 0

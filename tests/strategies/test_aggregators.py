@@ -97,18 +97,6 @@ def test_variants_of_krum_differ_as_documented() -> None:
         np.testing.assert_array_equal(krum(u, f=2, variant=variant), u[best[0]])
 
 
-def test_bulyan_is_its_definition() -> None:
-    u = draw(11, 30, seed=4)
-    left, picks = list(range(11)), []
-    for _ in range(7):
-        d2 = ((u[left][:, None] - u[left][None]) ** 2).sum(-1)
-        scores = np.sort(d2, axis=1)[:, 1 : max(1, len(left) - 4) + 1].sum(1)
-        picks.append(left.pop(int(scores.argmin())))
-    s = u[picks]
-    near = np.argsort(np.abs(s - np.median(s, axis=0)), axis=0)[:3]
-    np.testing.assert_allclose(bulyan(u, f=2), np.take_along_axis(s, near, 0).mean(0), atol=1e-12)
-
-
 # -- what all rules share -----------------------------------------------------------------------------------------
 
 

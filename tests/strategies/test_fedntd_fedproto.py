@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from clients.fedntd import not_true_distillation
+from clients.fedproto import class_mean_distance
 from fedsim.errors import ClientError, ConfigError
 
 ONE_STEP = ("client.epochs=1", "client.batch_size=1000", "client.weight_decay=0", "client.clip_norm=null")
@@ -86,18 +87,32 @@ def test_prototypes_are_class_means_over_the_cohort() -> None:
         assert torch.equal(run.states[1]["prototypes"][label], run.states[0]["prototypes"][label])
 
 
-def test_fedproto_steps_by_hand() -> None:
-    """The second round of one client: cross entropy plus the mean squared distance to the prototypes of the first."""
+@pytest.mark.parametrize("pull", ["samples", "means"])
+def test_fedproto_steps_by_hand(pull: str) -> None:
+    """The second round of one client: cross entropy plus the mean squared distance to the prototypes of the first,
+    of every sample (the authors' code) or of the class means, summed over classes (eq. 7)."""
     problem = classification(cohorts=[[1], [1]], settings=("rounds=2", "clients_per_round=1"))
-    run, _ = recorded("fedproto", problem, *EXACT, "strategy.lamb=0.5", "client.lr_decay=1")
+    run, _ = recorded("fedproto", problem, *EXACT, "strategy.lamb=0.5", f"strategy.pull={pull}")
     x, y = problem.clients[1][0].double(), problem.clients[1][1]
     model = network().double()
     nn.utils.vector_to_parameters(run.kept[0][1]["w"], model.parameters())
     z = model.features(x)  # type: ignore[operator]
-    loss = F.cross_entropy(model.head(z), y) + 0.5 * F.mse_loss(z, run.states[0]["prototypes"][y])  # type: ignore[operator]
+    prototypes = run.states[0]["prototypes"]
+    if pull == "samples":
+        distance = sum((z[i] - prototypes[y[i]]).square().sum() for i in range(12)) / (12 * 5)
+    else:
+        distance = sum((z[y == c].mean(0) - prototypes[c]).square().mean() for c in y.unique().tolist())
+    loss = F.cross_entropy(model.head(z), y) + 0.5 * distance  # type: ignore[operator]
     descend(model, loss)
     found = run.kept[1][1]["w"]
     torch.testing.assert_close(found, nn.utils.parameters_to_vector(model.parameters()), rtol=0, atol=1e-12)
+
+
+def test_class_means_without_prototype_are_not_pulled() -> None:
+    z = torch.tensor([[1.0, 3.0], [3.0, 5.0], [9.0, 9.0], [0.0, 2.0]])
+    means, known = torch.tensor([[1.0, 1.0], [0.0, 0.0], [0.0, 1.0]]), torch.tensor([1.0, 0.0, 1.0])
+    found = class_mean_distance(z, torch.tensor([0, 0, 1, 2]), means, known)
+    assert float(found) == (1 + 9) / 2 + (0 + 1) / 2  # class 0: (2, 4) to (1, 1); class 2: (0, 2) to (0, 1)
 
 
 def test_personal_models_stay_with_their_clients() -> None:

@@ -74,8 +74,12 @@ def test_layers_that_have_no_width_are_named() -> None:
         classification("bn").run("strategy=heterofl", "buffers=local")
 
 
-def test_parameters_are_averaged_over_those_who_hold_them() -> None:
-    """One full-batch step a client; the reference cuts, trains and averages with plain tensors."""
+@pytest.mark.parametrize("rows", ["width", "classes"])
+def test_parameters_are_averaged_over_those_who_hold_them(rows: str) -> None:
+    """One full-batch step a client; the reference cuts, trains and averages with plain tensors.
+
+    The authors average a class's row of the head over the clients with the class alone (``classes``).
+    """
     clients = classes((6, 5, 8, 7))
     problem = Problem(
         network(), clients, ("rounds=1", "clients_per_round=4", "dtype=float64", "client.steps=1")
@@ -86,6 +90,7 @@ def test_parameters_are_averaged_over_those_who_hold_them() -> None:
         "strategy.scale=true",
         "strategy.mask=true",
         "client.classes_by=random",
+        f"strategy.output_rows={rows}",
     ]
     result = problem.run("strategy=heterofl", HALF, *plain)
     member = Classes.of(_local(HALF), 4, 0, None).member
@@ -101,8 +106,14 @@ def test_parameters_are_averaged_over_those_who_hold_them() -> None:
         F.cross_entropy(sub[2](torch.tanh(hidden)) * keep, y).backward()
         gradient = torch.cat([p.grad.reshape(-1) for p in sub.parameters()])
         total[places] -= 0.1 * gradient
-        count[places] += 1
-    expected = layout.compact(w + total / count)
+        if rows == "classes":
+            whole = torch.nn.utils.parameters_to_vector(
+                [torch.ones(5, 4), torch.ones(5), keep[:, None].repeat(1, 5), keep]
+            )
+            count[places] += layout.expand(whole.double())[places]
+        else:
+            count[places] += 1
+    expected = layout.compact(w + total / count.clamp(min=1))
     got = torch.cat([result.weights[n].reshape(-1) for n, _ in network().named_parameters()])
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-14)
 

@@ -187,6 +187,27 @@ def test_fedrods_two_heads_by_hand():
     assert result.rows[-1]["clients/accuracy"] == pytest.approx(float(expected))
 
 
+def test_fedrod_measures_the_received_body_with_the_head_of_the_last_turn():
+    """Client 0 trains in round 0 alone: its head is of then, body and shared head are of round 1."""
+    data = classes((17, 9))
+    two = Problem(network(), data, ONE, test=classes((40,), seed=1)[0], cohorts=[[0], [1]])
+    strategy, result = recorded("fedrod", two, "rounds=2", *MEASURED)
+    private, w = strategy.kept[1][0]["phi"], strategy.states[1]["w"]
+    close(private, strategy.kept[0][0]["phi"])
+    assert not torch.equal(w, strategy.states[0]["w"])
+    model = network().double()
+    torch.nn.utils.vector_to_parameters(w, model.parameters())
+    saved = np.load(result.dir / "local_test.npz")
+    rows = saved["index"][: saved["offsets"][1]]  # client 0's
+    x, y = two.test[0][rows].double(), two.test[1][rows]
+    h = model.features(x)
+    logits = model.head(h) + h @ private[:15].view(3, 5).T + private[15:]
+    expected = float(F.cross_entropy(logits, y).detach())
+    table = result.per_client
+    mine = table.query("client == 0 and metric == 'evaluate/loss'").value.tolist()
+    assert mine[-1] == pytest.approx(expected, rel=1e-9)
+
+
 @pytest.mark.parametrize("gamma", [0, 1])
 def test_fedetf_by_hand(gamma):
     options = ("strategy.temperature=4", f"strategy.gamma={gamma}", "client.weight_decay=0.1")
