@@ -68,6 +68,7 @@ class Loop:
         if not self.state:
             seed_global(key(self.server.seed, "server/init"))
             self.state = as_state(self.strategy, "init", self.strategy.init(self.server))
+            self.models()  # says what the state lacks
         try:
             while self.done < self.rounds:
                 self._round()
