@@ -100,7 +100,7 @@ class Watch:
     # -- what there is to watch ---------------------------------------------------------------------------------------
 
     def _object(self, path: str, thing: Any) -> None:
-        """All attributes of an object; of a client of the user's also those of its class and its methods' globals."""
+        """All attributes of an object; of the user's clients and layers also those of their classes, and globals."""
         held = getattr(thing, "__dict__", {})
         self._held.append((path, held, dict(held), type(thing)))
         for name, value in list(held.items()):
@@ -110,8 +110,9 @@ class Watch:
                 (_joined(path, name), partial(getattr, thing, name, None), getattr(thing, name, None))
             )
             self._add(_joined(path, name), getattr(thing, name, None))
-        if hasattr(thing, "fit"):
-            for kind in type(thing).__mro__:
+        kinds = type(thing).__mro__[:-1]
+        if thing is self.client or any(ours(kind) for kind in kinds):
+            for kind in kinds:
                 if not ours(kind):
                     self._class(path, kind)
 

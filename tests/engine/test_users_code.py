@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import random
-import sys
-import traceback
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from problems import Problem, classification, hashes, method, network
+from problems import Problem, classification, hashes, network
 from torch import Tensor, nn
+from users import KEPT, TWO, Keeper, run
 
 from clients.sgd import SGDClient
 from fedsim.engine.watch import Watch
@@ -23,53 +20,10 @@ from fedsim.errors import ClientError
 from fedsim.exchange.payload import Update
 from fedsim.local.job import Job
 
-EVERYBODY = classification(cohorts=[range(6)] * 2)
-TWO = "engine.workers=2"
-
-
-def with_client(client: Any) -> Any:
-    """FedAvg with another local half."""
-    strategy = method("fedavg")
-    strategy.client = client
-    return strategy
-
-
-def run(client: Any, *overrides: str, problem: Problem = EVERYBODY, **given: Any) -> Any:
-    return problem.run("rounds=2", *overrides, strategy=with_client(client), **given)
-
-
 # -- what a client keeps --------------------------------------------------------------------------------------------
 
 TOTAL = 0
 LOG: list[int] = []
-
-
-@dataclass(frozen=True)
-class Keeper(SGDClient):
-    """Keeps something by ``how``, of what ``setup`` made."""
-
-    how: Callable[[Keeper, Job], object] = field(kw_only=True)
-    on_class = 0
-
-    def setup(self, task: Any, layout: Any) -> None:
-        vars(self).update(
-            seen=[],
-            table={"a": np.zeros(3)},
-            vector=torch.zeros(3),
-            net=nn.Linear(2, 2),
-            draws=np.random.default_rng(1),
-            spare=1,
-        )
-
-    @cached_property
-    def squares(self) -> list[int]:
-        """Follows from nothing but the client itself."""
-        return [i * i for i in range(4)]
-
-    def fit(self, job: Job) -> Update:
-        if job.client == 2:
-            self.how(self, job)
-        return super().fit(job)
 
 
 class Counts(SGDClient):
@@ -85,26 +39,6 @@ class Logs(SGDClient):
     def fit(self, job: Job) -> Update:
         LOG.append(job.client)
         return super().fit(job)
-
-
-def step_of_its_own(client: Any, job: Job) -> None:
-    with torch.no_grad():
-        client.net.weight -= 0.1
-
-
-KEPT: dict[str, Callable[[Any, Job], object]] = {
-    "count": lambda c, job: vars(c).update(count=1),
-    "spare": lambda c, job: vars(c).pop("spare"),
-    "seen": lambda c, job: c.seen.append(job.client),
-    "table['b']": lambda c, job: c.table.update(b=1),
-    "table['a']": lambda c, job: c.table["a"].__iadd__(1),
-    "vector": lambda c, job: c.vector.add_(1),
-    "vector ": lambda c, job: c.vector.data.add_(1),
-    "net.weight": step_of_its_own,
-    "draws": lambda c, job: c.draws.random(),
-    "on_class": lambda c, job: setattr(type(c), "on_class", 1),
-    "squares": lambda c, job: c.squares.append(3) if len(c.squares) > 4 - job.round else None,
-}
 
 
 @pytest.mark.parametrize("what", KEPT)
@@ -260,128 +194,3 @@ def test_one_number_is_taken_however_it_is_written() -> None:
     table = found.per_client
     assert set(table[table.metric == "a"].value) == {0.5}
     assert set(table[table.metric == "b"].value) == {2.0}
-
-
-# -- how it fails ---------------------------------------------------------------------------------------------------
-
-
-class OutOfLuckError(Exception):
-    """An error of the user's own."""
-
-    def __init__(self, left: int):
-        super().__init__(f"{left} left")
-        self.left = left
-
-    def __reduce__(self) -> Any:
-        return OutOfLuckError, (self.left,)
-
-
-class StubbornError(Exception):
-    """One that cannot be pickled."""
-
-    def __init__(self) -> None:
-        super().__init__("stuck")
-        self.hold = lambda: None
-
-    def __reduce__(self) -> Any:
-        raise TypeError("not me")
-
-
-@dataclass(frozen=True)
-class Raises(SGDClient):
-    error: Callable[[], BaseException] = field(kw_only=True)
-
-    def fit(self, job: Job) -> Update:
-        if job.client == 1:
-            clue = 42  # noqa: F841 - what a debugger would look for
-            raise self.error()
-        return super().fit(job)
-
-
-def test_the_cause_is_the_original_and_a_post_mortem_stands_in_the_client() -> None:
-    with pytest.raises(ClientError) as caught:
-        run(Raises(weighting="samples", error=lambda: OutOfLuckError(3)))
-    error = caught.value
-    assert isinstance(error.__cause__, OutOfLuckError)
-    assert error.__cause__.left == 3
-    for found in (error, error.__cause__):
-        frame = list(traceback.walk_tb(found.__traceback__))[-1][0]
-        assert frame.f_code.co_name == "fit"
-        assert frame.f_locals["clue"] == 42
-
-
-def test_leaving_the_process_is_a_failure_of_that_client() -> None:
-    leaves = Raises(weighting="samples", error=lambda: SystemExit(3))
-    with pytest.raises(ClientError, match=r"client 1 failed in round 1(?s:.*)SystemExit: 3"):
-        run(leaves)
-    result = run(leaves, "failures.policy=skip")
-    assert [[f["client"] for f in row["failures"]] for row in result.rows] == [[1], [1]]
-
-
-# -- the same on workers --------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Talks(SGDClient):
-    def fit(self, job: Job) -> Update:
-        print("a line", job.round)
-        print("half ", end="")
-        print("and half", file=sys.stdout)
-        if job.client == 4:
-            print("to stderr", file=sys.stderr)
-        warnings.warn("careful", RuntimeWarning, stacklevel=1)
-        return super().fit(job)
-
-
-@pytest.mark.slow
-def test_prints_and_warnings_of_clients_reach_the_driver(
-    ray: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for _ in range(2):  # the second run has the workers of the first
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            result = run(Talks(weighting="samples"), ray, TWO, "engine.chunks=3")
-        out, err = capsys.readouterr()
-        lines = [line for line in out.splitlines() if line.startswith("client ")]
-        assert lines == [
-            f"client {c}: {text}"
-            for r in range(2)
-            for c in range(6)
-            for text in (f"a line {r}", "half and half")
-        ]
-        assert err.splitlines() == ["client 4: to stderr"] * 2
-        (told,) = [w for w in caught if "careful" in str(w.message)]
-        assert (str(told.message), told.category) == ("client 0: careful", RuntimeWarning)
-        assert told.filename == __file__
-    assert hashes(result) == hashes(run(SGDClient(weighting="samples"), "engine.chunks=3"))
-
-
-@pytest.mark.slow
-def test_errors_of_clients_on_workers(ray: str) -> None:
-    def fails(error: Callable[[], BaseException], kind: type[BaseException] = ClientError) -> BaseException:
-        with pytest.raises(kind) as caught:
-            run(Raises(weighting="samples", error=error), ray, TWO)
-        return caught.value
-
-    cause = fails(lambda: OutOfLuckError(3)).__cause__
-    assert isinstance(cause, OutOfLuckError)
-    assert cause.left == 3
-    assert "in fit" in cause.__notes__[0]
-    stubborn = fails(StubbornError).__cause__
-    assert "StubbornError: stuck" in str(stubborn)
-    assert "SystemExit: 3" in str(fails(lambda: SystemExit(3)))
-    fails(KeyboardInterrupt, KeyboardInterrupt)
-
-    def debugger() -> BaseException:
-        breakpoint()
-        raise AssertionError
-
-    assert "type engine=serial" in str(fails(debugger))
-    assert "type engine=serial" in str(fails(lambda: OSError(input("? "))))
-
-
-@pytest.mark.slow
-def test_what_a_client_keeps_is_refused_on_workers_too(ray: str) -> None:
-    keeper = Keeper(weighting="samples", how=KEPT["seen"])
-    with pytest.raises(ClientError, match=r"client 2 in round 1: Keeper.seen has changed since setup"):
-        run(keeper, "failures.policy=skip", ray, TWO)

@@ -176,8 +176,7 @@ def portable(error: BaseException) -> Any:
     """``error`` such that it travels, its traceback as a note; classes of the user's too (by value), else its text."""
     text = "".join(traceback.format_exception(error))
     try:
-        error.add_note(f"In a worker:\n{text}")
-        return _by_value(error)
+        return _by_value(error, f"In a worker:\n{text}")
     except Exception:
         return EngineError(f"in a worker: {text}")
 
@@ -185,19 +184,26 @@ def portable(error: BaseException) -> Any:
 class _ByValue:
     """What the driver gets back as the object itself, though its class may exist in no module."""
 
-    def __init__(self, blob: bytes):
-        self.blob = blob
+    def __init__(self, blob: bytes, note: str):
+        self.blob, self.note = blob, note
 
     def __reduce__(self) -> Any:
-        return pickle.loads, (self.blob,)
+        return _opened, (self.blob, self.note)
 
 
-def _by_value(thing: Any) -> _ByValue:
+def _by_value(thing: Any, note: str = "") -> _ByValue:
     from ray import cloudpickle
 
     blob = cloudpickle.dumps(thing)
     pickle.loads(blob)
-    return _ByValue(blob)
+    return _ByValue(blob, note)
+
+
+def _opened(blob: bytes, note: str) -> Any:
+    thing = pickle.loads(blob)
+    if note:
+        thing.add_note(note)
+    return thing
 
 
 def _name(clients: Sequence[int] | None) -> str:
