@@ -22,7 +22,8 @@ OFF_THE_RULE = frozenset(
 
 
 class Client:
-    """Local half of a method; pickled once to the workers, so it keeps nothing between jobs.
+    """Local half of a method; pickled once to the workers, so it keeps nothing between jobs: what has changed on it
+    after a job is refused. ``caches`` names attributes that may lose or gain what any job would compute again.
 
     Most rules override ``step`` (``begin`` for what is constant in a round, ``finish`` for what is sent). A rule with
     several networks or phases overrides ``fit``. Further exchanges call the method named by ``task``.
@@ -33,6 +34,7 @@ class Client:
     """
 
     vectorisable: ClassVar[bool] = False
+    caches: ClassVar[frozenset[str]] = frozenset()
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)

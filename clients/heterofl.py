@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -29,6 +30,7 @@ class HeteroFLClient(SGDClient):
 
     scale: bool
     mask: bool
+    caches: ClassVar[frozenset[str]] = frozenset({"cache"})
     cache: dict[float, tuple[FlatModel, float]] = field(default_factory=dict, compare=False, repr=False)
 
     def __getstate__(self) -> dict[str, object]:

@@ -75,7 +75,7 @@ class Watch:
                 self._refuse(path, number, round)
 
     def _changed(self, path: str, now: Any, before: Any, kind: type | None, number: int, round: int) -> None:
-        """Refuse what differs, unless it is the value of a ``cached_property``: that follows from the object alone."""
+        """Refuse what differs, but for caches: the value of a ``cached_property`` follows from the object alone."""
         if not isinstance(now, Mapping):
             self._refuse(path, number, round)
         for key in (*before, *(k for k in now if k not in before)):
@@ -83,7 +83,8 @@ class Watch:
                 continue
             if key not in before and kind is not None and _cached(kind, key):
                 before[key] = now[key]
-                self._add(_joined(path, key), now[key])
+                if key not in getattr(kind, "caches", ()):
+                    self._add(_joined(path, key), now[key])
             elif isinstance(now, dict) or not key.startswith(("__", "_abc_")):  # Python's own, on classes
                 self._refuse(_joined(path, key, kind), number, round)
 
@@ -104,7 +105,8 @@ class Watch:
         held = getattr(thing, "__dict__", {})
         self._held.append((path, held, dict(held), type(thing)))
         for name, value in list(held.items()):
-            self._add(_joined(path, name), value)
+            if name not in getattr(type(thing), "caches", ()):
+                self._add(_joined(path, name), value)
         for name in _slots(type(thing)):
             self._read.append(
                 (_joined(path, name), partial(getattr, thing, name, None), getattr(thing, name, None))
@@ -209,7 +211,10 @@ def _same(now: Any, before: Any) -> bool:
 
 
 def _cached(kind: type, name: str) -> bool:
-    """Whether ``name`` is computed once and then stored under the same name: ``cached_property`` and its like."""
+    """Whether ``name`` is a declared cache, or computed once and then stored under the same name: ``cached_property``
+    and its like."""
+    if name in getattr(kind, "caches", ()):
+        return True
     found = getattr_static(kind, name, None)
     return hasattr(found, "__get__") and not hasattr(found, "__set__") and not isinstance(found, CODE)
 
