@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fedsim.data.local import Batch
 from fedsim.exchange.payload import Refusal, Update
+from fedsim.local.answer import as_update, as_vector
 from fedsim.local.interface import ClientLike
 from fedsim.local.job import Job
 from fedsim.task.evaluation import sample_losses
@@ -21,7 +22,8 @@ OFF_THE_RULE = frozenset(
 
 
 class Client:
-    """Local half of a method; pickled once to the workers, so it keeps nothing between jobs.
+    """Local half of a method; pickled once to the workers, so it keeps nothing between jobs: what has changed on it
+    after a job is refused. ``caches`` names attributes that may lose or gain what any job would compute again.
 
     Most rules override ``step`` (``begin`` for what is constant in a round, ``finish`` for what is sent). A rule with
     several networks or phases overrides ``fit``. Further exchanges call the method named by ``task``.
@@ -32,6 +34,7 @@ class Client:
     """
 
     vectorisable: ClassVar[bool] = False
+    caches: ClassVar[frozenset[str]] = frozenset()
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
@@ -72,10 +75,13 @@ class Client:
         """Local training: ``step`` over the round's batches. A client without samples refuses."""
         if job.num_steps == 0:
             raise Refusal("no samples" if len(job.data) == 0 else "one sample, too few for BatchNorm")
-        w = self.begin(job, job.start())
+        w = as_vector(self, "begin", self.begin(job, job.start()), job)
         for batch in job.batches():
             w = self.step(job, w, batch)
-        return self.finish(job, w)
+            if not isinstance(w, Tensor):
+                break
+        update = self.finish(job, as_vector(self, "step", w, job))
+        return update if isinstance(update, Update) else as_update(self, "finish", update)
 
     def losses(self, job: Job) -> Update:
         """Mean and root mean square loss of the received model over this client's training samples.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -51,6 +51,8 @@ class Privacy:
 
 class GgeurClient:
     """``inner`` trains on the client's rows and those generated for it; everything else is inner's own business."""
+
+    caches: ClassVar[frozenset[str]] = frozenset({"_made"})
 
     def __init__(self, inner: Any, filling: Filling, privacy: Privacy):
         self.inner, self.filling, self.privacy = inner, filling, privacy

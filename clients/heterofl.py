@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -32,6 +33,7 @@ class HeteroFLClient(SGDClient):
     scale: bool
     mask: bool
     output_rows: str = "width"
+    caches: ClassVar[frozenset[str]] = frozenset({"cache"})
     cache: dict[float, tuple[FlatModel, float]] = field(default_factory=dict, compare=False, repr=False)
 
     def __getstate__(self) -> dict[str, object]:

@@ -16,6 +16,7 @@ from fedsim.config.compose import compose
 from fedsim.data.dataset import Pair
 from fedsim.data.federated import FederatedData
 from fedsim.engine.base import Engine
+from fedsim.rng import undisturbed
 from fedsim.run import participants, samples
 from fedsim.run.assembly import assemble, describe, start_engine
 from fedsim.run.folder import adopt, complete, enter, locked
@@ -27,6 +28,7 @@ from fedsim.run.summary import execute, summarise
 from fedsim.task.task import LossFn
 from fedsim.tracking import build as build_trackers
 from fedsim.tracking import read_rows
+from fedsim.tracking.callbacks import admitted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -87,7 +89,8 @@ def simulate(
 
     Raises:
         ConfigError, DataError: before anything is started, if the settings or data cannot work.
-        ClientError: if a client failed and the policy is to stop. Rows and the last finished round are kept.
+        ClientError: if a client failed and the policy is to stop; what its code raised is the ``__cause__``.
+        StrategyError, CallbackError: if code of those is at fault. Rows and the last finished round are kept.
     """
     config = compose(overrides)
     if strategy is not None and not any(o.startswith("method=") for o in overrides):
@@ -124,6 +127,7 @@ def run(
     finished is not run again, a half-finished one continues from its checkpoint, and so does a finished one that is
     asked for more rounds (``resume=never`` starts afresh).
     """
+    handed["callbacks"] = admitted(handed.get("callbacks", ()))
     given = samples.admitted(config, Given(**handed))
     settle(config, given)
     if fresh:
@@ -131,7 +135,7 @@ def run(
         config.dir = str(Path(config.out) / config.name / f"{run_name(config)}-{stamp}")
     mark = given.fingerprint() + (f"/{config.engine.name}" if engine is not None else "")
     folder, key = run_dir(config), marked(run_key(config), mark)
-    with locked(folder):
+    with locked(folder), undisturbed():
         adopt(folder, config, mark)
         return _run(config, given, folder, key, engine, data)
 
@@ -149,7 +153,7 @@ def _run(
         return RunResult(folder, state, dict(done.summary), rows, str(done.summary["method"]))
     previous = enter(folder, config, key)
     method = participants.strategy(config, given.strategy)
-    trackers = build_trackers(config.tracker, extra=list(given.callbacks))
+    trackers = build_trackers(config.tracker, extra=given.callbacks)
     summary: dict[str, Any] = {}
     try:
         trackers.phase("loading data")
@@ -179,6 +183,8 @@ def _run(
         summary |= {"status": status, "error": f"{type(e).__name__}: {e}"}
         raise
     finally:
-        trackers.end(summary)
-        if engine is not None:
-            engine.close()
+        try:
+            trackers.end(summary)
+        finally:
+            if engine is not None:
+                engine.close()

@@ -21,6 +21,14 @@ class ClientError(FedsimError):
     """A client's own code raised, or returned something unusable (exit code 1)."""
 
 
+class StrategyError(FedsimError):
+    """A strategy's own code wrote to what it was given, or returned something unusable (exit code 1)."""
+
+
+class CallbackError(FedsimError):
+    """A callback's own code raised; what it raised is the cause (exit code 1)."""
+
+
 class CheckpointError(FedsimError):
     """A checkpoint is damaged, incomplete, belongs to another run, or cannot be written (exit code 2)."""
 
@@ -44,6 +52,15 @@ def check_choice(key: str, value: object, allowed: Iterable[str]) -> None:
     allowed = tuple(allowed)
     if value not in allowed:
         raise ConfigError(f"{key}={value}: must be one of {', '.join(allowed)}{hint(str(value), allowed)}")
+
+
+def returned(owner: object, method: str, found: object, expected: str, part: str = "") -> str:
+    """What to say where the code of users returned the wrong thing; ``part`` of it, if not all."""
+    what = "None" if found is None else f"{type(found).__name__}"
+    if (shape := getattr(found, "shape", None)) is not None:
+        what += f" of shape {tuple(shape)}"
+    forgotten = "; is there a return at its end?" if found is None and not part else ""
+    return f"{type(owner).__name__}.{method} returned {part and part + ' as '}{what}, expected {expected}{forgotten}"
 
 
 def nearest(word: str, candidates: Iterable[str]) -> str | None:

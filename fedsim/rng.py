@@ -6,7 +6,9 @@ are independent and no generator has to be saved in a checkpoint.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import random
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from hashlib import blake2b, sha256
 
 import numpy as np
@@ -28,6 +30,38 @@ def numpy_rng(seed: int, purpose: str, *numbers: int) -> np.random.Generator:
 def torch_rng(seed: int, purpose: str, *numbers: int) -> torch.Generator:
     """CPU torch generator of a key: batch order, augmentation, noise."""
     return torch.Generator().manual_seed(key(seed, purpose, *numbers) >> 1)
+
+
+def seed_global(seed: int) -> None:
+    """Seed what user code draws from without a generator of its own: torch, NumPy and Python; 64-bit ``seed``."""
+    torch.default_generator.manual_seed(seed >> 1)  # torch.manual_seed formats a stack trace on each call
+    if _on_gpu():
+        torch.cuda.manual_seed(seed >> 1)
+    seed_others(seed)
+
+
+def seed_others(seed: int) -> None:
+    """Seed the global generators of NumPy and Python, beside torch's."""
+    np.random.seed(seed & 0xFFFFFFFF)
+    random.seed(seed)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Leave the global generators of torch, NumPy and Python as they were before the block."""
+    devices = range(torch.cuda.device_count()) if _on_gpu() else ()
+    numbers, plain = np.random.get_state(), random.getstate()
+    with torch.random.fork_rng(devices=devices):
+        try:
+            yield
+        finally:
+            np.random.set_state(numbers)
+            random.setstate(plain)
+
+
+def _on_gpu() -> bool:
+    """Whether this process has begun to use a GPU."""
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
 
 
 def uniforms(seed: int, purpose: str, ids: np.ndarray, *numbers: int) -> np.ndarray:

@@ -9,6 +9,7 @@ from clients.base import Client
 from fedsim.exchange.fold import Fold
 from fedsim.server.exchanges import Server
 from fedsim.server.flight import PREFIX, Answer, Flight
+from fedsim.server.handed import Handed, as_message, as_state
 from fedsim.server.round import Round
 from fedsim.server.traits import Traits
 from strategies.base import State, Strategy, check
@@ -69,7 +70,7 @@ class Asynchronous(Strategy):
         flight = Flight.of(server, self.concurrency, fold, state)
         heard, staleness = 0, 0
         while heard < self.answers:
-            flight.start(self.message(state, round), state["version"])
+            flight.start(as_message(self, self.message(state, round)), state["version"])
             answer = flight.next()
             if answer is None:
                 flight.idle()
@@ -77,7 +78,9 @@ class Asynchronous(Strategy):
             if answer.outcome.kind == "ok":
                 heard += 1
                 staleness += state["version"] - answer.version
-                state = self.absorb(state, answer)
+                given = Handed(self, state=state, sent=answer.sent)
+                state = as_state(self, "absorb", self.absorb(state, answer), state)
+                given.check("absorb")
         if heard:
             server.log["staleness"] = staleness / heard
         kept = {k: v for k, v in state.items() if k != "flight" and not k.startswith(PREFIX)}

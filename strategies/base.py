@@ -10,11 +10,12 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from clients.base import Client
-from fedsim.errors import ConfigError, check_setting
+from fedsim.errors import ConfigError, StrategyError, check_setting, returned
 from fedsim.exchange.fold import Fold, fold_kinds
 from fedsim.exchange.payload import Message, Replies
 from fedsim.server.clientmetrics import over_clients
 from fedsim.server.exchanges import Server
+from fedsim.server.handed import Handed, as_message, as_state
 from fedsim.server.round import Round
 from fedsim.server.traits import State, StrategyLike, Traits
 from fedsim.task.layout import Layout
@@ -60,10 +61,14 @@ class Strategy:
 
     def round(self, server: Server, state: State, round: Round) -> State:
         """One exchange, then ``update``. If nobody answered, the state stays as it is."""
-        replies = server.exchange(self.message(state, round), self.folds)
+        given = Handed(self, state=state)
+        message = as_message(self, self.message(state, round))
+        given.check("message")
+        replies = server.exchange(message, self.folds)
         if not len(replies):
             return state
-        state = self.update(state, replies, round)
+        state = as_state(self, "update", self.update(state, replies, round), state)
+        given.check("update")
         return state | ({"buffers": replies.mean("buffers")} if ("buffers", "mean") in replies.folded else {})
 
     def evaluate(self, server: Server, state: State) -> dict[str, Any]:
@@ -126,7 +131,11 @@ class Strategy:
             )
         report: dict[str, Any] = {}
         asked = {"report": report} if "report" in signature(self.aggregator).parameters else {}
-        out: Tensor = self.aggregator(replies.stack(name), weights, **asked)
+        stack = replies.stack(name)
+        out: Tensor = self.aggregator(stack, weights, **asked)
+        if not isinstance(out, Tensor) or out.shape != stack.shape[1:]:
+            expected = f"a tensor of shape {tuple(stack.shape[1:])}, one row's"
+            raise StrategyError(returned(self, "aggregator", out, expected))
         if asked:
             clients = replies.clients
             named = report | {

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from fedsim.engine.assignments import Broadcast, Chunk, Plan
-from fedsim.errors import ClientError
+from fedsim.engine.draws import may_draw
+from fedsim.engine.watch import Watch
+from fedsim.errors import ClientError, returned
 from fedsim.exchange.payload import Payload, Update
+from fedsim.local.answer import as_update
 from fedsim.local.job import Job
 from fedsim.local.kept import LocalPart
-from fedsim.rng import key
+from fedsim.rng import key, seed_others
 from fedsim.task.vectors import FlatModel
 
 
@@ -32,12 +35,18 @@ class Resident:
         self.model.autocast = torch.bfloat16 if plan.local.autocast else None
         self.part = LocalPart.of(plan.buffers, self.model.layout, plan.client.keeps(self.model.layout))
         self.data = plan.data.to(plan.device)
+        self.others_draw = may_draw(plan)  # from NumPy's or Python's generator
+        self.seed("setup")
         plan.client.setup(plan.task, self.model.layout)
+        self.watch = Watch(plan.client)
 
     @cached_property
     def fresh(self) -> dict[str, Tensor]:
         """State of clients that never took part; one for all, since nobody may write to it."""
+        self.seed("init_state")
         fresh = self.client.init_state(self.model.layout)
+        if not isinstance(fresh, Mapping):
+            raise ClientError(returned(self.client, "init_state", fresh, "a dict of tensors by name"))
         device, dtype = self.plan.device, self.plan.dtype
         return {k: v.to(device, dtype if v.is_floating_point() else v.dtype) for k, v in fresh.items()}
 
@@ -70,38 +79,41 @@ class Resident:
             raise ClientError(
                 f"the exchange asks for '{task}', but {type(self.client).__name__} has no such method"
             )
-        self._seed_layers(key(job.seed, f"{job.purpose}/layers", job.round, job.client) >> 1)
-        with ReadOnly([job]):
+        self.seed(f"{job.purpose}/layers", job.round, job.client)
+        with ReadOnly([job], self.watch):
             self.client.prepare(job)
             return self.checked(job, method(job), task)
 
-    def checked(self, job: Job, update: object, task: str) -> Update:
+    def checked(self, job: Job, found: object, task: str) -> Update:
         """What a client's own code returned, if it is an update and loses nothing."""
-        if not isinstance(update, Update):
-            raise ClientError(
-                f"{type(self.client).__name__}.{task} returned {type(update).__name__}, not an Update"
-            )
+        update = as_update(self.client, task, found)
         if job.local_part.is_lost(update, job.kept):
             raise ClientError(
                 "where weights stay with clients, the update's delta must come from job.delta(w)"
             )
         return update
 
-    def _seed_layers(self, seed: int) -> None:
-        """Seed what layers draw from. ``torch.manual_seed`` would do, but formats a stack trace on each call."""
-        torch.default_generator.manual_seed(seed)
+    def seed(self, purpose: str, *numbers: int) -> None:
+        """Seed what code draws from without a generator of its own: layers, and where others' code takes part also
+        NumPy and Python. ``torch.manual_seed`` would do, but formats a stack trace on each call."""
+        number = key(self.plan.seed, purpose, *numbers)
+        torch.default_generator.manual_seed(number >> 1)
         if self.plan.device != "cpu":
-            torch.cuda.manual_seed(seed)
+            torch.cuda.manual_seed(number >> 1)
+        if self.others_draw:
+            seed_others(number)
 
 
 class ReadOnly:
-    """Finds out whether messages or states of ``jobs`` are written to inside a ``with`` block.
+    """Finds out whether messages or states of ``jobs`` are written to inside a ``with`` block, or ``watch`` sees that
+    the client keeps something elsewhere.
 
     Raises:
-        ReadOnlyError: at its end, naming client, round and array, even where the client's code raised something else.
+        ReadOnlyError, KeptError: at its end, naming client, round and what, even where the client's code raised.
     """
 
-    def __init__(self, jobs: Iterable[Job]):
+    def __init__(self, jobs: Sequence[Job], watch: Watch):
+        self._watch, self._last = watch, jobs[-1]
         self._seen: list[tuple[Job, str, str, Tensor, int]] = []
         seen = self._seen
         for job in jobs:
@@ -120,3 +132,4 @@ class ReadOnly:
                     f"client {job.client} in round {job.round + 1}: its {kind} is read-only, but '{name}' was "
                     "written to; work on a .clone(), and return new state in Update.state"
                 )
+        self._watch.check(self._last.client, self._last.round)

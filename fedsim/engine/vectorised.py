@@ -154,7 +154,8 @@ def train(resident: Resident, broadcast: Broadcast, chunk: Chunk) -> dict[int, T
     """Updates of the chunk's clients that have steps to do, with the job each belongs to."""
     client = cast(Stepwise, resident.client)
     jobs = [resident.job(broadcast, chunk, c) for c in chunk.clients]
-    with ReadOnly(jobs):
+    resident.seed("fit/layers", jobs[0].round, jobs[0].client)
+    with ReadOnly(jobs, resident.watch):
         for job in jobs:
             client.prepare(job)
         jobs = sorted((j for j in jobs if j.num_steps), key=lambda j: -j.num_steps)

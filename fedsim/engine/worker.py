@@ -5,25 +5,30 @@ from __future__ import annotations
 import time
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fedsim.data.door import remedy
-from fedsim.data.local import LocalData
+from fedsim.data.local import Batch, LocalData
 from fedsim.engine import vectorised
 from fedsim.engine.assignments import Broadcast, Chunk, ChunkResult, Plan
 from fedsim.engine.resident import ReadOnlyError, Resident
+from fedsim.engine.watch import KeptError
 from fedsim.exchange.fold import Folder
 from fedsim.exchange.packing import sent_bytes
 from fedsim.exchange.payload import NonFinite, Outcome, Payload, Refusal, Update
+from fedsim.local.answer import check_shape
 from fedsim.local.job import Job
 from fedsim.task.evaluation import evaluate, features
 from fedsim.task.vectors import finite
 
 State = dict[str, Tensor]
+Span = tuple[int, int]  # test rows [start, stop)
+TERMINATED = 143  # how a process leaves that is asked to end by SIGTERM
+LEAKS = (ReadOnlyError, KeptError)  # whatever the failure policy: other clients are touched
 
 
 class Worker:
@@ -34,6 +39,7 @@ class Worker:
         self.model, self.data = self._resident.model, self._resident.data
         self._together = vectorised.wanted(plan) and vectorised.obstacle(plan, self.model) is None
         self._warned: set[str] = set()
+        self.serving: Sequence[int] | None = None  # whose code runs; None: nobody's, the model is measured
 
     def run(self, broadcast: Broadcast, chunk: Chunk, folder: Folder | None = None) -> ChunkResult:
         """Run the clients of ``chunk`` and fold their updates in client order (into ``folder``, if given)."""
@@ -42,27 +48,34 @@ class Worker:
         folder, outcomes, states = folder or Folder(broadcast.fold), list[Outcome](), dict[int, State]()
         layout = self.model.layout
         down = sent_bytes(broadcast.payload, layout)
-        with torch.random.fork_rng(devices=[]):
-            done = self._train_together(broadcast, chunk)
-            for client in chunk.clients:
-                each = chunk.part(client)
-                outcome = Outcome(client, "ok", bytes_down=down + (sent_bytes(each, layout) if each else 0))
-                state = self._serve(broadcast, chunk, outcome, folder, done.get(client))
-                outcomes.append(outcome)
-                if state is not None:
-                    states[client] = {k: v.cpu() for k, v in state.items()}
+        self.serving = chunk.clients
+        done = self._train_together(broadcast, chunk)
+        for client in chunk.clients:
+            self.serving, each = (client,), chunk.part(client)
+            outcome = Outcome(client, "ok", bytes_down=down + (sent_bytes(each, layout) if each else 0))
+            state = self._serve(broadcast, chunk, outcome, folder, done.get(client))
+            outcomes.append(outcome)
+            if state is not None:
+                states[client] = {k: v.cpu() for k, v in state.items()}
+        self.serving = None
         return ChunkResult(folder.cpu(), outcomes, states)
 
-    def evaluate(self, weights: Payload, rows: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
+    def evaluate(self, weights: Payload, rows: Sequence[Span]) -> list[dict[str, Any]]:
         """Sums of loss and metrics on test rows ``[start, stop)``, one dict per range."""
         data, w = self._test(weights)
-        return evaluate(self.model, w, data, self.plan.task, [torch.arange(a, b) for a, b in rows])
+        return evaluate(self.model, w, data, self.plan.task, self._each(rows))
 
-    def features(self, weights: Payload, rows: Sequence[tuple[int, int]]) -> list[Tensor]:
+    def features(self, weights: Payload, rows: Sequence[Span]) -> list[Tensor]:
         """``model.features`` of test rows ``[start, stop)``, one (stop - start, d) tensor per range."""
         data, w = self._test(weights)
-        batches = [data.read(torch.arange(a, b)) for a, b in rows]
+        batches: Iterator[Batch] = map(data.read, self._each(rows))
         return [x.cpu() for x in features(self.model, w, batches)]
+
+    def _each(self, rows: Sequence[Span]) -> Iterator[Tensor]:
+        """The rows of each range in turn; what is drawn while it is measured hangs on nothing but the range."""
+        for start, stop in rows:
+            self._resident.seed("evaluation", start)
+            yield torch.arange(start, stop)
 
     def _test(self, weights: Payload) -> tuple[LocalData, Tensor]:
         data = self.data.test_data(self.plan.dtype)
@@ -78,7 +91,7 @@ class Worker:
             return {}
         try:
             return vectorised.train(self._resident, broadcast, chunk)
-        except ReadOnlyError:
+        except LEAKS:
             raise
         except Exception as e:  # the loop over clients that follows names the client, if one is to blame
             if (reason := f"{type(e).__name__}: {e}") not in self._warned:
@@ -110,14 +123,17 @@ class Worker:
             try:
                 update = together.update if together else self._resident.call(job, broadcast.task)
                 state = self._accept(job, update, broadcast, folder, outcome)
-            except ReadOnlyError:
-                raise  # whatever the policy: other clients share what was written to
+            except (*LEAKS, KeyboardInterrupt):
+                raise
             except NonFinite as found:
                 outcome.kind, outcome.reason = "nonfinite", str(found)
             except Refusal as refusal:
                 outcome.kind, outcome.reason = "refused", str(refusal)
-            except Exception:
+            except BaseException as e:  # sys.exit() too: it ends neither the run nor a worker
+                if isinstance(e, SystemExit) and e.code == TERMINATED:
+                    raise
                 outcome.kind, outcome.reason = "failed", traceback.format_exc()
+                outcome.error = e if self.plan.failures.policy == "stop" else None
                 continue
             else:
                 outcome.samples = job.meter.samples
@@ -137,7 +153,9 @@ class Worker:
             arrays["buffers"] = self.model.buffers
         payload = Payload.of(arrays, {**update.values, "weight": float(update.weight)})
         folder.check(payload.arrays)
-        outcome.kind, outcome.reason, outcome.weight = "ok", "", float(update.weight)
+        if "delta" in payload.arrays and "w" in job.message.arrays:
+            check_shape("delta", payload.arrays["delta"], job.message.arrays["w"])
+        outcome.kind, outcome.reason, outcome.error, outcome.weight = "ok", "", None, float(update.weight)
         outcome.values, outcome.metrics = payload.values, dict(update.metrics)
         outcome.bytes_up = sent_bytes(payload, self.model.layout)
         if (bad := _not_finite(payload, update)) is not None:
@@ -153,7 +171,7 @@ def _not_finite(payload: Payload, update: Update) -> str | None:
     bad = [k for k, t in payload.arrays.items() if not finite(t)]
     bad += [f"its state '{k}'" for k, t in (update.state or {}).items() if not finite(t)]
     if bad or not 0 <= update.weight < float("inf"):
-        return ", ".join(bad) or "the weight"
+        return ", ".join(bad) or f"the weight ({update.weight})"
     return None
 
 

@@ -16,6 +16,7 @@ from fedsim.errors import ClientError
 from fedsim.exchange.fold import Fold, Folder, combine, fold_kinds
 from fedsim.exchange.payload import Message, Outcome, Payload
 from fedsim.local.work import Work, work_of
+from fedsim.rng import key, seed_global
 from fedsim.server.clientstore import ClientStore
 from fedsim.server.collusion import Collusion
 from fedsim.server.context import Context
@@ -96,6 +97,8 @@ class Exchanger:
             folded = self.collusion.apply(folded, outcomes, broadcast.fold, self.context.layout)
         for o in outcomes:
             o.task = broadcast.task
+        # what a strategy draws from global generators must not hang on where clients were computed
+        seed_global(key(self.context.seed, f"server/{broadcast.task}", round, *inquiry.clients[:1]))
         return outcomes, folded
 
     def try_out(self, inquiry: Inquiry) -> list[Outcome]:
@@ -158,8 +161,10 @@ def _enforce(policy: FailureConfig, outcomes: Sequence[Outcome], round: int) -> 
             o.kind == "nonfinite" and policy.nonfinite == "stop"
         )
         if stop:
-            key = "policy" if o.kind == "failed" else "nonfinite"
-            raise ClientError(
+            setting = "policy" if o.kind == "failed" else "nonfinite"
+            error = ClientError(
                 f"client {o.client} {o.kind} in round {round + 1}: {o.reason.strip()}\n"
-                f"(failures.{key}=skip goes on without such clients)"
+                f"(failures.{setting}=skip goes on without such clients)"
             )
+            # its own traceback at the end of this one: a post-mortem debugger then stands in the client's code
+            raise error.with_traceback(o.error.__traceback__ if o.error else None) from o.error

@@ -14,9 +14,10 @@ from safetensors import SafetensorError
 
 from fedsim.config.schema import CheckpointConfig, EvaluationConfig
 from fedsim.errors import CheckpointError
-from fedsim.rng import hash_tensors
+from fedsim.rng import hash_tensors, key, seed_global
 from fedsim.server import checkpoint
 from fedsim.server.exchanges import Server
+from fedsim.server.handed import Handed, as_numbers, as_state, models_of
 from fedsim.server.round import Round
 from fedsim.server.roundlog import Row
 from fedsim.server.traits import State, StrategyLike
@@ -46,6 +47,7 @@ class Loop:
     saved: int = -1  # finished rounds in the newest checkpoint
     accepting: bool = False  # within ``_accept``: memory holds neither the old round nor the new one
     history: list[Row] = field(default_factory=list)
+    given: Handed | None = None  # what the strategy was given for the round that is under way
 
     def restore(self, path: Path) -> None:
         """Continue from a checkpoint."""
@@ -64,7 +66,9 @@ class Loop:
         A round is finished once it has been measured; if it was not, it is done again on resumption.
         """
         if not self.state:
-            self.state = self.strategy.init(self.server)
+            seed_global(key(self.server.seed, "server/init"))
+            self.state = as_state(self.strategy, "init", self.strategy.init(self.server))
+            self.models()  # says what the state lacks
         try:
             while self.done < self.rounds:
                 self._round()
@@ -72,7 +76,9 @@ class Loop:
         except BaseException as e:
             self.server.states.discard()
             try:
-                if self.done and not self.accepting:
+                if self.given is not None and (name := self.given.written):
+                    e.add_note(f"{name} was written to: the last finished round can't be checkpointed")
+                elif self.done and not self.accepting:
                     self.save()
             except Exception as lost:
                 e.add_note(f"The last finished round could not be checkpointed either: {lost}")
@@ -94,20 +100,22 @@ class Loop:
 
     def models(self) -> Mapping[str, Weights]:
         """The models of the current state."""
-        return self.strategy.models(self.state)
+        return models_of(self.strategy, self.state, self.server.layout)
 
     def _round(self) -> None:
         """Sample, let the strategy work, measure, record, checkpoint."""
         started = time.perf_counter()
-        server = self._sampled(self.done)
-        state = self.strategy.round(server, self.state, server.round)
+        server, strategy, layout = self._sampled(self.done), self.strategy, self.server.layout
+        self.given = Handed(strategy, state=self.state, start=server.start._asdict())
+        seed_global(key(server.seed, "server/round", self.done))
+        state = as_state(strategy, "round", strategy.round(server, self.state, server.round), self.state)
+        self.given.check("round")
         cohort = server.record.heard() if self.strategy.traits.asynchronous else server.round.cohort
         if server.clock and not cohort and not self.strategy.traits.asynchronous:
             server.clock.elapse(server.clock.system.idle)
         self._observe(server)
         measured = self._measured(server, state)
-        models = self.strategy.models(state)
-        layout = server.layout
+        models = models_of(strategy, state, layout)
         digest = hash_tensors(piece for name in sorted(models) for piece in models[name].pieces(layout))
         row = server.record.row(self.done + 1, measured, cohort, digest, started)
         self._accept(state)
@@ -152,17 +160,20 @@ class Loop:
         out: Row = {}
         plan, number = self.evaluation, server.round.index + 1
         last = number == self.rounds
+        strategy, given = self.strategy, Handed(self.strategy, state=state)
         if last or (plan.every and number % plan.every == 0):
-            out |= self.strategy.evaluate(server, state)
+            out |= as_numbers(strategy, "evaluate", strategy.evaluate(server, state))
+            given.check("evaluate")
         if plan.clients_every and (last or number % plan.clients_every == 0):
-            found = self.strategy.evaluate_clients(server, state)
+            found = as_numbers(strategy, "evaluate_clients", strategy.evaluate_clients(server, state))
+            given.check("evaluate_clients")
             out |= {f"clients/{name}": value for name, value in found.items()}
         return out
 
     def _accept(self, state: State) -> None:
         """The round is finished: its results are what counts from now on."""
         server = self.server
-        self.accepting = True
+        self.accepting, self.given = True, None
         server.states.accept()
         self.state, self.done = state, self.done + 1
         self.own = {}

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from fedsim.errors import ConfigError, check_choice
+from fedsim.errors import CallbackError, ConfigError, check_choice
 from fedsim.tracking.base import Row, RunInfo, Tracker
 from fedsim.tracking.jsonl import JsonlTracker, read_rows
 
@@ -22,17 +22,22 @@ WANDB_MODES = ("disabled", "auto", "offline", "online")
 
 
 class Trackers(Tracker):
-    """Passes every hook on to ``trackers``, objects with any of the hooks of :class:`Tracker`.
+    """Passes every hook on to ``trackers``, then ``callbacks``: objects with any of the hooks of :class:`Tracker`.
 
     A tracker that raises is reported once and gets no further calls; the run goes on. Two exceptions: a
     ``ConfigError`` raised by ``start`` ends the run before its first round (the trackers already started
     see ``end`` with status "failed"), and the JSONL record is never switched off: each of its failures is
     logged as an error, and it tries again at the next round.
+
+    What one of the user's ``callbacks`` raises ends the run, as a ``CallbackError`` caused by it; at the ``end`` of a
+    run that has failed already it is only reported.
     """
 
-    def __init__(self, trackers: Iterable[object]) -> None:
-        self.trackers = list(trackers)
+    def __init__(self, trackers: Iterable[object], callbacks: Iterable[object] = ()) -> None:
+        self.callbacks = list(callbacks)
+        self.trackers = [*trackers, *self.callbacks]
         self._open = False
+        self._at = "while the run was set up"
 
     def start(self, run: RunInfo) -> None:
         """Start all; raises ``ConfigError`` if one of them cannot do what the configuration demands."""
@@ -52,13 +57,23 @@ class Trackers(Tracker):
 
     def round(self, row: Row, clients: Sequence[Row]) -> None:
         """Pass a round on."""
+        self._at = f"in round {row.get('round')}"
         self._all("round", row, clients)
 
     def end(self, summary: Row) -> None:
         """Pass the end on; a second call does nothing, so every way out of a run may call it."""
         if self._open:
-            self._open = False
-            self._all("end", summary)
+            self._open, self._at = False, "as the run ended"
+            failures: list[CallbackError] = []
+            for tracker in list(self.trackers):  # all of them are to hear of it
+                try:
+                    self._call(tracker, "end", summary)
+                except CallbackError as error:
+                    failures.append(error)
+            for failure in failures:
+                if summary.get("status", "done") == "done":
+                    raise failure
+                log.warning("%s", failure, exc_info=failure.__cause__)
 
     def _all(self, hook: str, *args: Any) -> None:
         for tracker in list(self.trackers):
@@ -73,6 +88,11 @@ class Trackers(Tracker):
         except Exception as error:
             if hook == "start" and isinstance(error, ConfigError):
                 raise
+            if any(tracker is callback for callback in self.callbacks):
+                what = f"{type(error).__name__}: {error}"
+                raise CallbackError(
+                    f"the callback {type(tracker).__name__}.{hook} failed {self._at}: {what}"
+                ) from error
             self._report(tracker, hook, error)
 
     def _report(self, tracker: object, hook: str, error: Exception) -> None:
@@ -94,7 +114,7 @@ class Trackers(Tracker):
 
 
 def build(config: TrackerConfig, extra: Iterable[object] = ()) -> Trackers:
-    """The configured trackers, then ``extra`` ones: objects with any of the hooks of :class:`Tracker`.
+    """The configured trackers, then ``extra`` callbacks: objects with any of the hooks of :class:`Tracker`.
 
     ``config`` is a ``TrackerConfig`` or a node with its keys. Raises ``ConfigError`` for an unknown mode.
     """
@@ -111,4 +131,4 @@ def build(config: TrackerConfig, extra: Iterable[object] = ()) -> Trackers:
         from fedsim.tracking.tensorboard import TensorboardTracker
 
         trackers.append(TensorboardTracker())
-    return Trackers([*trackers, *extra])
+    return Trackers(trackers, extra)

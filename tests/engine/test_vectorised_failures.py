@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -59,18 +60,20 @@ class FailsOnce(DeclaredClient):
     vectorisable = True
 
     def finish(self, job: Job, w: Tensor) -> Update:
-        FINISHED.append(job.client)
+        FINISHED.clients.append(job.client)
         update = super().finish(job, w)
-        return Update(metrics=update.metrics) if job.client == 2 and FINISHED.count(2) == 1 else update
+        return (
+            Update(metrics=update.metrics) if job.client == 2 and FINISHED.clients.count(2) == 1 else update
+        )
 
 
-FINISHED: list[int] = []
+FINISHED = SimpleNamespace(clients=[])
 
 
 def test_a_retry_computes_again_and_alone() -> None:
-    FINISHED.clear()
+    FINISHED.clients.clear()
     result = run(FailsOnce, "engine.vectorize=on", "failures.retries=1")
-    first = FINISHED[:7]
+    first = FINISHED.clients[:7]
     assert sorted(first) == [0, 1, 2, 2, 3, 4, 5]
     assert not result.rows[0]["failures"]
     retries = result.per_client.query("metric == 'retries'")
@@ -79,5 +82,8 @@ def test_a_retry_computes_again_and_alone() -> None:
 
 def test_what_a_declared_client_returns_is_checked() -> None:
     returning = type("Returning", (DeclaredClient,), {"vectorisable": True, "finish": lambda self, job, w: w})
-    with pytest.warns(UserWarning, match="returned Tensor, not an Update"), pytest.raises(ClientError):
+    with (
+        pytest.warns(UserWarning, match=r"Returning.finish returned Tensor of shape .*, expected an Update"),
+        pytest.raises(ClientError),
+    ):
         run(returning, "engine.vectorize=on")

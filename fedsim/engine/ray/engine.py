@@ -20,6 +20,7 @@ from fedsim.engine.assignments import Plan
 from fedsim.engine.cores import available_cores
 from fedsim.engine.ray import idle
 from fedsim.engine.ray.cluster import connect, ours
+from fedsim.engine.ray.said import Ear, Speaker
 from fedsim.engine.ray.tensors import share_tensors
 from fedsim.engine.ray.transport.driver import Found, NotReady, Shared, Transport
 from fedsim.engine.ray.transport.pipe import Offer
@@ -42,22 +43,27 @@ class _Actor:
 
     def __init__(self) -> None:
         share_tensors()
+        self._ear = Ear()
+        self._ear.install()
         self.stop()
 
     def start(self, plan: Plan, offer: Offer | None) -> None:
         """Build the worker, to be called by pipe if it can be: ``serve`` is to follow."""
         torch.set_num_threads(plan.threads)
-        worker = Worker(plan)
+        self._ear.begin(lambda: None)
+        worker = self._ear.hear(lambda: Worker(plan))
+        self._ear.serving = lambda: worker.serving
 
         def run(method: str, shared: list[Any], item: Any) -> Any:
             value, *standing = shared
-            return getattr(worker, method)(replace(value, standing=standing[0]) if standing else value, item)
+            value = replace(value, standing=standing[0]) if standing else value
+            return self._ear.call(lambda: getattr(worker, method)(value, item))
 
         self._receiver = Receiver(run)
         self._receiver.accept(offer)
 
     def stop(self) -> None:
-        self._receiver = None
+        self._receiver, self._ear.serving = None, lambda: None
 
     def serve(self) -> None:
         """Make the calls that come by pipe, until it ends."""
@@ -101,6 +107,7 @@ class RayEngine:
         self._actors += [self._new_actor() for _ in range(self.workers - len(self._actors))]
         self._plan: Any = None
         self._transport = Transport(ray)
+        self._speaker = Speaker()
         self._standing: Shared | None = None
         self._threads: int | None = None
 
@@ -131,7 +138,7 @@ class RayEngine:
         for index, result in self._unordered(method, self._shared(shared), items, order):
             ready[index] = result
             while following in ready:
-                yield ready.pop(following)
+                yield self._speaker.result(ready.pop(following))
                 following += 1
 
     def close(self) -> None:
