@@ -29,6 +29,18 @@ class EngineError(FedsimError):
     """Workers could not be started or were lost for good (exit code 1)."""
 
 
+class LockedError(ConfigError):
+    """Another process is writing the run's folder (exit code 2)."""
+
+
+class TooFewUpdates(FedsimError):  # noqa: N818 - what became of a round, before anybody calls it an error
+    """Fewer updates came than the aggregator can work with: the round is thin, see ``failures.thin_round``."""
+
+
+class ThinRoundError(FedsimError):
+    """A round had too few updates for the aggregator, and ``failures.thin_round=stop`` (exit code 1)."""
+
+
 class ArgumentError(ConfigError, ValueError):
     """An argument of a pure function is impossible: a ``ValueError`` for who calls it, exit code 2 in a run."""
 

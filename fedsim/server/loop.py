@@ -13,7 +13,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from fedsim.config.schema import CheckpointConfig, EvaluationConfig
-from fedsim.errors import CheckpointError
+from fedsim.errors import CheckpointError, TooFewUpdates
 from fedsim.rng import hash_tensors
 from fedsim.server import checkpoint
 from fedsim.server.exchanges import Server
@@ -100,7 +100,11 @@ class Loop:
         """Sample, let the strategy work, measure, record, checkpoint."""
         started = time.perf_counter()
         server = self._sampled(self.done)
-        state = self.strategy.round(server, self.state, server.round)
+        try:
+            state = self.strategy.round(server, self.state, server.round)
+        except TooFewUpdates as thin:
+            server.thin(str(thin), whole=True)
+            state = self.state
         cohort = server.record.heard() if self.strategy.traits.asynchronous else server.round.cohort
         if server.clock and not cohort and not self.strategy.traits.asynchronous:
             server.clock.elapse(server.clock.system.idle)
