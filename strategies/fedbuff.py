@@ -20,7 +20,8 @@ class FedBuff(Asynchronous):
     """Every ``buffer`` answers: ``x <- x + server_lr mean(s(tau_i) delta_i)``; a round is one such step.
 
     ``weighting``: ``uniform`` (the paper) or by ``samples``. Any aggregator takes the place of the mean, on the scaled
-    updates. Part of a buffer waits for the next round where nobody could be started.
+    updates. Fewer clients than ``buffer`` are asked again; part of a buffer waits for the next round where nobody could be
+    started or of all who were nobody answered.
     """
 
     buffer: int
