@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class FedsimError(Exception):
@@ -30,7 +31,11 @@ class EngineError(FedsimError):
 
 
 class LockedError(ConfigError):
-    """Another process is writing the run's folder (exit code 2)."""
+    """Another process is writing the run's ``folder`` (exit code 2)."""
+
+    def __init__(self, folder: Path):
+        super().__init__(f"{folder}: another process is writing this run; wait for it, or give dir=...")
+        self.folder = folder
 
 
 class TooFewUpdates(FedsimError):  # noqa: N818 - what became of a round, before anybody calls it an error

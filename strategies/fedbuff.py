@@ -20,8 +20,8 @@ class FedBuff(Asynchronous):
     """Every ``buffer`` answers: ``x <- x + server_lr mean(s(tau_i) delta_i)``; a round is one such step.
 
     ``weighting``: ``uniform`` (the paper) or by ``samples``. Any aggregator takes the place of the mean, on the scaled
-    updates. Fewer clients than ``buffer`` are asked again; part of a buffer waits for the next round where nobody could be
-    started or of all who were nobody answered.
+    updates. Fewer clients than ``buffer`` are asked again; part of a buffer waits for the next round where nobody could
+    be started, or nobody of all who were answered.
     """
 
     buffer: int

@@ -101,7 +101,9 @@ NAMES: Mapping[str, str] = {  # old dotted name: new dotted name
     "fedsim.topology.timing.Lognormal": "fedsim.topology.timing.LognormalTicks",
 }
 
-ADDED: Mapping[str, Any] = {  # settings that runs of before did not have, and the value by which nothing changes
+ADDED: Mapping[
+    str, Any
+] = {  # settings that runs of before did not have, and the value by which nothing changes
     "failures.thin_round": "skip",
 }
 

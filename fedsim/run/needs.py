@@ -87,9 +87,7 @@ def check_settings(method: StrategyLike, config: DictConfig) -> None:
         )
 
 
-def check_cohort(
-    method: StrategyLike, config: DictConfig, cohorts: Sequence[Sequence[int]] | None
-) -> None:
+def check_cohort(method: StrategyLike, config: DictConfig, cohorts: Sequence[Sequence[int]] | None) -> None:
     """Refuse an aggregator that a round's clients, if none fails, are never enough for; a draw counts by its mean.
 
     Raises:

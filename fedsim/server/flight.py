@@ -48,9 +48,10 @@ class Answer:
 class Flight:
     """Up to ``concurrency`` clients under way, as plain values and tensors for a checkpoint.
 
-    A *wave* are clients that got the same message; nobody is twice in one, so (wave, client) keys their draws. Where all
-    who could get the message have had it and nobody is under way, a further wave begins with the same one: who has
-    answered may be asked again (Nguyen et al. 2022, Algorithm 1, samples from all), unless of a wave nobody answered.
+    A *wave* are clients that got the same message; nobody is twice in one, so (wave, client) keys their draws. Where
+    all who could get the message have had it and nobody is under way, a further wave begins with the same one: who
+    has answered may be asked again (Nguyen et al. 2022, Algorithm 1, samples from all), unless of a wave nobody
+    answered.
     """
 
     server: Server

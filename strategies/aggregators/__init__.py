@@ -74,7 +74,9 @@ def check_enough(aggregator: Any, size: int, given: str, ask: Callable[[int], st
         needs, lower = [(m, f"aggregator.m={m}: {name} averages {m} updates")], f"aggregator.m={size}"
     if name in NEEDED and "f" in options:
         f, (slope, offset) = whole(name, "f", options["f"], 0, "the wrong updates to tolerate"), NEEDED[name]
-        needs.append((n := slope * f + offset, f"aggregator.f={f}: {name} needs {slope}f + {offset} = {n} updates"))
+        needs.append(
+            (n := slope * f + offset, f"aggregator.f={f}: {name} needs {slope}f + {offset} = {n} updates")
+        )
         if n > size:
             able = (size - offset) // slope
             lower = f"aggregator.f={able}" if able >= 0 else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import re
+import signal
 import socket
 import threading
 import time
@@ -119,15 +120,21 @@ def _join(address: str, named: str) -> None:
 
 
 def _init(address: str, **settings: Any) -> Any:
+    """Ray's ``init``; its handler of SIGTERM does not take the place of one that is there."""
     import ray
 
-    return ray.init(
-        address=address,
-        namespace=f"fedsim-{os.getpid()}",
-        log_to_driver=False,
-        logging_level="ERROR",
-        **settings,
-    )
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        return ray.init(
+            address=address,
+            namespace=f"fedsim-{os.getpid()}",
+            log_to_driver=False,
+            logging_level="ERROR",
+            **settings,
+        )
+    finally:
+        if callable(handler) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
 
 
 def warm_up(config: Any) -> None:
