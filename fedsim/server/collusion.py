@@ -59,8 +59,8 @@ class Collusion:
     """Replaces the attackers' rows between an exchange and its use, whatever the strategy folds.
 
     All arrays of real numbers that a client sends, BatchNorm statistics excepted, count as its update; an attack sees
-    them as one vector. Workers then have to send single updates; sums are taken here, in client order. Exchanges with an
-    array whose length differs by client (laid end to end) are answered honestly: such answers have no mean.
+    them as one vector. Workers then have to send single updates; sums are taken here, in client order. Exchanges with
+    an array whose length differs by client (laid end to end) are answered honestly: such answers have no mean.
     """
 
     attackers: frozenset[int]
