@@ -22,7 +22,7 @@ from fedsim.run.assembly import assemble, describe, start_engine
 from fedsim.run.folder import adopt, complete, enter, locked
 from fedsim.run.given import Given
 from fedsim.run.key import marked, run_dir, run_key, run_name
-from fedsim.run.needs import check_task
+from fedsim.run.needs import check_cohort, check_task
 from fedsim.run.preparation import learning_task, load_data, settle
 from fedsim.run.summary import execute, summarise
 from fedsim.task.task import LossFn
@@ -153,6 +153,7 @@ def _run(
         return RunResult(folder, state, dict(done.summary), rows, str(done.summary["method"]))
     previous = enter(folder, config, key)
     method = participants.strategy(config, given.strategy)
+    check_cohort(method, config, given.cohorts)
     trackers = build_trackers(config.tracker, extra=given.callbacks)
     summary: dict[str, Any] = {}
     try:

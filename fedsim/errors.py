@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class FedsimError(Exception):
@@ -35,6 +36,22 @@ class CheckpointError(FedsimError):
 
 class EngineError(FedsimError):
     """Workers could not be started or were lost for good (exit code 1)."""
+
+
+class LockedError(ConfigError):
+    """Another process is writing the run's ``folder`` (exit code 2)."""
+
+    def __init__(self, folder: Path):
+        super().__init__(f"{folder}: another process is writing this run; wait for it, or give dir=...")
+        self.folder = folder
+
+
+class TooFewUpdates(FedsimError):  # noqa: N818 - what became of a round, before anybody calls it an error
+    """Fewer updates came than the aggregator can work with: the round is thin, see ``failures.thin_round``."""
+
+
+class ThinRoundError(FedsimError):
+    """A round had too few updates for the aggregator, and ``failures.thin_round=stop`` (exit code 1)."""
 
 
 class ArgumentError(ConfigError, ValueError):

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from torch import Tensor
 
+from fedsim.errors import TooFewUpdates
 from fedsim.task.layout import Slot
 from strategies.aggregators import Aggregator
 
@@ -200,7 +201,7 @@ def mix(
     own_variances: NDArray[np.float64] | None = None,
     pool_variances: NDArray[np.float64] | None = None,
     rule: Aggregator | None = None,
-) -> None:
+) -> dict[int, str]:
     """Mix and correct ``own`` (k, d), the models of k receivers, in place.
 
     ``pool`` (S, d) holds the models they received; it may be ``own`` itself. ``weights`` (k, S) says what each receiver
@@ -208,9 +209,10 @@ def mix(
     often a model was received: the target ``received`` is the mean over messages. Variances (., L) come from
     ``variances``, or are computed here. A row without messages stays as it is. One sparse-dense product per block of
     columns, then one pass for the statistics and one to scale; sums have one order whatever computes elsewhere.
-    ``rule`` aggregates what arrived in place of the weighted mean: ``m = w_i + (1 - W_ii) rule({w_j - w_i})``.
+    ``rule`` aggregates what arrived in place of the weighted mean: ``m = w_i + (1 - W_ii) rule({w_j - w_i})``. Rows of
+    receivers that got too few models for it stay as they are; they are returned, each with what the rule said.
     """
-    wanted = None
+    wanted, short = None, dict[int, str]()
     if correction is not None:
         mine = variances(own, slots) if own_variances is None else own_variances
         if pool_variances is None:
@@ -218,7 +220,8 @@ def mix(
         wanted = _wanted(correction.target, own_weights, weights, counts, mine, pool_variances)
     heard = np.diff(counts.indptr) > 0
     if rule is not None:
-        _mix_by(rule, own, pool.copy() if pool is own else pool, own_weights, weights, counts)
+        short = _mix_by(rule, own, pool.copy() if pool is own else pool, own_weights, weights, counts)
+        heard[list(short)] = False
     else:
         matrix, keep = weights.astype(own.dtype), own_weights.astype(own.dtype)[:, None]
         width = max(1, BLOCK // max(1, len(pool)))
@@ -231,6 +234,7 @@ def mix(
         for k, slot in enumerate(slots):
             if correction.covers(slot.name, slot.shape):
                 _scale(own, slot, np.where(heard, wanted[:, k], 0.0), correction)
+    return short
 
 
 def _mix_by(
@@ -240,17 +244,23 @@ def _mix_by(
     own_weights: NDArray[np.float64],
     weights: csr_array,
     counts: csr_array,
-) -> None:
+) -> dict[int, str]:
     """``mix`` under a rule of ``strategies.aggregators``, receiver by receiver; ``pool`` is not ``own``.
 
     The rule sees differences from the receiver's model, as updates of a server's clients are differences from its.
     """
+    short = dict[int, str]()
     for i in np.flatnonzero((np.diff(counts.indptr) > 0) & (own_weights < 1)):
         here = slice(counts.indptr[i], counts.indptr[i + 1])
         times = counts.data[here].astype(int)
         senders, share = (np.repeat(v, times) for v in (counts.indices[here], weights.data[here] / times))
-        step = rule(torch.from_numpy(pool[senders] - own[i]), torch.from_numpy(share))
+        try:
+            step = rule(torch.from_numpy(pool[senders] - own[i]), torch.from_numpy(share))
+        except TooFewUpdates as thin:
+            short[int(i)] = str(thin)
+            continue
         own[i] += own.dtype.type(1 - own_weights[i]) * step.numpy()
+    return short
 
 
 def _wanted(

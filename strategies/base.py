@@ -21,7 +21,7 @@ from fedsim.server.traits import State, StrategyLike, Traits
 from fedsim.task.layout import Layout
 from fedsim.task.task import Task
 from fedsim.task.vectors import Weights
-from strategies.aggregators import Aggregator, is_mean, keeps_size, mean
+from strategies.aggregators import Aggregator, check_enough, is_mean, keeps_size, mean
 
 __all__ = ["State", "Strategy", "check", "check_weighting"]
 
@@ -42,6 +42,17 @@ class Strategy:
     statistics: ClassVar[frozenset[str]] = (
         frozenset()
     )  # of the fold, what no rule for vectors fits: counts and the like
+
+    def check_cohort(self, size: int, most: int) -> None:
+        """Refuse an aggregator that needs more updates than ``clients_per_round=size`` gives; there are ``most``
+        clients. Called before anything starts."""
+        size = 1 if self.traits.pooled else size
+        check_enough(
+            self.aggregator,
+            size,
+            f"clients_per_round={size}",
+            lambda n: f"clients_per_round={n}" + (f" num_clients={n}" if n > most else ""),
+        )
 
     def setup(self, task: Task, layout: Layout) -> None:
         """Once per run, before the first round or the resumed one: find what is needed in the model."""
@@ -130,13 +141,14 @@ class Strategy:
                 f"'{name}'; type aggregator.scale=median_norm"
             )
         report: dict[str, Any] = {}
-        asked = {"report": report} if "report" in signature(self.aggregator).parameters else {}
+        offered, known = {"report": report, "removed": replies.removed}, signature(self.aggregator).parameters
+        asked = {k: v for k, v in offered.items() if k in known}
         stack = replies.stack(name)
         out: Tensor = self.aggregator(stack, weights, **asked)
         if not isinstance(out, Tensor) or out.shape != stack.shape[1:]:
             expected = f"a tensor of shape {tuple(stack.shape[1:])}, one row's"
             raise StrategyError(returned(self, "aggregator", out, expected))
-        if asked:
+        if "report" in asked:
             clients = replies.clients
             named = report | {
                 k: [clients[i] for i in report[k]] for k in ("dropped", "selected") if k in report

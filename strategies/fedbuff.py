@@ -10,6 +10,7 @@ import torch
 from clients.sgd import SGDClient
 from fedsim.server.exchanges import Server
 from fedsim.server.flight import Answer
+from strategies.aggregators import check_enough
 from strategies.asynchronous import Asynchronous
 from strategies.base import State, check, check_weighting
 
@@ -19,7 +20,8 @@ class FedBuff(Asynchronous):
     """Every ``buffer`` answers: ``x <- x + server_lr mean(s(tau_i) delta_i)``; a round is one such step.
 
     ``weighting``: ``uniform`` (the paper) or by ``samples``. Any aggregator takes the place of the mean, on the scaled
-    updates. Part of a buffer waits for the next round where nobody could be started.
+    updates. Fewer clients than ``buffer`` are asked again; part of a buffer waits for the next round where nobody could
+    be started, or nobody of all who were answered.
     """
 
     buffer: int
@@ -38,6 +40,11 @@ class FedBuff(Asynchronous):
         state = super().init(server)
         held = {"held": state["w"].new_zeros((0, len(state["w"]))), "weights": []}
         return state | held | {"held_buffers": state["buffers"].new_zeros((0, len(state["buffers"])))}
+
+    def check_cohort(self, size: int, most: int) -> None:
+        """What the aggregator gets is a full buffer, whoever the answers are of."""
+        given = "strategy.buffer={}".format
+        check_enough(self.aggregator, self.buffer, given(self.buffer), given)
 
     @property
     def answers(self) -> int:

@@ -20,6 +20,7 @@ from clients.geometry import (
     merge_statistics,
 )
 from clients.ggeur import Filling, GgeurClient, Privacy, unpack
+from fedsim.errors import TooFewUpdates
 from fedsim.exchange.fold import Fold
 from fedsim.exchange.payload import Message, Payload, Replies
 from fedsim.server.exchanges import Server
@@ -122,6 +123,11 @@ class GGEUR:
         """What the base's rounds fold."""
         return self.base.folds
 
+    def check_cohort(self, size: int, most: int) -> None:
+        """The base's."""
+        self._hand_over()
+        self.base.check_cohort(size, most)
+
     def setup(self, task: Task, layout: Layout) -> None:
         """The base's."""
         self.base.setup(task, layout)
@@ -151,8 +157,7 @@ class GGEUR:
 
     def round(self, server: Server, state: State, round: Round) -> State:
         """Phase 0 for whoever still needs it, then the base's round with the geometry at hand."""
-        if "aggregator" in self.__dict__ and "aggregator" not in vars(type(self.base)):
-            self.base.aggregator = self.__dict__["aggregator"]
+        self._hand_over()
         cohort = list(round.cohort)
         with server.apart("phase0"):
             state, lost = self._gather(server, state, cohort)
@@ -163,7 +168,16 @@ class GGEUR:
             state, lost = self._hand_out(server, state, cohort, standing)
             cohort = [c for c in cohort if c not in lost]
         behind = cast(Server, _WithStanding(server, standing, cohort))
-        return self.base.round(behind, state, replace(round, cohort=cohort))
+        try:
+            return self.base.round(behind, state, replace(round, cohort=cohort))
+        except TooFewUpdates as thin:
+            server.thin(str(thin), whole=True)
+            return state  # phase 0 is done, whatever becomes of the round
+
+    def _hand_over(self) -> None:
+        """The configured aggregator is the base's."""
+        if "aggregator" in self.__dict__ and "aggregator" not in vars(type(self.base)):
+            self.base.aggregator = self.__dict__["aggregator"]
 
     def _gather(self, server: Server, state: State, cohort: Sequence[int]) -> tuple[State, set[int]]:
         """Statistics of clients that have not sent any: all at first, later those of the cohort."""

@@ -26,7 +26,7 @@ from fedsim.task.vectors import Weights
 from fedsim.topology.links import arrivals
 from fedsim.topology.mixing import SCHEMES, Mixing, mixing
 from strategies import peers
-from strategies.aggregators import Aggregator, is_mean
+from strategies.aggregators import Aggregator, check_enough, is_mean
 from strategies.averaging import Correction, mix, variance_corrected_average, variances
 from strategies.base import State, Strategy, check
 
@@ -88,6 +88,9 @@ class Peers(Strategy):
         self.client = PeerClient(keep_momentum=self.momentum == "keep")
         self.traits = replace(self.traits, buffers=self.bn_stats)  # type: ignore[misc]
 
+    def check_cohort(self, size: int, most: int) -> None:
+        """Peers aggregate what their neighbours send: see ``init``, where the graph is known."""
+
     def init(self, server: Server) -> State:
         """Every peer's first model."""
         if self.rule is not None and self.correction is not None and self.target != "self":
@@ -101,6 +104,10 @@ class Peers(Strategy):
             raise ConfigError(
                 "strategy.mixing=metropolis: needs an undirected graph; type uniform or conservative"
             )
+        if self.rule is not None and topology.fixed:
+            least = int(topology.degrees().min())
+            given = f"topology: the peer with the fewest neighbours, {least},"
+            check_enough(self.rule, least, given, lambda n: f"a topology of degree {n}")
         models = peers.first_models(server, self.init_models)
         start = variances(models.w.numpy(), server.layout.params).mean(axis=0)
         return {"peers": models.w, "buffers": models.buffers, "start": torch.tensor(start).to(models.w)}
@@ -220,7 +227,8 @@ class Gossip(Peers):
         weights = self.weigh(server, arrived, round.index)
         models = state["peers"] if in_place else state["peers"].clone()
         x, slots = models.numpy(), server.layout.params
-        mix(x, x, *weights, arrived, slots, self.correction, rule=self.rule)
+        short = mix(x, x, *weights, arrived, slots, self.correction, rule=self.rule)
+        peers.note_short(server, short)
         new: State = {**state, "peers": models}
         if server.share_buffers and state["buffers"].shape[1]:
             statistics = state["buffers"].clone()

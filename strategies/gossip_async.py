@@ -109,6 +109,7 @@ class AsyncGossip(Peers):
             for wave in waves:
                 work.mix(wave)
         _book(server, agenda, size)
+        peers.note_short(server, work.short)
         server.log.update(
             {
                 "ticks": until,
@@ -135,6 +136,7 @@ class _Window:
     ) -> None:
         self.method, self.server, self.start, self.planner = method, server, state, planner
         self.uses, self.live = Counter(agenda.uses), planner.live()
+        self.short = dict[int, str]()  # peers with too few models for the aggregator, and what it said
         self.models = {"peers": state["peers"].clone(), "buffers": state["buffers"].clone()}
         live = state["schedule"].get("senders", {})
         kept = zip(*(state[k].unbind() for k in ("copies", "copy_buffers", "copy_variances")), strict=True)
@@ -179,7 +181,7 @@ class _Window:
             torch.stack(t) for t in zip(*(self.copies[c] for c in used.tolist()), strict=True)
         )
         own = self.models["peers"][who]
-        mix(
+        short = mix(
             own.numpy(),
             pool.numpy(),
             *weights,
@@ -190,6 +192,7 @@ class _Window:
             rule=method.rule,
         )
         self.models["peers"][who] = own
+        self.short |= {int(who[i]): why for i, why in short.items()}
         if server.share_buffers and statistics.shape[1]:
             mine = self.models["buffers"][who]
             mix(mine.numpy(), statistics.numpy(), *weights, arrived, ())

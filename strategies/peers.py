@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ __all__ = [
     "geometry",
     "moved",
     "network_mean",
+    "note_short",
     "spread",
     "traffic",
 ]
@@ -104,6 +105,13 @@ def geometry(models: Array, start: Array, layout: Layout) -> dict[str, float]:
         if first > 1e-30:
             out[f"variance/{slot.name}"] = float(value / first)
     return out
+
+
+def note_short(server: Server, short: Mapping[int, str]) -> None:
+    """Peers that got too few models for the aggregator and kept their own: named, or the run ends."""
+    if short:
+        who = ", ".join(map(str, sorted(short)))
+        server.thin(f"peers that kept their own model: {who} ({short[min(short)]})")
 
 
 def traffic(sent: csr_array, arrived: csr_array, size: int) -> Traffic:

@@ -15,14 +15,14 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from fedsim.cli.exits import BAD_CONFIG, DONE, FAILED, diagnose
+from fedsim.cli.exits import BAD_CONFIG, DONE, FAILED, TERMINATED, Terminated, diagnose, terminable
 from fedsim.cli.sweep import JobResult, Journal
 from fedsim.config.check import validate
-from fedsim.config.compose import COMPOSE_ERRORS, chosen_method, label_method
+from fedsim.config.compose import COMPOSE_ERRORS, chosen_method, label_method, plain, typed
 from fedsim.config.explain import explain
 from fedsim.config.tree import VERSION_BASE, register
 from fedsim.engine.cores import available_cores
-from fedsim.errors import ConfigError
+from fedsim.errors import ConfigError, LockedError
 from fedsim.run.key import finished, run_dir
 
 
@@ -33,8 +33,12 @@ def launch(argv: Sequence[str]) -> int:
     with Journal.opened() as journal, _hydra_process(argv):
         try:
             app()
+            _come_back(journal)
         except COMPOSE_ERRORS as error:
             raise ConfigError(explain(error, argv)) from error
+        except KeyboardInterrupt:
+            _conclude(journal.read())
+            raise
         finally:
             _stop_ray()
         outcomes = journal.read()
@@ -53,22 +57,74 @@ def run_job(config: DictConfig) -> float:
     outcome = JobResult(
         job=info.job.num if sweep else 0, overrides=info.job.override_dirname if sweep else ""
     )
+    try:
+        with terminable():
+            summary = _attempt(config, outcome, info)
+    except Terminated:
+        if Journal.elsewhere():  # a process that works for a sweep: no other job may begin here
+            os._exit(TERMINATED)
+        raise
+    accuracy = (summary or {}).get("accuracy")
+    return float("nan") if accuracy is None else float(accuracy)
+
+
+def _in_a_grid(info: HydraConf) -> bool:
+    """Whether nobody waits for the result of this job: it may be computed after all others of its sweep."""
+    return "basic_sweeper" in str(info.sweeper.get("_target_"))
+
+
+def _attempt(
+    config: DictConfig, outcome: JobResult, info: HydraConf | None = None
+) -> Mapping[str, Any] | None:
+    """Do a job, unless it is done; the summary of its run. How it ended goes into ``outcome`` and the journal.
+
+    A run of a sweep that another process computes is left for later or, without ``info``, waited for.
+    """
     summary: Mapping[str, Any] | None = None
     try:
         validate(config)
-        _share_cores(config, info)
-        if (found := finished(config)) is not None:
-            summary, outcome.dir, outcome.status = found.summary, str(found.folder), "skipped"
-            print(f"{outcome.title}already done, skipped: {found}", flush=True)
+        if info is not None:
+            _share_cores(config, info)
+        summary = _unless_done(config, outcome)
+    except LockedError as locked:
+        if not outcome.overrides:
+            _fail(outcome, locked, info)
+        elif info is not None and _in_a_grid(info):
+            outcome.status, outcome.config = "locked", plain(config)
+            print(f"{outcome.title}{locked.folder} is being computed by another process; later", flush=True)
         else:
-            summary = _run(config, outcome)
+            from fedsim.run.folder import wait
+
+            print(f"{outcome.title}waiting for another process that computes {locked.folder}", flush=True)
+            wait(locked.folder)
+            return _attempt(config, outcome)
     except Exception as error:
-        outcome.status = "failed"
-        outcome.code, outcome.message = diagnose(error, list(info.overrides.task))
-        print(outcome.message, file=sys.stderr, flush=True)
+        _fail(outcome, error, info)
     Journal.append(outcome)
-    accuracy = (summary or {}).get("accuracy")
-    return float("nan") if accuracy is None else float(accuracy)
+    return summary
+
+
+def _fail(outcome: JobResult, error: Exception, info: HydraConf | None) -> None:
+    outcome.status = "failed"
+    outcome.code, outcome.message = diagnose(error, [] if info is None else list(info.overrides.task))
+    print(outcome.message, file=sys.stderr, flush=True)
+
+
+def _unless_done(config: DictConfig, outcome: JobResult) -> Mapping[str, Any]:
+    """The summary of a run that is done, or is done now."""
+    if (found := finished(config)) is None:
+        return _run(config, outcome)
+    outcome.dir, outcome.status = str(found.folder), "skipped"
+    print(f"{outcome.title}already done, skipped: {found}", flush=True)
+    return found.summary
+
+
+def _come_back(journal: Journal) -> None:
+    """To the jobs whose runs other processes computed when it was their turn."""
+    for outcome in journal.read():
+        if outcome.config is not None:
+            config, outcome.config = typed(outcome.config), None
+            _attempt(config, outcome)
 
 
 def _run(config: DictConfig, outcome: JobResult) -> dict[str, Any]:
@@ -123,7 +179,7 @@ def _hydra_process(argv: Sequence[str]) -> Iterator[None]:
 
 def _conclude(outcomes: list[JobResult]) -> int:
     """Table and curves of the runs that are done, then the table of those that failed."""
-    folders = list(dict.fromkeys(Path(o.dir) for o in outcomes if o.status != "failed"))
+    folders = list(dict.fromkeys(Path(o.dir) for o in outcomes if o.status in ("done", "skipped")))
     sweep = any(o.overrides for o in outcomes)
     if folders:
         from fedsim.report.terminal import show

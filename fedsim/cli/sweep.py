@@ -15,6 +15,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 _JOURNAL = "FEDSIM_JOURNAL"
+_opened_here = False
 
 
 @dataclass
@@ -24,9 +25,10 @@ class JobResult:
     job: int  # number in the sweep
     overrides: str  # what sets the job apart in its sweep; empty for a single run
     dir: str = ""
-    status: str = "failed"  # done | skipped | failed
+    status: str = "failed"  # done | skipped | failed | locked (another process computes it)
     code: int = 0  # exit code of a failed job
     message: str = ""  # of a failed job, as printed
+    config: dict[str, Any] | None = None  # of a locked job, to come back to
 
     @property
     def title(self) -> str:
@@ -50,13 +52,20 @@ class Journal:
     @contextmanager
     def opened(cls) -> Iterator[Journal]:
         """A new journal, which jobs of this and of child processes find through the environment."""
+        global _opened_here
         with tempfile.TemporaryDirectory(prefix="fedsim-") as folder:
             path = Path(folder) / "journal.jsonl"
-            os.environ[_JOURNAL] = str(path)
+            os.environ[_JOURNAL], _opened_here = str(path), True
             try:
                 yield cls(path)
             finally:
                 del os.environ[_JOURNAL]
+                _opened_here = False
+
+    @staticmethod
+    def elsewhere() -> bool:
+        """Whether the jobs of this process belong to a sweep of another one."""
+        return not _opened_here
 
     @staticmethod
     def append(outcome: JobResult) -> None:
@@ -65,9 +74,10 @@ class Journal:
             file.write(json.dumps(asdict(outcome)) + "\n")
 
     def read(self) -> list[JobResult]:
-        """All results, by job number; none if no job ran."""
+        """The newest result of each job, by job number; none if no job ran."""
         lines = self.path.read_text().splitlines() if self.path.exists() else []
-        return sorted((JobResult(**json.loads(line)) for line in lines), key=lambda o: o.job)
+        found = {o.job: o for o in (JobResult(**json.loads(line)) for line in lines)}
+        return [found[job] for job in sorted(found)]
 
 
 class RaySweep(Callback):

@@ -34,6 +34,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "engine.lost_state": ("restart", "stop"),
     "failures.policy": ("stop", "skip"),
     "failures.nonfinite": ("skip", "stop"),
+    "failures.thin_round": ("skip", "stop"),
     "tracker.console.mode": ("auto", "rich", "plain", "quiet"),
     "tracker.wandb.mode": ("disabled", "auto", "offline", "online"),
 }

@@ -104,6 +104,7 @@ NAMES: Mapping[str, str] = {  # old dotted name: new dotted name
 # Settings that runs of before did not have, dotted, and the value by which nothing changes
 ADDED: Mapping[str, Any] = {
     "client.clip_pull": "whole",
+    "failures.thin_round": "skip",
 }
 # Options that runs of before did not have, by the class that takes them, and the value by which nothing changes
 OPTIONS: Mapping[str, Mapping[str, Any]] = {

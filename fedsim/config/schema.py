@@ -120,11 +120,12 @@ class EvaluationConfig:
 
 @dataclass
 class FailureConfig:
-    """What happens when a client's code raises or returns a non-finite update."""
+    """What happens when a client's code raises or returns a non-finite update, or when too few updates come."""
 
     policy: str = problem_key()  # stop | skip, once `retries` are used up
     retries: int = problem_key()
     nonfinite: str = problem_key()  # skip | stop
+    thin_round: str = problem_key()  # skip | stop, where too few updates came for the aggregator
 
 
 @dataclass

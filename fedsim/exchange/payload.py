@@ -187,6 +187,11 @@ class Replies:
         """Aggregation weights ``(n,)``, float64, in the order of ``clients``."""
         return torch.tensor([o.weight for o in self.ok], dtype=torch.float64)
 
+    @property
+    def removed(self) -> int:
+        """Updates that came but were left out, since they were not finite."""
+        return sum(o.kind == "nonfinite" for o in self.outcomes)
+
     def __len__(self) -> int:
         return len(self.ok)
 

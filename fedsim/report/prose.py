@@ -107,6 +107,7 @@ def failures(groups: Sequence[Group]) -> str:
         for run in group.runs
         if run.status != "done"
     ]
+    ended += [line for group in groups for run in group.runs if (line := _thin(group, run))]
     html = f'<ul class="notes">{"".join(f"<li>{escape(line)}</li>" for line in ended)}</ul>' if ended else ""
     rows = []
     for group in groups:
@@ -122,6 +123,15 @@ def failures(groups: Sequence[Group]) -> str:
         return html + paragraph("Every client that was asked contributed, in every recorded round.")
     header = ["method", "task", "kind", "times", "clients", "rounds", "most frequent reason"]
     return html + html_table(header, rows, [False, False, False, True, True, False, False], "plain")
+
+
+def _thin(group: Group, run: Run) -> str:
+    """The rounds of a run in which too few updates came for the aggregator; empty if there are none."""
+    found = [(row["round"], row["thin_round"]) for row in run.rows if row.get("thin_round")]
+    if not found:
+        return ""
+    where = f"{len(found)} of {len(run.rows)} rounds, the first of them {found[0][0]}"
+    return f"{group.label}, seed {run.seed}: too few updates in {where} ({_short(found[0][1])})"
 
 
 def reproduce(groups: Sequence[Group], commands: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from fedsim.config.compose import load
-from fedsim.errors import CheckpointError, ConfigError
+from fedsim.errors import CheckpointError, ConfigError, LockedError
 from fedsim.run.key import Finished, finished_in, key_before, marked, run_key
 from fedsim.server import checkpoint
 from fedsim.server.collusion import ATTACKERS
@@ -30,10 +30,14 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise ConfigError(
-                f"{folder}: another process is writing this run; wait for it, or give dir=..."
-            ) from None
+            raise LockedError(folder) from None
         yield
+
+
+def wait(folder: Path) -> None:
+    """Until no other process is writing to the run folder."""
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
 
 
 def adopt(folder: Path, config: DictConfig, mark: str) -> None:

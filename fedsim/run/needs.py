@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -84,6 +85,16 @@ def check_settings(method: StrategyLike, config: DictConfig) -> None:
         raise ConfigError(
             f"client.steps={config.client.steps}: clients of {name} send one gradient a round; add client.steps=1"
         )
+
+
+def check_cohort(method: StrategyLike, config: DictConfig, cohorts: Sequence[Sequence[int]] | None) -> None:
+    """Refuse an aggregator that a round's clients, if none fails, are never enough for; a draw counts by its mean.
+
+    Raises:
+        ConfigError: naming both settings, and what to type.
+    """
+    size = config.clients_per_round if cohorts is None else max(map(len, cohorts), default=0)
+    method.check_cohort(min(size, config.num_clients), config.num_clients)
 
 
 def check_task(method: StrategyLike, task: Task, data: FederatedData) -> None:

@@ -86,6 +86,8 @@ def summarise(loop: Loop, config: DictConfig, data: FederatedData) -> dict[str, 
     for phase in sorted({k for r in rows for k, v in r.items() if isinstance(v, dict) and "bytes_up" in v}):
         parts = [r[phase] for r in rows if phase in r]
         out[phase] = {k: sum(part[k] for part in parts) for k in ("bytes_up", "bytes_down", "seconds")}
+    if thin := sum("thin_round" in r for r in rows):
+        out["thin_rounds"] = thin
     if rows:
         out["weights_hash"] = rows[-1]["weights_hash"]
     return out

@@ -59,7 +59,8 @@ class Collusion:
     """Replaces the attackers' rows between an exchange and its use, whatever the strategy folds.
 
     All arrays of real numbers that a client sends, BatchNorm statistics excepted, count as its update; an attack sees
-    them as one vector. Workers then have to send single updates; sums are taken here, in client order.
+    them as one vector. Workers then have to send single updates; sums are taken here, in client order. Exchanges with
+    an array whose length differs by client (laid end to end) are answered honestly: such answers have no mean.
     """
 
     attackers: frozenset[int]
@@ -67,6 +68,8 @@ class Collusion:
 
     def widen(self, kinds: Kinds) -> dict[str, tuple[str, ...]]:
         """What to ask of the workers instead of ``kinds``."""
+        if _uneven(kinds):
+            return dict(kinds)
         return {name: kind if name == "buffers" else ("stack",) for name, kind in kinds.items()}
 
     def apply(self, folded: Folded, outcomes: Sequence[Outcome], kinds: Kinds, layout: Layout) -> Folded:
@@ -74,6 +77,8 @@ class Collusion:
 
         Of flat vectors an attack sees, and replaces, what is not padding.
         """
+        if _uneven(kinds):
+            return folded
         ok = [o for o in outcomes if o.kind == "ok"]
         bad = [i for i, o in enumerate(ok) if o.client in self.attackers]
         good = [i for i, o in enumerate(ok) if o.client not in self.attackers]
@@ -99,3 +104,8 @@ class Collusion:
         shaped = {n: part.reshape(len(bad), *sent[n].shape[1:]) for n, part in zip(sent, made, strict=True)}
         for name, rows in unpack(shaped, packed, layout).items():
             stacks[name][bad] = rows.to(stacks[name].dtype)
+
+
+def _uneven(kinds: Kinds) -> bool:
+    """Whether the shape of an array may differ by client."""
+    return any("cat" in kind for kind in kinds.values())

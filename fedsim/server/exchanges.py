@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from fedsim.errors import ClientError
+from fedsim.errors import ClientError, ThinRoundError
 from fedsim.exchange.fold import Fold
 from fedsim.exchange.payload import Message, Outcome, Payload, Replies
 from fedsim.sampling import Population, Sampler
@@ -87,6 +87,23 @@ class Server(Context):
     def remote(self) -> bool:
         """Whether clients lie beyond a network, with data of their own: what is sent to them costs."""
         return self.exchanger.engine.remote
+
+    def thin(self, why: str, *, whole: bool = False) -> None:
+        """The round, or a part of it, had too few updates for the aggregator: note it in the round's row.
+
+        If it is the ``whole`` round, nothing of it counts: what its clients would keep is forgotten.
+
+        Raises:
+            ThinRoundError: with ``failures.thin_round=stop``.
+        """
+        if self.exchanger.failures.thin_round == "stop":
+            raise ThinRoundError(
+                f"round {self.round.index + 1}: {why}. The run ends, as failures.thin_round=stop says; type "
+                "failures.thin_round=skip to leave such rounds out, ask more clients a round, or lower aggregator.f"
+            )
+        self.log["thin_round"] = why
+        if whole:
+            self.states.discard()
 
     def apart(self, phase: str) -> AbstractContextManager[None]:
         """What happens in this block is reported under ``phase``, apart from the round: bytes and seconds."""

@@ -7,7 +7,7 @@ busy, and how fast they are changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -21,7 +21,15 @@ from fedsim.server.pricing import departures
 from fedsim.system.clock import Clock
 from fedsim.system.events import Event, EventQueue
 
-NOBODY = {"events": [], "sequence": 0, "wave": -1, "started": [], "versions": {}, "ready": {}}  # under way
+NOBODY = {  # under way
+    "events": [],
+    "sequence": 0,
+    "wave": -1,
+    "started": [],
+    "heard": False,
+    "versions": {},
+    "ready": {},
+}
 PREFIX = "flight/"
 KEPT = ("weight", "metrics", "bytes_up", "samples", "gradients", "forwards", "seconds", "reason", "kind")
 
@@ -40,7 +48,10 @@ class Answer:
 class Flight:
     """Up to ``concurrency`` clients under way, as plain values and tensors for a checkpoint.
 
-    A *wave* are the clients that got the same message; nobody is twice in one, so (wave, client) keys their draws.
+    A *wave* are clients that got the same message; nobody is twice in one, so (wave, client) keys their draws. Where
+    all who could get the message have had it and nobody is under way, a further wave begins with the same one: who
+    has answered may be asked again (Nguyen et al. 2022, Algorithm 1, samples from all), unless of a wave nobody
+    answered.
     """
 
     server: Server
@@ -49,6 +60,7 @@ class Flight:
     queue: EventQueue
     wave: int = -1
     started: list[int] = field(default_factory=list)  # of this wave
+    heard: bool = False  # whether one of this wave has answered
     versions: dict[int, int] = field(default_factory=dict)  # of each wave with clients under way
     sent: dict[int, Message] = field(default_factory=dict)  # of the same
     ready: dict[int, tuple[dict[str, Any], dict[str, Tensor]]] = field(default_factory=dict)  # by client
@@ -64,7 +76,8 @@ class Flight:
                 _, kind, key, array = name.split("/", 3)
                 tensors.setdefault(f"{kind}/{key}", {})[array] = value
         queue = EventQueue(plain["events"], now=clock.now, sequence=plain["sequence"])
-        flight = Flight(server, concurrency, fold, queue, plain["wave"], list(plain["started"]))
+        heard = bool(plain.get("heard", False))
+        flight = Flight(server, concurrency, fold, queue, plain["wave"], list(plain["started"]), heard)
         flight.versions = {int(k): v for k, v in plain["versions"].items()}
         flight.sent = {wave: Message.of(tensors[f"sent/{wave}"]) for wave in flight.versions}
         flight.ready = {int(c): (v, tensors.get(f"ready/{c}", {})) for c, v in plain["ready"].items()}
@@ -77,6 +90,7 @@ class Flight:
             "sequence": self.queue.sequence,
             "wave": self.wave,
             "started": self.started,
+            "heard": self.heard,
             "versions": {str(k): v for k, v in self.versions.items()},
             "ready": {str(c): values for c, (values, _) in self.ready.items()},
         }
@@ -91,12 +105,21 @@ class Flight:
         """Send ``message`` to new clients until ``concurrency`` are under way, or nobody else is there."""
         if self.wave < 0 or self.wave not in self.versions or self.versions[self.wave] != version:
             self._next_wave(message, version)
+        self._depart(message, self._found(self.wave, self.started))
+        if self.heard and not len(self.queue) and (again := self._found(self.wave + 1, ())):
+            self._next_wave(message, version)
+            self._depart(message, again)
+
+    def _found(self, wave: int, started: Sequence[int]) -> list[int]:
+        """Clients to ask in ``wave``, of which some have ``started``: as many as are missing, if there are so many."""
         flying = {event.client for event in self.queue.heap}
         missing = self.concurrency - len(flying)
         if missing <= 0:
-            return
-        exclude = {*flying, *self.started}
-        clients = self.server.sample(missing, self.wave, self.queue.sequence, exclude=exclude)
+            return []
+        return self.server.sample(missing, wave, self.queue.sequence, exclude={*flying, *started})
+
+    def _depart(self, message: Message, clients: Sequence[int]) -> None:
+        """Send ``message`` to ``clients``, as part of this wave."""
         if not clients:
             return
         clock, exchanger = clock_of(self.server), self.server.exchanger
@@ -125,6 +148,7 @@ class Flight:
             outcome = replace(outcome, **values)
         outcome = replace(outcome, sim_seconds=seconds, joules=joules, battery=battery)
         self.server.outcomes.append(outcome)
+        self.heard |= outcome.kind == "ok" and wave == self.wave
         answer = Answer(outcome, arrays, self.versions[wave], self.sent[wave].shared.arrays)
         self._forget()
         return answer
@@ -132,6 +156,7 @@ class Flight:
     def idle(self) -> None:
         """Nobody is under way and nobody could be started: time passes, and everybody may be asked again."""
         clock = clock_of(self.server)
+        self.server.log["idle_seconds"] = clock.system.idle
         clock.move(clock.now + clock.system.idle)
         self.queue.now = clock.now
         self.versions.pop(self.wave, None)
@@ -139,7 +164,7 @@ class Flight:
 
     def _next_wave(self, message: Message, version: int) -> None:
         self.wave += 1
-        self.started = []
+        self.started, self.heard = [], False
         self.versions[self.wave], self.sent[self.wave] = version, message
         self._forget()
 

@@ -13,7 +13,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from fedsim.config.schema import CheckpointConfig, EvaluationConfig
-from fedsim.errors import CheckpointError
+from fedsim.errors import CheckpointError, TooFewUpdates
 from fedsim.rng import hash_tensors, key, seed_global
 from fedsim.server import checkpoint
 from fedsim.server.exchanges import Server
@@ -108,7 +108,11 @@ class Loop:
         server, strategy, layout = self._sampled(self.done), self.strategy, self.server.layout
         self.given = Handed(strategy, state=self.state, start=server.start._asdict())
         seed_global(key(server.seed, "server/round", self.done))
-        state = as_state(strategy, "round", strategy.round(server, self.state, server.round), self.state)
+        try:
+            state = as_state(strategy, "round", strategy.round(server, self.state, server.round), self.state)
+        except TooFewUpdates as thin:
+            server.thin(str(thin), whole=True)
+            state = self.state
         self.given.check("round")
         cohort = server.record.heard() if self.strategy.traits.asynchronous else server.round.cohort
         if server.clock and not cohort and not self.strategy.traits.asynchronous:

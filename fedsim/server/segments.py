@@ -9,9 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from io import BufferedReader
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -127,19 +129,31 @@ def write(path: Path, schemas: Mapping[int, Schema], tensor: Callable[[int, str]
         at += kind.nbytes
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % ALIGNED)
+    head = len(text).to_bytes(8, "little") + text
+    contents = (_content(tensor(client, kind.name)) for client, _, kind in order)
+    checksum = _put(path, chain([head], contents), len(head) + at)
+    places = {c: (schema, tuple(len(head) + b for b in begins[c])) for c, schema in schemas.items()}
+    return Segment(path, checksum, at, places)
+
+
+def _put(path: Path, parts: Iterable[Any], size: int) -> str:
+    """Write ``parts``, ``size`` bytes in all, to ``path``, which appears by one rename; their sha256.
+
+    Raises:
+        OSError: saying how many bytes were wanted; what was written is removed, so that its room is free again.
+    """
     digest, temporary = hashlib.sha256(), path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        for part in (len(text).to_bytes(8, "little"), text):
-            file.write(part)
-            digest.update(part)
-        for client, _, kind in order:
-            content = _content(tensor(client, kind.name))
-            file.write(content)
-            digest.update(content)
-    temporary.rename(path)
-    data = 8 + len(text)
-    places = {c: (schema, tuple(data + b for b in begins[c])) for c, schema in schemas.items()}
-    return Segment(path, digest.hexdigest(), at, places)
+    try:
+        with temporary.open("wb") as file:
+            for part in parts:
+                file.write(part)
+                digest.update(part)
+        temporary.rename(path)
+    except OSError as e:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise OSError(e.errno, f"{e.strerror or e}; it wanted {size:,} bytes", str(path)) from e
+    return digest.hexdigest()
 
 
 def opened(path: Path, checksum: str | None, schemas: dict[Schema, Schema]) -> Segment:

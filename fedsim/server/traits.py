@@ -80,6 +80,9 @@ class StrategyLike(Protocol):
     def evaluate_clients(self, server: Server, state: State) -> dict[str, float]:
         """Numbers of all clients' own test samples for the round's row."""
 
+    def check_cohort(self, size: int, most: int) -> None:
+        """Refuse a method that needs more updates than ``clients_per_round=size`` of ``most`` clients give."""
+
     def setup(self, task: Task, layout: Layout) -> None:
         """Once per run, before the engine starts."""
 

@@ -78,6 +78,8 @@ class ConsoleTracker(Tracker):
         self._seconds = [*self._seconds[-9:], float(row.get("seconds") or 0)]
         for text in _failures(row):
             self._print(text)
+        if thin := row.get("thin_round"):
+            self._print(Text.assemble(f"round {row['round']}: ", ("too few updates", "yellow"), f": {thin}"))
         if self.mode == "rich":
             self._refresh()
         elif self.mode == "plain" and self._due(int(row["round"])):

@@ -31,24 +31,30 @@ def coordinate_median(
     return _each(rows, middle)
 
 
-def trimmed_mean(updates: Any, weights: Any = None, *, f: int, report: Report | None = None) -> Any:
+def trimmed_mean(
+    updates: Any, weights: Any = None, *, f: int, removed: int = 0, report: Report | None = None
+) -> Any:
     """Mean of each coordinate without its f lowest and f highest values; n > 2f. ``weights`` are not used."""
     rows = _finite("trimmed_mean", updates, weights, report)
-    f = tolerated("trimmed_mean", rows, f, 2, 1) if len(rows) else 0
+    f = tolerated("trimmed_mean", rows, f, removed) if len(rows) else 0
     return _each(rows, lambda x: x[f : len(x) - f].mean(0))
 
 
-def meamed(updates: Any, weights: Any = None, *, f: int, report: Report | None = None) -> Any:
+def meamed(
+    updates: Any, weights: Any = None, *, f: int, removed: int = 0, report: Report | None = None
+) -> Any:
     """Mean of the n - f values of each coordinate that are closest to its median; n > 2f. ``weights`` are not used."""
     rows = _finite("meamed", updates, weights, report)
-    f = tolerated("meamed", rows, f, 2, 1) if len(rows) else 0
+    f = tolerated("meamed", rows, f, removed) if len(rows) else 0
     return _each(rows, lambda x: closest_mean(x, middle(x), len(x) - f))
 
 
-def phocas(updates: Any, weights: Any = None, *, f: int, report: Report | None = None) -> Any:
+def phocas(
+    updates: Any, weights: Any = None, *, f: int, removed: int = 0, report: Report | None = None
+) -> Any:
     """Mean of the n - f values of each coordinate closest to its trimmed mean; n > 2f. ``weights`` are not used."""
     rows = _finite("phocas", updates, weights, report)
-    f = tolerated("phocas", rows, f, 2, 1) if len(rows) else 0
+    f = tolerated("phocas", rows, f, removed) if len(rows) else 0
     return _each(rows, lambda x: closest_mean(x, x[f : len(x) - f].mean(0), len(x) - f))
 
 

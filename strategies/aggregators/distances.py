@@ -14,20 +14,26 @@ from torch import Tensor
 
 from strategies.aggregators.coordinates import ascending, closest_mean, lower_middle, middle, sorted_columns
 from strategies.aggregators.gram import finite_gram, squared_distances
-from strategies.aggregators.rows import Report, Rows, RuleError, choice, tolerated, whole
+from strategies.aggregators.rows import Report, Rows, TooFewError, choice, tolerated, whole
 
 VARIANTS = ("canonical", "garfield", "byzfl")
 
 
 def krum(
-    updates: Any, weights: Any = None, *, f: int, variant: str = "canonical", report: Report | None = None
+    updates: Any,
+    weights: Any = None,
+    *,
+    f: int,
+    variant: str = "canonical",
+    removed: int = 0,
+    report: Report | None = None,
 ) -> Any:
     """The row of ``updates`` (n, d) with the least score, n >= 2f + 3; ``weights`` are not used.
 
     The score is the sum of squared distances to the n - f - 2 nearest others. ``variant``: ``garfield`` (and with it
     the flag aggregator's public code) adds plain distances to the n - f - 1 nearest, ``byzfl`` squared ones to as many.
     """
-    return _lowest("krum", updates, weights, f, 1, variant, report)
+    return _lowest("krum", updates, weights, f, 1, variant, removed, report)
 
 
 def multi_krum(
@@ -37,14 +43,21 @@ def multi_krum(
     f: int,
     m: int | None = None,
     variant: str = "canonical",
+    removed: int = 0,
     report: Report | None = None,
 ) -> Any:
     """Mean of the ``m`` rows with the least Krum scores; m = n - f - 2 by default (``byzfl``: n - f)."""
-    return _lowest("multi_krum", updates, weights, f, m, variant, report)
+    return _lowest("multi_krum", updates, weights, f, m, variant, removed, report)
 
 
 def bulyan(
-    updates: Any, weights: Any = None, *, f: int, variant: str = "canonical", report: Report | None = None
+    updates: Any,
+    weights: Any = None,
+    *,
+    f: int,
+    variant: str = "canonical",
+    removed: int = 0,
+    report: Report | None = None,
 ) -> Any:
     """Per coordinate, the mean of the theta - 2f values closest to the median of theta = n - 2f picks; n >= 4f + 3.
 
@@ -58,7 +71,7 @@ def bulyan(
     k, rows = finite_gram("bulyan", Rows.of("bulyan", updates, weights), report)
     if not len(rows):
         return rows.zeros()
-    f = tolerated("bulyan", rows, f, 4, 3)
+    f = tolerated("bulyan", rows, f, removed)
     if variant == "garfield":
         return _garfield_bulyan(rows, k, f)
     squared, left = squared_distances(k), list(range(len(rows)))
@@ -75,18 +88,25 @@ def bulyan(
 
 
 def _lowest(
-    rule: str, updates: Any, weights: Any, f: int, m: int | None, variant: str, report: Report | None
+    rule: str,
+    updates: Any,
+    weights: Any,
+    f: int,
+    m: int | None,
+    variant: str,
+    removed: int,
+    report: Report | None,
 ) -> Any:
     choice(rule, "variant", variant, VARIANTS)
     k, rows = finite_gram(rule, Rows.of(rule, updates, weights), report)
     if not len(rows):
         return rows.zeros()
-    n, f = len(rows), tolerated(rule, rows, f, 2, 3)
+    n, f = len(rows), tolerated(rule, rows, f, removed)
     if m is None:
         m = n - f if variant == "byzfl" else n - f - 2
     m = whole(rule, "m", m, 1, "the updates averaged")
     if m > n:
-        raise RuleError(f"{rule}: m={m} must be between 1 and n = {n}, the updates at hand")
+        raise TooFewError(f"{rule}: m={m} must be between 1 and n = {n}, the updates at hand")
     picked = _ranking(k, n - f - (2 if variant == "canonical" else 1), plain=variant == "garfield")[:m]
     if report is not None:
         report["selected"] = sorted(rows.index[i] for i in picked)

@@ -12,14 +12,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.errors import ConfigError
+from fedsim.errors import ConfigError, TooFewUpdates
 
 PIECE = 1 << 18  # numbers read at once (2 MiB of float64, which stays in a core's cache)
 Report = dict[str, Any]  # diagnostics that a rule fills in on request
+NEEDED = {  # rule: (slope, offset), where it needs slope f + offset updates
+    "trimmed_mean": (2, 1),
+    "meamed": (2, 1),
+    "phocas": (2, 1),
+    "krum": (2, 3),
+    "multi_krum": (2, 3),
+    "bulyan": (4, 3),
+}
 
 
 class RuleError(ConfigError, ValueError):
     """Updates or options that a rule cannot work with."""
+
+
+class TooFewError(RuleError, TooFewUpdates):
+    """Fewer finite updates than the rule needs."""
 
 
 @dataclass(frozen=True)
@@ -143,21 +155,25 @@ class Rows:
         return out
 
 
-def tolerated(rule: str, rows: Rows, f: Any, slope: int, offset: int) -> int:
-    """``f`` if the rule can bear it, ``n >= slope f + offset``.
+def tolerated(rule: str, rows: Rows, f: Any, removed: Any = 0) -> int:
+    """``f`` if the rule can bear it, ``n >= slope f + offset`` (see ``NEEDED``).
 
-    Rows that were dropped as not finite are among the f wrong ones, so where they leave too few, f shrinks by as many.
+    Rows that were dropped as not finite, and ``removed`` ones that never came here for that reason, are among the f
+    wrong ones: where they leave too few, f shrinks by as many.
 
     Raises:
-        RuleError: with the inequality.
+        RuleError: f or ``removed`` is no count.
+        TooFewError: with the inequality.
     """
     wrong = whole(rule, "f", f, 0, "the wrong updates to tolerate")
-    n, gone = len(rows), rows.total - len(rows)
+    before = whole(rule, "removed", removed, 0, "the updates left out before")
+    slope, offset = NEEDED[rule]
+    n, gone = len(rows), rows.total - len(rows) + before
     able = (n - offset) // slope
     if wrong > able and (able < 0 or wrong - gone > able):
         bound = f"{slope}f + {offset}"
         left = f" ({gone} more were not finite)" if gone else ""
-        raise RuleError(
+        raise TooFewError(
             f"{rule}: f={wrong} needs n >= {bound} = {slope * wrong + offset} updates, got {n}{left}"
         )
     return min(wrong, able)

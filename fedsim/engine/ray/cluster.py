@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import atexit
+import ctypes
 import os
 import re
+import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from fedsim.engine.cores import available_cores
@@ -121,13 +124,35 @@ def _join(address: str, named: str) -> None:
 def _init(address: str, **settings: Any) -> Any:
     import ray
 
-    return ray.init(
-        address=address,
-        namespace=f"fedsim-{os.getpid()}",
-        log_to_driver=False,
-        logging_level="ERROR",
-        **settings,
+    with _own_sigterm():
+        return ray.init(
+            address=address,
+            namespace=f"fedsim-{os.getpid()}",
+            log_to_driver=False,
+            logging_level="ERROR",
+            **settings,
+        )
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """A handler of SIGTERM that was there is put back afterwards: Ray sets two, one of Python's and one of C's.
+
+    The system's own call does it, since Python's may be made in the main thread only.
+    """
+    handler, libc, action = (
+        signal.getsignal(signal.SIGTERM),
+        ctypes.CDLL(None),
+        ctypes.create_string_buffer(256),
     )
+    libc.sigaction(signal.SIGTERM, None, action)
+    try:
+        yield
+    finally:
+        if callable(handler):
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, handler)
+            libc.sigaction(signal.SIGTERM, action, None)
 
 
 def warm_up(config: Any) -> None:
