@@ -24,6 +24,7 @@ from fedsim.config.tree import VERSION_BASE, register
 from fedsim.engine.cores import available_cores
 from fedsim.errors import ConfigError
 from fedsim.run.key import finished, run_dir
+from fedsim.run.resolve import resolve
 
 
 def launch(argv: Sequence[str]) -> int:
@@ -56,6 +57,7 @@ def run_job(config: DictConfig) -> float:
     summary: Mapping[str, Any] | None = None
     try:
         validate(config)
+        resolve(config)
         _share_cores(config, info)
         if (found := finished(config)) is not None:
             summary, outcome.dir, outcome.status = found.summary, str(found.folder), "skipped"

@@ -101,9 +101,10 @@ NAMES: Mapping[str, str] = {  # old dotted name: new dotted name
     "fedsim.topology.timing.Lognormal": "fedsim.topology.timing.LognormalTicks",
 }
 
-ADDED: Mapping[
-    str, Any
-] = {}  # settings that runs of before did not have, dotted, and the value by which nothing changes
+# settings that runs of before did not have, dotted, and the value by which nothing changes
+ADDED: Mapping[str, Any] = {
+    "code": None,
+}
 
 
 def now(name: str) -> str | None:
@@ -194,6 +195,16 @@ def as_before(values: Mapping[str, Any]) -> dict[str, Any] | None:
         if section.pop(name, unchanged) != unchanged:
             return None
     return old
+
+
+def without_added(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested settings without those that were added since and change nothing: no part of a key."""
+    kept: dict[str, Any] = renamed(values, lambda name: None)
+    for key, unchanged in ADDED.items():
+        section, name = _place(kept, key)
+        if name in section and section[name] == unchanged:
+            del section[name]
+    return kept
 
 
 def as_today(recorded: Any) -> Any:

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fedsim.config.compose import load
 from fedsim.errors import CheckpointError, ConfigError
-from fedsim.run.key import Finished, finished_in, key_before, marked, run_key
+from fedsim.run.key import Finished, finished_in, keys_before, marked, run_key, same_run
 from fedsim.server import checkpoint
 from fedsim.server.collusion import ATTACKERS
 
@@ -39,14 +39,10 @@ def locked(folder: Path) -> Iterator[None]:
 def adopt(folder: Path, config: DictConfig, mark: str) -> None:
     """Give the checkpoint of this very run, left by a version of before, the key of today; others stay as they are."""
     saved = checkpoint.latest(folder / "checkpoint")
-    try:
-        recorded = load(folder / "config.yaml") if saved is not None else None
-    except ConfigError:
+    if saved is None or not same_run(folder, config):
         return
-    if saved is None or recorded is None or run_key(recorded) != run_key(config):
-        return
-    old = key_before(recorded)
-    if old is not None and checkpoint.key_of(saved) == marked(old, mark):
+    recorded = load(folder / "config.yaml")  # its rounds may be fewer
+    if checkpoint.key_of(saved) in {marked(old, mark) for old in keys_before(recorded)}:
         checkpoint.change_key(saved, marked(run_key(config), mark))
 
 
@@ -62,7 +58,7 @@ def complete(folder: Path, config: DictConfig, key: str) -> Finished | None:
     found = finished_in(folder, config)
     if found is not None:
         checkpoint.load(saved, key)
-        if found.rounds > found.wanted:
+        if found.remarks:
             log.warning("already done, not run again: %s", found)
     return found
 
