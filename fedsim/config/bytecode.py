@@ -10,6 +10,7 @@ from types import CellType, CodeType
 from typing import Any, NamedTuple
 
 _SAID_BY_PLACE = frozenset({"__name__", "__file__", "__spec__", "__loader__", "__package__", "__path__", "__doc__"})
+_FLAGS = 0xFFF  # kind of function; further bits say what the file imported from __future__
 
 
 class Names(NamedTuple):
@@ -26,7 +27,7 @@ def parts(code: CodeType) -> Iterator[bytes]:
     arguments += bool(code.co_flags & inspect.CO_VARARGS) + bool(code.co_flags & inspect.CO_VARKEYWORDS)
     yield code.co_code
     yield code.co_exceptiontable
-    counts = (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags)
+    counts = (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags & _FLAGS)
     yield repr((counts, code.co_varnames[:arguments], code.co_names, code.co_freevars, code.co_cellvars)).encode()
 
 
