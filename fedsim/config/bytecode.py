@@ -9,7 +9,9 @@ from functools import lru_cache
 from types import CellType, CodeType
 from typing import Any, NamedTuple
 
-_SAID_BY_PLACE = frozenset({"__name__", "__file__", "__spec__", "__loader__", "__package__", "__path__", "__doc__"})
+_SAID_BY_PLACE = frozenset(
+    {"__name__", "__file__", "__spec__", "__loader__", "__package__", "__path__", "__doc__"}
+)
 _FLAGS = 0xFFF  # kind of function; further bits say what the file imported from __future__
 
 
@@ -28,7 +30,9 @@ def parts(code: CodeType) -> Iterator[bytes]:
     yield code.co_code
     yield code.co_exceptiontable
     counts = (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags & _FLAGS)
-    yield repr((counts, code.co_varnames[:arguments], code.co_names, code.co_freevars, code.co_cellvars)).encode()
+    yield repr(
+        (counts, code.co_varnames[:arguments], code.co_names, code.co_freevars, code.co_cellvars)
+    ).encode()
 
 
 def constants(code: CodeType) -> tuple[Any, ...]:

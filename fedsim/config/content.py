@@ -55,7 +55,7 @@ def array(x: Any, content: bool) -> list[bytes] | None:
 
 
 def layers(module: Any) -> Iterator[tuple[str, list[tuple[str, Any]]]]:
-    """All that a module is made of, by group: parameters, buffers, layers, hooks, training flag and plain attributes."""
+    """All that a module is made of, by group: parameters, buffers, layers, hooks and plain attributes."""
     own: Mapping[str, Any] = vars(module)
     if "_orig_mod" in own.get("_modules", {}):  # torch.compile's wrapper
         yield "compiled", [("module", own["_modules"]["_orig_mod"])]

@@ -54,8 +54,9 @@ def _place(top: str) -> str | None:
             spec = find_spec(top)
         except (ImportError, ValueError):
             spec = None
-        found = None if spec is None else spec.origin or next(iter(spec.submodule_search_locations or ()), None)
-        return found
+        if spec is None:
+            return None
+        return spec.origin or next(iter(spec.submodule_search_locations or ()), None)
     if file := getattr(loaded, "__file__", None):
         return str(file)
     return next(iter(getattr(loaded, "__path__", ())), None)

@@ -19,7 +19,6 @@ from fedsim.config.roles import telling
 from fedsim.errors import ConfigError
 from fedsim.run.resolve import device
 
-
 FIRST = "0.1.0"  # the version of fedsim whose runs do not say by which they were made
 
 
@@ -59,10 +58,9 @@ def run_dir(config: DictConfig) -> Path:
     """Folder of the run: ``dir`` if set, else ``out/name/<run name>``, or where a version of before has begun it."""
     if config.dir:
         return Path(config.dir)
-    today = Path(config.out) / config.name / run_name(config)
-    if today.exists():
-        return today
-    return next((old for old in _folders(config) if old.is_dir() and same_run(old, config)), today)
+    today: Path = Path(config.out) / config.name / run_name(config)
+    before = (old for old in _folders(config) if old.is_dir() and same_run(old, config))
+    return today if today.exists() else next(before, today)
 
 
 def key_before(config: DictConfig) -> str | None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
-from hydra.utils import get_object
 from omegaconf import DictConfig
 
 from fedsim.config.code import digest
@@ -43,7 +43,7 @@ def code_of(values: Mapping[str, Any]) -> dict[str, str]:
         if not importable(top) or not is_users(top):
             continue
         try:
-            target = get_object(name)
+            target = resolve_name(name)
         except Exception:  # whatever the user's module raises; see above
             continue
         found[key] = digest(f"{key}={name}", target)[:_DIGITS]

@@ -1,4 +1,4 @@
-"""The digest of code and values: another one for each edit that changes what is computed, the same one in every process."""
+"""The digest of code and values: another for each edit that changes what is computed, the same in every process."""
 
 from __future__ import annotations
 
@@ -250,7 +250,9 @@ def test_what_cannot_be_told_apart_is_refused_by_name(thing: Any, said: str) -> 
 
 def test_others_code_is_known_by_name_and_quickly() -> None:
     assert is_users(__name__) and is_users("never_loaded") and is_users("__main__")
-    assert not any(map(is_users, ("torch.nn", "fedsim.rng", "clients.base", "json", "builtins", "hydra.utils")))
+    assert not any(
+        map(is_users, ("torch.nn", "fedsim.rng", "clients.base", "json", "builtins", "hydra.utils"))
+    )
     layers = [nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU()] * 20
     start = time.perf_counter()
     digest("", [nn.Sequential(*layers), made(MAKE + "thing = make(1)"), made(CLASS)])
