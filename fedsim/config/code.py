@@ -42,12 +42,14 @@ class Reader(ValueReader):
     Attributes:
         patched: attributes of other people's classes that are the user's functions.
         imported: the user's modules that a process has to import to run the code.
+        modules: all the user's modules that hold some of the code, but for the script or notebook itself.
     """
 
     def __init__(self, what: str, *, content: bool = True) -> None:
         super().__init__(what, content=content)
         self.patched: dict[str, None] = {}
         self.imported: dict[str, None] = {}
+        self.modules: dict[str, None] = {}
 
     def _parts(self, x: Any) -> Iterator[bytes]:
         if isinstance(x, types.FunctionType):
@@ -74,6 +76,7 @@ class Reader(ValueReader):
             yield self._of(original)
             return
         if is_users(module):
+            self._note(module)
             yield self._of(code)
             yield from self._globals(f)
         else:
@@ -138,10 +141,15 @@ class Reader(ValueReader):
                 yield self._of(base)
         if not users:
             return
+        self._note(kind.__module__)
         if type(kind) is not type:
             yield self._of(type(kind))
         own = sorted((k, v) for k, v in vars(kind).items() if k not in _NOISE)
         yield from self._all(own, lambda a: f"attribute '{a}' of {kind.__qualname__}")
+
+    def _note(self, module: str | None) -> None:
+        if module in sys.modules and module != "__main__":
+            self.modules[str(module)] = None
 
     def _patches(self, kind: type) -> Iterator[bytes]:
         """The user's functions among the attributes of somebody else's class."""

@@ -10,6 +10,7 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 OURS = frozenset({"fedsim", "strategies", "clients", "conf"})
+_OF_CYTHON = ("cython_runtime", "_cython_")  # made while running by compiled packages
 _INSTALLED = tuple(f"{os.sep}{name}{os.sep}" for name in ("site-packages", "dist-packages"))
 _STANDARD = tuple({sysconfig.get_paths()[key] for key in ("stdlib", "platstdlib")})
 
@@ -20,6 +21,8 @@ def is_users(name: str | None) -> bool:
     if top in ("", "__main__", "__mp_main__"):
         return True
     if top in OURS or top in sys.stdlib_module_names or top in sys.builtin_module_names:
+        return False
+    if top.startswith(_OF_CYTHON):
         return False
     place = _place(top)
     return place is None or not (any(name in place for name in _INSTALLED) or place.startswith(_STANDARD))

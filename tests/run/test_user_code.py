@@ -1,4 +1,4 @@
-"""An edited method, model or loss of the user's is another run: handed over in Python, and named on the command line."""
+"""An edited method, model or loss of the user's is another run: handed over in Python, or named on the command line."""
 
 from __future__ import annotations
 

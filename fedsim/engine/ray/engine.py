@@ -122,7 +122,7 @@ class RayEngine:
             except self._ray.exceptions.RayActorError:  # died since its last run
                 self._revive(actor)
             except self._ray.exceptions.RayTaskError as e:
-                raise e.as_instanceof_cause() from None
+                raise e.cause if isinstance(e.cause, EngineError) else e.as_instanceof_cause() from None
 
     def map(
         self, method: str, shared: Any, items: Sequence[Any], costs: Sequence[float] | None = None

@@ -27,20 +27,20 @@ def send(ray: Any, plan: Plan) -> Sent:
     Raises:
         EngineError: if the user's functions have replaced some of a package's, which workers would not see.
     """
-    code, patched, modules = _read(plan)
-    if patched:
+    code, found = _read(plan)
+    if found.patched:
         raise EngineError(
-            f"{', '.join(patched)} was replaced in this process, but Ray's workers run the package's own: "
+            f"{', '.join(found.patched)} was replaced in this process, but Ray's workers run the package's own: "
             "write a subclass instead, or give engine=serial"
         )
-    users = users_modules()
+    modules = tuple(found.imported)
     try:
-        with _by_value([module.__name__ for module in users]):
+        with _by_value([module.__name__ for module in users_modules()]):
             stored = ray.put(plan)
     except Exception as error:  # whatever the user's objects raise when pickled
         stored = ray.put(plan)
-        modules = tuple(module.__name__ for module in users)
-        reason = str(error).strip().splitlines() or [type(error).__name__]
+        modules = tuple(found.modules)
+        reason = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
         warnings.warn(
             f"the code of this run cannot be sent to Ray's workers as it is in this process ({reason[0]}); they import "
             "it from its files instead, and the run stops if those hold another code than this process has loaded",
@@ -65,14 +65,13 @@ def forget_classes() -> None:
     cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID.clear()
 
 
-def _read(plan: Plan) -> tuple[str | None, tuple[str, ...], tuple[str, ...]]:
-    """Digest of the plan's code, patched attributes of packages' classes, the user's modules imported while running."""
+def _read(plan: Plan) -> tuple[str | None, Reader]:
+    """Digest of the plan's code, without the content of tensors, and what was met on the way."""
     reader = Reader("code", content=False)
     try:
-        code = reader.read((plan.client, plan.task.loss, plan.task.model))
+        return reader.read((plan.client, plan.task.loss, plan.task.model)), reader
     except ConfigError:  # it holds what pickle, which comes next, will name
-        code = None
-    return code, tuple(reader.patched), tuple(reader.imported)
+        return None, reader
 
 
 @contextmanager
