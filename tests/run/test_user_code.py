@@ -79,7 +79,8 @@ def test_another_part_handed_over_is_another_run(
 
     first = run(one)
     assert hashes(run(same)) == hashes(first)
-    with pytest.raises(CheckpointError, match="belongs to another configuration"):
+    told = "belongs to another configuration.*; other things, or other code, were handed over in Python"
+    with pytest.raises(CheckpointError, match=told):
         run(other)
 
 
@@ -146,7 +147,10 @@ def test_an_edited_method_does_not_go_on_with_an_unfinished_run(
     Path("here/summary.json").unlink()
     edited(mymethod, "factor = 1.0", "factor = 0.9")
     assert fresh("dir=here", "rounds=2") == 2
-    assert "belongs to another configuration" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "belongs to another configuration" in said and "; it differs in code.strategy" in said
+    assert command(["verify", "here"]) == 1
+    assert capsys.readouterr().out.startswith("edited since: the code of strategy, which")
     assert load(Path("here/config.yaml")).rounds == 1
 
 
