@@ -133,7 +133,7 @@ def run(
     if fresh:
         stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 1_000_000_000:09d}"
         config.dir = str(Path(config.out) / config.name / f"{run_name(config)}-{stamp}")
-    mark = given.fingerprint() + (f"/{config.engine.name}" if engine is not None else "")
+    mark = given.fingerprint(alone=fresh) + (f"/{config.engine.name}" if engine is not None else "")
     folder, key = run_dir(config), marked(run_key(config), mark)
     with locked(folder), undisturbed():
         adopt(folder, config, mark)

@@ -24,6 +24,7 @@ from fedsim.config.tree import VERSION_BASE, register
 from fedsim.engine.cores import available_cores
 from fedsim.errors import ConfigError, LockedError
 from fedsim.run.key import finished, run_dir
+from fedsim.run.resolve import resolve
 
 
 def launch(argv: Sequence[str]) -> int:
@@ -83,6 +84,7 @@ def _attempt(
     summary: Mapping[str, Any] | None = None
     try:
         validate(config)
+        resolve(config)
         if info is not None:
             _share_cores(config, info)
         summary = _unless_done(config, outcome)

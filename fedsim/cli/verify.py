@@ -39,6 +39,8 @@ def verify(argv: Sequence[str]) -> int:
             )
         config = _from_scratch(recorded_config, folder)
         validate(config)
+        if recorded_config.code and (edited := _edited(recorded_config)):
+            print(f"edited since: the code of {', '.join(edited)}, which now may compute other weights")
         from fedsim.api import run
         from fedsim.flower.replay import DeploymentRecord, ReplayEngine
 
@@ -65,6 +67,14 @@ def _hashes(folder: Path) -> dict[int, str]:
     if not hashes:
         raise ConfigError(f"{path}: no finished round to compare")
     return dict(sorted(hashes.items()))
+
+
+def _edited(recorded: DictConfig) -> list[str]:
+    """Keys of the user's targets whose code is not what it was."""
+    from fedsim.run.resolve import code_of
+
+    now = code_of(plain(recorded))
+    return [key for key, code in recorded.code.items() if now.get(key) != code]
 
 
 def _from_scratch(config: DictConfig, folder: str) -> DictConfig:

@@ -104,6 +104,7 @@ NAMES: Mapping[str, str] = {  # old dotted name: new dotted name
 # Settings that runs of before did not have, dotted, and the value by which nothing changes
 ADDED: Mapping[str, Any] = {
     "client.clip_pull": "whole",
+    "code": None,
     "failures.thin_round": "skip",
 }
 # Options that runs of before did not have, by the class that takes them, and the value by which nothing changes
@@ -205,6 +206,16 @@ def as_before(values: Mapping[str, Any]) -> dict[str, Any] | None:
         if any(part.pop(name, unchanged) != unchanged for name, unchanged in options.items()):
             return None
     return old
+
+
+def without_added(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested settings without those that were added since and change nothing: no part of a key."""
+    kept: dict[str, Any] = renamed(values, lambda name: None)
+    for key, unchanged in ADDED.items():
+        section, name = _place(kept, key)
+        if name in section and section[name] == unchanged:
+            del section[name]
+    return kept
 
 
 def as_today(recorded: Any) -> Any:

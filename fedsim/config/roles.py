@@ -27,12 +27,19 @@ def role_of(key: str) -> Role | None:
 
 
 def telling(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings without the neutral ones: whatever can change a result."""
-    kept = {}
+    """Nested settings without the neutral ones: whatever can change a result.
+
+    A CPU is called ``auto``, as it was in runs of before: they did not record where they were computed.
+    """
+    kept: dict[str, Any] = {}
     for name, value in values.items():
         key = f"{prefix}{name}"
         if role_of(key) != "neutral":
             kept[name] = telling(value, f"{key}.") if isinstance(value, Mapping) else value
+    if prefix == "engine." and kept.get("device") == "cpu":
+        kept["device"] = "auto"
+        if kept.get("vectorize") == "off":
+            kept["vectorize"] = "auto"
     return kept
 
 

@@ -181,6 +181,7 @@ class RunConfig:
     participation: str = problem_key()  # fixed | bernoulli (each with p = clients_per_round/num_clients)
     buffers: str = method_key()  # BatchNorm statistics: average | local | all_local (its weights too)
 
+    code: dict[str, str] | None = method_key()  # digests of the user's own code, filled in
     strategy: Any = method_key()
     aggregator: Any = method_key()
     client: ClientConfig = method_key()

@@ -15,6 +15,7 @@ from fedsim.config.compose import compose
 from fedsim.errors import ConfigError, hint
 from fedsim.run import participants
 from fedsim.run.key import run_dir
+from fedsim.run.resolve import resolve
 from fedsim.server.traits import StrategyLike
 
 Values = Mapping[str, bool | float | int | str]
@@ -50,7 +51,7 @@ def deployed(overrides: list[str]) -> DictConfig:
     if config.system:
         raise ConfigError("system: a deployment has real devices, links and absences; leave system out")
     validate(config)
-    return config
+    return resolve(config)
 
 
 def deployable(config: DictConfig) -> StrategyLike:

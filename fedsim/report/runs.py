@@ -22,7 +22,7 @@ from fedsim.tracking.rows import from_json, read_rows
 log = logging.getLogger(__name__)
 
 # Said by the method's name, unless runs of one method differ in it.
-_NAMED = re.compile(r"strategy\.|.*_target_$")
+_NAMED = re.compile(r"(strategy|code)\.|.*_target_$")
 # What clients weigh decides which objective is minimised: shown wherever the runs at hand differ in it.
 _WEIGHTING = re.compile(r"strategy\.(base\.)*weighting$")
 

@@ -11,14 +11,17 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from fedsim.config.compose import load
+from fedsim.config.compose import load, plain
+from fedsim.config.roles import telling
 from fedsim.errors import CheckpointError, ConfigError, LockedError
-from fedsim.run.key import Finished, finished_in, key_before, marked, run_key
+from fedsim.report.runs import flatten
+from fedsim.run.key import Finished, finished_in, keys_before, marked, run_key, same_run
 from fedsim.server import checkpoint
 from fedsim.server.collusion import ATTACKERS
 
 log = logging.getLogger(__name__)
 
+HANDED = "other things, or other code, were handed over in Python"
 RESULTS = ("summary.json", "weights.safetensors")  # written at the end of a run
 
 
@@ -43,14 +46,10 @@ def wait(folder: Path) -> None:
 def adopt(folder: Path, config: DictConfig, mark: str) -> None:
     """Give the checkpoint of this very run, left by a version of before, the key of today; others stay as they are."""
     saved = checkpoint.latest(folder / "checkpoint")
-    try:
-        recorded = load(folder / "config.yaml") if saved is not None else None
-    except ConfigError:
+    if saved is None or not same_run(folder, config):
         return
-    if saved is None or recorded is None or run_key(recorded) != run_key(config):
-        return
-    old = key_before(recorded)
-    if old is not None and checkpoint.key_of(saved) == marked(old, mark):
+    recorded = load(folder / "config.yaml")  # its rounds may be fewer
+    if checkpoint.key_of(saved) in {marked(old, mark) for old in keys_before(recorded)}:
         checkpoint.change_key(saved, marked(run_key(config), mark))
 
 
@@ -65,8 +64,8 @@ def complete(folder: Path, config: DictConfig, key: str) -> Finished | None:
         return None
     found = finished_in(folder, config)
     if found is not None:
-        checkpoint.load(saved, key)
-        if found.rounds > found.wanted:
+        _check(saved, folder, config, key)
+        if found.remarks:
             log.warning("already done, not run again: %s", found)
     return found
 
@@ -84,11 +83,27 @@ def enter(folder: Path, config: DictConfig, key: str) -> Path | None:
             (folder / name).unlink(missing_ok=True)
     previous = checkpoint.latest(folder / "checkpoint")
     if previous is not None:
-        _refuse_fewer(folder, checkpoint.load(previous, key).rounds, config.rounds)
+        _refuse_fewer(folder, _check(previous, folder, config, key).rounds, config.rounds)
         for name in RESULTS:  # of the rounds so far: no result of the longer run
             (folder / name).unlink(missing_ok=True)
     OmegaConf.save(config, folder / "config.yaml", resolve=True)
     return previous
+
+
+def _check(saved: Path, folder: Path, config: DictConfig, key: str) -> checkpoint.Checkpoint:
+    """The checkpoint, if it is this run's; else the error says in what the other run differs."""
+    try:
+        return checkpoint.load(saved, key)
+    except CheckpointError:
+        if checkpoint.key_of(saved) in (None, key) or not (folder / "config.yaml").is_file():
+            raise
+        there, here = (dict(flatten(telling(plain(c)))) for c in (load(folder / "config.yaml"), config))
+        names = [name for name in {**there, **here} if there.get(name) != here.get(name)]
+        other = (
+            f"it differs in {', '.join(names[:4])}"
+            if names
+            else "other things, or code, were handed over in Python"
+        )
 
 
 def _refuse_fewer(folder: Path, done: int, wanted: int) -> None:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import inspect
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from omegaconf import DictConfig, open_dict
 from torch import Tensor, nn
 
+from fedsim.config.code import digest
 from fedsim.data.dataset import Pair
+from fedsim.errors import ConfigError
 from fedsim.rng import hash_tensors
 from fedsim.run.key import spans_run
 from fedsim.task.task import LossFn
@@ -61,13 +60,16 @@ class Given:
                 config.data = {"given": f"{len(self.clients)} clients"}
                 config.partition = {"given": f"{len(self.clients)} clients"}
 
-    def fingerprint(self) -> str:
-        """Identifies the handed-over parts in a checkpoint; empty if there are none."""
+    def fingerprint(self, *, alone: bool = False) -> str:
+        """Identifies the handed-over parts in a checkpoint, code and values; empty if there are none.
+
+        Raises:
+            ConfigError: if a part holds what cannot be told apart by content, unless the run is ``alone``: in a new
+                folder, where none can be taken for it.
+        """
         parts: list[str] = []
-        if isinstance(self.model, nn.Module):
-            parts.append("model" + hash_tensors(self.model.state_dict().values()))
-        elif self.model is not None:
-            parts.append("model" + _describe(self.model))
+        if self.model is not None:
+            parts.append(f"model{_digest('model', self.model, alone)}")
         tests = (
             list(self.test.values()) if isinstance(self.test, Mapping) else [self.test] if self.test else []
         )
@@ -84,38 +86,17 @@ class Given:
             parts.append(f"cohorts{[list(map(int, c)) for c in self.cohorts]}")
         for name, thing in (("strategy", self.strategy), ("loss", self.loss)):
             if thing is not None:
-                parts.append(f"{name}{_describe(thing)}")
+                parts.append(f"{name}{_digest(name, thing, alone)}")
         return "/".join(parts)
 
 
-def _describe(thing: Any, depth: int = 0) -> str:
-    """Names ``thing`` and its settings: the same text in every process, another one for other settings."""
-    if isinstance(thing, Tensor | np.ndarray):
-        return hash_tensors([torch.as_tensor(thing)])
-    if isinstance(thing, nn.Module):
-        return type(thing).__qualname__ + hash_tensors(thing.state_dict().values())
-    if isinstance(thing, partial):
-        return f"partial({_describe([thing.func, thing.args, thing.keywords], depth)})"
-    if isinstance(thing, Mapping):
-        return str(sorted((str(k), _describe(v, depth)) for k, v in thing.items()))
-    if isinstance(thing, list | tuple):
-        return str([_describe(v, depth) for v in thing])
-    if thing is None or isinstance(thing, bool | int | float | str | bytes):
-        return repr(thing)
-    if hasattr(thing, "__qualname__"):
-        return f"{thing.__qualname__}:{_body(thing)}"
-    inner = vars(thing) if hasattr(thing, "__dict__") and depth < 4 else {}
-    return _describe(type(thing), depth) + (_describe(inner, depth + 1) if inner else "")
-
-
-def _body(thing: Any) -> str:
-    """Digest of the source of a function or class, so that an edited one is another one."""
+def _digest(name: str, thing: Any, alone: bool) -> str:
     try:
-        text = inspect.getsource(thing)
-    except (OSError, TypeError):
-        code = getattr(thing, "__code__", None)
-        text = code.co_code.hex() if code is not None else ""
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+        return digest(name, thing)
+    except ConfigError:
+        if not alone:
+            raise
+        return secrets.token_hex()
 
 
 def _path(thing: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +14,17 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from fedsim.config.compose import load, plain
-from fedsim.config.moved import as_before
+from fedsim.config.moved import as_before, without_added
 from fedsim.config.roles import telling
 from fedsim.errors import ConfigError
+from fedsim.run.resolve import device
+
+FIRST = "0.1.0"  # the version of fedsim whose runs do not say by which they were made
+
+
+def version() -> str:
+    """Version of fedsim, as runs record it."""
+    return str(vars(sys.modules["fedsim"])["__version__"])
 
 
 def method_name(config: DictConfig) -> str:
@@ -49,8 +58,9 @@ def run_dir(config: DictConfig) -> Path:
     """Folder of the run: ``dir`` if set, else ``out/name/<run name>``, or where a version of before has begun it."""
     if config.dir:
         return Path(config.dir)
-    today, old = Path(config.out) / config.name / run_name(config), _folder_before(config)
-    return old if old is not None and old.is_dir() and not today.exists() else today
+    today: Path = Path(config.out) / config.name / run_name(config)
+    before = (old for old in _folders(config) if old.is_dir() and same_run(old, config))
+    return today if today.exists() else next(before, today)
 
 
 def key_before(config: DictConfig) -> str | None:
@@ -60,6 +70,16 @@ def key_before(config: DictConfig) -> str | None:
     """
     old = as_before(telling(plain(config)))
     return None if old is None else _hash(old)
+
+
+def keys_before(config: DictConfig) -> list[str]:
+    """All keys by which versions of before may have known this run.
+
+    They held ``engine.device`` and ``engine.vectorize`` as they were typed, ``auto`` or what that comes to.
+    """
+    typed = [values for rounds in (False, True) for values in _as_typed(config, rounds=rounds)]
+    oldest = [old for values in typed if "rounds" in values and (old := as_before(values)) is not None]
+    return list(dict.fromkeys(map(_hash, [*typed, *oldest])))
 
 
 def horizon(config: DictConfig) -> bool:
@@ -97,10 +117,17 @@ class Finished:
     rounds: int  # that were computed
     wanted: int  # rounds asked for now
 
+    @property
+    def remarks(self) -> list[str]:
+        """What is not as somebody would expect who asks for the run now: more rounds, another version of fedsim."""
+        more = [f"it holds {self.rounds} rounds, more than rounds={self.wanted}"]
+        by = str(self.summary.get("fedsim", FIRST))
+        other = [f"made by fedsim {by}, this is {version()}"]
+        return (more if self.rounds > self.wanted else []) + (other if by != version() else [])
+
     def __str__(self) -> str:
-        """The folder, and what it holds if that is more than was asked for."""
-        more = f" (it holds {self.rounds} rounds, more than rounds={self.wanted})"
-        return f"{self.folder}{more if self.rounds > self.wanted else ''}"
+        """The folder, with the remarks."""
+        return f"{self.folder} ({'; '.join(self.remarks)})" if self.remarks else str(self.folder)
 
 
 def finished(config: DictConfig) -> Finished | None:
@@ -108,7 +135,7 @@ def finished(config: DictConfig) -> Finished | None:
     if config.resume != "auto":
         return None
     found = (finished_in(folder, config) for folder in _folders(config))
-    return next((f for f in found if f is not None and _same(f.folder, config)), None)
+    return next((f for f in found if f is not None and same_run(f.folder, config)), None)
 
 
 def finished_in(folder: Path, config: DictConfig) -> Finished | None:
@@ -132,20 +159,19 @@ def _folders(config: DictConfig) -> Iterator[Path]:
     if config.dir:
         yield Path(config.dir)
         return
-    for rounds in (False, True):
-        yield Path(config.out) / config.name / _named(config, _digest(config, rounds=rounds))
-    if (old := _folder_before(config)) is not None:
-        yield old
+    today = [_digest(config, rounds=rounds) for rounds in (False, True)]
+    for key in dict.fromkeys((*today, *keys_before(config))):
+        yield Path(config.out) / config.name / _named(config, key)
 
 
-def _folder_before(config: DictConfig) -> Path | None:
-    key = key_before(config)
-    return None if key is None else Path(config.out) / config.name / _named(config, key)
-
-
-def _same(folder: Path, config: DictConfig) -> bool:
+def same_run(folder: Path, config: DictConfig) -> bool:
     """Whether the run in ``folder`` is that of ``config``, its number of rounds aside if it can be extended."""
-    recorded = load(folder / "config.yaml")
+    try:
+        recorded = load(folder / "config.yaml")
+    except ConfigError:
+        return False
+    if recorded.engine.device == "auto" != config.engine.device:  # of before: where it would be computed now
+        recorded.engine.device = device("auto")
     if _digest(recorded, rounds=True) == _digest(config, rounds=True):
         return True
     return _digest(recorded, rounds=False) == _digest(config, rounds=False) and not horizon(config)
@@ -156,10 +182,21 @@ def _named(config: DictConfig, key: str) -> str:
 
 
 def _digest(config: DictConfig, *, rounds: bool) -> str:
-    values = telling(plain(config))
-    if not rounds:
-        del values["rounds"]
-    return _hash(values)
+    return _hash(_without_rounds(without_added(telling(plain(config))), rounds))
+
+
+def _as_typed(config: DictConfig, *, rounds: bool) -> Iterator[dict[str, Any]]:
+    """What can change a result, with the device as it was, or may have been, typed: ``auto`` or by name."""
+    values, engine = without_added(telling(plain(config))), config.engine
+    modes = {engine.vectorize, "auto", "off"} if engine.device == "cpu" else {engine.vectorize}
+    for place in sorted({engine.device, "auto"}):
+        for mode in sorted(modes):
+            spelt = {**values, "engine": {**values["engine"], "device": place, "vectorize": mode}}
+            yield _without_rounds(spelt, rounds)
+
+
+def _without_rounds(values: dict[str, Any], rounds: bool) -> dict[str, Any]:
+    return values if rounds else {k: v for k, v in values.items() if k != "rounds"}
 
 
 def _hash(values: Mapping[str, Any]) -> str:

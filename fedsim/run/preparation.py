@@ -17,6 +17,7 @@ from fedsim.engine.base import pick_device
 from fedsim.errors import ConfigError
 from fedsim.run import initial, participants, samples, trial
 from fedsim.run.given import Given
+from fedsim.run.resolve import resolve
 from fedsim.sampling.cohort import check_cohorts
 from fedsim.server.traits import StrategyLike
 from fedsim.system.clock import Clock
@@ -42,6 +43,7 @@ def settle(config: DictConfig, given: Given) -> None:
         raise ConfigError("test: a pair per domain needs domains=[...], the name of each client's domain")
     validate(config)
     given.record(config)
+    resolve(config)
 
 
 def load_data(config: DictConfig, given: Given, method: StrategyLike) -> FederatedData:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedsim.data.federated import FederatedData
 from fedsim.data.longtail import class_groups
-from fedsim.run.key import method_name, run_name
+from fedsim.run.key import method_name, run_name, version
 from fedsim.server.loop import Loop
 from fedsim.task.task import Task
 from fedsim.task.vectors import FlatModel
@@ -65,6 +65,7 @@ def summarise(loop: Loop, config: DictConfig, data: FederatedData) -> dict[str, 
     out: dict[str, Any] = {
         "method": method_name(config),
         "name": run_name(config),
+        "fedsim": version(),
         "seed": config.seed,
         "rounds": loop.done,
         "key": loop.key,

@@ -21,6 +21,7 @@ from fedsim.engine.cores import available_cores
 from fedsim.engine.ray import idle
 from fedsim.engine.ray.cluster import connect, ours
 from fedsim.engine.ray.said import Ear, Speaker
+from fedsim.engine.ray.sending import Sent, check, forget_classes, send
 from fedsim.engine.ray.tensors import share_tensors
 from fedsim.engine.ray.transport.driver import Found, NotReady, Shared, Transport
 from fedsim.engine.ray.transport.pipe import Offer
@@ -47,8 +48,10 @@ class _Actor:
         self._ear.install()
         self.stop()
 
-    def start(self, plan: Plan, offer: Offer | None) -> None:
+    def start(self, plan: Plan, offer: Offer | None, code: str | None, modules: tuple[str, ...]) -> None:
         """Build the worker, to be called by pipe if it can be: ``serve`` is to follow."""
+        forget_classes()
+        check(plan, code, modules)
         torch.set_num_threads(plan.threads)
         self._ear.begin(lambda: None)
         worker = self._ear.hear(lambda: Worker(plan))
@@ -105,7 +108,7 @@ class RayEngine:
         self._options = {"num_cpus": 0 if own else 1, "num_gpus": share}
         self._actors, self._code = idle.take(0 if share else self.workers, ray.kill)
         self._actors += [self._new_actor() for _ in range(self.workers - len(self._actors))]
-        self._plan: Any = None
+        self._plan: Sent | None = None
         self._transport = Transport(ray)
         self._speaker = Speaker()
         self._standing: Shared | None = None
@@ -119,14 +122,14 @@ class RayEngine:
         if self._threads is None:
             self._threads = torch.get_num_threads()
         torch.set_num_threads(plan.threads)
-        self._plan = self._ray.put(plan)
+        self._plan = send(self._ray, plan)
         for actor, started in [(a, self._start(a)) for a in self._actors]:
             try:
                 self._ray.get(started)
             except self._ray.exceptions.RayActorError:  # died since its last run
                 self._revive(actor)
             except self._ray.exceptions.RayTaskError as e:
-                raise e.as_instanceof_cause() from None
+                raise e.cause if isinstance(e.cause, EngineError) else e.as_instanceof_cause() from None
 
     def map(
         self, method: str, shared: Any, items: Sequence[Any], costs: Sequence[float] | None = None
@@ -243,7 +246,9 @@ class RayEngine:
 
     def _start(self, actor: Any) -> Any:
         """Send the plan; the reference says when it has arrived."""
-        started = actor.start.remote(self._plan, self._transport.open(actor))
+        assert self._plan is not None, "start(plan) comes first"
+        stored, *code = self._plan
+        started = actor.start.remote(stored, self._transport.open(actor), *code)
         actor.serve.remote()
         return started
 

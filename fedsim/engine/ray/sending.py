@@ -1,0 +1,88 @@
+"""How a plan reaches Ray's workers: with the user's code by value, as it is in this process, not as files hold it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from fedsim.config.code import Reader
+from fedsim.config.usermodules import users_modules
+from fedsim.engine.assignments import Plan
+from fedsim.errors import ConfigError, EngineError
+
+
+class Sent(NamedTuple):
+    """A plan in Ray's object store, and what whoever reads it must have imported alike."""
+
+    stored: Any
+    code: str | None  # digest of the plan's code; None: all of it travels by value, or is not the user's
+    modules: tuple[str, ...]  # of the user's, which workers import by themselves
+
+
+def send(ray: Any, plan: Plan) -> Sent:
+    """Put ``plan`` into the object store once.
+
+    Raises:
+        EngineError: if the user's functions have replaced some of a package's, which workers would not see.
+    """
+    code, found = _read(plan)
+    if found.patched:
+        raise EngineError(
+            f"{', '.join(found.patched)} was replaced in this process, but Ray's workers run the package's own: "
+            "write a subclass instead, or give engine=serial"
+        )
+    modules = tuple(found.imported)
+    try:
+        with _by_value([module.__name__ for module in users_modules()]):
+            stored = ray.put(plan)
+    except Exception as error:  # whatever the user's objects raise when pickled
+        stored = ray.put(plan)
+        modules = tuple(found.modules)
+        reason = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
+        warnings.warn(
+            f"the code of this run cannot be sent to Ray's workers as it is in this process ({reason[0]}); they import "
+            "it from its files instead, and the run stops if those hold another code than this process has loaded",
+            stacklevel=3,
+        )
+    return Sent(stored, code if modules else None, modules)
+
+
+def check(plan: Plan, code: str | None, modules: tuple[str, ...]) -> None:
+    """In a worker: refuse ``plan`` if the modules imported here make another code of it than the driver's ``code``."""
+    if code is not None and _read(plan)[0] not in (None, code):
+        raise EngineError(
+            f"Ray's workers import other code than this process runs, from one of {', '.join(modules)}: it was edited "
+            "since it was imported here, or changed while running; importlib.reload it, restart, or give engine=serial"
+        )
+
+
+def forget_classes() -> None:
+    """In a worker: let the next plan bring classes of its own, where cloudpickle would update those of the last."""
+    from ray.cloudpickle import cloudpickle
+
+    cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID.clear()
+
+
+def _read(plan: Plan) -> tuple[str | None, Reader]:
+    """Digest of the plan's code, without the content of tensors, and what was met on the way."""
+    reader = Reader("code", content=False)
+    try:
+        return reader.read((plan.client, plan.task.loss, plan.task.model)), reader
+    except ConfigError:  # it holds what pickle, which comes next, will name
+        return None, reader
+
+
+@contextmanager
+def _by_value(names: list[str]) -> Iterator[None]:
+    """Let Ray pickle the functions and classes of these modules by value."""
+    from ray.cloudpickle import cloudpickle
+
+    registered: set[str] = cloudpickle._PICKLE_BY_VALUE_MODULES
+    added = set(names) - registered
+    registered |= added
+    try:
+        yield
+    finally:
+        registered -= added

@@ -1,0 +1,75 @@
+"""Settings that are worked out before a run gets its key: the device, and digests of the user's own code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any
+
+from omegaconf import DictConfig
+
+from fedsim.config.code import digest
+from fedsim.config.compose import plain
+from fedsim.config.roles import telling
+from fedsim.config.usermodules import importable, is_users
+
+_GPUS = ("nvidia*", "nvhost*", "nvmap", "kfd", "dxg")  # one of these lies in /dev where Linux has a GPU
+_DIGITS = 16
+
+
+def resolve(config: DictConfig) -> DictConfig:
+    """Put what ``auto`` comes to here, and a digest of the code of each ``_target_`` of the user's, in place.
+
+    Only the user's modules are imported. A target that cannot be is left to whoever builds it: that says what is wrong.
+
+    Raises:
+        ConfigError: if the user's code holds what cannot be told apart by content.
+    """
+    if config.engine.name != "flower":  # whose nodes each see for themselves
+        config.engine.device = device(config.engine.device)
+        if config.engine.device == "cpu" and config.engine.vectorize == "auto":
+            config.engine.vectorize = "off"
+    config.code = code_of(plain(config)) or None
+    return config
+
+
+def code_of(values: Mapping[str, Any]) -> dict[str, str]:
+    """By dotted key of the node, a digest of the code of each ``_target_`` of the user's that can be imported."""
+    found = {}
+    for key, name in _targets(telling(values)):
+        top = name.partition(".")[0]
+        if not importable(top) or not is_users(top):
+            continue
+        try:
+            target = resolve_name(name)
+        except Exception:  # whatever the user's module raises; see above
+            continue
+        found[key] = digest(f"{key}={name}", target)[:_DIGITS]
+    return found
+
+
+def device(wish: str) -> str:
+    """``auto`` as ``cpu`` or ``cuda``; torch, which takes seconds to load, is asked only where there may be a GPU."""
+    if wish != "auto":
+        return wish
+    if sys.platform == "linux" and not any(any(Path("/dev").glob(name)) for name in _GPUS):
+        return "cpu"
+    from fedsim.engine.base import pick_device
+
+    return pick_device(wish)
+
+
+def _targets(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Key of each node that names an object, with the object's dotted name."""
+    if isinstance(node, list):
+        node = {str(at): value for at, value in enumerate(node)}
+    if not isinstance(node, Mapping):
+        return
+    target = str(node.get("_target_", ""))
+    named = node.get("path") if target.startswith("hydra.utils.get_") else target
+    if named and "given" not in node:  # what was handed over in Python is told apart by itself
+        yield key, str(named)
+    for name, value in node.items():
+        yield from _targets(value, f"{key}.{name}" if key else str(name))
