@@ -27,8 +27,8 @@ class Resident:
 
     def __init__(self, plan: Plan):
         self.plan, self.client = plan, plan.client
-        self.model = FlatModel(copy.deepcopy(plan.task.model), plan.dtype, plan.device)
-        self.model.module.train()
+        task = plan.task
+        self.model = FlatModel(copy.deepcopy(task.model), plan.dtype, plan.device, habits=task.habits)
         self.model.autocast = torch.bfloat16 if plan.local.autocast else None
         self.part = LocalPart.of(plan.buffers, self.model.layout, plan.client.keeps(self.model.layout))
         self.data = plan.data.to(plan.device)
@@ -71,9 +71,16 @@ class Resident:
                 f"the exchange asks for '{task}', but {type(self.client).__name__} has no such method"
             )
         self._seed_layers(key(job.seed, f"{job.purpose}/layers", job.round, job.client) >> 1)
-        with ReadOnly([job]):
-            self.client.prepare(job)
-            return self.checked(job, method(job), task)
+        self.model.forget()
+        try:
+            with ReadOnly([job]):
+                self.client.prepare(job)
+                update = self.checked(job, method(job), task)
+            self.model.check()
+        except BaseException:
+            self.model.repair()
+            raise
+        return update
 
     def checked(self, job: Job, update: object, task: str) -> Update:
         """What a client's own code returned, if it is an update and loses nothing."""
