@@ -16,7 +16,7 @@ from fedsim.config.compose import compose
 from fedsim.data.dataset import Pair
 from fedsim.data.federated import FederatedData
 from fedsim.engine.base import Engine
-from fedsim.run import participants, samples
+from fedsim.run import initial, participants, samples
 from fedsim.run.assembly import assemble, describe, start_engine
 from fedsim.run.folder import adopt, complete, enter, locked
 from fedsim.run.given import Given
@@ -124,7 +124,7 @@ def run(
     finished is not run again, a half-finished one continues from its checkpoint, and so does a finished one that is
     asked for more rounds (``resume=never`` starts afresh).
     """
-    given = samples.admitted(config, Given(**handed))
+    given = samples.admitted(config, initial.trainable(config, Given(**handed)))
     settle(config, given)
     if fresh:
         stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 1_000_000_000:09d}"

@@ -65,7 +65,7 @@ class Given:
         """Identifies the handed-over parts in a checkpoint; empty if there are none."""
         parts: list[str] = []
         if isinstance(self.model, nn.Module):
-            parts.append("model" + hash_tensors(self.model.state_dict().values()))
+            parts.append("model" + _hash_state(self.model))
         elif self.model is not None:
             parts.append("model" + _describe(self.model))
         tests = (
@@ -93,7 +93,7 @@ def _describe(thing: Any, depth: int = 0) -> str:
     if isinstance(thing, Tensor | np.ndarray):
         return hash_tensors([torch.as_tensor(thing)])
     if isinstance(thing, nn.Module):
-        return type(thing).__qualname__ + hash_tensors(thing.state_dict().values())
+        return type(thing).__qualname__ + _hash_state(thing)
     if isinstance(thing, partial):
         return f"partial({_describe([thing.func, thing.args, thing.keywords], depth)})"
     if isinstance(thing, Mapping):
@@ -106,6 +106,11 @@ def _describe(thing: Any, depth: int = 0) -> str:
         return f"{thing.__qualname__}:{_body(thing)}"
     inner = vars(thing) if hasattr(thing, "__dict__") and depth < 4 else {}
     return _describe(type(thing), depth) + (_describe(inner, depth + 1) if inner else "")
+
+
+def _hash_state(model: nn.Module) -> str:
+    """Of the tensors in its state dict; extra states may be anything."""
+    return hash_tensors(t for t in model.state_dict().values() if isinstance(t, Tensor))
 
 
 def _body(thing: Any) -> str:

@@ -70,6 +70,10 @@ class Attributes:
         except Exception:  # tensors and arrays have no plain answer to ==, so they were replaced
             return False
 
+    def same(self) -> bool:
+        """Whether nothing was changed; random generators and arrays always may have been. Dear: for once."""
+        return not self._put_back and self.unchanged() and all(t.equal() for t in self._tensors)
+
     def _look(self, thing: Any) -> None:
         if isinstance(thing, LEFT_ALONE) or id(thing) in self._seen or len(self._seen) > MOST:
             return
@@ -120,6 +124,10 @@ class Content:
     def changed(self) -> bool:
         """Whether it was written to since it was noted or put back."""
         return self.tensor._version != self._version
+
+    def equal(self) -> bool:
+        """Whether it still holds the same, there."""
+        return self.tensor.data_ptr() == self._alias.data_ptr() and torch.equal(self._alias, self._held)
 
     def restore(self) -> None:
         """Put them back, there."""

@@ -67,10 +67,14 @@ def places(model: nn.Module) -> dict[int, list[Buffer]]:
 
 
 def converted(model: nn.Module, dtype: torch.dtype, device: str | torch.device) -> nn.Module:
-    """``model`` in another type and place (itself), whose tied buffers stay tied: ``nn.Module.to`` unties them."""
+    """``model`` in another type and place (itself), with dense gradients throughout, and whose tied buffers stay tied:
+    ``nn.Module.to`` unties them."""
     ties = list(places(model).values())
     model.to(device=device, dtype=dtype)
     for (first, name), *others in ties:
         for layer, other in others:
             layer._buffers[other] = first._buffers[name]
+    for m in model.modules():
+        if isinstance(m, nn.Embedding | nn.EmbeddingBag):
+            m.sparse = False
     return model

@@ -82,10 +82,10 @@ class Installed:
         """Find what was put into other places unexpectedly, or written to although frozen; see ``FlatModel.check``."""
         if [p.data_ptr() for p in self._params] != self._pointers:
             moved = zip(self._names, self._params, self._pointers, strict=True)
-            raise ClientError(_moved(next(n for n, p, at in moved if p.data_ptr() != at)))
+            raise ClientError(moved(next(n for n, p, at in moved if p.data_ptr() != at)))
         for held, name, p, full in self._owners:
             if held.get(name) is not p:
-                raise ClientError(_moved(full))
+                raise ClientError(moved(full))
         for held, name, view, full in self._homes:
             if held.get(name) is not view:
                 raise ClientError(_replaced(full))
@@ -95,7 +95,8 @@ class Installed:
             raise ClientError(written_frozen(name))
 
 
-def _moved(name: str) -> str:
+def moved(name: str) -> str:
+    """Why a parameter may not be pointed at another tensor."""
     layer, _, own = name.rpartition(".")
     return (
         f"model: '{name}' was pointed at another tensor while the model computed (self.{own}.data = ... in a forward "

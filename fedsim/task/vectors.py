@@ -253,9 +253,9 @@ class FlatModel:
                 m.momentum = momentum
 
     def state_dict(self, weights: Weights) -> dict[str, Tensor]:
-        """A full state dict (frozen parameters and counters included) holding ``weights``; copies of its tensors.
+        """A full state dict (frozen parameters and counters included) holding ``weights``; copies.
 
-        Where spectral norms follow the weights, ``weights`` are loaded first.
+        Extra states that are no tensors are left out: what they hold stays as the model was handed over. Where spectral norms follow the weights, ``weights`` are loaded first.
         """
         if self.iterates:
             self.load(*weights)
@@ -266,7 +266,7 @@ class FlatModel:
         }  # by identity: tied tensors have several names
         saved = self.module.state_dict(keep_vars=True)
         return {
-            k: new.get(id(v), v).detach().clone() if isinstance(v, Tensor) else v for k, v in saved.items()
+            k: new.get(id(v), v).detach().clone() for k, v in saved.items() if isinstance(v, Tensor)
         }
 
 
