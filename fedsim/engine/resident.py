@@ -71,12 +71,12 @@ class Resident:
                 f"the exchange asks for '{task}', but {type(self.client).__name__} has no such method"
             )
         self._seed_layers(key(job.seed, f"{job.purpose}/layers", job.round, job.client) >> 1)
-        self.model.forget()
         try:
             with ReadOnly([job]):
                 self.client.prepare(job)
                 update = self.checked(job, method(job), task)
             self.model.check()
+            self.model.forget()
         except BaseException:
             self.model.repair()
             raise

@@ -184,6 +184,7 @@ def train(resident: Resident, broadcast: Broadcast, chunk: Chunk) -> dict[int, T
         for i, job in enumerate(jobs):
             update = resident.checked(job, client.finish(whole.member(i), w[i]), "finish")
             done[job.client] = Trained(job, update)
+        resident.model.forget()
         return done
 
 

@@ -72,6 +72,7 @@ class FlatModel:
         self.draws = any(isinstance(m, DROPOUT) for m in model.modules())
         self.iterates = self._remembered.iterates  # power iteration moves what is not averaged
         self._mask_state: list[Tensor] | None = None
+        self._used = False  # since everything was as at first
         self.autocast: torch.dtype | None = None  # mixed precision of forward passes while training
         self._bound: Tensor | None = None
         self.bind(self.w)
@@ -120,13 +121,14 @@ class FlatModel:
         self.w.copy_(w)
         if self.layout.buffer_dim:
             self.buffers.copy_(self._initial_buffers if buffers is None else buffers)
-        self.forget()
+        if self._used:
+            self.forget()
         self._remembered.settle()
         return self.w
 
     def forget(self) -> None:
         """As if nobody had used the model before; the vectors stay as they are."""
-        self._mask_state = None
+        self._mask_state, self._used = None, False
         self._remembered.restore()
 
     def check(self) -> None:
@@ -142,6 +144,7 @@ class FlatModel:
         """After an error: everything in its place again."""
         self._bound = None
         self._installed.put_back()
+        self.forget()
 
     def grad(
         self,
@@ -200,6 +203,7 @@ class FlatModel:
         count: bool = True,
     ) -> Tensor:
         """Loss () of one batch at ``w``, with its graph; ``count``: it enters the running statistics."""
+        self._used = True
         if w is not self._bound:
             self.bind(w)
         for m in self._stats:
@@ -215,6 +219,7 @@ class FlatModel:
 
     def apply(self, w: Tensor, x: Tensor, call: Callable[[nn.Module, Tensor], Tensor]) -> Tensor:
         """``call(module, x)`` at ``w``, without gradient; statistics stay as they are."""
+        self._used = True
         self.bind(w.clone() if self._installed.writes else w)
         for m in self._stats:
             m.track_running_stats = False
@@ -240,7 +245,7 @@ class FlatModel:
 
     def collect_statistics(self, batches: Iterable[Tensor]) -> None:
         """Replace the BatchNorm statistics by plain means over ``batches`` (B, ...) at the present weights."""
-        momenta = [m.momentum for m in self._stats]
+        self._used, momenta = True, [m.momentum for m in self._stats]
         for m in self._stats:
             m.reset_running_stats()
             m.momentum, m.track_running_stats = None, True  # None: the mean over all batches
