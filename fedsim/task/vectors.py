@@ -121,7 +121,7 @@ class FlatModel:
         self.w.copy_(w)
         if self.layout.buffer_dim:
             self.buffers.copy_(self._initial_buffers if buffers is None else buffers)
-        if self._used:
+        if self._used or self.iterates:
             self.forget()
         self._remembered.settle()
         return self.w
