@@ -56,6 +56,7 @@ class FedRepClient(FedPerClient):
 def _step(job: Job, w: Tensor, batch: Batch, spans: Sequence[slice]) -> None:
     """One SGD step of the parameters in ``spans`` alone, in place."""
     g = job.grad(w, batch)
+    job.sgd.cut(spans)
     moved = job.sgd(torch.cat([w[s] for s in spans]), torch.cat([g[s] for s in spans]))
     for span, part in zip(spans, torch.split(moved, [s.stop - s.start for s in spans]), strict=True):
         w[span] = part

@@ -75,12 +75,14 @@ def networks(
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside, training mode after."""
+    """Evaluation mode inside, the modes of before after."""
+    modes = [(m, m.training) for m in module.modules()]
     module.eval()
     try:
         yield
     finally:
-        module.train()
+        for m, training in modes:
+            m.training = training
 
 
 def _labelled(x: Tensor, y: Tensor, num_classes: int) -> Tensor:

@@ -17,7 +17,7 @@ from fedsim.data.dataset import Pair
 from fedsim.data.federated import FederatedData
 from fedsim.engine.base import Engine
 from fedsim.rng import undisturbed
-from fedsim.run import participants, samples
+from fedsim.run import initial, participants, samples
 from fedsim.run.assembly import assemble, describe, start_engine
 from fedsim.run.folder import adopt, complete, enter, locked
 from fedsim.run.given import Given
@@ -128,7 +128,7 @@ def run(
     asked for more rounds (``resume=never`` starts afresh).
     """
     handed["callbacks"] = admitted(handed.get("callbacks", ()))
-    given = samples.admitted(config, Given(**handed))
+    given = samples.admitted(config, initial.trainable(config, Given(**handed)))
     settle(config, given)
     if fresh:
         stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 1_000_000_000:09d}"

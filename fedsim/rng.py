@@ -81,6 +81,19 @@ def normals(seed: int, purpose: str, ids: np.ndarray, *numbers: int) -> np.ndarr
     return np.asarray(np.sqrt(-2 * np.log1p(-first)) * np.cos(2 * np.pi * second))
 
 
+def layer_state(device: torch.device) -> list[Tensor]:
+    """State of the generators that layers on ``device`` draw from (dropout masks)."""
+    cuda = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
+    return [torch.get_rng_state(), *cuda]
+
+
+def set_layer_state(state: list[Tensor], device: torch.device) -> None:
+    """Draw again what was drawn after ``layer_state``."""
+    torch.set_rng_state(state[0])
+    if len(state) > 1:
+        torch.cuda.set_rng_state(state[1], device)
+
+
 def hash_tensors(tensors: Iterable[Tensor]) -> str:
     """Sha256 over the raw bytes of ``tensors``, in order."""
     digest = sha256()

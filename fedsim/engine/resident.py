@@ -30,8 +30,8 @@ class Resident:
 
     def __init__(self, plan: Plan):
         self.plan, self.client = plan, plan.client
-        self.model = FlatModel(copy.deepcopy(plan.task.model), plan.dtype, plan.device)
-        self.model.module.train()
+        task = plan.task
+        self.model = FlatModel(copy.deepcopy(task.model), plan.dtype, plan.device, habits=task.habits)
         self.model.autocast = torch.bfloat16 if plan.local.autocast else None
         self.part = LocalPart.of(plan.buffers, self.model.layout, plan.client.keeps(self.model.layout))
         self.data = plan.data.to(plan.device)
@@ -80,9 +80,16 @@ class Resident:
                 f"the exchange asks for '{task}', but {type(self.client).__name__} has no such method"
             )
         self.seed(f"{job.purpose}/layers", job.round, job.client)
-        with ReadOnly([job], self.watch):
-            self.client.prepare(job)
-            return self.checked(job, method(job), task)
+        try:
+            with ReadOnly([job], self.watch):
+                self.client.prepare(job)
+                update = self.checked(job, method(job), task)
+            self.model.check()
+            self.model.forget()
+        except BaseException:
+            self.model.repair()
+            raise
+        return update
 
     def checked(self, job: Job, found: object, task: str) -> Update:
         """What a client's own code returned, if it is an update and loses nothing."""

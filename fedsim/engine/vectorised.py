@@ -42,7 +42,8 @@ def wanted(plan: Plan) -> bool:
 
 def obstacle(plan: Plan, model: FlatModel) -> str | None:
     """Why the clients of a run cannot be vectorised, or ``None``: a rule not declared so, weights or statistics of a
-    client's own, averaged statistics, dropout (whose draws per client cannot be those of the loop), Adam."""
+    client's own, averaged statistics, dropout (whose draws per client cannot be those of the loop), Adam, a model that
+    does more than compute."""
     name, layout = type(plan.client).__name__, model.layout
     if not plan.client.vectorisable:
         return (
@@ -53,9 +54,26 @@ def obstacle(plan: Plan, model: FlatModel) -> str | None:
         return f"clients keep weights of their own ({name}, buffers={plan.buffers})"
     if layout.buffer_dim:
         return "the model has buffers (running statistics), which every client updates by itself"
+    if (unusual := _unusual(plan, model)) is not None:
+        return unusual
     if model.draws:
         return "the model has dropout, drawn for each client by itself"
     return "client.adam keeps moments of each client by itself" if plan.local.adam is not None else None
+
+
+def _unusual(plan: Plan, model: FlatModel) -> str | None:
+    """What in the model many clients at once cannot have, each for itself."""
+    habits = plan.task.habits
+    if model.iterates:
+        return "spectral norm iterates for every client by itself"
+    for names, why in (
+        (habits.writes, "the model writes to its parameter '{}' when it computes"),
+        (habits.remembers, "the model remembers '{}' from batch to batch"),
+        (habits.unused, "'{}' has no part in the loss and must not decay"),
+    ):
+        if names:
+            return why.format(names[0])
+    return None
 
 
 def planned(plan: Plan, model: FlatModel) -> bool:
@@ -167,6 +185,7 @@ def train(resident: Resident, broadcast: Broadcast, chunk: Chunk) -> dict[int, T
         for i, job in enumerate(jobs):
             update = resident.checked(job, client.finish(whole.member(i), w[i]), "finish")
             done[job.client] = Trained(job, update)
+        resident.model.forget()
         return done
 
 

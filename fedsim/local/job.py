@@ -198,6 +198,7 @@ class Job:
         meter.backward(batch.x.shape[0])
         loss = loss or self.task.loss
         g, value = self.model.grad(w, batch.x, batch.y, loss, again=again, forward=forward)
+        self.sgd.idle = self.model.idle
         if not again:
             meter.losses.append(value)
         return g

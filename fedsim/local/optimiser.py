@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +17,8 @@ class LocalSteps:
     """SGD with weight decay, clipping and momentum, or Adam, as configured; anew every round.
 
     ``steps(w, g)`` makes one step. ``lr`` is the learning rate of ``round``; ``momentum`` (..., d) is ``None`` before
-    the first step with momentum; ``clipped`` counts the steps that were clipped, (C, 1) when C clients step at once.
+    the first step with momentum; ``idle`` says where parameters lie that had no part in the last loss; ``clipped``
+    counts the steps that were clipped, (C, 1) when C clients step at once.
     """
 
     def __init__(self, local: ClientConfig, round: int):
@@ -30,6 +33,8 @@ class LocalSteps:
         self.momentum: Tensor | None = None
         self.moments: tuple[Tensor, Tensor] | None = None  # Adam's
         self.adam_steps = 0
+        self.idle: tuple[slice, ...] = ()
+        self._skipped: Tensor | None = None  # (d,) Adam's steps that passed a parameter by
         self.clipped: int | Tensor = 0
 
     def __call__(self, w: Tensor, g: Tensor, correction: Tensor | None = None, decay: float = 0.0) -> Tensor:
@@ -39,7 +44,12 @@ class LocalSteps:
         the decay terms outside (``clip: direction``); ``loss`` clips ``g`` alone, ``full`` the whole step. With
         momentum ``m <- momentum m + step`` and ``w <- w - lr m``, starting at zero every round. With ``client.adam``
         the whole step, decay terms included, is what Adam takes for the gradient.
+
+        Parameters without part in the loss (``idle``) do not decay by ``weight_decay``, as torch's optimisers pass by
+        those without gradient; nothing moves them unless ``correction`` or ``decay`` does.
         """
+        if self.idle:
+            return self._sparing(w, g, correction, decay)
         local, rate = self.local, self.local.weight_decay + decay
         if local.clip == "loss":
             self._clip(g)
@@ -72,6 +82,41 @@ class LocalSteps:
         if local.clip_norm is None or local.clip != "direction" or (local.clip_pull == "split" and not whole):
             return self(w, g, correction=fixed, decay=strength)
         return self(w, g, correction=torch.add(fixed, w, alpha=strength))
+
+    def _sparing(self, w: Tensor, g: Tensor, correction: Tensor | None, decay: float) -> Tensor:
+        """A step where parameters are ``idle``: weights of zero do not decay, and are put back afterwards."""
+        idle, self.idle = self.idle, ()
+        before, alone = [w[..., s].clone() for s in idle], correction is None and not decay
+        held = [] if not alone else [t for t in (self.momentum, *(self.moments or ())) if t is not None]
+        kept = [(t[..., s], t[..., s].clone()) for t in held for s in idle]
+        if decay:
+            correction = torch.zeros_like(g) if correction is None else correction.clone()
+        for span in idle:
+            if decay and correction is not None:
+                correction[..., span].add_(w[..., span], alpha=decay)
+            w[..., span] = 0
+        w = self(w, g, correction, decay)
+        for span, value in zip(idle, before, strict=True):
+            w[..., span] = value if alone else w[..., span] + value
+        for place, value in kept:
+            place.copy_(value)
+        if alone and self.local.adam:
+            if self._skipped is None:
+                self._skipped = torch.zeros_like(w)
+            for span in idle:
+                self._skipped[span] += 1
+        return w
+
+    def cut(self, spans: Sequence[slice]) -> None:
+        """The next step is one of the parts ``spans`` of the vectors alone, laid end to end."""
+        places, start = list[slice](), 0
+        for span in spans if self.idle else ():
+            for s in self.idle:
+                a, b = max(s.start, span.start), min(s.stop, span.stop)
+                if a < b:
+                    places.append(slice(start + a - span.start, start + b - span.start))
+            start += span.stop - span.start
+        self.idle = tuple(places)
 
     def demand_gradient_steps(self, who: str) -> None:
         """For rules that read gradients back from ``(x - x_K) / (K lr)``.
@@ -107,7 +152,7 @@ class LocalSteps:
         m, v = self.moments if self.moments is not None else (torch.zeros_like(g), torch.zeros_like(g))
         m, v = m.lerp_(g, 1 - adam.beta1), v.mul_(adam.beta2).addcmul_(g, g, value=1 - adam.beta2)
         self.moments, self.adam_steps = (m, v), self.adam_steps + 1
-        t = self.adam_steps
+        t: Any = self.adam_steps if self._skipped is None else (self.adam_steps - self._skipped).clamp_(min=1)
         root = (v / (1 - adam.beta2**t)).sqrt_().add_(adam.eps)
         return m.div(root).div_(1 - adam.beta1**t)
 

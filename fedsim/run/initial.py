@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from fedsim.config.parts import part
 from fedsim.data.dataset import Dataset
 from fedsim.errors import ConfigError, hint
 from fedsim.rng import key
+from fedsim.run.given import Given
+from fedsim.task.admission import admitted
 from fedsim.task.vectors import FlatModel, Weights
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -25,19 +28,33 @@ def model(
     given: nn.Module | Callable[[], nn.Module] | None,
     *draw: int,
 ) -> nn.Module:
-    """The initial model; a configured or given factory runs under a generator keyed by the seed and ``draw``."""
+    """The initial model; a configured or given factory runs under a generator keyed by the seed and ``draw``.
+
+    Raises:
+        ConfigError: for one that cannot be trained (``fedsim.task.admission``).
+    """
+    dtype = DTYPES.get(config.dtype, torch.float32)
     if isinstance(given, nn.Module):
-        return given
+        return admitted(given, dtype)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(key(config.seed, "model", *draw) >> 1)
         if given is not None:
-            return given()
+            return admitted(_module(given(), "what was handed over"), dtype)
         shape = {"input_shape": data.input_shape, "num_classes": data.num_classes}
         built = part(config.model, "model", **shape)
+    return admitted(_module(built, config.model.get("_target_")), dtype)
+
+
+def trainable(config: DictConfig, given: Given) -> Given:
+    """What was handed over, with a model that can be copied and trained; a factory's is looked at when it is built."""
+    if not isinstance(given.model, nn.Module):
+        return given
+    return replace(given, model=admitted(given.model, DTYPES.get(config.dtype, torch.float32)))
+
+
+def _module(built: Any, what: str) -> nn.Module:
     if not isinstance(built, nn.Module):
-        raise ConfigError(
-            f"model: {config.model.get('_target_')} gave {type(built).__name__}, expected an nn.Module"
-        )
+        raise ConfigError(f"model: {what} gave {type(built).__name__}, expected an nn.Module")
     return built
 
 

@@ -21,6 +21,8 @@ from fedsim.run.resolve import resolve
 from fedsim.sampling.cohort import check_cohorts
 from fedsim.server.traits import StrategyLike
 from fedsim.system.clock import Clock
+from fedsim.task.habits import UNKNOWN
+from fedsim.task.rehearsal import rehearsed
 from fedsim.task.task import Task, cross_entropy
 
 
@@ -72,7 +74,8 @@ def learning_task(config: DictConfig, given: Given, data: FederatedData) -> Task
     trial.check(data, model, loss, dtype)
     example = samples.example(data, dtype)
     classes = data.dataset.num_classes
-    return Task(model, loss, by_class=by_class, example=example.x, num_classes=classes)
+    habits = rehearsed(model, loss, example.x, example.y, dtype) if len(example.x) else UNKNOWN
+    return Task(model, loss, by_class=by_class, example=example.x, num_classes=classes, habits=habits)
 
 
 def plan(

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,8 +21,12 @@ def evaluate(
     model: FlatModel, w: Tensor, data: LocalData, task: Task, rows: Iterable[Tensor]
 ) -> list[dict[str, Any]]:
     """Sums of loss and metrics at ``w`` (d,) for each batch of row positions, in evaluation mode, without gradients."""
-    with _measuring(model, w):
-        return [measured(task, model.module(x), y) for x, y in map(data.read, rows)]
+    out = []
+    with model.measuring(w) as again:
+        for x, y in map(data.read, rows):
+            again()
+            out.append(measured(task, model.module(x), y))
+    return out
 
 
 def sample_losses(model: FlatModel, w: Tensor, data: LocalData, task: Task, batch_size: int = 512) -> Tensor:
@@ -33,8 +36,9 @@ def sample_losses(model: FlatModel, w: Tensor, data: LocalData, task: Task, batc
         return task.loss(tree_map(lambda t: t[None], output), y[None])
 
     out = []
-    with _measuring(model, w):
+    with model.measuring(w) as again:
         for rows in torch.split(torch.arange(len(data)), batch_size):
+            again()
             x, y = data.read(rows)
             out.append(torch.vmap(one)(model.module(x), y).double().cpu())
     return torch.cat(out)
@@ -47,20 +51,12 @@ def measured(task: Task, output: Any, y: Tensor) -> dict[str, Any]:
 
 def features(model: FlatModel, w: Tensor, batches: Iterable[Batch]) -> list[Tensor]:
     """``model.features`` (B, d) of each batch at ``w`` (d,), in evaluation mode, without gradients."""
-    with _measuring(model, w):
-        return [model.module.features(x) for x, _ in batches]  # type: ignore[operator]
-
-
-@contextmanager
-def _measuring(model: FlatModel, w: Tensor) -> Iterator[None]:
-    model.bind(w)
-    model.module.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        model.module.train()
-        model.bind(model.w)
+    out = []
+    with model.measuring(w) as again:
+        for x, _ in batches:
+            again()
+            out.append(model.module.features(x))  # type: ignore[operator]
+    return out
 
 
 def mean_of(sums: Sequence[dict[str, Any]], groups: np.ndarray | None = None) -> dict[str, float]:

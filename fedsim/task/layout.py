@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fedsim.errors import ConfigError
 from fedsim.task import slots
+from fedsim.task.fixed import BATCH_NORM, apart
 from fedsim.task.slots import Slot, Slots
 
 __all__ = ["Layout", "Slot", "Slots"]
@@ -19,14 +20,13 @@ NORM_TYPES = (
     nn.LayerNorm,
     nn.LocalResponseNorm,
 )
-BATCH_NORM = nn.modules.batchnorm._NormBase
 
 
 class Layout:
     """Names, shapes and offsets of a model's flat vectors.
 
     ``params`` lists the trainable parameters in ``named_parameters()`` order, ``buffers`` the floating-point buffers
-    that are part of the state dict. ``dim`` and ``buffer_dim`` are the lengths of the vectors, ``size`` and
+    that are part of the state dict, without those that stay fixed (``fedsim.task.fixed``). ``dim`` and ``buffer_dim`` are the lengths of the vectors, ``size`` and
     ``buffer_size`` how many numbers of the model they hold: the rest is padding (see ``fedsim.task.slots``). ``norm``
     and ``head`` name the parameters of normalisation layers and of ``model.head``.
     """
@@ -36,14 +36,16 @@ class Layout:
 
         ``aligned=False``: no padding, for networks beside the model, whose vectors nobody else knows the layout of.
         """
-        saved = model.state_dict(keep_vars=True)
+        saved, fixed = model.state_dict(keep_vars=True), apart(model)
         params = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
         if not params:
             raise ConfigError(
                 "model: it has no trainable parameter; expected at least one with requires_grad=True"
             )
         buffers = [
-            (n, b) for n, b in model.named_buffers() if b is not None and b.is_floating_point() and n in saved
+            (n, b)
+            for n, b in model.named_buffers()
+            if b is not None and b.is_floating_point() and n in saved and id(b) not in fixed
         ]
         step = max(1, slots.ALIGNMENT // (dtype or params[0][1].dtype).itemsize) if aligned else 1
         self.params, self.buffers = Slots(params, step, "parameter"), Slots(buffers, step, "buffer")

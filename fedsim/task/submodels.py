@@ -117,8 +117,9 @@ def _called(model: nn.Module, example: Tensor) -> list[nn.Module]:
 
 
 def _forward(model: nn.Module, example: Tensor) -> None:
-    training = model.training
+    modes = [(m, m.training) for m in model.modules()]
     model.eval()
     with torch.no_grad():
         model(example)
-    model.train(training)
+    for m, training in modes:
+        m.training = training

@@ -10,6 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedsim.task.copies import Portable
+from fedsim.task.habits import UNKNOWN, Habits
+
 LossFn = Callable[[Tensor, Tensor], Tensor]  # (model output, target) -> scalar, mean over the batch
 MetricFn = Callable[[Tensor, Tensor], Tensor]  # (model output, target) -> scalar, mean over the batch
 
@@ -46,6 +49,14 @@ class Task:
     by_class: int = 0
     example: Tensor | None = None  # two inputs, for whoever needs shapes
     num_classes: int | None = None
+    habits: Habits = UNKNOWN  # what the model was seen to do in a trial
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "model": Portable.packed(self.model)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        model = state["model"]
+        vars(self).update(state, model=model.unpacked() if isinstance(model, Portable) else model)
 
     def measure(self, output: Tensor, y: Tensor) -> dict[str, Any]:
         """Sums over the batch of loss and metrics, as Python floats (add and divide by the sample count).

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import Variable
 
 from fedsim.errors import ClientError
-from fedsim.rng import hash_tensors
-from fedsim.task.layout import BATCH_NORM, Layout
+from fedsim.rng import hash_tensors, layer_state, set_layer_state
+from fedsim.task.fixed import BATCH_NORM, converted
+from fedsim.task.gradients import Gradients
+from fedsim.task.habits import UNKNOWN, Habits
+from fedsim.task.installed import Installed
+from fedsim.task.layout import Layout
+from fedsim.task.remembered import Remembered
 
-_backward: Callable[..., tuple[Tensor, ...]] = Variable._execution_engine.run_backward
 DROPOUT = (nn.modules.dropout._DropoutNd, nn.RReLU)
 
 
@@ -48,33 +52,38 @@ class FlatModel:
         device: str | torch.device = "cpu",
         *,
         aligned: bool = True,
+        habits: Habits = UNKNOWN,
     ):
-        """``aligned=False``: vectors without padding (see ``Layout``)."""
-        self.module = model.to(device=device, dtype=dtype)
+        """``aligned=False``: vectors without padding (see ``Layout``); ``habits``: what the model was seen to do."""
+        self.module = converted(model, dtype, device)
         self.layout = layout = Layout(model, dtype, aligned=aligned)
-        self._params = [p for p in model.parameters() if p.requires_grad]
-        self.w = layout.flatten(dict(model.named_parameters()), dtype)
+        named = dict(model.named_parameters())
+        self._params = [p for p in named.values() if p.requires_grad]
+        self.w = layout.flatten(named, dtype)
         shapes = [torch.empty(s.shape, device="meta") for s in layout.params]
         self._places = [(t.shape, t.stride(), s.offset) for t, s in zip(shapes, layout.params, strict=True)]
-        self._parts, self._at = _template(layout, self.w)
         self.buffers = torch.zeros(layout.buffer_dim, dtype=dtype, device=device)
-        for slot in layout.buffers:
-            owner, _, name = slot.name.rpartition(".")
-            module = model.get_submodule(owner)
-            view = self.buffers[slot.span].view(slot.shape)
-            module._buffers[name] = view.copy_(module._buffers[name])  # type: ignore[arg-type]
+        self._installed = Installed(model, layout, self.buffers, habits)
         self._initial_buffers = self.buffers.clone()
-        flat = {slot.name for slot in layout.buffers}
-        self._counters = [b for n, b in model.named_buffers() if n not in flat]
-        self._counts = [b.clone() for b in self._counters]
-        self._stats = [m for m in model.modules() if isinstance(m, BATCH_NORM) and m.track_running_stats]
+        self._remembered = Remembered(model, self.buffers, {s.name for s in layout.buffers}, habits)
+        self._stats = [
+            m for m in model.modules() if isinstance(m, BATCH_NORM) and m.track_running_stats and m.training
+        ]
         self.draws = any(isinstance(m, DROPOUT) for m in model.modules())
-        self._mask_state: Tensor | None = None
+        self.iterates = self._remembered.iterates  # power iteration moves what is not averaged
+        self._mask_state: list[Tensor] | None = None
+        self._used = False  # since everything was as at first
         self.autocast: torch.dtype | None = None  # mixed precision of forward passes while training
         self._bound: Tensor | None = None
         self.bind(self.w)
         self._views = [p.data for p in self._params]
-        self._inputs, self._one = tuple(self._params), torch.ones((), dtype=dtype, device=device)
+        self._installed.settle(self._params)
+        self._gradients = Gradients(layout, self.w, self._params)
+
+    @property
+    def idle(self) -> tuple[slice, ...]:
+        """Where parameters lie that had no part in the last loss: no step moves them, nor do they decay."""
+        return self._gradients.idle
 
     @property
     def weights(self) -> Weights:
@@ -89,6 +98,8 @@ class FlatModel:
         """
         if w is self._bound:
             return
+        if self._installed.writes and w is not self.w:
+            w = w.clone()  # it is somebody else's
         if w.shape != self.w.shape:
             raise ClientError(
                 f"a vector of shape {tuple(w.shape)} for a model whose vectors are ({self.layout.dim},); "
@@ -103,15 +114,37 @@ class FlatModel:
     def load(self, w: Tensor, buffers: Tensor | None = None) -> Tensor:
         """Copy a model into the resident vectors and return the resident ``w``.
 
-        Counters, and without ``buffers`` the statistics too, go back to their initial values.
+        What layers remember (counters, attributes), and without ``buffers`` the statistics too, goes back to its
+        initial values; spectral norms follow ``w``.
         """
         self.bind(self.w)
         self.w.copy_(w)
         if self.layout.buffer_dim:
             self.buffers.copy_(self._initial_buffers if buffers is None else buffers)
-        for counter, value in zip(self._counters, self._counts, strict=True):
-            counter.copy_(value)
+        if self._used or self.iterates:
+            self.forget()
+        self._remembered.settle()
         return self.w
+
+    def forget(self) -> None:
+        """As if nobody had used the model before; the vectors stay as they are."""
+        self._mask_state, self._used = None, False
+        self._remembered.restore()
+
+    def check(self) -> None:
+        """After a client's work: its parameters and buffers must still lie where they are trained.
+
+        Raises:
+            ClientError: naming the first that does not, and what to write instead.
+        """
+        if self._bound is self.w:
+            self._installed.check()
+
+    def repair(self) -> None:
+        """After an error: everything in its place again."""
+        self._bound = None
+        self._installed.put_back()
+        self.forget()
 
     def grad(
         self,
@@ -130,14 +163,11 @@ class FlatModel:
         """
         # whatever the layers: masks are also drawn by functions (F.dropout, attention), unseen from here
         if not again:
-            self._mask_state = torch.get_rng_state()
+            self._mask_state = layer_state(self.w.device)
         elif self._mask_state is not None:
-            torch.set_rng_state(self._mask_state)
+            set_layer_state(self._mask_state, self.w.device)
         value = self._loss(w, x, y, loss, forward, count=not again)
-        parts = self._parts.copy()
-        for i, g in zip(self._at, self._gradients(value), strict=True):
-            parts[i] = g.reshape(-1)
-        return torch.cat(parts), value.detach()
+        return self._gradients.joined(self._gradients.of(value)), value.detach()
 
     def descend(
         self,
@@ -154,9 +184,12 @@ class FlatModel:
         """
         self._mask_state = None
         value = self._loss(self.w, x, y, loss, forward)
-        grads = self._gradients(value)
+        grads = self._gradients.of(value)
         if decay:
+            kept = [(span, self.w[span].clone()) for span in self.idle]
             self.w.mul_(1 - lr * decay)
+            for span, before in kept:
+                self.w[span] = before
         torch._foreach_add_(self._views, grads, alpha=-lr)
         return value.detach()
 
@@ -170,46 +203,49 @@ class FlatModel:
         count: bool = True,
     ) -> Tensor:
         """Loss () of one batch at ``w``, with its graph; ``count``: it enters the running statistics."""
+        self._used = True
         if w is not self._bound:
             self.bind(w)
         for m in self._stats:
             m.track_running_stats = count
         if self.autocast is None:
-            return loss(self.module(x) if forward is None else forward(self.module, x), y)
-        with torch.autocast(self.w.device.type, self.autocast):
-            return loss(self.module(x) if forward is None else forward(self.module, x), y)
-
-    def _gradients(self, value: Tensor) -> tuple[Tensor, ...]:
-        """``torch.autograd.grad(value, params, materialize_grads=True)`` by the engine underneath.
-
-        Its checks of every argument in Python take a seventh of a small network's step.
-        """
-        one = self._one
-        if value.dim() or value.dtype is not one.dtype:  # [loss], or a loss in another precision
-            if value.numel() != 1:
-                raise ClientError(
-                    f"the loss of a batch must be one number, got shape {tuple(value.shape)}; average it"
-                )
-            one = torch.ones_like(value, requires_grad=False)
-        found = _backward((value,), (one,), False, False, self._inputs, True, accumulate_grad=False)
-        grads: tuple[Tensor | None, ...] = found
-        for g in grads:
-            if g is None:  # a parameter without part in the loss
-                pairs = zip(self._inputs, grads, strict=True)
-                return tuple(torch.zeros_like(p) if g is None else g for p, g in pairs)
-        return found
+            value = loss(self.module(x) if forward is None else forward(self.module, x), y)
+        else:
+            with torch.autocast(self.w.device.type, self.autocast):
+                value = loss(self.module(x) if forward is None else forward(self.module, x), y)
+        if self._installed.moves:
+            self._bound = self._installed.reinstall(self._bound, self.w)
+        return value
 
     def apply(self, w: Tensor, x: Tensor, call: Callable[[nn.Module, Tensor], Tensor]) -> Tensor:
         """``call(module, x)`` at ``w``, without gradient; statistics stay as they are."""
-        self.bind(w)
+        self._used = True
+        self.bind(w.clone() if self._installed.writes else w)
         for m in self._stats:
             m.track_running_stats = False
         with torch.no_grad():
             return call(self.module, x)
 
+    @contextmanager
+    def measuring(self, w: Tensor) -> Iterator[Callable[[], None]]:
+        """``module`` at ``w`` (d,) in evaluation mode, without gradients; afterwards all is as before.
+
+        Gives what is to be called before each batch, so that none sees what another one left in the model.
+        """
+        self.bind(w.clone() if self._installed.writes else w)
+        try:
+            with self._remembered.evaluation() as again:
+                yield again
+            if w is self.w and not self._installed.writes:
+                self._installed.check()
+        finally:
+            if self._installed.writes:
+                self._bound = None
+            self.bind(self.w)
+
     def collect_statistics(self, batches: Iterable[Tensor]) -> None:
         """Replace the BatchNorm statistics by plain means over ``batches`` (B, ...) at the present weights."""
-        momenta = [m.momentum for m in self._stats]
+        self._used, momenta = True, [m.momentum for m in self._stats]
         for m in self._stats:
             m.reset_running_stats()
             m.momentum, m.track_running_stats = None, True  # None: the mean over all batches
@@ -222,25 +258,21 @@ class FlatModel:
                 m.momentum = momentum
 
     def state_dict(self, weights: Weights) -> dict[str, Tensor]:
-        """A full state dict (frozen parameters and counters included) holding ``weights``; copies."""
+        """A full state dict (frozen parameters and counters included) holding ``weights``; copies.
+
+        Extra states that are no tensors are left out: what they hold stays as the model was handed over. Where spectral norms follow the weights, ``weights`` are loaded first.
+        """
+        if self.iterates:
+            self.load(*weights)
         own = dict(self.module.named_parameters()) | dict(self.module.named_buffers())
         held = self.layout.named(weights.w) | self.layout.named_buffers(weights.buffers)
         new = {
             id(own[name]): value for name, value in held.items()
         }  # by identity: tied tensors have several names
         saved = self.module.state_dict(keep_vars=True)
-        return {k: new.get(id(v), v).detach().clone() for k, v in saved.items()}
-
-
-def _template(layout: Layout, like: Tensor) -> tuple[list[Tensor], list[int]]:
-    """What a gradient is put together from, with the zeros of its padding, and where each parameter's part goes."""
-    parts, at, ends = list[Tensor](), list[int](), [*(s.offset for s in layout.params), layout.dim][1:]
-    for slot, end in zip(layout.params, ends, strict=True):
-        at.append(len(parts))
-        parts.append(like)  # stands for the gradient
-        if end > slot.span.stop:
-            parts.append(like.new_zeros(end - slot.span.stop))
-    return parts, at
+        return {
+            k: new.get(id(v), v).detach().clone() for k, v in saved.items() if isinstance(v, Tensor)
+        }
 
 
 def finite(t: Tensor) -> bool:

@@ -17,11 +17,20 @@ def share_tensors() -> None:
     ray.util.register_serializer(torch.nn.Parameter, serializer=_from_parameter, deserializer=_to_parameter)
 
 
+AS_INTEGERS = {1: torch.uint8, 2: torch.int16}  # by bytes an entry: types that numpy lacks (bfloat16, float8)
+
+
 def _to_numpy(t: Tensor) -> Any:
-    return t.detach().cpu().contiguous().numpy()
+    t = t.detach().cpu().contiguous()
+    try:
+        return t.numpy()
+    except TypeError:
+        return t.view(AS_INTEGERS[t.itemsize]).numpy(), t.dtype
 
 
 def _from_numpy(a: Any) -> Tensor:
+    if isinstance(a, tuple):
+        return _from_numpy(a[0]).view(a[1])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # "not writable": every receiver treats these as read-only
         return torch.from_numpy(a)
@@ -32,4 +41,4 @@ def _from_parameter(p: torch.nn.Parameter) -> tuple[Any, bool]:
 
 
 def _to_parameter(parts: tuple[Any, bool]) -> torch.nn.Parameter:
-    return torch.nn.Parameter(torch.from_numpy(parts[0].copy()), requires_grad=parts[1])
+    return torch.nn.Parameter(_from_numpy(parts[0]).clone(), requires_grad=parts[1])

@@ -1,0 +1,83 @@
+"""A model looked at once, before round 1: what cannot be trained is refused in one line, what is unusual is noted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from fedsim.errors import ConfigError
+from fedsim.task.copies import copyable
+
+
+def admitted(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """``model``, or a copy of it that can be copied again, if it can be trained in ``dtype``.
+
+    Raises:
+        ConfigError: naming the layer, and what to do.
+    """
+    for name, layer in model.named_modules():
+        if ".quantized." in type(layer).__module__:
+            raise ConfigError(
+                f"model: '{name}' is quantised ({type(layer).__name__}) and cannot be trained; hand over the model "
+                "of floating-point numbers, and quantise what the run gives"
+            )
+    for name, t in _tensors(model):
+        _refuse(model, name, t, dtype)
+    _refuse_overlaps(model)
+    return copyable(model)
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+def _refuse(model: nn.Module, name: str, t: Tensor, dtype: torch.dtype) -> None:
+    if is_lazy(t):
+        layer, _, own = name.rpartition(".")
+        kind = type(model.get_submodule(layer)).__name__
+        raise ConfigError(
+            f"model: '{layer or own}' ({kind}) takes its shape from the first batch, which it has not seen; run one "
+            "through the model first: model(x)"
+        )
+    if t.is_complex():
+        raise ConfigError(
+            f"model: '{name}' is complex, but models are trained in {_called(dtype)}; hold real and imaginary part in "
+            "one tensor (..., 2), and take torch.view_as_complex of it in the forward pass"
+        )
+    if isinstance(t, nn.Parameter) and t.is_floating_point() and t.dtype.itemsize > dtype.itemsize:
+        raise ConfigError(
+            f"model: '{name}' is {_called(t.dtype)}, but models are trained in {_called(dtype)}; type "
+            f"dtype={_called(t.dtype)}, or hand over model.{_CASTS.get(dtype, 'to(...)')}"
+        )
+    if t.layout != torch.strided or t.is_quantized:
+        raise ConfigError(f"model: '{name}' is no plain dense tensor; hand over {name}.to_dense()")
+
+
+_CASTS = {torch.float32: "float()", torch.float64: "double()"}
+
+
+def _called(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _refuse_overlaps(model: nn.Module) -> None:
+    """Tensors that are several, but share memory, would be trained apart."""
+    taken: dict[tuple[object, int], list[tuple[int, int, str, Tensor]]] = {}
+    for name, t in _tensors(model):
+        if not t.numel() or t.device.type == "meta":
+            continue
+        start = t.data_ptr()
+        last = sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True))
+        end = start + (last + 1) * t.element_size()
+        pieces = taken.setdefault((t.device, t.untyped_storage().data_ptr()), [])
+        for a, b, other, one in pieces:
+            if a < end and start < b and (one.requires_grad or t.requires_grad):
+                raise ConfigError(
+                    f"model: '{name}' and '{other}' share memory, but are two tensors, which would part in training; "
+                    "make them one (register the same Parameter twice), or hand over copies (.clone())"
+                )
+        pieces.append((start, end, name, t))

@@ -1,0 +1,209 @@
+"""One training step and one evaluation of two samples on a copy of the model, before anything starts: what does it do?"""
+
+from __future__ import annotations
+
+import copy
+import random
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedsim.errors import ConfigError
+from fedsim.task.attributes import Attributes
+from fedsim.task.fixed import converted, frozen_layers
+from fedsim.task.habits import UNKNOWN, Habits
+from fedsim.task.installed import moved, written_frozen
+
+NAMED = 5  # parameters named in a message
+TRIED = 50  # parameters moved one by one, to see whether the loss does
+Loss = Callable[[Any, Tensor], Tensor]
+
+
+def rehearsed(model: nn.Module, loss: Loss, x: Tensor, y: Tensor, dtype: torch.dtype) -> Habits:
+    """What ``model`` does with a batch ``x`` (B, ...), ``y`` (B, ...). Nothing is known of one that cannot train on two
+    samples. Warns of parameters that the loss depends on without giving them a gradient.
+
+    Raises:
+        ConfigError: for what cannot be trained: it names the layer, and what to do.
+    """
+    with _randomness_apart(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        stage = _Stage(copy.deepcopy(model), loss, x, y, dtype)
+        habits = stage.habits()
+        silent = stage.silent(habits.unused)
+    if silent:
+        more = f" and {len(silent) - NAMED} more" if len(silent) > NAMED else ""
+        warnings.warn(
+            f"model: the loss depends on {', '.join(map(repr, silent[:NAMED]))}{more}, but gives no gradient: not "
+            "trained. With torch.utils.checkpoint type use_reentrant=False; else look for .detach() and no_grad, or "
+            "set requires_grad=False if that is meant",
+            stacklevel=2,
+        )
+    return habits
+
+
+class _Stage:
+    """A copy of the model in training mode, and what it was like before."""
+
+    def __init__(self, model: nn.Module, loss: Loss, x: Tensor, y: Tensor, dtype: torch.dtype):
+        self.model, self.loss, self.x, self.y = converted(model, dtype, "cpu"), loss, x, y
+        self.frozen_layers = frozen_layers(model)
+        self._train()
+        self.params, self.buffers = dict(model.named_parameters()), dict(model.named_buffers())
+        self.values = {n: t.detach().clone() for n, t in (*self.params.items(), *self.buffers.items())}
+        self.places = {n: p.data_ptr() for n, p in self.params.items()}
+        registered = [*model.modules(), *self.params.values(), *self.buffers.values()]
+        self.layers = dict(model.named_modules())
+        self.own = {n: dict(vars(m)) for n, m in self.layers.items()}
+        self.attributes = {n: Attributes([m], registered) for n, m in self.layers.items()}
+
+    def habits(self) -> Habits:
+        """One step, then evaluation and back."""
+        try:
+            value = self.loss(self.model(self.x), self.y)
+        except Exception:  # any of the user's: two samples may be too few; in the run it is named by client
+            return UNKNOWN
+        self._refuse_new()
+        writes, rebinds = self._written(), self._rebound()
+        remembers = tuple(f"{n}.{a}".lstrip(".") for n in self.layers for a in self._changed(n))
+        for name, p in self.params.items():
+            if not p.requires_grad and self._differs(name, p):
+                raise ConfigError(written_frozen(name))
+        unused = self._unused(value)
+        self._put_back()
+        merges = self._merged()
+        writes = tuple(dict.fromkeys((*writes, *self._written())))
+        return Habits(writes, rebinds, merges, remembers, unused)
+
+    def silent(self, unused: tuple[str, ...]) -> list[str]:
+        """Which of the parameters without gradient the loss changes with."""
+        if not unused or (here := self._value()) is None or here != self._value():
+            return []
+        if self._value(unused) == here:
+            return []
+        return [n for n in unused[:TRIED] if self._value((n,)) != here]
+
+    def _value(self, moving: tuple[str, ...] = ()) -> float | None:
+        """The loss, with the parameters ``moving`` elsewhere; draws are always the same."""
+        self._put_back()
+        torch.manual_seed(0)
+        np.random.seed(0)
+        random.seed(0)
+        try:
+            with torch.no_grad():
+                for name in moving:
+                    self.params[name].add_(torch.linspace(0.1, 0.3, self.params[name].numel()).view_as(self.params[name]))
+                return float(self.loss(self.model(self.x), self.y))
+        except Exception:
+            return None
+
+    def _put_back(self) -> None:
+        for attributes in self.attributes.values():
+            attributes.restore()
+        with torch.no_grad():
+            for name, t in (*self.params.items(), *self.buffers.items()):
+                t.data = self.values[name].clone()
+        self.places = {n: p.data_ptr() for n, p in self.params.items()}
+
+    def _train(self) -> None:
+        self.model.train()
+        for layer in self.frozen_layers:
+            layer.training = False
+
+    def _differs(self, name: str, t: Tensor) -> bool:
+        before = self.values[name]
+        return t.shape != before.shape or t.dtype != before.dtype or not torch.equal(t.detach(), before)
+
+    def _refuse_new(self) -> None:
+        now = dict(self.model.named_parameters())
+        for name in now:
+            if name not in self.params:
+                layer = name.rpartition(".")[0] or name
+                raise ConfigError(
+                    f"model: '{layer}' is made in the first forward pass, so its parameters would not be trained; run "
+                    "one batch through the model before handing it over: model(x)"
+                )
+        for name, p in self.params.items():
+            if now.get(name) is not p or p.shape != self.values[name].shape:
+                raise ConfigError(moved(name))
+
+    def _written(self) -> tuple[str, ...]:
+        trained = [(n, p) for n, p in self.params.items() if p.requires_grad]
+        return tuple(n for n, p in trained if p.data_ptr() != self.places[n] or self._differs(n, p))
+
+    def _rebound(self) -> tuple[str, ...]:
+        out = []
+        now = dict(self.model.named_buffers(remove_duplicate=False))
+        for name, before in self.buffers.items():
+            buffer = now.get(name)
+            if buffer is before and buffer.shape == self.values[name].shape:
+                continue
+            if buffer is None or buffer.shape != self.values[name].shape or buffer.dtype != before.dtype:
+                raise ConfigError(
+                    f"model: the buffer '{name}' changes its shape or type in a forward pass; let it have its final "
+                    f"ones from the start (it is {tuple(self.values[name].shape)}, {before.dtype})"
+                )
+            out.append(name)
+        return tuple(out)
+
+    def _changed(self, layer: str) -> list[str]:
+        """Attributes of a layer that are no longer what they were."""
+        before, now = self.own[layer], vars(self.layers[layer])
+        names = [k for k in now if k not in before or now[k] is not before[k]]
+        return names or ([] if self.attributes[layer].same() else ["(what an attribute holds)"])
+
+    def _unused(self, value: Any) -> tuple[str, ...]:
+        """Parameters without part in the loss, found by its gradient."""
+        trained = {n: p for n, p in self.params.items() if p.requires_grad}
+        if not isinstance(value, Tensor) or value.numel() != 1:  # said in the run, by client
+            return ()
+        if not value.requires_grad:
+            raise ConfigError("model: the loss depends on no trainable parameter; look for .detach() and no_grad")
+        try:
+            grads = torch.autograd.grad(value, list(trained.values()), allow_unused=True)
+        except Exception as error:
+            said = (str(error).strip().splitlines() or [""])[0]
+            advice = (
+                "type use_reentrant=False in torch.utils.checkpoint"
+                if "use_reentrant" in str(error) or "Checkpointing" in str(error)
+                else "does loss.backward() work in a plain loop?"
+            )
+            raise ConfigError(f"model: its gradient cannot be computed ({said}); {advice}") from error
+        for name, g in zip(trained, grads, strict=True):
+            if g is not None and g.layout != torch.strided:
+                raise ConfigError(f"model: the gradient of '{name}' is sparse; type sparse=False where it is looked up")
+        return tuple(n for n, g in zip(trained, grads, strict=True) if g is None)
+
+    def _merged(self) -> tuple[str, ...]:
+        """Frozen parameters that come back from evaluation with rounding errors (adapters that are merged into them)."""
+        frozen = {n: p for n, p in self.params.items() if not p.requires_grad}
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                self.model(self.x)
+        except Exception:
+            return ()
+        finally:
+            self._train()
+        changed = [n for n, p in frozen.items() if p.data_ptr() != self.places[n] or self._differs(n, p)]
+        for name in changed:
+            if not torch.allclose(frozen[name].detach(), self.values[name], rtol=1e-3, atol=1e-5):
+                raise ConfigError(written_frozen(name))
+        return tuple(changed)
+
+
+@contextmanager
+def _randomness_apart() -> Iterator[None]:
+    """What is drawn inside is drawn by nobody else's generators."""
+    own, numpys = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(own)
+        np.random.set_state(numpys)

@@ -1,0 +1,106 @@
+"""What a model remembers beside its vectors. Each client starts without what others left there, and an evaluation
+leaves nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from fedsim.task import spectral
+from fedsim.task.attributes import LARGE, Attributes, Content, own_layers
+from fedsim.task.fixed import frozen_layers
+from fedsim.task.habits import Habits
+
+
+class Remembered:
+    """Modes, plain attributes, buffers that are not in the flat vector ``buffers``, and power iterations of ``module``,
+    which is put into training mode. What it is like now is what it is put back to."""
+
+    def __init__(self, module: nn.Module, buffers: Tensor, flat: set[str], habits: Habits):
+        """``flat``: names of the buffers that ``buffers`` (b,) holds."""
+        self._module, self._buffers = module, buffers
+        self._frozen = frozen_layers(module)
+        self._train()
+        others = [b for n, b in module.named_buffers() if n not in flat]
+        merged = [p for n, p in module.named_parameters() if n in set(habits.merges)]
+        self._small = [b for b in others if b.numel() <= LARGE] + merged
+        self._first = [t.detach().clone() for t in self._small]
+        self._large = [Content(b) for b in others if b.numel() > LARGE]
+        self._norms = spectral.normalised(module)
+        self._layers = own_layers(module, [name.rpartition(".")[0] for name in habits.remembers + habits.rebinds])
+        self._registered = [*module.modules(), *module.parameters(), *module.buffers()]
+        self._training = self._noted()
+        self._evaluating: Attributes | None = None
+        self._switches = any(
+            type(m).train is not nn.Module.train or type(m).eval is not nn.Module.eval for m in self._layers
+        )
+
+    @property
+    def iterates(self) -> bool:
+        """Whether there are vectors that follow from the weights, see ``settle``."""
+        return bool(self._norms)
+
+    def restore(self) -> None:
+        """All as it was at first."""
+        self._training.restore()
+        _copy(self._small, self._first)
+        for content in self._large:
+            content.restore()
+
+    def settle(self) -> None:
+        """Let follow what follows from the weights, now that others are in place."""
+        if self._norms:
+            spectral.settle(self._norms)
+
+    @contextmanager
+    def evaluation(self) -> Iterator[Callable[[], None]]:
+        """Evaluation mode, without gradients, as if the model had never been used; then all is as before.
+
+        Gives what is to be called before each batch: none sees what another one left.
+        """
+        kept = [*self._small, self._buffers, *(c.tensor for c in self._large if c.changed)]
+        before = [t.detach().clone() for t in kept]
+        first, used = self._training, None
+        if not (first.comparable and first.unchanged()):  # maybe in the middle of training
+            used = self._noted()
+        first.restore()
+        try:
+            with torch.no_grad():
+                self._module.eval()
+                self.settle()
+                if self._evaluating is None or self._switches:  # what it does then may depend on the weights
+                    self._evaluating = self._noted()
+                attributes, start = self._evaluating, [t.detach().clone() for t in kept]
+
+                def again() -> None:
+                    attributes.restore()
+                    for content in self._large:
+                        content.restore()
+                    _copy(kept, start)
+
+                yield again
+        finally:
+            if self._evaluating is not None:
+                self._evaluating.restore()
+            self._train()
+            (used or first).restore()
+            for content in self._large:
+                content.restore()
+            _copy(kept, before)
+
+    def _noted(self) -> Attributes:
+        return Attributes(self._layers, self._registered)
+
+    def _train(self) -> None:
+        self._module.train()
+        for layer in self._frozen:
+            layer.training = False
+
+
+def _copy(to: list[Tensor], values: list[Tensor]) -> None:
+    if to:
+        with torch.no_grad():
+            torch._foreach_copy_(to, values)

@@ -1,0 +1,338 @@
+"""What layers keep between batches reaches neither the next client nor, from an evaluation, the training."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fedsim.data.dataset import Samples
+from fedsim.data.local import LocalData
+from fedsim.errors import ClientError
+from fedsim.task.attributes import Attributes
+from fedsim.task.evaluation import evaluate, features, sample_losses
+from fedsim.task.rehearsal import rehearsed
+from fedsim.task.task import Task
+from fedsim.task.vectors import FlatModel
+
+
+class Keeps(nn.Module):
+    """A layer whose output is scaled by what ``remember`` gives, which changes from call to call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(4, 3)
+        self.prepare()
+
+    def prepare(self) -> None:
+        pass
+
+    def remember(self, x: Tensor) -> Any:
+        raise NotImplementedError
+
+    def features(self, x: Tensor) -> Tensor:
+        return self(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x) * self.remember(x)
+
+
+class HiddenState(Keeps):
+    def prepare(self) -> None:
+        self.h: Tensor | None = None
+
+    def remember(self, x: Tensor) -> Any:
+        self.h = x.mean() if self.h is None else 0.5 * self.h + x.mean()
+        return self.h
+
+
+class HiddenWithGraph(Keeps):
+    def remember(self, x: Tensor) -> Any:
+        before = self.__dict__.get("h", torch.ones(()))
+        self.h = self.body.weight.mean() + before.detach()
+        return self.h
+
+
+class Queue(Keeps):
+    def prepare(self) -> None:
+        self.queue: deque[float] = deque([0.5], maxlen=3)
+
+    def remember(self, x: Tensor) -> Any:
+        self.queue.append(float(x.mean()))
+        return 1 + sum(self.queue)
+
+
+class Nested(Keeps):
+    def prepare(self) -> None:
+        self.state: dict[str, list[Any]] = {"seen": [[0.5]]}
+
+    def remember(self, x: Tensor) -> Any:
+        self.state["seen"][0].append(float(x.mean()))
+        self.state["last"] = [1.0]
+        return 1 + sum(self.state["seen"][0])
+
+
+class Cache(Keeps):
+    """A mask that is made once, at the first batch."""
+
+    def prepare(self) -> None:
+        self.cache: dict[int, Tensor] = {}
+
+    def remember(self, x: Tensor) -> Any:
+        if x.shape[1] not in self.cache:
+            self.cache[x.shape[1]] = (x[0] > 0).double().mean()
+        return 1 + self.cache[x.shape[1]]
+
+
+class InPlace(Keeps):
+    def prepare(self) -> None:
+        self.h = torch.ones(3)
+
+    def remember(self, x: Tensor) -> Any:
+        self.h.mul_(0.5).add_(x.mean())
+        return self.h.clone()
+
+
+class BehindTorch(Keeps):
+    """Written to where torch counts no change."""
+
+    def prepare(self) -> None:
+        self.h = torch.ones(3)
+
+    def remember(self, x: Tensor) -> Any:
+        self.h.data.mul_(0.5).add_(x.mean())
+        return self.h.clone()
+
+
+class Large(Keeps):
+    def prepare(self) -> None:
+        self.h = torch.ones(1 << 17)
+
+    def remember(self, x: Tensor) -> Any:
+        self.h.mul_(0.5).add_(x.mean())
+        return self.h[:3].clone()
+
+
+class Array(Keeps):
+    def prepare(self) -> None:
+        self.h = np.ones(3)
+
+    def remember(self, x: Tensor) -> Any:
+        self.h *= 0.5 + abs(float(x.mean()))
+        return torch.from_numpy(self.h.copy())
+
+
+class Draws(Keeps):
+    def prepare(self) -> None:
+        self.generators = [random.Random(0), np.random.RandomState(0), np.random.default_rng(0)]
+        self.torchs = torch.Generator().manual_seed(0)
+
+    def remember(self, x: Tensor) -> Any:
+        drawn = [g.random() for g in self.generators]
+        return 1 + sum(drawn) + torch.rand((), generator=self.torchs)
+
+
+class Helper:
+    def __init__(self) -> None:
+        self.calls, self.seen = 0, set[int]()
+
+
+class ObjectOfItsOwn(Keeps):
+    def prepare(self) -> None:
+        self.helper = Helper()
+
+    def remember(self, x: Tensor) -> Any:
+        self.helper.calls += 1
+        self.helper.seen.add(self.helper.calls)
+        return self.helper.calls + len(self.helper.seen)
+
+
+class OtherLayer(Keeps):
+    """A schedule that changes a layer of torch's own."""
+
+    def prepare(self) -> None:
+        self.norm = nn.BatchNorm1d(3)
+
+    def remember(self, x: Tensor) -> Any:
+        self.norm.eps *= 2
+        return self.norm(self.body(x)) * self.norm.eps * 1e4
+
+
+class Hooked(Keeps):
+    def prepare(self) -> None:
+        self.body.register_forward_hook(Counts())
+
+    def remember(self, x: Tensor) -> Any:
+        return 1
+
+
+class Counts:
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, layer: nn.Module, given: Any, output: Tensor) -> Tensor:
+        self.calls += 1
+        return output * self.calls
+
+
+class NotSaved(Keeps):
+    def prepare(self) -> None:
+        self.register_buffer("h", torch.zeros(3), persistent=False)
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+
+    def remember(self, x: Tensor) -> Any:
+        self.h, self.calls = self.h + x.mean(), self.calls + 1
+        return 1 + self.h * self.calls
+
+
+class Replaced(Keeps):
+    """A float buffer that is another tensor after each call, in evaluation too."""
+
+    def prepare(self) -> None:
+        self.register_buffer("h", torch.zeros(3))
+
+    def remember(self, x: Tensor) -> Any:
+        self.h = self.h + x.mean()
+        return 1 + self.h
+
+
+class Switching(Keeps):
+    """Folds a value of its weights into an attribute when it is evaluated."""
+
+    def train(self, mode: bool = True) -> Keeps:
+        super().train(mode)
+        self.folded = None if mode else self.body.weight.detach().mean()
+        return self
+
+    def remember(self, x: Tensor) -> Any:
+        return 1 if self.folded is None else 1 + self.folded
+
+
+KINDS = [
+    HiddenState, HiddenWithGraph, Queue, Nested, Cache, InPlace, BehindTorch, Large, Array, Draws, ObjectOfItsOwn,
+    OtherLayer, Hooked, NotSaved, Replaced, Switching,
+]  # fmt: skip
+
+
+def data(n: int = 24) -> LocalData:
+    g = torch.Generator().manual_seed(1)
+    x, y = torch.randn(n, 4, generator=g).double(), torch.randint(0, 3, (n,), generator=g)
+    return LocalData(Samples(x, y), torch.arange(n), torch.float64)
+
+
+def flat(kind: type[Keeps]) -> FlatModel:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = kind().double()
+    habits = rehearsed(module, F.cross_entropy, *data().read(torch.arange(2)), torch.float64)
+    return FlatModel(module, torch.float64, habits=habits)
+
+
+def job(model: FlatModel, start: Tensor, first: int, measured: bool = False) -> Tensor:
+    """Weights and buffers after three steps, from row ``first`` on."""
+    w = model.load(start)
+    for i in range(3):
+        batch = data().read(torch.arange(first + 4 * i, first + 4 * i + 4))
+        model.descend(*batch, F.cross_entropy, 0.1, 0.0)
+        if measured:
+            evaluate(model, start, data(), Task(model.module), [torch.arange(5)])
+            evaluate(model, w, data(), Task(model.module), [torch.arange(5)])
+    model.check()
+    return torch.cat([w, model.buffers]).clone()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_client_starts_without_what_others_left_and_measuring_leaves_nothing(kind: type[Keeps]) -> None:
+    model = flat(kind)
+    start = model.w.clone()
+    alone = job(model, start, 0)
+    job(model, start, 12)
+    assert torch.equal(job(model, start, 0), alone)
+    assert torch.equal(job(model, start, 0, measured=True), alone)
+    assert torch.equal(job(flat(kind), start, 0), alone)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_batch_is_measured_as_if_it_were_the_only_one(kind: type[Keeps]) -> None:
+    model, samples = flat(kind), data()
+    task, rows, start = Task(model.module), [torch.arange(4), torch.arange(4, 12)], model.w.clone()
+    together = evaluate(model, model.load(start), samples, task, rows)
+    job(model, start, 0)
+    apart = [evaluate(model, model.load(start), samples, task, [r])[0] for r in rows[::-1]][::-1]
+    assert together == apart
+    batches = [samples.read(r) for r in rows]
+    assert torch.equal(features(model, model.w, batches)[1], features(model, model.w, batches[1:])[0])
+    every = sample_losses(model, model.w, samples, task, batch_size=8)
+    assert float(every[:8].sum()) == pytest.approx(sample_losses(model, model.w, samples, task, 8)[:8].sum().item(), abs=0)
+
+
+def test_what_a_mask_cached_in_evaluation_is_good_for_in_training() -> None:
+    """Such tensors may take part in a graph: evaluation is without gradients, not in inference mode."""
+
+    class Masked(Cache):
+        def remember(self, x: Tensor) -> Any:
+            self.mask = self.__dict__.get("mask", torch.ones(3))
+            assert not self.mask.is_inference()
+            return self.body(x) * self.mask
+
+    model = flat(Masked)
+    with model.measuring(model.w):
+        kept = model.module(data().read(torch.arange(2)).x)
+    assert not kept.is_inference()
+
+
+@pytest.mark.parametrize("change", ["points", "parameter", "buffer", "frozen"])
+def test_what_no_trial_showed_is_refused_by_name_at_the_end_of_the_job(change: str) -> None:
+    model = FlatModel(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 3).requires_grad_(False)))
+    layers, start = model.module, model.w.clone()
+    model.load(start)
+    if change == "points":
+        layers[0].weight.data = layers[0].weight.data * 2
+    elif change == "parameter":
+        layers[0].weight = nn.Parameter(layers[0].weight.detach())
+    elif change == "buffer":
+        layers[1].running_mean = torch.ones(3)
+    else:
+        with torch.no_grad():
+            layers[2].weight.add_(1)
+    name = {"buffer": r"buffer '1\.running_mean'", "frozen": r"frozen parameter '2\.weight'"}.get(change, r"'0\.weight'")
+    with pytest.raises(ClientError, match=rf"{name}.*self\.\w+"):
+        model.check()
+    model.repair()
+    model.load(start)
+    model.check()
+    assert layers[0].weight.data_ptr() == model.w.data_ptr()
+
+
+def test_attributes_that_hold_each_other_are_put_back_too() -> None:
+    layer = nn.Linear(1, 1)
+    layer.a, layer.s = [1], {1}
+    layer.a.append(layer.a)
+    found = Attributes([layer], [layer, *layer.parameters()])
+    layer.a[0], layer.new = 2, 3
+    layer.s.clear()
+    found.restore()
+    assert layer.a[0] == 1 and layer.a[1] is layer.a and layer.s == {1} and not hasattr(layer, "new")
+    assert found.unchanged() and found.comparable
+
+
+def test_masks_of_one_client_are_not_those_of_the_next() -> None:
+    """``again=True`` looks at a batch a second time; where there was no first, draws go on."""
+    layers = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 3))
+    model, (x, y) = FlatModel(layers, torch.float64), data().read(torch.arange(6))
+
+    def client() -> Tensor:
+        torch.manual_seed(5)
+        model.forget()
+        return model.grad(model.w, x, y, F.cross_entropy, again=True)[0]
+
+    first = client()
+    torch.manual_seed(9)
+    model.grad(model.w, x, y, F.cross_entropy)
+    assert torch.equal(client(), first)
