@@ -16,11 +16,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from fedsim.cli.exits import BAD_CONFIG, DONE, FAILED, diagnose
+from fedsim.cli.flags import arranged
 from fedsim.cli.sweep import JobResult, Journal
 from fedsim.config.check import validate
 from fedsim.config.compose import COMPOSE_ERRORS, chosen_method, label_method
 from fedsim.config.explain import explain
 from fedsim.config.tree import VERSION_BASE, register
+from fedsim.config.words import readable, refuse_empty
 from fedsim.engine.cores import available_cores
 from fedsim.errors import ConfigError
 from fedsim.run.key import finished, run_dir
@@ -29,6 +31,10 @@ from fedsim.run.key import finished, run_dir
 def launch(argv: Sequence[str]) -> int:
     """Hand ``argv`` to Hydra, run the jobs it makes of them, report. Returns the exit code."""
     register()
+    flags, settings = arranged(argv)
+    argv = [*flags, *readable(settings)]
+    if "-m" in flags or "--multirun" in flags:
+        refuse_empty(settings)
     app = hydra.main(version_base=VERSION_BASE, config_path="pkg://conf", config_name="config")(run_job)
     with Journal.opened() as journal, _hydra_process(argv):
         try:

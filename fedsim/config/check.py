@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fedsim.config.moved import now, targets
+from fedsim.config.names import check_names
 from fedsim.config.schema import ENGINES, EngineConfig, RunConfig
 from fedsim.errors import ConfigError, check_choice, hint
 
@@ -47,7 +48,7 @@ RANGES: Mapping[str, _Check] = {
     "seed": (lambda v: 0 <= v < 2**63, "must be between 0 and 2**63 - 1"),
     "num_clients": _AT_LEAST_1,
     "client.lr": _POSITIVE,
-    "client.lr_decay": _POSITIVE,
+    "client.lr_decay": (lambda v: 0 < v <= 1, "must be in (0, 1]: it multiplies the rate after each round"),
     "client.epochs": _AT_LEAST_1,
     "client.min_epochs": _AT_LEAST_1,
     "client.steps": _AT_LEAST_1,
@@ -116,6 +117,7 @@ def validate(config: DictConfig) -> None:
         _check_target(key, config.get(key))
     if config.system:
         _check_target("system", config.system)
+    check_names(config)
     _check_relations(config)
 
 
@@ -123,6 +125,9 @@ def _refuse_unknown(config: DictConfig, schema: type[Any], prefix: str) -> None:
     """Refuse keys that ``+key=value`` or code added: nothing would ever read them."""
     types = typing.get_type_hints(schema)
     known = [field.name for field in dataclasses.fields(schema)]
+    for name in known:
+        if name not in config:
+            raise ConfigError(f"{prefix}{name}: has no value; add {prefix}{name}=VALUE")
     for name in map(str, config):
         if name not in known:
             raise ConfigError(f"unknown key {prefix + name!r}{hint(name, known, prefix)}")
@@ -204,6 +209,3 @@ def _check_relations(config: DictConfig) -> None:
         raise ConfigError(
             f"engine.workers={config.engine.workers}: must be 1 with engine=serial; use engine=ray"
         )
-    for key in ("name", "out"):
-        if not str(config[key]).strip():
-            raise ConfigError(f"{key}='': must not be empty")
