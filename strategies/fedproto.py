@@ -29,15 +29,21 @@ class FedProto(FedAvg):
     ``model`` averages the models besides, which gives one global model, measured by its head.
     """
 
-    traits: ClassVar[Traits] = replace(FedAvg.traits, features=True, labels=True)
+    traits: ClassVar[Traits] = replace(
+        FedAvg.traits,
+        features=True,
+        labels=True,
+        unread={k: ("share", ("prototypes",)) for k in ("server_lr", "weighting")},
+    )
     statistics: ClassVar[frozenset[str]] = frozenset({"features", "n"})
     lamb: float
     share: str
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        own = "local" if self.share == "prototypes" else None  # personal models keep their statistics
-        self.traits = replace(self.traits, buffers=own)  # type: ignore[misc]
+        alone = self.share == "prototypes"  # personal models keep their statistics
+        only = "FedProto averages no vectors here; leave aggregator out, or type strategy.share=model" if alone else ""
+        self.traits = replace(self.traits, buffers="local" if alone else None, mean_only=only)  # type: ignore[misc]
 
     def make_client(self) -> Client:
         """SGD with the pull to prototypes."""

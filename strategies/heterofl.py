@@ -12,13 +12,11 @@ from torch import Tensor
 
 from clients.base import Client
 from clients.heterofl import HeteroFLClient
-from fedsim.errors import ConfigError
 from fedsim.exchange.payload import Message
 from fedsim.server.exchanges import Server
 from fedsim.server.round import Round
 from fedsim.server.traits import Traits
 from fedsim.task.submodels import narrow
-from strategies.aggregators import is_mean
 from strategies.base import State, Strategy, check, check_weighting
 
 
@@ -29,7 +27,9 @@ class HeteroFL(Strategy):
     A client's width is that of its class (``client.classes``). One exchange per width, side by side in virtual time.
     """
 
-    traits: ClassVar[Traits] = Traits(widths=True, over_selection=False)
+    traits: ClassVar[Traits] = Traits(
+        widths=True, over_selection=False, mean_only="parts of models can only be averaged; leave the aggregator at mean"
+    )
     server_lr: float
     weighting: str
     scale: bool
@@ -44,10 +44,6 @@ class HeteroFL(Strategy):
 
     def round(self, server: Server, state: State, round: Round) -> State:
         """Send each width its part of the model, and average every parameter over those who had it."""
-        if not is_mean(self.aggregator):
-            raise ConfigError(
-                "strategy=heterofl: parts of models can only be averaged; leave the aggregator at mean"
-            )
         total, weight, longest = torch.zeros_like(state["w"]), torch.zeros_like(state["w"]), 0.0
         for width, clients in _by_width(server, round).items():
             places = self._places(server, width)

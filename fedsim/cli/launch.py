@@ -25,6 +25,7 @@ from fedsim.config.tree import VERSION_BASE, register
 from fedsim.config.words import readable, refuse_empty
 from fedsim.engine.cores import available_cores
 from fedsim.errors import ConfigError
+from fedsim.run.idle import refuse_contradictions, say
 from fedsim.run.key import finished, run_dir
 
 
@@ -62,12 +63,13 @@ def run_job(config: DictConfig) -> float:
     summary: Mapping[str, Any] | None = None
     try:
         validate(config)
+        refuse_contradictions(config, info.overrides.task)
         _share_cores(config, info)
         if (found := finished(config)) is not None:
             summary, outcome.dir, outcome.status = found.summary, str(found.folder), "skipped"
             print(f"{outcome.title}already done, skipped: {found}", flush=True)
         else:
-            summary = _run(config, outcome)
+            summary = _run(config, outcome, info.overrides.task)
     except Exception as error:
         outcome.status = "failed"
         outcome.code, outcome.message = diagnose(error, list(info.overrides.task))
@@ -77,13 +79,14 @@ def run_job(config: DictConfig) -> float:
     return float("nan") if accuracy is None else float(accuracy)
 
 
-def _run(config: DictConfig, outcome: JobResult) -> dict[str, Any]:
+def _run(config: DictConfig, outcome: JobResult, overrides: Sequence[str]) -> dict[str, Any]:
     _start_ray(config)
     outcome.dir = str(run_dir(config))
     if outcome.title:
         print(f"{outcome.title}{outcome.dir}", flush=True)
     from fedsim.api import run
 
+    say(config, overrides)
     result = run(config)
     outcome.dir, outcome.status = str(result.dir), "done"
     return result.summary

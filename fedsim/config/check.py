@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fedsim.config.moved import now, targets
 from fedsim.config.names import check_names
+from fedsim.config.parts import OWN
 from fedsim.config.schema import ENGINES, EngineConfig, RunConfig
 from fedsim.errors import ConfigError, check_choice, hint
 
@@ -83,6 +84,25 @@ RANGES: Mapping[str, _Check] = {
     "checkpoint.memory_mb": _NONNEGATIVE,
 }
 
+# Of fedsim's own parts, where they have such an option; all others are checked by the parts themselves
+PART_RANGES: Mapping[str, _Check] = {
+    "data.alpha": _NONNEGATIVE,
+    "data.beta": _NONNEGATIVE,
+    "data.num_test": _NONNEGATIVE,
+    "data.seed": _NONNEGATIVE,
+    "encoder.grid": _AT_LEAST_1,
+    "encoder.seed": _NONNEGATIVE,
+    "encoder.width": _AT_LEAST_1,
+    "model.groups": _AT_LEAST_1,
+    "partition.min_samples": _NONNEGATIVE,
+    "partition.per_class": _NONNEGATIVE,
+    "strategy.lr_decay": (lambda v: 0 < v <= 1, "must be in (0, 1]: it multiplies the rate"),
+    "strategy.seed": _NONNEGATIVE,
+    "strategy.sse.seed": _NONNEGATIVE,
+    "system.devices.compute_watts": _NONNEGATIVE,
+    "system.devices.radio_watts": _NONNEGATIVE,
+}
+
 NEEDS_TARGET = (
     "strategy",
     "aggregator",
@@ -113,6 +133,10 @@ def validate(config: DictConfig) -> None:
             check_choice(key, value, allowed)
     for key, (possible, text) in RANGES.items():
         _check_range(key, OmegaConf.select(config, key), possible, text)
+    for key, (possible, text) in PART_RANGES.items():
+        target = str(OmegaConf.select(config, f"{key.partition('.')[0]}._target_"))
+        if target.partition(".")[0] in OWN:
+            _check_range(key, OmegaConf.select(config, key), possible, text)
     for key in (*NEEDS_TARGET, *(["topology"] if config.topology else [])):
         _check_target(key, config.get(key))
     if config.system:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
 from functools import partial
 from types import UnionType
@@ -74,16 +74,23 @@ def _unlike(value: Any, kind: Any) -> str | None:
     kinds = set(get_args(kind)) if get_origin(kind) in (Union, UnionType) else {kind}
     none = type(None) in kinds
     kinds -= {type(None)}
-    if len(kinds) != 1 or (single := kinds.pop()) not in PLAIN or (value is None and none):
+    if len(kinds) != 1 or (value is None and none):
         return None
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if single is float:
-        fits = number and math.isfinite(value)
-    elif single is int:
-        fits = number and isinstance(value, int)
-    else:
-        fits = isinstance(value, single)
-    return None if fits else PLAIN[single] + (", or null" if none else "")
+    single, more = kinds.pop(), ", or null" if none else ""
+    inner = [k for k in get_args(single) if k is not Ellipsis]
+    if get_origin(single) in (Sequence, list, tuple) and set(inner) <= set(PLAIN):
+        listed = isinstance(value, Sequence) and not isinstance(value, str)
+        if listed and all(_fits(v, inner[0]) for v in value):
+            return None
+        return f"a list, each {PLAIN[inner[0]]}{more}"
+    return None if single not in PLAIN or _fits(value, single) else PLAIN[single] + more
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    if kind in (int, float):
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return number and (isinstance(value, int) if kind is int else math.isfinite(value))
+    return isinstance(value, kind)
 
 
 def _refusal(text: str, what: str, node: Any) -> str:
