@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor, nn
 
-from clients.etf import sparse_etf
+from clients.etf import DEFAULT_STEPS, sparse_etf
 from clients.heads import Output, PrivateHeadClient
 from clients.realign import realign_local
-from fedsim.errors import ConfigError
+from fedsim.errors import ConfigError, check_setting
 from fedsim.local.job import Job
 from fedsim.rng import torch_rng
 from fedsim.task.heads import Head
@@ -37,6 +37,12 @@ class SparseClassifier:
     def __post_init__(self) -> None:
         if self.bias not in ("none", "random"):
             raise ConfigError(f"strategy.sse.bias={self.bias}: choose one of none, random")
+        check = partial(check_setting, "strategy.sse")
+        check(0 <= self.sparsity < 1, "sparsity", self.sparsity, "must be in [0, 1)")
+        check(self.norm > 0, "norm", self.norm, "must be positive")
+        check(
+            self.solver in DEFAULT_STEPS, "solver", self.solver, f"choose one of {', '.join(DEFAULT_STEPS)}"
+        )
 
     def head(self, num_classes: int, dim: int) -> Head:
         """S as a head, float64."""

@@ -19,12 +19,14 @@ from fedsim.engine.base import Engine
 from fedsim.rng import undisturbed
 from fedsim.run import initial, participants, samples
 from fedsim.run.assembly import assemble, describe, start_engine
-from fedsim.run.folder import adopt, complete, enter, locked
+from fedsim.run.folder import adopt, complete, enter, locked, tidied
 from fedsim.run.given import Given
+from fedsim.run.idle import refuse_contradictions, say
 from fedsim.run.key import marked, run_dir, run_key, run_name
 from fedsim.run.needs import check_cohort, check_task
 from fedsim.run.preparation import learning_task, load_data, settle
 from fedsim.run.summary import execute, summarise
+from fedsim.server.traits import StrategyLike
 from fedsim.task.task import LossFn
 from fedsim.tracking import build as build_trackers
 from fedsim.tracking import read_rows
@@ -33,6 +35,8 @@ from fedsim.tracking.callbacks import admitted
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
+
+    from fedsim.topology import Topology
 
 
 @dataclass
@@ -93,6 +97,9 @@ def simulate(
         StrategyError, CallbackError: if code of those is at fault. Rows and the last finished round are kept.
     """
     config = compose(overrides)
+    refuse_contradictions(config, overrides)
+    if strategy is None:
+        say(config, overrides)
     if strategy is not None and not any(o.startswith("method=") for o in overrides):
         named = strategy if isinstance(strategy, type) else type(strategy)
         config.method = named.__name__.lower()
@@ -133,16 +140,21 @@ def run(
     if fresh:
         stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 1_000_000_000:09d}"
         config.dir = str(Path(config.out) / config.name / f"{run_name(config)}-{stamp}")
+    method = participants.strategy(config, given.strategy)
+    topology = participants.agreed(config, method)
+    check_cohort(method, config, given.cohorts)
     mark = given.fingerprint(alone=fresh) + (f"/{config.engine.name}" if engine is not None else "")
     folder, key = run_dir(config), marked(run_key(config), mark)
-    with locked(folder), undisturbed():
+    with tidied(folder), locked(folder), undisturbed():
         adopt(folder, config, mark)
-        return _run(config, given, folder, key, engine, data)
+        return _run(config, given, method, topology, folder, key, engine, data)
 
 
 def _run(
     config: DictConfig,
     given: Given,
+    method: StrategyLike,
+    topology: Topology | None,
     folder: Path,
     key: str,
     engine: Engine | None,
@@ -152,18 +164,16 @@ def _run(
         state, rows = load_file(folder / "weights.safetensors"), read_rows(folder / "metrics.jsonl")
         return RunResult(folder, state, dict(done.summary), rows, str(done.summary["method"]))
     previous = enter(folder, config, key)
-    method = participants.strategy(config, given.strategy)
-    check_cohort(method, config, given.cohorts)
     trackers = build_trackers(config.tracker, extra=given.callbacks)
     summary: dict[str, Any] = {}
     try:
         trackers.phase("loading data")
         data = data or load_data(config, given, method)
         task = learning_task(config, given, data)
-        check_task(method, task, data)
+        check_task(method, task, data, config.buffers)
         trackers.phase(f"starting the {config.engine.name} engine")
         engine = engine or start_engine(config)
-        loop = assemble(config, given, method, task, data, engine, trackers, key)
+        loop = assemble(config, given, method, task, data, engine, trackers, key, topology)
         if previous is not None:
             loop.restore(previous)
             loop.history = [r for r in read_rows(folder / "metrics.jsonl") if r["round"] <= loop.done]

@@ -26,7 +26,12 @@ class Asynchronous(Strategy):
     ``1 / (a (tau - b) + 1)``.
     """
 
-    traits: ClassVar[Traits] = Traits(asynchronous=True, devices="needed", over_selection=False)
+    traits: ClassVar[Traits] = Traits(
+        asynchronous=True,
+        devices="needed",
+        over_selection=False,
+        unread={"a": ("staleness", ("constant",)), "b": ("staleness", ("constant", "polynomial"))},
+    )
     fold: ClassVar[Fold] = {"delta": "stack"}
     concurrency: int
     staleness: str

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from clients.fedprox import FedProxClient
-from fedsim.errors import ConfigError
-from fedsim.server.exchanges import Server
 from fedsim.server.flight import Answer
-from strategies.aggregators import is_mean
+from fedsim.server.traits import Traits
 from strategies.asynchronous import Asynchronous
 from strategies.base import State, check
 
@@ -20,6 +19,10 @@ class FedAsync(Asynchronous):
     Clients take local steps along ``g + mu (x - x^tau)`` (the paper's rho). ``answers_per_round`` of them make a round.
     """
 
+    traits: ClassVar[Traits] = replace(
+        Asynchronous.traits,
+        mean_only="strategy=fedasync hears one client at a time; leave it out, or type strategy=fedbuff",
+    )
     alpha: float
     mu: float
     answers_per_round: int
@@ -35,14 +38,6 @@ class FedAsync(Asynchronous):
     def answers(self) -> int:
         """As configured: only what counts as a round."""
         return self.answers_per_round
-
-    def init(self, server: Server) -> State:
-        """As any asynchronous server; refuses an aggregator, which has nothing to do with one answer at a time."""
-        if not is_mean(self.aggregator):
-            raise ConfigError(
-                "aggregator: strategy=fedasync hears one client at a time; leave it out, or type strategy=fedbuff"
-            )
-        return super().init(server)
 
     def absorb(self, state: State, answer: Answer) -> State:
         """Mix the client's model in, less the older the model it started from."""

@@ -3,7 +3,8 @@ Federated Optimization, ICLR 2021 (Algorithm 2); server momentum: Hsu, Qi, Brown
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from fedsim.exchange.payload import Replies
 from fedsim.server.exchanges import Server
 from fedsim.server.round import Round
+from fedsim.server.traits import Traits
 from strategies.base import State, check
 from strategies.fedavg import FedAvg
 
@@ -27,6 +29,14 @@ class FedOpt(FedAvg):
     asks for at least ``tau^2``, the FedSpeed authors' simulator takes 0).
     """
 
+    traits: ClassVar[Traits] = replace(
+        FedAvg.traits,
+        unread={
+            "beta2": ("rule", ("adagrad", "momentum")),
+            "tau": ("rule", ("momentum",)),
+            "v0": ("rule", ("momentum",)),
+        },
+    )
     rule: str
     beta1: float
     beta2: float

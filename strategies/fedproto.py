@@ -30,7 +30,12 @@ class FedProto(FedAvg):
     sample's features (``samples``), or of a batch's class means (``means``).
     """
 
-    traits: ClassVar[Traits] = replace(FedAvg.traits, features=True, labels=True)
+    traits: ClassVar[Traits] = replace(
+        FedAvg.traits,
+        features=True,
+        labels=True,
+        unread=dict.fromkeys(("server_lr", "weighting"), ("share", ("prototypes",))),
+    )
     statistics: ClassVar[frozenset[str]] = frozenset({"features", "n"})
     lamb: float
     share: str
@@ -38,8 +43,13 @@ class FedProto(FedAvg):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        own = "local" if self.share == "prototypes" else None  # personal models keep their statistics
-        self.traits = replace(self.traits, buffers=own)  # type: ignore[misc]
+        alone = self.share == "prototypes"  # personal models keep their statistics
+        only = (
+            "FedProto averages no vectors here; leave aggregator out, or type strategy.share=model"
+            if alone
+            else ""
+        )
+        self.traits = replace(self.traits, buffers="local" if alone else None, mean_only=only)  # type: ignore[misc]
 
     def make_client(self) -> Client:
         """SGD with the pull to prototypes."""

@@ -34,6 +34,11 @@ __all__ = ["Gossip", "variance_corrected_average"]
 
 ORDERS = ("train_then_mix", "mix_then_train", "simultaneous")
 AVERAGING = ("variance_corrected", "plain")
+UNDIRECTED = "strategy.mixing=metropolis: needs an undirected graph; type uniform or conservative"
+HOSTILE = (
+    "under strategy.target={} one hostile model would set the variance of a mix; type strategy.target=self or "
+    "strategy.averaging=plain with it"
+)
 DIRECTIONS = ("push", "pull", "push_pull")
 
 
@@ -61,7 +66,10 @@ class Peers(Strategy):
     bn_stats: str | None
     evaluate_peers: int | None
     client: Client = field(init=False)
-    traits: ClassVar[Traits] = Traits(peers=True)
+    traits: ClassVar[Traits] = Traits(
+        peers=True,
+        unread=dict.fromkeys(("target", "scope", "eps", "strength"), ("averaging", ("plain",))),
+    )
     fold: ClassVar[Fold] = {"delta": "stack"}
 
     def __post_init__(self) -> None:
@@ -86,24 +94,21 @@ class Peers(Strategy):
             raise ConfigError(f"strategy.{e}") from None
         self.correction = correction if self.averaging == "variance_corrected" else None
         self.client = PeerClient(keep_momentum=self.momentum == "keep")
-        self.traits = replace(self.traits, buffers=self.bn_stats)  # type: ignore[misc]
+        one_sided = self.correction is not None and self.target != "self"
+        self.traits = replace(  # type: ignore[misc]
+            self.traits,
+            buffers=self.bn_stats,
+            mean_only=HOSTILE.format(self.target) if one_sided else "",
+            undirected=UNDIRECTED if self.mixing == "metropolis" else "",
+        )
 
     def check_cohort(self, size: int, most: int) -> None:
         """Peers aggregate what their neighbours send: see ``init``, where the graph is known."""
 
     def init(self, server: Server) -> State:
         """Every peer's first model."""
-        if self.rule is not None and self.correction is not None and self.target != "self":
-            raise ConfigError(
-                f"aggregator: under strategy.target={self.target} one hostile model would set the variance of a mix; "
-                "type strategy.target=self or strategy.averaging=plain with it"
-            )
         topology = server.topology
         assert topology is not None
-        if self.mixing == "metropolis" and topology.directed:
-            raise ConfigError(
-                "strategy.mixing=metropolis: needs an undirected graph; type uniform or conservative"
-            )
         if self.rule is not None and topology.fixed:
             least = int(topology.degrees().min())
             given = f"topology: the peer with the fewest neighbours, {least},"
@@ -173,6 +178,9 @@ class Gossip(Peers):
     link, and the round that of the slowest. Who is lost or late neither sends nor receives.
     """
 
+    traits: ClassVar[Traits] = replace(
+        Peers.traits, unread=Peers.traits.unread | {"direction": ("fanout", (None,))}
+    )
     order: str
     fanout: int | None
     direction: str

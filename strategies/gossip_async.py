@@ -13,7 +13,6 @@ import torch
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from fedsim.errors import ConfigError
 from fedsim.exchange.payload import Outcome
 from fedsim.server.exchanges import Server
 from fedsim.server.round import Round
@@ -24,6 +23,11 @@ from strategies import peers
 from strategies.averaging import mix, variances
 from strategies.base import State, check
 from strategies.gossip import Peers, choose, rows_of
+
+FIXED = (
+    "strategy.mixing=metropolis: mixes of several ticks are computed together, so it needs a graph that does not "
+    "change; type uniform or conservative"
+)
 
 
 @dataclass(kw_only=True)
@@ -41,8 +45,11 @@ class AsyncGossip(Peers):
     """
 
     traits: ClassVar[Traits] = replace(
-        Peers.traits, asynchronous=True, devices="refused"
-    )  # absence is ``online``
+        Peers.traits,
+        asynchronous=True,
+        devices="refused",  # absence is ``online``
+        unread=Peers.traits.unread | {"churn": ("online", (1,)), "fill": ("trigger", ("wakeup", "receipt"))},
+    )
     ticks_per_round: float
     interval: Any
     spread: float
@@ -61,6 +68,8 @@ class AsyncGossip(Peers):
         choose("inbox", self.inbox, ("latest", "accumulate"))
         for key in ("ticks_per_round", "churn", "fill"):
             check(getattr(self, key) > 0, key, getattr(self, key), "must be positive")
+        if self.mixing == "metropolis":
+            self.traits = replace(self.traits, fixed_graph=FIXED)  # type: ignore[misc]
         self.pace, self.transit = duration("interval", self.interval), duration("delay", self.delay)
         check(self.spread >= 0, "spread", self.spread, "must not be negative")
         check(0 <= self.loss < 1, "loss", self.loss, "must be in [0, 1)")
@@ -82,11 +91,6 @@ class AsyncGossip(Peers):
     def init(self, server: Server) -> State:
         """Nothing under way, everybody about to wake."""
         state = super().init(server)
-        if self.mixing == "metropolis" and server.topology is not None and not server.topology.fixed:
-            raise ConfigError(
-                "strategy.mixing=metropolis: mixes of several ticks are computed together, so it needs a graph that "
-                "does not change; type uniform or conservative"
-            )
         none = {k: state[k].new_empty((0, state[k].shape[1])) for k in ("peers", "buffers")}
         return state | {
             "copies": none["peers"],

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from clients.base import Client
 from clients.heterofl import HeteroFLClient
-from fedsim.errors import ConfigError
 from fedsim.exchange.fold import Fold
 from fedsim.exchange.payload import Message, Replies
 from fedsim.server.exchanges import Server
@@ -21,7 +20,6 @@ from fedsim.server.round import Round
 from fedsim.server.traits import Traits
 from fedsim.task.heads import HeadSlots
 from fedsim.task.submodels import narrow
-from strategies.aggregators import is_mean
 from strategies.base import State, Strategy, check, check_weighting
 
 
@@ -34,7 +32,11 @@ class HeteroFL(Strategy):
     those with samples of the class (``classes``, the authors' code).
     """
 
-    traits: ClassVar[Traits] = Traits(widths=True, over_selection=False)
+    traits: ClassVar[Traits] = Traits(
+        widths=True,
+        over_selection=False,
+        mean_only="parts of models can only be averaged; leave the aggregator at mean",
+    )
     server_lr: float
     weighting: str
     scale: bool
@@ -61,10 +63,6 @@ class HeteroFL(Strategy):
 
     def round(self, server: Server, state: State, round: Round) -> State:
         """Send each width its part of the model, and average every parameter over those who had it."""
-        if not is_mean(self.aggregator):
-            raise ConfigError(
-                "strategy=heterofl: parts of models can only be averaged; leave the aggregator at mean"
-            )
         total, weight, longest = torch.zeros_like(state["w"]), torch.zeros_like(state["w"]), 0.0
         for width, clients in _by_width(server, round).items():
             places = self._places(server, width)

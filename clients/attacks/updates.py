@@ -26,6 +26,7 @@ class RandomUpdate(Attack):
             self.distribution,
             "choose one of uniform, gaussian",
         )
+        check(self.scale > 0, "scale", self.scale, "must be positive")
 
     def corrupt(self, job: Job, name: str, array: Tensor) -> Tensor:
         """Fresh draws for each client, round and array."""
@@ -39,6 +40,9 @@ class SignFlip(Attack):
     """``-scale`` times the own update."""
 
     scale: float
+
+    def __post_init__(self) -> None:
+        check(self.scale > 0, "scale", self.scale, "must be positive")
 
     def corrupt(self, job: Job, name: str, array: Tensor) -> Tensor:
         """Reverse it."""

@@ -16,13 +16,16 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from fedsim.cli.exits import BAD_CONFIG, DONE, FAILED, TERMINATED, Terminated, diagnose, terminable
+from fedsim.cli.flags import arranged
 from fedsim.cli.sweep import JobResult, Journal
 from fedsim.config.check import validate
 from fedsim.config.compose import COMPOSE_ERRORS, chosen_method, label_method, plain, typed
 from fedsim.config.explain import explain
 from fedsim.config.tree import VERSION_BASE, register
+from fedsim.config.words import readable, refuse_empty
 from fedsim.engine.cores import available_cores
 from fedsim.errors import ConfigError, LockedError
+from fedsim.run.idle import refuse_contradictions, say
 from fedsim.run.key import finished, run_dir
 from fedsim.run.resolve import resolve
 
@@ -30,6 +33,10 @@ from fedsim.run.resolve import resolve
 def launch(argv: Sequence[str]) -> int:
     """Hand ``argv`` to Hydra, run the jobs it makes of them, report. Returns the exit code."""
     register()
+    flags, settings = arranged(argv)
+    argv = [*flags, *readable(settings)]
+    if "-m" in flags or "--multirun" in flags:
+        refuse_empty(settings)
     app = hydra.main(version_base=VERSION_BASE, config_path="pkg://conf", config_name="config")(run_job)
     with Journal.opened() as journal, _hydra_process(argv):
         try:
@@ -82,15 +89,17 @@ def _attempt(
     A run of a sweep that another process computes is left for later or, without ``info``, waited for.
     """
     summary: Mapping[str, Any] | None = None
+    overrides = [] if info is None else list(info.overrides.task)
     try:
         validate(config)
+        refuse_contradictions(config, overrides)
         resolve(config)
         if info is not None:
             _share_cores(config, info)
-        summary = _unless_done(config, outcome)
+        summary = _unless_done(config, outcome, overrides)
     except LockedError as locked:
         if not outcome.overrides:
-            _fail(outcome, locked, info)
+            _fail(outcome, locked, overrides)
         elif info is not None and _in_a_grid(info):
             outcome.status, outcome.config = "locked", plain(config)
             print(f"{outcome.title}{locked.folder} is being computed by another process; later", flush=True)
@@ -101,21 +110,21 @@ def _attempt(
             wait(locked.folder)
             return _attempt(config, outcome)
     except Exception as error:
-        _fail(outcome, error, info)
+        _fail(outcome, error, overrides)
     Journal.append(outcome)
     return summary
 
 
-def _fail(outcome: JobResult, error: Exception, info: HydraConf | None) -> None:
+def _fail(outcome: JobResult, error: Exception, overrides: Sequence[str]) -> None:
     outcome.status = "failed"
-    outcome.code, outcome.message = diagnose(error, [] if info is None else list(info.overrides.task))
+    outcome.code, outcome.message = diagnose(error, overrides)
     print(outcome.message, file=sys.stderr, flush=True)
 
 
-def _unless_done(config: DictConfig, outcome: JobResult) -> Mapping[str, Any]:
+def _unless_done(config: DictConfig, outcome: JobResult, overrides: Sequence[str]) -> Mapping[str, Any]:
     """The summary of a run that is done, or is done now."""
     if (found := finished(config)) is None:
-        return _run(config, outcome)
+        return _run(config, outcome, overrides)
     outcome.dir, outcome.status = str(found.folder), "skipped"
     print(f"{outcome.title}already done, skipped: {found}", flush=True)
     return found.summary
@@ -129,13 +138,14 @@ def _come_back(journal: Journal) -> None:
             _attempt(config, outcome)
 
 
-def _run(config: DictConfig, outcome: JobResult) -> dict[str, Any]:
+def _run(config: DictConfig, outcome: JobResult, overrides: Sequence[str]) -> dict[str, Any]:
     _start_ray(config)
     outcome.dir = str(run_dir(config))
     if outcome.title:
         print(f"{outcome.title}{outcome.dir}", flush=True)
     from fedsim.api import run
 
+    say(config, overrides)
     result = run(config)
     outcome.dir, outcome.status = str(result.dir), "done"
     return result.summary

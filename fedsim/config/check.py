@@ -15,6 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fedsim.config.moved import now, targets
+from fedsim.config.names import check_names
+from fedsim.config.parts import OWN
 from fedsim.config.schema import ENGINES, EngineConfig, RunConfig
 from fedsim.errors import ConfigError, check_choice, hint
 
@@ -49,7 +51,7 @@ RANGES: Mapping[str, _Check] = {
     "seed": (lambda v: 0 <= v < 2**63, "must be between 0 and 2**63 - 1"),
     "num_clients": _AT_LEAST_1,
     "client.lr": _POSITIVE,
-    "client.lr_decay": _POSITIVE,
+    "client.lr_decay": (lambda v: 0 < v <= 1, "must be in (0, 1]: it multiplies the rate after each round"),
     "client.epochs": _AT_LEAST_1,
     "client.min_epochs": _AT_LEAST_1,
     "client.steps": _AT_LEAST_1,
@@ -84,6 +86,25 @@ RANGES: Mapping[str, _Check] = {
     "checkpoint.memory_mb": _NONNEGATIVE,
 }
 
+# Of fedsim's own parts, where they have such an option; all others are checked by the parts themselves
+PART_RANGES: Mapping[str, _Check] = {
+    "data.alpha": _NONNEGATIVE,
+    "data.beta": _NONNEGATIVE,
+    "data.num_test": _NONNEGATIVE,
+    "data.seed": _NONNEGATIVE,
+    "encoder.grid": _AT_LEAST_1,
+    "encoder.seed": _NONNEGATIVE,
+    "encoder.width": _AT_LEAST_1,
+    "model.groups": _AT_LEAST_1,
+    "partition.min_samples": _NONNEGATIVE,
+    "partition.per_class": _NONNEGATIVE,
+    "strategy.lr_decay": (lambda v: 0 < v <= 1, "must be in (0, 1]: it multiplies the rate"),
+    "strategy.seed": _NONNEGATIVE,
+    "strategy.sse.seed": _NONNEGATIVE,
+    "system.devices.compute_watts": _NONNEGATIVE,
+    "system.devices.radio_watts": _NONNEGATIVE,
+}
+
 NEEDS_TARGET = (
     "strategy",
     "aggregator",
@@ -114,10 +135,15 @@ def validate(config: DictConfig) -> None:
             check_choice(key, value, allowed)
     for key, (possible, text) in RANGES.items():
         _check_range(key, OmegaConf.select(config, key), possible, text)
+    for key, (possible, text) in PART_RANGES.items():
+        target = str(OmegaConf.select(config, f"{key.partition('.')[0]}._target_"))
+        if target.partition(".")[0] in OWN:
+            _check_range(key, OmegaConf.select(config, key), possible, text)
     for key in (*NEEDS_TARGET, *(["topology"] if config.topology else [])):
         _check_target(key, config.get(key))
     if config.system:
         _check_target("system", config.system)
+    check_names(config)
     _check_relations(config)
 
 
@@ -125,6 +151,9 @@ def _refuse_unknown(config: DictConfig, schema: type[Any], prefix: str) -> None:
     """Refuse keys that ``+key=value`` or code added: nothing would ever read them."""
     types = typing.get_type_hints(schema)
     known = [field.name for field in dataclasses.fields(schema)]
+    for name in known:
+        if name not in config:
+            raise ConfigError(f"{prefix}{name}: has no value; add {prefix}{name}=VALUE")
     for name in map(str, config):
         if name not in known:
             raise ConfigError(f"unknown key {prefix + name!r}{hint(name, known, prefix)}")
@@ -206,6 +235,3 @@ def _check_relations(config: DictConfig) -> None:
         raise ConfigError(
             f"engine.workers={config.engine.workers}: must be 1 with engine=serial; use engine=ray"
         )
-    for key in ("name", "out"):
-        if not str(config[key]).strip():
-            raise ConfigError(f"{key}='': must not be empty")

@@ -11,13 +11,15 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from fedsim.config.explain import explain
+from fedsim.config.explain import UNSAID, explain
 from fedsim.config.moved import as_today
 from fedsim.config.schema import ENGINES, EngineConfig, RunConfig
 from fedsim.config.tree import config_loader
+from fedsim.config.words import readable
 from fedsim.errors import ConfigError
 
-COMPOSE_ERRORS = (HydraException, OmegaConfBaseException, ValueError)  # what Hydra raises on bad overrides
+# what Hydra raises on bad overrides
+COMPOSE_ERRORS = (HydraException, OmegaConfBaseException, ValueError, *UNSAID)
 
 
 def compose(overrides: Sequence[str] = ()) -> DictConfig:
@@ -33,7 +35,7 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
     """
     try:
         with config_loader():
-            config = hydra_compose("config", overrides=list(overrides), return_hydra_config=True)
+            config = hydra_compose("config", overrides=readable(overrides), return_hydra_config=True)
     except COMPOSE_ERRORS as error:
         raise ConfigError(explain(error, overrides)) from error
     choice = chosen_method(config.hydra.runtime.choices)

@@ -4,31 +4,38 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
-from hydra import compose as hydra_compose
-from hydra.core.object_type import ObjectType
 from hydra.errors import (
-    HydraException,
     InstantiationException,
     MissingConfigException,
     OverrideParseException,
 )
-from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from fedsim.config.tree import config_dir, config_loader
+from fedsim.config.keys import known_keys, misplaced, refusal
 from fedsim.errors import FedsimError, hint
 
 _CONVERT = re.compile(
     r"Value '(?P<value>.*)' of type '(?P<type>\w+)' could not be converted to (?P<want>\w+)"
 )
 _WANTED = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
+# What Hydra and OmegaConf raise, with texts of no use, where a setting lies below a value or below nothing
+UNSAID = (AssertionError, AttributeError)
 
 
 def explain(error: Exception, overrides: Sequence[str] = ()) -> str:
-    """One line on what is wrong with the configuration, and what to write instead."""
+    """One line on what is wrong with the configuration, and what to write instead.
+
+    Raises:
+        Exception: ``error`` itself, if it is of none of the libraries' own kinds and no setting explains it.
+    """
+    if isinstance(error, UNSAID) and not isinstance(error, OmegaConfBaseException):
+        if (text := misplaced(overrides)) is None:
+            raise error
+        return text
     if isinstance(error, OverrideParseException):
-        return _unreadable(error)
+        return _unreadable(error, overrides)
     if isinstance(error, InstantiationException):
         return _constructor(error, overrides)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
@@ -37,10 +44,9 @@ def explain(error: Exception, overrides: Sequence[str] = ()) -> str:
     if "Ambiguous value for argument" in text:
         return f"{_quoted(text)}: several values need a sweep; add -m"
     if unknown := re.match(r"Could not override '([^']*)'", text):
-        bad = unknown.group(1).split("@")[0].replace("/", ".")
-        if bad.startswith("system.") and not any(o.startswith("system=") for o in overrides):
-            return f"{unknown.group(1)}: there are no devices yet; add system=lognormal, table or phones"
-        return f"unknown key {bad!r}{_near_key(bad, overrides)}"
+        return refusal(unknown.group(1).split("@")[0].replace("/", "."), overrides)
+    if "requires --multirun" in text:
+        return f"{_quoted(text)}: several values need a sweep; add -m"
     if "Config group override must be" in text:
         empty = [o for o in overrides if o.endswith("=null")]
         return f"{' '.join(empty) or text}: a group needs the name of one of its options"
@@ -52,62 +58,44 @@ def explain(error: Exception, overrides: Sequence[str] = ()) -> str:
     return " ".join(text.split())
 
 
-def known_keys(overrides: Sequence[str] = ()) -> list[str]:
-    """All keys, dotted, of the configuration that the valid group choices among ``overrides`` make."""
-    with config_loader() as loader:
-        groups = loader.get_group_options("", ObjectType.GROUP)
-        choices = [o.split(",")[0] for o in overrides if o.partition("=")[0] in groups]
-        searchpath = [o for o in overrides if o.startswith("hydra.searchpath=")]
-        if extra := config_dir(overrides):
-            searchpath = [f"hydra.searchpath=[file://{extra.absolute()}]"]
-        try:
-            config = hydra_compose("config", overrides=searchpath + choices)
-        except (HydraException, OmegaConfBaseException):
-            config = hydra_compose("config")
-    return list(_flatten(config, ""))
-
-
-def _flatten(config: DictConfig, prefix: str) -> Iterator[str]:
-    for key in config:
-        name = f"{prefix}{key!s}"
-        yield name
-        node = config._get_node(key)
-        if isinstance(node, DictConfig) and not node._is_none() and not node._is_missing():
-            yield from _flatten(node, f"{name}.")
-
-
-def _near_key(bad: str, overrides: Sequence[str]) -> str:
-    """The same name elsewhere, else the likest key beside it, else the likest of all."""
-    keys = [k for k in known_keys(overrides) if not k.endswith("_") and k != bad]
-    parent, _, last = bad.rpartition(".")
-    if same := [k for k in keys if k.rpartition(".")[2] == last]:
-        return f"; did you mean {' or '.join(map(repr, same[:3]))}?"
-    siblings = [k.rpartition(".")[2] for k in keys if k.rpartition(".")[0] == parent]
-    if near := hint(last, siblings, f"{parent}." if parent else ""):
-        return near
-    if parent and siblings:
-        return f"; {parent} has {', '.join(siblings)}"
-    return hint(bad, keys)
-
-
 def _value(error: OmegaConfBaseException, overrides: Sequence[str]) -> str:
     """A value of the wrong type, an unknown key in a file, or a broken interpolation."""
     first = str(error).splitlines()[0]
     key = error.full_key or str(error.key or "configuration")
     if wrong := _CONVERT.match(first):
-        return f"{key}={wrong['value']}: must be {_WANTED.get(wrong['want'], 'of type ' + wrong['want'])}"
+        value, wanted = wrong["value"], _WANTED.get(wrong["want"], f"of type {wrong['want']}")
+        several = value.strip("[]").replace(" ", "") if value.startswith("[") else ""
+        way = f"; a sweep over several is -m {key}={several}" if "," in several else ""
+        return f"{key}={value}: must be {wanted}{way}"
     if bool_ := re.match(r"Value '(.*)' is not a valid bool", first):
         return f"{key}={bool_[1]}: must be true or false"
+    if "Invalid type assigned" in first:
+        return f"{key}: holds further settings; type {key}.NAME=VALUE"
+    if "is not a ListConfig" in first or "with ListConfig" in first:
+        return f"{key}: must be a list, such as {key}=[...]"
+    if "is not Optional" in first:
+        return f"{key}=null: must not be null"
+    if "to string" in first and (wrong := re.match(r"Cannot convert '(\w+)' to string: '(.*)'$", first)):
+        return f"{key}={wrong[2]}: must be text"
     if "not in" in first and error.full_key:
-        return f"unknown key {key!r}{_near_key(key, overrides)}"
+        return refusal(key, overrides)
     return f"{key}: {first}"
 
 
-def _unreadable(error: OverrideParseException) -> str:
-    first = str(error.message).splitlines()[0]
+def _unreadable(error: OverrideParseException, overrides: Sequence[str]) -> str:
+    first, given = str(error.message).splitlines()[0], str(error.override)
     if "missing EQUAL" in error.message:
-        return f"{error.override!r} is neither a command (report, verify) nor a setting: write key=value"
-    return f"cannot read the setting {error.override!r}: {first}; quote values that hold special characters"
+        after = [o.lstrip("=") for a, o in pairwise(overrides) if a == given and "=" not in o.lstrip("=")]
+        way = f"{given}={after[0]}" if after and given in known_keys() else "key=value"
+        return f"{given!r} is neither a command (report, verify) nor a setting: write {way}"
+    key, _, value = given.partition("=")
+    if value.endswith(",") or value.startswith(","):
+        return f"{given}: a value is missing beside a comma; type {key}={value.strip(',')}"
+    if not re.fullmatch(r"[\w@./:~+-]+", key, re.ASCII):
+        return f"cannot read the setting {given!r}: write key=value, without spaces around the '='"
+    odd = next((c for c in value if not c.isascii() or c in "~=!#&;<>^`'"), "")
+    where = f"{odd!r}" if odd else first.partition(":")[0]
+    return f"cannot read the setting {given!r}: {where}; quote values that hold special characters"
 
 
 def _option(error: MissingConfigException) -> str:
@@ -131,8 +119,7 @@ def _constructor(error: InstantiationException, overrides: Sequence[str]) -> str
     if lines[0].startswith("Error locating target"):
         return f"{where}._target_={_quoted(lines[0])}: cannot be imported: {text}"
     if "unexpected keyword argument" in text:
-        bad = f"{where}.{_quoted(text)}"
-        return f"unknown key {bad!r}{_near_key(bad, overrides)}"
+        return refusal(f"{where}.{_quoted(text)}", overrides)
     return f"{where}: {text}" if where else text
 
 

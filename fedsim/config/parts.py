@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
 from functools import partial
-from typing import Any, get_args, get_type_hints
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
@@ -15,13 +17,18 @@ from omegaconf import OmegaConf
 
 from fedsim.errors import ConfigError, FedsimError, hint
 
+OWN = ("fedsim", "strategies", "clients")
+PLAIN = {float: "a finite number", int: "a whole number", bool: "true or false", str: "text"}
+
 
 def part(node: Any, what: str, **given: Any) -> Any:
     """Instantiate a configuration node; ``given`` is passed where the target accepts it and the node does not set it.
 
     Raises:
-        ConfigError: if the target cannot be found or refuses its arguments; its own ``FedsimError`` passes through.
+        ConfigError: if the target cannot be found or refuses its arguments, or an option of one of fedsim's own parts is
+            of another type than its signature says; its own ``FedsimError`` passes through.
     """
+    check_types(node, what)
     try:
         target = instantiate(node, _convert_="all", _partial_=True)
         names = _parameters(target.func)
@@ -36,6 +43,54 @@ def part(node: Any, what: str, **given: Any) -> Any:
         if ours is not None:
             raise ours from None
         raise ConfigError(_refusal(str(chain[-1]), what, node)) from e
+
+
+def check_types(node: Any, what: str) -> None:
+    """Refuse options of fedsim's own parts, at any depth, that are of another type than the part's signature says."""
+    if not isinstance(node, Mapping):
+        return
+    target = node.get("_target_")
+    hints = _hints(target) if isinstance(target, str) and target.split(".")[0] in OWN else {}
+    for name in map(str, node):
+        value, kind = node[name], hints.get(name)
+        if isinstance(value, Mapping):
+            check_types(value, f"{what}.{name}")
+        elif (wanted := _unlike(value, kind)) is not None:
+            shown = "null" if value is None else value
+            raise ConfigError(f"{what}.{name}={shown}: must be {wanted}")
+
+
+def _hints(target: str) -> dict[str, Any]:
+    """Types of the parameters of what ``target`` names."""
+    try:
+        thing = get_object(target)
+        return get_type_hints(thing if is_dataclass(thing) or not isinstance(thing, type) else thing.__init__)
+    except Exception:  # building it will say why
+        return {}
+
+
+def _unlike(value: Any, kind: Any) -> str | None:
+    """What ``value`` must be to be of type ``kind``; ``None`` if it is, or if ``kind`` is no plain type."""
+    kinds = set(get_args(kind)) if get_origin(kind) in (Union, UnionType) else {kind}
+    none = type(None) in kinds
+    kinds -= {type(None)}
+    if len(kinds) != 1 or (value is None and none):
+        return None
+    single, more = kinds.pop(), ", or null" if none else ""
+    inner = [k for k in get_args(single) if k is not Ellipsis]
+    if get_origin(single) in (Sequence, list, tuple) and set(inner) <= set(PLAIN):
+        listed = isinstance(value, Sequence) and not isinstance(value, str)
+        if listed and all(_fits(v, inner[0]) for v in value):
+            return None
+        return f"a list, each {PLAIN[inner[0]]}{more}"
+    return None if single not in PLAIN or _fits(value, single) else PLAIN[single] + more
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    if kind in (int, float):
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return number and (isinstance(value, int) if kind is int else math.isfinite(value))
+    return isinstance(value, kind)
 
 
 def _refusal(text: str, what: str, node: Any) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
 
-from fedsim.errors import DataError
+from fedsim.errors import DataError, check_setting
 
+_check = partial(check_setting, "augment")
 STEPS = 50  # Runge-Kutta steps of the flow
 
 
@@ -23,6 +24,10 @@ class CatMap:
 
     iterations: int = 1
     p: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check(self.iterations >= 1, "iterations", self.iterations, "must be at least 1")
+        _check(0 <= self.p <= 1, "p", self.p, "must be in [0, 1]")
 
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """Draws ``B`` uniforms."""
@@ -44,6 +49,10 @@ class LotkaVolterra:
     times: Sequence[float] = (0.001, 0.002, 0.003, 0.004, 0.005, 0.006, 0.007, 0.008, 0.009, 0.01)
     p: float = 1.0
     rates: Sequence[float] = (2 / 3, 4 / 3, 1.0, 1.0)
+
+    def __post_init__(self) -> None:
+        _check(0 <= self.p <= 1, "p", self.p, "must be in [0, 1]")
+        _check(len(self.times) > 0, "times", list(self.times), "must not be empty")
 
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """Draws ``B`` times, then ``B`` uniforms."""

@@ -64,13 +64,14 @@ def assemble(
     engine: Engine,
     trackers: Trackers,
     key: str,
+    topology: Topology | None,
 ) -> Loop:
     """Give the engine its plan and put the loop together."""
     cohorts = _cohorts(config, given, method)
     folder, start = run_dir(config), FlatModel(copy.deepcopy(task.model), initial.DTYPES[config.dtype])
     clock = participants.clock(config, task, data, start.layout.size)
     work = plan(config, method, task, data, clock)
-    context = _context(config, given, work, start, participants.topology(config))
+    context = _context(config, given, work, start, topology)
     method.setup(task, start.layout)
     engine.start(work)
     return Loop(

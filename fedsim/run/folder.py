@@ -6,14 +6,14 @@ import fcntl
 import logging
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
 from fedsim.config.compose import load, plain
 from fedsim.config.roles import telling
-from fedsim.errors import CheckpointError, ConfigError, LockedError
+from fedsim.errors import CheckpointError, ConfigError, DataError, LockedError
 from fedsim.report.runs import flatten
 from fedsim.run.key import Finished, finished_in, keys_before, marked, run_key, same_run
 from fedsim.server import checkpoint
@@ -26,10 +26,32 @@ RESULTS = ("summary.json", "weights.safetensors")  # written at the end of a run
 
 
 @contextmanager
+def tidied(folder: Path) -> Iterator[None]:
+    """Leave no folder behind for a run that was refused before its first round, nor those made for it."""
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    try:
+        yield
+    except (ConfigError, DataError):
+        record = folder / "metrics.jsonl"
+        if folder in made and not (record.exists() and record.stat().st_size):
+            shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OSError):  # others have put something there
+                for place in made[1:]:
+                    place.rmdir()
+        raise
+
+
+@contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Make the run folder and keep other processes from writing to it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("w")
+    except OSError as error:
+        raise ConfigError(
+            f"{folder}: cannot be written ({error.strerror}); give another dir=... or out=..."
+        ) from error
+    with file as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig
+import numpy as np
+from omegaconf import DictConfig, OmegaConf
 
+from fedsim.config.parts import part, typed
+from fedsim.config.schema import ClientConfig
 from fedsim.data.federated import FederatedData
 from fedsim.errors import ConfigError
 from fedsim.local.interface import ClientLike
+from fedsim.local.kinds import Classes
+from fedsim.sampling.rules import Sampler
 from fedsim.server.traits import StrategyLike, Traits, missing
 from fedsim.task.heads import HeadSlots, check_body, check_features
 from fedsim.task.layout import Layout
 from fedsim.task.task import Task
+
+if TYPE_CHECKING:
+    from fedsim.topology import Topology
 
 ONCE_ATTRIBUTES = (
     "asynchronous",
@@ -97,8 +106,48 @@ def check_cohort(method: StrategyLike, config: DictConfig, cohorts: Sequence[Seq
     method.check_cohort(min(size, config.num_clients), config.num_clients)
 
 
-def check_task(method: StrategyLike, task: Task, data: FederatedData) -> None:
-    """Refuse a model or data that the method cannot work with.
+def check_parts(method: StrategyLike, config: DictConfig, topology: Topology | None) -> None:
+    """Refuse an aggregator, sampling rule, graph, attack or kinds of clients that do not go with the method.
+
+    Raises:
+        ConfigError: naming the setting, and what to type.
+    """
+    traits, devices = method.traits, bool(config.system)
+    rule: Any = getattr(method, "aggregator", None)
+    while isinstance(rule, partial):
+        rule = rule.func
+    if traits.mean_only and rule is not None and getattr(rule, "__name__", "") != "mean":
+        raise ConfigError(f"aggregator: {traits.mean_only}")
+    if topology is not None and traits.undirected and topology.directed:
+        raise ConfigError(traits.undirected)
+    if topology is not None and traits.fixed_graph and not topology.fixed:
+        raise ConfigError(traits.fixed_graph)
+    sampler = part(config.sampling, "sampling")
+    if isinstance(sampler, Sampler):
+        sampler.refuse(devices=devices, asynchronous=traits.asynchronous)
+    if traits.pooled:
+        for key in ("attack", "client.classes"):
+            if OmegaConf.select(config, key) is not None:
+                raise ConfigError(
+                    f"{key}: {type(method).__name__} has all samples in one place, so no client is different; "
+                    f"leave {key} out"
+                )
+    local = typed(config.client, ClientConfig)
+    if local.classes is not None:
+        speed = np.ones(config.num_clients) if devices else None
+        check_widths(Classes.of(local, config.num_clients, config.seed, speed), method)
+
+
+def check_widths(classes: Classes, method: StrategyLike) -> None:
+    """Refuse widths of clients' models that the method does not know."""
+    if set(classes.widths) != {1.0} and not method.traits.widths:
+        raise ConfigError(
+            "client.classes: a width needs a method that trains parts of the model; strategy=heterofl"
+        )
+
+
+def check_task(method: StrategyLike, task: Task, data: FederatedData, buffers: str = "average") -> None:
+    """Refuse a model or data that the method, or the run's policy for ``buffers``, cannot work with.
 
     Raises:
         ConfigError: naming what is missing, and what to type.
@@ -115,7 +164,20 @@ def check_task(method: StrategyLike, task: Task, data: FederatedData) -> None:
         check_body(task, name)
     if traits.linear_head:
         HeadSlots.of(Layout(task.model))
-    if traits.widths and Layout(task.model).buffer_dim:
+    layout = Layout(task.model)
+    if not layout.batch_norm and not layout.buffer_dim:
+        kind = type(task.model).__name__
+        if traits.batch_norm:
+            raise ConfigError(
+                f"strategy: {name} keeps BatchNorm with its clients, but {kind} has no such layer, and it would be "
+                "FedAvg; type strategy=fedavg, or a model with BatchNorm (model.norm=batch, model.batch_norm=true)"
+            )
+        if traits.buffers is None and buffers != "average":
+            raise ConfigError(
+                f"buffers={buffers}: says what BatchNorm does, but {kind} has no such layer; leave buffers out, or "
+                "type a model with BatchNorm (model.norm=batch, model.batch_norm=true)"
+            )
+    if traits.widths and layout.buffer_dim:
         raise ConfigError(
             f"model: {name} trains parts of it, but running statistics have no width; use GroupNorm (model.norm=group)"
         )

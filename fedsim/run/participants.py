@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from fedsim.config.parts import part
+from fedsim.config.parts import check_types, part
 from fedsim.config.schema import ClientConfig
 from fedsim.data.federated import FederatedData
 from fedsim.errors import ConfigError
 from fedsim.local.kinds import Classes
 from fedsim.run.initial import DTYPES
-from fedsim.run.needs import check_settings, check_whole, refuse_partial
+from fedsim.run.needs import check_parts, check_settings, check_whole, check_widths, refuse_partial
 from fedsim.run.samples import example
 from fedsim.server.collusion import AttackLike, draw_attackers
 from fedsim.server.traits import StrategyLike
@@ -40,6 +40,27 @@ def strategy(config: DictConfig, given: Any) -> StrategyLike:
     ):  # else a subclass replaced the base's default
         built.aggregator = part(config.aggregator, "aggregator")
     return built  # type: ignore[no-any-return]  # see check_whole
+
+
+def agreed(config: DictConfig, method: StrategyLike) -> Topology | None:
+    """The graph of peers, once all settings are found to go together that can be told without data or model.
+
+    Raises:
+        ConfigError: for what does not, and for options of a type that their part does not take.
+    """
+    for key in ("model", "data", "partition", "encoder"):
+        check_types(config.get(key), key)
+    graph = topology(config)
+    check_parts(method, config, graph)
+    built, attackers = attack(config)
+    if built is not None and built.fraction > 0 and not attackers:
+        raise ConfigError(
+            f"attack.fraction={built.fraction}: of num_clients={config.num_clients} that is nobody; give at least "
+            f"{1 / config.num_clients:g}, or leave attack out"
+        )
+    if config.system:
+        system(config)
+    return graph
 
 
 def topology(config: DictConfig) -> Topology | None:
@@ -101,8 +122,5 @@ def client_classes(
     if local.classes is None:
         return None
     found = Classes.of(local, num_clients, config.seed, None if clock is None else clock.fleet.speed)
-    if set(found.widths) != {1.0} and not method.traits.widths:
-        raise ConfigError(
-            "client.classes: a width needs a method that trains parts of the model; strategy=heterofl"
-        )
+    check_widths(found, method)
     return found

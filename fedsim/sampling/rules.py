@@ -30,6 +30,9 @@ class Sampler:
     remembers: ClassVar[bool] = False  # whether it looks at what clients did before
     by_time: ClassVar[bool] = False  # whether it looks at how long clients take or will stay
 
+    def refuse(self, *, devices: bool, asynchronous: bool) -> None:
+        """Refuse a run without ``devices``, or an ``asynchronous`` one, if the rule cannot work there."""
+
     @property
     def wants_squares(self) -> bool:
         """Whether the losses it looks at are to be root mean squares over a client's samples."""
@@ -141,6 +144,13 @@ class Staying(Sampler):
     def __post_init__(self) -> None:
         check(self.choice >= 1, "choice", self.choice, "must be at least 1")
 
+    def refuse(self, *, devices: bool, asynchronous: bool) -> None:
+        """It looks at when clients leave."""
+        if not devices:
+            raise ConfigError(
+                "sampling=staying: needs devices that come and go; add system=phones or another system"
+            )
+
     def choose(
         self,
         population: Population,
@@ -152,10 +162,7 @@ class Staying(Sampler):
     ) -> list[int]:
         """Ties, as where nobody ever leaves, go to who was drawn first."""
         clock = population.clock
-        if clock is None:
-            raise ConfigError(
-                "sampling=staying: needs devices that come and go; add system=phones or another system"
-            )
+        assert clock is not None, "see refuse"
         wish = round(self.choice * count)
         ids = np.array(population.pick(population.uniform(rng, wish), wish, exclude), dtype=np.int64)
         order = np.argsort(-clock.presence.until(ids, clock.now), kind="stable")
@@ -181,6 +188,14 @@ class PowerOfChoice(Sampler):
         check(self.loss in ("current", "last"), "loss", self.loss, "choose current or last")
         check(self.choice >= 1, "choice", self.choice, "must be at least 1")
 
+    def refuse(self, *, devices: bool, asynchronous: bool) -> None:
+        """With ``loss=current`` candidates are measured at the start of a round."""
+        if asynchronous and self.loss == "current":
+            raise ConfigError(
+                "sampling=power_of_choice: an asynchronous method has no moment at which candidates could be measured; "
+                "choose sampling.loss=last"
+            )
+
     def choose(
         self,
         population: Population,
@@ -197,10 +212,6 @@ class PowerOfChoice(Sampler):
             return sorted(ids, key=lambda c: -population.seen[c].loss if c in population.seen else -math.inf)[
                 :count
             ]
-        if measure is None:
-            raise ConfigError(
-                "sampling=power_of_choice: an asynchronous method has no moment at which candidates could be measured; "
-                "choose sampling.loss=last"
-            )
+        assert measure is not None, "see refuse"
         found = measure(ids) if ids else {}
         return sorted((c for c in ids if c in found), key=lambda c: -found[c]["loss"])[:count]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from fedsim.errors import ConfigError
@@ -45,6 +45,7 @@ class Traits:
     features: bool = False  # needs model.features(x) -> (B, d) and model.head
     linear_head: bool = False  # needs a head that is one linear layer
     body: bool = False  # needs parameters to train beside the head
+    batch_norm: bool = False  # differs from others by what it does with BatchNorm layers alone
     # of the data
     labels: bool = False  # needs class labels, one a sample
     fixed_sizes: bool = False  # computes with the clients' numbers of samples, so nothing may add samples
@@ -52,6 +53,12 @@ class Traits:
     one_step: bool = False  # clients take one local step (client.steps=1)
     devices: Literal["needed", "refused"] | None = None  # of the simulated fleet (system)
     over_selection: bool = True  # copes with more clients asked than waited for (system.over_selection)
+    # why not, and what to type instead; empty: it can
+    mean_only: str = ""  # work with an aggregator other than the mean
+    undirected: str = ""  # work on a directed graph of peers
+    fixed_graph: str = ""  # work on a graph that changes
+    unread: Mapping[str, tuple[str, tuple[Any, ...]]] = field(default_factory=dict)
+    # option: another one, and the values of that by which the first is not read
 
     def __post_init__(self) -> None:
         if self.buffers not in (None, *POLICIES):

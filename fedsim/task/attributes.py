@@ -14,7 +14,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-LEFT_ALONE = (str, bytes, int, float, complex, type(None), type, FunctionType, BuiltinFunctionType, MethodType)
+LEFT_ALONE = (
+    str,
+    bytes,
+    int,
+    float,
+    complex,
+    type(None),
+    type,
+    FunctionType,
+    BuiltinFunctionType,
+    MethodType,
+)
 LEFT_ALONE += (ModuleType, Enum, logging.Logger, torch.dtype, torch.device, torch.Size)
 STANDARD = frozenset(vars(nn.Module())) - {"_parameters", "_buffers", "_modules"}
 LONG = 1000  # entries of a container beyond which only its length is looked at
@@ -35,7 +46,9 @@ class Attributes:
         self._contents: list[tuple[Any, Any]] = []  # each container with a copy
         self._long: list[tuple[Any, int]] = []
         self._tensors: list[Content] = []
-        self._put_back: list[Callable[[], object]] = []  # of arrays and random generators, too dear to compare
+        self._put_back: list[
+            Callable[[], object]
+        ] = []  # of arrays and random generators, too dear to compare
         self._seen = {id(thing) for thing in registered}
         for layer in layers:
             own = vars(layer)
@@ -180,5 +193,7 @@ def own_layers(model: nn.Module, names: Iterable[str] = ()) -> list[nn.Module]:
 
 
 def _is_own(layer: nn.Module) -> bool:
-    hooked = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
+    hooked = (
+        layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
+    )
     return bool(hooked) or not type(layer).__module__.startswith("torch.")

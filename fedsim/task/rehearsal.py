@@ -97,7 +97,9 @@ class _Stage:
         try:
             with torch.no_grad():
                 for name in moving:
-                    self.params[name].add_(torch.linspace(0.1, 0.3, self.params[name].numel()).view_as(self.params[name]))
+                    self.params[name].add_(
+                        torch.linspace(0.1, 0.3, self.params[name].numel()).view_as(self.params[name])
+                    )
                 return float(self.loss(self.model(self.x), self.y))
         except Exception:
             return None
@@ -163,7 +165,9 @@ class _Stage:
         if not isinstance(value, Tensor) or value.numel() != 1:  # said in the run, by client
             return ()
         if not value.requires_grad:
-            raise ConfigError("model: the loss depends on no trainable parameter; look for .detach() and no_grad")
+            raise ConfigError(
+                "model: the loss depends on no trainable parameter; look for .detach() and no_grad"
+            )
         try:
             grads = torch.autograd.grad(value, list(trained.values()), allow_unused=True)
         except Exception as error:
@@ -176,7 +180,9 @@ class _Stage:
             raise ConfigError(f"model: its gradient cannot be computed ({said}); {advice}") from error
         for name, g in zip(trained, grads, strict=True):
             if g is not None and g.layout != torch.strided:
-                raise ConfigError(f"model: the gradient of '{name}' is sparse; type sparse=False where it is looked up")
+                raise ConfigError(
+                    f"model: the gradient of '{name}' is sparse; type sparse=False where it is looked up"
+                )
         return tuple(n for n, g in zip(trained, grads, strict=True) if g is None)
 
     def _merged(self) -> tuple[str, ...]:

@@ -30,7 +30,9 @@ class Remembered:
         self._first = [t.detach().clone() for t in self._small]
         self._large = [Content(b) for b in others if b.numel() > LARGE]
         self._norms = spectral.normalised(module)
-        self._layers = own_layers(module, [name.rpartition(".")[0] for name in habits.remembers + habits.rebinds])
+        self._layers = own_layers(
+            module, [name.rpartition(".")[0] for name in habits.remembers + habits.rebinds]
+        )
         self._registered = [*module.modules(), *module.parameters(), *module.buffers()]
         self._training = self._noted()
         self._evaluating: Attributes | None = None

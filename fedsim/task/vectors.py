@@ -270,9 +270,7 @@ class FlatModel:
             id(own[name]): value for name, value in held.items()
         }  # by identity: tied tensors have several names
         saved = self.module.state_dict(keep_vars=True)
-        return {
-            k: new.get(id(v), v).detach().clone() for k, v in saved.items() if isinstance(v, Tensor)
-        }
+        return {k: new.get(id(v), v).detach().clone() for k, v in saved.items() if isinstance(v, Tensor)}
 
 
 def finite(t: Tensor) -> bool:

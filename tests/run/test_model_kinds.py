@@ -183,7 +183,9 @@ class Inside(nn.Module):
 TRAINED: dict[str, Build] = {
     "weight_norm": lambda: nn.Sequential(parametrizations.weight_norm(nn.Linear(4, 6)), head()),
     "older weight_norm": lambda: nn.Sequential(norm_of_old(nn.Linear(4, 6)), head()),
-    "orthogonal": lambda: nn.Sequential(parametrizations.orthogonal(nn.Linear(6, 6), use_trivialization=False), head()),
+    "orthogonal": lambda: nn.Sequential(
+        parametrizations.orthogonal(nn.Linear(6, 6), use_trivialization=False), head()
+    ),
     "pruned": pruned,
     "tied": Tied,
     "no dimensions": Scaled,
@@ -222,7 +224,9 @@ def test_sparse_embedding_is_trained_as_a_dense_one() -> None:
     expected = plain_loop(seeded(lambda: Bag(sparse=False)), looked_up())
     found = simulated(seeded(Bag), data=[looked_up()]).weights
     torch.testing.assert_close(dict(found), dict(expected), rtol=1e-12, atol=1e-12)
-    again = simulated(seeded(Bag), "strategy=fedprox", "strategy.mu=0.0", data=[looked_up()]).weights  # flat gradients
+    again = simulated(
+        seeded(Bag), "strategy=fedprox", "strategy.mu=0.0", data=[looked_up()]
+    ).weights  # flat gradients
     torch.testing.assert_close(dict(again), dict(expected), rtol=1e-12, atol=1e-12)
 
 
@@ -318,8 +322,14 @@ REFUSED: dict[str, tuple[Build, str]] = {
     "lazy by hand": (Lazily, r"'last' is made in the first forward pass.*model\(x\)"),
     "complex": (Complex, r"'phase' is complex.*view_as_complex"),
     "one memory": (Apart, r"'b\.weight' and 'a\.weight' share memory.*register the same Parameter"),
-    "frozen, yet written": (Teacher, r"frozen parameter 'teacher\.weight' was written to.*register_buffer\('weight'"),
-    "another parameter": (lambda: Replaced(4, 3), r"'weight' was pointed at another tensor.*self\.weight\.copy_"),
+    "frozen, yet written": (
+        Teacher,
+        r"frozen parameter 'teacher\.weight' was written to.*register_buffer\('weight'",
+    ),
+    "another parameter": (
+        lambda: Replaced(4, 3),
+        r"'weight' was pointed at another tensor.*self\.weight\.copy_",
+    ),
     "growing buffer": (Growing, r"buffer 'seen' changes its shape"),
     "sparse gradient": (Looked, r"gradient of 'table' is sparse; type sparse=False"),
     "reentrant": (lambda: Checkpointed(first=False), r"use_reentrant=False"),
@@ -341,12 +351,16 @@ def test_refused_in_one_line_that_names_the_layer(kind: str, factory: bool, tmp_
 
 
 def test_a_model_of_wider_numbers_than_the_run_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"'0\.weight' is float64.*type dtype=float64, or hand over model\.float\(\)"):
+    with pytest.raises(
+        ConfigError, match=r"'0\.weight' is float64.*type dtype=float64, or hand over model\.float\(\)"
+    ):
         simulated(nn.Sequential(nn.Linear(4, 3).double()), "dtype=float32")
 
 
 def test_parameters_that_the_loss_depends_on_without_a_gradient_are_named_once() -> None:
-    with pytest.warns(UserWarning, match=r"depends on 'a\.weight', 'a\.bias', but gives no gradient.*use_reentrant") as seen:
+    with pytest.warns(
+        UserWarning, match=r"depends on 'a\.weight', 'a\.bias', but gives no gradient.*use_reentrant"
+    ) as seen:
         simulated(seeded(Checkpointed))
     assert sum("gives no gradient" in str(w.message) for w in seen) == 1
 
@@ -369,14 +383,22 @@ def test_parameters_without_part_in_the_loss_neither_decay_nor_move(momentum: fl
     x = x - x.sum(1, keepdim=True) / 4 + torch.tensor([1.0] * 6 + [-1.0] * 6, dtype=torch.float64)[:, None]
     model = seeded(Routed).double()
     opt = torch.optim.SGD(model.parameters(), LR, momentum=momentum, weight_decay=DECAY)
-    for rows in (slice(0, 6), slice(6, 12)):  # the second expert, then the first; momentum does not move the second
+    for rows in (
+        slice(0, 6),
+        slice(6, 12),
+    ):  # the second expert, then the first; momentum does not move the second
         opt.zero_grad()
         F.cross_entropy(model(x[rows]), y[rows]).backward()
         opt.step()
     extra = [] if strategy == "fedavg" else ["strategy.rho=0.0"]
     run = simulated(
-        seeded(Routed), f"strategy={strategy}", *extra, "rounds=1", "client.batch_size=6",
-        f"client.momentum={momentum}", data=[(x, y)],
+        seeded(Routed),
+        f"strategy={strategy}",
+        *extra,
+        "rounds=1",
+        "client.batch_size=6",
+        f"client.momentum={momentum}",
+        data=[(x, y)],
     )
     torch.testing.assert_close(dict(run.weights), dict(model.state_dict()), rtol=1e-12, atol=1e-12)
 
@@ -388,7 +410,9 @@ def test_adam_counts_the_steps_of_each_parameter() -> None:
     a, b = nn.Parameter(torch.tensor([1.0, 2.0]).double()), nn.Parameter(torch.tensor([3.0]).double())
     opt = torch.optim.Adam([a, b], lr=0.1, betas=(0.9, 0.99), eps=1e-8)
     adam = AdamConfig(beta1=0.9, beta2=0.99, eps=1e-8)
-    local = ClientConfig(lr=0.1, lr_decay=1.0, momentum=0.0, weight_decay=0.0, clip_norm=None, clip="full", adam=adam)
+    local = ClientConfig(
+        lr=0.1, lr_decay=1.0, momentum=0.0, weight_decay=0.0, clip_norm=None, clip="full", adam=adam
+    )
     steps, w = LocalSteps(local, 0), torch.tensor([1.0, 2.0, 3.0]).double()
     for i, g in enumerate(torch.tensor([[0.3, -0.1, 0.0], [0.2, 0.4, 0.5], [0.1, 0.1, -0.7]]).double()):
         a.grad, b.grad = g[:2].clone(), g[2:].clone() if i else None

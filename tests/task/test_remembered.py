@@ -269,7 +269,9 @@ def test_each_batch_is_measured_as_if_it_were_the_only_one(kind: type[Keeps]) ->
     batches = [samples.read(r) for r in rows]
     assert torch.equal(features(model, model.w, batches)[1], features(model, model.w, batches[1:])[0])
     every = sample_losses(model, model.w, samples, task, batch_size=8)
-    assert float(every[:8].sum()) == pytest.approx(sample_losses(model, model.w, samples, task, 8)[:8].sum().item(), abs=0)
+    assert float(every[:8].sum()) == pytest.approx(
+        sample_losses(model, model.w, samples, task, 8)[:8].sum().item(), abs=0
+    )
 
 
 def test_what_a_mask_cached_in_evaluation_is_good_for_in_training() -> None:
@@ -289,7 +291,9 @@ def test_what_a_mask_cached_in_evaluation_is_good_for_in_training() -> None:
 
 @pytest.mark.parametrize("change", ["points", "parameter", "buffer", "frozen"])
 def test_what_no_trial_showed_is_refused_by_name_at_the_end_of_the_job(change: str) -> None:
-    model = FlatModel(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 3).requires_grad_(False)))
+    model = FlatModel(
+        nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 3).requires_grad_(False))
+    )
     layers, start = model.module, model.w.clone()
     model.load(start)
     if change == "points":
@@ -301,7 +305,9 @@ def test_what_no_trial_showed_is_refused_by_name_at_the_end_of_the_job(change: s
     else:
         with torch.no_grad():
             layers[2].weight.add_(1)
-    name = {"buffer": r"buffer '1\.running_mean'", "frozen": r"frozen parameter '2\.weight'"}.get(change, r"'0\.weight'")
+    name = {"buffer": r"buffer '1\.running_mean'", "frozen": r"frozen parameter '2\.weight'"}.get(
+        change, r"'0\.weight'"
+    )
     with pytest.raises(ClientError, match=rf"{name}.*self\.\w+"):
         model.check()
     model.repair()

@@ -1,0 +1,107 @@
+"""Settings that were typed and have no effect beside the others: refused where they contradict them, else said."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+
+from fedsim.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+_NOT_SET: Sequence[
+    tuple[str, str, str]
+] = (  # typed, without effect while this is null, 0 or false, what to add
+    ("client.clip", "client.clip_norm", "client.clip_norm=10"),
+    ("client.classes_by", "client.classes", "client.classes=[...]"),
+    ("embed", "encoder", "encoder=..."),
+    ("evaluation.clients_on", "evaluation.clients_every", "evaluation.clients_every=1"),
+    ("system.battery", "system.devices.battery", "system.devices.battery=WH"),
+    ("system.devices.charge", "system.devices.battery", "system.devices.battery=WH"),
+)
+
+
+def refuse_contradictions(config: DictConfig, overrides: Sequence[str]) -> None:
+    """Refuse epochs typed where the number of steps is given: only one of them can say how long clients train.
+
+    Raises:
+        ConfigError: naming both.
+    """
+    steps = config.client.steps
+    for key in ("client.epochs", "client.min_epochs"):
+        value = OmegaConf.select(config, key)
+        if steps is not None and value is not None and key in typed_keys(overrides):
+            raise ConfigError(
+                f"{key}={value}: without effect, since client.steps={steps} says how long clients train; leave one of "
+                "them out (client.steps=null turns steps off)"
+            )
+
+
+def say(config: DictConfig, overrides: Sequence[str]) -> None:
+    """A line for every setting among ``overrides`` that nothing will read."""
+    for line in without_effect(config, typed_keys(overrides)):
+        log.warning("%s", line)
+
+
+def typed_keys(overrides: Sequence[str]) -> list[str]:
+    """The keys that overrides set, dotted, those of options chosen among them."""
+    keys = (o.partition("=")[0].lstrip("+").partition("@")[0] for o in overrides if "=" in o)
+    return [key.replace("/", ".") for key in keys]
+
+
+def without_effect(config: DictConfig, keys: Sequence[str]) -> Iterator[str]:
+    """``strategy.b=7: without effect; strategy.staleness=polynomial does not read it``."""
+    for typed, other, add in _NOT_SET:
+        for key in keys:
+            if (key == typed or key.startswith(f"{typed}.")) and not OmegaConf.select(config, other):
+                yield f"{_shown(config, key)}: without effect; add {add}"
+    node: Any = config.get("strategy")
+    prefix, first = "strategy", True
+    while isinstance(node, DictConfig):
+        traits = _traits(node)
+        if traits is not None and first:
+            yield from _of_method(config, keys, traits)
+        for name, (other, values) in (traits.unread if traits else {}).items():
+            if f"{prefix}.{name}" in keys and node.get(other) in values:
+                reason = f"{prefix}.{other}={'null' if node.get(other) is None else node.get(other)}"
+                yield f"{_shown(config, f'{prefix}.{name}')}: without effect; {reason} does not read it"
+        node, prefix, first = node.get("base"), f"{prefix}.base", False
+
+
+def _of_method(config: DictConfig, keys: Sequence[str], traits: Any) -> Iterator[str]:
+    """What a method of this kind does not read."""
+    reasons: dict[str, str] = {}
+    if traits.asynchronous and not traits.peers:
+        why = "this method starts clients by itself; type strategy.concurrency"
+        reasons |= {"clients_per_round": why, "participation": why}
+    if traits.asynchronous and traits.peers:
+        why = "peers start by themselves; type strategy.online"
+        reasons |= {"clients_per_round": why, "participation": why, "sampling": why}
+    if traits.pooled:
+        why = "all samples lie in one place"
+        reasons |= {"clients_per_round": why, "participation": why, "sampling": why}
+    if traits.one_step:
+        why = "clients send one gradient, not a step along it; type strategy.server_lr, strategy.momentum"
+        reasons |= {"client.lr": why, "client.lr_decay": why, "client.momentum": why}
+    if traits.buffers is not None:
+        reasons["buffers"] = f"this method has a policy of its own, {traits.buffers}"
+    for key, why in reasons.items():
+        for found in (k for k in keys if k == key or k.startswith(f"{key}.")):
+            yield f"{_shown(config, found)}: without effect; {why}"
+
+
+def _shown(config: DictConfig, key: str) -> str:
+    value = OmegaConf.select(config, key)
+    return key if OmegaConf.is_config(value) else f"{key}={'null' if value is None else value}"
+
+
+def _traits(node: DictConfig) -> Any:
+    """What the class of a node says of its method; ``None`` if it cannot be imported or says nothing."""
+    try:
+        return get_object(str(node.get("_target_"))).traits
+    except (ImportError, AttributeError, ValueError):
+        return None
