@@ -15,7 +15,7 @@ from fedsim.config.compose import load, plain
 from fedsim.config.roles import telling
 from fedsim.errors import CheckpointError, ConfigError, DataError, LockedError
 from fedsim.report.runs import flatten
-from fedsim.run.key import Finished, finished_in, keys_before, marked, run_key, same_run
+from fedsim.run.key import Finished, finished_in, horizon, keys_before, marked, run_key, same_run
 from fedsim.server import checkpoint
 from fedsim.server.collusion import ATTACKERS
 
@@ -116,16 +116,14 @@ def _check(saved: Path, folder: Path, config: DictConfig, key: str) -> checkpoin
     """The checkpoint, if it is this run's; else the error says in what the other run differs."""
     try:
         return checkpoint.load(saved, key)
-    except CheckpointError:
+    except CheckpointError as error:
         if checkpoint.key_of(saved) in (None, key) or not (folder / "config.yaml").is_file():
             raise
         there, here = (dict(flatten(telling(plain(c)))) for c in (load(folder / "config.yaml"), config))
         names = [name for name in {**there, **here} if there.get(name) != here.get(name)]
-        other = (
-            f"it differs in {', '.join(names[:4])}"
-            if names
-            else "other things, or code, were handed over in Python"
-        )
+        names = [name for name in names if name != "rounds" or horizon(config)]
+        other = f"it differs in {', '.join(names[:4])}" if names else HANDED
+        raise CheckpointError(f"{error}; {other}") from None
 
 
 def _refuse_fewer(folder: Path, done: int, wanted: int) -> None:

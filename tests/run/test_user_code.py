@@ -24,18 +24,17 @@ from fedsim.run.key import finished, run_dir, run_key
 from fedsim.run.resolve import resolve
 
 METHOD = """
-from dataclasses import dataclass, field
-from clients.base import Client
+from clients.sgd import SGDClient
 from strategies.fedavg import FedAvg
 
-class Local(Client):
+class Local(SGDClient):
     factor = 1.0
     def step(self, job, w, batch):
         return job.descend(w, batch) * self.factor
 
-@dataclass
 class Mine(FedAvg):
-    client: Local = field(default_factory=Local)
+    def make_client(self):
+        return Local(weighting=self.weighting)
 """
 SETTINGS = [
     *("strategy._target_=mymethod.Mine", "data=blobs", "partition=iid", "model=linear", "engine=serial"),
