@@ -70,6 +70,7 @@ def test_what_clients_weigh_is_shown_where_it_differs(tmp_path):
     ]
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # no personal models here
 def test_the_long_tail_pages_deviation_is_the_sample_one(tmp_path):
     for seed, value in enumerate((0.5, 0.6, 0.85)):
         folder = make(tmp_path, "ditto", seed, [value], folder=f"ditto-s{seed}-0")
