@@ -18,8 +18,8 @@ def over_clients(
     """What single clients' metrics come to: the plain mean of each over the clients that have it; NaN is left out.
 
     Of accuracies also the mean weighted by training samples ``sizes`` (m,), the population standard deviation over
-    clients, and the mean of the worst tenth of them (at least one client). With ``domains``, the name of every client's, also the
-    plain means by domain (see ``over_domains``).
+    clients, and the mean of the worst tenth of them (at least one client). With ``domains``, the name of
+    every client's, also the plain means by domain (see ``over_domains``).
     """
     out: dict[str, float] = {}
     for metric in dict.fromkeys(name for o in outcomes for name in o.metrics):

@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 from runfolder import make
 
+from experiments.long_tail import table
 from fedsim.report import compare, default_target, draw_curves, figure_of, group_runs, load_runs, print_table
 
 
@@ -67,6 +68,15 @@ def test_what_clients_weigh_is_shown_where_it_differs(tmp_path):
         ["uniform", None],
         [None, "samples"],
     ]
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # no personal models here
+def test_the_long_tail_pages_deviation_is_the_sample_one(tmp_path):
+    for seed, value in enumerate((0.5, 0.6, 0.85)):
+        folder = make(tmp_path, "ditto", seed, [value], folder=f"ditto-s{seed}-0")
+        (folder / "summary.json").write_text("{}")
+    (row,) = table(tmp_path).to_dict("records")
+    assert row["GM std"] == pytest.approx(100 * ((0.15**2 + 0.05**2 + 0.2**2) / 2) ** 0.5)
 
 
 def test_a_fixed_inner_seed_is_a_setting_that_all_share(tmp_path):
