@@ -75,12 +75,13 @@ class Client:
         """Local training: ``step`` over the round's batches. A client without samples refuses."""
         if job.num_steps == 0:
             raise Refusal("no samples" if len(job.data) == 0 else "one sample, too few for BatchNorm")
-        w = as_vector(self, "begin", self.begin(job, job.start()), job)
+        w = as_vector(self, "begin", self.begin(job, job.start()))
+        shape = w.shape
         for batch in job.batches():
             w = self.step(job, w, batch)
             if not isinstance(w, Tensor):
                 break
-        update = self.finish(job, as_vector(self, "step", w, job))
+        update = self.finish(job, as_vector(self, "step", w, shape))
         return update if isinstance(update, Update) else as_update(self, "finish", update)
 
     def losses(self, job: Job) -> Update:

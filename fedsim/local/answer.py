@@ -9,11 +9,11 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from fedsim.errors import ClientError, returned
 from fedsim.exchange.payload import Update
-from fedsim.local.job import Job
 
 PLAIN = (float, int)
 EXAMPLE = 'an Update, e.g. Update({"delta": job.delta(w)}, weight=len(job.data))'
@@ -47,15 +47,15 @@ def as_update(owner: object, method: str, found: object) -> Update:
     return replace(found, weight=weight, metrics=metrics)
 
 
-def as_vector(owner: object, method: str, found: Any, job: Job) -> Tensor:
-    """What a rule returned as its weights, if it has the shape of the resident model.
+def as_vector(owner: object, method: str, found: Any, like: torch.Size | None = None) -> Tensor:
+    """What a rule returned as its weights: a tensor, after a step as long as before.
 
     Raises:
         ClientError: naming class, method, and what was expected.
     """
-    if not isinstance(found, Tensor) or found.shape != job.model.w.shape:
-        expected = f"the new w, a tensor of shape {tuple(job.model.w.shape)}"
-        raise ClientError(returned(owner, method, found, expected))
+    if not isinstance(found, Tensor) or (like is not None and found.shape != like):
+        shape = f" of shape {tuple(like)}" if like is not None else ""
+        raise ClientError(returned(owner, method, found, f"the new w, a tensor{shape}"))
     return found
 
 
