@@ -14,8 +14,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-LEFT_ALONE = (str, bytes, int, float, complex, type(None), type, FunctionType, BuiltinFunctionType, MethodType)
-LEFT_ALONE += (ModuleType, Enum, logging.Logger, torch.dtype, torch.device, torch.Size)
+FUNCTIONS = (FunctionType, BuiltinFunctionType, MethodType)
+LEFT_ALONE: tuple[type, ...] = (
+    str,
+    bytes,
+    int,
+    float,
+    complex,
+    type(None),
+    type,
+    ModuleType,
+    Enum,
+    logging.Logger,
+)
+LEFT_ALONE += (*FUNCTIONS, torch.dtype, torch.device, torch.Size)
 STANDARD = frozenset(vars(nn.Module())) - {"_parameters", "_buffers", "_modules"}
 LONG = 1000  # entries of a container beyond which only its length is looked at
 LARGE = 1 << 16  # entries of a tensor beyond which only torch's count of in-place changes is looked at
@@ -24,18 +36,23 @@ MOST = 10_000  # objects looked into
 
 class Attributes:
     """The attributes of ``layers`` as they are now, with all that lists, dictionaries, tensors, random generators and
-    objects among them hold. Registered tensors and modules are compared by identity, not by content.
+    objects among them hold, and what ``things`` hold. Registered tensors and modules are compared by identity, not by
+    content.
 
     What no Python object shows stays unseen: variables of functions and of classes, iterators.
     """
 
-    def __init__(self, layers: Iterable[nn.Module], registered: Iterable[object]):
+    def __init__(
+        self, layers: Iterable[nn.Module], registered: Iterable[object], things: Iterable[object] = ()
+    ):
         self._live: list[Iterable[Any]] = []  # views of containers
         self._noted: list[Any] = []  # what they held, end to end
         self._contents: list[tuple[Any, Any]] = []  # each container with a copy
         self._long: list[tuple[Any, int]] = []
         self._tensors: list[Content] = []
-        self._put_back: list[Callable[[], object]] = []  # of arrays and random generators, too dear to compare
+        self._put_back: list[
+            Callable[[], object]
+        ] = []  # of arrays and random generators, too dear to compare
         self._seen = {id(thing) for thing in registered}
         for layer in layers:
             own = vars(layer)
@@ -43,6 +60,8 @@ class Attributes:
             for name, value in own.items():
                 if name not in STANDARD or value:
                     self._look(value)
+        for thing in things:
+            self._look(thing)
         self._seen.clear()
 
     def restore(self) -> None:
@@ -180,5 +199,7 @@ def own_layers(model: nn.Module, names: Iterable[str] = ()) -> list[nn.Module]:
 
 
 def _is_own(layer: nn.Module) -> bool:
-    hooked = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
+    hooked = (
+        layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
+    )
     return bool(hooked) or not type(layer).__module__.startswith("torch.")

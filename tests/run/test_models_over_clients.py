@@ -40,7 +40,9 @@ def older(layer: nn.Module) -> nn.Module:
 
 NORMS: dict[str, Build] = {
     "parametrised": lambda: parametrizations.spectral_norm(nn.Linear(6, 6)),
-    "after weight_norm": lambda: parametrizations.spectral_norm(parametrizations.weight_norm(nn.Linear(6, 6))),
+    "after weight_norm": lambda: parametrizations.spectral_norm(
+        parametrizations.weight_norm(nn.Linear(6, 6))
+    ),
     "older": lambda: older(nn.Linear(6, 6)),
 }
 
@@ -73,7 +75,12 @@ def test_spectral_norm_is_one_in_personal_models_and_while_measuring() -> None:
 
     torch.manual_seed(0)
     model = Watched(parametrizations.spectral_norm(nn.Linear(6, 6)), nn.ReLU(), nn.Linear(6, 3))
-    settings = ("evaluation.every=1", "evaluation.clients_every=1", "evaluation.holdout=0.25", "client.epochs=5")
+    settings = (
+        "evaluation.every=1",
+        "evaluation.clients_every=1",
+        "evaluation.holdout=0.25",
+        "client.epochs=5",
+    )
     run(model, "strategy=ditto", *settings)
     assert len(seen) > 20
     assert max(abs(s - 1) for s in seen) < 1e-4
@@ -125,7 +132,11 @@ def test_masks_of_pruned_weights_stay_what_they_are() -> None:
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
     prune.random_unstructured(model[0], "weight", 0.5)
     mask = model[0].weight_mask.clone()
-    found = run(model, "strategy.weighting=uniform", clients=[(x[: 5 + i], y[: 5 + i]) for i, (x, y) in enumerate(skewed())])
+    found = run(
+        model,
+        "strategy.weighting=uniform",
+        clients=[(x[: 5 + i], y[: 5 + i]) for i, (x, y) in enumerate(skewed())],
+    )
     assert torch.equal(found.weights["0.weight_mask"], mask)
     assert Layout(model).buffer_dim == 0
 
