@@ -31,7 +31,7 @@ class Quadratic(nn.Module):
 
     def __init__(self, d: int = 6, start: Sequence[float] | None = None):
         super().__init__()
-        value = torch.zeros(d, dtype=torch.float64)
+        value = torch.zeros(d)
         self.x = nn.Parameter(value if start is None else torch.tensor(start, dtype=torch.float64))
 
     def forward(self, a: Tensor) -> tuple[Tensor, Tensor]:

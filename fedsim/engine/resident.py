@@ -31,7 +31,8 @@ class Resident:
     def __init__(self, plan: Plan):
         self.plan, self.client = plan, plan.client
         task = plan.task
-        self.model = FlatModel(copy.deepcopy(task.model), plan.dtype, plan.device, habits=task.habits)
+        model, habits = copy.deepcopy(task.model), task.habits
+        self.model = FlatModel(model, plan.dtype, plan.device, habits=habits, loss=task.loss)
         self.model.autocast = torch.bfloat16 if plan.local.autocast else None
         self.part = LocalPart.of(plan.buffers, self.model.layout, plan.client.keeps(self.model.layout))
         self.data = plan.data.to(plan.device)

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-LEFT_ALONE = (
+FUNCTIONS = (FunctionType, BuiltinFunctionType, MethodType)
+LEFT_ALONE: tuple[type, ...] = (
     str,
     bytes,
     int,
@@ -22,11 +23,11 @@ LEFT_ALONE = (
     complex,
     type(None),
     type,
-    FunctionType,
-    BuiltinFunctionType,
-    MethodType,
+    ModuleType,
+    Enum,
+    logging.Logger,
 )
-LEFT_ALONE += (ModuleType, Enum, logging.Logger, torch.dtype, torch.device, torch.Size)
+LEFT_ALONE += (*FUNCTIONS, torch.dtype, torch.device, torch.Size)
 STANDARD = frozenset(vars(nn.Module())) - {"_parameters", "_buffers", "_modules"}
 LONG = 1000  # entries of a container beyond which only its length is looked at
 LARGE = 1 << 16  # entries of a tensor beyond which only torch's count of in-place changes is looked at
@@ -35,12 +36,15 @@ MOST = 10_000  # objects looked into
 
 class Attributes:
     """The attributes of ``layers`` as they are now, with all that lists, dictionaries, tensors, random generators and
-    objects among them hold. Registered tensors and modules are compared by identity, not by content.
+    objects among them hold, and what ``things`` hold. Registered tensors and modules are compared by identity, not by
+    content.
 
     What no Python object shows stays unseen: variables of functions and of classes, iterators.
     """
 
-    def __init__(self, layers: Iterable[nn.Module], registered: Iterable[object]):
+    def __init__(
+        self, layers: Iterable[nn.Module], registered: Iterable[object], things: Iterable[object] = ()
+    ):
         self._live: list[Iterable[Any]] = []  # views of containers
         self._noted: list[Any] = []  # what they held, end to end
         self._contents: list[tuple[Any, Any]] = []  # each container with a copy
@@ -56,6 +60,8 @@ class Attributes:
             for name, value in own.items():
                 if name not in STANDARD or value:
                     self._look(value)
+        for thing in things:
+            self._look(thing)
         self._seen.clear()
 
     def restore(self) -> None:

@@ -13,8 +13,8 @@ DEPTH = 3  # of containers that are looked into
 
 
 def copyable(model: nn.Module) -> nn.Module:
-    """``model``, or a copy whose plain attributes hold no results of a computation, which cannot be copied: what pruning
-    and the older weight_norm and spectral_norm leave there until the next forward pass, or a hidden state."""
+    """``model``, or a copy whose plain attributes hold no results of a computation, which cannot be copied: what
+    pruning and the older weight_norm and spectral_norm leave there until the next forward pass, or a hidden state."""
     results = [t for m in model.modules() for t in _results(list(vars(m).values()), DEPTH)]
     return copy.deepcopy(model, {id(t): t.detach().clone() for t in results}) if results else model
 
@@ -54,7 +54,7 @@ class Portable:
 def _plain(model: nn.Module, made: dict[int, nn.Module]) -> nn.Module:
     """``model`` with the layers' own classes, sharing all tensors."""
     if id(model) not in made:
-        kind = type(model).__mro__[1] if is_parametrized(model) else type(model)
+        kind: Any = type(model).__mro__[1] if is_parametrized(model) else type(model)
         made[id(model)] = new = kind.__new__(kind)
         inner = {k: m if m is None else _plain(m, made) for k, m in model._modules.items()}
         new.__dict__.update({**vars(model), "_modules": inner})

@@ -26,9 +26,10 @@ class Layout:
     """Names, shapes and offsets of a model's flat vectors.
 
     ``params`` lists the trainable parameters in ``named_parameters()`` order, ``buffers`` the floating-point buffers
-    that are part of the state dict, without those that stay fixed (``fedsim.task.fixed``). ``dim`` and ``buffer_dim`` are the lengths of the vectors, ``size`` and
-    ``buffer_size`` how many numbers of the model they hold: the rest is padding (see ``fedsim.task.slots``). ``norm``
-    and ``head`` name the parameters of normalisation layers and of ``model.head``.
+    that are part of the state dict, without those that stay fixed (``fedsim.task.fixed``). ``dim`` and ``buffer_dim``
+    are the lengths of the vectors, ``size`` and ``buffer_size`` how many numbers of the model they hold: the rest is
+    padding (see ``fedsim.task.slots``). ``norm`` and ``head`` name the parameters of normalisation layers and of
+    ``model.head``.
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype | None = None, *, aligned: bool = True):

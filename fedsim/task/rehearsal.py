@@ -1,4 +1,4 @@
-"""One training step and one evaluation of two samples on a copy of the model, before anything starts: what does it do?"""
+"""One training step and one evaluation of two samples on a copy of the model, before anything starts: what it does."""
 
 from __future__ import annotations
 
@@ -34,8 +34,11 @@ def rehearsed(model: nn.Module, loss: Loss, x: Tensor, y: Tensor, dtype: torch.d
     with _randomness_apart(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         stage = _Stage(copy.deepcopy(model), loss, x, y, dtype)
-        habits = stage.habits()
-        silent = stage.silent(habits.unused)
+        try:
+            habits = stage.habits()
+            silent = stage.silent(habits.unused)
+        finally:
+            stage.leave()
     if silent:
         more = f" and {len(silent) - NAMED} more" if len(silent) > NAMED else ""
         warnings.warn(
@@ -61,6 +64,17 @@ class _Stage:
         self.layers = dict(model.named_modules())
         self.own = {n: dict(vars(m)) for n, m in self.layers.items()}
         self.attributes = {n: Attributes([m], registered) for n, m in self.layers.items()}
+        self.classes = {
+            (kind, name): value
+            for m in self.layers.values()
+            for kind in type(m).__mro__
+            if kind is not object and not kind.__module__.startswith("torch.")
+            for name, value in vars(kind).items()
+            if not name.startswith("__") and not hasattr(value, "__get__")
+        }
+        cells = map(_content, getattr(loss, "__closure__", None) or ())
+        held = [c for c in cells if isinstance(c, list | dict | set)]
+        self.shared = Attributes([], registered, [*self.classes.values(), *held, loss])
 
     def habits(self) -> Habits:
         """One step, then evaluation and back."""
@@ -87,6 +101,13 @@ class _Stage:
         if self._value(unused) == here:
             return []
         return [n for n in unused[:TRIED] if self._value((n,)) != here]
+
+    def leave(self) -> None:
+        """Put back what is no copy: variables of the layers' classes, and what the loss holds."""
+        for (kind, name), value in self.classes.items():
+            if vars(kind).get(name) is not value:
+                setattr(kind, name, value)
+        self.shared.restore()
 
     def _value(self, moving: tuple[str, ...] = ()) -> float | None:
         """The loss, with the parameters ``moving`` elsewhere; draws are always the same."""
@@ -186,7 +207,7 @@ class _Stage:
         return tuple(n for n, g in zip(trained, grads, strict=True) if g is None)
 
     def _merged(self) -> tuple[str, ...]:
-        """Frozen parameters that come back from evaluation with rounding errors (adapters that are merged into them)."""
+        """Frozen parameters that come back from evaluation with rounding errors: adapters were merged into them."""
         frozen = {n: p for n, p in self.params.items() if not p.requires_grad}
         self.model.eval()
         try:
@@ -201,6 +222,13 @@ class _Stage:
             if not torch.allclose(frozen[name].detach(), self.values[name], rtol=1e-3, atol=1e-5):
                 raise ConfigError(written_frozen(name))
         return tuple(changed)
+
+
+def _content(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # empty
+        return None
 
 
 @contextmanager

@@ -17,15 +17,15 @@ from fedsim.task.habits import Habits
 
 class Remembered:
     """Modes, plain attributes, buffers that are not in the flat vector ``buffers``, and power iterations of ``module``,
-    which is put into training mode. What it is like now is what it is put back to."""
+    which is put into training mode; and what its ``loss`` holds. What it is like now is what it is put back to."""
 
-    def __init__(self, module: nn.Module, buffers: Tensor, flat: set[str], habits: Habits):
+    def __init__(self, module: nn.Module, buffers: Tensor, flat: set[str], habits: Habits, loss: object):
         """``flat``: names of the buffers that ``buffers`` (b,) holds."""
         self._module, self._buffers = module, buffers
         self._frozen = frozen_layers(module)
         self._train()
         others = [b for n, b in module.named_buffers() if n not in flat]
-        merged = [p for n, p in module.named_parameters() if n in set(habits.merges)]
+        merged: list[Tensor] = [p for n, p in module.named_parameters() if n in set(habits.merges)]
         self._small = [b for b in others if b.numel() <= LARGE] + merged
         self._first = [t.detach().clone() for t in self._small]
         self._large = [Content(b) for b in others if b.numel() > LARGE]
@@ -34,6 +34,7 @@ class Remembered:
             module, [name.rpartition(".")[0] for name in habits.remembers + habits.rebinds]
         )
         self._registered = [*module.modules(), *module.parameters(), *module.buffers()]
+        self._things = [] if type(loss).__module__.startswith("torch.") else [loss]
         self._training = self._noted()
         self._evaluating: Attributes | None = None
         self._switches = any(
@@ -94,7 +95,7 @@ class Remembered:
             _copy(kept, before)
 
     def _noted(self) -> Attributes:
-        return Attributes(self._layers, self._registered)
+        return Attributes(self._layers, self._registered, self._things)
 
     def _train(self) -> None:
         self._module.train()

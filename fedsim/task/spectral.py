@@ -29,7 +29,7 @@ def normalised(model: nn.Module) -> list[Normalised]:
             if isinstance(hook, SpectralNorm):
                 out.append(_hooked(layer, hook))
         if is_parametrized(layer):
-            for chain in layer.parametrizations.values():  # type: ignore[union-attr, operator]
+            for chain in layer.parametrizations.values():  # type: ignore[operator]
                 out += [_parametrized(chain, i) for i, m in enumerate(chain) if _iterates(m)]
     return out
 

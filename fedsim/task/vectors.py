@@ -53,8 +53,10 @@ class FlatModel:
         *,
         aligned: bool = True,
         habits: Habits = UNKNOWN,
+        loss: object = None,
     ):
-        """``aligned=False``: vectors without padding (see ``Layout``); ``habits``: what the model was seen to do."""
+        """``aligned=False``: vectors without padding (see ``Layout``); ``habits``: what the model was seen to do;
+        ``loss``: what may keep a state as the model's layers may."""
         self.module = converted(model, dtype, device)
         self.layout = layout = Layout(model, dtype, aligned=aligned)
         named = dict(model.named_parameters())
@@ -65,7 +67,8 @@ class FlatModel:
         self.buffers = torch.zeros(layout.buffer_dim, dtype=dtype, device=device)
         self._installed = Installed(model, layout, self.buffers, habits)
         self._initial_buffers = self.buffers.clone()
-        self._remembered = Remembered(model, self.buffers, {s.name for s in layout.buffers}, habits)
+        flat = {slot.name for slot in layout.buffers}
+        self._remembered = Remembered(model, self.buffers, flat, habits, loss)
         self._stats = [
             m for m in model.modules() if isinstance(m, BATCH_NORM) and m.track_running_stats and m.training
         ]
@@ -260,7 +263,8 @@ class FlatModel:
     def state_dict(self, weights: Weights) -> dict[str, Tensor]:
         """A full state dict (frozen parameters and counters included) holding ``weights``; copies.
 
-        Extra states that are no tensors are left out: what they hold stays as the model was handed over. Where spectral norms follow the weights, ``weights`` are loaded first.
+        Extra states that are no tensors are left out: what they hold stays as the model was handed over. Where spectral
+        norms follow the weights, ``weights`` are loaded first.
         """
         if self.iterates:
             self.load(*weights)
