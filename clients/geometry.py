@@ -258,3 +258,9 @@ def _boost(p: int, d: int, kind: str) -> Tensor:
         for j in range(max(0, d - 10), p):
             out[j] = BOOSTED[d - 1 - j]
     return out
+
+
+def absent_classes(n: Tensor) -> Tensor:
+    """From counts (K, C): a client that lacks classes spreads a weight of 1 over them; summed over clients, (C,)."""
+    lacking = (n == 0).double()
+    return (lacking / lacking.sum(1, keepdim=True).clamp(min=1)).sum(0)

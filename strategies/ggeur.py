@@ -4,7 +4,7 @@ Learning, CVPR 2025 (arXiv 2503.06457; equations 4 and 5, algorithms 1 and 2). A
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, cast
 
 import torch
@@ -15,6 +15,7 @@ from clients.geometry import (
     BOOSTS,
     SCALES,
     ClassStatistics,
+    absent_classes,
     class_geometry,
     class_statistics,
     merge_statistics,
@@ -88,16 +89,7 @@ class GGEUR:
 
     def __post_init__(self) -> None:
         self._check()
-        filling = Filling(
-            target=self.target,
-            per_prototype=self.per_prototype,
-            fill=self.fill,
-            total=self.total,
-            shape=self.shape,
-            redraw=self.redraw,
-            renormalize=self.renormalize,
-            memory_mb=self.memory_mb,
-        )
+        filling = Filling(**{f.name: getattr(self, f.name) for f in fields(Filling)})
         self.traits = replace(  # type: ignore[misc]
             self.base.traits, meets_all_clients=True, labels=True, unread=type(self).traits.unread
         )
@@ -128,8 +120,9 @@ class GGEUR:
         return self.base.folds
 
     def check_cohort(self, size: int, most: int) -> None:
-        """The base's."""
-        self._hand_over()
+        """The base's, which takes over the configured aggregator."""
+        if "aggregator" in self.__dict__ and "aggregator" not in vars(type(self.base)):
+            self.base.aggregator = self.__dict__["aggregator"]
         self.base.check_cohort(size, most)
 
     def setup(self, task: Task, layout: Layout) -> None:
@@ -161,7 +154,6 @@ class GGEUR:
 
     def round(self, server: Server, state: State, round: Round) -> State:
         """Phase 0 for whoever still needs it, then the base's round with the geometry at hand."""
-        self._hand_over()
         cohort = list(round.cohort)
         with server.apart("phase0"):
             state, lost = self._gather(server, state, cohort)
@@ -177,11 +169,6 @@ class GGEUR:
         except TooFewUpdates as thin:
             server.thin(str(thin), whole=True)
             return state  # phase 0 is done, whatever becomes of the round
-
-    def _hand_over(self) -> None:
-        """The configured aggregator is the base's."""
-        if "aggregator" in self.__dict__ and "aggregator" not in vars(type(self.base)):
-            self.base.aggregator = self.__dict__["aggregator"]
 
     def _gather(self, server: Server, state: State, cohort: Sequence[int]) -> tuple[State, set[int]]:
         """Statistics of clients that have not sent any: all at first, later those of the cohort."""
@@ -215,7 +202,9 @@ class GGEUR:
             "ggeur/rows": torch.tensor([float(len(f)) for f in whole.factors]).double(),
         }
         state |= _by_domain(state, parts, domains)
-        state["ggeur/absent"] = state.get("ggeur/absent", 0) + _absent(torch.stack([p.n for p in parts]))
+        state["ggeur/absent"] = state.get("ggeur/absent", 0) + absent_classes(
+            torch.stack([p.n for p in parts])
+        )
         if "ggeur/A" in state and not self.refresh:
             return state
         with_rows = whole.n > 0
@@ -283,12 +272,6 @@ class _WithStanding:
         asked = self._cohort if clients is None else clients
         message = replace(message, standing=self._standing)
         return self._server.exchange(message, fold, task=task, clients=asked)
-
-
-def _absent(n: Tensor) -> Tensor:
-    """From counts (K, C): a client that lacks classes spreads a weight of 1 over them; summed over clients, (C,)."""
-    lacking = (n == 0).double()
-    return (lacking / lacking.sum(1, keepdim=True).clamp(min=1)).sum(0)
 
 
 def _stored(state: State) -> list[ClassStatistics]:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from problems import classification, hashes
+from problems import Problem, classification, hashes
+from torch import Tensor, nn
 
 from fedsim.config.check import validate
 from fedsim.config.compose import compose
@@ -73,3 +74,60 @@ def test_the_grid_composes_and_reports(tmp_path: Path, capsys: pytest.CaptureFix
     rows = (tmp_path / "digits/table.csv").read_text().splitlines()
     assert rows[1:] == ["mean,none,85.0,80.0,90.0,2", "flag,none,70.5,70.0,71.0,2"]
     assert (tmp_path / "digits/heatmap.png").stat().st_size > 5000
+
+
+# -- every attack, every method -----------------------------------------------------------------------------------
+
+STRATEGIES = sorted(p.stem for p in CONF.with_name("strategy").glob("*.yaml"))
+NEEDS = {  # what a method cannot do without
+    "fedsgd": ("client.steps=1",),
+    "fedbuff": ("system=lognormal",),
+    "fedasync": ("system=lognormal",),
+    **dict.fromkeys(("gossip", "gossip_async", "gossip_fedavg", "dpsgd"), ("topology=ring",)),
+}
+
+
+class Camera(nn.Module):
+    """A net for tiny grey images, with features and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Sequential(nn.Flatten(), nn.Linear(36, 5), nn.Tanh()), nn.Linear(5, 3)
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.body(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x))
+
+
+def stormy(strategy: str, attack: str) -> None:
+    draw = torch.Generator().manual_seed(0)
+    pictures = [
+        (torch.randn(n, 1, 6, 6, generator=draw), torch.randint(0, 3, (n,), generator=draw))
+        for n in (5, 3, 4, 6)
+    ]
+    settings = [f"strategy={strategy}", *NEEDS.get(strategy, ()), f"attack={attack}", "attack.fraction=0.5"]
+    problem = Problem(Camera, pictures, ("rounds=2", "clients_per_round=4", "client.steps=1"))
+    result = problem.run(*settings)
+    assert len(result.rows) == 2 and all(torch.isfinite(v).all() for v in result.weights.values())
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_method_survives_attackers_that_see_everything(strategy: str) -> None:
+    stormy(strategy, "ipm")
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("attack", [n for n in NAMES if n not in ("ipm", "none")])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_method_survives_every_attack(strategy: str, attack: str) -> None:
+    stormy(strategy, attack)
+
+
+def test_statistics_of_different_shapes_stay_honest() -> None:
+    """Classes that a client lacks have no row: there is no mean of what clients send, so nothing to collude about."""
+    settings = ("strategy=ggeur", "strategy.target=6", "rounds=1", "clients_per_round=6")
+    calm, attacked = (classification().run(*settings, f"attack={a}") for a in ("none", "ipm"))
+    assert [r["ranks"] for r in calm.rows] == [r["ranks"] for r in attacked.rows]
+    assert hashes(calm) != hashes(attacked)

@@ -61,7 +61,8 @@ def seconds(client: int) -> float:
 
 
 class Eager:
-    """All clients start at once; one that answered starts again as soon as there is a version it has not had."""
+    """All clients start at once; one that answered starts again as soon as there is a version it has not had, or when
+    nobody is under way."""
 
     def __init__(self, mu: float):
         self.x, self.version, self.time, self.mu = golden()["x0"], 0, 0.0, mu
@@ -72,6 +73,8 @@ class Eager:
 
     def refill(self) -> None:
         flying = {c for _, c, *_ in self.heap}
+        if not flying:
+            self.had.clear()
         for c in range(4):
             if c not in flying and self.had.get(c) != self.version:
                 self.had[c] = self.version
@@ -119,6 +122,27 @@ def test_fedbuff_is_its_event_loop(fleet: list[str]) -> None:
     staleness = [np.mean([tau for _, tau in world.order[i : i + 3]]) for i in range(0, 15, 3)]
     assert [row["staleness"] for row in result.rows] == pytest.approx(staleness)
     assert [row["bytes_up"] for row in result.rows] == [3 * 56] * 5
+
+
+def test_fewer_clients_than_the_buffer_are_asked_again(fleet: list[str]) -> None:
+    settings = ["strategy=fedbuff", "strategy.buffer=6", "strategy.concurrency=9", "strategy.server_lr=0.7"]
+    expected, world = fedbuff(5, 6, 0.5)
+    result = problem().run(*settings, *fleet)
+    np.testing.assert_allclose(result.weights["x"], expected[-1], rtol=0, atol=1e-13)
+    assert sum(row["sim_seconds"] for row in result.rows) == pytest.approx(world.time)
+    assert [row["bytes_up"] for row in result.rows] == [6 * 56] * 5
+    assert not any("idle_seconds" in row for row in result.rows)
+
+
+def test_of_clients_that_drop_out_the_others_fill_the_buffer() -> None:
+    """Draws of a client asked again are others: no two of its updates of one version are alike."""
+    fast = ("system=lognormal", "system.dropout.after=0.5", "strategy.buffer=8", "rounds=6")
+    result = classification("dropout").run("strategy=fedbuff", *fast)
+    filled = [row for row in result.rows if "idle_seconds" not in row]
+    assert len(filled) >= 4 and all(row["sim_seconds"] < 600 for row in filled)
+    assert len(set(hashes(result))) >= len(filled)
+    again = classification("dropout").run("strategy=fedbuff", *fast, "engine.chunks=1")
+    assert [row["sim_seconds"] for row in again.rows] == [row["sim_seconds"] for row in result.rows]
 
 
 @pytest.mark.parametrize(
@@ -218,7 +242,7 @@ def test_nobody_there_is_waited_for(tmp_path: Path) -> None:
         "strategy=fedbuff", "strategy.buffer=3", "strategy.concurrency=3", *settings
     )
     assert [row["cohort"] for row in result.rows[:2]] == [[], []] and len(result.rows[2]["cohort"]) == 3
-    assert result.rows[0]["sim_seconds"] == 1000
+    assert result.rows[0]["sim_seconds"] == result.rows[0]["idle_seconds"] == 1000
 
 
 def test_an_aggregator_takes_the_place_of_the_mean(fleet: list[str]) -> None:
