@@ -26,7 +26,7 @@ from fedsim.config.words import readable, refuse_empty
 from fedsim.engine.cores import available_cores
 from fedsim.errors import ConfigError
 from fedsim.run.idle import refuse_contradictions, say
-from fedsim.run.key import finished, run_dir
+from fedsim.run.key import Finished, finished, run_dir
 
 
 def launch(argv: Sequence[str]) -> int:
@@ -67,7 +67,7 @@ def run_job(config: DictConfig) -> float:
         _share_cores(config, info)
         if (found := finished(config)) is not None:
             summary, outcome.dir, outcome.status = found.summary, str(found.folder), "skipped"
-            print(f"{outcome.title}already done, skipped: {found}", flush=True)
+            print(f"{outcome.title}already done, skipped: {found}{_logged(config, found)}", flush=True)
         else:
             summary = _run(config, outcome, info.overrides.task)
     except Exception as error:
@@ -90,6 +90,16 @@ def _run(config: DictConfig, outcome: JobResult, overrides: Sequence[str]) -> di
     result = run(config)
     outcome.dir, outcome.status = str(result.dir), "done"
     return result.summary
+
+
+def _logged(config: DictConfig, found: Finished) -> str:
+    """Let trackers that were named since the run was finished have its rows; words on it."""
+    if config.tracker.wandb.mode == "disabled" and not config.tracker.tensorboard:
+        return ""
+    from fedsim.run.logged import log_finished
+
+    names = log_finished(config, found)
+    return f"; its rows are now in {' and '.join(f'{found.folder}/{name}' for name in names)}" if names else ""
 
 
 def _start_ray(config: DictConfig) -> None:
