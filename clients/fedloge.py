@@ -40,7 +40,9 @@ class SparseClassifier:
         check = partial(check_setting, "strategy.sse")
         check(0 <= self.sparsity < 1, "sparsity", self.sparsity, "must be in [0, 1)")
         check(self.norm > 0, "norm", self.norm, "must be positive")
-        check(self.solver in DEFAULT_STEPS, "solver", self.solver, f"choose one of {', '.join(DEFAULT_STEPS)}")
+        check(
+            self.solver in DEFAULT_STEPS, "solver", self.solver, f"choose one of {', '.join(DEFAULT_STEPS)}"
+        )
 
     def head(self, num_classes: int, dim: int) -> Head:
         """S as a head, float64."""

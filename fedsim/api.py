@@ -20,12 +20,12 @@ from fedsim.run import participants, samples
 from fedsim.run.assembly import assemble, start_engine
 from fedsim.run.folder import adopt, complete, enter, locked, tidied
 from fedsim.run.given import Given
-from fedsim.run.idle import refuse_contradictions, say
 from fedsim.run.key import marked, run_dir, run_key, run_name
 from fedsim.run.logged import describe, log_finished
 from fedsim.run.needs import check_task
 from fedsim.run.preparation import learning_task, load_data, settle
 from fedsim.run.summary import execute, summarise
+from fedsim.run.unread import refuse_contradictions, say
 from fedsim.server.traits import StrategyLike
 from fedsim.task.task import LossFn
 from fedsim.tracking import build as build_trackers

@@ -13,4 +13,8 @@ from strategies.fedavg import FedAvg
 class Centralised(FedAvg):
     """SGD over the union of all clients' samples; a round is the configured number of epochs or steps over them."""
 
-    traits: ClassVar[Traits] = replace(FedAvg.traits, pooled=True, mean_only="all samples lie in one place, which sends one update; leave aggregator out")
+    traits: ClassVar[Traits] = replace(
+        FedAvg.traits,
+        pooled=True,
+        mean_only="all samples lie in one place, so there is one update; leave it out",
+    )

@@ -20,8 +20,8 @@ class FedAsync(Asynchronous):
     """
 
     traits: ClassVar[Traits] = replace(
-        Asynchronous.traits, mean_only="strategy=fedasync hears one client at a time; leave it out, or type strategy=fedbuff",
-
+        Asynchronous.traits,
+        mean_only="strategy=fedasync hears one client at a time; leave it out, or type strategy=fedbuff",
     )
     alpha: float
     mu: float

@@ -33,7 +33,7 @@ class FedProto(FedAvg):
         FedAvg.traits,
         features=True,
         labels=True,
-        unread={k: ("share", ("prototypes",)) for k in ("server_lr", "weighting")},
+        unread=dict.fromkeys(("server_lr", "weighting"), ("share", ("prototypes",))),
     )
     statistics: ClassVar[frozenset[str]] = frozenset({"features", "n"})
     lamb: float
@@ -42,7 +42,11 @@ class FedProto(FedAvg):
     def __post_init__(self) -> None:
         super().__post_init__()
         alone = self.share == "prototypes"  # personal models keep their statistics
-        only = "FedProto averages no vectors here; leave aggregator out, or type strategy.share=model" if alone else ""
+        only = (
+            "FedProto averages no vectors here; leave aggregator out, or type strategy.share=model"
+            if alone
+            else ""
+        )
         self.traits = replace(self.traits, buffers="local" if alone else None, mean_only=only)  # type: ignore[misc]
 
     def make_client(self) -> Client:

@@ -22,7 +22,9 @@ class FedSGD(FedAvg):
     """With the clients' mini-batch gradients g_i at ``x``: ``m <- momentum m + mean(g_i) + weight_decay x``,
     ``x <- x - lr m``, where ``lr = server_lr lr_decay ** (round // decay_every)``."""
 
-    traits: ClassVar[Traits] = replace(FedAvg.traits, one_step=True, unread={"decay_every": ("lr_decay", (1,))})
+    traits: ClassVar[Traits] = replace(
+        FedAvg.traits, one_step=True, unread={"decay_every": ("lr_decay", (1,))}
+    )
     momentum: float
     weight_decay: float
     lr_decay: float

@@ -62,9 +62,10 @@ class GGEUR:
         memory_mb: generated rows that a worker keeps between rounds; beyond that they are made batch by batch.
     """
 
-    traits: ClassVar[Traits] = Traits(  # and those of ``base``
-        meets_all_clients=True, labels=True, unread={"total": ("fill", ("paper",))}
-    )
+    unread: ClassVar[dict[str, Any]] = {"total": ("fill", ("paper",))}
+    traits: ClassVar[Traits] = Traits(
+        meets_all_clients=True, labels=True, unread=unread
+    )  # and those of ``base``
     base: Strategy
     target: int | None
     per_prototype: int
@@ -97,9 +98,7 @@ class GGEUR:
             renormalize=self.renormalize,
             memory_mb=self.memory_mb,
         )
-        self.traits = replace(  # type: ignore[misc]
-            self.base.traits, meets_all_clients=True, labels=True, unread=type(self).traits.unread
-        )
+        self.traits = replace(self.base.traits, meets_all_clients=True, labels=True)  # type: ignore[misc]
         privacy = Privacy(min_count=self.min_count, clip=self.clip, noise=self.noise)
         self.client = GgeurClient(self.base.client, filling, privacy)
 

@@ -68,7 +68,7 @@ class Peers(Strategy):
     client: Client = field(init=False)
     traits: ClassVar[Traits] = Traits(
         peers=True,
-        unread={k: ("averaging", ("plain",)) for k in ("target", "scope", "eps", "strength")},
+        unread=dict.fromkeys(("target", "scope", "eps", "strength"), ("averaging", ("plain",))),
     )
     fold: ClassVar[Fold] = {"delta": "stack"}
 
@@ -170,7 +170,7 @@ class Gossip(Peers):
     """
 
     traits: ClassVar[Traits] = replace(
-        Peers.traits, unread=Peers.traits.unread | {"direction": ("fanout", (None,))}
+        Peers.traits, unread={**Peers.traits.unread, "direction": ("fanout", (None,))}
     )
     order: str
     fanout: int | None

@@ -28,7 +28,9 @@ class HeteroFL(Strategy):
     """
 
     traits: ClassVar[Traits] = Traits(
-        widths=True, over_selection=False, mean_only="parts of models can only be averaged; leave the aggregator at mean"
+        widths=True,
+        over_selection=False,
+        mean_only="parts of models can only be averaged; leave the aggregator at mean",
     )
     server_lr: float
     weighting: str

@@ -24,7 +24,9 @@ class LocalOnly(Strategy):
     """
 
     client: Client = field(init=False, default_factory=LocalClient)
-    traits: ClassVar[Traits] = Traits(buffers="local", mean_only="LocalOnly averages no vectors here; leave aggregator out")
+    traits: ClassVar[Traits] = Traits(
+        buffers="local", mean_only="LocalOnly averages no vectors here; leave aggregator out"
+    )
     fold: ClassVar[Fold] = {}
 
     def update(self, state: State, replies: Replies, round: Round) -> State:

@@ -25,8 +25,8 @@ from fedsim.config.tree import VERSION_BASE, register
 from fedsim.config.words import readable, refuse_empty
 from fedsim.engine.cores import available_cores
 from fedsim.errors import ConfigError
-from fedsim.run.idle import refuse_contradictions, say
 from fedsim.run.key import Finished, finished, run_dir
+from fedsim.run.unread import refuse_contradictions, say
 
 
 def launch(argv: Sequence[str]) -> int:
@@ -34,7 +34,7 @@ def launch(argv: Sequence[str]) -> int:
     register()
     flags, settings = arranged(argv)
     argv = [*flags, *readable(settings)]
-    if "-m" in flags or "--multirun" in flags:
+    if sweep := not {"-m", "--multirun"}.isdisjoint(flags):
         refuse_empty(settings)
     app = hydra.main(version_base=VERSION_BASE, config_path="pkg://conf", config_name="config")(run_job)
     with Journal.opened() as journal, _hydra_process(argv):
@@ -45,6 +45,8 @@ def launch(argv: Sequence[str]) -> int:
         finally:
             _stop_ray()
         outcomes = journal.read()
+    if sweep and not outcomes:
+        raise ConfigError("the sweep has no run: a glob(...) or choice(...) in it fits nothing")
     return _conclude(outcomes)
 
 
@@ -99,7 +101,9 @@ def _logged(config: DictConfig, found: Finished) -> str:
     from fedsim.run.logged import log_finished
 
     names = log_finished(config, found)
-    return f"; its rows are now in {' and '.join(f'{found.folder}/{name}' for name in names)}" if names else ""
+    return (
+        f"; its rows are now in {' and '.join(f'{found.folder}/{name}' for name in names)}" if names else ""
+    )
 
 
 def _start_ray(config: DictConfig) -> None:

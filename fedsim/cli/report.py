@@ -24,7 +24,10 @@ def report(argv: Sequence[str]) -> int:
     parser.add_argument("dirs", nargs="+", type=place, metavar="DIR", help="run folder, or a folder of them")
     parser.add_argument("--target", type=float, help="accuracy in 0..1 whose first crossing is reported")
     parser.add_argument(
-        "--out", type=place, metavar="DIR", help="where to write report.html; default: report/ beside the runs"
+        "--out",
+        type=place,
+        metavar="DIR",
+        help="where to write report.html; default: report/ beside the runs",
     )
     parser.add_argument(
         "--system",
@@ -63,7 +66,9 @@ def report(argv: Sequence[str]) -> int:
     try:
         page = write_report(group_runs(runs), frame, out, commands)
     except OSError as error:
-        raise ConfigError(f"{out}: the report cannot be written there ({error.strerror}); give --out DIR") from error
+        raise ConfigError(
+            f"{out}: the report cannot be written there ({error.strerror}); give --out DIR"
+        ) from error
     print(f"report:  {page}")
     print(f"tables:  {out / 'table.csv'}, {out / 'table.tex'}")
     print(f"figures: {out / '*.png'}", flush=True)

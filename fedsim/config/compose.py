@@ -52,7 +52,7 @@ def load(path: Path) -> DictConfig:
     Raises:
         ConfigError: if the file is missing or holds a key or value that no run can have.
     """
-    values = read_yaml(path)
+    values = read_yaml(path, ": not a run's configuration")
     try:
         config = typed(as_today(values))
     except (OmegaConfBaseException, AttributeError, TypeError) as error:

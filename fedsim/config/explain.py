@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 from hydra.errors import (
-    HydraException,
     InstantiationException,
     MissingConfigException,
     OverrideParseException,

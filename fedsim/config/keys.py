@@ -33,7 +33,9 @@ def refusal(bad: str, overrides: Sequence[str]) -> str:
         if group and off is not None:
             inner = off.removeprefix(outer).lstrip(".")
             if there := _options(loader, group, rest) or _options(loader, group, inner):
-                return f"{bad}: there {ABSENT.get(off, f'is no {off}')} yet; add {group}={listed(there, 'or')}"
+                return (
+                    f"{bad}: there {ABSENT.get(off, f'is no {off}')} yet; add {group}={listed(there, 'or')}"
+                )
         keys = [k for k in _flatten(config, "") if not k.endswith("_") and k != bad]
         if near := _alike(bad, keys):
             return f"unknown key {bad!r}{near}"

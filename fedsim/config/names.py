@@ -9,7 +9,9 @@ from omegaconf import DictConfig
 from fedsim.errors import ConfigError
 
 LONGEST = 255  # bytes of a file name
-SUFFIX = 60  # bytes that a run's folder has besides the method's label: -s<seed>-<key>, or a stamp in its place
+SUFFIX = (
+    60  # bytes that a run's folder has besides the method's label: -s<seed>-<key>, or a stamp in its place
+)
 
 
 def check_names(config: DictConfig) -> None:
@@ -41,4 +43,6 @@ def _check_name(name: str) -> None:
     if name.startswith("/") or ".." in parts:
         raise ConfigError(f"name={name}: names a folder within `out`; another place is out=PATH or dir=PATH")
     if not parts or any(part.startswith((".", "~")) for part in parts):
-        raise ConfigError(f"name={name}: must not begin with '.' or '~', which fedsim report and shells pass over")
+        raise ConfigError(
+            f"name={name}: must not begin with '.' or '~', which fedsim report and shells pass over"
+        )

@@ -12,8 +12,8 @@ from yaml import MarkedYAMLError, YAMLError
 from fedsim.errors import ConfigError
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The resolved mapping in a YAML file.
+def read_yaml(path: Path, what: str = "") -> dict[str, Any]:
+    """The resolved mapping in a YAML file; messages begin with the path and ``what``.
 
     Raises:
         ConfigError: naming the file, and the line if it is broken.
@@ -21,12 +21,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         found = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     except YAMLError as error:
-        raise ConfigError(broken(error, str(path))) from error
+        raise ConfigError(broken(error, f"{path}{what}")) from error
     except (OSError, OmegaConfBaseException, ValueError) as error:
         said = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise ConfigError(f"{path}: cannot be read ({said})") from error
+        raise ConfigError(f"{path}{what}: cannot be read ({said})") from error
     if not isinstance(found, dict) or not found:
-        raise ConfigError(f"{path}: holds no settings")
+        raise ConfigError(f"{path}{what}: holds no settings")
     return {str(key): value for key, value in found.items()}
 
 

@@ -108,7 +108,9 @@ def load_runs(dirs: Iterable[str | Path]) -> list[Run]:
             try:
                 runs.setdefault(folder.resolve(), _load(folder))
             except (FedsimError, OSError, ValueError, KeyError, TypeError) as error:
-                said = str(error).removeprefix(f"{folder}/") if isinstance(error, FedsimError) else f"{error!r}"
+                said = (
+                    str(error).removeprefix(f"{folder}/") if isinstance(error, FedsimError) else f"{error!r}"
+                )
                 problems.append(f"{folder} skipped: {said}")
         if not found:
             problems.append(f"{place}: no run folder (with metrics.jsonl) here{_only_checkpoint(place)}")

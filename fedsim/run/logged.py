@@ -35,7 +35,10 @@ def log_finished(config: DictConfig, found: Finished) -> list[str]:
 
     A tracker has been told if the run folder holds what it leaves there: ``wandb/`` or ``tensorboard/``.
     """
-    wanted = {"wandb": config.tracker.wandb.mode != "disabled", "tensorboard": bool(config.tracker.tensorboard)}
+    wanted = {
+        "wandb": config.tracker.wandb.mode != "disabled",
+        "tensorboard": bool(config.tracker.tensorboard),
+    }
     missing = [name for name, on in wanted.items() if on and not (found.folder / name).exists()]
     if not missing:
         return []

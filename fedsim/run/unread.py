@@ -13,7 +13,9 @@ from fedsim.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
-_NOT_SET: Sequence[tuple[str, str, str]] = (  # typed, without effect while this is null, 0 or false, what to add
+_NOT_SET: Sequence[
+    tuple[str, str, str]
+] = (  # typed, without effect while this is null, 0 or false, what to add
     ("client.clip", "client.clip_norm", "client.clip_norm=10"),
     ("client.classes_by", "client.classes", "client.classes=[...]"),
     ("embed", "encoder", "encoder=..."),
