@@ -6,6 +6,8 @@ import sys
 from importlib.machinery import ModuleSpec
 from typing import TYPE_CHECKING, Any, cast
 
+from fedsim.errors import shadow
+
 __version__ = "0.1.0"
 __all__ = ["RunResult", "simulate"]
 
@@ -36,3 +38,6 @@ class _Moved:
 
 
 sys.meta_path.append(cast(Any, _Moved))
+_command = "fedsim.cli" in sys.orig_argv or sys.argv[0].endswith("/fedsim")  # says it in one line itself
+if not _command and (hidden := shadow()) is not None:
+    raise ImportError(hidden)

@@ -18,14 +18,15 @@ from fedsim.data.federated import FederatedData
 from fedsim.engine.base import Engine
 from fedsim.rng import undisturbed
 from fedsim.run import initial, participants, samples
-from fedsim.run.assembly import assemble, describe, start_engine
+from fedsim.run.assembly import assemble, start_engine
 from fedsim.run.folder import adopt, complete, enter, locked, tidied
 from fedsim.run.given import Given
-from fedsim.run.idle import refuse_contradictions, say
 from fedsim.run.key import marked, run_dir, run_key, run_name
+from fedsim.run.logged import describe, log_finished
 from fedsim.run.needs import check_cohort, check_task
 from fedsim.run.preparation import learning_task, load_data, settle
 from fedsim.run.summary import execute, summarise
+from fedsim.run.unread import refuse_contradictions, say
 from fedsim.server.traits import StrategyLike
 from fedsim.task.task import LossFn
 from fedsim.tracking import build as build_trackers
@@ -161,6 +162,7 @@ def _run(
     data: FederatedData | None,
 ) -> RunResult:
     if (done := complete(folder, config, key)) is not None:
+        log_finished(config, done)
         state, rows = load_file(folder / "weights.safetensors"), read_rows(folder / "metrics.jsonl")
         return RunResult(folder, state, dict(done.summary), rows, str(done.summary["method"]))
     previous = enter(folder, config, key)

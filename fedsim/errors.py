@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
+
+PACKAGES = ("clients", "conf", "strategies")  # of fedsim, beside ``fedsim``
 
 
 class FedsimError(Exception):
@@ -78,6 +81,47 @@ def returned(owner: object, method: str, found: object, expected: str, part: str
         what += f" of shape {tuple(shape)}"
     forgotten = "; is there a return at its end?" if found is None and not part else ""
     return f"{type(owner).__name__}.{method} returned {part and part + ' as '}{what}, expected {expected}{forgotten}"
+
+
+OWN = Path(__file__).resolve().parents[1]  # where fedsim, clients, conf and strategies lie
+
+
+def shadow(folder: Path | None = None) -> str | None:
+    """What hides one of fedsim's packages from Python, and the remedy; ``None`` if all is well.
+
+    ``folder``: one that other processes will look into first, as Ray's workers do into the working directory.
+    """
+    if folder is not None:
+        files = (f for n in ("fedsim", *PACKAGES) for f in (folder / f"{n}.py", folder / n / "__init__.py"))
+        return None if folder.resolve() == OWN else next((_hidden(f) for f in files if f.exists()), None)
+    for name in PACKAGES:
+        try:
+            found = find_spec(name)
+        except ValueError:  # a module made by hand
+            continue
+        if found is not None and found.origin and Path(found.origin).resolve() != OWN / name / "__init__.py":
+            return _hidden(Path(found.origin))
+    return None
+
+
+def _hidden(file: Path) -> str:
+    theirs = file.parent if file.name == "__init__.py" else file
+    return f"the package {theirs.stem!r} of fedsim ({OWN / theirs.stem}) is hidden by {theirs}; rename {theirs.name}"
+
+
+def headline(text: str) -> str:
+    """The line of a message or traceback that says what happened, neither a frame of it nor the advice below it.
+
+    ``client 3 failed in round 2: ValueError: boom`` of a message that holds the client's traceback; of several
+    tracebacks the last.
+    """
+    lines = text.strip().splitlines() or ["no reason given"]
+    starts = [at for at, line in enumerate(lines) if "Traceback (most recent call last)" in line]
+    if not starts:
+        return lines[0].strip()
+    before = lines[starts[0]].partition("Traceback (")[0]
+    said = next((line for line in lines[starts[-1] + 1 :] if line and not line[0].isspace()), lines[-1])
+    return before + said.strip()
 
 
 def nearest(word: str, candidates: Iterable[str]) -> str | None:

@@ -16,5 +16,5 @@ class Centralised(FedAvg):
     traits: ClassVar[Traits] = replace(
         FedAvg.traits,
         pooled=True,
-        mean_only="all samples lie in one place, which sends one update; leave aggregator out",
+        mean_only="all samples lie in one place, so there is one update; leave it out",
     )

@@ -64,9 +64,10 @@ class GGEUR:
         memory_mb: generated rows that a worker keeps between rounds; beyond that they are made batch by batch.
     """
 
-    traits: ClassVar[Traits] = Traits(  # and those of ``base``
-        meets_all_clients=True, labels=True, unread={"total": ("fill", ("paper",))}
-    )
+    unread: ClassVar[dict[str, Any]] = {"total": ("fill", ("paper",))}
+    traits: ClassVar[Traits] = Traits(
+        meets_all_clients=True, labels=True, unread=unread
+    )  # and those of ``base``
     base: Strategy
     target: int | None
     per_prototype: int
@@ -90,9 +91,7 @@ class GGEUR:
     def __post_init__(self) -> None:
         self._check()
         filling = Filling(**{f.name: getattr(self, f.name) for f in fields(Filling)})
-        self.traits = replace(  # type: ignore[misc]
-            self.base.traits, meets_all_clients=True, labels=True, unread=type(self).traits.unread
-        )
+        self.traits = replace(self.base.traits, meets_all_clients=True, labels=True)  # type: ignore[misc]
         privacy = Privacy(min_count=self.min_count, clip=self.clip, noise=self.noise)
         self.client = GgeurClient(self.base.client, filling, privacy)
 

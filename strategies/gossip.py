@@ -179,7 +179,7 @@ class Gossip(Peers):
     """
 
     traits: ClassVar[Traits] = replace(
-        Peers.traits, unread=Peers.traits.unread | {"direction": ("fanout", (None,))}
+        Peers.traits, unread={**Peers.traits.unread, "direction": ("fanout", (None,))}
     )
     order: str
     fanout: int | None

@@ -48,7 +48,7 @@ class AsyncGossip(Peers):
         Peers.traits,
         asynchronous=True,
         devices="refused",  # absence is ``online``
-        unread=Peers.traits.unread | {"churn": ("online", (1,)), "fill": ("trigger", ("wakeup", "receipt"))},
+        unread={**Peers.traits.unread, "churn": ("online", (1,)), "fill": ("trigger", ("wakeup", "receipt"))},
     )
     ticks_per_round: float
     interval: Any

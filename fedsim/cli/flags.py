@@ -6,22 +6,12 @@ from collections.abc import Sequence
 
 from fedsim.errors import ConfigError, hint
 
-VALUED = (
-    "--cfg",
-    "-c",
-    "--package",
-    "-p",
-    "--config-path",
-    "-cp",
-    "--config-name",
-    "-cn",
-    "--config-dir",
-    "-cd",
-)
-VALUED += ("--experimental-rerun",)
-PLAIN = ("--help", "-h", "--hydra-help", "--version", "-v", "--resolve", "--run", "-r", "--multirun", "-m")
-PLAIN += ("--shell-completion", "-sc")
+LONG = ("--cfg", "--package", "--config-path", "--config-name", "--config-dir", "--experimental-rerun")
+WITH_VALUE = (*LONG, "-c", "-p", "-cp", "-cn", "-cd")
+ALONE = ("--help", "--hydra-help", "--version", "--resolve", "--run", "--multirun", "--shell-completion")
+SHORT = ("-h", "-v", "-r", "-m", "-sc")
 INFO = ("--info", "-i")  # one of these words may follow
+FLAGS = (*WITH_VALUE, *ALONE, *SHORT, *INFO)
 SHOWN = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 
 
@@ -37,18 +27,18 @@ def arranged(argv: Sequence[str]) -> tuple[list[str], list[str]]:
         name, equals, _ = word.partition("=")
         if not word.startswith("-"):
             settings.append(word)
-        elif name not in (*VALUED, *PLAIN, *INFO):
+        elif name not in FLAGS:
             raise ConfigError(_no_flag(word, words, argv))
         else:
             flags.append(word)
-            if not equals and words and (name in VALUED or (name in INFO and words[0] in SHOWN)):
+            if not equals and words and (name in WITH_VALUE or (name in INFO and words[0] in SHOWN)):
                 flags.append(words.pop(0))
     return flags, settings
 
 
 def _no_flag(word: str, after: Sequence[str], argv: Sequence[str]) -> str:
     """``--rounds 5``: type rounds=5."""
-    from fedsim.config.explain import known_keys
+    from fedsim.config.keys import known_keys
 
     name, equals, value = word.partition("=")
     if not equals and after and not after[0].startswith("-") and "=" not in after[0]:
@@ -60,5 +50,5 @@ def _no_flag(word: str, after: Sequence[str], argv: Sequence[str]) -> str:
     if found:
         ways = " or ".join(f"{k}={value or 'VALUE'}" for k in found[:3])
         return f"{given}: settings have no dashes; type {ways}"
-    near = hint(name, (*VALUED, *PLAIN, *INFO)) or hint(wanted, keys)
+    near = hint(name, FLAGS) or hint(wanted, keys)
     return f"{given}: no such flag{near}; settings are written KEY=VALUE (fedsim --help)"

@@ -25,9 +25,9 @@ from fedsim.config.tree import VERSION_BASE, register
 from fedsim.config.words import readable, refuse_empty
 from fedsim.engine.cores import available_cores
 from fedsim.errors import ConfigError, LockedError
-from fedsim.run.idle import refuse_contradictions, say
-from fedsim.run.key import finished, run_dir
+from fedsim.run.key import Finished, finished, run_dir
 from fedsim.run.resolve import resolve
+from fedsim.run.unread import refuse_contradictions, say
 
 
 def launch(argv: Sequence[str]) -> int:
@@ -35,7 +35,7 @@ def launch(argv: Sequence[str]) -> int:
     register()
     flags, settings = arranged(argv)
     argv = [*flags, *readable(settings)]
-    if "-m" in flags or "--multirun" in flags:
+    if sweep := not {"-m", "--multirun"}.isdisjoint(flags):
         refuse_empty(settings)
     app = hydra.main(version_base=VERSION_BASE, config_path="pkg://conf", config_name="config")(run_job)
     with Journal.opened() as journal, _hydra_process(argv):
@@ -50,6 +50,8 @@ def launch(argv: Sequence[str]) -> int:
         finally:
             _stop_ray()
         outcomes = journal.read()
+    if sweep and not outcomes:
+        raise ConfigError("the sweep has no run: a glob(...) or choice(...) in it fits nothing")
     return _conclude(outcomes)
 
 
@@ -126,7 +128,7 @@ def _unless_done(config: DictConfig, outcome: JobResult, overrides: Sequence[str
     if (found := finished(config)) is None:
         return _run(config, outcome, overrides)
     outcome.dir, outcome.status = str(found.folder), "skipped"
-    print(f"{outcome.title}already done, skipped: {found}", flush=True)
+    print(f"{outcome.title}already done, skipped: {found}{_logged(config, found)}", flush=True)
     return found.summary
 
 
@@ -149,6 +151,18 @@ def _run(config: DictConfig, outcome: JobResult, overrides: Sequence[str]) -> di
     result = run(config)
     outcome.dir, outcome.status = str(result.dir), "done"
     return result.summary
+
+
+def _logged(config: DictConfig, found: Finished) -> str:
+    """Let trackers that were named since the run was finished have its rows; words on it."""
+    if config.tracker.wandb.mode == "disabled" and not config.tracker.tensorboard:
+        return ""
+    from fedsim.run.logged import log_finished
+
+    names = log_finished(config, found)
+    return (
+        f"; its rows are now in {' and '.join(f'{found.folder}/{name}' for name in names)}" if names else ""
+    )
 
 
 def _start_ray(config: DictConfig) -> None:

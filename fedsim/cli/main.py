@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from fedsim.cli.exits import DONE, guarded
+from fedsim.errors import ConfigError, shadow
 
 # glibc reads the malloc variables at process start only. With them, freed activations are kept for the next
 # batch instead of going back to the system and being faulted in again: 13-23 % less wall time was measured on
@@ -49,6 +50,8 @@ def _prepare_process() -> None:
 
 
 def _dispatch(argv: list[str]) -> int:
+    if (hidden := shadow()) is not None:
+        raise ConfigError(hidden)
     if argv == ["--version"]:
         from importlib.metadata import version
 
@@ -75,8 +78,6 @@ def _dispatch(argv: list[str]) -> int:
 
 
 def _deploy(argv: list[str]) -> int:
-    from fedsim.errors import ConfigError
-
     if find_spec("flwr") is None:
         raise ConfigError("deployments need Flower; type: pip install 'fedsim-lab[flower]'")
     from fedsim.flower.deploy import deploy

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import shlex
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from fedsim.cli.arguments import Arguments, folder, place
 from fedsim.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -21,11 +20,14 @@ if TYPE_CHECKING:
 
 def report(argv: Sequence[str]) -> int:
     """Compare all runs in the given folders: a table here; page, figures and table in a folder."""
-    parser = argparse.ArgumentParser(prog="fedsim report", description=report.__doc__)
-    parser.add_argument("dirs", nargs="+", type=Path, metavar="DIR", help="run folder, or a folder of them")
+    parser = Arguments(prog="fedsim report", description=report.__doc__)
+    parser.add_argument("dirs", nargs="+", type=place, metavar="DIR", help="run folder, or a folder of them")
     parser.add_argument("--target", type=float, help="accuracy in 0..1 whose first crossing is reported")
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="where to write report.html; default: report/ beside the runs"
+        "--out",
+        type=place,
+        metavar="DIR",
+        help="where to write report.html; default: report/ beside the runs",
     )
     parser.add_argument(
         "--system",
@@ -42,9 +44,10 @@ def report(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     if args.set and not args.system:
         raise ConfigError("--set: only with --system")
-    for folder in args.dirs:
-        if not folder.is_dir():
-            raise ConfigError(f"{folder}: no such folder")
+    if args.target is not None and not 0 <= args.target <= 1:
+        raise ConfigError(f"--target {args.target:g}: must be in [0, 1], as accuracies are")
+    for path in args.dirs:
+        folder(path)
     from fedsim.report import compare, group_runs, load_runs, print_table
     from fedsim.report.page import write_report
     from fedsim.report.terminal import common_folder
@@ -59,9 +62,13 @@ def report(argv: Sequence[str]) -> int:
         runs = [reprice(run, system) for run in runs]
     frame, out = compare(runs, args.target), args.out or common_folder(args.dirs) / "report"
     print_table(frame)
-    page = write_report(
-        group_runs(runs), frame, out, [*_sweeps(runs), shlex.join(["fedsim", "report", *argv])]
-    )
+    commands = [*_sweeps(runs), shlex.join(["fedsim", "report", *argv])]
+    try:
+        page = write_report(group_runs(runs), frame, out, commands)
+    except OSError as error:
+        raise ConfigError(
+            f"{out}: the report cannot be written there ({error.strerror}); give --out DIR"
+        ) from error
     print(f"report:  {page}")
     print(f"tables:  {out / 'table.csv'}, {out / 'table.tex'}")
     print(f"figures: {out / '*.png'}", flush=True)
@@ -71,8 +78,8 @@ def report(argv: Sequence[str]) -> int:
 def _sweeps(runs: Sequence[Run]) -> list[str]:
     """The commands of the latest sweeps into the folders of these runs, as Hydra noted them."""
     commands = []
-    for folder in dict.fromkeys(run.dir.parent for run in runs):
+    for parent in dict.fromkeys(run.dir.parent for run in runs):
         with suppress(OSError, OmegaConfBaseException, YAMLError):
-            noted = OmegaConf.select(OmegaConf.load(folder / "multirun.yaml"), "hydra.overrides.task")
+            noted = OmegaConf.select(OmegaConf.load(parent / "multirun.yaml"), "hydra.overrides.task")
             commands.append(shlex.join(["fedsim", "-m", *map(str, noted or ())]))
     return commands

@@ -6,13 +6,15 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
+
+from fedsim.errors import headline
 
 _JOURNAL = "FEDSIM_JOURNAL"
 _opened_here = False
@@ -37,9 +39,8 @@ class JobResult:
 
     @property
     def reason(self) -> str:
-        """The message in one line: the last of a traceback, else the first."""
-        lines = self.message.strip().splitlines() or [""]
-        return lines[-1] if lines[0].startswith("Traceback") else lines[0].removeprefix("fedsim: ")
+        """The message in one line, which says what happened."""
+        return headline(self.message).removeprefix("fedsim: ")
 
 
 class Journal:
@@ -75,7 +76,7 @@ class Journal:
 
     def read(self) -> list[JobResult]:
         """The newest result of each job, by job number; none if no job ran."""
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        lines = self.path.read_text().splitlines() if self.path.is_file() else []
         found = {o.job: o for o in (JobResult(**json.loads(line)) for line in lines)}
         return [found[job] for job in sorted(found)]
 
@@ -89,9 +90,12 @@ class RaySweep(Callback):
 
     def __init__(self) -> None:
         self.started = False
+        self.made: list[Path] = []  # folders that the sweep made, the inner ones first
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Start Ray and export its address."""
+        """Note which folders the sweep will make; start Ray and export its address."""
+        folder = Path(config.hydra.sweep.dir)
+        self.made = [place for place in (folder, *folder.parents) if not place.exists()]
         if not _needs_ray(config):
             return
         from fedsim.engine.ray import cluster
@@ -101,7 +105,13 @@ class RaySweep(Callback):
         self.started = True
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Stop what was started."""
+        """Stop what was started; leave no folder behind for a sweep of which no job was begun."""
+        outcomes = Journal(Path(os.environ.get(_JOURNAL, ""))).read()
+        if self.made and not any(outcome.dir and Path(outcome.dir).exists() for outcome in outcomes):
+            (self.made[0] / "multirun.yaml").unlink(missing_ok=True)
+            with suppress(OSError):  # something else lies there
+                for place in self.made:
+                    place.rmdir()
         if self.started:
             from fedsim.engine.ray import cluster
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,10 +10,12 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from fedsim.cli.arguments import Arguments, folder, place
 from fedsim.config.check import validate
 from fedsim.config.compose import load, plain, typed
 from fedsim.config.schema import EngineConfig
 from fedsim.errors import ConfigError
+from fedsim.tracking.rows import read_rows
 
 
 def verify(argv: Sequence[str]) -> int:
@@ -25,11 +25,11 @@ def verify(argv: Sequence[str]) -> int:
 
     Returns 0 if the hash of the weights agrees in every recorded round, else 1.
     """
-    parser = argparse.ArgumentParser(prog="fedsim verify", description=(verify.__doc__ or "").splitlines()[0])
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run folder")
-    recorded_dir: Path = parser.parse_args(argv).run
+    parser = Arguments(prog="fedsim verify", description=(verify.__doc__ or "").splitlines()[0])
+    parser.add_argument("run", type=place, metavar="RUN", help="a run folder")
+    recorded_dir = folder(parser.parse_args(argv).run)
     recorded = _hashes(recorded_dir)
-    with tempfile.TemporaryDirectory(prefix="fedsim-verify-") as folder:
+    with tempfile.TemporaryDirectory(prefix="fedsim-verify-") as again_dir:
         recorded_config = load(recorded_dir / "config.yaml")
         objects = [k for k in ("strategy", "model", "data") if "given" in (recorded_config.get(k) or {})]
         if objects:
@@ -37,7 +37,7 @@ def verify(argv: Sequence[str]) -> int:
                 f"{recorded_dir}: {' and '.join(objects)} of this run were handed over in Python; to verify it, call "
                 "simulate again with the same arguments and compare the weights_hash of the rounds"
             )
-        config = _from_scratch(recorded_config, folder)
+        config = _from_scratch(recorded_config, again_dir)
         validate(config)
         if recorded_config.code and (edited := _edited(recorded_config)):
             print(f"edited since: the code of {', '.join(edited)}, which now may compute other weights")
@@ -57,16 +57,19 @@ def verify(argv: Sequence[str]) -> int:
     return 0
 
 
-def _hashes(folder: Path) -> dict[int, str]:
+def _hashes(run: Path) -> dict[int, str]:
     """Weights hash of each round of ``metrics.jsonl``, in order of rounds."""
-    path = folder / "metrics.jsonl"
+    path = run / "metrics.jsonl"
     if not path.is_file():
-        raise ConfigError(f"{folder}: no run folder: it has no metrics.jsonl")
-    rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-    hashes = {int(row["round"]): str(row["weights_hash"]) for row in rows if row.get("weights_hash")}
-    if not hashes:
+        unfinished = (run / "checkpoint").is_dir()
+        way = "; it has a checkpoint, from which the run's own command goes on" if unfinished else ""
+        raise ConfigError(f"{run}: no run folder: it has no metrics.jsonl{way}")
+    rows = [row for row in read_rows(path) if row.get("weights_hash")]
+    if bad := [row for row in rows if not isinstance(row.get("round"), int)]:
+        raise ConfigError(f"{path}: round {bad[0].get('round')!r} is no number; the file was changed")
+    if not rows:
         raise ConfigError(f"{path}: no finished round to compare")
-    return dict(sorted(hashes.items()))
+    return {row["round"]: str(row["weights_hash"]) for row in sorted(rows, key=lambda row: row["round"])}
 
 
 def _edited(recorded: DictConfig) -> list[str]:

@@ -95,7 +95,12 @@ PART_RANGES: Mapping[str, _Check] = {
     "encoder.grid": _AT_LEAST_1,
     "encoder.seed": _NONNEGATIVE,
     "encoder.width": _AT_LEAST_1,
+    "model.channels": _AT_LEAST_1,
+    "model.embedding": _AT_LEAST_1,
     "model.groups": _AT_LEAST_1,
+    "model.hidden": _AT_LEAST_1,
+    "model.layers": _AT_LEAST_1,
+    "model.model.hidden": _AT_LEAST_1,
     "partition.min_samples": _NONNEGATIVE,
     "partition.per_class": _NONNEGATIVE,
     "strategy.lr_decay": (lambda v: 0 < v <= 1, "must be in (0, 1]: it multiplies the rate"),
@@ -137,12 +142,14 @@ def validate(config: DictConfig) -> None:
         _check_range(key, OmegaConf.select(config, key), possible, text)
     for key, (possible, text) in PART_RANGES.items():
         target = str(OmegaConf.select(config, f"{key.partition('.')[0]}._target_"))
-        if target.partition(".")[0] in OWN:
-            _check_range(key, OmegaConf.select(config, key), possible, text)
+        value = OmegaConf.select(config, key)
+        if target.partition(".")[0] in OWN and not OmegaConf.is_dict(value):
+            for one in value if OmegaConf.is_list(value) else [value]:
+                _check_range(key, one, possible, text)
     for key in (*NEEDS_TARGET, *(["topology"] if config.topology else [])):
-        _check_target(key, config.get(key))
+        check_target(key, config.get(key))
     if config.system:
-        _check_target("system", config.system)
+        check_target("system", config.system)
     check_names(config)
     _check_relations(config)
 
@@ -178,7 +185,8 @@ def _check_range(key: str, value: Any, possible: Callable[[Any], bool], text: st
         raise ConfigError(f"{key}={value}: {text}")
 
 
-def _check_target(key: str, node: Any) -> None:
+def check_target(key: str, node: Any) -> None:
+    """Refuse a part that names no class or function, or one of a module that does not exist."""
     if node is None:
         return  # given as a Python object instead
     target = node.get("_target_") if isinstance(node, DictConfig) else None
@@ -222,7 +230,7 @@ def _check_relations(config: DictConfig) -> None:
     if config.evaluation.stop_at_target and config.evaluation.target is None:
         raise ConfigError("evaluation.stop_at_target=true: needs evaluation.target, an accuracy in [0, 1]")
     if config.encoder:
-        _check_target("encoder", config.encoder)
+        check_target("encoder", config.encoder)
     plan = config.evaluation
     if plan.holdout and plan.local_test:
         raise ConfigError("evaluation.local_test=true: not together with evaluation.holdout; choose one")

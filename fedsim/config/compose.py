@@ -10,16 +10,18 @@ from hydra import compose as hydra_compose
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from fedsim.config.explain import UNSAID, explain
 from fedsim.config.moved import as_today
 from fedsim.config.schema import ENGINES, EngineConfig, RunConfig
 from fedsim.config.tree import config_loader
 from fedsim.config.words import readable
+from fedsim.config.yamlfile import read_yaml
 from fedsim.errors import ConfigError
 
 # what Hydra raises on bad overrides
-COMPOSE_ERRORS = (HydraException, OmegaConfBaseException, ValueError, *UNSAID)
+COMPOSE_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, ValueError, *UNSAID)
 
 
 def compose(overrides: Sequence[str] = ()) -> DictConfig:
@@ -50,10 +52,14 @@ def load(path: Path) -> DictConfig:
     Raises:
         ConfigError: if the file is missing or holds a key or value that no run can have.
     """
+    values = read_yaml(path, ": not a run's configuration")
     try:
-        return typed(as_today(OmegaConf.to_container(OmegaConf.load(path))))
-    except (OSError, OmegaConfBaseException, AttributeError, TypeError) as error:
+        config = typed(as_today(values))
+    except (OmegaConfBaseException, AttributeError, TypeError) as error:
         raise ConfigError(f"{path}: not a run's configuration: {str(error).splitlines()[0]}") from error
+    if missing := sorted(OmegaConf.missing_keys(config)):
+        raise ConfigError(f"{path}: not a run's configuration: {missing[0]} is missing")
+    return config
 
 
 def typed(values: dict[str, Any]) -> DictConfig:

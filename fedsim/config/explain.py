@@ -12,8 +12,10 @@ from hydra.errors import (
     OverrideParseException,
 )
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from fedsim.config.keys import known_keys, misplaced, refusal
+from fedsim.config.yamlfile import broken
 from fedsim.errors import FedsimError, hint
 
 _CONVERT = re.compile(
@@ -40,6 +42,8 @@ def explain(error: Exception, overrides: Sequence[str] = ()) -> str:
         return _constructor(error, overrides)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         return _option(error)
+    if isinstance(error, YAMLError):
+        return broken(error)
     text = str(error)
     if "Ambiguous value for argument" in text:
         return f"{_quoted(text)}: several values need a sweep; add -m"

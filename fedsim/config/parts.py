@@ -25,8 +25,8 @@ def part(node: Any, what: str, **given: Any) -> Any:
     """Instantiate a configuration node; ``given`` is passed where the target accepts it and the node does not set it.
 
     Raises:
-        ConfigError: if the target cannot be found or refuses its arguments, or an option of one of fedsim's own parts is
-            of another type than its signature says; its own ``FedsimError`` passes through.
+        ConfigError: if the target cannot be found or refuses its arguments, or an option of one of fedsim's own parts
+            is of another type than its signature says; its own ``FedsimError`` passes through.
     """
     check_types(node, what)
     try:
@@ -64,7 +64,7 @@ def _hints(target: str) -> dict[str, Any]:
     """Types of the parameters of what ``target`` names."""
     try:
         thing = get_object(target)
-        return get_type_hints(thing if is_dataclass(thing) or not isinstance(thing, type) else thing.__init__)
+        return get_type_hints(thing if is_dataclass(thing) or not inspect.isclass(thing) else thing.__init__)
     except Exception:  # building it will say why
         return {}
 

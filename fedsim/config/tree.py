@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.version import VersionBase
 
 from fedsim.config.schema import ENGINES, RunConfig
-from fedsim.errors import ConfigError
+from fedsim.errors import ConfigError, shadow
 
 VERSION_BASE = "1.3"  # of Hydra
 
@@ -24,12 +23,10 @@ def register() -> None:
     """Make the types known to Hydra; calling it again changes nothing.
 
     Raises:
-        ConfigError: if another package named ``conf`` comes first on Python's path.
+        ConfigError: if another package named ``conf``, ``clients`` or ``strategies`` comes first on Python's path.
     """
-    found, own = find_spec("conf"), Path(__file__).resolve().parents[2] / "conf"
-    if found is None or not found.origin or Path(found.origin).resolve().parent != own:
-        where = found.origin if found else None
-        raise ConfigError(f"the package 'conf' of fedsim ({own}) is hidden by {where}; rename that one")
+    if (hidden := shadow()) is not None:
+        raise ConfigError(hidden)
     store = ConfigStore.instance()
     store.store(name="run_schema", node=RunConfig, provider="fedsim")
     for name, node in ENGINES.items():

@@ -19,8 +19,8 @@ from fedsim.config.compose import compose
 from fedsim.errors import ConfigError, EngineError
 from fedsim.flower.options import deployable, deployed, own_folder
 from fedsim.flower.processes import Federation
-from fedsim.run.assembly import describe
 from fedsim.run.key import finished
+from fedsim.run.logged import describe
 from fedsim.tracking import read_rows
 from fedsim.tracking.console import ConsoleTracker
 

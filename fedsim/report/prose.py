@@ -9,6 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from fedsim.errors import headline
 from fedsim.report.runs import Group, Run, flatten, settings_of
 from fedsim.report.tables import html_table
 
@@ -225,9 +226,8 @@ def _about(found: Sequence[tuple[int, Mapping[str, Any]]]) -> list[str]:
 
 
 def _short(text: Any) -> str:
-    """The last line of a traceback, else the first line, cut to ``MAX_REASON`` characters."""
-    lines = str(text).strip().splitlines() or [""]
-    line = lines[-1] if lines[0].startswith("Traceback") else lines[0]
+    """The line that says what happened, cut to ``MAX_REASON`` characters."""
+    line = headline(str(text))
     return line if len(line) <= MAX_REASON else line[: MAX_REASON - 1] + "…"
 
 

@@ -16,11 +16,13 @@ from typing import Any
 
 from fedsim.config.moved import as_today
 from fedsim.config.roles import telling
-from fedsim.errors import FedsimError
+from fedsim.config.yamlfile import read_yaml
+from fedsim.errors import ConfigError, DataError, FedsimError
 from fedsim.tracking.rows import from_json, read_rows
 
 log = logging.getLogger(__name__)
 
+NUMBERS = ("round", "accuracy", "loss", "bytes_up", "bytes_down", "seconds", "sim_seconds", "joules")
 # Said by the method's name, unless runs of one method differ in it.
 _NAMED = re.compile(r"(strategy|code)\.|.*_target_$")
 # What clients weigh decides which objective is minimised: shown wherever the runs at hand differ in it.
@@ -95,18 +97,29 @@ def load_runs(dirs: Iterable[str | Path]) -> list[Run]:
     """The runs in ``dirs``: run folders, or folders that hold some at any depth.
 
     Folders that cannot be read, and places without a run, are named in a warning and skipped.
+
+    Raises:
+        ConfigError: if no run can be read, with the first reason.
     """
     runs: dict[Path, Run] = {}
+    problems: list[str] = []
     for place in map(Path, dirs):
         found = False
-        for folder in _run_folders(place):
+        for folder in _run_folders(place, problems):
             found = True
             try:
                 runs.setdefault(folder.resolve(), _load(folder))
             except (FedsimError, OSError, ValueError, KeyError, TypeError) as error:
-                log.warning("%s skipped: %s: %s", folder, type(error).__name__, error)
+                said = (
+                    str(error).removeprefix(f"{folder}/") if isinstance(error, FedsimError) else f"{error!r}"
+                )
+                problems.append(f"{folder} skipped: {said}")
         if not found:
-            log.warning("%s: no run folder (with metrics.jsonl) here", place)
+            problems.append(f"{place}: no run folder (with metrics.jsonl) here{_only_checkpoint(place)}")
+    if not runs and problems:
+        raise ConfigError(problems[0] + (f" (and {len(problems) - 1} more)" if problems[1:] else ""))
+    for problem in problems:
+        log.warning("%s", problem)
     return list(runs.values())
 
 
@@ -141,16 +154,21 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
 
 
 def _load(folder: Path) -> Run:
-    from omegaconf import OmegaConf
-
-    config = as_today(OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=True))
-    if not isinstance(config, dict):
-        raise ValueError("config.yaml holds no mapping")
+    plain = as_today(read_yaml(folder / "config.yaml"))
+    if not isinstance(plain.get("seed"), int):
+        raise ConfigError("config.yaml: not a run's configuration: seed is missing")
     end = folder / "summary.json"
-    summary = from_json(end.read_text(encoding="utf-8")) if end.exists() else {}
-    plain = {str(key): value for key, value in config.items()}
+    try:
+        summary = from_json(end.read_text(encoding="utf-8")) if end.exists() else {}
+    except ValueError as error:
+        raise DataError(f"summary.json: damaged ({error})") from error
+    rows = read_rows(folder / "metrics.jsonl")
+    for row in rows:
+        wrong = [k for k in NUMBERS if not isinstance(row.get(k, 0), int | float | None)]
+        if "round" not in row or wrong:
+            raise DataError(f"metrics.jsonl: a row whose {wrong[0] if wrong else 'round'} is no number")
     method = str(summary.get("method") or plain.get("method") or _method(folder, plain))
-    return Run(folder, method, int(plain["seed"]), plain, read_rows(folder / "metrics.jsonl"), summary)
+    return Run(folder, method, plain["seed"], plain, rows, summary)
 
 
 def _method(folder: Path, config: Mapping[str, Any]) -> str:
@@ -162,12 +180,18 @@ def _method(folder: Path, config: Mapping[str, Any]) -> str:
     return target.rpartition(".")[2].lower()
 
 
-def _run_folders(place: Path) -> Iterator[Path]:
-    for folder, below, files in os.walk(place):
+def _run_folders(place: Path, problems: list[str]) -> Iterator[Path]:
+    unread = lambda error: problems.append(f"{error.filename}: cannot be read ({error.strerror})")  # noqa: E731
+    for folder, below, files in os.walk(place, onerror=unread):
         if "metrics.jsonl" in files:
             below.clear()
             yield Path(folder)
         below[:] = sorted(name for name in below if not name.startswith("."))
+
+
+def _only_checkpoint(place: Path) -> str:
+    there = (place / "checkpoint").is_dir()
+    return "; it has a checkpoint, from which the run's own command goes on" if there else ""
 
 
 def settings_of(run: Run) -> dict[str, Any]:

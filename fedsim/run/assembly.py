@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from fedsim.config.compose import plain
 from fedsim.config.parts import part, typed
 from fedsim.config.schema import CheckpointConfig, EvaluationConfig, RayConfig
 from fedsim.data.federated import FederatedData
@@ -18,7 +16,7 @@ from fedsim.engine.base import Engine, SerialEngine
 from fedsim.errors import ConfigError
 from fedsim.run import initial, participants
 from fedsim.run.given import Given
-from fedsim.run.key import method_name, run_dir, run_name
+from fedsim.run.key import run_dir
 from fedsim.run.preparation import plan
 from fedsim.sampling import Population
 from fedsim.sampling.cohort import check_cohorts
@@ -32,7 +30,7 @@ from fedsim.server.loop import Loop
 from fedsim.server.traits import StrategyLike
 from fedsim.task.task import Task
 from fedsim.task.vectors import FlatModel
-from fedsim.tracking import RunInfo, Trackers
+from fedsim.tracking import Trackers
 
 if TYPE_CHECKING:
     from fedsim.system.clock import Clock
@@ -149,17 +147,3 @@ def _cohorts(config: DictConfig, given: Given, method: StrategyLike) -> list[lis
     if method.traits.asynchronous:
         raise ConfigError("cohorts: an asynchronous method starts clients by itself; leave cohorts out")
     return check_cohorts(given.cohorts, config.rounds, config.num_clients)
-
-
-def describe(config: DictConfig, folder: Path, start_round: int) -> RunInfo:
-    """The run's facts for trackers."""
-    return RunInfo(
-        dir=folder,
-        name=run_name(config),
-        group=config.name,
-        method=method_name(config),
-        config=plain(config),
-        rounds=config.rounds,
-        start_round=start_round,
-        tags=tuple(config.tags),
-    )

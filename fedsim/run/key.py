@@ -146,9 +146,9 @@ def finished_in(folder: Path, config: DictConfig) -> Finished | None:
     try:
         summary = json.loads((folder / "summary.json").read_text())
         planned = int(load(folder / "config.yaml").rounds)
-    except (ConfigError, OSError, ValueError):
+        rounds = int(summary.get("rounds", planned))
+    except (ConfigError, OSError, ValueError, AttributeError, TypeError):
         return None  # the run itself will say what is wrong with the folder
-    rounds = int(summary.get("rounds", planned))
     if summary.get("status") != "done" or planned <= rounds < config.rounds:
         return None
     return Finished(folder, summary, rounds, config.rounds)

@@ -16,6 +16,8 @@ from hydra.utils import get_object
 from omegaconf import DictConfig
 
 from fedsim.config import compose as settings
+from fedsim.config.check import check_target
+from fedsim.config.yamlfile import read_yaml
 from fedsim.errors import ConfigError
 from fedsim.report.runs import Run
 from fedsim.run import initial, participants, samples
@@ -34,14 +36,21 @@ COUNTED = ("bytes_down", "bytes_up", "gradients", "forwards")
 
 def compose_system(option: str, overrides: Sequence[str] = ()) -> DictConfig:
     """The ``system`` settings of an option's name or of a YAML file written like one, with ``overrides``."""
-    if not option.endswith((".yaml", ".yml")):
-        return settings.compose([f"system={option}", *overrides])
-    if not Path(option).is_file():
-        raise ConfigError(f"--system {option}: no such file")
+    named = option
     with tempfile.TemporaryDirectory(prefix="fedsim-system-") as folder:
-        (Path(folder) / "system").mkdir()
-        shutil.copy(option, Path(folder) / "system" / "given_file.yaml")
-        return settings.compose(["system=given_file", *overrides, f"hydra.searchpath=[file://{folder}]"])
+        search = list[str]()
+        if option.endswith((".yaml", ".yml")):
+            if not Path(option).is_file():
+                raise ConfigError(f"--system {option}: no such file")
+            read_yaml(Path(option))
+            (Path(folder) / "system").mkdir()
+            shutil.copy(option, Path(folder) / "system" / "given_file.yaml")
+            named, search = "given_file", [f"hydra.searchpath=[file://{folder}]"]
+        config = settings.compose([f"system={named}", *overrides, *search])
+    if not config.system:
+        raise ConfigError(f"--system {option}: holds no devices; type lognormal, phones, table or a file")
+    check_target("system", config.system)
+    return config
 
 
 def reprice(run: Run, system: DictConfig) -> Run:

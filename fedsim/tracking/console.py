@@ -16,6 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from fedsim.errors import headline
 from fedsim.tracking.base import Row, RunInfo, Tracker
 
 FULL_LINES = (
@@ -96,7 +97,7 @@ class ConsoleTracker(Tracker):
         if "accuracy" in self._measured:
             parts.append(f"accuracy {_percent(self._measured['accuracy'])} (best {_percent(self._best)})")
         if reason := summary.get("error") or summary.get("reason"):
-            parts.append(_last_line(str(reason)))
+            parts.append(headline(str(reason)))
         colour = COLOURS.get(status, "red")
         self._print(Text.assemble((self._run.name, "bold"), " ", (status, colour), ": " + ", ".join(parts)))
 
@@ -192,12 +193,7 @@ def _failure(at: int, failure: Mapping[str, Any]) -> Text:
     kind = str(failure.get("kind", "failed"))
     colour = "yellow" if kind.startswith("refus") else "bold red"
     where = f"round {at}: client {failure.get('client')} "
-    return Text.assemble(where, (kind, colour), f": {_last_line(str(failure.get('reason', '')))}")
-
-
-def _last_line(text: str) -> str:
-    """Of a traceback, the line that says what happened."""
-    return (text.strip().splitlines() or ["no reason given"])[-1].strip()
+    return Text.assemble(where, (kind, colour), f": {headline(str(failure.get('reason', '')))}")
 
 
 def _percent(share: float) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, overload
@@ -86,17 +86,25 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
     A cut-off last line (the process was killed while writing) is left out. Raises ``DataError`` naming the
     line if an earlier one is unreadable, and ``FileNotFoundError`` if there is no such file.
     """
-    rows: list[dict[str, Any]] = []
-    lines = Path(path).read_bytes().splitlines()
-    for number, line in enumerate(lines, start=1):
-        try:
-            rows.append(from_json(line))
-        except ValueError as error:
-            if number < len(lines):
+    return list(stream_rows(path))
+
+
+def stream_rows(path: str | Path) -> Iterator[dict[str, Any]]:
+    """The rows of :func:`read_rows`, one at a time: files of clients' rows can be large."""
+    unreadable: tuple[int, ValueError] | None = None
+    with Path(path).open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if unreadable is not None:
+                at, error = unreadable
                 raise DataError(
-                    f"{path}, line {number}: not a JSON object ({error}); remove that line to read the rest"
+                    f"{path}, line {at}: not a JSON object ({error}); remove that line to read the rest"
                 ) from error
-    return rows
+            try:
+                row = from_json(line)
+            except ValueError as error:
+                unreadable = number, error
+            else:
+                yield row
 
 
 def scalars(row: Mapping[str, Any], prefix: str = "") -> dict[str, float]:

@@ -12,10 +12,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from fedsim.engine.cores import available_cores
-from fedsim.errors import EngineError
+from fedsim.errors import ConfigError, EngineError, shadow
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -37,11 +38,14 @@ def connect(config: Any) -> None:
     """Join the cluster at ``engine.address`` or ``RAY_ADDRESS``, or start a Ray of our own; once per process.
 
     Raises:
+        ConfigError: if the working directory holds what would hide a package of fedsim from the workers.
         EngineError: if it can't be started, or no cluster answers at the address.
     """
     global _failure
     import ray
 
+    if (hidden := shadow(Path.cwd())) is not None:  # workers look there first
+        raise ConfigError(hidden)
     if _warming is not None and _warming is not threading.current_thread():
         _warm.wait()
         if _failure is not None:

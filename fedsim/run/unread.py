@@ -50,7 +50,7 @@ def say(config: DictConfig, overrides: Sequence[str]) -> None:
 def typed_keys(overrides: Sequence[str]) -> list[str]:
     """The keys that overrides set, dotted, those of options chosen among them."""
     keys = (o.partition("=")[0].lstrip("+").partition("@")[0] for o in overrides if "=" in o)
-    return [key.replace("/", ".") for key in keys]
+    return list(dict.fromkeys(key.replace("/", ".") for key in keys))
 
 
 def without_effect(config: DictConfig, keys: Sequence[str]) -> Iterator[str]:

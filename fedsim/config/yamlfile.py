@@ -1,0 +1,38 @@
+"""YAML files read, and what is wrong with one said in a line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import MarkedYAMLError, YAMLError
+
+from fedsim.errors import ConfigError
+
+
+def read_yaml(path: Path, what: str = "") -> dict[str, Any]:
+    """The resolved mapping in a YAML file; messages begin with the path and ``what``.
+
+    Raises:
+        ConfigError: naming the file, and the line if it is broken.
+    """
+    try:
+        found = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except YAMLError as error:
+        raise ConfigError(broken(error, f"{path}{what}")) from error
+    except (OSError, OmegaConfBaseException, ValueError) as error:
+        said = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise ConfigError(f"{path}{what}: cannot be read ({said})") from error
+    if not isinstance(found, dict) or not found:
+        raise ConfigError(f"{path}{what}: holds no settings")
+    return {str(key): value for key, value in found.items()}
+
+
+def broken(error: YAMLError, path: str = "") -> str:
+    """``conf/strategy/mine.yaml, line 3: no valid YAML (expected ',' or ']')``."""
+    if not isinstance(error, MarkedYAMLError) or error.problem_mark is None:
+        return f"{path or 'a configuration file'}: no valid YAML ({' '.join(str(error).split())})"
+    mark = error.problem_mark
+    return f"{path or mark.name}, line {mark.line + 1}: no valid YAML ({error.problem})"
