@@ -25,7 +25,7 @@ from fedsim.run.logged import describe, log_finished
 from fedsim.run.needs import check_task
 from fedsim.run.preparation import learning_task, load_data, settle
 from fedsim.run.summary import execute, summarise
-from fedsim.run.unread import refuse_contradictions, say
+from fedsim.run.unread import say
 from fedsim.server.traits import StrategyLike
 from fedsim.task.task import LossFn
 from fedsim.tracking import build as build_trackers
@@ -95,7 +95,6 @@ def simulate(
         ClientError: if a client failed and the policy is to stop. Rows and the last finished round are kept.
     """
     config = compose(overrides)
-    refuse_contradictions(config, overrides)
     if strategy is None:
         say(config, overrides)
     if strategy is not None and not any(o.startswith("method=") for o in overrides):
