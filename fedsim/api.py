@@ -26,7 +26,7 @@ from fedsim.run.logged import describe, log_finished
 from fedsim.run.needs import check_cohort, check_task
 from fedsim.run.preparation import learning_task, load_data, settle
 from fedsim.run.summary import execute, summarise
-from fedsim.run.unread import refuse_contradictions, say
+from fedsim.run.unread import say
 from fedsim.server.traits import StrategyLike
 from fedsim.task.task import LossFn
 from fedsim.tracking import build as build_trackers
@@ -98,7 +98,6 @@ def simulate(
         StrategyError, CallbackError: if code of those is at fault. Rows and the last finished round are kept.
     """
     config = compose(overrides)
-    refuse_contradictions(config, overrides)
     if strategy is None:
         say(config, overrides)
     if strategy is not None and not any(o.startswith("method=") for o in overrides):

@@ -116,10 +116,10 @@ def headline(text: str) -> str:
     tracebacks the last.
     """
     lines = text.strip().splitlines() or ["no reason given"]
-    starts = [at for at, line in enumerate(lines) if "Traceback (most recent call last)" in line]
+    starts = [at for at, line in enumerate(lines) if "Traceback" in line and line.endswith(":")]
     if not starts:
         return lines[0].strip()
-    before = lines[starts[0]].partition("Traceback (")[0]
+    before = lines[starts[0]].partition("Traceback")[0]
     said = next((line for line in lines[starts[-1] + 1 :] if line and not line[0].isspace()), lines[-1])
     return before + said.strip()
 

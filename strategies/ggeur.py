@@ -37,6 +37,7 @@ __all__ = ["GGEUR", "augment", "class_geometry", "class_statistics", "merge_stat
 
 SHAPES = ("global", "own", "none")
 FOLD: Fold = {"n": "stack", "mean": "cat", "factor": "cat"}
+UNREAD = {"total": ("fill", ("paper",))}
 LOST = ("failed", "nonfinite", "dropped")  # a client without statistics: no geometry, no training this time
 
 
@@ -64,10 +65,7 @@ class GGEUR:
         memory_mb: generated rows that a worker keeps between rounds; beyond that they are made batch by batch.
     """
 
-    unread: ClassVar[dict[str, Any]] = {"total": ("fill", ("paper",))}
-    traits: ClassVar[Traits] = Traits(
-        meets_all_clients=True, labels=True, unread=unread
-    )  # and those of ``base``
+    traits: ClassVar[Traits] = Traits(meets_all_clients=True, labels=True, unread=UNREAD)
     base: Strategy
     target: int | None
     per_prototype: int
@@ -101,8 +99,7 @@ class GGEUR:
         fixed = self.base.traits.fixed_sizes
         check(not fixed, "base.steps", "reference", "clients' sizes change here; type own")
         for name in ("target", "per_prototype", "jitter", "noise", "memory_mb"):
-            value = getattr(self, name)
-            check(value is None or value >= 0, name, value, "must not be negative")
+            check((value := getattr(self, name)) is None or value >= 0, name, value, "must not be negative")
         for name in ("energy", "coverage"):
             check(0 < (value := getattr(self, name)) <= 1, name, value, "must lie in (0, 1]")
         for name in ("total", "min_count"):

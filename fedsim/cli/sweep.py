@@ -94,7 +94,7 @@ class RaySweep(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Note which folders the sweep will make; start Ray and export its address."""
-        folder = Path(config.hydra.sweep.dir)
+        folder = Path(str(OmegaConf.select(config, "hydra.sweep.dir", default=".")))
         self.made = [place for place in (folder, *folder.parents) if not place.exists()]
         if not _needs_ray(config):
             return

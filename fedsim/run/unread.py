@@ -26,24 +26,23 @@ _NOT_SET: Sequence[
 
 
 def refuse_contradictions(config: DictConfig, overrides: Sequence[str]) -> None:
-    """Refuse epochs typed where the number of steps is given: only one of them can say how long clients train.
+    """Refuse epochs and steps typed on one command line: only one says how long clients train.
+
+    Where the steps are a preset of the method, or in Python, where lists of settings are put together, that is said
+    and no more: sweeps give one setting to many methods.
 
     Raises:
         ConfigError: naming both.
     """
-    steps = config.client.steps
-    for key in ("client.epochs", "client.min_epochs"):
-        value = OmegaConf.select(config, key)
-        if steps is not None and value is not None and key in typed_keys(overrides):
-            raise ConfigError(
-                f"{key}={value}: without effect, since client.steps={steps} says how long clients train; leave one of "
-                "them out (client.steps=null turns steps off)"
-            )
+    keys = typed_keys(overrides)
+    for line in _epochs(config, keys) if "client.steps" in keys else ():
+        raise ConfigError(line)
 
 
 def say(config: DictConfig, overrides: Sequence[str]) -> None:
     """A line for every setting among ``overrides`` that nothing will read."""
-    for line in without_effect(config, typed_keys(overrides)):
+    keys = typed_keys(overrides)
+    for line in (*_epochs(config, keys), *without_effect(config, keys)):
         log.warning("%s", line)
 
 
@@ -70,6 +69,17 @@ def without_effect(config: DictConfig, keys: Sequence[str]) -> Iterator[str]:
                 reason = f"{prefix}.{other}={'null' if node.get(other) is None else node.get(other)}"
                 yield f"{_shown(config, f'{prefix}.{name}')}: without effect; {reason} does not read it"
         node, prefix, first = node.get("base"), f"{prefix}.base", False
+
+
+def _epochs(config: DictConfig, keys: Sequence[str]) -> Iterator[str]:
+    steps = config.client.steps
+    for key in ("client.epochs", "client.min_epochs"):
+        value = OmegaConf.select(config, key)
+        if steps is not None and value is not None and key in keys:
+            yield (
+                f"{key}={value}: without effect, since client.steps={steps} says how long clients train; leave one of "
+                "them out (client.steps=null turns steps off)"
+            )
 
 
 def _of_method(config: DictConfig, keys: Sequence[str], traits: Any) -> Iterator[str]:
