@@ -29,10 +29,15 @@ def as_update(owner: object, method: str, found: object) -> Update:
         raise ClientError(returned(owner, method, found, EXAMPLE))
     weight, metrics = found.weight, found.metrics
     state = {} if found.state is None else found.state
-    parts = {"arrays": found.arrays, "values": found.values, "metrics": metrics, "state": state}
-    for name, part in parts.items():
-        if part.__class__ is not dict and not isinstance(part, Mapping):
-            raise ClientError(returned(owner, method, part, "a dict with names", f"Update({name}=...)"))
+    if not (found.arrays.__class__ is found.values.__class__ is metrics.__class__ is state.__class__ is dict):
+        for name, part in (
+            ("arrays", found.arrays),
+            ("values", found.values),
+            ("metrics", metrics),
+            ("state", state),
+        ):
+            if not isinstance(part, Mapping):
+                raise ClientError(returned(owner, method, part, "a dict with names", f"Update({name}=...)"))
     if weight.__class__ not in PLAIN:
         weight = _number(owner, method, "weight", weight)
     if weight < 0:

@@ -17,7 +17,7 @@ from fedsim.errors import ConfigError
 from fedsim.local.interface import ClientLike
 from fedsim.local.kinds import Classes
 from fedsim.sampling.rules import Sampler
-from fedsim.server.traits import StrategyLike, Traits, missing
+from fedsim.server.traits import ChecksCohort, StrategyLike, Traits, missing
 from fedsim.task.heads import HeadSlots, check_body, check_features
 from fedsim.task.layout import Layout
 from fedsim.task.task import Task
@@ -103,7 +103,8 @@ def check_cohort(method: StrategyLike, config: DictConfig, cohorts: Sequence[Seq
         ConfigError: naming both settings, and what to type.
     """
     size = config.clients_per_round if cohorts is None else max(map(len, cohorts), default=0)
-    method.check_cohort(min(size, config.num_clients), config.num_clients)
+    if isinstance(method, ChecksCohort):
+        method.check_cohort(min(size, config.num_clients), config.num_clients)
 
 
 def check_parts(method: StrategyLike, config: DictConfig, topology: Topology | None) -> None:
