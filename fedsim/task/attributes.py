@@ -195,10 +195,11 @@ def own_layers(model: nn.Module, names: Iterable[str] = ()) -> list[nn.Module]:
     """Layers that may keep something in attributes: not torch's own, unless something is hooked onto them, or they
     are ``names``."""
     named = set(names)
-    return [m for name, m in model.named_modules() if name in named or _is_own(m)]
+    return [m for name, m in model.named_modules() if name in named or is_own(m)]
 
 
-def _is_own(layer: nn.Module) -> bool:
+def is_own(layer: nn.Module) -> bool:
+    """Whether a layer is not torch's own, or something is hooked onto it."""
     hooked = (
         layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
     )

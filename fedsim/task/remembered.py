@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.task import spectral
-from fedsim.task.attributes import LARGE, Attributes, Content, own_layers
-from fedsim.task.fixed import frozen_layers
+from fedsim.task.attributes import LARGE, Attributes, Content, is_own, own_layers
+from fedsim.task.fixed import BATCH_NORM, frozen_layers
 from fedsim.task.habits import Habits
 
 
@@ -21,13 +21,18 @@ class Remembered:
 
     def __init__(self, module: nn.Module, buffers: Tensor, flat: set[str], habits: Habits, loss: object):
         """``flat``: names of the buffers that ``buffers`` (b,) holds."""
-        self._module, self._buffers = module, buffers
+        self._module = module
         self._frozen = frozen_layers(module)
         self._train()
         others = [b for n, b in module.named_buffers() if n not in flat]
         merged: list[Tensor] = [p for n, p in module.named_parameters() if n in set(habits.merges)]
         self._small = [b for b in others if b.numel() <= LARGE] + merged
         self._first = [t.detach().clone() for t in self._small]
+        still = _counted(module)
+        measured = [
+            b for n, b in module.named_buffers() if n not in flat and n not in still and b.numel() <= LARGE
+        ]
+        self._moving = measured + merged + ([] if flat <= still else [buffers])
         self._large = [Content(b) for b in others if b.numel() > LARGE]
         self._norms = spectral.normalised(module)
         self._layers = own_layers(
@@ -64,7 +69,7 @@ class Remembered:
 
         Gives what is to be called before each batch: none sees what another one left.
         """
-        kept = [*self._small, self._buffers, *(c.tensor for c in self._large if c.changed)]
+        kept = [*self._moving, *(c.tensor for c in self._large if c.changed)]
         before = [t.detach().clone() for t in kept]
         first, used = self._training, None
         if not (first.comparable and first.unchanged()):  # maybe in the middle of training
@@ -101,6 +106,12 @@ class Remembered:
         self._module.train()
         for layer in self._frozen:
             layer.training = False
+
+
+def _counted(module: nn.Module) -> set[str]:
+    """Names of BatchNorm's buffers: only training changes them."""
+    norms = [(n, m) for n, m in module.named_modules() if isinstance(m, BATCH_NORM) and not is_own(m)]
+    return {f"{n}.{name}".lstrip(".") for n, m in norms for name in m._buffers}
 
 
 def _copy(to: list[Tensor], values: list[Tensor]) -> None:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from problems import QUIET, classes
+from composing import compose_quickly
+from problems import QUIET, classes, network
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
 import fedsim
+from fedsim.engine.assignments import Plan
+from fedsim.engine.base import SerialEngine
+from fedsim.engine.worker import Worker
 from fedsim.task.layout import Layout
 
 Build = Callable[[], nn.Module]
@@ -157,7 +161,7 @@ class Stateful(nn.Module):
         self.out.weight.data = torch.renorm(self.out.weight.data, 2, 0, 0.8)
         self.mean = 0.9 * self.mean + 0.1 * x.mean(0)
         x = torch.tanh(self.coarse(self.body(x - self.mean))) * self.scale
-        self.h = x.mean(0).detach() if self.h is None else 0.5 * self.h + x.mean(0)
+        self.h = x.mean(0).detach() + (0 if self.h is None else 0.5 * self.h)
         return self.out(x + self.h)
 
 
@@ -171,3 +175,51 @@ def test_one_worker_and_two_give_the_same_bits_as_the_serial_engine() -> None:
     for other in rows[1:]:
         for here, there in zip(rows[0], other, strict=True):
             assert all(here[k] == there[k] for k in ("weights_hash", "loss", "accuracy"))
+
+
+class Fresh(SerialEngine):
+    """Every call on a worker of its own: as far apart as any engine may take them."""
+
+    def start(self, plan: Plan) -> None:
+        super().start(plan)
+        self._plan = plan
+
+    def map(self, method: str, shared: Any, items: Any, costs: Any = None) -> Iterator[Any]:
+        for item in items:
+            yield getattr(Worker(self._plan), method)(shared, item)
+
+
+RUNS: dict[str, tuple[Build, tuple[str, ...]]] = {
+    "everything": (Stateful, ()),
+    "masks": (lambda: network("dropout"), ("strategy=scaffold", "strategy.option=1")),  # full gradients first
+    "norms": (lambda: network("bn"), ("strategy=fedrep",)),
+}
+
+
+@pytest.mark.parametrize("kind", RUNS)
+def test_a_worker_that_served_others_computes_what_a_fresh_one_does(kind: str, tmp_path: Path) -> None:
+    build, settings = RUNS[kind]
+    clients, seen = classes(), list[Any]()
+    shared = (
+        "evaluation.every=1",
+        "evaluation.batch_size=3",
+        "evaluation.clients_every=1",
+        "evaluation.holdout=0.2",
+    )
+    for engine in (None, Fresh()):
+        torch.manual_seed(0)
+        config = compose_quickly(
+            (
+                *QUIET,
+                *shared,
+                *settings,
+                "rounds=3",
+                "clients_per_round=5",
+                f"dir={tmp_path}/{len(seen)}",
+                "engine=serial",
+                "engine.chunks=5",
+            )
+        )
+        result = fedsim.api.run(config, engine=engine, model=build(), clients=clients, test=clients[0])
+        seen.append([[row[k] for k in ("weights_hash", "loss", "clients/loss")] for row in result.rows])
+    assert seen[0] == seen[1]
