@@ -22,6 +22,8 @@ from fedsim.exchange.payload import Message
 from fedsim.server.exchanges import Server
 from fedsim.server.round import Round
 from fedsim.server.traits import Traits
+from fedsim.task.layout import Layout
+from fedsim.task.task import Task
 from fedsim.task.vectors import Weights
 from fedsim.topology.links import arrivals
 from fedsim.topology.mixing import SCHEMES, Mixing, mixing
@@ -104,6 +106,16 @@ class Peers(Strategy):
 
     def check_cohort(self, size: int, most: int) -> None:
         """Peers aggregate what their neighbours send: see ``init``, where the graph is known."""
+
+    def setup(self, task: Task, layout: Layout) -> None:
+        """Refuse a ``scope`` that fits no tensor."""
+        correction = self.correction
+        if correction is not None and not any(correction.covers(s.name, s.shape) for s in layout.params):
+            names = ", ".join(s.name for s in layout.params[:4])
+            raise ConfigError(
+                f"strategy.scope={self.scope}: fits no tensor of the model ({names}, ...); give matrices, all, or a "
+                "regular expression on their names"
+            )
 
     def init(self, server: Server) -> State:
         """Every peer's first model."""

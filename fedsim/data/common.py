@@ -56,6 +56,10 @@ def image_options(dataset: Dataset, *, augment: bool | Augment, subset: int | No
     if augment is True:
         dataset = replace(dataset, augment=flip_and_crop())
     elif augment is not False:
+        if not callable(augment):
+            raise DataError(
+                f"data.augment={augment}: give true, false, or a _target_ such as fedsim.data.warps.CatMap"
+            )
         dataset = replace(dataset, augment=augment)
     return dataset if subset is None else take(dataset, subset)
 

@@ -13,6 +13,8 @@ from fedsim.cli.main import command
 from fedsim.errors import ConfigError, headline
 from fedsim.run.key import run_dir
 
+WRITTEN = "settings are written KEY=VALUE (fedsim --help)"
+
 
 @pytest.mark.parametrize(
     ("argv", "flags", "settings"),
@@ -41,10 +43,10 @@ def test_flags_come_first(argv: str, flags: str, settings: str) -> None:
         ("strategy=fedspeed --rho 0.1", "--rho 0.1: settings have no dashes; type strategy.rho=0.1"),
         ("--strategy fedprox", "--strategy fedprox: settings have no dashes; type strategy=fedprox"),
         ("--local-test", "--local-test: settings have no dashes; type evaluation.local_test=VALUE"),
-        ("--multrun", "--multrun: no such flag; nearest is '--multirun'; settings are written KEY=VALUE (fedsim --help)"),
-        ("-x", "-x: no such flag; settings are written KEY=VALUE (fedsim --help)"),
+        ("--multrun", f"--multrun: no such flag; nearest is '--multirun'; {WRITTEN}"),
+        ("-x", f"-x: no such flag; {WRITTEN}"),
     ],
-)  # fmt: skip
+)
 def test_a_setting_with_dashes_is_told_its_form(argv: str, line: str) -> None:
     with pytest.raises(ConfigError) as caught:
         arranged(argv.split())
@@ -54,16 +56,25 @@ def test_a_setting_with_dashes_is_told_its_form(argv: str, line: str) -> None:
 @pytest.mark.parametrize(
     ("argv", "line"),
     [
-        ("rounds=2 -m seed=range(0)", "fedsim: seed=range(0): holds no value; seed=range(3) gives 0, 1 and 2"),
-        ("-m strategy=glob(zz*)", "fedsim: the sweep has no run: a glob(...) or choice(...) in it fits nothing"),
+        (
+            "rounds=2 -m seed=range(0)",
+            "fedsim: seed=range(0): holds no value; seed=range(3) gives 0, 1 and 2",
+        ),
+        (
+            "-m strategy=glob(zz*)",
+            "fedsim: the sweep has no run: a glob(...) or choice(...) in it fits nothing",
+        ),
         ("-m clients_per_round=0,30", "fedsim: 2 of 2 jobs failed"),
-        ("client.steps=3 client.epochs=2", "fedsim: client.epochs=2: without effect, since client.steps=3 says how long"),
+        (
+            "client.steps=3 client.epochs=2",
+            "fedsim: client.epochs=2: without effect, since client.steps=3 says",
+        ),
         ("--rounds 5", "fedsim: --rounds 5: settings have no dashes; type rounds=5"),
         ("name=.x", "fedsim: name=.x: must not begin with '.' or '~'"),
         ("report --bogus", "fedsim: fedsim report: the following arguments are required: DIR"),
         ("verify a b", "fedsim: fedsim verify: unrecognized arguments: b; see fedsim verify --help"),
     ],
-)  # fmt: skip
+)
 def test_the_command_says_it_and_leaves_no_folder(
     argv: str, line: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -79,7 +90,8 @@ def test_the_command_says_it_and_leaves_no_folder(
         ("plain", "plain"),
         ("ConfigError: a\nadvice", "ConfigError: a"),
         (
-            "ClientError: client 3 failed in round 2: Traceback (most recent call last):\n  File x\n    y\nValueError: boom\n"
+            "ClientError: client 3 failed in round 2: Traceback (most recent call last):\n  File x\n    y\n"
+            "ValueError: boom\n"
             "more of it\n(failures.policy=skip goes on)",
             "ClientError: client 3 failed in round 2: ValueError: boom",
         ),
@@ -105,7 +117,9 @@ def test_the_headline_is_the_error_and_not_the_advice(text: str, line: str) -> N
         ("-m name=1e5,2e5", ["runs/1e5", "runs/2e5"]),
     ],
 )
-def test_runs_lie_where_they_were_named(argv: str, folders: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_lie_where_they_were_named(
+    argv: str, folders: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     made: list[Path] = []
 
     def run(config: DictConfig) -> SimpleNamespace:

@@ -13,7 +13,14 @@ from fedsim.config.compose import compose
 from fedsim.engine.ray import cluster
 from fedsim.errors import OWN, ConfigError, shadow
 
-HIDING = ["strategies.py", "clients.py", "conf.py", "strategies/__init__.py", "clients/__init__.py", "conf/__init__.py"]
+HIDING = [
+    "strategies.py",
+    "clients.py",
+    "conf.py",
+    "strategies/__init__.py",
+    "clients/__init__.py",
+    "conf/__init__.py",
+]
 
 
 def put(name: str) -> str:
@@ -22,9 +29,7 @@ def put(name: str) -> str:
     file.parent.mkdir(exist_ok=True)
     file.touch()
     theirs = file.parent if file.name == "__init__.py" else file
-    return (
-        f"the package {theirs.stem!r} of fedsim ({OWN / theirs.stem}) is hidden by {theirs}; rename {theirs.name}"
-    )
+    return f"the package {theirs.stem!r} of fedsim ({OWN / theirs.stem}) is hidden by {theirs}; rename {theirs.name}"
 
 
 def forget(name: str, monkeypatch: pytest.MonkeyPatch) -> None:

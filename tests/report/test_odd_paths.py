@@ -52,26 +52,60 @@ def is_folder(name: str) -> Callable[[Path], Any]:
 BROKEN: dict[str, tuple[Callable[[Path], Any], str, str]] = {  # how, what verify and what report say
     "no metrics": (gone("metrics.jsonl"), NONE, HERE),
     "checkpoint only": (only_checkpoint, NONE + CHECKPOINT, HERE + CHECKPOINT),
-    "no config": (gone("config.yaml"), "not a run's configuration: cannot be read (No such file", "config.yaml: cannot be read (No such file"),
-    "config a folder": (is_folder("config.yaml"), "not a run's configuration: cannot be read (Is a dir", "config.yaml: cannot be read (Is a dir"),
-    "config broken": (text("config.yaml", "a: [1\n"), "not a run's configuration, line 2: no valid YAML", "config.yaml, line 2: no valid YAML"),
-    "config empty": (text("config.yaml", ""), "not a run's configuration: holds no settings", "config.yaml: holds no settings"),
-    "config a word": (text("config.yaml", "hello"), "not a run's configuration: Key 'hello'", "config.yaml: not a run's configuration: seed is missing"),
+    "no config": (
+        gone("config.yaml"),
+        "not a run's configuration: cannot be read (No such file",
+        "config.yaml: cannot be read (No such file",
+    ),
+    "config a folder": (
+        is_folder("config.yaml"),
+        "not a run's configuration: cannot be read (Is a dir",
+        "config.yaml: cannot be read (Is a dir",
+    ),
+    "config broken": (
+        text("config.yaml", "a: [1\n"),
+        "not a run's configuration, line 2: no valid YAML",
+        "config.yaml, line 2: no valid YAML",
+    ),
+    "config empty": (
+        text("config.yaml", ""),
+        "not a run's configuration: holds no settings",
+        "config.yaml: holds no settings",
+    ),
+    "config a word": (
+        text("config.yaml", "hello"),
+        "not a run's configuration: Key 'hello'",
+        "config.yaml: not a run's configuration: seed is missing",
+    ),
     "config in part": (text("config.yaml", "seed: 1\n"), "is missing", ""),
     "rows torn": (text("metrics.jsonl", '{"rou\n{"round": 1}\n'), TORN, TORN),
     "rows lists": (text("metrics.jsonl", "[1]\n[2]\n"), TORN, TORN),
-    "rows nameless": (text("metrics.jsonl", "{}\n{}\n"), "no finished round to compare", "metrics.jsonl: a row whose round is no number"),
-    "rows text": (text("metrics.jsonl", '{"round": "x", "weights_hash": 1}\n'), "round 'x' is no number", "a row whose round is no number"),
-    "accuracy text": (text("metrics.jsonl", '{"round": 1, "accuracy": "high"}\n'), "no finished round", "a row whose accuracy is no number"),
+    "rows nameless": (
+        text("metrics.jsonl", "{}\n{}\n"),
+        "no finished round to compare",
+        "metrics.jsonl: a row whose round is no number",
+    ),
+    "rows text": (
+        text("metrics.jsonl", '{"round": "x", "weights_hash": 1}\n'),
+        "round 'x' is no number",
+        "a row whose round is no number",
+    ),
+    "accuracy text": (
+        text("metrics.jsonl", '{"round": 1, "accuracy": "high"}\n'),
+        "no finished round",
+        "a row whose accuracy is no number",
+    ),
     "summary torn": (text("summary.json", '{"status": "do'), "", "summary.json: damaged"),
     "summary a list": (text("summary.json", "[1]"), "", "summary.json: damaged"),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No page is written, and nothing computed again."""
-    monkeypatch.setattr("fedsim.report.page.write_report", lambda groups, frame, out, commands: out / "report.html")
+    monkeypatch.setattr(
+        "fedsim.report.page.write_report", lambda groups, frame, out, commands: out / "report.html"
+    )
     yield
 
 
@@ -114,9 +148,11 @@ def test_a_torn_last_row_is_left_out(capsys: pytest.CaptureFixture[str]) -> None
     ],
 )
 @pytest.mark.parametrize("name", ["report", "verify"])
-def test_a_path_that_is_no_folder(name: str, path: str, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_path_that_is_no_folder(
+    name: str, path: str, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     make(Path("run"))
-    os.symlink("gone", "dangling")
+    Path("dangling").symlink_to("gone")
     assert said(capsys, name, path) == (2, f"fedsim: {line}\n")
 
 
@@ -127,24 +163,38 @@ def test_a_path_that_is_no_folder(name: str, path: str, line: str, capsys: pytes
         (["verify"], "fedsim verify: the following arguments are required: RUN; see fedsim verify --help"),
         (["report", "run", "--target", "90"], "--target 90: must be in [0, 1], as accuracies are"),
         (["report", "run", "--target", "nan"], "--target nan: must be in [0, 1], as accuracies are"),
-        (["report", "run", "--target", "x"], "fedsim report: argument --target: invalid float value: 'x'; see fedsim report --help"),
+        (
+            ["report", "run", "--target", "x"],
+            "fedsim report: argument --target: invalid float value: 'x'; see fedsim report --help",
+        ),
         (["report", "run", "--system", "nope"], "system=nope: no such option; nearest is 'none'"),
-        (["report", "run", "--system", "none"], "--system none: holds no devices; type lognormal, phones, table or a file"),
-        (["report", "run", "--system", "broken.yaml"], "broken.yaml, line 2: no valid YAML (expected ',' or ']', but got '<stream end>')"),
-        (["report", "run", "--system", "own.yaml"], "system: has no _target_, the dotted path of its class (my_module.MyClass)"),
+        (
+            ["report", "run", "--system", "none"],
+            "--system none: holds no devices; type lognormal, phones, table or a file",
+        ),
+        (
+            ["report", "run", "--system", "b.yaml"],
+            "b.yaml, line 2: no valid YAML (expected ',' or ']', but got '<stream end>')",
+        ),
+        (
+            ["report", "run", "--system", "own.yaml"],
+            "system: has no _target_, the dotted path of its class (my_module.MyClass)",
+        ),
         (["report", "empty"], f"empty: {HERE}"),
         (["verify", "empty"], f"empty: {NONE}"),
     ],
-)  # fmt: skip
+)
 def test_odd_arguments(argv: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
     make(Path("run"))
     Path("empty").mkdir()
-    Path("broken.yaml").write_text("a: [1\n")
+    Path("b.yaml").write_text("a: [1\n")
     Path("own.yaml").write_text("a: 1\n")
     assert said(capsys, *argv) == (2, f"fedsim: {line}\n")
 
 
-def test_a_report_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_report_that_cannot_be_written(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def full(*given: Any) -> Path:
         raise OSError(28, "No space left on device")
 

@@ -16,7 +16,8 @@ from fedsim.run.key import Finished
 from fedsim.run.logged import log_finished
 
 WANDB = ("tracker.wandb.mode=offline",)
-TINY = "data=blobs data.num_samples=60 data.num_test=20 model=linear num_clients=3 clients_per_round=2 rounds=2 dir=run".split()
+SMALL = ("data=blobs", "data.num_samples=60", "data.num_test=20", "model=linear")
+TINY = (*SMALL, "num_clients=3", "clients_per_round=2", "rounds=2", "dir=run")
 
 
 def test_tensorboard_gets_the_rows_of_a_finished_run() -> None:
@@ -37,7 +38,9 @@ def test_the_command_says_where_the_rows_went(capsys: pytest.CaptureFixture[str]
     pytest.importorskip("wandb")
     quiet = ["engine=serial", "tracker.plots=false", "tracker.console.mode=quiet", *TINY]
     assert command(quiet) == 0
-    assert command([*quiet, "tracker=wandb", *WANDB, "tracker.plots=false", "tracker.console.mode=quiet"]) == 0
+    assert (
+        command([*quiet, "tracker=wandb", *WANDB, "tracker.plots=false", "tracker.console.mode=quiet"]) == 0
+    )
     assert "already done, skipped: run; its rows are now in run/wandb" in capsys.readouterr().out
     (record,) = Path("run/wandb").glob("*/run-*.wandb")
     logged = history(list(records(record)))
@@ -65,7 +68,9 @@ def test_rows_come_round_by_round_with_those_of_their_clients(monkeypatch: pytes
     folder = Path("run")
     folder.mkdir()
     rows = [{"round": at} for at in (1, 2, 3)]
-    clients = [{"round": at, "client": c, "metric": "loss", "value": 10 * at + c} for at in (1, 3) for c in (0, 1)]
+    clients = [
+        {"round": at, "client": c, "metric": "loss", "value": 10 * at + c} for at in (1, 3) for c in (0, 1)
+    ]
     for name, lines in (("metrics", rows), ("clients", clients)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     monkeypatch.setattr("fedsim.tracking.wandb.WandbTracker", Told)

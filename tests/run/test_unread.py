@@ -6,10 +6,12 @@ import importlib
 import inspect
 import logging
 import pkgutil
+from pathlib import Path
 from typing import Any
 
 import pytest
 from composing import compose_quickly
+from lines import pairs
 from problems import classification
 
 import strategies
@@ -18,31 +20,7 @@ from fedsim.run.unread import refuse_contradictions, typed_keys, without_effect
 FLEET = "system=lognormal"
 
 
-@pytest.mark.parametrize(
-    ("overrides", "line"),
-    [
-        ("client.clip=loss", "client.clip=loss: without effect; add client.clip_norm=10"),
-        ("client.classes_by=random", "client.classes_by=random: without effect; add client.classes=[...]"),
-        ("embed.normalize=true", "embed.normalize=True: without effect; add encoder=..."),
-        ("evaluation.clients_on=domain", "evaluation.clients_on=domain: without effect; add evaluation.clients_every=1"),
-        (f"{FLEET} system.battery.threshold=0.1", "system.battery.threshold=0.1: without effect; add system.devices.battery=WH"),
-        (f"strategy=fedasync {FLEET} strategy.b=3", "strategy.b=3: without effect; strategy.staleness=polynomial does not read it"),
-        (f"strategy=fedbuff {FLEET} strategy.staleness=constant strategy.a=3", "strategy.a=3: without effect; strategy.staleness=constant does not read it"),
-        (f"strategy=fedbuff {FLEET} clients_per_round=3", "clients_per_round=3: without effect; this method starts clients by itself; type strategy.concurrency"),
-        (f"strategy=fedbuff {FLEET} participation=bernoulli", "participation=bernoulli: without effect; this method starts clients by itself; type strategy.concurrency"),
-        ("strategy=gossip_async topology=ring sampling=uniform", "sampling: without effect; peers start by themselves; type strategy.online"),
-        ("strategy=gossip_async topology=ring strategy.churn=3", "strategy.churn=3: without effect; strategy.online=1.0 does not read it"),
-        ("strategy=gossip topology=ring strategy.direction=pull", "strategy.direction=pull: without effect; strategy.fanout=null does not read it"),
-        ("strategy=gossip_fedavg topology=ring strategy.eps=1", "strategy.eps=1: without effect; strategy.averaging=plain does not read it"),
-        ("strategy=centralised sampling=weighted", "sampling: without effect; all samples lie in one place"),
-        ("strategy=fedsgd client.steps=1 client.lr=3", "client.lr=3.0: without effect; clients send one gradient, not a step along it; type strategy.server_lr, strategy.momentum"),
-        ("strategy=fedavgm strategy.tau=1", "strategy.tau=1: without effect; strategy.rule=momentum does not read it"),
-        ("strategy=fedproto strategy.server_lr=2", "strategy.server_lr=2: without effect; strategy.share=prototypes does not read it"),
-        ("strategy=fedbn buffers=local", "buffers=local: without effect; this method has a policy of its own, all_local"),
-        ("strategy=ggeur strategy@strategy.base=fedavgm strategy.base.v0=1 strategy.total=5", "strategy.total=5: without effect; strategy.fill=paper does not read it"),
-        ("strategy=ggeur strategy@strategy.base=fedavgm strategy.base.v0=1", "strategy.base.v0=1: without effect; strategy.base.rule=momentum does not read it"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("overrides", "line"), pairs(Path(__file__).with_name("unread.txt")))
 def test_what_nothing_reads_is_said(overrides: str, line: str) -> None:
     typed = overrides.split()
     assert next(iter(without_effect(compose_quickly(typed), typed_keys(typed)))) == line
@@ -69,7 +47,9 @@ def test_simulate_says_it_and_goes_on(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         classification().run("rounds=1", "client.steps=1", "client.clip=loss")
     said = [r.getMessage() for r in caplog.records]
-    assert said[0].startswith("client.epochs=2: without effect, since client.steps=1 says how long clients train")
+    assert said[0].startswith(
+        "client.epochs=2: without effect, since client.steps=1 says how long clients train"
+    )
     assert said[1:] == ["client.clip=loss: without effect; add client.clip_norm=10"]
 
 
@@ -87,7 +67,9 @@ def test_what_a_class_says_it_does_not_read_are_options_of_it() -> None:
         for kind in vars(importlib.import_module(module.name)).values():
             traits: Any = getattr(kind, "traits", None)
             if inspect.isclass(kind) and traits is not None and kind.__module__ == module.name:
-                options = set(inspect.get_annotations(kind)) | {k for c in kind.__mro__ for k in inspect.get_annotations(c)}
+                options = set(inspect.get_annotations(kind)) | {
+                    k for c in kind.__mro__ for k in inspect.get_annotations(c)
+                }
                 named = {name for option, (other, _) in traits.unread.items() for name in (option, other)}
                 assert named <= options, kind
                 checked += bool(named)

@@ -43,6 +43,10 @@ PEERS = ("topology=ring", "clients_per_round=6")
             "aggregator: under strategy.target=received one hostile model would set the variance",
         ),
         (("strategy=dpsgd", "topology=time_varying"), "metropolis: needs an undirected graph"),
+        (
+            ("strategy=gossip", *PEERS, "strategy.scope=conv"),
+            "strategy.scope=conv: fits no tensor of the model",
+        ),
     ],
 )
 def test_impossible_settings_are_refused(overrides: tuple[str, ...], message: str) -> None:
