@@ -29,13 +29,9 @@ def as_update(owner: object, method: str, found: object) -> Update:
         raise ClientError(returned(owner, method, found, EXAMPLE))
     weight, metrics = found.weight, found.metrics
     state = {} if found.state is None else found.state
-    if not (found.arrays.__class__ is found.values.__class__ is metrics.__class__ is state.__class__ is dict):
-        for name, part in (
-            ("arrays", found.arrays),
-            ("values", found.values),
-            ("metrics", metrics),
-            ("state", state),
-        ):
+    if not all(type(part) is dict for part in (found.arrays, found.values, metrics, state)):
+        named = {"arrays": found.arrays, "values": found.values, "metrics": metrics, "state": state}
+        for name, part in named.items():
             if not isinstance(part, Mapping):
                 raise ClientError(returned(owner, method, part, "a dict with names", f"Update({name}=...)"))
     if weight.__class__ not in PLAIN:

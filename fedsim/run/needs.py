@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from functools import partial
@@ -24,6 +25,8 @@ from fedsim.task.task import Task
 
 if TYPE_CHECKING:
     from fedsim.topology import Topology
+
+log = logging.getLogger(__name__)
 
 ONCE_ATTRIBUTES = (
     "asynchronous",
@@ -169,14 +172,18 @@ def check_task(method: StrategyLike, task: Task, data: FederatedData, buffers: s
     if not layout.batch_norm and not layout.buffer_dim:
         kind = type(task.model).__name__
         if traits.batch_norm:
-            raise ConfigError(
-                f"strategy: {name} keeps BatchNorm with its clients, but {kind} has no such layer, and it would be "
-                "FedAvg; type strategy=fedavg, or a model with BatchNorm (model.norm=batch, model.batch_norm=true)"
+            log.warning(
+                "strategy: %s keeps BatchNorm with its clients, but %s has no such layer, so it is FedAvg; type "
+                "strategy=fedavg, or a model with BatchNorm (model.norm=batch, model.batch_norm=true)",
+                name,
+                kind,
             )
         if traits.buffers is None and buffers != "average":
-            raise ConfigError(
-                f"buffers={buffers}: says what BatchNorm does, but {kind} has no such layer; leave buffers out, or "
-                "type a model with BatchNorm (model.norm=batch, model.batch_norm=true)"
+            log.warning(
+                "buffers=%s: without effect; %s has no BatchNorm; leave buffers out, or type a model with it "
+                "(model.norm=batch, model.batch_norm=true)",
+                buffers,
+                kind,
             )
     if traits.widths and layout.buffer_dim:
         raise ConfigError(

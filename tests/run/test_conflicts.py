@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -48,17 +49,20 @@ def test_a_conflict_is_told_first(overrides: str, line: str, no_data: None) -> N
         ),
         (
             "buffers=local",
-            "buffers=local: says what BatchNorm does, but Network has no such layer; leave buffers out",
+            "buffers=local: without effect; Network has no BatchNorm; leave buffers out",
         ),
-        ("buffers=all_local", "buffers=all_local: says what BatchNorm does, but Network has no such layer"),
+        ("buffers=all_local", "buffers=all_local: without effect; Network has no BatchNorm"),
     ],
 )
-def test_a_policy_for_batchnorm_needs_batchnorm(overrides: str, line: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        classification().run(*overrides.split())
-    assert str(caught.value).startswith(line)
-    assert not Path("runs").exists()
-    classification("bn", model=network("bn")).run(*overrides.split(), "rounds=1")
+def test_a_policy_for_batchnorm_without_batchnorm_is_said(
+    overrides: str, line: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    problem = classification("bn", model=network("bn"))
+    with caplog.at_level(logging.WARNING, logger="fedsim.run.needs"):
+        problem.run(*overrides.split(), "rounds=1")
+        assert not caplog.records
+        classification().run(*overrides.split(), "rounds=1")
+    assert [r.getMessage().startswith(line) for r in caplog.records] == [True]
 
 
 def test_methods_with_a_policy_of_their_own_do_without_batchnorm() -> None:

@@ -67,6 +67,8 @@ def test_the_order_of_rows_does_not_matter(name: str, u: np.ndarray, seed: int) 
 def test_names_and_signs_of_coordinates_do_not_matter(rule: Rule, u: np.ndarray, seed: int) -> None:
     rng = np.random.default_rng(seed)
     order, sign = rng.permutation(u.shape[1]), rng.choice([-1.0, 1.0], u.shape[1])
+    if rule is RULES["bulyan_garfield"]:
+        sign = np.ones_like(sign)  # of two middle values it takes the lower one
     close(rule(u[:, order] * sign), rule(u)[order] * sign)
 
 
