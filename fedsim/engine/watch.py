@@ -103,6 +103,8 @@ class Watch:
     def _object(self, path: str, thing: Any) -> None:
         """All attributes of an object; of the user's clients and layers also those of their classes, and globals."""
         held = getattr(thing, "__dict__", {})
+        if thing is not self.client and _options(thing, held):
+            return
         self._held.append((path, held, dict(held), type(thing)))
         for name, value in list(held.items()):
             if name not in getattr(type(thing), "caches", ()):
@@ -208,6 +210,12 @@ def _same(now: Any, before: Any) -> bool:
         return now is before or bool(now == before)
     except Exception:  # two tensors or arrays
         return False
+
+
+def _options(thing: Any, held: Mapping[str, Any]) -> bool:
+    """Whether ``thing`` is a frozen dataclass of ours that holds nothing but plain settings."""
+    frozen = getattr(getattr(type(thing), "__dataclass_params__", None), "frozen", False)
+    return bool(frozen) and ours(type(thing)) and all(isinstance(value, FIXED) for value in held.values())
 
 
 def _cached(kind: type, name: str) -> bool:

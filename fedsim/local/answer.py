@@ -16,6 +16,7 @@ from fedsim.errors import ClientError, returned
 from fedsim.exchange.payload import Update
 
 PLAIN = (float, int)
+NAMES = ("arrays", "values", "metrics", "state")
 EXAMPLE = 'an Update, e.g. Update({"delta": job.delta(w)}, weight=len(job.data))'
 
 
@@ -29,8 +30,8 @@ def as_update(owner: object, method: str, found: object) -> Update:
         raise ClientError(returned(owner, method, found, EXAMPLE))
     weight, metrics = found.weight, found.metrics
     state = {} if found.state is None else found.state
-    parts = {"arrays": found.arrays, "values": found.values, "metrics": metrics, "state": state}
-    for name, part in parts.items():
+    parts = (found.arrays, found.values, metrics, state)
+    for name, part in zip(NAMES, parts, strict=True):
         if part.__class__ is not dict and not isinstance(part, Mapping):
             raise ClientError(returned(owner, method, part, "a dict with names", f"Update({name}=...)"))
     if weight.__class__ not in PLAIN:
