@@ -78,7 +78,9 @@ def test_the_grid_composes_and_reports(tmp_path: Path, capsys: pytest.CaptureFix
 
 # -- every attack, every method -----------------------------------------------------------------------------------
 
-STRATEGIES = sorted(p.stem for p in CONF.with_name("strategy").glob("*.yaml") if p.stem != "centralised")  # no clients
+STRATEGIES = sorted(
+    p.stem for p in CONF.with_name("strategy").glob("*.yaml") if p.stem != "centralised"
+)  # no clients
 NEEDS = {  # what a method cannot do without
     "fedsgd": ("client.steps=1",),
     "fedbuff": ("system=lognormal",),
