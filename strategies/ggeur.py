@@ -52,10 +52,8 @@ class GGEUR:
         base: the strategy that trains.
         target: rows per class that own rows are filled up to; ``None``: 2000, with several domains 500.
         per_prototype: rows around the class mean of every other domain.
-        energy, scale, boost, jitter: see ``clients.geometry.class_geometry``; defaults as in the paper.
-        coverage: see ``merge_statistics``.
+        energy, scale, boost, jitter: see ``clients.geometry.class_geometry``; ``coverage``: see ``merge_statistics``.
         fill: ``paper``, or ``pool`` of the authors' scripts with ``total`` rows per class (see ``plan_rows``).
-        total: read by ``fill=pool``.
         shape: ``global``; as controls ``own`` (each client's own covariance) and ``none`` (copies).
         refresh: whether late statistics renew the geometry that everybody uses; else they are only kept.
         redraw: new rows every round; else the same ones, as in the authors' code.
@@ -116,9 +114,8 @@ class GGEUR:
         return self.base.folds
 
     def check_cohort(self, size: int, most: int) -> None:
-        """The base's, which takes over the configured aggregator."""
-        if "aggregator" in self.__dict__ and "aggregator" not in vars(type(self.base)):
-            self.base.aggregator = self.__dict__["aggregator"]
+        """The base's."""
+        self._hand_over()
         self.base.check_cohort(size, most)
 
     def setup(self, task: Task, layout: Layout) -> None:
@@ -150,6 +147,7 @@ class GGEUR:
 
     def round(self, server: Server, state: State, round: Round) -> State:
         """Phase 0 for whoever still needs it, then the base's round with the geometry at hand."""
+        self._hand_over()
         cohort = list(round.cohort)
         with server.apart("phase0"):
             state, lost = self._gather(server, state, cohort)
@@ -165,6 +163,11 @@ class GGEUR:
         except TooFewUpdates as thin:
             server.thin(str(thin), whole=True)
             return state  # phase 0 is done, whatever becomes of the round
+
+    def _hand_over(self) -> None:
+        """The configured aggregator is the base's."""
+        if "aggregator" in self.__dict__ and "aggregator" not in vars(type(self.base)):
+            self.base.aggregator = self.__dict__["aggregator"]
 
     def _gather(self, server: Server, state: State, cohort: Sequence[int]) -> tuple[State, set[int]]:
         """Statistics of clients that have not sent any: all at first, later those of the cohort."""

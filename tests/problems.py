@@ -185,9 +185,6 @@ class Recorded:
         """The inner one's, but the policy for BatchNorm is the configured one: tests try others."""
         return replace(self.inner.traits, buffers=None)
 
-    def check_cohort(self, size: int, most: int) -> None:
-        self.inner.check_cohort(size, most)
-
     def setup(self, task: Any, layout: Any) -> None:
         self.layout = layout
         self.inner.setup(task, layout)

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from fedsim.data.federated import FederatedData
 from fedsim.errors import ConfigError
 from fedsim.local.interface import ClientLike
-from fedsim.server.traits import StrategyLike, Traits, missing
+from fedsim.server.traits import ChecksCohort, StrategyLike, Traits, missing
 from fedsim.task.heads import HeadSlots, check_body, check_features
 from fedsim.task.layout import Layout
 from fedsim.task.task import Task
@@ -94,7 +94,8 @@ def check_cohort(method: StrategyLike, config: DictConfig, cohorts: Sequence[Seq
         ConfigError: naming both settings, and what to type.
     """
     size = config.clients_per_round if cohorts is None else max(map(len, cohorts), default=0)
-    method.check_cohort(min(size, config.num_clients), config.num_clients)
+    if isinstance(method, ChecksCohort):
+        method.check_cohort(min(size, config.num_clients), config.num_clients)
 
 
 def check_task(method: StrategyLike, task: Task, data: FederatedData) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from fedsim.errors import ConfigError
 from fedsim.local.kept import POLICIES
@@ -80,9 +80,6 @@ class StrategyLike(Protocol):
     def evaluate_clients(self, server: Server, state: State) -> dict[str, float]:
         """Numbers of all clients' own test samples for the round's row."""
 
-    def check_cohort(self, size: int, most: int) -> None:
-        """Refuse a method that needs more updates than ``clients_per_round=size`` of ``most`` clients give."""
-
     def setup(self, task: Task, layout: Layout) -> None:
         """Once per run, before the engine starts."""
 
@@ -93,6 +90,14 @@ class StrategyLike(Protocol):
     @property
     def traits(self) -> Traits:
         """What it is and needs."""
+
+
+@runtime_checkable
+class ChecksCohort(Protocol):
+    """A strategy that knows how many updates it needs, as all that derive from ``strategies.base.Strategy`` do."""
+
+    def check_cohort(self, size: int, most: int) -> None:
+        """Refuse settings by which ``clients_per_round=size`` of ``most`` clients are never enough."""
 
 
 def missing(thing: object, protocol: type) -> list[str]:
