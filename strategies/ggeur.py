@@ -94,8 +94,12 @@ class GGEUR:
         self.client = GgeurClient(self.base.client, filling, privacy)
 
     def _check(self) -> None:
-        wanted = "must be a strategy; type strategy@strategy.base=fedavg"
-        check(isinstance(self.base, Strategy), "base", self.base, wanted)
+        check(
+            isinstance(self.base, Strategy),
+            "base",
+            self.base,
+            "give a strategy: strategy@strategy.base=fedavg",
+        )
         fixed = self.base.traits.fixed_sizes
         check(not fixed, "base.steps", "reference", "clients' sizes change here; type own")
         for name in ("target", "per_prototype", "jitter", "noise", "memory_mb"):
@@ -105,8 +109,7 @@ class GGEUR:
         for name in ("total", "min_count"):
             check((value := getattr(self, name)) >= 1, name, value, "must be at least 1")
         for name, known in (("scale", SCALES), ("boost", BOOSTS), ("fill", FILLS), ("shape", SHAPES)):
-            value = getattr(self, name)
-            check(value in known, name, value, f"choose one of {', '.join(known)}")
+            check((value := getattr(self, name)) in known, name, value, f"choose one of {', '.join(known)}")
         check(self.clip is None or self.clip > 0, "clip", self.clip, "must be positive")
         check(not self.noise or self.clip is not None, "noise", self.noise, "needs strategy.clip")
 
