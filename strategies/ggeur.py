@@ -94,12 +94,7 @@ class GGEUR:
         self.client = GgeurClient(self.base.client, filling, privacy)
 
     def _check(self) -> None:
-        check(
-            isinstance(self.base, Strategy),
-            "base",
-            self.base,
-            "give a strategy: strategy@strategy.base=fedavg",
-        )
+        check(isinstance(self.base, Strategy), "base", self.base, "type strategy@strategy.base=fedavg")
         fixed = self.base.traits.fixed_sizes
         check(not fixed, "base.steps", "reference", "clients' sizes change here; type own")
         for name in ("target", "per_prototype", "jitter", "noise", "memory_mb"):
