@@ -15,7 +15,7 @@ from lines import pairs
 from problems import classification
 
 import strategies
-from fedsim.run.unread import refuse_contradictions, typed_keys, without_effect
+from fedsim.run.unread import refuse_contradictions, say, typed_keys, without_effect
 
 FLEET = "system=lognormal"
 
@@ -53,11 +53,15 @@ def test_simulate_says_it_and_goes_on(caplog: pytest.LogCaptureFixture) -> None:
     assert said[1:] == ["client.clip=loss: without effect; add client.clip_norm=10"]
 
 
-def test_steps_of_an_experiment_count_too() -> None:
+def test_steps_of_an_experiment_beside_typed_epochs_are_said(caplog: pytest.LogCaptureFixture) -> None:
     typed = ["experiment=gossip_async", "client.epochs=3"]
-    with pytest.raises(Exception, match=r"^client.epochs=3: without effect, since client.steps=1"):
-        refuse_contradictions(compose_quickly(typed), typed)
-    refuse_contradictions(compose_quickly(typed[:1]), typed[:1])
+    refuse_contradictions(compose_quickly(typed), typed)
+    with caplog.at_level(logging.WARNING):
+        say(compose_quickly(typed), typed)
+    assert caplog.records[0].getMessage().startswith("client.epochs=3: without effect, since client.steps=1")
+    both = [*typed, "client.steps=2"]
+    with pytest.raises(Exception, match=r"^client.epochs=3: without effect, since client.steps=2"):
+        refuse_contradictions(compose_quickly(both), both)
     refuse_contradictions(compose_quickly([*typed, "client.steps=null"]), [*typed, "client.steps=null"])
 
 

@@ -125,7 +125,7 @@ def test_phase_0_of_a_thin_round_is_not_done_again() -> None:
         ),
         (
             ("strategy=centralised", "aggregator=trimmed_mean", "aggregator.f=1"),
-            r"trimmed_mean needs 2f \+ 1 = 3 updates, clients_per_round=1 gives 1",
+            "all samples lie in one place, so there is one update; leave it out",
         ),
         (
             ("strategy=ggeur", "aggregator=krum", "aggregator.f=1"),
