@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copyreg
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from fedsim.config.code import Reader
@@ -19,6 +21,14 @@ class Sent(NamedTuple):
     stored: Any
     code: str | None  # digest of the plan's code; None: all of it travels by value, or is not the user's
     modules: tuple[str, ...]  # of the user's, which workers import by themselves
+
+
+def _without_lock(of: cached_property[Any]) -> tuple[Any, ...]:
+    """A cached property of a class that travels by value; before Python 3.12 it holds a lock, which cannot."""
+    return cached_property, (of.func,), {"attrname": of.attrname}
+
+
+copyreg.pickle(cached_property, _without_lock)
 
 
 def send(ray: Any, plan: Plan) -> Sent:
