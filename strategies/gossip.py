@@ -108,9 +108,13 @@ class Peers(Strategy):
         """Peers aggregate what their neighbours send: see ``init``, where the graph is known."""
 
     def setup(self, task: Task, layout: Layout) -> None:
-        """Refuse a ``scope`` that fits no tensor."""
+        """Refuse a ``scope`` that fits no tensor; a model without matrices mixes plainly, which is the default's rule."""
         correction = self.correction
-        if correction is not None and not any(correction.covers(s.name, s.shape) for s in layout.params):
+        if (
+            correction is not None
+            and self.scope != "matrices"
+            and not any(correction.covers(s.name, s.shape) for s in layout.params)
+        ):
             names = ", ".join(s.name for s in layout.params[:4])
             raise ConfigError(
                 f"strategy.scope={self.scope}: fits no tensor of the model ({names}, ...); give matrices, all, or a "

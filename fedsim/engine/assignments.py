@@ -33,6 +33,12 @@ class Plan:
     device: str = "cpu"
     vectorize: str = "auto"
     classes: Classes | None = None  # kinds of clients; None: all alike
+    declared: bool = field(
+        init=False
+    )  # the client's class is ``vectorisable``; a class sent by value may forget it
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "declared", self.client.vectorisable)
 
 
 @dataclass(frozen=True)

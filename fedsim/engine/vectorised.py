@@ -45,7 +45,7 @@ def obstacle(plan: Plan, model: FlatModel) -> str | None:
     client's own, averaged statistics, dropout (whose draws per client cannot be those of the loop), Adam, a model that
     does more than compute."""
     name, layout = type(plan.client).__name__, model.layout
-    if not plan.client.vectorisable:
+    if not plan.declared:
         return (
             f"{name} does not declare that its begin and step are written over (..., d) for many clients "
             "(`vectorisable = True` on the class)"
