@@ -108,7 +108,7 @@ class Peers(Strategy):
         """Peers aggregate what their neighbours send: see ``init``, where the graph is known."""
 
     def setup(self, task: Task, layout: Layout) -> None:
-        """Refuse a ``scope`` that fits no tensor; a model without matrices mixes plainly, which is the default's rule."""
+        """Refuse a ``scope`` that fits no tensor; under ``matrices`` a model that has none is mixed plainly."""
         correction = self.correction
         if (
             correction is not None
