@@ -23,7 +23,7 @@ from fedsim.run.folder import adopt, complete, enter, locked, tidied
 from fedsim.run.given import Given
 from fedsim.run.key import marked, run_dir, run_key, run_name
 from fedsim.run.logged import describe, log_finished
-from fedsim.run.needs import check_cohort, check_task
+from fedsim.run.needs import check_cohort, check_labelled, check_task
 from fedsim.run.preparation import learning_task, load_data, settle
 from fedsim.run.summary import execute, summarise
 from fedsim.run.unread import say
@@ -79,6 +79,8 @@ def simulate(
     model: nn.Module | Callable[[], nn.Module] | None = None,
     clients: Sequence[Pair] | None = None,
     test: Pair | Mapping[str, Pair] | None = None,
+    validation: Pair | None = None,
+    server: Pair | None = None,
     domains: Sequence[str] | None = None,
     loss: LossFn | None = None,
     initial: Mapping[str, Tensor] | None = None,
@@ -109,6 +111,8 @@ def simulate(
         model=model,
         clients=clients,
         test=test,
+        validation=validation,
+        server=server,
         domains=domains,
         loss=loss,
         initial=initial,
@@ -143,6 +147,7 @@ def run(
     method = participants.strategy(config, given.strategy)
     topology = participants.agreed(config, method)
     check_cohort(method, config, given.cohorts)
+    check_labelled(method, config, given)
     mark = given.fingerprint(alone=fresh) + (f"/{config.engine.name}" if engine is not None else "")
     folder, key = run_dir(config), marked(run_key(config), mark)
     with tidied(folder), locked(folder), undisturbed():
@@ -179,7 +184,7 @@ def _run(
             loop.restore(previous)
             loop.history = [r for r in read_rows(folder / "metrics.jsonl") if r["round"] <= loop.done]
         trackers.start(describe(config, folder, loop.done))
-        data.shards.save(folder / "partition.npz")
+        data.dealt.save(folder / "partition.npz")
         if data.local_test is not None:
             data.local_test.save(folder / "local_test.npz")
         if loop.server.clock is not None:

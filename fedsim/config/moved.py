@@ -105,6 +105,14 @@ NAMES: Mapping[str, str] = {  # old dotted name: new dotted name
 ADDED: Mapping[str, Any] = {
     "client.clip_pull": "whole",
     "code": None,
+    "data.labelled": {"at": None, "share": None, "count": None, "per_class": True, "classes": None},
+    "data.server": None,
+    "evaluation.client_validation": 0.0,
+    "evaluation.held_out_clients": 0.0,
+    "evaluation.held_out_steps": 0,
+    "evaluation.validation": 0.0,
+    "exclude": [],
+    "exclude_fill": "substitute",
     "failures.thin_round": "skip",
 }
 # Options that runs of before did not have, by the class that takes them, and the value by which nothing changes

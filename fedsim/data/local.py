@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import repeat
 from typing import NamedTuple
 
 import torch
@@ -39,10 +40,11 @@ class LocalData:
         """Gather positions ``rows`` of this client's samples; augmented when ``rng`` is given. Fresh tensors."""
         x, y = self.samples.x, self.samples.y
         where = self.index.index_select(0, rows).to(x.device)
-        x, y = x.index_select(0, where), y.index_select(0, where)
+        x, y = x.index_select(0, where), None if y is None else y.index_select(0, where)
         if rng is not None and self.augment is not None:
             x = self.augment(x, rng)
-        return Batch(prepare(x, self.dtype, self.normalize), y.to(self.dtype) if y.is_floating_point() else y)
+        floating = y is not None and y.is_floating_point()
+        return Batch(prepare(x, self.dtype, self.normalize), y.to(self.dtype) if floating else y)
 
     def everything(self) -> Batch:
         """All samples in partition order, not augmented."""
@@ -75,7 +77,8 @@ class LocalData:
                 order = order[: min(left, per_epoch) * batch_size]
             for rows in torch.split(order, block) if n > block else (order,):
                 x, y = self.read(rows, draw)
-                yield map(Batch, x.unsafe_split(batch_size), y.unsafe_split(batch_size))
+                ys = repeat(None) if y is None else y.unsafe_split(batch_size)
+                yield map(Batch, x.unsafe_split(batch_size), ys)
             left -= min(left, per_epoch)
 
 

@@ -65,13 +65,26 @@ class Job:
 
     @cached_property
     def data(self) -> LocalData:
-        """This client's training samples."""
+        """This client's training samples; of partly labelled data those with labels."""
         return self.source.client(self.client, self.model.w.dtype)
+
+    @cached_property
+    def unlabelled(self) -> LocalData | None:
+        """Its samples without labels, whose batches have no ``y``; ``None`` where all data have (``data.labelled``)."""
+        return self.source.unlabelled(self.client, self.model.w.dtype)
+
+    @cached_property
+    def validation(self) -> LocalData | None:
+        """What this client may choose by (``evaluation.client_validation``); ``None`` when the run has none."""
+        return self.source.client_validation(self.client, self.model.w.dtype)
 
     @property
     def holdout(self) -> LocalData | None:
-        """What this client is measured on, never trained on (see ``evaluation``); ``None`` when the run has none."""
-        return self.source.client_holdout(self.client, self.model.w.dtype)
+        """What this client is measured on, never trained on (see ``evaluation``); ``None`` when the run has none.
+
+        Where validation or training samples are measured on, those.
+        """
+        return self.source.client_holdout(self.client, self.model.w.dtype, self._measured_on)
 
     @property
     def domain(self) -> int:
@@ -80,8 +93,12 @@ class Job:
 
     @property
     def test(self) -> LocalData | None:
-        """The common test set, if there is one."""
-        return self.source.test_data(self.model.w.dtype)
+        """The common test set, if there is one; the validation set where that is measured on."""
+        return self.source.test_data(self.model.w.dtype, self._measured_on)
+
+    @property
+    def _measured_on(self) -> str:
+        return self.purpose.rpartition("/")[0]  # see ``Server.on``
 
     @property
     def layout(self) -> Layout:
@@ -106,7 +123,10 @@ class Job:
     @property
     def num_steps(self) -> int:
         """Local steps K that ``batches`` will give."""
-        steps = num_steps(self.local, len(self.data), self.epochs, self._smallest)
+        return self._steps_over(self.data)
+
+    def _steps_over(self, data: LocalData) -> int:
+        steps = num_steps(self.local, len(data), self.epochs, self._smallest)
         return steps if self.most_steps is None else min(steps, self.most_steps)
 
     @property
@@ -156,17 +176,24 @@ class Job:
         """``v`` (..., d), in place, with zeros where parameters stay with the client."""
         return self.local_part.zero(v)
 
-    def batches(self, purpose: str = "batches", epochs: int | None = None) -> Iterator[Batch]:
+    def batches(
+        self, purpose: str = "batches", epochs: int | None = None, data: LocalData | None = None
+    ) -> Iterator[Batch]:
         """This round's mini-batches, by the configured epochs or steps, batch size and order.
 
-        Another ``purpose`` gives another order, for a phase of its own; ``epochs`` replaces the configured work. A
-        last batch of one sample is left out where the model has BatchNorm, which cannot train on it.
+        Another ``purpose`` gives another order, for a phase of its own; ``epochs`` replaces the configured work,
+        ``data`` the client's labelled samples (by ``job.unlabelled``, with a ``purpose`` of its own). A last batch of
+        one sample is left out where the model has BatchNorm, which cannot train on it.
         """
-        local, meter = self.local, self.meter
-        for block in self.data.blocks(
+        local, meter, data = self.local, self.meter, self.data if data is None else data
+        for block in data.blocks(
             local.batch_size,
             epochs=self.epochs if epochs is None else epochs,
-            steps=None if epochs is not None else local.steps if self.most_steps is None else self.num_steps,
+            steps=None
+            if epochs is not None
+            else local.steps
+            if self.most_steps is None
+            else self._steps_over(data),
             shuffle=local.shuffle,
             rng=self.rng(purpose),
             smallest=self._smallest,

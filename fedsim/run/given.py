@@ -27,6 +27,8 @@ class Given:
         model: a module, or a factory called under the run's seed; default: ``config.model``.
         clients: one ``(x, y)`` pair per client, instead of ``config.data`` and ``config.partition``.
         test: ``(x, y)`` of the common test set, with ``clients``; or one such pair per domain, by name.
+        validation: ``(x, y)`` of a common validation set, instead of ``evaluation.validation``.
+        server: ``(x, y)`` of labelled samples of the server's own (``server.data``), instead of ``data.server``.
         domains: name of each client's domain, with ``clients``.
         loss: ``(model output, y) -> scalar``, the mean over the batch; default: cross entropy.
         initial: state dict that the run starts from.
@@ -39,6 +41,8 @@ class Given:
     model: nn.Module | Callable[[], nn.Module] | None = None
     clients: Sequence[Pair] | None = None
     test: Pair | Mapping[str, Pair] | None = None
+    validation: Pair | None = None
+    server: Pair | None = None
     domains: Sequence[str] | None = None
     loss: LossFn | None = None
     initial: Mapping[str, Tensor] | None = None
@@ -57,7 +61,10 @@ class Given:
             if self.model is not None:
                 config.model = {"given": _path(self.model)}
             if self.clients is not None:
-                config.data = {"given": f"{len(self.clients)} clients"}
+                roles = {k: v for k in ("labelled", "server") if (v := config.data.get(k)) is not None}
+                if (roles.get("labelled") or {}).get("at") is None:
+                    roles.pop("labelled", None)
+                config.data = {"given": f"{len(self.clients)} clients", **roles}
                 config.partition = {"given": f"{len(self.clients)} clients"}
 
     def fingerprint(self, *, alone: bool = False) -> str:
@@ -73,7 +80,10 @@ class Given:
         tests = (
             list(self.test.values()) if isinstance(self.test, Mapping) else [self.test] if self.test else []
         )
-        pairs = [*(self.clients or ()), *tests]
+        more = {k: v for k in ("validation", "server") if (v := getattr(self, k)) is not None}
+        pairs = [*(self.clients or ()), *tests, *more.values()]
+        if more:
+            parts.append("+".join(more))
         if self.domains is not None:
             parts.append(
                 f"domains{list(self.domains)}{list(self.test or ()) if isinstance(self.test, Mapping) else ''}"
