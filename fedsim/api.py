@@ -17,7 +17,7 @@ from fedsim.data.dataset import Pair
 from fedsim.data.federated import FederatedData
 from fedsim.engine.base import Engine
 from fedsim.rng import undisturbed
-from fedsim.run import initial, participants, samples
+from fedsim.run import initial, participants, roles, samples
 from fedsim.run.assembly import assemble, start_engine
 from fedsim.run.folder import adopt, complete, enter, locked, tidied
 from fedsim.run.given import Given
@@ -140,6 +140,7 @@ def run(
     """
     handed["callbacks"] = admitted(handed.get("callbacks", ()))
     given = samples.admitted(config, initial.trainable(config, Given(**handed)))
+    given = roles.handed(given)
     settle(config, given)
     if fresh:
         stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 1_000_000_000:09d}"

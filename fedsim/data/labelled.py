@@ -148,7 +148,7 @@ class Labelled:
 
 
 def _evenly(strata: np.ndarray | None, n: int, count: int, rng: np.random.Generator) -> np.ndarray:
-    """``count`` of the ``n`` samples, ascending positions: of every stratum as many, of a small one all; ties at random."""
+    """``count`` of ``n`` samples, ascending positions: of every stratum as many, of a small one all; ties at random."""
     assert strata is not None
     order = rng.permutation(n)
     place = np.empty(len(order), dtype=np.int64)  # of each sample within its stratum, in random order

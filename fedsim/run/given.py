@@ -81,7 +81,7 @@ class Given:
             list(self.test.values()) if isinstance(self.test, Mapping) else [self.test] if self.test else []
         )
         more = {k: v for k in ("validation", "server") if (v := getattr(self, k)) is not None}
-        pairs = [*(self.clients or ()), *tests, *more.values()]
+        pairs = [*(self.clients or ()), *tests, *([_numbers(t) for t in pair] for pair in more.values())]
         if more:
             parts.append("+".join(more))
         if self.domains is not None:
@@ -98,6 +98,13 @@ class Given:
             if thing is not None:
                 parts.append(f"{name}{_digest(name, thing, alone)}")
         return "/".join(parts)
+
+
+def _numbers(values: Any) -> Tensor:
+    """An array, of text too, as a tensor that tells it from others."""
+    if isinstance(values, Tensor):
+        return values
+    return torch.tensor(list("\0".join(map(str, values.reshape(-1))).encode()), dtype=torch.uint8)
 
 
 def _digest(name: str, thing: Any, alone: bool) -> str:

@@ -23,6 +23,7 @@ from fedsim.data.roles import Part, Roles, by_domain, class_labels, kept, left_o
 from fedsim.data.shards import Shards, holdout
 from fedsim.errors import ConfigError, DataError
 from fedsim.rng import numpy_rng
+from fedsim.run.given import Given
 from fedsim.sampling.exclusion import draw_held_out
 
 NODES = ("labelled", "server")  # of the group `data`, that are no options of its source
@@ -133,14 +134,21 @@ def assigned(
     return found.without(gone) if gone else found
 
 
-def external(config: DictConfig, data: FederatedData, handed: Any) -> FederatedData:
-    """``data`` with the validation and server samples that come from elsewhere: ``handed`` over, or ``data.server``."""
+def handed(given: Given) -> Given:
+    """What was handed over for validation and the server as arrays, whatever holds them."""
+    pairs = {name: getattr(given, name) for name in ("validation", "server")}
+    parts = {name: containers.part(name, pair) for name, pair in pairs.items() if pair is not None}
+    return replace(given, **{name: (p.x, p.y) for name, p in parts.items()})  # type: ignore[arg-type]
+
+
+def external(config: DictConfig, data: FederatedData, given: Given) -> FederatedData:
+    """``data`` with the validation and server samples that come from elsewhere: handed over, or ``data.server``."""
     roles, dataset = data.roles, data.dataset
-    own_loss = handed.loss is not None
-    if handed.validation is not None:
-        roles = replace(roles, validation=_of_pair(dataset, "validation", handed.validation, own_loss))
-    if handed.server is not None:
-        mine = _of_pair(dataset, "server", handed.server, own_loss)
+    own_loss = given.loss is not None
+    if given.validation is not None:
+        roles = replace(roles, validation=_of_pair(dataset, "validation", given.validation, own_loss))
+    if given.server is not None:
+        mine = _of_pair(dataset, "server", given.server, own_loss)
         roles = replace(roles, server=replace(mine, augment=dataset.augment))
     elif config.data.get("server") is not None:
         roles = replace(roles, server=_of_source(config, dataset, own_loss))
