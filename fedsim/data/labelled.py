@@ -35,12 +35,16 @@ class Labelled:
     classes: tuple[int | str, ...] | None = None
 
     @staticmethod
-    def of(node: Mapping[str, Any] | None) -> Labelled | None:
+    def of(node: Any) -> Labelled | None:
         """What the configuration says; ``None`` where all samples have labels.
 
         Raises:
             ConfigError: naming the key, and what to type.
         """
+        if node is not None and not isinstance(node, Mapping):
+            raise ConfigError(
+                f"{KEY}={node}: expected {KEY}={{at: client, share: 0.1}}, or {KEY}.at=client and so on"
+            )
         values = {str(k): v for k, v in (node or {}).items()}
         for name in values:
             if name not in NAMES:

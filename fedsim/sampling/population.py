@@ -74,7 +74,7 @@ class Population:
                 break
         return [c for c in out[:count] if c not in absent] if absent else out[:count]
 
-    def there(self, cohort: Sequence[int], *key: int) -> list[int]:
+    def there(self, cohort: Sequence[int], *key: int, exclude: Collection[int] = ()) -> list[int]:
         """``cohort``, drawn from all who are registered, without those who are absent.
 
         In their places, with ``fill``, the first of a random order keyed by (seed, ``cohort/substitute``, ``key``)
@@ -83,7 +83,7 @@ class Population:
         left = [c for c in cohort if c not in self.absent]
         if (missing := len(cohort) - len(left)) and self.fill and self.participation == "fixed":
             order = self.uniform(numpy_rng(self.seed, "cohort/substitute", *key), BLOCK)
-            left += self.pick(order, missing, set(left))
+            left += self.pick(order, missing, {*left, *exclude})
         return sorted(left)
 
     def uniform(self, rng: np.random.Generator, block: int) -> Iterator[np.ndarray]:

@@ -119,7 +119,8 @@ class Server(Context):
 
         ``measure`` gives losses of candidates on the current model, for rules that ask for them.
         """
-        return self.sampler(self.population, count, *key, exclude=exclude, measure=measure)
+        found = self.sampler(self.population, count, *key, exclude=exclude, measure=measure)
+        return self.population.there(found, *key, exclude=exclude) if self.population.absent else found
 
     def exchange(
         self,

@@ -264,6 +264,26 @@ def test_the_server_has_samples_of_its_own_from_a_source_or_from_python() -> Non
         semi(source, "data.server.num_samples=12", "data.labelled={at: client, share: 0.3}")
 
 
+def test_samples_from_elsewhere_are_embedded_as_the_others() -> None:
+    import fedsim
+
+    x, y = classes((9,), seed=1)[0]
+    settings = [
+        "engine=serial",
+        "tracker=quiet",
+        "num_clients=6",
+        "model=linear",
+        "encoder=random_features",
+        *BLOBS,
+    ]
+    method = Semi(server_lr=1.0, weighting="samples")
+    labelled = "data.labelled={at: client, share: 0.3}"
+    found = fedsim.simulate([*settings, *SHORT, labelled], strategy=method, server=(x, y), validation=(x, y))
+    batch = Semi.server.data.everything()
+    assert batch.x.shape[1] == found.weights[next(iter(found.weights))].shape[1] != 4
+    assert "val/accuracy" in found.rows[0]
+
+
 def test_which_labels_are_there_changes_no_partition_and_hangs_on_the_seed() -> None:
     first, again = (semi("data.labelled={at: client, share: 0.3}").summary for _ in range(2))
     plain = run().summary

@@ -158,6 +158,7 @@ def test_other_classes_have_no_labels_at_all(names: list[Any]) -> None:
     ("values", "said"),
     [
         ({"at": "clients", "share": 0.1}, "data.labelled.at=clients: must be one of client, server"),
+        ("client", "data.labelled=client: expected"),
         ({"share": 0.1}, "data.labelled.share: without effect; add data.labelled.at"),
         ({"at": "client", "share": 1.5}, "data.labelled.share=1.5: must be between 0 and 1"),
         ({"at": "client", "count": 0}, "data.labelled.count=0: must be a whole number"),
@@ -170,7 +171,7 @@ def test_other_classes_have_no_labels_at_all(names: list[Any]) -> None:
         ({"at": "client", "share": 0.1, "per_class": 1}, "data.labelled.per_class=1: must be true or false"),
     ],
 )
-def test_impossible_settings_are_refused(values: dict[str, Any], said: str) -> None:
+def test_impossible_settings_are_refused(values: Any, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         Labelled.of(values)
 
