@@ -113,7 +113,8 @@ class FedLoGeClient(PrivateHeadClient):
         if self.mask == "train":
             return job.class_counts > 0
         assert job.holdout is not None
-        labels = job.holdout.samples.y
+        labels = job.holdout.samples.labels
+        assert labels is not None, "FedLoGe is refused without class labels"
         own = labels[job.holdout.index.to(labels.device)]
         return torch.bincount(own, minlength=job.head.shape[0]) > 0
 

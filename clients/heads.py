@@ -97,7 +97,8 @@ class PrivateHeadClient(SGDClient):
             raise Refusal("no test samples of its own")
         w, rows = job.start(), job.holdout.index
         if "features" in job.message.arrays:
-            labels = job.holdout.samples.y
+            labels = job.holdout.samples.labels
+            assert labels is not None, "heads over features are refused without class labels"
             h, y = job.message.arrays["features"][rows], labels[rows.to(labels.device)]
         else:
             batch = job.holdout.everything()

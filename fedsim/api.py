@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from omegaconf import DictConfig
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fedsim.config.compose import compose
-from fedsim.data.dataset import Pair
+from fedsim.data.dataset import Augment, Dataset, Pair
 from fedsim.data.federated import FederatedData
 from fedsim.engine.base import Engine
 from fedsim.rng import undisturbed
@@ -28,7 +29,7 @@ from fedsim.run.preparation import learning_task, load_data, settle
 from fedsim.run.summary import execute, summarise
 from fedsim.run.unread import say
 from fedsim.server.traits import StrategyLike
-from fedsim.task.task import LossFn
+from fedsim.task.losses import Forward, LossFn
 from fedsim.tracking import build as build_trackers
 from fedsim.tracking import read_rows
 from fedsim.tracking.callbacks import admitted
@@ -77,10 +78,14 @@ def simulate(
     overrides: Sequence[str] = (),
     *,
     model: nn.Module | Callable[[], nn.Module] | None = None,
-    clients: Sequence[Pair] | None = None,
+    clients: Sequence[Any] | None = None,
+    data: Any = None,
     test: Pair | Mapping[str, Pair] | None = None,
     domains: Sequence[str] | None = None,
     loss: LossFn | None = None,
+    metrics: Mapping[str, Any] | None = None,
+    forward: Forward | None = None,
+    augment: Augment | None = None,
     initial: Mapping[str, Tensor] | None = None,
     cohorts: Sequence[Sequence[int]] | None = None,
     strategy: Any = None,
@@ -100,6 +105,8 @@ def simulate(
     config = compose(overrides)
     if strategy is None:
         say(config, overrides)
+    if isinstance(data, Dataset) and data.ids is not None:
+        _by_owner(config, data, overrides)
     if strategy is not None and not any(o.startswith("method=") for o in overrides):
         named = strategy if isinstance(strategy, type) else type(strategy)
         config.method = named.__name__.lower()
@@ -108,9 +115,13 @@ def simulate(
         fresh=config.dir is None,
         model=model,
         clients=clients,
+        data=data,
         test=test,
         domains=domains,
         loss=loss,
+        metrics=metrics,
+        forward=forward,
+        augment=augment,
         initial=initial,
         cohorts=cohorts,
         strategy=strategy,
@@ -118,17 +129,28 @@ def simulate(
     )
 
 
+def _by_owner(config: DictConfig, data: Dataset, overrides: Sequence[str]) -> None:
+    """Where samples say whose they are and nothing else was asked for, each of those is a client."""
+    typed = {o.lstrip("+").partition("=")[0] for o in overrides}
+    if typed & {"partition", "partition/"}:
+        return
+    config.partition = compose(["partition=natural"]).partition
+    if "num_clients" not in typed:
+        config.num_clients = len(set(np.asarray(data.ids).tolist()))
+        config.clients_per_round = min(config.clients_per_round, config.num_clients)
+
+
 def run(
     config: DictConfig,
     *,
     fresh: bool = False,
     engine: Engine | None = None,
-    data: FederatedData | None = None,
+    split: FederatedData | None = None,
     **handed: Any,
 ) -> RunResult:
     """Run a composed configuration; further keyword arguments and errors as in :func:`simulate`.
 
-    ``engine``, instead of a new one of the configured kind, and ``data`` are for whoever runs clients elsewhere.
+    ``engine``, instead of a new one of the configured kind, and ``split`` data are for whoever runs clients elsewhere.
 
     The folder is ``dir``, or follows from the settings; ``fresh`` makes a new one for every call. A run whose folder is
     finished is not run again, a half-finished one continues from its checkpoint, and so does a finished one that is
@@ -147,7 +169,7 @@ def run(
     folder, key = run_dir(config), marked(run_key(config), mark)
     with tidied(folder), locked(folder), undisturbed():
         adopt(folder, config, mark)
-        return _run(config, given, method, topology, folder, key, engine, data)
+        return _run(config, given, method, topology, folder, key, engine, split)
 
 
 def _run(

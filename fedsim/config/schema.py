@@ -185,6 +185,7 @@ class RunConfig:
     strategy: Any = method_key()
     aggregator: Any = method_key()
     client: ClientConfig = method_key()
+    task: Any = problem_key()
     model: Any = problem_key()
     data: Any = problem_key()
     partition: Any = problem_key()

@@ -82,7 +82,7 @@ def select(dataset: Dataset, index: np.ndarray) -> Dataset:
         groups["train"] = {name: column[index] for name, column in groups["train"].items()}
     return replace(
         dataset,
-        train=Samples(dataset.train.x[chosen], dataset.train.y[chosen]),
+        train=Samples(*dataset.train.take(chosen)),
         ids=None if dataset.ids is None else dataset.ids[index],
         groups=groups,
     )

@@ -1,8 +1,10 @@
 """What people hand over as a client's samples: each kind becomes one array of inputs and one of targets, or is refused.
 
-Accepted are pairs ``(x, y)`` of tensors, NumPy arrays, nested lists, pandas frames and series, and map-style
-``torch.utils.data`` data sets and loaders of such pairs. What has more than one reading is refused by client, with
-what to hand over instead.
+Accepted are pairs ``(x, y)`` of tensors, NumPy arrays, nested lists, pandas frames and series, or of trees of such: a
+dict, or a tuple of several inputs. ``y`` may be ``None``. A dict of arrays alone is inputs without targets, unless its
+keys are ``x`` and ``y``. Map-style ``torch.utils.data`` data sets, and loaders of such with their ``collate_fn``, are
+read when their samples are needed, and so are memory-mapped arrays. What has more than one reading is refused by
+client, with what to hand over instead.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset, default_collate
 
+from fedsim.data.dataset import Samples
+from fedsim.data.lazy import Mapped, Read
 from fedsim.errors import DataError
 
 FEW_OPERATIONS = (torch.uint16, torch.uint32, torch.uint64)  # torch computes little with these
@@ -28,9 +32,18 @@ class Part:
     """The samples of one participant: ``x`` and ``y`` (n, ...), and the names of the columns of ``x`` if it has any."""
 
     name: str  # for messages: "client 3", "the test set"
-    x: Array
-    y: Array
+    x: Any  # an array, a tree of arrays
+    y: Any
     columns: tuple[str, ...] = ()
+    read: Read | None = None  # instead of both, samples that are read when they are needed
+
+    @property
+    def plain(self) -> bool:
+        """Whether inputs are one array and targets another."""
+        return isinstance(self.x, Array) and isinstance(self.y, Array)
+
+    def __len__(self) -> int:
+        return len(self.read) if self.read is not None else first_size(self.x)
 
 
 def listed(clients: Any) -> list[Any]:
@@ -54,9 +67,40 @@ def part(name: str, given: Any) -> Part:
     Raises:
         DataError: for a kind that has no single reading; says whose it is and what to hand over.
     """
-    x, y = _pair(name, given)
+    found = _pair(name, given)
+    if isinstance(found, Read):
+        return Part(name, None, None, read=found)
+    x, y = found
     columns = tuple(map(str, x.columns)) if _pandas(x) == "DataFrame" else ()
-    return Part(name, array(f"{name}, x", x), array(f"{name}, y", y), columns)
+    targets = None if y is None else _tree(f"{name}, y", y)
+    inputs = _tree(f"{name}, x", x, len(targets) if isinstance(targets, Array) else None)
+    return Part(name, inputs, targets, columns)
+
+
+def first_size(tree: Any) -> int:
+    """Entries of the first array of a tree."""
+    while isinstance(tree, Mapping | tuple):
+        tree = next(iter(tree.values() if isinstance(tree, Mapping) else tree), ())
+    return len(tree) if tree is not None else 0
+
+
+def _tree(what: str, value: Any, n: int | None = None) -> Any:
+    """``value`` as an array, or a tree of arrays: a dict, or a tuple of several arrays of ``n`` entries each."""
+    if isinstance(value, Mapping):
+        if not value:
+            _refuse(what, "is an empty dict", "hand over its arrays by name")
+        return {str(k): _tree(f"{what}[{k!r}]", v, n) for k, v in value.items()}
+    if isinstance(value, tuple) and _several(value, n):
+        return tuple(_tree(f"{what}[{i}]", v, n) for i, v in enumerate(value))
+    return array(what, value)
+
+
+def _several(value: tuple[Any, ...], n: int | None) -> bool:
+    """Whether a tuple holds arrays of all samples, and not one array for each sample."""
+    if not value or not all(isinstance(v, Tensor | np.ndarray | Mapping) for v in value):
+        return False
+    sizes = {first_size(v) for v in value if isinstance(v, Mapping) or v.ndim}
+    return len(sizes) == 1 and len(value) != next(iter(sizes)) and n in (None, *sizes)
 
 
 def array(what: str, value: Any) -> Array:
@@ -68,10 +112,10 @@ def array(what: str, value: Any) -> Array:
             )
         held = (value.detach() if value.requires_grad else value).cpu()
         found: Array = held.long() if held.dtype in FEW_OPERATIONS else held
-    elif isinstance(value, Mapping):
-        _refuse(
-            what, "is a dict", "hand over one array (n, ...); several inputs per sample are not supported yet"
-        )
+    elif isinstance(value, Mapped):
+        return value  # type: ignore[return-value]  # it stands for a tensor
+    elif type(value) is np.memmap and value.ndim and value.dtype.kind in "biuf" and value.dtype.isnative:
+        return Mapped(value)  # type: ignore[return-value]
     elif hasattr(value, "toarray") and hasattr(value, "nnz"):
         _refuse(what, "is a sparse matrix", "hand over x.toarray()")
     else:
@@ -81,49 +125,53 @@ def array(what: str, value: Any) -> Array:
     return found
 
 
-def _pair(name: str, given: Any) -> tuple[Any, Any]:
-    """The two halves of what a client hands over."""
+def _pair(name: str, given: Any) -> tuple[Any, Any] | Read:
+    """The two halves of what a client hands over, or what they are to be read from."""
+    collate = default_collate
     if isinstance(given, DataLoader):
-        if given.collate_fn is not default_collate:
-            _refuse(name, "is a DataLoader with a collate_fn of its own", "hand over (x, y) as arrays")
-        given = given.dataset  # client.batch_size says how large batches are
+        collate, given = given.collate_fn, given.dataset  # client.batch_size says how large batches are
     kind = type(given).__name__
     if isinstance(given, IterableDataset):
         _refuse(name, f"is a {kind}, which has no length", "read it once and hand over (x, y)")
-    if isinstance(given, TensorDataset):
-        given = given.tensors
+    if isinstance(given, Read):
+        return given
+    if isinstance(given, Samples):
+        return given.x, given.y
+    if isinstance(given, TensorDataset) and collate is default_collate:
+        *inputs, last = given.tensors
+        return (inputs[0] if len(inputs) == 1 else tuple(inputs), last) if inputs else (last, None)
     if isinstance(given, tuple | list):
         if len(given) != 2:
-            _refuse(name, f"is a {kind} of {len(given)}", "hand over (x, y)")
+            _refuse(name, f"is a {kind} of {len(given)}", "hand over (x, y), or (x, None) without targets")
         return given[0], given[1]
     if isinstance(given, Mapping):
-        _refuse(name, f"is a dict with {', '.join(map(str, list(given)[:5]))}", "hand over (x, y)")
+        return (given["x"], given["y"]) if set(given) == {"x", "y"} else (given, None)
     if _pandas(given):
         _refuse(name, f"is a {kind}", "hand over (frame[features], frame[label])")
     if isinstance(given, Tensor | np.ndarray | str | bytes) or not hasattr(given, "__getitem__"):
-        _refuse(name, f"is {kind}", "hand over (x, y): inputs and targets")
-    return _rows_of(name, given)
-
-
-def _rows_of(name: str, data: Any) -> tuple[Any, Any]:
-    """All samples of a map-style data set, read once."""
-    kind = type(data).__name__
-    rows = [data[i] for i in range(len(data))]
-    for i, row in enumerate(rows):
-        if not isinstance(row, tuple | list) or len(row) != 2:
-            _refuse(
-                f"{name}, row {i}", f"of its {kind} is a {type(row).__name__}", "hand over (x, y) as arrays"
-            )
-    if not rows:
-        return [], []
-    if not np.array_equal(np.asarray(rows[0][0]), np.asarray(data[0][0])):
         _refuse(
-            name,
-            f"is a {kind} that gives another first sample each time",
-            "leave random transforms out of it: data are read once, data.augment draws anew for every batch",
+            name, f"is {kind}", "hand over (x, y), inputs and targets; (x, None) where there are no targets"
         )
-    xs, ys = zip(*rows, strict=True)
-    return list(xs), list(ys)
+    return read_rows(name, given, collate)
+
+
+def read_rows(name: str, data: Any, collate: Any = default_collate) -> Read:
+    """A map-style data set, tried on its first samples."""
+    kind = type(data).__name__
+    if not hasattr(data, "__len__"):
+        _refuse(name, f"is a {kind}, which has no length", "read it once and hand over (x, y)")
+    found = Read(data, collate)
+    if len(data):
+        try:
+            found.take(torch.arange(min(2, len(data))))
+        except Exception as error:  # whatever its code or collate_fn raises
+            said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            _refuse(
+                name,
+                f"is a {kind} whose first samples make no batch ({said})",
+                "pad them in a collate_fn: hand over DataLoader(data, collate_fn=...)",
+            )
+    return found
 
 
 def _numpy(what: str, value: Any) -> np.ndarray:
@@ -152,9 +200,7 @@ def _stacked(what: str, rows: Sequence[Any]) -> np.ndarray:
     if any(hasattr(row, "getbands") for row in rows[:1]):
         _refuse(what, "is a list of images", "turn them into arrays (channels, height, width) first")
     if any(isinstance(row, Mapping) for row in rows[:1]):
-        _refuse(
-            what, "is a list of dicts", "hand over one array (n, ...); trees of inputs are not supported yet"
-        )
+        _refuse(what, "is a list of dicts", "hand over one dict with an array (n, ...) by each name")
     try:
         cells = [row.detach().cpu().numpy() if isinstance(row, Tensor) else np.asarray(row) for row in rows]
     except (ValueError, TypeError) as error:
@@ -164,7 +210,7 @@ def _stacked(what: str, rows: Sequence[Any]) -> np.ndarray:
             _refuse(
                 f"{what}, row {i}",
                 f"has shape {cell.shape}, row 0 has {cells[0].shape}",
-                "pad or cut the rows to one shape",
+                "pad or cut the rows to one shape, or hand over a torch Dataset in DataLoader(data, collate_fn=...)",
             )
     return _objects(what, np.stack(cells)) if cells else np.empty(0, dtype=np.float32)
 

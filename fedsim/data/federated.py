@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.data.dataset import Dataset, Samples
+from fedsim.data.dataset import Dataset
 from fedsim.data.local import LocalData
 from fedsim.data.partition import Shards
+from fedsim.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -76,9 +77,8 @@ class FederatedData:
         if device == "cpu":
             return self
         data = self.dataset
-        train = Samples(data.train.x.to(device), data.train.y.to(device))
-        test = None if data.test is None else Samples(data.test.x.to(device), data.test.y.to(device))
-        return replace(self, dataset=replace(data, train=train, test=test))
+        test = None if data.test is None else data.test.to(device)
+        return replace(self, dataset=replace(data, train=data.train.to(device), test=test))
 
     def pooled(self) -> FederatedData:
         """The same samples with one client that holds them all."""
@@ -118,15 +118,20 @@ class FederatedData:
 
     def class_counts(self, client: int) -> np.ndarray:
         """Training samples of ``client`` per class, int64 (C,)."""
-        labels = self.dataset.train.y[torch.as_tensor(self.shards.part(client))]
-        return np.bincount(labels.cpu().numpy(), minlength=self.dataset.num_classes)
+        labels = self.dataset.class_labels()
+        if labels is None:
+            raise DataError(
+                "data: classes cannot be counted, since targets are no class labels, one a sample"
+            )
+        own = labels[torch.as_tensor(self.shards.part(client))]
+        return np.bincount(own.cpu().numpy(), minlength=self.dataset.num_classes)
 
     def all_counts(self) -> np.ndarray | None:
         """Training samples of all clients together per class, int64 (C,); ``None`` where targets are no classes."""
-        data = self.dataset
-        if not data.num_classes or data.train.y.dim() != 1:
+        labels = self.dataset.class_labels()
+        if labels is None:
             return None
-        return np.bincount(data.train.y.numpy()[self.shards.index], minlength=data.num_classes)
+        return np.bincount(labels.numpy()[self.shards.index], minlength=self.dataset.num_classes)
 
     def _rows(self, rows: np.ndarray, dtype: torch.dtype) -> LocalData:
         data = self.dataset

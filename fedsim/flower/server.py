@@ -18,6 +18,7 @@ from fedsim.config.schema import FlowerConfig
 from fedsim.data.dataset import Dataset, Samples
 from fedsim.data.federated import FederatedData
 from fedsim.data.shards import Shards
+from fedsim.data.trees import tree_map
 from fedsim.errors import ConfigError, EngineError
 from fedsim.flower.engine import FlowerEngine
 from fedsim.flower.nodes import Known, Nodes
@@ -50,7 +51,7 @@ def serve(grid: Grid, config: DictConfig) -> RunResult:
     for node in nodes.of.values():
         if why := nodes.check(node):
             raise EngineError(f"client {node.client}, {node.name}: {why}")
-    return run(config, engine=FlowerEngine(grid, nodes, engine, folder), data=data)
+    return run(config, engine=FlowerEngine(grid, nodes, engine, folder), split=data)
 
 
 def _data(config: DictConfig, method: StrategyLike, nodes: Nodes) -> FederatedData:
@@ -68,9 +69,9 @@ def _data(config: DictConfig, method: StrategyLike, nodes: Nodes) -> FederatedDa
 
 def _counted(config: DictConfig, dataset: Dataset, owners: Sequence[Known]) -> FederatedData:
     """What the server knows of data that never come to it: whose they are, how many, and how many of each class."""
-    x, y, total = dataset.train.x, dataset.train.y, sum(node.samples for node in owners)
-    labels = y[:1].expand(total, *y.shape[1:])
-    if dataset.num_classes and y.dim() == 1:
+    (x, y), total = dataset.train.take(torch.arange(1)), sum(node.samples for node in owners)
+    x, y = (tree_map(lambda t: t.expand(total, *t.shape[1:]), tree) for tree in (x, y))
+    if dataset.class_labels() is not None:
         for node in owners:
             if len(node.counts) != dataset.num_classes:
                 raise ConfigError(
@@ -78,8 +79,8 @@ def _counted(config: DictConfig, dataset: Dataset, owners: Sequence[Known]) -> F
                     f"the server's {dataset.num_classes}"
                 )
         counts = torch.tensor([node.counts for node in owners]).flatten()
-        labels = torch.arange(dataset.num_classes).repeat(len(owners)).repeat_interleave(counts).to(y.dtype)
-    train = Samples(x[:1].expand(total, *x.shape[1:]), labels)  # stand-ins of the right shape, never read
+        y = torch.arange(dataset.num_classes).repeat(len(owners)).repeat_interleave(counts).to(y.dtype)
+    train = Samples(x, y)  # stand-ins of the right shape, never read
     ends = np.cumsum([0, *(node.samples for node in owners)]).astype(np.int64)
     shards = Shards(np.arange(total, dtype=np.int64), ends)
     groups = {split: columns for split, columns in dataset.groups.items() if split != "train"}

@@ -70,7 +70,7 @@ class Site:
     def _counts(self) -> list[int]:
         """Samples per class where the data are the node's own: more than their numbers does not leave it."""
         data = self.worker.data
-        if not self.node.own_data or not data.dataset.num_classes or data.dataset.train.y.dim() != 1:
+        if not self.node.own_data or data.dataset.class_labels() is None:
             return []
         return [int(n) for n in data.class_counts(self.node.client)]
 

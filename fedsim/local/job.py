@@ -16,6 +16,7 @@ from fedsim.config.schema import ClientConfig
 from fedsim.data.federated import FederatedData
 from fedsim.data.local import Batch, LocalData
 from fedsim.data.longtail import class_groups
+from fedsim.data.trees import size
 from fedsim.exchange.payload import Payload, Value
 from fedsim.local.kept import LocalPart
 from fedsim.local.meter import Meter
@@ -24,7 +25,7 @@ from fedsim.local.work import local_epochs, num_steps
 from fedsim.task.evaluation import evaluate, mean_of, measured
 from fedsim.task.heads import HeadSlots
 from fedsim.task.layout import Layout
-from fedsim.task.task import Task
+from fedsim.task.task import Task, target
 from fedsim.task.vectors import FlatModel
 
 
@@ -174,7 +175,7 @@ class Job:
             for batch in block:
                 yield batch
                 meter.steps += 1
-                meter.samples += batch.x.shape[0]
+                meter.samples += batch.size
 
     @property
     def _smallest(self) -> int:
@@ -195,8 +196,8 @@ class Job:
         the loss is not logged twice. ``loss(output, y)`` and ``forward(model, x)`` replace the task's.
         """
         meter = self.meter
-        meter.backward(batch.x.shape[0])
-        loss = loss or self.task.loss
+        meter.backward(batch.size)
+        loss, forward = self.task.parts(batch, loss, forward)
         g, value = self.model.grad(w, batch.x, batch.y, loss, again=again, forward=forward)
         self.sgd.idle = self.model.idle
         if not again:
@@ -216,15 +217,15 @@ class Job:
         model, sgd, meter = self.model, self.sgd, self.meter
         if not sgd.plain or w is not model.w:
             return sgd(w, self.grad(w, batch, loss=loss, forward=forward))
-        x, y = batch
-        meter.backward(x.shape[0])
-        value = model.descend(x, y, loss or self.task.loss, sgd.lr, self.local.weight_decay, forward)
+        meter.backward(batch.size)
+        loss, forward = self.task.parts(batch, loss, forward)
+        value = model.descend(batch.x, batch.y, loss, sgd.lr, self.local.weight_decay, forward)
         meter.losses.append(value)
         return w
 
     def forward(self, w: Tensor, x: Tensor, call: Callable[[nn.Module, Tensor], Tensor]) -> Tensor:
         """``call(model, x)`` at ``w`` (d,), without gradient and without touching running statistics."""
-        self.meter.forward(len(x))
+        self.meter.forward(size(x))
         return self.model.apply(w, x, call)
 
     def full_gradient(self, w: Tensor, batch_size: int = 512) -> Tensor:
@@ -235,10 +236,16 @@ class Job:
         return total
 
     def weight(self, weighting: str) -> float:
-        """Aggregation weight: the number of samples (``samples``) or 1 (``uniform``)."""
-        return float(len(self.data)) if weighting == "samples" else 1.0
+        """Aggregation weight: the number of samples (``samples``; of tokens, where the task counts those) or 1
+        (``uniform``)."""
+        if weighting != "samples":
+            return 1.0
+        if self.task.count is None:
+            return float(len(self.data))
+        rows = torch.split(torch.arange(len(self.data)), 512)
+        return sum(self.task.units(target(self.data.read(r)), len(r)) for r in rows)
 
-    def evaluate(self, data: LocalData, w: Tensor | None = None, batch_size: int = 512) -> dict[str, float]:
+    def evaluate(self, data: LocalData, w: Tensor | None = None, batch_size: int = 512) -> dict[str, Any]:
         """Means of loss and metrics on ``data`` of ``w`` (d,), by default the received model.
 
         What this client keeps of normalisation layers is put in place first.
@@ -250,11 +257,11 @@ class Job:
         """The same of ``w`` (d,) with the statistics that the model has at the moment."""
         self.meter.forward(len(data))
         rows = torch.split(torch.arange(len(data)), batch_size)
-        return mean_of(evaluate(self.model, w, data, self.task, rows), self._groups)
+        return mean_of(evaluate(self.model, w, data, self.task, rows), self._groups, self.task)
 
     def score(self, logits: Tensor, y: Tensor) -> dict[str, float]:
         """Means of loss and metrics of ``logits`` (n, C), however they came about, on targets ``y`` (n,)."""
-        return mean_of([measured(self.task, logits, y)], self._groups)
+        return mean_of([measured(self.task, logits, y)], self._groups, self.task)
 
     @property
     def class_counts(self) -> Tensor:

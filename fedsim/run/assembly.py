@@ -113,7 +113,7 @@ def _server(
     config: DictConfig, context: Context, work: Plan, start: FlatModel, engine: Engine, clock: Clock | None
 ) -> Server:
     """The server, with an exchanger and an examiner on the started engine."""
-    data, folder = work.data, run_dir(config)
+    data, test, folder = work.data, work.data.dataset.test, run_dir(config)
     few = VECTORISED_CHUNKS if vectorised.planned(work, start) else 0
     exchanger = Exchanger(
         context=context,
@@ -126,7 +126,8 @@ def _server(
     examiner = Examiner(
         context=context,
         engine=engine,
-        test_labels=None if data.dataset.test is None else data.dataset.test.y[data.test_rows],
+        test_size=0 if test is None else len(test),
+        test_labels=None if test is None or test.labels is None else test.labels[data.test_rows],
         test_domains=data.test_domains,
         eval_batch=config.evaluation.batch_size,
     )

@@ -12,11 +12,12 @@ from omegaconf import DictConfig, open_dict
 from torch import Tensor, nn
 
 from fedsim.config.code import digest
-from fedsim.data.dataset import Pair
+from fedsim.data.dataset import Augment, Pair
+from fedsim.data.rows import content_hash
 from fedsim.errors import ConfigError
 from fedsim.rng import hash_tensors
 from fedsim.run.key import spans_run
-from fedsim.task.task import LossFn
+from fedsim.task.losses import Forward, LossFn
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,16 @@ class Given:
 
     Args:
         model: a module, or a factory called under the run's seed; default: ``config.model``.
-        clients: one ``(x, y)`` pair per client, instead of ``config.data`` and ``config.partition``.
-        test: ``(x, y)`` of the common test set, with ``clients``; or one such pair per domain, by name.
+        clients: one ``(x, y)`` pair per client, instead of ``config.data`` and ``config.partition``; ``x`` and ``y``
+            may be trees, ``y`` may be ``None``, and a torch data set or data loader stands for a pair.
+        data: the samples of all, to be split by ``config.partition``: as one client's, or a ``fedsim.data.Dataset``.
+        test: ``(x, y)`` of the common test set, with ``clients`` or ``data``; or one such pair per domain, by name.
         domains: name of each client's domain, with ``clients``.
-        loss: ``(model output, y) -> scalar``, the mean over the batch; default: cross entropy.
+        loss: ``(model output, y) -> scalar``, or ``(model, batch) -> scalar``, the mean over the batch; default: what
+            ``config.task`` says.
+        metrics: by name, functions ``(output, y)`` that return a mean or (sum, count), or torchmetrics objects.
+        forward: ``(model, x) -> output``; default: a dict is passed by keyword, a tuple by position.
+        augment: ``(raw batch x, generator) -> x``, applied to training batches.
         initial: state dict that the run starts from.
         cohorts: client ids of each round, instead of sampling.
         strategy: a strategy object or class, instead of ``config.strategy``.
@@ -37,10 +44,14 @@ class Given:
     """
 
     model: nn.Module | Callable[[], nn.Module] | None = None
-    clients: Sequence[Pair] | None = None
+    clients: Sequence[Any] | None = None
+    data: Any = None
     test: Pair | Mapping[str, Pair] | None = None
     domains: Sequence[str] | None = None
     loss: LossFn | None = None
+    metrics: Mapping[str, Any] | None = None
+    forward: Forward | None = None
+    augment: Augment | None = None
     initial: Mapping[str, Tensor] | None = None
     cohorts: Sequence[Sequence[int]] | None = None
     strategy: Any = None
@@ -59,6 +70,8 @@ class Given:
             if self.clients is not None:
                 config.data = {"given": f"{len(self.clients)} clients"}
                 config.partition = {"given": f"{len(self.clients)} clients"}
+            if self.data is not None:
+                config.data = {"given": type(self.data).__name__}
 
     def fingerprint(self, *, alone: bool = False) -> str:
         """Identifies the handed-over parts in a checkpoint, code and values; empty if there are none.
@@ -79,12 +92,15 @@ class Given:
                 f"domains{list(self.domains)}{list(self.test or ()) if isinstance(self.test, Mapping) else ''}"
             )
         if pairs:
-            parts.append("data" + hash_tensors(torch.as_tensor(t) for pair in pairs for t in pair))
+            parts.append("data" + content_hash(pairs))
+        if self.data is not None:
+            parts.append("split" + content_hash([self.data]))
         if self.initial is not None:
             parts.append("initial" + hash_tensors(torch.as_tensor(t) for t in self.initial.values()))
         if self.cohorts is not None:
             parts.append(f"cohorts{[list(map(int, c)) for c in self.cohorts]}")
-        for name, thing in (("strategy", self.strategy), ("loss", self.loss)):
+        own = ("strategy", "loss", "metrics", "forward", "augment")
+        for name, thing in ((name, getattr(self, name)) for name in own):
             if thing is not None:
                 parts.append(f"{name}{_digest(name, thing, alone)}")
         return "/".join(parts)

@@ -156,8 +156,8 @@ def check_task(method: StrategyLike, task: Task, data: FederatedData, buffers: s
     Raises:
         ConfigError: naming what is missing, and what to type.
     """
-    traits, name, train = method.traits, type(method).__name__, data.dataset.train
-    if traits.labels and (not data.dataset.num_classes or train.y.dim() != 1):
+    traits, name = method.traits, type(method).__name__
+    if traits.labels and data.dataset.class_labels() is None:
         raise ConfigError(
             f"data: {name} needs class labels, one a sample, which this data set has not; "
             "give whole numbers from 0, or type strategy=fedavg"

@@ -107,8 +107,7 @@ def clock(config: DictConfig, task: Task, data: FederatedData, size: int) -> Clo
     dtype = DTYPES[config.dtype]
 
     def measure() -> Cost:
-        batch = example(data, dtype)
-        return count_flops(copy.deepcopy(task.model).to(dtype), batch.x, batch.y, task.loss)
+        return count_flops(task, dtype, example(data, dtype))
 
     copies = 3  # of the parameters while training: the model, its gradient, what was received
     memory = copies * size * dtype.itemsize / 1e6

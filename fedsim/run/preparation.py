@@ -15,21 +15,23 @@ from fedsim.data.federated import FederatedData
 from fedsim.engine.assignments import Plan
 from fedsim.engine.base import pick_device
 from fedsim.errors import ConfigError
-from fedsim.run import initial, participants, samples, trial
+from fedsim.run import initial, participants, samples, tasks, trial
 from fedsim.run.given import Given
 from fedsim.run.resolve import resolve
 from fedsim.sampling.cohort import check_cohorts
 from fedsim.server.traits import StrategyLike
 from fedsim.system.clock import Clock
-from fedsim.task.habits import UNKNOWN
+from fedsim.task.losses import own_loss
 from fedsim.task.rehearsal import rehearsed
-from fedsim.task.task import Task, cross_entropy
+from fedsim.task.task import Task
 
 
 def settle(config: DictConfig, given: Given) -> None:
     """Settings that follow from what was handed over; then every setting is checked."""
-    if given.test is not None and given.clients is None:
-        raise ConfigError("test: give it together with clients")
+    if given.test is not None and given.clients is None and given.data is None:
+        raise ConfigError("test: give it together with clients or data")
+    if given.data is not None and given.clients is not None:
+        raise ConfigError("data: give either data, to be split, or clients")
     if given.clients is not None:
         if not len(given.clients):
             raise ConfigError("clients: the list is empty; give one (x, y) pair per client")
@@ -52,11 +54,16 @@ def load_data(config: DictConfig, given: Given, method: StrategyLike) -> Federat
     """Clients as handed over, or the configured source, split; all in one place if that is what the method is for."""
     if given.clients is not None:
         data = samples.given_clients(
-            config, given.clients, given.test, given.domains, given.classes, given.model
+            config, given.clients, given.test, given.domains, given.classes, given.model, given.augment
         )
+    elif given.data is not None:
+        data = samples.split(config, samples.as_taken(config, given.data, given.model))
     else:
-        own_loss = given.loss is not None
-        data = samples.split(config, samples.dataset(config, given.model, own_loss=own_loss))
+        raw = tasks.kind(config, given).raw
+        found = samples.dataset(config, given.model, own_loss=raw)
+        if given.augment is not None:
+            found = replace(found, augment=given.augment)
+        data = samples.split(config, found)
     if config.encoder:
         device = pick_device(config.engine.device)
         made = embedded(data.dataset, config.encoder, typed(config.embed, EmbedConfig), device)
@@ -70,12 +77,17 @@ def learning_task(config: DictConfig, given: Given, data: FederatedData) -> Task
     if given.initial is not None:
         model = initial.initialised(model, given.initial, initial.DTYPES[config.dtype])
     by_class = samples.classes_to_count(config, data.dataset)
-    loss, dtype = given.loss or cross_entropy, initial.DTYPES[config.dtype]
-    trial.check(data, model, loss, dtype)
+    kind, dtype = tasks.kind(config, given), initial.DTYPES[config.dtype]
     example = samples.example(data, dtype)
-    classes = data.dataset.num_classes
-    habits = rehearsed(model, loss, example.x, example.y, dtype) if len(example.x) else UNKNOWN
-    return Task(model, loss, by_class=by_class, example=example.x, num_classes=classes, habits=habits)
+    known = {"by_class": by_class, "num_classes": data.dataset.num_classes, "example": example.x}
+    if not example.size:
+        return tasks.task_of(kind, model, **known)
+    output = trial.check(data, model, kind, example, dtype)
+    task = tasks.task_of(kind, model, output, **known)
+    if kind.loss is None and task.loss is not own_loss:
+        trial.check_labels(data, output, type(model).__name__)
+    trial.check_measures(task, example, dtype)
+    return replace(task, habits=rehearsed(task, example, dtype))
 
 
 def plan(

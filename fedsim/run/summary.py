@@ -36,12 +36,12 @@ def _draw(loop: Loop, data: FederatedData) -> None:
 
     try:
         figure_of({"run": [loop.history]}).savefig(loop.folder / "curves.png", dpi=150)
-        y = data.dataset.train.y
+        y = data.dataset.class_labels()
         if loop.server.topology is not None:
             from fedsim.topology.graph_picture import draw_topology
 
             draw_topology(loop.server.topology, loop.folder / "topology.png")
-        if len(y) and data.dataset.num_classes and y.dim() == 1:
+        if y is not None and len(y):
             held = data.all_counts() if loop.server.task.by_class else None
             draw_partition(
                 data.shards,
