@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset, default_collate
 
 from fedsim.data.dataset import Samples
+from fedsim.data.hf import Columns, columns, is_hf
 from fedsim.data.lazy import Mapped, Read
 from fedsim.errors import DataError
 
@@ -35,7 +36,7 @@ class Part:
     x: Any  # an array, a tree of arrays
     y: Any
     columns: tuple[str, ...] = ()
-    read: Read | None = None  # instead of both, samples that are read when they are needed
+    read: Read | Columns | None = None  # instead of both, samples that are read when they are needed
 
     @property
     def plain(self) -> bool:
@@ -68,7 +69,7 @@ def part(name: str, given: Any) -> Part:
         DataError: for a kind that has no single reading; says whose it is and what to hand over.
     """
     found = _pair(name, given)
-    if isinstance(found, Read):
+    if isinstance(found, Read | Columns):
         return Part(name, None, None, read=found)
     x, y = found
     columns = tuple(map(str, x.columns)) if _pandas(x) == "DataFrame" else ()
@@ -125,7 +126,7 @@ def array(what: str, value: Any) -> Array:
     return found
 
 
-def _pair(name: str, given: Any) -> tuple[Any, Any] | Read:
+def _pair(name: str, given: Any) -> tuple[Any, Any] | Read | Columns:
     """The two halves of what a client hands over, or what they are to be read from."""
     collate = default_collate
     if isinstance(given, DataLoader):
@@ -137,6 +138,8 @@ def _pair(name: str, given: Any) -> tuple[Any, Any] | Read:
         return given
     if isinstance(given, Samples):
         return given.x, given.y
+    if is_hf(given):
+        return columns(name, given) if collate is default_collate else read_rows(name, given, collate)
     if isinstance(given, TensorDataset) and collate is default_collate:
         *inputs, last = given.tensors
         return (inputs[0] if len(inputs) == 1 else tuple(inputs), last) if inputs else (last, None)

@@ -18,6 +18,7 @@ from torch.utils.data import default_collate
 from fedsim.data.dataset import taken
 from fedsim.data.trees import Tree, tree_map
 from fedsim.errors import DataError
+from fedsim.rng import seed_global, undisturbed
 
 HELD = 256 << 20  # bytes of a file that may stay mapped in memory at a time
 PROBES, PROBE = 256, 1 << 20  # places in a large file, and bytes read at each, that tell it apart
@@ -197,9 +198,11 @@ def digest(samples: Any) -> str:
     if isinstance(samples, Mapped):
         return samples.digest()
     found = hashlib.sha256()
-    for row in range(len(samples)):
-        for part in samples.items([row]):
-            found.update(pickle.dumps(tree_map(_plain, part)))
+    with undisturbed():
+        seed_global(0)  # for transforms that draw
+        for row in range(len(samples)):
+            for part in samples.items([row]):
+                found.update(pickle.dumps(tree_map(_plain, part)))
     return found.hexdigest()
 
 

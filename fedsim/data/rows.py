@@ -13,11 +13,12 @@ from torch import Tensor
 
 from fedsim.data.containers import Array, Part
 from fedsim.data.dataset import Dataset, Samples, SamplesLike
+from fedsim.data.hf import Columns
 from fedsim.data.labels import TargetRules, targets
 from fedsim.data.lazy import Joined, Mapped, Parts, Read, digest
 from fedsim.data.trees import join, leaves, named_leaves, structure
 from fedsim.errors import DataError
-from fedsim.rng import hash_tensors
+from fedsim.rng import hash_tensors, undisturbed
 
 LARGE = 1 << 20  # bytes of a participant's inputs from which on they stay where they are
 
@@ -87,7 +88,8 @@ def _made(tree: Any) -> str:
 
 def _read(parts: Sequence[Part], rules: TargetRules) -> tuple[list[tuple[Any, Any]], tuple[str, ...]]:
     """Data sets with their labels, where each sample has one whole number."""
-    ids = [None if part.read is None else _ids(part.read) for part in parts]
+    with undisturbed():
+        ids = [None if part.read is None else _ids(part.read) for part in parts]
     if rules.own_loss or any(i is None for i in ids):
         return [(part.read, None) for part in parts], ()
     ys, classes = targets([p.name for p in parts], ids, rules)  # type: ignore[arg-type]
@@ -102,8 +104,10 @@ def _read(parts: Sequence[Part], rules: TargetRules) -> tuple[list[tuple[Any, An
     ], classes
 
 
-def _ids(read: Read) -> Tensor | None:
+def _ids(read: Read | Columns) -> Tensor | None:
     """The second entry of every sample, if all are whole numbers."""
+    if isinstance(read, Columns) or read.labels is not None:
+        return read.labels
     found = []
     for row in range(len(read)):
         for item in read.items([row]):
@@ -120,13 +124,20 @@ def _ids(read: Read) -> Tensor | None:
 
 def together(pairs: Sequence[tuple[Any, Any]]) -> SamplesLike:
     """The samples of several participants one after the other; large inputs stay where they are."""
-    if any(isinstance(x, Read) for x, _ in pairs):
-        reads = [x for x, _ in pairs if x is not None]
+    reads = [x for x, _ in pairs if isinstance(x, Read | Columns)]
+    if len(reads) == 1:
+        return reads[0]
+    if reads and isinstance(reads[0], Columns):
+        from datasets import concatenate_datasets
+
+        parts = [r for r in reads if isinstance(r, Columns)]
+        joined, ids = concatenate_datasets([r.data for r in parts]), [r.labels for r in parts]
+        every = None if any(y is None for y in ids) else torch.cat([y for y in ids if y is not None])
+        return replace(parts[0], data=joined, labels=every)
+    if reads:
         labels = [r.labels for r in reads]
-        known = None if any(y is None for y in labels) else torch.cat(labels)
-        return Read(
-            Joined([r.data for r in reads]) if len(reads) > 1 else reads[0].data, reads[0].collate, known
-        )
+        known = None if any(y is None for y in labels) else torch.cat([y for y in labels if y is not None])
+        return replace(reads[0], data=Joined([r.data for r in reads]), labels=known)
     x = join(_whole, [x for x, _ in pairs])
     return Samples(x, join(torch.cat, [y for _, y in pairs]))
 

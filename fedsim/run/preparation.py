@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from fedsim.config.check import validate
 from fedsim.config.parts import typed
 from fedsim.config.schema import ClientConfig, EmbedConfig, FailureConfig
+from fedsim.data.dataset import Samples
 from fedsim.data.embedding import embedded
 from fedsim.data.federated import FederatedData
 from fedsim.engine.assignments import Plan
@@ -79,7 +80,8 @@ def learning_task(config: DictConfig, given: Given, data: FederatedData) -> Task
     by_class = samples.classes_to_count(config, data.dataset)
     kind, dtype = tasks.kind(config, given), initial.DTYPES[config.dtype]
     example = samples.example(data, dtype)
-    known = {"by_class": by_class, "num_classes": data.dataset.num_classes, "example": example.x}
+    whole = data.dataset.num_classes or (0 if isinstance(data.dataset.train, Samples) else None)
+    known = {"by_class": by_class, "num_classes": whole, "example": example.x}
     if not example.size:
         return tasks.task_of(kind, model, **known)
     output = trial.check(data, model, kind, example, dtype)

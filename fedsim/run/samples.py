@@ -83,7 +83,7 @@ def admitted(config: DictConfig, given: Given) -> Given:
         ConfigError, DataError: where something cannot be read in one way only; names client, row and remedy.
     """
     if given.data is not None:
-        return replace(given, data=handed(config, given))
+        return replace(given, data=handed(config, given), test=None)
     if given.clients is None:
         return given
     clients = containers.listed(given.clients)

@@ -80,16 +80,16 @@ class Counted:
         metric = self.metric
         metric.reset()
         metric.update(output, y)
-        values = {k: getattr(metric, k) for k in self._reduced}
-        metric.reset()
-        return State({k: _held(v) for k, v in values.items()}, self._reduced)
+        values = {k: _held(getattr(metric, k)) for k in self._reduced}
+        metric.reset()  # which empties its lists
+        return State(values, self._reduced)
 
     def value(self, state: State) -> dict[str, Any]:
         """Numbers by name, ``""`` for the only one."""
         metric = self.metric
         metric.reset()
         for k, v in state.values.items():
-            setattr(metric, k, v)
+            setattr(metric, k, list(v) if isinstance(v, list) else v)
         metric._update_count = 1
         found = metric.compute()
         metric.reset()
