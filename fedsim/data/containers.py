@@ -17,7 +17,14 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset, default_collate
+from torch.utils.data import (
+    ConcatDataset,
+    DataLoader,
+    IterableDataset,
+    Subset,
+    TensorDataset,
+    default_collate,
+)
 
 from fedsim.data.dataset import Samples
 from fedsim.data.hf import Columns, columns, is_hf
@@ -140,8 +147,8 @@ def _pair(name: str, given: Any) -> tuple[Any, Any] | Read | Columns:
         return given.x, given.y
     if is_hf(given):
         return columns(name, given) if collate is default_collate else read_rows(name, given, collate)
-    if isinstance(given, TensorDataset) and collate is default_collate:
-        *inputs, last = given.tensors
+    if collate is default_collate and (tensors := _tensors(given)) is not None:
+        *inputs, last = tensors
         return (inputs[0] if len(inputs) == 1 else tuple(inputs), last) if inputs else (last, None)
     if isinstance(given, tuple | list):
         if len(given) != 2:
@@ -156,6 +163,20 @@ def _pair(name: str, given: Any) -> tuple[Any, Any] | Read | Columns:
             name, f"is {kind}", "hand over (x, y), inputs and targets; (x, None) where there are no targets"
         )
     return read_rows(name, given, collate)
+
+
+def _tensors(data: Any) -> tuple[Tensor, ...] | None:
+    """The tensors of data sets that are nothing else, or parts of such."""
+    if isinstance(data, TensorDataset):
+        return data.tensors
+    if isinstance(data, Subset):
+        whole = _tensors(data.dataset)
+        return None if whole is None else tuple(t[torch.as_tensor(data.indices)] for t in whole)
+    if isinstance(data, ConcatDataset):
+        parts = [_tensors(d) for d in data.datasets]
+        known = [p for p in parts if p is not None and len(p) == len(parts[0] or ())]
+        return tuple(map(torch.cat, zip(*known, strict=True))) if len(known) == len(parts) else None
+    return None
 
 
 def read_rows(name: str, data: Any, collate: Any = default_collate) -> Read:

@@ -142,7 +142,8 @@ def by_part(
 class Read:
     """A map-style data set whose samples are read, transforms and all, and put together by ``collate`` batch by batch.
 
-    ``read(samples) -> (x, y)`` takes a batch of ``collate`` apart; ``labels`` are the class ids, if known.
+    A pair is inputs and targets; any other batch is inputs alone. ``labels`` (N,), if known, are the class ids, which
+    take the place of the targets.
     """
 
     data: Any
@@ -157,6 +158,8 @@ class Read:
     def take(self, rows: Tensor) -> tuple[Tree, Tree]:
         """See ``SamplesLike``."""
         x, y = halves(self.collate(self.items(rows.tolist())))
+        if self.labels is not None:
+            y = self.labels[rows]
         return (x, y) if self.device == "cpu" else (_moved(x, self.device), _moved(y, self.device))
 
     def items(self, rows: list[int]) -> list[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.data.containers import Array, Part
+from fedsim.data.containers import Array, Part, array
 from fedsim.data.dataset import Dataset, Samples, SamplesLike
 from fedsim.data.hf import Columns
 from fedsim.data.labels import TargetRules, targets
@@ -89,37 +90,29 @@ def _made(tree: Any) -> str:
 def _read(parts: Sequence[Part], rules: TargetRules) -> tuple[list[tuple[Any, Any]], tuple[str, ...]]:
     """Data sets with their labels, where each sample has one whole number."""
     with undisturbed():
-        ids = [None if part.read is None else _ids(part.read) for part in parts]
+        ids = [None if part.read is None else _ids(part.name, part.read) for part in parts]
     if rules.own_loss or any(i is None for i in ids):
         return [(part.read, None) for part in parts], ()
     ys, classes = targets([p.name for p in parts], ids, rules)  # type: ignore[arg-type]
-    same = all(torch.equal(a, b) for a, b in zip(ids, ys, strict=True))  # type: ignore[arg-type]
-    if not same:
-        raise DataError(
-            f"{parts[0].name}: a data set's labels must be 0 to C-1, since they are read batch by batch; they are "
-            f"{', '.join(classes[:5])}: number them in its __getitem__"
-        )
     return [
         (replace(p.read, labels=y), None) for p, y in zip(parts, ys, strict=True) if p.read is not None
     ], classes
 
 
-def _ids(read: Read | Columns) -> Tensor | None:
-    """The second entry of every sample, if all are whole numbers."""
+def _ids(name: str, read: Read | Columns) -> Array | None:
+    """The second entry of every sample, if all are single values."""
     if isinstance(read, Columns) or read.labels is not None:
         return read.labels
-    found = []
+    found: list[Any] = []
     for row in range(len(read)):
         for item in read.items([row]):
-            if not isinstance(item, tuple | list) or len(item) != 2:
-                return None
-            y = item[1]
+            y = item[1] if isinstance(item, tuple | list) and len(item) == 2 else None
             if isinstance(y, Tensor | np.ndarray | np.generic):
-                y = y.item() if y.size == 1 or (isinstance(y, Tensor) and y.numel() == 1) else None
-            if isinstance(y, bool) or not isinstance(y, int):
+                y = y.item() if math.prod(y.shape) == 1 else None
+            if not isinstance(y, int | float | str):
                 return None
             found.append(y)
-    return torch.tensor(found, dtype=torch.int64)
+    return array(f"{name}, y", found) if found else None
 
 
 def together(pairs: Sequence[tuple[Any, Any]]) -> SamplesLike:
