@@ -106,7 +106,7 @@ ADDED: Mapping[str, Any] = {
     "client.clip_pull": "whole",
     "code": None,
     "failures.thin_round": "skip",
-    "task": {"_target_": "fedsim.task.kinds.classification", "label_smoothing": 0.0, "metrics": None},
+    "task": {"_target_": "fedsim.task.problems.classification", "label_smoothing": 0.0, "metrics": None},
 }
 # Options that runs of before did not have, by the class that takes them, and the value by which nothing changes
 OPTIONS: Mapping[str, Mapping[str, Any]] = {

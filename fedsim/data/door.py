@@ -19,10 +19,10 @@ from torch import Tensor
 
 from fedsim.data.containers import Part
 from fedsim.data.dataset import Dataset, Samples
+from fedsim.data.joining import admit_trees
 from fedsim.data.labels import FEW, TargetRules, as_names, targets
 from fedsim.data.lazy import Mapped, Parts
 from fedsim.data.local import LocalData
-from fedsim.data.rows import admit_trees
 from fedsim.data.shards import Shards
 from fedsim.data.trees import named_leaves
 from fedsim.errors import ConfigError, DataError

@@ -70,4 +70,4 @@ def _flags(column: Any) -> np.ndarray:
 def _codes(column: Any, names: Sequence[str] | None = None) -> np.ndarray:
     values = column.astype(str).to_numpy()
     known = np.array(sorted(set(values)) if names is None else names)
-    return np.searchsorted(known, values).astype(np.int64)
+    return np.asarray(np.searchsorted(known, values), dtype=np.int64)

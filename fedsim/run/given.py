@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fedsim.config.code import digest
 from fedsim.data.dataset import Augment, Pair
-from fedsim.data.rows import content_hash
+from fedsim.data.joining import content_hash
 from fedsim.errors import ConfigError
 from fedsim.rng import hash_tensors
 from fedsim.run.key import spans_run

@@ -60,7 +60,7 @@ def load_data(config: DictConfig, given: Given, method: StrategyLike) -> Federat
     elif given.data is not None:
         data = samples.split(config, samples.as_taken(config, given.data, given.model))
     else:
-        raw = tasks.kind(config, given).raw
+        raw = tasks.problem(config, given).raw
         found = samples.dataset(config, given.model, own_loss=raw)
         if given.augment is not None:
             found = replace(found, augment=given.augment)
@@ -78,15 +78,15 @@ def learning_task(config: DictConfig, given: Given, data: FederatedData) -> Task
     if given.initial is not None:
         model = initial.initialised(model, given.initial, initial.DTYPES[config.dtype])
     by_class = samples.classes_to_count(config, data.dataset)
-    kind, dtype = tasks.kind(config, given), initial.DTYPES[config.dtype]
+    problem, dtype = tasks.problem(config, given), initial.DTYPES[config.dtype]
     example = samples.example(data, dtype)
     whole = data.dataset.num_classes or (0 if isinstance(data.dataset.train, Samples) else None)
     known = {"by_class": by_class, "num_classes": whole, "example": example.x}
     if not example.size:
-        return tasks.task_of(kind, model, **known)
-    output = trial.check(data, model, kind, example, dtype)
-    task = tasks.task_of(kind, model, output, **known)
-    if kind.loss is None and task.loss is not own_loss:
+        return tasks.task_of(problem, model, **known)
+    output = trial.check(data, model, problem, example, dtype)
+    task = tasks.task_of(problem, model, output, **known)
+    if problem.loss is None and task.loss is not own_loss:
         trial.check_labels(data, output, type(model).__name__)
     trial.check_measures(task, example, dtype)
     return replace(task, habits=rehearsed(task, example, dtype))

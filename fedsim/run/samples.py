@@ -15,11 +15,11 @@ from fedsim.data import containers
 from fedsim.data.dataset import Augment, Dataset, Pair, Samples
 from fedsim.data.door import admit, admit_parts, check_owned, refuse_nonfinite, settled
 from fedsim.data.federated import FederatedData
+from fedsim.data.joining import together
 from fedsim.data.labels import TargetRules
 from fedsim.data.local import Batch, LocalData
 from fedsim.data.longtail import local_tests
 from fedsim.data.partition import from_partitioner
-from fedsim.data.rows import together
 from fedsim.data.shards import Shards, holdout
 from fedsim.errors import ConfigError
 from fedsim.rng import numpy_rng
@@ -44,7 +44,7 @@ def dataset(config: DictConfig, model: Model = None, *, own_loss: bool = False) 
 
 def handed(config: DictConfig, given: Given) -> Dataset:
     """Data handed over to be split as configured: a ``Dataset``, or whatever one client may be given as."""
-    rules = TargetRules(tasks.kind(config, given).raw)
+    rules = TargetRules(tasks.problem(config, given).raw)
     if isinstance(given.data, Dataset):
         found = admit(given.data, rules)
     else:
@@ -60,7 +60,7 @@ def handed(config: DictConfig, given: Given) -> Dataset:
 def _rules(config: DictConfig, given: Given, parts: Sequence[containers.Part]) -> TargetRules:
     """How the targets of what was handed over are to be read."""
     x = next((p.x for p in parts if len(p)), None)
-    return TargetRules(tasks.kind(config, given).raw, outputs=lambda: _outputs(config, given.model, x))
+    return TargetRules(tasks.problem(config, given).raw, outputs=lambda: _outputs(config, given.model, x))
 
 
 def as_taken(config: DictConfig, data: Dataset, model: Model) -> Dataset:

@@ -17,8 +17,8 @@ from fedsim.data.federated import FederatedData
 from fedsim.data.local import Batch, prepare
 from fedsim.data.trees import Tree, named_leaves, tree_map
 from fedsim.errors import ConfigError
-from fedsim.task.kinds import Kind, logits_of
 from fedsim.task.losses import WholeLoss, admitted_loss, call, cross_entropy
+from fedsim.task.problems import Problem, logits_of
 from fedsim.task.task import Task
 
 
@@ -71,18 +71,18 @@ def _in(data: Dataset, kind: torch.dtype) -> Dataset:
     return replace(data, train=changed(data.train), test=changed(data.test))
 
 
-def check(data: FederatedData, model: nn.Module, kind: Kind, batch: Batch, dtype: torch.dtype) -> Any:
+def check(data: FederatedData, model: nn.Module, problem: Problem, batch: Batch, dtype: torch.dtype) -> Any:
     """Refuse a model that cannot compute two samples, ``batch``; returns its output, ``None`` where the loss calls it.
 
     Raises:
         ConfigError: one line, naming the model.
     """
     name = type(model).__name__
-    if kind.loss is not None and isinstance(admitted_loss(kind.loss), WholeLoss):
+    if problem.loss is not None and isinstance(admitted_loss(problem.loss), WholeLoss):
         return None
     try:
         with _tried(model, dtype) as tried:
-            return (kind.forward or call)(tried, batch.x)
+            return (problem.forward or call)(tried, batch.x)
     except Exception as error:  # any of the user's
         shown = ", ".join(f"{key + ' ' if key else ''}{_shape(t)}" for key, t in named_leaves(batch.x))
         said = str(error).strip().splitlines() or [""]

@@ -19,7 +19,7 @@ IGNORED = -100  # a target that has no part in the loss
 
 
 @dataclass(frozen=True)
-class Kind:
+class Problem:
     """How a problem is learned and measured.
 
     ``loss``: ``None``, cross entropy, or what the model works out by itself. ``metrics``: ``None``, accuracy where
@@ -35,17 +35,17 @@ class Kind:
     derived: Mapping[str, Callable[[Mapping[str, Any]], float]] | None = None
 
 
-def classification(*, label_smoothing: float = 0.0, metrics: Mapping[str, Any] | None = None) -> Kind:
+def classification(*, label_smoothing: float = 0.0, metrics: Mapping[str, Any] | None = None) -> Problem:
     """One of C classes a sample: cross entropy of logits (B, C), with targets smoothed by ``label_smoothing`` (Szegedy
     et al. 2016, section 7). ``metrics`` are measured besides accuracy."""
     if not 0 <= label_smoothing < 1:
         raise ConfigError(f"task.label_smoothing={label_smoothing}: must be in [0, 1)")
     loss = partial(F.cross_entropy, label_smoothing=label_smoothing) if label_smoothing else None
     more = None if metrics is None else {"accuracy": hits, **metrics}
-    return Kind(loss, more, raw=False)
+    return Problem(loss, more, raw=False)
 
 
-def multilabel(*, threshold: float = 0.5, metrics: Mapping[str, Any] | None = None) -> Kind:
+def multilabel(*, threshold: float = 0.5, metrics: Mapping[str, Any] | None = None) -> Problem:
     """Several of K labels a sample, targets (B, K) of 0 and 1: binary cross entropy of logits (B, K).
 
     ``f1`` is the micro-averaged F1 over samples and labels, ``accuracy`` the share of single labels that are right,
@@ -55,12 +55,12 @@ def multilabel(*, threshold: float = 0.5, metrics: Mapping[str, Any] | None = No
         raise ConfigError(f"task.threshold={threshold}: must be in (0, 1)")
     cut = math.log(threshold / (1 - threshold))
     own = {"accuracy": partial(_label_hits, cut=cut), "f1": partial(_micro_f1, cut=cut)}
-    return Kind(binary_cross_entropy, own | dict(metrics or {}))
+    return Problem(binary_cross_entropy, own | dict(metrics or {}))
 
 
 def regression(
     *, loss: str = "mse", quantiles: Sequence[float] = (0.5,), metrics: Mapping[str, Any] | None = None
-) -> Kind:
+) -> Problem:
     """Numbers, targets (B,) or (B, K); ``mae`` and ``mse`` are measured.
 
     ``loss``: ``mse``, ``mae``, ``huber`` (delta 1), or ``quantile``, the pinball loss of outputs (B, Q), one for each
@@ -71,31 +71,31 @@ def regression(
             raise ConfigError(f"task.quantiles={list(quantiles)}: must lie between 0 and 1")
         levels = tuple(float(q) for q in quantiles)
         own: dict[str, Any] = {f"coverage/{q:g}": partial(_covered, at=i) for i, q in enumerate(levels)}
-        return Kind(partial(pinball, quantiles=levels), own | dict(metrics or {}))
+        return Problem(partial(pinball, quantiles=levels), own | dict(metrics or {}))
     losses: dict[str, Any] = {"mse": F.mse_loss, "mae": F.l1_loss, "huber": F.huber_loss}
     if loss not in losses:
         raise ConfigError(f"task.loss={loss}: must be {', '.join((*losses, 'quantile'))}")
     named = {"mae": partial(_error, F.l1_loss), "mse": partial(_error, F.mse_loss)}
-    return Kind(partial(_error, losses[loss]), named | dict(metrics or {}))
+    return Problem(partial(_error, losses[loss]), named | dict(metrics or {}))
 
 
 def segmentation(
     *, num_classes: int, ignore_index: int = IGNORED, metrics: Mapping[str, Any] | None = None
-) -> Kind:
+) -> Problem:
     """A class for every pixel, targets (B, H, W): cross entropy of logits (B, C, H, W), without pixels of
     ``ignore_index``. ``accuracy`` of pixels and ``iou``, the mean intersection over union of the classes that occur in
     target or guess over the whole set, are measured."""
     from fedsim.task.overlap import Overlap
 
     own = {"accuracy": partial(_pixel_hits, ignored=ignore_index), "iou": Overlap(num_classes, ignore_index)}
-    return Kind(
+    return Problem(
         partial(F.cross_entropy, ignore_index=ignore_index),
         own | dict(metrics or {}),
         count=partial(_counted, ignored=ignore_index),
     )
 
 
-def language_model(*, shift: bool = True, metrics: Mapping[str, Any] | None = None) -> Kind:
+def language_model(*, shift: bool = True, metrics: Mapping[str, Any] | None = None) -> Problem:
     """The next token, targets (B, T) with -100 where there is none: mean cross entropy over tokens.
 
     ``shift``: logits at t are compared with the target at t + 1, as ``transformers`` does; false where targets are
@@ -103,7 +103,7 @@ def language_model(*, shift: bool = True, metrics: Mapping[str, Any] | None = No
     tokens. Inputs that are a dict with ``labels`` need no targets of their own.
     """
     own = {"accuracy": partial(_token_hits, shift=shift)}
-    return Kind(
+    return Problem(
         partial(token_cross_entropy, shift=shift),
         own | dict(metrics or {}),
         count=partial(tokens, shift=shift),
@@ -113,20 +113,20 @@ def language_model(*, shift: bool = True, metrics: Mapping[str, Any] | None = No
 
 def detection(
     *, loss: LossFn, decode: Callable[[Any], Any], metrics: Mapping[str, Any] | None = None
-) -> Kind:
+) -> Problem:
     """Boxes, targets ``{"boxes": (B, M, 4), "labels": (B, M)}`` with label -1 where there is none: ``loss`` of the
     model's output, and mAP of what ``decode`` makes of it (``fedsim.task.detection``)."""
     from fedsim.task.detection import mean_average_precision
 
-    return Kind(loss, {**mean_average_precision(decode), **dict(metrics or {})})
+    return Problem(loss, {**mean_average_precision(decode), **dict(metrics or {})})
 
 
 def own(
     *, loss: LossFn | None = None, forward: Forward | None = None, metrics: Mapping[str, Any] | None = None
-) -> Kind:
+) -> Problem:
     """A loss ``(output, y)`` or ``(model, batch)``, a forward pass and metrics of one's own, each named by
     ``_target_``; without a loss, the one that the model's output holds."""
-    return Kind(loss, metrics, forward)
+    return Problem(loss, metrics, forward)
 
 
 def hits(output: Tensor, y: Tensor) -> tuple[float, int]:

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.data.containers import Array, Part, array
+from fedsim.data.arrays import Array, array
+from fedsim.data.containers import Part
 from fedsim.data.dataset import Dataset, Samples, SamplesLike
 from fedsim.data.hf import Columns
 from fedsim.data.labels import TargetRules, targets
