@@ -110,8 +110,8 @@ def _several(value: tuple[Any, ...], n: int | None) -> bool:
 
 def _pair(name: str, given: Any) -> tuple[Any, Any] | Read | Columns:
     """The two halves of what a client hands over, or what they are to be read from."""
-    collate = default_collate
-    if isinstance(given, DataLoader):
+    collate, loader = default_collate, isinstance(given, DataLoader)
+    if loader:
         collate, given = given.collate_fn, given.dataset  # client.batch_size says how large batches are
     kind = type(given).__name__
     if isinstance(given, IterableDataset):
@@ -125,11 +125,11 @@ def _pair(name: str, given: Any) -> tuple[Any, Any] | Read | Columns:
     if collate is default_collate and (tensors := _tensors(given)) is not None:
         *inputs, last = tensors
         return (inputs[0] if len(inputs) == 1 else tuple(inputs), last) if inputs else (last, None)
-    if isinstance(given, tuple | list):
+    if isinstance(given, tuple | list) and not loader:
         if len(given) != 2:
             refuse(name, f"is a {kind} of {len(given)}", "hand over (x, y), or (x, None) without targets")
         return given[0], given[1]
-    if isinstance(given, Mapping):
+    if isinstance(given, Mapping) and not loader:
         return (given["x"], given["y"]) if set(given) == {"x", "y"} else (given, None)
     if pandas_kind(given):
         refuse(name, f"is a {kind}", "hand over (frame[features], frame[label])")

@@ -90,6 +90,44 @@ def columns(name: str, data: Any, x: Sequence[str] | str | None = None, y: str |
     return made
 
 
+def from_hf(
+    data: Any,
+    *,
+    x: Sequence[str] | str | None = None,
+    y: str | None = None,
+    client: str | None = None,
+    domain: str | None = None,
+    test: Any = None,
+    augment: Augment | None = None,
+    name: str = "data",
+) -> Dataset:
+    """A ``datasets.Dataset`` as the ``data`` of ``fedsim.simulate``; for arguments see ``load``.
+
+    Raises:
+        DataError: naming the column that is missing or holds no numbers.
+    """
+    told = [c for c in (client, domain) if c]
+    for column in told:
+        if column not in data.column_names:
+            raise DataError(f"{name} has no column '{column}'{hint(column, data.column_names)}")
+    if x is None:
+        label = y or next((c for c in LABELS if c in data.column_names), None)
+        x = [c for c in data.column_names if c not in (*told, label)]
+    made = columns(name, data, x, y)
+    kept = {"train": data} | ({"test": test} if test is not None else {})
+    names = _names(kept, domain) if domain else ()
+    groups = {part: {"domain": _codes(rows, domain, names)} for part, rows in kept.items()} if domain else {}
+    return Dataset(
+        made,
+        None if test is None else columns(f"{name}, the test set", test, x, made.y),
+        classes=_classes(data, made),
+        augment=augment,
+        ids=_codes(data, client, _names({"": data}, client)) if client else None,
+        groups=groups,
+        group_names={"domain": names} if domain else {},
+    )
+
+
 def load(
     *,
     path: str,
@@ -121,27 +159,9 @@ def load(
     parts = _read(datasets, path, cache)
     if split not in parts:
         raise DataError(f"data.split={split}: not in {path}{hint(split, parts)}; it has {', '.join(parts)}")
-    train, test = parts[split], parts.get(test_split or "")
-    told = [c for c in (client, domain) if c]
-    for column in told:
-        if column not in train.column_names:
-            raise DataError(f"data: {path} has no column '{column}'{hint(column, train.column_names)}")
-    if x is None:
-        label = y or next((c for c in LABELS if c in train.column_names), None)
-        x = [c for c in train.column_names if c not in (*told, label)]
-    made = columns(path, train, x, y)
-    kept = {"train": train} | ({"test": test} if test is not None else {})
-    names = _names(kept, domain) if domain else ()
-    groups = {part: {"domain": _codes(data, domain, names)} for part, data in kept.items()} if domain else {}
-    return Dataset(
-        made,
-        None if test is None else columns(f"{path}, {test_split}", test, x, made.y),
-        classes=_classes(train, made),
-        augment=augment,
-        ids=_codes(train, client, _names({"": train}, client)) if client else None,
-        groups=groups,
-        group_names={"domain": names} if domain else {},
-    )
+    test = parts.get(test_split or "")
+    named = {"x": x, "y": y, "client": client, "domain": domain, "augment": augment}
+    return from_hf(parts[split], test=test, name=path, **named)  # type: ignore[arg-type]
 
 
 def _read(datasets: Any, path: str, cache: str | None) -> Mapping[str, Any]:

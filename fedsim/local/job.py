@@ -198,7 +198,7 @@ class Job:
         meter = self.meter
         meter.backward(batch.size)
         loss, forward = self.task.parts(batch, loss, forward)
-        g, value = self.model.grad(w, batch.x, batch.y, loss, again=again, forward=forward)
+        g, value = self.model.grad(w, batch.x, target(batch), loss, again=again, forward=forward)
         self.sgd.idle = self.model.idle
         if not again:
             meter.losses.append(value)
@@ -219,7 +219,7 @@ class Job:
             return sgd(w, self.grad(w, batch, loss=loss, forward=forward))
         meter.backward(batch.size)
         loss, forward = self.task.parts(batch, loss, forward)
-        value = model.descend(batch.x, batch.y, loss, sgd.lr, self.local.weight_decay, forward)
+        value = model.descend(batch.x, target(batch), loss, sgd.lr, self.local.weight_decay, forward)
         meter.losses.append(value)
         return w
 

@@ -81,18 +81,18 @@ class Task:
     def value(self, module: nn.Module, batch: Batch) -> Tensor:
         """Loss () of ``batch``, the mean over its samples."""
         loss, forward = self.parts(batch)
-        return loss((forward or call)(module, batch.x), batch.y)
+        return loss((forward or call)(module, batch.x), target(batch))
 
     def measured(self, module: nn.Module, batch: Batch) -> dict[str, Any]:
         """What ``batch`` gives to add up (``fedsim.task.evaluation.mean_of``): loss, metrics, and its ``samples``."""
-        n = batch.size
+        n, y = batch.size, target(batch)
         if type(self.loss) is WholeLoss:
             loss = self.loss.of(batch)(module, None)
             output = self.output(module, batch.x) if self.metrics else None
         else:
             output = self.output(module, batch.x)
-            loss = self.loss(output, batch.y)
-        return {"samples": float(n), **self._sums(loss, output, target(batch), n)}
+            loss = self.loss(output, y)
+        return {"samples": float(n), **self._sums(loss, output, y, n)}
 
     def measure(self, output: Any, y: Any) -> dict[str, Any]:
         """The same, without ``samples``, of an output that is there already.
@@ -139,7 +139,8 @@ class Task:
 
 
 def target(batch: Batch) -> Any:
-    """What metrics compare with: ``y``, or the ``labels`` among the inputs of a model that works out its own loss."""
-    if batch.y is None and isinstance(batch.x, Mapping):
+    """The targets: ``y``, or the ``labels`` among the inputs of a model that takes them."""
+    y = batch.y
+    if y is None and isinstance(batch.x, Mapping):
         return batch.x.get("labels")
-    return batch.y
+    return y
