@@ -135,8 +135,10 @@ def _drawn(boxes: np.ndarray, labels: np.ndarray, side: int, rng: np.random.Gene
             [across**2 + down**2 <= half**2, square, square & (2 * abs(across) <= down + half)], axis=1
         )
         own = np.take_along_axis(inside, labels[:, j, None, None, None].clip(0), 1)
-        colours = rng.random((count, 3, 3)).astype(np.float32)  # of three, the one that stands out most
-        furthest = abs(colours - ground[..., 0]).sum(axis=2).argmax(axis=1)
+        colours = rng.random((count, 4, 3)).astype(
+            np.float32
+        )  # of four, the one that stands out most in gray
+        furthest = abs(colours.mean(axis=2) - ground[:, 0, 0]).argmax(axis=1)
         colour = colours[np.arange(count), furthest][:, :, None, None]
         x = np.where(own & (labels[:, j] >= 0)[:, None, None, None], colour, x)
     return x + np.float32(NOISE) * rng.standard_normal(x.shape, dtype=np.float32)
@@ -207,14 +209,22 @@ def _checked(
         for name in given:
             if name not in WEATHERS:
                 known = ", ".join(WEATHERS)
-                raise DataError(f"data.{key}: there is no weather {name!r}; give {known}{hint(name, WEATHERS)}")
+                raise DataError(
+                    f"data.{key}: there is no weather {name!r}; give {known}{hint(name, WEATHERS)}"
+                )
     for name in names:
         if name not in train or train[name] < 1:
-            raise DataError(f"data.train.{name}: the weather needs training pictures; type data.train.{name}=300")
+            raise DataError(
+                f"data.train.{name}: the weather needs training pictures; type data.train.{name}=300"
+            )
     if not names or len(set(names)) < len(names) or test < 0:
-        raise DataError(f"data.domains={list(names)} data.test={test}: give each weather once, and a number from 0")
+        raise DataError(
+            f"data.domains={list(names)} data.test={test}: give each weather once, and a number from 0"
+        )
     if len(shapes) != 2 or not 2 <= shapes[0] <= shapes[1] <= side:
-        raise DataError(f"data.shapes={list(shapes)}: give the smallest and largest side, between 2 and data.side ({side})")
+        raise DataError(
+            f"data.shapes={list(shapes)}: give the smallest and largest side, between 2 and data.side ({side})"
+        )
     for name, value in contrast.items():
         if not 0 < value <= 1:
             raise DataError(f"data.contrast.{name}={value}: must be in (0, 1]")

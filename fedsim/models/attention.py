@@ -16,7 +16,7 @@ from fedsim.models.layers import image_shape
 class AttentionBlock(nn.Module):
     """``x + attention(norm(x))``, then ``x + mlp(norm(x))`` with GELU and four times the width, on (B, T, width).
 
-    ``causal``: a position looks at itself and those before it. ``dropout`` falls on attention weights and both sums.
+    ``causal``: a position looks at itself and those before it, and GELU is GPT-2's, by tanh. ``dropout`` falls on attention weights and both sums.
     """
 
     def __init__(self, width: int, heads: int, *, dropout: float, causal: bool) -> None:
@@ -25,7 +25,7 @@ class AttentionBlock(nn.Module):
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-        self.drop = dropped(dropout)
+        self.drop, self.gelu = dropped(dropout), "tanh" if causal else "none"
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, width) to the same shape."""
@@ -36,12 +36,12 @@ class AttentionBlock(nn.Module):
         p = self.dropout if self.training else 0.0
         found = F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=self.causal)
         x = x + self.drop(self.out(found.transpose(-3, -2).flatten(-2)))
-        out: Tensor = x + self.drop(self.down(F.gelu(self.up(self.norm2(x)))))
+        out: Tensor = x + self.drop(self.down(F.gelu(self.up(self.norm2(x)), approximate=self.gelu)))
         return out
 
 
 class GPT(Model):
-    """A decoder like GPT-2 (Radford et al. 2019): codes (B, T) int64 to logits (B, T, V) of the next code at each place.
+    """A decoder like GPT-2 (Radford et al. 2019): codes (B, T) int64 to logits (B, T, V) of the next code.
 
     Weights are drawn as there: N(0, 0.02), those before a sum divided by sqrt(2 layers), biases zero.
 

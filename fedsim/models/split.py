@@ -62,7 +62,9 @@ def head_of(model: nn.Module) -> Any:
 
 def splits(model: nn.Module) -> bool:
     """Whether it has a head, and shows what goes into it."""
-    return named_head(model) is not None or all(callable(getattr(model, k, None)) for k in ("features", "head"))
+    return named_head(model) is not None or all(
+        callable(getattr(model, k, None)) for k in ("features", "head")
+    )
 
 
 def features_of(model: nn.Module, x: Any) -> Tensor:

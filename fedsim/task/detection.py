@@ -12,7 +12,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from fedsim.errors import ConfigError
-from fedsim.task.boxes import decode
+from fedsim.models.detector import decode
 
 MOST = 100  # detections an image that count, the best ones
 
@@ -51,7 +51,11 @@ class MeanAveragePrecision(Metric):
     def update(self, output: Any, y: Mapping[str, Tensor]) -> None:
         """Add the images of a batch."""
         found = output if self.decode is None else self.decode(output)
-        best = found["scores"].masked_fill(found["labels"] < 0, -torch.inf).argsort(dim=1, descending=True, stable=True)
+        best = (
+            found["scores"]
+            .masked_fill(found["labels"] < 0, -torch.inf)
+            .argsort(dim=1, descending=True, stable=True)
+        )
         best = best[:, :MOST]
         here, there = found["labels"].gather(1, best) >= 0, y["labels"] >= 0
         boxes = found["boxes"].gather(1, best[..., None].expand(-1, -1, 4))
@@ -81,13 +85,22 @@ class MeanAveragePrecision(Metric):
         images = [{"id": i} for i in range(len(torch.cat(_listed(self.true_counts))))]
         names = {row["category_id"] for row in (*true, *found)}
         with contextlib.redirect_stdout(io.StringIO()):  # it reports its progress
-            truth = COCO({"images": images, "annotations": true, "categories": [{"id": k} for k in sorted(names)]})
-            measured = COCOeval_faster(truth, truth.loadRes(found) if found else COCO(_nothing(images, names)), "bbox")
+            truth = COCO(
+                {"images": images, "annotations": true, "categories": [{"id": k} for k in sorted(names)]}
+            )
+            measured = COCOeval_faster(
+                truth, truth.loadRes(found) if found else COCO(_nothing(images, names)), "bbox"
+            )
             measured.params.maxDets = [1, 10, MOST]
             measured.evaluate()
             measured.accumulate()
             measured.summarize()
         return [float(v) for v in measured.stats[:3]]
+
+
+def mean_average_precision(decode: Callable[[Any], Mapping[str, Tensor]]) -> dict[str, Metric]:
+    """The metric of ``task=detection``, by name."""
+    return {"boxes": MeanAveragePrecision(decode)}
 
 
 def needed() -> None:
@@ -99,7 +112,9 @@ def needed() -> None:
     try:
         import faster_coco_eval  # noqa: F401
     except ImportError as error:
-        raise ConfigError("mean average precision needs faster-coco-eval: pip install 'fedsim-lab[detection]'") from error
+        raise ConfigError(
+            "mean average precision needs faster-coco-eval: pip install 'fedsim-lab[detection]'"
+        ) from error
 
 
 def _listed(state: list[Tensor] | Tensor) -> list[Tensor]:

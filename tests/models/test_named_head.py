@@ -104,7 +104,9 @@ def test_on_rays_workers_the_same_bits():
     problem = problems.classification(model=built(Net, False))
     settings = ("strategy=moon", "rounds=3", "model.head=classifier")
     serial = problem.run(*settings)
-    assert problems.hashes(problem.run(*settings, "engine=ray", "engine.workers=2")) == problems.hashes(serial)
+    assert problems.hashes(problem.run(*settings, "engine=ray", "engine.workers=2")) == problems.hashes(
+        serial
+    )
 
 
 def test_a_configured_model_and_a_factory_have_it_too():
