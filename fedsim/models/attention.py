@@ -16,7 +16,8 @@ from fedsim.models.layers import image_shape
 class AttentionBlock(nn.Module):
     """``x + attention(norm(x))``, then ``x + mlp(norm(x))`` with GELU and four times the width, on (B, T, width).
 
-    ``causal``: a position looks at itself and those before it, and GELU is GPT-2's, by tanh. ``dropout`` falls on attention weights and both sums.
+    ``causal``: a position looks at itself and those before it, and GELU is GPT-2's, by tanh. ``dropout`` falls on
+    attention weights and on what is added.
     """
 
     def __init__(self, width: int, heads: int, *, dropout: float, causal: bool) -> None:

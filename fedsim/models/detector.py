@@ -1,7 +1,7 @@
 """A small anchor-free detector: for every cell of an image, whether there is an object, which one, and its box.
 
-Boxes are (x1, y1, x2, y2) in pixels. Those of a batch are padded, ``{"boxes": (B, M, 4), "labels": (B, M)}``, with label
--1 where there is no box.
+Boxes are (x1, y1, x2, y2) in pixels. Those of a batch are padded, ``{"boxes": (B, M, 4), "labels": (B, M)}``, with
+label -1 where there is no box.
 """
 
 from __future__ import annotations

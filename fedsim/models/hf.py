@@ -1,4 +1,4 @@
-"""Models of the library ``transformers``, from a configuration or from a folder with weights, with adapters of ``peft``.
+"""Models of the library ``transformers``, from a configuration or a folder with weights, with adapters of ``peft``.
 
 Nothing is fetched: the hub is switched off before the libraries are imported. What a model gives is the library's own
 output object; its ``logits`` or ``loss`` are for the task to read. A tokenizer in the folder is the data's business.
@@ -47,7 +47,7 @@ def hf(
     """A model of ``transformers`` with weights of its own, drawn, or those of a folder.
 
     From the data come, unless ``config`` says them: ``num_labels`` of classifiers, ``vocab_size`` of language models,
-    ``image_size`` and ``num_channels`` of image models that are drawn. Dropout stays as the library has it, 0.1 in most.
+    ``image_size`` and ``num_channels`` of image models that are drawn. Dropout is as the library has it, 0.1 in most.
 
     Args:
         input_shape: shape of one sample.
@@ -204,8 +204,8 @@ def _loaded(kind: Any, settings: Any, folder: Path) -> nn.Module:
     model: nn.Module = found[0]
     for name, stored, wanted in sorted(found[1]["mismatched_keys"]):
         raise ConfigError(
-            f"model.path={folder}: '{name}' has shape {tuple(stored)} there, {tuple(wanted)} by the settings; leave out "
-            "what model.config changes, or choose data with as many classes"
+            f"model.path={folder}: '{name}' has shape {tuple(stored)} there, {tuple(wanted)} by the settings; leave "
+            "out what model.config changes, or choose data with as many classes"
         )
     missing = sorted(found[1]["missing_keys"])
     if missing:

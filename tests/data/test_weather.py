@@ -21,9 +21,7 @@ SMALL = {"train": {"cloudy": 6, "overcast": 5, "rainy": 4, "snowy": 3}, "test": 
 
 def made(**options):
     node = OmegaConf.load(Path(__file__).resolve().parents[2] / "conf/data/weather_shapes.yaml")
-    return weather_shapes(
-        **{**{k: v for k, v in instantiate(node, _partial_=True).keywords.items()}, **SMALL, **options}
-    )
+    return weather_shapes(**{**instantiate(node, _partial_=True).keywords, **SMALL, **options})
 
 
 def bits(data):

@@ -29,8 +29,10 @@ class Net(nn.Module):
             self.classifier = out
 
     def forward(self, x):
-        h = self.net["body"](x)
-        return (self.net["fc"] if "fc" in self.net else self.classifier)(h)
+        return self.last()(self.net["body"](x))
+
+    def last(self):
+        return self.classifier if hasattr(self, "classifier") else self.net["fc"]
 
 
 class Named(Net):
@@ -38,7 +40,7 @@ class Named(Net):
 
     @property
     def head(self):
-        return self.net["fc"] if "fc" in self.net else self.classifier
+        return self.last()
 
     def features(self, x):
         return self.net["body"](x)
@@ -138,5 +140,5 @@ def test_features_that_are_no_vectors_are_refused():
 
 
 def test_without_a_name_the_way_is_said():
-    with pytest.raises(ConfigError, match="model.head=NAME"):
+    with pytest.raises(ConfigError, match=r"model\.head=NAME"):
         problems.classification(model=built(Net, False)).run("strategy=moon")
