@@ -66,7 +66,7 @@ def _quoted(override: str) -> str:
         way = f"a sweep over several is -m {name}={options}" if "," in options else f"type {name}={options}"
         raise ConfigError(f"{override}: a run has one option of a group; {way}")
     if _STRUCTURE.search(value):
-        return override
+        return f"{key}={value}"
     return f"{key}={','.join(_word(name, part) for part in value.split(','))}"
 
 

@@ -15,7 +15,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from hydra.utils import get_object
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 from torch import Tensor, nn
 
 from fedsim.errors import ConfigError, hint
@@ -112,8 +112,9 @@ def named_apart(node: DictConfig) -> tuple[DictConfig, str | None]:
     """
     if "head" not in node or "head" in _options(str(node.get("_target_"))):
         return node, None
-    kept = copy(node)
-    name = kept.pop("head")
+    kept, name = copy(node), node["head"]
+    with open_dict(kept):
+        del kept["head"]
     return kept, None if name is None else str(name)
 
 

@@ -10,6 +10,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from fedsim.data import weather
 from fedsim.data.bydomain import domains
 from fedsim.data.sources import weather_shapes
 from fedsim.data.weather import pictures
@@ -62,19 +63,16 @@ def test_boxes_lie_inside_apart_and_in_the_sizes_asked_for():
     assert np.bincount(found.labels[there]).min() > 0.25 * there.sum()
 
 
-def test_a_shape_is_in_its_box_and_its_corners_say_which():
+def test_a_shape_fills_its_box_as_its_label_says(monkeypatch):
+    monkeypatch.setattr(weather, "NOISE", 0.0)
     found = pictures("cloudy", 60, numpy_rng(0, "test"))
     for x, boxes, labels in zip(found.x.astype(float), found.boxes, found.labels, strict=True):
-        x1, y1, x2, y2 = boxes[0].round().astype(int)
-        ground = np.median(x, axis=(1, 2))
-
-        def stands_out(row, column, x=x, ground=ground):
-            return abs(x[:, row, column] - ground).sum() > 60
-
-        middle = stands_out((y1 + y2) // 2, (x1 + x2) // 2)
-        top, bottom = stands_out(y1 + 1, x1 + 1), stands_out(y2 - 2, x1 + 2)
-        if middle and abs(x[:, (y1 + y2) // 2, (x1 + x2) // 2] - ground).sum() > 120:
-            assert (top, bottom) == {0: (False, False), 1: (True, True), 2: (False, True)}[int(labels[0])]
+        own = abs(x - np.median(x, axis=(1, 2), keepdims=True)).sum(0) > 1
+        for (x1, y1, x2, y2), label in zip(boxes.round().astype(int), labels, strict=True):
+            if label >= 0 and x2 - x1 > 14:
+                corners = own[y1 + 1, x1 + 1], own[y1 + 1, x2 - 2], own[y2 - 2, x1 + 2], own[y2 - 2, x2 - 3]
+                expected = {0: (False,) * 4, 1: (True,) * 4, 2: (False, False, True, True)}[int(label)]
+                assert corners == expected and own[(y1 + y2) // 2, (x1 + x2) // 2]
 
 
 def test_weathers_differ_as_described():
