@@ -14,6 +14,7 @@ from clients.heads import Output, PrivateHeadClient
 from clients.realign import realign_local
 from fedsim.errors import ConfigError, check_setting
 from fedsim.local.job import Job
+from fedsim.models.split import features_of, head_of
 from fedsim.rng import torch_rng
 from fedsim.task.heads import Head
 from fedsim.task.layout import Layout
@@ -86,8 +87,8 @@ class FedLoGeClient(PrivateHeadClient):
         """With S, no gradient of the averaged head reaches the features."""
         if self.train == "head":
             return super().forward(model, x)
-        h = model.features(x)  # type: ignore[operator]
-        return h, model.head(h.detach())  # type: ignore[operator]
+        h = features_of(model, x)
+        return h, head_of(model)(h.detach())
 
     def begin(self, job: Job, w: Tensor) -> Tensor:
         """S in the run's type."""
@@ -120,5 +121,5 @@ class FedLoGeClient(PrivateHeadClient):
 
 
 def _shape(task: Task) -> tuple[int, int]:
-    weight: Tensor = task.model.head.weight  # type: ignore[union-attr, assignment]
+    weight: Tensor = head_of(task.model).weight
     return weight.shape[0], weight.shape[1]

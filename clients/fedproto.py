@@ -13,6 +13,7 @@ from clients.sgd import SGDClient
 from fedsim.data.local import Batch, LocalData
 from fedsim.exchange.payload import Refusal, Update
 from fedsim.local.job import Job
+from fedsim.models.split import features_and_output, features_of
 from fedsim.task.evaluation import features
 from fedsim.task.heads import check_features
 from fedsim.task.layout import Layout
@@ -141,9 +142,9 @@ def class_mean_distance(z: Tensor, y: Tensor, means: Tensor, known: Tensor) -> T
 
 
 def _features(model: nn.Module, x: Tensor) -> Tensor:
-    return model.features(x).flatten(1)  # type: ignore[operator, no-any-return]
+    return features_of(model, x).flatten(1)
 
 
 def _both(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    z = model.features(x)  # type: ignore[operator]
-    return z.flatten(1), model.head(z)  # type: ignore[operator]
+    z, logits = features_and_output(model, x)
+    return z.flatten(1), logits

@@ -12,6 +12,7 @@ from clients.sgd import SGDClient
 from fedsim.data.local import Batch
 from fedsim.exchange.payload import Refusal, Update
 from fedsim.local.job import Job
+from fedsim.models.split import features_and_output
 from fedsim.task.evaluation import features
 from fedsim.task.heads import Head, HeadSlots, check_features
 from fedsim.task.layout import Layout
@@ -35,8 +36,7 @@ class PrivateHeadClient(SGDClient):
 
     def forward(self, model: nn.Module, x: Tensor) -> Output:
         """Features and logits; here the features learn from the head, override where they must not."""
-        h = model.features(x)  # type: ignore[operator]
-        return h, model.head(h)  # type: ignore[operator]
+        return features_and_output(model, x)
 
     def shared_loss(self, job: Job, h: Tensor, logits: Tensor, y: Tensor) -> Tensor:
         """The loss () of the shared model."""

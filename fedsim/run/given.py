@@ -66,7 +66,8 @@ class Given:
                 if spans_run(self.strategy):
                     config.strategy["horizon"] = True
             if self.model is not None:
-                config.model = {"given": _path(self.model)}
+                head = config.model.get("head")
+                config.model = {"given": _path(self.model)} | ({} if head is None else {"head": head})
             if self.clients is not None:
                 config.data = {"given": f"{len(self.clients)} clients"}
                 config.partition = {"given": f"{len(self.clients)} clients"}

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fedsim.config.parts import part
 from fedsim.data.dataset import Dataset
 from fedsim.errors import ConfigError, hint
+from fedsim.models import split
 from fedsim.rng import key
 from fedsim.run.given import Given
 from fedsim.task.admission import admitted
@@ -30,19 +31,23 @@ def model(
 ) -> nn.Module:
     """The initial model; a configured or given factory runs under a generator keyed by the seed and ``draw``.
 
+    Its head is the submodule that ``model.head`` names, if it does (``fedsim.models.split``).
+
     Raises:
         ConfigError: for one that cannot be trained (``fedsim.task.admission``).
     """
     dtype = DTYPES.get(config.dtype, torch.float32)
+    named = None if given is None else config.model.get("head")
     if isinstance(given, nn.Module):
-        return admitted(given, dtype)
+        return split.with_head(admitted(given, dtype), named)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(key(config.seed, "model", *draw) >> 1)
         if given is not None:
-            return admitted(_module(given(), "what was handed over"), dtype)
+            return split.with_head(admitted(_module(given(), "what was handed over"), dtype), named)
         shape = {"input_shape": data.input_shape, "num_classes": data.num_classes}
-        built = part(config.model, "model", **shape)
-    return admitted(_module(built, config.model.get("_target_")), dtype)
+        node, named = split.named_apart(config.model)
+        built = part(node, "model", **shape)
+    return split.with_head(admitted(_module(built, node.get("_target_")), dtype), named)
 
 
 def trainable(config: DictConfig, given: Given) -> Given:

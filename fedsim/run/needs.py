@@ -19,7 +19,7 @@ from fedsim.local.interface import ClientLike
 from fedsim.local.kinds import Classes
 from fedsim.sampling.rules import Sampler
 from fedsim.server.traits import ChecksCohort, StrategyLike, Traits, missing
-from fedsim.task.heads import HeadSlots, check_body, check_features
+from fedsim.task.heads import HeadSlots, check_body, check_features, check_named_head
 from fedsim.task.layout import Layout
 from fedsim.task.task import Task
 
@@ -164,6 +164,7 @@ def check_task(method: StrategyLike, task: Task, data: FederatedData, buffers: s
         )
     if traits.features:
         check_features(task, name)
+        check_named_head(task)
     if traits.body:
         check_body(task, name)
     if traits.linear_head:

@@ -13,7 +13,7 @@ from torch import Tensor
 from fedsim.data.local import Batch, LocalData
 from fedsim.data.longtail import by_class
 from fedsim.data.trees import tree_map
-from fedsim.task.losses import call
+from fedsim.models.split import features_of
 from fedsim.task.metrics import added, values
 from fedsim.task.task import Task
 from fedsim.task.vectors import FlatModel
@@ -52,12 +52,12 @@ def measured(task: Task, output: Any, y: Tensor) -> dict[str, Any]:
 
 
 def features(model: FlatModel, w: Tensor, batches: Iterable[Batch]) -> list[Tensor]:
-    """``model.features`` (B, d) of each batch at ``w`` (d,), in evaluation mode, without gradients."""
+    """Features (B, d) of each batch at ``w`` (d,), in evaluation mode, without gradients."""
     out = []
     with model.measuring(w) as again:
         for x, _ in batches:
             again()
-            out.append(call(model.module.features, x))  # type: ignore[arg-type]
+            out.append(features_of(model.module, x))
     return out
 
 

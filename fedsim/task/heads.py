@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from fedsim.errors import ConfigError
+from fedsim.models.split import features_of, head_of, named_head, splits
 from fedsim.rng import torch_rng
 from fedsim.task.layout import Layout, Slot
 from fedsim.task.task import Task
@@ -96,12 +98,42 @@ def check_features(task: Task, method: str) -> None:
     Raises:
         ConfigError: naming what is missing.
     """
-    parts = (getattr(task.model, name, None) for name in ("features", "head"))
-    if not all(map(callable, parts)):
+    if not splits(task.model):
         raise ConfigError(
             f"model: {method} needs model.features(x) -> (B, d) and model.head; {type(task.model).__name__} lacks "
-            "them: give your module both, or type model=mlp"
+            "them: type model.head=NAME, the submodule that gives its output, give your module both, or type model=mlp"
         )
+
+
+def check_named_head(task: Task) -> None:
+    """Try a head named by ``model.head`` on the task's example.
+
+    Raises:
+        ConfigError: if it is not called once in a forward pass, or what goes into it is not (B, d).
+    """
+    name = named_head(task.model)
+    if name is None or task.example is None:
+        return
+    modes = [(m, m.training) for m in task.model.modules()]
+    task.model.eval()
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            z = features_of(task.model, _like(task.model, task.example))
+    finally:
+        for m, training in modes:
+            m.training = training
+    if not isinstance(z, Tensor) or z.dim() != 2:
+        shape = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
+        raise ConfigError(
+            f"model.head={name}: what goes into it is {shape} for two samples, expected (2, d); name a module that is "
+            "given one vector of features a sample"
+        )
+
+
+def _like(model: nn.Module, x: Any) -> Any:
+    """A model's input in the type of its parameters."""
+    kind = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    return tree_map(lambda t: t.to(kind) if isinstance(t, Tensor) and t.is_floating_point() else t, x)
 
 
 def check_body(task: Task, method: str) -> None:
@@ -110,7 +142,7 @@ def check_body(task: Task, method: str) -> None:
     Raises:
         ConfigError: naming the model.
     """
-    name, head = type(task.model).__name__, getattr(task.model, "head", None)
+    name, head = type(task.model).__name__, head_of(task.model)
     own = set(map(id, head.parameters())) if isinstance(head, nn.Module) else set[int]()
     if all(id(p) in own for p in task.model.parameters() if p.requires_grad):
         raise ConfigError(

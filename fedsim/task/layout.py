@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.errors import ConfigError
+from fedsim.models.split import head_of
 from fedsim.task import slots
 from fedsim.task.fixed import BATCH_NORM, apart
 from fedsim.task.slots import Slot, Slots
@@ -29,7 +30,7 @@ class Layout:
     that are part of the state dict, without those that stay fixed (``fedsim.task.fixed``). ``dim`` and ``buffer_dim``
     are the lengths of the vectors, ``size`` and ``buffer_size`` how many numbers of the model they hold: the rest is
     padding (see ``fedsim.task.slots``). ``norm`` and ``head`` name the parameters of normalisation layers and of
-    ``model.head``.
+    the head (``fedsim.models.split.head_of``).
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype | None = None, *, aligned: bool = True):
@@ -55,7 +56,7 @@ class Layout:
         self.buffer_dim, self.buffer_size = self.buffers.dim, self.buffers.size
         self.norm = _names_under(model, lambda m: isinstance(m, NORM_TYPES))
         self.batch_norm = _names_under(model, lambda m: isinstance(m, BATCH_NORM))
-        head = getattr(model, "head", None)
+        head = head_of(model)
         self.head = _names_under(model, lambda m: m is head) if isinstance(head, nn.Module) else frozenset()
 
     def spans(self, names: Iterable[str]) -> list[slice]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch.nn.functional as F
@@ -12,19 +12,11 @@ from torch import Tensor, nn
 from fedsim.data.local import Batch
 from fedsim.data.trees import Tree
 from fedsim.errors import ConfigError
+from fedsim.models.split import call as call
 
 LossFn = Callable[[Any, Any], Tensor]  # (model output, target), or (model, batch): see ``WholeLoss``
 Forward = Callable[[nn.Module, Tree], Any]  # (model, inputs) -> output
 MODEL_NAMES = ("model", "module", "net", "network")  # a first parameter of such a name is the model itself
-
-
-def call(module: Callable[..., Any], x: Tree) -> Any:
-    """``module`` of inputs ``x``: a mapping is passed by keyword, a tuple by position, all else as it is."""
-    if isinstance(x, Tensor):
-        return module(x)
-    if isinstance(x, Mapping):
-        return module(**x)
-    return module(*x) if isinstance(x, tuple) else module(x)
 
 
 def cross_entropy(output: Tensor, y: Tensor) -> Tensor:
