@@ -15,6 +15,8 @@ from fedsim.data.federated import FederatedData
 from fedsim.engine.assignments import Plan
 from fedsim.engine.base import pick_device
 from fedsim.errors import ConfigError
+from fedsim.local.groups import check_groups
+from fedsim.local.schedule import prepared
 from fedsim.run import initial, participants, samples, trial
 from fedsim.run.given import Given
 from fedsim.run.resolve import resolve
@@ -72,6 +74,7 @@ def learning_task(config: DictConfig, given: Given, data: FederatedData) -> Task
     by_class = samples.classes_to_count(config, data.dataset)
     loss, dtype = given.loss or cross_entropy, initial.DTYPES[config.dtype]
     trial.check(data, model, loss, dtype)
+    check_groups(config.client.groups, [n for n, p in model.named_parameters() if p.requires_grad])
     example = samples.example(data, dtype)
     classes = data.dataset.num_classes
     habits = rehearsed(model, loss, example.x, example.y, dtype) if len(example.x) else UNKNOWN
@@ -82,7 +85,7 @@ def plan(
     config: DictConfig, method: StrategyLike, task: Task, data: FederatedData, clock: Clock | None
 ) -> Plan:
     """All that a worker must know, in a simulation or at a client's node."""
-    local = typed(config.client, ClientConfig)
+    local = prepared(typed(config.client, ClientConfig), config.rounds)
     attack, attackers = participants.attack(config)
     return Plan(
         task=task,
