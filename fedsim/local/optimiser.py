@@ -34,8 +34,7 @@ class LocalSteps:
         self.lr = round_lr(local, round)
         self.groups = Groups.of(local.groups, layout, local.weight_decay) if local.groups else None
         self.schedule = Schedule.of(local.schedule, "client.schedule")
-        self.accumulates = local.accumulate > 1
-        paced = self.accumulates or self.schedule is not None
+        paced = local.accumulate > 1 or self.schedule is not None
         self.pace = Pace() if pace is None and paced else pace
         self.paces: list[Pace] | None = None  # of several clients that step at once
         # whether a step goes along the clipped gradient itself
@@ -53,7 +52,7 @@ class LocalSteps:
         self.clipped: int | Tensor = 0
         self._skipped: Tensor | None = None  # (d,) Adam's steps that passed a parameter by
         self._spans: Sequence[slice] | None = None  # where the next step's vectors lie, if not whole
-        self._sums = Sums()  # of the step's micro-batches so far
+        self._sums = Sums() if self.local.accumulate > 1 else None  # of the step's micro-batches so far
 
     def __call__(self, w: Tensor, g: Tensor, correction: Tensor | None = None, decay: float = 0.0) -> Tensor:
         """One local step in place: ``w <- w - lr (v + (weight_decay + decay) w)`` with ``v = clip(g + correction)``.
@@ -70,7 +69,7 @@ class LocalSteps:
         Parameters without part in the loss (``idle``) do not decay by ``weight_decay``, as torch's optimisers pass by
         those without gradient; nothing moves them unless ``correction`` or ``decay`` does.
         """
-        if self.accumulates and self.pace is not None:
+        if self._sums is not None and self.pace is not None:
             mean = self._sums.add(g, self.idle, self.pace)
             if mean is None:
                 return w
@@ -81,7 +80,8 @@ class LocalSteps:
 
     def _step(self, w: Tensor, g: Tensor, correction: Tensor | None, decay: float) -> Tensor:
         """A step along the gradient ``g`` of all its samples, none of the parameters idle."""
-        local, lr, scale = self.local, self.lr, None
+        local, scale = self.local, None
+        lr: float | Tensor = self.lr
         own: float | Tensor = local.weight_decay
         if self.schedule is not None:
             lr = self._scheduled(w)

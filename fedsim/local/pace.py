@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor
 
 from fedsim.data.local import Batch
@@ -75,5 +76,5 @@ def micro_batches(batch: Batch, size: int, smallest: int = 1) -> list[Batch]:
     """``batch`` in parts of at most ``size`` samples, without a last part of fewer than ``smallest``."""
     if batch.x.shape[0] <= size:
         return [batch]
-    pairs = zip(batch.x.split(size), batch.y.split(size), strict=True)
+    pairs = zip(torch.split(batch.x, size), torch.split(batch.y, size), strict=True)
     return [Batch(x, y) for x, y in pairs if x.shape[0] >= smallest]

@@ -63,8 +63,8 @@ class Schedule:
             _check(f"{key}.{name}", str(name), one)
         if shape == "step" and ("every" in given) == ("at" in given):
             raise ConfigError(f"{key}.shape=step: needs either {key}.every or {key}.at, where the rate falls")
-        made = {**given, "at": tuple(given["at"])} if "at" in given else given
-        return Schedule(**{str(k): v for k, v in made.items()})
+        made: dict[str, Any] = {str(k): tuple(v) if k == "at" else v for k, v in given.items()}
+        return Schedule(**made)
 
     @property
     def open(self) -> bool:
