@@ -29,8 +29,10 @@ from clients.fraug_options import (
 from clients.generators import Generator, RTNet, drawn, evaluating, networks
 from clients.norm import LocalNormClient
 from fedsim.data.local import Batch
+from fedsim.errors import ClientError
 from fedsim.exchange.payload import Refusal, Update
 from fedsim.local.job import Job
+from fedsim.local.schedule import round_factor
 from fedsim.models.split import features_and_output, features_of, head_of
 from fedsim.task.layout import Layout
 from fedsim.task.task import Task
@@ -74,6 +76,10 @@ class FRAugClient(LocalNormClient):
         """The round's mini-batches, then what is shared goes up and the rest into the client's state."""
         if job.num_steps == 0:
             raise Refusal("no samples" if len(job.data) == 0 else "no local steps")
+        if job.local.accumulate > 1:
+            raise ClientError(
+                "FRAug: its three networks step in turn with each batch; type client.accumulate=1"
+            )
         w = job.start()
         run = self.local_update(job)
         job.sgd.momentum = run.kept("momentum") if job.local.momentum else None
@@ -261,12 +267,12 @@ class LocalUpdate:
         self.seen = self.seen.index_fill(0, y, 1.0)
 
     def _descend(self, name: str, w: Tensor, g: Tensor, lr: float) -> None:
-        """SGD with heavy-ball momentum, in place: ``v <- momentum v + g``, ``w <- w - lr lr_decay^t v``."""
+        """SGD with heavy-ball momentum, in place: ``v <- momentum v + g``, ``w <- w - lr c_t v``, c_t the round's."""
         speed = self.speed[name]
         if self.options.momentum:
             g = g if speed is None else speed.mul_(self.options.momentum).add_(g)
             self.speed[name] = g
-        w.add_(g, alpha=-lr * self.job.local.lr_decay**self.job.round)
+        w.add_(g, alpha=-lr * round_factor(self.job.local, self.job.round))
 
     def _own_rtnet(self) -> Weights:
         state = self.job.state

@@ -56,6 +56,7 @@ RANGES: Mapping[str, _Check] = {
     "client.min_epochs": _AT_LEAST_1,
     "client.steps": _AT_LEAST_1,
     "client.batch_size": _AT_LEAST_1,
+    "client.accumulate": _AT_LEAST_1,
     "client.momentum": (lambda v: 0 <= v < 1, "must be in [0, 1)"),
     "client.adam.beta1": (lambda v: 0 <= v < 1, "must be in [0, 1)"),
     "client.adam.beta2": (lambda v: 0 <= v < 1, "must be in [0, 1)"),
@@ -227,6 +228,8 @@ def _check_relations(config: DictConfig) -> None:
         raise ConfigError(
             f"client.momentum={config.client.momentum}: Adam has its own; type client.adam.beta1"
         )
+    if config.client.nesterov and not config.client.momentum:
+        raise ConfigError("client.nesterov=true: needs momentum; add client.momentum=0.9")
     if config.evaluation.stop_at_target and config.evaluation.target is None:
         raise ConfigError("evaluation.stop_at_target=true: needs evaluation.target, an accuracy in [0, 1]")
     if config.encoder:

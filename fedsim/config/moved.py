@@ -103,7 +103,13 @@ NAMES: Mapping[str, str] = {  # old dotted name: new dotted name
 
 # Settings that runs of before did not have, dotted, and the value by which nothing changes
 ADDED: Mapping[str, Any] = {
+    "client.accumulate": 1,
     "client.clip_pull": "whole",
+    "client.decoupled": False,
+    "client.groups": None,
+    "client.nesterov": False,
+    "client.round_schedule": None,
+    "client.schedule": None,
     "code": None,
     "failures.thin_round": "skip",
     "task": {"_target_": "fedsim.task.problems.classification", "label_smoothing": 0.0, "metrics": None},

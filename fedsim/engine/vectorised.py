@@ -44,8 +44,8 @@ def wanted(plan: Plan) -> bool:
 
 def obstacle(plan: Plan, model: FlatModel) -> str | None:
     """Why the clients of a run cannot be vectorised, or ``None``: a rule not declared so, weights or statistics of a
-    client's own, averaged statistics, dropout (whose draws per client cannot be those of the loop), Adam, a model that
-    does more than compute."""
+    client's own, averaged statistics, dropout (whose draws per client cannot be those of the loop), Adam, accumulation,
+    a model that does more than compute."""
     name, layout = type(plan.client).__name__, model.layout
     if not plan.declared:
         return (
@@ -64,6 +64,8 @@ def obstacle(plan: Plan, model: FlatModel) -> str | None:
         return unusual
     if model.draws:
         return "the model has dropout, drawn for each client by itself"
+    if plan.local.accumulate > 1 or (plan.classes and any(c.accumulate > 1 for c in plan.classes.settings)):
+        return "client.accumulate adds up the micro-batches of each client by itself"
     return "client.adam keeps moments of each client by itself" if plan.local.adam is not None else None
 
 
@@ -116,7 +118,7 @@ class ChunkJob:
         self.values, self.layout, self.lr = first.values, first.layout, first.lr
         own = {k: torch.stack([job.message.arrays[k] for job in members]) for k in self._rows}
         self.message = Payload({**first.message.arrays, **own}, first.values)
-        self.sgd = copy.copy(first.sgd)
+        self.sgd = first.sgd.of_many([job.sgd for job in members])
         self.state = {k: torch.stack([job.state[k] for job in members]) for k in first.state}
         self.keep: dict[str, Tensor] = {}
 

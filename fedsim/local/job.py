@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -21,7 +21,8 @@ from fedsim.exchange.payload import Payload, Value
 from fedsim.local.kept import LocalPart
 from fedsim.local.meter import Meter
 from fedsim.local.optimiser import LocalSteps
-from fedsim.local.work import local_epochs, num_steps
+from fedsim.local.part_steps import PartSteps
+from fedsim.local.work import local_epochs, num_steps, step_size
 from fedsim.task.evaluation import evaluate, mean_of, measured
 from fedsim.task.heads import HeadSlots
 from fedsim.task.layout import Layout
@@ -57,7 +58,7 @@ class Job:
     local_part: LocalPart = field(default_factory=LocalPart)
 
     def __post_init__(self) -> None:
-        self.sgd = LocalSteps(self.local, self.round)
+        self.sgd = LocalSteps(self.local, self.round, self.model.layout)
         self.meter = Meter()
         self.kept: dict[str, Tensor] | None = None  # the local part after training, put aside by ``delta``
         self._anchor: Tensor | None = None
@@ -157,15 +158,23 @@ class Job:
         """``v`` (..., d), in place, with zeros where parameters stay with the client."""
         return self.local_part.zero(v)
 
+    def optimiser(self, params: str | Iterable[str] = "*", **settings: Any) -> PartSteps:
+        """A further optimiser, of the parameters whose names match ``params``: see ``PartSteps``."""
+        return PartSteps.beside(self.sgd, self.model, params, settings)
+
     def batches(self, purpose: str = "batches", epochs: int | None = None) -> Iterator[Batch]:
-        """This round's mini-batches, by the configured epochs or steps, batch size and order.
+        """This round's mini-batches, by the configured epochs or steps, batch size and order; with
+        ``client.accumulate`` the micro-batches of its steps.
 
         Another ``purpose`` gives another order, for a phase of its own; ``epochs`` replaces the configured work. A
         last batch of one sample is left out where the model has BatchNorm, which cannot train on it.
         """
-        local, meter = self.local, self.meter
+        local, meter, pace = self.local, self.meter, self.sgd.pace
+        if pace is not None:
+            whole = local if epochs is None else replace(local, steps=None)
+            pace.begin(num_steps(whole, len(self.data), epochs or self.epochs, self._smallest))
         for block in self.data.blocks(
-            local.batch_size,
+            step_size(local),
             epochs=self.epochs if epochs is None else epochs,
             steps=None if epochs is not None else local.steps if self.most_steps is None else self.num_steps,
             shuffle=local.shuffle,
@@ -173,9 +182,10 @@ class Job:
             smallest=self._smallest,
         ):
             for batch in block:
-                yield batch
+                for part in (batch,) if pace is None else pace.parts(batch, local.batch_size, self._smallest):
+                    yield part
+                    meter.samples += part.size
                 meter.steps += 1
-                meter.samples += batch.size
 
     @property
     def _smallest(self) -> int:

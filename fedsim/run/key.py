@@ -17,6 +17,7 @@ from fedsim.config.compose import load, plain
 from fedsim.config.moved import as_before, without_added
 from fedsim.config.roles import telling
 from fedsim.errors import ConfigError
+from fedsim.local.schedule import spans_rounds
 from fedsim.run.resolve import device
 
 FIRST = "0.1.0"  # the version of fedsim whose runs do not say by which they were made
@@ -39,7 +40,7 @@ def run_key(config: DictConfig) -> str:
     """sha256 (64 hex digits; the first 8 name the run folder) of all settings that can change a result.
 
     The order of overrides does not matter, nor whether a number is written ``1`` or ``1.0``. ``rounds`` is not part of
-    it, so that a finished run can be extended, unless a schedule of the method depends on it.
+    it, so that a finished run can be extended, unless a schedule of the method or of the local rate depends on it.
     """
     return _digest(config, rounds=horizon(config))
 
@@ -83,10 +84,13 @@ def keys_before(config: DictConfig) -> list[str]:
 
 
 def horizon(config: DictConfig) -> bool:
-    """Whether a schedule spans the whole run: ``traits.horizon`` of the strategy's class, or of one that it wraps.
+    """Whether a schedule spans the whole run: that of the local learning rate, or by ``traits.horizon`` one of the
+    strategy's class, or of one that it wraps.
 
     The class is imported. One that cannot be imported has no schedule; building it will say what is wrong.
     """
+    if spans_rounds(OmegaConf.select(config, "client.round_schedule")):
+        return True
     node: Any = config.strategy
     while isinstance(node, DictConfig):
         if "given" in node:  # in Python: what its class says was recorded

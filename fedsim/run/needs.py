@@ -15,8 +15,10 @@ from fedsim.config.parts import part, typed
 from fedsim.config.schema import ClientConfig
 from fedsim.data.federated import FederatedData
 from fedsim.errors import ConfigError
+from fedsim.local.groups import check_values
 from fedsim.local.interface import ClientLike
 from fedsim.local.kinds import Classes
+from fedsim.local.schedule import prepared
 from fedsim.sampling.rules import Sampler
 from fedsim.server.traits import ChecksCohort, StrategyLike, Traits, missing
 from fedsim.task.heads import HeadSlots, check_body, check_features, check_named_head
@@ -136,7 +138,8 @@ def check_parts(method: StrategyLike, config: DictConfig, topology: Topology | N
                     f"{key}: {type(method).__name__} has all samples in one place, so no client is different; "
                     f"leave {key} out"
                 )
-    local = typed(config.client, ClientConfig)
+    local = prepared(typed(config.client, ClientConfig), config.rounds)
+    check_values(local.groups)
     if local.classes is not None:
         speed = np.ones(config.num_clients) if devices else None
         check_widths(Classes.of(local, config.num_clients, config.seed, speed), method)

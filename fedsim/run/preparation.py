@@ -16,6 +16,8 @@ from fedsim.data.federated import FederatedData
 from fedsim.engine.assignments import Plan
 from fedsim.engine.base import pick_device
 from fedsim.errors import ConfigError
+from fedsim.local.groups import check_groups
+from fedsim.local.schedule import prepared
 from fedsim.run import initial, participants, samples, tasks, trial
 from fedsim.run.given import Given
 from fedsim.run.resolve import resolve
@@ -79,6 +81,7 @@ def learning_task(config: DictConfig, given: Given, data: FederatedData) -> Task
         model = initial.initialised(model, given.initial, initial.DTYPES[config.dtype])
     by_class = samples.classes_to_count(config, data.dataset)
     problem, dtype = tasks.problem(config, given), initial.DTYPES[config.dtype]
+    check_groups(config.client.groups, [n for n, p in model.named_parameters() if p.requires_grad])
     example = samples.example(data, dtype)
     whole = data.dataset.num_classes or (0 if isinstance(data.dataset.train, Samples) else None)
     known = {"by_class": by_class, "num_classes": whole, "example": example.x}
@@ -96,7 +99,7 @@ def plan(
     config: DictConfig, method: StrategyLike, task: Task, data: FederatedData, clock: Clock | None
 ) -> Plan:
     """All that a worker must know, in a simulation or at a client's node."""
-    local = typed(config.client, ClientConfig)
+    local = prepared(typed(config.client, ClientConfig), config.rounds)
     attack, attackers = participants.attack(config)
     return Plan(
         task=task,
