@@ -13,6 +13,7 @@ from clients.etf import DEFAULT_STEPS, sparse_etf
 from clients.heads import Output, PrivateHeadClient
 from clients.realign import realign_local
 from fedsim.errors import ConfigError, check_setting
+from fedsim.exchange.payload import Refusal
 from fedsim.local.job import Job
 from fedsim.rng import torch_rng
 from fedsim.task.heads import Head
@@ -112,7 +113,8 @@ class FedLoGeClient(PrivateHeadClient):
         """Classes that this client has."""
         if self.mask == "train":
             return job.class_counts > 0
-        assert job.holdout is not None
+        if job.holdout is None:
+            raise Refusal("no test samples of its own, by which strategy.mask=test says what it may name")
         labels = job.holdout.samples.y
         own = labels[job.holdout.index.to(labels.device)]
         return torch.bincount(own, minlength=job.head.shape[0]) > 0

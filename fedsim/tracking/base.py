@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fedsim.tracking.information import RoundInfo
 
 Row = Mapping[str, Any]
 
@@ -41,6 +44,9 @@ class Tracker:
 
     def round(self, row: Row, clients: Sequence[Row]) -> None:
         """After each round."""
+
+    def informed(self, info: RoundInfo) -> None:
+        """After ``round``, with models; for whoever passes it on to the user's callbacks."""
 
     def end(self, summary: Row) -> None:
         """After the last round, ``status`` "done"; or early, ``status`` "failed" or "interrupted".
