@@ -36,7 +36,7 @@ def write(
     data: FederatedData,
     weights: Mapping[str, Tensor],
     rounds: int,
-) -> None:
+) -> Card:
     """Describe the ``weights`` of ``weights.safetensors``, beside it.
 
     ``input`` is one sample as the model gets it, normalised (or embedded by the ``encoder``); ``built_with`` goes to
@@ -64,6 +64,7 @@ def write(
         "sha256": sha256(folder / LAST),
     }
     (folder / CARD).write_text(json.dumps(card, indent=1) + "\n")
+    return card
 
 
 def _kind(x: Tensor) -> dict[str, Any]:

@@ -1,19 +1,20 @@
-"""What a caller's callbacks are told: a round with its models at hand, and the run's end; the base class of callbacks."""
+"""What a caller's callbacks are told: a round with its models at hand, the run's end; and their base class."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from fedsim.errors import ConfigError, hint
-from fedsim.task.standalone import standalone, state_of
-from fedsim.task.task import Task
-from fedsim.task.vectors import Weights
 from fedsim.tracking.base import Row, RunInfo
+
+if TYPE_CHECKING:  # torch is imported when models are asked for
+    import torch
+    from torch import Tensor, nn
+
+    from fedsim.task.task import Task
+    from fedsim.task.vectors import Weights
 
 
 @dataclass(kw_only=True)
@@ -44,6 +45,8 @@ class RoundInfo:
         Raises:
             ConfigError: if there is none, or several.
         """
+        from fedsim.task.standalone import standalone
+
         return standalone(self.task.model, self._state(name), self.dtype)
 
     def stop(self, reason: str) -> None:
@@ -53,6 +56,8 @@ class RoundInfo:
         self.stopped = reason
 
     def _state(self, name: str) -> dict[str, Tensor]:
+        from fedsim.task.standalone import state_of
+
         if name not in self.models:
             there = ", ".join(self.models)
             raise ConfigError(f"there is no model {name!r}, but {there}{hint(name, self.models)}")
