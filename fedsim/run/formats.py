@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import safe_open
@@ -18,7 +20,6 @@ from torch.utils._pytree import tree_map_only
 from fedsim.errors import ConfigError, check_choice, headline
 from fedsim.run import modelcard
 from fedsim.run.modelcard import Card, is_kind
-from fedsim.run.result import RunResult
 from fedsim.server.weightsfile import BEST
 from fedsim.task.standalone import tensors
 
@@ -26,8 +27,23 @@ SUFFIX = {"state_dict": ".pt", "safetensors": ".safetensors", "onnx": ".onnx", "
 BESIDE = ".json"  # behind the file's name: classes, normalisation and the rest of model.json
 
 
+class Exportable(Protocol):
+    """What is needed of a :class:`fedsim.RunResult`."""
+
+    dir: Path
+    weights: dict[str, Tensor]
+    summary: dict[str, Any]
+    card: Card | None
+
+    def model(self, client: int | None = None, *, at: str = "last", best: bool = False) -> nn.Module:
+        """The trained model."""
+
+    def best_weights(self) -> dict[str, Tensor]:
+        """After the best round on validation data."""
+
+
 def export(
-    result: RunResult,
+    result: Exportable,
     to: str = "state_dict",
     *,
     client: int | None = None,
@@ -80,7 +96,7 @@ def _place(folder: Path, to: str, client: int | None, best: bool, out: Path | No
     return out / name if out.is_dir() and to != "hf" else out
 
 
-def _at(result: RunResult, best: bool) -> dict[str, Any]:
+def _at(result: Exportable, best: bool) -> dict[str, Any]:
     """Of which round the weights are."""
     if not best:
         return {"round": int(result.summary["rounds"])}
@@ -88,7 +104,7 @@ def _at(result: RunResult, best: bool) -> dict[str, Any]:
         return {"round": int((file.metadata() or {}).get("round", 0)), "best": "validation"}
 
 
-def _state(result: RunResult, client: int | None, best: bool) -> Mapping[str, Tensor]:
+def _state(result: Exportable, client: int | None, best: bool) -> Mapping[str, Tensor]:
     """All tensors of the model; the module is built only where the run's file does not hold them."""
     apart = result.card is not None and result.card["frozen"] == "apart"
     if client is None and not apart:
@@ -119,7 +135,7 @@ def _onnx(model: nn.Module, card: Card | None, path: Path) -> None:
     args = () if named else example if isinstance(example, tuple) else (example,)
     free = tree_map_only(Tensor, lambda _: {0: torch.export.Dim.DYNAMIC}, named or args)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _unsaid("torch.onnx"):
             warnings.simplefilter("ignore")
             torch.onnx.export(
                 model,
@@ -131,6 +147,7 @@ def _onnx(model: nn.Module, card: Card | None, path: Path) -> None:
                 external_data=False,
                 verbose=False,
             )
+        _name_batch(path)
         onnx.checker.check_model(str(path))
     except OSError:
         raise
@@ -140,6 +157,32 @@ def _onnx(model: nn.Module, card: Card | None, path: Path) -> None:
             f"--to onnx: torch.onnx cannot express {type(model).__name__}: {headline(str(error))[:300]}; use "
             "--to safetensors"
         ) from error
+
+
+def _name_batch(path: Path) -> None:
+    """Call the free dimension ``batch``, wherever it is that of an input, an output or a value between."""
+    import onnx
+
+    model = onnx.load(str(path))
+    graph = model.graph
+    free = graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if free and dim.dim_param == free:
+                dim.dim_param = "batch"
+    onnx.save(model, str(path))
+
+
+@contextmanager
+def _unsaid(name: str) -> Iterator[None]:
+    """Without the warnings of a library's logger."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _hf(model: nn.Module, card: Card | None, path: Path) -> None:

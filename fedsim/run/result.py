@@ -111,10 +111,16 @@ class RunResult:
 
         return export(self, to, out=None if out is None else Path(out), **options)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Another process gets no part of what was handed over: ``load_run`` takes it again."""
+        return {**vars(self), "source": None}
+
     @property
     def _made_of(self) -> Source:
         if self.source is None:
-            raise ConfigError(f"{self.dir}: nothing is known of how its model is built; use fedsim.load_run")
+            raise ConfigError(
+                f"{self.dir}: this result comes from another process; fedsim.load_run({str(self.dir)!r}) has models"
+            )
         return self.source
 
     def _facts(self) -> dict[str, str]:

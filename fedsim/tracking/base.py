@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from fedsim.tracking.information import RoundInfo
+from typing import Any
 
 Row = Mapping[str, Any]
 
@@ -45,8 +42,8 @@ class Tracker:
     def round(self, row: Row, clients: Sequence[Row]) -> None:
         """After each round."""
 
-    def informed(self, info: RoundInfo) -> None:
-        """After ``round``, with models; for whoever passes it on to the user's callbacks."""
+    def informed(self, info: Any) -> None:
+        """After ``round``, a ``fedsim.tracking.RoundInfo``, which has models: for the user's callbacks."""
 
     def end(self, summary: Row) -> None:
         """After the last round, ``status`` "done"; or early, ``status`` "failed" or "interrupted".

@@ -20,7 +20,7 @@ TINY = (
     "rounds=1",
     "client.epochs=1",
     "num_clients=4",
-    "clients_per_round=2",
+    "clients_per_round=4",
 )
 
 
@@ -95,6 +95,30 @@ def test_a_transformers_model_is_written_as_its_library_reads_it(tmp_path: Path)
         assert torch.equal(value, result.weights[f"bert.{name}"])
     assert again.config.id2label == {0: "0", 1: "1", 2: "2"}
     assert json.loads((path / "fedsim.json").read_text())["classes"] == ["0", "1", "2"]
+
+
+class Adapted(torch.nn.Module):
+    """A layer that peft has given adapters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        peft = pytest.importorskip("peft")
+        base = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3))
+        self.net = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=["0"]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x)
+
+
+@pytest.mark.slow
+def test_of_a_peft_model_the_adapters_are_written(tmp_path: Path) -> None:
+    result = classification(model=Adapted).run("rounds=1")
+    path = result.export("hf", out=tmp_path / "hf")
+    assert json.loads((path / "adapter_config.json").read_text())["r"] == 2
+    name = "base_model.model.0.lora_B"
+    held = load_file(path / "adapter_model.safetensors")
+    assert torch.equal(held[f"{name}.weight"], result.weights[f"net.{name}.default.weight"])
+    assert held[f"{name}.weight"].any()
 
 
 @pytest.mark.parametrize(

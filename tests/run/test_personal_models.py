@@ -39,8 +39,8 @@ METHODS = {  # settings by which clients have models of their own
     "silobn": (),
     "fraug": (),
     "gossip": GOSSIP,
-    "ggeur": ("strategy@strategy.base=fedper",),
-    "fedavg": ("buffers=local",),
+    "ggeur": ("strategy@strategy.base=fedper", "strategy.target=20", "strategy.per_prototype=5"),
+    "fedavg": ("buffers=local", "attack=label_flip", "attack.fraction=0.4"),
 }
 
 

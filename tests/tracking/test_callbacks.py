@@ -174,7 +174,7 @@ def test_a_callback_that_stops_the_run_gives_what_a_shorter_run_gives(tmp_path: 
 def test_early_stopping_of_the_page_stops_when_the_loss_rises(monkeypatch: pytest.MonkeyPatch) -> None:
     page = (Path(__file__).parents[2] / "docs/using_results.md").read_text()
     scope: dict[str, Any] = {}
-    exec(page.split("```python\n")[2].split("```")[0], scope)
+    exec(page.split("```python\n")[3].split("```")[0], scope)
     losses, plain = [3.0, 2.0, 2.5, 2.1, 1.0], Loop._measured
     told = lambda self, server, state: {"val/loss": losses[server.round.index], **plain(self, server, state)}  # noqa: E731
     monkeypatch.setattr(Loop, "_measured", told)
