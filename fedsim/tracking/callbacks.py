@@ -76,7 +76,8 @@ def _check_arguments(name: str, callback: object, hook: str) -> None:
 
 def takes_info(callback: object) -> bool:
     """Whether ``callback.round`` takes one argument, a ``RoundInfo``, instead of a tracker's two."""
-    return callable(getattr(callback, "round", None)) and not _callable(callback, "round", "row, clients")
+    hook = "round"
+    return callable(getattr(callback, hook, None)) and not _callable(callback, hook, "row, clients")
 
 
 def _callable(callback: object, hook: str, given: str) -> bool:
