@@ -13,6 +13,7 @@ from clients.etf import DEFAULT_STEPS, sparse_etf
 from clients.heads import Output, PrivateHeadClient
 from clients.realign import realign_local
 from fedsim.errors import ConfigError, check_setting
+from fedsim.exchange.payload import Refusal
 from fedsim.local.job import Job
 from fedsim.models.split import features_of, head_of
 from fedsim.rng import torch_rng
@@ -113,7 +114,8 @@ class FedLoGeClient(PrivateHeadClient):
         """Classes that this client has."""
         if self.mask == "train":
             return job.class_counts > 0
-        assert job.holdout is not None
+        if job.holdout is None:
+            raise Refusal("no test samples of its own, by which strategy.mask=test says what it may name")
         labels = job.holdout.samples.labels
         assert labels is not None, "FedLoGe is refused without class labels"
         own = labels[job.holdout.index.to(labels.device)]

@@ -80,11 +80,27 @@ class FedProtoClient(SGDClient):
         """Measure on the common test set."""
         return self._measure(job, job.test)
 
+    @property
+    def personalises(self) -> bool:
+        """Unless the models are averaged."""
+        return self.personal
+
+    def own_weights(self, job: Job) -> Tensor:
+        """The own model; of a client that never trained, and where models are averaged, the received one."""
+        received = job.start()
+        return job.state.get("w", received)
+
+    def own_model(self, job: Job) -> nn.Module:
+        """Once there are prototypes, the own model with the nearest one as its prediction."""
+        model, arrays = super().own_model(job), job.message.arrays
+        if not self.personal or "prototypes" not in arrays:
+            return model
+        return NearestPrototype(model, arrays["prototypes"], arrays["known"]).eval()
+
     def _measure(self, job: Job, data: LocalData | None) -> Update:
         if data is None or not len(data):
             raise Refusal("nothing to be measured on")
-        w = job.start()
-        w = job.state.get("w", w)
+        w = self.own_weights(job)
         found = job.measure(data, w)
         means, known = job.message.arrays.get("prototypes"), job.message.arrays.get("known")
         if self.personal and means is not None and known is not None:
@@ -107,7 +123,7 @@ class FedProtoClient(SGDClient):
         for rows in torch.split(torch.arange(len(data)), 512):
             batch = data.read(rows)
             z = features(job.model, w, [batch])[0].flatten(1)
-            logits.append((-torch.cdist(z, means)).masked_fill(known == 0, -torch.inf))
+            logits.append(nearness(z, means, known))
             labels.append(batch.y)
         job.meter.forward(len(data))
         near = job.score(torch.cat(logits), torch.cat(labels))
@@ -128,6 +144,28 @@ class FedProtoClient(SGDClient):
             counts = one_hot.sum(0) if counts is None else counts + one_hot.sum(0)
         assert sums is not None and counts is not None
         return sums, counts
+
+
+class NearestPrototype(nn.Module):
+    """``model.features``, classified by the nearest of ``prototypes`` (C, f) of the classes that are ``known`` (C,)."""
+
+    prototypes: Tensor
+    known: Tensor
+
+    def __init__(self, model: nn.Module, prototypes: Tensor, known: Tensor):
+        super().__init__()
+        self.model = model
+        self.register_buffer("prototypes", prototypes.detach().cpu().clone())
+        self.register_buffer("known", known.detach().cpu().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Minus the distances (B, C)."""
+        return nearness(_features(self.model, x), self.prototypes, self.known)
+
+
+def nearness(z: Tensor, means: Tensor, known: Tensor) -> Tensor:
+    """Minus the distance (n, C) of features ``z`` (n, f) from ``means`` (C, f); minus infinity where none is known."""
+    return (-torch.cdist(z, means)).masked_fill(known == 0, -torch.inf)
 
 
 def class_mean_distance(z: Tensor, y: Tensor, means: Tensor, known: Tensor) -> Tensor:

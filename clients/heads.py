@@ -14,8 +14,9 @@ from fedsim.exchange.payload import Refusal, Update
 from fedsim.local.job import Job
 from fedsim.models.split import features_and_output
 from fedsim.task.evaluation import features
-from fedsim.task.heads import Head, HeadSlots, check_features
+from fedsim.task.heads import Head, HeadSlots, check_features, with_head
 from fedsim.task.layout import Layout
+from fedsim.task.standalone import present
 from fedsim.task.task import Task
 
 Output = tuple[Tensor, Tensor]  # features (B, d) and logits (B, C) of the model's own head
@@ -104,10 +105,19 @@ class PrivateHeadClient(SGDClient):
             batch = job.holdout.everything()
             h, y = features(job.model, w, [batch])[0], batch.y
         metrics = {"untrained": float("phi" not in job.state)}
-        heads = self.personal(job, job.head.of_model(w), job.head.of_vector(self.private(job)))
-        for name, head in heads.items():
-            logits, allowed = head(h), None if name else self.allowed(job)
-            if allowed is not None:
-                logits = logits.masked_fill(~allowed, -torch.inf)
-            metrics |= {f"{name}/{k}" if name else k: v for k, v in job.score(logits, y).items()}
+        for name, head in self.classifiers(job, w).items():
+            metrics |= {f"{name}/{k}" if name else k: v for k, v in job.score(head(h), y).items()}
         return Update(metrics=metrics, weight=len(job.holdout))
+
+    def classifiers(self, job: Job, w: Tensor) -> Mapping[str, Head]:
+        """Personal classifiers over the features of ``w`` (d,), as they are measured: the method's own, ``""``, names
+        none but the ``allowed`` classes."""
+        heads = self.personal(job, job.head.of_model(w), job.head.of_vector(self.private(job)))
+        allowed = self.allowed(job)
+        return heads if allowed is None else {**heads, "": heads[""].only(allowed)}
+
+    def own_model(self, job: Job) -> nn.Module:
+        """The received features under the method's own personal classifier."""
+        w = job.start()
+        own = self.classifiers(job, w)[""]
+        return with_head(present(job.task.model, job.model, w), job.head, own)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,14 +17,16 @@ from fedsim.data.dataset import Augment, Dataset, Pair
 from fedsim.data.federated import FederatedData
 from fedsim.engine.base import Engine
 from fedsim.rng import undisturbed
-from fedsim.run import initial, participants, samples
+from fedsim.run import initial, modelcard, participants, samples
 from fedsim.run.assembly import assemble, start_engine
 from fedsim.run.folder import adopt, complete, enter, locked, tidied
 from fedsim.run.given import Given
 from fedsim.run.key import marked, run_dir, run_key, run_name
 from fedsim.run.logged import describe, log_finished
 from fedsim.run.needs import check_cohort, check_task
+from fedsim.run.personal import Source
 from fedsim.run.preparation import learning_task, load_data, settle
+from fedsim.run.result import RunResult, load_run
 from fedsim.run.summary import execute, summarise
 from fedsim.run.unread import say
 from fedsim.server.traits import StrategyLike
@@ -35,43 +36,9 @@ from fedsim.tracking import read_rows
 from fedsim.tracking.callbacks import admitted
 
 if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.figure import Figure
-
     from fedsim.topology import Topology
 
-
-@dataclass
-class RunResult:
-    """What a run leaves behind; everything but ``weights`` is read from its folder ``dir``."""
-
-    dir: Path
-    weights: dict[str, Tensor]  # state dict of the final global model
-    summary: dict[str, Any]
-    rows: list[dict[str, Any]] = field(repr=False)  # of metrics.jsonl
-    label: str = "run"
-
-    @property
-    def history(self) -> pd.DataFrame:
-        """One row a round."""
-        import pandas as pd
-
-        return pd.DataFrame(self.rows)
-
-    @property
-    def per_client(self) -> pd.DataFrame:
-        """Tidy table: round, client, metric, value."""
-        import pandas as pd
-
-        return pd.DataFrame(
-            read_rows(self.dir / "clients.jsonl"), columns=["round", "client", "metric", "value"]
-        )
-
-    def plot(self) -> Figure:
-        """Accuracy and loss against rounds."""
-        from fedsim.report import figure_of
-
-        return figure_of({self.label: [self.rows]})
+__all__ = ["RunResult", "load_run", "run", "simulate"]
 
 
 def simulate(
@@ -182,10 +149,12 @@ def _run(
     engine: Engine | None,
     data: FederatedData | None,
 ) -> RunResult:
-    if (done := complete(folder, config, key)) is not None:
+    source = Source(config, given, key)
+    if (done := complete(folder, config, key, stoppable=bool(given.callbacks))) is not None:
         log_finished(config, done)
         state, rows = load_file(folder / "weights.safetensors"), read_rows(folder / "metrics.jsonl")
-        return RunResult(folder, state, dict(done.summary), rows, str(done.summary["method"]))
+        card = modelcard.read(folder)
+        return RunResult(folder, state, dict(done.summary), rows, str(done.summary["method"]), source, card)
     previous = enter(folder, config, key)
     trackers = build_trackers(config.tracker, extra=given.callbacks)
     summary: dict[str, Any] = {}
@@ -208,10 +177,11 @@ def _run(
             loop.server.clock.fleet.save(folder)
         try:
             weights = execute(loop, config, task, data)
+            card = modelcard.write(folder, config, given, task, data, weights, loop.done)
         finally:
             summary = summarise(loop, config, data)
         summary["status"] = "done"
-        return RunResult(folder, weights, summary, loop.history, str(summary["method"]))
+        return RunResult(folder, weights, summary, loop.history, str(summary["method"]), source, card)
     except BaseException as e:
         status = "interrupted" if isinstance(e, KeyboardInterrupt) else "failed"
         summary |= {"status": status, "error": f"{type(e).__name__}: {e}"}

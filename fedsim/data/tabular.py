@@ -70,6 +70,7 @@ def heart_disease(path: PathLike | None, *, missing: str = "median") -> Dataset:
         ids=codes[train],
         groups={"train": {"hospital": codes[train]}, "test": {"hospital": codes[~train]}},
         group_names={"hospital": hospitals},
+        columns=tuple(names),
     )
 
 

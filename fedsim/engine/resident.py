@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedsim.engine.assignments import Broadcast, Chunk, Plan
 from fedsim.engine.draws import may_draw
@@ -72,6 +72,12 @@ class Resident:
             local_part=self.part,
             most_steps=chunk.steps.get(client),
         )
+
+    def own_model(self, job: Job) -> nn.Module:
+        """The model that the client of ``job`` is measured with, as a module by itself."""
+        self.seed(f"{job.purpose}/layers", job.round, job.client)
+        self.client.prepare(job)
+        return self.client.own_model(job)  # type: ignore[attr-defined, no-any-return]  # see fedsim.run.personal
 
     def call(self, job: Job, task: str) -> Update:
         """The client's answer to the exchange ``task``."""

@@ -32,7 +32,7 @@ class Pace:
         """The micro-batches of one step's ``batch``; afterwards it is the next step."""
         parts = micro_batches(batch, size, smallest)
         for i, part in enumerate(parts):
-            self.samples, self.last = part.x.shape[0], i == len(parts) - 1
+            self.samples, self.last = part.size, i == len(parts) - 1
             yield part
         self.step += 1
 
@@ -74,7 +74,7 @@ class Sums:
 
 def micro_batches(batch: Batch, size: int, smallest: int = 1) -> list[Batch]:
     """``batch`` in parts of at most ``size`` samples, without a last part of fewer than ``smallest``."""
-    if batch.x.shape[0] <= size:
+    if batch.size <= size:
         return [batch]
     pairs = zip(torch.split(batch.x, size), torch.split(batch.y, size), strict=True)
     return [Batch(x, y) for x, y in pairs if x.shape[0] >= smallest]

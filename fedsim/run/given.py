@@ -39,8 +39,9 @@ class Given:
         initial: state dict that the run starts from.
         cohorts: client ids of each round, instead of sampling.
         strategy: a strategy object or class, instead of ``config.strategy``.
-        callbacks: further trackers, objects with any of the hooks of ``fedsim.tracking.Tracker``.
+        callbacks: objects with any of the hooks of ``fedsim.Callback`` or ``fedsim.tracking.Tracker``.
         classes: names of the classes, found in ``clients`` and ``test`` (``fedsim.run.samples.admitted``).
+        columns: names of the inputs' columns, found there too; empty where they are no tables.
     """
 
     model: nn.Module | Callable[[], nn.Module] | None = None
@@ -57,6 +58,7 @@ class Given:
     strategy: Any = None
     callbacks: Sequence[object] = ()
     classes: Sequence[str] = ()
+    columns: Sequence[str] = ()
 
     def record(self, config: DictConfig) -> None:
         """Let the recorded configuration name what was handed over, not what it stands for (in place)."""

@@ -36,6 +36,22 @@ def model(
     Raises:
         ConfigError: for one that cannot be trained (``fedsim.task.admission``).
     """
+    shape = {} if isinstance(given, nn.Module) else shape_of(data)
+    return built(config, shape, given, *draw)
+
+
+def shape_of(data: Dataset) -> dict[str, Any]:
+    """What a configured model's factory is told of the data."""
+    return {"input_shape": data.input_shape, "num_classes": data.num_classes}
+
+
+def built(
+    config: DictConfig,
+    shape: Mapping[str, Any],
+    given: nn.Module | Callable[[], nn.Module] | None,
+    *draw: int,
+) -> nn.Module:
+    """The same of data of which a configured factory is told ``shape`` (see ``shape_of``)."""
     dtype = DTYPES.get(config.dtype, torch.float32)
     named = None if given is None else config.model.get("head")
     if isinstance(given, nn.Module):
@@ -44,10 +60,9 @@ def model(
         torch.manual_seed(key(config.seed, "model", *draw) >> 1)
         if given is not None:
             return split.with_head(admitted(_module(given(), "what was handed over"), dtype), named)
-        shape = {"input_shape": data.input_shape, "num_classes": data.num_classes}
         node, named = split.named_apart(config.model)
-        built = part(node, "model", **shape)
-    return split.with_head(admitted(_module(built, node.get("_target_")), dtype), named)
+        made = part(node, "model", **shape)
+    return split.with_head(admitted(_module(made, node.get("_target_")), dtype), named)
 
 
 def trainable(config: DictConfig, given: Given) -> Given:
@@ -57,10 +72,10 @@ def trainable(config: DictConfig, given: Given) -> Given:
     return replace(given, model=admitted(given.model, DTYPES.get(config.dtype, torch.float32)))
 
 
-def _module(built: Any, what: str) -> nn.Module:
-    if not isinstance(built, nn.Module):
-        raise ConfigError(f"model: {what} gave {type(built).__name__}, expected an nn.Module")
-    return built
+def _module(made: Any, what: str) -> nn.Module:
+    if not isinstance(made, nn.Module):
+        raise ConfigError(f"model: {what} gave {type(made).__name__}, expected an nn.Module")
+    return made
 
 
 def initialised(model: nn.Module, initial: Mapping[str, Tensor], dtype: torch.dtype) -> nn.Module:

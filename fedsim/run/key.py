@@ -127,7 +127,12 @@ class Finished:
         more = [f"it holds {self.rounds} rounds, more than rounds={self.wanted}"]
         by = str(self.summary.get("fedsim", FIRST))
         other = [f"made by fedsim {by}, this is {version()}"]
-        return (more if self.rounds > self.wanted else []) + (other if by != version() else [])
+        early = [f"stopped after round {self.rounds}: {self.summary.get('stopped')}"]
+        return (
+            (more if self.rounds > self.wanted else [])
+            + (early if "stopped" in self.summary else [])
+            + (other if by != version() else [])
+        )
 
     def __str__(self) -> str:
         """The folder, with the remarks."""
@@ -142,10 +147,11 @@ def finished(config: DictConfig) -> Finished | None:
     return next((f for f in found if f is not None and same_run(f.folder, config)), None)
 
 
-def finished_in(folder: Path, config: DictConfig) -> Finished | None:
+def finished_in(folder: Path, config: DictConfig, *, stoppable: bool = False) -> Finished | None:
     """What ``folder`` holds if the run in it ended well and has all rounds of ``config``, whatever run it is.
 
-    A run that stopped before its last round, at a target for instance, would stop there again: it has all rounds.
+    A run that stopped before its last round, at a target for instance, would stop there again: it has all rounds. So
+    has one that a callback stopped, if it is ``stoppable`` (there are callbacks) and no more rounds are asked for.
     """
     try:
         summary = json.loads((folder / "summary.json").read_text())
@@ -154,6 +160,9 @@ def finished_in(folder: Path, config: DictConfig) -> Finished | None:
     except (ConfigError, OSError, ValueError, AttributeError, TypeError):
         return None  # the run itself will say what is wrong with the folder
     if summary.get("status") != "done" or planned <= rounds < config.rounds:
+        return None
+    goes_on = not stoppable or config.rounds > planned
+    if "stopped" in summary and rounds < config.rounds and goes_on:
         return None
     return Finished(folder, summary, rounds, config.rounds)
 

@@ -101,7 +101,8 @@ def admitted(config: DictConfig, given: Given) -> Given:
     pairs, classes = admit_parts(parts, _rules(config, given, parts))
     own, held = pairs[: len(clients)], pairs[len(clients) :]
     test = None if given.test is None else dict(zip(tests, held, strict=True)) if each else held[0]
-    return replace(given, clients=own, test=test, classes=classes)
+    columns = next((p.columns for p in parts if len(p.x)), ())
+    return replace(given, clients=own, test=test, classes=classes, columns=columns)
 
 
 def _settled(clients: Sequence[Pair], test: object) -> tuple[str, ...] | None:

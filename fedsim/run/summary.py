@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from typing import Any
 
 from omegaconf import DictConfig
-from safetensors.torch import save_file
 from torch import Tensor
 
 from fedsim.data.federated import FederatedData
 from fedsim.data.longtail import class_groups
 from fedsim.run.key import method_name, run_name, version
+from fedsim.server import weightsfile
 from fedsim.server.loop import Loop
 from fedsim.task.task import Task
-from fedsim.task.vectors import FlatModel
 
 
 def execute(loop: Loop, config: DictConfig, task: Task, data: FederatedData) -> dict[str, Tensor]:
     """Run the rounds, then write ``weights.safetensors`` and the pictures; returns the final state dict."""
     loop.run()
-    model = FlatModel(copy.deepcopy(task.model), loop.server.dtype)
-    weights = model.state_dict(loop.models()["global"])
-    save_file({k: v.contiguous() for k, v in weights.items()}, loop.folder / "weights.safetensors")
+    weights = weightsfile.save(
+        loop.folder / weightsfile.LAST, task, loop.server.dtype, loop.models()["global"]
+    )
     if config.tracker.plots:
         _draw(loop, data)
     return weights
@@ -89,6 +87,8 @@ def summarise(loop: Loop, config: DictConfig, data: FederatedData) -> dict[str, 
         out[phase] = {k: sum(part[k] for part in parts) for k in ("bytes_up", "bytes_down", "seconds")}
     if thin := sum("thin_round" in r for r in rows):
         out["thin_rounds"] = thin
+    if loop.stopped:
+        out["stopped"] = loop.stopped
     if rows:
         out["weights_hash"] = rows[-1]["weights_hash"]
     return out

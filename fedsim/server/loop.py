@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from fedsim.config.schema import CheckpointConfig, EvaluationConfig
 from fedsim.errors import CheckpointError, TooFewUpdates
 from fedsim.rng import hash_tensors, key, seed_global
-from fedsim.server import checkpoint
+from fedsim.server import checkpoint, weightsfile
 from fedsim.server.exchanges import Server
 from fedsim.server.handed import Handed, as_numbers, as_state, models_of
 from fedsim.server.round import Round
@@ -23,6 +23,7 @@ from fedsim.server.roundlog import Row
 from fedsim.server.traits import State, StrategyLike
 from fedsim.task.vectors import Weights
 from fedsim.tracking.base import Tracker
+from fedsim.tracking.information import RoundInfo
 
 OWN = "simulator/"  # begins the names of the simulator's own entries in a checkpoint
 
@@ -44,6 +45,7 @@ class Loop:
     state: State = field(default_factory=dict)
     own: Row = field(default_factory=dict)  # the simulator's part of the state: clock, what sampling has seen
     done: int = 0  # finished rounds
+    stopped: str = ""  # why a callback ended the run before its last round
     saved: int = -1  # finished rounds in the newest checkpoint
     accepting: bool = False  # within ``_accept``: memory holds neither the old round nor the new one
     history: list[Row] = field(default_factory=list)
@@ -124,7 +126,10 @@ class Loop:
         row = server.record.row(self.done + 1, measured, cohort, digest, started)
         self._accept(state)
         self.history.append(row)
-        self.trackers.round(row, server.record.client_rows(self.done))
+        if weightsfile.is_best(self.history):
+            best, about = self.folder / weightsfile.BEST, {"round": str(self.done)}
+            weightsfile.save(best, server.task, server.dtype, models["global"], about)
+        self._tell(row, server, models, bool(measured))
         if self._reached(row):
             self.rounds = self.done
         if self.checkpoints.every and self.done % self.checkpoints.every == 0:
@@ -186,6 +191,25 @@ class Loop:
         if server.sampler.remembers:
             self.own[f"{OWN}seen"] = server.population.save()
         self.accepting = False
+
+    def _tell(self, row: Row, server: Server, models: Mapping[str, Weights], measured: bool) -> None:
+        """Trackers and callbacks hear of the finished round; the latter may end the run."""
+        clients = server.record.client_rows(self.done)
+        self.trackers.round(row, clients)
+        info = RoundInfo(
+            round=self.done,
+            rounds=self.rounds,
+            row=row,
+            history=self.history,
+            clients=clients,
+            measured=measured,
+            task=server.task,
+            dtype=server.dtype,
+            models=models,
+        )
+        self.trackers.informed(info)
+        if info.stopped and self.done < self.rounds:
+            self.rounds, self.stopped = self.done, info.stopped
 
     def _reached(self, row: Row) -> bool:
         target = self.evaluation.target

@@ -31,6 +31,11 @@ class Head(NamedTuple):
         """The head whose logits are the sum of both."""
         return Head(self.weight + other.weight, self.bias + other.bias)
 
+    def only(self, allowed: Tensor) -> Head:
+        """The head that names none but the ``allowed`` classes (C,) bool: the logits of others are minus infinity."""
+        weight = self.weight.masked_fill(~allowed[:, None], 0)
+        return Head(weight, self.bias.masked_fill(~allowed, -torch.inf))
+
 
 @dataclass(frozen=True)
 class HeadSlots:
@@ -90,6 +95,18 @@ class HeadSlots:
         bound = 1 / math.sqrt(self.shape[1])
         draw: Tensor = torch.rand(self.numel, generator=torch_rng(seed, purpose, client), dtype=torch.float64)
         return bound * (2 * draw - 1)
+
+
+def with_head(model: nn.Module, slots: HeadSlots, head: Head) -> nn.Module:
+    """``model``, itself, with ``head`` in the place of its own, which gets a bias if it has none."""
+    name = slots.weight.name.rpartition(".")[0]
+    classes, dim = slots.shape
+    own = model.get_submodule(name)
+    kind = next(own.parameters()).dtype
+    layer = own if slots.bias else nn.Linear(dim, classes, dtype=kind).train(model.training)
+    layer.load_state_dict({"weight": head.weight.to("cpu", kind), "bias": head.bias.to("cpu", kind)})
+    model.set_submodule(name, layer)
+    return model
 
 
 def check_features(task: Task, method: str) -> None:
