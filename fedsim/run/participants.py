@@ -17,6 +17,8 @@ from fedsim.run.needs import check_parts, check_settings, check_whole, check_wid
 from fedsim.run.samples import example
 from fedsim.server.collusion import AttackLike, draw_attackers
 from fedsim.server.traits import StrategyLike
+from fedsim.task.copies import copied
+from fedsim.task.fixed import converted
 from fedsim.task.task import Task
 
 if TYPE_CHECKING:
@@ -108,7 +110,7 @@ def clock(config: DictConfig, task: Task, data: FederatedData, size: int) -> Clo
 
     def measure() -> Cost:
         batch = example(data, dtype)
-        return count_flops(copy.deepcopy(task.model).to(dtype), batch.x, batch.y, task.loss)
+        return count_flops(converted(copied(task.model), dtype, "cpu"), batch.x, batch.y, task.loss)
 
     copies = 3  # of the parameters while training: the model, its gradient, what was received
     memory = copies * size * dtype.itemsize / 1e6

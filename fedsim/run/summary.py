@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from typing import Any
 
@@ -14,16 +13,23 @@ from fedsim.data.federated import FederatedData
 from fedsim.data.longtail import class_groups
 from fedsim.run.key import method_name, run_name, version
 from fedsim.server.loop import Loop
+from fedsim.task.copies import copied
+from fedsim.task.frozen import left_out
 from fedsim.task.task import Task
 from fedsim.task.vectors import FlatModel
 
 
 def execute(loop: Loop, config: DictConfig, task: Task, data: FederatedData) -> dict[str, Tensor]:
-    """Run the rounds, then write ``weights.safetensors`` and the pictures; returns the final state dict."""
+    """Run the rounds, then write ``weights.safetensors`` and the pictures; returns the final state dict.
+
+    Of a model that is frozen for the most part, both hold the rest, and the file says of what base it is.
+    """
     loop.run()
-    model = FlatModel(copy.deepcopy(task.model), loop.server.dtype)
-    weights = model.state_dict(loop.models()["global"])
-    save_file({k: v.contiguous() for k, v in weights.items()}, loop.folder / "weights.safetensors")
+    model = FlatModel(copied(task.model), loop.server.dtype)
+    names, about = left_out(task.model)
+    weights = model.state_dict(loop.models()["global"], without=names)
+    file = loop.folder / "weights.safetensors"
+    save_file({k: v.contiguous() for k, v in weights.items()}, file, metadata=about)
     if config.tracker.plots:
         _draw(loop, data)
     return weights

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 from typing import Any
 
@@ -13,12 +12,14 @@ from fedsim.data.dataset import Dataset, Normalize, Samples
 from fedsim.data.federated import FederatedData
 from fedsim.data.local import prepare
 from fedsim.errors import ConfigError
+from fedsim.task.copies import copied
+from fedsim.task.fixed import converted
 from fedsim.task.task import LossFn, cross_entropy
 
 
 def output(model: nn.Module, x: Tensor, dtype: torch.dtype, normalize: Normalize | None = None) -> Any:
     """What a copy of ``model`` makes of the first two of the stored samples ``x``, in evaluation mode."""
-    tried = copy.deepcopy(model).to("cpu", dtype).eval()
+    tried = converted(copied(model), dtype, "cpu").eval()
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         return tried(prepare(x[:2], dtype, normalize))
 

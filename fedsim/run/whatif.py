@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import shutil
 import tempfile
@@ -27,6 +26,7 @@ from fedsim.system.availability import Always
 from fedsim.system.clock import Clock
 from fedsim.system.cost import Cost, count_flops
 from fedsim.system.start import start_clock
+from fedsim.task.fixed import converted
 from fedsim.task.task import cross_entropy
 from fedsim.tracking.rows import read_rows
 
@@ -113,7 +113,7 @@ def _clock(run: Run, config: DictConfig, num_clients: int) -> Clock:
             )
         data = samples.split(config, samples.dataset(config))
         batch = samples.example(data, initial.DTYPES[config.dtype])
-        model = copy.deepcopy(initial.model(config, data.dataset, None)).to(batch.x.dtype)
+        model = converted(initial.model(config, data.dataset, None), batch.x.dtype, "cpu")
         return count_flops(model, batch.x, batch.y, cross_entropy)
 
     system = participants.system(config)

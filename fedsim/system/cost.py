@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fedsim.errors import ConfigError
+from fedsim.task.copies import copied
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def count_flops(model: nn.Module, x: Tensor, y: Tensor, loss: Callable[[Any, Ten
     Raises:
         ConfigError: if torch counts none.
     """
-    model = copy.deepcopy(model).train()
+    model = copied(model).train()
     with torch.random.fork_rng(devices=[]), FlopCounterMode(display=False) as whole:
         with FlopCounterMode(display=False) as forward:
             output = model(x)
