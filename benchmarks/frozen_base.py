@@ -133,10 +133,9 @@ def steps(rounds: int) -> float:
         began = time.perf_counter()
         given: dict[str, Any] = {"model": adapted(), "clients": texts(1), "loss": next_token}
         fedsim.simulate(settings("serial", rounds, 1, out), callbacks=[InTurns()], **given)
-    print(
-        f"a step of fedsim / of a bare peft loop: {statistics.median(ratios):.3f} ({min(ratios):.3f}-{max(ratios):.3f})"
-    )
-    return statistics.median(ratios)
+    middle, least, most = statistics.median(ratios), min(ratios), max(ratios)
+    print(f"a step of fedsim / of a bare peft loop: {middle:.3f} ({least:.3f}-{most:.3f})")
+    return middle
 
 
 def main() -> None:

@@ -109,8 +109,8 @@ class Loop:
         then, now = self.own.pop(f"{OWN}base", None), base_of(self.server.task.model)
         if then is not None and now is not None and then["sha256"] != now.sha256:
             raise CheckpointError(
-                f"checkpoint {path} was made with the frozen base {FrozenBase(**then)}, but this run's model has {now}; "
-                "load the base from before, or give resume=never to start afresh"
+                f"checkpoint {path} was made with the frozen base {FrozenBase(**then)}, but this run's model has {now};"
+                " load the base from before, or give resume=never to start afresh"
             )
 
     def models(self) -> Mapping[str, Weights]:

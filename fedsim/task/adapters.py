@@ -49,8 +49,8 @@ def refuse_untied(model: nn.Module) -> None:
         return
     raise ConfigError(
         "model: the adapters' modules_to_save part the output layer from the embedding whose weights it shares "
-        "(config.tie_word_embeddings): two copies would be trained; give LoraConfig(..., ensure_weight_tying=True), or "
-        "build the base with tie_word_embeddings=False if that is meant"
+        "(config.tie_word_embeddings): one would be trained and not the other, or two copies; name the output layer "
+        "alone, with ensure_weight_tying=True, or build the base with tie_word_embeddings=False if that is meant"
     )
 
 
@@ -66,8 +66,8 @@ def _trained_weight(layer: Any) -> Tensor | None:
 def save(
     model: nn.Module, weights: Mapping[str, Tensor], folder: Path, *, adapter: str | None = None
 ) -> list[Path]:
-    """Write the adapter of ``model``, with the ``weights`` of a run, so that ``PeftModel.from_pretrained(base, folder)``
-    gives the trained model. The files name the base, but no folder of this machine; the weights' head has its sha256.
+    """Write the adapter of ``model``, with the ``weights`` of a run, so that peft's ``PeftModel.from_pretrained(base,
+    folder)`` gives the trained model. The files name the base and its sha256, but no folder of this machine.
 
     Args:
         model: as it was handed to the run; it is not changed.
@@ -123,8 +123,8 @@ def _tensors(model: nn.Module, inner: Any, name: str) -> dict[str, Tensor]:
     if others:
         more = f" and {len(others) - 1} more" if len(others) > 1 else ""
         raise ConfigError(
-            f"adapters: '{others[0]}'{more} changed in the run too, but is not part of the adapter '{name}', whose file "
-            "alone would give another model; export the state dict, or name its layer in modules_to_save"
+            f"adapters: '{others[0]}'{more} changed in the run too, but is not part of the adapter '{name}', whose "
+            "file alone would give another model; export the state dict, or name its layer in modules_to_save"
         )
     return {n: t.detach().contiguous().clone() for n, t in sorted(found.items())}
 

@@ -110,7 +110,7 @@ def converted(model: nn.Module, dtype: torch.dtype, device: str | torch.device) 
         def convert(t: Tensor) -> Tensor:
             return t.to(device, dtype if t.is_floating_point() and id(t) not in kept else t.dtype)
 
-        model._apply(convert)
+        model._apply(convert)  # type: ignore[no-untyped-call]  # what nn.Module.to calls
     else:
         model.to(device=device, dtype=dtype)
     for (first, name), *others in ties:

@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -132,8 +133,8 @@ def _name(model: nn.Module) -> str:
         name = getattr(getattr(m, "config", None), "name_or_path", None)
         if isinstance(name, str) and name.strip("/"):
             return published(name)
-    inner = (m.get_base_model() for m in model.modules() if callable(getattr(m, "get_base_model", None)))
-    return type(next(inner, model)).__name__
+    bare: list[Any] = [m for m in model.modules() if callable(getattr(m, "get_base_model", None))]
+    return type(bare[0].get_base_model() if bare else model).__name__
 
 
 def published(name: str) -> str:

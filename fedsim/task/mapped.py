@@ -1,8 +1,9 @@
 """Large tensors that stay as they are, in memory that all copies of a model share, in all processes of a machine.
 
 Frozen parameters, and buffers that are not averaged, are the same in every copy. They are moved, once, into an
-anonymous file (``memfd``), which each copy maps privately: reading costs no memory of its own, and who writes gets pages
-of his own, so that no other copy sees it and nothing crashes. A new mapping holds what was there at first.
+anonymous file (``memfd``), which each copy maps privately: reading costs no memory of its own, and who writes gets
+pages of his own. So no other copy sees it and nothing crashes; a new mapping holds what was there at first. (Tensors
+over Ray's object store would be no such thing: torch writes to its read-only arrays, and every process sees it.)
 """
 
 from __future__ import annotations
@@ -123,7 +124,7 @@ def share(model: nn.Module) -> nn.Module:
     mapping = memory.map()
     for t, start in zip(wanted, starts, strict=True):
         raw = t.detach().as_strided((t.numel(),), (1,)).view(torch.uint8)
-        memory.write(start, memoryview(raw.numpy()))
+        memory.write(start, raw.numpy().data)
         # one by one, so that the memory from before is free again before the next is copied
         t.data = Place(memory, start, t.dtype, tuple(t.shape), t.stride()).view(mapping)
     memory.seal()

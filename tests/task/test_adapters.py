@@ -180,14 +180,15 @@ def test_what_an_adapter_file_would_not_hold_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_a_head_that_parts_from_its_embedding_is_refused_unless_that_is_meant(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"ensure_weight_tying=True"):
-        run(lora(base(), modules_to_save=["lm_head"]))
+    for parted in (["lm_head"], ["wte"], ["wte", "lm_head"]):
+        with pytest.raises(ConfigError, match=r"ensure_weight_tying=True"):
+            run(lora(base(), modules_to_save=parted))
     run(lora(base(tie_word_embeddings=False), modules_to_save=["lm_head"]), "rounds=1")
-    model = lora(base(), modules_to_save=["wte"], ensure_weight_tying=True)
+    model = lora(base(), modules_to_save=["lm_head"], ensure_weight_tying=True)
     done = run(model, "rounds=1")
     save(model, done.weights, tmp_path)
     loaded = peft.PeftModel.from_pretrained(base(), tmp_path).eval()
-    here, x = lora(base(), modules_to_save=["wte"], ensure_weight_tying=True), texts(1)[0][0]
+    here, x = lora(base(), modules_to_save=["lm_head"], ensure_weight_tying=True), texts(1)[0][0]
     here.load_state_dict(done.weights, strict=False)
     with torch.no_grad():
         assert torch.equal(loaded(input_ids=x).logits, here.eval()(input_ids=x).logits)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from problems import classification, hashes
+from problems import classification, hashes, method
 from torch import Tensor, nn
 
 from fedsim.errors import ClientError, ConfigError
@@ -83,7 +83,6 @@ def test_a_model_that_its_owner_wrote_to_is_moved_anew() -> None:
 @pytest.mark.parametrize("policy", ["stop", "skip"])
 def test_a_client_that_writes_to_the_base_is_refused_and_leaves_it_as_it_was(policy: str) -> None:
     from clients.sgd import SGDClient
-    from strategies.fedavg import FedAvg
 
     class Merging(SGDClient):
         def fit(self, job: object) -> object:
@@ -93,8 +92,8 @@ def test_a_client_that_writes_to_the_base_is_refused_and_leaves_it_as_it_was(pol
                     job.model.module.base.weight.add_(1)
             return update
 
-    strategy, model = FedAvg(), Wide()
-    strategy.client = Merging()
+    strategy, model = method("fedavg"), Wide()
+    strategy.client = Merging(weighting="samples")
     before = hash_tensors([model.base.weight])
     problem = classification(model=model)
     run = lambda **given: problem.run("rounds=2", "clients_per_round=6", f"failures.policy={policy}", **given)  # noqa: E731
