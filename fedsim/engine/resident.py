@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 
@@ -18,6 +17,7 @@ from fedsim.local.answer import as_update
 from fedsim.local.job import Job
 from fedsim.local.kept import LocalPart
 from fedsim.rng import key, seed_others
+from fedsim.task.copies import copied
 from fedsim.task.vectors import FlatModel
 
 
@@ -31,7 +31,7 @@ class Resident:
     def __init__(self, plan: Plan):
         self.plan, self.client = plan, plan.client
         task = plan.task
-        model, habits = copy.deepcopy(task.model), task.habits
+        model, habits = copied(task.model), task.habits
         self.model = FlatModel(model, plan.dtype, plan.device, habits=habits, loss=task.loss)
         self.model.autocast = torch.bfloat16 if plan.local.autocast else None
         self.part = LocalPart.of(plan.buffers, self.model.layout, plan.client.keeps(self.model.layout))

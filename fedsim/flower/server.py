@@ -28,6 +28,7 @@ from fedsim.run import initial, samples
 from fedsim.run.given import Given
 from fedsim.run.preparation import load_data
 from fedsim.server.traits import StrategyLike
+from fedsim.task.frozen import FrozenBase, base_of
 from fedsim.task.vectors import FlatModel
 
 app = ServerApp()
@@ -96,8 +97,9 @@ class _Check:
     """Whether a node has the same model, and the same partition of the same data, as the server."""
 
     def __init__(self, config: DictConfig, data: FederatedData, own: bool):
-        model = FlatModel(initial.model(config, data.dataset, None), initial.DTYPES[config.dtype])
-        self.layout = layout_name(model)
+        built = initial.model(config, data.dataset, None)
+        self.base = base_of(built)
+        self.layout = layout_name(FlatModel(built, initial.DTYPES[config.dtype]))
         self.partition, self.own = data.shards.hash(), own
 
     def __call__(self, node: Known) -> str:
@@ -105,6 +107,12 @@ class _Check:
             return f"own-data={str(node.own).lower()}, but the run began with {str(self.own).lower()}"
         if node.layout != self.layout:
             return "its model has other parameters than the server's; are its data and versions the same?"
+        if node.base_sha256 != (self.base.sha256 if self.base else ""):
+            theirs = FrozenBase(node.base, node.base_sha256) if node.base_sha256 else "trained as a whole"
+            return (
+                f"the frozen base of its model is {theirs}, the server's is {self.base or 'trained as a whole'}; load "
+                "the same weights on both sides"
+            )
         if not self.own and node.partition != self.partition:
             return "its partition of the data differs from the server's; do both read the same data set?"
         return ""

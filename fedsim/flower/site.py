@@ -27,6 +27,7 @@ from fedsim.flower.wire import WIRE, Ask, NodeAnswer, absent
 from fedsim.run import participants, samples
 from fedsim.run.given import Given
 from fedsim.run.preparation import learning_task, load_data, plan
+from fedsim.task.frozen import base_of
 from fedsim.task.layout import Layout
 from fedsim.task.vectors import FlatModel
 
@@ -54,8 +55,9 @@ class Site:
 
     def describe(self) -> dict[str, Any]:
         """What the server wants to know before it gives this node work."""
-        data = self.worker.data
+        data, base = self.worker.data, base_of(self.worker.plan.task.model)
         return {
+            **(base.metadata() if base else {}),
             "wire": WIRE,
             "client": self.node.client,
             "samples": int(data.shards.sizes[self.node.client]),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor
 
 from fedsim.data.local import Batch
+from fedsim.data.trees import pieces
 from fedsim.errors import ClientError
 from fedsim.local.schedule import Schedule
 
@@ -76,5 +76,7 @@ def micro_batches(batch: Batch, size: int, smallest: int = 1) -> list[Batch]:
     """``batch`` in parts of at most ``size`` samples, without a last part of fewer than ``smallest``."""
     if batch.size <= size:
         return [batch]
-    pairs = zip(torch.split(batch.x, size), torch.split(batch.y, size), strict=True)
-    return [Batch(x, y) for x, y in pairs if x.shape[0] >= smallest]
+    xs = pieces(batch.x, size)
+    ys = [None] * len(xs) if batch.y is None else pieces(batch.y, size)
+    parts = [Batch(x, y) for x, y in zip(xs, ys, strict=True)]
+    return [part for part in parts if part.size >= smallest]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
@@ -28,6 +27,7 @@ from fedsim.server.exchanger import Exchanger
 from fedsim.server.exchanges import Server
 from fedsim.server.loop import Loop
 from fedsim.server.traits import StrategyLike
+from fedsim.task.copies import copied
 from fedsim.task.task import Task
 from fedsim.task.vectors import FlatModel
 from fedsim.tracking import Trackers
@@ -66,7 +66,7 @@ def assemble(
 ) -> Loop:
     """Give the engine its plan and put the loop together."""
     cohorts = _cohorts(config, given, method)
-    folder, start = run_dir(config), FlatModel(copy.deepcopy(task.model), initial.DTYPES[config.dtype])
+    folder, start = run_dir(config), FlatModel(copied(task.model), initial.DTYPES[config.dtype])
     clock = participants.clock(config, task, data, start.layout.size)
     work = plan(config, method, task, data, clock)
     context = _context(config, given, work, start, topology)

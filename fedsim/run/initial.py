@@ -18,6 +18,10 @@ from fedsim.models import split
 from fedsim.rng import key
 from fedsim.run.given import Given
 from fedsim.task.admission import admitted
+from fedsim.task.copies import copied
+from fedsim.task.fixed import converted
+from fedsim.task.frozen import dominant, frozen_part
+from fedsim.task.mapped import share
 from fedsim.task.vectors import FlatModel, Weights
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -82,22 +86,26 @@ def initialised(model: nn.Module, initial: Mapping[str, Tensor], dtype: torch.dt
     """A copy of ``model`` in ``dtype`` holding ``initial``: parameters, frozen ones too, and statistics.
 
     Raises:
-        ConfigError: if a tensor is missing, misshapen or unknown. Only counters may be missing.
+        ConfigError: if a tensor is missing, misshapen or unknown. Only counters may be missing, and the frozen part of
+            a model that is frozen for the most part: it stays the model's.
     """
-    out = copy.deepcopy(model).to(dtype)
+    out = converted(copied(model), dtype, "cpu")
     wanted = out.state_dict()
+    stays = frozen_part(out) if dominant(out) else {}
     for name in initial:
         if name not in wanted:
             raise ConfigError(f"initial: the model has no '{name}'{hint(name, wanted)}")
     for name, value in wanted.items():
         if name not in initial:
-            if value.is_floating_point():
+            if value.is_floating_point() and name not in stays:
                 raise ConfigError(f"initial: '{name}' is missing; given: {', '.join(initial) or 'nothing'}")
         elif tuple(value.shape) != tuple(torch.as_tensor(initial[name]).shape):
             shape = tuple(torch.as_tensor(initial[name]).shape)
             raise ConfigError(f"initial: '{name}' has shape {shape}, expected {tuple(value.shape)}")
-    out.load_state_dict({k: torch.as_tensor(v) for k, v in initial.items()}, strict=False)
-    return out
+    given = {k: torch.as_tensor(v) for k, v in initial.items()}
+    same = {k for k in stays if k in given and torch.equal(given[k].to(wanted[k].dtype), wanted[k])}
+    out.load_state_dict({k: v for k, v in given.items() if k not in same}, strict=False)
+    return share(out)
 
 
 def fresh(config: DictConfig, data: Dataset, given: nn.Module | Callable[[], nn.Module] | None) -> Any:

@@ -81,6 +81,11 @@ def learning_task(config: DictConfig, given: Given, data: FederatedData) -> Task
         model = initial.initialised(model, given.initial, initial.DTYPES[config.dtype])
     by_class = samples.classes_to_count(config, data.dataset)
     problem, dtype = tasks.problem(config, given), initial.DTYPES[config.dtype]
+    if config.client.accumulate > 1 and not data.dataset.train.cut:
+        raise ConfigError(
+            f"client.accumulate={config.client.accumulate}: batches that a collate function makes cannot be cut; leave it "
+            "at 1 and type the client.batch_size that fits"
+        )
     check_groups(config.client.groups, [n for n, p in model.named_parameters() if p.requires_grad])
     example = samples.example(data, dtype)
     whole = data.dataset.num_classes or (0 if isinstance(data.dataset.train, Samples) else None)

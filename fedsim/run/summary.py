@@ -17,7 +17,10 @@ from fedsim.task.task import Task
 
 
 def execute(loop: Loop, config: DictConfig, task: Task, data: FederatedData) -> dict[str, Tensor]:
-    """Run the rounds, then write ``weights.safetensors`` and the pictures; returns the final state dict."""
+    """Run the rounds, then write ``weights.safetensors`` and the pictures; returns the final state dict.
+
+    Of a model that is frozen for the most part, both hold the rest, and the file says of what base it is.
+    """
     loop.run()
     weights = weightsfile.save(
         loop.folder / weightsfile.LAST, task, loop.server.dtype, loop.models()["global"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +16,8 @@ from fedsim.data.federated import FederatedData
 from fedsim.data.local import Batch, prepare
 from fedsim.data.trees import Tree, named_leaves, tree_map
 from fedsim.errors import ConfigError
+from fedsim.task.copies import copied
+from fedsim.task.fixed import converted
 from fedsim.task.losses import WholeLoss, admitted_loss, call, cross_entropy
 from fedsim.task.problems import Problem, logits_of
 from fedsim.task.task import Task
@@ -32,7 +33,7 @@ def output(module: nn.Module, x: Tree, dtype: torch.dtype, normalize: Normalize 
 @contextmanager
 def _tried(module: nn.Module, dtype: torch.dtype) -> Iterator[nn.Module]:
     """A copy of ``module`` in evaluation mode; what is drawn is drawn by nobody else's generator."""
-    tried = copy.deepcopy(module).to("cpu", dtype).eval()
+    tried = converted(copied(module), dtype, "cpu").eval()
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         yield tried
 

@@ -21,6 +21,7 @@ from fedsim.server.handed import Handed, as_numbers, as_state, models_of
 from fedsim.server.round import Round
 from fedsim.server.roundlog import Row
 from fedsim.server.traits import State, StrategyLike
+from fedsim.task.frozen import FrozenBase, base_of
 from fedsim.task.vectors import Weights
 from fedsim.tracking.base import Tracker
 from fedsim.tracking.information import RoundInfo
@@ -59,6 +60,7 @@ class Loop:
         self.own = {k: self.state.pop(k) for k in list(self.state) if k.startswith(OWN)}
         if server.clock is not None:
             server.clock.restore(self.own[f"{OWN}clock"])
+        self._check_base(path)
         if server.sampler.remembers:
             server.population.restore(self.own[f"{OWN}seen"])
 
@@ -89,7 +91,7 @@ class Loop:
     def save(self) -> None:
         """Checkpoint the last finished round, unless that is done."""
         if self.saved != self.done:
-            state, folder = self.state | self.own, self.folder / "checkpoint"
+            state, folder = self.state | self.own | self._base(), self.folder / "checkpoint"
             try:
                 checkpoint.save(folder, self.done, state, self.server.states, self.key)
             except (OSError, SafetensorError) as e:
@@ -99,6 +101,19 @@ class Loop:
                     "Make room and type the same command again: it goes on from there"
                 ) from e
             self.saved = self.done
+
+    def _base(self) -> Row:
+        """What a checkpoint says of the part of the model that it does not hold, since it is frozen."""
+        base = base_of(self.server.task.model)
+        return {} if base is None else {f"{OWN}base": {"name": base.name, "sha256": base.sha256}}
+
+    def _check_base(self, path: Path) -> None:
+        then, now = self.own.pop(f"{OWN}base", None), base_of(self.server.task.model)
+        if then is not None and now is not None and then["sha256"] != now.sha256:
+            raise CheckpointError(
+                f"checkpoint {path} was made with the frozen base {FrozenBase(**then)}, but this run's model has {now};"
+                " load the base from before, or give resume=never to start afresh"
+            )
 
     def models(self) -> Mapping[str, Weights]:
         """The models of the current state."""

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fedsim.errors import CheckpointError
+from fedsim.task.frozen import left_out
 from fedsim.task.standalone import state_of
 from fedsim.task.task import Task
 from fedsim.task.vectors import Weights
@@ -23,11 +24,19 @@ Row = Mapping[str, Any]
 def save(
     path: Path, task: Task, dtype: torch.dtype, weights: Weights, about: Mapping[str, str] | None = None
 ) -> dict[str, Tensor]:
-    """Write ``weights`` as a state dict, which is returned; the file appears by one rename."""
-    state = state_of(task.model, dtype, weights)
+    """Write ``weights`` as a state dict, which is returned; the file appears by one rename.
+
+    Of a model that is frozen for the most part, both hold the rest, and the file's head says of what base it is.
+    """
+    names, base = left_out(task.model)
+    state = state_of(task.model, dtype, weights, without=names)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        save_file({k: v.contiguous() for k, v in state.items()}, temporary, metadata=dict(about or {}))
+        save_file(
+            {k: v.contiguous() for k, v in state.items()},
+            temporary,
+            metadata={**(base or {}), **(about or {})},
+        )
         temporary.replace(path)
     except (OSError, SafetensorError) as e:
         temporary.unlink(missing_ok=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fedsim.data.local import Batch
 from fedsim.errors import ConfigError
+from fedsim.task.copies import copied
+from fedsim.task.fixed import converted
 from fedsim.task.task import Task
 
 
@@ -42,7 +43,7 @@ def count_flops(task: Task, dtype: torch.dtype, batch: Batch) -> Cost:
     Raises:
         ConfigError: if torch counts none.
     """
-    model = copy.deepcopy(task.model).to(dtype).train()
+    model = converted(copied(task.model), dtype, "cpu").train()
     with torch.random.fork_rng(devices=[]), FlopCounterMode(display=False) as whole:
         with FlopCounterMode(display=False) as forward:
             loss = task.value(model, batch)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fedsim.errors import ConfigError
 from fedsim.models.split import head_of
 from fedsim.task import slots
-from fedsim.task.fixed import BATCH_NORM, apart
+from fedsim.task.fixed import BATCH_NORM, averaged
 from fedsim.task.slots import Slot, Slots
 
 __all__ = ["Layout", "Slot", "Slots"]
@@ -38,19 +38,13 @@ class Layout:
 
         ``aligned=False``: no padding, for networks beside the model, whose vectors nobody else knows the layout of.
         """
-        saved, fixed = model.state_dict(keep_vars=True), apart(model)
         params = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
         if not params:
             raise ConfigError(
                 "model: it has no trainable parameter; expected at least one with requires_grad=True"
             )
-        buffers = [
-            (n, b)
-            for n, b in model.named_buffers()
-            if b is not None and b.is_floating_point() and n in saved and id(b) not in fixed
-        ]
         step = max(1, slots.ALIGNMENT // (dtype or params[0][1].dtype).itemsize) if aligned else 1
-        self.params, self.buffers = Slots(params, step, "parameter"), Slots(buffers, step, "buffer")
+        self.params, self.buffers = Slots(params, step, "parameter"), Slots(averaged(model), step, "buffer")
         self.vectors = {"w": self.params, "b": self.buffers}  # by kind
         self.dim, self.size = self.params.dim, self.params.size
         self.buffer_dim, self.buffer_size = self.buffers.dim, self.buffers.size

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import random
 import warnings
 from collections.abc import Iterator
@@ -16,10 +15,12 @@ from torch import Tensor, nn
 from fedsim.data.local import Batch
 from fedsim.errors import ConfigError
 from fedsim.task.attributes import Attributes
+from fedsim.task.copies import copied
 from fedsim.task.fixed import converted, frozen_layers
 from fedsim.task.habits import UNKNOWN, Habits
 from fedsim.task.installed import moved, written_frozen
 from fedsim.task.losses import WholeLoss
+from fedsim.task.mapped import clones
 from fedsim.task.task import Task
 
 NAMED = 5  # parameters named in a message
@@ -35,7 +36,7 @@ def rehearsed(task: Task, batch: Batch, dtype: torch.dtype) -> Habits:
     """
     with _randomness_apart(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        stage = _Stage(copy.deepcopy(task.model), task, batch, dtype)
+        stage = _Stage(copied(task.model), task, batch, dtype)
         try:
             habits = stage.habits()
             silent = stage.silent(habits.unused)
@@ -60,7 +61,8 @@ class _Stage:
         self.frozen_layers = frozen_layers(model)
         self._train()
         self.params, self.buffers = dict(model.named_parameters()), dict(model.named_buffers())
-        self.values = {n: t.detach().clone() for n, t in (*self.params.items(), *self.buffers.items())}
+        named = {**self.params, **self.buffers}
+        self.values = dict(zip(named, clones(named.values()), strict=True))
         self.places = {n: p.data_ptr() for n, p in self.params.items()}
         registered = [*model.modules(), *self.params.values(), *self.buffers.values()]
         self.layers = dict(model.named_modules())
@@ -131,9 +133,9 @@ class _Stage:
     def _put_back(self) -> None:
         for attributes in self.attributes.values():
             attributes.restore()
-        with torch.no_grad():
-            for name, t in (*self.params.items(), *self.buffers.items()):
-                t.data = self.values[name].clone()
+        tensors = (*self.params.values(), *self.buffers.values())
+        for t, value in zip(tensors, clones(self.values.values()), strict=True):
+            t.data = value
         self.places = {n: p.data_ptr() for n, p in self.params.items()}
 
     def _train(self) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from fedsim.errors import ConfigError, hint
+from fedsim.task.copies import copied
 from fedsim.task.fixed import converted
 from fedsim.task.vectors import FlatModel, Weights
 
@@ -52,9 +53,11 @@ def standalone(
     return out.eval()
 
 
-def state_of(prototype: nn.Module, dtype: torch.dtype, weights: Weights) -> dict[str, Tensor]:
-    """The state dict of ``prototype``, which stays as it is, with ``weights``."""
-    return FlatModel(copy.deepcopy(prototype), dtype).state_dict(weights)
+def state_of(
+    prototype: nn.Module, dtype: torch.dtype, weights: Weights, without: Container[str] = ()
+) -> dict[str, Tensor]:
+    """The state dict of ``prototype``, which stays as it is, with ``weights``, but not the names ``without``."""
+    return FlatModel(copied(prototype), dtype).state_dict(weights, without=without)
 
 
 def present(prototype: nn.Module, flat: FlatModel, w: Tensor) -> nn.Module:
