@@ -83,8 +83,8 @@ def learning_task(config: DictConfig, given: Given, data: FederatedData) -> Task
     problem, dtype = tasks.problem(config, given), initial.DTYPES[config.dtype]
     if config.client.accumulate > 1 and not data.dataset.train.cut:
         raise ConfigError(
-            f"client.accumulate={config.client.accumulate}: batches that a collate function makes cannot be cut; leave it "
-            "at 1 and type the client.batch_size that fits"
+            f"client.accumulate={config.client.accumulate}: batches of a collate function cannot be cut; leave it at "
+            "1 and type the client.batch_size that fits"
         )
     check_groups(config.client.groups, [n for n, p in model.named_parameters() if p.requires_grad])
     example = samples.example(data, dtype)
