@@ -25,6 +25,7 @@ from fedsim.run.key import marked, run_dir, run_key, run_name
 from fedsim.run.logged import describe, log_finished
 from fedsim.run.needs import check_cohort, check_task
 from fedsim.run.preparation import learning_task, load_data, settle
+from fedsim.run.pretraining import pretrained
 from fedsim.run.summary import execute, summarise
 from fedsim.run.unread import say
 from fedsim.server.traits import StrategyLike
@@ -170,6 +171,7 @@ def _run(
     try:
         trackers.phase("loading data")
         data = data or load_data(config, given, method)
+        given, origin = pretrained(config, given, data, trackers.phase)
         task = learning_task(config, given, data)
         check_task(method, task, data, config.buffers)
         trackers.phase(f"starting the {config.engine.name} engine")
@@ -187,7 +189,7 @@ def _run(
         try:
             weights = execute(loop, config, task, data)
         finally:
-            summary = summarise(loop, config, data)
+            summary = summarise(loop, config, data) | origin
         summary["status"] = "done"
         return RunResult(folder, weights, summary, loop.history, str(summary["method"]))
     except BaseException as e:

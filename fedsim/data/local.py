@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fedsim.data.dataset import Augment, Normalize, Samples
+from fedsim.data.views.base import seen
 
 BLOCK = 1 << 22  # numbers gathered at once (16 MiB of float32)
 
@@ -41,7 +42,7 @@ class LocalData:
         where = self.index.index_select(0, rows).to(x.device)
         x, y = x.index_select(0, where), y.index_select(0, where)
         if rng is not None and self.augment is not None:
-            x = self.augment(x, rng)
+            x, y = seen(self.augment, x, y, rng)
         return Batch(prepare(x, self.dtype, self.normalize), y.to(self.dtype) if y.is_floating_point() else y)
 
     def everything(self) -> Batch:

@@ -23,10 +23,12 @@ def ours(thing: object) -> bool:
 
 
 def may_draw(plan: Plan) -> bool:
-    """Whether client, model, loss, metrics or augmentation hold code that is neither the simulator's nor torch's."""
+    """Whether client, model, loss, metrics, augmentation or views hold code neither the simulator's nor torch's."""
     task = plan.task
     augment = plan.data.dataset.augment
-    return not _known([plan.client, task.model, task.loss, task.metrics, augment], set())
+    return not _known(
+        [plan.client, task.model, task.loss, task.metrics, augment, *plan.views.values()], set()
+    )
 
 
 def _known(thing: Any, seen: set[int]) -> bool:

@@ -12,6 +12,7 @@ from fedsim.config.parts import typed
 from fedsim.config.schema import ClientConfig, EmbedConfig, FailureConfig
 from fedsim.data.embedding import embedded
 from fedsim.data.federated import FederatedData
+from fedsim.data.views import configured
 from fedsim.engine.assignments import Plan
 from fedsim.engine.base import pick_device
 from fedsim.errors import ConfigError
@@ -97,4 +98,5 @@ def plan(
         device=pick_device(config.engine.device),
         vectorize=config.engine.vectorize,
         classes=participants.client_classes(config, local, method, data.num_clients, clock),
+        views=configured(config.views),
     )
