@@ -54,7 +54,7 @@ def named(name: str, key: str = "data.augment", **options: Any) -> View:
         raise ConfigError(
             f"{key}={name}: there is no such view{hint(name, names)}; there are {', '.join(names)}"
         )
-    return as_view(part(OmegaConf.create(files_of[name].read_text()), key, **options), key)
+    return _built(OmegaConf.create(files_of[name].read_text()), key, **options)
 
 
 def configured(node: Any) -> dict[str, View]:
@@ -65,5 +65,14 @@ def configured(node: Any) -> dict[str, View]:
         if isinstance(one, str):
             found[str(name)] = named(one, key)
         elif one is not None:
-            found[str(name)] = as_view(part(one, key), key)
+            found[str(name)] = _built(one, key)
     return found
+
+
+def _built(node: Any, key: str, **options: Any) -> View:
+    """The view of a node; what its class refuses is said of ``key``."""
+    try:
+        return as_view(part(node, key, **options), key)
+    except ConfigError as error:
+        said = str(error)
+        raise ConfigError(key + said.removeprefix("view") if said.startswith("view:") else said) from error
