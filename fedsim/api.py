@@ -27,6 +27,7 @@ from fedsim.run.needs import check_cohort, check_task
 from fedsim.run.personal import Source
 from fedsim.run.preparation import learning_task, load_data, settle
 from fedsim.run.result import RunResult, load_run
+from fedsim.run.pretraining import pretrained
 from fedsim.run.summary import execute, summarise
 from fedsim.run.unread import say
 from fedsim.server.traits import StrategyLike
@@ -161,6 +162,7 @@ def _run(
     try:
         trackers.phase("loading data")
         data = data or load_data(config, given, method)
+        given, origin = pretrained(config, given, data, trackers.phase)
         task = learning_task(config, given, data)
         check_task(method, task, data, config.buffers)
         trackers.phase(f"starting the {config.engine.name} engine")
@@ -179,7 +181,7 @@ def _run(
             weights = execute(loop, config, task, data)
             card = modelcard.write(folder, config, given, task, data, weights, loop.done)
         finally:
-            summary = summarise(loop, config, data)
+            summary = summarise(loop, config, data) | origin
         summary["status"] = "done"
         return RunResult(folder, weights, summary, loop.history, str(summary["method"]), source, card)
     except BaseException as e:

@@ -113,6 +113,19 @@ ADDED: Mapping[str, Any] = {
     "code": None,
     "failures.thin_round": "skip",
     "task": {"_target_": "fedsim.task.problems.classification", "label_smoothing": 0.0, "metrics": None},
+    "pretrain": None,
+    "views": {
+        "weak": {"_target_": "fedsim.data.views.Weak", "flip": 0.5, "padding": None, "visible": 0.25},
+        "strong": {
+            "_target_": "fedsim.data.views.Strong",
+            "n": 2,
+            "m": 10,
+            "cutout": 0.5,
+            "bilinear": False,
+            "high": None,
+            "visible": 0.25,
+        },
+    },
 }
 # Options that runs of before did not have, by the class that takes them, and the value by which nothing changes
 OPTIONS: Mapping[str, Mapping[str, Any]] = {

@@ -199,6 +199,8 @@ class RunConfig:
     partition: Any = problem_key()
     encoder: Any = problem_key()
     embed: EmbedConfig = problem_key()
+    views: Any = method_key()  # named augmentations that methods ask for; by name, options of group `view`
+    pretrain: Any = method_key()  # weights that the run starts from are made so; null: as the model is drawn
     engine: EngineConfig = method_key()
     sampling: Any = problem_key()
     system: Any = problem_key()

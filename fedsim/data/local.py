@@ -12,6 +12,7 @@ from torch import Tensor
 from fedsim.data import trees
 from fedsim.data.dataset import Augment, Normalize, SamplesLike
 from fedsim.data.trees import Tree, in_dtype, pieces, tree_map
+from fedsim.data.views.base import seen
 
 BLOCK = 1 << 22  # numbers gathered at once (16 MiB of float32)
 
@@ -59,7 +60,7 @@ class LocalData:
         samples = self.samples
         x, y = samples.take(self.index.index_select(0, rows))
         if rng is not None and self.augment is not None:
-            x = self.augment(x, rng)
+            x, y = seen(self.augment, x, y, rng)
         x = prepare(x, self.dtype, self.normalize)
         y = in_dtype(y, self.dtype)
         if samples.cut:

@@ -71,6 +71,7 @@ class Resident:
             purpose=broadcast.task,
             local_part=self.part,
             most_steps=chunk.steps.get(client),
+            views=plan.views,
         )
 
     def own_model(self, job: Job) -> nn.Module:

@@ -17,11 +17,13 @@ from fedsim.data.federated import FederatedData
 from fedsim.data.local import Batch, LocalData
 from fedsim.data.longtail import class_groups
 from fedsim.data.trees import size
+from fedsim.data.views import View
 from fedsim.exchange.payload import Payload, Value
 from fedsim.local.kept import LocalPart
 from fedsim.local.meter import Meter
 from fedsim.local.optimiser import LocalSteps
 from fedsim.local.part_steps import PartSteps
+from fedsim.local.showing import Showing
 from fedsim.local.work import local_epochs, num_steps, step_size
 from fedsim.task.evaluation import evaluate, mean_of, measured
 from fedsim.task.heads import HeadSlots
@@ -56,6 +58,7 @@ class Job:
     purpose: str = "fit"
     most_steps: int | None = None  # the device's time allows no more
     local_part: LocalPart = field(default_factory=LocalPart)
+    views: Mapping[str, View] = field(default_factory=dict)  # named augmentations, for ``view``
 
     def __post_init__(self) -> None:
         self.sgd = LocalSteps(self.local, self.round, self.model.layout)
@@ -126,9 +129,20 @@ class Job:
         """Plain values of the message."""
         return self.message.values
 
-    def rng(self, purpose: str) -> torch.Generator:
-        """A generator of this client's own, keyed by (seed, purpose, round, client)."""
-        return rng.torch_rng(self.seed, f"{self.purpose}/{purpose}", self.round, self.client)
+    def rng(self, purpose: str, *numbers: int) -> torch.Generator:
+        """A generator of this client's own, keyed by (seed, purpose, round, client, numbers)."""
+        return rng.torch_rng(self.seed, f"{self.purpose}/{purpose}", self.round, self.client, *numbers)
+
+    def view(self, name: str, batch: Batch) -> Batch:
+        """``batch`` as ``views.NAME`` of the configuration (weak, strong) shows it, boxes and maps with their images.
+
+        Drawn by client, round, step and how often it was asked for in the step: whoever computes it, and whatever else.
+        """
+        return self._showing.show(self, name, batch)
+
+    @cached_property
+    def _showing(self) -> Showing:
+        return Showing(self.views)
 
     def start(self) -> Tensor:
         """The resident vector ``(d,)``, set to the received model; train on it in place."""
@@ -148,6 +162,7 @@ class Job:
         """Begin a second phase of local training: optimiser, losses and counted steps start anew, samples add up."""
         self.sgd.restart()
         self.meter.restart()
+        self._showing.phase += 1
 
     def delta(self, w: Tensor) -> Tensor:
         """``w - anchor`` (d,), in place, for the update; what stays with the client is kept and not sent."""

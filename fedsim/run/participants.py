@@ -48,7 +48,7 @@ def agreed(config: DictConfig, method: StrategyLike) -> Topology | None:
     Raises:
         ConfigError: for what does not, and for options of a type that their part does not take.
     """
-    for key in ("model", "data", "partition", "encoder"):
+    for key in ("model", "data", "partition", "encoder", "views", "pretrain"):
         check_types(config.get(key), key)
     graph = topology(config)
     check_parts(method, config, graph)

@@ -13,6 +13,7 @@ from fedsim.config.schema import ClientConfig, EmbedConfig, FailureConfig
 from fedsim.data.dataset import Samples
 from fedsim.data.embedding import embedded
 from fedsim.data.federated import FederatedData
+from fedsim.data.views import configured
 from fedsim.engine.assignments import Plan
 from fedsim.engine.base import pick_device
 from fedsim.errors import ConfigError
@@ -119,4 +120,5 @@ def plan(
         device=pick_device(config.engine.device),
         vectorize=config.engine.vectorize,
         classes=participants.client_classes(config, local, method, data.num_clients, clock),
+        views=configured(config.views),
     )
