@@ -58,11 +58,11 @@ def weather_shapes(
     names = tuple(train if domains is None else domains)
     low, high = _checked(names, train, test, side, shapes, contrast)
     splits: dict[str, Pictures] = {}
-    for split, count in (("train", lambda name: train[name]), ("test", lambda name: test)):
+    for split, counts in (("train", train), ("test", dict.fromkeys(names, test))):
         parts = [
             pictures(
                 name,
-                count(name),
+                counts[name],
                 numpy_rng(seed, f"weather/{split}/{name}"),
                 side=side,
                 sizes=(low, high),
@@ -111,9 +111,9 @@ def _placed(
         corner = rng.random((count, TRIES, 2)) * (side - size)
         tried = np.concatenate([corner, corner + size], axis=2).astype(np.float32)[:, :, None]
         others = boxes[:, None, :j]
-        touches = (tried[..., :2] < others[..., 2:]).all(-1) & (tried[..., 2:] > others[..., :2]).all(-1)
-        free = ~touches.any(axis=2)
-        here = free.any(axis=1) & (j < wanted)
+        within = (tried[..., :2] < others[..., 2:]) & (tried[..., 2:] > others[..., :2])
+        free = ~np.any(np.all(within, axis=3), axis=2)
+        here = np.any(free, axis=1) & (j < wanted)
         boxes[here, j] = tried[here, free.argmax(axis=1)[here], 0]
         labels[here, j] = rng.integers(len(SHAPES), size=count)[here]
     order = np.argsort(labels < 0, axis=1, kind="stable")
@@ -183,7 +183,8 @@ def _blurred(x: np.ndarray) -> np.ndarray:
     for axis in (2, 3):
         padded = np.pad(x, [(1, 1) if a == axis else (0, 0) for a in range(4)], mode="edge")
         n = x.shape[axis]
-        x = sum(np.take(padded, range(k, k + n), axis=axis) for k in range(3)) / np.float32(3)
+        first, second, third = (np.take(padded, range(k, k + n), axis=axis) for k in range(3))
+        x = (first + second + third) / np.float32(3)
     return x
 
 

@@ -39,7 +39,7 @@ def adapted(peft: Any, model: Any, options: Mapping[str, Any]) -> nn.Module:
             )
     from transformers.pytorch_utils import Conv1D
 
-    settings = {
+    settings: dict[str, Any] = {
         "task_type": _task(model),
         "fan_in_fan_out": any(isinstance(m, Conv1D) for m in model.modules()),
     }

@@ -153,7 +153,8 @@ class ViT(Model):
     def features(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) to the mean over patches (B, width)."""
         self._refuse_odd(*x.shape[-2:])
-        h, places = self.embed(x), self.places
+        h: Tensor = self.embed(x)
+        places: Tensor = self.places
         if h.shape[-2:] != places.shape[-2:]:
             places = F.interpolate(places, size=h.shape[-2:], mode="bicubic", align_corners=False)
         h = self.drop((h + places).flatten(-2).transpose(-2, -1))

@@ -130,8 +130,7 @@ def centres(output: Tensor) -> Tensor:
     y, x = (
         STRIDE * (torch.arange(n, dtype=output.dtype, device=output.device) + 0.5) for n in output.shape[-2:]
     )
-    grid: Tensor = torch.stack(torch.broadcast_tensors(x[None, :], y[:, None]), dim=-1).flatten(0, 1)
-    return grid
+    return torch.stack([x.repeat(len(y)), y.repeat_interleave(len(x))], dim=-1)
 
 
 def assigned(middle: Tensor, y: Boxes) -> Wanted:

@@ -127,7 +127,7 @@ def _class(transformers: Any, architecture: str | None, folder: Path | None) -> 
     name = architecture or next(iter(getattr(loaded, "architectures", None) or ()), None)
     if name is None:
         raise ConfigError(f"model.path={folder}: its config names no class; type model.architecture=NAME")
-    kind = getattr(transformers, name, None)
+    kind: Any = getattr(transformers, name, None)
     if (
         not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel))
         or kind.config_class is None
