@@ -26,8 +26,8 @@ from fedsim.run.logged import describe, log_finished
 from fedsim.run.needs import check_cohort, check_task
 from fedsim.run.personal import Source
 from fedsim.run.preparation import learning_task, load_data, settle
-from fedsim.run.result import RunResult, load_run
 from fedsim.run.pretraining import pretrained
+from fedsim.run.result import RunResult, load_run
 from fedsim.run.summary import execute, summarise
 from fedsim.run.unread import say
 from fedsim.server.traits import StrategyLike

@@ -194,7 +194,7 @@ WEATHERS: Mapping[str, Weather] = {"cloudy": _cloudy, "overcast": _overcast, "ra
 
 def _samples(found: Pictures) -> Samples:
     targets = {"boxes": to_tensor(found.boxes), "labels": to_tensor(found.labels)}
-    return Samples(to_tensor(found.x), targets)  # type: ignore[arg-type]
+    return Samples(to_tensor(found.x), targets)
 
 
 def _checked(

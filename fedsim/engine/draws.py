@@ -28,7 +28,15 @@ def may_draw(plan: Plan) -> bool:
     """Whether client, model, loss, metrics, augmentation or views hold code neither the simulator's nor torch's."""
     task = plan.task
     dataset = plan.data.dataset
-    own = [plan.client, task.model, task.loss, task.forward, task.metrics, dataset.augment, *plan.views.values()]
+    own = [
+        plan.client,
+        task.model,
+        task.loss,
+        task.forward,
+        task.metrics,
+        dataset.augment,
+        *plan.views.values(),
+    ]
     return not dataset.train.cut or not _known(own, set())
 
 

@@ -138,7 +138,7 @@ class Job:
 
         Drawn by client, round, step and how often it was asked for in the step: whoever computes it, and whatever else.
         """
-        return self._showing.show(self, name, batch)
+        return self._showing.show(self, self.source.dataset, name, batch)
 
     @cached_property
     def _showing(self) -> Showing:

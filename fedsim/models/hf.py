@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.errors import ConfigError, check_choice, hint
-from fedsim.models.adapters import adapted
+from fedsim.models.lora import adapted
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def hf(
         architecture: name of the class, e.g. ``GPT2LMHeadModel``; ``None``: the one that the folder's config names.
         config: fields of its configuration (``n_embd: 96``), over the folder's or the library's defaults.
         path: a folder with ``config.json`` and weights; ``None``: weights are drawn.
-        lora: options of ``peft``'s LoRA (see ``fedsim.models.adapters``); everything else is frozen.
+        lora: options of ``peft``'s LoRA (see ``fedsim.models.lora``); everything else is frozen.
         freeze: patterns of parameter names (``transformer.h.0.*``) that are not trained.
         dtype: type of the frozen parameters, ``float32``, ``bfloat16`` or ``float16`` (without kernels on most CPUs).
 
