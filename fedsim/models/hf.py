@@ -128,20 +128,19 @@ def _class(transformers: Any, architecture: str | None, folder: Path | None) -> 
     if name is None:
         raise ConfigError(f"model.path={folder}: its config names no class; type model.architecture=NAME")
     kind: Any = getattr(transformers, name, None)
-    if (
-        not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel))
-        or kind.config_class is None
-    ):
+    known = isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)
+    config_class: Any = getattr(kind, "config_class", None)
+    if not known or config_class is None:
         near = hint(name, [k for k in dir(transformers) if not k.startswith("_")], "model.architecture=")
         raise ConfigError(
             f"model.architecture={name}: transformers {transformers.__version__} has no such model{near}"
         )
-    if loaded is not None and not isinstance(loaded, kind.config_class):
+    if loaded is not None and not isinstance(loaded, config_class):
         raise ConfigError(
             f"model.architecture={name}: the weights of {folder} are of type {loaded.model_type}; choose one of its "
             "classes"
         )
-    return kind, kind.config_class() if loaded is None else loaded
+    return kind, config_class() if loaded is None else loaded
 
 
 def _from_data(
