@@ -6,7 +6,7 @@ import dataclasses
 import math
 import sys
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
 from pkgutil import iter_modules
 from typing import Any
@@ -57,6 +57,7 @@ RANGES: Mapping[str, _Check] = {
     "client.min_epochs": _AT_LEAST_1,
     "client.steps": _AT_LEAST_1,
     "client.batch_size": _AT_LEAST_1,
+    "client.accumulate": _AT_LEAST_1,
     "client.momentum": (lambda v: 0 <= v < 1, "must be in [0, 1)"),
     "client.adam.beta1": (lambda v: 0 <= v < 1, "must be in [0, 1)"),
     "client.adam.beta2": (lambda v: 0 <= v < 1, "must be in [0, 1)"),
@@ -140,10 +141,10 @@ def validate(config: DictConfig) -> None:
     for key, target in targets(values):
         if (place := now(target)) is not None:
             raise ConfigError(f"{key}={target}: this is now {place}; type {key}={place}")
-    for key, allowed in CHOICES.items():
+    for key, allowed in _everywhere(CHOICES):
         if (value := OmegaConf.select(config, key)) is not None:
             check_choice(key, value, allowed)
-    for key, (possible, text) in RANGES.items():
+    for key, (possible, text) in _everywhere(RANGES):
         _check_range(key, OmegaConf.select(config, key), possible, text)
     for key, (possible, text) in PART_RANGES.items():
         target = str(OmegaConf.select(config, f"{key.partition('.')[0]}._target_"))
@@ -157,6 +158,14 @@ def validate(config: DictConfig) -> None:
         check_target("system", config.system)
     check_names(config)
     _check_relations(config)
+
+
+def _everywhere(rules: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Rules by key; those of group ``client`` also hold where pretraining has an option of it."""
+    for key, rule in rules.items():
+        yield key, rule
+        if key.startswith("client."):
+            yield f"pretrain.training.{key.removeprefix('client.')}", rule
 
 
 def _refuse_unknown(config: DictConfig, schema: type[Any], prefix: str) -> None:
@@ -232,10 +241,13 @@ def _check_relations(config: DictConfig) -> None:
         raise ConfigError(
             f"client.momentum={config.client.momentum}: Adam has its own; type client.adam.beta1"
         )
+    if config.client.nesterov and not config.client.momentum:
+        raise ConfigError("client.nesterov=true: needs momentum; add client.momentum=0.9")
     if config.evaluation.stop_at_target and config.evaluation.target is None:
         raise ConfigError("evaluation.stop_at_target=true: needs evaluation.target, an accuracy in [0, 1]")
-    if config.encoder:
-        check_target("encoder", config.encoder)
+    for part in ("encoder", "pretrain"):
+        if config[part]:
+            check_target(part, config[part])
     plan = config.evaluation
     if plan.holdout and plan.local_test:
         raise ConfigError("evaluation.local_test=true: not together with evaluation.holdout; choose one")

@@ -103,7 +103,13 @@ NAMES: Mapping[str, str] = {  # old dotted name: new dotted name
 
 # Settings that runs of before did not have, dotted, and the value by which nothing changes
 ADDED: Mapping[str, Any] = {
+    "client.accumulate": 1,
     "client.clip_pull": "whole",
+    "client.decoupled": False,
+    "client.groups": None,
+    "client.nesterov": False,
+    "client.round_schedule": None,
+    "client.schedule": None,
     "code": None,
     "data.labelled": {"at": None, "share": None, "count": None, "per_class": True, "classes": None},
     "data.server": None,
@@ -114,6 +120,20 @@ ADDED: Mapping[str, Any] = {
     "exclude": [],
     "exclude_fill": "substitute",
     "failures.thin_round": "skip",
+    "task": {"_target_": "fedsim.task.problems.classification", "label_smoothing": 0.0, "metrics": None},
+    "pretrain": None,
+    "views": {
+        "weak": {"_target_": "fedsim.data.views.Weak", "flip": 0.5, "padding": None, "visible": 0.25},
+        "strong": {
+            "_target_": "fedsim.data.views.Strong",
+            "n": 2,
+            "m": 10,
+            "cutout": 0.5,
+            "bilinear": False,
+            "high": None,
+            "visible": 0.25,
+        },
+    },
 }
 # Options that runs of before did not have, by the class that takes them, and the value by which nothing changes
 OPTIONS: Mapping[str, Mapping[str, Any]] = {

@@ -51,10 +51,18 @@ class ClientConfig:
     min_epochs: int | None = method_key()  # if set: each client draws its epochs from here to `epochs`
     steps: int | None = method_key()  # if set: exactly this many mini-batches, instead of epochs
     batch_size: int = method_key()  # samples; the last batch of an epoch may be short
+    accumulate: int = method_key()  # micro-batches of batch_size samples that make one step
     shuffle: bool = method_key()  # new order each epoch; false: the order of the partition
     momentum: float = method_key()  # local heavy ball, starts at zero every round
+    nesterov: bool = method_key()  # the gradient once more on top of the momentum
     adam: AdamConfig | None = method_key()  # if set: Adam instead of SGD; moments start at zero every round
     weight_decay: float = method_key()
+    decoupled: bool = (
+        method_key()
+    )  # it shrinks the weights beside momentum and moments (AdamW), is no gradient
+    groups: Any = method_key()  # by pattern of parameter names: lr (a multiple), weight_decay, frozen
+    schedule: Any = method_key()  # of the rate over a client's steps of a round: a shape, or shape and more
+    round_schedule: Any = method_key()  # of the rate over the rounds: likewise
     clip_norm: float | None = method_key()  # bound on the norm of what `clip` names; null: no bound
     clip: str = method_key()  # direction (gradient + corrections) | loss (gradient) | full (with decay)
     clip_pull: str = method_key()  # whole | split: how clip=direction bounds a proximal pull
@@ -193,11 +201,14 @@ class RunConfig:
     strategy: Any = method_key()
     aggregator: Any = method_key()
     client: ClientConfig = method_key()
+    task: Any = problem_key()
     model: Any = problem_key()
     data: Any = problem_key()
     partition: Any = problem_key()
     encoder: Any = problem_key()
     embed: EmbedConfig = problem_key()
+    views: Any = method_key()  # named augmentations that methods ask for; by name, options of group `view`
+    pretrain: Any = method_key()  # weights that the run starts from are made so; null: as the model is drawn
     engine: EngineConfig = method_key()
     sampling: Any = problem_key()
     system: Any = problem_key()

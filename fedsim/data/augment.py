@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from fedsim.data.dataset import Augment
+from fedsim.data.views.base import seen
+from fedsim.data.views.geometry import mirrored, moved, translations, windows
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,13 @@ class Flip:
         chosen = _uniform(len(x), generator, x.device) < self.p
         return torch.where(chosen.view(-1, 1, 1, 1), x.flip(-1), x)
 
+    def with_targets(self, x: Tensor, y: Any, generator: torch.Generator) -> tuple[Tensor, Any]:
+        """The same, with boxes or maps."""
+        state = generator.get_state()
+        back = mirrored(_uniform(len(x), generator, x.device) < self.p, x.shape[-1])
+        generator.set_state(state)
+        return self(x, generator), moved(y, back, (x.shape[-2], x.shape[-1]), 0.0)
+
 
 @dataclass(frozen=True)
 class PadCrop:
@@ -38,15 +47,26 @@ class PadCrop:
 
     padding: int = 4
     p: float = 1.0
+    visible: float = 0.25
 
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """Draws ``B`` uniforms, then ``2 B`` offsets (rows, columns)."""
-        pad, (height, width) = self.padding, x.shape[-2:]
+        return windows(x, self.padding, *self._offsets(x, generator))
+
+    def with_targets(self, x: Tensor, y: Any, generator: torch.Generator) -> tuple[Tensor, Any]:
+        """The same, with boxes or maps; a box of which less than ``visible`` is left is dropped."""
+        top, left = self._offsets(x, generator)
+        back = translations(self.padding - left, self.padding - top)
+        shown = windows(x, self.padding, top, left)
+        return shown, moved(y, back, (x.shape[-2], x.shape[-1]), self.visible)
+
+    def _offsets(self, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Where each window begins in the padded images: rows and columns (B,)."""
         chosen = _uniform(len(x), generator, x.device) < self.p
-        drawn = torch.randint(0, 2 * pad + 1, (2, len(x)), generator=generator, device=generator.device)
-        top, left = torch.where(chosen, drawn.to(x.device), pad)
-        windows = F.pad(x, (pad, pad, pad, pad)).unfold(2, height, 1).unfold(3, width, 1)
-        return windows[torch.arange(len(x), device=x.device), :, top, left]
+        shape = (2, len(x))
+        drawn = torch.randint(0, 2 * self.padding + 1, shape, generator=generator, device=generator.device)
+        top, left = torch.where(chosen, drawn.to(x.device), self.padding)
+        return top, left
 
 
 @dataclass(frozen=True)
@@ -60,6 +80,12 @@ class Compose:
         for transform in self.transforms:
             x = transform(x, generator)
         return x
+
+    def with_targets(self, x: Any, y: Any, generator: torch.Generator) -> tuple[Any, Any]:
+        """The same, each with the targets that lie in the images."""
+        for transform in self.transforms:
+            x, y = seen(transform, x, y, generator)
+        return x, y
 
 
 def flip_and_crop() -> Compose:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fedsim.data.augment import flip_and_crop
 from fedsim.data.dataset import Augment, Dataset, Samples
+from fedsim.data.views import named
 from fedsim.errors import DataError
 
 SPLIT_SEED = 20240229  # of every split that fedsim itself makes: part of the data sets, so never changed
@@ -44,21 +45,27 @@ def encode(values: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
     return codes.astype(np.int64).reshape(values.shape), tuple(str(name) for name in names)
 
 
-def image_options(dataset: Dataset, *, augment: bool | Augment, subset: int | None) -> Dataset:
+def image_options(dataset: Dataset, *, augment: bool | str | Augment, subset: int | None) -> Dataset:
     """Apply the options that every image source has.
 
     Args:
         dataset: images ``(N, C, H, W)``.
-        augment: ``True`` for mirroring and pad-crop, or a transform of one's own (see
-            ``fedsim.data.augment``).
+        augment: ``True`` for mirroring and pad-crop, the name of a view (``fedsim.data.views``), or a transform of
+            one's own (see ``fedsim.data.augment``).
         subset: keep this many training samples, the first after a fixed shuffle; ``None`` keeps all in order.
     """
     if augment is True:
         dataset = replace(dataset, augment=flip_and_crop())
+    elif isinstance(augment, str):
+        scale = 1 / dataset.normalize.scale if dataset.normalize is not None else None
+        stored = getattr(dataset.train, "x", None)
+        bytes_high = scale if isinstance(stored, Tensor) and stored.dtype == torch.uint8 else None
+        dataset = replace(dataset, augment=named(augment, "data.augment", high=bytes_high))
     elif augment is not False:
         if not callable(augment):
             raise DataError(
-                f"data.augment={augment}: give true, false, or a _target_ such as fedsim.data.warps.CatMap"
+                f"data.augment={augment}: give true, false, the name of a view (weak, strong, ...), or a _target_ "
+                "such as fedsim.data.warps.CatMap"
             )
         dataset = replace(dataset, augment=augment)
     return dataset if subset is None else take(dataset, subset)
@@ -82,7 +89,7 @@ def select(dataset: Dataset, index: np.ndarray) -> Dataset:
         groups["train"] = {name: column[index] for name, column in groups["train"].items()}
     return replace(
         dataset,
-        train=Samples(dataset.train.x[chosen], dataset.train.y[chosen]),
+        train=Samples(*dataset.train.take(chosen)),
         ids=None if dataset.ids is None else dataset.ids[index],
         groups=groups,
     )

@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.data.dataset import Dataset
+from fedsim.data.dataset import Dataset, taken
 from fedsim.data.local import LocalData
 from fedsim.data.partition import Shards
-from fedsim.data.roles import Roles, left_out, moved, withheld, without_labels
+from fedsim.data.sample_roles import Roles, left_out, withheld, without_labels
+from fedsim.data.trees import Tree, tree_map
+from fedsim.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -81,9 +83,9 @@ class FederatedData:
         if device == "cpu":
             return self
         data = self.dataset
-        test = None if data.test is None else moved(data.test, device)
-        moved_data = replace(data, train=moved(data.train, device), test=test)
-        return replace(self, dataset=moved_data, roles=self.roles.to(device))
+        test = None if data.test is None else data.test.to(device)
+        moved = replace(data, train=data.train.to(device), test=test)
+        return replace(self, dataset=moved, roles=self.roles.to(device))
 
     def pooled(self) -> FederatedData:
         """The same samples with one client that holds them all."""
@@ -121,10 +123,16 @@ class FederatedData:
         """Samples (m,) of every registered client to train on, with and without labels."""
         return self.dealt.sizes
 
-    def truth_of(self, client: int) -> Tensor:
+    def truth_of(self, client: int) -> Tree:
         """The targets (n, ...) of the unlabelled samples of ``client``, which it has not."""
-        assert self.roles.truth is not None and self.roles.unlabelled is not None
-        return self.roles.truth[torch.from_numpy(self.roles.unlabelled.part(client))]
+        assert self.roles.unlabelled is not None
+        rows = torch.from_numpy(self.roles.unlabelled.part(client))
+        return tree_map(lambda t: taken(t, rows), self.roles.truth)
+
+    def all_labels(self) -> Tensor | None:
+        """Class (N,) of every training sample, withheld ones among them; ``None`` where targets are no classes."""
+        known = self.dataset.class_labels()
+        return known if self.roles.truth is None or known is None else self.roles.truth
 
     @property
     def dealt(self) -> Shards:
@@ -184,15 +192,20 @@ class FederatedData:
 
     def class_counts(self, client: int) -> np.ndarray:
         """Training samples of ``client`` per class, int64 (C,)."""
-        labels = self.dataset.train.y[torch.as_tensor(self.shards.part(client))]
-        return np.bincount(labels.cpu().numpy(), minlength=self.dataset.num_classes)
+        labels = self.dataset.class_labels()
+        if labels is None:
+            raise DataError(
+                "data: classes cannot be counted, since targets are no class labels, one a sample"
+            )
+        own = labels[torch.as_tensor(self.shards.part(client))]
+        return np.bincount(own.cpu().numpy(), minlength=self.dataset.num_classes)
 
     def all_counts(self) -> np.ndarray | None:
         """Training samples of all clients together per class, int64 (C,); ``None`` where targets are no classes."""
-        data = self.dataset
-        if not data.num_classes or data.train.y.dim() != 1:
+        labels = self.dataset.class_labels()
+        if labels is None:
             return None
-        return np.bincount(data.train.y.numpy()[self.shards.index], minlength=data.num_classes)
+        return np.bincount(labels.numpy()[self.shards.index], minlength=self.dataset.num_classes)
 
     def _rows(self, rows: np.ndarray, dtype: torch.dtype) -> LocalData:
         data = self.dataset

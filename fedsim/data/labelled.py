@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fedsim.data.dataset import Dataset
-from fedsim.data.roles import class_labels, stratified
+from fedsim.data.sample_roles import class_labels, stratified
 from fedsim.data.shards import Shards
 from fedsim.errors import ConfigError, check_choice, hint
 from fedsim.rng import numpy_rng

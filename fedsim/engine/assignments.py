@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fedsim.config.schema import ClientConfig, FailureConfig
 from fedsim.data.federated import FederatedData
+from fedsim.data.views import View
 from fedsim.exchange.fold import Folder
 from fedsim.exchange.payload import Outcome, Payload
 from fedsim.local.interface import ClientLike
@@ -33,6 +34,7 @@ class Plan:
     device: str = "cpu"
     vectorize: str = "auto"
     classes: Classes | None = None  # kinds of clients; None: all alike
+    views: Mapping[str, View] = field(default_factory=dict)  # named augmentations, for ``job.view``
     declared: bool = field(
         init=False
     )  # the client's class is ``vectorisable``; a class sent by value may forget it

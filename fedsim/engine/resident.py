@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedsim.engine.assignments import Broadcast, Chunk, Plan
 from fedsim.engine.draws import may_draw
@@ -19,6 +18,7 @@ from fedsim.local.job import Job
 from fedsim.local.kept import LocalPart
 from fedsim.local.newcomer import HELD_OUT, held_out
 from fedsim.rng import key, seed_others
+from fedsim.task.copies import copied
 from fedsim.task.vectors import FlatModel
 
 
@@ -32,7 +32,7 @@ class Resident:
     def __init__(self, plan: Plan):
         self.plan, self.client = plan, plan.client
         task = plan.task
-        model, habits = copy.deepcopy(task.model), task.habits
+        model, habits = copied(task.model), task.habits
         self.model = FlatModel(model, plan.dtype, plan.device, habits=habits, loss=task.loss)
         self.model.autocast = torch.bfloat16 if plan.local.autocast else None
         self.part = LocalPart.of(plan.buffers, self.model.layout, plan.client.keeps(self.model.layout))
@@ -72,7 +72,14 @@ class Resident:
             purpose=broadcast.task,
             local_part=self.part,
             most_steps=chunk.steps.get(client),
+            views=plan.views,
         )
+
+    def own_model(self, job: Job) -> nn.Module:
+        """The model that the client of ``job`` is measured with, as a module by itself."""
+        self.seed(f"{job.purpose}/layers", job.round, job.client)
+        self.client.prepare(job)
+        return self.client.own_model(job)  # type: ignore[attr-defined, no-any-return]  # see fedsim.run.personal
 
     def call(self, job: Job, task: str) -> Update:
         """The client's answer to the exchange ``task``."""

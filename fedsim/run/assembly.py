@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -15,7 +14,7 @@ from fedsim.engine import vectorised
 from fedsim.engine.assignments import Plan
 from fedsim.engine.base import Engine, SerialEngine
 from fedsim.errors import ConfigError
-from fedsim.run import initial, participants, roles
+from fedsim.run import assigning, initial, participants
 from fedsim.run.given import Given
 from fedsim.run.key import run_dir
 from fedsim.run.preparation import plan
@@ -30,6 +29,7 @@ from fedsim.server.exchanger import Exchanger
 from fedsim.server.exchanges import Server
 from fedsim.server.loop import Loop
 from fedsim.server.traits import StrategyLike
+from fedsim.task.copies import copied
 from fedsim.task.task import Task
 from fedsim.task.vectors import FlatModel
 from fedsim.tracking import Trackers
@@ -68,7 +68,7 @@ def assemble(
 ) -> Loop:
     """Give the engine its plan and put the loop together."""
     cohorts = _cohorts(config, given, method)
-    folder, start = run_dir(config), FlatModel(copy.deepcopy(task.model), initial.DTYPES[config.dtype])
+    folder, start = run_dir(config), FlatModel(copied(task.model), initial.DTYPES[config.dtype])
     clock = participants.clock(config, task, data, start.layout.size)
     work = plan(config, method, task, data, clock)
     context = _context(config, given, work, data, start, topology)
@@ -131,7 +131,7 @@ def _server(
     fill: bool,
 ) -> Server:
     """The server, with an exchanger and an examiner on the started engine; ``fill``: whatever ``exclude_fill`` says."""
-    folder = run_dir(config)
+    test, folder = data.dataset.test, run_dir(config)
     few = VECTORISED_CHUNKS if vectorised.planned(work, start) else 0
     exchanger = Exchanger(
         context=context,
@@ -144,7 +144,8 @@ def _server(
     examiner = Examiner(
         context=context,
         engine=engine,
-        test_labels=None if data.dataset.test is None else data.dataset.test.y[data.test_rows],
+        test_size=0 if test is None else len(test),
+        test_labels=None if test is None or test.labels is None else test.labels[data.test_rows],
         test_domains=data.test_domains,
         eval_batch=config.evaluation.batch_size,
         truth=data.truth_of if data.roles.truth is not None else None,
@@ -168,9 +169,13 @@ def _validator(examiner: Examiner, data: FederatedData) -> Examiner | None:
     part = data.roles.validation
     if part is None:
         return None
-    samples = part.samples or data.dataset.train
+    labels = (part.samples or data.dataset.train).labels
     return replace(
-        examiner, test_labels=samples.y[part.rows], test_domains=data.roles.validation_domains, on="val"
+        examiner,
+        test_size=len(part.rows),
+        test_labels=None if labels is None else labels[part.rows],
+        test_domains=data.roles.validation_domains,
+        on="val",
     )
 
 
@@ -180,4 +185,4 @@ def _cohorts(config: DictConfig, given: Given, method: StrategyLike) -> list[lis
         return None
     if method.traits.asynchronous:
         raise ConfigError("cohorts: an asynchronous method starts clients by itself; leave cohorts out")
-    return check_cohorts(given.cohorts, config.rounds, config.num_clients, roles.absent(config)[0])
+    return check_cohorts(given.cohorts, config.rounds, config.num_clients, assigning.absent(config)[0])

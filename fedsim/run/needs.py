@@ -16,13 +16,15 @@ from fedsim.config.schema import ClientConfig
 from fedsim.data.federated import FederatedData
 from fedsim.data.labelled import Labelled
 from fedsim.errors import ConfigError
+from fedsim.local.groups import check_values
 from fedsim.local.interface import ClientLike
 from fedsim.local.kinds import Classes
+from fedsim.local.schedule import prepared
+from fedsim.run.assigning import absent
 from fedsim.run.given import Given
-from fedsim.run.roles import absent
 from fedsim.sampling.rules import Sampler
 from fedsim.server.traits import ChecksCohort, StrategyLike, Traits, missing
-from fedsim.task.heads import HeadSlots, check_body, check_features
+from fedsim.task.heads import HeadSlots, check_body, check_features, check_named_head
 from fedsim.task.layout import Layout
 from fedsim.task.task import Task
 
@@ -171,7 +173,8 @@ def check_parts(method: StrategyLike, config: DictConfig, topology: Topology | N
                     f"{key}: {type(method).__name__} has all samples in one place, so no client is different; "
                     f"leave {key} out"
                 )
-    local = typed(config.client, ClientConfig)
+    local = prepared(typed(config.client, ClientConfig), config.rounds)
+    check_values(local.groups)
     if local.classes is not None:
         speed = np.ones(config.num_clients) if devices else None
         check_widths(Classes.of(local, config.num_clients, config.seed, speed), method)
@@ -191,14 +194,15 @@ def check_task(method: StrategyLike, task: Task, data: FederatedData, buffers: s
     Raises:
         ConfigError: naming what is missing, and what to type.
     """
-    traits, name, train = method.traits, type(method).__name__, data.dataset.train
-    if traits.labels and (not data.dataset.num_classes or train.y.dim() != 1):
+    traits, name = method.traits, type(method).__name__
+    if traits.labels and data.dataset.class_labels() is None:
         raise ConfigError(
             f"data: {name} needs class labels, one a sample, which this data set has not; "
             "give whole numbers from 0, or type strategy=fedavg"
         )
     if traits.features:
         check_features(task, name)
+        check_named_head(task)
     if traits.body:
         check_body(task, name)
     if traits.linear_head:

@@ -12,7 +12,7 @@ from fedsim.config.schema import ClientConfig
 from fedsim.data.federated import FederatedData
 from fedsim.errors import ConfigError
 from fedsim.local.kinds import Classes
-from fedsim.run import roles
+from fedsim.run import assigning
 from fedsim.run.initial import DTYPES
 from fedsim.run.needs import check_parts, check_settings, check_whole, check_widths, refuse_partial
 from fedsim.run.samples import example
@@ -49,7 +49,7 @@ def agreed(config: DictConfig, method: StrategyLike) -> Topology | None:
     Raises:
         ConfigError: for what does not, and for options of a type that their part does not take.
     """
-    for key in ("model", "data", "partition", "encoder"):
+    for key in ("model", "data", "partition", "encoder", "views", "pretrain"):
         check_types(config.get(key), key)
     graph = topology(config)
     check_parts(method, config, graph)
@@ -76,7 +76,7 @@ def topology(config: DictConfig) -> Topology | None:
             f"topology: {config.topology.get('_target_')} gave {type(built).__name__}, expected a "
             "fedsim.topology.Topology"
         )
-    gone = roles.absent(config)[0]
+    gone = assigning.absent(config)[0]
     return built.without(gone, str(config.topology.get("connected", "retry"))) if gone else built
 
 
@@ -109,8 +109,7 @@ def clock(config: DictConfig, task: Task, data: FederatedData, size: int) -> Clo
     dtype = DTYPES[config.dtype]
 
     def measure() -> Cost:
-        batch = example(data, dtype)
-        return count_flops(copy.deepcopy(task.model).to(dtype), batch.x, batch.y, task.loss)
+        return count_flops(task, dtype, example(data, dtype))
 
     copies = 3  # of the parameters while training: the model, its gradient, what was received
     memory = copies * size * dtype.itemsize / 1e6

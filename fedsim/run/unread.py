@@ -98,6 +98,7 @@ def _of_method(config: DictConfig, keys: Sequence[str], traits: Any) -> Iterator
     if traits.one_step:
         why = "clients send one gradient, not a step along it; type strategy.server_lr, strategy.momentum"
         reasons |= {"client.lr": why, "client.lr_decay": why, "client.momentum": why}
+        reasons |= {"client.round_schedule": why}
     if traits.buffers is not None:
         reasons["buffers"] = f"this method has a policy of its own, {traits.buffers}"
     for key, why in reasons.items():

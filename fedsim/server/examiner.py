@@ -30,17 +30,15 @@ class Examiner:
 
     context: Context
     engine: Engine
-    test_labels: Tensor | None = None  # targets of the test set, in the order of ``FederatedData.test_rows``
+    test_size: int = 0  # samples of the common test set
+    test_labels: Tensor | None = (
+        None  # their targets, in the order of ``FederatedData.test_rows``, if one tensor
+    )
     test_domains: Mapping[str, slice] = field(default_factory=dict)  # where each domain's test samples lie
     eval_batch: int = 512
     on: str = ""  # ``val``: the validation set takes the test set's place
     truth: Callable[[int], Tensor] | None = None  # targets of a client's unlabelled samples
     _features: tuple[Tensor, Tensor] | None = None  # a vector, and the features computed with it
-
-    @property
-    def test_size(self) -> int:
-        """Samples of the common test set."""
-        return 0 if self.test_labels is None else len(self.test_labels)
 
     def evaluate(self, weights: Weights) -> dict[str, Any]:
         """Loss and metrics of ``weights`` on the common test set; the same for any number of workers.
@@ -57,7 +55,7 @@ class Examiner:
 
     def score(self, logits: Tensor) -> dict[str, Any]:
         """What ``evaluate`` gives, of ``logits`` (n, C) of the whole common test set."""
-        assert self.test_labels is not None, "there is a test set if it has features"
+        assert self.test_labels is not None, "methods that have features need class labels"
         labels = self.test_labels
         return self._summary(
             [measured(self.context.task, logits[a:b], labels[a:b]) for a, b, _ in self._test_batches()]
@@ -105,12 +103,12 @@ class Examiner:
         return [found for part in self.engine.map(method, payload, groups) for found in part]
 
     def _summary(self, sums: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        task, counts = self.context.task, self.context.class_counts
         owners = [name for _, _, name in self._test_batches()]
         each = {
-            name: mean_of([s for s, owner in zip(sums, owners, strict=True) if owner == name])
+            name: mean_of([s for s, owner in zip(sums, owners, strict=True) if owner == name], task=task)
             for name in self.test_domains
         }
-        counts = self.context.class_counts
-        if not self.context.task.by_class or counts is None:
-            return mean_of(sums) | over_domains(each)
-        return {**mean_of(sums, class_groups(counts)), **class_accuracy(sums), **over_domains(each)}
+        if not task.by_class or counts is None:
+            return mean_of(sums, task=task) | over_domains(each)
+        return {**mean_of(sums, class_groups(counts), task), **class_accuracy(sums), **over_domains(each)}

@@ -184,9 +184,7 @@ class Server(Context):
         ``val``: the common validation set and the clients' own (``evaluation.validation``, ``client_validation``).
         ``train``: clients' training samples.
         """
-        examiner = (
-            self.validator or replace(self.examiner, test_labels=None) if what == "val" else self.examiner
-        )
+        examiner = self.validator or replace(self.examiner, test_size=0) if what == "val" else self.examiner
         return replace(self, measured_on=what, examiner=examiner, own_tests=None)
 
     def pseudo_labels(self, client: int, guesses: Tensor) -> dict[str, float]:

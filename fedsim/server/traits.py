@@ -42,7 +42,7 @@ class Traits:
     )  # values of updates that say nothing of a client's samples but how many
 
     # of the model
-    features: bool = False  # needs model.features(x) -> (B, d) and model.head
+    features: bool = False  # needs model.features(x) -> (B, d) and model.head, or a head named by model.head=
     linear_head: bool = False  # needs a head that is one linear layer
     body: bool = False  # needs parameters to train beside the head
     batch_norm: bool = False  # differs from others by what it does with BatchNorm layers alone

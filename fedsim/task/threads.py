@@ -9,11 +9,18 @@ import torch
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """One torch thread inside the block, whatever engine runs around it."""
+def threads(count: int) -> Iterator[None]:
+    """So many torch threads inside the block."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(count)
     try:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """One torch thread inside the block, whatever engine runs around it."""
+    with threads(1):
+        yield

@@ -11,7 +11,7 @@ import torch
 from fedsim.data.dataset import Dataset, Samples
 from fedsim.data.federated import FederatedData
 from fedsim.data.labelled import Labelled
-from fedsim.data.roles import (
+from fedsim.data.sample_roles import (
     NO_LABEL,
     by_domain,
     kept,

@@ -114,3 +114,10 @@ def test_what_leaves_nobody_is_refused(settings: list[str], said: str) -> None:
     (held,) = draw_held_out(0, 6, 0.01)
     with pytest.raises(ConfigError, match=said):
         problem().run(*(s.format(held=held) for s in settings))
+
+
+def test_who_is_never_there_has_no_model_of_its_own() -> None:
+    held = min(draw_held_out(0, 6, 0.3))
+    found = problem().run(HELD, "strategy=ditto")
+    with pytest.raises(ConfigError, match=f"client={held}: it is never there"):
+        found.model(client=held)

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fedsim.data.common import SPLIT_SEED
-from fedsim.data.dataset import Augment, Dataset, Normalize, Samples
+from fedsim.data.dataset import Augment, Dataset, Normalize, Samples, SamplesLike, taken
 from fedsim.data.local import LocalData
 from fedsim.data.shards import Shards
+from fedsim.data.trees import Tree, tree_map
 from fedsim.errors import ConfigError
 from fedsim.rng import numpy_rng
 
@@ -23,12 +25,12 @@ NO_LABEL = -100  # stands where a label is withheld: in no class, and left out b
 
 
 @dataclass(frozen=True)
-class Part:
+class Portion:
     """``rows`` (n,) int64 of ``samples``, with what is done to them when they are read; of the training samples where
     ``samples`` is ``None``."""
 
     rows: Tensor
-    samples: Samples | None = None
+    samples: SamplesLike | None = None
     normalize: Normalize | None = None
     augment: Augment | None = None
 
@@ -38,16 +40,16 @@ class Part:
             return LocalData(data.train, self.rows, dtype, data.normalize, data.augment)
         return LocalData(self.samples, self.rows, dtype, self.normalize, self.augment)
 
-    def to(self, device: str) -> Part:
+    def to(self, device: str) -> Portion:
         """The same on ``device``."""
-        return self if self.samples is None else replace(self, samples=moved(self.samples, device))
+        return self if self.samples is None else replace(self, samples=self.samples.to(device))
 
 
 @dataclass(frozen=True)
 class Roles:
     """Who may read what. ``truth`` and ``server`` are the simulator's and never given to clients (``handed``)."""
 
-    validation: Part | None = None  # common, beside the test set
+    validation: Portion | None = None  # common, beside the test set
     validation_domains: Mapping[str, slice] = field(
         default_factory=dict
     )  # where each domain's samples lie in it
@@ -56,8 +58,8 @@ class Roles:
     newcomers: Shards | None = None  # all samples of the clients held out for good
     absent: frozenset[int] = frozenset()  # clients that are never asked: excluded, or held out
     dealt: Shards | None = None  # what the partition gave each client to train on, if that is not ``shards``
-    truth: Tensor | None = None  # targets (N, ...) of the training samples, where some of them are withheld
-    server: Part | None = None  # labelled samples of the server
+    truth: Tree = None  # targets (N, ...) of the training samples, where some of them are withheld
+    server: Portion | None = None  # labelled samples of the server
 
     def to(self, device: str) -> Roles:
         """The same with its samples on ``device``."""
@@ -89,32 +91,45 @@ class Roles:
         )
 
 
-def moved(samples: Samples, device: str) -> Samples:
-    """``samples`` on ``device``."""
-    return Samples(samples.x.to(device), samples.y.to(device))
+def in_arrays(samples: SamplesLike) -> Samples:
+    """``samples``, whose targets can be told from their inputs.
+
+    Raises:
+        ConfigError: where both are read together, row by row: who can read one could read the other.
+    """
+    if not isinstance(samples, Samples):
+        raise ConfigError(
+            "data.labelled: labels that a data set gives together with each sample cannot be withheld; hand over "
+            "arrays x and y (memory-mapped ones too)"
+        )
+    return samples
 
 
-def without_labels(samples: Samples) -> Samples:
+def without_labels(samples: SamplesLike) -> Samples:
     """The same inputs, of which nobody can tell the targets."""
-    return Samples(samples.x, None)  # type: ignore[arg-type]
+    return Samples(in_arrays(samples).x)
 
 
-def withheld(samples: Samples, rows: np.ndarray) -> Samples:
+def withheld(samples: SamplesLike, rows: np.ndarray) -> Samples:
     """The same inputs with another copy of the targets, in which those of ``rows`` are overwritten.
 
     By ``NO_LABEL``, NaN, or zero where neither can be written.
     """
-    y = samples.y.clone()
-    if y.is_floating_point():
-        y[torch.from_numpy(rows)] = torch.nan
-    else:
-        y[torch.from_numpy(rows)] = NO_LABEL if y.dtype in (torch.int16, torch.int32, torch.int64) else 0
-    return Samples(samples.x, y)
+    known, at = in_arrays(samples), torch.from_numpy(rows)
+
+    def hidden(targets: Any) -> Tensor:
+        y = taken(targets, torch.arange(len(targets)))
+        signed = y.dtype in (torch.int16, torch.int32, torch.int64)
+        y[at] = torch.nan if y.is_floating_point() else NO_LABEL if signed else 0
+        return y
+
+    return Samples(known.x, tree_map(hidden, known.y))
 
 
 def class_labels(data: Dataset) -> np.ndarray | None:
     """Class of every training sample (N,); ``None`` where targets are no classes."""
-    return data.train.y.numpy() if data.num_classes and data.train.y.dim() == 1 else None
+    found = data.class_labels()
+    return None if found is None else found.numpy()
 
 
 def stratified(strata: np.ndarray | None, n: int, count: int, rng: np.random.Generator) -> np.ndarray:

@@ -13,16 +13,29 @@ from omegaconf import DictConfig, OmegaConf
 from fedsim.config.parts import part, typed
 from fedsim.config.schema import EmbedConfig
 from fedsim.data import containers
-from fedsim.data.dataset import Dataset, Pair, Samples
+from fedsim.data.arrays import Array
+from fedsim.data.dataset import Dataset, Samples, SamplesLike
 from fedsim.data.door import admit, admit_parts
 from fedsim.data.embedding import embedded
 from fedsim.data.federated import FederatedData
+from fedsim.data.joining import together
 from fedsim.data.labelled import Labelled
 from fedsim.data.labels import TargetRules
-from fedsim.data.roles import Part, Roles, by_domain, class_labels, kept, left_out, validation_rows, withheld
+from fedsim.data.sample_roles import (
+    Portion,
+    Roles,
+    by_domain,
+    class_labels,
+    in_arrays,
+    kept,
+    left_out,
+    validation_rows,
+    withheld,
+)
 from fedsim.data.shards import Shards, holdout
 from fedsim.errors import ConfigError, DataError
 from fedsim.rng import numpy_rng
+from fedsim.run import tasks
 from fedsim.run.given import Given
 from fedsim.sampling.exclusion import draw_held_out
 
@@ -86,12 +99,12 @@ def before(config: DictConfig, data: Dataset) -> tuple[np.ndarray | None, Roles]
         chosen = validation_rows(data, share)
         rows = np.setdiff1d(rows, chosen, assume_unique=True)
         ordered, spans = by_domain(data, chosen)
-        roles = replace(roles, validation=Part(torch.from_numpy(ordered)), validation_domains=spans)
+        roles = replace(roles, validation=Portion(torch.from_numpy(ordered)), validation_domains=spans)
     labelled = Labelled.of(config.data.get("labelled"))
     if labelled is not None and labelled.at == "server" and labelled.draws:
         chosen = labelled.of_server(data, rows, config.seed)
         rows = np.setdiff1d(rows, chosen, assume_unique=True)
-        roles = replace(roles, server=Part(torch.from_numpy(chosen)))
+        roles = replace(roles, server=Portion(torch.from_numpy(chosen)))
     return (None, roles) if len(rows) == len(data.train) else (rows, roles)
 
 
@@ -126,7 +139,7 @@ def assigned(
             p.rows.numpy() for p in (roles.validation, roles.server) if p is not None and p.samples is None
         ]
         hidden = np.setdiff1d(unknown.index, np.concatenate(read))
-        roles = replace(roles, unlabelled=unknown, truth=dataset.train.y)
+        roles = replace(roles, unlabelled=unknown, truth=in_arrays(dataset.train).y)
         dataset = replace(dataset, train=withheld(dataset.train, hidden))
     if labelled is not None or gone:
         roles = replace(roles, dealt=trained)
@@ -136,38 +149,56 @@ def assigned(
 
 def handed(given: Given) -> Given:
     """What was handed over for validation and the server as arrays, whatever holds them."""
-    pairs = {name: getattr(given, name) for name in ("validation", "server")}
-    parts = {name: containers.part(name, pair) for name, pair in pairs.items() if pair is not None}
-    return replace(given, **{name: (p.x, p.y) for name, p in parts.items()})  # type: ignore[arg-type]
+    validation, server = given.validation, given.server
+    return replace(
+        given,
+        validation=None if validation is None else containers.part("validation", validation),
+        server=None if server is None else containers.part("server", server),
+    )
 
 
 def external(config: DictConfig, data: FederatedData, given: Given) -> FederatedData:
     """``data`` with the validation and server samples that come from elsewhere: handed over, or ``data.server``."""
     roles, dataset = data.roles, data.dataset
-    own_loss = given.loss is not None
+    rules = TargetRules(tasks.problem(config, given).raw, known=dataset.classes)
     if given.validation is not None:
-        roles = replace(roles, validation=_of_pair(dataset, "validation", given.validation, own_loss))
+        roles = replace(roles, validation=_handed_part(dataset, given.validation, rules))
     if given.server is not None:
-        mine = _of_pair(dataset, "server", given.server, own_loss)
+        mine = _handed_part(dataset, given.server, rules)
         roles = replace(roles, server=replace(mine, augment=dataset.augment))
     elif config.data.get("server") is not None:
-        roles = replace(roles, server=_of_source(config, dataset, own_loss))
+        roles = replace(roles, server=_of_source(config, dataset, replace(rules, known=())))
     return data if roles is data.roles else replace(data, roles=roles)
 
 
-def _of_pair(data: Dataset, whose: str, pair: Pair, own_loss: bool) -> Part:
-    """Samples ``(x, y)`` that were handed over, in the clients' types and with the clients' classes."""
-    given = containers.part(whose, pair)
-    if class_labels(data) is not None:
-        given = replace(given, y=_as_classes(data.classes, whose, given.y))
-    ((x, y),), _ = admit_parts([given], TargetRules(own_loss, known=data.classes))
-    fitting(data, x, whose)
-    if data.normalize is not None and x.dtype != data.train.x.dtype:
+def _handed_part(data: Dataset, given: containers.Part, rules: TargetRules) -> Portion:
+    """Samples that were handed over, in the clients' types and with the clients' classes."""
+    if class_labels(data) is not None and isinstance(given.y, Array):
+        given = replace(given, y=_as_classes(data.classes, given.name, given.y))
+    pairs, _ = admit_parts([given], rules)
+    samples = together(pairs)
+    fitting(data, samples, given.name)
+    kinds = _dtype(samples), _dtype(data.train)
+    if data.normalize is not None and kinds[0] != kinds[1]:
         raise ConfigError(
-            f"{whose}: its samples are {x.dtype}, those of the data source {data.train.x.dtype}, before they are "
+            f"{given.name}: its samples are {kinds[0]}, those of the data source {kinds[1]}, before they are "
             "normalised; hand over the same"
         )
-    return Part(torch.arange(len(x)), Samples(x.to(data.train.x.dtype), y), data.normalize)
+    return Portion(torch.arange(len(samples)), _alike(samples, data.train), data.normalize)
+
+
+def _dtype(samples: SamplesLike) -> torch.dtype | None:
+    """Of the inputs, where they are one tensor in memory."""
+    x = getattr(samples, "x", None)
+    return x.dtype if isinstance(x, torch.Tensor) else None
+
+
+def _alike(samples: SamplesLike, others: SamplesLike) -> SamplesLike:
+    """``samples`` with inputs in the type of ``others``, as a model takes them."""
+    wanted = _dtype(others)
+    if not isinstance(samples, Samples) or wanted is None or _dtype(samples) in (None, wanted):
+        return samples
+    return Samples(samples.x.to(wanted), samples.y)
 
 
 def _as_classes(classes: Sequence[str], whose: str, y: Any) -> torch.Tensor:
@@ -192,41 +223,40 @@ def _as_classes(classes: Sequence[str], whose: str, y: Any) -> torch.Tensor:
     return torch.tensor(found, dtype=torch.int64)[torch.from_numpy(where.reshape(-1))]
 
 
-def _of_source(config: DictConfig, data: Dataset, own_loss: bool) -> Part:
+def _of_source(config: DictConfig, data: Dataset, rules: TargetRules) -> Portion:
     """All training samples of another data source, for the server."""
     found = part(config.data.server, "data.server", seed=config.seed)
     if not isinstance(found, Dataset):
         raise ConfigError(f"data.server: gave {type(found).__name__}, expected a fedsim.data.dataset.Dataset")
-    found = admit(found, TargetRules(own_loss, outputs=lambda: data.num_classes or None))
-    fitting(data, found.train.x, "data.server")
+    found = admit(found, replace(rules, outputs=lambda: data.num_classes or None))
+    fitting(data, found.train, "data.server")
     if found.num_classes > data.num_classes or found.classes != data.classes[: found.num_classes]:
         raise ConfigError(
             f"data.server: its classes are {_few(found.classes)}, the clients' {_few(data.classes)}; give a source "
             "with the same classes"
         )
-    x = found.train.x
-    if found.normalize is None and not config.encoder and x.dtype != data.train.x.dtype:
-        x = x.to(data.train.x.dtype)
-    return Part(torch.arange(len(x)), Samples(x, found.train.y), found.normalize, found.augment)
+    plain = found.normalize is None and not config.encoder
+    samples = _alike(found.train, data.train) if plain else found.train
+    return Portion(torch.arange(len(samples)), samples, found.normalize, found.augment)
 
 
-def fitting(data: Dataset, x: torch.Tensor, whose: str) -> None:
+def fitting(data: Dataset, samples: SamplesLike, whose: str) -> None:
     """Refuse inputs of another shape than the clients'."""
-    if tuple(x.shape[1:]) != data.input_shape:
+    if (own := Dataset(samples).input_shape) != data.input_shape:
         raise ConfigError(
-            f"{whose}: its samples have shape {tuple(x.shape[1:])}, the clients' {data.input_shape}; they must be alike"
+            f"{whose}: its samples have shape {own}, the clients' {data.input_shape}; they must be alike"
         )
 
 
 def encoded(config: DictConfig, data: FederatedData, device: str) -> FederatedData:
     """``data`` with the samples from elsewhere embedded, as the training samples are."""
 
-    def through(given: Part | None) -> Part | None:
+    def through(given: Portion | None) -> Portion | None:
         if given is None or given.samples is None:
             return given
         options = typed(config.embed, EmbedConfig)
         made = embedded(Dataset(given.samples, normalize=given.normalize), config.encoder, options, device)
-        return Part(given.rows, made.train)
+        return Portion(given.rows, made.train)
 
     roles = data.roles
     return replace(
