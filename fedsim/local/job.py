@@ -66,8 +66,6 @@ class Job:
         self.kept: dict[str, Tensor] | None = None  # the local part after training, put aside by ``delta``
         self._anchor: Tensor | None = None
 
-    # -- what the client has ----------------------------------------------------------------------------------------
-
     @cached_property
     def data(self) -> LocalData:
         """This client's training samples."""
