@@ -32,7 +32,7 @@ from fedsim.data.local import Batch
 from fedsim.errors import ClientError
 from fedsim.exchange.payload import Refusal, Update
 from fedsim.local.job import Job
-from fedsim.local.schedule import round_factor
+from fedsim.local.rates import round_factor
 from fedsim.models.split import features_and_output, features_of, head_of
 from fedsim.task.layout import Layout
 from fedsim.task.task import Task

@@ -27,7 +27,7 @@ from torch.utils.data import (
 
 from fedsim.data.arrays import Array, array, pandas_kind, refuse
 from fedsim.data.dataset import Samples
-from fedsim.data.hf import Columns, columns, is_hf
+from fedsim.data.huggingface import Columns, columns, is_hf
 from fedsim.data.lazy import Read
 from fedsim.errors import DataError
 

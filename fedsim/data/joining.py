@@ -15,7 +15,7 @@ from torch import Tensor
 from fedsim.data.arrays import Array, array
 from fedsim.data.containers import Part
 from fedsim.data.dataset import Dataset, Samples, SamplesLike
-from fedsim.data.hf import Columns
+from fedsim.data.huggingface import Columns
 from fedsim.data.labels import TargetRules, targets
 from fedsim.data.lazy import Joined, Mapped, Parts, Read, digest
 from fedsim.data.trees import join, leaves, named_leaves, structure

@@ -19,7 +19,7 @@ from fedsim.errors import ConfigError
 from fedsim.local.groups import check_values
 from fedsim.local.interface import ClientLike
 from fedsim.local.kinds import Classes
-from fedsim.local.schedule import prepared
+from fedsim.local.rates import prepared
 from fedsim.run.assigning import absent
 from fedsim.run.given import Given
 from fedsim.sampling.rules import Sampler

@@ -62,6 +62,12 @@ def itself(module: nn.Module, _: Tree) -> nn.Module:
     return module
 
 
+def takes_model(loss: LossFn) -> bool:
+    """Whether the first parameter of a plain function is the model by name; a quick look."""
+    code = getattr(loss, "__code__", None)
+    return code is not None and code.co_varnames[:1] != () and code.co_varnames[0] in MODEL_NAMES
+
+
 def admitted_loss(loss: LossFn) -> LossFn:
     """``loss`` as it was given, or a ``WholeLoss`` where its first parameter is the model by name."""
     try:

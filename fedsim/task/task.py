@@ -13,7 +13,7 @@ from fedsim.data.local import Batch
 from fedsim.data.trees import Tree
 from fedsim.task.copies import Portable
 from fedsim.task.habits import UNKNOWN, Habits
-from fedsim.task.losses import Forward, LossFn, WholeLoss, call, cross_entropy, itself
+from fedsim.task.losses import Forward, LossFn, WholeLoss, call, cross_entropy, itself, takes_model
 from fedsim.task.metrics import MetricFn, Ratio, summed
 
 __all__ = ["LossFn", "MetricFn", "Task", "accuracy", "cross_entropy", "guesses"]
@@ -68,8 +68,10 @@ class Task:
         """Loss and forward pass for ``batch``, where a local rule may have its own; no pass: ``module(x)`` will do."""
         if loss is None:
             loss = self.loss
-            if type(loss) is WholeLoss:
-                return loss.of(batch), itself
+        elif takes_model(loss):
+            loss = WholeLoss(loss)
+        if type(loss) is WholeLoss:
+            return loss.of(batch), itself
         if forward is None:
             forward = self.forward or (None if isinstance(batch.x, Tensor) else call)
         return loss, forward

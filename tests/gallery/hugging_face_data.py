@@ -5,7 +5,7 @@ from datasets import Dataset
 from torch import nn
 
 import fedsim
-from fedsim.data.hf import from_hf
+from fedsim.data.huggingface import from_hf
 
 rng = np.random.default_rng(0)
 x = rng.normal(size=(500, 4)).astype("float32")

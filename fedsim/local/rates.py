@@ -19,7 +19,7 @@ READS: Mapping[str, tuple[str, ...]] = {  # shapes, and what each reads beside `
 
 
 @dataclass(frozen=True)
-class Schedule:
+class Rates:
     """What the learning rate is multiplied by at position t = 0, 1, ... of T (rounds, or local steps).
 
     While ``t < W``, the warm-up (``warmup``: so many positions, or below 1 a share of T): ``(t + 1) / (W + 1)``.
@@ -39,13 +39,13 @@ class Schedule:
     over: int | None = None
 
     @staticmethod
-    def of(value: Any, key: str) -> Schedule | None:
+    def of(value: Any, key: str) -> Rates | None:
         """The schedule that the setting ``key`` describes: a shape, or a mapping with ``shape`` and more.
 
         Raises:
             ConfigError: naming the key, the value and what is allowed.
         """
-        if value is None or isinstance(value, Schedule):
+        if value is None or isinstance(value, Rates):
             return value
         given = {"shape": value} if isinstance(value, str) else value
         if not isinstance(given, Mapping) or "shape" not in given:
@@ -53,7 +53,7 @@ class Schedule:
                 f"{key}={value}: must name a shape ({', '.join(READS)}), as in {key}=cosine or "
                 f"'{key}={{shape: cosine, warmup: 5}}'"
             )
-        shape, known = given["shape"], [f.name for f in fields(Schedule)]
+        shape, known = given["shape"], [f.name for f in fields(Rates)]
         check_choice(f"{key}.shape", shape, READS)
         for name, one in given.items():
             if name not in known:
@@ -64,7 +64,7 @@ class Schedule:
         if shape == "step" and ("every" in given) == ("at" in given):
             raise ConfigError(f"{key}.shape=step: needs either {key}.every or {key}.at, where the rate falls")
         made: dict[str, Any] = {str(k): tuple(v) if k == "at" else v for k, v in given.items()}
-        return Schedule(**made)
+        return Rates(**made)
 
     @property
     def open(self) -> bool:
@@ -97,16 +97,16 @@ def prepared(local: ClientConfig, rounds: int) -> ClientConfig:
     Raises:
         ConfigError: for a schedule that cannot be.
     """
-    over = Schedule.of(local.round_schedule, "client.round_schedule")
+    over = Rates.of(local.round_schedule, "client.round_schedule")
     if over is not None and over.open:
         over = replace(over, over=rounds)
-    return replace(local, schedule=Schedule.of(local.schedule, "client.schedule"), round_schedule=over)
+    return replace(local, schedule=Rates.of(local.schedule, "client.schedule"), round_schedule=over)
 
 
 def round_factor(local: ClientConfig, round: int) -> float:
     """What the learning rate of round 0 is multiplied by in ``round``: ``lr_decay^round`` and ``round_schedule``."""
     decayed: float = local.lr_decay**round
-    schedule = Schedule.of(local.round_schedule, "client.round_schedule")
+    schedule = Rates.of(local.round_schedule, "client.round_schedule")
     if schedule is None:
         return decayed
     if schedule.open:
@@ -122,7 +122,7 @@ def round_lr(local: ClientConfig, round: int) -> float:
 def spans_rounds(value: Any) -> bool:
     """Whether ``client.round_schedule=value`` depends on the number of rounds; False for one that cannot be."""
     try:
-        schedule = Schedule.of(value, "client.round_schedule")
+        schedule = Rates.of(value, "client.round_schedule")
     except (ConfigError, TypeError):
         return False  # it will be refused
     return schedule is not None and schedule.open
