@@ -119,11 +119,8 @@ class Given:
 
 
 def _roles(node: DictConfig) -> dict[str, Any]:
-    """What holds for samples of any source (``data.labelled``, ``data.server``), where it says anything."""
-    found = {k: v for k in ("labelled", "server") if (v := node.get(k)) is not None}
-    if isinstance(labelled := found.get("labelled"), Mapping) and labelled.get("at") is None:
-        del found["labelled"]
-    return found
+    """What is said of samples of any source."""
+    return {k: node[k] for k in ("labelled", "server") if k in node}
 
 
 def _halves(part: Any) -> tuple[Any, Any]:
