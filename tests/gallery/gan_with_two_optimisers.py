@@ -12,11 +12,8 @@ x = torch.randn(600, 2, generator=torch.Generator().manual_seed(0)) * 0.5 + 2
 
 
 def networks():
-    parts = {
-        "generator": nn.Linear(2, 2),
-        "critic": nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 1)),
-    }
-    return nn.ModuleDict(parts)
+    critic = nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 1))
+    return nn.ModuleDict({"generator": nn.Linear(2, 2), "critic": critic})
 
 
 def critic_loss(model, batch):
