@@ -32,7 +32,7 @@ from fedsim.data.local import Batch
 from fedsim.errors import ClientError
 from fedsim.exchange.payload import Refusal, Update
 from fedsim.local.job import Job
-from fedsim.local.schedule import round_factor
+from fedsim.local.rates import round_factor
 from fedsim.task.layout import Layout
 from fedsim.task.task import Task
 from fedsim.task.vectors import Weights

@@ -17,7 +17,7 @@ from fedsim.config.compose import load, plain
 from fedsim.config.moved import as_before, without_added
 from fedsim.config.roles import telling
 from fedsim.errors import ConfigError
-from fedsim.local.schedule import spans_rounds
+from fedsim.local.rates import spans_rounds
 from fedsim.run.resolve import device
 
 FIRST = "0.1.0"  # the version of fedsim whose runs do not say by which they were made

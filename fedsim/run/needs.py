@@ -18,7 +18,7 @@ from fedsim.errors import ConfigError
 from fedsim.local.groups import check_values
 from fedsim.local.interface import ClientLike
 from fedsim.local.kinds import Classes
-from fedsim.local.schedule import prepared
+from fedsim.local.rates import prepared
 from fedsim.sampling.rules import Sampler
 from fedsim.server.traits import ChecksCohort, StrategyLike, Traits, missing
 from fedsim.task.heads import HeadSlots, check_body, check_features

@@ -16,7 +16,7 @@ from fedsim.engine.assignments import Plan
 from fedsim.engine.base import pick_device
 from fedsim.errors import ConfigError
 from fedsim.local.groups import check_groups
-from fedsim.local.schedule import prepared
+from fedsim.local.rates import prepared
 from fedsim.run import initial, participants, samples, trial
 from fedsim.run.given import Given
 from fedsim.run.resolve import resolve

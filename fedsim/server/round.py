@@ -10,7 +10,7 @@ import torch
 
 from fedsim import rng
 from fedsim.config.schema import ClientConfig
-from fedsim.local.schedule import round_lr
+from fedsim.local.rates import round_lr
 
 
 @dataclass(frozen=True)

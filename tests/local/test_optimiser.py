@@ -20,7 +20,7 @@ from fedsim.exchange.payload import Update
 from fedsim.local.job import Job
 from fedsim.local.optimiser import LocalSteps
 from fedsim.local.pace import Pace, Sums
-from fedsim.local.schedule import prepared
+from fedsim.local.rates import prepared
 from fedsim.task.vectors import FlatModel
 from strategies.fedavg import FedAvg
 
