@@ -49,7 +49,7 @@ class Groups:
         return known[key]
 
     def rates(self, like: Tensor, spans: Sequence[slice] | None) -> EntryRates:
-        """EntryRates for vectors as long as ``like`` (..., n): the model's (d,), the model's with more behind it, or the
+        """Those for vectors as long as ``like`` (..., n): the model's (d,), the model's with more behind it, or the
         parts ``spans`` laid end to end."""
         places = None if spans is None else tuple((s.start, s.stop) for s in spans)
         key = (places, like.shape[-1], like.dtype, like.device)
