@@ -128,10 +128,8 @@ def _class(transformers: Any, architecture: str | None, folder: Path | None) -> 
     if name is None:
         raise ConfigError(f"model.path={folder}: its config names no class; type model.architecture=NAME")
     kind: Any = getattr(transformers, name, None)
-    if (
-        not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel))
-        or kind.config_class is None
-    ):
+    base = transformers.PreTrainedModel
+    if base not in getattr(kind, "__mro__", ()) or kind.config_class is None:
         near = hint(name, [k for k in dir(transformers) if not k.startswith("_")], "model.architecture=")
         raise ConfigError(
             f"model.architecture={name}: transformers {transformers.__version__} has no such model{near}"
