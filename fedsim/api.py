@@ -17,13 +17,13 @@ from fedsim.data.dataset import Augment, Dataset, Pair
 from fedsim.data.federated import FederatedData
 from fedsim.engine.base import Engine
 from fedsim.rng import undisturbed
-from fedsim.run import initial, modelcard, participants, samples
+from fedsim.run import assigning, initial, modelcard, participants, samples
 from fedsim.run.assembly import assemble, start_engine
 from fedsim.run.folder import adopt, complete, enter, locked, tidied
 from fedsim.run.given import Given
 from fedsim.run.key import marked, run_dir, run_key, run_name
 from fedsim.run.logged import describe, log_finished
-from fedsim.run.needs import check_cohort, check_task
+from fedsim.run.needs import check_cohort, check_labelled, check_task
 from fedsim.run.personal import Source
 from fedsim.run.preparation import learning_task, load_data, settle
 from fedsim.run.pretraining import pretrained
@@ -49,6 +49,8 @@ def simulate(
     clients: Sequence[Any] | None = None,
     data: Any = None,
     test: Pair | Mapping[str, Pair] | None = None,
+    validation: Any = None,
+    server: Any = None,
     domains: Sequence[str] | None = None,
     loss: LossFn | None = None,
     metrics: Mapping[str, Any] | None = None,
@@ -85,6 +87,8 @@ def simulate(
         clients=clients,
         data=data,
         test=test,
+        validation=validation,
+        server=server,
         domains=domains,
         loss=loss,
         metrics=metrics,
@@ -126,6 +130,7 @@ def run(
     """
     handed["callbacks"] = admitted(handed.get("callbacks", ()))
     given = samples.admitted(config, initial.trainable(config, Given(**handed)))
+    given = assigning.handed(given)
     settle(config, given)
     if fresh:
         stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 1_000_000_000:09d}"
@@ -133,6 +138,7 @@ def run(
     method = participants.strategy(config, given.strategy)
     topology = participants.agreed(config, method)
     check_cohort(method, config, given.cohorts)
+    check_labelled(method, config, given)
     mark = given.fingerprint(alone=fresh) + (f"/{config.engine.name}" if engine is not None else "")
     folder, key = run_dir(config), marked(run_key(config), mark)
     with tidied(folder), locked(folder), undisturbed():
@@ -172,7 +178,7 @@ def _run(
             loop.restore(previous)
             loop.history = [r for r in read_rows(folder / "metrics.jsonl") if r["round"] <= loop.done]
         trackers.start(describe(config, folder, loop.done))
-        data.shards.save(folder / "partition.npz")
+        data.dealt.save(folder / "partition.npz")
         if data.local_test is not None:
             data.local_test.save(folder / "local_test.npz")
         if loop.server.clock is not None:

@@ -122,6 +122,12 @@ class EvaluationConfig:
     by_class: bool = problem_key()  # also many/medium/few accuracy, F1 and the accuracy of every class
     clients_every: int = problem_key()  # rounds between evaluations on each client's own test set; 0: never
     clients_on: str = problem_key()  # holdout | domain: what clients are measured on
+    validation: float = (
+        problem_key()
+    )  # share of all training samples kept for choosing by; the same for all seeds
+    client_validation: float = problem_key()  # share of each client's training samples kept for choosing by
+    held_out_clients: float = problem_key()  # share of the clients that never take part and are measured
+    held_out_steps: int = problem_key()  # local steps that those take on half of their samples before
     stop_at_target: bool = problem_key()  # end the run at the first evaluation that reaches `target`
     target: float | None = problem_key()  # accuracy whose first crossing is reported as rounds-to-target
 
@@ -186,6 +192,8 @@ class RunConfig:
     dtype: str = problem_key()  # float32 | float64
     num_clients: int = problem_key()
     clients_per_round: int = problem_key()
+    exclude: list[int] = problem_key()  # ids of clients that are registered but never there
+    exclude_fill: str = problem_key()  # substitute | shrink: whether others take their places in cohorts
     participation: str = problem_key()  # fixed | bernoulli (each with p = clients_per_round/num_clients)
     buffers: str = method_key()  # BatchNorm statistics: average | local | all_local (its weights too)
 

@@ -16,6 +16,7 @@ from fedsim.exchange.payload import Payload, Update
 from fedsim.local.answer import as_update
 from fedsim.local.job import Job
 from fedsim.local.kept import LocalPart
+from fedsim.local.newcomer import HELD_OUT, held_out
 from fedsim.rng import key, seed_others
 from fedsim.task.copies import copied
 from fedsim.task.vectors import FlatModel
@@ -82,7 +83,7 @@ class Resident:
 
     def call(self, job: Job, task: str) -> Update:
         """The client's answer to the exchange ``task``."""
-        method = getattr(self.client, task, None)
+        method = held_out if task == HELD_OUT else getattr(self.client, task.rpartition("/")[2], None)
         if not callable(method):
             raise ClientError(
                 f"the exchange asks for '{task}', but {type(self.client).__name__} has no such method"
@@ -90,7 +91,8 @@ class Resident:
         self.seed(f"{job.purpose}/layers", job.round, job.client)
         try:
             with ReadOnly([job], self.watch):
-                self.client.prepare(job)
+                if task != HELD_OUT:  # measured on its samples as they are, whatever the method
+                    self.client.prepare(job)
                 update = self.checked(job, method(job), task)
             self.model.check()
             self.model.forget()

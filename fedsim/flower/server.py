@@ -17,6 +17,7 @@ from fedsim.config.parts import typed
 from fedsim.config.schema import FlowerConfig
 from fedsim.data.dataset import Dataset, Samples
 from fedsim.data.federated import FederatedData
+from fedsim.data.sample_roles import Roles
 from fedsim.data.shards import Shards
 from fedsim.data.trees import tree_map
 from fedsim.errors import ConfigError, EngineError
@@ -24,7 +25,7 @@ from fedsim.flower.engine import FlowerEngine
 from fedsim.flower.nodes import Known, Nodes
 from fedsim.flower.options import configuration, deployable, own_folder
 from fedsim.flower.site import layout_name
-from fedsim.run import initial, samples
+from fedsim.run import assigning, initial, samples
 from fedsim.run.given import Given
 from fedsim.run.preparation import load_data
 from fedsim.server.traits import StrategyLike
@@ -86,11 +87,10 @@ def _counted(config: DictConfig, dataset: Dataset, owners: Sequence[Known]) -> F
     shards = Shards(np.arange(total, dtype=np.int64), ends)
     groups = {split: columns for split, columns in dataset.groups.items() if split != "train"}
     known = replace(dataset, train=train, ids=None, groups=groups)
-    return (
-        samples.held_out(config, known, shards)
-        if config.evaluation.local_test
-        else FederatedData(known, shards)
-    )
+    found = FederatedData(known, shards)
+    if config.evaluation.local_test:
+        found = samples.tested(config, known, shards)
+    return assigning.assigned(config, found, shards, Roles(), counted=True)
 
 
 class _Check:

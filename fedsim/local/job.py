@@ -19,6 +19,7 @@ from fedsim.data.longtail import class_groups
 from fedsim.data.trees import size
 from fedsim.data.views import View
 from fedsim.exchange.payload import Payload, Value
+from fedsim.local.belongings import Belongings
 from fedsim.local.kept import LocalPart
 from fedsim.local.meter import Meter
 from fedsim.local.optimiser import LocalSteps
@@ -33,7 +34,7 @@ from fedsim.task.vectors import FlatModel
 
 
 @dataclass(kw_only=True)
-class Job:
+class Job(Belongings):
     """One client in one exchange: what it received and kept, its samples, and what it can do with them.
 
     A local rule is written with ``job.grad``, ``job.descend`` and ``job.sgd`` on vectors (..., d), ``job.anchor``,
@@ -66,26 +67,6 @@ class Job:
         self.kept: dict[str, Tensor] | None = None  # the local part after training, put aside by ``delta``
         self._anchor: Tensor | None = None
 
-    @cached_property
-    def data(self) -> LocalData:
-        """This client's training samples."""
-        return self.source.client(self.client, self.model.w.dtype)
-
-    @property
-    def holdout(self) -> LocalData | None:
-        """What this client is measured on, never trained on (see ``evaluation``); ``None`` when the run has none."""
-        return self.source.client_holdout(self.client, self.model.w.dtype)
-
-    @property
-    def domain(self) -> int:
-        """Number of this client's domain; -1 without (no domains, no samples, or samples of several)."""
-        return int(self.source.client_domains[self.client])
-
-    @property
-    def test(self) -> LocalData | None:
-        """The common test set, if there is one."""
-        return self.source.test_data(self.model.w.dtype)
-
     @property
     def layout(self) -> Layout:
         """Names and offsets of the flat vectors."""
@@ -109,7 +90,10 @@ class Job:
     @property
     def num_steps(self) -> int:
         """Local steps K that ``batches`` will give."""
-        steps = num_steps(self.local, len(self.data), self.epochs, self._smallest)
+        return self._steps_over(self.data)
+
+    def _steps_over(self, data: LocalData) -> int:
+        steps = num_steps(self.local, len(data), self.epochs, self._smallest)
         return steps if self.most_steps is None else min(steps, self.most_steps)
 
     @property
@@ -175,21 +159,29 @@ class Job:
         """A further optimiser, of the parameters whose names match ``params``: see ``PartSteps``."""
         return PartSteps.beside(self.sgd, self.model, params, settings)
 
-    def batches(self, purpose: str = "batches", epochs: int | None = None) -> Iterator[Batch]:
+    def batches(
+        self, purpose: str = "batches", epochs: int | None = None, data: LocalData | None = None
+    ) -> Iterator[Batch]:
         """This round's mini-batches, by the configured epochs or steps, batch size and order; with
         ``client.accumulate`` the micro-batches of its steps.
 
-        Another ``purpose`` gives another order, for a phase of its own; ``epochs`` replaces the configured work. A
-        last batch of one sample is left out where the model has BatchNorm, which cannot train on it.
+        Another ``purpose`` gives another order, for a phase of its own; ``epochs`` replaces the configured work,
+        ``data`` the client's labelled samples (by ``job.unlabelled``, with a ``purpose`` of its own). A last batch of
+        one sample is left out where the model has BatchNorm, which cannot train on it.
         """
         local, meter, pace = self.local, self.meter, self.sgd.pace
+        data = self.data if data is None else data
         if pace is not None:
             whole = local if epochs is None else replace(local, steps=None)
-            pace.begin(num_steps(whole, len(self.data), epochs or self.epochs, self._smallest))
-        for block in self.data.blocks(
+            pace.begin(num_steps(whole, len(data), epochs or self.epochs, self._smallest))
+        for block in data.blocks(
             step_size(local),
             epochs=self.epochs if epochs is None else epochs,
-            steps=None if epochs is not None else local.steps if self.most_steps is None else self.num_steps,
+            steps=None
+            if epochs is not None
+            else local.steps
+            if self.most_steps is None
+            else self._steps_over(data),
             shuffle=local.shuffle,
             rng=self.rng(purpose),
             smallest=self._smallest,
@@ -285,11 +277,6 @@ class Job:
     def score(self, logits: Tensor, y: Tensor) -> dict[str, float]:
         """Means of loss and metrics of ``logits`` (n, C), however they came about, on targets ``y`` (n,)."""
         return mean_of([measured(self.task, logits, y)], self._groups, self.task)
-
-    @property
-    def class_counts(self) -> Tensor:
-        """This client's training samples per class, int64 (C,)."""
-        return torch.from_numpy(self.source.class_counts(self.client)).to(self.model.w.device)
 
     @property
     def _groups(self) -> np.ndarray | None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from omegaconf import DictConfig, open_dict
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from fedsim.config.code import digest
 from fedsim.data.dataset import Augment, Pair
 from fedsim.data.joining import content_hash
+from fedsim.data.trees import tree_map
 from fedsim.errors import ConfigError
 from fedsim.rng import hash_tensors
 from fedsim.run.key import spans_run
@@ -30,6 +32,8 @@ class Given:
             may be trees, ``y`` may be ``None``, and a torch data set or data loader stands for a pair.
         data: the samples of all, to be split by ``config.partition``: as one client's, or a ``fedsim.data.Dataset``.
         test: ``(x, y)`` of the common test set, with ``clients`` or ``data``; or one such pair per domain, by name.
+        validation: ``(x, y)`` of a common validation set, instead of ``evaluation.validation``.
+        server: ``(x, y)`` of labelled samples of the server's own (``server.data``), instead of ``data.server``.
         domains: name of each client's domain, with ``clients``.
         loss: ``(model output, y) -> scalar``, or ``(model, batch) -> scalar``, the mean over the batch; default: what
             ``config.task`` says.
@@ -48,6 +52,8 @@ class Given:
     clients: Sequence[Any] | None = None
     data: Any = None
     test: Pair | Mapping[str, Pair] | None = None
+    validation: Any = None
+    server: Any = None
     domains: Sequence[str] | None = None
     loss: LossFn | None = None
     metrics: Mapping[str, Any] | None = None
@@ -71,10 +77,10 @@ class Given:
                 head = config.model.get("head")
                 config.model = {"given": _path(self.model)} | ({} if head is None else {"head": head})
             if self.clients is not None:
-                config.data = {"given": f"{len(self.clients)} clients"}
+                config.data = {"given": f"{len(self.clients)} clients", **_roles(config.data)}
                 config.partition = {"given": f"{len(self.clients)} clients"}
             if self.data is not None:
-                config.data = {"given": type(self.data).__name__}
+                config.data = {"given": type(self.data).__name__, **_roles(config.data)}
 
     def fingerprint(self, *, alone: bool = False) -> str:
         """Identifies the handed-over parts in a checkpoint, code and values; empty if there are none.
@@ -89,7 +95,10 @@ class Given:
         tests = (
             list(self.test.values()) if isinstance(self.test, Mapping) else [self.test] if self.test else []
         )
-        pairs = [*(self.clients or ()), *tests]
+        more = {k: v for k in ("validation", "server") if (v := getattr(self, k)) is not None}
+        pairs = [*(self.clients or ()), *tests, *map(_halves, more.values())]
+        if more:
+            parts.append("+".join(more))
         if self.domains is not None:
             parts.append(
                 f"domains{list(self.domains)}{list(self.test or ()) if isinstance(self.test, Mapping) else ''}"
@@ -107,6 +116,27 @@ class Given:
             if thing is not None:
                 parts.append(f"{name}{_digest(name, thing, alone)}")
         return "/".join(parts)
+
+
+def _roles(node: DictConfig) -> dict[str, Any]:
+    """What holds for samples of any source (``data.labelled``, ``data.server``), where it says anything."""
+    found = {k: v for k in ("labelled", "server") if (v := node.get(k)) is not None}
+    if isinstance(labelled := found.get("labelled"), Mapping) and labelled.get("at") is None:
+        del found["labelled"]
+    return found
+
+
+def _halves(part: Any) -> tuple[Any, Any]:
+    """Inputs and targets of validation or server samples (``containers.Part``); text as bytes that tell it apart."""
+
+    def number(values: Any) -> Any:
+        if not isinstance(values, np.ndarray) or isinstance(values, np.memmap):
+            return values
+        return torch.tensor(list("\0".join(map(str, values.reshape(-1))).encode()), dtype=torch.uint8)
+
+    return (
+        (part.read, None) if part.read is not None else (tree_map(number, part.x), tree_map(number, part.y))
+    )
 
 
 def _digest(name: str, thing: Any, alone: bool) -> str:

@@ -19,7 +19,7 @@ from fedsim.exchange.payload import Refusal
 from fedsim.local.job import Job
 from fedsim.rng import key as draw_key
 from fedsim.rng import seed_global, undisturbed
-from fedsim.run import participants
+from fedsim.run import assigning, participants
 from fedsim.run.assembly import assemble
 from fedsim.run.given import Given
 from fedsim.run.key import keys_before, marked, run_key
@@ -122,6 +122,10 @@ def personal(source: Source, folder: Path, client: int, rounds: int) -> nn.Modul
         )
     if not 0 <= client < config.num_clients:
         raise ConfigError(f"client={client}: this run has clients 0 to {config.num_clients - 1}")
+    if client in assigning.absent(config)[0]:
+        raise ConfigError(
+            f"client={client}: it is never there (exclude, evaluation.held_out_clients), and has no model of its own"
+        )
     saved = checkpoint.latest(folder / "checkpoint")
     if saved is None:
         raise CheckpointError(

@@ -19,7 +19,7 @@ from fedsim.engine.base import pick_device
 from fedsim.errors import ConfigError
 from fedsim.local.groups import check_groups
 from fedsim.local.rates import prepared
-from fedsim.run import initial, participants, samples, tasks, trial
+from fedsim.run import assigning, initial, participants, samples, tasks, trial
 from fedsim.run.given import Given
 from fedsim.run.resolve import resolve
 from fedsim.sampling.cohort import check_cohorts
@@ -42,7 +42,7 @@ def settle(config: DictConfig, given: Given) -> None:
         config.num_clients = len(given.clients)
     if given.cohorts is not None:
         config.clients_per_round = min(config.clients_per_round, config.num_clients)
-        check_cohorts(given.cohorts, config.rounds, config.num_clients)
+        check_cohorts(given.cohorts, config.rounds, config.num_clients, assigning.absent(config)[0])
     if given.domains is not None and len(given.domains) != len(given.clients or ()):
         raise ConfigError(
             f"domains: {len(given.domains)} names for {len(given.clients or ())} clients; give one per client"
@@ -50,6 +50,7 @@ def settle(config: DictConfig, given: Given) -> None:
     if isinstance(given.test, Mapping) and given.domains is None:
         raise ConfigError("test: a pair per domain needs domains=[...], the name of each client's domain")
     validate(config)
+    assigning.check(config, given.validation)
     given.record(config)
     resolve(config)
 
@@ -68,10 +69,11 @@ def load_data(config: DictConfig, given: Given, method: StrategyLike) -> Federat
         if given.augment is not None:
             found = replace(found, augment=given.augment)
         data = samples.split(config, found)
+    data = assigning.external(config, data, given)
     if config.encoder:
         device = pick_device(config.engine.device)
         made = embedded(data.dataset, config.encoder, typed(config.embed, EmbedConfig), device)
-        data = replace(data, dataset=made)
+        data = assigning.encoded(config, replace(data, dataset=made), device)
     return data.pooled() if method.traits.pooled else data
 
 
@@ -110,7 +112,7 @@ def plan(
     return Plan(
         task=task,
         client=attack.wrap(method.client, frozenset(attackers)) if attack and attackers else method.client,
-        data=data,
+        data=data.handed(),
         local=local,
         failures=typed(config.failures, FailureConfig),
         seed=config.seed,

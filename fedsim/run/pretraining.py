@@ -112,6 +112,11 @@ def _source(
     config: DictConfig, shadow: DictConfig, given: Given, data: FederatedData
 ) -> tuple[FederatedData, str]:
     """All samples as those of one client, and what they are."""
+    if config.pretrain.data is None and (own := data.roles.server) is not None:
+        mine = data.dataset
+        if own.samples is not None:
+            mine = replace(mine, train=own.samples, normalize=own.normalize, augment=own.augment)
+        return FederatedData(mine, Shards.of([own.rows.numpy()])), "the server's own samples"
     if config.pretrain.data is None:
         if data.num_clients > 1:
             log.warning(

@@ -20,10 +20,11 @@ from fedsim.data.labels import TargetRules
 from fedsim.data.local import Batch, LocalData
 from fedsim.data.longtail import local_tests
 from fedsim.data.partition import from_partitioner
+from fedsim.data.sample_roles import Roles, only_rows
 from fedsim.data.shards import Shards, holdout
 from fedsim.errors import ConfigError
 from fedsim.rng import numpy_rng
-from fedsim.run import initial, tasks, trial
+from fedsim.run import assigning, initial, tasks, trial
 from fedsim.run.given import Given
 
 Model = nn.Module | Callable[[], nn.Module] | None
@@ -31,7 +32,7 @@ Model = nn.Module | Callable[[], nn.Module] | None
 
 def dataset(config: DictConfig, model: Model = None, *, own_loss: bool = False) -> Dataset:
     """The configured data source, with inputs and targets as the model (configured, or handed over) takes them."""
-    found = part(config.data, "data", seed=config.seed)
+    found = part(assigning.source(config.data), "data", seed=config.seed)
     if not isinstance(found, Dataset):
         raise ConfigError(
             f"data: {config.data.get('_target_')} gave {type(found).__name__}, expected a "
@@ -125,21 +126,25 @@ def _outputs(config: DictConfig, model: Model, x: object) -> int | None:
 
 def split(config: DictConfig, data: Dataset) -> FederatedData:
     """Split ``data`` over ``num_clients`` by the configured partition; the draw is keyed by the seed."""
-    known = data.train.labels
+    (rows, apart), known, ids = assigning.before(config, data), data.train.labels, data.ids
     labels = (
         np.empty((len(data.train), 0)) if known is None else known.numpy()
     )  # no labels: told by its shape
+    if rows is not None:
+        labels, ids = labels[rows], None if ids is None else ids[rows]
     rng = numpy_rng(config.seed, "partition")
-    cut = part(config.partition, "partition", ids=data.ids)
+    cut = part(config.partition, "partition", ids=ids)
     if hasattr(cut, "load_partition"):
         parts = from_partitioner(labels, config.num_clients, rng, partitioner=cut)
     else:
         parts = cut(labels, config.num_clients, rng)
-    return held_out(config, data, _checked(data, Shards.of(parts)))
+    shards = Shards.of(parts if rows is None else [rows[p] for p in parts])
+    return held_out(config, data, _checked(data, shards), apart)
 
 
 def owned(config: DictConfig, data: Dataset, client: int) -> FederatedData:
     """All of ``data`` as the samples of one of the ``num_clients``: where clients bring their own, others have none."""
+    assigning.refuse_owned(config)
     parts = [np.empty(0, dtype=np.int64)] * config.num_clients
     parts[client] = np.arange(len(data.train), dtype=np.int64)
     return held_out(config, data, _checked(data, Shards.of(parts)))
@@ -179,15 +184,25 @@ def given_clients(
     train = together(clients)
     data = Dataset(train, held, classes=tuple(classes), augment=augment, **kinds)  # type: ignore[arg-type]
     shards = _checked(data, Shards(np.arange(ends[-1], dtype=np.int64), ends))
-    return held_out(config, as_taken(config, data, model), shards)
+    data = as_taken(config, data, model)
+    rows, apart = assigning.before(config, data)
+    return held_out(config, data, shards if rows is None else only_rows(shards, rows), apart)
 
 
 def _codes(names: Sequence[str], values: Sequence[str], sizes: Sequence[int]) -> np.ndarray:
     return np.repeat(np.array([names.index(v) for v in values], dtype=np.int64), sizes)
 
 
-def held_out(config: DictConfig, data: Dataset, shards: Shards) -> FederatedData:
-    """``data`` dealt out by ``shards``, with what each client is measured on set aside as configured."""
+def held_out(config: DictConfig, data: Dataset, shards: Shards, apart: Roles = Roles()) -> FederatedData:  # noqa: B008
+    """``data`` dealt out by ``shards``, with what each client is measured on set aside as configured.
+
+    ``apart`` says what was set apart before.
+    """
+    return assigning.assigned(config, tested(config, data, shards), shards, apart)
+
+
+def tested(config: DictConfig, data: Dataset, shards: Shards) -> FederatedData:
+    """The same with clients' own test samples set aside, all others to train on."""
     fraction, own = config.evaluation.holdout, config.evaluation.clients_on == "domain"
     if own and config.evaluation.clients_every and data.domain("test") is None:
         raise ConfigError(
@@ -223,6 +238,9 @@ def classes_to_count(config: DictConfig, data: Dataset) -> int:
 
 def example(data: FederatedData, dtype: torch.dtype) -> Batch:
     """Two training samples as the model gets them, for whoever needs shapes."""
-    train = data.dataset.train
-    rows = torch.arange(len(train))
-    return LocalData(train, rows, dtype, data.dataset.normalize).read(rows[:2])
+    train, rows = data.dataset.train, torch.arange(len(data.dataset.train))
+    if data.roles.truth is not None or data.roles.absent:  # of those that training may see
+        rows = torch.from_numpy(data.shards.index[:2])
+        if not len(rows) and (own := data.roles.server) is not None:
+            return own.read(data.dataset, dtype).read(torch.arange(min(2, len(own.rows))))
+    return LocalData(train, rows, dtype, data.dataset.normalize).read(torch.arange(min(2, len(rows))))

@@ -15,6 +15,12 @@ from fedsim.server import weightsfile
 from fedsim.server.loop import Loop
 from fedsim.task.task import Task
 
+VALIDATED = (  # of whose values the last is told; what is best is for who chooses by them
+    *(f"{where}/{metric}" for where in ("val", "clients_val", "held_out") for metric in ("loss", "accuracy")),
+    "participation_gap",
+    "out_of_sample_gap",
+)
+
 
 def execute(loop: Loop, config: DictConfig, task: Task, data: FederatedData) -> dict[str, Tensor]:
     """Run the rounds, then write ``weights.safetensors`` and the pictures; returns the final state dict.
@@ -37,7 +43,7 @@ def _draw(loop: Loop, data: FederatedData) -> None:
 
     try:
         figure_of({"run": [loop.history]}).savefig(loop.folder / "curves.png", dpi=150)
-        y = data.dataset.class_labels()
+        y = data.all_labels()
         if loop.server.topology is not None:
             from fedsim.topology.graph_picture import draw_topology
 
@@ -45,7 +51,7 @@ def _draw(loop: Loop, data: FederatedData) -> None:
         if y is not None and len(y):
             held = data.all_counts() if loop.server.task.by_class else None
             draw_partition(
-                data.shards,
+                data.dealt,
                 y.numpy(),
                 data.dataset.classes,
                 loop.folder / "partition.png",
@@ -70,7 +76,7 @@ def summarise(loop: Loop, config: DictConfig, data: FederatedData) -> dict[str, 
         "seed": config.seed,
         "rounds": loop.done,
         "key": loop.key,
-        "partition_hash": data.shards.hash(),
+        "partition_hash": data.dealt.hash(),
         **loop.server.facts,
     }
     for name in ("loss", "accuracy", "clients/loss", "clients/accuracy"):
@@ -79,6 +85,9 @@ def summarise(loop: Loop, config: DictConfig, data: FederatedData) -> dict[str, 
             out[name] = values[-1]
             known = [v for v in values if v == v] or values  # NaN is no best
             out[f"best_{name}"] = min(known) if name.endswith("loss") else max(known)
+    for name in VALIDATED:
+        if values := [r[name] for r in rows if r.get(name) is not None]:
+            out[name] = values[-1]
     if config.evaluation.target is not None:
         reached = (r["round"] for r in rows if (r.get("accuracy") or 0) >= config.evaluation.target)
         out["rounds_to_target"] = next(reached, None)

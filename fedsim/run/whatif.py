@@ -21,7 +21,7 @@ from fedsim.errors import ConfigError
 from fedsim.report.runs import Run
 from fedsim.run import initial, participants, preparation, samples
 from fedsim.run.given import Given
-from fedsim.server.roundlog import MEASURING
+from fedsim.server.roundlog import is_measuring
 from fedsim.server.traits import Traits
 from fedsim.system.availability import Always
 from fedsim.system.clock import Clock
@@ -146,7 +146,7 @@ def _exchanges(run: Run) -> Iterator[tuple[int, list[Counts]]]:
     last: tuple[int, str] | None = None
     for row in read_rows(path):
         prefix, _, metric = str(row["metric"]).rpartition("/")
-        if metric not in COUNTED or prefix in MEASURING:
+        if metric not in COUNTED or is_measuring(prefix):
             continue
         parts, client = found.setdefault(int(row["round"]), []), int(row["client"])
         if (row["round"], prefix) != last or metric in parts[-1].get(client, {}):

@@ -17,7 +17,8 @@ from fedsim.errors import CheckpointError, TooFewUpdates
 from fedsim.rng import hash_tensors, key, seed_global
 from fedsim.server import checkpoint, weightsfile
 from fedsim.server.exchanges import Server
-from fedsim.server.handed import Handed, as_numbers, as_state, models_of
+from fedsim.server.handed import Handed, as_state, models_of
+from fedsim.server.measuring import measured
 from fedsim.server.round import Round
 from fedsim.server.roundlog import Row
 from fedsim.server.traits import State, StrategyLike
@@ -135,10 +136,10 @@ class Loop:
         if server.clock and not cohort and not self.strategy.traits.asynchronous:
             server.clock.elapse(server.clock.system.idle)
         self._observe(server)
-        measured = self._measured(server, state)
+        found = self._measured(server, state)
         models = models_of(strategy, state, layout)
         digest = hash_tensors(piece for name in sorted(models) for piece in models[name].pieces(layout))
-        row = server.record.row(self.done + 1, measured, cohort, digest, started)
+        row = server.record.row(self.done + 1, found, cohort, digest, started)
         self._accept(state)
         self.history.append(row)
         if weightsfile.is_best(self.history):
@@ -160,7 +161,7 @@ class Loop:
         if self.cohorts is not None:
             return server.asking(self.cohorts[index])
         over_selection = run.clock.system.over_selection if run.clock else 1
-        count = min(math.ceil(self.clients_per_round * over_selection), run.num_clients)
+        count = min(math.ceil(self.clients_per_round * over_selection), len(run.sizes))
         return server.asking(server.sample(count, index, measure=partial(self._losses, server)))
 
     def _losses(
@@ -180,19 +181,10 @@ class Loop:
         server.population.observe(server.round.index, outcomes, losses)
 
     def _measured(self, server: Server, state: State) -> Row:
-        """Metrics of every model on the test set and, when due, on the clients' held-out parts."""
-        out: Row = {}
-        plan, number = self.evaluation, server.round.index + 1
-        last = number == self.rounds
-        strategy, given = self.strategy, Handed(self.strategy, state=state)
-        if last or (plan.every and number % plan.every == 0):
-            out |= as_numbers(strategy, "evaluate", strategy.evaluate(server, state))
-            given.check("evaluate")
-        if plan.clients_every and (last or number % plan.clients_every == 0):
-            found = as_numbers(strategy, "evaluate_clients", strategy.evaluate_clients(server, state))
-            given.check("evaluate_clients")
-            out |= {f"clients/{name}": value for name, value in found.items()}
-        return out
+        """What is to be measured after this round (see ``measuring``)."""
+        last, layout = server.round.index + 1 == self.rounds, server.layout
+        weights = lambda: models_of(self.strategy, state, layout)["global"]  # noqa: E731
+        return measured(server, self.strategy, state, self.evaluation, last, weights)
 
     def _accept(self, state: State) -> None:
         """The round is finished: its results are what counts from now on."""
