@@ -17,16 +17,16 @@ def networks():
 
 
 def critic_loss(model, batch):
-    fake = model["generator"](torch.randn_like(batch.x)).detach()
-    return (F.softplus(-model["critic"](batch.x)) + F.softplus(model["critic"](fake))).mean()
+    fake = model.generator(torch.randn_like(batch.x)).detach()
+    return (F.softplus(-model.critic(batch.x)) + F.softplus(model.critic(fake))).mean()
 
 
 def generator_loss(model, batch):
-    return F.softplus(-model["critic"](model["generator"](torch.randn_like(batch.x)))).mean()
+    return F.softplus(-model.critic(model.generator(torch.randn_like(batch.x)))).mean()
 
 
 def distance(model, batch):  # of the means, to be measured
-    return (model["generator"](torch.randn_like(batch.x)).mean(0) - batch.x.mean(0)).square().sum()
+    return (model.generator(torch.randn_like(batch.x)).mean(0) - batch.x.mean(0)).square().sum()
 
 
 class Adversarial(SGDClient):
