@@ -5,19 +5,31 @@ from __future__ import annotations
 import inspect
 from typing import Any, ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedsim.data.local import Batch
+from fedsim.errors import ConfigError
 from fedsim.exchange.payload import Refusal, Update
 from fedsim.local.answer import as_update, as_vector
 from fedsim.local.interface import ClientLike
 from fedsim.local.job import Job
 from fedsim.task.evaluation import sample_losses
 from fedsim.task.layout import Layout
+from fedsim.task.standalone import present
 from fedsim.task.task import Task
 
 OFF_THE_RULE = frozenset(
-    {"setup", "init_state", "evaluate", "test", "losses", "utility"}
+    {
+        "setup",
+        "init_state",
+        "evaluate",
+        "test",
+        "losses",
+        "utility",
+        "own_weights",
+        "own_model",
+        "personalises",
+    }
 )  # no part of training
 
 
@@ -26,7 +38,8 @@ class Client:
     after a job is refused. ``caches`` names attributes that may lose or gain what any job would compute again.
 
     Most rules override ``step`` (``begin`` for what is constant in a round, ``finish`` for what is sent). A rule with
-    several networks or phases overrides ``fit``. Further exchanges call the method named by ``task``.
+    several networks or phases overrides ``fit``. Further exchanges call the method named by ``task``. Where
+    clients have models of their own, ``own_weights`` (or ``own_model``) says which: it is measured, and handed out.
 
     ``vectorisable``: ``begin`` and ``step`` are written over vectors (..., d) whose leading axes are clients, treat
     every client alike and use only what ``fedsim.engine.vectorised.ChunkJob`` has, and ``fit`` is the one below. A
@@ -100,11 +113,36 @@ class Client:
         """The same where it costs nothing, since a real client would know it from its training."""
         return self.losses(job)
 
+    def own_weights(self, job: Job) -> Tensor:
+        """The model ``w`` (d,) that this client is measured with, its statistics in ``job.model.buffers``: by default
+        the received one, with what never leaves the client."""
+        return job.start()
+
+    def own_model(self, job: Job) -> nn.Module:
+        """The same as a module by itself, a copy; for rules whose clients predict by more than a model's weights."""
+        return present(job.task.model, job.model, self.own_weights(job))
+
+    @property
+    def personalises(self) -> bool:
+        """Whether ``own_weights`` or ``own_model`` differ by client, beyond what never leaves it.
+
+        Raises:
+            ConfigError: of a class that measures in a way of its own and does not say with what model.
+        """
+        kind = type(self)
+        own = kind.own_weights is not Client.own_weights or kind.own_model is not Client.own_model
+        if not own and kind.evaluate is not Client.evaluate:
+            raise ConfigError(
+                f"{kind.__name__}.evaluate measures in a way of its own; define {kind.__name__}.own_weights(job) -> w, "
+                "the model that it measures, and use it there"
+            )
+        return own
+
     def evaluate(self, job: Job) -> Update:
-        """Measure the received model on this client's held-out samples (task metrics, means)."""
+        """Measure this client's model on its held-out samples (task metrics, means)."""
         if job.holdout is None or len(job.holdout) == 0:
             raise Refusal("no held-out samples")
-        return Update(metrics=job.evaluate(job.holdout), weight=len(job.holdout))
+        return Update(metrics=job.measure(job.holdout, self.own_weights(job)), weight=len(job.holdout))
 
 
 def _differs(cls: type, declared: type, name: str) -> bool:

@@ -25,7 +25,7 @@ class DittoClient(SGDClient):
         """The personal model, then the global one."""
         if job.num_steps == 0:
             raise Refusal("no samples to train on")
-        v = self._load(job)
+        v = self.own_weights(job)
         pull = job.anchor * -self.lam
         for batch in job.batches("personal"):
             v = job.sgd.pulled(v, job.grad(v, batch), pull, self.lam, whole=True)
@@ -40,11 +40,11 @@ class DittoClient(SGDClient):
         if job.holdout is None or len(job.holdout) == 0:
             raise Refusal("no test samples of its own")
         received = {f"global/{k}": v for k, v in job.evaluate(job.holdout).items()}
-        found = job.measure(job.holdout, self._load(job))
+        found = job.measure(job.holdout, self.own_weights(job))
         return Update(metrics={**found, **received}, weight=len(job.holdout))
 
-    def _load(self, job: Job) -> Tensor:
-        """The resident vector and statistics, set to the personal model."""
+    def own_weights(self, job: Job) -> Tensor:
+        """The personal model, in the resident vectors."""
         v = job.start()
         if "v" in job.state:
             v.copy_(job.state["v"])

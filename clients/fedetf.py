@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from clients.etf import simplex_etf
@@ -15,6 +15,7 @@ from clients.sgd import SGDClient
 from fedsim.data.local import Batch
 from fedsim.exchange.payload import Update
 from fedsim.local.job import Job
+from fedsim.models.split import features_of
 from fedsim.task.heads import HeadSlots, check_features
 from fedsim.task.layout import Layout
 from fedsim.task.task import Task
@@ -59,7 +60,7 @@ class FedETFClient(SGDClient):
         def loss(h: Tensor, y: Tensor) -> Tensor:
             return job.task.loss(F.normalize(h) @ job.keep["frame"].T + job.keep["shift"], y)
 
-        return job.sgd(w, job.grad(w, batch, loss=loss, forward=_features))
+        return job.sgd(w, job.grad(w, batch, loss=loss, forward=features_of))
 
     def finish(self, job: Job, w: Tensor) -> Update:
         """What weight decay did to the idle head is not sent."""
@@ -67,7 +68,3 @@ class FedETFClient(SGDClient):
         for span in job.layout.spans(job.layout.head):
             update.arrays["delta"][span] = 0
         return update
-
-
-def _features(model: nn.Module, x: Tensor) -> Tensor:
-    return model.features(x)  # type: ignore[operator, no-any-return]

@@ -13,7 +13,9 @@ from clients.etf import DEFAULT_STEPS, sparse_etf
 from clients.heads import Output, PrivateHeadClient
 from clients.realign import realign_local
 from fedsim.errors import ConfigError, check_setting
+from fedsim.exchange.payload import Refusal
 from fedsim.local.job import Job
+from fedsim.models.split import features_of, head_of
 from fedsim.rng import torch_rng
 from fedsim.task.heads import Head
 from fedsim.task.layout import Layout
@@ -86,8 +88,8 @@ class FedLoGeClient(PrivateHeadClient):
         """With S, no gradient of the averaged head reaches the features."""
         if self.train == "head":
             return super().forward(model, x)
-        h = model.features(x)  # type: ignore[operator]
-        return h, model.head(h.detach())  # type: ignore[operator]
+        h = features_of(model, x)
+        return h, head_of(model)(h.detach())
 
     def begin(self, job: Job, w: Tensor) -> Tensor:
         """S in the run's type."""
@@ -112,12 +114,14 @@ class FedLoGeClient(PrivateHeadClient):
         """Classes that this client has."""
         if self.mask == "train":
             return job.class_counts > 0
-        assert job.holdout is not None
-        labels = job.holdout.samples.y
+        if job.holdout is None:
+            raise Refusal("no test samples of its own, by which strategy.mask=test says what it may name")
+        labels = job.holdout.samples.labels
+        assert labels is not None, "FedLoGe is refused without class labels"
         own = labels[job.holdout.index.to(labels.device)]
         return torch.bincount(own, minlength=job.head.shape[0]) > 0
 
 
 def _shape(task: Task) -> tuple[int, int]:
-    weight: Tensor = task.model.head.weight  # type: ignore[union-attr, assignment]
+    weight: Tensor = head_of(task.model).weight
     return weight.shape[0], weight.shape[1]

@@ -13,6 +13,7 @@ from clients.sgd import SGDClient
 from fedsim.data.local import Batch, LocalData
 from fedsim.exchange.payload import Refusal, Update
 from fedsim.local.job import Job
+from fedsim.models.split import features_and_output, features_of
 from fedsim.task.evaluation import features
 from fedsim.task.heads import check_features
 from fedsim.task.layout import Layout
@@ -79,11 +80,27 @@ class FedProtoClient(SGDClient):
         """Measure on the common test set."""
         return self._measure(job, job.test)
 
+    @property
+    def personalises(self) -> bool:
+        """Unless the models are averaged."""
+        return self.personal
+
+    def own_weights(self, job: Job) -> Tensor:
+        """The own model; of a client that never trained, and where models are averaged, the received one."""
+        received = job.start()
+        return job.state.get("w", received)
+
+    def own_model(self, job: Job) -> nn.Module:
+        """Once there are prototypes, the own model with the nearest one as its prediction."""
+        model, arrays = super().own_model(job), job.message.arrays
+        if not self.personal or "prototypes" not in arrays:
+            return model
+        return NearestPrototype(model, arrays["prototypes"], arrays["known"]).eval()
+
     def _measure(self, job: Job, data: LocalData | None) -> Update:
         if data is None or not len(data):
             raise Refusal("nothing to be measured on")
-        w = job.start()
-        w = job.state.get("w", w)
+        w = self.own_weights(job)
         found = job.measure(data, w)
         means, known = job.message.arrays.get("prototypes"), job.message.arrays.get("known")
         if self.personal and means is not None and known is not None:
@@ -106,7 +123,7 @@ class FedProtoClient(SGDClient):
         for rows in torch.split(torch.arange(len(data)), 512):
             batch = data.read(rows)
             z = features(job.model, w, [batch])[0].flatten(1)
-            logits.append((-torch.cdist(z, means)).masked_fill(known == 0, -torch.inf))
+            logits.append(nearness(z, means, known))
             labels.append(batch.y)
         job.meter.forward(len(data))
         near = job.score(torch.cat(logits), torch.cat(labels))
@@ -129,6 +146,28 @@ class FedProtoClient(SGDClient):
         return sums, counts
 
 
+class NearestPrototype(nn.Module):
+    """``model.features``, classified by the nearest of ``prototypes`` (C, f) of the classes that are ``known`` (C,)."""
+
+    prototypes: Tensor
+    known: Tensor
+
+    def __init__(self, model: nn.Module, prototypes: Tensor, known: Tensor):
+        super().__init__()
+        self.model = model
+        self.register_buffer("prototypes", prototypes.detach().cpu().clone())
+        self.register_buffer("known", known.detach().cpu().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Minus the distances (B, C)."""
+        return nearness(_features(self.model, x), self.prototypes, self.known)
+
+
+def nearness(z: Tensor, means: Tensor, known: Tensor) -> Tensor:
+    """Minus the distance (n, C) of features ``z`` (n, f) from ``means`` (C, f); minus infinity where none is known."""
+    return (-torch.cdist(z, means)).masked_fill(known == 0, -torch.inf)
+
+
 def class_mean_distance(z: Tensor, y: Tensor, means: Tensor, known: Tensor) -> Tensor:
     """Eq. 7 on a batch: ``sum_c mean((mean of z of class c - means_c)^2)`` over its classes with a prototype.
 
@@ -141,9 +180,9 @@ def class_mean_distance(z: Tensor, y: Tensor, means: Tensor, known: Tensor) -> T
 
 
 def _features(model: nn.Module, x: Tensor) -> Tensor:
-    return model.features(x).flatten(1)  # type: ignore[operator, no-any-return]
+    return features_of(model, x).flatten(1)
 
 
 def _both(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    z = model.features(x)  # type: ignore[operator]
-    return z.flatten(1), model.head(z)  # type: ignore[operator]
+    z, logits = features_and_output(model, x)
+    return z.flatten(1), logits

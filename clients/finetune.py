@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from clients.sgd import SGDClient
 from fedsim.exchange.payload import Refusal, Update
 from fedsim.local.job import Job
@@ -20,7 +22,12 @@ class FineTuneClient(SGDClient):
         if job.holdout is None or len(job.holdout) == 0:
             raise Refusal("no test samples of its own")
         received = {f"global/{k}": v for k, v in job.evaluate(job.holdout).items()}
+        found = job.measure(job.holdout, self.own_weights(job))
+        return Update(metrics={**found, **received}, weight=len(job.holdout))
+
+    def own_weights(self, job: Job) -> Tensor:
+        """The received model after fine-tuning."""
         w = job.start()
         for batch in job.batches("fine-tune", self.finetune_epochs):
             w = self.step(job, w, batch)
-        return Update(metrics={**job.measure(job.holdout, w), **received}, weight=len(job.holdout))
+        return w

@@ -29,8 +29,11 @@ from clients.fraug_options import (
 from clients.generators import Generator, RTNet, drawn, evaluating, networks
 from clients.norm import LocalNormClient
 from fedsim.data.local import Batch
+from fedsim.errors import ClientError
 from fedsim.exchange.payload import Refusal, Update
 from fedsim.local.job import Job
+from fedsim.local.rates import round_factor
+from fedsim.models.split import features_and_output, features_of, head_of
 from fedsim.task.layout import Layout
 from fedsim.task.task import Task
 from fedsim.task.vectors import Weights
@@ -73,6 +76,10 @@ class FRAugClient(LocalNormClient):
         """The round's mini-batches, then what is shared goes up and the rest into the client's state."""
         if job.num_steps == 0:
             raise Refusal("no samples" if len(job.data) == 0 else "no local steps")
+        if job.local.accumulate > 1:
+            raise ClientError(
+                "FRAug: its three networks step in turn with each batch; type client.accumulate=1"
+            )
         w = job.start()
         run = self.local_update(job)
         job.sgd.momentum = run.kept("momentum") if job.local.momentum else None
@@ -126,7 +133,7 @@ class LocalUpdate:
         with evaluating(self.model):
             # the classifier no longer moves: one look at the real embeddings serves both steps
             apart = train_generator and self.options.dist_generator.startswith("MMD")
-            u = self.job.forward(w, batch.x, _features) if apart or train_rtnet else None
+            u = self.job.forward(w, batch.x, features_of) if apart or train_rtnet else None
             if train_generator:
                 self.generator_step(batch, u if apart else None)
             if train_rtnet and u is not None:
@@ -149,7 +156,7 @@ class LocalUpdate:
             return self.lam * syn + (1 - self.lam) * real
 
         with evaluating(self.G.module), evaluating(self.R.module):
-            self.job.descend(w, batch, loss=loss, forward=_both)
+            self.job.descend(w, batch, loss=loss, forward=features_and_output)
 
     def generator_step(self, batch: Batch, u: Tensor | None) -> None:
         """One step of omega on ``CE(h(v), yb) - lam_G dist(v, a)``: classifiable, yet unlike this client's features.
@@ -160,7 +167,7 @@ class LocalUpdate:
         anchor = self.prototypes[y] if u is None else u
 
         def loss(v: Tensor, y: Tensor) -> Tensor:
-            real: Tensor = self.job.task.loss(self.model.head(v), y)
+            real: Tensor = self.job.task.loss(head_of(self.model)(v), y)
             apart = DISTANCES[self.options.dist_generator](v, anchor)
             self._log("generator", real)
             self._log("generator_distance", apart)
@@ -183,7 +190,7 @@ class LocalUpdate:
             return [net(*pair) for pair in pairs]
 
         def loss(made: list[Tensor], _: Tensor) -> Tensor:
-            doubt = [self._doubt(self.model.head(a), y) for a, (_, _, y) in zip(made, pairs, strict=True)]
+            doubt = [self._doubt(head_of(self.model)(a), y) for a, (_, _, y) in zip(made, pairs, strict=True)]
             far = [DISTANCES[options.dist_rtnet](a, b) for a, (_, b, _) in zip(made, pairs, strict=True)]
             self._log("rtnet", (doubt[0] + doubt[1]) / 2)
             self._log("rtnet_distance", (far[0] + far[1]) / 2)
@@ -244,7 +251,7 @@ class LocalUpdate:
                     made = self.R.module(made, anchor, labels)
                 if self.options.interpolate:
                     made = self.r * made + (1 - self.r) * anchor
-            parts.append(self.job.task.loss(self.model.head(made), labels))
+            parts.append(self.job.task.loss(head_of(self.model)(made), labels))
         return (parts[0] + parts[1]) / 2
 
     def _doubt(self, logits: Tensor, y: Tensor) -> Tensor:
@@ -260,12 +267,12 @@ class LocalUpdate:
         self.seen = self.seen.index_fill(0, y, 1.0)
 
     def _descend(self, name: str, w: Tensor, g: Tensor, lr: float) -> None:
-        """SGD with heavy-ball momentum, in place: ``v <- momentum v + g``, ``w <- w - lr lr_decay^t v``."""
+        """SGD with heavy-ball momentum, in place: ``v <- momentum v + g``, ``w <- w - lr c_t v``, c_t the round's."""
         speed = self.speed[name]
         if self.options.momentum:
             g = g if speed is None else speed.mul_(self.options.momentum).add_(g)
             self.speed[name] = g
-        w.add_(g, alpha=-lr * self.job.local.lr_decay**self.job.round)
+        w.add_(g, alpha=-lr * round_factor(self.job.local, self.job.round))
 
     def _own_rtnet(self) -> Weights:
         state = self.job.state
@@ -282,12 +289,3 @@ class LocalUpdate:
 
 def _below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-
-
-def _features(model: nn.Module, x: Tensor) -> Tensor:
-    return model.features(x)  # type: ignore[operator, no-any-return]
-
-
-def _both(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    u = model.features(x)  # type: ignore[operator]
-    return u, model.head(u)  # type: ignore[operator]

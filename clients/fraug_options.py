@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fedsim.errors import ConfigError
 from fedsim.local.kept import LocalPart
+from fedsim.models.split import head_of, splits
 from fedsim.task.layout import Layout
 
 RATIOS = ("exp", "avg", "1overx")
@@ -95,11 +96,11 @@ class FRAugOptions:
 
     def shapes(self, model: nn.Module) -> tuple[int, int, int]:
         """D, L, C: sizes of the embedding and of the noise (by default D // 2), and the number of classes."""
-        head = getattr(model, "head", None)
-        if not callable(getattr(model, "features", None)) or not isinstance(head, nn.Linear):
+        head = head_of(model)
+        if not splits(model) or not isinstance(head, nn.Linear):
             raise ConfigError(
                 "model: FRAug needs model.features, giving an embedding (B, D), and model.head, an nn.Linear; "
-                f"{type(model).__name__} lacks them"
+                f"{type(model).__name__} lacks them: type model.head=NAME, the linear layer that gives its output"
             )
         return head.in_features, self.latent_dim or max(1, head.in_features // 2), head.out_features
 

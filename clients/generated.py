@@ -206,7 +206,7 @@ class GeneratedData(LocalData):
         That depends on sizes alone, so it is the same on every worker: rows made together may differ in their last
         bit from rows made apart.
         """
-        width = self.samples.x[0].numel() if len(self.samples) else 0
+        width = getattr(self.samples, "width", 0)
         if len(self.plan) * width * self.dtype.itemsize > budget:
             return self
         return replace(self, held=self.generate(torch.arange(len(self.plan))))

@@ -221,7 +221,9 @@ def _embeddings(data: LocalData) -> tuple[Tensor, Tensor]:
 
 
 def _labels(data: LocalData) -> Tensor:
-    return data.samples.y.index_select(0, data.index.to(data.samples.y.device)).cpu()
+    labels = data.samples.labels
+    assert labels is not None, "GGEUR is refused without class labels"
+    return labels.index_select(0, data.index.to(labels.device)).cpu()
 
 
 def _num_classes(job: Job) -> int:

@@ -12,9 +12,11 @@ from clients.sgd import SGDClient
 from fedsim.data.local import Batch
 from fedsim.exchange.payload import Refusal, Update
 from fedsim.local.job import Job
+from fedsim.models.split import features_and_output
 from fedsim.task.evaluation import features
-from fedsim.task.heads import Head, HeadSlots, check_features
+from fedsim.task.heads import Head, HeadSlots, check_features, with_head
 from fedsim.task.layout import Layout
+from fedsim.task.standalone import present
 from fedsim.task.task import Task
 
 Output = tuple[Tensor, Tensor]  # features (B, d) and logits (B, C) of the model's own head
@@ -35,8 +37,7 @@ class PrivateHeadClient(SGDClient):
 
     def forward(self, model: nn.Module, x: Tensor) -> Output:
         """Features and logits; here the features learn from the head, override where they must not."""
-        h = model.features(x)  # type: ignore[operator]
-        return h, model.head(h)  # type: ignore[operator]
+        return features_and_output(model, x)
 
     def shared_loss(self, job: Job, h: Tensor, logits: Tensor, y: Tensor) -> Tensor:
         """The loss () of the shared model."""
@@ -97,16 +98,26 @@ class PrivateHeadClient(SGDClient):
             raise Refusal("no test samples of its own")
         w, rows = job.start(), job.holdout.index
         if "features" in job.message.arrays:
-            labels = job.holdout.samples.y
+            labels = job.holdout.samples.labels
+            assert labels is not None, "heads over features are refused without class labels"
             h, y = job.message.arrays["features"][rows], labels[rows.to(labels.device)]
         else:
             batch = job.holdout.everything()
             h, y = features(job.model, w, [batch])[0], batch.y
         metrics = {"untrained": float("phi" not in job.state)}
-        heads = self.personal(job, job.head.of_model(w), job.head.of_vector(self.private(job)))
-        for name, head in heads.items():
-            logits, allowed = head(h), None if name else self.allowed(job)
-            if allowed is not None:
-                logits = logits.masked_fill(~allowed, -torch.inf)
-            metrics |= {f"{name}/{k}" if name else k: v for k, v in job.score(logits, y).items()}
+        for name, head in self.classifiers(job, w).items():
+            metrics |= {f"{name}/{k}" if name else k: v for k, v in job.score(head(h), y).items()}
         return Update(metrics=metrics, weight=len(job.holdout))
+
+    def classifiers(self, job: Job, w: Tensor) -> Mapping[str, Head]:
+        """Personal classifiers over the features of ``w`` (d,), as they are measured: the method's own, ``""``, names
+        none but the ``allowed`` classes."""
+        heads = self.personal(job, job.head.of_model(w), job.head.of_vector(self.private(job)))
+        allowed = self.allowed(job)
+        return heads if allowed is None else {**heads, "": heads[""].only(allowed)}
+
+    def own_model(self, job: Job) -> nn.Module:
+        """The received features under the method's own personal classifier."""
+        w = job.start()
+        own = self.classifiers(job, w)[""]
+        return with_head(present(job.task.model, job.model, w), job.head, own)

@@ -13,6 +13,7 @@ from clients.sgd import SGDClient
 from fedsim.data.local import Batch
 from fedsim.exchange.payload import Update
 from fedsim.local.job import Job
+from fedsim.local.optimiser import LocalSteps
 from fedsim.system.cost import forward_flops
 from fedsim.task.heads import HeadSlots
 from fedsim.task.layout import Layout
@@ -47,6 +48,7 @@ class HeteroFLClient(SGDClient):
         """Local SGD on the sub-model."""
         inner = copy.copy(job)  # its meter is the job's own
         inner.model, inner.meter.effort = self._model(job, float(job.values["width"]))  # type: ignore[arg-type]
+        inner.sgd = LocalSteps(job.local, job.round, inner.model.layout)
         return super().fit(inner)
 
     def step(self, job: Job, w: Tensor, batch: Batch) -> Tensor:

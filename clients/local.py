@@ -26,14 +26,13 @@ class LocalClient(Client):
         state = {"w": w.clone(), **job.local_part.keep(job.model, w)}
         return Update(state=state, metrics=job.report(), weight=len(job.data))
 
-    def evaluate(self, job: Job) -> Update:
-        """Measure the own model on the held-out samples."""
-        if job.holdout is None or len(job.holdout) == 0:
-            raise Refusal("no held-out samples")
-        return Update(metrics=job.evaluate(job.holdout, job.state.get("w")), weight=len(job.holdout))
+    def own_weights(self, job: Job) -> Tensor:
+        """The own model; of a client that never trained the common start."""
+        received = job.start()
+        return job.state.get("w", received)
 
     def test(self, job: Job) -> Update:
         """Measure the own model on the common test set."""
         if job.test is None:
             raise Refusal("no test set")
-        return Update(metrics=job.evaluate(job.test, job.state.get("w")))
+        return Update(metrics=job.measure(job.test, self.own_weights(job)))

@@ -12,6 +12,7 @@ from clients.sgd import SGDClient
 from fedsim.data.local import Batch
 from fedsim.exchange.payload import Refusal, Update
 from fedsim.local.job import Job
+from fedsim.models.split import features_and_output
 from fedsim.task.evaluation import features
 from fedsim.task.heads import check_features
 from fedsim.task.layout import Layout
@@ -87,5 +88,5 @@ def _frozen(job: Job, w: Tensor, statistics: str, batch: Batch) -> Tensor:
 
 
 def _both(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    z = model.features(x)  # type: ignore[operator]
-    return z.flatten(1), model.head(z)  # type: ignore[operator]
+    z, logits = features_and_output(model, x)
+    return z.flatten(1), logits

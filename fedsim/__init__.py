@@ -9,14 +9,19 @@ from typing import TYPE_CHECKING, Any, cast
 from fedsim.errors import shadow
 
 __version__ = "0.1.0"
-__all__ = ["RunResult", "simulate"]
+__all__ = ["Callback", "RunResult", "load_run", "simulate"]
 
 if TYPE_CHECKING:
-    from fedsim.api import RunResult, simulate
+    from fedsim.api import RunResult, load_run, simulate
+    from fedsim.tracking import Callback
 
 
 def __getattr__(name: str) -> Any:
     """Import the public names on first use, so that ``import fedsim`` and the command line start at once."""
+    if name == "Callback":
+        from fedsim.tracking import Callback
+
+        return Callback
     if name in __all__:
         from fedsim import api
 

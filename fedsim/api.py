@@ -4,84 +4,58 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from omegaconf import DictConfig
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fedsim.config.compose import compose
-from fedsim.data.dataset import Pair
+from fedsim.data.dataset import Augment, Dataset, Pair
 from fedsim.data.federated import FederatedData
 from fedsim.engine.base import Engine
 from fedsim.rng import undisturbed
-from fedsim.run import initial, participants, samples
+from fedsim.run import assigning, initial, modelcard, participants, samples
 from fedsim.run.assembly import assemble, start_engine
 from fedsim.run.folder import adopt, complete, enter, locked, tidied
 from fedsim.run.given import Given
 from fedsim.run.key import marked, run_dir, run_key, run_name
 from fedsim.run.logged import describe, log_finished
-from fedsim.run.needs import check_cohort, check_task
+from fedsim.run.needs import check_cohort, check_labelled, check_task
+from fedsim.run.personal import Source
 from fedsim.run.preparation import learning_task, load_data, settle
 from fedsim.run.pretraining import pretrained
+from fedsim.run.result import RunResult, load_run
 from fedsim.run.summary import execute, summarise
 from fedsim.run.unread import say
 from fedsim.server.traits import StrategyLike
-from fedsim.task.task import LossFn
+from fedsim.task.losses import Forward, LossFn
 from fedsim.tracking import build as build_trackers
 from fedsim.tracking import read_rows
 from fedsim.tracking.callbacks import admitted
 
 if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.figure import Figure
-
     from fedsim.topology import Topology
 
-
-@dataclass
-class RunResult:
-    """What a run leaves behind; everything but ``weights`` is read from its folder ``dir``."""
-
-    dir: Path
-    weights: dict[str, Tensor]  # state dict of the final global model
-    summary: dict[str, Any]
-    rows: list[dict[str, Any]] = field(repr=False)  # of metrics.jsonl
-    label: str = "run"
-
-    @property
-    def history(self) -> pd.DataFrame:
-        """One row a round."""
-        import pandas as pd
-
-        return pd.DataFrame(self.rows)
-
-    @property
-    def per_client(self) -> pd.DataFrame:
-        """Tidy table: round, client, metric, value."""
-        import pandas as pd
-
-        return pd.DataFrame(
-            read_rows(self.dir / "clients.jsonl"), columns=["round", "client", "metric", "value"]
-        )
-
-    def plot(self) -> Figure:
-        """Accuracy and loss against rounds."""
-        from fedsim.report import figure_of
-
-        return figure_of({self.label: [self.rows]})
+__all__ = ["RunResult", "load_run", "run", "simulate"]
 
 
 def simulate(
     overrides: Sequence[str] = (),
     *,
     model: nn.Module | Callable[[], nn.Module] | None = None,
-    clients: Sequence[Pair] | None = None,
+    clients: Sequence[Any] | None = None,
+    data: Any = None,
     test: Pair | Mapping[str, Pair] | None = None,
+    validation: Any = None,
+    server: Any = None,
     domains: Sequence[str] | None = None,
     loss: LossFn | None = None,
+    metrics: Mapping[str, Any] | None = None,
+    forward: Forward | None = None,
+    augment: Augment | None = None,
     initial: Mapping[str, Tensor] | None = None,
     cohorts: Sequence[Sequence[int]] | None = None,
     strategy: Any = None,
@@ -101,6 +75,8 @@ def simulate(
     config = compose(overrides)
     if strategy is None:
         say(config, overrides)
+    if isinstance(data, Dataset) and data.ids is not None:
+        _by_owner(config, data, overrides)
     if strategy is not None and not any(o.startswith("method=") for o in overrides):
         named = strategy if isinstance(strategy, type) else type(strategy)
         config.method = named.__name__.lower()
@@ -109,9 +85,15 @@ def simulate(
         fresh=config.dir is None,
         model=model,
         clients=clients,
+        data=data,
         test=test,
+        validation=validation,
+        server=server,
         domains=domains,
         loss=loss,
+        metrics=metrics,
+        forward=forward,
+        augment=augment,
         initial=initial,
         cohorts=cohorts,
         strategy=strategy,
@@ -119,17 +101,28 @@ def simulate(
     )
 
 
+def _by_owner(config: DictConfig, data: Dataset, overrides: Sequence[str]) -> None:
+    """Where samples say whose they are and nothing else was asked for, each of those is a client."""
+    typed = {o.lstrip("+").partition("=")[0] for o in overrides}
+    if typed & {"partition", "partition/"}:
+        return
+    config.partition = compose(["partition=natural"]).partition
+    if "num_clients" not in typed:
+        config.num_clients = len(set(np.asarray(data.ids).tolist()))
+        config.clients_per_round = min(config.clients_per_round, config.num_clients)
+
+
 def run(
     config: DictConfig,
     *,
     fresh: bool = False,
     engine: Engine | None = None,
-    data: FederatedData | None = None,
+    split: FederatedData | None = None,
     **handed: Any,
 ) -> RunResult:
     """Run a composed configuration; further keyword arguments and errors as in :func:`simulate`.
 
-    ``engine``, instead of a new one of the configured kind, and ``data`` are for whoever runs clients elsewhere.
+    ``engine``, instead of a new one of the configured kind, and ``split`` data are for whoever runs clients elsewhere.
 
     The folder is ``dir``, or follows from the settings; ``fresh`` makes a new one for every call. A run whose folder is
     finished is not run again, a half-finished one continues from its checkpoint, and so does a finished one that is
@@ -137,6 +130,7 @@ def run(
     """
     handed["callbacks"] = admitted(handed.get("callbacks", ()))
     given = samples.admitted(config, initial.trainable(config, Given(**handed)))
+    given = assigning.handed(given)
     settle(config, given)
     if fresh:
         stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 1_000_000_000:09d}"
@@ -144,11 +138,12 @@ def run(
     method = participants.strategy(config, given.strategy)
     topology = participants.agreed(config, method)
     check_cohort(method, config, given.cohorts)
+    check_labelled(method, config, given)
     mark = given.fingerprint(alone=fresh) + (f"/{config.engine.name}" if engine is not None else "")
     folder, key = run_dir(config), marked(run_key(config), mark)
     with tidied(folder), locked(folder), undisturbed():
         adopt(folder, config, mark)
-        return _run(config, given, method, topology, folder, key, engine, data)
+        return _run(config, given, method, topology, folder, key, engine, split)
 
 
 def _run(
@@ -161,10 +156,12 @@ def _run(
     engine: Engine | None,
     data: FederatedData | None,
 ) -> RunResult:
-    if (done := complete(folder, config, key)) is not None:
+    source = Source(config, given, key)
+    if (done := complete(folder, config, key, stoppable=bool(given.callbacks))) is not None:
         log_finished(config, done)
         state, rows = load_file(folder / "weights.safetensors"), read_rows(folder / "metrics.jsonl")
-        return RunResult(folder, state, dict(done.summary), rows, str(done.summary["method"]))
+        card = modelcard.read(folder)
+        return RunResult(folder, state, dict(done.summary), rows, str(done.summary["method"]), source, card)
     previous = enter(folder, config, key)
     trackers = build_trackers(config.tracker, extra=given.callbacks)
     summary: dict[str, Any] = {}
@@ -181,17 +178,18 @@ def _run(
             loop.restore(previous)
             loop.history = [r for r in read_rows(folder / "metrics.jsonl") if r["round"] <= loop.done]
         trackers.start(describe(config, folder, loop.done))
-        data.shards.save(folder / "partition.npz")
+        data.dealt.save(folder / "partition.npz")
         if data.local_test is not None:
             data.local_test.save(folder / "local_test.npz")
         if loop.server.clock is not None:
             loop.server.clock.fleet.save(folder)
         try:
             weights = execute(loop, config, task, data)
+            card = modelcard.write(folder, config, given, task, data, weights, loop.done)
         finally:
             summary = summarise(loop, config, data) | origin
         summary["status"] = "done"
-        return RunResult(folder, weights, summary, loop.history, str(summary["method"]))
+        return RunResult(folder, weights, summary, loop.history, str(summary["method"]), source, card)
     except BaseException as e:
         status = "interrupted" if isinstance(e, KeyboardInterrupt) else "failed"
         summary |= {"status": status, "error": f"{type(e).__name__}: {e}"}

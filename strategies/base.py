@@ -92,7 +92,7 @@ class Strategy:
 
     def evaluate_clients(self, server: Server, state: State) -> dict[str, float]:
         """Numbers over all clients of the ``global`` model, or what each makes of it, on their own test samples."""
-        replies = server.evaluate_clients(self.models(state)["global"], range(server.num_clients))
+        replies = server.evaluate_clients(self.models(state)["global"], server.clients)
         return over_clients(replies.ok, server.sizes, server.client_domains)
 
     def models(self, state: State) -> Mapping[str, Weights]:

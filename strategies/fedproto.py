@@ -85,13 +85,13 @@ class FedProto(FedAvg):
         """The global model's numbers; with personal models means over all clients on the common test set."""
         if self.share == "model" or not server.test_size:
             return super().evaluate(server, state)
-        message, everybody = self.message(state, server.round), range(server.num_clients)
+        message, everybody = self.message(state, server.round), server.clients
         found = server.exchange(message, {}, task="test", clients=everybody).ok
         metrics: list[Mapping[str, float]] = [o.metrics for o in found]
         return {k: sum(m[k] for m in metrics) / len(metrics) for k in (metrics[0] if metrics else ())}
 
     def evaluate_clients(self, server: Server, state: State) -> dict[str, float]:
         """Numbers over all clients, each on its own test samples, with the prototypes at hand."""
-        message, everybody = self.message(state, server.round), range(server.num_clients)
+        message, everybody = self.message(state, server.round), server.clients
         replies = server.exchange(message, {}, task="evaluate", clients=everybody)
         return over_clients(replies.ok, server.sizes, server.client_domains)

@@ -173,8 +173,8 @@ class GGEUR:
         """Statistics of clients that have not sent any: all at first, later those of the cohort."""
         known = state.get("ggeur/known")
         if known is None:
-            known = torch.zeros(server.num_clients, dtype=torch.float64)
-            asked = list(range(server.num_clients))
+            known = torch.zeros(len(server.sizes), dtype=torch.float64)
+            asked = list(server.clients)
         else:
             asked = [c for c in cohort if not known[c]]
         if not asked:
@@ -186,7 +186,7 @@ class GGEUR:
             known[[o.client for o in replies.outcomes if o.client not in lost]] = 1
             with one_thread():
                 state = self._merged(state, replies, server) | {"ggeur/known": known}
-            server.log["statistics_missing"] = float((known == 0).sum())
+            server.log["statistics_missing"] = float(server.num_clients - (known != 0).sum())
         return state, lost
 
     def _merged(self, state: State, replies: Replies, server: Server) -> State:
@@ -245,7 +245,7 @@ class GGEUR:
         """Send the geometry to those who do not hold this version: everybody at first, later those of the cohort."""
         has, everybody = state.get("ggeur/has"), torch.nonzero(state["ggeur/known"]).flatten().tolist()
         cohort = everybody if has is None else cohort
-        has = torch.zeros(server.num_clients, dtype=torch.float64) if has is None else has
+        has = torch.zeros(len(server.sizes), dtype=torch.float64) if has is None else has
         needy = [c for c in cohort if has[c] != state["ggeur/version"]]
         if not needy:
             return state, set()

@@ -126,12 +126,15 @@ class Peers(Strategy):
         topology = server.topology
         assert topology is not None
         if self.rule is not None and topology.fixed:
-            least = int(topology.degrees().min())
+            least = int(topology.degrees()[topology.present].min())
             given = f"topology: the peer with the fewest neighbours, {least},"
             check_enough(self.rule, least, given, lambda n: f"a topology of degree {n}")
         models = peers.first_models(server, self.init_models)
-        start = variances(models.w.numpy(), server.layout.params).mean(axis=0)
-        return {"peers": models.w, "buffers": models.buffers, "start": torch.tensor(start).to(models.w)}
+        state: State = {"peers": models.w, "buffers": models.buffers}
+        if topology.absent:
+            state["there"] = torch.from_numpy(topology.present)
+        start = variances(peers.those_there(state, "peers").numpy(), server.layout.params).mean(axis=0)
+        return state | {"start": torch.tensor(start).to(models.w)}
 
     @property
     def rule(self) -> Aggregator | None:
@@ -140,7 +143,7 @@ class Peers(Strategy):
 
     def models(self, state: State) -> Mapping[str, Weights]:
         """``global``, the mean over peers, and ``peers``, all of them (N, d)."""
-        mean = [peers.network_mean(state[k]) for k in ("peers", "buffers")]
+        mean = [peers.network_mean(peers.those_there(state, k)) for k in ("peers", "buffers")]
         return {"global": Weights(*mean), "peers": Weights(state["peers"], state["buffers"])}
 
     def evaluate(self, server: Server, state: State) -> dict[str, float]:
@@ -151,11 +154,14 @@ class Peers(Strategy):
             found = server.exchange(rows_of(state, some), {}, task="test", clients=some)
             out = peers.spread(server, found)
             out |= {f"mean_model/{k}": v for k, v in server.evaluate(self.models(state)["global"]).items()}
-        return out | peers.geometry(state["peers"].numpy(), state["start"].numpy(), server.layout)
+        if server.measured_on:
+            return out  # where peers are hangs on no samples
+        there = peers.those_there(state, "peers").numpy()
+        return out | peers.geometry(there, state["start"].numpy(), server.layout)
 
     def evaluate_clients(self, server: Server, state: State) -> dict[str, float]:
         """Peers' own models on their own test samples."""
-        everybody = range(server.num_clients)
+        everybody = server.clients
         found = server.exchange(rows_of(state, everybody), {}, task="evaluate", clients=everybody)
         return peers.spread(server, found, server.client_domains)
 

@@ -218,7 +218,7 @@ class _Window:
 
 def _book(server: Server, agenda: Agenda, size: int) -> None:
     """One outcome per peer for the whole window, with its messages' bytes, instead of one per training."""
-    done: dict[int, list[Outcome]] = {c: [] for c in range(server.num_clients)}
+    done: dict[int, list[Outcome]] = {c: [] for c in server.clients}
     for o in server.outcomes:
         if o.kind == "ok" and o.task == "fit":
             done[o.client].append(o)

@@ -61,7 +61,7 @@ class HeadStrategy(FedAvg):
         )  # else every client has features of its own
         if server.own_tests is not None and shared and not server.remote:
             message = {**message, "features": server.features(Weights(state["w"], state["buffers"]))}
-        everyone = range(server.num_clients)
+        everyone = server.clients
         replies = server.exchange(Message.of(message), {}, task="evaluate", clients=everyone)
         out = over_clients(replies.ok, server.sizes)
         if "untrained" in out:

@@ -37,9 +37,7 @@ class LocalOnly(Strategy):
         """Means and minimum over clients on the common test set."""
         if not server.test_size:
             return {}
-        found = server.exchange(
-            self.message(state, server.round), {}, task="test", clients=range(server.num_clients)
-        )
+        found = server.exchange(self.message(state, server.round), {}, task="test", clients=server.clients)
         metrics = [o.metrics for o in found.ok]
         out = {k: sum(m[k] for m in metrics) / len(metrics) for k in metrics[0]}
         return out | ({"worst/accuracy": min(m["accuracy"] for m in metrics)} if "accuracy" in out else {})

@@ -51,7 +51,7 @@ class LogitAdjust(FedAvg):
     def round(self, server: Server, state: State, round: Round) -> State:
         """Count first, where that is wanted."""
         if self.prior == "all" and "prior" not in state:
-            everyone = range(server.num_clients)
+            everyone = server.clients
             replies = server.exchange(Message(), self.counting, task="counts", clients=everyone)
             counts = replies.total("counts").double()
             share = (counts / counts.sum()).log().clamp_min(ABSENT)

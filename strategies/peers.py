@@ -38,7 +38,7 @@ ROWS = 64  # models measured at once
 
 def first_models(server: Server, kind: str) -> Weights:
     """A model per peer (N, d) and its statistics (N, b): ``independent`` draws or copies of one (``shared``)."""
-    n, one = server.num_clients, server.initial()
+    n, one = len(server.sizes), server.initial()
     if kind == "shared":
         return Weights(one.w.repeat(n, 1), one.buffers.repeat(n, 1))
     if server.fresh is None:
@@ -70,6 +70,12 @@ def moved(state: State, replies: Replies, *, in_place: bool = False) -> State:
     return new
 
 
+def those_there(state: State, name: str) -> Tensor:
+    """The rows (n, d) of the models ``name`` of all peers but the absent."""
+    models: Tensor = state[name]
+    return models[state["there"]] if "there" in state else models
+
+
 def network_mean(models: Tensor) -> Tensor:
     """Mean over peers, (N, d) to (d,); summed peer by peer in float64."""
     return torch.from_numpy(models.numpy().mean(axis=0, dtype=np.float64)).to(models.dtype)
@@ -78,9 +84,9 @@ def network_mean(models: Tensor) -> Tensor:
 def chosen(server: Server, count: int | None) -> Sequence[int]:
     """The peers that are measured: all, or always the same ``count`` of them."""
     if count is None or count >= server.num_clients:
-        return range(server.num_clients)
+        return server.clients
     picked = numpy_rng(server.seed, "server/measured").choice(server.num_clients, count, replace=False)
-    return sorted(picked.tolist())
+    return sorted(server.clients[i] for i in picked.tolist())
 
 
 def spread(server: Server, found: Replies, domains: Sequence[str | None] | None = None) -> dict[str, float]:

@@ -52,7 +52,9 @@ class Scaffold(Strategy):
         state["c"] = torch.zeros_like(state["w"])
         if self.steps == "reference":
             local = server.local
-            state["steps"] = local.steps or local.epochs * int(server.sizes[0]) / local.batch_size
+            state["steps"] = (
+                local.steps or local.epochs * int(server.sizes[server.clients[0]]) / local.batch_size
+            )
         return state
 
     def message(self, state: State, round: Round) -> Message:

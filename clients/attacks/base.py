@@ -23,6 +23,8 @@ OWN = (
     "finish",
     "evaluate",
     "test",
+    "own_weights",
+    "own_model",
     "keeps",
     "prepare",
     "losses",

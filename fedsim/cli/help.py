@@ -18,6 +18,7 @@ fedsim: federated-learning simulation
   fedsim -m KEY=A,B ...                   a sweep: every combination, one comparison at the end
   fedsim report DIR ...                   table, curves and a page of finished runs
   fedsim verify RUN                       compute a run again, serially; compare the weights of every round
+  fedsim export RUN --to onnx             its model as a file: state_dict, safetensors, onnx, hf
   fedsim deploy local --nodes 3 ...       the same run on Flower, as processes of their own
 
 Groups (GROUP=OPTION; * is the default)

@@ -1,4 +1,4 @@
-"""The ``fedsim`` command: runs, sweeps, reports, checks, deployments. ``fedsim --help`` says how to use it.
+"""The ``fedsim`` command: runs, sweeps, reports, checks, exports, deployments. ``fedsim --help`` says how to use it.
 
 This module imports nothing heavy, so that ``--help`` and mistakes are answered at once.
 """
@@ -65,6 +65,10 @@ def _dispatch(argv: list[str]) -> int:
         from fedsim.cli.verify import verify
 
         return verify(argv[1:])
+    if argv[:1] == ["export"]:
+        from fedsim.cli.export import export
+
+        return export(argv[1:])
     if argv[:1] == ["deploy"]:
         return _deploy(argv[1:])
     if "--help" in argv or "-h" in argv:

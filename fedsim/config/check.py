@@ -31,6 +31,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "client.clip_pull": ("whole", "split"),
     "engine.name": tuple(ENGINES),
     "evaluation.clients_on": ("holdout", "domain"),
+    "exclude_fill": ("substitute", "shrink"),
     "engine.device": ("auto", "cpu", "cuda"),
     "engine.vectorize": ("auto", "on", "off"),
     "engine.lost_state": ("restart", "stop"),
@@ -56,6 +57,7 @@ RANGES: Mapping[str, _Check] = {
     "client.min_epochs": _AT_LEAST_1,
     "client.steps": _AT_LEAST_1,
     "client.batch_size": _AT_LEAST_1,
+    "client.accumulate": _AT_LEAST_1,
     "client.momentum": (lambda v: 0 <= v < 1, "must be in [0, 1)"),
     "client.adam.beta1": (lambda v: 0 <= v < 1, "must be in [0, 1)"),
     "client.adam.beta2": (lambda v: 0 <= v < 1, "must be in [0, 1)"),
@@ -79,7 +81,11 @@ RANGES: Mapping[str, _Check] = {
     "evaluation.every": _AT_LEAST_1,
     "evaluation.batch_size": _AT_LEAST_1,
     "evaluation.clients_every": _NONNEGATIVE,
+    "evaluation.client_validation": (lambda v: 0 <= v < 1, "must be in [0, 1)"),
+    "evaluation.held_out_clients": (lambda v: 0 <= v < 1, "must be in [0, 1)"),
+    "evaluation.held_out_steps": _NONNEGATIVE,
     "evaluation.holdout": (lambda v: 0 <= v < 1, "must be in [0, 1)"),
+    "evaluation.validation": (lambda v: 0 <= v < 1, "must be in [0, 1)"),
     "evaluation.target": (lambda v: 0 <= v <= 1, "must be in [0, 1], as accuracies are"),
     "failures.retries": _NONNEGATIVE,
     "checkpoint.every": _NONNEGATIVE,
@@ -235,6 +241,8 @@ def _check_relations(config: DictConfig) -> None:
         raise ConfigError(
             f"client.momentum={config.client.momentum}: Adam has its own; type client.adam.beta1"
         )
+    if config.client.nesterov and not config.client.momentum:
+        raise ConfigError("client.nesterov=true: needs momentum; add client.momentum=0.9")
     if config.evaluation.stop_at_target and config.evaluation.target is None:
         raise ConfigError("evaluation.stop_at_target=true: needs evaluation.target, an accuracy in [0, 1]")
     for part in ("encoder", "pretrain"):
@@ -243,7 +251,8 @@ def _check_relations(config: DictConfig) -> None:
     plan = config.evaluation
     if plan.holdout and plan.local_test:
         raise ConfigError("evaluation.local_test=true: not together with evaluation.holdout; choose one")
-    if plan.clients_every and not (plan.holdout or plan.local_test or plan.clients_on == "domain"):
+    own = plan.holdout or plan.local_test or plan.clients_on == "domain"
+    if plan.clients_every and not (own or plan.client_validation or plan.held_out_clients):
         raise ConfigError(
             "evaluation.clients_every: clients are measured on test sets of their own; give evaluation.holdout=0.2, "
             "evaluation.local_test=true, or evaluation.clients_on=domain for a data set with domains"

@@ -103,9 +103,24 @@ NAMES: Mapping[str, str] = {  # old dotted name: new dotted name
 
 # Settings that runs of before did not have, dotted, and the value by which nothing changes
 ADDED: Mapping[str, Any] = {
+    "client.accumulate": 1,
     "client.clip_pull": "whole",
+    "client.decoupled": False,
+    "client.groups": None,
+    "client.nesterov": False,
+    "client.round_schedule": None,
+    "client.schedule": None,
     "code": None,
+    "data.labelled": {"at": None, "share": None, "count": None, "per_class": True, "classes": None},
+    "data.server": None,
+    "evaluation.client_validation": 0.0,
+    "evaluation.held_out_clients": 0.0,
+    "evaluation.held_out_steps": 0,
+    "evaluation.validation": 0.0,
+    "exclude": [],
+    "exclude_fill": "substitute",
     "failures.thin_round": "skip",
+    "task": {"_target_": "fedsim.task.problems.classification", "label_smoothing": 0.0, "metrics": None},
     "pretrain": None,
     "views": {
         "weak": {"_target_": "fedsim.data.views.Weak", "flip": 0.5, "padding": None, "visible": 0.25},

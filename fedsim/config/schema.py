@@ -51,10 +51,18 @@ class ClientConfig:
     min_epochs: int | None = method_key()  # if set: each client draws its epochs from here to `epochs`
     steps: int | None = method_key()  # if set: exactly this many mini-batches, instead of epochs
     batch_size: int = method_key()  # samples; the last batch of an epoch may be short
+    accumulate: int = method_key()  # micro-batches of batch_size samples that make one step
     shuffle: bool = method_key()  # new order each epoch; false: the order of the partition
     momentum: float = method_key()  # local heavy ball, starts at zero every round
+    nesterov: bool = method_key()  # the gradient once more on top of the momentum
     adam: AdamConfig | None = method_key()  # if set: Adam instead of SGD; moments start at zero every round
     weight_decay: float = method_key()
+    decoupled: bool = (
+        method_key()
+    )  # it shrinks the weights beside momentum and moments (AdamW), is no gradient
+    groups: Any = method_key()  # by pattern of parameter names: lr (a multiple), weight_decay, frozen
+    schedule: Any = method_key()  # of the rate over a client's steps of a round: a shape, or shape and more
+    round_schedule: Any = method_key()  # of the rate over the rounds: likewise
     clip_norm: float | None = method_key()  # bound on the norm of what `clip` names; null: no bound
     clip: str = method_key()  # direction (gradient + corrections) | loss (gradient) | full (with decay)
     clip_pull: str = method_key()  # whole | split: how clip=direction bounds a proximal pull
@@ -114,6 +122,12 @@ class EvaluationConfig:
     by_class: bool = problem_key()  # also many/medium/few accuracy, F1 and the accuracy of every class
     clients_every: int = problem_key()  # rounds between evaluations on each client's own test set; 0: never
     clients_on: str = problem_key()  # holdout | domain: what clients are measured on
+    validation: float = (
+        problem_key()
+    )  # share of all training samples kept for choosing by; the same for all seeds
+    client_validation: float = problem_key()  # share of each client's training samples kept for choosing by
+    held_out_clients: float = problem_key()  # share of the clients that never take part and are measured
+    held_out_steps: int = problem_key()  # local steps that those take on half of their samples before
     stop_at_target: bool = problem_key()  # end the run at the first evaluation that reaches `target`
     target: float | None = problem_key()  # accuracy whose first crossing is reported as rounds-to-target
 
@@ -178,6 +192,8 @@ class RunConfig:
     dtype: str = problem_key()  # float32 | float64
     num_clients: int = problem_key()
     clients_per_round: int = problem_key()
+    exclude: list[int] = problem_key()  # ids of clients that are registered but never there
+    exclude_fill: str = problem_key()  # substitute | shrink: whether others take their places in cohorts
     participation: str = problem_key()  # fixed | bernoulli (each with p = clients_per_round/num_clients)
     buffers: str = method_key()  # BatchNorm statistics: average | local | all_local (its weights too)
 
@@ -185,6 +201,7 @@ class RunConfig:
     strategy: Any = method_key()
     aggregator: Any = method_key()
     client: ClientConfig = method_key()
+    task: Any = problem_key()
     model: Any = problem_key()
     data: Any = problem_key()
     partition: Any = problem_key()

@@ -16,6 +16,8 @@ from fedsim.errors import ConfigError
 CONF = Path(__file__).resolve().parents[2] / "conf"
 # Names, kept as they were typed: 1e5 is no number there, nor is 007
 TEXTS = frozenset({"name", "out", "dir", "method", "tracker.wandb.project", "tracker.wandb.entity"})
+# Settings that go beside those of any option of a group: Hydra knows no key that an option does not have
+BESIDE = frozenset({"model.head"})
 _UNQUOTED = re.compile(r"[\w/\-\\+.$%*@?|:\s]*", re.ASCII)  # what Hydra reads without quotes
 _STRUCTURE = re.compile(r"""['"\[\]{}()]""")  # lists, mappings, functions, or quoted already
 
@@ -55,6 +57,8 @@ def _quoted(override: str) -> str:
     name = key.lstrip("+")
     if not equals:
         return override
+    if key in BESIDE:
+        key = f"++{key}"
     if not name:
         raise ConfigError(f"{override!r}: a setting is written key=value")
     if value.startswith("[") and "." not in name and (CONF / name.partition("@")[0]).is_dir():
@@ -62,7 +66,7 @@ def _quoted(override: str) -> str:
         way = f"a sweep over several is -m {name}={options}" if "," in options else f"type {name}={options}"
         raise ConfigError(f"{override}: a run has one option of a group; {way}")
     if _STRUCTURE.search(value):
-        return override
+        return f"{key}={value}"
     return f"{key}={','.join(_word(name, part) for part in value.split(','))}"
 
 

@@ -58,7 +58,8 @@ def image_options(dataset: Dataset, *, augment: bool | str | Augment, subset: in
         dataset = replace(dataset, augment=flip_and_crop())
     elif isinstance(augment, str):
         scale = 1 / dataset.normalize.scale if dataset.normalize is not None else None
-        bytes_high = scale if dataset.train.x.dtype == torch.uint8 else None
+        stored = getattr(dataset.train, "x", None)
+        bytes_high = scale if isinstance(stored, Tensor) and stored.dtype == torch.uint8 else None
         dataset = replace(dataset, augment=named(augment, "data.augment", high=bytes_high))
     elif augment is not False:
         if not callable(augment):
@@ -88,7 +89,7 @@ def select(dataset: Dataset, index: np.ndarray) -> Dataset:
         groups["train"] = {name: column[index] for name, column in groups["train"].items()}
     return replace(
         dataset,
-        train=Samples(dataset.train.x[chosen], dataset.train.y[chosen]),
+        train=Samples(*dataset.train.take(chosen)),
         ids=None if dataset.ids is None else dataset.ids[index],
         groups=groups,
     )

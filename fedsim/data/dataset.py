@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from fedsim.data.trees import Tree, leaves, tree_map
 
 Pair = tuple[Any, Any]  # x, y as a caller hands them over: tensors or arrays
 
@@ -37,15 +40,67 @@ class Normalize:
         return out.mul_(self.scale).sub_(mean).div_(std)
 
 
-@dataclass(frozen=True)
-class Samples:
-    """``x`` (N, ...) in storage type (uint8 images, floats, int64 tokens) and ``y`` (N,) or (N, ...)."""
+class SamplesLike(Protocol):
+    """Samples wherever they lie: in memory (``Samples``), or read when they are needed (``fedsim.data.lazy``)."""
 
-    x: Tensor
-    y: Tensor
+    cut: ClassVar[bool]  # whether a batch is a piece of any larger one; else each is put together by itself
 
     def __len__(self) -> int:
-        return len(self.x)
+        """How many there are."""
+
+    def take(self, rows: Tensor) -> tuple[Tree, Tree]:
+        """Samples ``rows`` (B,) int64: their inputs and targets, fresh; targets are ``None`` where there are none."""
+
+    @property
+    def labels(self) -> Tensor | None:
+        """The targets (N, ...) as one tensor in memory; ``None`` where they are no such thing."""
+
+    def to(self, device: str) -> SamplesLike:
+        """The same, as tensors on ``device``."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Inputs ``x`` and targets ``y``, each a tensor (N, ...) in storage type (uint8 images, floats, int64 tokens) or a
+    tree of such; ``y`` is ``None`` where there are none. Arrays in files stand for tensors (``fedsim.data.lazy``)."""
+
+    x: Tree
+    y: Tree = None
+    cut: ClassVar[bool] = True
+
+    def __len__(self) -> int:
+        x = self.x
+        return x.shape[0] if isinstance(x, Tensor) else next((len(leaf) for leaf in leaves(x)), 0)
+
+    def take(self, rows: Tensor) -> tuple[Tree, Tree]:
+        """See ``SamplesLike``."""
+        x, y = self.x, self.y
+        if isinstance(x, Tensor) and isinstance(y, Tensor):
+            rows = rows.to(x.device)
+            return x.index_select(0, rows), y.index_select(0, rows)
+        return tree_map(lambda t: taken(t, rows), x), tree_map(lambda t: taken(t, rows), y)
+
+    @property
+    def labels(self) -> Tensor | None:
+        """See ``SamplesLike``."""
+        return self.y if isinstance(self.y, Tensor) else None
+
+    @property
+    def width(self) -> int:
+        """Numbers in the inputs of one sample."""
+        return sum(math.prod(leaf.shape[1:]) for leaf in leaves(self.x))
+
+    def to(self, device: str) -> Samples:
+        """See ``SamplesLike``."""
+        return Samples(tree_map(lambda t: t.to(device), self.x), tree_map(lambda t: t.to(device), self.y))
+
+
+def taken(part: Any, rows: Tensor) -> Tensor:
+    """Entries ``rows`` of a tensor, or of what stands for one."""
+    if isinstance(part, Tensor):
+        return part.index_select(0, rows.to(part.device))
+    found: Tensor = part.take(rows)
+    return found
 
 
 @dataclass(frozen=True)
@@ -58,14 +113,15 @@ class Dataset:
     and ``group_names`` says what their values are called, e.g. ``{"domain": ("photo", "sketch")}``.
     """
 
-    train: Samples
-    test: Samples | None = None
+    train: SamplesLike
+    test: SamplesLike | None = None
     classes: tuple[str, ...] = ()
     normalize: Normalize | None = None
     augment: Augment | None = None
     ids: np.ndarray | None = None
     groups: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
     group_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    columns: tuple[str, ...] = ()  # names of the columns of x (N, d), where it is a table
 
     @property
     def num_classes(self) -> int:
@@ -83,5 +139,12 @@ class Dataset:
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Shape of one sample as the model sees it (normalising does not change it)."""
-        return tuple(self.train.x.shape[1:])
+        """Shape of one sample as the model sees it (normalising does not change it); empty where there are several."""
+        x: Any = getattr(self.train, "x", None)
+        return tuple(x.shape[1:]) if hasattr(x, "shape") else ()
+
+    def class_labels(self, split: str = "train") -> Tensor | None:
+        """Class ids ``(N,)`` int64 of the samples of ``split``; ``None`` where targets are no class labels."""
+        part = self.train if split == "train" else self.test
+        labels = None if part is None else part.labels
+        return labels if self.num_classes and labels is not None and labels.dim() == 1 else None

@@ -9,7 +9,7 @@ integers stay, for models that look them up (``fedsim.run.trial`` makes them num
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NoReturn
 
@@ -19,12 +19,15 @@ from torch import Tensor
 
 from fedsim.data.containers import Part
 from fedsim.data.dataset import Dataset, Samples
+from fedsim.data.joining import admit_trees
 from fedsim.data.labels import FEW, TargetRules, as_names, targets
+from fedsim.data.lazy import Mapped, Parts
 from fedsim.data.local import LocalData
 from fedsim.data.shards import Shards
+from fedsim.data.trees import named_leaves
 from fedsim.errors import ConfigError, DataError
 
-Pairs = list[tuple[Tensor, Tensor]]
+Pairs = list[tuple[Any, Any]]
 
 
 def settled(pairs: Sequence[Any]) -> tuple[str, ...] | None:
@@ -61,6 +64,8 @@ def admit_parts(parts: Sequence[Part], rules: TargetRules) -> tuple[Pairs, tuple
     Raises:
         ConfigError: shapes do not agree. DataError: values cannot be used; both say whose and which row.
     """
+    if not all(part.plain for part in parts):
+        return admit_trees(parts, rules, _inputs)
     _check_shapes(parts, rules.own_loss)
     ys, classes = targets([p.name for p in parts], [p.y for p in parts], rules)
     xs = _inputs(parts)
@@ -75,8 +80,12 @@ def admit(data: Dataset, rules: TargetRules) -> Dataset:
 
     Test inputs are checked to be finite here, training inputs in ``check_owned``, where it is known whose they are.
     """
-    known = data.classes if data.train.y.dim() == 1 or data.train.y.shape[1:] == (1,) else ()
-    given = {"the training set": data.train} | ({"the test set": data.test} if data.test is not None else {})
+    plain = [p for p in (data.train, data.test) if isinstance(p, Samples) and _is_pair(p)]
+    if len(plain) < 1 + (data.test is not None):
+        return data  # trees, files and data sets come as their source made them
+    labels = plain[0].y
+    known = data.classes if labels.dim() == 1 or labels.shape[1:] == (1,) else ()
+    given = dict(zip(("the training set", "the test set"), plain, strict=False))
     for name, part in given.items():
         for what, t in (("x", part.x), ("y", part.y)):
             if not isinstance(t, Tensor):
@@ -105,9 +114,12 @@ def check_owned(data: Dataset, shards: Shards) -> None:
     Raises:
         DataError: names client, row of the training set, and column or pixel.
     """
-    row = _first_nonfinite(data.train.x)
-    if row is not None:
-        _refuse(shards.whose(row), data.train.x, row)
+    if not isinstance(data.train, Samples):
+        return
+    for key, x in named_leaves(data.train.x):
+        for start, piece in _pieces(x):
+            if (row := _first_nonfinite(piece)) is not None:
+                _refuse(shards.whose(start + row) + (f", {key}" if key else ""), piece, row)
 
 
 def refuse_nonfinite(name: str, x: Tensor, columns: Sequence[str] = ()) -> None:
@@ -123,8 +135,8 @@ def refuse_nonfinite(name: str, x: Tensor, columns: Sequence[str] = ()) -> None:
 
 def remedy(data: LocalData) -> str:
     """What to do about a client whose update is not finite: its targets may be the cause, where a loss takes floats."""
-    y = data.samples.y
-    if y.is_floating_point():
+    y = data.samples.labels
+    if y is not None and y.is_floating_point():
         bad = ~torch.isfinite(y[data.index.to(y.device)])
         if bool(bad.any()):
             row = int(bad.reshape(len(bad), -1).any(1).nonzero()[0])
@@ -146,9 +158,28 @@ def _refuse(whose: str, x: Tensor, row: int, columns: Sequence[str] = ()) -> NoR
     raise DataError(f"{whose}, {where}: the value is {shown}; fill or drop it")
 
 
-def _first_nonfinite(x: Tensor) -> int | None:
+def _is_pair(samples: Samples) -> bool:
+    """Whether inputs and targets are one array each, or so wrong that it must be said."""
+    return not any(
+        isinstance(t, Mapping | tuple | list | Mapped | Parts) or t is None for t in (samples.x, samples.y)
+    )
+
+
+def _pieces(x: Any) -> list[tuple[int, Tensor]]:
+    """What of ``x`` (n, ...) lies in memory, with the row it starts at."""
+    if isinstance(x, Parts):
+        return list(zip(x.ends.tolist(), x.parts, strict=False))
+    return [(0, x)] if isinstance(x, Tensor) else []
+
+
+def _first_nonfinite(x: Any) -> int | None:
     """The first sample with a NaN or an infinity."""
-    if not x.is_floating_point() or not x.numel() or bool(torch.isfinite(x.sum())):
+    if (
+        not isinstance(x, Tensor)
+        or not x.is_floating_point()
+        or not x.numel()
+        or bool(torch.isfinite(x.sum()))
+    ):
         return None  # what is not finite makes the sum so
     for start in range(0, len(x), 4096):  # a sum can overflow: look at the values themselves
         bad = ~torch.isfinite(x[start : start + 4096])
@@ -185,11 +216,14 @@ def _key(name: str) -> str:
     return f"clients[{number}]" if word == "client" and number.isdigit() else name
 
 
-def _inputs(parts: Sequence[Part]) -> list[Tensor]:
+def _inputs(parts: Sequence[Part]) -> list[Any]:
     """Inputs of all participants in one type; empty ones take the shape and type of the others."""
-    xs: list[Tensor] = []
+    xs: list[Any] = []
     for p in parts:
         x: Any = p.x
+        if isinstance(x, Mapped):
+            xs.append(x)
+            continue
         if isinstance(x, np.ndarray):
             if len(x):
                 raise DataError(
@@ -215,6 +249,8 @@ def _inputs(parts: Sequence[Part]) -> list[Tensor]:
                 "one scale? Convert one of them"
             )
         dtype = torch.promote_types(dtype, xs[i].dtype)
+    if any(isinstance(x, Mapped) for x in xs):
+        return xs
     empty = xs[full[0]][:0].to(dtype)
     return [x.to(dtype) if len(x) else empty for x in xs]
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fedsim.config.parts import part
 from fedsim.config.schema import EmbedConfig
 from fedsim.data.cache import cached
-from fedsim.data.dataset import Dataset, Samples
+from fedsim.data.dataset import Dataset, Samples, SamplesLike
 from fedsim.data.local import prepare
 from fedsim.errors import ConfigError
 from fedsim.rng import hash_tensors
@@ -43,12 +43,18 @@ def embedded(data: Dataset, node: DictConfig, options: EmbedConfig, device: str)
     scale = None if getattr(encoder, "raw", False) else data.normalize
     key = (FORMAT, named, hash_tensors(held), str(scale), str(options.normalize), device.partition(":")[0])
 
-    def samples(given: Samples) -> Samples:
+    def samples(given: SamplesLike) -> Samples:
+        if not isinstance(given, Samples) or not isinstance(given.x, Tensor):
+            raise ConfigError(
+                "encoder: embeddings are made of one tensor per sample, in memory; leave encoder out"
+            )
         content = hashlib.sha256(f"{given.x.dtype}{tuple(given.x.shape)}".encode())
         content.update(hash_tensors([given.x]).encode())
 
+        raw = given.x
+
         def build() -> dict[str, np.ndarray]:
-            return {"x": _run(encoder, given.x, scale, options, device)}
+            return {"x": _run(encoder, raw, scale, options, device)}
 
         x = cached("embeddings", (*key, content.hexdigest()), build)["x"]
         return Samples(torch.from_numpy(x), given.y)

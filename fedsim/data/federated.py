@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.data.dataset import Dataset, Samples
+from fedsim.data.dataset import Dataset, taken
 from fedsim.data.local import LocalData
 from fedsim.data.partition import Shards
+from fedsim.data.sample_roles import Roles, left_out, withheld, without_labels
+from fedsim.data.trees import Tree, tree_map
+from fedsim.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -27,19 +31,22 @@ class FederatedData:
     holdout: Shards | None = None
     local_test: Shards | None = None
     own_domain: bool = False
+    roles: Roles = field(default_factory=Roles)  # what other samples are for
 
     @cached_property
     def client_domains(self) -> np.ndarray:
         """Domain of each client ``(m,)``; -1 for one without samples, with samples of several, or without domains."""
-        domain = self.dataset.domain("train")
+        domain, shards = self.dataset.domain("train"), self.shards
         out = np.full(self.num_clients, -1, dtype=np.int64)
         if domain is None:
             return out
-        owner = np.repeat(np.arange(self.num_clients), self.shards.sizes)
+        if self.roles.unlabelled is not None:
+            shards = self.dealt
+        owner = np.repeat(np.arange(self.num_clients), shards.sizes)
         last = out.copy()
         out[:] = len(self.dataset.domains)
-        np.minimum.at(out, owner, domain[self.shards.index])
-        np.maximum.at(last, owner, domain[self.shards.index])
+        np.minimum.at(out, owner, domain[shards.index])
+        np.maximum.at(last, owner, domain[shards.index])
         return np.where(out == last, out, -1)
 
     @property
@@ -76,9 +83,9 @@ class FederatedData:
         if device == "cpu":
             return self
         data = self.dataset
-        train = Samples(data.train.x.to(device), data.train.y.to(device))
-        test = None if data.test is None else Samples(data.test.x.to(device), data.test.y.to(device))
-        return replace(self, dataset=replace(data, train=train, test=test))
+        test = None if data.test is None else data.test.to(device)
+        moved = replace(data, train=data.train.to(device), test=test)
+        return replace(self, dataset=moved, roles=self.roles.to(device))
 
     def pooled(self) -> FederatedData:
         """The same samples with one client that holds them all."""
@@ -87,14 +94,62 @@ class FederatedData:
             shards=_union(self.shards),
             holdout=self.holdout and _union(self.holdout),
             local_test=self.local_test and _union(self.local_test),
+            roles=self.roles.of_one(_union),
         )
+
+    def without(self, clients: Collection[int]) -> FederatedData:
+        """The same data of which nobody uses the samples of ``clients``, all else staying as it is."""
+        roles = replace(self.roles.left_out(clients), dealt=self.dealt)
+        held, tests = self.holdout, self.local_test
+        return replace(
+            self,
+            shards=left_out(self.shards, clients),
+            holdout=held and left_out(held, clients),
+            local_test=tests and left_out(tests, clients),
+            roles=roles,
+        )
+
+    def handed(self) -> FederatedData:
+        """What clients and workers may hold of it: neither withheld labels nor the server's samples."""
+        roles, dataset = self.roles, self.dataset
+        if roles.truth is None and roles.server is None:
+            return self
+        if roles.server is not None and roles.server.samples is None:
+            dataset = replace(dataset, train=withheld(dataset.train, roles.server.rows.numpy()))
+        return replace(self, dataset=dataset, roles=replace(roles, truth=None, server=None))
+
+    @property
+    def registered(self) -> np.ndarray:
+        """Samples (m,) of every registered client to train on, with and without labels."""
+        return self.dealt.sizes
+
+    def truth_of(self, client: int) -> Tree:
+        """The targets (n, ...) of the unlabelled samples of ``client``, which it has not."""
+        assert self.roles.unlabelled is not None
+        rows = torch.from_numpy(self.roles.unlabelled.part(client))
+        return tree_map(lambda t: taken(t, rows), self.roles.truth)
+
+    def all_labels(self) -> Tensor | None:
+        """Class (N,) of every training sample, withheld ones among them; ``None`` where targets are no classes."""
+        known = self.dataset.class_labels()
+        return known if self.roles.truth is None or known is None else self.roles.truth
+
+    @property
+    def dealt(self) -> Shards:
+        """What the partition gave each client to train on, with and without labels, absent clients' included."""
+        return self.roles.dealt or self.shards
 
     def client(self, client: int, dtype: torch.dtype) -> LocalData:
         """Training samples of ``client``."""
         return self._rows(self.shards.part(client), dtype)
 
-    def client_holdout(self, client: int, dtype: torch.dtype) -> LocalData | None:
-        """What ``client`` is measured on, never augmented in use; ``None`` when the run has nothing of the kind."""
+    def client_holdout(self, client: int, dtype: torch.dtype, on: str = "") -> LocalData | None:
+        """What ``client`` is measured on, never augmented in use; ``None`` when the run has nothing of the kind.
+
+        With ``on`` its validation (``val``) or training samples (``train``) in place of its test samples.
+        """
+        if on in ("val", "train"):
+            return self.client_validation(client, dtype) if on == "val" else self.client(client, dtype)
         if self.own_domain:
             return self.domain_test(client, dtype)
         if self.local_test is not None and self.dataset.test is not None:
@@ -102,8 +157,27 @@ class FederatedData:
             return LocalData(self.dataset.test, rows, dtype, self.dataset.normalize)
         return None if self.holdout is None else self._rows(self.holdout.part(client), dtype)
 
-    def test_data(self, dtype: torch.dtype) -> LocalData | None:
-        """The common test set, if there is one."""
+    def unlabelled(self, client: int, dtype: torch.dtype) -> LocalData | None:
+        """Samples of ``client`` without labels, whose batches have no ``y``; ``None`` where all samples have labels."""
+        if self.roles.unlabelled is None:
+            return None
+        data = self._rows(self.roles.unlabelled.part(client), dtype)
+        return replace(data, samples=without_labels(data.samples))
+
+    def client_validation(self, client: int, dtype: torch.dtype) -> LocalData | None:
+        """What ``client`` may choose by; ``None`` when the run has nothing of the kind."""
+        shards = self.roles.client_validation
+        return None if shards is None else self._rows(shards.part(client), dtype)
+
+    def newcomer(self, client: int, dtype: torch.dtype) -> LocalData:
+        """All samples of a client that is held out for good."""
+        assert self.roles.newcomers is not None
+        return self._rows(self.roles.newcomers.part(client), dtype)
+
+    def test_data(self, dtype: torch.dtype, on: str = "") -> LocalData | None:
+        """The common test set, if there is one; with ``on`` as ``val`` the validation set."""
+        if on == "val":
+            return None if (part := self.roles.validation) is None else part.read(self.dataset, dtype)
         return None if self.dataset.test is None else self._test(self.test_rows, dtype)
 
     def domain_test(self, client: int, dtype: torch.dtype) -> LocalData | None:
@@ -118,15 +192,20 @@ class FederatedData:
 
     def class_counts(self, client: int) -> np.ndarray:
         """Training samples of ``client`` per class, int64 (C,)."""
-        labels = self.dataset.train.y[torch.as_tensor(self.shards.part(client))]
-        return np.bincount(labels.cpu().numpy(), minlength=self.dataset.num_classes)
+        labels = self.dataset.class_labels()
+        if labels is None:
+            raise DataError(
+                "data: classes cannot be counted, since targets are no class labels, one a sample"
+            )
+        own = labels[torch.as_tensor(self.shards.part(client))]
+        return np.bincount(own.cpu().numpy(), minlength=self.dataset.num_classes)
 
     def all_counts(self) -> np.ndarray | None:
         """Training samples of all clients together per class, int64 (C,); ``None`` where targets are no classes."""
-        data = self.dataset
-        if not data.num_classes or data.train.y.dim() != 1:
+        labels = self.dataset.class_labels()
+        if labels is None:
             return None
-        return np.bincount(data.train.y.numpy()[self.shards.index], minlength=data.num_classes)
+        return np.bincount(labels.numpy()[self.shards.index], minlength=self.dataset.num_classes)
 
     def _rows(self, rows: np.ndarray, dtype: torch.dtype) -> LocalData:
         data = self.dataset

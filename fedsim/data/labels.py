@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.data.containers import Array
+from fedsim.data.arrays import Array
 from fedsim.errors import DataError
 
 IGNORED = -100  # what torch's cross entropy leaves out

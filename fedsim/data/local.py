@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -10,24 +9,44 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fedsim.data.dataset import Augment, Normalize, Samples
+from fedsim.data import trees
+from fedsim.data.dataset import Augment, Normalize, SamplesLike
+from fedsim.data.trees import Tree, in_dtype, pieces, tree_map
 from fedsim.data.views.base import seen
 
 BLOCK = 1 << 22  # numbers gathered at once (16 MiB of float32)
 
 
 class Batch(NamedTuple):
-    """Model input ``x`` (B, ...) and target ``y`` (B, ...); with several clients at once, (C, B, ...)."""
+    """Model input ``x`` and target ``y``, each a tensor (B, ...) or a tree of such; with several clients at once,
+    (C, B, ...). ``y`` is ``None`` where there are no targets."""
 
-    x: Tensor
-    y: Tensor
+    x: Tree
+    y: Tree = None
+
+    @property
+    def size(self) -> int:
+        """Samples in it."""
+        x = self.x
+        return x.shape[0] if isinstance(x, Tensor) else trees.size(x)
+
+
+class Collated(Batch):
+    """A batch that somebody's ``collate_fn`` made: its tensors need not have an entry per sample."""
+
+    samples: int
+
+    @property
+    def size(self) -> int:
+        """Samples in it."""
+        return self.samples
 
 
 @dataclass(frozen=True)
 class LocalData:
     """Rows ``index`` (n,) int64 of a shared data set, read in the run's dtype on the run's device."""
 
-    samples: Samples
+    samples: SamplesLike
     index: Tensor
     dtype: torch.dtype
     normalize: Normalize | None = None
@@ -38,12 +57,17 @@ class LocalData:
 
     def read(self, rows: Tensor, rng: torch.Generator | None = None) -> Batch:
         """Gather positions ``rows`` of this client's samples; augmented when ``rng`` is given. Fresh tensors."""
-        x, y = self.samples.x, self.samples.y
-        where = self.index.index_select(0, rows).to(x.device)
-        x, y = x.index_select(0, where), y.index_select(0, where)
+        samples = self.samples
+        x, y = samples.take(self.index.index_select(0, rows))
         if rng is not None and self.augment is not None:
             x, y = seen(self.augment, x, y, rng)
-        return Batch(prepare(x, self.dtype, self.normalize), y.to(self.dtype) if y.is_floating_point() else y)
+        x = prepare(x, self.dtype, self.normalize)
+        y = in_dtype(y, self.dtype)
+        if samples.cut:
+            return Batch(x, y)
+        batch = Collated(x, y)
+        batch.samples = len(rows)
+        return batch
 
     def everything(self) -> Batch:
         """All samples in partition order, not augmented."""
@@ -67,21 +91,30 @@ class LocalData:
         n = len(self)
         per_epoch = batches_per_epoch(n, batch_size, smallest)
         left = steps if steps is not None else epochs * per_epoch
-        sample = max(1, math.prod(self.samples.x.shape[1:]))
-        block = max(1, BLOCK // (sample * batch_size)) * batch_size
+        samples, block = self.samples, batch_size
+        if samples.cut:
+            block *= max(1, BLOCK // (max(1, getattr(samples, "width", 1)) * batch_size))
         draw = rng if self.augment is not None else None
         while left > 0 and per_epoch:
             order = torch.randperm(n, generator=rng) if shuffle else torch.arange(n)
             if min(left, per_epoch) * batch_size < n:
                 order = order[: min(left, per_epoch) * batch_size]
             for rows in torch.split(order, block) if n > block else (order,):
-                x, y = self.read(rows, draw)
-                yield map(Batch, x.unsafe_split(batch_size), y.unsafe_split(batch_size))
+                batch = self.read(rows, draw)
+                x, y = batch
+                if not samples.cut:
+                    yield (batch,)
+                elif y is None:
+                    yield map(Batch, pieces(x, batch_size))
+                else:
+                    yield map(Batch, pieces(x, batch_size), pieces(y, batch_size))
             left -= min(left, per_epoch)
 
 
-def prepare(x: Tensor, dtype: torch.dtype, normalize: Normalize | None) -> Tensor:
+def prepare(x: Tree, dtype: torch.dtype, normalize: Normalize | None) -> Tree:
     """Raw batch to model input: normalised, floats and bytes in ``dtype``, integer tokens untouched."""
+    if not isinstance(x, Tensor):
+        return tree_map(lambda t: prepare(t, dtype, None) if isinstance(t, Tensor) else t, x)
     if normalize is not None:
         return normalize(x, dtype)
     return x.to(dtype) if x.is_floating_point() or x.dtype == torch.uint8 else x

@@ -42,10 +42,10 @@ def long_tail(dataset: Dataset, imbalance: float, largest: int | None = None) ->
     Raises:
         DataError: if targets are no class labels, or a class has fewer samples than its place asks for.
     """
-    classes = dataset.num_classes
-    if not classes or dataset.train.y.dim() != 1:
+    classes, ids = dataset.num_classes, dataset.class_labels()
+    if ids is None:
         raise DataError("data.imbalance: this data set has no class labels; leave it null")
-    labels = dataset.train.y.numpy()
+    labels = ids.numpy()
     held = np.bincount(labels, minlength=classes)
     wanted = profile(int(held.min()) if largest is None else largest, classes, imbalance)
     short = np.flatnonzero(held < wanted)

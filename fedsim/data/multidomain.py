@@ -6,12 +6,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from fedsim.data.cache import Arrays
 from fedsim.data.common import stratified_folds
-from fedsim.data.dataset import Augment, Dataset, Normalize, Samples
+from fedsim.data.dataset import Augment, Dataset, Normalize
 from fedsim.data.digits import digits
 from fedsim.data.domains import (
     COLUMNS,
@@ -162,7 +163,7 @@ def distorted_digits(*, domains: Sequence[str] | None = None) -> Dataset:
     views = {"plain": _plain, "inverted": _inverted, "turned": _turned, "blurred": _blurred}
     names = np.array(sorted(views))
 
-    def part(data: Samples) -> Arrays:
+    def part(data: Any) -> Arrays:
         x, y = data.x.numpy(), data.y.numpy()
         code = stratified_folds(y, len(names))
         image = np.stack([views[str(names[c])](row) for row, c in zip(x, code, strict=True)])

@@ -14,6 +14,7 @@ from fedsim.data.longtail import tailed
 from fedsim.data.multidomain import digits5, distorted_digits, domain_images
 from fedsim.data.tabular import heart_disease, synthetic, tensors
 from fedsim.data.text import shakespeare
+from fedsim.data.weather import weather_shapes
 
 blobs = tailed(_tabular.blobs)
 cifar10 = tailed(_images.cifar10)
@@ -44,4 +45,5 @@ __all__ = [
     "shakespeare",
     "synthetic",
     "tensors",
+    "weather_shapes",
 ]

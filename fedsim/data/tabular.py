@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedsim.data.arrays import array
 from fedsim.data.common import encode, samples
-from fedsim.data.containers import Part, array
+from fedsim.data.containers import Part
 from fedsim.data.dataset import Dataset, Samples
 from fedsim.data.files import PathLike, existing
 from fedsim.data.labels import TargetRules, targets
@@ -69,6 +70,7 @@ def heart_disease(path: PathLike | None, *, missing: str = "median") -> Dataset:
         ids=codes[train],
         groups={"train": {"hospital": codes[train]}, "test": {"hospital": codes[~train]}},
         group_names={"hospital": hospitals},
+        columns=tuple(names),
     )
 
 

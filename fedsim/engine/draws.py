@@ -13,7 +13,9 @@ from torch import nn
 
 from fedsim.engine.assignments import Plan
 
-OURS = frozenset({"fedsim", "clients", "strategies", "torch", "builtins"})  # packages whose code is known
+OURS = frozenset(
+    {"fedsim", "clients", "strategies", "torch", "torchmetrics", "builtins"}
+)  # packages whose code is known
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -25,10 +27,17 @@ def ours(thing: object) -> bool:
 def may_draw(plan: Plan) -> bool:
     """Whether client, model, loss, metrics, augmentation or views hold code neither the simulator's nor torch's."""
     task = plan.task
-    augment = plan.data.dataset.augment
-    return not _known(
-        [plan.client, task.model, task.loss, task.metrics, augment, *plan.views.values()], set()
-    )
+    dataset = plan.data.dataset
+    own = [
+        plan.client,
+        task.model,
+        task.loss,
+        task.forward,
+        task.metrics,
+        dataset.augment,
+        *plan.views.values(),
+    ]
+    return not dataset.train.cut or not _known(own, set())
 
 
 def _known(thing: Any, seen: set[int]) -> bool:

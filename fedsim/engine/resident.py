@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedsim.engine.assignments import Broadcast, Chunk, Plan
 from fedsim.engine.draws import may_draw
@@ -17,7 +16,9 @@ from fedsim.exchange.payload import Payload, Update
 from fedsim.local.answer import as_update
 from fedsim.local.job import Job
 from fedsim.local.kept import LocalPart
+from fedsim.local.newcomer import HELD_OUT, held_out
 from fedsim.rng import key, seed_others
+from fedsim.task.copies import copied
 from fedsim.task.vectors import FlatModel
 
 
@@ -31,7 +32,7 @@ class Resident:
     def __init__(self, plan: Plan):
         self.plan, self.client = plan, plan.client
         task = plan.task
-        model, habits = copy.deepcopy(task.model), task.habits
+        model, habits = copied(task.model), task.habits
         self.model = FlatModel(model, plan.dtype, plan.device, habits=habits, loss=task.loss)
         self.model.autocast = torch.bfloat16 if plan.local.autocast else None
         self.part = LocalPart.of(plan.buffers, self.model.layout, plan.client.keeps(self.model.layout))
@@ -74,9 +75,15 @@ class Resident:
             views=plan.views,
         )
 
+    def own_model(self, job: Job) -> nn.Module:
+        """The model that the client of ``job`` is measured with, as a module by itself."""
+        self.seed(f"{job.purpose}/layers", job.round, job.client)
+        self.client.prepare(job)
+        return self.client.own_model(job)  # type: ignore[attr-defined, no-any-return]  # see fedsim.run.personal
+
     def call(self, job: Job, task: str) -> Update:
         """The client's answer to the exchange ``task``."""
-        method = getattr(self.client, task, None)
+        method = held_out if task == HELD_OUT else getattr(self.client, task.rpartition("/")[2], None)
         if not callable(method):
             raise ClientError(
                 f"the exchange asks for '{task}', but {type(self.client).__name__} has no such method"
@@ -84,7 +91,8 @@ class Resident:
         self.seed(f"{job.purpose}/layers", job.round, job.client)
         try:
             with ReadOnly([job], self.watch):
-                self.client.prepare(job)
+                if task != HELD_OUT:  # measured on its samples as they are, whatever the method
+                    self.client.prepare(job)
                 update = self.checked(job, method(job), task)
             self.model.check()
             self.model.forget()

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.func import functional_call, grad_and_value, vmap
 
 from fedsim.data.local import Batch
+from fedsim.data.trees import Tree, join, leaves, shapes
 from fedsim.engine.assignments import Broadcast, Chunk, Plan
 from fedsim.engine.resident import ReadOnly, Resident
 from fedsim.errors import ClientError
@@ -23,9 +24,10 @@ from fedsim.exchange.payload import Payload, Update
 from fedsim.local.interface import Stepwise
 from fedsim.local.job import Job
 from fedsim.local.kept import LocalPart
+from fedsim.task.losses import WholeLoss, call
 from fedsim.task.vectors import FlatModel
 
-Gradient = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+Gradient = Callable[[Tensor, Tree, Tree], tuple[Tensor, Tensor]]
 
 
 class Trained(NamedTuple):
@@ -42,8 +44,8 @@ def wanted(plan: Plan) -> bool:
 
 def obstacle(plan: Plan, model: FlatModel) -> str | None:
     """Why the clients of a run cannot be vectorised, or ``None``: a rule not declared so, weights or statistics of a
-    client's own, averaged statistics, dropout (whose draws per client cannot be those of the loop), Adam, a model that
-    does more than compute."""
+    client's own, averaged statistics, dropout (whose draws per client cannot be those of the loop), Adam, accumulation,
+    a model that does more than compute."""
     name, layout = type(plan.client).__name__, model.layout
     if not plan.declared:
         return (
@@ -54,10 +56,16 @@ def obstacle(plan: Plan, model: FlatModel) -> str | None:
         return f"clients keep weights of their own ({name}, buffers={plan.buffers})"
     if layout.buffer_dim:
         return "the model has buffers (running statistics), which every client updates by itself"
+    if type(plan.task.loss) is WholeLoss or plan.task.forward is not None:
+        return "the loss calls the model by itself"
+    if not plan.data.dataset.train.cut:
+        return "batches are put together one by one"
     if (unusual := _unusual(plan, model)) is not None:
         return unusual
     if model.draws:
         return "the model has dropout, drawn for each client by itself"
+    if plan.local.accumulate > 1 or (plan.classes and any(c.accumulate > 1 for c in plan.classes.settings)):
+        return "client.accumulate adds up the micro-batches of each client by itself"
     return "client.adam keeps moments of each client by itself" if plan.local.adam is not None else None
 
 
@@ -110,7 +118,7 @@ class ChunkJob:
         self.values, self.layout, self.lr = first.values, first.layout, first.lr
         own = {k: torch.stack([job.message.arrays[k] for job in members]) for k in self._rows}
         self.message = Payload({**first.message.arrays, **own}, first.values)
-        self.sgd = copy.copy(first.sgd)
+        self.sgd = first.sgd.of_many([job.sgd for job in members])
         self.state = {k: torch.stack([job.state[k] for job in members]) for k in first.state}
         self.keep: dict[str, Tensor] = {}
 
@@ -137,7 +145,7 @@ class ChunkJob:
         if loss is not None or forward is not None:
             raise ClientError("a loss of its own per step cannot be vectorised; use engine.vectorize=off")
         for job in self.members:
-            job.meter.backward(batch.x.shape[1])
+            job.meter.backward(leaves(batch.x)[0].shape[1])
         g, values = self._gradient(w, batch.x, batch.y)
         if not again:
             for job, value in zip(self.members, values.unbind(), strict=True):
@@ -195,7 +203,7 @@ def _walk(client: Stepwise, whole: ChunkJob) -> Tensor:
     for groups in _steps(whole.members):
         for group in groups:
             rows = [i for i, _ in group]
-            batch = Batch(torch.stack([b.x for _, b in group]), torch.stack([b.y for _, b in group]))
+            batch = Batch(*(join(torch.stack, half) for half in zip(*(b for _, b in group), strict=True)))
             if len(rows) == len(whole.members):
                 w = client.step(cast(Job, whole), w, batch)
             else:
@@ -214,7 +222,7 @@ def _steps(members: Sequence[Job]) -> Iterator[list[list[tuple[int, Batch]]]]:
         for i, feed in enumerate(feeds):
             batch = next(feed, None)
             if batch is not None:
-                groups.setdefault((tuple(batch.x.shape), tuple(batch.y.shape)), []).append((i, batch))
+                groups.setdefault((shapes(batch.x), shapes(batch.y)), []).append((i, batch))
         if not groups:
             return
         yield list(groups.values())
@@ -222,11 +230,16 @@ def _steps(members: Sequence[Job]) -> Iterator[list[list[tuple[int, Batch]]]]:
 
 def _gradient(resident: Resident) -> Gradient:
     """``(w (C, d), x (C, B, ...), y (C, B, ...)) -> gradients (C, d), losses (C,)``."""
-    model, loss, device = resident.model, resident.plan.task.loss, resident.model.w.device.type
+    model, task, device = resident.model, resident.plan.task, resident.model.w.device.type
 
-    def value(w: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    def value(w: Tensor, x: Tree, y: Tree = None) -> Tensor:
         params: Mapping[str, Tensor] = {s.name: w[s.span].view(s.shape) for s in model.layout.params}
-        with torch.autocast(device, model.autocast, enabled=model.autocast is not None):
-            return loss(functional_call(model.module, dict(params), (x,)), y)
 
-    return vmap(grad_and_value(value))
+        def module(*args: Any, **named: Any) -> Any:
+            return functional_call(model.module, dict(params), args, named)
+
+        with torch.autocast(device, model.autocast, enabled=model.autocast is not None):
+            return task.loss(call(module, x), y)
+
+    gradient = vmap(grad_and_value(value))
+    return lambda w, x, y: gradient(w, x) if y is None else gradient(w, x, y)

@@ -78,7 +78,7 @@ class Worker:
             yield torch.arange(start, stop)
 
     def _test(self, weights: Payload) -> tuple[LocalData, Tensor]:
-        data = self.data.test_data(self.plan.dtype)
+        data = self.data.test_data(self.plan.dtype, str(weights.values.get("on", "")))
         assert data is not None
         return data, self.model.load(weights.arrays["w"].to(self.plan.device), weights.arrays.get("buffers"))
 

@@ -37,6 +37,8 @@ class Known:
     layout: str
     host: str
     instance: str  # of its state folder: the same after a restart
+    base: str = ""  # of its model: name and sha256 of the frozen part, nothing where all is trained
+    base_sha256: str = ""
 
     @property
     def name(self) -> str:

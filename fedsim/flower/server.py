@@ -17,16 +17,19 @@ from fedsim.config.parts import typed
 from fedsim.config.schema import FlowerConfig
 from fedsim.data.dataset import Dataset, Samples
 from fedsim.data.federated import FederatedData
+from fedsim.data.sample_roles import Roles
 from fedsim.data.shards import Shards
+from fedsim.data.trees import tree_map
 from fedsim.errors import ConfigError, EngineError
 from fedsim.flower.engine import FlowerEngine
 from fedsim.flower.nodes import Known, Nodes
 from fedsim.flower.options import configuration, deployable, own_folder
 from fedsim.flower.site import layout_name
-from fedsim.run import initial, samples
+from fedsim.run import assigning, initial, samples
 from fedsim.run.given import Given
 from fedsim.run.preparation import load_data
 from fedsim.server.traits import StrategyLike
+from fedsim.task.frozen import FrozenBase, base_of
 from fedsim.task.vectors import FlatModel
 
 app = ServerApp()
@@ -50,7 +53,7 @@ def serve(grid: Grid, config: DictConfig) -> RunResult:
     for node in nodes.of.values():
         if why := nodes.check(node):
             raise EngineError(f"client {node.client}, {node.name}: {why}")
-    return run(config, engine=FlowerEngine(grid, nodes, engine, folder), data=data)
+    return run(config, engine=FlowerEngine(grid, nodes, engine, folder), split=data)
 
 
 def _data(config: DictConfig, method: StrategyLike, nodes: Nodes) -> FederatedData:
@@ -68,9 +71,9 @@ def _data(config: DictConfig, method: StrategyLike, nodes: Nodes) -> FederatedDa
 
 def _counted(config: DictConfig, dataset: Dataset, owners: Sequence[Known]) -> FederatedData:
     """What the server knows of data that never come to it: whose they are, how many, and how many of each class."""
-    x, y, total = dataset.train.x, dataset.train.y, sum(node.samples for node in owners)
-    labels = y[:1].expand(total, *y.shape[1:])
-    if dataset.num_classes and y.dim() == 1:
+    (x, y), total = dataset.train.take(torch.arange(1)), sum(node.samples for node in owners)
+    x, y = (tree_map(lambda t: t.expand(total, *t.shape[1:]), tree) for tree in (x, y))
+    if dataset.class_labels() is not None:
         for node in owners:
             if len(node.counts) != dataset.num_classes:
                 raise ConfigError(
@@ -78,25 +81,25 @@ def _counted(config: DictConfig, dataset: Dataset, owners: Sequence[Known]) -> F
                     f"the server's {dataset.num_classes}"
                 )
         counts = torch.tensor([node.counts for node in owners]).flatten()
-        labels = torch.arange(dataset.num_classes).repeat(len(owners)).repeat_interleave(counts).to(y.dtype)
-    train = Samples(x[:1].expand(total, *x.shape[1:]), labels)  # stand-ins of the right shape, never read
+        y = torch.arange(dataset.num_classes).repeat(len(owners)).repeat_interleave(counts).to(y.dtype)
+    train = Samples(x, y)  # stand-ins of the right shape, never read
     ends = np.cumsum([0, *(node.samples for node in owners)]).astype(np.int64)
     shards = Shards(np.arange(total, dtype=np.int64), ends)
     groups = {split: columns for split, columns in dataset.groups.items() if split != "train"}
     known = replace(dataset, train=train, ids=None, groups=groups)
-    return (
-        samples.held_out(config, known, shards)
-        if config.evaluation.local_test
-        else FederatedData(known, shards)
-    )
+    found = FederatedData(known, shards)
+    if config.evaluation.local_test:
+        found = samples.tested(config, known, shards)
+    return assigning.assigned(config, found, shards, Roles(), counted=True)
 
 
 class _Check:
     """Whether a node has the same model, and the same partition of the same data, as the server."""
 
     def __init__(self, config: DictConfig, data: FederatedData, own: bool):
-        model = FlatModel(initial.model(config, data.dataset, None), initial.DTYPES[config.dtype])
-        self.layout = layout_name(model)
+        built = initial.model(config, data.dataset, None)
+        self.base = base_of(built)
+        self.layout = layout_name(FlatModel(built, initial.DTYPES[config.dtype]))
         self.partition, self.own = data.shards.hash(), own
 
     def __call__(self, node: Known) -> str:
@@ -104,6 +107,12 @@ class _Check:
             return f"own-data={str(node.own).lower()}, but the run began with {str(self.own).lower()}"
         if node.layout != self.layout:
             return "its model has other parameters than the server's; are its data and versions the same?"
+        if node.base_sha256 != (self.base.sha256 if self.base else ""):
+            theirs = FrozenBase(node.base, node.base_sha256) if node.base_sha256 else "trained as a whole"
+            return (
+                f"the frozen base of its model is {theirs}, the server's is {self.base or 'trained as a whole'}; load "
+                "the same weights on both sides"
+            )
         if not self.own and node.partition != self.partition:
             return "its partition of the data differs from the server's; do both read the same data set?"
         return ""

@@ -27,6 +27,7 @@ from fedsim.flower.wire import WIRE, Ask, NodeAnswer, absent
 from fedsim.run import participants, samples
 from fedsim.run.given import Given
 from fedsim.run.preparation import learning_task, load_data, plan
+from fedsim.task.frozen import base_of
 from fedsim.task.layout import Layout
 from fedsim.task.vectors import FlatModel
 
@@ -54,8 +55,9 @@ class Site:
 
     def describe(self) -> dict[str, Any]:
         """What the server wants to know before it gives this node work."""
-        data = self.worker.data
+        data, base = self.worker.data, base_of(self.worker.plan.task.model)
         return {
+            **(base.metadata() if base else {}),
             "wire": WIRE,
             "client": self.node.client,
             "samples": int(data.shards.sizes[self.node.client]),
@@ -70,7 +72,7 @@ class Site:
     def _counts(self) -> list[int]:
         """Samples per class where the data are the node's own: more than their numbers does not leave it."""
         data = self.worker.data
-        if not self.node.own_data or not data.dataset.num_classes or data.dataset.train.y.dim() != 1:
+        if not self.node.own_data or data.dataset.class_labels() is None:
             return []
         return [int(n) for n in data.class_counts(self.node.client)]
 

@@ -29,7 +29,7 @@ from fedsim.task.layout import Layout
 
 Records = dict[str, ArrayRecord | MetricRecord | ConfigRecord]
 Stamp = tuple[int, int]  # round and exchange in which a client's state was made
-WIRE = 3  # of this format: both sides must speak the same
+WIRE = 4  # of this format: both sides must speak the same
 AS_IS = "="  # before the name of an array that is not packed
 Plain = bool | int | float | str
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -16,22 +16,25 @@ from fedsim.config.schema import ClientConfig
 from fedsim.data.federated import FederatedData
 from fedsim.data.local import Batch, LocalData
 from fedsim.data.longtail import class_groups
+from fedsim.data.trees import size
 from fedsim.data.views import View
 from fedsim.exchange.payload import Payload, Value
+from fedsim.local.belongings import Belongings
 from fedsim.local.kept import LocalPart
 from fedsim.local.meter import Meter
 from fedsim.local.optimiser import LocalSteps
+from fedsim.local.part_steps import PartSteps
 from fedsim.local.showing import Showing
-from fedsim.local.work import local_epochs, num_steps
+from fedsim.local.work import local_epochs, num_steps, step_size
 from fedsim.task.evaluation import evaluate, mean_of, measured
 from fedsim.task.heads import HeadSlots
 from fedsim.task.layout import Layout
-from fedsim.task.task import Task
+from fedsim.task.task import Task, target
 from fedsim.task.vectors import FlatModel
 
 
 @dataclass(kw_only=True)
-class Job:
+class Job(Belongings):
     """One client in one exchange: what it received and kept, its samples, and what it can do with them.
 
     A local rule is written with ``job.grad``, ``job.descend`` and ``job.sgd`` on vectors (..., d), ``job.anchor``,
@@ -59,32 +62,10 @@ class Job:
     views: Mapping[str, View] = field(default_factory=dict)  # named augmentations, for ``view``
 
     def __post_init__(self) -> None:
-        self.sgd = LocalSteps(self.local, self.round)
+        self.sgd = LocalSteps(self.local, self.round, self.model.layout)
         self.meter = Meter()
         self.kept: dict[str, Tensor] | None = None  # the local part after training, put aside by ``delta``
         self._anchor: Tensor | None = None
-
-    # -- what the client has ----------------------------------------------------------------------------------------
-
-    @cached_property
-    def data(self) -> LocalData:
-        """This client's training samples."""
-        return self.source.client(self.client, self.model.w.dtype)
-
-    @property
-    def holdout(self) -> LocalData | None:
-        """What this client is measured on, never trained on (see ``evaluation``); ``None`` when the run has none."""
-        return self.source.client_holdout(self.client, self.model.w.dtype)
-
-    @property
-    def domain(self) -> int:
-        """Number of this client's domain; -1 without (no domains, no samples, or samples of several)."""
-        return int(self.source.client_domains[self.client])
-
-    @property
-    def test(self) -> LocalData | None:
-        """The common test set, if there is one."""
-        return self.source.test_data(self.model.w.dtype)
 
     @property
     def layout(self) -> Layout:
@@ -109,7 +90,10 @@ class Job:
     @property
     def num_steps(self) -> int:
         """Local steps K that ``batches`` will give."""
-        steps = num_steps(self.local, len(self.data), self.epochs, self._smallest)
+        return self._steps_over(self.data)
+
+    def _steps_over(self, data: LocalData) -> int:
+        steps = num_steps(self.local, len(data), self.epochs, self._smallest)
         return steps if self.most_steps is None else min(steps, self.most_steps)
 
     @property
@@ -136,7 +120,7 @@ class Job:
 
         Drawn by client, round, step and how often it was asked for in the step: whoever computes it, and whatever else.
         """
-        return self._showing.show(self, name, batch)
+        return self._showing.show(self, self.source.dataset, name, batch)
 
     @cached_property
     def _showing(self) -> Showing:
@@ -171,25 +155,42 @@ class Job:
         """``v`` (..., d), in place, with zeros where parameters stay with the client."""
         return self.local_part.zero(v)
 
-    def batches(self, purpose: str = "batches", epochs: int | None = None) -> Iterator[Batch]:
-        """This round's mini-batches, by the configured epochs or steps, batch size and order.
+    def optimiser(self, params: str | Iterable[str] = "*", **settings: Any) -> PartSteps:
+        """A further optimiser, of the parameters whose names match ``params``: see ``PartSteps``."""
+        return PartSteps.beside(self.sgd, self.model, params, settings)
 
-        Another ``purpose`` gives another order, for a phase of its own; ``epochs`` replaces the configured work. A
-        last batch of one sample is left out where the model has BatchNorm, which cannot train on it.
+    def batches(
+        self, purpose: str = "batches", epochs: int | None = None, data: LocalData | None = None
+    ) -> Iterator[Batch]:
+        """This round's mini-batches, by the configured epochs or steps, batch size and order; with
+        ``client.accumulate`` the micro-batches of its steps.
+
+        Another ``purpose`` gives another order, for a phase of its own; ``epochs`` replaces the configured work,
+        ``data`` the client's labelled samples (by ``job.unlabelled``, with a ``purpose`` of its own). A last batch of
+        one sample is left out where the model has BatchNorm, which cannot train on it.
         """
-        local, meter = self.local, self.meter
-        for block in self.data.blocks(
-            local.batch_size,
+        local, meter, pace = self.local, self.meter, self.sgd.pace
+        data = self.data if data is None else data
+        if pace is not None:
+            whole = local if epochs is None else replace(local, steps=None)
+            pace.begin(num_steps(whole, len(data), epochs or self.epochs, self._smallest))
+        for block in data.blocks(
+            step_size(local),
             epochs=self.epochs if epochs is None else epochs,
-            steps=None if epochs is not None else local.steps if self.most_steps is None else self.num_steps,
+            steps=None
+            if epochs is not None
+            else local.steps
+            if self.most_steps is None
+            else self._steps_over(data),
             shuffle=local.shuffle,
             rng=self.rng(purpose),
             smallest=self._smallest,
         ):
             for batch in block:
-                yield batch
+                for part in (batch,) if pace is None else pace.parts(batch, local.batch_size, self._smallest):
+                    yield part
+                    meter.samples += part.size
                 meter.steps += 1
-                meter.samples += batch.x.shape[0]
 
     @property
     def _smallest(self) -> int:
@@ -210,9 +211,9 @@ class Job:
         the loss is not logged twice. ``loss(output, y)`` and ``forward(model, x)`` replace the task's.
         """
         meter = self.meter
-        meter.backward(batch.x.shape[0])
-        loss = loss or self.task.loss
-        g, value = self.model.grad(w, batch.x, batch.y, loss, again=again, forward=forward)
+        meter.backward(batch.size)
+        loss, forward = self.task.parts(batch, loss, forward)
+        g, value = self.model.grad(w, batch.x, target(batch), loss, again=again, forward=forward)
         self.sgd.idle = self.model.idle
         if not again:
             meter.losses.append(value)
@@ -231,15 +232,15 @@ class Job:
         model, sgd, meter = self.model, self.sgd, self.meter
         if not sgd.plain or w is not model.w:
             return sgd(w, self.grad(w, batch, loss=loss, forward=forward))
-        x, y = batch
-        meter.backward(x.shape[0])
-        value = model.descend(x, y, loss or self.task.loss, sgd.lr, self.local.weight_decay, forward)
+        meter.backward(batch.size)
+        loss, forward = self.task.parts(batch, loss, forward)
+        value = model.descend(batch.x, target(batch), loss, sgd.lr, self.local.weight_decay, forward)
         meter.losses.append(value)
         return w
 
     def forward(self, w: Tensor, x: Tensor, call: Callable[[nn.Module, Tensor], Tensor]) -> Tensor:
         """``call(model, x)`` at ``w`` (d,), without gradient and without touching running statistics."""
-        self.meter.forward(len(x))
+        self.meter.forward(size(x))
         return self.model.apply(w, x, call)
 
     def full_gradient(self, w: Tensor, batch_size: int = 512) -> Tensor:
@@ -250,10 +251,16 @@ class Job:
         return total
 
     def weight(self, weighting: str) -> float:
-        """Aggregation weight: the number of samples (``samples``) or 1 (``uniform``)."""
-        return float(len(self.data)) if weighting == "samples" else 1.0
+        """Aggregation weight: the number of samples (``samples``; of tokens, where the task counts those) or 1
+        (``uniform``)."""
+        if weighting != "samples":
+            return 1.0
+        if self.task.count is None:
+            return float(len(self.data))
+        rows = torch.split(torch.arange(len(self.data)), 512)
+        return sum(self.task.units(target(self.data.read(r)), len(r)) for r in rows)
 
-    def evaluate(self, data: LocalData, w: Tensor | None = None, batch_size: int = 512) -> dict[str, float]:
+    def evaluate(self, data: LocalData, w: Tensor | None = None, batch_size: int = 512) -> dict[str, Any]:
         """Means of loss and metrics on ``data`` of ``w`` (d,), by default the received model.
 
         What this client keeps of normalisation layers is put in place first.
@@ -265,16 +272,11 @@ class Job:
         """The same of ``w`` (d,) with the statistics that the model has at the moment."""
         self.meter.forward(len(data))
         rows = torch.split(torch.arange(len(data)), batch_size)
-        return mean_of(evaluate(self.model, w, data, self.task, rows), self._groups)
+        return mean_of(evaluate(self.model, w, data, self.task, rows), self._groups, self.task)
 
     def score(self, logits: Tensor, y: Tensor) -> dict[str, float]:
         """Means of loss and metrics of ``logits`` (n, C), however they came about, on targets ``y`` (n,)."""
-        return mean_of([measured(self.task, logits, y)], self._groups)
-
-    @property
-    def class_counts(self) -> Tensor:
-        """This client's training samples per class, int64 (C,)."""
-        return torch.from_numpy(self.source.class_counts(self.client)).to(self.model.w.device)
+        return mean_of([measured(self.task, logits, y)], self._groups, self.task)
 
     @property
     def _groups(self) -> np.ndarray | None:

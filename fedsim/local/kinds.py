@@ -16,6 +16,7 @@ WORK = (
     "min_epochs",
     "steps",
     "batch_size",
+    "accumulate",
 )  # settings of the group `client` that a class may change
 KEYS = ("share", "width", *WORK)
 

@@ -11,6 +11,10 @@ from torch import Tensor
 
 from fedsim.config.schema import AdamConfig, ClientConfig
 from fedsim.errors import ClientError
+from fedsim.local.groups import Groups, other_rates
+from fedsim.local.pace import Pace, Sums
+from fedsim.local.rates import RateSchedule, round_lr
+from fedsim.task.layout import Layout
 
 
 class LocalSteps:
@@ -18,14 +22,25 @@ class LocalSteps:
 
     ``steps(w, g)`` makes one step. ``lr`` is the learning rate of ``round``; ``momentum`` (..., d) is ``None`` before
     the first step with momentum; ``idle`` says where parameters lie that had no part in the last loss; ``clipped``
-    counts the steps that were clipped, (C, 1) when C clients step at once.
+    counts the steps that were clipped, (C, 1) when C clients step at once. ``pace`` says where the client stands in its
+    round, where a schedule or accumulation must know.
     """
 
-    def __init__(self, local: ClientConfig, round: int):
-        self.local = local
-        self.lr = float(local.lr * local.lr_decay**round)
+    def __init__(
+        self, local: ClientConfig, round: int, layout: Layout | None = None, pace: Pace | None = None
+    ):
+        """``layout`` of the vectors, for ``client.groups``; ``pace`` that of the job's other optimisers."""
+        self.local, self.round = local, round
+        self.lr = round_lr(local, round)
+        self.groups = Groups.of(local.groups, layout, local.weight_decay) if local.groups else None
+        self.schedule = RateSchedule.of(local.schedule, "client.schedule") if local.schedule else None
+        paced = local.accumulate > 1 or self.schedule is not None
+        self.pace = Pace() if pace is None and paced else pace
+        self.paces: list[Pace] | None = None  # of several clients that step at once
+        # whether a step goes along the clipped gradient itself
+        self._straight = not (local.clip == "full" or local.momentum or local.adam or self.groups)
         # whether a step is w <- (1 - lr weight_decay) w - lr g
-        self.plain = local.clip_norm is None and not local.momentum and not local.adam
+        self.plain = not (local.clip_norm is not None or local.momentum or local.adam or self.groups or paced)
         self.restart()
 
     def restart(self) -> None:
@@ -34,42 +49,85 @@ class LocalSteps:
         self.moments: tuple[Tensor, Tensor] | None = None  # Adam's
         self.adam_steps = 0
         self.idle: tuple[slice, ...] = ()
-        self._skipped: Tensor | None = None  # (d,) Adam's steps that passed a parameter by
         self.clipped: int | Tensor = 0
+        self._skipped: Tensor | None = None  # (d,) Adam's steps that passed a parameter by
+        self._spans: Sequence[slice] | None = None  # where the next step's vectors lie, if not whole
+        self._sums = Sums() if self.local.accumulate > 1 else None  # of the step's micro-batches so far
 
     def __call__(self, w: Tensor, g: Tensor, correction: Tensor | None = None, decay: float = 0.0) -> Tensor:
         """One local step in place: ``w <- w - lr (v + (weight_decay + decay) w)`` with ``v = clip(g + correction)``.
 
         ``g`` is consumed. Clipping bounds the norm over the whole vector, ``v min(1, G / (|v| + 1e-6))``, and leaves
         the decay terms outside (``clip: direction``); ``loss`` clips ``g`` alone, ``full`` the whole step. With
-        momentum ``m <- momentum m + step`` and ``w <- w - lr m``, starting at zero every round. With ``client.adam``
-        the whole step, decay terms included, is what Adam takes for the gradient.
+        momentum ``m <- momentum m + step`` and ``w <- w - lr m`` (``nesterov``: ``w - lr (step + momentum m)``),
+        starting at zero every round. With ``client.adam`` the whole step, decay terms included, is what Adam takes for
+        the gradient. ``decoupled``: ``w`` first shrinks by ``lr weight_decay w``, which is then no part of the step.
+
+        ``client.groups`` multiply lr and replace weight_decay per entry; ``client.schedule`` multiplies lr per step.
+        With ``client.accumulate`` ``w`` stays until the last micro-batch of a step, whose ``g`` is the samples' mean.
 
         Parameters without part in the loss (``idle``) do not decay by ``weight_decay``, as torch's optimisers pass by
         those without gradient; nothing moves them unless ``correction`` or ``decay`` does.
         """
+        if self._sums is not None and self.pace is not None:
+            mean = self._sums.add(g, self.idle, self.pace)
+            if mean is None:
+                return w
+            g, self.idle = mean
         if self.idle:
             return self._sparing(w, g, correction, decay)
-        local, rate = self.local, self.local.weight_decay + decay
+        return self._step(w, g, correction, decay)
+
+    def _step(self, w: Tensor, g: Tensor, correction: Tensor | None, decay: float) -> Tensor:
+        """A step along the gradient ``g`` of all its samples, none of the parameters idle."""
+        local, scale = self.local, None
+        lr: float | Tensor = self.lr
+        own: float | Tensor = local.weight_decay
+        if self.schedule is not None:
+            lr = self._scheduled(w)
+        if self.groups is not None:
+            scale, own, frozen = self.groups.rates(w, self._spans)
+            self._spans = None
+            if frozen is not None:
+                g.masked_fill_(frozen, 0)
         if local.clip == "loss":
             self._clip(g)
         if correction is not None:
             g.add_(correction)
         if local.clip == "direction":
             self._clip(g)
-        if local.clip == "full" or local.momentum or local.adam:
-            if rate:
-                g.add_(w, alpha=rate)
-            if local.clip == "full":
-                self._clip(g)
-            if local.momentum:
-                g = g if self.momentum is None else self.momentum.mul_(local.momentum).add_(g)
-                self.momentum = g
-            if local.adam:
-                g = self._adam(g, local.adam)
+        if not self._straight or isinstance(lr, Tensor):
+            g = self._direction(w, g, lr, scale, own, decay)
+        elif own + decay:
+            w.mul_(1 - lr * (own + decay))
+        return _moved(w, g, lr, scale)
+
+    def _direction(
+        self,
+        w: Tensor,
+        g: Tensor,
+        lr: float | Tensor,
+        scale: Tensor | None,
+        own: float | Tensor,
+        decay: float,
+    ) -> Tensor:
+        """What is subtracted, times lr, in a step along ``g``: decay terms, clipping, momentum, Adam; it decays ``w``
+        where that is decoupled."""
+        local = self.local
+        rate = decay if local.decoupled else own + decay
+        if isinstance(rate, Tensor):
+            g.addcmul_(w, rate)
         elif rate:
-            w.mul_(1 - self.lr * rate)
-        return w.add_(g, alpha=-self.lr)
+            g.add_(w, alpha=rate)
+        if local.decoupled and (isinstance(own, Tensor) or own):
+            w.mul_(1 - (lr if scale is None else lr * scale) * own)
+        if local.clip == "full":
+            self._clip(g)
+        if local.momentum:
+            step = g.clone() if local.nesterov else g
+            self.momentum = step if self.momentum is None else self.momentum.mul_(local.momentum).add_(g)
+            g = g.add_(self.momentum, alpha=local.momentum) if local.nesterov else self.momentum
+        return self._adam(g, local.adam) if local.adam else g
 
     def pulled(self, w: Tensor, g: Tensor, fixed: Tensor, strength: float, *, whole: bool = False) -> Tensor:
         """One local step along ``g + strength w + fixed``, the last two a pull to a point such as ``mu (w - x^t)``.
@@ -95,7 +153,7 @@ class LocalSteps:
             if decay and correction is not None:
                 correction[..., span].add_(w[..., span], alpha=decay)
             w[..., span] = 0
-        w = self(w, g, correction, decay)
+        w = self._step(w, g, correction, decay)
         for span, value in zip(idle, before, strict=True):
             w[..., span] = value if alone else w[..., span] + value
         for place, value in kept:
@@ -116,24 +174,41 @@ class LocalSteps:
                 if a < b:
                     places.append(slice(start + a - span.start, start + b - span.start))
             start += span.stop - span.start
-        self.idle = tuple(places)
+        self.idle, self._spans = tuple(places), spans
 
     def demand_gradient_steps(self, who: str) -> None:
         """For rules that read gradients back from ``(x - x_K) / (K lr)``.
 
         Raises:
-            ClientError: under Adam, whose steps are no gradients.
+            ClientError: under whatever makes a step another thing than lr times a gradient, or a sum of such.
         """
-        if self.local.adam:
-            raise ClientError(
-                f"{who} reads gradients back from the local steps; use client=sgd instead of adam"
-            )
+        local, pattern = self.local, other_rates(self.local.groups)
+        for found, remedy in (
+            (local.adam, "use client=sgd instead of adam"),
+            (local.nesterov, "leave client.nesterov out"),
+            (
+                self.schedule and not self.schedule.constant,
+                "leave client.schedule out (client.round_schedule may stay)",
+            ),
+            (pattern, f"client.groups must not give '{pattern}' another lr"),
+            (not self.lr, "the learning rate of this round is 0; give client.round_schedule a floor"),
+        ):
+            if found:
+                raise ClientError(f"{who} reads gradients back from the local steps; {remedy}")
+
+    def of_many(self, others: Sequence[LocalSteps]) -> LocalSteps:
+        """That of several clients that step at once, from their own."""
+        whole = copy.copy(self)
+        if self.schedule is not None:
+            whole.paces = [one.pace for one in others if one.pace is not None]
+        return whole
 
     def rows(self, index: Tensor) -> LocalSteps:
         """Those of some of the clients that step at once, by position (c,)."""
         part = copy.copy(self)
         part.momentum = None if self.momentum is None else self.momentum[index]
         part.clipped = self.clipped[index] if isinstance(self.clipped, Tensor) else self.clipped
+        part.paces = None if self.paces is None else [self.paces[i] for i in index.tolist()]
         return part
 
     def put_back(self, index: Tensor, part: LocalSteps, count: int) -> None:
@@ -146,6 +221,13 @@ class LocalSteps:
             if not isinstance(self.clipped, Tensor):
                 self.clipped = part.clipped.new_zeros((count, 1))
             self.clipped[index] = part.clipped
+
+    def _scheduled(self, w: Tensor) -> float | Tensor:
+        """The learning rate of this step; (C, 1) where each of C clients has its own number of steps."""
+        assert self.schedule is not None and self.pace is not None
+        if self.paces is None:
+            return self.lr * self.pace.factor(self.schedule)
+        return w.new_tensor([self.lr * pace.factor(self.schedule) for pace in self.paces]).unsqueeze(-1)
 
     def _adam(self, g: Tensor, adam: AdamConfig) -> Tensor:
         """Adam's direction (d,) for the gradient ``g``; moments are this job's own."""
@@ -167,3 +249,10 @@ class LocalSteps:
         elif float(norm) > bound:
             self.clipped += 1
             g.mul_(bound / norm)
+
+
+def _moved(w: Tensor, g: Tensor, lr: float | Tensor, scale: Tensor | None) -> Tensor:
+    """``w - lr scale g`` in place; ``g`` is left as it is, since it may be the momentum."""
+    if isinstance(lr, Tensor):
+        return w.addcmul_(g, lr if scale is None else lr * scale, value=-1)
+    return w.add_(g, alpha=-lr) if scale is None else w.addcmul_(g, scale, value=-lr)

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import Protocol
 
+import torch
+
+from fedsim.data.dataset import Dataset
 from fedsim.data.local import Batch
 from fedsim.data.views import View, seen_prepared
 from fedsim.errors import ConfigError, hint
 
-if TYPE_CHECKING:
-    from fedsim.local.job import Job
+
+class Keyed(Protocol):
+    """What a job gives: how far it is, and generators of its own."""
+
+    @property
+    def steps(self) -> int:
+        """Steps done."""
+
+    def rng(self, purpose: str, *numbers: int) -> torch.Generator:
+        """A generator for a purpose."""
 
 
 class Showing:
@@ -21,7 +32,7 @@ class Showing:
         self._at: tuple[int, int] = (0, 0)  # phase and step
         self._times: dict[str, int] = {}
 
-    def show(self, job: Job, name: str, batch: Batch) -> Batch:
+    def show(self, job: Keyed, data: Dataset, name: str, batch: Batch) -> Batch:
         """``batch`` as the view ``name`` shows it: keyed by (seed, name, round, client, phase, step, times before)."""
         if (view := self.views.get(name)) is None:
             raise ConfigError(
@@ -31,6 +42,5 @@ class Showing:
             self._at, self._times = at, {}
         times = self._times.get(name, 0)
         self._times[name] = times + 1
-        data = job.source.dataset
         generator = job.rng(f"view/{name}", *at, times)
-        return Batch(*seen_prepared(view, *batch, generator, data.normalize, data.train.x))
+        return Batch(*seen_prepared(view, *batch, generator, data.normalize, getattr(data.train, "x", None)))

@@ -33,7 +33,7 @@ class Work:
 
 def work_of(local: ClientConfig, n: int, seed: int, round: int, client: int) -> Work:
     """What a client with ``n`` samples is asked to do in a round."""
-    return Work(num_steps(local, n, local_epochs(local, seed, round, client)), n, local.batch_size)
+    return Work(num_steps(local, n, local_epochs(local, seed, round, client)), n, step_size(local))
 
 
 def local_epochs(local: ClientConfig, seed: int, round: int, client: int) -> int:
@@ -43,8 +43,13 @@ def local_epochs(local: ClientConfig, seed: int, round: int, client: int) -> int
     return int(numpy_rng(seed, "epochs", round, client).integers(local.min_epochs, local.epochs + 1))
 
 
+def step_size(local: ClientConfig) -> int:
+    """Samples of a whole step: ``accumulate`` micro-batches of ``batch_size``."""
+    return local.batch_size * local.accumulate
+
+
 def num_steps(local: ClientConfig, n: int, epochs: int, smallest: int = 1) -> int:
-    """Local steps K with ``n`` samples: ``steps`` if that is set; a short last batch of an epoch counts as a step,
+    """Local steps K with ``n`` samples: ``steps`` if that is set; a short last step of an epoch counts as one,
     unless it has fewer than ``smallest`` samples."""
-    per_epoch = batches_per_epoch(n, local.batch_size, smallest)
+    per_epoch = batches_per_epoch(n, step_size(local), smallest) if local.batch_size >= smallest else 0
     return (local.steps if local.steps is not None else epochs * per_epoch) if per_epoch else 0

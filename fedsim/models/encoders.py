@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedsim.errors import ConfigError
+from fedsim.models.split import features_of, named_apart, with_head
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
@@ -92,22 +94,23 @@ class FromRun(nn.Module):
             weights = load_file(folder / "weights.safetensors")
         except (OSError, AttributeError) as error:
             raise ConfigError(f"encoder.run={run}: not the folder of a finished run ({error})") from error
-        head = weights.get("head.weight")
+        node, named = named_apart(node)
+        pattern = f"{named or 'head'}.weight"
+        head = next((t for name, t in weights.items() if fnmatchcase(name, pattern)), None)
         if head is None or "_target_" not in node:
             raise ConfigError(
-                f"encoder.run={run}: its model has no layer 'head', or was not named in its configuration"
+                f"encoder.run={run}: its model has no layer '{named or 'head'}', or was not named in its configuration"
             )
         model = instantiate(node, input_shape=list(input_shape), num_classes=len(head))
         try:
             model.load_state_dict(weights)
         except RuntimeError as error:
             raise ConfigError(f"encoder.run={run}: {str(error).splitlines()[-1].strip()}") from error
-        self.model = model
+        self.model = with_head(model, named)
 
     def forward(self, x: Tensor) -> Tensor:
         """The model's features (B, d)."""
-        out: Tensor = self.model.features(x)
-        return out.flatten(1)
+        return features_of(self.model, x).flatten(1)
 
 
 class Clip(nn.Module):

@@ -239,9 +239,14 @@ def _part(config: Any) -> str:
     options = [
         f"{k}={_plain(v)}"
         for k, v in config.items()
-        if not k.startswith("_") and v is not None and v is not False
+        if not k.startswith("_") and v is not None and v is not False and not _all_labelled(k, v)
     ]
     return f"{name} ({', '.join(options)})" if options else name
+
+
+def _all_labelled(key: str, value: Any) -> bool:
+    """Whether an option is ``data.labelled`` of data that all have labels."""
+    return key == "labelled" and isinstance(value, Mapping) and value.get("at") is None
 
 
 def _value(config: Mapping[str, Any], key: str) -> str:

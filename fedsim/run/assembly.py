@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
@@ -14,12 +14,13 @@ from fedsim.engine import vectorised
 from fedsim.engine.assignments import Plan
 from fedsim.engine.base import Engine, SerialEngine
 from fedsim.errors import ConfigError
-from fedsim.run import initial, participants
+from fedsim.run import assigning, initial, participants
 from fedsim.run.given import Given
 from fedsim.run.key import run_dir
 from fedsim.run.preparation import plan
 from fedsim.sampling import Population
 from fedsim.sampling.cohort import check_cohorts
+from fedsim.sampling.exclusion import Roster
 from fedsim.server.clientstore import ClientStore
 from fedsim.server.collusion import colluding
 from fedsim.server.context import Context
@@ -28,6 +29,7 @@ from fedsim.server.exchanger import Exchanger
 from fedsim.server.exchanges import Server
 from fedsim.server.loop import Loop
 from fedsim.server.traits import StrategyLike
+from fedsim.task.copies import copied
 from fedsim.task.task import Task
 from fedsim.task.vectors import FlatModel
 from fedsim.tracking import Trackers
@@ -66,15 +68,15 @@ def assemble(
 ) -> Loop:
     """Give the engine its plan and put the loop together."""
     cohorts = _cohorts(config, given, method)
-    folder, start = run_dir(config), FlatModel(copy.deepcopy(task.model), initial.DTYPES[config.dtype])
+    folder, start = run_dir(config), FlatModel(copied(task.model), initial.DTYPES[config.dtype])
     clock = participants.clock(config, task, data, start.layout.size)
     work = plan(config, method, task, data, clock)
-    context = _context(config, given, work, start, topology)
+    context = _context(config, given, work, data, start, topology)
     method.setup(task, start.layout)
     engine.start(work)
     return Loop(
         strategy=method,
-        server=_server(config, context, work, start, engine, clock),
+        server=_server(config, context, work, data, start, engine, clock, method.traits.asynchronous),
         trackers=trackers,
         rounds=config.rounds,
         clients_per_round=min(config.clients_per_round, data.num_clients),
@@ -87,10 +89,15 @@ def assemble(
 
 
 def _context(
-    config: DictConfig, given: Given, work: Plan, start: FlatModel, topology: Topology | None
+    config: DictConfig,
+    given: Given,
+    work: Plan,
+    whole: FederatedData,
+    start: FlatModel,
+    topology: Topology | None,
 ) -> Context:
-    """What a strategy may know of the run."""
-    data = work.data
+    """What a strategy may know of the run; ``whole`` holds also what is not ``handed`` to workers."""
+    data, own = work.data, whole.roles
     return Context(
         task=work.task,
         layout=start.layout,
@@ -101,6 +108,10 @@ def _context(
         dtype=work.dtype,
         share_buffers=work.buffers == "average",
         class_counts=data.all_counts(),
+        unlabelled=None if own.unlabelled is None else own.unlabelled.sizes,
+        data=None if own.server is None else own.server.read(whole.dataset, work.dtype),
+        roster=Roster(data.num_clients, own.absent) if own.absent else None,
+        newcomers=None if own.newcomers is None else own.newcomers.sizes,
         own_tests=data.local_test,
         client_domains=data.domain_names,
         topology=topology,
@@ -110,10 +121,17 @@ def _context(
 
 
 def _server(
-    config: DictConfig, context: Context, work: Plan, start: FlatModel, engine: Engine, clock: Clock | None
+    config: DictConfig,
+    context: Context,
+    work: Plan,
+    data: FederatedData,
+    start: FlatModel,
+    engine: Engine,
+    clock: Clock | None,
+    fill: bool,
 ) -> Server:
-    """The server, with an exchanger and an examiner on the started engine."""
-    data, folder = work.data, run_dir(config)
+    """The server, with an exchanger and an examiner on the started engine; ``fill``: whatever ``exclude_fill`` says."""
+    test, folder = data.dataset.test, run_dir(config)
     few = VECTORISED_CHUNKS if vectorised.planned(work, start) else 0
     exchanger = Exchanger(
         context=context,
@@ -126,17 +144,38 @@ def _server(
     examiner = Examiner(
         context=context,
         engine=engine,
-        test_labels=None if data.dataset.test is None else data.dataset.test.y[data.test_rows],
+        test_size=0 if test is None else len(test),
+        test_labels=None if test is None or test.labels is None else test.labels[data.test_rows],
         test_domains=data.test_domains,
         eval_batch=config.evaluation.batch_size,
+        truth=data.truth_of if data.roles.truth is not None else None,
     )
+    fill = fill or config.exclude_fill == "substitute"
+    people = Population(data.registered, config.seed, clock, config.participation)
+    people.absent, people.fill = data.roles.absent, fill
     return Server.of(
         context,
         exchanger=exchanger,
         examiner=examiner,
-        population=Population(context.sizes, config.seed, clock, config.participation),
+        validator=_validator(examiner, data),
+        population=people,
         sampler=part(config.sampling, "sampling"),
         clock=clock,
+    )
+
+
+def _validator(examiner: Examiner, data: FederatedData) -> Examiner | None:
+    """The examiner of the validation set, if there is one."""
+    part = data.roles.validation
+    if part is None:
+        return None
+    labels = (part.samples or data.dataset.train).labels
+    return replace(
+        examiner,
+        test_size=len(part.rows),
+        test_labels=None if labels is None else labels[part.rows],
+        test_domains=data.roles.validation_domains,
+        on="val",
     )
 
 
@@ -146,4 +185,4 @@ def _cohorts(config: DictConfig, given: Given, method: StrategyLike) -> list[lis
         return None
     if method.traits.asynchronous:
         raise ConfigError("cohorts: an asynchronous method starts clients by itself; leave cohorts out")
-    return check_cohorts(given.cohorts, config.rounds, config.num_clients)
+    return check_cohorts(given.cohorts, config.rounds, config.num_clients, assigning.absent(config)[0])

@@ -16,13 +16,15 @@ from fedsim.config.roles import telling
 from fedsim.errors import CheckpointError, ConfigError, DataError, LockedError
 from fedsim.report.runs import flatten
 from fedsim.run.key import Finished, finished_in, horizon, keys_before, marked, run_key, same_run
+from fedsim.run.modelcard import CARD
 from fedsim.server import checkpoint
 from fedsim.server.collusion import ATTACKERS
+from fedsim.server.weightsfile import BEST, LAST
 
 log = logging.getLogger(__name__)
 
 HANDED = "other things, or other code, were handed over in Python"
-RESULTS = ("summary.json", "weights.safetensors")  # written at the end of a run
+RESULTS = ("summary.json", LAST, CARD)  # written at the end of a run
 
 
 @contextmanager
@@ -75,16 +77,18 @@ def adopt(folder: Path, config: DictConfig, mark: str) -> None:
         checkpoint.change_key(saved, marked(run_key(config), mark))
 
 
-def complete(folder: Path, config: DictConfig, key: str) -> Finished | None:
+def complete(folder: Path, config: DictConfig, key: str, *, stoppable: bool = False) -> Finished | None:
     """What lies in the folder, if that is this run with all its rounds and weights; it is not touched.
+
+    ``stoppable``: there are callbacks, by which one that they stopped early would stop again.
 
     Raises:
         CheckpointError: if another run lies there.
     """
     saved = checkpoint.latest(folder / "checkpoint")
-    if config.resume == "never" or saved is None or not (folder / "weights.safetensors").exists():
+    if config.resume == "never" or saved is None or not (folder / LAST).exists():
         return None
-    found = finished_in(folder, config)
+    found = finished_in(folder, config, stoppable=stoppable)
     if found is not None:
         _check(saved, folder, config, key)
         if found.remarks:
@@ -101,7 +105,7 @@ def enter(folder: Path, config: DictConfig, key: str) -> Path | None:
     if config.resume == "never" and folder.exists():
         for name in ("checkpoint", "wandb", "tensorboard"):
             shutil.rmtree(folder / name, ignore_errors=True)
-        for name in (*RESULTS, "metrics.jsonl", "clients.jsonl", "config.yaml", ATTACKERS):
+        for name in (*RESULTS, BEST, "metrics.jsonl", "clients.jsonl", "config.yaml", ATTACKERS):
             (folder / name).unlink(missing_ok=True)
     previous = checkpoint.latest(folder / "checkpoint")
     if previous is not None:

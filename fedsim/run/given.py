@@ -7,16 +7,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from omegaconf import DictConfig, open_dict
 from torch import Tensor, nn
 
 from fedsim.config.code import digest
-from fedsim.data.dataset import Pair
+from fedsim.data.dataset import Augment, Pair
+from fedsim.data.joining import content_hash
+from fedsim.data.trees import tree_map
 from fedsim.errors import ConfigError
 from fedsim.rng import hash_tensors
 from fedsim.run.key import spans_run
-from fedsim.task.task import LossFn
+from fedsim.task.losses import Forward, LossFn
 
 
 @dataclass(frozen=True)
@@ -25,27 +28,43 @@ class Given:
 
     Args:
         model: a module, or a factory called under the run's seed; default: ``config.model``.
-        clients: one ``(x, y)`` pair per client, instead of ``config.data`` and ``config.partition``.
-        test: ``(x, y)`` of the common test set, with ``clients``; or one such pair per domain, by name.
+        clients: one ``(x, y)`` pair per client, instead of ``config.data`` and ``config.partition``; ``x`` and ``y``
+            may be trees, ``y`` may be ``None``, and a torch data set or data loader stands for a pair.
+        data: the samples of all, to be split by ``config.partition``: as one client's, or a ``fedsim.data.Dataset``.
+        test: ``(x, y)`` of the common test set, with ``clients`` or ``data``; or one such pair per domain, by name.
+        validation: ``(x, y)`` of a common validation set, instead of ``evaluation.validation``.
+        server: ``(x, y)`` of labelled samples of the server's own (``server.data``), instead of ``data.server``.
         domains: name of each client's domain, with ``clients``.
-        loss: ``(model output, y) -> scalar``, the mean over the batch; default: cross entropy.
+        loss: ``(model output, y) -> scalar``, or ``(model, batch) -> scalar``, the mean over the batch; default: what
+            ``config.task`` says.
+        metrics: by name, functions ``(output, y)`` that return a mean or (sum, count), or torchmetrics objects.
+        forward: ``(model, x) -> output``; default: a dict is passed by keyword, a tuple by position.
+        augment: ``(raw batch x, generator) -> x``, applied to training batches.
         initial: state dict that the run starts from.
         cohorts: client ids of each round, instead of sampling.
         strategy: a strategy object or class, instead of ``config.strategy``.
-        callbacks: further trackers, objects with any of the hooks of ``fedsim.tracking.Tracker``.
+        callbacks: objects with any of the hooks of ``fedsim.Callback`` or ``fedsim.tracking.Tracker``.
         classes: names of the classes, found in ``clients`` and ``test`` (``fedsim.run.samples.admitted``).
+        columns: names of the inputs' columns, found there too; empty where they are no tables.
     """
 
     model: nn.Module | Callable[[], nn.Module] | None = None
-    clients: Sequence[Pair] | None = None
+    clients: Sequence[Any] | None = None
+    data: Any = None
     test: Pair | Mapping[str, Pair] | None = None
+    validation: Any = None
+    server: Any = None
     domains: Sequence[str] | None = None
     loss: LossFn | None = None
+    metrics: Mapping[str, Any] | None = None
+    forward: Forward | None = None
+    augment: Augment | None = None
     initial: Mapping[str, Tensor] | None = None
     cohorts: Sequence[Sequence[int]] | None = None
     strategy: Any = None
     callbacks: Sequence[object] = ()
     classes: Sequence[str] = ()
+    columns: Sequence[str] = ()
 
     def record(self, config: DictConfig) -> None:
         """Let the recorded configuration name what was handed over, not what it stands for (in place)."""
@@ -55,10 +74,13 @@ class Given:
                 if spans_run(self.strategy):
                     config.strategy["horizon"] = True
             if self.model is not None:
-                config.model = {"given": _path(self.model)}
+                head = config.model.get("head")
+                config.model = {"given": _path(self.model)} | ({} if head is None else {"head": head})
             if self.clients is not None:
-                config.data = {"given": f"{len(self.clients)} clients"}
+                config.data = {"given": f"{len(self.clients)} clients", **_roles(config.data)}
                 config.partition = {"given": f"{len(self.clients)} clients"}
+            if self.data is not None:
+                config.data = {"given": type(self.data).__name__, **_roles(config.data)}
 
     def fingerprint(self, *, alone: bool = False) -> str:
         """Identifies the handed-over parts in a checkpoint, code and values; empty if there are none.
@@ -73,21 +95,48 @@ class Given:
         tests = (
             list(self.test.values()) if isinstance(self.test, Mapping) else [self.test] if self.test else []
         )
-        pairs = [*(self.clients or ()), *tests]
+        more = {k: v for k in ("validation", "server") if (v := getattr(self, k)) is not None}
+        pairs = [*(self.clients or ()), *tests, *map(_halves, more.values())]
+        if more:
+            parts.append("+".join(more))
         if self.domains is not None:
             parts.append(
                 f"domains{list(self.domains)}{list(self.test or ()) if isinstance(self.test, Mapping) else ''}"
             )
         if pairs:
-            parts.append("data" + hash_tensors(torch.as_tensor(t) for pair in pairs for t in pair))
+            parts.append("data" + content_hash(pairs))
+        if self.data is not None:
+            parts.append("split" + content_hash([self.data]))
         if self.initial is not None:
             parts.append("initial" + hash_tensors(torch.as_tensor(t) for t in self.initial.values()))
         if self.cohorts is not None:
             parts.append(f"cohorts{[list(map(int, c)) for c in self.cohorts]}")
-        for name, thing in (("strategy", self.strategy), ("loss", self.loss)):
+        own = ("strategy", "loss", "metrics", "forward", "augment")
+        for name, thing in ((name, getattr(self, name)) for name in own):
             if thing is not None:
                 parts.append(f"{name}{_digest(name, thing, alone)}")
         return "/".join(parts)
+
+
+def _roles(node: DictConfig) -> dict[str, Any]:
+    """What holds for samples of any source (``data.labelled``, ``data.server``), where it says anything."""
+    found = {k: v for k in ("labelled", "server") if (v := node.get(k)) is not None}
+    if isinstance(labelled := found.get("labelled"), Mapping) and labelled.get("at") is None:
+        del found["labelled"]
+    return found
+
+
+def _halves(part: Any) -> tuple[Any, Any]:
+    """Inputs and targets of validation or server samples (``containers.Part``); text as bytes that tell it apart."""
+
+    def number(values: Any) -> Any:
+        if not isinstance(values, np.ndarray) or isinstance(values, np.memmap):
+            return values
+        return torch.tensor(list("\0".join(map(str, values.reshape(-1))).encode()), dtype=torch.uint8)
+
+    return (
+        (part.read, None) if part.read is not None else (tree_map(number, part.x), tree_map(number, part.y))
+    )
 
 
 def _digest(name: str, thing: Any, alone: bool) -> str:

@@ -14,9 +14,14 @@ from torch import Tensor, nn
 from fedsim.config.parts import part
 from fedsim.data.dataset import Dataset
 from fedsim.errors import ConfigError, hint
+from fedsim.models import split
 from fedsim.rng import key
 from fedsim.run.given import Given
 from fedsim.task.admission import admitted
+from fedsim.task.copies import copied
+from fedsim.task.fixed import converted
+from fedsim.task.frozen import dominant, frozen_part
+from fedsim.task.mapped import share
 from fedsim.task.vectors import FlatModel, Weights
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -30,19 +35,38 @@ def model(
 ) -> nn.Module:
     """The initial model; a configured or given factory runs under a generator keyed by the seed and ``draw``.
 
+    Its head is the submodule that ``model.head`` names, if it does (``fedsim.models.split``).
+
     Raises:
         ConfigError: for one that cannot be trained (``fedsim.task.admission``).
     """
+    shape = {} if isinstance(given, nn.Module) else shape_of(data)
+    return built(config, shape, given, *draw)
+
+
+def shape_of(data: Dataset) -> dict[str, Any]:
+    """What a configured model's factory is told of the data."""
+    return {"input_shape": data.input_shape, "num_classes": data.num_classes}
+
+
+def built(
+    config: DictConfig,
+    shape: Mapping[str, Any],
+    given: nn.Module | Callable[[], nn.Module] | None,
+    *draw: int,
+) -> nn.Module:
+    """The same of data of which a configured factory is told ``shape`` (see ``shape_of``)."""
     dtype = DTYPES.get(config.dtype, torch.float32)
+    named = None if given is None else config.model.get("head")
     if isinstance(given, nn.Module):
-        return admitted(given, dtype)
+        return split.with_head(admitted(given, dtype), named)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(key(config.seed, "model", *draw) >> 1)
         if given is not None:
-            return admitted(_module(given(), "what was handed over"), dtype)
-        shape = {"input_shape": data.input_shape, "num_classes": data.num_classes}
-        built = part(config.model, "model", **shape)
-    return admitted(_module(built, config.model.get("_target_")), dtype)
+            return split.with_head(admitted(_module(given(), "what was handed over"), dtype), named)
+        node, named = split.named_apart(config.model)
+        made = part(node, "model", **shape)
+    return split.with_head(admitted(_module(made, node.get("_target_")), dtype), named)
 
 
 def trainable(config: DictConfig, given: Given) -> Given:
@@ -52,32 +76,36 @@ def trainable(config: DictConfig, given: Given) -> Given:
     return replace(given, model=admitted(given.model, DTYPES.get(config.dtype, torch.float32)))
 
 
-def _module(built: Any, what: str) -> nn.Module:
-    if not isinstance(built, nn.Module):
-        raise ConfigError(f"model: {what} gave {type(built).__name__}, expected an nn.Module")
-    return built
+def _module(made: Any, what: str) -> nn.Module:
+    if not isinstance(made, nn.Module):
+        raise ConfigError(f"model: {what} gave {type(made).__name__}, expected an nn.Module")
+    return made
 
 
 def initialised(model: nn.Module, initial: Mapping[str, Tensor], dtype: torch.dtype) -> nn.Module:
     """A copy of ``model`` in ``dtype`` holding ``initial``: parameters, frozen ones too, and statistics.
 
     Raises:
-        ConfigError: if a tensor is missing, misshapen or unknown. Only counters may be missing.
+        ConfigError: if a tensor is missing, misshapen or unknown. Only counters may be missing, and the frozen part of
+            a model that is frozen for the most part: it stays the model's.
     """
-    out = copy.deepcopy(model).to(dtype)
+    out = converted(copied(model), dtype, "cpu")
     wanted = out.state_dict()
+    stays = frozen_part(out) if dominant(out) else {}
     for name in initial:
         if name not in wanted:
             raise ConfigError(f"initial: the model has no '{name}'{hint(name, wanted)}")
     for name, value in wanted.items():
         if name not in initial:
-            if value.is_floating_point():
+            if value.is_floating_point() and name not in stays:
                 raise ConfigError(f"initial: '{name}' is missing; given: {', '.join(initial) or 'nothing'}")
         elif tuple(value.shape) != tuple(torch.as_tensor(initial[name]).shape):
             shape = tuple(torch.as_tensor(initial[name]).shape)
             raise ConfigError(f"initial: '{name}' has shape {shape}, expected {tuple(value.shape)}")
-    out.load_state_dict({k: torch.as_tensor(v) for k, v in initial.items()}, strict=False)
-    return out
+    given = {k: torch.as_tensor(v) for k, v in initial.items()}
+    same = {k for k in stays if k in given and torch.equal(given[k].to(wanted[k].dtype), wanted[k])}
+    out.load_state_dict({k: v for k, v in given.items() if k not in same}, strict=False)
+    return share(out)
 
 
 def fresh(config: DictConfig, data: Dataset, given: nn.Module | Callable[[], nn.Module] | None) -> Any:

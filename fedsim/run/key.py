@@ -17,6 +17,7 @@ from fedsim.config.compose import load, plain
 from fedsim.config.moved import as_before, without_added
 from fedsim.config.roles import telling
 from fedsim.errors import ConfigError
+from fedsim.local.rates import spans_rounds
 from fedsim.run.resolve import device
 
 FIRST = "0.1.0"  # the version of fedsim whose runs do not say by which they were made
@@ -39,7 +40,7 @@ def run_key(config: DictConfig) -> str:
     """sha256 (64 hex digits; the first 8 name the run folder) of all settings that can change a result.
 
     The order of overrides does not matter, nor whether a number is written ``1`` or ``1.0``. ``rounds`` is not part of
-    it, so that a finished run can be extended, unless a schedule of the method depends on it.
+    it, so that a finished run can be extended, unless a schedule of the method or of the local rate depends on it.
     """
     return _digest(config, rounds=horizon(config))
 
@@ -83,10 +84,13 @@ def keys_before(config: DictConfig) -> list[str]:
 
 
 def horizon(config: DictConfig) -> bool:
-    """Whether a schedule spans the whole run: ``traits.horizon`` of the strategy's class, or of one that it wraps.
+    """Whether a schedule spans the whole run: that of the local learning rate, or by ``traits.horizon`` one of the
+    strategy's class, or of one that it wraps.
 
     The class is imported. One that cannot be imported has no schedule; building it will say what is wrong.
     """
+    if spans_rounds(OmegaConf.select(config, "client.round_schedule")):
+        return True
     node: Any = config.strategy
     while isinstance(node, DictConfig):
         if "given" in node:  # in Python: what its class says was recorded
@@ -123,7 +127,12 @@ class Finished:
         more = [f"it holds {self.rounds} rounds, more than rounds={self.wanted}"]
         by = str(self.summary.get("fedsim", FIRST))
         other = [f"made by fedsim {by}, this is {version()}"]
-        return (more if self.rounds > self.wanted else []) + (other if by != version() else [])
+        early = [f"stopped after round {self.rounds}: {self.summary.get('stopped')}"]
+        return (
+            (more if self.rounds > self.wanted else [])
+            + (early if "stopped" in self.summary else [])
+            + (other if by != version() else [])
+        )
 
     def __str__(self) -> str:
         """The folder, with the remarks."""
@@ -138,10 +147,11 @@ def finished(config: DictConfig) -> Finished | None:
     return next((f for f in found if f is not None and same_run(f.folder, config)), None)
 
 
-def finished_in(folder: Path, config: DictConfig) -> Finished | None:
+def finished_in(folder: Path, config: DictConfig, *, stoppable: bool = False) -> Finished | None:
     """What ``folder`` holds if the run in it ended well and has all rounds of ``config``, whatever run it is.
 
-    A run that stopped before its last round, at a target for instance, would stop there again: it has all rounds.
+    A run that stopped before its last round, at a target for instance, would stop there again: it has all rounds. So
+    has one that a callback stopped, if it is ``stoppable`` (there are callbacks) and no more rounds are asked for.
     """
     try:
         summary = json.loads((folder / "summary.json").read_text())
@@ -150,6 +160,9 @@ def finished_in(folder: Path, config: DictConfig) -> Finished | None:
     except (ConfigError, OSError, ValueError, AttributeError, TypeError):
         return None  # the run itself will say what is wrong with the folder
     if summary.get("status") != "done" or planned <= rounds < config.rounds:
+        return None
+    goes_on = not stoppable or config.rounds > planned
+    if "stopped" in summary and rounds < config.rounds and goes_on:
         return None
     return Finished(folder, summary, rounds, config.rounds)
 

@@ -14,12 +14,17 @@ from omegaconf import DictConfig, OmegaConf
 from fedsim.config.parts import part, typed
 from fedsim.config.schema import ClientConfig
 from fedsim.data.federated import FederatedData
+from fedsim.data.labelled import Labelled
 from fedsim.errors import ConfigError
+from fedsim.local.groups import check_values
 from fedsim.local.interface import ClientLike
 from fedsim.local.kinds import Classes
+from fedsim.local.rates import prepared
+from fedsim.run.assigning import absent
+from fedsim.run.given import Given
 from fedsim.sampling.rules import Sampler
 from fedsim.server.traits import ChecksCohort, StrategyLike, Traits, missing
-from fedsim.task.heads import HeadSlots, check_body, check_features
+from fedsim.task.heads import HeadSlots, check_body, check_features, check_named_head
 from fedsim.task.layout import Layout
 from fedsim.task.task import Task
 
@@ -106,8 +111,40 @@ def check_cohort(method: StrategyLike, config: DictConfig, cohorts: Sequence[Seq
         ConfigError: naming both settings, and what to type.
     """
     size = config.clients_per_round if cohorts is None else max(map(len, cohorts), default=0)
+    most = config.num_clients - len(absent(config)[0])
     if isinstance(method, ChecksCohort):
-        method.check_cohort(min(size, config.num_clients), config.num_clients)
+        method.check_cohort(min(size, most), most)
+
+
+def check_labelled(method: StrategyLike, config: DictConfig, given: Given) -> None:
+    """Refuse data whose labels are not where the method needs them.
+
+    Raises:
+        ConfigError: naming the setting, and what to type.
+    """
+    labelled, traits = Labelled.of(config.data.get("labelled")), method.traits
+    name = config.method or type(method).__name__.lower()
+    at, own = None if labelled is None else labelled.at, given.server is not None or config.data.get("server")
+    if labelled is not None and at == "client" and not labelled.draws:
+        raise ConfigError(
+            "data.labelled.at=client: how many? Add data.labelled.share=0.1, or data.labelled.count=50"
+        )
+    if at == "server" and labelled is not None and labelled.draws == bool(own):
+        raise ConfigError(
+            "data.labelled.at=server: the server has samples of its own already; leave share and count out"
+            if own
+            else "data.labelled.at=server: how many? Add data.labelled.share=0.1, or data.labelled.count=60"
+        )
+    if traits.labelled == "server" and at != "server":
+        raise ConfigError(f"{name} needs data.labelled.at=server")
+    if traits.labelled == "client" and at == "server":
+        raise ConfigError(
+            f"{name} trains on clients' labelled samples, but they have none; type data.labelled.at=client"
+        )
+    if traits.unlabelled and at is None:
+        raise ConfigError(
+            f"{name} needs samples without labels; type data.labelled.at=client data.labelled.share=0.1"
+        )
 
 
 def check_parts(method: StrategyLike, config: DictConfig, topology: Topology | None) -> None:
@@ -136,7 +173,8 @@ def check_parts(method: StrategyLike, config: DictConfig, topology: Topology | N
                     f"{key}: {type(method).__name__} has all samples in one place, so no client is different; "
                     f"leave {key} out"
                 )
-    local = typed(config.client, ClientConfig)
+    local = prepared(typed(config.client, ClientConfig), config.rounds)
+    check_values(local.groups)
     if local.classes is not None:
         speed = np.ones(config.num_clients) if devices else None
         check_widths(Classes.of(local, config.num_clients, config.seed, speed), method)
@@ -156,14 +194,15 @@ def check_task(method: StrategyLike, task: Task, data: FederatedData, buffers: s
     Raises:
         ConfigError: naming what is missing, and what to type.
     """
-    traits, name, train = method.traits, type(method).__name__, data.dataset.train
-    if traits.labels and (not data.dataset.num_classes or train.y.dim() != 1):
+    traits, name = method.traits, type(method).__name__
+    if traits.labels and data.dataset.class_labels() is None:
         raise ConfigError(
             f"data: {name} needs class labels, one a sample, which this data set has not; "
             "give whole numbers from 0, or type strategy=fedavg"
         )
     if traits.features:
         check_features(task, name)
+        check_named_head(task)
     if traits.body:
         check_body(task, name)
     if traits.linear_head:

@@ -10,34 +10,39 @@ from omegaconf import DictConfig
 from fedsim.config.check import validate
 from fedsim.config.parts import typed
 from fedsim.config.schema import ClientConfig, EmbedConfig, FailureConfig
+from fedsim.data.dataset import Samples
 from fedsim.data.embedding import embedded
 from fedsim.data.federated import FederatedData
 from fedsim.data.views import configured
 from fedsim.engine.assignments import Plan
 from fedsim.engine.base import pick_device
 from fedsim.errors import ConfigError
-from fedsim.run import initial, participants, samples, trial
+from fedsim.local.groups import check_groups
+from fedsim.local.rates import prepared
+from fedsim.run import assigning, initial, participants, samples, tasks, trial
 from fedsim.run.given import Given
 from fedsim.run.resolve import resolve
 from fedsim.sampling.cohort import check_cohorts
 from fedsim.server.traits import StrategyLike
 from fedsim.system.clock import Clock
-from fedsim.task.habits import UNKNOWN
+from fedsim.task.losses import own_loss
 from fedsim.task.rehearsal import rehearsed
-from fedsim.task.task import Task, cross_entropy
+from fedsim.task.task import Task
 
 
 def settle(config: DictConfig, given: Given) -> None:
     """Settings that follow from what was handed over; then every setting is checked."""
-    if given.test is not None and given.clients is None:
-        raise ConfigError("test: give it together with clients")
+    if given.test is not None and given.clients is None and given.data is None:
+        raise ConfigError("test: give it together with clients or data")
+    if given.data is not None and given.clients is not None:
+        raise ConfigError("data: give either data, to be split, or clients")
     if given.clients is not None:
         if not len(given.clients):
             raise ConfigError("clients: the list is empty; give one (x, y) pair per client")
         config.num_clients = len(given.clients)
     if given.cohorts is not None:
         config.clients_per_round = min(config.clients_per_round, config.num_clients)
-        check_cohorts(given.cohorts, config.rounds, config.num_clients)
+        check_cohorts(given.cohorts, config.rounds, config.num_clients, assigning.absent(config)[0])
     if given.domains is not None and len(given.domains) != len(given.clients or ()):
         raise ConfigError(
             f"domains: {len(given.domains)} names for {len(given.clients or ())} clients; give one per client"
@@ -45,6 +50,7 @@ def settle(config: DictConfig, given: Given) -> None:
     if isinstance(given.test, Mapping) and given.domains is None:
         raise ConfigError("test: a pair per domain needs domains=[...], the name of each client's domain")
     validate(config)
+    assigning.check(config, given.validation)
     given.record(config)
     resolve(config)
 
@@ -53,15 +59,21 @@ def load_data(config: DictConfig, given: Given, method: StrategyLike) -> Federat
     """Clients as handed over, or the configured source, split; all in one place if that is what the method is for."""
     if given.clients is not None:
         data = samples.given_clients(
-            config, given.clients, given.test, given.domains, given.classes, given.model
+            config, given.clients, given.test, given.domains, given.classes, given.model, given.augment
         )
+    elif given.data is not None:
+        data = samples.split(config, samples.as_taken(config, given.data, given.model))
     else:
-        own_loss = given.loss is not None
-        data = samples.split(config, samples.dataset(config, given.model, own_loss=own_loss))
+        raw = tasks.problem(config, given).raw
+        found = samples.dataset(config, given.model, own_loss=raw)
+        if given.augment is not None:
+            found = replace(found, augment=given.augment)
+        data = samples.split(config, found)
+    data = assigning.external(config, data, given)
     if config.encoder:
         device = pick_device(config.engine.device)
         made = embedded(data.dataset, config.encoder, typed(config.embed, EmbedConfig), device)
-        data = replace(data, dataset=made)
+        data = assigning.encoded(config, replace(data, dataset=made), device)
     return data.pooled() if method.traits.pooled else data
 
 
@@ -71,24 +83,36 @@ def learning_task(config: DictConfig, given: Given, data: FederatedData) -> Task
     if given.initial is not None:
         model = initial.initialised(model, given.initial, initial.DTYPES[config.dtype])
     by_class = samples.classes_to_count(config, data.dataset)
-    loss, dtype = given.loss or cross_entropy, initial.DTYPES[config.dtype]
-    trial.check(data, model, loss, dtype)
+    problem, dtype = tasks.problem(config, given), initial.DTYPES[config.dtype]
+    if config.client.accumulate > 1 and not data.dataset.train.cut:
+        raise ConfigError(
+            f"client.accumulate={config.client.accumulate}: batches of a collate function cannot be cut; leave it at "
+            "1 and type the client.batch_size that fits"
+        )
+    check_groups(config.client.groups, [n for n, p in model.named_parameters() if p.requires_grad])
     example = samples.example(data, dtype)
-    classes = data.dataset.num_classes
-    habits = rehearsed(model, loss, example.x, example.y, dtype) if len(example.x) else UNKNOWN
-    return Task(model, loss, by_class=by_class, example=example.x, num_classes=classes, habits=habits)
+    whole = data.dataset.num_classes or (0 if isinstance(data.dataset.train, Samples) else None)
+    known = {"by_class": by_class, "num_classes": whole, "example": example.x}
+    if not example.size:
+        return tasks.task_of(problem, model, **known)
+    output = trial.check(data, model, problem, example, dtype)
+    task = tasks.task_of(problem, model, output, **known)
+    if problem.loss is None and task.loss is not own_loss:
+        trial.check_labels(data, output, type(model).__name__)
+    trial.check_measures(task, example, dtype)
+    return replace(task, habits=rehearsed(task, example, dtype))
 
 
 def plan(
     config: DictConfig, method: StrategyLike, task: Task, data: FederatedData, clock: Clock | None
 ) -> Plan:
     """All that a worker must know, in a simulation or at a client's node."""
-    local = typed(config.client, ClientConfig)
+    local = prepared(typed(config.client, ClientConfig), config.rounds)
     attack, attackers = participants.attack(config)
     return Plan(
         task=task,
         client=attack.wrap(method.client, frozenset(attackers)) if attack and attackers else method.client,
-        data=data,
+        data=data.handed(),
         local=local,
         failures=typed(config.failures, FailureConfig),
         seed=config.seed,

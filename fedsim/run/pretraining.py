@@ -36,7 +36,7 @@ from fedsim.exchange.payload import Payload
 from fedsim.local.job import Job
 from fedsim.local.pretext import Pretext
 from fedsim.rng import hash_tensors, key, seed_global
-from fedsim.run import initial, samples
+from fedsim.run import initial, samples, tasks
 from fedsim.run.given import Given
 from fedsim.run.key import version
 from fedsim.run.preparation import learning_task
@@ -73,7 +73,7 @@ def pretrained(
         raise ConfigError(
             "pretrain: there are no samples here to train on; give some by +data@pretrain.data=OPTION"
         )
-    task = learning_task(shadow, replace(given, clients=None, test=None), source)
+    task = learning_task(shadow, replace(given, clients=None, data=None, test=None), source)
     what = _what(shadow, given, source)
     name = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
     folder = Path(config.out) / "pretrained" / name
@@ -112,6 +112,11 @@ def _source(
     config: DictConfig, shadow: DictConfig, given: Given, data: FederatedData
 ) -> tuple[FederatedData, str]:
     """All samples as those of one client, and what they are."""
+    if config.pretrain.data is None and (own := data.roles.server) is not None:
+        mine = data.dataset
+        if own.samples is not None:
+            mine = replace(mine, train=own.samples, normalize=own.normalize, augment=own.augment)
+        return FederatedData(mine, Shards.of([own.rows.numpy()])), "the server's own samples"
     if config.pretrain.data is None:
         if data.num_clients > 1:
             log.warning(
@@ -120,7 +125,7 @@ def _source(
                 "+data@pretrain.data=OPTION names other samples"
             )
         return data.pooled(), "the clients' own training samples, pooled"
-    found = samples.dataset(shadow, given.model, own_loss=given.loss is not None)
+    found = samples.dataset(shadow, given.model, own_loss=tasks.problem(config, given).raw)
     if config.encoder:
         device = pick_device(config.engine.device)
         found = embedded(found, config.encoder, typed(config.embed, EmbedConfig), device)
@@ -135,8 +140,9 @@ def _what(shadow: DictConfig, given: Given, source: FederatedData) -> dict[str, 
     told = {k: values[k] for k in sections if values.get(k) is not None}
     if given.model is not None:
         told["model"] = digest("model", given.model)
-    if given.loss is not None:
-        told["loss"] = digest("loss", given.loss)
+    for name in ("loss", "forward"):
+        if (own := getattr(given, name)) is not None:
+            told[name] = digest(name, own)
     code = {k: v for k, v in (values.get("code") or {}).items() if k.split(".")[0] in (*sections, "pretrain")}
     augment = source.dataset.augment
     return {

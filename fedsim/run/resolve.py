@@ -1,7 +1,8 @@
-"""Settings that are worked out before a run gets its key: the device, and digests of the user's own code."""
+"""Settings that are worked out before a run gets its key: the device, digests of the user's own code and of weights."""
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,10 +18,16 @@ from fedsim.config.usermodules import importable, is_users
 
 _GPUS = ("nvidia*", "nvhost*", "nvmap", "kfd", "dxg")  # one of these lies in /dev where Linux has a GPU
 _DIGITS = 16
+_FILES = (
+    "path",
+    "weights",
+    "folder",
+    "base",
+)  # settings of a model that may name a file of weights, or a folder
 
 
 def resolve(config: DictConfig) -> DictConfig:
-    """Put what ``auto`` comes to here, and a digest of the code of each ``_target_`` of the user's, in place.
+    """Put what ``auto`` comes to here, and digests of the user's code and of the model's files, in place.
 
     Only the user's modules are imported. A target that cannot be is left to whoever builds it: that says what is wrong.
 
@@ -36,8 +43,9 @@ def resolve(config: DictConfig) -> DictConfig:
 
 
 def code_of(values: Mapping[str, Any]) -> dict[str, str]:
-    """By dotted key of the node, a digest of the code of each ``_target_`` of the user's that can be imported."""
-    found = {}
+    """By dotted key, a digest of the code of each ``_target_`` of the user's that can be imported, and of the content
+    of each file or folder of weights that the model is built from."""
+    found = dict(_weights(values.get("model"), "model"))
     for key, name in _targets(telling(values)):
         top = name.partition(".")[0]
         if not importable(top) or not is_users(top):
@@ -48,6 +56,29 @@ def code_of(values: Mapping[str, Any]) -> dict[str, str]:
             continue
         found[key] = digest(f"{key}={name}", target)[:_DIGITS]
     return found
+
+
+def _weights(node: Any, key: str) -> Iterator[tuple[str, str]]:
+    """Key and digest of each file, or folder of files, that a setting of the model names."""
+    for name, value in node.items() if isinstance(node, Mapping) else ():
+        if (
+            name in _FILES
+            and isinstance(value, str)
+            and value
+            and (path := Path(value).expanduser()).exists()
+        ):
+            yield f"{key}.{name}", _content(path)
+        yield from _weights(value, f"{key}.{name}")
+
+
+def _content(path: Path) -> str:
+    files = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
+    whole = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as f:
+            part = hashlib.file_digest(f, "sha256").hexdigest()
+        whole.update(f"{file.name if path.is_dir() else ''}={part}".encode())
+    return whole.hexdigest()[:_DIGITS]
 
 
 def device(wish: str) -> str:

@@ -12,17 +12,19 @@ from torch import nn
 
 from fedsim.config.parts import part
 from fedsim.data import containers
-from fedsim.data.dataset import Dataset, Pair, Samples
+from fedsim.data.dataset import Augment, Dataset, Pair, Samples
 from fedsim.data.door import admit, admit_parts, check_owned, refuse_nonfinite, settled
 from fedsim.data.federated import FederatedData
+from fedsim.data.joining import together
 from fedsim.data.labels import TargetRules
 from fedsim.data.local import Batch, LocalData
 from fedsim.data.longtail import local_tests
 from fedsim.data.partition import from_partitioner
+from fedsim.data.sample_roles import Roles, only_rows
 from fedsim.data.shards import Shards, holdout
 from fedsim.errors import ConfigError
 from fedsim.rng import numpy_rng
-from fedsim.run import initial, trial
+from fedsim.run import assigning, initial, tasks, trial
 from fedsim.run.given import Given
 
 Model = nn.Module | Callable[[], nn.Module] | None
@@ -30,20 +32,47 @@ Model = nn.Module | Callable[[], nn.Module] | None
 
 def dataset(config: DictConfig, model: Model = None, *, own_loss: bool = False) -> Dataset:
     """The configured data source, with inputs and targets as the model (configured, or handed over) takes them."""
-    found = part(config.data, "data", seed=config.seed)
+    found = part(assigning.source(config.data), "data", seed=config.seed)
     if not isinstance(found, Dataset):
         raise ConfigError(
             f"data: {config.data.get('_target_')} gave {type(found).__name__}, expected a "
             "fedsim.data.dataset.Dataset"
         )
-    x = found.train.x
+    x = getattr(found.train, "x", None)
     admitted = admit(found, TargetRules(own_loss, outputs=lambda: _outputs(config, model, x)))
     return as_taken(config, admitted, model)
 
 
+def handed(config: DictConfig, given: Given) -> Dataset:
+    """Data handed over to be split as configured: a ``Dataset``, or whatever one client may be given as."""
+    rules = TargetRules(tasks.problem(config, given).raw)
+    if isinstance(given.data, Dataset):
+        found = admit(given.data, rules)
+    else:
+        parts = [containers.part("data", given.data)]
+        if given.test is not None:
+            parts.append(containers.part("the test set", given.test))
+        pairs, classes = admit_parts(parts, _rules(config, given, parts))
+        train, *rest = (together([pair]) for pair in pairs)
+        found = Dataset(train, rest[0] if rest else None, classes=tuple(classes))
+    return found if given.augment is None else replace(found, augment=given.augment)
+
+
+def _rules(config: DictConfig, given: Given, parts: Sequence[containers.Part]) -> TargetRules:
+    """How the targets of what was handed over are to be read."""
+    x = next((p.x for p in parts if len(p)), None)
+    return TargetRules(tasks.problem(config, given).raw, outputs=lambda: _outputs(config, given.model, x))
+
+
 def as_taken(config: DictConfig, data: Dataset, model: Model) -> Dataset:
     """``data`` with integer inputs as numbers where the model does not look them up; an encoder takes them as is."""
-    if config.encoder or data.train.x.is_floating_point() or data.normalize is not None:
+    x = getattr(data.train, "x", None)
+    if (
+        config.encoder
+        or not isinstance(x, torch.Tensor)
+        or x.is_floating_point()
+        or data.normalize is not None
+    ):
         return data
     return trial.as_taken(data, initial.model(config, data, model), initial.DTYPES[config.dtype])
 
@@ -54,6 +83,8 @@ def admitted(config: DictConfig, given: Given) -> Given:
     Raises:
         ConfigError, DataError: where something cannot be read in one way only; names client, row and remedy.
     """
+    if given.data is not None:
+        return replace(given, data=handed(config, given), test=None)
     if given.clients is None:
         return given
     clients = containers.listed(given.clients)
@@ -68,12 +99,11 @@ def admitted(config: DictConfig, given: Given) -> Given:
         ]
     if not clients:
         return replace(given, clients=[])
-    x = next((p.x for p in parts if len(p.x)), parts[0].x)
-    known = lambda: _outputs(config, given.model, x)  # noqa: E731
-    pairs, classes = admit_parts(parts, TargetRules(given.loss is not None, outputs=known))
+    pairs, classes = admit_parts(parts, _rules(config, given, parts))
     own, held = pairs[: len(clients)], pairs[len(clients) :]
     test = None if given.test is None else dict(zip(tests, held, strict=True)) if each else held[0]
-    return replace(given, clients=own, test=test, classes=classes)
+    columns = next((p.columns for p in parts if len(p)), ())
+    return replace(given, clients=own, test=test, classes=classes, columns=columns)
 
 
 def _settled(clients: Sequence[Pair], test: object) -> tuple[str, ...] | None:
@@ -88,7 +118,7 @@ def _settled(clients: Sequence[Pair], test: object) -> tuple[str, ...] | None:
 
 def _outputs(config: DictConfig, model: Model, x: object) -> int | None:
     """How many classes a model that was handed over tells apart; ``None`` where it is made for the data."""
-    if model is None or not isinstance(x, torch.Tensor):
+    if model is None or x is None:
         return None
     dtype = initial.DTYPES.get(config.dtype, torch.float32)
     return trial.outputs(initial.model(config, Dataset(Samples(x, x)), model), x, dtype)
@@ -96,18 +126,25 @@ def _outputs(config: DictConfig, model: Model, x: object) -> int | None:
 
 def split(config: DictConfig, data: Dataset) -> FederatedData:
     """Split ``data`` over ``num_clients`` by the configured partition; the draw is keyed by the seed."""
-    labels = data.train.y.numpy()
+    (rows, apart), known, ids = assigning.before(config, data), data.train.labels, data.ids
+    labels = (
+        np.empty((len(data.train), 0)) if known is None else known.numpy()
+    )  # no labels: told by its shape
+    if rows is not None:
+        labels, ids = labels[rows], None if ids is None else ids[rows]
     rng = numpy_rng(config.seed, "partition")
-    cut = part(config.partition, "partition", ids=data.ids)
+    cut = part(config.partition, "partition", ids=ids)
     if hasattr(cut, "load_partition"):
         parts = from_partitioner(labels, config.num_clients, rng, partitioner=cut)
     else:
         parts = cut(labels, config.num_clients, rng)
-    return held_out(config, data, _checked(data, Shards.of(parts)))
+    shards = Shards.of(parts if rows is None else [rows[p] for p in parts])
+    return held_out(config, data, _checked(data, shards), apart)
 
 
 def owned(config: DictConfig, data: Dataset, client: int) -> FederatedData:
     """All of ``data`` as the samples of one of the ``num_clients``: where clients bring their own, others have none."""
+    assigning.refuse_owned(config)
     parts = [np.empty(0, dtype=np.int64)] * config.num_clients
     parts[client] = np.arange(len(data.train), dtype=np.int64)
     return held_out(config, data, _checked(data, Shards.of(parts)))
@@ -126,35 +163,46 @@ def given_clients(
     domains: Sequence[str] | None = None,
     classes: Sequence[str] = (),
     model: Model = None,
+    augment: Augment | None = None,
 ) -> FederatedData:
     """Clients handed over as ``(x, y)`` pairs of tensors, as ``admitted`` gives them, put together.
 
     ``domains`` names the domain of each client; ``test`` may then be a pair per domain. ``classes`` are the names of
     the classes, none where targets are numbers.
     """
-    sizes = [len(x) for x, _ in clients]
+    sizes = [len(Samples(x)) for x, _ in clients]
     ends = np.cumsum([0] + sizes).astype(np.int64)
     tests = dict(test) if isinstance(test, Mapping) else {} if test is None else {"": test}
     names = tuple(sorted({*(domains or ()), *(tests if isinstance(test, Mapping) else ())}))
     held = None
     if tests:
-        held = Samples(*(torch.cat([pair[i] for pair in tests.values()]) for i in (0, 1)))
+        held = together(list(tests.values()))
     groups = {"train": {"domain": _codes(names, domains or (), sizes)}} if names else {}
     if isinstance(test, Mapping):
-        groups["test"] = {"domain": _codes(names, list(tests), [len(y) for _, y in tests.values()])}
+        groups["test"] = {"domain": _codes(names, list(tests), [len(Samples(x)) for x, _ in tests.values()])}
     kinds = {"groups": groups, "group_names": {"domain": names}} if names and domains else {}
-    train = Samples(*(torch.cat([pair[i] for pair in clients]) for i in (0, 1)))
-    data = Dataset(train, held, classes=tuple(classes), **kinds)  # type: ignore[arg-type]
+    train = together(clients)
+    data = Dataset(train, held, classes=tuple(classes), augment=augment, **kinds)  # type: ignore[arg-type]
     shards = _checked(data, Shards(np.arange(ends[-1], dtype=np.int64), ends))
-    return held_out(config, as_taken(config, data, model), shards)
+    data = as_taken(config, data, model)
+    rows, apart = assigning.before(config, data)
+    return held_out(config, data, shards if rows is None else only_rows(shards, rows), apart)
 
 
 def _codes(names: Sequence[str], values: Sequence[str], sizes: Sequence[int]) -> np.ndarray:
     return np.repeat(np.array([names.index(v) for v in values], dtype=np.int64), sizes)
 
 
-def held_out(config: DictConfig, data: Dataset, shards: Shards) -> FederatedData:
-    """``data`` dealt out by ``shards``, with what each client is measured on set aside as configured."""
+def held_out(config: DictConfig, data: Dataset, shards: Shards, apart: Roles = Roles()) -> FederatedData:  # noqa: B008
+    """``data`` dealt out by ``shards``, with what each client is measured on set aside as configured.
+
+    ``apart`` says what was set apart before.
+    """
+    return assigning.assigned(config, tested(config, data, shards), shards, apart)
+
+
+def tested(config: DictConfig, data: Dataset, shards: Shards) -> FederatedData:
+    """The same with clients' own test samples set aside, all others to train on."""
     fraction, own = config.evaluation.holdout, config.evaluation.clients_on == "domain"
     if own and config.evaluation.clients_every and data.domain("test") is None:
         raise ConfigError(
@@ -169,26 +217,30 @@ def held_out(config: DictConfig, data: Dataset, shards: Shards) -> FederatedData
 
 
 def _local_tests(seed: int, data: Dataset, shards: Shards) -> Shards:
-    if data.test is None or not data.num_classes or data.test.y.dim() != 1:
+    own, common = data.class_labels(), data.class_labels("test")
+    if own is None or common is None:
         raise ConfigError(
             "evaluation.local_test=true: needs a test set with class labels, which this data set has not; "
             "give evaluation.holdout=0.2 instead"
         )
-    counts = shards.counts(data.train.y.numpy(), data.num_classes)
-    return local_tests(counts, data.test.y.numpy(), lambda i: numpy_rng(seed, "local test", 0, i))
+    counts = shards.counts(own.numpy(), data.num_classes)
+    return local_tests(counts, common.numpy(), lambda i: numpy_rng(seed, "local test", 0, i))
 
 
 def classes_to_count(config: DictConfig, data: Dataset) -> int:
     """The number of classes if they are to be measured one by one, else 0."""
     if not config.evaluation.by_class:
         return 0
-    if not data.num_classes or data.train.y.dim() != 1:
+    if data.class_labels() is None:
         raise ConfigError("evaluation.by_class=true: this data set has no class labels; leave it false")
     return data.num_classes
 
 
 def example(data: FederatedData, dtype: torch.dtype) -> Batch:
     """Two training samples as the model gets them, for whoever needs shapes."""
-    train = data.dataset.train
-    rows = torch.arange(len(train))
-    return LocalData(train, rows, dtype, data.dataset.normalize).read(rows[:2])
+    train, rows = data.dataset.train, torch.arange(len(data.dataset.train))
+    if data.roles.truth is not None or data.roles.absent:  # of those that training may see
+        rows = torch.from_numpy(data.shards.index[:2])
+        if not len(rows) and (own := data.roles.server) is not None:
+            return own.read(data.dataset, dtype).read(torch.arange(min(2, len(own.rows))))
+    return LocalData(train, rows, dtype, data.dataset.normalize).read(torch.arange(min(2, len(rows))))

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from typing import Any
 
 from omegaconf import DictConfig
-from safetensors.torch import save_file
 from torch import Tensor
 
 from fedsim.data.federated import FederatedData
 from fedsim.data.longtail import class_groups
 from fedsim.run.key import method_name, run_name, version
+from fedsim.server import weightsfile
 from fedsim.server.loop import Loop
 from fedsim.task.task import Task
-from fedsim.task.vectors import FlatModel
+
+VALIDATED = (  # of whose values the last is told; what is best is for who chooses by them
+    *(f"{where}/{metric}" for where in ("val", "clients_val", "held_out") for metric in ("loss", "accuracy")),
+    "participation_gap",
+    "out_of_sample_gap",
+)
 
 
 def execute(loop: Loop, config: DictConfig, task: Task, data: FederatedData) -> dict[str, Tensor]:
-    """Run the rounds, then write ``weights.safetensors`` and the pictures; returns the final state dict."""
+    """Run the rounds, then write ``weights.safetensors`` and the pictures; returns the final state dict.
+
+    Of a model that is frozen for the most part, both hold the rest, and the file says of what base it is.
+    """
     loop.run()
-    model = FlatModel(copy.deepcopy(task.model), loop.server.dtype)
-    weights = model.state_dict(loop.models()["global"])
-    save_file({k: v.contiguous() for k, v in weights.items()}, loop.folder / "weights.safetensors")
+    weights = weightsfile.save(
+        loop.folder / weightsfile.LAST, task, loop.server.dtype, loop.models()["global"]
+    )
     if config.tracker.plots:
         _draw(loop, data)
     return weights
@@ -36,15 +43,15 @@ def _draw(loop: Loop, data: FederatedData) -> None:
 
     try:
         figure_of({"run": [loop.history]}).savefig(loop.folder / "curves.png", dpi=150)
-        y = data.dataset.train.y
+        y = data.all_labels()
         if loop.server.topology is not None:
             from fedsim.topology.graph_picture import draw_topology
 
             draw_topology(loop.server.topology, loop.folder / "topology.png")
-        if len(y) and data.dataset.num_classes and y.dim() == 1:
+        if y is not None and len(y):
             held = data.all_counts() if loop.server.task.by_class else None
             draw_partition(
-                data.shards,
+                data.dealt,
                 y.numpy(),
                 data.dataset.classes,
                 loop.folder / "partition.png",
@@ -69,7 +76,7 @@ def summarise(loop: Loop, config: DictConfig, data: FederatedData) -> dict[str, 
         "seed": config.seed,
         "rounds": loop.done,
         "key": loop.key,
-        "partition_hash": data.shards.hash(),
+        "partition_hash": data.dealt.hash(),
         **loop.server.facts,
     }
     for name in ("loss", "accuracy", "clients/loss", "clients/accuracy"):
@@ -78,6 +85,9 @@ def summarise(loop: Loop, config: DictConfig, data: FederatedData) -> dict[str, 
             out[name] = values[-1]
             known = [v for v in values if v == v] or values  # NaN is no best
             out[f"best_{name}"] = min(known) if name.endswith("loss") else max(known)
+    for name in VALIDATED:
+        if values := [r[name] for r in rows if r.get(name) is not None]:
+            out[name] = values[-1]
     if config.evaluation.target is not None:
         reached = (r["round"] for r in rows if (r.get("accuracy") or 0) >= config.evaluation.target)
         out["rounds_to_target"] = next(reached, None)
@@ -89,6 +99,8 @@ def summarise(loop: Loop, config: DictConfig, data: FederatedData) -> dict[str, 
         out[phase] = {k: sum(part[k] for part in parts) for k in ("bytes_up", "bytes_down", "seconds")}
     if thin := sum("thin_round" in r for r in rows):
         out["thin_rounds"] = thin
+    if loop.stopped:
+        out["stopped"] = loop.stopped
     if rows:
         out["weights_hash"] = rows[-1]["weights_hash"]
     return out

@@ -2,42 +2,59 @@
 
 from __future__ import annotations
 
-import copy
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fedsim.data.dataset import Dataset, Normalize, Samples
+from fedsim.data.dataset import Dataset, Normalize, Samples, SamplesLike, taken
 from fedsim.data.federated import FederatedData
-from fedsim.data.local import prepare
+from fedsim.data.local import Batch, prepare
+from fedsim.data.trees import Tree, named_leaves, tree_map
 from fedsim.errors import ConfigError
-from fedsim.task.task import LossFn, cross_entropy
+from fedsim.task.copies import copied
+from fedsim.task.fixed import converted
+from fedsim.task.losses import WholeLoss, admitted_loss, call, cross_entropy
+from fedsim.task.problems import Problem, logits_of
+from fedsim.task.task import Task
 
 
-def output(model: nn.Module, x: Tensor, dtype: torch.dtype, normalize: Normalize | None = None) -> Any:
-    """What a copy of ``model`` makes of the first two of the stored samples ``x``, in evaluation mode."""
-    tried = copy.deepcopy(model).to("cpu", dtype).eval()
+def output(module: nn.Module, x: Tree, dtype: torch.dtype, normalize: Normalize | None = None) -> Any:
+    """What a copy of ``module`` makes of the first two of the stored samples ``x``, in evaluation mode."""
+    first = tree_map(lambda t: taken(t, torch.arange(min(2, len(t)))), x)
+    with _tried(module, dtype) as tried:
+        return call(tried, prepare(first, dtype, normalize))
+
+
+@contextmanager
+def _tried(module: nn.Module, dtype: torch.dtype) -> Iterator[nn.Module]:
+    """A copy of ``module`` in evaluation mode; what is drawn is drawn by nobody else's generator."""
+    tried = converted(copied(module), dtype, "cpu").eval()
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        return tried(prepare(x[:2], dtype, normalize))
+        yield tried
 
 
-def outputs(model: nn.Module, x: Tensor, dtype: torch.dtype) -> int | None:
+def outputs(model: nn.Module, x: Tree, dtype: torch.dtype) -> int | None:
     """How many classes ``model`` tells apart: K, where it gives (B, K, ...); ``None`` if that cannot be told."""
-    for kind in (x.dtype, torch.int64, torch.float32):
+    kinds = dict.fromkeys((x.dtype, torch.int64, torch.float32) if isinstance(x, Tensor) else (None,))
+    for kind in kinds:
         try:
-            found = output(model, x[:2].to(kind), dtype)
+            found = output(model, x[:2].to(kind) if isinstance(x, Tensor) else x, dtype)
         except Exception:  # any of the user's: what is wrong with the model is said by ``check``
             continue
+        found = logits_of(found)
         return found.shape[1] if isinstance(found, Tensor) and found.dim() > 1 else None
     return None
 
 
 def as_taken(data: Dataset, model: nn.Module, dtype: torch.dtype) -> Dataset:
     """``data`` with inputs that ``model`` takes: integers as they are, else as int64 (to look up), else as numbers."""
-    x = data.train.x
-    if x.is_floating_point() or data.normalize is not None or not len(x):
+    x = data.train.x if isinstance(data.train, Samples) else None
+    if not isinstance(x, Tensor) or x.is_floating_point() or data.normalize is not None or not len(x):
         return data
     for kind in dict.fromkeys((x.dtype, torch.int64, dtype)):
         try:
@@ -49,35 +66,77 @@ def as_taken(data: Dataset, model: nn.Module, dtype: torch.dtype) -> Dataset:
 
 
 def _in(data: Dataset, kind: torch.dtype) -> Dataset:
-    test = None if data.test is None else Samples(data.test.x.to(kind), data.test.y)
-    return replace(data, train=Samples(data.train.x.to(kind), data.train.y), test=test)
+    def changed(part: SamplesLike | None) -> Any:
+        return Samples(part.x.to(kind), part.y) if isinstance(part, Samples) else part
+
+    return replace(data, train=changed(data.train), test=changed(data.test))
 
 
-def check(data: FederatedData, model: nn.Module, loss: LossFn, dtype: torch.dtype) -> None:
-    """Refuse a model that cannot compute two samples, or has fewer outputs than cross entropy needs for the classes.
+def check(data: FederatedData, model: nn.Module, problem: Problem, batch: Batch, dtype: torch.dtype) -> Any:
+    """Refuse a model that cannot compute two samples, ``batch``; returns its output, ``None`` where the loss calls it.
+
+    Raises:
+        ConfigError: one line, naming the model.
+    """
+    name = type(model).__name__
+    if problem.loss is not None and isinstance(admitted_loss(problem.loss), WholeLoss):
+        return None
+    try:
+        with _tried(model, dtype) as tried:
+            return (problem.forward or call)(tried, batch.x)
+    except Exception as error:  # any of the user's
+        shown = ", ".join(f"{key + ' ' if key else ''}{_shape(t)}" for key, t in named_leaves(batch.x))
+        said = str(error).strip().splitlines() or [""]
+        raise ConfigError(
+            f"model: {name} cannot compute two samples of shape {shown}: {type(error).__name__}: {said[-1]}"
+        ) from error
+
+
+def check_measures(task: Task, batch: Batch, dtype: torch.dtype) -> None:
+    """Refuse a loss or metrics that cannot take what the model gives for ``batch``.
+
+    Raises:
+        ConfigError: one line, with what went wrong.
+    """
+    plain = task.loss is cross_entropy and task.metrics is None and task.forward is None
+    if plain or not batch.size:
+        return
+    try:
+        with _tried(task.model, dtype) as tried, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            task.measured(tried, batch)
+    except ConfigError:
+        raise
+    except Exception as error:  # any of the user's
+        said = str(error).strip().splitlines() or [""]
+        what = "loss or metrics" if task.metrics else "loss"
+        raise ConfigError(
+            f"task: the {what} cannot be computed for two samples of {type(task.model).__name__}: "
+            f"{type(error).__name__}: {said[-1]}"
+        ) from error
+
+
+def check_labels(data: FederatedData, found: Any, name: str) -> None:
+    """Refuse an output that cross entropy cannot compare with the targets, or with too few entries for the classes.
 
     Raises:
         ConfigError: one line; for a label without an output it names client, row and label.
     """
-    train = data.dataset.train
-    if not len(train):
-        return
-    name = type(model).__name__
-    try:
-        found = output(model, train.x, dtype, data.dataset.normalize)
-    except Exception as error:  # any of the user's
-        kind = str(train.x.dtype).removeprefix("torch.")
-        said = str(error).strip().splitlines() or [""]
+    found, y = logits_of(found), data.dataset.train.labels
+    if y is None:
+        if not isinstance(data.dataset.train, Samples) or data.dataset.train.y is not None:
+            return
         raise ConfigError(
-            f"model: {name} cannot compute two samples of shape {tuple(train.x.shape[1:])} ({kind}): "
-            f"{type(error).__name__}: {said[-1]}"
-        ) from error
-    if loss is cross_entropy:
-        _check_labels(data, found, name)
+            "data: there are no targets, and the model works out no loss by itself; give loss=..., or targets"
+        )
+    _check_labels(data, found, y, name)
 
 
-def _check_labels(data: FederatedData, found: Any, name: str) -> None:
-    y = data.dataset.train.y
+def _shape(t: Tensor) -> str:
+    return f"{tuple(t.shape[1:])} ({str(t.dtype).removeprefix('torch.')})"
+
+
+def _check_labels(data: FederatedData, found: Any, y: Tensor, name: str) -> None:
     if not isinstance(found, Tensor):
         raise ConfigError(
             f"model: {name} gives a {type(found).__name__}; cross entropy needs logits (B, C). Give loss=..., or a "
@@ -100,10 +159,11 @@ def _check_classes(data: FederatedData, outputs: int, name: str) -> None:
     """Every label needs an output: the first that has none is named."""
     dataset = data.dataset
     for which, part in (("", dataset.train), ("the test set", dataset.test)):
-        if part is None or not len(part) or int(part.y.max()) < outputs:
+        y = None if part is None else part.labels
+        if y is None or not len(y) or int(y.max()) < outputs:
             continue
-        row = int((part.y >= outputs).reshape(len(part), -1).any(1).nonzero()[0])
-        label = int(part.y[row].max())
+        row = int((y >= outputs).reshape(len(y), -1).any(1).nonzero()[0])
+        label = int(y[row].max())
         whose = f"{which}, row {row}," if which else f"{data.shards.whose(row)},"
         called = dataset.classes[label] if label < len(dataset.classes) else str(label)
         more = "" if called == str(label) else f" ({called!r})"

@@ -19,6 +19,7 @@ _NOT_SET: Sequence[
     ("client.clip", "client.clip_norm", "client.clip_norm=10"),
     ("client.classes_by", "client.classes", "client.classes=[...]"),
     ("embed", "encoder", "encoder=..."),
+    ("evaluation.held_out_steps", "evaluation.held_out_clients", "evaluation.held_out_clients=0.2"),
     ("evaluation.clients_on", "evaluation.clients_every", "evaluation.clients_every=1"),
     ("system.battery", "system.devices.battery", "system.devices.battery=WH"),
     ("system.devices.charge", "system.devices.battery", "system.devices.battery=WH"),
@@ -87,7 +88,7 @@ def _of_method(config: DictConfig, keys: Sequence[str], traits: Any) -> Iterator
     reasons: dict[str, str] = {}
     if traits.asynchronous and not traits.peers:
         why = "this method starts clients by itself; type strategy.concurrency"
-        reasons |= {"clients_per_round": why, "participation": why}
+        reasons |= {"clients_per_round": why, "participation": why, "exclude_fill": why}
     if traits.asynchronous and traits.peers:
         why = "peers start by themselves; type strategy.online"
         reasons |= {"clients_per_round": why, "participation": why, "sampling": why}
@@ -97,6 +98,7 @@ def _of_method(config: DictConfig, keys: Sequence[str], traits: Any) -> Iterator
     if traits.one_step:
         why = "clients send one gradient, not a step along it; type strategy.server_lr, strategy.momentum"
         reasons |= {"client.lr": why, "client.lr_decay": why, "client.momentum": why}
+        reasons |= {"client.round_schedule": why}
     if traits.buffers is not None:
         reasons["buffers"] = f"this method has a policy of its own, {traits.buffers}"
     for key, why in reasons.items():

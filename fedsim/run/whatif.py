@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import shutil
 import tempfile
@@ -20,14 +19,14 @@ from fedsim.config.check import check_target
 from fedsim.config.yamlfile import read_yaml
 from fedsim.errors import ConfigError
 from fedsim.report.runs import Run
-from fedsim.run import initial, participants, samples
-from fedsim.server.roundlog import MEASURING
+from fedsim.run import initial, participants, preparation, samples
+from fedsim.run.given import Given
+from fedsim.server.roundlog import is_measuring
 from fedsim.server.traits import Traits
 from fedsim.system.availability import Always
 from fedsim.system.clock import Clock
 from fedsim.system.cost import Cost, count_flops
 from fedsim.system.start import start_clock
-from fedsim.task.task import cross_entropy
 from fedsim.tracking.rows import read_rows
 
 Counts = dict[int, dict[str, float]]  # of one exchange: client to bytes and passes
@@ -112,9 +111,10 @@ def _clock(run: Run, config: DictConfig, num_clients: int) -> Clock:
                 f"{where}system.work=flops needs the {handed[0]}, which was handed over in Python; use work=samples"
             )
         data = samples.split(config, samples.dataset(config))
-        batch = samples.example(data, initial.DTYPES[config.dtype])
-        model = copy.deepcopy(initial.model(config, data.dataset, None)).to(batch.x.dtype)
-        return count_flops(model, batch.x, batch.y, cross_entropy)
+        dtype = initial.DTYPES[config.dtype]
+        return count_flops(
+            preparation.learning_task(config, Given(), data), dtype, samples.example(data, dtype)
+        )
 
     system = participants.system(config)
     clock = start_clock(system, num_clients, config.seed, 0.0, measure)
@@ -146,7 +146,7 @@ def _exchanges(run: Run) -> Iterator[tuple[int, list[Counts]]]:
     last: tuple[int, str] | None = None
     for row in read_rows(path):
         prefix, _, metric = str(row["metric"]).rpartition("/")
-        if metric not in COUNTED or prefix in MEASURING:
+        if metric not in COUNTED or is_measuring(prefix):
             continue
         parts, client = found.setdefault(int(row["round"]), []), int(row["client"])
         if (row["round"], prefix) != last or metric in parts[-1].get(client, {}):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from fedsim.errors import ConfigError
 from fedsim.rng import numpy_rng
@@ -27,8 +27,13 @@ def sample(
     return sorted(rng.choice(num_clients, size, replace=False, shuffle=False).tolist())
 
 
-def check_cohorts(cohorts: Sequence[Sequence[int]], rounds: int, num_clients: int) -> list[list[int]]:
-    """Given cohorts, one per round: ids must exist and be distinct; returned ascending."""
+def check_cohorts(
+    cohorts: Sequence[Sequence[int]],
+    rounds: int,
+    num_clients: int,
+    absent: Collection[int] = (),
+) -> list[list[int]]:
+    """Given cohorts, one per round: ids must exist, be distinct and not ``absent``; returned ascending."""
     if len(cohorts) < rounds:
         raise ConfigError(
             f"cohorts: {len(cohorts)} rounds given, but rounds={rounds}; give one list of client ids a round"
@@ -40,6 +45,10 @@ def check_cohorts(cohorts: Sequence[Sequence[int]], rounds: int, num_clients: in
         if bad:
             raise ConfigError(
                 f"cohorts[{t}]: client {bad[0]} does not exist; ids go from 0 to {num_clients - 1}"
+            )
+        if gone := [i for i in ids if i in absent]:
+            raise ConfigError(
+                f"cohorts[{t}]: client {gone[0]} is never there (exclude, evaluation.held_out_clients); leave it out"
             )
         if len(set(ids)) < len(ids):
             raise ConfigError(f"cohorts[{t}]: a client is listed twice: {sorted(ids)}")

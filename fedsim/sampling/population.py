@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fedsim.exchange.payload import Outcome
+from fedsim.rng import numpy_rng
 
 if TYPE_CHECKING:
     from fedsim.system.clock import Clock
@@ -30,9 +31,13 @@ class Seen(NamedTuple):
 
 @dataclass
 class Population:
-    """The registered clients as a sampling rule sees them."""
+    """The registered clients as a sampling rule sees them.
 
-    sizes: np.ndarray  # (m,) training samples
+    Those who are ``absent`` are never asked. ``fill``: others take their places, the next ones of the same random
+    order; else a cohort has fewer clients.
+    """
+
+    sizes: np.ndarray  # (m,) training samples, also of the absent
     seed: int
     clock: Clock | None = None
     participation: str = "fixed"
@@ -40,6 +45,8 @@ class Population:
     achieved: list[float] = field(
         default_factory=list
     )  # each round's sum of n_i loss_i over those that answered
+    absent: frozenset[int] = frozenset()
+    fill: bool = True
 
     @property
     def blind(self) -> bool:
@@ -58,11 +65,26 @@ class Population:
     def pick(self, blocks: Iterator[np.ndarray], count: int, exclude: Collection[int] = ()) -> list[int]:
         """The first ``count`` ids of ``blocks`` that can be asked."""
         out: list[int] = []
+        absent = self.absent
         for ids in blocks:
             out += [c for c in ids[self.present(ids)].tolist() if c not in exclude]
+            if absent and self.fill:
+                out = [c for c in out if c not in absent]
             if len(out) >= count:
                 break
-        return out[:count]
+        return [c for c in out[:count] if c not in absent] if absent else out[:count]
+
+    def there(self, cohort: Sequence[int], *key: int, exclude: Collection[int] = ()) -> list[int]:
+        """``cohort``, drawn from all who are registered, without those who are absent.
+
+        In their places, with ``fill``, the first of a random order keyed by (seed, ``cohort/substitute``, ``key``)
+        that are neither in it nor absent. So nobody else's membership changes, and cost follows the cohort.
+        """
+        left = [c for c in cohort if c not in self.absent]
+        if (missing := len(cohort) - len(left)) and self.fill and self.participation == "fixed":
+            order = self.uniform(numpy_rng(self.seed, "cohort/substitute", *key), BLOCK)
+            left += self.pick(order, missing, {*left, *exclude})
+        return sorted(left)
 
     def uniform(self, rng: np.random.Generator, block: int) -> Iterator[np.ndarray]:
         """All clients in random order, in blocks; drawn one by one until half of them have come."""

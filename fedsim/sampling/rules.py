@@ -79,11 +79,13 @@ class Uniform(Sampler):
         """Where everybody can be asked, the cohorts of ``fedsim.sampling.cohort.sample``."""
         m, bernoulli = len(population.sizes), population.participation == "bernoulli"
         if population.blind and not exclude and len(key) == 1:
-            return sample(population.seed, key[0], m, count, population.participation)
+            drawn = sample(population.seed, key[0], m, count, population.participation)
+            return population.there(drawn, *key) if population.absent else drawn
         if bernoulli:
             asked = sample(population.seed, key[0], m, count, population.participation)
             ids = np.array(asked, dtype=np.int64)
-            return [c for c in ids[population.present(ids)].tolist() if c not in exclude]
+            found = [c for c in ids[population.present(ids)].tolist() if c not in exclude]
+            return population.there(found, *key) if population.absent else found
         return super().__call__(population, count, *key, exclude=exclude, measure=measure)
 
     def choose(

@@ -10,8 +10,10 @@ import numpy as np
 import torch
 
 from fedsim.config.schema import ClientConfig
+from fedsim.data.local import LocalData
 from fedsim.data.shards import Shards
 from fedsim.local.kinds import Classes
+from fedsim.sampling.exclusion import Roster
 from fedsim.task.layout import Layout
 from fedsim.task.task import Task
 from fedsim.task.vectors import Weights
@@ -27,7 +29,7 @@ class Context:
     task: Task
     layout: Layout
     start: Weights  # initial model; ``initial`` gives a copy
-    sizes: np.ndarray  # (m,) training samples per client
+    sizes: np.ndarray  # (m,) training samples of every registered client; with labels, where only some have
     local: ClientConfig
     seed: int
     dtype: torch.dtype
@@ -38,11 +40,20 @@ class Context:
     topology: Topology | None = None  # of peers that learn without a server
     fresh: Callable[[int], Weights] | None = None  # another initial model per peer
     classes: Classes | None = None  # kinds of clients; None: all alike
+    unlabelled: np.ndarray | None = None  # (m,) samples without labels; None where all have
+    data: LocalData | None = None  # labelled samples of the server's own
+    roster: Roster | None = None  # who is there; None: all who are registered
+    newcomers: np.ndarray | None = None  # (m,) samples of the clients held out for good, 0 of others
 
     @property
     def num_clients(self) -> int:
-        """Registered clients m."""
-        return len(self.sizes)
+        """Clients that can take part: those registered, without the absent (``exclude``)."""
+        return len(self.sizes) if self.roster is None else len(self.roster)
+
+    @property
+    def clients(self) -> Sequence[int]:
+        """Their ids, ascending."""
+        return range(len(self.sizes)) if self.roster is None else self.roster.present
 
     def initial(self) -> Weights:
         """A copy of the initial model."""

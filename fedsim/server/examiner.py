@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fedsim.data.longtail import class_groups
+from fedsim.errors import StrategyError
 from fedsim.exchange.payload import Payload
 from fedsim.server.context import Context
 from fedsim.task.evaluation import class_accuracy, mean_of, measured, over_domains
@@ -24,19 +26,19 @@ GROUPS = 4  # parts per worker that the test set is dealt into
 
 @dataclass(kw_only=True)
 class Examiner:
-    """Deals the test set out to an engine's workers and puts together what they find."""
+    """Deals the test set, or another in its place, out to an engine's workers and puts together what they find."""
 
     context: Context
     engine: Engine
-    test_labels: Tensor | None = None  # targets of the test set, in the order of ``FederatedData.test_rows``
+    test_size: int = 0  # samples of the common test set
+    test_labels: Tensor | None = (
+        None  # their targets, in the order of ``FederatedData.test_rows``, if one tensor
+    )
     test_domains: Mapping[str, slice] = field(default_factory=dict)  # where each domain's test samples lie
     eval_batch: int = 512
+    on: str = ""  # ``val``: the validation set takes the test set's place
+    truth: Callable[[int], Tensor] | None = None  # targets of a client's unlabelled samples
     _features: tuple[Tensor, Tensor] | None = None  # a vector, and the features computed with it
-
-    @property
-    def test_size(self) -> int:
-        """Samples of the common test set."""
-        return 0 if self.test_labels is None else len(self.test_labels)
 
     def evaluate(self, weights: Weights) -> dict[str, Any]:
         """Loss and metrics of ``weights`` on the common test set; the same for any number of workers.
@@ -53,11 +55,36 @@ class Examiner:
 
     def score(self, logits: Tensor) -> dict[str, Any]:
         """What ``evaluate`` gives, of ``logits`` (n, C) of the whole common test set."""
-        assert self.test_labels is not None, "there is a test set if it has features"
+        assert self.test_labels is not None, "methods that have features need class labels"
         labels = self.test_labels
         return self._summary(
             [measured(self.context.task, logits[a:b], labels[a:b]) for a, b, _ in self._test_batches()]
         )
+
+    def pseudo_labels(self, client: int, guesses: Tensor) -> dict[str, float]:
+        """Of guesses (n,) for the unlabelled samples of ``client``, in their order; negative where there is none.
+
+        ``kept``, the share that has one; of these ``accuracy`` (NaN if there are none) and ``most_frequent``, the share
+        of the class that is guessed most, by which a collapse is seen.
+
+        Raises:
+            StrategyError: if the run has no such samples, or not as many.
+        """
+        truth = None if self.truth is None else self.truth(client)
+        if truth is None or truth.shape != guesses.shape:
+            have = "none" if truth is None else f"labels of shape {tuple(truth.shape)}"
+            raise StrategyError(
+                f"pseudo labels of shape {tuple(guesses.shape)} for client {client}: its unlabelled samples have {have}"
+            )
+        guesses = guesses.cpu()
+        kept = guesses >= 0
+        n = int(kept.sum())
+        right, counts = int((guesses[kept] == truth[kept]).sum()), torch.bincount(guesses[kept].long())
+        return {
+            "kept": n / max(len(guesses), 1),
+            "accuracy": right / n if n else math.nan,
+            "most_frequent": int(counts.max()) / n if n else math.nan,
+        }
 
     def _test_batches(self) -> list[tuple[int, int, str]]:
         """The test set in batches ``[start, stop)`` that do not mix domains, with the domain's name."""
@@ -72,16 +99,16 @@ class Examiner:
         rows = [(a, b) for a, b, _ in self._test_batches()]
         parts = max(1, min(len(rows), GROUPS * self.engine.workers))
         groups = [rows[i * len(rows) // parts : (i + 1) * len(rows) // parts] for i in range(parts)]
-        payload = Payload(weights._asdict())
+        payload = Payload(weights._asdict(), {"on": self.on} if self.on else {})
         return [found for part in self.engine.map(method, payload, groups) for found in part]
 
     def _summary(self, sums: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        task, counts = self.context.task, self.context.class_counts
         owners = [name for _, _, name in self._test_batches()]
         each = {
-            name: mean_of([s for s, owner in zip(sums, owners, strict=True) if owner == name])
+            name: mean_of([s for s, owner in zip(sums, owners, strict=True) if owner == name], task=task)
             for name in self.test_domains
         }
-        counts = self.context.class_counts
-        if not self.context.task.by_class or counts is None:
-            return mean_of(sums) | over_domains(each)
-        return {**mean_of(sums, class_groups(counts)), **class_accuracy(sums), **over_domains(each)}
+        if not task.by_class or counts is None:
+            return mean_of(sums, task=task) | over_domains(each)
+        return {**mean_of(sums, class_groups(counts), task), **class_accuracy(sums), **over_domains(each)}

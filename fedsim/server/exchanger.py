@@ -146,6 +146,8 @@ class Exchanger:
         """What each client is asked to do; worked out once for all of a size where they are alike."""
         local, seed, classes = self.context.local, self.context.seed, self.context.classes
         sizes = {c: int(self.context.sizes[c]) for c in clients}
+        if (others := self.context.unlabelled) is not None:  # who has no labels works on what it has
+            sizes = {c: n or int(others[c]) for c, n in sizes.items()}
         if classes:
             return {c: work_of(classes.local(c), n, seed, index, c) for c, n in sizes.items()}
         if local.min_epochs is not None:

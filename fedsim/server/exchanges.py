@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from fedsim.errors import ClientError, ThinRoundError
+from fedsim.errors import ClientError, StrategyError, ThinRoundError
 from fedsim.exchange.fold import Fold
 from fedsim.exchange.payload import Message, Outcome, Payload, Replies
+from fedsim.local.newcomer import HELD_OUT
 from fedsim.sampling import Population, Sampler
 from fedsim.sampling.rules import Measure
 from fedsim.server import pricing
@@ -20,7 +21,7 @@ from fedsim.server.context import Context
 from fedsim.server.examiner import Examiner
 from fedsim.server.exchanger import Exchanger
 from fedsim.server.round import Round
-from fedsim.server.roundlog import MEASURING, RoundLog
+from fedsim.server.roundlog import RoundLog, is_measuring
 from fedsim.task.vectors import Weights
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ class Server(Context):
     population: Population  # the clients as the sampling rule sees them
     sampler: Sampler
     clock: Clock | None = None  # virtual time, if devices are simulated
+    validator: Examiner | None = None  # of the common validation set, if there is one
+    measured_on: str = ""  # see ``on``
     facts: dict[str, Any] = field(default_factory=dict)  # about the run, for its summary
     current: Round | None = None
     record: RoundLog = field(default_factory=RoundLog)  # of the current round
@@ -116,7 +119,8 @@ class Server(Context):
 
         ``measure`` gives losses of candidates on the current model, for rules that ask for them.
         """
-        return self.sampler(self.population, count, *key, exclude=exclude, measure=measure)
+        found = self.sampler(self.population, count, *key, exclude=exclude, measure=measure)
+        return self.population.there(found, *key, exclude=exclude) if self.population.absent else found
 
     def exchange(
         self,
@@ -139,10 +143,14 @@ class Server(Context):
         the message and the answers.
         """
         round, record, clock = self.round, self.record, self.clock
+        if self.measured_on:
+            task = f"{self.measured_on}/{task}"
+        if clients is not None and self.roster is not None:
+            self._check_there(clients, task)
         asked = sorted(round.cohort if clients is None else clients)
         inquiry = self.exchanger.inquiry(message, fold, task, asked, round.index, turns)
         schedule = None
-        if clock is not None and task not in MEASURING:
+        if clock is not None and not is_measuring(task):
             wanted = round.wanted if clients is None else None
             schedule = pricing.plan(clock, self.exchanger, inquiry, record.exchanges, wanted, traffic)
             inquiry = replace(inquiry, clients=schedule.answering, works=schedule.works)
@@ -159,6 +167,30 @@ class Server(Context):
             record.exchanges += 1
         record.outcomes.extend(outcomes)
         return Replies(outcomes, folded, schedule.seconds if schedule else 0.0, record.entries)
+
+    def _check_there(self, clients: Sequence[int], task: str) -> None:
+        """Refuse to ask a client that is not there; those held out are measured, and nothing else."""
+        assert self.roster is not None
+        gone = [c for c in clients if c in self.roster.absent]
+        if gone and task != HELD_OUT:
+            raise StrategyError(
+                f"the exchange '{task}' asks client {gone[0]}, which is never there (exclude, "
+                "evaluation.held_out_clients); ask server.clients instead of range(server.num_clients)"
+            )
+
+    def on(self, what: str) -> Server:
+        """The same server, which measures on other samples in the place of tests.
+
+        ``val``: the common validation set and the clients' own (``evaluation.validation``, ``client_validation``).
+        ``train``: clients' training samples.
+        """
+        examiner = self.validator or replace(self.examiner, test_size=0) if what == "val" else self.examiner
+        return replace(self, measured_on=what, examiner=examiner, own_tests=None)
+
+    def pseudo_labels(self, client: int, guesses: Tensor) -> dict[str, float]:
+        """How good a client's guesses (n,) of its unlabelled samples' classes are, which it cannot tell; see
+        ``Examiner.pseudo_labels``."""
+        return self.examiner.pseudo_labels(client, guesses)
 
     @property
     def test_size(self) -> int:

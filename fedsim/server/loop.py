@@ -15,14 +15,17 @@ from safetensors import SafetensorError
 from fedsim.config.schema import CheckpointConfig, EvaluationConfig
 from fedsim.errors import CheckpointError, TooFewUpdates
 from fedsim.rng import hash_tensors, key, seed_global
-from fedsim.server import checkpoint
+from fedsim.server import checkpoint, weightsfile
 from fedsim.server.exchanges import Server
-from fedsim.server.handed import Handed, as_numbers, as_state, models_of
+from fedsim.server.handed import Handed, as_state, models_of
+from fedsim.server.measuring import measured
 from fedsim.server.round import Round
 from fedsim.server.roundlog import Row
 from fedsim.server.traits import State, StrategyLike
+from fedsim.task.frozen import FrozenBase, base_of
 from fedsim.task.vectors import Weights
 from fedsim.tracking.base import Tracker
+from fedsim.tracking.information import RoundInfo
 
 OWN = "simulator/"  # begins the names of the simulator's own entries in a checkpoint
 
@@ -44,6 +47,7 @@ class Loop:
     state: State = field(default_factory=dict)
     own: Row = field(default_factory=dict)  # the simulator's part of the state: clock, what sampling has seen
     done: int = 0  # finished rounds
+    stopped: str = ""  # why a callback ended the run before its last round
     saved: int = -1  # finished rounds in the newest checkpoint
     accepting: bool = False  # within ``_accept``: memory holds neither the old round nor the new one
     history: list[Row] = field(default_factory=list)
@@ -57,6 +61,7 @@ class Loop:
         self.own = {k: self.state.pop(k) for k in list(self.state) if k.startswith(OWN)}
         if server.clock is not None:
             server.clock.restore(self.own[f"{OWN}clock"])
+        self._check_base(path)
         if server.sampler.remembers:
             server.population.restore(self.own[f"{OWN}seen"])
 
@@ -87,7 +92,7 @@ class Loop:
     def save(self) -> None:
         """Checkpoint the last finished round, unless that is done."""
         if self.saved != self.done:
-            state, folder = self.state | self.own, self.folder / "checkpoint"
+            state, folder = self.state | self.own | self._base(), self.folder / "checkpoint"
             try:
                 checkpoint.save(folder, self.done, state, self.server.states, self.key)
             except (OSError, SafetensorError) as e:
@@ -97,6 +102,19 @@ class Loop:
                     "Make room and type the same command again: it goes on from there"
                 ) from e
             self.saved = self.done
+
+    def _base(self) -> Row:
+        """What a checkpoint says of the part of the model that it does not hold, since it is frozen."""
+        base = base_of(self.server.task.model)
+        return {} if base is None else {f"{OWN}base": {"name": base.name, "sha256": base.sha256}}
+
+    def _check_base(self, path: Path) -> None:
+        then, now = self.own.pop(f"{OWN}base", None), base_of(self.server.task.model)
+        if then is not None and now is not None and then["sha256"] != now.sha256:
+            raise CheckpointError(
+                f"checkpoint {path} was made with the frozen base {FrozenBase(**then)}, but this run's model has {now};"
+                " load the base from before, or give resume=never to start afresh"
+            )
 
     def models(self) -> Mapping[str, Weights]:
         """The models of the current state."""
@@ -118,13 +136,16 @@ class Loop:
         if server.clock and not cohort and not self.strategy.traits.asynchronous:
             server.clock.elapse(server.clock.system.idle)
         self._observe(server)
-        measured = self._measured(server, state)
+        found = self._measured(server, state)
         models = models_of(strategy, state, layout)
         digest = hash_tensors(piece for name in sorted(models) for piece in models[name].pieces(layout))
-        row = server.record.row(self.done + 1, measured, cohort, digest, started)
+        row = server.record.row(self.done + 1, found, cohort, digest, started)
         self._accept(state)
         self.history.append(row)
-        self.trackers.round(row, server.record.client_rows(self.done))
+        if weightsfile.is_best(self.history):
+            best, about = self.folder / weightsfile.BEST, {"round": str(self.done)}
+            weightsfile.save(best, server.task, server.dtype, models["global"], about)
+        self._tell(row, server, models, bool(measured))
         if self._reached(row):
             self.rounds = self.done
         if self.checkpoints.every and self.done % self.checkpoints.every == 0:
@@ -140,7 +161,7 @@ class Loop:
         if self.cohorts is not None:
             return server.asking(self.cohorts[index])
         over_selection = run.clock.system.over_selection if run.clock else 1
-        count = min(math.ceil(self.clients_per_round * over_selection), run.num_clients)
+        count = min(math.ceil(self.clients_per_round * over_selection), len(run.sizes))
         return server.asking(server.sample(count, index, measure=partial(self._losses, server)))
 
     def _losses(
@@ -160,19 +181,10 @@ class Loop:
         server.population.observe(server.round.index, outcomes, losses)
 
     def _measured(self, server: Server, state: State) -> Row:
-        """Metrics of every model on the test set and, when due, on the clients' held-out parts."""
-        out: Row = {}
-        plan, number = self.evaluation, server.round.index + 1
-        last = number == self.rounds
-        strategy, given = self.strategy, Handed(self.strategy, state=state)
-        if last or (plan.every and number % plan.every == 0):
-            out |= as_numbers(strategy, "evaluate", strategy.evaluate(server, state))
-            given.check("evaluate")
-        if plan.clients_every and (last or number % plan.clients_every == 0):
-            found = as_numbers(strategy, "evaluate_clients", strategy.evaluate_clients(server, state))
-            given.check("evaluate_clients")
-            out |= {f"clients/{name}": value for name, value in found.items()}
-        return out
+        """What is to be measured after this round (see ``measuring``)."""
+        last, layout = server.round.index + 1 == self.rounds, server.layout
+        weights = lambda: models_of(self.strategy, state, layout)["global"]  # noqa: E731
+        return measured(server, self.strategy, state, self.evaluation, last, weights)
 
     def _accept(self, state: State) -> None:
         """The round is finished: its results are what counts from now on."""
@@ -186,6 +198,25 @@ class Loop:
         if server.sampler.remembers:
             self.own[f"{OWN}seen"] = server.population.save()
         self.accepting = False
+
+    def _tell(self, row: Row, server: Server, models: Mapping[str, Weights], measured: bool) -> None:
+        """Trackers and callbacks hear of the finished round; the latter may end the run."""
+        clients = server.record.client_rows(self.done)
+        self.trackers.round(row, clients)
+        info = RoundInfo(
+            round=self.done,
+            rounds=self.rounds,
+            row=row,
+            history=self.history,
+            clients=clients,
+            measured=measured,
+            task=server.task,
+            dtype=server.dtype,
+            models=models,
+        )
+        self.trackers.informed(info)
+        if info.stopped and self.done < self.rounds:
+            self.rounds, self.stopped = self.done, info.stopped
 
     def _reached(self, row: Row) -> bool:
         target = self.evaluation.target

@@ -10,6 +10,7 @@ import torch
 
 from fedsim import rng
 from fedsim.config.schema import ClientConfig
+from fedsim.local.rates import round_lr
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Round:
     @property
     def lr(self) -> float:
         """Local learning rate of this round."""
-        return float(self.local.lr * self.local.lr_decay**self.index)
+        return round_lr(self.local, self.index)
 
     def rng(self, purpose: str) -> torch.Generator:
         """A generator keyed by (seed, purpose, round), for draws at the server."""

@@ -24,7 +24,14 @@ MEASURING = (
     "evaluate",
     "test",
     "utility",
+    "held_out",
 )  # tasks that the simulator sets, not the method: no bytes, no time
+ELSEWHERE = ("val/", "train/")  # begin tasks that measure on validation or training samples (``Server.on``)
+
+
+def is_measuring(task: str) -> bool:
+    """Whether a task is the simulator's own measuring."""
+    return task in MEASURING or task.startswith(ELSEWHERE)
 
 
 @dataclass
@@ -50,7 +57,7 @@ class RoundLog:
 
     def heard(self) -> list[int]:
         """Ids of all clients that the method had to do with, ascending."""
-        return sorted({o.client for o in self.outcomes if o.task not in MEASURING})
+        return sorted({o.client for o in self.outcomes if not is_measuring(o.task)})
 
     def row(
         self, number: int, measured: Row, cohort: Sequence[int], weights_hash: str, started: float
@@ -94,7 +101,7 @@ class RoundLog:
 
     def _traffic(self, phase: str) -> Row:
         """Bytes up and down of one phase of the round; the simulator's own measuring does not count."""
-        counted = [o for o in self.outcomes if o.phase == phase and o.task not in MEASURING]
+        counted = [o for o in self.outcomes if o.phase == phase and not is_measuring(o.task)]
         return {
             "bytes_up": sum(o.bytes_up for o in counted),
             "bytes_down": sum(o.bytes_down for o in counted),
@@ -135,4 +142,4 @@ def _numbers(o: Outcome) -> dict[str, float]:
 
 def _unmeasured(o: Outcome) -> bool:
     """A client that had nothing to be measured on: no failure."""
-    return o.task in MEASURING and o.kind == "refused"
+    return is_measuring(o.task) and o.kind == "refused"

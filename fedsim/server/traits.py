@@ -42,12 +42,16 @@ class Traits:
     )  # values of updates that say nothing of a client's samples but how many
 
     # of the model
-    features: bool = False  # needs model.features(x) -> (B, d) and model.head
+    features: bool = False  # needs model.features(x) -> (B, d) and model.head, or a head named by model.head=
     linear_head: bool = False  # needs a head that is one linear layer
     body: bool = False  # needs parameters to train beside the head
     batch_norm: bool = False  # differs from others by what it does with BatchNorm layers alone
     # of the data
     labels: bool = False  # needs class labels, one a sample
+    labelled: Literal["client", "server", "any"] = (
+        "client"  # who must have labelled samples (``data.labelled``)
+    )
+    unlabelled: bool = False  # needs samples without labels beside them
     fixed_sizes: bool = False  # computes with the clients' numbers of samples, so nothing may add samples
     # of the settings
     one_step: bool = False  # clients take one local step (client.steps=1)
@@ -65,6 +69,8 @@ class Traits:
             raise ConfigError(
                 f"traits.buffers={self.buffers!r}: choose one of {', '.join(POLICIES)}, or None"
             )
+        if self.labelled not in ("client", "server", "any"):
+            raise ConfigError(f"traits.labelled={self.labelled!r}: choose one of client, server, any")
         if self.devices not in (None, "needed", "refused"):
             raise ConfigError(f"traits.devices={self.devices!r}: choose one of needed, refused, or None")
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from fedsim.data.local import Batch
 from fedsim.errors import ConfigError
+from fedsim.task.copies import copied
+from fedsim.task.fixed import converted
+from fedsim.task.task import Task
 
 
 @dataclass(frozen=True)
@@ -36,20 +37,20 @@ def forward_flops(model: nn.Module, x: Tensor) -> int:
     return int(counter.get_total_flops())
 
 
-def count_flops(model: nn.Module, x: Tensor, y: Tensor, loss: Callable[[Any, Tensor], Tensor]) -> Cost:
-    """Flops per sample of ``model`` on a batch ``x`` (B, ...), as torch counts them: matrix products and convolutions.
+def count_flops(task: Task, dtype: torch.dtype, batch: Batch) -> Cost:
+    """Flops per sample of the model of ``task``, as torch counts them: matrix products and convolutions.
 
     Raises:
         ConfigError: if torch counts none.
     """
-    model = copy.deepcopy(model).train()
+    model = converted(copied(task.model), dtype, "cpu").train()
     with torch.random.fork_rng(devices=[]), FlopCounterMode(display=False) as whole:
         with FlopCounterMode(display=False) as forward:
-            output = model(x)
-        torch.autograd.backward(loss(output, y))
+            loss = task.value(model, batch)
+        torch.autograd.backward(loss)
     if not whole.get_total_flops():
         raise ConfigError(
             "system.work=flops: torch counts no flops in this model (it counts matrix products and convolutions); "
             "use system.work=samples"
         )
-    return Cost(whole.get_total_flops() / len(x), forward.get_total_flops() / len(x))
+    return Cost(whole.get_total_flops() / batch.size, forward.get_total_flops() / batch.size)

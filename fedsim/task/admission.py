@@ -9,11 +9,14 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from fedsim.errors import ConfigError
+from fedsim.task.adapters import refuse_untied
 from fedsim.task.copies import copyable
+from fedsim.task.mapped import share
 
 
 def admitted(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """``model``, or a copy of it that can be copied again, if it can be trained in ``dtype``.
+    """``model``, or a copy of it that can be copied again, if it can be trained in ``dtype``. Large tensors of it that
+    stay as they are lie in shared memory from now on.
 
     Raises:
         ConfigError: naming the layer, and what to do.
@@ -27,7 +30,8 @@ def admitted(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     for name, t in _tensors(model):
         _refuse(model, name, t, dtype)
     _refuse_overlaps(model)
-    return copyable(model)
+    refuse_untied(model)
+    return share(copyable(model))
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedsim.task.mapped import LARGE, clones
+
 FUNCTIONS = (FunctionType, BuiltinFunctionType, MethodType)
 LEFT_ALONE: tuple[type, ...] = (
     str,
@@ -30,7 +32,6 @@ LEFT_ALONE: tuple[type, ...] = (
 LEFT_ALONE += (*FUNCTIONS, torch.dtype, torch.device, torch.Size)
 STANDARD = frozenset(vars(nn.Module())) - {"_parameters", "_buffers", "_modules"}
 LONG = 1000  # entries of a container beyond which only its length is looked at
-LARGE = 1 << 16  # entries of a tensor beyond which only torch's count of in-place changes is looked at
 MOST = 10_000  # objects looked into
 
 
@@ -135,9 +136,10 @@ class Attributes:
 class Content:
     """A tensor's numbers, and where they lie; of a large one, changed where torch counted a change in place."""
 
-    def __init__(self, tensor: Tensor):
+    def __init__(self, tensor: Tensor, held: Tensor | None = None):
+        """``held``: a copy of it, if there is one."""
         self.tensor, self._alias = tensor, tensor.detach()
-        self._held, self._version = self._alias.clone(), tensor._version
+        self._held, self._version = clones([tensor])[0] if held is None else held, tensor._version
 
     @property
     def changed(self) -> bool:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import _inject_new_class, _inject_property, is_parametrized
+
+from fedsim.task.mapped import clones, place_of
 
 DEPTH = 3  # of containers that are looked into
 
@@ -16,7 +18,19 @@ def copyable(model: nn.Module) -> nn.Module:
     """``model``, or a copy whose plain attributes hold no results of a computation, which cannot be copied: what
     pruning and the older weight_norm and spectral_norm leave there until the next forward pass, or a hidden state."""
     results = [t for m in model.modules() for t in _results(list(vars(m).values()), DEPTH)]
-    return copy.deepcopy(model, {id(t): t.detach().clone() for t in results}) if results else model
+    return copied(model, {id(t): t.detach().clone() for t in results}) if results else model
+
+
+def copied(model: nn.Module, others: Mapping[int, Tensor] | None = None) -> nn.Module:
+    """A deep copy to work with. What lies in shared memory (``fedsim.task.mapped``) is not copied, but mapped again.
+
+    ``others``: what takes the place of further tensors, by their ids.
+    """
+    memo: dict[int, Any] = dict(others or {})
+    shared = [t for t in (*model.parameters(), *model.buffers()) if place_of(t) is not None]
+    for t, again in zip(shared, clones(shared), strict=True):
+        memo[id(t)] = nn.Parameter(again, requires_grad=False) if isinstance(t, nn.Parameter) else again
+    return copy.deepcopy(model, memo)
 
 
 def _results(values: list[Any], depth: int) -> Iterator[Tensor]:

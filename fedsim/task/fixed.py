@@ -31,13 +31,48 @@ def _is_frozen(layer: nn.Module) -> bool:
     return bool(own) and not any(p.requires_grad for p in own)
 
 
+def averaged(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """The floating-point buffers that are part of the state dict and do not stay fixed, by name."""
+    saved, fixed = model.state_dict(keep_vars=True), apart(model)
+    return [
+        (n, b)
+        for n, b in model.named_buffers()
+        if b is not None and b.is_floating_point() and n in saved and id(b) not in fixed
+    ]
+
+
 def apart(model: nn.Module) -> set[int]:
-    """Ids of the buffers that are not averaged: of frozen layers, masks of pruned weights, and what spectral norm finds
-    by power iteration (``fedsim.task.spectral``)."""
-    out = {id(b) for m in frozen_layers(model) for b in m.buffers(recurse=False)}
-    for layer, name in (*_masks(model), *_directions(model)):
-        out.add(id(layer._buffers[name]))
-    return out
+    """Ids of the buffers that are not averaged: ``still`` ones, and what spectral norm finds by power iteration
+    (``fedsim.task.spectral``)."""
+    return still(model) | {id(layer._buffers[name]) for layer, name in _directions(model)}
+
+
+def still(model: nn.Module) -> set[int]:
+    """Ids of the buffers that stay as they are: of frozen layers, of quantised weights, masks of pruned weights."""
+    layers = (*frozen_layers(model), *_quantised(model))
+    out = {id(b) for m in layers for b in m.buffers(recurse=False)}
+    return out | {id(layer._buffers[name]) for layer, name in _masks(model)}
+
+
+def _quantised(model: nn.Module) -> Iterator[nn.Module]:
+    """Layers without trainable parameters whose buffers hold weights in 8 or 16 bits, most often with scales beside."""
+    trained = {p.dtype for p in model.parameters() if p.requires_grad}
+    for m in model.modules():
+        if isinstance(m, BATCH_NORM) or any(p.requires_grad for p in m.parameters(recurse=False)):
+            continue
+        narrow = wide = 0
+        for b in m.buffers(recurse=False):
+            if is_narrow(b) and b.dtype not in trained:
+                narrow += b.numel()
+            else:
+                wide += b.numel()
+        if narrow > wide:
+            yield m
+
+
+def is_narrow(t: Tensor) -> bool:
+    """Whether ``t`` holds numbers of 8 or 16 bits."""
+    return t.dtype.itemsize < 4 and t.dtype != torch.bool
 
 
 def _masks(model: nn.Module) -> Iterator[Buffer]:
@@ -68,9 +103,16 @@ def places(model: nn.Module) -> dict[int, list[Buffer]]:
 
 def converted(model: nn.Module, dtype: torch.dtype, device: str | torch.device) -> nn.Module:
     """``model`` in another type and place (itself), with dense gradients throughout, and whose tied buffers stay tied:
-    ``nn.Module.to`` unties them."""
+    ``nn.Module.to`` unties them. Frozen numbers of 16 bits and less stay as they are (``kept_narrow``)."""
     ties = list(places(model).values())
-    model.to(device=device, dtype=dtype)
+    if kept := kept_narrow(model):
+
+        def convert(t: Tensor) -> Tensor:
+            return t.to(device, dtype if t.is_floating_point() and id(t) not in kept else t.dtype)
+
+        model._apply(convert)  # type: ignore[no-untyped-call]  # what nn.Module.to calls
+    else:
+        model.to(device=device, dtype=dtype)
     for (first, name), *others in ties:
         for layer, other in others:
             layer._buffers[other] = first._buffers[name]
@@ -78,3 +120,14 @@ def converted(model: nn.Module, dtype: torch.dtype, device: str | torch.device) 
         if isinstance(m, nn.Embedding | nn.EmbeddingBag):
             m.sparse = False
     return model
+
+
+def kept_narrow(model: nn.Module) -> set[int]:
+    """Ids of the frozen parameters and fixed buffers that keep their type of 16 bits or less.
+
+    Where trainable parameters are of that type too, the model is one of that type as a whole, and is converted as one.
+    """
+    trained = {p.dtype for p in model.parameters() if p.requires_grad}
+    narrow = [t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point() and is_narrow(t)]
+    found = {id(t) for t in narrow if not t.requires_grad and t.dtype not in trained}
+    return found - {id(b) for _, b in averaged(model)} if found else found

@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from fedsim.errors import ConfigError
+from fedsim.models.split import features_of, head_of, named_head, splits
 from fedsim.rng import torch_rng
 from fedsim.task.layout import Layout, Slot
 from fedsim.task.task import Task
@@ -28,6 +30,11 @@ class Head(NamedTuple):
     def __add__(self, other: Any) -> Head:
         """The head whose logits are the sum of both."""
         return Head(self.weight + other.weight, self.bias + other.bias)
+
+    def only(self, allowed: Tensor) -> Head:
+        """The head that names none but the ``allowed`` classes (C,) bool: the logits of others are minus infinity."""
+        weight = self.weight.masked_fill(~allowed[:, None], 0)
+        return Head(weight, self.bias.masked_fill(~allowed, -torch.inf))
 
 
 @dataclass(frozen=True)
@@ -90,18 +97,60 @@ class HeadSlots:
         return bound * (2 * draw - 1)
 
 
+def with_head(model: nn.Module, slots: HeadSlots, head: Head) -> nn.Module:
+    """``model``, itself, with ``head`` in the place of its own, which gets a bias if it has none."""
+    name = slots.weight.name.rpartition(".")[0]
+    classes, dim = slots.shape
+    own = model.get_submodule(name)
+    kind = next(own.parameters()).dtype
+    layer = own if slots.bias else nn.Linear(dim, classes, dtype=kind).train(model.training)
+    layer.load_state_dict({"weight": head.weight.to("cpu", kind), "bias": head.bias.to("cpu", kind)})
+    model.set_submodule(name, layer)
+    return model
+
+
 def check_features(task: Task, method: str) -> None:
     """Refuse a model that does not show its features and what follows them.
 
     Raises:
         ConfigError: naming what is missing.
     """
-    parts = (getattr(task.model, name, None) for name in ("features", "head"))
-    if not all(map(callable, parts)):
+    if not splits(task.model):
         raise ConfigError(
             f"model: {method} needs model.features(x) -> (B, d) and model.head; {type(task.model).__name__} lacks "
-            "them: give your module both, or type model=mlp"
+            "them: type model.head=NAME, the submodule that gives its output, give your module both, or type model=mlp"
         )
+
+
+def check_named_head(task: Task) -> None:
+    """Try a head named by ``model.head`` on the task's example.
+
+    Raises:
+        ConfigError: if it is not called once in a forward pass, or what goes into it is not (B, d).
+    """
+    name = named_head(task.model)
+    if name is None or task.example is None:
+        return
+    modes = [(m, m.training) for m in task.model.modules()]
+    task.model.eval()
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            z = features_of(task.model, _like(task.model, task.example))
+    finally:
+        for m, training in modes:
+            m.training = training
+    if not isinstance(z, Tensor) or z.dim() != 2:
+        shape = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
+        raise ConfigError(
+            f"model.head={name}: what goes into it is {shape} for two samples, expected (2, d); name a module that is "
+            "given one vector of features a sample"
+        )
+
+
+def _like(model: nn.Module, x: Any) -> Any:
+    """A model's input in the type of its parameters."""
+    kind = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    return tree_map(lambda t: t.to(kind) if isinstance(t, Tensor) and t.is_floating_point() else t, x)
 
 
 def check_body(task: Task, method: str) -> None:
@@ -110,7 +159,7 @@ def check_body(task: Task, method: str) -> None:
     Raises:
         ConfigError: naming the model.
     """
-    name, head = type(task.model).__name__, getattr(task.model, "head", None)
+    name, head = type(task.model).__name__, head_of(task.model)
     own = set(map(id, head.parameters())) if isinstance(head, nn.Module) else set[int]()
     if all(id(p) in own for p in task.model.parameters() if p.requires_grad):
         raise ConfigError(

@@ -12,6 +12,7 @@ from fedsim.task.attributes import own_layers
 from fedsim.task.fixed import places
 from fedsim.task.habits import Habits
 from fedsim.task.layout import Layout
+from fedsim.task.mapped import LARGE, clones, place_of
 
 
 class Installed:
@@ -29,6 +30,8 @@ class Installed:
         for name, p in named.items():
             if not p.requires_grad and name not in habits.merges:
                 self._frozen.append((name, p))
+        held = [p for _, p in self._frozen if p.numel() <= LARGE or place_of(p) is not None]
+        self._values = dict(zip(map(id, held), clones(held), strict=True))  # of frozen parameters, by id
         self._owners = [
             (m._parameters, local, p, f"{name}.{local}".lstrip("."))
             for name, m in model.named_modules()
@@ -80,6 +83,9 @@ class Installed:
         """Every parameter and buffer in its place again."""
         for held, name, tensor, _ in (*self._owners, *self._homes):
             held[name] = tensor
+        for (_, p), seen in zip(self._frozen, self._versions, strict=True):
+            if (p._version, p.data_ptr()) != seen and id(p) in self._values:
+                p.data = clones([self._values[id(p)]])[0]
         self._versions = [(p._version, p.data_ptr()) for _, p in self._frozen]
 
     def check(self) -> None:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.errors import ConfigError
+from fedsim.models.split import head_of
 from fedsim.task import slots
-from fedsim.task.fixed import BATCH_NORM, apart
+from fedsim.task.fixed import BATCH_NORM, averaged
 from fedsim.task.slots import Slot, Slots
 
 __all__ = ["Layout", "Slot", "Slots"]
@@ -29,7 +30,7 @@ class Layout:
     that are part of the state dict, without those that stay fixed (``fedsim.task.fixed``). ``dim`` and ``buffer_dim``
     are the lengths of the vectors, ``size`` and ``buffer_size`` how many numbers of the model they hold: the rest is
     padding (see ``fedsim.task.slots``). ``norm`` and ``head`` name the parameters of normalisation layers and of
-    ``model.head``.
+    the head (``fedsim.models.split.head_of``).
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype | None = None, *, aligned: bool = True):
@@ -37,25 +38,19 @@ class Layout:
 
         ``aligned=False``: no padding, for networks beside the model, whose vectors nobody else knows the layout of.
         """
-        saved, fixed = model.state_dict(keep_vars=True), apart(model)
         params = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
         if not params:
             raise ConfigError(
                 "model: it has no trainable parameter; expected at least one with requires_grad=True"
             )
-        buffers = [
-            (n, b)
-            for n, b in model.named_buffers()
-            if b is not None and b.is_floating_point() and n in saved and id(b) not in fixed
-        ]
         step = max(1, slots.ALIGNMENT // (dtype or params[0][1].dtype).itemsize) if aligned else 1
-        self.params, self.buffers = Slots(params, step, "parameter"), Slots(buffers, step, "buffer")
+        self.params, self.buffers = Slots(params, step, "parameter"), Slots(averaged(model), step, "buffer")
         self.vectors = {"w": self.params, "b": self.buffers}  # by kind
         self.dim, self.size = self.params.dim, self.params.size
         self.buffer_dim, self.buffer_size = self.buffers.dim, self.buffers.size
         self.norm = _names_under(model, lambda m: isinstance(m, NORM_TYPES))
         self.batch_norm = _names_under(model, lambda m: isinstance(m, BATCH_NORM))
-        head = getattr(model, "head", None)
+        head = head_of(model)
         self.head = _names_under(model, lambda m: m is head) if isinstance(head, nn.Module) else frozenset()
 
     def spans(self, names: Iterable[str]) -> list[slice]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import random
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,27 +12,31 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedsim.data.local import Batch
 from fedsim.errors import ConfigError
 from fedsim.task.attributes import Attributes
+from fedsim.task.copies import copied
 from fedsim.task.fixed import converted, frozen_layers
 from fedsim.task.habits import UNKNOWN, Habits
 from fedsim.task.installed import moved, written_frozen
+from fedsim.task.losses import WholeLoss
+from fedsim.task.mapped import clones
+from fedsim.task.task import Task
 
 NAMED = 5  # parameters named in a message
 TRIED = 50  # parameters moved one by one, to see whether the loss does
-Loss = Callable[[Any, Tensor], Tensor]
 
 
-def rehearsed(model: nn.Module, loss: Loss, x: Tensor, y: Tensor, dtype: torch.dtype) -> Habits:
-    """What ``model`` does with a batch ``x`` (B, ...), ``y`` (B, ...). Nothing is known of one that cannot train on two
-    samples. Warns of parameters that the loss depends on without giving them a gradient.
+def rehearsed(task: Task, batch: Batch, dtype: torch.dtype) -> Habits:
+    """What the model of ``task`` does with ``batch``. Nothing is known of one that cannot train on two samples. Warns
+    of parameters that the loss depends on without giving them a gradient.
 
     Raises:
         ConfigError: for what cannot be trained: it names the layer, and what to do.
     """
     with _randomness_apart(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        stage = _Stage(copy.deepcopy(model), loss, x, y, dtype)
+        stage = _Stage(copied(task.model), task, batch, dtype)
         try:
             habits = stage.habits()
             silent = stage.silent(habits.unused)
@@ -53,12 +56,13 @@ def rehearsed(model: nn.Module, loss: Loss, x: Tensor, y: Tensor, dtype: torch.d
 class _Stage:
     """A copy of the model in training mode, and what it was like before."""
 
-    def __init__(self, model: nn.Module, loss: Loss, x: Tensor, y: Tensor, dtype: torch.dtype):
-        self.model, self.loss, self.x, self.y = converted(model, dtype, "cpu"), loss, x, y
+    def __init__(self, model: nn.Module, task: Task, batch: Batch, dtype: torch.dtype):
+        self.model, self.task, self.batch = converted(model, dtype, "cpu"), task, batch
         self.frozen_layers = frozen_layers(model)
         self._train()
         self.params, self.buffers = dict(model.named_parameters()), dict(model.named_buffers())
-        self.values = {n: t.detach().clone() for n, t in (*self.params.items(), *self.buffers.items())}
+        named = {**self.params, **self.buffers}
+        self.values = dict(zip(named, clones(named.values()), strict=True))
         self.places = {n: p.data_ptr() for n, p in self.params.items()}
         registered = [*model.modules(), *self.params.values(), *self.buffers.values()]
         self.layers = dict(model.named_modules())
@@ -72,6 +76,7 @@ class _Stage:
             for name, value in vars(kind).items()
             if not name.startswith("__") and not hasattr(value, "__get__")
         }
+        loss = task.loss.loss if isinstance(task.loss, WholeLoss) else task.loss
         cells = map(_content, getattr(loss, "__closure__", None) or ())
         held = [c for c in cells if isinstance(c, list | dict | set)]
         self.shared = Attributes([], registered, [*self.classes.values(), *held, loss])
@@ -79,7 +84,7 @@ class _Stage:
     def habits(self) -> Habits:
         """One step, then evaluation and back."""
         try:
-            value = self.loss(self.model(self.x), self.y)
+            value = self.task.value(self.model, self.batch)
         except Exception:  # any of the user's: two samples may be too few; in the run it is named by client
             return UNKNOWN
         self._refuse_new()
@@ -121,16 +126,16 @@ class _Stage:
                     self.params[name].add_(
                         torch.linspace(0.1, 0.3, self.params[name].numel()).view_as(self.params[name])
                     )
-                return float(self.loss(self.model(self.x), self.y))
+                return float(self.task.value(self.model, self.batch))
         except Exception:
             return None
 
     def _put_back(self) -> None:
         for attributes in self.attributes.values():
             attributes.restore()
-        with torch.no_grad():
-            for name, t in (*self.params.items(), *self.buffers.items()):
-                t.data = self.values[name].clone()
+        tensors = (*self.params.values(), *self.buffers.values())
+        for t, value in zip(tensors, clones(self.values.values()), strict=True):
+            t.data = value
         self.places = {n: p.data_ptr() for n, p in self.params.items()}
 
     def _train(self) -> None:
@@ -212,7 +217,7 @@ class _Stage:
         self.model.eval()
         try:
             with torch.no_grad():
-                self.model(self.x)
+                self.task.output(self.model, self.batch.x)
         except Exception:
             return ()
         finally:

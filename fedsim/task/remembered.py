@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.task import spectral
-from fedsim.task.attributes import LARGE, Attributes, Content, is_own, own_layers
+from fedsim.task.attributes import Attributes, Content, is_own, own_layers
 from fedsim.task.fixed import BATCH_NORM, frozen_layers
 from fedsim.task.habits import Habits
+from fedsim.task.mapped import LARGE, clones
 
 
 class Remembered:
@@ -27,13 +28,14 @@ class Remembered:
         others = [b for n, b in module.named_buffers() if n not in flat]
         merged: list[Tensor] = [p for n, p in module.named_parameters() if n in set(habits.merges)]
         self._small = [b for b in others if b.numel() <= LARGE] + merged
-        self._first = [t.detach().clone() for t in self._small]
+        self._first = clones(self._small)
         still = _counted(module)
         measured = [
             b for n, b in module.named_buffers() if n not in flat and n not in still and b.numel() <= LARGE
         ]
         self._moving = measured + merged + ([] if flat <= still else [buffers])
-        self._large = [Content(b) for b in others if b.numel() > LARGE]
+        large = [b for b in others if b.numel() > LARGE]
+        self._large = [Content(b, held) for b, held in zip(large, clones(large), strict=True)]
         self._norms = spectral.normalised(module)
         self._layers = own_layers(
             module, [name.rpartition(".")[0] for name in habits.remembers + habits.rebinds]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -260,8 +260,9 @@ class FlatModel:
             for m, momentum in zip(self._stats, momenta, strict=True):
                 m.momentum = momentum
 
-    def state_dict(self, weights: Weights) -> dict[str, Tensor]:
-        """A full state dict (frozen parameters and counters included) holding ``weights``; copies.
+    def state_dict(self, weights: Weights, without: Container[str] = ()) -> dict[str, Tensor]:
+        """A full state dict (frozen parameters and counters included, but not the names ``without``) holding
+        ``weights``; copies.
 
         Extra states that are no tensors are left out: what they hold stays as the model was handed over. Where spectral
         norms follow the weights, ``weights`` are loaded first.
@@ -274,7 +275,8 @@ class FlatModel:
             id(own[name]): value for name, value in held.items()
         }  # by identity: tied tensors have several names
         saved = self.module.state_dict(keep_vars=True)
-        return {k: new.get(id(v), v).detach().clone() for k, v in saved.items() if isinstance(v, Tensor)}
+        kept = {k: v for k, v in saved.items() if isinstance(v, Tensor) and k not in without}
+        return {k: new.get(id(v), v).detach().clone() for k, v in kept.items()}
 
 
 def finite(t: Tensor) -> bool:

@@ -116,7 +116,7 @@ class Planner:
             int, tuple[int, bool]
         ] = {}  # of every peer the last stretch asked for, and the answer
         if not saved:
-            for peer in range(n):
+            for peer in topology.present.tolist():
                 self.queue.push(self._pace(peer, numpy_rng(seed, "gossip/first", peer)), "wake", peer)
 
     def saved(self) -> dict[str, Any]:

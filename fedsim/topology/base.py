@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import networkx as nx
 import numpy as np
@@ -27,6 +27,9 @@ class Topology:
     draw: Callable[[int], nx.Graph]
     fixed: bool = True
     directed: bool = False
+    absent: frozenset[int] = (
+        frozenset()
+    )  # peers that are never there: nobody hears them, and they hear nobody
     _last: tuple[int, csr_array] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -45,7 +48,34 @@ class Topology:
             )
         graph.add_nodes_from(range(self.num_peers))
         graph.remove_edges_from(list(nx.selfloop_edges(graph)))
+        if self.absent:
+            graph = graph.copy()  # ``draw`` may give the same one again
+            graph.remove_edges_from(list(graph.edges(self.absent)))
+            if graph.is_directed():
+                graph.remove_edges_from(list(graph.in_edges(self.absent)))
         return graph
+
+    def without(self, absent: frozenset[int], connected: str) -> Topology:
+        """The same graph without the peers ``absent``, under the policy ``connected`` for one in several parts.
+
+        Raises:
+            ConfigError: unless the graph is a list of edges: of others nobody can say what they are without a peer.
+        """
+        if self.label != "edge_list":
+            raise ConfigError(
+                f"exclude, evaluation.held_out_clients: topology={self.label} is another graph without a peer; type "
+                "topology=edge_list, whose edges stay as they are"
+            )
+        left = replace(self, absent=absent, _last=None)
+        there = left.graph(0)
+        there.remove_nodes_from(absent)
+        connected_graph(lambda _: there, 1, connected, f"edge_list without peers {sorted(absent)}")
+        return left
+
+    @property
+    def present(self) -> np.ndarray:
+        """The peers that are there, ascending."""
+        return np.array([p for p in range(self.num_peers) if p not in self.absent], dtype=np.int64)
 
     def at(self, t: int = 0) -> csr_array:
         """The adjacency matrix (N, N) float64 of time ``t``: rows receive, columns send."""

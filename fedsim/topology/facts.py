@@ -22,12 +22,14 @@ def facts(topology: Topology, mix: Mixing) -> dict[str, Any]:
     peers of ``sum_j W_ij^2``, what is left of the variance of uncorrelated weights; ``variance_limit``: the same of
     W^t for large t, ``sum_j pi_j^2`` with the stationary distribution pi of each connected part.
     """
-    w = csr_array(mix.others + diags_array(mix.own))
-    degrees = topology.degrees()
-    parts, label = connected_components(topology.at(), directed=True, connection="weak")
+    w, graph, degrees = csr_array(mix.others + diags_array(mix.own)), topology.at(), topology.degrees()
+    if topology.absent:
+        there = topology.present
+        w, graph, degrees = w[there][:, there], graph[there][:, there], degrees[there]
+    parts, label = connected_components(graph, directed=True, connection="weak")
     return {
         "graph": topology.label,
-        "peers": topology.num_peers,
+        "peers": w.shape[0],
         "directed": topology.directed,
         "fixed": topology.fixed,
         "edges": int(topology.at().nnz if topology.directed else topology.at().nnz // 2),

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from fedsim.errors import CallbackError, ConfigError, check_choice
 from fedsim.tracking.base import Row, RunInfo, Tracker
+from fedsim.tracking.callbacks import takes_info
+from fedsim.tracking.information import Callback, Ending, RoundInfo
 from fedsim.tracking.jsonl import JsonlTracker, read_rows
 
 if TYPE_CHECKING:
     from fedsim.config.schema import TrackerConfig
 
-__all__ = ["Row", "RunInfo", "Tracker", "Trackers", "build", "read_rows"]
+__all__ = ["Callback", "Ending", "RoundInfo", "Row", "RunInfo", "Tracker", "Trackers", "build", "read_rows"]
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +24,8 @@ WANDB_MODES = ("disabled", "auto", "offline", "online")
 
 
 class Trackers(Tracker):
-    """Passes every hook on to ``trackers``, then ``callbacks``: objects with any of the hooks of :class:`Tracker`.
+    """Passes every hook on to ``trackers``, then ``callbacks``: objects with any of the hooks of :class:`Tracker` or of
+    :class:`Callback`, which are told apart by the arguments of ``round``.
 
     A tracker that raises is reported once and gets no further calls; the run goes on. Two exceptions: a
     ``ConfigError`` raised by ``start`` ends the run before its first round (the trackers already started
@@ -36,6 +39,8 @@ class Trackers(Tracker):
     def __init__(self, trackers: Iterable[object], callbacks: Iterable[object] = ()) -> None:
         self.callbacks = list(callbacks)
         self.trackers = [*trackers, *self.callbacks]
+        self._with_models = [c for c in self.callbacks if takes_info(c)]
+        self._last: RoundInfo | None = None  # for callbacks that ask for models at the end
         self._open = False
         self._at = "while the run was set up"
 
@@ -58,7 +63,20 @@ class Trackers(Tracker):
     def round(self, row: Row, clients: Sequence[Row]) -> None:
         """Pass a round on."""
         self._at = f"in round {row.get('round')}"
-        self._all("round", row, clients)
+        for tracker in list(self.trackers):
+            if not any(tracker is callback for callback in self._with_models):
+                self._call(tracker, "round", row, clients)
+
+    def informed(self, info: RoundInfo) -> None:
+        """Tell callbacks of a finished round, with its models."""
+        if not self.callbacks:
+            return
+        self._last = info
+        for callback in self.callbacks:
+            if info.measured:
+                self._call(callback, "evaluated", info)
+            if any(callback is other for other in self._with_models):
+                self._call(callback, "round", info)
 
     def end(self, summary: Row) -> None:
         """Pass the end on; a second call does nothing, so every way out of a run may call it."""
@@ -67,7 +85,8 @@ class Trackers(Tracker):
             failures: list[CallbackError] = []
             for tracker in list(self.trackers):  # all of them are to hear of it
                 try:
-                    self._call(tracker, "end", summary)
+                    mine = any(tracker is callback for callback in self.callbacks)
+                    self._call(tracker, "end", Ending(summary, self._last) if mine else summary)
                 except CallbackError as error:
                     failures.append(error)
             for failure in failures:
@@ -84,7 +103,9 @@ class Trackers(Tracker):
         if method is None:
             return
         try:
-            method(*args)
+            found = method(*args)
+            if found is not None and isinstance(args[0], RoundInfo):
+                raise TypeError(f'it returned {found!r}; to end the run call info.stop("why")')
         except Exception as error:
             if hook == "start" and isinstance(error, ConfigError):
                 raise

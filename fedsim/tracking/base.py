@@ -42,6 +42,9 @@ class Tracker:
     def round(self, row: Row, clients: Sequence[Row]) -> None:
         """After each round."""
 
+    def informed(self, info: Any) -> None:
+        """After ``round``, a ``fedsim.tracking.RoundInfo``, which has models: for the user's callbacks."""
+
     def end(self, summary: Row) -> None:
         """After the last round, ``status`` "done"; or early, ``status`` "failed" or "interrupted".
 

@@ -1,4 +1,4 @@
-"""A caller's own callbacks: checked before a run starts; what they raise ends it."""
+"""A caller's own callbacks: checked before a run starts; told of rounds; what they raise ends it."""
 
 from __future__ import annotations
 
@@ -8,12 +8,20 @@ from difflib import SequenceMatcher
 
 from fedsim.errors import ConfigError
 
-HOOKS = {"start": "run", "phase": "text", "round": "row, clients", "end": "summary"}  # with their arguments
+HOOKS = {  # with their arguments, or the ways to give them
+    "start": ("run",),
+    "phase": ("text",),
+    "evaluated": ("info",),
+    "round": ("row, clients", "info"),
+    "end": ("summary",),
+}
 LIKE = 0.8  # a method whose name is so similar to a hook's was meant to be it
 WORDS = frozenset(
     {*HOOKS, "on", "before", "after", "begin", "finish", "each", "epoch", "train"}
 )  # of others' hooks
-EXPECTED = "an object with any of the hooks " + ", ".join(f"{name}({given})" for name, given in HOOKS.items())
+EXPECTED = "an object with any of the hooks " + ", ".join(
+    " or ".join(f"{name}({given})" for given in ways) for name, ways in HOOKS.items()
+)
 
 
 def admitted(callbacks: Iterable[object]) -> list[object]:
@@ -59,15 +67,30 @@ def _meant(method: str) -> str:
 
 def _check_arguments(name: str, callback: object, hook: str) -> None:
     """Refuse a hook that cannot be called with its arguments."""
-    given = HOOKS[hook].split(", ")
+    ways = HOOKS[hook]
+    if not any(_callable(callback, hook, given) for given in ways):
+        signature = inspect.signature(getattr(callback, hook))
+        called = " or ".join(f"{hook}({given})" for given in ways)
+        raise ConfigError(f"{name}: {hook}{signature} is called as {called}")
+
+
+def takes_info(callback: object) -> bool:
+    """Whether ``callback.round`` takes one argument, a ``RoundInfo``, instead of a tracker's two."""
+    hook = "round"
+    return callable(getattr(callback, hook, None)) and not _callable(callback, hook, "row, clients")
+
+
+def _callable(callback: object, hook: str, given: str) -> bool:
+    """Whether the hook can be called with the arguments ``given``."""
     try:
         signature = inspect.signature(getattr(callback, hook))
     except (TypeError, ValueError):  # of something built in
-        return
+        return True
     try:
-        signature.bind(*given)
+        signature.bind(*given.split(", "))
     except TypeError:
-        raise ConfigError(f"{name}: {hook}{signature} is called as {hook}({HOOKS[hook]})") from None
+        return False
+    return True
 
 
 def _named(thing: object) -> str:

@@ -96,7 +96,7 @@ class ConsoleTracker(Tracker):
         parts = [f"round {self._at()}/{self._run.rounds}"]
         if "accuracy" in self._measured:
             parts.append(f"accuracy {_percent(self._measured['accuracy'])} (best {_percent(self._best)})")
-        if reason := summary.get("error") or summary.get("reason"):
+        if reason := summary.get("error") or summary.get("reason") or summary.get("stopped"):
             parts.append(headline(str(reason)))
         colour = COLOURS.get(status, "red")
         self._print(Text.assemble((self._run.name, "bold"), " ", (status, colour), ": " + ", ".join(parts)))

@@ -11,9 +11,11 @@ import pytest
 from omegaconf import OmegaConf
 
 from fedsim.cli.sweep import RaySweep
+from fedsim.engine.ray import cluster
 
 
 def test_ray_sweep_starts_ray_only_for_jobs_in_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster.shutdown()  # what follows would leave a real Ray half ended
     started: list[dict[str, Any]] = []
 
     def init(**options: Any) -> SimpleNamespace:

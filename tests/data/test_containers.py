@@ -11,6 +11,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset
 from fedsim.data.containers import listed, part
 from fedsim.data.door import admit_parts
 from fedsim.data.labels import TargetRules
+from fedsim.data.lazy import Read
 from fedsim.errors import ConfigError, DataError
 
 X, Y = torch.arange(12.0).reshape(4, 3), torch.tensor([0, 1, 1, 0])
@@ -27,6 +28,13 @@ class Rows(Dataset):
 
     def __getitem__(self, i):
         return X[i].numpy() + self.noise * np.random.rand(), int(Y[i])
+
+
+class Ragged(Rows):
+    """Samples of several lengths."""
+
+    def __getitem__(self, i):
+        return torch.zeros(i + 1), int(Y[i])
 
 
 class Stream(IterableDataset):
@@ -60,7 +68,59 @@ def read(*clients):
 )
 def test_the_same_samples_in_every_container(given):
     ((x, y),) = read(given)
+    if isinstance(x, Read):
+        x, y = x.take(torch.arange(len(x)))
     assert torch.equal(x.float(), X) and torch.equal(y, Y)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ({"a": X, "b": (X[:, 0], X)}, Y),
+        {"x": {"a": X, "b": (X[:, 0], X)}, "y": Y},
+        ({"a": X.numpy(), "b": (X[:, 0].numpy(), X.numpy())}, Y.tolist()),
+    ],
+)
+def test_trees_of_inputs(given):
+    ((x, y),) = read(given)
+    assert list(x) == ["a", "b"] and type(x["b"]) is tuple and torch.equal(y, Y)
+    assert torch.equal(x["a"], X) and torch.equal(x["b"][0], X[:, 0]) and torch.equal(x["b"][1], X)
+
+
+def test_a_tuple_is_several_inputs_or_one_for_each_sample():
+    ((x, _),) = read(((X, X[:, :1]), Y))
+    assert type(x) is tuple and x[1].shape == (4, 1)
+    ((x, _),) = read((tuple(X), Y))
+    assert torch.equal(x, X)
+    ((x, y),) = read(TensorDataset(X, X, Y))
+    assert type(x) is tuple and torch.equal(y, Y)
+
+
+def test_targets_may_be_missing_or_a_tree():
+    ((x, y),) = read((X, None))
+    assert torch.equal(x, X) and y is None
+    ((x, y),) = read({"ids": Y, "labels": Y})
+    assert sorted(x) == ["ids", "labels"] and y is None
+    ((_, y),) = read((X, {"boxes": X[:, None], "labels": Y[:, None]}))
+    assert y["boxes"].shape == (4, 1, 3) and y["labels"].dtype == torch.int64
+
+
+def test_trees_must_agree():
+    for given, words in (
+        (
+            ({"a": X, "c": X}, Y),
+            r"client 1: its x is made of \['a'\], \['c'\], that of client 0 of \['a'\], \['b'\]",
+        ),
+        (({"a": X, "b": X[:3]}, Y), r"client 1, x\['b'\]: has 3 entries for 4 samples"),
+        (
+            ({"a": X, "b": X[:, :2]}, Y),
+            r"client 1, \['b'\]: samples of shape \(2,\), client 0, \['b'\] has \(3,\)",
+        ),
+        ((X, Y), "its x is made of one array"),
+        (Rows(), "hands over arrays, others data sets"),
+    ):
+        with pytest.raises(DataError, match=words):
+            read(({"a": X, "b": X}, Y), given)
 
 
 def test_plain_tensors_are_not_copied():
@@ -90,8 +150,7 @@ def test_inputs_take_one_type():
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"x": X, "y": Y}, r"client 0 is a dict with x, y; hand over \(x, y\)"),
-        (({"a": X, "b": X}, Y), "client 0, x is a dict; hand over one array"),
+        (({}, Y), "client 0, x is an empty dict"),
         ((X, Y, Y), r"is a tuple of 3; hand over \(x, y\)"),
         (X, r"client 0 is Tensor; hand over \(x, y\)"),
         (pd.DataFrame(X.numpy()), r"is a DataFrame; hand over \(frame\[features\], frame\[label\]\)"),
@@ -105,8 +164,7 @@ def test_inputs_take_one_type():
         ((X.to(torch.complex64), Y), "complex"),
         ((X, 3), "client 0, y is a single value"),
         (Stream(), "is a Stream, which has no length"),
-        (Rows(noise=1.0), "gives another first sample each time.*data.augment"),
-        (DataLoader(Rows(), collate_fn=list), "collate_fn of its own"),
+        (Ragged(), "is a Ragged whose first samples make no batch.*collate_fn"),
         ((np.array(["2020-01-01"] * 4, dtype="datetime64[D]")[:, None], Y), "datetime64"),
     ],
 )

@@ -23,7 +23,7 @@ from fedsim.task.evaluation import evaluate, mean_of
 from fedsim.task.task import Task
 from fedsim.task.vectors import FlatModel
 
-SGD = ClientConfig(lr=0.1, lr_decay=1.0, epochs=5, min_epochs=None, steps=None, batch_size=10, autocast=None)
+SGD = ClientConfig(lr=0.1, lr_decay=1.0, epochs=5, min_epochs=None, steps=None, batch_size=10, accumulate=1)
 
 
 def local(n: int = 10, **options: Any) -> LocalData:

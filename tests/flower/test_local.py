@@ -72,6 +72,24 @@ def test_every_method_gives_the_bits_and_bytes_of_its_simulation(entry: Entry, t
     check_twin(tmp_path, *SMALL, *model, *entry.arguments)
 
 
+def test_roles_are_those_of_the_simulation(tmp_path: Path) -> None:
+    settings = (
+        *SMALL,
+        "data.labelled={at: client, share: 0.5}",
+        "evaluation.validation=0.1",
+        "evaluation.client_validation=0.1",
+        "evaluation.holdout=0.1",
+        "evaluation.clients_every=1",
+        "evaluation.held_out_clients=0.3",
+        "evaluation.held_out_steps=2",
+    )
+    twin, _ = deploy(tmp_path, *settings)
+    alone = simulated(*settings)
+    assert twin.summary["weights_hash"] == alone.summary["weights_hash"]
+    for key in ("val/loss", "clients_val/loss", "clients/loss", "held_out/loss", "participation_gap"):
+        assert [r[key] for r in twin.rows] == [r[key] for r in alone.rows], key
+
+
 @pytest.mark.parametrize("option", sorted(REFUSED))
 def test_what_cannot_be_deployed_is_refused_by_name(option: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=f"strategy: {REFUSED[option]}.*; simulate it"):

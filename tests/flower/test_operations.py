@@ -15,6 +15,7 @@ from flwr.app import Error
 
 sys.path.insert(0, str(Path(__file__).parent))
 from localgrid import GONE, LocalGrid, Spoiler, deploy, node
+from narrow import NarrowBody
 from real import ROOT, events, hashes
 
 import fedsim
@@ -23,6 +24,7 @@ from fedsim.errors import ClientError, ConfigError, EngineError
 from fedsim.flower import nodes as nodes_module
 from fedsim.flower import site
 from fedsim.flower.options import configuration
+from fedsim.task.frozen import FrozenBase, base_of
 
 SPEED = ("strategy=fedspeed", "rounds=4", "clients_per_round=3", "model=linear", "client.epochs=1")
 
@@ -185,8 +187,13 @@ def test_a_wrong_node_is_refused_by_name(config: dict[str, Any], reason: str, tm
 @pytest.mark.parametrize(
     ("name", "value", "reason"),
     [
-        ("WIRE", 1, "its fedsim speaks version 1 to nodes, this one 3; install the same"),
+        ("WIRE", 1, "its fedsim speaks version 1 to nodes, this one 4; install the same"),
         ("layout_name", lambda model: "[]", "its model has other parameters than the server's"),
+        (
+            "base_of",
+            lambda model: FrozenBase("theirs", "ab" * 32),
+            r"the frozen base of its model is 'theirs' \(sha256 abababababab\), the server's is trained as a whole",
+        ),
     ],
 )
 def test_another_version_or_model_is_refused_by_name(
@@ -196,6 +203,20 @@ def test_another_version_or_model_is_refused_by_name(
     with pytest.raises(EngineError, match=reason):
         deploy(tmp_path, *SPEED)
     assert hashes(tmp_path / "run") == []
+
+
+def test_a_frozen_base_is_compared_before_round_1_and_stays_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ("rounds=2", "clients_per_round=3", "model._target_=narrow.NarrowBody")
+    bits = simulated(*settings)
+    deploy(tmp_path / "a", *settings)
+    assert hashes(tmp_path / "a/run") == bits
+    own = base_of(NarrowBody((4,), 2))
+    monkeypatch.setattr(site, "base_of", lambda model: own)
+    said = rf"the frozen base of its model is '{own.name}' \(.*\), the server's is 'NarrowBody' \(.*\); load the same"
+    with pytest.raises(EngineError, match=said):
+        deploy(tmp_path / "b", *settings)
 
 
 def test_other_data_are_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

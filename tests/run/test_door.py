@@ -113,7 +113,10 @@ def test_integers_are_looked_up_by_a_model_that_does() -> None:
             r"3 outputs, but client 4, row 0.* label 3; give",
         ),
         (each(x=lambda x: x[:, :3]), r"the test set: samples of shape \(4,\), client 0 has \(3,\)"),
-        (each(x=lambda x: {"a": x}), "client 0, x is a dict"),
+        (
+            each(x=lambda x: {"a": x}),
+            r"the test set: its x is made of one array, that of client 0 of \['a'\]",
+        ),
         (each(y=lambda y: F.one_hot(y, 3)), r"\(2, 3\) for two samples.*one-hot rows\? Hand over y\.argmax"),
     ],
 )

@@ -194,7 +194,19 @@ def test_adam_counts_the_steps_of_each_parameter() -> None:
     opt = torch.optim.Adam([a, b], lr=0.1, betas=(0.9, 0.99), eps=1e-8)
     adam = AdamConfig(beta1=0.9, beta2=0.99, eps=1e-8)
     local = ClientConfig(
-        lr=0.1, lr_decay=1.0, momentum=0.0, weight_decay=0.0, clip_norm=None, clip="full", adam=adam
+        lr=0.1,
+        lr_decay=1.0,
+        momentum=0.0,
+        weight_decay=0.0,
+        clip_norm=None,
+        clip="full",
+        adam=adam,
+        nesterov=False,
+        decoupled=False,
+        accumulate=1,
+        groups=None,
+        schedule=None,
+        round_schedule=None,
     )
     steps, w = LocalSteps(local, 0), torch.tensor([1.0, 2.0, 3.0]).double()
     for i, g in enumerate(torch.tensor([[0.3, -0.1, 0.0], [0.2, 0.4, 0.5], [0.1, 0.1, -0.7]]).double()):

@@ -63,7 +63,7 @@ def test_best_survives_rounds_without_a_number() -> None:
         for v, w in ((0.5, 2.0), (math.nan, math.nan), (0.25, 3.0))
     ]
     server = SimpleNamespace(facts={})
-    loop: Any = SimpleNamespace(history=rows, done=3, key="k", server=server)
+    loop: Any = SimpleNamespace(stopped="", history=rows, done=3, key="k", server=server)
     data: Any = SimpleNamespace(shards=SimpleNamespace(hash=lambda: "p"))
     out = summarise(loop, compose_quickly(()), data)
     assert (out["best_accuracy"], out["best_loss"], out["accuracy"]) == (0.5, 2.0, 0.25)

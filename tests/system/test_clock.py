@@ -10,9 +10,10 @@ import torch
 from callbacks import Interrupt
 from problems import Problem, classes, classification, hashes, network
 
+from fedsim.data.local import Batch
 from fedsim.errors import ConfigError
 from fedsim.system.cost import count_flops
-from fedsim.task.task import cross_entropy
+from fedsim.task.task import Task
 
 # The network has 4*5 + 5 + 5*3 + 3 = 43 parameters: 172 bytes down; up as many and 8 for the weight.
 # Two epochs over n samples: 2 n / speed seconds. Sizes are 7, 12, 3, 10, 6, 11.
@@ -155,7 +156,8 @@ def test_devices_too_small_for_the_model_are_not_asked(tmp_path: Path) -> None:
 
 def test_flops_are_those_of_the_layers() -> None:
     """A product of (B, i) and (i, o) is 2 B i o; backward: as much for the weights, and for inputs but the first."""
-    cost = count_flops(network(), torch.randn(3, 4), torch.tensor([0, 1, 2]), cross_entropy)
+    batch = Batch(torch.randn(3, 4), torch.tensor([0, 1, 2]))
+    cost = count_flops(Task(network()), torch.float32, batch)
     one, two = 2 * 4 * 5, 2 * 5 * 3
     assert (cost.forward, cost.gradient) == (one + two, 2 * one + 3 * two)
 

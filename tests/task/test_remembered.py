@@ -30,7 +30,7 @@ def flat(kind: type[Keeps]) -> FlatModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         module = kind().double()
-    habits = rehearsed(module, F.cross_entropy, *data().read(torch.arange(2)), torch.float64)
+    habits = rehearsed(Task(module), data().read(torch.arange(2)), torch.float64)
     return FlatModel(module, torch.float64, habits=habits)
 
 
@@ -170,7 +170,7 @@ def test_what_a_loss_remembers_reaches_nobody_either(kind: Any) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         module, loss = nn.Sequential(nn.Linear(4, 3)).double(), kind()
-    rehearsed(module, loss, *data().read(torch.arange(2)), torch.float64)
+    rehearsed(Task(module, loss), data().read(torch.arange(2)), torch.float64)
     model = FlatModel(module, torch.float64, loss=loss)
     start, rows = model.w.clone(), torch.arange(4)
 

@@ -247,8 +247,8 @@ class RayEngine:
     def _start(self, actor: Any) -> Any:
         """Send the plan; the reference says when it has arrived."""
         assert self._plan is not None, "start(plan) comes first"
-        stored, *code = self._plan
-        started = actor.start.remote(stored, self._transport.open(actor), *code)
+        sent = self._plan
+        started = actor.start.remote(sent.stored, self._transport.open(actor), sent.code, sent.modules)
         actor.serve.remote()
         return started
 

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 from fedsim.config.code import Reader
 from fedsim.config.usermodules import users_modules
 from fedsim.engine.assignments import Plan
+from fedsim.engine.ray.cluster import ours
+from fedsim.engine.ray.tensors import referring
 from fedsim.errors import ConfigError, EngineError
 
 
@@ -21,6 +23,7 @@ class Sent(NamedTuple):
     stored: Any
     code: str | None  # digest of the plan's code; None: all of it travels by value, or is not the user's
     modules: tuple[str, ...]  # of the user's, which workers import by themselves
+    kept: tuple[Any, ...] = ()  # what the plan refers to in the object store
 
 
 def _without_lock(of: cached_property[Any]) -> tuple[Any, ...]:
@@ -38,6 +41,7 @@ def send(ray: Any, plan: Plan) -> Sent:
         EngineError: if the user's functions have replaced some of a package's, which workers would not see.
     """
     code, found = _read(plan)
+    others = ray if not ours() and sum(node["Alive"] for node in ray.nodes()) > 1 else None
     if found.patched:
         raise EngineError(
             f"{', '.join(found.patched)} was replaced in this process, but Ray's workers run the package's own: "
@@ -45,10 +49,11 @@ def send(ray: Any, plan: Plan) -> Sent:
         )
     modules = tuple(found.imported)
     try:
-        with _by_value([module.__name__ for module in users_modules()]):
+        with _by_value([module.__name__ for module in users_modules()]), referring(others) as kept:
             stored = ray.put(plan)
     except Exception as error:  # whatever the user's objects raise when pickled
-        stored = ray.put(plan)
+        with referring(others) as kept:
+            stored = ray.put(plan)
         modules = tuple(found.modules)
         reason = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
         warnings.warn(
@@ -56,7 +61,7 @@ def send(ray: Any, plan: Plan) -> Sent:
             "it from its files instead, and the run stops if those hold another code than this process has loaded",
             stacklevel=3,
         )
-    return Sent(stored, code if modules else None, modules)
+    return Sent(stored, code if modules else None, modules, tuple(kept))
 
 
 def check(plan: Plan, code: str | None, modules: tuple[str, ...]) -> None:

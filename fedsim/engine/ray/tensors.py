@@ -1,12 +1,22 @@
-"""How Ray pickles tensors."""
+"""How Ray pickles tensors: as arrays in its object store, or, of a model's large fixed part, as where they lie."""
 
 from __future__ import annotations
 
+import mmap
+import os
 import warnings
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from fedsim.engine.ray.transport.memory import Address
+from fedsim.task.mapped import Memory, Place, place_of
 
 
 def share_tensors() -> None:
@@ -20,7 +30,88 @@ def share_tensors() -> None:
 AS_INTEGERS = {1: torch.uint8, 2: torch.int16}  # by bytes an entry: types that numpy lacks (bfloat16, float8)
 
 
+class Reference(NamedTuple):
+    """A tensor in shared memory (``fedsim.task.mapped``): workers of this machine map it too.
+
+    ``content``, on a cluster, is the whole memory in Ray's object store, for workers of other machines.
+    """
+
+    address: Address
+    content: Any
+    start: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+@dataclass
+class _Referring:
+    """Whether tensors in shared memory are sent as references."""
+
+    on: bool = False
+    store: Any = None  # Ray, if there are other machines that need the content
+    stored: dict[Memory, Any] = field(default_factory=dict)
+
+
+_referring = _Referring()
+_opened: WeakValueDictionary[str, mmap.mmap] = WeakValueDictionary()  # in a worker: mapped memories, by name
+_memories: WeakValueDictionary[str, Memory] = WeakValueDictionary()
+
+
+@contextmanager
+def referring(store: Any) -> Iterator[list[Any]]:
+    """Within it, tensors in shared memory are pickled as references; ``store`` is Ray where other machines take part.
+
+    Gives a list that, at the end, holds what Ray must not forget as long as the references are used.
+    """
+    kept: list[Any] = []
+    _referring.on, _referring.store = True, store
+    try:
+        yield kept
+    finally:
+        kept += _referring.stored.values()
+        _referring.on, _referring.store, _referring.stored = False, None, {}
+
+
+def _reference(t: Tensor) -> Reference | None:
+    place = place_of(t) if _referring.on else None
+    if place is None:
+        return None
+    memory, store, stored = place.memory, _referring.store, _referring.stored
+    if store is not None and memory not in stored:
+        stored[memory] = store.put(np.frombuffer(memory.map(), dtype=np.uint8))
+    address = Address(os.getpid(), memory.fd, memory.name)
+    return Reference(address, stored.get(memory), place.start, place.dtype, place.shape, place.stride)
+
+
+def _mapped(found: Reference) -> Tensor:
+    name = found.address.name
+    memory, mapping = _memories.get(name), _opened.get(name)
+    if memory is None or mapping is None:
+        _memories[name] = memory = _memory(found)
+        _opened[name] = mapping = memory.map()
+    return Place(memory, *found[2:]).view(mapping)
+
+
+def _memory(found: Reference) -> Memory:
+    """The driver's own, or on another machine one with its content."""
+    try:
+        return Memory(found.address.open(), found.address.name)
+    except OSError:
+        if found.content is None:
+            raise
+    import ray
+
+    content = ray.get(found.content)
+    memory = Memory.of_size(len(content))
+    memory.write(0, memoryview(content))
+    memory.seal()
+    return memory
+
+
 def _to_numpy(t: Tensor) -> Any:
+    if (found := _reference(t)) is not None:
+        return found
     t = t.detach().cpu().contiguous()
     try:
         return t.numpy()
@@ -29,6 +120,8 @@ def _to_numpy(t: Tensor) -> Any:
 
 
 def _from_numpy(a: Any) -> Tensor:
+    if isinstance(a, Reference):
+        return _mapped(a)
     if isinstance(a, tuple):
         return _from_numpy(a[0]).view(a[1])
     with warnings.catch_warnings():
@@ -41,4 +134,7 @@ def _from_parameter(p: torch.nn.Parameter) -> tuple[Any, bool]:
 
 
 def _to_parameter(parts: tuple[Any, bool]) -> torch.nn.Parameter:
-    return torch.nn.Parameter(_from_numpy(parts[0]).clone(), requires_grad=parts[1])
+    value = _from_numpy(parts[0])
+    return torch.nn.Parameter(
+        value if isinstance(parts[0], Reference) else value.clone(), requires_grad=parts[1]
+    )

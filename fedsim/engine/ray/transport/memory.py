@@ -159,7 +159,15 @@ class OpenBlocks:
 
 
 def _reduce(t: Tensor) -> tuple[Any, ...]:
-    return torch.from_numpy, (t.detach().cpu().contiguous().numpy(),)
+    t = t.detach().cpu().contiguous()
+    try:
+        return torch.from_numpy, (t.numpy(),)
+    except TypeError:  # a type that numpy lacks
+        return _restored, (t.view(torch.uint8 if t.itemsize == 1 else torch.int16).numpy(), t.dtype)
+
+
+def _restored(a: Any, dtype: torch.dtype) -> Tensor:
+    return torch.from_numpy(a).view(dtype)
 
 
 _REDUCERS: dict[type, Any] = {**copyreg.dispatch_table, Tensor: _reduce}

@@ -1,0 +1,243 @@
+"""Hugging Face data sets (extra ``fedsim[hub]``): rows read by lists of columns, from the hub, a folder or files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsim.data.dataset import Augment, Dataset
+from fedsim.data.trees import Tree
+from fedsim.errors import DataError, hint
+
+LABELS = ("label", "labels", "target", "y")  # columns that are targets where none is named
+FORMATS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json", ".arrow": "arrow"}
+
+
+@dataclass(frozen=True, eq=False)
+class Columns:
+    """Samples in a ``datasets.Dataset``: inputs are the columns ``x`` (a dict, or the only one), targets the column
+    ``y``. ``labels`` are its class ids, if it holds such."""
+
+    data: Any
+    x: tuple[str, ...]
+    y: str | None = None
+    labels: Tensor | None = None
+    device: str = "cpu"
+    cut: ClassVar[bool] = True
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def take(self, rows: Tensor) -> tuple[Tree, Tree]:
+        """See ``SamplesLike``.
+
+        Raises:
+            DataError: if rows of a column have several lengths, or are no numbers.
+        """
+        names = [*self.x, *((self.y,) if self.y else ())]
+        found = self.data.with_format("torch", columns=names)[rows.tolist()]
+        for name in names:
+            found[name] = _stacked(name, found[name]).to(self.device)
+        x = found[self.x[0]] if len(self.x) == 1 else {name: found[name] for name in self.x}
+        return x, (found[self.y] if self.y else None)
+
+    def items(self, rows: list[int]) -> list[Any]:
+        """Rows as dicts, as they are stored."""
+        found = self.data[rows]
+        return [{k: v[i] for k, v in found.items()} for i in range(len(rows))]
+
+    def to(self, device: str) -> Columns:
+        """See ``SamplesLike``."""
+        return Columns(self.data, self.x, self.y, self.labels, device)
+
+
+def is_hf(value: Any) -> bool:
+    """Whether ``value`` is a ``datasets.Dataset``; does not import that library."""
+    kinds = [f"{k.__module__.partition('.')[0]}.{k.__name__}" for k in type(value).__mro__]
+    return "datasets.Dataset" in kinds
+
+
+def columns(name: str, data: Any, x: Sequence[str] | str | None = None, y: str | None = None) -> Columns:
+    """A data set's columns as inputs and targets; by default ``y`` is the one called label, and ``x`` the others.
+
+    Raises:
+        DataError: naming the column that is missing, or no numbers.
+    """
+    names = list(data.column_names)
+    y = y if y is not None else next((c for c in LABELS if c in names), None)
+    chosen = [x] if isinstance(x, str) else [c for c in names if c != y] if x is None else list(x)
+    for column in (*chosen, *((y,) if y else ())):
+        if column not in names:
+            raise DataError(
+                f"{name}: has no column '{column}'{hint(column, names)}; it has {', '.join(names)}"
+            )
+    labels = None
+    if y is not None and len(data):
+        held = np.asarray(data.with_format("numpy", columns=[y])[:][y])
+        labels = (
+            torch.from_numpy(held.astype(np.int64)) if held.dtype.kind in "iub" and held.ndim == 1 else None
+        )
+    made = Columns(data, tuple(chosen), y, labels)
+    if len(data):
+        made.take(torch.arange(min(2, len(data))))
+    return made
+
+
+def from_hf(
+    data: Any,
+    *,
+    x: Sequence[str] | str | None = None,
+    y: str | None = None,
+    client: str | None = None,
+    domain: str | None = None,
+    test: Any = None,
+    augment: Augment | None = None,
+    name: str = "data",
+) -> Dataset:
+    """A ``datasets.Dataset`` as the ``data`` of ``fedsim.simulate``; for arguments see ``load``.
+
+    Raises:
+        DataError: naming the column that is missing or holds no numbers.
+    """
+    told = [c for c in (client, domain) if c]
+    for column in told:
+        if column not in data.column_names:
+            raise DataError(f"{name} has no column '{column}'{hint(column, data.column_names)}")
+    if x is None:
+        label = y or next((c for c in LABELS if c in data.column_names), None)
+        x = [c for c in data.column_names if c not in (*told, label)]
+    made = columns(name, data, x, y)
+    kept = {"train": data} | ({"test": test} if test is not None else {})
+    names = _names(kept, domain) if domain else ()
+    groups = {part: {"domain": _codes(rows, domain, names)} for part, rows in kept.items()} if domain else {}
+    return Dataset(
+        made,
+        None if test is None else columns(f"{name}, the test set", test, x, made.y),
+        classes=_classes(data, made),
+        augment=augment,
+        ids=_codes(data, client, _names({"": data}, client)) if client else None,
+        groups=groups,
+        group_names={"domain": names} if domain else {},
+    )
+
+
+def load(
+    *,
+    path: str,
+    split: str = "train",
+    test_split: str | None = "test",
+    x: Sequence[str] | str | None = None,
+    y: str | None = None,
+    client: str | None = None,
+    domain: str | None = None,
+    cache: str | None = None,
+    augment: Augment | None = None,
+) -> Dataset:
+    """A data set of the hub by name, saved by ``save_to_disk`` in a folder, or in files (parquet, csv, json, arrow).
+
+    Args:
+        path: the hub's name, a folder, or a file (a glob for several); or a folder of ``train*`` and ``test*``.
+        split: rows to train on; ``test_split``: the common test set, ``null`` for none.
+        x: input columns, by default all others; ``y``: the target's; ``client``, ``domain``: whose a row is.
+        cache: where files are kept as arrow; by default that of ``datasets``.
+        augment: applied to training batches.
+
+    Raises:
+        DataError: if the library or the data are not there, or a column is not.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise DataError("data=hf: needs the library datasets; type pip install 'fedsim-lab[hub]'") from error
+    parts = _read(datasets, path, cache)
+    if split not in parts:
+        raise DataError(f"data.split={split}: not in {path}{hint(split, parts)}; it has {', '.join(parts)}")
+    test = parts.get(test_split or "")
+    named = {"x": x, "y": y, "client": client, "domain": domain, "augment": augment}
+    return from_hf(parts[split], test=test, name=path, **named)  # type: ignore[arg-type]
+
+
+def _read(datasets: Any, path: str, cache: str | None) -> Mapping[str, Any]:
+    """The splits of a data set, by name."""
+    place = Path(path).expanduser()
+    try:
+        if (place / "dataset_dict.json").exists() or (place / "state.json").exists():
+            found = datasets.load_from_disk(str(place))
+            return found if isinstance(found, Mapping) else {"train": found}
+        files = _files(place)
+        if files is None:
+            if place.is_absolute() or path.startswith((".", "~")):
+                raise DataError(f"data.path={path}: there is no such file or folder")
+            return dict(datasets.load_dataset(path, cache_dir=cache))
+        kind = FORMATS[files[0].suffix]
+        named: dict[str, list[str]] = {}
+        for file in files:
+            part = next((s for s in ("train", "test", "validation") if file.name.startswith(s)), "train")
+            named.setdefault(part, []).append(str(file))
+        return dict(datasets.load_dataset(kind, data_files=named, cache_dir=cache))
+    except DataError:
+        raise
+    except Exception as error:  # the library raises many kinds
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        offline = " (no network: HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
+        raise DataError(f"data.path={path}: cannot be read as a data set{offline}: {said}") from error
+
+
+def _files(place: Path) -> list[Path] | None:
+    if place.is_file():
+        found = [place]
+    elif place.is_dir():
+        found = sorted(f for f in place.iterdir() if f.suffix in FORMATS)
+    elif any(c in place.name for c in "*?["):
+        found = sorted(place.parent.glob(place.name))
+    else:
+        return None
+    kinds = {f.suffix for f in found}
+    if len(kinds) != 1 or not kinds <= set(FORMATS):
+        shown = ", ".join(sorted(kinds)) or "nothing"
+        raise DataError(
+            f"data.path={place}: holds {shown}; expected files of one kind of {', '.join(FORMATS)}"
+        )
+    return found
+
+
+def _stacked(name: str, column: Any) -> Tensor:
+    if isinstance(column, Tensor):
+        return column
+    if isinstance(column, list) and column and all(isinstance(v, Tensor) for v in column):
+        lengths = {tuple(v.shape) for v in column}
+        raise DataError(
+            f"data: rows of the column '{name}' have several shapes ({', '.join(map(str, sorted(lengths)[:3]))}); pad "
+            "them when you tokenise, or hand over DataLoader(data, collate_fn=...)"
+        )
+    raise DataError(
+        f"data: the column '{name}' holds no numbers; tokenise or encode it first, or leave it out of x"
+    )
+
+
+def _classes(data: Any, made: Columns) -> tuple[str, ...]:
+    if made.y is None or made.labels is None:
+        return ()
+    named = getattr(data.features.get(made.y), "names", None)
+    high = int(made.labels.max()) if len(made.labels) else -1
+    return tuple(named) if named else tuple(map(str, range(high + 1)))
+
+
+def _names(parts: Mapping[str, Any], column: str) -> tuple[str, ...]:
+    known = getattr(next(iter(parts.values())).features.get(column), "names", None)
+    found = {str(v) for data in parts.values() for v in data.unique(column)}
+    return tuple(known) if known else tuple(sorted(found))
+
+
+def _codes(data: Any, column: str, names: Sequence[str]) -> np.ndarray:
+    if getattr(data.features.get(column), "names", None):
+        return np.asarray(data[column], dtype=np.int64)
+    place = {name: i for i, name in enumerate(names)}
+    return np.array([place[str(v)] for v in data[column]], dtype=np.int64)

@@ -1,0 +1,171 @@
+"""Samples of several participants that are no plain pairs: trees, without targets, or read when they are needed."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsim.data.arrays import Array, array
+from fedsim.data.containers import Part
+from fedsim.data.dataset import Dataset, Samples, SamplesLike
+from fedsim.data.huggingface import Columns
+from fedsim.data.labels import TargetRules, targets
+from fedsim.data.lazy import Joined, Mapped, Parts, Read, digest
+from fedsim.data.trees import join, leaves, named_leaves, structure
+from fedsim.errors import DataError
+from fedsim.rng import hash_tensors, undisturbed
+
+LARGE = 1 << 20  # bytes of a participant's inputs from which on they stay where they are
+
+Convert = Callable[[Sequence[Part]], list[Any]]
+
+
+def admit_trees(
+    parts: Sequence[Part], rules: TargetRules, convert: Convert
+) -> tuple[list[tuple[Any, Any]], tuple[str, ...]]:
+    """Inputs and targets of all participants, leaf by leaf of one type, and the names of the classes if there are any.
+
+    ``convert`` makes inputs of one leaf alike. A participant whose samples are read later gives ``(Read, None)``.
+
+    Raises:
+        DataError: where the participants differ; says who and in what.
+    """
+    kinds = {part.read is not None for part in parts if len(part)}
+    if kinds == {True, False}:
+        odd = next(p.name for p in parts if p.read is None and len(p))
+        raise DataError(f"{odd}: hands over arrays, others data sets; give all of them in one way")
+    if True in kinds:
+        return _read(parts, rules)
+    first = next((p for p in parts if len(p)), parts[0])
+    for part in parts:
+        for what, own, wanted in (("x", part.x, first.x), ("y", part.y, first.y)):
+            if structure(own) != structure(wanted):
+                raise DataError(
+                    f"{part.name}: its {what} is made of {_made(own)}, that of {first.name} of {_made(wanted)}"
+                )
+        for what, tree in (("x", part.x), ("y", part.y)):
+            for key, leaf in named_leaves(tree):
+                if len(leaf) != len(part):
+                    raise DataError(
+                        f"{part.name}, {what}{key}: has {len(leaf)} entries for {len(part)} samples"
+                    )
+    xs = _converted(parts, [p.x for p in parts], convert)
+    if all(isinstance(p.y, Array) for p in parts):
+        ys, classes = targets([p.name for p in parts], [p.y for p in parts], rules)
+        return list(zip(xs, ys, strict=True)), classes
+    return list(zip(xs, _converted(parts, [p.y for p in parts], convert), strict=True)), ()
+
+
+def _converted(parts: Sequence[Part], trees: Sequence[Any], convert: Convert) -> list[Any]:
+    """Trees of one structure with leaves of one type."""
+    if trees[0] is None:
+        return [None] * len(trees)
+    columns = zip(*map(leaves, trees), strict=True)
+    names = [key for key, _ in named_leaves(trees[0])]
+    made = []
+    for key, column in zip(names, columns, strict=True):
+        more = key and f", {key}"
+        named = [replace(p, name=p.name + more, x=leaf) for p, leaf in zip(parts, column, strict=True)]
+        first = next((p for p in named if len(p.x)), named[0])
+        for part in named:
+            own, wanted = tuple(part.x.shape[1:]), tuple(first.x.shape[1:])
+            if len(part.x) and own != wanted:
+                raise DataError(f"{part.name}: samples of shape {own}, {first.name} has {wanted}")
+        made.append(convert(named))
+    spec = structure(trees[0])
+    return [torch.utils._pytree.tree_unflatten(list(own), spec) for own in zip(*made, strict=True)]
+
+
+def _made(tree: Any) -> str:
+    names = [key for key, _ in named_leaves(tree)]
+    return ", ".join(names) if any(names) else "one array" if names else "nothing"
+
+
+def _read(parts: Sequence[Part], rules: TargetRules) -> tuple[list[tuple[Any, Any]], tuple[str, ...]]:
+    """Data sets with their labels, where each sample has one whole number."""
+    with undisturbed():
+        ids = [None if part.read is None else _ids(part.name, part.read) for part in parts]
+    if rules.own_loss or any(i is None for i in ids):
+        return [(part.read, None) for part in parts], ()
+    ys, classes = targets([p.name for p in parts], ids, rules)  # type: ignore[arg-type]
+    return [
+        (replace(p.read, labels=y), None) for p, y in zip(parts, ys, strict=True) if p.read is not None
+    ], classes
+
+
+def _ids(name: str, read: Read | Columns) -> Array | None:
+    """The second entry of every sample, if all are single values."""
+    if isinstance(read, Columns) or read.labels is not None:
+        return read.labels
+    found: list[Any] = []
+    for row in range(len(read)):
+        for item in read.items([row]):
+            y = item[1] if isinstance(item, tuple | list) and len(item) == 2 else None
+            if isinstance(y, Tensor | np.ndarray | np.generic):
+                y = y.item() if math.prod(y.shape) == 1 else None
+            if not isinstance(y, int | float | str):
+                return None
+            found.append(y)
+    return array(f"{name}, y", found) if found else None
+
+
+def together(pairs: Sequence[tuple[Any, Any]]) -> SamplesLike:
+    """The samples of several participants one after the other; large inputs stay where they are."""
+    reads = [x for x, _ in pairs if isinstance(x, Read | Columns)]
+    if len(reads) == 1:
+        return reads[0]
+    if reads and isinstance(reads[0], Columns):
+        from datasets import concatenate_datasets
+
+        parts = [r for r in reads if isinstance(r, Columns)]
+        joined, ids = concatenate_datasets([r.data for r in parts]), [r.labels for r in parts]
+        every = None if any(y is None for y in ids) else torch.cat([y for y in ids if y is not None])
+        return replace(parts[0], data=joined, labels=every)
+    if reads:
+        labels = [r.labels for r in reads]
+        known = None if any(y is None for y in labels) else torch.cat([y for y in labels if y is not None])
+        return replace(reads[0], data=Joined([r.data for r in reads]), labels=known)
+    x = join(_whole, [x for x, _ in pairs])
+    return Samples(x, join(torch.cat, [y for _, y in pairs]))
+
+
+def _whole(parts: Sequence[Any]) -> Any:
+    if len(parts) == 1:
+        return parts[0]
+    if any(isinstance(p, Mapped) for p in parts):
+        return Parts(parts)
+    return torch.cat(list(parts)) if sum(p.nbytes for p in parts) < LARGE * len(parts) else Parts(parts)
+
+
+def content_hash(pairs: Sequence[Any]) -> str:
+    """Sha256 of samples as they are handed over: of tensors alone, their bytes in order."""
+    plain = all(isinstance(p, tuple) and all(isinstance(t, Tensor) for t in p) for p in pairs)
+    if plain:
+        return hash_tensors(t for pair in pairs for t in pair)
+    found = hashlib.sha256()
+    for pair in pairs:
+        for tree in _halves_of(pair):
+            for name, leaf in named_leaves(tree):
+                found.update(name.encode())
+                for part in leaf.parts if isinstance(leaf, Parts) else (leaf,):
+                    own = hash_tensors([part]) if isinstance(part, Tensor) else digest(part)
+                    kind = f"{part.dtype}{tuple(part.shape)}" if isinstance(part, Tensor | Mapped) else ""
+                    found.update((kind + own).encode())
+    return found.hexdigest()
+
+
+def _halves_of(pair: Any) -> tuple[Any, ...]:
+    if isinstance(pair, Dataset):
+        return tuple(t for part in (pair.train, pair.test) if part is not None for t in _halves_of(part)) + (
+            torch.from_numpy(pair.ids) if pair.ids is not None else None,
+        )
+    if isinstance(pair, Samples):
+        return pair.x, pair.y
+    return pair if isinstance(pair, tuple) else (pair,)

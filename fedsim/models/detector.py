@@ -1,0 +1,192 @@
+"""A small anchor-free detector: for every cell of an image, whether there is an object, which one, and its box.
+
+Boxes are (x1, y1, x2, y2) in pixels. Those of a batch are padded, ``{"boxes": (B, M, 4), "labels": (B, M)}``, with
+label -1 where there is no box.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fedsim.errors import ConfigError
+from fedsim.models.boxes import giou, suppressed
+from fedsim.models.layers import conv_layer, image_shape, norm_layer
+
+STRIDE = 4  # pixels of a cell's side
+RADIUS = 3.6  # pixels around a box's centre within which cells are to find it
+WEIGHTS = (0.7, 0.3, 2.0)  # of objectness, class and box in the loss
+Boxes = Mapping[str, Tensor]
+
+
+class Detector(nn.Module):
+    """Images (B, 3, H, W) to numbers of cells (B, 1 + C + 4, H/4, W/4): objectness logit, class logits, box.
+
+    In the manner of FCOS (Tian et al. 2019): a box is four distances from the cell's centre, ``STRIDE * softplus`` of
+    its numbers, to left, top, right and bottom: ``loss`` and ``decode`` read them.
+    Parameters of the three parts are ``backbone.*``, ``neck.*`` and ``head.*``.
+
+    Args:
+        input_shape: (C, H, W); H and W are multiples of 8.
+        num_classes: C.
+        channels: of the backbone's five blocks of convolution, GroupNorm and SiLU, with strides 2, 2, 1, 2, 1.
+        groups: groups of each GroupNorm; divides all channels.
+    """
+
+    def __init__(
+        self, input_shape: Sequence[int], num_classes: int, *, channels: Sequence[int], groups: int
+    ) -> None:
+        super().__init__()
+        inputs, height, width = image_shape(input_shape, "detector", smallest=16)
+        if height % 8 or width % 8:
+            raise ConfigError(
+                f"model=detector needs sides that are multiples of 8, data gives {height}x{width}"
+            )
+        if len(channels) != 5:
+            raise ConfigError(f"model.channels={list(channels)}: give 5 numbers, one for each block")
+        if not num_classes:
+            raise ConfigError("model=detector: the data has no classes; type data=weather_shapes")
+        self.backbone = Backbone(inputs, channels, groups)
+        self.neck = Neck(channels[2], channels[4], groups)
+        self.head = nn.Conv2d(channels[4], 1 + num_classes + 4, 1)
+        nn.init.constant_(self.head.bias[:1], -3.0)  # type: ignore[index]  # few cells hold an object
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Numbers of the cells (B, 1 + C + 4, H/4, W/4)."""
+        out: Tensor = self.head(self.neck(*self.backbone(x)))
+        return out
+
+
+class Backbone(nn.Module):
+    """Five blocks; gives the maps after the third, at stride 4, and the last, at stride 8."""
+
+    def __init__(self, inputs: int, channels: Sequence[int], groups: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            _block(a, b, stride, groups)
+            for a, b, stride in zip((inputs, *channels), channels, (2, 2, 1, 2, 1), strict=False)
+        )
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Images to (B, channels[2], H/4, W/4) and (B, channels[4], H/8, W/8)."""
+        for block in self.blocks[:3]:
+            x = block(x)
+        fine = x
+        for block in self.blocks[3:]:
+            x = block(x)
+        return fine, x
+
+
+class Neck(nn.Module):
+    """Brings the fine map to the coarse one's channels (1x1), adds that one upsampled, and mixes both (3x3)."""
+
+    def __init__(self, fine: int, coarse: int, groups: int) -> None:
+        super().__init__()
+        self.lateral = nn.Conv2d(fine, coarse, 1)
+        self.mix = _block(coarse, coarse, 1, groups)
+
+    def forward(self, fine: Tensor, coarse: Tensor) -> Tensor:
+        """(B, coarse, H/4, W/4)."""
+        out: Tensor = self.mix(self.lateral(fine) + F.interpolate(coarse, scale_factor=2.0, mode="nearest"))
+        return out
+
+
+def _block(inputs: int, outputs: int, stride: int, groups: int) -> nn.Sequential:
+    return nn.Sequential(
+        conv_layer(inputs, outputs, 3, stride), norm_layer(outputs, "group", groups), nn.SiLU()
+    )
+
+
+class Cells(NamedTuple):
+    """What a detector says of its cells: logits ``objectness`` (B, N), ``classes`` (B, N, C); ``boxes`` (B, N, 4)."""
+
+    objectness: Tensor
+    classes: Tensor
+    boxes: Tensor
+
+
+class Wanted(NamedTuple):
+    """What cells are to say: whether they hold an object (B, N) bool, its label (B, N) and box (B, N, 4)."""
+
+    positive: Tensor
+    labels: Tensor
+    boxes: Tensor
+
+
+def cells(output: Tensor) -> Cells:
+    """A detector's output (B, 1 + C + 4, h, w) by cell, N = h w; boxes in pixels."""
+    numbers = output.flatten(2).transpose(1, 2)
+    middle = centres(output)
+    near, far = (STRIDE * F.softplus(numbers[..., -4:])).chunk(2, dim=-1)
+    return Cells(numbers[..., 0], numbers[..., 1:-4], torch.cat([middle - near, middle + far], dim=-1))
+
+
+def centres(output: Tensor) -> Tensor:
+    """Centres (N, 2), x and y in pixels, of the cells of an output (..., h, w)."""
+    y, x = (
+        STRIDE * (torch.arange(n, dtype=output.dtype, device=output.device) + 0.5) for n in output.shape[-2:]
+    )
+    return torch.stack([x.repeat(len(y)), y.repeat_interleave(len(x))], dim=-1)
+
+
+def assigned(middle: Tensor, y: Boxes) -> Wanted:
+    """For each cell, by its centre (N, 2), the box whose centre is nearest, if it is within ``RADIUS``."""
+    boxes, labels = y["boxes"].to(middle.dtype), y["labels"]
+    if not boxes.shape[1]:
+        boxes, labels = F.pad(boxes, (0, 0, 0, 1)), F.pad(labels, (0, 1), value=-1)
+    apart = ((boxes[:, :, None, :2] + boxes[:, :, None, 2:]) / 2 - middle).norm(dim=-1)  # (B, M, N)
+    distance, which = apart.masked_fill(labels[:, :, None] < 0, torch.inf).min(dim=1)
+    box = boxes.gather(1, which[..., None].expand(-1, -1, 4))
+    return Wanted(distance <= RADIUS, labels.gather(1, which), box)
+
+
+def losses(output: Tensor, y: Boxes) -> Tensor:
+    """Loss (B,) of each image: binary cross entropy of objectness, mean over cells, and over the cells that hold an
+    object binary cross entropy of the classes and 1 - GIoU of the box; weighted by ``WEIGHTS``."""
+    found, want = cells(output), assigned(centres(output), y)
+    here = want.positive.to(output.dtype)
+    share = here / here.sum(dim=1, keepdim=True).clamp(min=1)
+    one_hot = F.one_hot(want.labels.clamp(min=0), found.classes.shape[-1]).to(output.dtype)
+    classes = F.binary_cross_entropy_with_logits(found.classes, one_hot, reduction="none").mean(-1)
+    objectness = F.binary_cross_entropy_with_logits(found.objectness, here, reduction="none").mean(-1)
+    box = 1 - giou(found.boxes, want.boxes)
+    parts = (objectness, (share * classes).sum(1), (share * box).sum(1))
+    return torch.stack([weight * part for weight, part in zip(WEIGHTS, parts, strict=True)]).sum(0)
+
+
+def loss(output: Tensor, y: Boxes) -> Tensor:
+    """Mean over the batch of ``losses``."""
+    return losses(output, y).mean()
+
+
+def decode(
+    output: Tensor, *, score: float = 0.05, threshold: float = 0.65, top: int = 100
+) -> dict[str, Tensor]:
+    """Boxes of a detector's output, best first, padded like targets, at most ``top`` an image.
+
+    A cell's score is objectness times its likeliest class; those above ``score`` go through non-maximum suppression at
+    IoU ``threshold``. Gives ``boxes`` (B, K, 4), inside the image, ``labels`` (B, K), -1 where there is none, and
+    ``scores`` and ``objectness`` (B, K).
+    """
+    found = cells(output.detach())
+    likeliest, labels = found.classes.sigmoid().max(dim=-1)
+    objectness = found.objectness.sigmoid()
+    scores, order = (objectness * likeliest).sort(dim=1, descending=True, stable=True)
+    scores, order = scores[:, :top], order[:, :top]
+    height, width = (STRIDE * n for n in output.shape[-2:])
+    boxes = found.boxes.gather(1, order[..., None].expand(-1, -1, 4))
+    boxes = boxes.clamp(min=0).minimum(boxes.new_tensor([width, height, width, height]))
+    labels = labels.gather(1, order)
+    kept = suppressed(boxes, labels, scores > score, threshold)
+    order = order.gather(1, first := (~kept).long().argsort(dim=1, stable=True))
+    kept = kept.gather(1, first)
+    return {
+        "boxes": boxes.gather(1, first[..., None].expand(-1, -1, 4)) * kept[..., None],
+        "labels": labels.gather(1, first).masked_fill(~kept, -1),
+        "scores": scores.gather(1, first) * kept,
+        "objectness": objectness.gather(1, order) * kept,
+    }

@@ -1,0 +1,94 @@
+"""What is measured after a round, and when: on test, validation and clients' own samples, and on clients held out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from fedsim.config.schema import EvaluationConfig
+from fedsim.exchange.payload import Message, Payload
+from fedsim.local.newcomer import HELD_OUT
+from fedsim.server.clientmetrics import over_clients
+from fedsim.server.exchanges import Server
+from fedsim.server.handed import Handed, as_numbers
+from fedsim.server.roundlog import Row
+from fedsim.server.traits import State, StrategyLike
+from fedsim.task.vectors import Weights
+
+
+def measured(
+    server: Server,
+    strategy: StrategyLike,
+    state: State,
+    plan: EvaluationConfig,
+    last: bool,
+    weights: Callable[[], Weights],
+) -> Row:
+    """Metrics for the round's row.
+
+    Every model on the test set (plain names) and the validation set (``val/``), every ``plan.every`` rounds; over
+    clients on their own test samples (``clients/``) and their own validation samples (``clients_val/``), every
+    ``plan.clients_every``; of the clients held out (see ``held_out``) when clients are measured, or if they never are,
+    when the test set is. Everything is measured after the ``last`` round, clients' tests only if they ever are.
+    ``weights()`` gives the global model.
+    """
+    out: Row = {}
+    number, own = server.round.index + 1, plan.holdout or plan.local_test or plan.clients_on == "domain"
+    common = last or (plan.every and number % plan.every == 0)
+    clients = plan.clients_every and (last or number % plan.clients_every == 0)
+    if common:
+        out |= _numbers(strategy, "evaluate", server, state, "")
+        if server.validator is not None:
+            out |= _numbers(strategy, "evaluate", server.on("val"), state, "val/")
+    if clients and own:
+        out |= _numbers(strategy, "evaluate_clients", server, state, "clients/")
+    if plan.client_validation and (clients or last):
+        out |= _numbers(strategy, "evaluate_clients", server.on("val"), state, "clients_val/")
+    if server.newcomers is not None and (clients if plan.clients_every else common):
+        if clients and own:
+            out |= _numbers(strategy, "evaluate_clients", server.on("train"), state, "clients_train/")
+        out |= held_out(server, weights(), plan.held_out_steps)
+        out |= gaps(out)
+    return out
+
+
+def held_out(server: Server, weights: Weights, steps: int) -> Row:
+    """``held_out/``: metrics of ``weights`` over the clients that never take part, each on its own samples.
+
+    After ``steps`` local steps on half of them, on the other half.
+    """
+    assert server.newcomers is not None
+    who = np.flatnonzero(server.newcomers).tolist()
+    message = Message(Payload(weights._asdict(), {"steps": steps}))
+    found = server.exchange(message, {}, task=HELD_OUT, clients=who)
+    return {f"held_out/{k}": v for k, v in over_clients(found.ok, server.newcomers).items()}
+
+
+def gaps(row: Mapping[str, Any]) -> Row:
+    """How much is lost on unseen samples, and how much more on unseen clients (Yuan, Morningstar, Ning, Singh 2022).
+
+    ``out_of_sample_gap``: clients' training samples minus their own test samples; ``participation_gap``: the latter
+    minus those of the clients held out. Of accuracy, where that is measured; of other metrics under their names.
+    """
+    names = [k.removeprefix("held_out/") for k in row if k.startswith("held_out/")]
+    both = [
+        k for k in names if f"clients/{k}" in row and not k.endswith(("_weighted", "_std", "_worst_tenth"))
+    ]
+    out: Row = {}
+    for name in both:
+        suffix = "" if name == ("accuracy" if "accuracy" in both else both[0]) else f"/{name}"
+        test = row[f"clients/{name}"]
+        if f"clients_train/{name}" in row:
+            out[f"out_of_sample_gap{suffix}"] = row[f"clients_train/{name}"] - test
+        out[f"participation_gap{suffix}"] = test - row[f"held_out/{name}"]
+    return out
+
+
+def _numbers(strategy: StrategyLike, method: str, server: Server, state: State, prefix: str) -> Row:
+    """What a strategy's ``method`` finds, each under ``prefix``."""
+    given = Handed(strategy, state=state)
+    found = as_numbers(strategy, method, getattr(strategy, method)(server, state))
+    given.check(method)
+    return {f"{prefix}{name}": value for name, value in found.items()}

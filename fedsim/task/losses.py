@@ -1,0 +1,77 @@
+"""How a batch goes through a model, and what its loss is."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedsim.data.local import Batch
+from fedsim.data.trees import Tree
+from fedsim.errors import ConfigError
+from fedsim.models.split import call as call
+
+LossFn = Callable[[Any, Any], Tensor]  # (model output, target), or (model, batch): see ``WholeLoss``
+Forward = Callable[[nn.Module, Tree], Any]  # (model, inputs) -> output
+MODEL_NAMES = ("model", "module", "net", "network")  # a first parameter of such a name is the model itself
+
+
+def cross_entropy(output: Tensor, y: Tensor) -> Tensor:
+    """Mean cross entropy; output (B, C), y (B,) int64."""
+    return F.cross_entropy(output, y)
+
+
+def own_loss(output: Any, y: Any) -> Tensor:
+    """The loss that a model works out by itself, as those of ``transformers`` do where a batch has ``labels``."""
+    loss: Tensor = output.loss
+    return loss
+
+
+def logits_cross_entropy(output: Any, y: Tensor) -> Tensor:
+    """Mean cross entropy of a model whose output holds ``logits`` (B, C)."""
+    return F.cross_entropy(output.logits, y)
+
+
+class WholeLoss:
+    """A loss ``(model, batch) -> scalar`` that calls the model itself, e.g. for noise of its own or several passes."""
+
+    def __init__(self, loss: Callable[[nn.Module, Batch], Tensor]):
+        self.loss = loss
+
+    def __call__(self, output: Any, y: Any) -> Tensor:
+        """Refused: this loss needs the model.
+
+        Raises:
+            ConfigError: for methods that put together a loss of a model's output.
+        """
+        raise ConfigError(
+            f"loss: {getattr(self.loss, '__name__', type(self.loss).__name__)}(model, batch) calls the model itself, "
+            "but this method needs a loss of the model's output; give loss(output, y), or type strategy=fedavg"
+        )
+
+    def of(self, batch: Batch) -> LossFn:
+        """The loss of one batch, given the model as output (see ``itself``)."""
+        return lambda model, _: self.loss(model, batch)
+
+
+def itself(module: nn.Module, _: Tree) -> nn.Module:
+    """The model as its own output."""
+    return module
+
+
+def takes_model(loss: LossFn) -> bool:
+    """Whether the first parameter of a plain function is the model by name; a quick look."""
+    code = getattr(loss, "__code__", None)
+    return code is not None and code.co_varnames[:1] != () and code.co_varnames[0] in MODEL_NAMES
+
+
+def admitted_loss(loss: LossFn) -> LossFn:
+    """``loss`` as it was given, or a ``WholeLoss`` where its first parameter is the model by name."""
+    try:
+        first = next(iter(inspect.signature(loss).parameters.values()), None)
+    except (TypeError, ValueError):  # of compiled functions
+        return loss
+    return WholeLoss(loss) if first is not None and first.name in MODEL_NAMES else loss

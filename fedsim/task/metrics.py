@@ -1,0 +1,190 @@
+"""What is measured besides the loss, and how what batches gave is put together: exactly, whoever computed them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fedsim.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
+
+# (model output, target) -> mean over the batch (), or (sum, count), whose sums are divided at the end
+MetricFn = Callable[[Any, Any], Any]
+DTYPE = torch.float64  # of sums, so that their order does not show
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A mean that is counted in units of its own, such as tokens."""
+
+    total: float
+    count: float
+
+    def __add__(self, other: Any) -> Ratio:
+        """Of both."""
+        return Ratio(self.total + other.total, self.count + other.count) if isinstance(other, Ratio) else self
+
+    __radd__ = __add__
+
+    def value(self) -> float:
+        """NaN of nothing."""
+        return self.total / self.count if self.count else float("nan")
+
+
+class State:
+    """What a torchmetrics object has seen: its states by name, tensors or lists of them."""
+
+    def __init__(self, values: dict[str, Any], reduced: Mapping[str, str]):
+        self.values, self._reduced = values, reduced
+
+    def __add__(self, other: Any) -> State:
+        """Of both, the left one first."""
+        if not isinstance(other, State):
+            return self
+        put: dict[str, Any] = {
+            "sum": torch.add,
+            "max": torch.maximum,
+            "min": torch.minimum,
+            "list": lambda a, b: a + b,
+        }
+        return State(
+            {k: put[how](self.values[k], other.values[k]) for k, how in self._reduced.items()}, self._reduced
+        )
+
+    __radd__ = __add__
+
+
+class Counted:
+    """A torchmetrics object as a metric of batches: each batch gives a ``State``, and ``value`` what they come to."""
+
+    def __init__(self, name: str, metric: Metric):
+        """Copies ``metric``, with float states in float64.
+
+        Raises:
+            ConfigError: if states of two batches cannot be put together exactly.
+        """
+        self.metric = copy.deepcopy(metric)
+        self.metric.set_dtype(DTYPE)
+        self.metric.reset()
+        self._reduced = {k: _kind(name, metric, k) for k in metric._reductions}
+
+    def __call__(self, output: Any, y: Any) -> State:
+        """What the metric keeps of one batch."""
+        metric = self.metric
+        metric.reset()
+        metric.update(output, y)
+        values = {k: _held(getattr(metric, k)) for k in self._reduced}
+        metric.reset()  # which empties its lists
+        return State(values, self._reduced)
+
+    def value(self, state: State) -> dict[str, Any]:
+        """Numbers by name, ``""`` for the only one."""
+        metric = self.metric
+        metric.reset()
+        for k, v in state.values.items():
+            setattr(metric, k, list(v) if isinstance(v, list) else v)
+        metric._update_count = 1
+        found = metric.compute()
+        metric.reset()
+        each = found if isinstance(found, Mapping) else {"": found}
+        return {k: _number(v) for k, v in each.items()}
+
+
+def admitted_metrics(metrics: Mapping[str, Any]) -> dict[str, MetricFn]:
+    """Metrics by name as functions of a batch; torchmetrics objects are copied and collections taken apart.
+
+    Raises:
+        ConfigError: for what is neither, or cannot be put together from parts.
+    """
+    if not isinstance(metrics, Mapping):
+        raise ConfigError(
+            f"metrics: got {type(metrics).__name__}; give them by name, e.g. metrics={{'f1': F1Score(...)}}"
+        )
+    out: dict[str, MetricFn] = {}
+    for name, metric in metrics.items():
+        kinds = {f"{k.__module__.partition('.')[0]}.{k.__name__}" for k in type(metric).__mro__}
+        if "torchmetrics.MetricCollection" in kinds:
+            out |= {k: Counted(f"{name}: {k}", one) for k, one in metric.items(keep_base=False)}
+        elif "torchmetrics.Metric" in kinds:
+            out[name] = Counted(name, metric)
+        elif callable(metric):
+            out[name] = metric
+        else:
+            raise ConfigError(
+                f"metrics: {name!r} is a {type(metric).__name__}; give a function (output, y) -> mean or (sum, count), "
+                "or a torchmetrics object"
+            )
+        if name in ("loss", "samples", "by_class"):
+            raise ConfigError(f"metrics: {name!r} is always measured; give yours another name")
+    return out
+
+
+def summed(name: str, found: Any, samples: int) -> Any:
+    """What a metric gave for a batch of ``samples``, as something that adds up: a sum, a ``Ratio``, a ``State``, or any
+    object that adds itself to its like and has a ``value()``.
+
+    Raises:
+        ConfigError: for anything else.
+    """
+    if isinstance(found, State) or hasattr(found, "value"):
+        return found
+    try:
+        if isinstance(found, tuple | list):
+            total, count = found
+            return Ratio(float(total), float(count))
+        return float(found) * samples
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"metrics: {name!r} gave {type(found).__name__}; expected one number (the mean) or (sum, count)"
+        ) from error
+
+
+def values(name: str, metric: Any, found: Any, samples: float) -> dict[str, Any]:
+    """Numbers by name of what batches of ``samples`` in all came to."""
+    if isinstance(found, State):
+        return {f"{name}/{k}" if k else name: v for k, v in metric.value(found).items()}
+    return {name: found.value() if hasattr(found, "value") else found / samples}
+
+
+def _kind(name: str, metric: Metric, state: str) -> str:
+    """How two values of a state become one."""
+    how, at_first = metric._reductions[state], metric._defaults[state]
+    called = getattr(how, "__name__", "")
+    if isinstance(at_first, list) and (how is None or called == "dim_zero_cat"):
+        return "list"
+    for kind in ("sum", "max", "min"):
+        if called == f"dim_zero_{kind}":
+            return kind
+    raise ConfigError(
+        f"metrics: {name!r} ({type(metric).__name__}) keeps '{state}', which cannot be put together exactly from "
+        "the parts that workers compute; give one whose states are sums, extremes or lists, or a function that "
+        "returns (sum, count)"
+    )
+
+
+def _held(value: Any) -> Any:
+    return (
+        [t.detach().cpu() for t in value] if isinstance(value, list | tuple) else value.detach().clone().cpu()
+    )
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, Tensor) and value.numel() > 1:
+        return [float(v) for v in value.reshape(-1)]
+    return float(value)
+
+
+def added(sums: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Sums of what batches gave, in the order given."""
+    total: dict[str, Any] = {}
+    for part in sums:
+        for k, v in part.items():
+            total[k] = total.get(k, 0.0) + v
+    return total

@@ -1,0 +1,219 @@
+"""Kinds of learning problems (group ``task``): the loss of each, what its targets are, and what is measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fedsim.errors import ConfigError
+from fedsim.task.losses import Forward, LossFn
+
+IGNORED = -100  # a target that has no part in the loss
+
+
+@dataclass(frozen=True)
+class Problem:
+    """How a problem is learned and measured.
+
+    ``loss``: ``None``, cross entropy, or what the model works out by itself. ``metrics``: ``None``, accuracy where
+    targets are class labels. ``raw``: targets keep their values, instead of becoming class ids. ``count(y)``: units
+    that the loss of a batch is the mean of, where those are not its samples. ``derived``: numbers made of others.
+    """
+
+    loss: LossFn | None = None
+    metrics: Mapping[str, Any] | None = None
+    forward: Forward | None = None
+    raw: bool = True
+    count: Callable[[Any], Any] | None = None
+    derived: Mapping[str, Callable[[Mapping[str, Any]], float]] | None = None
+
+
+def classification(*, label_smoothing: float = 0.0, metrics: Mapping[str, Any] | None = None) -> Problem:
+    """One of C classes a sample: cross entropy of logits (B, C), with targets smoothed by ``label_smoothing`` (Szegedy
+    et al. 2016, section 7). ``metrics`` are measured besides accuracy."""
+    if not 0 <= label_smoothing < 1:
+        raise ConfigError(f"task.label_smoothing={label_smoothing}: must be in [0, 1)")
+    loss = partial(F.cross_entropy, label_smoothing=label_smoothing) if label_smoothing else None
+    more = None if metrics is None else {"accuracy": hits, **metrics}
+    return Problem(loss, more, raw=False)
+
+
+def multilabel(*, threshold: float = 0.5, metrics: Mapping[str, Any] | None = None) -> Problem:
+    """Several of K labels a sample, targets (B, K) of 0 and 1: binary cross entropy of logits (B, K).
+
+    ``f1`` is the micro-averaged F1 over samples and labels, ``accuracy`` the share of single labels that are right,
+    where a label counts as given from probability ``threshold`` on.
+    """
+    if not 0 < threshold < 1:
+        raise ConfigError(f"task.threshold={threshold}: must be in (0, 1)")
+    cut = math.log(threshold / (1 - threshold))
+    own = {"accuracy": partial(_label_hits, cut=cut), "f1": partial(_micro_f1, cut=cut)}
+    return Problem(binary_cross_entropy, own | dict(metrics or {}))
+
+
+def regression(
+    *, loss: str = "mse", quantiles: Sequence[float] = (0.5,), metrics: Mapping[str, Any] | None = None
+) -> Problem:
+    """Numbers, targets (B,) or (B, K); ``mae`` and ``mse`` are measured.
+
+    ``loss``: ``mse``, ``mae``, ``huber`` (delta 1), or ``quantile``, the pinball loss of outputs (B, Q), one for each
+    of ``quantiles`` (Koenker, Bassett 1978), whose ``coverage`` of each is measured.
+    """
+    if loss == "quantile":
+        if not quantiles or not all(0 < q < 1 for q in quantiles):
+            raise ConfigError(f"task.quantiles={list(quantiles)}: must lie between 0 and 1")
+        levels = tuple(float(q) for q in quantiles)
+        own: dict[str, Any] = {f"coverage/{q:g}": partial(_covered, at=i) for i, q in enumerate(levels)}
+        return Problem(partial(pinball, quantiles=levels), own | dict(metrics or {}))
+    losses: dict[str, Any] = {"mse": F.mse_loss, "mae": F.l1_loss, "huber": F.huber_loss}
+    if loss not in losses:
+        raise ConfigError(f"task.loss={loss}: must be {', '.join((*losses, 'quantile'))}")
+    named = {"mae": partial(_error, F.l1_loss), "mse": partial(_error, F.mse_loss)}
+    return Problem(partial(_error, losses[loss]), named | dict(metrics or {}))
+
+
+def segmentation(
+    *, num_classes: int, ignore_index: int = IGNORED, metrics: Mapping[str, Any] | None = None
+) -> Problem:
+    """A class for every pixel, targets (B, H, W): cross entropy of logits (B, C, H, W), without pixels of
+    ``ignore_index``. ``accuracy`` of pixels and ``iou``, the mean intersection over union of the classes that occur in
+    target or guess over the whole set, are measured."""
+    from fedsim.task.overlap import Overlap
+
+    own = {"accuracy": partial(_pixel_hits, ignored=ignore_index), "iou": Overlap(num_classes, ignore_index)}
+    return Problem(
+        partial(F.cross_entropy, ignore_index=ignore_index),
+        own | dict(metrics or {}),
+        count=partial(_counted, ignored=ignore_index),
+    )
+
+
+def language_model(*, shift: bool = True, metrics: Mapping[str, Any] | None = None) -> Problem:
+    """The next token, targets (B, T) with -100 where there is none: mean cross entropy over tokens.
+
+    ``shift``: logits at t are compared with the target at t + 1, as ``transformers`` does; false where targets are
+    shifted already. Losses and ``perplexity`` are means over all tokens of a set, and clients weigh as they have
+    tokens. Inputs that are a dict with ``labels`` need no targets of their own.
+    """
+    own = {"accuracy": partial(_token_hits, shift=shift)}
+    return Problem(
+        partial(token_cross_entropy, shift=shift),
+        own | dict(metrics or {}),
+        count=partial(tokens, shift=shift),
+        derived={"perplexity": _perplexity},
+    )
+
+
+def detection(
+    *, loss: LossFn, decode: Callable[[Any], Any], metrics: Mapping[str, Any] | None = None
+) -> Problem:
+    """Boxes, targets ``{"boxes": (B, M, 4), "labels": (B, M)}`` with label -1 where there is none: ``loss`` of the
+    model's output, and mAP of what ``decode`` makes of it (``fedsim.task.detection``)."""
+    from fedsim.task.detection import mean_average_precision
+
+    return Problem(loss, {**mean_average_precision(decode), **dict(metrics or {})})
+
+
+def own(
+    *, loss: LossFn | None = None, forward: Forward | None = None, metrics: Mapping[str, Any] | None = None
+) -> Problem:
+    """A loss ``(output, y)`` or ``(model, batch)``, a forward pass and metrics of one's own, each named by
+    ``_target_``; without a loss, the one that the model's output holds."""
+    return Problem(loss, metrics, forward)
+
+
+def hits(output: Tensor, y: Tensor) -> tuple[float, int]:
+    """Right guesses, and how many there were; logits (B, C)."""
+    return float((output.argmax(-1) == y).sum()), y.numel()
+
+
+def binary_cross_entropy(output: Any, y: Tensor) -> Tensor:
+    """Mean over samples and labels; logits (B, K), y (B, K)."""
+    output = logits_of(output)
+    return F.binary_cross_entropy_with_logits(output, y.to(output.dtype))
+
+
+def pinball(output: Any, y: Tensor, quantiles: Sequence[float]) -> Tensor:
+    """Mean over samples and quantiles of max(q e, (q - 1) e) with e = y - output; output (B, Q), y (B,) or (B, 1)."""
+    output = logits_of(output)
+    q = output.new_tensor(quantiles)
+    if output.shape[-1] != len(q):
+        raise ConfigError(f"task.quantiles: {len(q)} of them, but the model has {output.shape[-1]} outputs")
+    error = y.reshape(-1, 1) - output
+    return torch.maximum(q * error, (q - 1) * error).mean()
+
+
+def token_cross_entropy(output: Any, y: Tensor, *, shift: bool = True) -> Tensor:
+    """Mean over the tokens that have a target; logits (B, T, V), y (B, T). Nothing to predict gives zero."""
+    logits = logits_of(output)
+    if shift:
+        logits, y = logits[:, :-1], y[:, 1:]
+    total = F.cross_entropy(logits.flatten(0, 1), y.flatten(), ignore_index=IGNORED, reduction="sum")
+    return total / (y != IGNORED).sum().clamp(min=1)
+
+
+def tokens(y: Tensor, *, shift: bool = True) -> Tensor:
+    """How many tokens of y (B, T) are to be predicted."""
+    return ((y[:, 1:] if shift else y) != IGNORED).sum()
+
+
+def logits_of(output: Any) -> Any:
+    """Logits of a model that returns them by name, or what it returns."""
+    return getattr(output, "logits", output)
+
+
+def _perplexity(found: Mapping[str, Any]) -> float:
+    try:
+        return math.exp(found["loss"])
+    except OverflowError:
+        return math.inf
+
+
+def _token_hits(output: Any, y: Tensor, *, shift: bool) -> tuple[float, float]:
+    logits = logits_of(output)
+    if shift:
+        logits, y = logits[:, :-1], y[:, 1:]
+    kept = y != IGNORED
+    return float(((logits.argmax(-1) == y) & kept).sum()), float(kept.sum())
+
+
+def _pixel_hits(output: Tensor, y: Tensor, *, ignored: int) -> tuple[float, float]:
+    kept = y != ignored
+    return float(((output.argmax(1) == y) & kept).sum()), float(kept.sum())
+
+
+def _counted(y: Tensor, *, ignored: int) -> Tensor:
+    return (y != ignored).sum()
+
+
+def _label_hits(output: Any, y: Tensor, *, cut: float) -> tuple[float, int]:
+    return float(((logits_of(output) > cut) == (y > 0.5)).sum()), y.numel()
+
+
+def _micro_f1(output: Any, y: Tensor, *, cut: float) -> tuple[float, float]:
+    """2 TP / (2 TP + FP + FN)."""
+    guess, there = logits_of(output) > cut, y > 0.5
+    return 2 * float((guess & there).sum()), float(guess.sum() + there.sum())
+
+
+def _error(loss: Callable[[Tensor, Tensor], Tensor], output: Any, y: Tensor) -> Tensor:
+    """Of outputs (B, 1) as of (B,)."""
+    output = logits_of(output)
+    if output.dim() == y.dim() + 1 and output.shape[-1] == 1:
+        output = output.squeeze(-1)
+    if output.shape != y.shape:
+        raise ConfigError(
+            f"task: the model gives {tuple(output.shape)} for targets of shape {tuple(y.shape)}; change its outputs"
+        )
+    return loss(output, y.to(output.dtype))
+
+
+def _covered(output: Any, y: Tensor, *, at: int) -> tuple[float, int]:
+    return float((y.reshape(-1) <= logits_of(output)[:, at]).sum()), y.numel()

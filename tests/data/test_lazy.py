@@ -1,0 +1,136 @@
+"""Samples that are read when they are needed: what they give, and that files and owners stay where they are."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from fedsim.data.dataset import Samples
+from fedsim.data.joining import content_hash, together
+from fedsim.data.lazy import HELD, Joined, Mapped, Parts, Read
+from fedsim.data.local import LocalData
+from fedsim.errors import DataError
+
+X = torch.arange(24.0).view(12, 2)
+
+
+class Rows(Dataset):
+    """The rows of ``X`` from ``start`` on, with their numbers."""
+
+    def __init__(self, start: int, stop: int):
+        self.start, self.stop = start, stop
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
+        if not 0 <= i < len(self):
+            raise IndexError(i)
+        return X[self.start + i], self.start + i
+
+
+@pytest.fixture
+def mapped(tmp_path: Path) -> Mapped:
+    np.save(tmp_path / "x.npy", X.numpy())
+    return Mapped(np.load(tmp_path / "x.npy", mmap_mode="r"))
+
+
+def test_a_mapped_array_gives_its_rows_here_and_elsewhere(mapped: Mapped) -> None:
+    rows = torch.tensor([11, 0, 3, 3])
+    again = pickle.loads(pickle.dumps(mapped))
+    assert torch.equal(mapped.take(rows), X[rows]) and torch.equal(again.take(rows), X[rows])
+    assert len(pickle.dumps(mapped)) < 1000 and mapped.shape == (12, 2) and mapped.dtype == torch.float32
+    found = Samples(mapped, torch.arange(12)).take(rows)
+    assert torch.equal(found[0], X[rows]) and torch.equal(found[1], rows)
+
+
+def test_a_mapped_arrays_content_tells_it_apart(mapped: Mapped, tmp_path: Path) -> None:
+    before = content_hash([(mapped, torch.arange(12))])
+    assert before == content_hash([(pickle.loads(pickle.dumps(mapped)), torch.arange(12))])
+    changed = X.numpy().copy()
+    changed[7, 1] += 1
+    np.save(tmp_path / "y.npy", changed)
+    other = Mapped(np.load(tmp_path / "y.npy", mmap_mode="r"))
+    assert before != content_hash([(other, torch.arange(12))])
+
+
+def test_a_mapped_array_must_be_its_whole_file(mapped: Mapped, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="the whole of its file, in C order"):
+        Mapped(np.load(tmp_path / "x.npy", mmap_mode="r")[:, 1:])
+    state = pickle.dumps(mapped)
+    (tmp_path / "x.npy").unlink()
+    with pytest.raises(
+        DataError, match=r"x.npy: the mapped array cannot be read .*workers need the file too"
+    ):
+        pickle.loads(state)
+
+
+@pytest.mark.slow
+def test_data_larger_than_memory_stay_in_their_file(tmp_path: Path) -> None:
+    """20 GB in a sparse file: reading rows all over it stays under 1.5 GB."""
+    size, width = 20 << 30, 1 << 20
+    with (tmp_path / "large").open("wb") as file:
+        os.truncate(file.fileno(), size)
+    samples = Samples(
+        Mapped(np.memmap(tmp_path / "large", dtype=np.uint8, mode="r", shape=(size // width, width)))
+    )
+    data = LocalData(samples, torch.arange(len(samples)), torch.float32)
+    process, most, seen = psutil.Process(), 0, 0
+    before = process.memory_info().rss
+    for block in data.blocks(16, epochs=1, steps=None, shuffle=True, rng=torch.Generator().manual_seed(0)):
+        for batch in block:
+            seen += batch.size
+        most = max(most, process.memory_info().rss - before)
+        if seen > 6000:
+            break
+    assert seen > 6000 and most < 1.5 * (1 << 30) and most < 4 * HELD
+
+
+def test_parts_of_several_owners_lie_where_they_lay() -> None:
+    parts = Parts([X[:5], X[5:6], X[6:]])
+    assert len(parts) == 12 and parts.shape == (12, 2)
+    for rows in ([6, 8], [4, 5, 6, 0], [11, 3, 5, 3], []):
+        at = torch.tensor(rows, dtype=torch.int64)
+        assert torch.equal(parts.take(at), X[at])
+
+
+def test_large_inputs_are_not_copied_small_ones_are_put_together() -> None:
+    large = [torch.zeros(300, 1000), torch.ones(300, 1000)]
+    joined = together([(x, torch.zeros(300)) for x in large])
+    assert isinstance(joined, Samples) and isinstance(joined.x, Parts) and joined.x.parts[1] is large[1]
+    small = together([(X[:5], torch.zeros(5)), (X[5:], torch.zeros(7))])
+    assert isinstance(small, Samples) and torch.equal(small.x, X)
+
+
+def test_data_sets_of_several_owners_are_one() -> None:
+    joined = Read(Joined([Rows(0, 5), Rows(5, 12)]))
+    x, y = joined.take(torch.tensor([4, 5, 11, 0]))
+    assert y.tolist() == [4, 5, 11, 0] and torch.equal(x, X[y])
+
+
+def test_batches_of_a_collate_function_are_its_own() -> None:
+    """Each batch is put together by itself, and counts its samples, whatever its tensors look like."""
+
+    def flat(items: list[tuple[torch.Tensor, int]]) -> dict[str, torch.Tensor]:
+        return {"values": torch.cat([x for x, _ in items])}
+
+    data = LocalData(Read(Rows(0, 12), flat), torch.arange(12), torch.float32)
+    rng = torch.Generator().manual_seed(0)
+    blocks = data.blocks(5, epochs=1, steps=None, shuffle=False, rng=rng)
+    batches = [b for block in blocks for b in block]
+    assert [b.size for b in batches] == [5, 5, 2] and [len(b.x["values"]) for b in batches] == [10, 10, 4]
+    assert batches[0].y is None
+
+
+def test_a_loaders_batches_are_those_of_the_run() -> None:
+    from fedsim.data.containers import part
+
+    found = part("client 0", DataLoader(Rows(0, 12), batch_size=3, collate_fn=list)).read
+    assert isinstance(found, Read) and found.collate is list
