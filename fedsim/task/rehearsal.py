@@ -18,7 +18,7 @@ from fedsim.task.copies import copied
 from fedsim.task.fixed import converted, frozen_layers
 from fedsim.task.habits import UNKNOWN, Habits
 from fedsim.task.installed import moved, written_frozen
-from fedsim.task.mapped import clones
+from fedsim.task.mapped import clones, trim
 
 NAMED = 5  # parameters named in a message
 TRIED = 50  # parameters moved one by one, to see whether the loss does
@@ -40,6 +40,7 @@ def rehearsed(model: nn.Module, loss: Loss, x: Tensor, y: Tensor, dtype: torch.d
             silent = stage.silent(habits.unused)
         finally:
             stage.leave()
+            trim(model)
     if silent:
         more = f" and {len(silent) - NAMED} more" if len(silent) > NAMED else ""
         warnings.warn(
