@@ -42,7 +42,7 @@ def rehearsed(task: Task, batch: Batch, dtype: torch.dtype) -> Habits:
             silent = stage.silent(habits.unused)
         finally:
             stage.leave()
-            trim(model)
+            trim(task.model)
     if silent:
         more = f" and {len(silent) - NAMED} more" if len(silent) > NAMED else ""
         warnings.warn(
