@@ -28,7 +28,7 @@ from torch.nn import functional as F
 import fedsim
 
 MB = 1e6
-LENGTH, BATCH, STEPS, LR = 64, 4, 4, 0.01
+LENGTH, BATCH, STEPS, LR = 16, 2, 4, 0.01
 WORKERS, CLIENTS = 2, 4
 MOST, EXTRA = 1.4, 1e9  # times the base, plus bytes
 
@@ -80,7 +80,7 @@ class Memory(threading.Thread):
             parts = [me.memory_full_info().pss]
             for child in me.children(recursive=True):
                 try:
-                    if child.cmdline()[:1] and child.cmdline()[0].startswith("ray::"):
+                    if child.cmdline()[:1] and child.cmdline()[0].startswith("ray::_Actor"):
                         parts.append(child.memory_full_info().pss)
                 except psutil.Error:  # it has ended
                     continue
@@ -102,6 +102,15 @@ def memory() -> None:
     allowed = MOST * base + EXTRA
     found = {"base": base, "peak": watch.peak, "parts": watch.parts, "allowed": allowed}
     print(json.dumps(found))
+
+
+def imports() -> None:
+    """What a process holds that has imported the libraries of this run, and nothing else."""
+    import peft  # noqa: F401
+    import ray  # noqa: F401
+    from transformers import GPT2LMHeadModel  # noqa: F401
+
+    print(psutil.Process().memory_full_info().uss)
 
 
 def steps(rounds: int) -> float:
@@ -143,23 +152,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", choices=["memory", "steps"], help="one of the two, in this process")
+    parser.add_argument("--only", choices=["memory", "imports", "steps"], help="one part, in this process")
     parser.add_argument("--rounds", type=int, default=9, help="rounds of the comparison of steps")
     options = parser.parse_args()
     if options.only == "steps":
         steps(options.rounds)
         return
-    if options.only == "memory":
-        memory()
+    if options.only is not None:
+        {"memory": memory, "imports": imports}[options.only]()
         return
     words = [sys.executable, "-m", "benchmarks.frozen_base", "--only"]
-    said = subprocess.run([*words, "memory"], check=True, stdout=subprocess.PIPE, text=True).stdout
-    found = json.loads(said.strip().splitlines()[-1])
+
+    def said(part: str) -> Any:
+        done = subprocess.run([*words, part], check=True, stdout=subprocess.PIPE, text=True)
+        return json.loads(done.stdout.strip().splitlines()[-1])
+
+    found, alone = said("memory"), said("imports")
     parts = ", ".join(f"{part / MB:.0f}" for part in found["parts"])
     print(
         f"base {found['base'] / MB:.0f} MB; driver and {WORKERS} workers at their peak {found['peak'] / MB:.0f} MB"
     )
     print(f"  ({parts}); at most {MOST} x the base + 1 GB = {found['allowed'] / MB:.0f} MB")
+    print(
+        f"  of these the imports of torch, transformers, peft and Ray alone take {alone / MB:.0f} MB in each process"
+    )
     subprocess.run([*words, "steps", "--rounds", str(options.rounds)], check=True)
 
 

@@ -19,7 +19,7 @@ from fedsim.rng import numpy_rng
 SHAPES = ("circle", "square", "triangle")
 MOST = 4  # shapes in a picture, at least one
 TRIES = 12  # places tried for a shape before it is left out
-NOISE = 0.06  # standard deviation of the background's and the shapes' pixels
+NOISE = 0.1  # standard deviation of the background's and the shapes' pixels
 
 
 class Pictures(NamedTuple):
@@ -135,9 +135,8 @@ def _drawn(boxes: np.ndarray, labels: np.ndarray, side: int, rng: np.random.Gene
             [across**2 + down**2 <= half**2, square, square & (2 * abs(across) <= down + half)], axis=1
         )
         own = np.take_along_axis(inside, labels[:, j, None, None, None].clip(0), 1)
-        colours = rng.random((count, 4, 3)).astype(
-            np.float32
-        )  # of four, the one that stands out most in gray
+        # of four colours, the one that stands out most in gray
+        colours = rng.random((count, 4, 3)).astype(np.float32)
         furthest = abs(colours.mean(axis=2) - ground[:, 0, 0]).argmax(axis=1)
         colour = colours[np.arange(count), furthest][:, :, None, None]
         x = np.where(own & (labels[:, j] >= 0)[:, None, None, None], colour, x)

@@ -20,7 +20,7 @@ KEY = "client.groups"
 SHOWN = 6  # names in an error
 
 
-class Rates(NamedTuple):
+class EntryRates(NamedTuple):
     """Per entry of a vector (d,): ``scale``, multiples of the learning rate; weight ``decay``; what is ``frozen``."""
 
     scale: Tensor
@@ -35,7 +35,7 @@ class Groups:
         check_groups(settings, [slot.name for slot in layout.params])
         self._decay, self._dim = weight_decay, layout.dim
         self._slots = [(slot.span, _of(slot.name, settings)) for slot in layout.params]
-        self._made: dict[Any, Rates] = {}
+        self._made: dict[Any, EntryRates] = {}
 
     @staticmethod
     def of(settings: Mapping[str, Mapping[str, Any]], layout: Layout | None, weight_decay: float) -> Groups:
@@ -48,8 +48,8 @@ class Groups:
             known[key] = Groups(settings, layout, weight_decay)
         return known[key]
 
-    def rates(self, like: Tensor, spans: Sequence[slice] | None) -> Rates:
-        """Rates for vectors as long as ``like`` (..., n): the model's (d,), the model's with more behind it, or the
+    def rates(self, like: Tensor, spans: Sequence[slice] | None) -> EntryRates:
+        """Those for vectors as long as ``like`` (..., n): the model's (d,), the model's with more behind it, or the
         parts ``spans`` laid end to end."""
         places = None if spans is None else tuple((s.start, s.stop) for s in spans)
         key = (places, like.shape[-1], like.dtype, like.device)
@@ -57,7 +57,7 @@ class Groups:
             self._made[key] = self._make(like, spans)
         return self._made[key]
 
-    def _make(self, like: Tensor, spans: Sequence[slice] | None) -> Rates:
+    def _make(self, like: Tensor, spans: Sequence[slice] | None) -> EntryRates:
         more = like.shape[-1] - self._dim if spans is None else 0
         if more < 0:
             raise ClientError(
@@ -73,7 +73,7 @@ class Groups:
         found = scale.to(like), decay.to(like), frozen.to(like.device)
         if spans is not None:
             found = tuple(torch.cat([v[s] for s in spans]) for v in found)  # type: ignore[assignment]
-        return Rates(found[0], found[1], found[2] if bool(found[2].any()) else None)
+        return EntryRates(found[0], found[1], found[2] if bool(found[2].any()) else None)
 
 
 _known: WeakKeyDictionary[Layout, dict[str, Groups]] = WeakKeyDictionary()

@@ -13,7 +13,7 @@ from fedsim.config.schema import AdamConfig, ClientConfig
 from fedsim.errors import ClientError
 from fedsim.local.groups import Groups, other_rates
 from fedsim.local.pace import Pace, Sums
-from fedsim.local.rates import Rates, round_lr
+from fedsim.local.rates import RateSchedule, round_lr
 from fedsim.task.layout import Layout
 
 
@@ -33,7 +33,7 @@ class LocalSteps:
         self.local, self.round = local, round
         self.lr = round_lr(local, round)
         self.groups = Groups.of(local.groups, layout, local.weight_decay) if local.groups else None
-        self.schedule = Rates.of(local.schedule, "client.schedule")
+        self.schedule = RateSchedule.of(local.schedule, "client.schedule") if local.schedule else None
         paced = local.accumulate > 1 or self.schedule is not None
         self.pace = Pace() if pace is None and paced else pace
         self.paces: list[Pace] | None = None  # of several clients that step at once

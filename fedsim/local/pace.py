@@ -9,7 +9,7 @@ from torch import Tensor
 from fedsim.data.local import Batch
 from fedsim.data.trees import pieces
 from fedsim.errors import ClientError
-from fedsim.local.rates import Rates
+from fedsim.local.rates import RateSchedule
 
 
 class Pace:
@@ -36,7 +36,7 @@ class Pace:
             yield part
         self.step += 1
 
-    def factor(self, schedule: Rates) -> float:
+    def factor(self, schedule: RateSchedule) -> float:
         """What ``schedule`` multiplies the learning rate of this step by."""
         if self.horizon is None:
             raise ClientError(

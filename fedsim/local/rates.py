@@ -19,7 +19,7 @@ READS: Mapping[str, tuple[str, ...]] = {  # shapes, and what each reads beside `
 
 
 @dataclass(frozen=True)
-class Rates:
+class RateSchedule:
     """What the learning rate is multiplied by at position t = 0, 1, ... of T (rounds, or local steps).
 
     While ``t < W``, the warm-up (``warmup``: so many positions, or below 1 a share of T): ``(t + 1) / (W + 1)``.
@@ -39,13 +39,13 @@ class Rates:
     over: int | None = None
 
     @staticmethod
-    def of(value: Any, key: str) -> Rates | None:
+    def of(value: Any, key: str) -> RateSchedule | None:
         """The schedule that the setting ``key`` describes: a shape, or a mapping with ``shape`` and more.
 
         Raises:
             ConfigError: naming the key, the value and what is allowed.
         """
-        if value is None or isinstance(value, Rates):
+        if value is None or isinstance(value, RateSchedule):
             return value
         given = {"shape": value} if isinstance(value, str) else value
         if not isinstance(given, Mapping) or "shape" not in given:
@@ -53,7 +53,7 @@ class Rates:
                 f"{key}={value}: must name a shape ({', '.join(READS)}), as in {key}=cosine or "
                 f"'{key}={{shape: cosine, warmup: 5}}'"
             )
-        shape, known = given["shape"], [f.name for f in fields(Rates)]
+        shape, known = given["shape"], [f.name for f in fields(RateSchedule)]
         check_choice(f"{key}.shape", shape, READS)
         for name, one in given.items():
             if name not in known:
@@ -64,7 +64,7 @@ class Rates:
         if shape == "step" and ("every" in given) == ("at" in given):
             raise ConfigError(f"{key}.shape=step: needs either {key}.every or {key}.at, where the rate falls")
         made: dict[str, Any] = {str(k): tuple(v) if k == "at" else v for k, v in given.items()}
-        return Rates(**made)
+        return RateSchedule(**made)
 
     @property
     def open(self) -> bool:
@@ -97,18 +97,19 @@ def prepared(local: ClientConfig, rounds: int) -> ClientConfig:
     Raises:
         ConfigError: for a schedule that cannot be.
     """
-    over = Rates.of(local.round_schedule, "client.round_schedule")
+    over = RateSchedule.of(local.round_schedule, "client.round_schedule")
     if over is not None and over.open:
         over = replace(over, over=rounds)
-    return replace(local, schedule=Rates.of(local.schedule, "client.schedule"), round_schedule=over)
+    return replace(local, schedule=RateSchedule.of(local.schedule, "client.schedule"), round_schedule=over)
 
 
 def round_factor(local: ClientConfig, round: int) -> float:
     """What the learning rate of round 0 is multiplied by in ``round``: ``lr_decay^round`` and ``round_schedule``."""
     decayed: float = local.lr_decay**round
-    schedule = Rates.of(local.round_schedule, "client.round_schedule")
-    if schedule is None:
+    if local.round_schedule is None:
         return decayed
+    schedule = RateSchedule.of(local.round_schedule, "client.round_schedule")
+    assert schedule is not None
     if schedule.open:
         raise ConfigError("client.round_schedule: the number of rounds is not known here; give `over`")
     return decayed * schedule.factor(round, schedule.over or 1)
@@ -122,7 +123,7 @@ def round_lr(local: ClientConfig, round: int) -> float:
 def spans_rounds(value: Any) -> bool:
     """Whether ``client.round_schedule=value`` depends on the number of rounds; False for one that cannot be."""
     try:
-        schedule = Rates.of(value, "client.round_schedule")
+        schedule = RateSchedule.of(value, "client.round_schedule")
     except (ConfigError, TypeError):
         return False  # it will be refused
     return schedule is not None and schedule.open

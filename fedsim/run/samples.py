@@ -102,7 +102,7 @@ def admitted(config: DictConfig, given: Given) -> Given:
     pairs, classes = admit_parts(parts, _rules(config, given, parts))
     own, held = pairs[: len(clients)], pairs[len(clients) :]
     test = None if given.test is None else dict(zip(tests, held, strict=True)) if each else held[0]
-    columns = next((p.columns for p in parts if len(p.x)), ())
+    columns = next((p.columns for p in parts if len(p)), ())
     return replace(given, clients=own, test=test, classes=classes, columns=columns)
 
 

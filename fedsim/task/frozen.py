@@ -21,7 +21,7 @@ from fedsim.errors import ConfigError, hint
 from fedsim.task.fixed import still
 from fedsim.task.mapped import Memory, place_of
 
-DOMINANT = 0.5  # share of a model's numbers from which its frozen part is a base that results refer to
+DOMINANT = 0.75  # share of a model's numbers from which its frozen part is a base that results refer to
 _known: WeakKeyDictionary[Memory, dict[int, str]] = WeakKeyDictionary()  # sha256 of what lies there, by start
 
 

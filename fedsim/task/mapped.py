@@ -8,12 +8,14 @@ over Ray's object store would be no such thing: torch writes to its read-only ar
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import mmap
 import os
 import secrets
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -129,6 +131,14 @@ def share(model: nn.Module) -> nn.Module:
         t.data = Place(memory, start, t.dtype, tuple(t.shape), t.stride()).view(mapping)
     memory.seal()
     return model
+
+
+def trim(model: nn.Module) -> None:
+    """Give what was freed while a model with large frozen parts computed back to the system, where the C library keeps
+    it: this process may wait from now on, while workers compute."""
+    if any(place_of(p) is not None for p in model.parameters()):
+        with suppress(AttributeError, OSError):  # another C library than glibc
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def _wanted(model: nn.Module) -> Iterator[Tensor]:

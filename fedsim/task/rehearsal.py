@@ -20,7 +20,7 @@ from fedsim.task.fixed import converted, frozen_layers
 from fedsim.task.habits import UNKNOWN, Habits
 from fedsim.task.installed import moved, written_frozen
 from fedsim.task.losses import WholeLoss
-from fedsim.task.mapped import clones
+from fedsim.task.mapped import clones, trim
 from fedsim.task.task import Task
 
 NAMED = 5  # parameters named in a message
@@ -42,6 +42,7 @@ def rehearsed(task: Task, batch: Batch, dtype: torch.dtype) -> Habits:
             silent = stage.silent(habits.unused)
         finally:
             stage.leave()
+            trim(task.model)
     if silent:
         more = f" and {len(silent) - NAMED} more" if len(silent) > NAMED else ""
         warnings.warn(

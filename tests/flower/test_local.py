@@ -111,3 +111,36 @@ def test_attackers_are_nodes_too(attack: str, tmp_path: Path) -> None:
     """The same clients attack, at their nodes; those that see everything are played by the server."""
     settings = (*SMALL, f"attack={attack}", "attack.fraction=0.34", "clients_per_round=3")
     check_twin(tmp_path, *settings, "aggregator=coordinate_median")
+
+
+F1 = "+task.metrics={f1: {_target_: torchmetrics.F1Score, task: multiclass, num_classes: 10, average: macro}}"
+BOXES = (
+    "task=detection",
+    "data=weather_shapes",
+    "data.train={cloudy: 8, overcast: 8, rainy: 8, snowy: 8}",
+    "data.test=4",
+    "data.side=32",
+    "data.shapes=[9,16]",
+    "model=detector",
+    "model.channels=[4,4,4,4,4]",
+    "data.domains=[cloudy,overcast,rainy]",
+    "partition=domains",
+)
+
+
+@pytest.mark.parametrize(
+    "task", [("task.label_smoothing=0.1", F1, "evaluation.clients_every=1", "evaluation.holdout=0.2"), BOXES]
+)
+def test_a_deployment_learns_the_configured_task(task: tuple[str, ...], tmp_path: Path) -> None:
+    settings = (
+        "rounds=2",
+        "clients_per_round=2",
+        "client.epochs=1",
+        *([] if task is BOXES else ["model=linear"]),
+        *task,
+    )
+    twin, _ = deploy(tmp_path, *settings)
+    alone = fedsim.simulate(["num_clients=3", "engine=serial", "tracker=quiet", *settings])
+    told = [k for k, v in alone.rows[-1].items() if isinstance(v, float) and "seconds" not in k]
+    assert any("f1" in k or "map_50" in k for k in told)
+    assert [[r.get(k) for k in told] for r in twin.rows] == [[r.get(k) for k in told] for r in alone.rows]

@@ -208,7 +208,7 @@ def test_another_version_or_model_is_refused_by_name(
 def test_a_frozen_base_is_compared_before_round_1_and_stays_as_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = ("rounds=2", "clients_per_round=3", "model._target_=narrow.NarrowBody")
+    settings = ("rounds=2", "clients_per_round=3", "model=linear", "model._target_=narrow.NarrowBody")
     bits = simulated(*settings)
     deploy(tmp_path / "a", *settings)
     assert hashes(tmp_path / "a/run") == bits

@@ -12,24 +12,21 @@ x = torch.randn(600, 2, generator=torch.Generator().manual_seed(0)) * 0.5 + 2
 
 
 def networks():
-    parts = {
-        "generator": nn.Linear(2, 2),
-        "critic": nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 1)),
-    }
-    return nn.ModuleDict(parts)
+    critic = nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 1))
+    return nn.ModuleDict({"generator": nn.Linear(2, 2), "critic": critic})
 
 
 def critic_loss(model, batch):
-    fake = model["generator"](torch.randn_like(batch.x)).detach()
-    return (F.softplus(-model["critic"](batch.x)) + F.softplus(model["critic"](fake))).mean()
+    fake = model.generator(torch.randn_like(batch.x)).detach()
+    return (F.softplus(-model.critic(batch.x)) + F.softplus(model.critic(fake))).mean()
 
 
 def generator_loss(model, batch):
-    return F.softplus(-model["critic"](model["generator"](torch.randn_like(batch.x)))).mean()
+    return F.softplus(-model.critic(model.generator(torch.randn_like(batch.x)))).mean()
 
 
 def distance(model, batch):  # of the means, to be measured
-    return (model["generator"](torch.randn_like(batch.x)).mean(0) - batch.x.mean(0)).square().sum()
+    return (model.generator(torch.randn_like(batch.x)).mean(0) - batch.x.mean(0)).square().sum()
 
 
 class Adversarial(SGDClient):

@@ -16,7 +16,7 @@ from fedsim.config.parts import typed
 from fedsim.config.schema import ClientConfig
 from fedsim.errors import CheckpointError, ClientError, ConfigError
 from fedsim.local.optimiser import LocalSteps
-from fedsim.local.rates import Rates, prepared, round_lr
+from fedsim.local.rates import RateSchedule, prepared, round_lr
 from fedsim.run.key import run_key
 from fedsim.server.round import Round
 
@@ -50,7 +50,7 @@ Make = Callable[[Any], Any]
 )
 def test_factors_are_those_of_torch(value: Any, make: Make) -> None:
     opt = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
-    schedule, other = Rates.of(value, "s"), make(opt)
+    schedule, other = RateSchedule.of(value, "s"), make(opt)
     assert schedule is not None
     found, expected = list[float](), list[float]()
     for t in range(40):
@@ -62,9 +62,9 @@ def test_factors_are_those_of_torch(value: Any, make: Make) -> None:
 
 
 def test_beyond_its_end_a_schedule_stays_where_it_is() -> None:
-    cosine = Rates("cosine", floor=0.25, over=4)
+    cosine = RateSchedule("cosine", floor=0.25, over=4)
     assert [cosine.factor(t, 99) for t in (4, 5, 100)] == [0.25] * 3
-    assert Rates("cosine", warmup=9).factor(3, 4) == 0.4  # a client with fewer steps than the warm-up
+    assert RateSchedule("cosine", warmup=9).factor(3, 4) == 0.4  # a client with fewer steps than the warm-up
 
 
 def test_over_rounds_server_and_clients_have_one_rate() -> None:

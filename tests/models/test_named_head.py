@@ -15,7 +15,7 @@ from fedsim.models.split import features_and_output, features_of, head_of, with_
 from fedsim.run import initial
 from fedsim.task.layout import Layout
 
-SPLIT_METHODS = ("fedper", "fedrep", "fedrod", "moon", "fedproto", "fedloge", "fedetf")
+SPLIT_METHODS = ("fedper", "fedrep", "fedrod", "moon", "fedproto", "fedloge", "fedetf", "fraug")
 
 
 class Net(nn.Module):

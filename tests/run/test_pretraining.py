@@ -176,8 +176,9 @@ def probe(features, y, test, test_y):
 
 
 def test_simclr_trains_the_body_alone_and_without_labels(tmp_path):
-    """The loss falls, and few labelled digits are told apart better on its features than on drawn ones."""
-    settings = ("pretrain=simclr", *GENTLE, "pretrain.training.epochs=30", "pretrain.training.batch_size=100")
+    """The loss falls, and digits are told apart better on its features than on drawn ones: seen .88 and .74."""
+    views = ("view@views.strong=noise", "views.strong.sigma=0.2")
+    settings = ("pretrain=simclr", *views, "pretrain.training.epochs=30", "pretrain.training.batch_size=100")
     result = run(tmp_path, *settings, "model.hidden=[16]", "data.subset=null")
     there = folder(tmp_path, result)
     state, made = load_file(there / "weights.safetensors"), json.loads((there / "made.json").read_text())
@@ -196,8 +197,10 @@ def test_simclr_trains_the_body_alone_and_without_labels(tmp_path):
         if pretrained:
             model.load_state_dict(state, strict=False)
         with torch.no_grad():
-            scores.append(probe(model.features(x[:60]), data.train.y[:60], model.features(test), data.test.y))
-    assert scores[0] > scores[1] + 0.03
+            scores.append(
+                probe(model.features(x[:1000]), data.train.y[:1000], model.features(test), data.test.y)
+            )
+    assert scores[0] > scores[1] + 0.08
 
 
 def test_samples_of_their_own_with_other_classes(tmp_path, caplog):

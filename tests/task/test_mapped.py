@@ -11,13 +11,14 @@ import torch
 from problems import classification, hashes, method
 from torch import Tensor, nn
 
+from fedsim.data.local import Batch
 from fedsim.errors import ClientError, ConfigError
 from fedsim.rng import hash_tensors
 from fedsim.task.admission import admitted
 from fedsim.task.copies import copied
 from fedsim.task.mapped import LARGE, SUPPORTED, clones, place_of, share
 from fedsim.task.rehearsal import rehearsed
-from fedsim.task.task import cross_entropy
+from fedsim.task.task import Task
 from fedsim.task.vectors import FlatModel
 
 pytestmark = pytest.mark.skipif(not SUPPORTED, reason="needs memfd_create (Linux)")
@@ -131,9 +132,9 @@ def test_layers_that_merge_into_the_base_are_tried_on_pages_of_their_own() -> No
     torch.manual_seed(0)
     model, x, y = admitted(Adapted(), torch.float32), torch.randn(2, 4), torch.tensor([0, 1])
     before = hash_tensors([model.base.weight])
-    assert rehearsed(model, cross_entropy, x, y, torch.float32).merges == ("base.weight",)
+    assert rehearsed(Task(model), Batch(x, y), torch.float32).merges == ("base.weight",)
     with pytest.raises(ConfigError, match=r"frozen parameter 'base\.weight' was written to"):
-        rehearsed(admitted(Adapted(back=False), torch.float32), cross_entropy, x, y, torch.float32)
+        rehearsed(Task(admitted(Adapted(back=False), torch.float32)), Batch(x, y), torch.float32)
     assert hash_tensors([model.base.weight]) == before
     run = classification(model=model).run("rounds=2", "evaluation.every=1")
     assert hash_tensors([model.base.weight]) == before and run.rows[-1]["loss"] < run.rows[0]["loss"]
