@@ -19,7 +19,7 @@ from fedsim.run.given import Given
 from fedsim.task.admission import admitted
 from fedsim.task.copies import copied
 from fedsim.task.fixed import converted
-from fedsim.task.frozen import dominant, frozen_part
+from fedsim.task.frozen import dominant, frozen_part, is_no_base
 from fedsim.task.mapped import share
 from fedsim.task.vectors import FlatModel, Weights
 
@@ -85,6 +85,8 @@ def initialised(model: nn.Module, initial: Mapping[str, Tensor], dtype: torch.dt
     given = {k: torch.as_tensor(v) for k, v in initial.items()}
     same = {k for k in stays if k in given and torch.equal(given[k].to(wanted[k].dtype), wanted[k])}
     out.load_state_dict({k: v for k, v in given.items() if k not in same}, strict=False)
+    if any(k in given and k not in same for k in stays):
+        is_no_base(out)
     return share(out)
 
 
