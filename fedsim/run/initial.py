@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -103,7 +102,7 @@ def fresh(config: DictConfig, data: Dataset, given: nn.Module | Callable[[], nn.
 
 def _drawn_again(module: nn.Module, seed: int, peer: int) -> nn.Module:
     """A copy whose layers draw their weights anew, as torch's own layers can."""
-    out = copy.deepcopy(module)
+    out = copied(module)
     covered: set[int] = set()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(key(seed, "model", peer) >> 1)
@@ -112,7 +111,7 @@ def _drawn_again(module: nn.Module, seed: int, peer: int) -> nn.Module:
                 reset()
                 covered |= {id(p) for p in layer.parameters(recurse=False)}
     for name, p in out.named_parameters():
-        if id(p) not in covered:
+        if id(p) not in covered and p.requires_grad:
             raise ConfigError(
                 f"model: a fresh start per peer was asked for, but '{name}' lies in a layer without "
                 "reset_parameters(); hand over a function that builds the model, or type strategy.init=shared"
