@@ -23,7 +23,7 @@ from fedsim.run.folder import adopt, complete, enter, locked, tidied
 from fedsim.run.given import Given
 from fedsim.run.key import marked, run_dir, run_key, run_name
 from fedsim.run.logged import describe, log_finished
-from fedsim.run.needs import check_cohort, check_labelled, check_task
+from fedsim.run.needs import check_classes, check_cohort, check_labelled, check_task
 from fedsim.run.personal import Source
 from fedsim.run.preparation import learning_task, load_data, settle
 from fedsim.run.pretraining import pretrained
@@ -169,6 +169,7 @@ def _run(
         trackers.phase("loading data")
         data = data or load_data(config, given, method)
         given, origin = pretrained(config, given, data, trackers.phase)
+        check_classes(method, data)
         task = learning_task(config, given, data)
         check_task(method, task, data, config.buffers)
         trackers.phase(f"starting the {config.engine.name} engine")

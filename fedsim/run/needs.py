@@ -116,6 +116,19 @@ def check_cohort(method: StrategyLike, config: DictConfig, cohorts: Sequence[Seq
         method.check_cohort(min(size, most), most)
 
 
+def check_classes(method: StrategyLike, data: FederatedData) -> None:
+    """Refuse data without class labels under a method that needs them.
+
+    Raises:
+        ConfigError: naming the method, and what to type.
+    """
+    if method.traits.labels and data.dataset.class_labels() is None:
+        raise ConfigError(
+            f"data: {type(method).__name__} needs class labels, one a sample, which this data set has not; "
+            "give whole numbers from 0, or type strategy=fedavg"
+        )
+
+
 def check_labelled(method: StrategyLike, config: DictConfig, given: Given) -> None:
     """Refuse data whose labels are not where the method needs them.
 
@@ -195,11 +208,6 @@ def check_task(method: StrategyLike, task: Task, data: FederatedData, buffers: s
         ConfigError: naming what is missing, and what to type.
     """
     traits, name = method.traits, type(method).__name__
-    if traits.labels and data.dataset.class_labels() is None:
-        raise ConfigError(
-            f"data: {name} needs class labels, one a sample, which this data set has not; "
-            "give whole numbers from 0, or type strategy=fedavg"
-        )
     if traits.features:
         check_features(task, name)
         check_named_head(task)

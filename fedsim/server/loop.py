@@ -145,7 +145,7 @@ class Loop:
         if weightsfile.is_best(self.history):
             best, about = self.folder / weightsfile.BEST, {"round": str(self.done)}
             weightsfile.save(best, server.task, server.dtype, models["global"], about)
-        self._tell(row, server, models, bool(measured))
+        self._tell(row, server, models, bool(found))
         if self._reached(row):
             self.rounds = self.done
         if self.checkpoints.every and self.done % self.checkpoints.every == 0:

@@ -12,7 +12,7 @@ from torch import nn
 
 from fedsim.errors import ConfigError
 from fedsim.models.split import features_and_output, features_of, head_of, with_head
-from fedsim.run import initial
+from fedsim.run import initial, samples
 from fedsim.task.layout import Layout
 
 SPLIT_METHODS = ("fedper", "fedrep", "fedrod", "moon", "fedproto", "fedloge", "fedetf", "fraug")
@@ -115,7 +115,7 @@ def test_a_configured_model_and_a_factory_have_it_too():
     problem = problems.classification(model=lambda: built(Net, False))
     assert problem.run("strategy=fedper", "rounds=1", "model.head=classifier").rows
     config = problems.compose_quickly(["model=mlp", "model.head='layers.*'"])
-    data = problems.instantiate(problems.compose_quickly(["data=digits"]).data)
+    data = samples.dataset(problems.compose_quickly(["data=digits"]))
     assert head_of(initial.model(config, data, None)).in_features == 64
 
 

@@ -61,7 +61,7 @@ def test_masked_classes_are_never_named_whatever_the_features(features):
     slots = HeadSlots(Slot("head.weight", (3, 5), 0, 15), None)
     job = SimpleNamespace(
         holdout=SimpleNamespace(
-            samples=SimpleNamespace(y=torch.zeros(6, dtype=torch.long)), index=torch.arange(6)
+            samples=SimpleNamespace(labels=torch.zeros(6, dtype=torch.long)), index=torch.arange(6)
         ),
         start=lambda: torch.cat([torch.full((10,), 50.0), torch.full((5,), -50.0)]),
         message=SimpleNamespace(arrays={"features": features}),
