@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -20,7 +19,7 @@ from fedsim.run.given import Given
 from fedsim.task.admission import admitted
 from fedsim.task.copies import copied
 from fedsim.task.fixed import converted
-from fedsim.task.frozen import dominant, frozen_part
+from fedsim.task.frozen import dominant, frozen_part, is_no_base
 from fedsim.task.mapped import share
 from fedsim.task.vectors import FlatModel, Weights
 
@@ -105,6 +104,8 @@ def initialised(model: nn.Module, initial: Mapping[str, Tensor], dtype: torch.dt
     given = {k: torch.as_tensor(v) for k, v in initial.items()}
     same = {k for k in stays if k in given and torch.equal(given[k].to(wanted[k].dtype), wanted[k])}
     out.load_state_dict({k: v for k, v in given.items() if k not in same}, strict=False)
+    if any(k in given and k not in same for k in stays):
+        is_no_base(out)
     return share(out)
 
 
@@ -121,7 +122,7 @@ def fresh(config: DictConfig, data: Dataset, given: nn.Module | Callable[[], nn.
 
 def _drawn_again(module: nn.Module, seed: int, peer: int) -> nn.Module:
     """A copy whose layers draw their weights anew, as torch's own layers can."""
-    out = copy.deepcopy(module)
+    out = copied(module)
     covered: set[int] = set()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(key(seed, "model", peer) >> 1)
@@ -130,7 +131,7 @@ def _drawn_again(module: nn.Module, seed: int, peer: int) -> nn.Module:
                 reset()
                 covered |= {id(p) for p in layer.parameters(recurse=False)}
     for name, p in out.named_parameters():
-        if id(p) not in covered:
+        if id(p) not in covered and p.requires_grad:
             raise ConfigError(
                 f"model: a fresh start per peer was asked for, but '{name}' lies in a layer without "
                 "reset_parameters(); hand over a function that builds the model, or type strategy.init=shared"

@@ -31,7 +31,7 @@ def admitted(model: nn.Module, dtype: torch.dtype) -> nn.Module:
         _refuse(model, name, t, dtype)
     _refuse_overlaps(model)
     refuse_untied(model)
-    return share(copyable(model))
+    return copyable(share(model))
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from safetensors import safe_open
@@ -23,6 +23,9 @@ from fedsim.task.mapped import Memory, place_of
 
 DOMINANT = 0.75  # share of a model's numbers from which its frozen part is a base that results refer to
 _known: WeakKeyDictionary[Memory, dict[int, str]] = WeakKeyDictionary()  # sha256 of what lies there, by start
+
+
+_no_base: WeakSet[nn.Module] = WeakSet()
 
 
 @dataclass(frozen=True)
@@ -73,10 +76,15 @@ def dominant(model: nn.Module) -> bool:
 
 def left_out(model: nn.Module) -> tuple[frozenset[str], dict[str, str] | None]:
     """Names of the state dict that files of the model's weights leave out, and what their head says instead: the
-    frozen part, where that is dominant; else nothing."""
-    if not dominant(model) or (base := base_of(model)) is None:
+    frozen part, where that is dominant and there is a model that has it (``is_no_base``); else nothing."""
+    if model in _no_base or not dominant(model) or (base := base_of(model)) is None:
         return frozenset(), None
     return frozenset(frozen_part(model)), base.metadata()
+
+
+def is_no_base(model: nn.Module) -> None:
+    """Its frozen part is not that of the model that was configured or handed over, so results must hold it."""
+    _no_base.add(model)
 
 
 def reference(path: Path) -> FrozenBase | None:

@@ -113,9 +113,13 @@ def clones(tensors: Iterable[Tensor]) -> list[Tensor]:
 def share(model: nn.Module) -> nn.Module:
     """Move what is large and stays as it is to shared memory, in place and with the same values; returns ``model``.
 
-    What lies there already and was not written to stays.
+    What lies there already and was not written to stays; what is trained now, and was not before, moves out.
     """
     wanted = list(_wanted(model)) if SUPPORTED else []
+    staying = set(map(id, wanted))
+    for t in (*model.parameters(), *model.buffers()):
+        if id(t) not in staying and place_of(t) is not None:
+            t.data = t.detach().clone()
     if all(map(_unwritten, wanted)):
         return model
     starts, size = list[int](), 0

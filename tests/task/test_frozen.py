@@ -122,6 +122,13 @@ def test_weights_of_a_run_hold_what_changed_and_name_the_base() -> None:
     assert hashes(on) == hashes(classification(model=model).run("rounds=1", initial=whole))
 
 
+def test_a_base_that_came_with_the_initial_weights_is_held_by_the_result() -> None:
+    run = classification(model=Based()).run("rounds=1", initial=Based(1).state_dict())
+    assert run.weights.keys() == Based().state_dict().keys()
+    assert torch.equal(run.weights["body.0.weight"], Based(1).body[0].weight)
+    assert reference(run.dir / "weights.safetensors") is None
+
+
 def test_a_model_that_is_trained_for_the_most_part_is_written_as_a_whole() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 8), nn.Linear(8, 3))
     model[0].requires_grad_(False)

@@ -74,11 +74,16 @@ def test_copies_cost_no_memory_and_do_not_see_what_others_write() -> None:
     assert not torch.equal(copy.deepcopy(more[0].module).base.weight, model.base.weight)
 
 
-def test_a_model_that_its_owner_wrote_to_is_moved_anew() -> None:
+def test_what_its_owner_wrote_to_or_trains_by_now_is_moved_anew() -> None:
     model = share(Wide())
     with torch.no_grad():
         model.base.weight[0, 0] = 7
-    assert copied(share(model)).base.weight[0, 0] == 7
+    assert copied(admitted(model, torch.float32)).base.weight[0, 0] == 7
+    model.base.requires_grad_(True)
+    with torch.no_grad():
+        model.base.weight[0, 0] = 8
+    again = copied(admitted(model, torch.float32)).base.weight
+    assert again[0, 0] == 8 and again.requires_grad and place_of(model.base.weight) is None
 
 
 @pytest.mark.parametrize("policy", ["stop", "skip"])
