@@ -42,7 +42,10 @@ def facts(row: Any) -> Any:
     return {k: facts(v) for k, v in row.items() if k != "seconds"} if timeless else row
 
 
-@pytest.mark.parametrize("entry", TABLE, ids=lambda e: e.label)
+PEERS = Entry("gossip-async", "gossip_async", ("topology=ring", "strategy.init_models=shared"))
+
+
+@pytest.mark.parametrize("entry", (*TABLE, PEERS), ids=lambda e: e.label)
 def test_nobody_uses_the_samples_of_a_client_that_is_excluded(entry: Entry, tmp_path: Path) -> None:
     arguments = [o for o in entry.arguments if not o.startswith("topology=")]
     if len(arguments) < len(entry.arguments):
@@ -54,6 +57,28 @@ def test_nobody_uses_the_samples_of_a_client_that_is_excluded(entry: Entry, tmp_
     assert len({*hashes(first)}) == 2  # every round moved the model
     assert ABSENT not in first.per_client["client"].to_numpy()
     assert {c for row in first.rows for c in row["cohort"]} <= {0, 1, 3, 4, 5}
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        ("weighted",),
+        ("round_robin",),
+        ("staying", "system=lognormal"),
+        ("power_of_choice",),
+        ("power_of_choice", "sampling.loss=last"),
+        ("oort",),
+        ("uniform", "participation=bernoulli"),
+        ("uniform", "exclude_fill=shrink"),
+        ("uniform", "system=phones"),
+    ],
+    ids=" ".join,
+)
+def test_no_sampling_rule_looks_at_them(sampling: tuple[str, ...]) -> None:
+    settings = [f"sampling={sampling[0]}", *sampling[1:], f"exclude=[{ABSENT}]", "clients_per_round=3", "rounds=4"]
+    first, again = problem().run(*settings), problem(clients=others()).run(*settings)
+    assert [*map(facts, first.rows)] == [*map(facts, again.rows)]
+    assert ABSENT not in first.per_client["client"].to_numpy()
 
 
 def test_without_being_excluded_its_samples_count() -> None:
