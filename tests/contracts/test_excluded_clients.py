@@ -75,7 +75,13 @@ def test_nobody_uses_the_samples_of_a_client_that_is_excluded(entry: Entry, tmp_
     ids=" ".join,
 )
 def test_no_sampling_rule_looks_at_them(sampling: tuple[str, ...]) -> None:
-    settings = [f"sampling={sampling[0]}", *sampling[1:], f"exclude=[{ABSENT}]", "clients_per_round=3", "rounds=4"]
+    settings = [
+        f"sampling={sampling[0]}",
+        *sampling[1:],
+        f"exclude=[{ABSENT}]",
+        "clients_per_round=3",
+        "rounds=4",
+    ]
     first, again = problem().run(*settings), problem(clients=others()).run(*settings)
     assert [*map(facts, first.rows)] == [*map(facts, again.rows)]
     assert ABSENT not in first.per_client["client"].to_numpy()
