@@ -70,7 +70,7 @@ def test_nobody_uses_the_samples_of_a_client_that_is_excluded(entry: Entry, tmp_
         ("oort",),
         ("uniform", "participation=bernoulli"),
         ("uniform", "exclude_fill=shrink"),
-        ("uniform", "system=phones"),
+        ("uniform", "system=lognormal", "system/availability=random"),
     ],
     ids=" ".join,
 )
