@@ -123,4 +123,7 @@ class Slots(Sequence[Slot]):
         """Whether ``v`` is a vector, or a stack of vectors, of these tensors: that long, and its padding all zero."""
         if not v.dim() or v.shape[-1] != self.dim:
             return False
-        return not self.padded or not bool(v.index_select(-1, self.gaps.to(v.device)).any())
+        if not self.padded:
+            return True
+        gap = v.index_select(-1, self.gaps if v.device.type == "cpu" else self.gaps.to(v.device))
+        return torch.equal(gap, torch.zeros_like(gap))
