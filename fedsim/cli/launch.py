@@ -19,8 +19,9 @@ from fedsim.cli.exits import BAD_CONFIG, DONE, FAILED, TERMINATED, Terminated, d
 from fedsim.cli.flags import arranged
 from fedsim.cli.sweep import JobResult, Journal
 from fedsim.config.check import validate
-from fedsim.config.compose import COMPOSE_ERRORS, chosen_method, label_method, plain, typed
+from fedsim.config.compose import COMPOSE_ERRORS, label_method, plain, typed
 from fedsim.config.explain import explain
+from fedsim.config.reading import chosen_method
 from fedsim.config.tree import VERSION_BASE, register
 from fedsim.config.words import readable, refuse_empty
 from fedsim.engine.cores import available_cores

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from hydra import compose as hydra_compose
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from fedsim.config.explain import UNSAID, explain
 from fedsim.config.moved import as_today
+from fedsim.config.reading import composed
 from fedsim.config.schema import ENGINES, EngineConfig, RunConfig
-from fedsim.config.tree import config_loader
 from fedsim.config.words import readable
 from fedsim.config.yamlfile import read_yaml
 from fedsim.errors import ConfigError
@@ -36,13 +35,9 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
             :func:`validate`.
     """
     try:
-        with config_loader():
-            config = hydra_compose("config", overrides=readable(overrides), return_hydra_config=True)
+        config, choice = composed(readable(overrides))
     except COMPOSE_ERRORS as error:
         raise ConfigError(explain(error, overrides)) from error
-    choice = chosen_method(config.hydra.runtime.choices)
-    with open_dict(config):
-        del config["hydra"]
     return label_method(config, choice)
 
 
@@ -73,12 +68,6 @@ def typed(values: dict[str, Any]) -> DictConfig:
 def plain(config: DictConfig) -> dict[str, Any]:
     """The resolved configuration as plain Python values, for workers, trackers and files."""
     return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
-
-
-def chosen_method(choices: Mapping[str, Any]) -> str | None:
-    """The strategy option chosen; for one around another, both: ``ggeur+scaffold``."""
-    outer, base = choices.get("strategy"), choices.get("strategy@strategy.base")
-    return f"{outer}+{base}" if outer and base else outer
 
 
 def label_method(config: DictConfig, choice: str | None) -> DictConfig:

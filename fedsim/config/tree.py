@@ -23,14 +23,23 @@ def register() -> None:
     """Make the types known to Hydra; calling it again changes nothing.
 
     Raises:
-        ConfigError: if another package named ``conf``, ``clients`` or ``strategies`` comes first on Python's path.
+        ConfigError: as :func:`refuse_shadows` does.
     """
-    if (hidden := shadow()) is not None:
-        raise ConfigError(hidden)
+    refuse_shadows()
     store = ConfigStore.instance()
     store.store(name="run_schema", node=RunConfig, provider="fedsim")
     for name, node in ENGINES.items():
         store.store(group="schema/engine", name=name, node=node, provider="fedsim")
+
+
+def refuse_shadows() -> None:
+    """Refuse another package named ``conf``, ``clients`` or ``strategies`` that comes first on Python's path.
+
+    Raises:
+        ConfigError: naming it, and what to do.
+    """
+    if (hidden := shadow()) is not None:
+        raise ConfigError(hidden)
 
 
 @contextmanager

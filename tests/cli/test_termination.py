@@ -43,7 +43,11 @@ def weights(folder: Path) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("engine", "group"),
-    [("serial", False), ("ray", False), ("ray", True)],
+    [
+        pytest.param("serial", False, marks=pytest.mark.nightly),
+        ("ray", False),
+        pytest.param("ray", True, marks=pytest.mark.nightly),
+    ],
     ids=["serial", "ray", "all-of-ray"],
 )
 def test_a_terminated_run_leaves_with_143_and_goes_on_with_the_same_bits(
@@ -96,7 +100,7 @@ def test_a_second_sigterm_would_end_the_process_at_once() -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_jobs_in_other_processes_end_with_their_sweep(tmp_path: Path) -> None:
     line = [
         sys.executable,

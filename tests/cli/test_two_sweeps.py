@@ -98,7 +98,7 @@ def test_two_sweeps_at_once_compute_each_run_once(tmp_path: Path) -> None:
         assert all(f"results: runs/n/{folder.name}" in out for out in said)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_jobs_over_rounds_that_share_a_folder_run_side_by_side(tmp_path: Path) -> None:
     process = sweep(tmp_path, "rounds=4,8", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
     out = process.communicate(timeout=300)[0]

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
+
+import pytest
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,11 @@ BROAD = ("fedavg", "fedspeed", "scaffold", "ggeur", "fraug", "fedloge", "gossip"
 # One of every way in which results come back: sums and client state, several exchanges, single updates and attackers
 # that see them, peers, answers one by one.
 MECHANISMS = tuple(e for e in TABLE if e.label in ("scaffold", "ggeur", "flag-reverse", "gossip", "fedbuff"))
+
+
+def often(entries: Iterable[Entry], *labels: str) -> list[Any]:
+    """The entries as parameters of a test: those named run in `make test`, all of them nightly."""
+    return [pytest.param(e, marks=[] if e.label in labels else pytest.mark.nightly) for e in entries]
 
 
 def broad(*ways: object) -> list[tuple[Entry, object]]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hooks import Die, hooked
 from problems import Problem, classification, hashes, of_strategy, recorded
-from registry import COHORTS, MECHANISMS, METHODS, Entry
+from registry import COHORTS, MECHANISMS, METHODS, Entry, often
 
 each_strategy = pytest.mark.parametrize("entry", [e for e in METHODS if e in COHORTS], ids=lambda e: e.label)
 
@@ -43,7 +43,7 @@ def test_a_dropped_client_is_as_if_it_had_not_been_asked(entry: Entry, fleet: li
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("entry", MECHANISMS, ids=lambda e: e.label)
+@pytest.mark.parametrize("entry", often(MECHANISMS, "scaffold", "fedbuff"), ids=lambda e: e.label)
 def test_a_worker_killed_in_mid_round_costs_no_bit(entry: Entry, ray: str, tmp_path: Path) -> None:
     problem, rest = classification(), [o for o in entry.overrides if not of_strategy(o)]
     settings = [f"strategy={entry.strategy}", *rest, "engine.chunks=3"]

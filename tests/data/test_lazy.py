@@ -72,7 +72,7 @@ def test_a_mapped_array_must_be_its_whole_file(mapped: Mapped, tmp_path: Path) -
         pickle.loads(state)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_data_larger_than_memory_stay_in_their_file(tmp_path: Path) -> None:
     """20 GB in a sparse file: reading rows all over it stays under 1.5 GB."""
     size, width = 20 << 30, 1 << 20

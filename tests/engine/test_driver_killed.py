@@ -79,7 +79,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return finish("serial", tmp_path_factory.mktemp("undisturbed"))
 
 
-@pytest.mark.parametrize("engine", ["serial", "ray"])
+@pytest.mark.parametrize("engine", [pytest.param("serial", marks=pytest.mark.nightly), "ray"])
 def test_a_driver_killed_outright_resumes_to_the_same_bits_and_leaves_nothing_running(
     engine: str, tmp_path: Path, undisturbed: list[str]
 ) -> None:
@@ -93,7 +93,7 @@ def test_a_driver_killed_outright_resumes_to_the_same_bits_and_leaves_nothing_ru
     assert finish(engine, tmp_path / "killed") == undisturbed
 
 
-@pytest.mark.parametrize("engine", ["serial", "ray"])
+@pytest.mark.parametrize("engine", ["serial", pytest.param("ray", marks=pytest.mark.nightly)])
 def test_ctrl_c_leaves_rows_and_a_checkpoint_of_the_last_finished_round(
     engine: str, tmp_path: Path, undisturbed: list[str]
 ) -> None:

@@ -131,7 +131,7 @@ METHODS = (
 )
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_node_lost_in_mid_round_costs_its_worker_and_no_bit(tmp_path: Path) -> None:
     """Several exchanges, client state with single updates, answers one by one; a node is lost in each."""
     found = script(NODES, tmp_path, json.dumps(METHODS))

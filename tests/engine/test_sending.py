@@ -89,6 +89,7 @@ def test_what_workers_must_import_is_refused_where_its_file_is_newer(
             bits(ray, lent, loss=loss)
 
 
+@pytest.mark.nightly
 def test_what_cannot_be_sent_is_imported_and_said(ray: str, lent: Any, tmp_path: Path) -> None:
     def again() -> list[str]:
         with pytest.warns(UserWarning, match=r"cannot be sent to Ray's workers .*_thread.lock"):

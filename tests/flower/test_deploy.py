@@ -70,6 +70,7 @@ def test_mistakes_are_found_before_anything_is_started(capsys: pytest.CaptureFix
     assert command(["deploy", "far"]) == 2
 
 
+@pytest.mark.nightly
 def test_flowers_own_simulation_runs_the_apps(tmp_path: Path) -> None:
     settings = (
         "num_clients=2",

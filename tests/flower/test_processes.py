@@ -14,7 +14,7 @@ from real import LIMIT, ROOT, events, federation, hashes, left_over, rows, start
 
 import fedsim
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.nightly, pytest.mark.timeout(900)]
 SETTINGS = ("num_clients=2", "clients_per_round=2", "model=linear", "client.epochs=1", "tracker=quiet")
 TWO_PHASE = ("strategy._target_=twophase.TwoPhase", "~strategy.server_lr", "~strategy.weighting", "rounds=1")
 FEDSPEED = ("strategy=fedspeed", "rounds=3")

@@ -20,7 +20,7 @@ from real import LIMIT, ROOT, events, federation, hashes, left_over, start_node,
 
 import fedsim
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.nightly, pytest.mark.timeout(900)]
 SETTINGS = (
     "num_clients=2",
     "clients_per_round=2",

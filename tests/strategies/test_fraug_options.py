@@ -40,6 +40,7 @@ OPTIONS = (
 )
 
 
+@pytest.mark.nightly
 def test_every_option_changes_the_run() -> None:
     clients = classes((10, 16, 9))
     clients[0] = (clients[0][0], clients[0][1].clamp(max=1))  # a client without class 2
