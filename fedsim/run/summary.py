@@ -66,6 +66,16 @@ def _draw(loop: Loop, data: FederatedData) -> None:
         logging.getLogger(__name__).warning("pictures of %s could not be drawn: %s", loop.folder, e)
 
 
+def _samples(loop: Loop) -> dict[str, int]:
+    """How many samples accuracies are shares of."""
+    validator = loop.server.validator
+    sizes = {
+        "test_samples": loop.server.test_size,
+        "validation_samples": validator.test_size if validator else 0,
+    }
+    return {name: size for name, size in sizes.items() if size}
+
+
 def summarise(loop: Loop, config: DictConfig, data: FederatedData) -> dict[str, Any]:
     """What ``summary.json`` says of the finished rounds, beside its status."""
     rows = loop.history
@@ -77,6 +87,7 @@ def summarise(loop: Loop, config: DictConfig, data: FederatedData) -> dict[str, 
         "rounds": loop.done,
         "key": loop.key,
         "partition_hash": data.dealt.hash(),
+        **_samples(loop),
         **({"personal": True} if loop.strategy.traits.personal else {}),
         **loop.server.facts,
     }
