@@ -43,8 +43,8 @@ def add_choices(parser: Arguments) -> None:
     add("--json", action="store_true", help="print comparison.json and nothing else")
 
 
-def plan_of(args: argparse.Namespace, runs: Sequence[Run]) -> Plan:
-    """The comparison that the flags ask for; what they leave open is as the runs' own ``objective`` says."""
+def plan_of(args: argparse.Namespace, runs: Sequence[Run], default: Objective | None = None) -> Plan:
+    """The comparison that the flags ask for; what they leave open is as ``default``, or the runs' own ``objective``."""
     if args.margin is not None and not args.margin >= 0:
         raise ConfigError(f"--margin {args.margin:g}: must not be negative")
     renames = assignments("--rename", args.rename)
@@ -54,13 +54,13 @@ def plan_of(args: argparse.Namespace, runs: Sequence[Run]) -> Plan:
     against = getattr(args, "against", None) or ""
     if against and reference == ALL:
         raise ConfigError("--against: not together with --reference all")
-    names = tuple(renames.get(name, name) for name in _words(against))
-    return Plan(_objective(args, runs), reference, names, args.margin, args.interval)
+    names = tuple(renames.get(name, name) for name in words_of(against))
+    return Plan(_objective(args, runs, default), reference, names, args.margin, args.interval)
 
 
-def _objective(args: argparse.Namespace, runs: Sequence[Run]) -> Objective:
+def _objective(args: argparse.Namespace, runs: Sequence[Run], default: Objective | None) -> Objective:
     told = {Objective.of(run.config, "test") for run in runs}
-    common = told.pop() if len(told) == 1 else Objective()
+    common = default or (told.pop() if len(told) == 1 else Objective())
     flags = {
         f.name: getattr(args, f.name) for f in fields(Objective) if getattr(args, f.name, None) is not None
     }
@@ -91,5 +91,7 @@ def recorded(argv: Sequence[str], dirs: Sequence[Path], name: str) -> list[str]:
     return ["fedsim", name, *(path.resolve().name for path in dirs), *options]
 
 
-def _words(text: str) -> list[str]:
+def words_of(text: str | None) -> list[str]:
+    """``a,b`` as a list."""
+    text = text or ""
     return [word.strip() for word in text.split(",") if word.strip()]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
 
@@ -56,13 +56,16 @@ class Block:
         return ranked(self.setting.arms)
 
 
-def blocks_of(runs: Sequence[Run], plan: Plan, order: Sequence[str] = ()) -> list[Block]:
+def blocks_of(
+    runs: Sequence[Run], plan: Plan, order: Sequence[str] = (), checked: bool = True
+) -> list[Block]:
     """Compare the runs, problem by problem.
 
     Raises:
         ConfigError: if no run has measured the objective, or a method that is named is not there.
     """
-    check_column(plan.objective, [run.rows for run in runs])
+    if checked:
+        check_column(plan.objective, [run.rows for run in runs])
     settings = [_ordered(setting, order) for setting in settings_at_hand(runs, plan.objective)]
     names = dict.fromkeys(name for s in settings for arm in s.arms for name in (arm.name, arm.group.method))
     for word in (*([plan.reference] if plan.reference not in ("", ALL) else []), *plan.against):
@@ -82,10 +85,11 @@ def _ordered(setting: Setting, order: Sequence[str]) -> Setting:
     """Arms as named in ``order``, by method or by name; others after them."""
     places = {name: at for at, name in enumerate(order)}
     last = len(places)
-    key: Callable[[Arm], int] = lambda arm: min(
-        places.get(arm.name, last), places.get(arm.group.method, last)
-    )
-    return replace(setting, arms=sorted(setting.arms, key=key))
+
+    def place(arm: Arm) -> int:
+        return min(places.get(arm.name, last), places.get(arm.group.method, last))
+
+    return replace(setting, arms=sorted(setting.arms, key=place))
 
 
 def _block(setting: Setting, plan: Plan) -> Block:
@@ -101,7 +105,7 @@ def _block(setting: Setting, plan: Plan) -> Block:
             and arm is not reference
             and (not plan.against or {arm.name, arm.group.method} & set(plan.against))
         ]
-    stars, undecided = _stars(arms, plan)
+    stars, undecided = leaders(arms, plan)
     name = "" if reference is None else reference.name
     return Block(setting, ALL if plan.reference == ALL else name, compared(pairs, plan), stars, undecided)
 
@@ -198,7 +202,7 @@ def _traffic(arm: Arm) -> float:
     )
 
 
-def _stars(arms: Sequence[Arm], plan: Plan) -> tuple[list[str], str]:
+def leaders(arms: Sequence[Arm], plan: Plan) -> tuple[list[str], str]:
     """Who is better than, or leads and is equivalent to, every other; else why nobody is."""
     means = {
         arm.name: plan.objective.sign * fmean(finite)

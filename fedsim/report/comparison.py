@@ -152,7 +152,7 @@ def _lines(block: Block, plan: Plan, blocks: int) -> list[str]:
         out += [f"      {note}" for note in c.notes]
     if not block.comparisons:
         out.append(f"  nothing to compare with {block.reference or 'another method'} here")
-    return out + _footer(block, plan)
+    return out + footer(block, plan)
 
 
 def _row(c: Comparison, arms: dict[str, Arm], plan: Plan) -> tuple[str, ...]:
@@ -186,7 +186,8 @@ def said(c: Comparison, plan: Plan) -> str:
     return f"{c.verdict}{least}"
 
 
-def _footer(block: Block, plan: Plan) -> list[str]:
+def footer(block: Block, plan: Plan) -> list[str]:
+    """What is said under the comparisons of a block."""
     out = []
     for arm in block.setting.arms:
         if arm.excluded:

@@ -23,6 +23,7 @@ from fedsim.tracking.rows import from_json, read_rows
 log = logging.getLogger(__name__)
 
 NUMBERS = ("round", "accuracy", "loss", "bytes_up", "bytes_down", "seconds", "sim_seconds", "joules")
+MAX_DIGITS = 8  # of a number in a table or label: those of a search have 17
 # Said by the method's name, unless runs of one method differ in it.
 _NAMED = re.compile(r"(strategy|code)\.|.*_target_$")
 # What clients weigh decides which objective is minimised: shown wherever the runs at hand differ in it.
@@ -266,7 +267,9 @@ def short_names(keys: Iterable[str]) -> dict[str, str]:
 
 
 def short_value(key: str, value: Any) -> str:
-    """A setting's value as text; of a class or function named by ``_target_`` its last part."""
+    """A setting's value as text; of a class or function its last part, of a long number the first four digits."""
+    if isinstance(value, float) and len(repr(value)) > MAX_DIGITS:
+        return f"{value:.4g}"
     return str(value).rpartition(".")[2] if key.endswith("_target_") else str(value)
 
 

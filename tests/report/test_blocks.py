@@ -54,7 +54,12 @@ def test_pairs_of_seeds_decide_what_means_cannot(tmp_path):
         == "paired over seeds 0-4, on these 1000 test samples; Holm over 2 comparisons, intervals unadjusted"
     )
     (row,) = [line for line in text if line.startswith("  momentum")]
-    assert "81.0 vs 80.0" in row and "+1.0" in row and "p < .001 (flip .062)" in row and "better" in row
+    assert (
+        "81.43 vs 80.46" in row
+        and "+0.970 [+0.898, +1.041]" in row
+        and "p < .001 (flip .062)" in row
+        and "better" in row
+    )
     assert any("equivalent within 0.50" in line for line in text)
 
 
