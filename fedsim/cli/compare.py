@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from fedsim.cli.arguments import Arguments
@@ -14,6 +15,7 @@ from fedsim.cli.exits import DONE, FAILED
 from fedsim.errors import ConfigError, hint
 from fedsim.report import comparison
 from fedsim.report.blocks import Block, blocks_of
+from fedsim.report.objective import Objective
 from fedsim.report.terminal import common_folder
 from fedsim.report.verdict import OPPOSITE, Comparison
 
@@ -37,9 +39,16 @@ def compare(argv: Sequence[str]) -> int:
         metavar='"M VERDICT"',
         help="exit code 1 if it is another one",
     )
+    parser.add_argument(
+        "--population", action="store_true", help="over other test samples too (evaluation.predictions=true)"
+    )
     args = parser.parse_args(argv)
     runs = runs_of(args)
     plan = plan_of(args, runs)
+    if args.population:
+        plan = replace(plan, population=True)
+        if plan.objective != Objective(at="last"):
+            raise ConfigError("--population: of the final model's test accuracy only; type --at last")
     blocks = blocks_of(runs, plan)
     pairs = [c for block in blocks for c in block.comparisons]
     if not pairs:

@@ -10,6 +10,7 @@ from statistics import fmean
 from fedsim.errors import ConfigError, hint
 from fedsim.report.arms import Arm, Setting, facts_of, settings_at_hand
 from fedsim.report.objective import Objective, check_column
+from fedsim.report.rightness import differing_samples
 from fedsim.report.runs import Run
 from fedsim.report.verdict import BETTER, EQUIVALENT, MOST, Comparison, bca, floor_of, judge, pair
 
@@ -28,6 +29,7 @@ class Plan:
     against: tuple[str, ...] = ()  # the methods compared with the reference; none named: every one
     margin: float | None = None  # None: ``MARGIN`` of shares, else none
     interval: str = "t"  # or bca
+    population: bool = False  # over other test samples too, by ``predictions.npz`` of the runs
 
     @property
     def limit(self) -> float | None:
@@ -134,6 +136,7 @@ def compared(pairs: Sequence[tuple[Arm, Arm]], plan: Plan, noted: bool = True) -
             margin=plan.limit,
             floor=_floor(a, b, plan),
             interval=interval,
+            samples=differing_samples(a, b) if plan.population else None,
         )
         for a, b in pairs
     ]

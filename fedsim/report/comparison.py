@@ -203,7 +203,9 @@ def footer(block: Block, plan: Plan) -> list[str]:
     sizes = sorted(
         {run.summary.get("test_samples") for arm in block.ranked for run in arm.runs.values()} - {None}
     )
-    samples = f", on these {sizes[0]} test samples" if len(sizes) == 1 and plan.objective.on == "test" else ""
+    samples = (
+        f", {on} these {sizes[0]} test samples" if len(sizes) == 1 and plan.objective.on == "test" else ""
+    )
     kind = "intervals unadjusted"
     if plan.interval == "bca":
         kind += (

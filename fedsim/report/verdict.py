@@ -46,6 +46,8 @@ class Comparison:
     reason: str | None = None  # of a verdict that is no test's
     seeds_needed: int | None = None  # that would decide; 101: more than 100
     notes: tuple[str, ...] = ()
+    error: float = math.nan  # standard error of the mean
+    df: float = math.nan  # degrees of freedom of the test
 
     @property
     def n(self) -> int:
@@ -103,9 +105,9 @@ def holm(p: Sequence[float]) -> list[float]:
     return out
 
 
-def decide(found: Paired, n: int, p_holm: Any, margin: float | None) -> np.ndarray:
-    """Verdicts of finite differences of n >= 3 seeds: equivalence within ``margin`` first, then the adjusted p."""
-    reach = special.stdtrit(n - 1, 1 - LEVEL) * found.error
+def decide(found: Paired, df: float, p_holm: Any, margin: float | None) -> np.ndarray:
+    """Verdicts of finite differences of 3 or more seeds: equivalence within ``margin`` first, then the adjusted p."""
+    reach = special.stdtrit(df, 1 - LEVEL) * found.error
     limit = -1.0 if margin is None else margin
     inside = np.abs(found.mean) + reach < limit
     significant = np.asarray(p_holm) < LEVEL
@@ -138,6 +140,7 @@ def pair(
     margin: float | None = None,
     floor: float = 0.0,
     interval: Callable[[np.ndarray], tuple[float, float]] | None = None,
+    samples: np.ndarray | None = None,
 ) -> Comparison:
     """Two methods' numbers by seed, not yet judged: that takes the whole family, see :func:`judge`.
 
@@ -148,21 +151,26 @@ def pair(
         margin: differences within which methods count as equivalent; ``None``: none do.
         floor: under the standard deviation, see :func:`floor_of`.
         interval: low and high end from the differences, in place of the t interval.
+        samples: difference (N,) of each test sample, meaned over the seeds: the test is then over new samples too, with
+            the variance s^2/n + var(samples)/N and Satterthwaite's degrees of freedom.
     """
     (name, ours), (other, theirs) = a, b
     seeds = tuple(sorted(ours.keys() & theirs.keys()))
     finite = [s for s in seeds if math.isfinite(ours[s]) and math.isfinite(theirs[s])]
     d = {seed: sign * (ours[seed] - theirs[seed]) for seed in finite}
     values = np.array(list(d.values()))
-    mean = sd = low = high = p = math.nan
+    mean = sd = low = high = p = error = df = math.nan
     if len(values):
         mean = float(values.mean())
     if len(values) > 1:
         found = paired(values, floor)
-        sd, p = float(found.sd), float(found.p)
-        reach = float(special.stdtrit(len(values) - 1, 1 - LEVEL / 2) * found.error)
+        sd, p, error, df = float(found.sd), float(found.p), float(found.error), len(values) - 1.0
+        if samples is not None:
+            error, df, p = over_samples(mean, error, df, samples)
+        reach = float(special.stdtrit(df, 1 - LEVEL / 2)) * error
         low, high = (mean - reach, mean + reach) if interval is None else interval(values)
-    out = Comparison(name, other, seeds, d, mean, sd, low, high, p, math.nan, sign_flips(values), margin)
+    numbers = (mean, sd, low, high, p, math.nan, sign_flips(values), margin)
+    out = Comparison(name, other, seeds, d, *numbers, error=error, df=df)
     lost = {"a": [s for s in seeds if not math.isfinite(ours[s])]}
     lost["b"] = [s for s in seeds if not math.isfinite(theirs[s])]
     if not (lost["a"] or lost["b"]):
@@ -208,8 +216,8 @@ def _judged(c: Comparison, identical: bool, scale: float) -> Comparison:
     values = np.array(list(c.differences.values()))
     if identical and not values.any():
         return replace(c, verdict=EQUIVALENT, reason="identical bits", notes=notes)
-    found = Paired(*map(np.asarray, (c.mean, c.sd, c.sd / math.sqrt(c.n), c.p)))
-    verdict = str(decide(found, c.n, c.p_holm, c.margin))
+    found = Paired(*map(np.asarray, (c.mean, c.sd, c.error, c.p)))
+    verdict = str(decide(found, c.df, c.p_holm, c.margin))
     needed = seeds_needed(max(abs(c.mean), c.margin or 0.0), c.sd) if verdict == UNDECIDED else None
     return replace(c, verdict=verdict, seeds_needed=needed, notes=notes)
 

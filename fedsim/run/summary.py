@@ -11,6 +11,7 @@ from torch import Tensor
 from fedsim.data.federated import FederatedData
 from fedsim.data.longtail import class_groups
 from fedsim.run.key import method_name, run_name, version
+from fedsim.run.predictions import write_predictions
 from fedsim.server import weightsfile
 from fedsim.server.loop import Loop
 from fedsim.task.task import Task
@@ -31,6 +32,8 @@ def execute(loop: Loop, config: DictConfig, task: Task, data: FederatedData) -> 
     weights = weightsfile.save(
         loop.folder / weightsfile.LAST, task, loop.server.dtype, loop.models()["global"]
     )
+    if config.evaluation.predictions:
+        write_predictions(loop, task, data, config.evaluation.batch_size)
     if config.tracker.plots:
         _draw(loop, data)
     return weights
