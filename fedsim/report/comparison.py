@@ -203,6 +203,7 @@ def footer(block: Block, plan: Plan) -> list[str]:
     sizes = sorted(
         {run.summary.get("test_samples") for arm in block.ranked for run in arm.runs.values()} - {None}
     )
+    on = "on samples like" if plan.population else "on"
     samples = (
         f", {on} these {sizes[0]} test samples" if len(sizes) == 1 and plan.objective.on == "test" else ""
     )

@@ -32,6 +32,6 @@ def _right(run: Run) -> np.ndarray:
             return np.asarray(file["right"], dtype=np.float64)
     except (OSError, KeyError, ValueError) as error:
         raise ConfigError(
-            f"--population: {path}: no record of which samples were right ({type(error).__name__}); compute the run with "
-            "evaluation.predictions=true (one that is finished also with resume=never)"
+            f"--population: {path}: no record of which samples were right ({type(error).__name__}); compute the run "
+            "with evaluation.predictions=true (one that is finished also with resume=never)"
         ) from None

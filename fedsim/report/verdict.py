@@ -189,6 +189,16 @@ def pair(
     return replace(out, verdict=verdict, reason=reason, notes=(whose,))
 
 
+def over_samples(mean: float, error: float, df: float, samples: np.ndarray) -> tuple[float, float, float]:
+    """Standard error, degrees of freedom and p where the test samples (N,) are drawn at random as the seeds are."""
+    seeds, drawn = error**2, float(samples.var(ddof=1)) / len(samples)
+    both = math.sqrt(seeds + drawn)
+    if both == 0:
+        return 0.0, df, 1.0 if mean == 0 else 0.0
+    freedom = both**4 / (seeds**2 / df + drawn**2 / (len(samples) - 1))
+    return both, freedom, float(2 * special.stdtr(freedom, -abs(mean) / both))
+
+
 def judge(
     family: Sequence[Comparison], identical: Sequence[bool] = (), scale: float = 1.0
 ) -> list[Comparison]:
