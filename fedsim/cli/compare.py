@@ -14,6 +14,7 @@ from fedsim.cli.choices import add_choices, plan_of, recorded, runs_of
 from fedsim.cli.exits import DONE, FAILED
 from fedsim.errors import ConfigError, hint
 from fedsim.report import comparison
+from fedsim.report.across import summary
 from fedsim.report.blocks import Block, blocks_of
 from fedsim.report.objective import Objective
 from fedsim.report.terminal import common_folder
@@ -64,7 +65,15 @@ def compare(argv: Sequence[str]) -> int:
 
         print(comparison.to_text(comparison.document(blocks, plan, command, args.dirs, version())), end="")
     else:
-        print("\n".join([*comparison.lines(blocks, plan), *earlier(blocks, common_folder(args.dirs))]))
+        print(
+            "\n".join(
+                [
+                    *comparison.lines(blocks, plan),
+                    *summary(blocks, plan),
+                    *earlier(blocks, common_folder(args.dirs)),
+                ]
+            )
+        )
     unmet = [line for name, verdict in wanted for line in _unmet(name, verdict, pairs)]
     for line in unmet:
         print(f"fedsim: {line}", file=sys.stderr)

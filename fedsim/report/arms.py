@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,12 +76,21 @@ def settings_at_hand(runs: Sequence[Run], objective: Objective) -> list[Setting]
     out = [
         Setting(
             problem,
-            [_arm(group, objective) for group in groups],
+            _told_apart([_arm(group, objective) for group in groups]),
             {k: problem[k] for k in differing if k in problem},
         )
         for problem, groups in found
     ]
     return sorted(out, key=lambda setting: [_sortable(v) for v in setting.differing.values()])
+
+
+def _told_apart(arms: Sequence[Arm]) -> list[Arm]:
+    """Arms whose names differ: settings that look alike when they are rounded get a number."""
+    seen, out = Counter[str](), []
+    for arm in arms:
+        seen[arm.name] += 1
+        out.append(arm if seen[arm.name] == 1 else replace(arm, name=f"{arm.name} ({seen[arm.name]})"))
+    return out
 
 
 def _compatible(groups: Sequence[Group]) -> list[list[Group]]:

@@ -54,7 +54,8 @@ def frame_of(blocks: Sequence[Block], plan: Plan, shown: Shown) -> pd.DataFrame:
     settings = sorted(keys, key=column_order)
     extra = _extra(blocks, plan, shown)
     lines = [_line(blocks[at], arm, plan, shown, settings, extra) for at, arm in arms]
-    frame = pd.DataFrame(lines, dtype=object)
+    columns = list(lines[0]) if lines else ["method", "n", plan.objective.column]
+    frame = pd.DataFrame(lines, columns=columns, dtype=object)
     if lines:
         numbers = [
             c for c in frame if c not in {*settings, "method", "seeds", "verdict", "note", "n", "reached"}
