@@ -53,6 +53,7 @@ def report(argv: Sequence[str]) -> int:
     commands = [*_sweeps(runs), shlex.join(["fedsim", "report", *argv])]
     document = _document(blocks, plan, recorded(argv, args.dirs, "report"), args.dirs)
     try:
+        out.mkdir(parents=True, exist_ok=True)
         page = write_report(groups, frame, out, commands)
         (out / "comparison.json").write_text(document, encoding="utf-8")
         drawn = _curves(args, blocks, plan, out)

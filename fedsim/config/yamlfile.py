@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf._utils import get_yaml_loader
@@ -16,7 +16,7 @@ from fedsim.errors import ConfigError
 class _Quick(CSafeLoader):
     """OmegaConf's idea of numbers, by the parser in C: ten times as fast."""
 
-    yaml_implicit_resolvers: ClassVar[Any] = get_yaml_loader().yaml_implicit_resolvers
+    yaml_implicit_resolvers = get_yaml_loader().yaml_implicit_resolvers
 
 
 def read_recorded(path: Path) -> dict[str, Any]:

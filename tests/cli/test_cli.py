@@ -9,11 +9,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import jsonschema
 import pytest
 from omegaconf import DictConfig, OmegaConf
 from runfolder import make
 
-from fedsim.cli import launch  # noqa: F401 - before the stand-ins take the place of what it imports
+from fedsim.cli import launch, verify  # noqa: F401 - before the stand-ins take the place of what it imports
 from fedsim.cli.main import command
 from fedsim.errors import ClientError, DataError
 from fedsim.report import terminal
@@ -230,6 +231,12 @@ def test_verify(simulator: Simulator, capsys: pytest.CaptureFixture[str]) -> Non
     capsys.readouterr()
     assert command(["verify", folder]) == 0
     assert capsys.readouterr().out == "3 rounds identical\n"
+    assert command(["verify", folder, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    jsonschema.validate(
+        document, json.loads((Path(verify.__file__).parent / "verify.schema.json").read_text())
+    )
+    assert (document["identical"], document["rounds"], document["first_difference"]) == (True, 3, None)
     again = simulator.ran[1]
     assert (again.engine.name, again.engine.workers, again.tracker.console.mode) == ("serial", 1, "quiet")
     assert again.dir != folder and not Path(again.dir).exists()
