@@ -136,7 +136,10 @@ def _tables(
     from fedsim.report.pivot import pivot
     from fedsim.report.tables import layout
 
-    return pivot(blocks, plan, *args.pivot, order) if args.pivot else [("", layout(frame))]
+    if not args.pivot:
+        return [("", layout(frame))]
+    row, column = args.pivot
+    return pivot(blocks, plan, row, column, order)
 
 
 def _printed(

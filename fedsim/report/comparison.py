@@ -119,11 +119,20 @@ def lines(blocks: Sequence[Block], plan: Plan) -> list[str]:
     return out
 
 
+def differing_words(block: Block) -> str:
+    """``alpha=0.3, num_clients=20``."""
+    differing = block.setting.differing
+    names = short_names(differing)
+    return (
+        ", ".join(f"{names[key]}={short_value(key, value)}" for key, value in differing.items())
+        or "other samples"
+    )
+
+
 def problem_words(block: Block, blocks: int) -> str:
     """What tells the block from others: ``alpha=0.3, 40 rounds``."""
     differing = block.setting.differing if blocks > 1 else {}
-    names = short_names(differing)
-    told = [f"{names[key]}={short_value(key, value)}" for key, value in differing.items()]
+    told = [differing_words(block)] if differing else []
     problem = block.setting.problem
     data = short_value("data._target_", problem.get("data._target_") or problem.get("data.given") or "")
     kept = [data] if data and "data._target_" not in differing else []
@@ -157,7 +166,8 @@ def _lines(block: Block, plan: Plan, blocks: int) -> list[str]:
 
 def _row(c: Comparison, arms: dict[str, Arm], plan: Plan) -> tuple[str, ...]:
     digits = _digits(c, plan)
-    both = [f"{plan.scale * _mean(arms[name]):.{max(digits - 1, 0)}f}" for name in (c.a, c.b)]
+    least = 1 if plan.scale > 1 else 0  # decimals
+    both = [f"{plan.scale * _mean(arms[name]):.{max(digits - 1, least)}f}" for name in (c.a, c.b)]
     if math.isnan(c.mean):
         change = "-"
     elif math.isnan(c.low):
@@ -200,12 +210,12 @@ def footer(block: Block, plan: Plan) -> list[str]:
     if not block.comparisons:
         return out
     seeds = sorted({s for c in block.comparisons for s in c.seeds})
-    sizes = sorted(
-        {run.summary.get("test_samples") for arm in block.ranked for run in arm.runs.values()} - {None}
-    )
+    sizes = list({run.summary.get("test_samples", 0) for arm in block.ranked for run in arm.runs.values()})
     on = "on samples like" if plan.population else "on"
     samples = (
-        f", {on} these {sizes[0]} test samples" if len(sizes) == 1 and plan.objective.on == "test" else ""
+        f", {on} these {sizes[0]} test samples"
+        if len(sizes) == 1 and sizes[0] and plan.objective.on == "test"
+        else ""
     )
     kind = "intervals unadjusted"
     if plan.interval == "bca":
@@ -235,7 +245,7 @@ def _digits(c: Comparison, plan: Plan) -> int:
     if not math.isfinite(width) or width <= 0:
         return 2 if plan.scale > 1 else 4
     fitting = 1 - math.floor(math.log10(width))
-    return min(max(fitting, 1), 3) if plan.scale > 1 else min(max(fitting, 0), 8)
+    return min(max(fitting, 2), 3) if plan.scale > 1 else min(max(fitting, 0), 8)
 
 
 def _mean(arm: Arm) -> float:
