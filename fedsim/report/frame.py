@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedsim.errors import ConfigError, hint
 from fedsim.report.arms import Arm
-from fedsim.report.blocks import Block, Plan
+from fedsim.report.blocks import ComparisonPlan, ProblemBlock
 from fedsim.report.comparison import differing_words, footer, ranges
 from fedsim.report.marks import TOTALS, first, marks_of, quiet
 from fedsim.report.objective import Objective
@@ -35,7 +35,7 @@ class Shown:
     columns: tuple[str, ...] = ()  # in place of ``DEFAULT``, in this order
 
 
-def frame_of(blocks: Sequence[Block], plan: Plan, shown: Shown) -> pd.DataFrame:
+def frame_of(blocks: Sequence[ProblemBlock], plan: ComparisonPlan, shown: Shown) -> pd.DataFrame:
     """A row per arm with numbers, block after block. ``frame.attrs`` holds what a table says beside them.
 
     ``blocks``: the block of each row; ``stars``: marks by column and row; ``below``: lines on arms without a row, on
@@ -76,7 +76,7 @@ def frame_of(blocks: Sequence[Block], plan: Plan, shown: Shown) -> pd.DataFrame:
     return frame
 
 
-def _extra(blocks: Sequence[Block], plan: Plan, shown: Shown) -> list[tuple[str, Objective]]:
+def _extra(blocks: Sequence[ProblemBlock], plan: ComparisonPlan, shown: Shown) -> list[tuple[str, Objective]]:
     """Further columns of ``metrics.jsonl``, summarised as the objective is: asked for, or the worst clients' own."""
     runs = [run for block in blocks for arm in block.setting.arms for run in arm.group.runs]
     there = dict.fromkeys(name for run in runs for row in run.rows[-1:] for name in row)
@@ -93,9 +93,9 @@ def _extra(blocks: Sequence[Block], plan: Plan, shown: Shown) -> list[tuple[str,
 
 
 def _line(
-    block: Block,
+    block: ProblemBlock,
     arm: Arm,
-    plan: Plan,
+    plan: ComparisonPlan,
     shown: Shown,
     settings: Sequence[str],
     extra: Sequence[tuple[str, Objective]],
@@ -179,7 +179,7 @@ def _notes(arm: Arm) -> list[str]:
     return out
 
 
-def _all_below(blocks: Sequence[Block], plan: Plan, shown: Shown) -> list[str]:
+def _all_below(blocks: Sequence[ProblemBlock], plan: ComparisonPlan, shown: Shown) -> list[str]:
     """Lines under the table; of several blocks each with what tells its block apart, or once if all say the same."""
     lines = [(block, line) for block in blocks for line in _below(block, plan, shown)]
     if len(blocks) == 1:
@@ -191,7 +191,7 @@ def _all_below(blocks: Sequence[Block], plan: Plan, shown: Shown) -> list[str]:
     return list(dict.fromkeys(told))
 
 
-def _below(block: Block, plan: Plan, shown: Shown) -> list[str]:
+def _below(block: ProblemBlock, plan: ComparisonPlan, shown: Shown) -> list[str]:
     """Lines under the table, of one block."""
     out = []
     for arm in block.setting.arms:
@@ -208,7 +208,7 @@ def _below(block: Block, plan: Plan, shown: Shown) -> list[str]:
     return out + compared + busy
 
 
-def _shows_unranked_seconds(blocks: Sequence[Block], shown: Shown) -> bool:
+def _shows_unranked_seconds(blocks: Sequence[ProblemBlock], shown: Shown) -> bool:
     return "seconds" in shown.columns and not all(quiet(block) for block in blocks)
 
 

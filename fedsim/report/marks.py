@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 
 from fedsim.report.arms import Arm, facts_of
-from fedsim.report.blocks import Block, Plan
+from fedsim.report.blocks import ComparisonPlan, ProblemBlock
 from fedsim.report.runs import Run
 from fedsim.report.verdict import BETTER, judge, pair
 
@@ -18,7 +18,11 @@ FULL, TIE = "best", "tie"  # marks of leaders
 
 
 def marks_of(
-    blocks: Sequence[Block], arms: Sequence[tuple[int, Arm]], plan: Plan, target: float | None, timed: bool
+    blocks: Sequence[ProblemBlock],
+    arms: Sequence[tuple[int, Arm]],
+    plan: ComparisonPlan,
+    target: float | None,
+    timed: bool,
 ) -> dict[str, dict[int, str]]:
     """Marks by column and row: of the objective by verdicts, of what is exact by value, of rounds by verdicts."""
     out: dict[str, dict[int, str]] = {plan.objective.column: {}}
@@ -61,7 +65,7 @@ def _fastest(rows: dict[int, Arm], target: float | None) -> dict[int, str]:
     return {lead: FULL} if all(c.verdict == BETTER for c in judge(family)) else {}
 
 
-def quiet(block: Block) -> bool:
+def quiet(block: ProblemBlock) -> bool:
     """Whether all runs of a block were timed alike, on machines with cores to spare."""
     facts = [facts_of(run) for arm in block.ranked for run in arm.runs.values()]
     same = {

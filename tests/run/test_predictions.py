@@ -5,7 +5,7 @@ import pytest
 from blobs import run
 from problems import classification, quadratic
 
-from fedsim.report.blocks import Plan, blocks_of
+from fedsim.report.blocks import ComparisonPlan, blocks_of
 from fedsim.report.objective import Objective
 from fedsim.report.runs import load_runs
 
@@ -32,5 +32,7 @@ def test_two_runs_are_compared_over_other_samples(tmp_path):
             classification().run(*settings, f"method={name}", f"dir={tmp_path / f'{name}{seed}'}")
     runs = load_runs([tmp_path])
     last = Objective(at="last")
-    narrow, wide = (blocks_of(runs, Plan(last, population=p))[0].comparisons[0] for p in (False, True))
+    narrow, wide = (
+        blocks_of(runs, ComparisonPlan(last, population=p))[0].comparisons[0] for p in (False, True)
+    )
     assert wide.mean == narrow.mean and wide.error > narrow.error and wide.df > narrow.df
