@@ -144,13 +144,21 @@ def problem_words(block: ProblemBlock, blocks: int) -> str:
     return ", ".join([*kept, *told, *rounds])
 
 
+def objective_words(blocks: Sequence[ProblemBlock], plan: ComparisonPlan) -> str:
+    """The objective with the number of evaluations that it is made of: ``accuracy on test, mean of the last 3 ...``."""
+    arms = [arm for block in blocks for arm in block.ranked]
+    used = sorted({len(n.rounds) for arm in arms for n in arm.numbers.values() if n.rounds})
+    words, k = str(plan.objective), plan.objective.k
+    if not plan.objective.at.startswith("mean") or not used or used == [k]:
+        return words
+    counts = " or ".join(map(str, used))
+    plural = "s" if used != [1] else ""
+    fewer = f"last {counts} evaluation{plural} (runs have fewer than {4 * k})"
+    return words.replace(f"last {k} evaluations", fewer)
+
+
 def _lines(block: ProblemBlock, plan: ComparisonPlan, blocks: int) -> list[str]:
-    used = sorted({len(n.rounds) for arm in block.ranked for n in arm.numbers.values() if n.rounds})
-    words = str(plan.objective)
-    if plan.objective.at.startswith("mean") and used and used != [plan.objective.k]:
-        counts = " or ".join(map(str, used))
-        fewer = f"last {counts} evaluations (runs have fewer than {4 * plan.objective.k})"
-        words = words.replace(f"last {plan.objective.k} evaluations", fewer)
+    words = objective_words([block], plan)
     seeds = sorted({len(c.seeds) for c in block.comparisons})
     count = (
         f"{seeds[0]} seeds" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds" if seeds else "no pair"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from fedsim.errors import ConfigError, hint
 from fedsim.report.arms import Arm
 from fedsim.report.blocks import ComparisonPlan, ProblemBlock
-from fedsim.report.comparison import differing_words, footer, ranges
+from fedsim.report.comparison import differing_words, footer, objective_words, ranges
 from fedsim.report.marks import TOTALS, first, marks_of, quiet
 from fedsim.report.objective import Objective
 from fedsim.report.runs import Run, column_order
@@ -71,7 +71,9 @@ def frame_of(blocks: Sequence[ProblemBlock], plan: ComparisonPlan, shown: Shown)
         "extra": [name for name, _ in extra],
         "blocks": [at for at, _ in arms],
         "stars": {column: marks for column, marks in stars.items() if marks},
-        "below": _all_below(blocks, plan, shown),
+        "below": [_numbers_are(blocks, plan), *_all_below(blocks, plan, shown)]
+        if lines
+        else _all_below(blocks, plan, shown),
     }
     return frame
 
@@ -177,6 +179,11 @@ def _notes(arm: Arm) -> list[str]:
     if lost:
         out.append(f"not finite: {len(lost)} of {len(arm.values)} seeds ({ranges(sorted(lost))})")
     return out
+
+
+def _numbers_are(blocks: Sequence[ProblemBlock], plan: ComparisonPlan) -> str:
+    words = objective_words(blocks, plan)
+    return f"{words}: mean ± sample standard deviation over n seeds"
 
 
 def _all_below(blocks: Sequence[ProblemBlock], plan: ComparisonPlan, shown: Shown) -> list[str]:
