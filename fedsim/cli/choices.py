@@ -11,7 +11,7 @@ from fedsim.cli.arguments import Arguments, folder, place
 from fedsim.errors import ConfigError
 from fedsim.report.blocks import ALL, ComparisonPlan
 from fedsim.report.choosing import assignments, chosen, renamed
-from fedsim.report.objective import Objective
+from fedsim.report.objective import PLACES, Objective
 from fedsim.report.runs import Run, load_runs
 
 
@@ -66,6 +66,11 @@ def _objective(args: argparse.Namespace, runs: Sequence[Run], default: Objective
     flags = {
         f.name: getattr(args, f.name) for f in fields(Objective) if getattr(args, f.name, None) is not None
     }
+    place = (args.objective or "").rpartition("/")[0]
+    if args.on and place in PLACES and place != args.on:
+        raise ConfigError(
+            f"--objective {args.objective}: says another place than --on {args.on}; leave one out"
+        )
     if args.objective is None:
         return replace(common, **({"on": "test"} | flags))
     kept = {"at": common.at, "clients": common.clients}

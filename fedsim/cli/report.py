@@ -42,9 +42,12 @@ def report(argv: Sequence[str]) -> int:
 
         system = compose_system(args.system, args.set)
         runs = [reprice(run, system) for run in runs]
-    order, asked = words_of(args.order), args.objective is not None or args.on is not None
-    plan = plan_of(args, runs, None if asked else default_plan(runs).objective)
+    order, asked = words_of(args.order), bool(args.objective or args.on or args.at)
+    plan = plan_of(args, runs, None if args.objective or args.on else default_plan(runs).objective)
     blocks = blocks_of(runs, plan, order) if asked else compared_blocks(runs, plan, order)
+    if asked and not any(block.ranked for block in blocks):
+        arms = [arm for block in blocks for arm in block.setting.arms]
+        raise ConfigError(next((arm.unranked for arm in arms if arm.unranked), "no run is finished"))
     options = {"columns": words_of(args.columns)}
     frame = compare(runs, args.target, plan=plan, blocks=blocks, **options)
     out = args.out or common_folder(args.dirs) / "report"
