@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import cycle
+from itertools import cycle, islice
 from typing import Any
 
 import matplotlib as mpl
@@ -32,7 +32,8 @@ STYLE: dict[Any, Any] = {
     "svg.hashsalt": "fedsim",  # same curves, same file
 }
 MAX_DOTS = 500
-MAX_BANDS = 28  # curves of one panel; bands of more hide each other
+MAX_CURVES = 28  # of one panel: so many looks differ
+MAX_BANDS = 14  # bands of more curves hide each other
 TITLES = {"accuracy": "Test accuracy", "loss": "Test loss"}
 
 Rows = Sequence[Mapping[str, Any]]
@@ -175,8 +176,11 @@ def _figure(width: float, height: float) -> Curves:
 
 def _fill(axes: Axes, metric: str, histories: Histories, against: Axis) -> None:
     found = {
-        label: [_measured(rows, metric, against) for rows in seeds] for label, seeds in histories.items()
+        label: [_measured(rows, metric, against) for rows in seeds]
+        for label, seeds in islice(histories.items(), MAX_CURVES)
     }
+    if len(histories) > MAX_CURVES:
+        axes.set_title(f"the first {MAX_CURVES} of {len(histories)}", loc="right", fontsize=8)
     size, unit = against.unit(
         max((at for one in found.values() for p in one for at, _ in p.values()), default=0)
     )
