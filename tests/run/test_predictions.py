@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from blobs import run
-from problems import classification, quadratic
+from problems import quadratic
 
 from fedsim.report.blocks import ComparisonPlan, blocks_of
 from fedsim.report.objective import Objective
@@ -29,7 +29,7 @@ def test_two_runs_are_compared_over_other_samples(tmp_path):
     for seed in range(3):
         for name, rate in (("fedavg", 0.0001), ("x", 1.0)):
             settings = ("evaluation.predictions=true", f"seed={seed}", f"client.lr={rate}")
-            classification().run(*settings, f"method={name}", f"dir={tmp_path / f'{name}{seed}'}")
+            run(*settings, f"method={name}", f"dir={tmp_path / f'{name}{seed}'}")
     runs = load_runs([tmp_path])
     last = Objective(at="last")
     narrow, wide = (
