@@ -164,6 +164,9 @@ def image(figure: Figure, kind: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
     dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
     with mpl.rc_context(STYLE):
+        if (engine := figure.get_layout_engine()) is not None:  # once; savefig would draw all of it twice
+            engine.execute(figure)
+            figure.set_layout_engine("none")
         figure.savefig(buffer, format=kind, metadata=dates.get(kind), **options)
     return buffer.getvalue()
 
