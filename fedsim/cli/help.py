@@ -17,6 +17,7 @@ fedsim: federated-learning simulation
   fedsim [GROUP=OPTION] [KEY=VALUE] ...   one run
   fedsim -m KEY=A,B ...                   a sweep: every combination, one comparison at the end
   fedsim report DIR ...                   table, curves and a page of finished runs
+  fedsim compare DIR ...                  which method is better, over common seeds, and how sure that is
   fedsim verify RUN                       compute a run again, serially; compare the weights of every round
   fedsim export RUN --to onnx             its model as a file: state_dict, safetensors, onnx, hf
   fedsim deploy local --nodes 3 ...       the same run on Flower, as processes of their own

@@ -128,8 +128,22 @@ class EvaluationConfig:
     client_validation: float = problem_key()  # share of each client's training samples kept for choosing by
     held_out_clients: float = problem_key()  # share of the clients that never take part and are measured
     held_out_steps: int = problem_key()  # local steps that those take on half of their samples before
+    predictions: bool = neutral_key()  # write down which test samples the final model classifies correctly
     stop_at_target: bool = problem_key()  # end the run at the first evaluation that reaches `target`
     target: float | None = problem_key()  # accuracy whose first crossing is reported as rounds-to-target
+
+
+@dataclass
+class ObjectiveConfig:
+    """The number of a run, for whoever chooses by it or compares; a run itself does not read it."""
+
+    metric: str = neutral_key()  # a column of metrics.jsonl
+    on: str | None = (
+        neutral_key()
+    )  # test | val | clients | clients_val; null: val in searches, test in reports
+    at: str = neutral_key()  # last | mean:K of the last K evaluations | best_val
+    direction: str = neutral_key()  # auto (by name) | max | min
+    clients: str = neutral_key()  # mean | weighted | worst_tenth: what clients' accuracies come to
 
 
 @dataclass
@@ -216,6 +230,7 @@ class RunConfig:
     attack: Any = problem_key()
     tracker: TrackerConfig = neutral_key()
     evaluation: EvaluationConfig = problem_key()
+    objective: ObjectiveConfig = neutral_key()
     failures: FailureConfig = problem_key()
     checkpoint: CheckpointConfig = neutral_key()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import cycle
+from itertools import cycle, islice
 from typing import Any
 
 import matplotlib as mpl
@@ -14,6 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from fedsim.report.runs import Group
 
 # Okabe and Ito's palette (without its yellow, too pale on white): told apart with any kind of colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -30,6 +32,8 @@ STYLE: dict[Any, Any] = {
     "svg.hashsalt": "fedsim",  # same curves, same file
 }
 MAX_DOTS = 500
+MAX_CURVES = 28  # of one panel: so many looks differ
+MAX_BANDS = 14  # bands of more curves hide each other
 TITLES = {"accuracy": "Test accuracy", "loss": "Test loss"}
 
 Rows = Sequence[Mapping[str, Any]]
@@ -74,6 +78,16 @@ class Curves(Figure):
         return image(self, "png")
 
 
+def histories_of(groups: Sequence[Group]) -> dict[str, list[Rows]]:
+    """Rows by label; of several seeds with their number: ``FedAvg (n=5)``."""
+    return {
+        group.label + (f" (n={len(group.runs)})" if len(group.runs) > 1 else ""): [
+            run.rows for run in group.runs
+        ]
+        for group in groups
+    }
+
+
 def draw(histories: Histories, against: Axis = ROUNDS) -> Curves:
     """Accuracy and loss; a curve per label, the mean of its seeds with a band of one std.
 
@@ -92,6 +106,7 @@ def draw(histories: Histories, against: Axis = ROUNDS) -> Curves:
             handles, labels = right.get_legend_handles_labels()
         if handles:
             columns = min(len(labels), max(1, 110 // (max(map(len, labels)) + 8)))
+            figure.set_size_inches(9.5, 3.8 + 0.22 * (-(-len(labels) // columns) - 1))  # room for the legend
             figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
     return figure
 
@@ -102,6 +117,23 @@ def panel(histories: Histories, metric: str, against: Axis = ROUNDS) -> Curves:
         figure = _figure(5.2, 3.4)
         _fill(figure.subplots(), metric, histories, against)
     return figure
+
+
+def one_panel() -> tuple[Curves, Axes]:
+    """An empty figure and its axes, in the same style."""
+    with mpl.rc_context(STYLE):
+        figure = _figure(6.4, 4.0)
+        return figure, figure.subplots()
+
+
+def titled(figure: Figure) -> None:
+    """Give a figure of one panel its legend, below it, with room for its lines."""
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    if handles:
+        columns = min(len(labels), max(1, 70 // (max(map(len, labels)) + 8)))
+        width, height = figure.get_size_inches()
+        figure.set_size_inches(width, height + 0.22 * -(-len(labels) // columns))
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
 
 
 def spread(values: Mapping[str, Sequence[float]], words: str, percent: bool = True) -> Curves:
@@ -132,6 +164,9 @@ def image(figure: Figure, kind: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
     dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
     with mpl.rc_context(STYLE):
+        if (engine := figure.get_layout_engine()) is not None:  # once; savefig would draw all of it twice
+            engine.execute(figure)
+            figure.set_layout_engine("none")
         figure.savefig(buffer, format=kind, metadata=dates.get(kind), **options)
     return buffer.getvalue()
 
@@ -144,19 +179,25 @@ def _figure(width: float, height: float) -> Curves:
 
 def _fill(axes: Axes, metric: str, histories: Histories, against: Axis) -> None:
     found = {
-        label: [_measured(rows, metric, against) for rows in seeds] for label, seeds in histories.items()
+        label: [_measured(rows, metric, against) for rows in seeds]
+        for label, seeds in islice(histories.items(), MAX_CURVES)
     }
+    if len(histories) > MAX_CURVES:
+        axes.set_title(f"the first {MAX_CURVES} of {len(histories)}", loc="right", fontsize=8)
     size, unit = against.unit(
         max((at for one in found.values() for p in one for at, _ in p.values()), default=0)
     )
     for (label, series), (colour, dash) in zip(found.items(), looks(), strict=False):
-        _curve(axes, [points for points in series if points], size, label=label, color=colour, linestyle=dash)
+        own, few = [points for points in series if points], len(found) <= MAX_BANDS
+        _curve(axes, own, size, few, label=label, color=colour, linestyle=dash)
     axes.set_xlabel(f"{against.words}, {unit}" if unit else against.words)
     _finish(axes, metric)
     axes.xaxis.set_major_locator(MaxNLocator(7, integer=not against.columns))
 
 
-def _curve(axes: Axes, series: Sequence[Mapping[int, tuple[float, float]]], size: float, **look: Any) -> None:
+def _curve(
+    axes: Axes, series: Sequence[Mapping[int, tuple[float, float]]], size: float, band: bool, **look: Any
+) -> None:
     if not series:
         return
     rounds = sorted(set.intersection(*(set(points) for points in series)))
@@ -165,7 +206,7 @@ def _curve(axes: Axes, series: Sequence[Mapping[int, tuple[float, float]]], size
     at, values = points[..., 0].mean(axis=0) / size, points[..., 1]
     mean = values.mean(axis=0)
     axes.plot(at, mean, **look, linewidth=1.8, marker="o" if len(rounds) <= 20 else None, markersize=3.5)
-    if len(series) > 1:
+    if band and len(series) > 1:
         std = values.std(axis=0, ddof=1)
         axes.fill_between(at, mean - std, mean + std, color=look["color"], alpha=0.22, linewidth=0)
 
