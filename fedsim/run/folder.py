@@ -17,6 +17,7 @@ from fedsim.errors import CheckpointError, ConfigError, DataError, LockedError
 from fedsim.report.runs import flatten
 from fedsim.run.key import Finished, finished_in, horizon, keys_before, marked, run_key, same_run
 from fedsim.run.modelcard import CARD
+from fedsim.run.provenance import PROVENANCE
 from fedsim.server import checkpoint
 from fedsim.server.collusion import ATTACKERS
 from fedsim.server.weightsfile import BEST, LAST
@@ -105,7 +106,7 @@ def enter(folder: Path, config: DictConfig, key: str) -> Path | None:
     if config.resume == "never" and folder.exists():
         for name in ("checkpoint", "wandb", "tensorboard"):
             shutil.rmtree(folder / name, ignore_errors=True)
-        for name in (*RESULTS, BEST, "metrics.jsonl", "clients.jsonl", "config.yaml", ATTACKERS):
+        for name in (*RESULTS, BEST, "metrics.jsonl", "clients.jsonl", "config.yaml", ATTACKERS, PROVENANCE):
             (folder / name).unlink(missing_ok=True)
     previous = checkpoint.latest(folder / "checkpoint")
     if previous is not None:
