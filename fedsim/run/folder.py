@@ -74,8 +74,10 @@ def adopt(folder: Path, config: DictConfig, mark: str) -> None:
     if saved is None or not same_run(folder, config):
         return
     recorded = load(folder / "config.yaml")  # its rounds may be fewer
-    if checkpoint.key_of(saved) in {marked(old, mark) for old in keys_before(recorded)}:
-        checkpoint.change_key(saved, marked(run_key(config), mark))
+    old_keys = {marked(old, mark) for old in keys_before(recorded)}
+    for path in checkpoint.there(folder / "checkpoint"):
+        if checkpoint.key_of(path) in old_keys:
+            checkpoint.change_key(path, marked(run_key(config), mark))
 
 
 def complete(folder: Path, config: DictConfig, key: str, *, stoppable: bool = False) -> Finished | None:
