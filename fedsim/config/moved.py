@@ -121,6 +121,12 @@ ADDED: Mapping[str, Any] = {
     "exclude": [],
     "exclude_fill": "substitute",
     "failures.thin_round": "skip",
+    "objective": {"metric": "accuracy", "on": None, "at": "mean:10", "direction": "auto", "clients": "mean"},
+    "objective.metric": "accuracy",
+    "objective.on": None,
+    "objective.at": "mean:10",
+    "objective.direction": "auto",
+    "objective.clients": "mean",
     "task": {"_target_": "fedsim.task.problems.classification", "label_smoothing": 0.0, "metrics": None},
     "pretrain": None,
     "views": {
