@@ -19,6 +19,7 @@ from fedsim.engine.base import Engine
 from fedsim.rng import undisturbed
 from fedsim.run import assigning, initial, modelcard, participants, samples
 from fedsim.run.assembly import assemble, start_engine
+from fedsim.run.denser import complete_rows, take_over
 from fedsim.run.folder import adopt, complete, enter, locked, tidied
 from fedsim.run.given import Given
 from fedsim.run.key import marked, run_dir, run_key, run_name
@@ -147,6 +148,7 @@ def run(
     folder, key = run_dir(config), marked(run_key(config), mark)
     with tidied(folder), locked(folder), undisturbed():
         adopt(folder, config, mark)
+        take_over(folder, config, mark)
         return _run(config, given, method, topology, folder, key, engine, split, command)
 
 
@@ -183,6 +185,7 @@ def _run(
         engine = engine or start_engine(config)
         loop = assemble(config, given, method, task, data, engine, trackers, key, topology)
         if previous is not None:
+            complete_rows(loop)
             loop.restore(previous)
             loop.history = [r for r in read_rows(folder / "metrics.jsonl") if r["round"] <= loop.done]
         record = Record(folder, config, key, data, loop.done, engine.workers, command)

@@ -123,7 +123,9 @@ def spaces(settings: Sequence[str]) -> tuple[list[Space], list[str]]:
         fixed = (f"strategy={method}", *(word for word, axis in mine if axis is None))
         found.append(Space(method, (*shared, *(axis for _, axis in mine if axis is not None)), fixed))
     if not any(space.axes for space in found):
-        raise ConfigError("there is nothing to choose: give a setting several values, as in client.lr=0.03,0.1")
+        raise ConfigError(
+            "there is nothing to choose: give a setting several values, as in client.lr=0.03,0.1"
+        )
     return found, common
 
 
@@ -144,7 +146,9 @@ def axis_of(word: str) -> Axis | None:
     if name == "seed":
         raise ConfigError(f"{word}: type --seeds {word.partition('=')[2]}; winners are run on --final-seeds")
     if role == "problem":
-        raise ConfigError(f"{word}: says what is learned, not how; tune each by a command of its own, with its name=")
+        raise ConfigError(
+            f"{word}: says what is learned, not how; tune each by a command of its own, with its name="
+        )
     if role == "neutral":
         raise ConfigError(f"{word}: changes no result; give it one value")
     return _interval(parsed) if parsed.is_interval_sweep() else Axis(_key(parsed), tuple(_values(parsed)))
@@ -185,7 +189,9 @@ class Edge:
 
     def __str__(self) -> str:
         """``fedspeed: client.lr=0.1 is the largest tried``."""
-        return f"{self.method}: {self.key}={self.value} is the {'largest' if self.largest else 'smallest'} tried"
+        return (
+            f"{self.method}: {self.key}={self.value} is the {'largest' if self.largest else 'smallest'} tried"
+        )
 
 
 def edges(space: Space, winner: Point, tried: Sequence[Point]) -> list[Edge]:

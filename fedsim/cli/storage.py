@@ -22,7 +22,9 @@ UNITS = ("B", "kB", "MB", "GB", "TB")
 def ls(argv: Sequence[str]) -> int:
     """List runs and what they share on disk, with status and size."""
     parser = Arguments(prog="fedsim ls", description=ls.__doc__)
-    parser.add_argument("dirs", nargs="*", type=place, metavar="DIR", help="default: runs, and the cache of samples")
+    parser.add_argument(
+        "dirs", nargs="*", type=place, metavar="DIR", help="default: runs, and the cache of samples"
+    )
     parser.add_argument("--json", action="store_true", help="the same as JSON")
     args = parser.parse_args(argv)
     dirs = [folder(path) for path in args.dirs]
@@ -32,7 +34,11 @@ def ls(argv: Sequence[str]) -> int:
         dirs = [Path("runs")]
     found = [h for i, path in enumerate(dirs) for h in holdings(path, cache=not args.dirs and i == 0)]
     if args.json:
-        print(json.dumps({"schema": 1, "holdings": [_facts(h) for h in found], "bytes": _total(found)}, indent=1))
+        print(
+            json.dumps(
+                {"schema": 1, "holdings": [_facts(h) for h in found], "bytes": _total(found)}, indent=1
+            )
+        )
         return DONE
     for line in _table(found):
         print(line)
@@ -42,8 +48,12 @@ def ls(argv: Sequence[str]) -> int:
 def rm(argv: Sequence[str]) -> int:
     """Remove runs, whole sweeps, or what runs share. A run under way stays."""
     parser = Arguments(prog="fedsim rm", description=rm.__doc__)
-    parser.add_argument("dirs", nargs="+", type=place, metavar="DIR", help="a run, a folder of runs, or a store")
-    parser.add_argument("--status", metavar="WORD,...", help="only runs that ended so, as in failed,interrupted,killed")
+    parser.add_argument(
+        "dirs", nargs="+", type=place, metavar="DIR", help="a run, a folder of runs, or a store"
+    )
+    parser.add_argument(
+        "--status", metavar="WORD,...", help="only runs that ended so, as in failed,interrupted,killed"
+    )
     parser.add_argument("--yes", action="store_true", help="do not ask")
     parser.add_argument("--dry-run", action="store_true", help="say what would be removed, and stop")
     parser.add_argument("--json", action="store_true", help="say what was removed as JSON")
@@ -58,7 +68,10 @@ def rm(argv: Sequence[str]) -> int:
     if not args.dry_run and found and (args.yes or _agreed(found)):
         removed, kept = _removed(found, args.dirs)
     if args.json:
-        facts = {"removed": [_facts(h) for h in removed], "kept": [{**_facts(h), "reason": r} for h, r in kept]}
+        facts = {
+            "removed": [_facts(h) for h in removed],
+            "kept": [{**_facts(h), "reason": r} for h, r in kept],
+        }
         if args.dry_run:
             facts["would_remove"] = [_facts(h) for h in found]
         print(json.dumps({"schema": 1, **facts, "bytes": _total(removed)}, indent=1))
@@ -85,7 +98,9 @@ def _chosen(dirs: Sequence[Path], status: str | None) -> list[Holding]:
         here = list(holdings(path, cache=False))
         if not here:
             raise ConfigError(f"{path}: no run, no folder of runs and no store of fedsim; nothing is removed")
-        found |= {h.folder.resolve(): h for h in here if not status or (h.kind == "run" and h.status in words)}
+        found |= {
+            h.folder.resolve(): h for h in here if not status or (h.kind == "run" and h.status in words)
+        }
     return list(found.values())
 
 
@@ -96,7 +111,9 @@ def _agreed(found: Sequence[Holding]) -> bool:
     return answer.strip().lower() in ("y", "yes")
 
 
-def _removed(found: Sequence[Holding], dirs: Sequence[Path]) -> tuple[list[Holding], list[tuple[Holding, str]]]:
+def _removed(
+    found: Sequence[Holding], dirs: Sequence[Path]
+) -> tuple[list[Holding], list[tuple[Holding, str]]]:
     from fedsim.run.holdings import remove, tidy
 
     removed, kept = list[Any](), list[tuple[Any, str]]()

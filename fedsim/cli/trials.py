@@ -147,7 +147,11 @@ class Search:
         winner, at = self.winner, [axis.key for axis in self.space.axes].index(key)
         assert winner is not None
         there = [t for t in self.ranked if t.point[at] == value and t.score is not None]
-        same = [t for t in there if all(a == b for i, (a, b) in enumerate(zip(t.point, winner.point, strict=True)) if i != at)]
+        same = [
+            t
+            for t in there
+            if all(a == b for i, (a, b) in enumerate(zip(t.point, winner.point, strict=True)) if i != at)
+        ]
         return next((t.score for t in (*same, *there)), None)
 
     def facts(self, trials: int) -> dict[str, Any]:
@@ -205,7 +209,9 @@ def write(path: Path, facts: Mapping[str, Any]) -> None:
         scratch.write_text(text_of(facts))
         scratch.replace(path)
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be written ({error.strerror}); give another out=... or name=...") from error
+        raise ConfigError(
+            f"{path}: cannot be written ({error.strerror}); give another out=... or name=..."
+        ) from error
 
 
 def text_of(facts: Mapping[str, Any]) -> str:

@@ -160,7 +160,9 @@ def _run(folder: Path) -> Holding:
         size(folder),
         str(method),
         int(seed) if seed.isdecimal() else None,
-        summary["rounds"] if isinstance(summary.get("rounds"), int) and status == "done" else _last_round(folder),
+        summary["rounds"]
+        if isinstance(summary.get("rounds"), int) and status == "done"
+        else _last_round(folder),
         int(planned) if planned.isdecimal() else None,
     )
 

@@ -29,7 +29,9 @@ def test_every_method_gets_the_shared_settings_and_its_own() -> None:
 
 
 def test_what_is_typed_for_a_method_takes_the_place_of_what_is_shared() -> None:
-    found, _ = spaces(["strategy=fedavg,scaffold,fedprox", LR, "scaffold:client.lr=1,2", "fedprox:client.lr=5"])
+    found, _ = spaces(
+        ["strategy=fedavg,scaffold,fedprox", LR, "scaffold:client.lr=1,2", "fedprox:client.lr=5"]
+    )
     assert [[a.values for a in s.axes] for s in found] == [[("0.01", "0.03", "0.1")], [("1", "2")], []]
     assert found[2].overrides(()) == ["strategy=fedprox", "client.lr=5"]
 
@@ -55,7 +57,9 @@ def test_the_grid_goes_on_where_the_budget_grows() -> None:
 
 
 def test_intervals_are_drawn_by_a_fixed_key_within_their_ends() -> None:
-    one = space("client.lr=tag(log,interval(0.001,1))", "client.epochs=int(interval(1,3))", "client.momentum=0,0.5")
+    one = space(
+        "client.lr=tag(log,interval(0.001,1))", "client.epochs=int(interval(1,3))", "client.momentum=0,0.5"
+    )
     assert one.size is None
     points = one.points(200)
     assert points[:5] == one.points(5)
@@ -81,7 +85,9 @@ def test_what_cannot_be_chosen_is_refused(word: str, said: str) -> None:
 
 
 def test_a_method_that_is_not_there_is_named_and_a_search_over_nothing_refused() -> None:
-    with pytest.raises(ConfigError, match=r"strategy=fedavg,fedspeed has no 'fedsped'; nearest is 'fedspeed'"):
+    with pytest.raises(
+        ConfigError, match=r"strategy=fedavg,fedspeed has no 'fedsped'; nearest is 'fedspeed'"
+    ):
         spaces(["strategy=fedavg,fedspeed", LR, f"fedsped:{RHO}"])
     with pytest.raises(ConfigError, match="nothing to choose"):
         spaces(["strategy=fedavg,fedspeed", "client.lr=0.1"])
@@ -143,7 +149,7 @@ def test_seeds_are_numbers_and_ranges_and_winners_get_others() -> None:
         with pytest.raises(ConfigError, match="--seeds"):
             seeds_of(wrong, "--seeds")
     overlap((0, 1), (2, 3))
-    with pytest.raises(ConfigError, match="1 chose the winners already .*--final-seeds 2-6"):
+    with pytest.raises(ConfigError, match=r"1 chose the winners already .*--final-seeds 2-6"):
         overlap((0, 1), (1, 2))
 
 

@@ -31,8 +31,12 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def make(folder: Path, seed: int, status: str | None) -> Path:
     folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(f"name: cmp\nmethod: fedavg\nrounds: 5\nseed: {seed}\nclient:\n  seed: 9\n")
-    (folder / "metrics.jsonl").write_text('{"round": 1, "loss": 2.0}\n{"round": 2, "loss": 1.0}\n{"round": 3, "lo')
+    (folder / "config.yaml").write_text(
+        f"name: cmp\nmethod: fedavg\nrounds: 5\nseed: {seed}\nclient:\n  seed: 9\n"
+    )
+    (folder / "metrics.jsonl").write_text(
+        '{"round": 1, "loss": 2.0}\n{"round": 2, "loss": 1.0}\n{"round": 3, "lo'
+    )
     (folder / ".lock").touch()
     if status:
         facts = {"status": status, "rounds": 5 if status == "done" else 2, "method": "fedavg"}
@@ -49,7 +53,12 @@ def test_runs_are_listed_with_status_rounds_and_size(root: Path, capsys: pytest.
     found = listed(capsys, "ls")
     runs = [h for h in found["holdings"] if h["kind"] == "run"]
     assert [h["status"] for h in runs] == ["done", "failed", "interrupted", "killed"]
-    assert [(h["rounds"], h["planned"], h["seed"]) for h in runs] == [(5, 5, 0), (2, 5, 1), (2, 5, 2), (2, 5, 3)]
+    assert [(h["rounds"], h["planned"], h["seed"]) for h in runs] == [
+        (5, 5, 0),
+        (2, 5, 1),
+        (2, 5, 2),
+        (2, 5, 3),
+    ]
     assert {h["method"] for h in runs} == {"fedavg"}
     assert [h["kind"] for h in found["holdings"][4:]] == ["weights", "cache"]
     assert found["bytes"] == sum(h["bytes"] for h in found["holdings"]) >= 9000
@@ -69,13 +78,17 @@ def test_a_place_without_runs_is_empty_and_one_that_is_not_there_an_error(
     assert command(["ls", "nowhere"]) == 2 and "no such folder" in capsys.readouterr().err
 
 
-def test_a_run_under_way_is_said_to_be_and_never_removed(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_under_way_is_said_to_be_and_never_removed(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     busy = root / "runs" / "cmp" / "fedavg-s3-0123abcd"
     with (busy / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert [h["status"] for h in listed(capsys, "ls", "runs/cmp")["holdings"]][3] == "under way"
         assert command(["rm", "runs/cmp", "--yes"]) == 1
-        assert f"not removed: runs/cmp/{busy.name}: another process is at work in it" in capsys.readouterr().err
+        assert (
+            f"not removed: runs/cmp/{busy.name}: another process is at work in it" in capsys.readouterr().err
+        )
         assert [p.name for p in (root / "runs" / "cmp").iterdir()] == [busy.name]
         assert (busy / "metrics.jsonl").exists()
     assert command(["rm", str(busy), "--yes"]) == 0

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from fedsim.cli.campaign import Campaign
 from fedsim.cli.main import command
-from fedsim.cli.tune import Campaign
 from fedsim.tracking import read_rows
 
 BASE = [
@@ -90,7 +90,9 @@ def test_test_data_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     first = Path("runs/t/tune.json").read_bytes()
     for path in Path("runs/t").glob("*/metrics.jsonl"):
         rows = read_rows(path)
-        path.write_text("".join(json.dumps({**r, "accuracy": 1.0 - r["accuracy"], "loss": 9.0}) + "\n" for r in rows))
+        path.write_text(
+            "".join(json.dumps({**r, "accuracy": 1.0 - r["accuracy"], "loss": 9.0}) + "\n" for r in rows)
+        )
     assert command(words) == 0
     assert Path("runs/t/tune.json").read_bytes() == first
 
@@ -111,7 +113,7 @@ def scored(monkeypatch: pytest.MonkeyPatch, worth: Any) -> list[str]:
         return Trial(point, dict.fromkeys(seeds, value) if score else {}, folders, reason)
 
     monkeypatch.setattr(Campaign, "_trial", do)
-    monkeypatch.setattr("fedsim.cli.tune.conclude", lambda folders, root: print("the final table"))
+    monkeypatch.setattr("fedsim.cli.campaign.conclude", lambda folders, root: print("the final table"))
     return asked
 
 
@@ -122,7 +124,9 @@ def test_edges_are_said_after_the_trials_and_under_the_table(
     words = ["tune", "client.lr=0.01,0.03,0.1", "client.momentum=0,0.5,0.9", *BASE]
     assert command(words) == 0
     high = "fedavg: client.lr=0.1 is the largest tried (score still rising from 0.03); try 0.3"
-    low = "fedavg: client.momentum=0 is the smallest tried (score still rising from 0.5); -0.5 is not possible"
+    low = (
+        "fedavg: client.momentum=0 is the smallest tried (score still rising from 0.5); -0.5 is not possible"
+    )
     out = capsys.readouterr().out
     before, _, after = out.partition("the final table")
     assert high in before and high in after and low in before and low in after
@@ -153,7 +157,9 @@ def test_failed_trials_are_worst_and_counted_and_ties_go_to_the_earlier(
 ) -> None:
     worth = {"0.01": 0.2, "0.03": None, "0.1": 0.2, "0.3": 0.1}
     scored(monkeypatch, lambda m, s: worth[s["client.lr"]])
-    assert command(["tune", "client.lr=0.01,0.03,0.1,0.3", *BASE]) == 1  # a run failed, the others are compared
+    assert (
+        command(["tune", "client.lr=0.01,0.03,0.1,0.3", *BASE]) == 1
+    )  # a run failed, the others are compared
     (method,) = record()["methods"]
     assert [t["rank"] for t in method["trials"]] == [1, 4, 2, 3] and method["winner"] == 0
     assert method["unscored"] == 1 and method["trials"][1]["reason"] == "broke"
@@ -188,7 +194,10 @@ def test_a_run_that_is_not_finite_or_fails_is_worst(capsys: pytest.CaptureFixtur
         (["dir=x"], "dir=x: type"),
         (["client.nonsense=1"], "nonsense"),
         (["client.epochs=0,1"], "client.epochs=0: must be at least 1"),
-        (["objective.metric=acuracy", "--final-seeds", "5"], "acuracy: no run has measured it; nearest is 'val/accuracy'"),
+        (
+            ["objective.metric=acuracy", "--final-seeds", "5"],
+            "acuracy: no run has measured it; nearest is 'val/accuracy'",
+        ),
         (["--sampler", "best"], "--sampler"),
         (["client.momentum=interval(0,0.5)", "client.lr=interval(0.1,0.2)"], "type --trials N"),
     ],
@@ -230,4 +239,3 @@ def test_without_optuna_its_extra_is_named(
     monkeypatch.setattr("fedsim.cli.trials.find_spec", lambda name: None)
     assert command(["tune", "client.lr=0.1,0.3", *BASE, "--sampler", "optuna"]) == 2
     assert "pip install 'fedsim-lab[tune]'" in capsys.readouterr().err
-

@@ -26,7 +26,9 @@ def compared(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 @every_method
 def test_two_rounds_and_then_two_more_are_four(entry: Entry, tmp_path: Path) -> None:
     problem, settings = classification(), [*entry.arguments, "evaluation.every=1"]
-    if horizon(compose_quickly(entry.arguments)):  # its schedule spans the run: with more rounds it is another run
+    if horizon(
+        compose_quickly(entry.arguments)
+    ):  # its schedule spans the run: with more rounds it is another run
         problem.run(*settings, f"dir={tmp_path}", "rounds=2")
         with pytest.raises(CheckpointError, match="it differs in rounds"):
             problem.run(*settings, f"dir={tmp_path}", "rounds=4")
