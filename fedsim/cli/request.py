@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ class Request:
     sampler: str
     extend: int
     root: Path  # folder of the runs
+    _composed: dict[tuple[str, ...], DictConfig] = field(default_factory=dict)  # by overrides
 
     @classmethod
     def of(cls, found: list[Space], common: list[str], args: argparse.Namespace) -> Request:
@@ -85,11 +86,9 @@ class Request:
     def config(self, space: Space, point: Point, seed: int) -> DictConfig:
         """The configuration of a run."""
         words = (*self.common, *space.overrides(point))
-        if (
-            getattr(self, "_last", (None, None))[0] != words
-        ):  # the seeds of one point come one after the other
-            self._last: tuple[Any, Any] = (words, compose(words))
-        config: DictConfig = deepcopy(self._last[1])
+        if words not in self._composed:
+            self._composed[words] = compose(words)
+        config = deepcopy(self._composed[words])
         config.seed = seed
         return config
 

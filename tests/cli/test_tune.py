@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from composing import compose_quickly
 
+from fedsim.cli import campaign
 from fedsim.cli.campaign import Campaign
 from fedsim.cli.main import command
 from fedsim.tracking import read_rows
@@ -21,8 +23,12 @@ TWO = ["strategy=fedavg,fedprox", "client.lr=0.01,0.1", "fedprox:strategy.mu=0.0
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """A folder of its own; the report, which draws for seconds, is seen by one test."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("fedsim.cli.request.compose", compose_quickly)
+    if "fresh_seeds" not in request.node.name:
+        monkeypatch.setattr(campaign, "conclude", lambda folders, root: print("the final table"))
 
 
 def record() -> dict[str, Any]:
@@ -58,7 +64,7 @@ def test_a_grid_that_is_too_small_is_run_in_full_and_said_so(capsys: pytest.Capt
     assert [len(m["trials"]) for m in record()["methods"]] == [2, 3]
 
 
-@pytest.mark.parametrize("after", [0, 1, 3, 5])
+@pytest.mark.parametrize("after", [1, 5])
 def test_killed_and_repeated_it_writes_the_same_bytes(
     after: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -113,7 +119,6 @@ def scored(monkeypatch: pytest.MonkeyPatch, worth: Any) -> list[str]:
         return Trial(point, dict.fromkeys(seeds, value) if score else {}, folders, reason)
 
     monkeypatch.setattr(Campaign, "_trial", do)
-    monkeypatch.setattr("fedsim.cli.campaign.conclude", lambda folders, root: print("the final table"))
     return asked
 
 
