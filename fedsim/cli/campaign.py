@@ -171,7 +171,13 @@ class Campaign:
 
 
 def conclude(folders: Sequence[Path], root: Path) -> None:
-    """The one place where winners are compared: table and page of their runs."""
+    """Verdicts on the winners, then the table and the page of their runs."""
+    from fedsim.cli.compare import compare
     from fedsim.cli.report import report
 
-    report([*map(str, folders), "--out", str(root / "report")])
+    words = [str(folder) for folder in folders]
+    try:
+        compare(words)
+    except ConfigError as error:  # one method, or one whose numbers are of another kind
+        print(error, flush=True)
+    report([*words, "--out", str(root / "report")])

@@ -18,6 +18,7 @@ fedsim: federated-learning simulation
   fedsim -m KEY=A,B ...                   a sweep: every combination, one comparison at the end
   fedsim tune KEY=A,B --trials N ...      choose settings on validation data, compare the winners on fresh seeds
   fedsim report DIR ...                   table, curves and a page of finished runs
+  fedsim compare DIR ...                  which method is better, over common seeds, and how sure that is
   fedsim verify RUN                       compute a run again, serially; compare the weights of every round
   fedsim export RUN --to onnx             its model as a file: state_dict, safetensors, onnx, hf
   fedsim ls [DIR ...], fedsim rm DIR ...  what lies on disk, how it ended and its size; remove it

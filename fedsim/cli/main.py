@@ -61,6 +61,10 @@ def _dispatch(argv: list[str]) -> int:
         from fedsim.cli.report import report
 
         return report(argv[1:])
+    if argv[:1] == ["compare"]:
+        from fedsim.cli.compare import compare
+
+        return compare(argv[1:])
     if argv[:1] == ["verify"]:
         from fedsim.cli.verify import verify
 
