@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from fedsim.cli.exits import BAD_CONFIG, DONE, FAILED
-from fedsim.cli.request import Request
+from fedsim.cli.request import Tuning
 from fedsim.cli.spaces import Edge, Point, Space
 from fedsim.cli.sweep import JobResult
 from fedsim.cli.trials import RECORD, GridSampler, OptunaSampler, Search, Trial, relative, value_of, write
@@ -24,7 +24,7 @@ Do = Callable[[DictConfig, JobResult], JobResult]
 class Campaign:
     """The whole of it: trials, steps beyond edges, winners on fresh seeds."""
 
-    def __init__(self, request: Request, do: Do) -> None:
+    def __init__(self, request: Tuning, do: Do) -> None:
         self.request, self._do, self._number = request, do, 0
         self.codes: list[int] = []  # of runs: 0 of those that are done
         self.searches = [self._search(space) for space in request.spaces]

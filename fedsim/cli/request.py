@@ -24,7 +24,7 @@ SHARE = 0.1  # of the training samples, for choosing, where nothing is said
 
 
 @dataclass
-class Request:
+class Tuning:
     """What is asked for, checked before anything is run."""
 
     spaces: list[Space]
@@ -38,7 +38,7 @@ class Request:
     _composed: dict[tuple[str, ...], DictConfig] = field(default_factory=dict)  # by overrides
 
     @classmethod
-    def of(cls, found: list[Space], common: list[str], args: argparse.Namespace) -> Request:
+    def of(cls, found: list[Space], common: list[str], args: argparse.Namespace) -> Tuning:
         """From the command line.
 
         Raises:

@@ -23,7 +23,7 @@ PURPOSE = "tune"  # of the fixed draws, whose seed is 0
 
 
 @dataclass(frozen=True)
-class Axis:
+class Swept:
     """A setting with several values, as they were typed, or with an interval of numbers."""
 
     key: str
@@ -55,7 +55,7 @@ class Space:
     """A method, what is typed for it alone, and the axes along which it is tuned."""
 
     method: str
-    axes: tuple[Axis, ...]
+    axes: tuple[Swept, ...]
     fixed: tuple[str, ...] = field(default=())
 
     @property
@@ -96,7 +96,7 @@ def spaces(settings: Sequence[str]) -> tuple[list[Space], list[str]]:
     Raises:
         ConfigError: for settings that cannot be tuned, and those of a method that is not among ``strategy``.
     """
-    common, own, axes, methods = list[str](), dict[str, list[str]](), list[Axis](), ["fedavg"]
+    common, own, axes, methods = list[str](), dict[str, list[str]](), list[Swept](), ["fedavg"]
     for word in settings:
         name, colon, rest = word.partition(":")
         if colon and "=" not in name and "@" not in name:
@@ -129,7 +129,7 @@ def spaces(settings: Sequence[str]) -> tuple[list[Space], list[str]]:
     return found, common
 
 
-def axis_of(word: str) -> Axis | None:
+def axis_of(word: str) -> Swept | None:
     """The axis that a setting with several values is; ``None`` for one with one value.
 
     Raises:
@@ -151,10 +151,10 @@ def axis_of(word: str) -> Axis | None:
         )
     if role == "neutral":
         raise ConfigError(f"{word}: changes no result; give it one value")
-    return _interval(parsed) if parsed.is_interval_sweep() else Axis(_key(parsed), tuple(_values(parsed)))
+    return _interval(parsed) if parsed.is_interval_sweep() else Swept(_key(parsed), tuple(_values(parsed)))
 
 
-def _interval(parsed: Override) -> Axis:
+def _interval(parsed: Override) -> Swept:
     found: Any = parsed.value()
     assert isinstance(found, IntervalSweep)
     assert found.start is not None and found.end is not None
@@ -162,7 +162,7 @@ def _interval(parsed: Override) -> Axis:
     if not low < high or (log and low <= 0):
         raise ConfigError(f"{parsed.input_line}: an interval goes from a smaller number to a larger one")
     whole = isinstance(found.start, int) and isinstance(found.end, int) and not log
-    return Axis(_key(parsed), low=low, high=high, log=log, whole=whole)
+    return Swept(_key(parsed), low=low, high=high, log=log, whole=whole)
 
 
 def _key(parsed: Override) -> str:
@@ -205,7 +205,7 @@ def edges(space: Space, winner: Point, tried: Sequence[Point]) -> list[Edge]:
     return found
 
 
-def _of_interval(axis: Axis, value: str) -> tuple[bool, str | None, str | None] | None:
+def _of_interval(axis: Swept, value: str) -> tuple[bool, str | None, str | None] | None:
     scale = math.log if axis.log else float
     low, high, at = scale(axis.low), scale(axis.high), scale(float(value))
     if high - at > EDGE * (high - low) and at - low > EDGE * (high - low):

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
-from fedsim.cli.spaces import Axis, Point, Space, described, edges
+from fedsim.cli.spaces import Point, Space, Swept, described, edges
 from fedsim.errors import ConfigError
 from fedsim.report.objective import Objective
 
@@ -36,7 +36,7 @@ class Trial:
         return math.fsum(known) / len(known) if values and len(known) == len(values) else None
 
 
-class Sampler(Protocol):
+class Proposer(Protocol):
     """Says which point of a space is tried next."""
 
     def next(self) -> Point | None:
@@ -63,7 +63,7 @@ class GridSampler:
         yield from space.order[trials:]
 
     def next(self) -> Point | None:
-        """See ``Sampler``."""
+        """See ``Proposer``."""
         return next(self._points, None)
 
     def tell(self, score: float | None) -> None:
@@ -84,18 +84,18 @@ class OptunaSampler:
         self._study = optuna.create_study(direction=direction, sampler=optuna.samplers.TPESampler(seed=0))
 
     def next(self) -> Point | None:
-        """See ``Sampler``."""
+        """See ``Proposer``."""
         self._trial = self._study.ask()
         return tuple(self._suggested(axis) for axis in self._space.axes)
 
     def tell(self, score: float | None) -> None:
-        """See ``Sampler``."""
+        """See ``Proposer``."""
         if score is None:
             self._study.tell(self._trial, state=self._failed)
         else:
             self._study.tell(self._trial, score)
 
-    def _suggested(self, axis: Axis) -> str:
+    def _suggested(self, axis: Swept) -> str:
         if not axis.interval:
             return str(self._trial.suggest_categorical(axis.key, list(axis.values)))
         if axis.whole:
@@ -108,7 +108,7 @@ class Search:
     """A method under way: its space, its trials so far, and what became of them."""
 
     space: Space
-    sampler: Sampler
+    sampler: Proposer
     objective: Objective  # of validation data
     trials: list[Trial] = field(default_factory=list)
     exhausted: bool = False

@@ -10,7 +10,7 @@ from contextlib import contextmanager, redirect_stdout
 from fedsim.cli.arguments import Arguments
 from fedsim.cli.campaign import Campaign
 from fedsim.cli.exits import DONE
-from fedsim.cli.request import Request
+from fedsim.cli.request import Tuning
 from fedsim.cli.spaces import spaces
 from fedsim.cli.trials import RECORD, SAMPLERS, text_of
 from fedsim.errors import ConfigError
@@ -21,7 +21,7 @@ def tune(argv: Sequence[str]) -> int:
     args = _parsed(argv)
     found, common = spaces([word for word in args.settings if not word.startswith("-")])
     with _quiet(args.json):
-        request = Request.of(found, common, args)
+        request = Tuning.of(found, common, args)
         if args.dry_run:
             facts, code = request.plan(), DONE
         else:
