@@ -33,6 +33,7 @@ from fedsim.run.provenance import Record
 from fedsim.run.result import RunResult, load_run
 from fedsim.run.summary import execute, summarise
 from fedsim.run.unread import say
+from fedsim.server.loop import Loop
 from fedsim.server.traits import StrategyLike
 from fedsim.task.losses import Forward, LossFn
 from fedsim.tracking import build as build_trackers
@@ -185,9 +186,7 @@ def _run(
         engine = engine or start_engine(config)
         loop = assemble(config, given, method, task, data, engine, trackers, key, topology)
         if previous is not None:
-            complete_rows(loop)
-            loop.restore(previous)
-            loop.history = [r for r in read_rows(folder / "metrics.jsonl") if r["round"] <= loop.done]
+            _go_on(loop, previous)
         record = Record(folder, config, key, data, loop.done, engine.workers, command)
         trackers.start(describe(config, folder, loop.done))
         data.dealt.save(folder / "partition.npz")
@@ -214,3 +213,10 @@ def _run(
                 record.finish(summary)
             if engine is not None:
                 engine.close()
+
+
+def _go_on(loop: Loop, previous: Path) -> None:
+    """From a checkpoint, with the rows up to it."""
+    complete_rows(loop)
+    loop.restore(previous)
+    loop.history = [r for r in read_rows(loop.folder / "metrics.jsonl") if r["round"] <= loop.done]
