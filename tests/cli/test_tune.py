@@ -144,16 +144,20 @@ def test_edges_are_said_after_the_trials_and_under_the_table(
 def test_steps_beyond_edges_are_the_same_number_for_all_methods(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    best = {"fedavg": 0.4, "fedprox": 0.03}
-    asked = scored(monkeypatch, lambda m, s: -abs(float(s["client.lr"]) - best[m]))
-    words = ["tune", "strategy=fedavg,fedprox", "client.lr=0.01,0.03,0.1,0.05", *BASE]
-    assert command([*words, "--extend", "5", "--trials", "3"]) == 0
+    asked = scored(monkeypatch, lambda m, s: -abs(float(s.get("client.lr", 0)) - 0.4))
+    own = [
+        "fedprox:client.lr=0.1",
+        "fedprox:client.shuffle=true,false",
+        "fedprox:client.decoupled=true,false",
+    ]
+    words = ["tune", "strategy=fedavg,fedprox", "client.lr=0.01,0.03,0.1", *own, *BASE]
+    assert command([*words, "--extend", "5"]) == 0
     found = record()
-    counts = [len(m["trials"]) for m in found["methods"]]
-    lr = found["methods"][0]["trials"][found["methods"][0]["winner"]]["overrides"]["client.lr"]
-    assert float(lr) in (0.3, 0.4, 0.5) and found["budget"] > 3
-    assert counts[0] == found["budget"] and counts[1] == min(4, found["budget"])  # its grid has no more
-    assert "fedprox: 4 of" in capsys.readouterr().out or found["budget"] == 4
+    rates = [t["overrides"]["client.lr"] for t in found["methods"][0]["trials"]]
+    assert rates == ["0.01", "0.03", "0.1", "0.3", "0.9"]  # then 0.3 lies inside
+    assert found["methods"][0]["winner"] == 3 and found["methods"][0]["edges"] == []
+    assert found["budget"] == 5 and len(found["methods"][1]["trials"]) == 4  # the point that was left out
+    assert "fedprox: 4 of 5 trials, its grid is exhausted" in capsys.readouterr().out
     assert len(asked) == len(set(asked)) + 2  # the winners once more, on fresh seeds
 
 
