@@ -244,8 +244,8 @@ def _further(last: Sequence[str], all_of: Sequence[str]) -> str | None:
 
 def _digits(text: str) -> int:
     """Significant digits of a number as it was typed."""
-    bare = text.lower().lstrip("+-").partition("e")[0].replace(".", "").lstrip("0")
-    return max(1, len(bare.rstrip("0") if "." not in text else bare))
+    bare = text.removesuffix(".0").lower().lstrip("+-").partition("e")[0].replace(".", "").lstrip("0")
+    return max(1, len(bare.rstrip("0") if "." not in text.removesuffix(".0") else bare))
 
 
 def _whole(text: str) -> bool:

@@ -89,10 +89,10 @@ def _plan_of(other: Path, config: DictConfig, mark: str) -> dict[str, int] | Non
 
 def _parts(plan: dict[str, int], number: int) -> set[str]:
     """What a plan measures after a round: the common samples, those of clients."""
-    last, every, clients = number == plan["rounds"], plan["every"], plan["clients_every"]
-    return {"common"} * (last or number % every == 0) | {"clients"} * bool(
-        clients and (last or number % clients == 0)
-    )
+    last, clients = number == plan["rounds"], plan["clients_every"]
+    common = last or number % plan["every"] == 0
+    own = bool(clients) and (last or number % clients == 0)
+    return {name for name, on in (("common", common), ("clients", own)) if on}
 
 
 def _copy(other: Path, folder: Path, plan: dict[str, int], key: str) -> None:

@@ -190,6 +190,6 @@ def _last_round(folder: Path) -> int:
     except OSError:
         return 0
     for line in reversed(lines):
-        if found := re.match(rb'\{"round": (\d+)', line):
+        if line.endswith(b"}") and (found := re.match(rb'\{"round": (\d+)', line)):
             return int(found[1])
     return 0

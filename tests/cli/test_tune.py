@@ -187,7 +187,7 @@ def test_less_is_better_where_the_objective_says_so(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_run_that_is_not_finite_or_fails_is_worst(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["client.lr=0.1,1e30", "failures.nonfinite=stop", "--final-seeds", "5"]
+    words = ["client.lr=0.1,1e38", "client.clip_norm=null", "failures.nonfinite=stop", "--final-seeds", "5"]
     assert command(["tune", *words, *BASE]) == 1
     (method,) = record()["methods"]
     assert method["winner"] == 0 and method["trials"][1]["score"] is None and method["trials"][1]["reason"]
