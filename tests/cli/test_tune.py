@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 from composing import compose_quickly
 
@@ -14,6 +15,7 @@ from fedsim.cli.campaign import Campaign
 from fedsim.cli.main import command
 from fedsim.tracking import read_rows
 
+SCHEMA = Path(campaign.__file__).with_name("tune.schema.json")
 BASE = [
     *("data=blobs", "data.num_samples=120", "data.num_test=30", "model=linear", "engine=serial", "rounds=4"),
     *("num_clients=3", "clients_per_round=2", "client.batch_size=16", "client.epochs=1", "name=t"),
@@ -32,7 +34,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixtur
 
 
 def record() -> dict[str, Any]:
+    """The record, which is as published."""
     found: dict[str, Any] = json.loads(Path("runs/t/tune.json").read_text())
+    jsonschema.validate(found, json.loads(SCHEMA.read_text()))
     return found
 
 
