@@ -125,7 +125,7 @@ def complete_rows(loop: Loop) -> None:
         return
     plan = json.loads((folder / MARKER).read_text())
     wanted = {name: int(getattr(loop.evaluation, name)) for name in PLAN} | {"rounds": loop.rounds}
-    rows = {int(row["round"]): row for row in read_rows(folder / "metrics.jsonl")}
+    rows: dict[int, Row] = {int(row["round"]): row for row in read_rows(folder / "metrics.jsonl")}
     more: dict[int, ClientRows] = {}
     for path in checkpoint.there(folder / "checkpoint"):
         number = checkpoint.rounds_of(path)

@@ -87,10 +87,10 @@ def code() -> Mapping[str, Any]:
     """``commit`` of the code and whether the tree was ``clean`` when first asked; both ``None`` if nothing says."""
     if (asked := _status()) is None:
         try:
-            commit, state = (_ROOT / "fedsim" / COMMIT).read_text().split()
+            built, state = (_ROOT / "fedsim" / COMMIT).read_text().split()
         except (OSError, ValueError):
             return {"commit": None, "clean": None}
-        return {"commit": commit, "clean": state == "clean"}
+        return {"commit": built, "clean": state == "clean"}
     lines = asked.communicate()[0].splitlines()
     commit = next((line.split()[2] for line in lines if line.startswith("# branch.oid ")), None)
     return {
@@ -136,7 +136,7 @@ def _cpu() -> dict[str, Any]:
         "model": _model(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "blas": f"{kind[1] if kind else 'unknown'} {number[1] if number else ''}".strip(),
-        "mkldnn": bool(torch.backends.mkldnn.is_available() and torch._C._get_mkldnn_enabled()),
+        "mkldnn": torch._C._has_mkldnn and torch._C._get_mkldnn_enabled(),
     }
 
 
