@@ -122,13 +122,11 @@ def run(
     fresh: bool = False,
     engine: Engine | None = None,
     split: FederatedData | None = None,
-    command: Sequence[str] | None = None,
     **handed: Any,
 ) -> RunResult:
     """Run a composed configuration; further keyword arguments and errors as in :func:`simulate`.
 
     ``engine``, instead of a new one of the configured kind, and ``split`` data are for whoever runs clients elsewhere.
-    ``command`` is what ``provenance.json`` calls the command line, if it is not the process's own.
 
     The folder is ``dir``, or follows from the settings; ``fresh`` makes a new one for every call. A run whose folder is
     finished is not run again, a half-finished one continues from its checkpoint, and so does a finished one that is
@@ -150,7 +148,7 @@ def run(
     with tidied(folder), locked(folder), undisturbed():
         adopt(folder, config, mark)
         take_over(folder, config, mark)
-        return _run(config, given, method, topology, folder, key, engine, split, command)
+        return _run(config, given, method, topology, folder, key, engine, split)
 
 
 def _run(
@@ -162,7 +160,6 @@ def _run(
     key: str,
     engine: Engine | None,
     data: FederatedData | None,
-    command: Sequence[str] | None,
 ) -> RunResult:
     source = Source(config, given, key)
     if (done := complete(folder, config, key, stoppable=bool(given.callbacks))) is not None:
@@ -187,7 +184,7 @@ def _run(
         loop = assemble(config, given, method, task, data, engine, trackers, key, topology)
         if previous is not None:
             _go_on(loop, previous)
-        record = Record(folder, config, key, data, loop.done, engine.workers, command)
+        record = Record(folder, config, key, data, loop.done, engine.workers)
         trackers.start(describe(config, folder, loop.done))
         data.dealt.save(folder / "partition.npz")
         if data.local_test is not None:

@@ -150,9 +150,11 @@ def _run(config: DictConfig, outcome: JobResult, overrides: Sequence[str]) -> di
     if outcome.title:
         print(f"{outcome.title}{outcome.dir}", flush=True)
     from fedsim.api import run
+    from fedsim.run.provenance import command_line
 
     say(config, overrides)
-    result = run(config, command=["fedsim", *overrides] if overrides else None)
+    with command_line(overrides):
+        result = run(config)
     outcome.dir, outcome.status = str(result.dir), "done"
     return result.summary
 

@@ -12,8 +12,9 @@ import resource
 import socket
 import sys
 import threading
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,19 @@ PROVENANCE = "provenance.json"
 AT_ONCE = 32 << 20  # bytes of samples that are hashed before the run goes on; more are hashed beside it
 
 
+_command: ContextVar[Sequence[str]] = ContextVar("command", default=())
+
+
+@contextmanager
+def command_line(overrides: Sequence[str]) -> Iterator[None]:
+    """Runs within are those of ``fedsim`` with these overrides, whatever the process was called with."""
+    token = _command.set(tuple(overrides))
+    try:
+        yield
+    finally:
+        _command.reset(token)
+
+
 class Record:
     """The entry of this process in a run's ``provenance.json``: written at the start, replaced at the end.
 
@@ -49,7 +63,6 @@ class Record:
         data: FederatedData,
         done: int,
         workers: int,
-        command: Sequence[str] | None = None,
     ) -> None:
         self._path = folder / PROVENANCE
         self._before = [_ended(entry) for entry in entries(folder)]
@@ -59,7 +72,7 @@ class Record:
             "start": _now(),
             "end": None,
             "status": "running",
-            "command": scrubbed(command or ["fedsim", *sys.argv[1:]]),
+            "command": scrubbed(["fedsim", *(_command.get() or sys.argv[1:])]),
             "key": key,
             "engine": {"name": config.engine.name, "workers": workers},
             **machine(config.engine.threads, pick_device(config.engine.device)),
