@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import cycle
+from itertools import cycle, islice
 from typing import Any
 
 import matplotlib as mpl
@@ -32,6 +32,8 @@ STYLE: dict[Any, Any] = {
     "svg.hashsalt": "fedsim",  # same curves, same file
 }
 MAX_DOTS = 500
+MAX_CURVES = 28  # of one panel: so many looks differ
+MAX_BANDS = 14  # bands of more curves hide each other
 TITLES = {"accuracy": "Test accuracy", "loss": "Test loss"}
 
 Rows = Sequence[Mapping[str, Any]]
@@ -162,6 +164,9 @@ def image(figure: Figure, kind: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
     dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
     with mpl.rc_context(STYLE):
+        if (engine := figure.get_layout_engine()) is not None:  # once; savefig would draw all of it twice
+            engine.execute(figure)
+            figure.set_layout_engine("none")
         figure.savefig(buffer, format=kind, metadata=dates.get(kind), **options)
     return buffer.getvalue()
 
@@ -174,19 +179,25 @@ def _figure(width: float, height: float) -> Curves:
 
 def _fill(axes: Axes, metric: str, histories: Histories, against: Axis) -> None:
     found = {
-        label: [_measured(rows, metric, against) for rows in seeds] for label, seeds in histories.items()
+        label: [_measured(rows, metric, against) for rows in seeds]
+        for label, seeds in islice(histories.items(), MAX_CURVES)
     }
+    if len(histories) > MAX_CURVES:
+        axes.set_title(f"the first {MAX_CURVES} of {len(histories)}", loc="right", fontsize=8)
     size, unit = against.unit(
         max((at for one in found.values() for p in one for at, _ in p.values()), default=0)
     )
     for (label, series), (colour, dash) in zip(found.items(), looks(), strict=False):
-        _curve(axes, [points for points in series if points], size, label=label, color=colour, linestyle=dash)
+        own, few = [points for points in series if points], len(found) <= MAX_BANDS
+        _curve(axes, own, size, few, label=label, color=colour, linestyle=dash)
     axes.set_xlabel(f"{against.words}, {unit}" if unit else against.words)
     _finish(axes, metric)
     axes.xaxis.set_major_locator(MaxNLocator(7, integer=not against.columns))
 
 
-def _curve(axes: Axes, series: Sequence[Mapping[int, tuple[float, float]]], size: float, **look: Any) -> None:
+def _curve(
+    axes: Axes, series: Sequence[Mapping[int, tuple[float, float]]], size: float, band: bool, **look: Any
+) -> None:
     if not series:
         return
     rounds = sorted(set.intersection(*(set(points) for points in series)))
@@ -195,7 +206,7 @@ def _curve(axes: Axes, series: Sequence[Mapping[int, tuple[float, float]]], size
     at, values = points[..., 0].mean(axis=0) / size, points[..., 1]
     mean = values.mean(axis=0)
     axes.plot(at, mean, **look, linewidth=1.8, marker="o" if len(rounds) <= 20 else None, markersize=3.5)
-    if len(series) > 1:
+    if band and len(series) > 1:
         std = values.std(axis=0, ddof=1)
         axes.fill_between(at, mean - std, mean + std, color=look["color"], alpha=0.22, linewidth=0)
 

@@ -97,7 +97,10 @@ def _curves(groups: Sequence[Group], out: Path) -> str:
         if several
         else ""
     )
-    html, legend = [prose.paragraph(text, "soft")] if text else [], _legend(list(histories), curves.looks())
+    html, legend = (
+        [prose.paragraph(text, "soft")] if text else [],
+        _legend(list(histories)[: curves.MAX_CURVES], curves.looks()),
+    )
     for name, words, axis in sections:
         (out / f"curves-{name}.png").write_bytes(curves.image(curves.draw(histories, axis), "png", dpi=150))
         panels = "".join(_panel(histories, metric, words, axis, len(rows)) for metric in metrics)

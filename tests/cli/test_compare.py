@@ -70,12 +70,39 @@ def test_json_is_all_there_is_on_stdout(runs, capsys, monkeypatch):
         (["--expect", "fedsped better"], "nearest is 'fedspeed'"),
         (["--at", "best_test"], "the best round of the test set is no result"),
         (["--at", "best_val"], "type evaluation.validation=0.1"),
+        (
+            ["--objective", "clients/accuracy", "--on", "val"],
+            "says another place than --on val; leave one out",
+        ),
         (["--margin", "-1"], "--margin -1: must not be negative"),
     ],
 )
 def test_what_is_refused(runs, capsys, argv, said):
     assert command(["compare", "runs", *argv]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_report_of_what_nobody_measured(runs, capsys):
+    assert command(["report", "runs", "--at", "best_val"]) == 2
+    assert "type evaluation.validation=0.1" in capsys.readouterr().err
+    assert command(["report", "runs", "--columns", "lss"]) == 2
+    assert "--columns lss: no such column; nearest is 'loss'" in capsys.readouterr().err
+
+
+def test_a_report_in_one_format(runs, capsys):
+    for form, begins in (
+        ("md", "| method |"),
+        ("csv", "method,n,seeds,accuracy"),
+        ("tex", "% To see it alone"),
+    ):
+        assert command(["report", "runs", "--format", form, "--curves", "diff,loss"]) == 0
+        assert capsys.readouterr().out.startswith(begins)
+    assert command(["report", "runs", "--json", "--pivot", "method", "seed"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["blocks"]) == 1
+    names = {path.name for path in (runs / "report").iterdir()}
+    assert {"comparison.json", "curve-diff.png", "curve-loss.png", "table.tex"} <= names
+    assert command(["report", "runs", "--format", "md", "--pivot", "method", "seed"]) == 2
+    assert "--pivot seed: the runs do not differ in it" in capsys.readouterr().err
 
 
 def test_no_common_seed(tmp_path, capsys):
