@@ -19,17 +19,21 @@ from fedsim.engine.base import Engine
 from fedsim.rng import undisturbed
 from fedsim.run import assigning, initial, modelcard, participants, samples
 from fedsim.run.assembly import assemble, start_engine
+from fedsim.run.denser import complete_rows, take_over
 from fedsim.run.folder import adopt, complete, enter, locked, tidied
 from fedsim.run.given import Given
 from fedsim.run.key import marked, run_dir, run_key, run_name
 from fedsim.run.logged import describe, log_finished
+from fedsim.run.machine import ask_git
 from fedsim.run.needs import check_classes, check_cohort, check_labelled, check_task
 from fedsim.run.personal import Source
 from fedsim.run.preparation import learning_task, load_data, settle
 from fedsim.run.pretraining import pretrained
+from fedsim.run.provenance import Record
 from fedsim.run.result import RunResult, load_run
 from fedsim.run.summary import execute, summarise
 from fedsim.run.unread import say
+from fedsim.server.loop import Loop
 from fedsim.server.traits import StrategyLike
 from fedsim.task.losses import Forward, LossFn
 from fedsim.tracking import build as build_trackers
@@ -143,6 +147,7 @@ def run(
     folder, key = run_dir(config), marked(run_key(config), mark)
     with tidied(folder), locked(folder), undisturbed():
         adopt(folder, config, mark)
+        take_over(folder, config, mark)
         return _run(config, given, method, topology, folder, key, engine, split)
 
 
@@ -165,6 +170,8 @@ def _run(
     previous = enter(folder, config, key)
     trackers = build_trackers(config.tracker, extra=given.callbacks)
     summary: dict[str, Any] = {}
+    record: Record | None = None
+    ask_git()
     try:
         trackers.phase("loading data")
         data = data or load_data(config, given, method)
@@ -176,8 +183,8 @@ def _run(
         engine = engine or start_engine(config)
         loop = assemble(config, given, method, task, data, engine, trackers, key, topology)
         if previous is not None:
-            loop.restore(previous)
-            loop.history = [r for r in read_rows(folder / "metrics.jsonl") if r["round"] <= loop.done]
+            _go_on(loop, previous)
+        record = Record(folder, config, key, data, loop.done, engine.workers)
         trackers.start(describe(config, folder, loop.done))
         data.dealt.save(folder / "partition.npz")
         if data.local_test is not None:
@@ -199,5 +206,14 @@ def _run(
         try:
             trackers.end(summary)
         finally:
+            if record is not None:
+                record.finish(summary)
             if engine is not None:
                 engine.close()
+
+
+def _go_on(loop: Loop, previous: Path) -> None:
+    """From a checkpoint, with the rows up to it."""
+    complete_rows(loop)
+    loop.restore(previous)
+    loop.history = [r for r in read_rows(loop.folder / "metrics.jsonl") if r["round"] <= loop.done]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -151,9 +151,11 @@ def _run(config: DictConfig, outcome: JobResult, overrides: Sequence[str]) -> di
     if outcome.title:
         print(f"{outcome.title}{outcome.dir}", flush=True)
     from fedsim.api import run
+    from fedsim.run.provenance import command_line
 
     say(config, overrides)
-    result = run(config)
+    with command_line(overrides):
+        result = run(config)
     outcome.dir, outcome.status = str(result.dir), "done"
     return result.summary
 
@@ -225,3 +227,21 @@ def _conclude(outcomes: list[JobResult]) -> int:
         for o in failed:
             print(f"  {o.job:>3}  {o.overrides:<{width}}  {o.reason}", file=sys.stderr)
     return BAD_CONFIG if all(o.code == BAD_CONFIG for o in failed) else FAILED
+
+
+@contextmanager
+def jobs() -> Iterator[Callable[[DictConfig, JobResult], JobResult]]:
+    """Runs of commands that make their configurations themselves: a function that does one, unless it is done.
+
+    Like a job of a sweep it prints how it ended, and fails without ending the others.
+    """
+
+    def do(config: DictConfig, outcome: JobResult) -> JobResult:
+        _attempt(config, outcome)
+        return outcome
+
+    with Journal.opened():
+        try:
+            yield do
+        finally:
+            _stop_ray()

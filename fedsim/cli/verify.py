@@ -67,6 +67,7 @@ def verify(argv: Sequence[str]) -> int:
     else:
         value, found = recorded[differing], again.get(differing, "nothing")
         print(f"round {differing} differs: recorded {value}, computed {found}")
+        print(why_other_bits(recorded_dir, differing, recorded_config))
     return 0 if differing is None else 1
 
 
@@ -90,6 +91,17 @@ def _document(
         "first_difference": first,
         "edited": list(edited),
     }
+
+
+def why_other_bits(run: Path, number: int, config: DictConfig) -> str:
+    """What of machine, versions or code is not what it was when a round was recorded."""
+    from fedsim.run.machine import difference, machine
+    from fedsim.run.provenance import entry_of
+
+    if (then := entry_of(run, number)) is None:
+        return "where it was recorded is not known: it has no provenance.json"
+    found = difference(then, machine(config.engine.threads, str(config.engine.device)))
+    return found or "recorded on a machine like this one, with the same versions and code"
 
 
 def _hashes(run: Path) -> dict[int, str]:
