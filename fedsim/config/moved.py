@@ -119,6 +119,7 @@ ADDED: Mapping[str, Any] = {
     "evaluation.validation": 0.0,
     "exclude": [],
     "exclude_fill": "substitute",
+    "exclude_samples": None,
     "failures.thin_round": "skip",
     "task": {"_target_": "fedsim.task.problems.classification", "label_smoothing": 0.0, "metrics": None},
     "pretrain": None,

@@ -193,6 +193,7 @@ class RunConfig:
     num_clients: int = problem_key()
     clients_per_round: int = problem_key()
     exclude: list[int] = problem_key()  # ids of clients that are registered but never there
+    exclude_samples: Any = problem_key()  # positions, by client, of samples that nobody uses
     exclude_fill: str = problem_key()  # substitute | shrink: whether others take their places in cohorts
     participation: str = problem_key()  # fixed | bernoulli (each with p = clients_per_round/num_clients)
     buffers: str = method_key()  # BatchNorm statistics: average | local | all_local (its weights too)
