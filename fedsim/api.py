@@ -23,10 +23,12 @@ from fedsim.run.folder import adopt, complete, enter, locked, tidied
 from fedsim.run.given import Given
 from fedsim.run.key import marked, run_dir, run_key, run_name
 from fedsim.run.logged import describe, log_finished
+from fedsim.run.machine import ask_git
 from fedsim.run.needs import check_classes, check_cohort, check_labelled, check_task
 from fedsim.run.personal import Source
 from fedsim.run.preparation import learning_task, load_data, settle
 from fedsim.run.pretraining import pretrained
+from fedsim.run.provenance import Record
 from fedsim.run.result import RunResult, load_run
 from fedsim.run.summary import execute, summarise
 from fedsim.run.unread import say
@@ -118,11 +120,13 @@ def run(
     fresh: bool = False,
     engine: Engine | None = None,
     split: FederatedData | None = None,
+    command: Sequence[str] | None = None,
     **handed: Any,
 ) -> RunResult:
     """Run a composed configuration; further keyword arguments and errors as in :func:`simulate`.
 
     ``engine``, instead of a new one of the configured kind, and ``split`` data are for whoever runs clients elsewhere.
+    ``command`` is what ``provenance.json`` calls the command line, if it is not the process's own.
 
     The folder is ``dir``, or follows from the settings; ``fresh`` makes a new one for every call. A run whose folder is
     finished is not run again, a half-finished one continues from its checkpoint, and so does a finished one that is
@@ -143,7 +147,7 @@ def run(
     folder, key = run_dir(config), marked(run_key(config), mark)
     with tidied(folder), locked(folder), undisturbed():
         adopt(folder, config, mark)
-        return _run(config, given, method, topology, folder, key, engine, split)
+        return _run(config, given, method, topology, folder, key, engine, split, command)
 
 
 def _run(
@@ -155,6 +159,7 @@ def _run(
     key: str,
     engine: Engine | None,
     data: FederatedData | None,
+    command: Sequence[str] | None,
 ) -> RunResult:
     source = Source(config, given, key)
     if (done := complete(folder, config, key, stoppable=bool(given.callbacks))) is not None:
@@ -165,6 +170,8 @@ def _run(
     previous = enter(folder, config, key)
     trackers = build_trackers(config.tracker, extra=given.callbacks)
     summary: dict[str, Any] = {}
+    record: Record | None = None
+    ask_git()
     try:
         trackers.phase("loading data")
         data = data or load_data(config, given, method)
@@ -178,6 +185,7 @@ def _run(
         if previous is not None:
             loop.restore(previous)
             loop.history = [r for r in read_rows(folder / "metrics.jsonl") if r["round"] <= loop.done]
+        record = Record(folder, config, key, data, loop.done, engine.workers, command)
         trackers.start(describe(config, folder, loop.done))
         data.dealt.save(folder / "partition.npz")
         if data.local_test is not None:
@@ -199,5 +207,7 @@ def _run(
         try:
             trackers.end(summary)
         finally:
+            if record is not None:
+                record.finish(summary)
             if engine is not None:
                 engine.close()

@@ -148,7 +148,7 @@ def _run(config: DictConfig, outcome: JobResult, overrides: Sequence[str]) -> di
     from fedsim.api import run
 
     say(config, overrides)
-    result = run(config)
+    result = run(config, command=["fedsim", *overrides] if overrides else None)
     outcome.dir, outcome.status = str(result.dir), "done"
     return result.summary
 

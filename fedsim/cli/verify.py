@@ -52,9 +52,21 @@ def verify(argv: Sequence[str]) -> int:
     for number, value in recorded.items():
         if again.get(number) != value:
             print(f"round {number} differs: recorded {value}, computed {again.get(number, 'nothing')}")
+            print(_why(recorded_dir, number, recorded_config))
             return 1
     print(f"{len(recorded)} rounds identical")
     return 0
+
+
+def _why(run: Path, number: int, config: DictConfig) -> str:
+    """What of machine, versions or code is not what it was when a round was recorded."""
+    from fedsim.run.machine import difference, machine
+    from fedsim.run.provenance import entry_of
+
+    if (then := entry_of(run, number)) is None:
+        return "where it was recorded is not known: it has no provenance.json"
+    found = difference(then, machine(config.engine.threads, str(config.engine.device)))
+    return found or "recorded on a machine like this one, with the same versions and code"
 
 
 def _hashes(run: Path) -> dict[int, str]:

@@ -110,6 +110,7 @@ ADDED: Mapping[str, Any] = {
     "client.nesterov": False,
     "client.round_schedule": None,
     "client.schedule": None,
+    "checkpoint.keep": "last",
     "code": None,
     "data.labelled": {"at": None, "share": None, "count": None, "per_class": True, "classes": None},
     "data.server": None,

@@ -147,6 +147,7 @@ class CheckpointConfig:
     """How often a run can be resumed from."""
 
     every: int = neutral_key()  # rounds; 0: only at the end
+    keep: str = neutral_key()  # last | all | every:N: which checkpoints outlive newer ones
     memory_mb: int = neutral_key()  # client state held in memory before it is spilled to the run folder
 
 

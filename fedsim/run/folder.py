@@ -17,6 +17,7 @@ from fedsim.errors import CheckpointError, ConfigError, DataError, LockedError
 from fedsim.report.runs import flatten
 from fedsim.run.key import Finished, finished_in, horizon, keys_before, marked, run_key, same_run
 from fedsim.run.modelcard import CARD
+from fedsim.run.provenance import PROVENANCE
 from fedsim.server import checkpoint
 from fedsim.server.collusion import ATTACKERS
 from fedsim.server.weightsfile import BEST, LAST
@@ -73,8 +74,10 @@ def adopt(folder: Path, config: DictConfig, mark: str) -> None:
     if saved is None or not same_run(folder, config):
         return
     recorded = load(folder / "config.yaml")  # its rounds may be fewer
-    if checkpoint.key_of(saved) in {marked(old, mark) for old in keys_before(recorded)}:
-        checkpoint.change_key(saved, marked(run_key(config), mark))
+    old_keys = {marked(old, mark) for old in keys_before(recorded)}
+    for path in checkpoint.there(folder / "checkpoint"):
+        if checkpoint.key_of(path) in old_keys:
+            checkpoint.change_key(path, marked(run_key(config), mark))
 
 
 def complete(folder: Path, config: DictConfig, key: str, *, stoppable: bool = False) -> Finished | None:
@@ -105,7 +108,7 @@ def enter(folder: Path, config: DictConfig, key: str) -> Path | None:
     if config.resume == "never" and folder.exists():
         for name in ("checkpoint", "wandb", "tensorboard"):
             shutil.rmtree(folder / name, ignore_errors=True)
-        for name in (*RESULTS, BEST, "metrics.jsonl", "clients.jsonl", "config.yaml", ATTACKERS):
+        for name in (*RESULTS, BEST, "metrics.jsonl", "clients.jsonl", "config.yaml", ATTACKERS, PROVENANCE):
             (folder / name).unlink(missing_ok=True)
     previous = checkpoint.latest(folder / "checkpoint")
     if previous is not None:

@@ -36,11 +36,14 @@ class Checkpoint:
     )
 
 
-def save(folder: Path, rounds: int, state: Mapping[str, Any], clients: ClientStore, key: str) -> Path:
-    """Write the checkpoint of ``rounds`` finished rounds and remove older ones.
+def save(
+    folder: Path, rounds: int, state: Mapping[str, Any], clients: ClientStore, key: str, keep: str = "last"
+) -> Path:
+    """Write the checkpoint of ``rounds`` finished rounds and remove older ones that are not to be kept.
 
     ``state`` holds tensors and JSON-plain values. The new folder appears by one rename: a kill leaves either the
-    old checkpoint or the new one. ``key`` identifies the run's configuration.
+    old checkpoint or the new one. ``key`` identifies the run's configuration. ``keep``: see :func:`keeps`; with a
+    checkpoint the segments of client states that it names are kept.
     """
     target, temporary = folder / f"round-{rounds:06d}", folder / f".round-{rounds:06d}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
@@ -71,16 +74,42 @@ def save(folder: Path, rounds: int, state: Mapping[str, Any], clients: ClientSto
             os.fsync(f.fileno())
     shutil.rmtree(target, ignore_errors=True)
     temporary.rename(target)
-    for old in (*folder.glob("round-*"), *folder.glob(".round-*.tmp")):
-        if old != target:
+    kept = {p.name for p in there(folder) if p != target and keeps(keep, rounds_of(p))}
+    for old in (*there(folder), *folder.glob(".round-*.tmp")):
+        if old != target and old.name not in kept:
             shutil.rmtree(old, ignore_errors=True)
+    held = {name: clients.held.get(name) or _segments(folder / name) for name in sorted(kept)}
+    clients.held = held | {target.name: frozenset(meta["clients"]["sha256"])}
     clients.prune()
     return target
 
 
+def keeps(keep: str, rounds: int) -> bool:
+    """Whether the checkpoint of ``rounds`` finished rounds outlives newer ones: by ``last`` none does, by ``all``
+    every one, by ``every:N`` those of rounds N, 2N, ..."""
+    return keep == "all" or (keep.startswith("every:") and rounds % int(keep.removeprefix("every:")) == 0)
+
+
+def there(folder: Path) -> list[Path]:
+    """All checkpoints in ``folder``, the oldest first."""
+    return sorted(folder.glob("round-*"), key=rounds_of)
+
+
+def rounds_of(path: Path) -> int:
+    """Rounds that were finished when a checkpoint was made, by its name; -1 for what is none."""
+    number = path.name.removeprefix("round-")
+    return int(number) if number.isdigit() else -1
+
+
 def latest(folder: Path) -> Path | None:
     """The newest checkpoint in ``folder``, or ``None``."""
-    found = sorted(folder.glob("round-*"))
+    found = there(folder)
+    return found[-1] if found else None
+
+
+def before(folder: Path, round: int) -> Path | None:
+    """The newest checkpoint in ``folder`` from which ``round`` (from 1) is yet to be computed, or ``None``."""
+    found = [path for path in there(folder) if 0 <= rounds_of(path) < round]
     return found[-1] if found else None
 
 
@@ -128,6 +157,14 @@ def change_key(path: Path, key: str) -> None:
     temporary = path / "checkpoint.json.tmp"
     temporary.write_text(json.dumps(meta | {"key": key}))
     temporary.replace(path / "checkpoint.json")
+
+
+def _segments(path: Path) -> frozenset[str]:
+    """Names of the files of client states that a checkpoint needs; none if it cannot be read."""
+    try:
+        return frozenset(json.loads((path / "checkpoint.json").read_text())["clients"]["sha256"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return frozenset()
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

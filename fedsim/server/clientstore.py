@@ -24,9 +24,11 @@ class ClientStore:
 
     A segment (see ``segments``) is written once. Proposed states count in the budget like accepted ones, and go to
     segments of their own where there is no room. ``flush`` makes what is accepted durable and returns an index (client
-    to segment and round) that a checkpoint keeps; a segment is deleted when neither a current state nor the newest
-    checkpoint needs it. Without a folder everything stays in memory.
+    to segment and round) that a checkpoint keeps; a segment is deleted when neither a current state nor a checkpoint
+    that is kept needs it. Without a folder everything stays in memory.
     """
+
+    held: Mapping[str, frozenset[str]]  # names of the segments that each checkpoint on disk needs
 
     def __init__(self, folder: Path | None, memory_bytes: int):
         self._folder = folder
@@ -46,7 +48,8 @@ class ClientStore:
         self._proposed: dict[int, State] = {}  # those in memory
         self._set_aside: dict[int, Segment] = {}  # those in a segment
         self._segments: dict[str, Segment] = {}
-        self._kept: set[str] = set()  # segments that the newest checkpoint names
+        self._kept: set[str] = set()  # segments that checkpoints on disk name
+        self.held = {}
         self._schemas: dict[Schema, Schema] = {}
 
     def __len__(self) -> int:
@@ -136,7 +139,9 @@ class ClientStore:
             segment.only(clients)
             self._segments[name] = segment
             self._where.update(dict.fromkeys(clients, segment))
-            self._serial = max(self._serial, int(name.split("-")[1].split(".")[0]) + 1)
+        if self._folder is not None:  # files of other checkpoints, or of a process that died, are not written over
+            files = self._folder.glob("states-*.safetensors")
+            self._serial = max((int(file.stem.split("-")[1]) + 1 for file in files), default=0)
         self._kept = set(owners)
         if upgrade is not None:
             for client in list(self._where):
@@ -151,12 +156,15 @@ class ClientStore:
         self._fit()
 
     def prune(self) -> None:
-        """Delete segments that hold no current state. Call after the new checkpoint is in place."""
-        self._kept = {segment.path.name for segment in self._where.values()}
+        """Delete segments that neither a current state nor a checkpoint in ``held`` needs.
+
+        Call after the new checkpoint is in place.
+        """
+        self._kept = {segment.path.name for segment in self._where.values()}.union(*self.held.values())
         self._segments = {name: s for name, s in self._segments.items() if s.places or name in self._kept}
         if self._folder is not None and self._folder.exists():
             for path in (*self._folder.glob("states-*.safetensors"), *self._folder.glob(".states-*.tmp")):
-                if path.name not in self._segments:
+                if path.name not in self._segments and path.name not in self._kept:
                     path.unlink(missing_ok=True)
 
     @contextmanager

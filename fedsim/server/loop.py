@@ -94,7 +94,8 @@ class Loop:
         if self.saved != self.done:
             state, folder = self.state | self.own | self._base(), self.folder / "checkpoint"
             try:
-                checkpoint.save(folder, self.done, state, self.server.states, self.key)
+                keep = self.checkpoints.keep
+                checkpoint.save(folder, self.done, state, self.server.states, self.key, keep)
             except (OSError, SafetensorError) as e:
                 kept = f"round {self.saved} is still there" if self.saved > 0 else "there is none before it"
                 raise CheckpointError(
@@ -148,7 +149,8 @@ class Loop:
         self._tell(row, server, models, bool(found))
         if self._reached(row):
             self.rounds = self.done
-        if self.checkpoints.every and self.done % self.checkpoints.every == 0:
+        every, keep = self.checkpoints.every, self.checkpoints.keep
+        if (every and self.done % every == 0) or (keep != "all" and checkpoint.keeps(keep, self.done)):
             self.save()
 
     def _sampled(self, index: int) -> Server:

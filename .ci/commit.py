@@ -1,0 +1,27 @@
+"""Build hook of hatchling: a distribution carries the commit that it was built from, as runs record it."""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+
+class CommitHook(BuildHookInterface):  # type: ignore[type-arg]
+    """Adds ``fedsim/commit.txt``: the commit, and ``clean`` or ``changed``; nothing where there is no checkout."""
+
+    PLUGIN_NAME = "custom"
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        """Ask git, write the file elsewhere than in the checkout, and have it included."""
+        if not (Path(self.root) / ".git").exists():
+            return
+        git = ["git", "-C", self.root]
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout
+        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, check=True).stdout
+        file = Path(tempfile.mkdtemp()) / "commit.txt"
+        file.write_text(f"{commit.strip()} {'changed' if changed else 'clean'}\n")
+        build_data["force_include"][str(file)] = "fedsim/commit.txt"
