@@ -20,7 +20,9 @@ class CommitHook(BuildHookInterface):  # type: ignore[type-arg]
         if not (Path(self.root) / ".git").exists():
             return
         git = ["git", "-C", self.root]
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout
+        commit = subprocess.run(
+            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout
         changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, check=True).stdout
         file = Path(tempfile.mkdtemp()) / "commit.txt"
         file.write_text(f"{commit.strip()} {'changed' if changed else 'clean'}\n")

@@ -148,7 +148,9 @@ def validate(config: DictConfig) -> None:
     for key, (possible, text) in _everywhere(RANGES):
         _check_range(key, OmegaConf.select(config, key), possible, text)
     if not re.fullmatch(r"last|all|every:[1-9]\d*", str(config.checkpoint.keep)):
-        raise ConfigError(f"checkpoint.keep={config.checkpoint.keep}: choose last, all or every:N, as in every:10")
+        raise ConfigError(
+            f"checkpoint.keep={config.checkpoint.keep}: choose last, all or every:N, as in every:10"
+        )
     for key, (possible, text) in PART_RANGES.items():
         target = str(OmegaConf.select(config, f"{key.partition('.')[0]}._target_"))
         value = OmegaConf.select(config, key)

@@ -174,6 +174,7 @@ class TrackerConfig:
     console: ConsoleConfig = neutral_key()
     wandb: WandbConfig = neutral_key()
     tensorboard: bool = neutral_key()
+    update_hashes: bool = neutral_key()  # hashes.jsonl: sha256 of every vector that a client got and sent
     plots: bool = neutral_key()  # draw curves.png and partition.png at the end
 
 

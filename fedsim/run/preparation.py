@@ -123,4 +123,5 @@ def plan(
         vectorize=config.engine.vectorize,
         classes=participants.client_classes(config, local, method, data.num_clients, clock),
         views=configured(config.views),
+        hashes=config.tracker.update_hashes,
     )

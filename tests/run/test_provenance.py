@@ -122,7 +122,9 @@ def test_the_first_field_that_explains_other_bits_is_named() -> None:
         f"recorded on AVX9000 with torch 1.0, here {now['cpu']['capability']}: other bits are expected"
     )
     numpy = now | {"versions": now["versions"] | {"numpy": "1.0"}}
-    expected = f"recorded on {place}, numpy 1.0, here numpy {now['versions']['numpy']}: other bits are expected"
+    expected = (
+        f"recorded on {place}, numpy 1.0, here numpy {now['versions']['numpy']}: other bits are expected"
+    )
     assert difference(numpy, now) == expected
 
 
