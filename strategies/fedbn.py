@@ -20,7 +20,7 @@ class FedBN(FedAvg):
     own statistics are never trained.
     """
 
-    traits: ClassVar[Traits] = replace(FedAvg.traits, buffers="all_local", batch_norm=True)
+    traits: ClassVar[Traits] = replace(FedAvg.traits, personal=True, buffers="all_local", batch_norm=True)
 
     def make_client(self) -> Client:
         """SGD; a client that never took part takes statistics from its own samples."""

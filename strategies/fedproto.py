@@ -49,7 +49,9 @@ class FedProto(FedAvg):
             if alone
             else ""
         )
-        self.traits = replace(self.traits, buffers="local" if alone else None, mean_only=only)  # type: ignore[misc]
+        self.traits = replace(  # type: ignore[misc]
+            self.traits, personal=alone, buffers="local" if alone else None, mean_only=only
+        )
 
     def make_client(self) -> Client:
         """SGD with the pull to prototypes."""

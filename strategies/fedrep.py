@@ -18,7 +18,9 @@ from strategies.fedavg import FedAvg
 class FedPer(FedAvg):
     """FedAvg of the body; heads are trained with it and never sent. The global model's own head stays untrained."""
 
-    traits: ClassVar[Traits] = replace(FedAvg.traits, features=True, linear_head=True, body=True)
+    traits: ClassVar[Traits] = replace(
+        FedAvg.traits, personal=True, features=True, linear_head=True, body=True
+    )
 
     def make_client(self) -> Client:
         """Joint training."""

@@ -25,7 +25,9 @@ class LocalOnly(Strategy):
 
     client: Client = field(init=False, default_factory=LocalClient)
     traits: ClassVar[Traits] = Traits(
-        buffers="local", mean_only="LocalOnly averages no vectors here; leave aggregator out"
+        personal=True,
+        buffers="local",
+        mean_only="LocalOnly averages no vectors here; leave aggregator out",
     )
     fold: ClassVar[Fold] = {}
 

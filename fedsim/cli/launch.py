@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from fedsim.cli.exits import BAD_CONFIG, DONE, FAILED, TERMINATED, Terminated, diagnose, terminable
 from fedsim.cli.flags import arranged
 from fedsim.cli.sweep import JobResult, Journal
+from fedsim.cli.tuning import check_search, optimises, result_of
 from fedsim.config.check import validate
 from fedsim.config.compose import COMPOSE_ERRORS, chosen_method, label_method, plain, typed
 from fedsim.config.explain import explain
@@ -56,10 +57,12 @@ def launch(argv: Sequence[str]) -> int:
 
 
 def run_job(config: DictConfig) -> float:
-    """One run, as Hydra's task. It never raises but on Ctrl-C, so that a failed job does not end a sweep.
+    """One run, as Hydra's task. It raises only on Ctrl-C, and in a search that has nothing to choose by: a failed job
+    does not end a sweep.
 
     Returns:
-        The final accuracy, for sweepers that optimise (``experiment=search``); NaN if the run failed or has none.
+        The objective of validation data, for sweepers that optimise (``experiment=search``); NaN if the run failed or
+        has none.
     """
     info = HydraConfig.get()
     sweep = info.mode == RunMode.MULTIRUN
@@ -67,6 +70,8 @@ def run_job(config: DictConfig) -> float:
     outcome = JobResult(
         job=info.job.num if sweep else 0, overrides=info.job.override_dirname if sweep else ""
     )
+    if sweep and optimises(info):
+        check_search(config, info)
     try:
         with terminable():
             summary = _attempt(config, outcome, info)
@@ -74,13 +79,12 @@ def run_job(config: DictConfig) -> float:
         if Journal.elsewhere():  # a process that works for a sweep: no other job may begin here
             os._exit(TERMINATED)
         raise
-    accuracy = (summary or {}).get("accuracy")
-    return float("nan") if accuracy is None else float(accuracy)
+    return result_of(config, outcome.dir, summary)
 
 
 def _in_a_grid(info: HydraConf) -> bool:
     """Whether nobody waits for the result of this job: it may be computed after all others of its sweep."""
-    return "basic_sweeper" in str(info.sweeper.get("_target_"))
+    return not optimises(info)
 
 
 def _attempt(

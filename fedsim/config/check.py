@@ -39,6 +39,9 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "failures.policy": ("stop", "skip"),
     "failures.nonfinite": ("skip", "stop"),
     "failures.thin_round": ("skip", "stop"),
+    "objective.on": ("test", "val", "clients", "clients_val"),
+    "objective.direction": ("auto", "max", "min"),
+    "objective.clients": ("mean", "weighted", "worst_tenth"),
     "tracker.console.mode": ("auto", "rich", "plain", "quiet"),
     "tracker.wandb.mode": ("disabled", "auto", "offline", "online"),
 }
@@ -253,6 +256,8 @@ def _check_relations(config: DictConfig) -> None:
     for part in ("encoder", "pretrain"):
         if config[part]:
             check_target(part, config[part])
+    if not re.fullmatch(r"last|best_val|mean:0*[1-9]\d*", str(config.objective.at)):
+        raise ConfigError(f"objective.at={config.objective.at}: must be last, mean:K (K from 1) or best_val")
     plan = config.evaluation
     if plan.holdout and plan.local_test:
         raise ConfigError("evaluation.local_test=true: not together with evaluation.holdout; choose one")

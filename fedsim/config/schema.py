@@ -133,6 +133,19 @@ class EvaluationConfig:
 
 
 @dataclass
+class ObjectiveConfig:
+    """The number of a run, for whoever chooses by it or compares; a run itself does not read it."""
+
+    metric: str = neutral_key()  # a column of metrics.jsonl
+    on: str | None = (
+        neutral_key()
+    )  # test | val | clients | clients_val; null: val in searches, test in reports
+    at: str = neutral_key()  # last | mean:K of the last K evaluations | best_val
+    direction: str = neutral_key()  # auto (by name) | max | min
+    clients: str = neutral_key()  # mean | weighted | worst_tenth: what clients' accuracies come to
+
+
+@dataclass
 class FailureConfig:
     """What happens when a client's code raises or returns a non-finite update, or when too few updates come."""
 
@@ -219,6 +232,7 @@ class RunConfig:
     attack: Any = problem_key()
     tracker: TrackerConfig = neutral_key()
     evaluation: EvaluationConfig = problem_key()
+    objective: ObjectiveConfig = neutral_key()
     failures: FailureConfig = problem_key()
     checkpoint: CheckpointConfig = neutral_key()
 

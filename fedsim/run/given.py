@@ -18,7 +18,7 @@ from fedsim.data.joining import content_hash
 from fedsim.data.trees import tree_map
 from fedsim.errors import ConfigError
 from fedsim.rng import hash_tensors
-from fedsim.run.key import spans_run
+from fedsim.run.key import says
 from fedsim.task.losses import Forward, LossFn
 
 
@@ -71,7 +71,7 @@ class Given:
         with open_dict(config):
             if self.strategy is not None:
                 config.strategy = {"_target_": _path(self.strategy), "given": _settings(self.strategy)}
-                if spans_run(self.strategy):
+                if says(self.strategy, "horizon"):
                     config.strategy["horizon"] = True
             if self.model is not None:
                 head = config.model.get("head")

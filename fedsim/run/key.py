@@ -89,14 +89,17 @@ def horizon(config: DictConfig) -> bool:
 
     The class is imported. One that cannot be imported has no schedule; building it will say what is wrong.
     """
-    if spans_rounds(OmegaConf.select(config, "client.round_schedule")):
-        return True
+    return spans_rounds(OmegaConf.select(config, "client.round_schedule")) or has_trait(config, "horizon")
+
+
+def has_trait(config: DictConfig, name: str) -> bool:
+    """Whether the strategy's class, or one that it wraps, says so of itself; the class is imported."""
     node: Any = config.strategy
     while isinstance(node, DictConfig):
         if "given" in node:  # in Python: what its class says was recorded
-            return bool(node.get("horizon"))
+            return bool(node.get(name))
         try:
-            if spans_run(get_object(str(node.get("_target_")))):
+            if says(get_object(str(node.get("_target_"))), name):
                 return True
         except (ImportError, AttributeError, ValueError):
             return False
@@ -104,10 +107,10 @@ def horizon(config: DictConfig) -> bool:
     return False
 
 
-def spans_run(method: Any) -> bool:
-    """Whether a strategy (class, object, or a function that makes one) says that a schedule depends on ``rounds``."""
+def says(method: Any, trait: str) -> bool:
+    """Whether a strategy (class, object, or a function that makes one) has a trait."""
     try:
-        return bool(method.traits.horizon)
+        return bool(getattr(method.traits, trait))
     except AttributeError:
         return False  # not a strategy; building it will say what is wrong
 

@@ -77,6 +77,7 @@ def summarise(loop: Loop, config: DictConfig, data: FederatedData) -> dict[str, 
         "rounds": loop.done,
         "key": loop.key,
         "partition_hash": data.dealt.hash(),
+        **({"personal": True} if loop.strategy.traits.personal else {}),
         **loop.server.facts,
     }
     for name in ("loss", "accuracy", "clients/loss", "clients/accuracy"):

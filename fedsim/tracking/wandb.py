@@ -72,7 +72,6 @@ class WandbTracker(Tracker):
             self._run = self._init(run, "offline")
         self._run.define_metric("round")
         self._run.define_metric("*", step_metric="round")
-        self._run.define_metric("accuracy", step_metric="round", summary="max")
 
     def round(self, row: Row, clients: Sequence[Row]) -> None:
         """Log the row's numbers in one call, without ``step``: W&B drops rows whose step is not larger."""
@@ -93,8 +92,11 @@ class WandbTracker(Tracker):
         run, self._run = self._run, None
         try:
             self._extras(run)
-            texts = {key: value for key, value in summary.items() if isinstance(value, str)}
-            run.summary.update(texts | scalars(summary, "final/"))
+            told = {
+                k: v for k, v in summary.items() if not k.startswith("best_")
+            }  # of test samples: no results
+            texts = {key: value for key, value in told.items() if isinstance(value, str)}
+            run.summary.update(texts | scalars(told, "final/"))
         finally:
             run.finish(exit_code=0 if summary.get("status") == "done" else 1)
 
