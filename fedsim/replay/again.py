@@ -16,7 +16,7 @@ from fedsim.config.check import validate
 from fedsim.config.compose import load, plain, typed
 from fedsim.config.schema import EngineConfig
 from fedsim.errors import ConfigError
-from fedsim.tracking.rows import read_rows
+from fedsim.tracking.rows import read_rows, stream_rows, to_json
 
 if TYPE_CHECKING:
     from fedsim.engine.assignments import Plan
@@ -26,14 +26,20 @@ if TYPE_CHECKING:
 
 def as_simulation(config: DictConfig, folder: str) -> DictConfig:
     """The same run on the serial engine, from scratch, in another folder, telling nobody."""
-    values = plain(config)
+    values = plain(serially(config))
     values |= {"dir": folder, "resume": "never"}
-    values["engine"] = {f.name: values["engine"][f.name] for f in dataclasses.fields(EngineConfig)}
-    values["engine"] |= {"name": "serial", "workers": 1}
     values["tracker"]["console"]["mode"] = "quiet"
     values["tracker"]["wandb"]["mode"] = "disabled"
     values["tracker"] |= {"tensorboard": False, "plots": False, "update_hashes": False}
     values["checkpoint"] |= {"every": 0, "keep": "last"}
+    return typed(values)
+
+
+def serially(config: DictConfig) -> DictConfig:
+    """The same settings on the serial engine."""
+    values = plain(config)
+    values["engine"] = {f.name: values["engine"][f.name] for f in dataclasses.fields(EngineConfig)}
+    values["engine"] |= {"name": "serial", "workers": 1}
     return typed(values)
 
 
@@ -123,16 +129,18 @@ def begin_at(run: Path, round: int, config: DictConfig, place: Path, mark: str =
     own = {run_key(recorded), *keys_before(recorded)}
     if found is None or checkpoint.key_of(found) not in own or checkpoint.rounds_of(found) == 0:
         return False
-    target = place / "checkpoint"
+    target, done = place / "checkpoint", checkpoint.rounds_of(found)
     target.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(found, target / found.name, dirs_exist_ok=True)
     for segment in checkpoint.segments_of(found):
         shutil.copy(run / "checkpoint" / segment, target / segment)
-    checkpoint.change_key(target / found.name, marked(run_key(config), mark))
-    rows = [row for row in read_rows(run / "metrics.jsonl") if row["round"] <= checkpoint.rounds_of(found)]
-    from fedsim.tracking.rows import to_json
-
-    (place / "metrics.jsonl").write_text("".join(to_json(row) + "\n" for row in rows))
+    for log in ("metrics.jsonl", "clients.jsonl"):
+        kept = (row for row in stream_rows(run / log) if row["round"] <= done)
+        with (place / log).open("w") as file:
+            file.writelines(to_json(row) + "\n" for row in kept)
+    scratch = target / f".{found.name}.tmp"
+    shutil.copytree(found, scratch, dirs_exist_ok=True)
+    checkpoint.change_key(scratch, marked(run_key(config), mark))
+    scratch.rename(target / found.name)  # last: where it is, all is
     return True
 
 
