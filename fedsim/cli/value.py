@@ -95,9 +95,10 @@ def seeds_of(words: str | None) -> list[int]:
 def said(costs: Mapping[str, Any]) -> str:
     """``31 coalitions, 31 runs: 1 is there, 30 to compute, about 4 min``."""
     minutes = costs["seconds"] / 60
+    time = f"{minutes:.0f} min" if minutes >= 2 else f"{costs['seconds']:.0f} s"
     return (
         f"{costs['coalitions']} coalitions, {costs['runs']} runs: {costs['done']} there, {costs['todo']} to compute, "
-        f"about {f'{minutes:.0f} min' if minutes >= 2 else f'{costs["seconds"]:.0f} s'}"
+        f"about {time}"
     )
 
 

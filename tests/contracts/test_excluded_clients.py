@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from callbacks import Interrupt
-from problems import Problem, classes, classification, hashes
+from problems import Problem, classes, classification, hashes, method
 from registry import COHORTS, METHODS, TABLE, Entry
 
 from fedsim.errors import ConfigError
@@ -127,6 +127,8 @@ def test_who_is_in_no_cohort_counts_only_where_a_method_counts_all_clients(entry
     given = problem(cohorts=[[0, 1, 3], [1, 4, 5]])
     same = hashes(given.run(*entry.arguments, f"exclude=[{ABSENT}]")) == hashes(given.run(*entry.arguments))
     assert same == (entry.label not in COUNTED)
+    traits = method(entry.strategy, *entry.overrides).traits
+    assert same or traits.meets_all_clients or not traits.asked_only
 
 
 @pytest.mark.parametrize("entry", (*METHODS, PEERS), ids=lambda e: e.label)

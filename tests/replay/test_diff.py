@@ -37,7 +37,8 @@ def compared(one: Problem, other: Problem, place: Path, *overrides: str) -> dict
 def test_one_bit_in_one_clients_data_names_round_client_and_tensor(tmp_path: Path) -> None:
     changed = classes()
     x = changed[3][0].clone()
-    x[0, 0] = torch.nextafter(x[0, 0], torch.tensor(9.0))
+    bits = x.view(torch.int32)
+    bits[0, 0] ^= 1 << 12  # of 23 of the fraction: what is lower may be lost in the first rounding
     changed[3] = (x, changed[3][1])
     found = compared(classification(), classification(clients=changed), tmp_path, "client.shuffle=false")
     first = next(r["round"] for r in read_rows(tmp_path / "a" / "metrics.jsonl") if 3 in r["cohort"])
@@ -46,7 +47,7 @@ def test_one_bit_in_one_clients_data_names_round_client_and_tensor(tmp_path: Pat
     inside = found["inside"]
     assert (inside["client"], inside["kind"], inside["vector"]) == (3, "update", "delta")
     assert inside["tensor"] == "0.weight" and 1 <= inside["entries"][0] <= inside["entries"][1] == 20
-    assert 0 < inside["largest"] < 1e-5 and inside["ulps"] >= 1
+    assert 0 < inside["largest"] < 1e-2 and inside["ulps"] >= 1
 
 
 def test_shards_that_changed_hands_are_found_in_the_partition_first(tmp_path: Path) -> None:
