@@ -156,6 +156,15 @@ class FailureConfig:
 
 
 @dataclass
+class AuditConfig:
+    """Canaries, by which ``fedsim audit`` finds out whether one can tell who was trained on."""
+
+    canaries: int = problem_key()  # samples that are in by a fair coin each; 0: none
+    kind: str = problem_key()  # random | mislabelled | duplicate
+    guesses: Any = problem_key()  # an even number, or several
+
+
+@dataclass
 class CheckpointConfig:
     """How often a run can be resumed from."""
 
@@ -234,6 +243,7 @@ class RunConfig:
     evaluation: EvaluationConfig = problem_key()
     objective: ObjectiveConfig = neutral_key()
     failures: FailureConfig = problem_key()
+    audit: AuditConfig = problem_key()
     checkpoint: CheckpointConfig = neutral_key()
 
 

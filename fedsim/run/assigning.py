@@ -88,6 +88,7 @@ def refuse_owned(config: DictConfig) -> None:
         ("evaluation.validation", "evaluation.client_validation=0.1 sets a part of each client's apart"),
         ("data.labelled.at", "leave labels out of the nodes' data, or simulate it"),
         ("data.server", "simulate it"),
+        ("audit.canaries", "simulate it"),
         ("exclude_samples", "leave those samples out of the nodes' data"),
     ):
         if OmegaConf.select(config, key):

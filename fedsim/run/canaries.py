@@ -1,0 +1,107 @@
+"""Canaries: samples of which a coin decides whether they are trained on, to find out afterwards whether one can tell.
+
+Steinke, Nasr, Jagielski: Privacy Auditing with One (1) Training Run, NeurIPS 2023.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from fedsim.data.dataset import Dataset, Samples
+from fedsim.data.federated import FederatedData
+from fedsim.data.shards import Shards
+from fedsim.errors import ConfigError
+from fedsim.rng import numpy_rng, uniforms
+
+
+def present(config: DictConfig) -> np.ndarray:
+    """Which of the m canaries are in, bool (m,): a fair coin each, keyed by (seed, canary)."""
+    return uniforms(int(config.seed), "canary", np.arange(int(config.audit.canaries))) < 0.5
+
+
+def guesses(config: DictConfig) -> list[int]:
+    """Numbers of guesses, fixed before the run: of one, or the best of several."""
+    given = config.audit.guesses
+    return [int(given)] if isinstance(given, int) else [int(r) for r in given]
+
+
+def check(config: DictConfig) -> None:
+    """Refuse canaries that nothing could be concluded from.
+
+    Raises:
+        ConfigError: naming the key, and what to type.
+    """
+    m = int(config.audit.canaries)
+    if not m:
+        return
+    given = config.audit.guesses
+    rs = [given] if isinstance(given, int) else list(given or [])
+    if not rs or any(type(r) is not int or r % 2 or not 0 < r <= m for r in rs):
+        raise ConfigError(
+            f"audit.guesses={given}: must be even and at most audit.canaries={m}; one number, or a list of which the "
+            "best is corrected for"
+        )
+    if config.data.get("labelled") and config.data.labelled.get("at"):
+        raise ConfigError("audit.canaries: not together with data.labelled; leave one of them out")
+
+
+def planted(config: DictConfig, data: FederatedData) -> FederatedData:
+    """``data`` with all canaries as the last training samples, those that are in dealt to clients one after another.
+
+    Raises:
+        ConfigError: where samples are no tensors in memory with class labels.
+    """
+    m = int(config.audit.canaries)
+    if not m:
+        return data
+    dataset = data.dataset
+    train, labels = dataset.train, dataset.class_labels()
+    if (
+        not isinstance(train, Samples)
+        or not isinstance(train.x, Tensor)
+        or labels is None
+        or dataset.num_classes < 2
+    ):
+        raise ConfigError("audit.canaries: needs samples in memory, one tensor each, with class labels")
+    total, there = len(train), present(config)
+    like, x, y = _drawn(config, dataset, train.x, labels)
+    clients = [c for c in range(data.num_clients) if c not in data.roles.absent]
+    owner = np.array([clients[i % len(clients)] for i in range(m)])
+    parts = [
+        np.concatenate((data.shards.part(c), total + np.flatnonzero(there & (owner == c))))
+        for c in range(data.num_clients)
+    ]
+    groups = {
+        split: {k: np.concatenate((v, v[like])) if split == "train" else v for k, v in columns.items()}
+        for split, columns in dataset.groups.items()
+    }
+    ids = None if dataset.ids is None else np.concatenate((dataset.ids, dataset.ids[like]))
+    wider = Samples(torch.cat([train.x, x]), torch.cat([labels, y]))
+    return replace(
+        data, dataset=replace(dataset, train=wider, groups=groups, ids=ids), shards=Shards.of(parts)
+    )
+
+
+def _drawn(
+    config: DictConfig, data: Dataset, inputs: Tensor, labels: Tensor
+) -> tuple[np.ndarray, Tensor, Tensor]:
+    """Training rows (m,) that canaries are made of or stand beside, and the canaries' inputs and labels."""
+    rng, m, total = numpy_rng(int(config.seed), "canary/samples"), int(config.audit.canaries), len(labels)
+    like = rng.choice(total, m, replace=m > total)
+    at = torch.from_numpy(like)
+    x, y = inputs[at].clone(), labels[at].clone()
+    if config.audit.kind == "random":
+        low, high = float(inputs.min()), float(inputs.max())
+        shape = (m, *inputs.shape[1:])
+        whole = not inputs.is_floating_point()
+        noise = rng.integers(int(low), int(high) + 1, shape) if whole else rng.uniform(low, high, shape)
+        x = torch.from_numpy(noise).to(inputs.dtype)
+        y = torch.from_numpy(rng.integers(data.num_classes, size=m)).to(labels.dtype)
+    elif config.audit.kind == "mislabelled":
+        y = (y + torch.from_numpy(rng.integers(1, data.num_classes, size=m))) % data.num_classes
+    return like, x, y
