@@ -18,6 +18,10 @@ fedsim: federated-learning simulation
   fedsim -m KEY=A,B ...                   a sweep: every combination, one comparison at the end
   fedsim report DIR ...                   table, curves and a page of finished runs
   fedsim verify RUN                       compute a run again, serially; compare the weights of every round
+  fedsim diff RUN RUN                     where two runs part: settings, data, round, client, tensor
+  fedsim value RUN --shapley              what each client contributes, by runs without some of them
+  fedsim forget RUN --client 3            the run without a client, exactly
+  fedsim audit RUN --clients              free riders, harmful clients; without --clients: a bound on epsilon
   fedsim export RUN --to onnx             its model as a file: state_dict, safetensors, onnx, hf
   fedsim deploy local --nodes 3 ...       the same run on Flower, as processes of their own
 

@@ -32,7 +32,7 @@ def base(folder: Path, *more: str) -> Path:
 
 
 def test_who_sends_nothing_of_its_own_is_flagged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = base(tmp_path / "run", "attack=drop", "attack.fraction=0.25", "attack.loss=1", "attack.packet=null")
+    run = base(tmp_path / "run", "attack=drop", "attack.fraction=0.25", "attack.loss=1", "attack.packet=1")
     assert command(["audit", str(run), "--clients", "--no-loo", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     attackers = json.loads((run / "attackers.json").read_text())
