@@ -15,7 +15,7 @@ from fedsim.replay.variants import BaseRun
 from fedsim.tracking.rows import read_rows
 
 SETTINGS = (
-    "engine=serial", "tracker=quiet", "data=digits", "data._target_=owned.source", "~data.root", "partition=natural",
+    "engine=serial", "tracker=quiet", "data=owned", "partition=natural",
     "num_clients=6", "clients_per_round=2", "rounds=6", "client.epochs=1", "client.batch_size=4", "model=mlp",
     "model.hidden=[5]", "checkpoint.every=1", "checkpoint.keep=all", "engine.chunks=2",
 )  # fmt: skip
@@ -26,15 +26,16 @@ def found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
 
 
-def settings(*more: str) -> list[str]:
-    from fedsim.config.compose import compose
-
-    keys = [k for k in compose(["data=digits"]).data if k not in ("_target_", "labelled", "server")]
-    return [o for o in SETTINGS if not o.startswith("~")] + [f"~data.{k}" for k in keys] + list(more)
+def settings(folder: Path, *more: str) -> list[str]:
+    """With the data source of ``owned.py`` as an option."""
+    conf = folder.parent / "conf" / "data"
+    conf.mkdir(parents=True, exist_ok=True)
+    (conf / "owned.yaml").write_text("_target_: owned.source\nchanged: null\nrows: null\n")
+    return [f"hydra.searchpath=[file://{conf.parent}]", *SETTINGS, f"dir={folder}", *more]
 
 
 def base(folder: Path, *more: str) -> Path:
-    return fedsim.simulate(settings(f"dir={folder}", *more)).dir
+    return fedsim.simulate(settings(folder, *more)).dir
 
 
 def late(folder: Path) -> int:
@@ -58,10 +59,8 @@ def test_it_equals_the_run_without_them_whatever_their_samples_were(strategy: st
     assert (todo.why_all == "") == (strategy in ("fedavg", "ditto"))
     done = forget(todo)
     assert done["start"] == (todo.first_met - 1 if not todo.why_all else 0) and todo.first_met > 1
-    other = f"+data.changed={client}"
-    zero = fedsim.simulate(
-        settings(f"dir={tmp_path / 'zero'}", f"strategy={strategy}", f"exclude=[{client}]", other)
-    )
+    other = f"data.changed={client}"
+    zero = fedsim.simulate(settings(tmp_path / "zero", f"strategy={strategy}", f"exclude=[{client}]", other))
     assert facts(todo.folder) == facts(zero.dir)
     changed = base(tmp_path / "b" / "run", f"strategy={strategy}", other)
     again = plan(changed, [client])
@@ -73,7 +72,7 @@ def test_it_equals_the_run_without_them_whatever_their_samples_were(strategy: st
 def test_a_sample_is_forgotten_likewise(tmp_path: Path) -> None:
     run = base(tmp_path / "a" / "run")
     client = late(run)
-    changed = base(tmp_path / "b" / "run", f"+data.changed={client}", "+data.rows=[1]")
+    changed = base(tmp_path / "b" / "run", f"data.changed={client}", "data.rows=[1]")
     results = [forget(plan(folder, [], {client: [1]})) for folder in (run, changed)]
     assert results[0]["hashes"]["after"] == results[1]["hashes"]["after"] != results[0]["hashes"]["before"]
     assert results[0]["start"] > 0 and results[0]["hashes"]["before"] != results[1]["hashes"]["before"]
