@@ -29,7 +29,7 @@ from fedsim.task.layout import Layout
 
 
 @dataclass
-class Seen:
+class ClientSeen:
     """What was seen of one client's updates."""
 
     cosines: list[float] = field(default_factory=list)  # with the mean of the others of its round
@@ -46,7 +46,7 @@ class Inspector:
     """Looks at the updates of a serial run, round by round."""
 
     def __init__(self, stop: Stop):
-        self.stop, self.clients = stop, dict[int, Seen]()
+        self.stop, self.clients = stop, dict[int, ClientSeen]()
         self._round = 0
         self._updates: list[tuple[int, Tensor]] = []
 
@@ -65,7 +65,7 @@ class Inspector:
         if not names or sent[names[0]].dim() != 1:
             return
         vector = layout.params.compact(sent[names[0]].detach()).clone()
-        seen, digest = self.clients.setdefault(client, Seen()), hash_tensors([vector])
+        seen, digest = self.clients.setdefault(client, ClientSeen()), hash_tensors([vector])
         if not vector.any():
             seen.note("zero update", self._round)
         elif any(_is(t, vector, layout) for t in got.values()):
@@ -115,7 +115,7 @@ class _Inspected(Worker):
         return super()._accept(job, update, broadcast, folder, outcome)
 
 
-def inspect(base: BaseRun) -> dict[int, Seen]:
+def inspect(base: BaseRun) -> dict[int, ClientSeen]:
     """The run computed once more, serially, with an eye on every update.
 
     Raises:
@@ -146,7 +146,7 @@ def audit(
     attackers = _attackers(base.dir)
     rows = []
     for client in base.clients:
-        found, value = seen.get(client, Seen()), worth.get(client)
+        found, value = seen.get(client, ClientSeen()), worth.get(client)
         flags = ["free rider"] if found.reasons else []
         verdict = value["verdict"] if value else None
         flags += {"worse": ["harmful"], "equivalent": ["redundant"]}.get(verdict or "", [])

@@ -33,7 +33,7 @@ def positions(config: DictConfig) -> dict[int, list[int]]:
             )
         if any(at < 0 for at in chosen) or len(set(chosen)) < len(chosen):
             raise ConfigError(f"{_named(client, chosen)}: give positions from 0, each once")
-        found[int(client)] = chosen
+        found[int(str(client))] = chosen
     return found
 
 
