@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, cast
 from fedsim.errors import shadow
 
 __version__ = "0.1.0"
-__all__ = ["Callback", "RunResult", "load_run", "simulate"]
+__all__ = ["Callback", "RunResult", "load", "load_run", "simulate"]
 
 if TYPE_CHECKING:
     from fedsim.api import RunResult, load_run, simulate
+    from fedsim.report.loaded import load
     from fedsim.tracking import Callback
 
 
@@ -22,6 +23,10 @@ def __getattr__(name: str) -> Any:
         from fedsim.tracking import Callback
 
         return Callback
+    if name == "load":
+        from fedsim.report.loaded import load
+
+        return load
     if name in __all__:
         from fedsim import api
 

@@ -19,6 +19,7 @@ from fedsim.engine.base import Engine
 from fedsim.rng import undisturbed
 from fedsim.run import assigning, initial, modelcard, participants, samples
 from fedsim.run.assembly import assemble, start_engine
+from fedsim.run.denser import complete_rows, take_over
 from fedsim.run.folder import adopt, complete, enter, locked, tidied
 from fedsim.run.given import Given
 from fedsim.run.key import marked, run_dir, run_key, run_name
@@ -32,6 +33,7 @@ from fedsim.run.provenance import Record
 from fedsim.run.result import RunResult, load_run
 from fedsim.run.summary import execute, summarise
 from fedsim.run.unread import say
+from fedsim.server.loop import Loop
 from fedsim.server.traits import StrategyLike
 from fedsim.task.losses import Forward, LossFn
 from fedsim.tracking import build as build_trackers
@@ -147,6 +149,7 @@ def run(
     folder, key = run_dir(config), marked(run_key(config), mark)
     with tidied(folder), locked(folder), undisturbed():
         adopt(folder, config, mark)
+        take_over(folder, config, mark)
         return _run(config, given, method, topology, folder, key, engine, split, command)
 
 
@@ -183,8 +186,7 @@ def _run(
         engine = engine or start_engine(config)
         loop = assemble(config, given, method, task, data, engine, trackers, key, topology)
         if previous is not None:
-            loop.restore(previous)
-            loop.history = [r for r in read_rows(folder / "metrics.jsonl") if r["round"] <= loop.done]
+            _go_on(loop, previous)
         record = Record(folder, config, key, data, loop.done, engine.workers, command)
         trackers.start(describe(config, folder, loop.done))
         data.dealt.save(folder / "partition.npz")
@@ -211,3 +213,10 @@ def _run(
                 record.finish(summary)
             if engine is not None:
                 engine.close()
+
+
+def _go_on(loop: Loop, previous: Path) -> None:
+    """From a checkpoint, with the rows up to it."""
+    complete_rows(loop)
+    loop.restore(previous)
+    loop.history = [r for r in read_rows(loop.folder / "metrics.jsonl") if r["round"] <= loop.done]

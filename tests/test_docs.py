@@ -22,7 +22,16 @@ PAGES = [
 ]
 EXPERIMENTS = sorted(ROOT.glob("conf/experiment/*.yaml"))
 TOP = r"(?:fedsim|clients|strategies|conf|tests|experiments|benchmarks|docs)"
-OTHER_COMMANDS = ("report", "verify", "deploy", "export")  # those that take no settings; deploy's are a run's
+OTHER_COMMANDS = (
+    "report",
+    "verify",
+    "deploy",
+    "compare",
+    "export",
+    "tune",
+    "ls",
+    "rm",
+)  # those that take no settings
 
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -224,3 +224,21 @@ def _conclude(outcomes: list[JobResult]) -> int:
         for o in failed:
             print(f"  {o.job:>3}  {o.overrides:<{width}}  {o.reason}", file=sys.stderr)
     return BAD_CONFIG if all(o.code == BAD_CONFIG for o in failed) else FAILED
+
+
+@contextmanager
+def jobs() -> Iterator[Callable[[DictConfig, JobResult], JobResult]]:
+    """Runs of commands that make their configurations themselves: a function that does one, unless it is done.
+
+    Like a job of a sweep it prints how it ended, and fails without ending the others.
+    """
+
+    def do(config: DictConfig, outcome: JobResult) -> JobResult:
+        _attempt(config, outcome)
+        return outcome
+
+    with Journal.opened():
+        try:
+            yield do
+        finally:
+            _stop_ray()

@@ -64,6 +64,10 @@ def _dispatch(argv: list[str]) -> int:
         from fedsim.cli.report import report
 
         return report(argv[1:])
+    if argv[:1] == ["compare"]:
+        from fedsim.cli.compare import compare
+
+        return compare(argv[1:])
     if argv[:1] == ["verify"]:
         from fedsim.cli.verify import verify
 
@@ -72,6 +76,14 @@ def _dispatch(argv: list[str]) -> int:
         from fedsim.cli.export import export
 
         return export(argv[1:])
+    if argv[:1] == ["tune"]:
+        from fedsim.cli.tune import tune
+
+        return tune(argv[1:])
+    if argv[:1] in (["ls"], ["rm"]):
+        from fedsim.cli import storage
+
+        return storage.ls(argv[1:]) if argv[0] == "ls" else storage.rm(argv[1:])
     if argv[:1] == ["deploy"]:
         return _deploy(argv[1:])
     if argv and argv[0] in REPLAY:

@@ -2,77 +2,191 @@
 
 from __future__ import annotations
 
+import argparse
 import shlex
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from fedsim.cli.arguments import Arguments, folder, place
+from fedsim.cli.arguments import Arguments, place
+from fedsim.cli.choices import add_choices, plan_of, recorded, runs_of, words_of
 from fedsim.errors import ConfigError
 
 if TYPE_CHECKING:
+    from fedsim.report.blocks import Block, Plan
     from fedsim.report.runs import Run
+
+FORMATS = ("md", "tex", "csv", "json")
 
 
 def report(argv: Sequence[str]) -> int:
     """Compare all runs in the given folders: a table here; page, figures and table in a folder."""
+    args = _parser().parse_args(argv)
+    if args.set and not args.system:
+        raise ConfigError("--set: only with --system")
+    if args.target is not None and not 0 <= args.target <= 1:
+        raise ConfigError(f"--target {args.target:g}: must be in [0, 1], as accuracies are")
+    runs = runs_of(args)
+    from fedsim.report import clients_plan, compare, compared_blocks, default_plan, group_runs, target_of
+    from fedsim.report.blocks import blocks_of
+    from fedsim.report.page import write_report
+    from fedsim.report.terminal import common_folder
+
+    if args.system:
+        from fedsim.run.whatif import compose_system, reprice
+
+        system = compose_system(args.system, args.set)
+        runs = [reprice(run, system) for run in runs]
+    order, asked = words_of(args.order), args.objective is not None or args.on is not None
+    plan = plan_of(args, runs, None if asked else default_plan(runs).objective)
+    blocks = blocks_of(runs, plan, order) if asked else compared_blocks(runs, plan, order)
+    options = {"columns": words_of(args.columns)}
+    frame = compare(runs, args.target, plan=plan, blocks=blocks, **options)
+    out = args.out or common_folder(args.dirs) / "report"
+    groups = [arm.group for block in blocks for arm in block.setting.arms]
+    groups = groups if len({group.label for group in groups}) == len(groups) else group_runs(runs)
+    commands = [*_sweeps(runs), shlex.join(["fedsim", "report", *argv])]
+    document = _document(blocks, plan, recorded(argv, args.dirs, "report"), args.dirs)
+    try:
+        page = write_report(groups, frame, out, commands)
+        (out / "comparison.json").write_text(document, encoding="utf-8")
+        drawn = _curves(args, blocks, plan, out)
+        own = None if asked else clients_plan(runs, plan)
+        second = None if own is None else compare(runs, target_of(runs, args.target), plan=own, **options)
+        if second is not None:
+            _write(second, out)
+    except OSError as error:
+        raise ConfigError(
+            f"{out}: the report cannot be written there ({error.strerror}); give --out DIR"
+        ) from error
+    if args.json or args.format:
+        print(
+            document if args.json or args.format == "json" else _printed(args, frame, blocks, plan, order),
+            end="",
+        )
+        return 0
+    _show(args, [frame] if second is None else [frame, second], blocks, plan, order)
+    print(f"report:  {page}")
+    print(f"tables:  {out / 'table.csv'}, {out / 'table.tex'}, {out / 'comparison.json'}")
+    print(f"figures: {', '.join(map(str, [out / '*.png', *drawn]))}", flush=True)
+    return 0
+
+
+def _parser() -> Arguments:
     parser = Arguments(prog="fedsim report", description=report.__doc__)
-    parser.add_argument("dirs", nargs="+", type=place, metavar="DIR", help="run folder, or a folder of them")
-    parser.add_argument("--target", type=float, help="accuracy in 0..1 whose first crossing is reported")
-    parser.add_argument(
+    add_choices(parser)
+    add = parser.add_argument
+    add("--target", type=float, help="accuracy in 0..1 whose first crossing is reported")
+    add(
         "--out",
         type=place,
         metavar="DIR",
         help="where to write report.html; default: report/ beside the runs",
     )
-    parser.add_argument(
+    add(
         "--system",
         metavar="FILE",
         help="price the runs on other devices: an option's name or a YAML file like one",
     )
-    parser.add_argument(
+    add(
         "--set",
         action="append",
         default=[],
         metavar="KEY=VALUE",
         help="setting of that system, e.g. system.traces=DIR",
     )
-    args = parser.parse_args(argv)
-    if args.set and not args.system:
-        raise ConfigError("--set: only with --system")
-    if args.target is not None and not 0 <= args.target <= 1:
-        raise ConfigError(f"--target {args.target:g}: must be in [0, 1], as accuracies are")
-    for path in args.dirs:
-        folder(path)
-    from fedsim.report import compare, group_runs, load_runs, print_table
-    from fedsim.report.page import write_report
-    from fedsim.report.terminal import common_folder
+    add(
+        "--columns",
+        metavar="C,...",
+        help="in place of the usual ones: seconds, best_test, or any of metrics.jsonl",
+    )
+    add(
+        "--pivot",
+        nargs=2,
+        metavar=("ROW", "COL"),
+        help="settings down and across, e.g. method partition.alpha",
+    )
+    add("--order", metavar="A,B,...", help="of methods, or of a pivot's rows and columns")
+    add(
+        "--curves",
+        metavar="METRIC,...",
+        help="further figures; diff: differences to the reference against rounds",
+    )
+    add("--format", choices=FORMATS, help="print the table so, and nothing else")
+    return parser
 
-    runs = load_runs(args.dirs)
-    if not runs:
-        raise ConfigError(f"no run folder (with metrics.jsonl) in {', '.join(map(str, args.dirs))}")
-    if args.system:
-        from fedsim.run.whatif import compose_system, reprice
 
-        system = compose_system(args.system, args.set)
-        runs = [reprice(run, system) for run in runs]
-    frame, out = compare(runs, args.target), args.out or common_folder(args.dirs) / "report"
-    print_table(frame)
-    commands = [*_sweeps(runs), shlex.join(["fedsim", "report", *argv])]
-    try:
-        page = write_report(group_runs(runs), frame, out, commands)
-    except OSError as error:
-        raise ConfigError(
-            f"{out}: the report cannot be written there ({error.strerror}); give --out DIR"
-        ) from error
-    print(f"report:  {page}")
-    print(f"tables:  {out / 'table.csv'}, {out / 'table.tex'}")
-    print(f"figures: {out / '*.png'}", flush=True)
-    return 0
+def _document(blocks: Sequence[Block], plan: Plan, command: Sequence[str], dirs: Sequence[Path]) -> str:
+    from fedsim.report.comparison import document, to_text
+    from fedsim.run.key import version
+
+    return to_text(document(blocks, plan, command, dirs, version()))
+
+
+def _tables(
+    args: argparse.Namespace, frame: Any, blocks: Sequence[Block], plan: Plan, order: Sequence[str]
+) -> Any:
+    """Titles and tables: the pivot's, or the one of all arms."""
+    from fedsim.report.pivot import pivot
+    from fedsim.report.tables import layout
+
+    return pivot(blocks, plan, *args.pivot, order) if args.pivot else [("", layout(frame))]
+
+
+def _printed(
+    args: argparse.Namespace, frame: Any, blocks: Sequence[Block], plan: Plan, order: Sequence[str]
+) -> str:
+    from fedsim.report.latex import to_latex
+    from fedsim.report.tables import to_csv, to_markdown
+
+    if args.format == "csv":
+        return to_csv(frame)
+    title = "\n**{}**\n\n" if args.format == "md" else "% {}\n"
+    write = to_markdown if args.format == "md" else to_latex
+    tables = _tables(args, frame, blocks, plan, order)
+    return "".join((title.format(name) if name else "") + write(table) for name, table in tables)
+
+
+def _show(
+    args: argparse.Namespace, frames: Sequence[Any], blocks: Sequence[Block], plan: Plan, order: Sequence[str]
+) -> None:
+    from fedsim.report import print_table
+    from fedsim.report.tables import show_text
+
+    if args.pivot:
+        for name, table in _tables(args, frames[0], blocks, plan, order):
+            print(name)
+            show_text(table)
+        return
+    for frame in frames:
+        print_table(frame)
+
+
+def _write(frame: Any, out: Path) -> None:
+    """The table of the clients' own numbers, beside that of the test set."""
+    from fedsim.report.latex import to_latex
+    from fedsim.report.tables import layout, to_csv
+
+    (out / "table-clients.csv").write_text(to_csv(frame), encoding="utf-8")
+    (out / "table-clients.tex").write_text(to_latex(layout(frame)), encoding="utf-8")
+
+
+def _curves(args: argparse.Namespace, blocks: Sequence[Block], plan: Plan, out: Path) -> list[Path]:
+    if not args.curves:
+        return []
+    from fedsim.report.metriccurves import draw_metric, file_of
+
+    drawn = []
+    for metric in words_of(args.curves):
+        path = out / file_of(metric)
+        path.write_bytes(draw_metric(blocks, plan, metric))
+        drawn.append(path)
+    return drawn
 
 
 def _sweeps(runs: Sequence[Run]) -> list[str]:

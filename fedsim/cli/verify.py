@@ -51,13 +51,13 @@ def verify(argv: Sequence[str]) -> int:
     for number, value in recorded.items():
         if again.get(number) != value:
             print(f"round {number} differs: recorded {value}, computed {again.get(number, 'nothing')}")
-            print(_why(recorded_dir, number, recorded_config))
+            print(why_other_bits(recorded_dir, number, recorded_config))
             return 1
     print(f"{len(recorded)} rounds identical")
     return 0
 
 
-def _why(run: Path, number: int, config: DictConfig) -> str:
+def why_other_bits(run: Path, number: int, config: DictConfig) -> str:
     """What of machine, versions or code is not what it was when a round was recorded."""
     from fedsim.run.machine import difference, machine
     from fedsim.run.provenance import entry_of

@@ -118,6 +118,7 @@ ADDED: Mapping[str, Any] = {
     "evaluation.client_validation": 0.0,
     "evaluation.held_out_clients": 0.0,
     "evaluation.held_out_steps": 0,
+    "evaluation.predictions": False,
     "evaluation.validation": 0.0,
     "exclude": [],
     "exclude_fill": "substitute",

@@ -5,15 +5,19 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedsim.report.runs import Group, Run, column_order, group_runs, load_runs
-from fedsim.report.tables import BEST, print_table
+from fedsim.report.runs import Group, Run, group_runs, load_runs
+from fedsim.report.tables import print_table
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
+
+    from fedsim.report.blocks import Block, Plan
+    from fedsim.report.objective import Objective
 
 __all__ = [
     "Group",
@@ -28,36 +32,62 @@ __all__ = [
 ]
 
 
-def compare(runs: Sequence[Run], target: float | None = None) -> pd.DataFrame:
-    """One row per group of runs that differ only in their seed; numbers are means over the seeds.
+def compare(runs: Sequence[Run], target: float | None = None, **options: Any) -> pd.DataFrame:
+    """One row per method and settings of each problem; numbers are means over the seeds that are finished.
 
-    Columns: ``method``, the settings in which the groups differ, ``seeds``, ``accuracy`` and ``best`` (of
-    the last evaluated round and of the best one, in 0..1) each with its sample standard deviation
-    ``..._std`` (NaN for one seed), ``rounds_to_target`` (first evaluated round at or above ``target``, over
-    the seeds that reach it; NaN if none does) with their number ``reached``, ``megabytes`` (up and down,
-    10^6 bytes), ``seconds`` (real) and, if a clock was simulated, ``sim_seconds``, ``time_to_target`` (simulated
-    seconds to the first round at or above ``target``, over the seeds that reach it) and, if powers are known,
-    ``joules``. ``note`` names runs that diverged or are not done, if there are any.
+    Columns: ``method``, the settings in which rows differ, ``n`` and ``seeds``, the objective (``accuracy``: the mean
+    of the last ten evaluations, or of the last quarter of fewer than forty) with its sample standard deviation
+    ``..._std`` over seeds, ``difference`` to the reference over common seeds with its 95 % interval (``low``,
+    ``high``), ``p_holm``, ``verdict`` and the seeds that would decide (``needed``); ``rounds_to_target`` (mean first
+    evaluated round at or above ``target``, over the ``reached`` runs; ``resolution``: rounds between evaluations),
+    ``megabytes`` (up and down, 10^6 bytes) and, if a clock was simulated, ``sim_seconds``, ``time_to_target`` and, if
+    powers are known, ``joules``. ``note`` names runs that are not finished or not finite, if there are any.
 
-    ``target``: default is ``evaluation.target`` of the runs if they agree on one, else
-    :func:`default_target`. It is kept in ``frame.attrs["target"]``.
+    ``target``: default is ``evaluation.target`` of the runs if they agree on one, else :func:`default_target`. It is
+    kept in ``frame.attrs["target"]``. ``options``: ``plan`` (a ``blocks.Plan``), ``columns``, and
+    ``blocks`` of the same runs and plan, if they are there already.
     """
-    import pandas as pd
+    from fedsim.report.frame import Shown, frame_of
 
+    plan = options.get("plan") or default_plan(runs)
+    blocks = options.get("blocks") or compared_blocks(runs, plan)
+    return frame_of(blocks, plan, Shown(target_of(runs, target), tuple(options.get("columns") or ())))
+
+
+def default_plan(runs: Sequence[Run]) -> Plan:
+    """The runs' own objective, on test data, if they agree on one; by loss where no run has an accuracy."""
+    from fedsim.report.blocks import Plan
+    from fedsim.report.objective import Objective
+
+    told = {Objective.of(run.config, "test") for run in runs}
+    objective = replace(told.pop(), on="test") if len(told) == 1 else Objective()
+    measured = {name for run in runs for row in run.rows for name in row if row[name] is not None}
+    if objective.column not in measured and "loss" in measured:
+        objective = replace(objective, metric="loss", direction="auto")
+    return Plan(objective)
+
+
+def clients_plan(runs: Sequence[Run], plan: Plan) -> Plan | None:
+    """The same by clients' own test samples, if that is how some of the methods are ranked and it was measured."""
+    personal = any(run.summary.get("personal") for run in runs)
+    objective: Objective = replace(plan.objective, on="clients")
+    measured = any(row.get(objective.column) is not None for run in runs for row in run.rows)
+    return (
+        replace(plan, objective=objective) if personal and measured and plan.objective.on == "test" else None
+    )
+
+
+def compared_blocks(runs: Sequence[Run], plan: Plan, order: Sequence[str] = ()) -> list[Block]:
+    """The runs compared, problem by problem; an objective that nobody measured leaves all of them unranked."""
+    from fedsim.report.blocks import blocks_of
+
+    return blocks_of(runs, plan, order, checked=False)
+
+
+def target_of(runs: Sequence[Run], target: float | None = None) -> float | None:
+    """``target``, else the configured one, else the default."""
     target = _configured_target(runs) if target is None else target
-    target = default_target(runs) if target is None else target
-    groups = group_runs(runs)
-    columns = sorted({key for group in groups for key in group.settings}, key=column_order)
-    frame = pd.DataFrame([_line(group, columns, target) for group in groups], dtype=object)
-    numbers = [column for column in frame if column in BEST or column.endswith("_std")]
-    frame = frame.astype(dict.fromkeys(numbers, float))
-    for column in ("note", "sim_seconds", "time_to_target", "joules"):
-        if column in frame and (
-            not frame[column].any() or (column == "time_to_target" and "sim_seconds" not in frame)
-        ):
-            frame = frame.drop(columns=column)
-    frame.attrs["target"] = target
-    return frame
+    return default_target(runs) if target is None else target
 
 
 def default_target(runs: Sequence[Run]) -> float | None:
@@ -77,7 +107,9 @@ def default_target(runs: Sequence[Run]) -> float | None:
 
 def draw_curves(runs: Sequence[Run], path: str | Path) -> Figure:
     """Write accuracy and loss against rounds to ``path`` (.png, .pdf, .svg), a curve per group."""
-    figure = figure_of({group.label: [run.rows for run in group.runs] for group in group_runs(runs)})
+    from fedsim.report.curves import histories_of
+
+    figure = figure_of(histories_of(group_runs(runs)))
     figure.savefig(path, dpi=150)
     return figure
 
@@ -89,53 +121,6 @@ def figure_of(histories: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) ->
     return draw(histories)
 
 
-def _line(group: Group, columns: Sequence[str], target: float | None) -> dict[str, Any]:
-    series = [list(run.series("accuracy").values()) for run in group.runs]
-    final = [values[-1] for values in series if values]
-    best = [max(known) for values in series if (known := _finite(values))]
-    firsts = [_first(run, target) for run in group.runs]
-    reached = [first for first in firsts if first is not None]
-    times = [
-        run.total("sim_seconds", first)
-        for run, first in zip(group.runs, firsts, strict=True)
-        if first is not None
-    ]
-    return {
-        "method": group.method,
-        **{column: group.settings.get(column) for column in columns},
-        "seeds": ",".join(str(run.seed) for run in group.runs),
-        "accuracy": _mean(final),
-        "accuracy_std": _std(final),
-        "best": _mean(best),
-        "best_std": _std(best),
-        "rounds_to_target": _mean(reached),
-        "reached": len(reached),
-        "megabytes": _mean([(run.total("bytes_up") + run.total("bytes_down")) / 1e6 for run in group.runs]),
-        "seconds": _mean([run.total("seconds") for run in group.runs]),
-        "sim_seconds": _mean([run.total("sim_seconds") for run in group.runs]),
-        "time_to_target": _mean(times),
-        "joules": _mean([run.total("joules") for run in group.runs]),
-        "note": "; ".join(text for run in group.runs if (text := _remark(run))),
-    }
-
-
-def _remark(run: Run) -> str:
-    """What a reader must know before trusting the run's numbers."""
-    if run.status != "done":
-        return f"seed {run.seed} {run.status} after {len(run.rows)} rounds"
-    for metric in ("loss", "accuracy"):
-        for at, value in run.series(metric).items():
-            if not math.isfinite(value):
-                return f"seed {run.seed} diverged: {metric} {value} in round {at}"
-    return ""
-
-
-def _first(run: Run, target: float | None) -> int | None:
-    if target is None:
-        return None
-    return next((at for at, value in run.series("accuracy").items() if value >= target), None)
-
-
 def _configured_target(runs: Sequence[Run]) -> float | None:
     targets = {(run.config.get("evaluation") or {}).get("target") for run in runs}
     target = targets.pop() if len(targets) == 1 else None
@@ -144,14 +129,3 @@ def _configured_target(runs: Sequence[Run]) -> float | None:
 
 def _finite(values: Iterable[float]) -> list[float]:
     return [value for value in values if math.isfinite(value)]
-
-
-def _mean(values: Sequence[float]) -> float:
-    return statistics.fmean(values) if values else math.nan
-
-
-def _std(values: Sequence[float]) -> float:
-    """Sample standard deviation; NaN where there is none."""
-    if len(values) < 2 or len(_finite(values)) < len(values):
-        return math.nan
-    return statistics.stdev(values)

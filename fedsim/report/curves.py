@@ -15,6 +15,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from fedsim.report.runs import Group
+
 # Okabe and Ito's palette (without its yellow, too pale on white): told apart with any kind of colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 DASHES = ("-", "--", ":", "-.")
@@ -74,6 +76,16 @@ class Curves(Figure):
         return image(self, "png")
 
 
+def histories_of(groups: Sequence[Group]) -> dict[str, list[Rows]]:
+    """Rows by label; of several seeds with their number: ``FedAvg (n=5)``."""
+    return {
+        group.label + (f" (n={len(group.runs)})" if len(group.runs) > 1 else ""): [
+            run.rows for run in group.runs
+        ]
+        for group in groups
+    }
+
+
 def draw(histories: Histories, against: Axis = ROUNDS) -> Curves:
     """Accuracy and loss; a curve per label, the mean of its seeds with a band of one std.
 
@@ -92,6 +104,7 @@ def draw(histories: Histories, against: Axis = ROUNDS) -> Curves:
             handles, labels = right.get_legend_handles_labels()
         if handles:
             columns = min(len(labels), max(1, 110 // (max(map(len, labels)) + 8)))
+            figure.set_size_inches(9.5, 3.8 + 0.22 * (-(-len(labels) // columns) - 1))  # room for the legend
             figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
     return figure
 
@@ -102,6 +115,23 @@ def panel(histories: Histories, metric: str, against: Axis = ROUNDS) -> Curves:
         figure = _figure(5.2, 3.4)
         _fill(figure.subplots(), metric, histories, against)
     return figure
+
+
+def one_panel() -> tuple[Curves, Axes]:
+    """An empty figure and its axes, in the same style."""
+    with mpl.rc_context(STYLE):
+        figure = _figure(6.4, 4.0)
+        return figure, figure.subplots()
+
+
+def titled(figure: Figure) -> None:
+    """Give a figure of one panel its legend, below it, with room for its lines."""
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    if handles:
+        columns = min(len(labels), max(1, 70 // (max(map(len, labels)) + 8)))
+        width, height = figure.get_size_inches()
+        figure.set_size_inches(width, height + 0.22 * -(-len(labels) // columns))
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
 
 
 def spread(values: Mapping[str, Sequence[float]], words: str, percent: bool = True) -> Curves:

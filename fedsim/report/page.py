@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from fedsim.errors import DataError
 from fedsim.report import prose
+from fedsim.report.latex import to_latex
 from fedsim.report.runs import Group, Run
-from fedsim.report.tables import html_table, to_csv, to_html, to_latex
+from fedsim.report.tables import html_table, layout, to_csv, to_html
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,7 +39,7 @@ def write_report(
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     (out / "table.csv").write_text(to_csv(frame), encoding="utf-8")
-    (out / "table.tex").write_text(to_latex(frame), encoding="utf-8")
+    (out / "table.tex").write_text(to_latex(layout(frame)), encoding="utf-8")
     parts = {
         "title": escape(prose.title(groups)),
         "lead": escape(prose.lead(groups)),
@@ -60,14 +61,15 @@ def write_report(
 def _results(frame: pd.DataFrame) -> str:
     target = frame.attrs.get("target")
     words = [
-        "Accuracies are those of the last and of the best evaluated round, on the common test set: mean ± sample "
-        "standard deviation over the seeds.",
+        f"Numbers are the {frame.attrs['objective']}: mean ± sample standard deviation over the n seeds that are "
+        "finished, not the standard error. Differences are to the reference, over common seeds, with 95 % intervals.",
         ""
         if target is None
         else f"Rounds to {100 * target:g} % count to the first evaluation at or above it.",
-        "Traffic is what all clients sent and received; time is real computing time on the machine at hand.",
+        "Traffic is what all clients sent and received.",
         "Simulated time is that of the configured devices." if "sim_seconds" in frame else "",
-        "★ marks the best of a column.",
+        "★ marks what is better than all others of its problem, by a paired test over seeds; ☆ several equivalent "
+        "leaders.",
     ]
     return to_html(frame) + prose.paragraph(" ".join(filter(None, words)), "soft")
 
@@ -76,7 +78,7 @@ def _curves(groups: Sequence[Group], out: Path) -> str:
     """Each metric against rounds, traffic, time and, where powers are known, energy; the same as files."""
     from fedsim.report import curves
 
-    histories = {group.label: [run.rows for run in group.runs] for group in groups}
+    histories = curves.histories_of(groups)
     rows = [row for seeds in histories.values() for one in seeds for row in one]
     metrics = [m for m in ("accuracy", "loss") if any(row.get(m) is not None for row in rows)]
     if not metrics:

@@ -23,6 +23,7 @@ from fedsim.tracking.rows import from_json, read_rows
 log = logging.getLogger(__name__)
 
 NUMBERS = ("round", "accuracy", "loss", "bytes_up", "bytes_down", "seconds", "sim_seconds", "joules")
+MAX_DIGITS = 8  # of a number in a table or label: those of a search have 17
 # Said by the method's name, unless runs of one method differ in it.
 _NAMED = re.compile(r"(strategy|code)\.|.*_target_$")
 # What clients weigh decides which objective is minimised: shown wherever the runs at hand differ in it.
@@ -83,6 +84,7 @@ class Group:
     settings: Mapping[str, Any]  # the keys in which the groups at hand differ
     runs: Sequence[Run] = field(repr=False)
     names: Mapping[str, str] = field(default_factory=dict, repr=False)  # short names of the settings
+    flat: Mapping[str, Any] = field(default_factory=dict, repr=False)  # all settings of the first run, dotted
 
     @property
     def label(self) -> str:
@@ -131,12 +133,7 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
     in a warning.
     """
     flat = [settings_of(run) for run in runs]
-    followers = {
-        key
-        for key in set().union(*flat)
-        if key.rpartition(".")[2] == "seed"
-        and all(config.get(key, run.seed) == run.seed for run, config in zip(runs, flat, strict=True))
-    }
+    followers = followers_of(runs, flat)
     members: dict[str, list[int]] = {}
     for index, config in enumerate(flat):
         kept = {key: value for key, value in config.items() if key not in followers}
@@ -149,8 +146,18 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
     groups = []
     for (method, config), indices in zip(heads, members.values(), strict=True):
         settings = {key: config[key] for key in columns if key in config}
-        groups.append(Group(method, settings, _once([runs[index] for index in indices]), names))
+        groups.append(Group(method, settings, _once([runs[index] for index in indices]), names, config))
     return sorted(groups, key=lambda group: (group.method, [_sortable(v) for v in group.settings.values()]))
+
+
+def followers_of(runs: Sequence[Run], flat: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Keys of nested seeds that equal the run's own in every run, whose settings are ``flat``."""
+    return {
+        key
+        for key in set().union(*flat)
+        if key.rpartition(".")[2] == "seed"
+        and all(config.get(key, run.seed) == run.seed for run, config in zip(runs, flat, strict=True))
+    }
 
 
 def _load(folder: Path) -> Run:
@@ -260,7 +267,9 @@ def short_names(keys: Iterable[str]) -> dict[str, str]:
 
 
 def short_value(key: str, value: Any) -> str:
-    """A setting's value as text; of a class or function named by ``_target_`` its last part."""
+    """A setting's value as text; of a class or function its last part, of a long number the first four digits."""
+    if isinstance(value, float) and len(repr(value)) > MAX_DIGITS:
+        return f"{value:.4g}"
     return str(value).rpartition(".")[2] if key.endswith("_target_") else str(value)
 
 

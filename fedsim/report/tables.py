@@ -1,4 +1,4 @@
-"""The comparison as text: for the terminal, LaTeX, HTML and as CSV. Its numbers come from ``fedsim.report``."""
+"""The table of a report as text: for the terminal, Markdown, HTML and as CSV. Its numbers are those of ``frame``."""
 
 from __future__ import annotations
 
@@ -14,144 +14,153 @@ if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console
 
-# Which end of a column leads.
-BEST: dict[str, Any] = {
-    "accuracy": max,
-    "best": max,
-    "rounds_to_target": min,
-    "megabytes": min,
-    "seconds": min,
-    "sim_seconds": min,
-    "time_to_target": min,
-    "joules": min,
-}
-_TERMINAL = {
-    "accuracy": "final %",
-    "best": "best %",
-    "rounds_to_target": "to {target}%",
+    from fedsim.report.objective import Objective
+
+_WORDS = {
+    "difference": "difference",
+    "verdict": "verdict",
+    "best_test": "best % (test, optimistic)",
+    "rounds_to_target": "rounds to {target}%",
     "megabytes": "MB",
     "seconds": "s",
     "sim_seconds": "sim. s",
     "time_to_target": "sim. s to {target}%",
     "joules": "J",
 }
-_PAPER = {
-    "accuracy": "final accuracy, %",
-    "best": "best accuracy, %",
-    "rounds_to_target": "rounds to {target} %",
-    "megabytes": "traffic, MB",
-    "seconds": "time, s",
-    "sim_seconds": "simulated time, s",
-    "time_to_target": "simulated time to {target} %, s",
-    "joules": "energy, J",
-}
-_TO_TARGET = ("rounds_to_target", "time_to_target")
-_OWN = {"method", "seeds", *BEST}  # columns that are no settings
-_INSIDE = {"accuracy_std", "best_std", "reached", "note"}  # shown within other columns, or below the table
+_TOTALS = ("megabytes", "seconds", "sim_seconds", "time_to_target", "joules")
+_INSIDE = {
+    "seeds",
+    "low",
+    "high",
+    "p_holm",
+    "needed",
+    "reached",
+    "resolution",
+    "note",
+}  # within others, or below
+MARKS = {"best": "*", "tie": "°"}  # in plain text
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell's text, and whether it leads its column."""
+    """A cell's text, and its mark: ``best``, ``tie`` (one of several equivalent leaders), or none."""
 
     text: str
-    best: bool = False
+    mark: str = ""
 
 
 @dataclass(frozen=True)
 class TextTable:
-    """The comparison as text: ``rows[i][j]`` stands under ``header[j]``; ``notes[i]`` is empty if all is well."""
+    """The table as text: ``rows[i][j]`` stands under ``header[j]``; ``notes[i]`` is empty if all is well."""
 
     header: Sequence[str]
     numeric: Sequence[bool]  # columns of numbers
     rows: Sequence[Sequence[Cell]]
     notes: Sequence[str]
+    blocks: Sequence[int] = ()  # of each row
+    below: Sequence[str] = ()  # lines under the table
+
+    def remarks(self) -> list[str]:
+        """Notes with the row they belong to, then the lines below."""
+        noted = [(row[0].text, note) for row, note in zip(self.rows, self.notes, strict=True) if note]
+        return [*(f"{name}: {note}" for name, note in noted), *self.below]
 
 
-def layout(frame: pd.DataFrame, headers: Mapping[str, str] = _PAPER) -> TextTable:
-    """What :func:`fedsim.report.compare` returned as text, accuracies in percent.
-
-    The best value of a column leads, and so does one that looks the same; nobody leads where all are equal.
-    Groups with a note are no candidates, nor are for the rounds to the target those of which a seed never got there.
-    """
-    shown = [column for column in frame.columns if column not in _INSIDE]
-    records = frame.to_dict("records")
+def layout(frame: pd.DataFrame) -> TextTable:
+    """What :func:`fedsim.report.compare` returned as text, shares in percent."""
+    objective: Objective = frame.attrs["objective"]
+    shown = [c for c in frame.columns if c not in _INSIDE and not c.endswith("_std")]
+    empty = [c for c in ("difference", "verdict") if c in shown and _blank(frame[c])]
+    shown = [c for c in shown if c not in empty]
+    values = {objective.column, *frame.attrs["extra"], "best_test"}
+    own = {"method", "n", *_WORDS, *values}
+    names = short_names(column for column in shown if column not in own)
     target = frame.attrs.get("target")
-    names = short_names(column for column in shown if column not in _OWN)
-    words = {
-        key: text.format(target="target" if target is None else f"{100 * target:g}")
-        for key, text in headers.items()
+    said = {
+        k: v.format(target="target" if target is None else f"{100 * target:g}") for k, v in _WORDS.items()
     }
-    if target is None:
-        words |= {k: words[k].replace("target %", "target").replace("target%", "target") for k in _TO_TARGET}
-    digits = {column: _digits(frame[column]) for column in BEST if column in shown}
-    leaders = {column: _leaders(records, column, digits[column]) for column in digits}
+    said = {k: v.replace("target%", "target") for k, v in said.items()}
+    said |= {c: f"{c} %" if _share(c, objective) else c for c in values if c != "best_test"}
+    records = frame.to_dict("records")
+    digits = {c: _digits(frame[c]) for c in (*_TOTALS, *values) if c in frame}
+    stars = frame.attrs["stars"]
     rows = [
-        [Cell(_text(row, column, digits.get(column, 0)), at in leaders.get(column, ())) for column in shown]
+        [
+            Cell(_text(row, c, objective, values, digits.get(c, 0)), stars.get(c, {}).get(at, ""))
+            for c in shown
+        ]
         for at, row in enumerate(records)
     ]
-    header = [words.get(column, names.get(column, column)) for column in shown]
-    return TextTable(
-        header, [c in BEST for c in shown], rows, [str(row.get("note") or "") for row in records]
-    )
+    header = [said.get(c, names.get(c, c)) for c in shown]
+    numeric = [c in {"n", "difference", "rounds_to_target", *_TOTALS, *values} for c in shown]
+    notes = [str(row.get("note") or "") for row in records]
+    return TextTable(header, numeric, rows, notes, frame.attrs["blocks"], frame.attrs["below"])
 
 
 def print_table(frame: pd.DataFrame, console: Console | None = None) -> None:
-    """Print the comparison: the best of a column is bold and starred, the notes follow the table.
+    """Print the table: the best is bold and starred, equivalent leaders have a ring; notes follow.
 
     A table wider than the terminal keeps its digits and runs over the edge.
     """
+    show_text(layout(frame), console)
+
+
+def show_text(content: TextTable, console: Console | None = None) -> None:
+    """Print a table that is laid out already."""
     from rich import box
     from rich.console import Console as RichConsole
     from rich.markup import escape as plain
     from rich.table import Table as RichTable
 
-    content = layout(frame, _TERMINAL)
     table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
     for name, numeric in zip(content.header, content.numeric, strict=True):
         justify: Literal["right", "left"] = "right" if numeric else "left"
         table.add_column(plain(name), justify=justify, no_wrap=True)
-    for row in content.rows:
-        table.add_row(*(f"[bold green]{plain(c.text)} *[/]" if c.best else plain(c.text) for c in row))
+    looks = {"best": "bold green", "tie": "green"}
+    for at, row in enumerate(content.rows):
+        ends = at + 1 < len(content.rows) and len(set(content.blocks[at : at + 2])) > 1
+        cells = (
+            f"[{looks[c.mark]}]{plain(c.text)} {MARKS[c.mark]}[/]" if c.mark else plain(c.text) for c in row
+        )
+        table.add_row(*cells, end_section=ends)
     console = console or RichConsole()
     needed = table.__rich_measure__(console, console.options.update(max_width=1000)).maximum
     table.width = needed if needed > console.width else None
     console.print(table, crop=False)
-    for line in _remarks(frame, content):
-        console.print(plain(line), style="yellow")
+    for line in content.remarks():
+        console.print(plain(line), style="yellow", soft_wrap=True)
 
 
 def to_csv(frame: pd.DataFrame) -> str:
-    """All numbers of the comparison in full precision, one line a group; the ``target`` has a column of its own."""
+    """All numbers in full precision, one line a (setting, method); the ``target`` has a column of its own."""
     frame = frame.copy()
-    frame.insert(list(frame.columns).index("rounds_to_target"), "target", frame.attrs.get("target"))
+    if "rounds_to_target" in frame:
+        frame.insert(list(frame.columns).index("rounds_to_target"), "target", frame.attrs.get("target"))
     return str(frame.to_csv(index=False, lineterminator="\n"))
 
 
-def to_latex(frame: pd.DataFrame) -> str:
-    """The comparison as a LaTeX ``tabular`` with booktabs' rules: best in bold, notes as footnotes."""
-    content = layout(frame)
-    marks = [f"$^{{{number}}}$" for number in range(1, len(content.notes) + 1)]
-    lines = ["% needs \\usepackage{booktabs}"]
-    lines.append("\\begin{tabular}{" + "".join("r" if numeric else "l" for numeric in content.numeric) + "}")
-    lines += ["\\toprule", " & ".join(map(_tex, content.header)) + " \\\\", "\\midrule"]
-    noted = [index for index, note in enumerate(content.notes) if note]
-    for index, row in enumerate(content.rows):
-        cells = [f"\\textbf{{{_tex(c.text)}}}" if c.best else _tex(c.text) for c in row]
-        cells[0] += marks[noted.index(index)] if index in noted else ""
-        lines.append(" & ".join(cells) + " \\\\")
-    lines.append("\\bottomrule")
-    for mark, index in zip(marks, noted, strict=False):
-        note = f"{mark} {_tex(content.notes[index])}"
-        lines.append(f"\\multicolumn{{{len(content.header)}}}{{l}}{{\\footnotesize {note}}} \\\\")
-    return "\n".join([*lines, "\\end{tabular}", ""])
+def to_markdown(content: TextTable) -> str:
+    """A pipe table; the best in bold, equivalent leaders in italics, notes as a list."""
+    around = {"best": "**", "tie": "*", "": ""}
+
+    def line(cells: Iterable[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    rule = line("---:" if numeric else "---" for numeric in content.numeric)
+    rows = [line(f"{around[c.mark]}{c.text}{around[c.mark]}" for c in row) for row in content.rows]
+    notes = [f"- {remark}" for remark in content.remarks()]
+    return "\n".join([line(content.header), rule, *rows, *([""] if notes else []), *notes, ""])
 
 
 def to_html(frame: pd.DataFrame) -> str:
-    """The comparison as an HTML table, best in bold, and the notes as a list."""
-    content = layout(frame)
-    rows = [[(cell.text, "best" if cell.best else "") for cell in row] for row in content.rows]
-    notes = "".join(f"<li>{escape(line)}</li>" for line in _remarks(frame, content))
+    """The table in HTML, best in bold, and the notes as a list."""
+    return html_of(layout(frame))
+
+
+def html_of(content: TextTable) -> str:
+    """A table that is laid out already, in HTML."""
+    rows = [[(cell.text, cell.mark) for cell in row] for row in content.rows]
+    notes = "".join(f"<li>{escape(line)}</li>" for line in content.remarks())
     return html_table(content.header, rows, content.numeric) + (
         f'<ul class="notes">{notes}</ul>' if notes else ""
     )
@@ -177,79 +186,62 @@ def html_table(
     return f'<div class="{f"scroll {name}".strip()}" tabindex="0"><table>\n{content}\n</table></div>\n'
 
 
-def _remarks(frame: pd.DataFrame, content: TextTable) -> list[str]:
-    """Notes with the group they belong to."""
-    keys = [column for column in frame.columns if column not in _OWN | _INSIDE]
-    names = short_names(keys)
-    lines = []
-    for row, note in zip(frame.to_dict("records"), content.notes, strict=True):
-        settings = (f"{names[k]}={short_value(k, row[k])}" for k in keys if row[k] is not None)
-        if note:
-            lines.append(f"{', '.join([row['method'], *settings])} (seeds {row['seeds']}): {note}")
-    return lines
+def value_text(mean: float, std: float, share: bool, digits: int = 2) -> str:
+    """``90.12 ± 0.34``, shares in percent; of one seed without the deviation."""
+    if math.isnan(mean):
+        return "-"
+    scale, digits = (100, 2) if share else (1, digits)
+    spread = "" if math.isnan(std) else f" ± {scale * std:.{digits}f}"
+    return f"{scale * mean:.{digits}f}{spread}"
 
 
-def _leaders(records: Sequence[Mapping[str, Any]], column: str, digits: int) -> set[int]:
-    """Rows that show the column's best value, unless all show the same."""
-    shown = {index: _mean(row, column, digits) for index, row in enumerate(records)}
-    known = {
-        index: row[column]
-        for index, row in enumerate(records)
-        if not row.get("note")
-        and math.isfinite(row[column])
-        and (column not in _TO_TARGET or row["reached"] == _seeds(row))
-    }
-    candidates = {text for index, text in shown.items() if not records[index].get("note")}
-    if not known or len(candidates) < 2:
-        return set()
-    best = shown[BEST[column](known, key=known.__getitem__)]
-    return {index for index in known if shown[index] == best}
+def _text(row: Mapping[str, Any], c: str, objective: Objective, values: set[str], digits: int) -> str:
+    value = row[c]
+    if c in values:
+        return value_text(value, row[f"{c}_std"], _share(c, objective), digits)
+    if c == "difference":
+        return _difference(row, objective)
+    if c == "verdict":
+        from fedsim.report.frame import verdict_words
+
+        return verdict_words(value, row["needed"]) or "-"
+    if c == "rounds_to_target":
+        return _rounds(row)
+    if c in _TOTALS:
+        return "-" if math.isnan(value) else f"{value:,.{digits}f}"
+    return "-" if value is None else short_value(c, value)
 
 
-def _text(row: Mapping[str, Any], column: str, digits: int) -> str:
-    if column not in BEST:
-        value = row[column]
-        return "-" if value is None else short_value(column, value)
-    mean = _mean(row, column, digits)
-    if column in ("accuracy", "best") and not math.isnan(row[f"{column}_std"]):
-        return f"{mean} ± {100 * row[f'{column}_std']:.2f}"
-    if column in _TO_TARGET and mean != "-" and row["reached"] < _seeds(row):
-        return f"{mean} ({row['reached']} of {_seeds(row)} seeds)"
-    return mean
+def _difference(row: Mapping[str, Any], objective: Objective) -> str:
+    scale, digits = (100, 2) if objective.share else (1, 4)
+    if math.isnan(row["difference"]):
+        return "-"
+    mean, low, high = (f"{scale * row[k]:+.{digits}f}" for k in ("difference", "low", "high"))
+    return mean if math.isnan(row["low"]) else f"{mean} [{low}, {high}]"
 
 
-def _mean(row: Mapping[str, Any], column: str, digits: int = 1) -> str:
-    """The mean of a numeric column as it is shown."""
-    value = row[column]
+def _rounds(row: Mapping[str, Any]) -> str:
+    """First rounds at the target: ``<= 20`` where nobody looked in between, ``12 (2 of 3)`` where not all get there."""
+    value, seeds = row["rounds_to_target"], len([s for s in str(row["seeds"]).split(",") if s])
     if math.isnan(value):
         return "-"
-    if column in ("accuracy", "best"):
-        return f"{100 * value:.2f}"
-    if column == "rounds_to_target":
-        return f"{round(value, 1):g}"
-    return f"{value:,.{digits}f}"
+    text = f"{'<= ' if row['resolution'] > 1 else ''}{round(value, 1):g}"
+    return f"{text} ({row['reached']} of {seeds})" if row["reached"] < seeds else text
+
+
+def _share(column: str, objective: Objective) -> bool:
+    if column in (objective.column, "best_test"):
+        return objective.share
+    from fedsim.report.objective import SHARES
+
+    return column.removesuffix("_worst_tenth").removesuffix("_weighted").removesuffix("_std").endswith(SHARES)
+
+
+def _blank(values: Iterable[Any]) -> bool:
+    return all(value == "" or value != value for value in values)
 
 
 def _digits(values: Iterable[float]) -> int:
     """Decimals that give the smallest of a column two digits or more."""
     least = min((value for value in values if value > 0), default=1.0)
     return 0 if least >= 100 else 1 if least >= 1 else min(1 - math.floor(math.log10(least)), 4)
-
-
-def _seeds(row: Mapping[str, Any]) -> int:
-    return len(str(row["seeds"]).split(","))
-
-
-_SPECIAL = {
-    **{ord(character): f"\\{character}" for character in "&%$#_{}"},
-    ord("\\"): "\\textbackslash{}",
-    ord("~"): "\\textasciitilde{}",
-    ord("^"): "\\textasciicircum{}",
-    ord("<"): "\\textless{}",
-    ord(">"): "\\textgreater{}",
-    ord("±"): "$\\pm$",
-}
-
-
-def _tex(text: str) -> str:
-    return " ".join(text.translate(_SPECIAL).split())

@@ -12,11 +12,13 @@ def show(dirs: Sequence[Path], draw: bool = True) -> None:
 
     Without ``draw`` only curves that are there already are named.
     """
-    from fedsim.report import compare, draw_curves, print_table
+    from fedsim.report import clients_plan, compare, default_plan, draw_curves, print_table
     from fedsim.report.runs import load_runs
 
     runs = load_runs(dirs)
     print_table(compare(runs))
+    if (plan := clients_plan(runs, default_plan(runs))) is not None:
+        print_table(compare(runs, plan=plan))
     path = common_folder(dirs) / "curves.png"
     if draw:
         draw_curves(runs, path)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 LEVEL = 0.05
 POWER = 0.8
@@ -46,6 +46,8 @@ class Comparison:
     reason: str | None = None  # of a verdict that is no test's
     seeds_needed: int | None = None  # that would decide; 101: more than 100
     notes: tuple[str, ...] = ()
+    error: float = math.nan  # standard error of the mean
+    df: float = math.nan  # degrees of freedom of the test
 
     @property
     def n(self) -> int:
@@ -70,7 +72,7 @@ def paired(d: np.ndarray, floor: float = 0.0) -> Paired:
     error = sd / math.sqrt(n)
     with np.errstate(divide="ignore", invalid="ignore"):
         t = np.where(mean == 0, 0.0, np.abs(mean) / error)
-    return Paired(mean, sd, error, 2 * stats.t.sf(t, n - 1))
+    return Paired(mean, sd, error, 2 * special.stdtr(n - 1, -t))
 
 
 def floor_of(samples: int | None, k: int) -> float:
@@ -103,9 +105,9 @@ def holm(p: Sequence[float]) -> list[float]:
     return out
 
 
-def decide(found: Paired, n: int, p_holm: Any, margin: float | None) -> np.ndarray:
-    """Verdicts of finite differences of n >= 3 seeds: equivalence within ``margin`` first, then the adjusted p."""
-    reach = stats.t.ppf(1 - LEVEL, n - 1) * found.error
+def decide(found: Paired, df: float, p_holm: Any, margin: float | None) -> np.ndarray:
+    """Verdicts of finite differences of 3 or more seeds: equivalence within ``margin`` first, then the adjusted p."""
+    reach = special.stdtrit(df, 1 - LEVEL) * found.error
     limit = -1.0 if margin is None else margin
     inside = np.abs(found.mean) + reach < limit
     significant = np.asarray(p_holm) < LEVEL
@@ -124,8 +126,8 @@ def seeds_needed(difference: float, sd: float) -> int:
     if sd == 0 or difference == 0:
         return FEWEST if difference else MOST + 1
     n = np.arange(FEWEST, MOST + 1)
-    shift, limit = abs(difference) / sd * np.sqrt(n), stats.t.ppf(1 - LEVEL / 2, n - 1)
-    power = stats.nct.sf(limit, n - 1, shift) + stats.nct.cdf(-limit, n - 1, shift)
+    shift, limit = abs(difference) / sd * np.sqrt(n), special.stdtrit(n - 1, 1 - LEVEL / 2)
+    power = 1 - special.nctdtr(n - 1, shift, limit) + special.nctdtr(n - 1, shift, -limit)
     enough = np.flatnonzero(np.nan_to_num(power, nan=1.0) >= POWER)
     return int(n[enough[0]]) if len(enough) else MOST + 1
 
@@ -138,6 +140,7 @@ def pair(
     margin: float | None = None,
     floor: float = 0.0,
     interval: Callable[[np.ndarray], tuple[float, float]] | None = None,
+    samples: np.ndarray | None = None,
 ) -> Comparison:
     """Two methods' numbers by seed, not yet judged: that takes the whole family, see :func:`judge`.
 
@@ -148,21 +151,26 @@ def pair(
         margin: differences within which methods count as equivalent; ``None``: none do.
         floor: under the standard deviation, see :func:`floor_of`.
         interval: low and high end from the differences, in place of the t interval.
+        samples: difference (N,) of each test sample, meaned over the seeds: the test is then over new samples too, with
+            the variance s^2/n + var(samples)/N and Satterthwaite's degrees of freedom.
     """
     (name, ours), (other, theirs) = a, b
     seeds = tuple(sorted(ours.keys() & theirs.keys()))
     finite = [s for s in seeds if math.isfinite(ours[s]) and math.isfinite(theirs[s])]
     d = {seed: sign * (ours[seed] - theirs[seed]) for seed in finite}
     values = np.array(list(d.values()))
-    mean = sd = low = high = p = math.nan
+    mean = sd = low = high = p = error = df = math.nan
     if len(values):
         mean = float(values.mean())
     if len(values) > 1:
         found = paired(values, floor)
-        sd, p = float(found.sd), float(found.p)
-        reach = float(stats.t.ppf(1 - LEVEL / 2, len(values) - 1) * found.error)
+        sd, p, error, df = float(found.sd), float(found.p), float(found.error), len(values) - 1.0
+        if samples is not None:
+            error, df, p = over_samples(mean, error, df, samples)
+        reach = float(special.stdtrit(df, 1 - LEVEL / 2)) * error
         low, high = (mean - reach, mean + reach) if interval is None else interval(values)
-    out = Comparison(name, other, seeds, d, mean, sd, low, high, p, math.nan, sign_flips(values), margin)
+    numbers = (mean, sd, low, high, p, math.nan, sign_flips(values), margin)
+    out = Comparison(name, other, seeds, d, *numbers, error=error, df=df)
     lost = {"a": [s for s in seeds if not math.isfinite(ours[s])]}
     lost["b"] = [s for s in seeds if not math.isfinite(theirs[s])]
     if not (lost["a"] or lost["b"]):
@@ -179,6 +187,16 @@ def pair(
         if missing
     )
     return replace(out, verdict=verdict, reason=reason, notes=(whose,))
+
+
+def over_samples(mean: float, error: float, df: float, samples: np.ndarray) -> tuple[float, float, float]:
+    """Standard error, degrees of freedom and p where the test samples (N,) are drawn at random as the seeds are."""
+    seeds, drawn = error**2, float(samples.var(ddof=1)) / len(samples)
+    both = math.sqrt(seeds + drawn)
+    if both == 0:
+        return 0.0, df, 1.0 if mean == 0 else 0.0
+    freedom = both**4 / (seeds**2 / df + drawn**2 / (len(samples) - 1))
+    return both, freedom, float(2 * special.stdtr(freedom, -abs(mean) / both))
 
 
 def judge(
@@ -208,8 +226,8 @@ def _judged(c: Comparison, identical: bool, scale: float) -> Comparison:
     values = np.array(list(c.differences.values()))
     if identical and not values.any():
         return replace(c, verdict=EQUIVALENT, reason="identical bits", notes=notes)
-    found = Paired(*map(np.asarray, (c.mean, c.sd, c.sd / math.sqrt(c.n), c.p)))
-    verdict = str(decide(found, c.n, c.p_holm, c.margin))
+    found = Paired(*map(np.asarray, (c.mean, c.sd, c.error, c.p)))
+    verdict = str(decide(found, c.df, c.p_holm, c.margin))
     needed = seeds_needed(max(abs(c.mean), c.margin or 0.0), c.sd) if verdict == UNDECIDED else None
     return replace(c, verdict=verdict, seeds_needed=needed, notes=notes)
 
@@ -244,7 +262,9 @@ def bca(values: np.ndarray) -> tuple[float, float]:
     """The 95 % bootstrap interval (bias-corrected, accelerated) of the mean: far too narrow below 20 seeds."""
     if np.ptp(values) == 0:
         return float(values[0]), float(values[0])
-    found = stats.bootstrap(
+    from scipy.stats import bootstrap
+
+    found = bootstrap(
         (values,),
         np.mean,
         n_resamples=10_000,

@@ -17,6 +17,7 @@ from fedsim.errors import CheckpointError, ConfigError, DataError, LockedError
 from fedsim.report.runs import flatten
 from fedsim.run.key import Finished, finished_in, horizon, keys_before, marked, run_key, same_run
 from fedsim.run.modelcard import CARD
+from fedsim.run.predictions import FILE as PREDICTIONS
 from fedsim.run.provenance import PROVENANCE
 from fedsim.server import checkpoint
 from fedsim.server.collusion import ATTACKERS
@@ -25,7 +26,7 @@ from fedsim.server.weightsfile import BEST, LAST
 log = logging.getLogger(__name__)
 
 HANDED = "other things, or other code, were handed over in Python"
-RESULTS = ("summary.json", LAST, CARD)  # written at the end of a run
+RESULTS = ("summary.json", LAST, CARD, PREDICTIONS)  # written at the end of a run
 
 
 @contextmanager

@@ -127,7 +127,10 @@ class Finished:
     @property
     def remarks(self) -> list[str]:
         """What is not as somebody would expect who asks for the run now: more rounds, another version of fedsim."""
-        more = [f"it holds {self.rounds} rounds, more than rounds={self.wanted}"]
+        more = [
+            f"has {self.rounds} rounds; report --until {self.wanted} reads the first {self.wanted}, weights of round "
+            f"{self.wanted} are {self._weights}"
+        ]
         by = str(self.summary.get("fedsim", FIRST))
         other = [f"made by fedsim {by}, this is {version()}"]
         early = [f"stopped after round {self.rounds}: {self.summary.get('stopped')}"]
@@ -136,6 +139,12 @@ class Finished:
             + (early if "stopped" in self.summary else [])
             + (other if by != version() else [])
         )
+
+    @property
+    def _weights(self) -> str:
+        """Where the weights of the last round that is wanted are."""
+        place = Path("checkpoint") / f"round-{self.wanted:06d}"
+        return f"in {place}" if (self.folder / place).is_dir() else "not kept"
 
     def __str__(self) -> str:
         """The folder, with the remarks."""

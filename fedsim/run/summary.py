@@ -11,6 +11,7 @@ from torch import Tensor
 from fedsim.data.federated import FederatedData
 from fedsim.data.longtail import class_groups
 from fedsim.run.key import method_name, run_name, version
+from fedsim.run.predictions import write_predictions
 from fedsim.server import weightsfile
 from fedsim.server.loop import Loop
 from fedsim.task.task import Task
@@ -31,6 +32,8 @@ def execute(loop: Loop, config: DictConfig, task: Task, data: FederatedData) -> 
     weights = weightsfile.save(
         loop.folder / weightsfile.LAST, task, loop.server.dtype, loop.models()["global"]
     )
+    if config.evaluation.predictions:
+        write_predictions(loop, task, data, config.evaluation.batch_size)
     if config.tracker.plots:
         _draw(loop, data)
     return weights
@@ -66,6 +69,16 @@ def _draw(loop: Loop, data: FederatedData) -> None:
         logging.getLogger(__name__).warning("pictures of %s could not be drawn: %s", loop.folder, e)
 
 
+def _samples(loop: Loop) -> dict[str, int]:
+    """How many samples accuracies are shares of."""
+    validator = loop.server.validator
+    sizes = {
+        "test_samples": loop.server.test_size,
+        "validation_samples": validator.test_size if validator else 0,
+    }
+    return {name: size for name, size in sizes.items() if size}
+
+
 def summarise(loop: Loop, config: DictConfig, data: FederatedData) -> dict[str, Any]:
     """What ``summary.json`` says of the finished rounds, beside its status."""
     rows = loop.history
@@ -77,6 +90,7 @@ def summarise(loop: Loop, config: DictConfig, data: FederatedData) -> dict[str, 
         "rounds": loop.done,
         "key": loop.key,
         "partition_hash": data.dealt.hash(),
+        **_samples(loop),
         **({"personal": True} if loop.strategy.traits.personal else {}),
         **loop.server.facts,
     }

@@ -139,9 +139,7 @@ class ClientStore:
             segment.only(clients)
             self._segments[name] = segment
             self._where.update(dict.fromkeys(clients, segment))
-        if (
-            self._folder is not None
-        ):  # files of other checkpoints, or of a process that died, are not written over
+        if self._folder is not None:  # files of other checkpoints are not written over
             files = self._folder.glob("states-*.safetensors")
             self._serial = max((int(file.stem.split("-")[1]) + 1 for file in files), default=0)
         self._kept = set(owners)

@@ -66,7 +66,7 @@ class JsonlTracker(Tracker):
             for file in self._files:
                 file.close()
             facts = {"name": run.name, "group": run.group, "method": run.method, "rounds": run.rounds}
-            _replace(run.dir / "summary.json", [to_json({**facts, **summary})])
+            replaced(run.dir / "summary.json", [to_json({**facts, **summary})])
 
 
 class _Lines:
@@ -117,7 +117,7 @@ def truncate(path: Path, last_round: int) -> None:
     missing.
     """
     if last_round == 0 or not path.exists():
-        _replace(path, [])
+        replaced(path, [])
         return
     unreadable: list[int] = []
     seen = number = 0
@@ -135,14 +135,15 @@ def truncate(path: Path, last_round: int) -> None:
                     seen = max(seen, at)
                     yield line.decode().rstrip("\n")
 
-    _replace(path, kept())
+    replaced(path, kept())
     if bad := [at for at in unreadable if at < number]:
         log.warning("%s: removed unreadable lines %s", path, bad)
     if path.name == "metrics.jsonl" and seen < last_round:
         log.warning("%s ends at round %d, but the run goes on after round %d", path, seen, last_round)
 
 
-def _replace(path: Path, lines: Iterable[str]) -> None:
+def replaced(path: Path, lines: Iterable[str]) -> None:
+    """Write a file of lines anew, in one step; ``lines`` may be read from it meanwhile."""
     temporary = path.with_name(path.name + ".part")
     with temporary.open("w", encoding="utf-8") as file:
         file.writelines(line + "\n" for line in lines)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from omegaconf import DictConfig, OmegaConf
+from runfolder import make
 
 from fedsim.cli import launch  # noqa: F401 - before the stand-ins take the place of what it imports
 from fedsim.cli.main import command
@@ -60,23 +61,18 @@ def simulator(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Simulator:
     stand_in = Simulator()
     report = SimpleNamespace(
         compare=lambda runs, target=None: (len(runs), target),
-        group_runs=lambda runs: [",".join(runs)],
+        default_plan=lambda runs: None,
+        clients_plan=lambda runs, plan: None,
         print_table=lambda table: print("table", *table),
         draw_curves=lambda runs, path: path.write_text(" ".join(runs)),
     )
     report.load_runs = lambda dirs: [Named(str(d)) for d in dirs]
-    page = SimpleNamespace(
-        write_report=lambda groups, frame, out, commands: (
-            print("page", *groups, out, *commands) or out / "x.html"
-        )
-    )
     runs = SimpleNamespace(load_runs=report.load_runs)
     cluster = SimpleNamespace(warm_up=lambda config: None, shutdown=lambda: None)
     monkeypatch.setitem(sys.modules, "fedsim.api", stand_in)
     monkeypatch.setitem(sys.modules, "fedsim.report", report)
     monkeypatch.setitem(sys.modules, "fedsim.report.runs", runs)
     monkeypatch.setitem(sys.modules, "fedsim.report.terminal", terminal)
-    monkeypatch.setitem(sys.modules, "fedsim.report.page", page)
     monkeypatch.setitem(sys.modules, "fedsim.engine.ray.cluster", cluster)
     monkeypatch.chdir(tmp_path)
     return stand_in
@@ -200,23 +196,29 @@ def test_interrupt_ends_a_sweep(simulator: Simulator) -> None:
 # ---------------------------------------------------------------- report, verify, help
 
 
-def test_report(simulator: Simulator, capsys: pytest.CaptureFixture[str]) -> None:
-    Path("a/b").mkdir(parents=True)
-    Path("a/c").mkdir()
+def test_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    pages: list[Any] = []
+    monkeypatch.setattr(
+        "fedsim.report.page.write_report",
+        lambda groups, frame, out, commands: pages.append((len(groups), out, *commands)) or out / "x.html",
+    )
+    for seed in (0, 1):
+        make(Path("a"), "fedavg", seed, [0.5, 0.9], folder=f"{seed}")
     overrides = {"hydra": {"overrides": {"task": ["seed=0,1", "tags=[x y]"]}}}
     OmegaConf.save(OmegaConf.create(overrides), "a/multirun.yaml")
-    assert command(["report", "a/b", "a/c", "--target", "0.9"]) == 0
-    table, page, *paths = capsys.readouterr().out.splitlines()
-    assert table == "table 2 0.9"
-    commands = "fedsim -m seed=0,1 'tags=[x y]' fedsim report a/b a/c --target 0.9"
-    assert page == f"page a/b,a/c a/report {commands}"
-    assert paths == [
-        "report:  a/report/x.html",
-        "tables:  a/report/table.csv, a/report/table.tex",
+    assert command(["report", "a/0", "a/1", "--target", "0.9"]) == 0
+    table, *paths = capsys.readouterr().out.rsplit("report:  ", 1)
+    assert "rounds to 90%" in table and "90.00 ± 0.00" in table
+    commands = ("fedsim -m seed=0,1 'tags=[x y]'", "fedsim report a/0 a/1 --target 0.9")
+    assert pages == [(1, Path("a/report"), *commands)]
+    assert paths[0].splitlines() == [
+        "a/report/x.html",
+        "tables:  a/report/table.csv, a/report/table.tex, a/report/comparison.json",
         "figures: a/report/*.png",
     ]
-    assert command(["report", "a/b", "--out", "elsewhere"]) == 0
-    assert "page a/b elsewhere" in capsys.readouterr().out
+    assert command(["report", "a/0", "--out", "elsewhere"]) == 0
+    assert pages[1][:2] == (1, Path("elsewhere"))
     assert command(["report", "nowhere"]) == 2
     assert capsys.readouterr().err == "fedsim: nowhere: no such folder\n"
     assert command(["report"]) == 2

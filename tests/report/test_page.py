@@ -13,8 +13,9 @@ from runfolder import make
 
 from fedsim.data.shards import Shards
 from fedsim.report import compare, group_runs, load_runs
+from fedsim.report.latex import to_latex
 from fedsim.report.page import write_report
-from fedsim.report.tables import to_csv, to_latex
+from fedsim.report.tables import layout, to_csv
 
 VOID = {"meta", "img", "br", "line"}
 PNG = b"\x89PNG\r\n"
@@ -108,8 +109,8 @@ def test_the_page_is_the_same_each_time(two_methods):
 
 def test_tables_of_the_page_by_hand(two_methods):
     rows = report(two_methods, target=0.6).rows
-    assert ["fedavg", "0,1", "50.00 ± 14.14", "50.00 ± 14.14", "2 (1 of 2 seeds)", "6.0", "1.0"] in rows
-    assert ["fedspeed", "0", "70.00", "70.00", "2", "6.0", "1.0"] in rows
+    assert ["fedavg", "2", "50.00 ± 14.14", "-", "-", "2 (1 of 2)", "6.0"] in rows
+    assert ["fedspeed", "1", "70.00", "+10.00", "undecided", "2", "6.0"] in rows
     # 4 clients: mean 62.5, std over (25, 50, 75, 100), worst tenth is the worst one
     assert ["fedavg", "4", "62.50", "32.27", "25.00", "25.00"] in rows
     assert ["setting", "fedavg", "fedspeed"] in rows
@@ -120,38 +121,35 @@ def test_tables_of_the_page_by_hand(two_methods):
 
 def test_csv_is_exact(two_methods):
     assert to_csv(compare(load_runs([two_methods]), target=0.6)) == (
-        "method,seeds,accuracy,accuracy_std,best,best_std,target,rounds_to_target,reached,megabytes,seconds\n"
-        '"fedavg","0,1",0.5,0.14142135623730948,0.5,0.14142135623730948,0.6,2.0,1,6.0,1.0\n'.replace(
-            '"fedavg"', "fedavg"
-        )
-        + "fedspeed,0,0.7,,0.7,,0.6,2.0,1,6.0,1.0\n"
+        "method,n,seeds,accuracy,accuracy_std,difference,low,high,p_holm,verdict,needed,target,rounds_to_target,"
+        "reached,resolution,megabytes\n"
+        'fedavg,2,"0,1",0.5,0.14142135623730948,,,,,,,0.6,2.0,1,1.0,6.0\n'
+        "fedspeed,1,0,0.7,,0.09999999999999998,,,,undecided,,0.6,2.0,1,1.0,6.0\n"
     )
 
 
 def test_latex_is_exact(tmp_path):
-    for alpha, values in ((0.1, [0.5, 0.625]), (1.0, [0.5, 0.75])):
-        make(tmp_path, "fed_avg", 0, values, partition={"alpha": alpha, "a%b": 1})
-    make(tmp_path, "fed_avg", 1, [0.25], status="failed", partition={"alpha": 1.0, "a%b": 1})
-    assert to_latex(compare(load_runs([tmp_path]), target=0.7)).splitlines() == [
-        r"% needs \usepackage{booktabs}",
-        r"\begin{tabular}{lllrrrrr}",
+    for seed in range(3):
+        for method, gain in (("fed_avg", 0.0), ("b", 0.125)):
+            make(tmp_path, method, seed, [0.25, 0.5 + seed / 64 + gain])
+    make(tmp_path, "fed_avg", 3, [0.25], status="failed")
+    lines = to_latex(layout(compare(load_runs([tmp_path]), target=0.7))).splitlines()
+    assert lines[5:] == [
+        r"\begin{threeparttable}",
+        r"\begin{tabular}{l S[table-format=1] S[table-format=2.2(3)] r l r S[table-format=1.1]}",
         r"\toprule",
-        r"method & alpha & seeds & final accuracy, \% & best accuracy, \% & rounds to 70 \% & traffic, MB & time, s \\",
+        r"method & {n} & {accuracy \%} & difference & verdict & rounds to 70\% & {MB} \\",
         r"\midrule",
-        r"fed\_avg & 0.1 & 0 & 62.50 & 62.50 & - & 6.0 & 1.00 \\",
-        r"fed\_avg$^{1}$ & 1.0 & 0,1 & 50.00 $\pm$ 35.36 & 50.00 $\pm$ 35.36 & 2 (1 of 2 seeds) & 4.5 & 0.75 \\",
+        r"b & 3 & \bfseries 64.06 \pm 1.56 & - & - & - & 6.0 \\",
+        r"fed\_avg\tnote{1} & 3 & 51.56 \pm 1.56 & -12.50 [-12.50, -12.50] & worse & - & 6.0 \\",
         r"\bottomrule",
-        r"\multicolumn{8}{l}{\footnotesize $^{1}$ seed 1 failed after 1 rounds} \\",
         r"\end{tabular}",
+        r"\begin{tablenotes}\footnotesize",
+        r"\item[1] 3 of 4 seeds; seed 3 failed after 1 rounds",
+        r"\item paired over seeds 0-2; Holm over 1 comparisons, intervals unadjusted",
+        r"\end{tablenotes}",
+        r"\end{threeparttable}",
     ]
-
-
-def test_latex_sets_the_best_in_bold(tmp_path):
-    make(tmp_path, "a", 0, [0.5])
-    make(tmp_path, "b", 0, [0.25, 0.75])
-    text = to_latex(compare(load_runs([tmp_path]), target=0.5))
-    assert r"a & 0 & 50.00 & 50.00 & \textbf{1} & \textbf{3.0} & \textbf{0.50} \\" in text
-    assert r"b & 0 & \textbf{75.00} & \textbf{75.00} & 2 & 6.0 & 1.00 \\" in text
 
 
 def test_names_from_outside_are_escaped(tmp_path):

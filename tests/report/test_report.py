@@ -3,13 +3,28 @@ import math
 import statistics
 import subprocess
 import sys
+import time
 
 import pytest
 from rich.console import Console
 from runfolder import make
 
+import fedsim
 from experiments.long_tail import table
-from fedsim.report import compare, default_target, draw_curves, figure_of, group_runs, load_runs, print_table
+from fedsim.errors import ConfigError
+from fedsim.report import (
+    clients_plan,
+    compare,
+    compared_blocks,
+    default_plan,
+    default_target,
+    draw_curves,
+    figure_of,
+    group_runs,
+    load_runs,
+    print_table,
+)
+from fedsim.report.pivot import pivot
 
 
 def test_numbers_by_hand(tmp_path):
@@ -23,11 +38,12 @@ def test_numbers_by_hand(tmp_path):
     assert first["seeds"] == "0,1"
     assert first["accuracy"] == pytest.approx(0.5)
     assert first["accuracy_std"] == pytest.approx(statistics.stdev([0.4, 0.6]))
-    assert first["best"] == pytest.approx(0.55)
+    assert (first["n"], second["n"], first["resolution"]) == (2, 1, 2)
     assert first["rounds_to_target"] == pytest.approx((4 + 6) / 2)
     assert (first["reached"], second["reached"]) == (2, 0)
     assert first["megabytes"] == pytest.approx(6 * 3)
-    assert first["seconds"] == pytest.approx(3.0)
+    assert compare(load_runs([tmp_path]), columns=["seconds"])["seconds"][0] == pytest.approx(3.0)
+    assert second["difference"] == pytest.approx(-0.1) and second["verdict"] == "undecided"
     assert math.isnan(second["rounds_to_target"]) and math.isnan(second["accuracy_std"])
     assert "note" not in frame and "sim_seconds" not in frame
 
@@ -112,13 +128,13 @@ def test_killed_runs_are_shown_with_a_note(tmp_path):
     with (make(tmp_path, "fedavg", 1, [0.4], status=None) / "metrics.jsonl").open("a") as file:
         file.write('{"round": 2, "acc')
     frame = compare(load_runs([tmp_path]))
-    assert list(frame["seeds"]) == ["0,1"]
-    assert list(frame["note"]) == ["seed 1 unfinished after 1 rounds"]
+    assert list(frame["seeds"]) == ["0"] and list(frame["accuracy"]) == [0.6]
+    assert list(frame["note"]) == ["1 of 2 seeds; seed 1 unfinished after 1 rounds"]
 
 
 def test_a_diverged_run_is_named(tmp_path):
     make(tmp_path, "fedavg", 0, [0.5, math.nan])
-    assert list(compare(load_runs([tmp_path]))["note"]) == ["seed 0 diverged: accuracy nan in round 2"]
+    assert list(compare(load_runs([tmp_path]))["note"]) == ["not finite: 1 of 1 seeds (0)"]
 
 
 def test_default_target(tmp_path):
@@ -137,29 +153,109 @@ def test_configured_target_wins(tmp_path):
     assert list(frame["rounds_to_target"]) == [2]
 
 
-def test_table_marks_the_best(tmp_path):
+def shown(root, **options):
+    console = Console(file=io.StringIO(), width=160)
+    print_table(compare(load_runs([root]), **options), console)
+    return console.file.getvalue()
+
+
+def test_the_table_marks_what_is_decided(tmp_path):
+    for seed in range(4):
+        for at, method in enumerate(("fedavg", "fedspeed")):
+            make(tmp_path, method, seed, [0.2, 0.6 + at / 10 + seed / 100], every=5)
+    text = shown(tmp_path, target=0.6)
+    assert "accuracy %" in text and "rounds to 60%" in text and "<= 10" in text
+    assert "71.50 ± 1.29 *" in text and "61.50 ± 1.29 " in text
+    assert "+10.00 [+10.00, +10.00]" in text and "better" in text
+    assert text.count("*") == 1, "traffic and rounds are equal: nobody leads"
+    assert "paired over seeds 0-3; Holm over 1 comparisons, intervals unadjusted" in text
+
+
+def test_few_seeds_and_equal_means_are_not_marked(tmp_path):
     make(tmp_path, "fedavg", 0, [0.2, 0.6])
     make(tmp_path, "fedavg", 1, [0.2, 0.4])
     make(tmp_path, "fedspeed", 0, [0.5, 0.7])
-    console = Console(file=io.StringIO(), width=140)
-    print_table(compare(load_runs([tmp_path]), target=0.6), console)
-    text = console.file.getvalue()
-    assert "to 60%" in text
-    assert "50.00 ± 14.14" in text and "70.00 *" in text
-    assert "2 (1 of 2 seeds)" in text
-    assert "6.0 *" not in text  # all equal: nobody leads
+    text = shown(tmp_path, target=0.6)
+    assert "50.00 ± 14.14" in text and "70.00" in text and "*" not in text
+    assert "2 (1 of 2)" in text
+    assert "fedspeed leads, undecided against fedavg" in text
 
 
-def test_a_run_that_is_not_done_is_never_the_best(tmp_path):
+def test_less_traffic_is_marked_by_value(tmp_path):
     make(tmp_path, "fedavg", 0, [0.2, 0.6])
     make(tmp_path, "fedprox", 0, [0.2, 0.5, 0.5])
     make(tmp_path, "fedspeed", 0, [0.9], status="failed")
-    console = Console(file=io.StringIO(), width=80)
-    print_table(compare(load_runs([tmp_path])), console)
-    lines = console.file.getvalue().splitlines()
-    stars = {line.split()[0]: line.count("*") for line in lines if "%" not in line and "." in line}
-    assert stars == {"fedavg": 5, "fedprox": 0, "fedspeed": 0}
-    assert "fedspeed (seeds 0): seed 0 failed after 1 rounds" in lines
+    lines = shown(tmp_path).splitlines()
+    assert [line.split()[-2:] for line in lines if line.startswith(" fedavg")] == [["6.0", "*"]]
+    assert "fedspeed: not in the table: seed 0 failed after 1 rounds" in lines
+
+
+def test_numbers_of_a_search_are_rounded_and_seeds_counted(tmp_path):
+    for seed in range(60):
+        make(tmp_path, "fedavg", seed, [0.5], client={"lr": 0.012345678901})
+    make(tmp_path, "fedavg", 0, [0.5], client={"lr": 0.1}, folder="other")
+    text = shown(tmp_path)
+    assert "0.01235" in text and " 60 " in text and "0,1,2" not in text
+
+
+def test_columns_that_are_asked_for(tmp_path):
+    make(tmp_path, "fedavg", 0, [0.9, 0.6], extra=lambda at: {"val/loss": at / 8})
+    text = shown(tmp_path, columns=["best_test", "val/loss", "seconds"])
+    assert "best % (test, optimistic)" in text and "90.00" in text and "0.25" in text
+    assert "seconds: not ranked: busy or different machines" in text
+    with pytest.raises(ConfigError, match="--columns val/los: no such column; nearest is 'val/loss'"):
+        compare(load_runs([tmp_path]), columns=["val/los"])
+
+
+def test_personal_methods_have_a_table_of_their_own(tmp_path):
+    extra = {"clients/accuracy": 0.8, "clients/accuracy_worst_tenth": 0.4}
+    for method in ("fedavg", "mine"):
+        make(tmp_path, method, 0, [0.5], extra=lambda at: extra, summary={"personal": method == "mine"})
+    runs = load_runs([tmp_path])
+    assert list(compare(runs)["method"]) == ["fedavg"]
+    assert "mine: not in the table: its models are the clients' own" in shown(tmp_path)
+    frame = compare(runs, plan=clients_plan(runs, default_plan(runs)))
+    assert list(frame["method"]) == ["fedavg", "mine"]
+    assert (
+        list(frame["clients/accuracy"]) == [0.8] * 2 == [2 * v for v in frame["clients/accuracy_worst_tenth"]]
+    )
+
+
+def test_one_setting_down_and_another_across(tmp_path):
+    for seed in range(3):
+        for alpha in (1.0, 0.1):
+            for at, method in enumerate(("fedavg", "x")):
+                if (method, alpha, seed) != ("x", 0.1, 2):
+                    value = 0.5 + (at - 0.5) * (alpha - 0.5) / 5 + seed / 100
+                    make(tmp_path, method, seed, [value], partition={"alpha": alpha})
+    runs = load_runs([tmp_path])
+    plan = default_plan(runs)
+    ((title, table),) = pivot(compared_blocks(runs, plan), plan, "method", "alpha")
+    assert (title, list(table.header)) == ("", ["method", "alpha=0.1", "alpha=1.0"])
+    cells = {row[0].text: row[1:] for row in table.rows}
+    assert [c.text for c in cells["x"]] == ["46.50 ± 0.71²", "56.00 ± 1.00"]
+    assert [[c.mark for c in row] for row in cells.values()] == [["", ""], ["", "best"]]
+    with pytest.raises(ConfigError, match="--pivot alfa: the runs do not differ in it"):
+        pivot(compared_blocks(runs, plan), plan, "alfa", "method")
+
+
+def test_data_frames_of_a_folder(tmp_path):
+    make(tmp_path, "fedavg", 3, [0.5, 0.6], clients=[(1, 0, "evaluate/accuracy", 0.5)], summary={"key": "k"})
+    loaded = fedsim.load(tmp_path)
+    assert loaded.runs[["method", "seed", "status", "key", "partition.alpha"]].values.tolist() == [
+        ["fedavg", 3, "done", "k", 0.1]
+    ]
+    assert loaded.rows["accuracy"].tolist() == [0.5, 0.6] and set(loaded.rows["seed"]) == {3}
+    assert loaded.clients[["round", "client", "value"]].values.tolist() == [[1, 0, 0.5]]
+
+
+def test_many_runs_are_reported_quickly(tmp_path):
+    for method in range(10):
+        for seed in range(6):
+            make(tmp_path, f"m{method}", seed, [0.5 + at / 100 + method / 1000 for at in range(20)])
+    start = time.perf_counter()
+    compare(load_runs([tmp_path]))
+    assert time.perf_counter() - start < 5
 
 
 def test_a_narrow_terminal_loses_no_digit(tmp_path):
@@ -177,7 +273,7 @@ def test_curves_are_drawn(tmp_path):
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert figure._repr_png_().startswith(b"\x89PNG")  # what a notebook shows
     accuracy, loss = figure.axes
-    assert [line.get_label() for line in accuracy.get_lines()] == ["fedavg", "fedspeed"]
+    assert [line.get_label() for line in accuracy.get_lines()] == ["fedavg (n=2)", "fedspeed"]
     assert list(accuracy.get_lines()[0].get_ydata()) == pytest.approx([0.25, 0.5, 0.6])
     assert len(accuracy.collections) == 1  # the band of the two seeds
     assert len(loss.get_lines()) == 2

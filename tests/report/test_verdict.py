@@ -141,7 +141,7 @@ def test_swapping_scaling_and_permuting(pairs, start):
 def rates(delta, margin, n, sd=1.0, draws=4000):
     d = np.random.default_rng(0).normal(delta, sd, (draws, n))
     found = paired(d)
-    words, counts = np.unique(decide(found, n, found.p, margin), return_counts=True)
+    words, counts = np.unique(decide(found, n - 1, found.p, margin), return_counts=True)
     return dict(zip(words.tolist(), (counts / draws).tolist(), strict=True))
 
 
@@ -169,3 +169,17 @@ def test_the_bootstrap_interval_is_narrower():
     found = pair(("a", dict(enumerate(values))), ("b", dict.fromkeys(range(5), 0.0)), interval=bca)
     t = pair(("a", dict(enumerate(values))), ("b", dict.fromkeys(range(5), 0.0)))
     assert t.low < found.low < found.high < t.high and found.p == t.p
+
+
+def test_over_other_test_samples_too():
+    rng = np.random.default_rng(3)
+    right = rng.random((2, 5, 400)) < 0.8  # of two equal methods, by seed and sample
+    means = right.mean(axis=2)
+    values = [("a", dict(enumerate(means[0]))), ("b", dict(enumerate(means[1])))]
+    samples = (right[0].astype(float) - right[1]).mean(axis=0)
+    narrow, wide = pair(*values), pair(*values, samples=samples)
+    seeds, drawn = narrow.sd**2 / 5, samples.var(ddof=1) / 400
+    assert wide.error == pytest.approx(math.sqrt(seeds + drawn))
+    assert wide.df == pytest.approx((seeds + drawn) ** 2 / (seeds**2 / 4 + drawn**2 / 399))
+    assert wide.p == pytest.approx(2 * stats.t.sf(abs(wide.mean) / wide.error, wide.df))
+    assert (wide.high - wide.low) == pytest.approx(2 * stats.t.ppf(0.975, wide.df) * wide.error)

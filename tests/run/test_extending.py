@@ -12,7 +12,7 @@ from composing import compose_quickly
 from omegaconf import OmegaConf
 from problems import classification, hashes
 
-from fedsim.errors import CheckpointError
+from fedsim.errors import CheckpointError, ConfigError
 from fedsim.run.key import finished, horizon, run_dir, run_key
 from fedsim.server.loop import Loop
 from strategies.fedavg import FedAvg
@@ -49,8 +49,17 @@ def test_fewer_rounds_than_are_there_run_nothing_and_say_so(
     whole = classification().run(f"dir={tmp_path}", "rounds=4")
     fewer = classification().run(f"dir={tmp_path}", "rounds=2")
     assert hashes(fewer) == hashes(whole) and fewer.summary["rounds"] == 4
-    assert f"{tmp_path} (it holds 4 rounds, more than rounds=2)" in caplog.text
+    said = "has 4 rounds; report --until 2 reads the first 2, weights of round 2 are not kept"
+    assert f"{tmp_path} ({said})" in caplog.text
     assert "rounds: 4" in (tmp_path / "config.yaml").read_text()
+
+
+def test_where_a_checkpoint_of_the_round_was_kept_it_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    classification().run(f"dir={tmp_path}", "rounds=4", "checkpoint.keep=every:2")
+    classification().run(f"dir={tmp_path}", "rounds=2")
+    assert "weights of round 2 are in checkpoint/round-000002" in caplog.text
 
 
 def test_a_run_under_way_cannot_be_ended_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,5 +127,28 @@ def test_only_as_many_rounds_as_wanted_are_finished(tmp_path: Path) -> None:
     OmegaConf.save(config(3), folder / "config.yaml", resolve=True)
     assert str(finished(config(3))) == str(folder)
     assert finished(config(4)) is None
-    assert str(finished(config(2))) == f"{folder} (it holds 3 rounds, more than rounds=2)"
+    assert str(finished(config(2))) == (
+        f"{folder} (has 3 rounds; report --until 2 reads the first 2, weights of round 2 are not kept)"
+    )
     assert finished(config(3, "client.lr=0.7")) is None
+
+
+def test_cohorts_that_were_given_for_more_rounds_are_gone_on_with(tmp_path: Path) -> None:
+    cohorts = [[0, 1], [2], [3, 4, 5], [1, 2], [0, 5]]
+    problem = classification(cohorts=cohorts)
+    straight = problem.run("rounds=5")
+    problem.run(f"dir={tmp_path}", "rounds=2")
+    assert hashes(problem.run(f"dir={tmp_path}", "rounds=5")) == hashes(straight)
+    with pytest.raises(ConfigError, match="cohorts"):
+        problem.run(f"dir={tmp_path}", "rounds=6")
+    with pytest.raises(CheckpointError, match="belongs to another configuration"):
+        problem.run(f"dir={tmp_path}", "rounds=6", cohorts=[*cohorts, [0]])
+
+
+def test_peers_that_start_by_themselves_go_on_as_if_never_stopped(tmp_path: Path) -> None:
+    settings = ["strategy=gossip_async", "topology=ring", "system=lognormal"]
+    straight = classification().run(*settings, "rounds=5")
+    classification().run(*settings, f"dir={tmp_path}", "rounds=2")
+    longer = classification().run(*settings, f"dir={tmp_path}", "rounds=5")
+    assert hashes(longer) == hashes(straight)
+    assert [r["sim_seconds"] for r in longer.rows] == [r["sim_seconds"] for r in straight.rows]

@@ -14,6 +14,8 @@ import pytest
 import torch
 from problems import classification
 
+from fedsim.cli.verify import why_other_bits
+from fedsim.config.compose import load
 from fedsim.data.dataset import Dataset, Samples
 from fedsim.run import provenance
 from fedsim.run.machine import code, difference, machine, versions
@@ -126,6 +128,23 @@ def test_the_first_field_that_explains_other_bits_is_named() -> None:
         f"recorded on {place}, numpy 1.0, here numpy {now['versions']['numpy']}: other bits are expected"
     )
     assert difference(numpy, now) == expected
+
+
+def test_verify_says_why_bits_may_differ(tmp_path: Path) -> None:
+    classification().run(f"dir={tmp_path}", "rounds=1")
+    config, path = load(tmp_path / "config.yaml"), tmp_path / "provenance.json"
+    assert (
+        why_other_bits(tmp_path, 1, config)
+        == "recorded on a machine like this one, with the same versions and code"
+    )
+    found = json.loads(path.read_text())
+    found[0]["cpu"]["capability"] = "AVX9000"
+    path.write_text(json.dumps(found))
+    assert why_other_bits(tmp_path, 1, config).startswith("recorded on AVX9000 with torch ")
+    path.unlink()
+    assert (
+        why_other_bits(tmp_path, 1, config) == "where it was recorded is not known: it has no provenance.json"
+    )
 
 
 def test_versions_and_commit_are_asked_once() -> None:

@@ -59,7 +59,7 @@ def test_offline_run_read_back(tmp_path):
     config = {update.key: json.loads(update.value_json) for update in run.config.update}
     assert config["seed"] == 3 and config["strategy"] == {"rho": 0.1}
     metrics = [(m.name or m.glob_name, m.step_metric) for m in kind(found, "metric")]
-    assert {("round", ""), ("*", "round"), ("accuracy", "round")} <= set(metrics)
+    assert {("round", ""), ("*", "round")} <= set(metrics)
 
     rows = history(found)
     assert [(row["round"], row["accuracy"]) for row in rows if "accuracy" in row] == [

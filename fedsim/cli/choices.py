@@ -1,0 +1,97 @@
+"""Flags that ``fedsim report`` and ``fedsim compare`` share: which runs, which number of each, compared with whom."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+
+from fedsim.cli.arguments import Arguments, folder, place
+from fedsim.errors import ConfigError
+from fedsim.report.blocks import ALL, Plan
+from fedsim.report.choosing import assignments, chosen, renamed
+from fedsim.report.objective import Objective
+from fedsim.report.runs import Run, load_runs
+
+
+def add_choices(parser: Arguments) -> None:
+    """Add the flags."""
+    parser.add_argument("dirs", nargs="+", type=place, metavar="DIR", help="run folder, or a folder of them")
+    add = parser.add_argument
+    add("--objective", metavar="COLUMN", help="of metrics.jsonl, such as accuracy, loss, clients/accuracy")
+    add("--on", help="test (default), val, clients, clients_val")
+    add("--at", help="last, mean:K of the last K evaluations (default mean:10), or best_val")
+    add("--direction", help="max, min, or auto: min for losses, errors, seconds, bytes, joules")
+    add("--clients", help="mean (default), weighted or worst_tenth over clients")
+    add(
+        "--reference",
+        default="",
+        metavar="M",
+        help="the method compared with; all: every pair; default: fedavg",
+    )
+    add("--margin", type=float, help="differences within it are none; default: 0.005 of accuracies in 0..1")
+    add("--interval", default="t", choices=("t", "bca"), help="bca: bootstrap, far too narrow below 20 seeds")
+    add(
+        "--where",
+        action="append",
+        default=[],
+        metavar="KEY=V",
+        help="runs to take: =, !=, <, <=, >, >=; a,b is or",
+    )
+    add("--rename", action="append", default=[], metavar="OLD=NEW", help="another name for a method")
+    add("--json", action="store_true", help="print comparison.json and nothing else")
+
+
+def plan_of(args: argparse.Namespace, runs: Sequence[Run], default: Objective | None = None) -> Plan:
+    """The comparison that the flags ask for; what they leave open is as ``default``, or the runs' own ``objective``."""
+    if args.margin is not None and not args.margin >= 0:
+        raise ConfigError(f"--margin {args.margin:g}: must not be negative")
+    renames = assignments("--rename", args.rename)
+    reference = renames.get(args.reference, args.reference)
+    if not reference and "fedavg" in renames:
+        reference = renames["fedavg"] if any(run.method == renames["fedavg"] for run in runs) else ""
+    against = getattr(args, "against", None) or ""
+    if against and reference == ALL:
+        raise ConfigError("--against: not together with --reference all")
+    names = tuple(renames.get(name, name) for name in words_of(against))
+    return Plan(_objective(args, runs, default), reference, names, args.margin, args.interval)
+
+
+def _objective(args: argparse.Namespace, runs: Sequence[Run], default: Objective | None) -> Objective:
+    told = {Objective.of(run.config, "test") for run in runs}
+    common = default or (told.pop() if len(told) == 1 else Objective())
+    flags = {
+        f.name: getattr(args, f.name) for f in fields(Objective) if getattr(args, f.name, None) is not None
+    }
+    if args.objective is None:
+        return replace(common, **({"on": "test"} | flags))
+    kept = {"at": common.at, "clients": common.clients}
+    return Objective.parse(args.objective, **(flags if "/" in args.objective else kept | flags))
+
+
+def runs_of(args: argparse.Namespace) -> list[Run]:
+    """The runs that the flags choose, under the names they give.
+
+    Raises:
+        ConfigError: if there are none.
+    """
+    for path in args.dirs:
+        folder(path)
+    runs = load_runs(args.dirs)
+    if not runs:
+        raise ConfigError(f"no run folder (with metrics.jsonl) in {', '.join(map(str, args.dirs))}")
+    return renamed(chosen(runs, args.where), assignments("--rename", args.rename))
+
+
+def recorded(argv: Sequence[str], dirs: Sequence[Path], name: str) -> list[str]:
+    """The command as it is recorded: folders by their names, wherever it was typed."""
+    places = {str(path) for path in dirs}
+    options = [word for word in argv if str(Path(word).expanduser()) not in places]
+    return ["fedsim", name, *(path.resolve().name for path in dirs), *options]
+
+
+def words_of(text: str | None) -> list[str]:
+    """``a,b`` as a list."""
+    text = text or ""
+    return [word.strip() for word in text.split(",") if word.strip()]

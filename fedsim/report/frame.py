@@ -1,0 +1,291 @@
+"""The table of a report as numbers: one row an arm, in full precision. How it is shown: ``tables`` and ``latex``."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from fedsim.errors import ConfigError, hint
+from fedsim.report.arms import Arm, facts_of
+from fedsim.report.blocks import Block, Plan
+from fedsim.report.comparison import footer, ranges
+from fedsim.report.objective import Objective
+from fedsim.report.runs import Run, column_order
+from fedsim.report.verdict import BETTER, UNDECIDED, Comparison, judge, pair
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TOTALS = {"megabytes": ("bytes_up", "bytes_down"), "seconds": ("seconds",), "sim_seconds": ("sim_seconds",)}
+TOTALS |= {"joules": ("joules",)}
+EXACT = ("megabytes", "sim_seconds", "joules")  # ranked by value: nothing in them is drawn by chance alone
+TO_TARGET = ("rounds_to_target", "time_to_target")
+BEST_TEST = "best_test"
+DEFAULT = ("difference", "verdict", *TO_TARGET, "megabytes", "sim_seconds", "joules")
+COLUMNS = (*DEFAULT, "seconds", BEST_TEST)  # and every column of metrics.jsonl
+FULL, TIE = "best", "tie"  # marks of leaders
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a table shows beside method, settings and the objective."""
+
+    target: float | None = None  # accuracy in 0..1 whose first crossing is reported
+    columns: tuple[str, ...] = ()  # in place of ``DEFAULT``, in this order
+
+
+def frame_of(blocks: Sequence[Block], plan: Plan, shown: Shown) -> pd.DataFrame:
+    """A row per arm with numbers, block after block. ``frame.attrs`` holds what a table says beside them.
+
+    ``blocks``: the block of each row; ``stars``: marks by column and row; ``below``: lines on arms without a row, on
+    notes and on leaders that are not decided; ``objective``, ``plan``, ``target``.
+    """
+    import pandas as pd
+
+    arms = [(at, arm) for at, block in enumerate(blocks) for arm in block.ranked]
+    keys = dict.fromkeys(
+        key
+        for block in blocks
+        for key in (*block.setting.differing, *(k for arm in block.setting.arms for k in arm.group.settings))
+    )
+    settings = sorted(keys, key=column_order)
+    extra = _extra(blocks, plan, shown)
+    lines = [_line(blocks[at], arm, plan, shown, settings, extra) for at, arm in arms]
+    columns = list(lines[0]) if lines else ["method", "n", plan.objective.column]
+    frame = pd.DataFrame(lines, columns=columns, dtype=object)
+    if lines:
+        numbers = [
+            c for c in frame if c not in {*settings, "method", "seeds", "verdict", "note", "n", "reached"}
+        ]
+        frame = frame.astype(dict.fromkeys(numbers, float))
+    for column in [c for c in ("note", "sim_seconds", "time_to_target", "joules") if c in frame]:
+        values = frame[column]
+        if not (values.astype(bool) & values.notna()).any():
+            frame = frame.drop(columns=column)
+    stars = _stars(blocks, arms, plan, shown)
+    frame.attrs |= {
+        "target": shown.target,
+        "objective": plan.objective,
+        "plan": plan,
+        "extra": [name for name, _ in extra],
+        "blocks": [at for at, _ in arms],
+        "stars": {column: marks for column, marks in stars.items() if marks},
+        "below": [line for block in blocks for line in _below(block, plan, shown)],
+    }
+    return frame
+
+
+def _extra(blocks: Sequence[Block], plan: Plan, shown: Shown) -> list[tuple[str, Objective]]:
+    """Further columns of ``metrics.jsonl``, summarised as the objective is: asked for, or the worst clients' own."""
+    runs = [run for block in blocks for arm in block.setting.arms for run in arm.group.runs]
+    there = dict.fromkeys(name for run in runs for row in run.rows[-1:] for name in row)
+    there |= dict.fromkeys(name for run in runs for row in run.rows for name in row)
+    if not shown.columns:
+        worst = f"clients/{plan.objective.metric}_worst_tenth"
+        names = [worst] if plan.objective.on == "clients" and worst in there else []
+    else:
+        names = [name for name in shown.columns if name not in COLUMNS]
+        for name in names:
+            if name not in there:
+                raise ConfigError(f"--columns {name}: no such column{hint(name, [*COLUMNS, *there])}")
+    return [(name, Objective(name, at=plan.objective.at.replace("best_val", "last"))) for name in names]
+
+
+def _line(
+    block: Block,
+    arm: Arm,
+    plan: Plan,
+    shown: Shown,
+    settings: Sequence[str],
+    extra: Sequence[tuple[str, Objective]],
+) -> dict[str, Any]:
+    runs = list(arm.runs.values())
+    values = [value for value in arm.values.values() if math.isfinite(value)]
+    name = plan.objective.column
+    known = {**block.setting.differing, **arm.group.settings}
+    line: dict[str, Any] = {
+        "method": arm.group.method,
+        **{key: known.get(key) for key in settings},
+        "n": len(values),
+        "seeds": ",".join(str(seed) for seed in arm.values),
+        name: _mean(values),
+        f"{name}_std": _std(values),
+    }
+    for column, objective in extra:
+        found = [number.value for run in runs if not (number := objective.number(run.rows)).missing]
+        line |= {column: _mean(found), f"{column}_std": _std(found)}
+    wanted = shown.columns or DEFAULT
+    if BEST_TEST in wanted:
+        best = [max(known) for run in runs if (known := _finite(run.series(plan.objective.metric)))]
+        line |= {BEST_TEST: _mean(best), f"{BEST_TEST}_std": _std(best)}
+    if {"difference", "verdict"} & set(wanted):
+        line |= _against(next((c for c in block.comparisons if c.a == arm.name), None))
+    if set(TO_TARGET) & set(wanted):
+        line |= _to_target(runs, shown.target)
+    line |= {
+        column: _mean([sum(run.total(part) for part in parts) for run in runs])
+        / (1e6 if column == "megabytes" else 1)
+        for column, parts in TOTALS.items()
+        if column in wanted
+    }
+    return line | {"note": "; ".join(_notes(arm))}
+
+
+def _against(c: Comparison | None) -> dict[str, Any]:
+    if c is None:
+        return {
+            "difference": math.nan,
+            "low": math.nan,
+            "high": math.nan,
+            "p_holm": math.nan,
+            "verdict": "",
+            "needed": math.nan,
+        }
+    needed = math.nan if c.seeds_needed is None else c.seeds_needed
+    return {
+        "difference": c.mean,
+        "low": c.low,
+        "high": c.high,
+        "p_holm": c.p_holm,
+        "verdict": c.verdict,
+        "needed": needed,
+    }
+
+
+def _to_target(runs: Sequence[Run], target: float | None) -> dict[str, Any]:
+    """Mean first round at or above the target, how many runs reach it, and the rounds between evaluations there."""
+    firsts = [(run, found) for run in runs if (found := first(run, target)) is not None]
+    return {
+        "rounds_to_target": _mean([at for _, (at, _) in firsts]),
+        "reached": len(firsts),
+        "resolution": max((gap for _, (_, gap) in firsts), default=math.nan),
+        "time_to_target": _mean([run.total("sim_seconds", at) for run, (at, _) in firsts if _timed(run)]),
+    }
+
+
+def _timed(run: Run) -> bool:
+    return any(row.get("sim_seconds") is not None for row in run.rows)
+
+
+def first(run: Run, target: float | None) -> tuple[int, int] | None:
+    """The first evaluated round with an accuracy at or above ``target``, and the rounds since the evaluation before."""
+    before = 0
+    for at, value in run.series("accuracy").items() if target is not None else ():
+        if target is not None and value >= target:
+            return at, at - before
+        before = at
+    return None
+
+
+def _notes(arm: Arm) -> list[str]:
+    out = list(arm.notes)
+    if arm.excluded:
+        told = "; ".join(f"seed {seed} {reason}" for seed, reason in sorted(arm.excluded))
+        out.append(f"{len(arm.values)} of {len(arm.values) + len(arm.excluded)} seeds; {told}")
+    lost = [seed for seed, value in arm.values.items() if not math.isfinite(value)]
+    if lost:
+        out.append(f"not finite: {len(lost)} of {len(arm.values)} seeds ({ranges(sorted(lost))})")
+    return out
+
+
+def _below(block: Block, plan: Plan, shown: Shown) -> list[str]:
+    """Lines under the table, of one block."""
+    out = []
+    for arm in block.setting.arms:
+        if arm in block.ranked:
+            continue
+        ended = "; ".join(f"seed {seed} {reason}" for seed, reason in sorted(arm.excluded))
+        out.append(f"{arm.name}: not in the table: {'; '.join(filter(None, (arm.unranked, ended)))}")
+    if block.undecided:
+        out.append(block.undecided)
+    compared = [line for line in footer(block, plan) if line.startswith("paired")]
+    busy = (
+        ["seconds: not ranked: busy or different machines"] if _shows_unranked_seconds([block], shown) else []
+    )
+    return out + compared + busy
+
+
+def _shows_unranked_seconds(blocks: Sequence[Block], shown: Shown) -> bool:
+    return "seconds" in shown.columns and not all(_quiet(block) for block in blocks)
+
+
+def _quiet(block: Block) -> bool:
+    """Whether all runs of a block were timed alike, on machines with cores to spare."""
+    facts = [facts_of(run) for arm in block.ranked for run in arm.runs.values()]
+    same = {
+        tuple(fact.get(k) for k in ("host.class", "engine.name", "engine.workers", "threads"))
+        for fact in facts
+    }
+    if len(same) != 1 or None in next(iter(same))[:1]:
+        return False
+    loads = [
+        (fact.get(f"load.{when}"), fact.get("host.cores")) for fact in facts for when in ("start", "end")
+    ]
+    return all(load is not None and cores is not None and load < cores for load, cores in loads)
+
+
+def _stars(
+    blocks: Sequence[Block], arms: Sequence[tuple[int, Arm]], plan: Plan, shown: Shown
+) -> dict[str, dict[int, str]]:
+    """Marks by column and row: of the objective by verdicts, of what is exact by value, of rounds by verdicts."""
+    out: dict[str, dict[int, str]] = {plan.objective.column: {}}
+    for at, block in enumerate(blocks):
+        rows = {row: arm for row, (where, arm) in enumerate(arms) if where == at}
+        mark = FULL if len(block.stars) == 1 else TIE
+        out[plan.objective.column] |= {row: mark for row, arm in rows.items() if arm.name in block.stars}
+        exact = (*EXACT, *(["seconds"] if "seconds" in shown.columns and _quiet(block) else []))
+        for column in exact:
+            out.setdefault(column, {}).update(_least(rows, TOTALS[column]))
+        out.setdefault("rounds_to_target", {}).update(_fastest(rows, shown.target))
+    return out
+
+
+def _least(rows: dict[int, Arm], parts: Sequence[str]) -> dict[int, str]:
+    """Rows of the least total, unless all are equal."""
+    totals = {
+        row: _mean([sum(run.total(part) for part in parts) for run in arm.runs.values()])
+        for row, arm in rows.items()
+        if not arm.excluded
+    }
+    least = min(totals.values(), default=math.nan)
+    leaders = [row for row, total in totals.items() if total == least]
+    return {} if len(leaders) == len(totals) else dict.fromkeys(leaders, FULL)
+
+
+def _fastest(rows: dict[int, Arm], target: float | None) -> dict[int, str]:
+    """The row that is certainly the first at the target, among those of which every seed gets there."""
+    found = {row: {seed: first(run, target) for seed, run in arm.runs.items()} for row, arm in rows.items()}
+    there = {row: at for row, at in found.items() if at and None not in at.values()}
+    if len(there) < 2 or len(found) != len(rows):
+        return {}
+    rounds = {row: {seed: float(one[0]) for seed, one in at.items() if one} for row, at in there.items()}
+    gap = max(one[1] for at in there.values() for one in at.values() if one)
+    lead = min(rounds, key=lambda row: _mean(list(rounds[row].values())))
+    others = [row for row in rounds if row != lead]
+    family = [
+        pair(("", rounds[lead]), ("", rounds[row]), sign=-1, floor=gap / math.sqrt(6)) for row in others
+    ]
+    return {lead: FULL} if all(c.verdict == BETTER for c in judge(family)) else {}
+
+
+def verdict_words(verdict: str, needed: float) -> str:
+    """``undecided (~16 seeds)``."""
+    if verdict != UNDECIDED or math.isnan(needed):
+        return verdict
+    return f"{verdict} ({'> 100' if needed > 100 else f'~{needed:g}'} seeds)"
+
+
+def _finite(series: dict[int, float]) -> list[float]:
+    return [value for value in series.values() if math.isfinite(value)]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return statistics.fmean(values) if values else math.nan
+
+
+def _std(values: Sequence[float]) -> float:
+    """Sample standard deviation; NaN where there is none."""
+    return statistics.stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else math.nan

@@ -1,0 +1,109 @@
+"""``fedsim compare``: words in, verdicts and exit codes out."""
+
+import json
+
+import pytest
+from runfolder import make
+
+from fedsim.cli.main import command
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for seed in range(5):
+        base = 0.8 + seed / 50
+        for method, gain in (("fedavg", 0.0), ("fedspeed", 0.02 + seed / 1e4), ("twin", 0.0)):
+            make(
+                tmp_path / "runs",
+                method,
+                seed,
+                [base - 0.1] * 3 + [base + gain],
+                extra=lambda at: {"cohort": [1]},
+            )
+    return tmp_path / "runs"
+
+
+def test_verdicts_and_expectations(runs, capsys):
+    assert command(["compare", "runs", "--at", "last"]) == 0
+    out = capsys.readouterr().out
+    assert "fedspeed" in out and "better" in out and "equivalent within 0.50" in out
+    assert (
+        command(
+            ["compare", "runs", "--at", "last", "--expect", "fedspeed better", "--expect", "twin equivalent"]
+        )
+        == 0
+    )
+    capsys.readouterr()
+    assert (
+        command(["compare", "runs", "--at", "last", "--expect", "fedavg better", "--reference", "fedspeed"])
+        == 1
+    )
+    assert "fedsim: expected fedavg better, but against fedspeed it is worse" in capsys.readouterr().err
+
+
+def test_json_is_all_there_is_on_stdout(runs, capsys, monkeypatch):
+    argv = ["compare", "runs", "--at", "last", "--against", "fedspeed", "--json"]
+    assert command(argv) == 0
+    first = capsys.readouterr().out
+    content = json.loads(first)
+    (block,) = content["blocks"]
+    assert [c["verdict"] for c in block["comparisons"]] == ["better"] and block["reference"] == "fedavg"
+    assert content["objective"]["k"] == 1 and content["margin"] == 0.005
+    monkeypatch.chdir(runs)
+    assert command(["compare", ".", *argv[2:]]) == 0
+    assert capsys.readouterr().out == first
+    assert command(["compare", ".", "--json", "--objective", "acuracy"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and "nearest is 'accuracy'" in err
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--where", "strategy=fedavg"], "nothing to compare: no setting has two methods with numbers"),
+        (["--where", "strategy=x"], "--where strategy=x: no run is left of 15"),
+        (["--where", "partition.alfa=1"], "no run has this setting; nearest is 'partition.alpha'"),
+        (["--reference", "fedspeeed"], "no method 'fedspeeed' among the runs; nearest is 'fedspeed'"),
+        (["--rename", "fedav=X"], "--rename fedav: no method of that name; nearest is 'fedavg'"),
+        (["--expect", "fedspeed best"], "type a method and one of better, worse, equivalent, undecided"),
+        (["--expect", "fedsped better"], "nearest is 'fedspeed'"),
+        (["--at", "best_test"], "the best round of the test set is no result"),
+        (["--at", "best_val"], "type evaluation.validation=0.1"),
+        (["--margin", "-1"], "--margin -1: must not be negative"),
+    ],
+)
+def test_what_is_refused(runs, capsys, argv, said):
+    assert command(["compare", "runs", *argv]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_no_common_seed(tmp_path, capsys):
+    make(tmp_path, "a", 0, [0.5])
+    make(tmp_path, "b", 1, [0.5])
+    assert command(["compare", str(tmp_path)]) == 2
+    assert "no two methods have a finished run of a common seed" in capsys.readouterr().err
+
+
+def test_runs_are_chosen_and_renamed(runs, capsys):
+    flags = [
+        "--at",
+        "last",
+        "--where",
+        "strategy=fedavg,fedspeed",
+        "--where",
+        "seed<=3",
+        "--rename",
+        "fedavg=FedAvg",
+    ]
+    assert command(["compare", "runs", *flags, "--json"]) == 0
+    (block,) = json.loads(capsys.readouterr().out)["blocks"]
+    assert block["reference"] == "FedAvg" and [m["seeds"] for m in block["methods"]] == [[0, 1, 2, 3]] * 2
+
+
+def test_an_earlier_look_is_told(runs, capsys):
+    assert command(["compare", "runs", "--at", "last", "--where", "seed<3", "--json"]) == 0
+    (runs / "report").mkdir()
+    (runs / "report" / "comparison.json").write_text(capsys.readouterr().out)
+    assert command(["compare", "runs", "--at", "last"]) == 0
+    assert "fedspeed: compared before with n = 3" in capsys.readouterr().out
