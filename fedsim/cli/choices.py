@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fedsim.cli.arguments import Arguments, folder, place
 from fedsim.errors import ConfigError
-from fedsim.report.blocks import ALL, Plan
+from fedsim.report.blocks import ALL, ComparisonPlan
 from fedsim.report.choosing import assignments, chosen, renamed
 from fedsim.report.objective import Objective
 from fedsim.report.runs import Run, load_runs
@@ -43,7 +43,9 @@ def add_choices(parser: Arguments) -> None:
     add("--json", action="store_true", help="print comparison.json and nothing else")
 
 
-def plan_of(args: argparse.Namespace, runs: Sequence[Run], default: Objective | None = None) -> Plan:
+def plan_of(
+    args: argparse.Namespace, runs: Sequence[Run], default: Objective | None = None
+) -> ComparisonPlan:
     """The comparison that the flags ask for; what they leave open is as ``default``, or the runs' own ``objective``."""
     if args.margin is not None and not args.margin >= 0:
         raise ConfigError(f"--margin {args.margin:g}: must not be negative")
@@ -55,7 +57,7 @@ def plan_of(args: argparse.Namespace, runs: Sequence[Run], default: Objective | 
     if against and reference == ALL:
         raise ConfigError("--against: not together with --reference all")
     names = tuple(renames.get(name, name) for name in words_of(against))
-    return Plan(_objective(args, runs, default), reference, names, args.margin, args.interval)
+    return ComparisonPlan(_objective(args, runs, default), reference, names, args.margin, args.interval)
 
 
 def _objective(args: argparse.Namespace, runs: Sequence[Run], default: Objective | None) -> Objective:

@@ -15,7 +15,7 @@ from fedsim.cli.exits import DONE, FAILED
 from fedsim.errors import ConfigError, hint
 from fedsim.report import comparison
 from fedsim.report.across import summary
-from fedsim.report.blocks import Block, blocks_of
+from fedsim.report.blocks import ProblemBlock, blocks_of
 from fedsim.report.objective import Objective
 from fedsim.report.terminal import common_folder
 from fedsim.report.verdict import OPPOSITE, Comparison
@@ -80,7 +80,7 @@ def compare(argv: Sequence[str]) -> int:
     return FAILED if unmet else DONE
 
 
-def _nothing(blocks: Sequence[Block]) -> str:
+def _nothing(blocks: Sequence[ProblemBlock]) -> str:
     reasons = [
         f"{arm.name}: {arm.unranked}" for block in blocks for arm in block.setting.arms if arm.unranked
     ]
@@ -119,7 +119,7 @@ def _unmet(name: str, verdict: str, pairs: Sequence[Comparison]) -> list[str]:
     ]
 
 
-def earlier(blocks: Sequence[Block], root: Path) -> list[str]:
+def earlier(blocks: Sequence[ProblemBlock], root: Path) -> list[str]:
     """A line for each comparison that a report gave a verdict on with fewer seeds."""
     known: dict[tuple[str, str, str], int] = {}
     with suppress(OSError, ValueError, KeyError, TypeError):

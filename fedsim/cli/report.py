@@ -18,7 +18,7 @@ from fedsim.cli.choices import add_choices, plan_of, recorded, runs_of, words_of
 from fedsim.errors import ConfigError
 
 if TYPE_CHECKING:
-    from fedsim.report.blocks import Block, Plan
+    from fedsim.report.blocks import ComparisonPlan, ProblemBlock
     from fedsim.report.runs import Run
 
 FORMATS = ("md", "tex", "csv", "json")
@@ -53,6 +53,7 @@ def report(argv: Sequence[str]) -> int:
     commands = [*_sweeps(runs), shlex.join(["fedsim", "report", *argv])]
     document = _document(blocks, plan, recorded(argv, args.dirs, "report"), args.dirs)
     try:
+        out.mkdir(parents=True, exist_ok=True)
         page = write_report(groups, frame, out, commands)
         (out / "comparison.json").write_text(document, encoding="utf-8")
         drawn = _curves(args, blocks, plan, out)
@@ -121,7 +122,9 @@ def _parser() -> Arguments:
     return parser
 
 
-def _document(blocks: Sequence[Block], plan: Plan, command: Sequence[str], dirs: Sequence[Path]) -> str:
+def _document(
+    blocks: Sequence[ProblemBlock], plan: ComparisonPlan, command: Sequence[str], dirs: Sequence[Path]
+) -> str:
     from fedsim.report.comparison import document, to_text
     from fedsim.run.key import version
 
@@ -129,17 +132,28 @@ def _document(blocks: Sequence[Block], plan: Plan, command: Sequence[str], dirs:
 
 
 def _tables(
-    args: argparse.Namespace, frame: Any, blocks: Sequence[Block], plan: Plan, order: Sequence[str]
+    args: argparse.Namespace,
+    frame: Any,
+    blocks: Sequence[ProblemBlock],
+    plan: ComparisonPlan,
+    order: Sequence[str],
 ) -> Any:
     """Titles and tables: the pivot's, or the one of all arms."""
     from fedsim.report.pivot import pivot
     from fedsim.report.tables import layout
 
-    return pivot(blocks, plan, *args.pivot, order) if args.pivot else [("", layout(frame))]
+    if not args.pivot:
+        return [("", layout(frame))]
+    row, column = args.pivot
+    return pivot(blocks, plan, row, column, order)
 
 
 def _printed(
-    args: argparse.Namespace, frame: Any, blocks: Sequence[Block], plan: Plan, order: Sequence[str]
+    args: argparse.Namespace,
+    frame: Any,
+    blocks: Sequence[ProblemBlock],
+    plan: ComparisonPlan,
+    order: Sequence[str],
 ) -> str:
     from fedsim.report.latex import to_latex
     from fedsim.report.tables import to_csv, to_markdown
@@ -153,7 +167,11 @@ def _printed(
 
 
 def _show(
-    args: argparse.Namespace, frames: Sequence[Any], blocks: Sequence[Block], plan: Plan, order: Sequence[str]
+    args: argparse.Namespace,
+    frames: Sequence[Any],
+    blocks: Sequence[ProblemBlock],
+    plan: ComparisonPlan,
+    order: Sequence[str],
 ) -> None:
     from fedsim.report import print_table
     from fedsim.report.tables import show_text
@@ -176,7 +194,9 @@ def _write(frame: Any, out: Path) -> None:
     (out / "table-clients.tex").write_text(to_latex(layout(frame)), encoding="utf-8")
 
 
-def _curves(args: argparse.Namespace, blocks: Sequence[Block], plan: Plan, out: Path) -> list[Path]:
+def _curves(
+    args: argparse.Namespace, blocks: Sequence[ProblemBlock], plan: ComparisonPlan, out: Path
+) -> list[Path]:
     if not args.curves:
         return []
     from fedsim.report.metriccurves import draw_metric, file_of

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from fedsim.config.check import validate
 from fedsim.config.compose import load, plain
 from fedsim.errors import ConfigError
 from fedsim.replay.again import as_simulation
+from fedsim.run.key import version
 from fedsim.tracking.rows import read_rows
 
 
@@ -26,7 +28,11 @@ def verify(argv: Sequence[str]) -> int:
     """
     parser = Arguments(prog="fedsim verify", description=(verify.__doc__ or "").splitlines()[0])
     parser.add_argument("run", type=place, metavar="RUN", help="a run folder")
-    recorded_dir = folder(parser.parse_args(argv).run)
+    parser.add_argument(
+        "--json", action="store_true", help="print what verify.schema.json says, and nothing else"
+    )
+    args = parser.parse_args(argv)
+    recorded_dir, edited = folder(args.run), list[str]()
     recorded = _hashes(recorded_dir)
     with tempfile.TemporaryDirectory(prefix="fedsim-verify-") as again_dir:
         recorded_config = load(recorded_dir / "config.yaml")
@@ -38,7 +44,9 @@ def verify(argv: Sequence[str]) -> int:
             )
         config = as_simulation(recorded_config, again_dir)
         validate(config)
-        if recorded_config.code and (edited := _edited(recorded_config)):
+        if recorded_config.code:
+            edited = _edited(recorded_config)
+        if edited and not args.json:
             print(f"edited since: the code of {', '.join(edited)}, which now may compute other weights")
         from fedsim.api import run
         from fedsim.flower.replay import DeploymentRecord, ReplayEngine
@@ -48,13 +56,40 @@ def verify(argv: Sequence[str]) -> int:
             whole = len(record.cohorts) >= config.rounds
             handed = {"engine": ReplayEngine(record), "cohorts": record.cohorts if whole else None}
         again = _hashes(run(config, **handed).dir)
-    for number, value in recorded.items():
-        if again.get(number) != value:
-            print(f"round {number} differs: recorded {value}, computed {again.get(number, 'nothing')}")
-            print(why_other_bits(recorded_dir, number, recorded_config))
-            return 1
-    print(f"{len(recorded)} rounds identical")
-    return 0
+    differing = next((number for number, value in recorded.items() if again.get(number) != value), None)
+    if args.json:
+        print(
+            json.dumps(_document(recorded_dir, recorded, again, differing, edited), indent=1, sort_keys=True)
+        )
+    elif differing is None:
+        print(f"{len(recorded)} rounds identical")
+    else:
+        value, found = recorded[differing], again.get(differing, "nothing")
+        print(f"round {differing} differs: recorded {value}, computed {found}")
+        print(why_other_bits(recorded_dir, differing, recorded_config))
+    return 0 if differing is None else 1
+
+
+def _document(
+    run: Path,
+    recorded: Mapping[int, str],
+    again: Mapping[int, str],
+    differing: int | None,
+    edited: Sequence[str],
+) -> dict[str, Any]:
+    """As ``verify.schema.json`` says; it ships beside this module."""
+    first = None
+    if differing is not None:
+        first = {"round": differing, "recorded": recorded[differing], "computed": again.get(differing)}
+    return {
+        "schema": 1,
+        "fedsim": version(),
+        "run": run.resolve().name,
+        "rounds": len(recorded),
+        "identical": differing is None,
+        "first_difference": first,
+        "edited": list(edited),
+    }
 
 
 def why_other_bits(run: Path, number: int, config: DictConfig) -> str:

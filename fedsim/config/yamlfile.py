@@ -6,10 +6,31 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from omegaconf._utils import get_yaml_loader
 from omegaconf.errors import OmegaConfBaseException
-from yaml import MarkedYAMLError, YAMLError
+from yaml import CSafeLoader, MarkedYAMLError, YAMLError, load
 
 from fedsim.errors import ConfigError
+
+
+class _Quick(CSafeLoader):
+    """OmegaConf's idea of numbers, by the parser in C: ten times as fast."""
+
+    yaml_implicit_resolvers = get_yaml_loader().yaml_implicit_resolvers
+
+
+def read_recorded(path: Path) -> dict[str, Any]:
+    """What :func:`read_yaml` gives, of a file that a run has written: quick where there is nothing to resolve."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        found = None if "${" in text else load(text, _Quick)
+    except (OSError, ValueError, YAMLError):
+        found = None
+    return (
+        found
+        if isinstance(found, dict) and found and all(isinstance(k, str) for k in found)
+        else read_yaml(path)
+    )
 
 
 def read_yaml(path: Path, what: str = "") -> dict[str, Any]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from fedsim.report.blocks import Block, Plan
+    from fedsim.report.blocks import ComparisonPlan, ProblemBlock
     from fedsim.report.objective import Objective
 
 __all__ = [
@@ -44,7 +44,7 @@ def compare(runs: Sequence[Run], target: float | None = None, **options: Any) ->
     powers are known, ``joules``. ``note`` names runs that are not finished or not finite, if there are any.
 
     ``target``: default is ``evaluation.target`` of the runs if they agree on one, else :func:`default_target`. It is
-    kept in ``frame.attrs["target"]``. ``options``: ``plan`` (a ``blocks.Plan``), ``columns``, and
+    kept in ``frame.attrs["target"]``. ``options``: ``plan`` (a ``blocks.ComparisonPlan``), ``columns``, and
     ``blocks`` of the same runs and plan, if they are there already.
     """
     from fedsim.report.frame import Shown, frame_of
@@ -54,9 +54,9 @@ def compare(runs: Sequence[Run], target: float | None = None, **options: Any) ->
     return frame_of(blocks, plan, Shown(target_of(runs, target), tuple(options.get("columns") or ())))
 
 
-def default_plan(runs: Sequence[Run]) -> Plan:
+def default_plan(runs: Sequence[Run]) -> ComparisonPlan:
     """The runs' own objective, on test data, if they agree on one; by loss where no run has an accuracy."""
-    from fedsim.report.blocks import Plan
+    from fedsim.report.blocks import ComparisonPlan
     from fedsim.report.objective import Objective
 
     told = {Objective.of(run.config, "test") for run in runs}
@@ -64,10 +64,10 @@ def default_plan(runs: Sequence[Run]) -> Plan:
     measured = {name for run in runs for row in run.rows for name in row if row[name] is not None}
     if objective.column not in measured and "loss" in measured:
         objective = replace(objective, metric="loss", direction="auto")
-    return Plan(objective)
+    return ComparisonPlan(objective)
 
 
-def clients_plan(runs: Sequence[Run], plan: Plan) -> Plan | None:
+def clients_plan(runs: Sequence[Run], plan: ComparisonPlan) -> ComparisonPlan | None:
     """The same by clients' own test samples, if that is how some of the methods are ranked and it was measured."""
     personal = any(run.summary.get("personal") for run in runs)
     objective: Objective = replace(plan.objective, on="clients")
@@ -77,7 +77,9 @@ def clients_plan(runs: Sequence[Run], plan: Plan) -> Plan | None:
     )
 
 
-def compared_blocks(runs: Sequence[Run], plan: Plan, order: Sequence[str] = ()) -> list[Block]:
+def compared_blocks(
+    runs: Sequence[Run], plan: ComparisonPlan, order: Sequence[str] = ()
+) -> list[ProblemBlock]:
     """The runs compared, problem by problem; an objective that nobody measured leaves all of them unranked."""
     from fedsim.report.blocks import blocks_of
 

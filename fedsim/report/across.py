@@ -9,13 +9,13 @@ from statistics import fmean
 
 import numpy as np
 
-from fedsim.report.blocks import Block, Plan
+from fedsim.report.blocks import ComparisonPlan, ProblemBlock
 from fedsim.report.verdict import LEVEL, OPPOSITE
 
 FEWEST_SETTINGS = 5
 
 
-def summary(blocks: Sequence[Block], plan: Plan) -> list[str]:
+def summary(blocks: Sequence[ProblemBlock], plan: ComparisonPlan) -> list[str]:
     """Lines on all settings: none for a single one."""
     compared = [block for block in blocks if block.comparisons]
     if len(compared) < 2:
@@ -35,7 +35,7 @@ def summary(blocks: Sequence[Block], plan: Plan) -> list[str]:
     return out
 
 
-def _ranked(blocks: Sequence[Block], plan: Plan) -> list[str]:
+def _ranked(blocks: Sequence[ProblemBlock], plan: ComparisonPlan) -> list[str]:
     """Mean ranks with the Friedman test (Iman, Davenport 1980) and Nemenyi's critical difference (Demsar 2006)."""
     means = [
         {

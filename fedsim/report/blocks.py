@@ -21,7 +21,7 @@ WORK = ("client.epochs", "client.steps", "client.batch_size", "client.accumulate
 
 
 @dataclass(frozen=True)
-class Plan:
+class ComparisonPlan:
     """What is compared, and how."""
 
     objective: Objective = field(default_factory=Objective)
@@ -43,7 +43,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Block:
+class ProblemBlock:
     """One problem: its arms, the comparisons with the reference, and the leaders."""
 
     setting: Setting
@@ -59,8 +59,8 @@ class Block:
 
 
 def blocks_of(
-    runs: Sequence[Run], plan: Plan, order: Sequence[str] = (), checked: bool = True
-) -> list[Block]:
+    runs: Sequence[Run], plan: ComparisonPlan, order: Sequence[str] = (), checked: bool = True
+) -> list[ProblemBlock]:
     """Compare the runs, problem by problem.
 
     Raises:
@@ -94,7 +94,7 @@ def _ordered(setting: Setting, order: Sequence[str]) -> Setting:
     return replace(setting, arms=sorted(setting.arms, key=place))
 
 
-def _block(setting: Setting, plan: Plan) -> Block:
+def _block(setting: Setting, plan: ComparisonPlan) -> ProblemBlock:
     arms = ranked(setting.arms)
     reference = _reference(arms, plan)
     if plan.reference == ALL:
@@ -109,10 +109,12 @@ def _block(setting: Setting, plan: Plan) -> Block:
         ]
     stars, undecided = leaders(arms, plan)
     name = "" if reference is None else reference.name
-    return Block(setting, ALL if plan.reference == ALL else name, compared(pairs, plan), stars, undecided)
+    return ProblemBlock(
+        setting, ALL if plan.reference == ALL else name, compared(pairs, plan), stars, undecided
+    )
 
 
-def _reference(arms: Sequence[Arm], plan: Plan) -> Arm | None:
+def _reference(arms: Sequence[Arm], plan: ComparisonPlan) -> Arm | None:
     for wanted in filter(None, (plan.reference, "fedavg")):
         exact = [arm for arm in arms if arm.name == wanted]
         fitting = exact or [arm for arm in arms if arm.group.method == wanted]
@@ -124,7 +126,7 @@ def _reference(arms: Sequence[Arm], plan: Plan) -> Arm | None:
     return arms[0] if arms else None
 
 
-def compared(pairs: Sequence[tuple[Arm, Arm]], plan: Plan, noted: bool = True) -> list[Comparison]:
+def compared(pairs: Sequence[tuple[Arm, Arm]], plan: ComparisonPlan, noted: bool = True) -> list[Comparison]:
     """The pairs (a, b) as one family; ``noted`` with what else differs between them."""
     interval = bca if plan.interval == "bca" else None
     sign = plan.objective.sign
@@ -148,7 +150,7 @@ def compared(pairs: Sequence[tuple[Arm, Arm]], plan: Plan, noted: bool = True) -
     return judge(family, [_identical(a, b) for a, b in pairs], plan.scale)
 
 
-def _floor(a: Arm, b: Arm, plan: Plan) -> float:
+def _floor(a: Arm, b: Arm, plan: ComparisonPlan) -> float:
     """Of accuracies over one test or validation set, whose size is known."""
     name = {"test": "test_samples", "val": "validation_samples"}.get(plan.objective.on, "")
     if not plan.objective.share or not name:
@@ -205,7 +207,7 @@ def _traffic(arm: Arm) -> float:
     )
 
 
-def leaders(arms: Sequence[Arm], plan: Plan) -> tuple[list[str], str]:
+def leaders(arms: Sequence[Arm], plan: ComparisonPlan) -> tuple[list[str], str]:
     """Who is better than, or leads and is equivalent to, every other; else why nobody is."""
     means = {
         arm.name: plan.objective.sign * fmean(finite)
@@ -233,7 +235,7 @@ def leaders(arms: Sequence[Arm], plan: Plan) -> tuple[list[str], str]:
     return [lead, *tied], ""
 
 
-def _against_all(arm: Arm, arms: Sequence[Arm], plan: Plan) -> list[Comparison]:
+def _against_all(arm: Arm, arms: Sequence[Arm], plan: ComparisonPlan) -> list[Comparison]:
     return compared([(arm, other) for other in arms if other is not arm], replace(plan, interval="t"), False)
 
 

@@ -11,7 +11,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from fedsim.report.arms import Arm, relative
-from fedsim.report.blocks import ALL, Block, Plan, said_seeds
+from fedsim.report.blocks import ALL, ComparisonPlan, ProblemBlock, said_seeds
 from fedsim.report.runs import short_names, short_value
 from fedsim.report.verdict import EQUIVALENT, LEVEL, UNDECIDED, Comparison
 
@@ -19,7 +19,11 @@ SCHEMA = "comparison.schema.json"
 
 
 def document(
-    blocks: Sequence[Block], plan: Plan, command: Sequence[str], roots: Sequence[Path], version: str
+    blocks: Sequence[ProblemBlock],
+    plan: ComparisonPlan,
+    command: Sequence[str],
+    roots: Sequence[Path],
+    version: str,
 ) -> dict[str, Any]:
     """All of a comparison, numbers as measured: what is not finite is None. The same runs give the same document."""
     objective = plan.objective
@@ -55,7 +59,7 @@ def schema() -> dict[str, Any]:
     return found
 
 
-def _block(block: Block, roots: Sequence[Path]) -> dict[str, Any]:
+def _block(block: ProblemBlock, roots: Sequence[Path]) -> dict[str, Any]:
     return {
         "problem": {key: _plain(value) for key, value in block.setting.problem.items()},
         "problem_hash": block.setting.hash,
@@ -111,7 +115,7 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, str | int | bool | list) else str(value)
 
 
-def lines(blocks: Sequence[Block], plan: Plan) -> list[str]:
+def lines(blocks: Sequence[ProblemBlock], plan: ComparisonPlan) -> list[str]:
     """The comparisons in words, block by block."""
     out: list[str] = []
     for at, block in enumerate(blocks):
@@ -119,11 +123,20 @@ def lines(blocks: Sequence[Block], plan: Plan) -> list[str]:
     return out
 
 
-def problem_words(block: Block, blocks: int) -> str:
+def differing_words(block: ProblemBlock) -> str:
+    """``alpha=0.3, num_clients=20``."""
+    differing = block.setting.differing
+    names = short_names(differing)
+    return (
+        ", ".join(f"{names[key]}={short_value(key, value)}" for key, value in differing.items())
+        or "other samples"
+    )
+
+
+def problem_words(block: ProblemBlock, blocks: int) -> str:
     """What tells the block from others: ``alpha=0.3, 40 rounds``."""
     differing = block.setting.differing if blocks > 1 else {}
-    names = short_names(differing)
-    told = [f"{names[key]}={short_value(key, value)}" for key, value in differing.items()]
+    told = [differing_words(block)] if differing else []
     problem = block.setting.problem
     data = short_value("data._target_", problem.get("data._target_") or problem.get("data.given") or "")
     kept = [data] if data and "data._target_" not in differing else []
@@ -131,7 +144,7 @@ def problem_words(block: Block, blocks: int) -> str:
     return ", ".join([*kept, *told, *rounds])
 
 
-def _lines(block: Block, plan: Plan, blocks: int) -> list[str]:
+def _lines(block: ProblemBlock, plan: ComparisonPlan, blocks: int) -> list[str]:
     used = sorted({len(n.rounds) for arm in block.ranked for n in arm.numbers.values() if n.rounds})
     words = str(plan.objective)
     if plan.objective.at.startswith("mean") and used and used != [plan.objective.k]:
@@ -155,9 +168,10 @@ def _lines(block: Block, plan: Plan, blocks: int) -> list[str]:
     return out + footer(block, plan)
 
 
-def _row(c: Comparison, arms: dict[str, Arm], plan: Plan) -> tuple[str, ...]:
+def _row(c: Comparison, arms: dict[str, Arm], plan: ComparisonPlan) -> tuple[str, ...]:
     digits = _digits(c, plan)
-    both = [f"{plan.scale * _mean(arms[name]):.{max(digits - 1, 0)}f}" for name in (c.a, c.b)]
+    least = 1 if plan.scale > 1 else 0  # decimals
+    both = [f"{plan.scale * _mean(arms[name]):.{max(digits - 1, least)}f}" for name in (c.a, c.b)]
     if math.isnan(c.mean):
         change = "-"
     elif math.isnan(c.low):
@@ -170,7 +184,7 @@ def _row(c: Comparison, arms: dict[str, Arm], plan: Plan) -> tuple[str, ...]:
     return c.a, f"{both[0]} vs {both[1]}{against}", change, p, said(c, plan)
 
 
-def said(c: Comparison, plan: Plan) -> str:
+def said(c: Comparison, plan: ComparisonPlan) -> str:
     """The verdict in words: ``equivalent within 0.50``, ``undecided: about 16 seeds``."""
     least = ""
     if c.n >= 3 and c.verdict != EQUIVALENT:
@@ -186,7 +200,7 @@ def said(c: Comparison, plan: Plan) -> str:
     return f"{c.verdict}{least}"
 
 
-def footer(block: Block, plan: Plan) -> list[str]:
+def footer(block: ProblemBlock, plan: ComparisonPlan) -> list[str]:
     """What is said under the comparisons of a block."""
     out = []
     for arm in block.setting.arms:
@@ -200,12 +214,12 @@ def footer(block: Block, plan: Plan) -> list[str]:
     if not block.comparisons:
         return out
     seeds = sorted({s for c in block.comparisons for s in c.seeds})
-    sizes = sorted(
-        {run.summary.get("test_samples") for arm in block.ranked for run in arm.runs.values()} - {None}
-    )
+    sizes = list({run.summary.get("test_samples", 0) for arm in block.ranked for run in arm.runs.values()})
     on = "on samples like" if plan.population else "on"
     samples = (
-        f", {on} these {sizes[0]} test samples" if len(sizes) == 1 and plan.objective.on == "test" else ""
+        f", {on} these {sizes[0]} test samples"
+        if len(sizes) == 1 and sizes[0] and plan.objective.on == "test"
+        else ""
     )
     kind = "intervals unadjusted"
     if plan.interval == "bca":
@@ -229,13 +243,13 @@ def ranges(numbers: Sequence[int]) -> str:
     return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in out)
 
 
-def _digits(c: Comparison, plan: Plan) -> int:
+def _digits(c: Comparison, plan: ComparisonPlan) -> int:
     """Decimals by which the interval's half width has two digits, 2 to 4 of shares in percent."""
     width = plan.scale * (c.high - c.low) / 2
     if not math.isfinite(width) or width <= 0:
         return 2 if plan.scale > 1 else 4
     fitting = 1 - math.floor(math.log10(width))
-    return min(max(fitting, 1), 3) if plan.scale > 1 else min(max(fitting, 0), 8)
+    return min(max(fitting, 2), 3) if plan.scale > 1 else min(max(fitting, 0), 8)
 
 
 def _mean(arm: Arm) -> float:

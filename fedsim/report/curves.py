@@ -32,6 +32,7 @@ STYLE: dict[Any, Any] = {
     "svg.hashsalt": "fedsim",  # same curves, same file
 }
 MAX_DOTS = 500
+MAX_BANDS = 28  # curves of one panel; bands of more hide each other
 TITLES = {"accuracy": "Test accuracy", "loss": "Test loss"}
 
 Rows = Sequence[Mapping[str, Any]]
@@ -180,13 +181,16 @@ def _fill(axes: Axes, metric: str, histories: Histories, against: Axis) -> None:
         max((at for one in found.values() for p in one for at, _ in p.values()), default=0)
     )
     for (label, series), (colour, dash) in zip(found.items(), looks(), strict=False):
-        _curve(axes, [points for points in series if points], size, label=label, color=colour, linestyle=dash)
+        own, few = [points for points in series if points], len(found) <= MAX_BANDS
+        _curve(axes, own, size, few, label=label, color=colour, linestyle=dash)
     axes.set_xlabel(f"{against.words}, {unit}" if unit else against.words)
     _finish(axes, metric)
     axes.xaxis.set_major_locator(MaxNLocator(7, integer=not against.columns))
 
 
-def _curve(axes: Axes, series: Sequence[Mapping[int, tuple[float, float]]], size: float, **look: Any) -> None:
+def _curve(
+    axes: Axes, series: Sequence[Mapping[int, tuple[float, float]]], size: float, band: bool, **look: Any
+) -> None:
     if not series:
         return
     rounds = sorted(set.intersection(*(set(points) for points in series)))
@@ -195,7 +199,7 @@ def _curve(axes: Axes, series: Sequence[Mapping[int, tuple[float, float]]], size
     at, values = points[..., 0].mean(axis=0) / size, points[..., 1]
     mean = values.mean(axis=0)
     axes.plot(at, mean, **look, linewidth=1.8, marker="o" if len(rounds) <= 20 else None, markersize=3.5)
-    if len(series) > 1:
+    if band and len(series) > 1:
         std = values.std(axis=0, ddof=1)
         axes.fill_between(at, mean - std, mean + std, color=look["color"], alpha=0.22, linewidth=0)
 

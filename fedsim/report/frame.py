@@ -4,29 +4,27 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fedsim.errors import ConfigError, hint
-from fedsim.report.arms import Arm, facts_of
-from fedsim.report.blocks import Block, Plan
-from fedsim.report.comparison import footer, ranges
+from fedsim.report.arms import Arm
+from fedsim.report.blocks import ComparisonPlan, ProblemBlock
+from fedsim.report.comparison import differing_words, footer, ranges
+from fedsim.report.marks import TOTALS, first, marks_of, quiet
 from fedsim.report.objective import Objective
 from fedsim.report.runs import Run, column_order
-from fedsim.report.verdict import BETTER, UNDECIDED, Comparison, judge, pair
+from fedsim.report.verdict import UNDECIDED, Comparison
 
 if TYPE_CHECKING:
     import pandas as pd
 
-TOTALS = {"megabytes": ("bytes_up", "bytes_down"), "seconds": ("seconds",), "sim_seconds": ("sim_seconds",)}
-TOTALS |= {"joules": ("joules",)}
-EXACT = ("megabytes", "sim_seconds", "joules")  # ranked by value: nothing in them is drawn by chance alone
 TO_TARGET = ("rounds_to_target", "time_to_target")
 BEST_TEST = "best_test"
 DEFAULT = ("difference", "verdict", *TO_TARGET, "megabytes", "sim_seconds", "joules")
 COLUMNS = (*DEFAULT, "seconds", BEST_TEST)  # and every column of metrics.jsonl
-FULL, TIE = "best", "tie"  # marks of leaders
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,7 @@ class Shown:
     columns: tuple[str, ...] = ()  # in place of ``DEFAULT``, in this order
 
 
-def frame_of(blocks: Sequence[Block], plan: Plan, shown: Shown) -> pd.DataFrame:
+def frame_of(blocks: Sequence[ProblemBlock], plan: ComparisonPlan, shown: Shown) -> pd.DataFrame:
     """A row per arm with numbers, block after block. ``frame.attrs`` holds what a table says beside them.
 
     ``blocks``: the block of each row; ``stars``: marks by column and row; ``below``: lines on arms without a row, on
@@ -65,7 +63,7 @@ def frame_of(blocks: Sequence[Block], plan: Plan, shown: Shown) -> pd.DataFrame:
         values = frame[column]
         if not (values.astype(bool) & values.notna()).any():
             frame = frame.drop(columns=column)
-    stars = _stars(blocks, arms, plan, shown)
+    stars = marks_of(blocks, arms, plan, shown.target, "seconds" in shown.columns)
     frame.attrs |= {
         "target": shown.target,
         "objective": plan.objective,
@@ -73,12 +71,12 @@ def frame_of(blocks: Sequence[Block], plan: Plan, shown: Shown) -> pd.DataFrame:
         "extra": [name for name, _ in extra],
         "blocks": [at for at, _ in arms],
         "stars": {column: marks for column, marks in stars.items() if marks},
-        "below": [line for block in blocks for line in _below(block, plan, shown)],
+        "below": _all_below(blocks, plan, shown),
     }
     return frame
 
 
-def _extra(blocks: Sequence[Block], plan: Plan, shown: Shown) -> list[tuple[str, Objective]]:
+def _extra(blocks: Sequence[ProblemBlock], plan: ComparisonPlan, shown: Shown) -> list[tuple[str, Objective]]:
     """Further columns of ``metrics.jsonl``, summarised as the objective is: asked for, or the worst clients' own."""
     runs = [run for block in blocks for arm in block.setting.arms for run in arm.group.runs]
     there = dict.fromkeys(name for run in runs for row in run.rows[-1:] for name in row)
@@ -95,9 +93,9 @@ def _extra(blocks: Sequence[Block], plan: Plan, shown: Shown) -> list[tuple[str,
 
 
 def _line(
-    block: Block,
+    block: ProblemBlock,
     arm: Arm,
-    plan: Plan,
+    plan: ComparisonPlan,
     shown: Shown,
     settings: Sequence[str],
     extra: Sequence[tuple[str, Objective]],
@@ -119,7 +117,7 @@ def _line(
         line |= {column: _mean(found), f"{column}_std": _std(found)}
     wanted = shown.columns or DEFAULT
     if BEST_TEST in wanted:
-        best = [max(known) for run in runs if (known := _finite(run.series(plan.objective.metric)))]
+        best = [max(all_) for run in runs if (all_ := _finite(run.series(plan.objective.metric)))]
         line |= {BEST_TEST: _mean(best), f"{BEST_TEST}_std": _std(best)}
     if {"difference", "verdict"} & set(wanted):
         line |= _against(next((c for c in block.comparisons if c.a == arm.name), None))
@@ -170,16 +168,6 @@ def _timed(run: Run) -> bool:
     return any(row.get("sim_seconds") is not None for row in run.rows)
 
 
-def first(run: Run, target: float | None) -> tuple[int, int] | None:
-    """The first evaluated round with an accuracy at or above ``target``, and the rounds since the evaluation before."""
-    before = 0
-    for at, value in run.series("accuracy").items() if target is not None else ():
-        if target is not None and value >= target:
-            return at, at - before
-        before = at
-    return None
-
-
 def _notes(arm: Arm) -> list[str]:
     out = list(arm.notes)
     if arm.excluded:
@@ -191,7 +179,19 @@ def _notes(arm: Arm) -> list[str]:
     return out
 
 
-def _below(block: Block, plan: Plan, shown: Shown) -> list[str]:
+def _all_below(blocks: Sequence[ProblemBlock], plan: ComparisonPlan, shown: Shown) -> list[str]:
+    """Lines under the table; of several blocks each with what tells its block apart, or once if all say the same."""
+    lines = [(block, line) for block in blocks for line in _below(block, plan, shown)]
+    if len(blocks) == 1:
+        return [line for _, line in lines]
+    counts = Counter(line for _, line in lines)
+    told = [
+        line if counts[line] == len(blocks) else f"{differing_words(block)}: {line}" for block, line in lines
+    ]
+    return list(dict.fromkeys(told))
+
+
+def _below(block: ProblemBlock, plan: ComparisonPlan, shown: Shown) -> list[str]:
     """Lines under the table, of one block."""
     out = []
     for arm in block.setting.arms:
@@ -208,67 +208,8 @@ def _below(block: Block, plan: Plan, shown: Shown) -> list[str]:
     return out + compared + busy
 
 
-def _shows_unranked_seconds(blocks: Sequence[Block], shown: Shown) -> bool:
-    return "seconds" in shown.columns and not all(_quiet(block) for block in blocks)
-
-
-def _quiet(block: Block) -> bool:
-    """Whether all runs of a block were timed alike, on machines with cores to spare."""
-    facts = [facts_of(run) for arm in block.ranked for run in arm.runs.values()]
-    same = {
-        tuple(fact.get(k) for k in ("host.class", "engine.name", "engine.workers", "threads"))
-        for fact in facts
-    }
-    if len(same) != 1 or None in next(iter(same))[:1]:
-        return False
-    loads = [
-        (fact.get(f"load.{when}"), fact.get("host.cores")) for fact in facts for when in ("start", "end")
-    ]
-    return all(load is not None and cores is not None and load < cores for load, cores in loads)
-
-
-def _stars(
-    blocks: Sequence[Block], arms: Sequence[tuple[int, Arm]], plan: Plan, shown: Shown
-) -> dict[str, dict[int, str]]:
-    """Marks by column and row: of the objective by verdicts, of what is exact by value, of rounds by verdicts."""
-    out: dict[str, dict[int, str]] = {plan.objective.column: {}}
-    for at, block in enumerate(blocks):
-        rows = {row: arm for row, (where, arm) in enumerate(arms) if where == at}
-        mark = FULL if len(block.stars) == 1 else TIE
-        out[plan.objective.column] |= {row: mark for row, arm in rows.items() if arm.name in block.stars}
-        exact = (*EXACT, *(["seconds"] if "seconds" in shown.columns and _quiet(block) else []))
-        for column in exact:
-            out.setdefault(column, {}).update(_least(rows, TOTALS[column]))
-        out.setdefault("rounds_to_target", {}).update(_fastest(rows, shown.target))
-    return out
-
-
-def _least(rows: dict[int, Arm], parts: Sequence[str]) -> dict[int, str]:
-    """Rows of the least total, unless all are equal."""
-    totals = {
-        row: _mean([sum(run.total(part) for part in parts) for run in arm.runs.values()])
-        for row, arm in rows.items()
-        if not arm.excluded
-    }
-    least = min(totals.values(), default=math.nan)
-    leaders = [row for row, total in totals.items() if total == least]
-    return {} if len(leaders) == len(totals) else dict.fromkeys(leaders, FULL)
-
-
-def _fastest(rows: dict[int, Arm], target: float | None) -> dict[int, str]:
-    """The row that is certainly the first at the target, among those of which every seed gets there."""
-    found = {row: {seed: first(run, target) for seed, run in arm.runs.items()} for row, arm in rows.items()}
-    there = {row: at for row, at in found.items() if at and None not in at.values()}
-    if len(there) < 2 or len(found) != len(rows):
-        return {}
-    rounds = {row: {seed: float(one[0]) for seed, one in at.items() if one} for row, at in there.items()}
-    gap = max(one[1] for at in there.values() for one in at.values() if one)
-    lead = min(rounds, key=lambda row: _mean(list(rounds[row].values())))
-    others = [row for row in rounds if row != lead]
-    family = [
-        pair(("", rounds[lead]), ("", rounds[row]), sign=-1, floor=gap / math.sqrt(6)) for row in others
-    ]
-    return {lead: FULL} if all(c.verdict == BETTER for c in judge(family)) else {}
+def _shows_unranked_seconds(blocks: Sequence[ProblemBlock], shown: Shown) -> bool:
+    return "seconds" in shown.columns and not all(quiet(block) for block in blocks)
 
 
 def verdict_words(verdict: str, needed: float) -> str:

@@ -12,7 +12,7 @@ from scipy import special
 
 from fedsim.errors import ConfigError, hint
 from fedsim.report.arms import Arm
-from fedsim.report.blocks import Block, Plan
+from fedsim.report.blocks import ComparisonPlan, ProblemBlock
 from fedsim.report.curves import Curves, image, looks, one_panel, panel, titled
 
 DIFF = "diff"
@@ -23,7 +23,7 @@ def file_of(metric: str) -> str:
     return f"curve-{re.sub(r'[^A-Za-z0-9_]+', '-', metric)}.png"
 
 
-def draw_metric(blocks: Sequence[Block], plan: Plan, metric: str) -> bytes:
+def draw_metric(blocks: Sequence[ProblemBlock], plan: ComparisonPlan, metric: str) -> bytes:
     """A picture (.png): means over seeds with a band of one standard deviation; the objective's rounds are shaded.
 
     ``diff``: the objective's differences to the reference at each round that all common seeds measured, with 95 %
@@ -52,7 +52,7 @@ def draw_metric(blocks: Sequence[Block], plan: Plan, metric: str) -> bytes:
     return image(figure, "png", dpi=150)
 
 
-def _label(arm: Arm, blocks: Sequence[Block], block: Block) -> str:
+def _label(arm: Arm, blocks: Sequence[ProblemBlock], block: ProblemBlock) -> str:
     where = ", ".join(f"{k.rpartition('.')[2]}={v}" for k, v in block.setting.differing.items())
     inside = f", {where}" if len(blocks) > 1 and where else ""
     return f"{arm.name}{inside} (n={len(arm.group.runs)})"
@@ -67,7 +67,7 @@ def _shade(axes: Axes, arms: Sequence[Arm]) -> None:
         )
 
 
-def _differences(blocks: Sequence[Block], plan: Plan) -> Curves:
+def _differences(blocks: Sequence[ProblemBlock], plan: ComparisonPlan) -> Curves:
     figure, axes = one_panel()
     style = looks()
     for block in blocks:

@@ -9,17 +9,17 @@ from typing import Any
 
 from fedsim.errors import ConfigError, hint
 from fedsim.report.arms import Arm
-from fedsim.report.blocks import Block, Plan, leaders
+from fedsim.report.blocks import ComparisonPlan, ProblemBlock, leaders
 from fedsim.report.runs import short_name, short_names, short_value
 from fedsim.report.tables import Cell, TextTable, value_text
 
 METHOD = "method"
 _SUPERSCRIPT = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
-Place = tuple[Block, Arm]
+Place = tuple[ProblemBlock, Arm]
 
 
 def pivot(
-    blocks: Sequence[Block], plan: Plan, row: str, column: str, order: Sequence[str] = ()
+    blocks: Sequence[ProblemBlock], plan: ComparisonPlan, row: str, column: str, order: Sequence[str] = ()
 ) -> list[tuple[str, TextTable]]:
     """A table per combination of the settings that are neither down nor across, each with a title.
 
@@ -41,7 +41,9 @@ def pivot(
     return [(title, _table(found, plan, row, column, order)) for title, found in tables.items()]
 
 
-def _table(places: Sequence[Place], plan: Plan, row: str, column: str, order: Sequence[str]) -> TextTable:
+def _table(
+    places: Sequence[Place], plan: ComparisonPlan, row: str, column: str, order: Sequence[str]
+) -> TextTable:
     downs, acrosses = (_sorted((_value(place, key) for place in places), order) for key in (row, column))
     cells: dict[tuple[str, str], list[Place]] = {}
     for place in places:
@@ -72,7 +74,7 @@ def _table(places: Sequence[Place], plan: Plan, row: str, column: str, order: Se
     )
 
 
-def _cell(arms: Sequence[Arm], plan: Plan, most: int, marks: dict[int, str]) -> Cell:
+def _cell(arms: Sequence[Arm], plan: ComparisonPlan, most: int, marks: dict[int, str]) -> Cell:
     if len(arms) != 1:
         return Cell("-" if not arms else f"({len(arms)} settings)")
     values = [value for value in arms[0].values.values() if math.isfinite(value)]
@@ -82,7 +84,7 @@ def _cell(arms: Sequence[Arm], plan: Plan, most: int, marks: dict[int, str]) -> 
     return Cell(text + fewer, marks.get(id(arms[0]), ""))
 
 
-def _settings(block: Block, arm: Arm) -> list[str]:
+def _settings(block: ProblemBlock, arm: Arm) -> list[str]:
     return [METHOD, *block.setting.differing, *arm.group.settings]
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from fedsim.config.moved import as_today
 from fedsim.config.roles import telling
-from fedsim.config.yamlfile import read_yaml
+from fedsim.config.yamlfile import read_recorded
 from fedsim.errors import ConfigError, DataError, FedsimError
 from fedsim.tracking.rows import from_json, read_rows
 
@@ -161,7 +161,7 @@ def followers_of(runs: Sequence[Run], flat: Sequence[Mapping[str, Any]]) -> set[
 
 
 def _load(folder: Path) -> Run:
-    plain = as_today(read_yaml(folder / "config.yaml"))
+    plain = as_today(read_recorded(folder / "config.yaml"))
     if not isinstance(plain.get("seed"), int):
         raise ConfigError("config.yaml: not a run's configuration: seed is missing")
     end = folder / "summary.json"

@@ -22,8 +22,8 @@ def write_predictions(loop: Loop, task: Task, data: FederatedData, batch_size: i
 
     Without class labels, or without a test set, a warning says that there is none.
     """
-    test, labels = data.test_data(loop.server.dtype), data.dataset.test.labels if data.dataset.test else None
-    if test is None or labels is None or labels.dim() != 1 or labels.is_floating_point():
+    test = data.test_data(loop.server.dtype)
+    if test is None or data.dataset.class_labels("test") is None:
         logging.getLogger(__name__).warning(
             "evaluation.predictions=true: %s needs a test set with one class label a sample", FILE
         )

@@ -6,76 +6,23 @@ import json
 import sys
 import types
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
+import jsonschema
 import pytest
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from runfolder import make
+from standin import Simulator, stand_in
 
-from fedsim.cli import launch  # noqa: F401 - before the stand-ins take the place of what it imports
+from fedsim.cli import launch, verify  # noqa: F401 - before the stand-ins take the place of what it imports
 from fedsim.cli.main import command
 from fedsim.errors import ClientError, DataError
-from fedsim.report import terminal
-from fedsim.run.key import run_dir, run_key
-
-
-class Simulator:
-    """Stand-in for ``fedsim.api``: writes a run folder at once, or fails as it was told."""
-
-    def __init__(self) -> None:
-        self.errors: dict[int, BaseException] = {}  # by seed
-        self.ran: list[DictConfig] = []
-        self.salt = ""
-
-    def run(self, config: DictConfig) -> SimpleNamespace:
-        self.ran.append(config)
-        if config.seed in self.errors:
-            raise self.errors[config.seed]
-        folder = run_dir(config)
-        folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(config, folder / "config.yaml", resolve=True)
-        hashes = [run_key(config)[:8] + (self.salt if r == 2 else "") for r in range(1, 4)]
-        rows = [
-            {"round": r, "weights_hash": h, "accuracy": 0.9, "val/accuracy": r / 10}
-            for r, h in enumerate(hashes, 1)
-        ]
-        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        (folder / "curves.png").touch()
-        summary = {"status": "done", "accuracy": 0.5}
-        (folder / "summary.json").write_text(json.dumps(summary))
-        return SimpleNamespace(dir=folder, summary=summary)
-
-
-class Named(str):
-    """A run that is known by its folder."""
-
-    @property
-    def dir(self) -> Path:
-        return Path(self)
+from fedsim.run.key import run_dir
 
 
 @pytest.fixture
 def simulator(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Simulator:
-    """The stand-in and one for ``fedsim.report``, in an empty working directory."""
-    stand_in = Simulator()
-    report = SimpleNamespace(
-        compare=lambda runs, target=None: (len(runs), target),
-        default_plan=lambda runs: None,
-        clients_plan=lambda runs, plan: None,
-        print_table=lambda table: print("table", *table),
-        draw_curves=lambda runs, path: path.write_text(" ".join(runs)),
-    )
-    report.load_runs = lambda dirs: [Named(str(d)) for d in dirs]
-    runs = SimpleNamespace(load_runs=report.load_runs)
-    cluster = SimpleNamespace(warm_up=lambda config: None, shutdown=lambda: None)
-    monkeypatch.setitem(sys.modules, "fedsim.api", stand_in)
-    monkeypatch.setitem(sys.modules, "fedsim.report", report)
-    monkeypatch.setitem(sys.modules, "fedsim.report.runs", runs)
-    monkeypatch.setitem(sys.modules, "fedsim.report.terminal", terminal)
-    monkeypatch.setitem(sys.modules, "fedsim.engine.ray.cluster", cluster)
-    monkeypatch.chdir(tmp_path)
-    return stand_in
+    return stand_in(monkeypatch, tmp_path)
 
 
 # ---------------------------------------------------------------- one run
@@ -230,6 +177,12 @@ def test_verify(simulator: Simulator, capsys: pytest.CaptureFixture[str]) -> Non
     capsys.readouterr()
     assert command(["verify", folder]) == 0
     assert capsys.readouterr().out == "3 rounds identical\n"
+    assert command(["verify", folder, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    jsonschema.validate(
+        document, json.loads((Path(verify.__file__).parent / "verify.schema.json").read_text())
+    )
+    assert (document["identical"], document["rounds"], document["first_difference"]) == (True, 3, None)
     again = simulator.ran[1]
     assert (again.engine.name, again.engine.workers, again.tracker.console.mode) == ("serial", 1, "quiet")
     assert again.dir != folder and not Path(again.dir).exists()
@@ -255,60 +208,3 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert max(map(len, text.splitlines())) <= 110
     assert command(["--version"]) == 0
     assert capsys.readouterr().out.startswith("fedsim ")
-
-
-# ---------------------------------------------------------------- search
-
-
-def test_optuna_sees_the_validation_accuracy_of_each_trial_also_of_those_done_before(
-    simulator: Simulator,
-) -> None:
-    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs the extra 'sweep'")
-    argv = ["-m", "experiment=search", "engine=serial", "hydra.sweeper.n_trials=3", "client.epochs=2"]
-
-    def best() -> Any:
-        return OmegaConf.load(next(Path("runs").rglob("optimization_results.yaml")))
-
-    assert command(argv) == 0
-    tried = [(c.client.lr, c.client.weight_decay) for c in simulator.ran]
-    assert len({lr for lr, _ in tried}) == 3 and all(0.005 <= lr <= 0.5 for lr, _ in tried)
-    assert {c.client.epochs for c in simulator.ran} == {2}
-    assert best().best_value == 0.3 and best().best_params["client.lr"] in [lr for lr, _ in tried]
-    assert command(argv) == 0
-    assert len(simulator.ran) == 3, "the same seed proposes the same trials, which are done"
-    assert best().best_value == 0.3, "not the test set's .9"
-
-
-@pytest.mark.parametrize(
-    ("settings", "expected"),
-    [
-        (
-            "evaluation.validation=0",
-            "tuning on test data: type evaluation.validation=0.1, or objective.on=test to do it knowingly",
-        ),
-        (
-            "objective.metric=loss",
-            "hydra.sweeper.direction=maximize: val/loss is to be minimized; type hydra.sweeper.direction=minimize, "
-            "or objective.direction=max",
-        ),
-        (
-            "strategy=fedper",
-            "tuning without validation data (the method's results are the clients' own models): type "
-            "evaluation.client_validation=0.1",
-        ),
-    ],
-)
-def test_a_search_that_can_choose_by_nothing_is_refused(
-    simulator: Simulator, capsys: pytest.CaptureFixture[str], settings: str, expected: str
-) -> None:
-    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs the extra 'sweep'")
-    assert command(["-m", "experiment=search", "engine=serial", "hydra.sweeper.n_trials=1", settings]) == 2
-    assert f"fedsim: {expected}\n" in capsys.readouterr().err
-    assert simulator.ran == []
-
-
-def test_a_search_on_test_data_is_done_knowingly(simulator: Simulator) -> None:
-    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs the extra 'sweep'")
-    told = ["evaluation.validation=0", "objective.on=test"]
-    assert command(["-m", "experiment=search", "engine=serial", "hydra.sweeper.n_trials=1", *told]) == 0
-    assert OmegaConf.load(next(Path("runs").rglob("optimization_results.yaml"))).best_value == 0.9

@@ -6,11 +6,11 @@ from runfolder import make
 from scipy import stats
 
 from fedsim.report.across import friedman, summary
-from fedsim.report.blocks import Plan, blocks_of
+from fedsim.report.blocks import ComparisonPlan, blocks_of
 from fedsim.report.objective import Objective
 from fedsim.report.runs import load_runs
 
-LAST = Plan(Objective(at="last"))
+LAST = ComparisonPlan(Objective(at="last"))
 
 
 def test_the_statistic_is_that_of_scipy_before_the_correction():

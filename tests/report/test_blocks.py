@@ -9,12 +9,12 @@ import pytest
 from runfolder import make
 
 from fedsim.errors import ConfigError
-from fedsim.report.blocks import ALL, Plan, blocks_of
+from fedsim.report.blocks import ALL, ComparisonPlan, blocks_of
 from fedsim.report.comparison import document, lines, ranges, schema, to_text
 from fedsim.report.objective import Objective
 from fedsim.report.runs import load_runs
 
-LAST = Plan(Objective(at="last"))
+LAST = ComparisonPlan(Objective(at="last"))
 
 
 def campaign(root, gains, seeds=range(5), spread=0.02, folder="", **config):
@@ -133,7 +133,7 @@ def test_personal_methods_are_compared_by_clients_numbers_only(tmp_path):
     told = "mine: not compared: its models are the clients' own; compare it by clients/accuracy"
     assert told in lines([block], LAST)
     with pytest.raises(ConfigError, match="objective clients/accuracy: no run has measured it"):
-        blocks_of(load_runs([tmp_path]), Plan(Objective(on="clients")))
+        blocks_of(load_runs([tmp_path]), ComparisonPlan(Objective(on="clients")))
 
 
 def test_a_number_that_is_not_finite_decides_only_if_all_are(tmp_path):
@@ -150,13 +150,13 @@ def test_a_number_that_is_not_finite_decides_only_if_all_are(tmp_path):
 def test_reference_all_pairs_and_unknown_names(tmp_path):
     campaign(tmp_path, {"a": 0, "b": 0.01, "c": 0.02})
     runs = load_runs([tmp_path])
-    (block,) = blocks_of(runs, Plan(Objective(at="last"), ALL))
+    (block,) = blocks_of(runs, ComparisonPlan(Objective(at="last"), ALL))
     assert [(c.a, c.b) for c in block.comparisons] == [("b", "a"), ("c", "a"), ("c", "b")]
     assert [p.p_holm >= p.p for p in block.comparisons] == [True] * 3
-    (block,) = blocks_of(runs, Plan(Objective(at="last"), "c", ("a",)))
+    (block,) = blocks_of(runs, ComparisonPlan(Objective(at="last"), "c", ("a",)))
     assert [(c.a, c.b, c.verdict) for c in block.comparisons] == [("a", "c", "worse")]
     with pytest.raises(ConfigError, match="no method 'cc' among the runs"):
-        blocks_of(runs, Plan(Objective(at="last"), "cc"))
+        blocks_of(runs, ComparisonPlan(Objective(at="last"), "cc"))
 
 
 def test_the_document_fits_its_schema_and_is_the_same_from_anywhere(tmp_path, monkeypatch):
