@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_map
 from fedsim.data.local import Batch
 from fedsim.errors import ConfigError
 from fedsim.local.job import Job
+from fedsim.models.split import features_of, named_head
 
 
 class Pretext(Protocol):
@@ -52,7 +53,7 @@ class SimCLR:
     """Chen et al. 2020, "A simple framework for contrastive learning of visual representations", Algorithm 1.
 
     Two draws of the view ``view`` of each sample; a projection of ``projection`` numbers (two layers over
-    ``model.features``) is trained beside the body and thrown away. The head is not trained.
+    what goes into the model's head) is trained beside the body and thrown away. The head is not trained.
     """
 
     view: str = "strong"
@@ -67,10 +68,10 @@ class SimCLR:
 
     def network(self, model: nn.Module, example: Any) -> nn.Module:
         """The model's body with a projection on it."""
-        if not callable(getattr(model, "features", None)):
+        if named_head(model) is None and not callable(getattr(model, "features", None)):
             raise ConfigError(
                 f"pretrain: SimCLR trains model.features(x) -> (B, d), which {type(model).__name__} lacks; "
-                "type pretrain=central, or model=mlp"
+                "name the module that is its head, e.g. model.head=classifier, or type pretrain=central"
             )
         return Projected(model, example, self.projection)
 
@@ -89,7 +90,7 @@ class SimCLR:
 
 
 class Projected(nn.Module):
-    """``model.features`` with two layers on it: (B, ...) to (B, size)."""
+    """What goes into the model's head, with two layers on it: (B, ...) to (B, size)."""
 
     def __init__(self, model: nn.Module, example: Any, size: int) -> None:
         super().__init__()
@@ -120,6 +121,5 @@ def nt_xent(z: Tensor, temperature: float) -> Tensor:
     return F.cross_entropy(alike, partner)
 
 
-def _features(model: Any, x: Any) -> Tensor:
-    out: Tensor = model.features(x)
-    return out.flatten(1)
+def _features(model: nn.Module, x: Any) -> Tensor:
+    return features_of(model, x).flatten(1)

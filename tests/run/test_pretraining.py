@@ -251,3 +251,10 @@ def test_a_model_without_features_is_refused_simclr(tmp_path):
         ConfigError, match=r"SimCLR trains model.features\(x\) -> \(B, d\), which Sequential lacks"
     ):
         problem.run("pretrain=simclr", f"out={tmp_path}", model=model)
+
+
+def test_simclr_trains_what_lies_under_a_named_head(tmp_path):
+    parts = (torch.nn.Flatten(), torch.nn.Linear(64, 16), torch.nn.ReLU(), torch.nn.Linear(16, 10))
+    result = run(tmp_path, "pretrain=simclr", *GENTLE, "model.head='3'", model=torch.nn.Sequential(*parts))
+    state = load_file(folder(tmp_path, result) / "weights.safetensors")
+    assert set(state) == {"1.weight", "1.bias"} and not torch.equal(state["1.weight"], parts[1].weight)

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from problems import classification, hashes
+from problems import QUIET, classification, hashes
 from safetensors import safe_open
 
+import fedsim
 from fedsim.server.loop import Loop
 from fedsim.server.weightsfile import BEST, is_best
 
@@ -62,3 +63,22 @@ def test_a_run_keeps_them_also_when_it_is_interrupted(
     monkeypatch.undo()
     classification().run(f"dir={tmp_path}", "resume=never")
     assert not (tmp_path / BEST).exists()
+
+
+def test_it_is_the_best_round_on_validation_samples(tmp_path: Path) -> None:
+    settings = [
+        *QUIET,
+        "data=digits",
+        "data.subset=300",
+        "engine=serial",
+        "num_clients=4",
+        "clients_per_round=2",
+    ]
+    settings += ["client.lr=0.5", "evaluation.validation=0.2", "evaluation.every=1"]
+    result = fedsim.simulate([*settings, f"dir={tmp_path / 'long'}", "rounds=5"])
+    found = result.history["val/accuracy"].tolist()
+    best = found.index(max(found)) + 1
+    assert best < 5  # else the last would do
+    short = fedsim.simulate([*settings, f"dir={tmp_path / 'short'}", f"rounds={best}"])
+    for name, value in result.model(best=True).state_dict().items():
+        assert torch.equal(value, short.weights[name])
