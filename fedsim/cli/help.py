@@ -16,7 +16,7 @@ fedsim: federated-learning simulation
 
   fedsim [GROUP=OPTION] [KEY=VALUE] ...   one run
   fedsim -m KEY=A,B ...                   a sweep: every combination, one comparison at the end
-  fedsim tune KEY=A,B --trials N ...      choose settings on validation data, compare the winners on fresh seeds
+  fedsim tune KEY=A,B --trials N ...      choose settings on validation data, compare winners on fresh seeds
   fedsim report DIR ...                   table, curves and a page of finished runs
   fedsim compare DIR ...                  which method is better, over common seeds, and how sure that is
   fedsim verify RUN                       compute a run again, serially; compare the weights of every round

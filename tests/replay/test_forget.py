@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from callbacks import Interrupt
 
 import fedsim
+from fedsim import api
 from fedsim.cli.main import command
+from fedsim.replay.again import begin_at, rounds_there
 from fedsim.replay.unlearning import forget, plan
 from fedsim.replay.variants import BaseRun
 from fedsim.tracking.rows import read_rows
@@ -94,6 +98,19 @@ def test_the_command_is_resumable_and_purges(tmp_path: Path, capsys: pytest.Capt
     assert "excluded from this run already" in capsys.readouterr().err
     assert command(["forget", done["without"], "--client", "x"]) == 2
     assert command(["forget", done["without"]]) == 2
+
+
+def test_killed_on_its_way_it_goes_on(tmp_path: Path) -> None:
+    run = base(tmp_path / "a" / "run", "strategy=ditto")
+    todo = plan(run, [late(run)])
+    assert begin_at(run, todo.first_met or 0, todo.config, todo.folder, mark="")
+    at = rounds_there(todo.folder) + 1
+    with pytest.raises(KeyboardInterrupt):
+        api.run(copy.deepcopy(todo.config), callbacks=[Interrupt(at)])
+    forget(todo)
+    whole = plan(base(tmp_path / "b" / "run", "strategy=ditto"), list(todo.clients))
+    forget(whole)
+    assert facts(todo.folder) == facts(whole.folder)
 
 
 def test_nodes_own_data_cannot_be_forgotten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
