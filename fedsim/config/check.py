@@ -23,6 +23,7 @@ from fedsim.errors import ConfigError, check_choice, hint
 
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "audit.kind": ("random", "mislabelled", "duplicate"),
+    "audit.level": ("sample", "client"),
     "resume": ("auto", "never"),
     "dtype": ("float32", "float64"),
     "participation": ("fixed", "bernoulli"),

@@ -162,6 +162,7 @@ class AuditConfig:
 
     canaries: int = problem_key()  # samples that are in by a fair coin each; 0: none
     kind: str = problem_key()  # random | mislabelled | duplicate
+    level: str = problem_key()  # sample | client: what is in or out
     guesses: Any = problem_key()  # an even number, or several
 
 

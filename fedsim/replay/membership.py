@@ -73,6 +73,8 @@ def _one(folder: Path, score: str, delta: float) -> dict[str, Any]:
 
 def scores_of(base: BaseRun, score: str) -> np.ndarray:
     """Of each canary (m,): the higher, the likelier it was in."""
+    from fedsim.data.local import LocalData
+    from fedsim.run import canaries
     from fedsim.run.given import Given
     from fedsim.run.participants import strategy
     from fedsim.run.preparation import learning_task, load_data
@@ -84,14 +86,15 @@ def scores_of(base: BaseRun, score: str) -> np.ndarray:
     given, _ = pretrained(config, given, data, lambda text: None)
     task = learning_task(config, given, data)
     trained = load_run(base.dir).model()
+    m, own = int(config.audit.canaries), canaries.size(config)
 
     def losses(module: nn.Module) -> np.ndarray:
         module = module.eval()
         dtype = next(module.parameters()).dtype
-        rows = torch.arange(len(data.dataset.train))[-int(config.audit.canaries) :]
-        samples = data._rows(rows.numpy(), dtype)
+        rows = torch.arange(len(data.dataset.train))[-m * own :]
+        samples = LocalData(data.dataset.train, rows, dtype, data.dataset.normalize)
         with torch.no_grad():
-            each = (samples.read(torch.tensor([i])) for i in range(len(rows)))
+            each = (samples.read(torch.arange(i * own, (i + 1) * own)) for i in range(m))
             return np.array([float(task.value(module, batch)) for batch in each])
 
     found = -losses(trained)

@@ -46,12 +46,14 @@ def check(config: DictConfig) -> None:
             f"audit.guesses={given}: must be even and at most audit.canaries={m}; one number, or a list of which the "
             "best is corrected for"
         )
+    if config.audit.level == "client" and config.topology:
+        raise ConfigError("audit.level=client: peers lie on a graph of num_clients; type audit.level=sample")
     if config.data.get("labelled") and config.data.labelled.get("at"):
         raise ConfigError("audit.canaries: not together with data.labelled; leave one of them out")
 
 
 def planted(config: DictConfig, data: FederatedData) -> FederatedData:
-    """``data`` with all canaries as the last training samples, those that are in dealt to clients one after another.
+    """``data`` with all canaries as the last training samples, of which clients hold those that are in.
 
     Raises:
         ConfigError: where samples are no tensors in memory with class labels.
@@ -68,14 +70,7 @@ def planted(config: DictConfig, data: FederatedData) -> FederatedData:
         or dataset.num_classes < 2
     ):
         raise ConfigError("audit.canaries: needs samples in memory, one tensor each, with class labels")
-    total, there = len(train), present(config)
     like, x, y = _drawn(config, dataset, train.x, labels)
-    clients = [c for c in range(data.num_clients) if c not in data.roles.absent]
-    owner = np.array([clients[i % len(clients)] for i in range(m)])
-    parts = [
-        np.concatenate((data.shards.part(c), total + np.flatnonzero(there & (owner == c))))
-        for c in range(data.num_clients)
-    ]
     groups = {
         split: {k: np.concatenate((v, v[like])) if split == "train" else v for k, v in columns.items()}
         for split, columns in dataset.groups.items()
@@ -91,7 +86,8 @@ def _drawn(
     config: DictConfig, data: Dataset, inputs: Tensor, labels: Tensor
 ) -> tuple[np.ndarray, Tensor, Tensor]:
     """Training rows (m,) that canaries are made of or stand beside, and the canaries' inputs and labels."""
-    rng, m, total = numpy_rng(int(config.seed), "canary/samples"), int(config.audit.canaries), len(labels)
+    rng, total = numpy_rng(int(config.seed), "canary/samples"), len(labels)
+    m = int(config.audit.canaries) * size(config)
     like = rng.choice(total, m, replace=m > total)
     at = torch.from_numpy(like)
     x, y = inputs[at].clone(), labels[at].clone()

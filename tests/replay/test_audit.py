@@ -19,6 +19,7 @@ from fedsim.run import canaries
 from fedsim.run.given import Given
 from fedsim.run.participants import strategy
 from fedsim.run.preparation import load_data
+from fedsim.tracking.rows import read_rows
 
 SETTINGS = (
     "engine=serial", "tracker=quiet", "client.epochs=1", "model.hidden=[8]", "rounds=3", "evaluation.validation=0.1",
@@ -81,6 +82,23 @@ def test_canaries_that_are_out_reach_no_client(kind: str) -> None:
         original = bare.dataset.train.x.reshape(total, -1)
         assert all((original == one.reshape(1, -1)).all(1).any() for one in x)
     assert len(y.unique()) > 5
+
+
+def test_canaries_are_clients_of_their_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = ("audit.level=client", "client.batch_size=8", "clients_per_round=30", "evaluation.holdout=0.1")
+    run = base(
+        tmp_path / "run", *CANARIES, *settings, "num_clients=40", "evaluation.clients_every=1", "rounds=6"
+    )
+    there = canaries.present(load(run / "config.yaml"))
+    asked = {c for row in read_rows(run / "metrics.jsonl") for c in row["cohort"]}
+    assert asked <= {*range(40), *(40 + np.flatnonzero(there)).tolist()} and max(asked) >= 40
+    assert all(len(row["cohort"]) == 30 for row in read_rows(run / "metrics.jsonl"))
+    counts = [
+        r["value"] for r in read_rows(run / "clients.jsonl") if r["metric"] == "samples" and r["client"] >= 40
+    ]
+    assert counts and set(counts) == {8}
+    assert command(["audit", str(run), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["runs"][0]["in"] == there.sum()
 
 
 def test_memorised_canaries_are_told_and_others_are_not(

@@ -82,3 +82,13 @@ def test_what_cannot_be_valued_is_refused(tmp_path: Path, capsys: pytest.Capture
     assert command(["value", str(run), "--shapley", "--objective", "accuracy"]) == 2
     assert "--runs B" in capsys.readouterr().err
     assert command(["value", str(run), "--seeds", "1,1", "--objective", "accuracy"]) == 2
+
+
+@pytest.mark.slow
+def test_runs_at_once_are_the_same_runs(tmp_path: Path) -> None:
+    values = []
+    for workers in (1, 2):
+        run = base(tmp_path / str(workers) / "run", "num_clients=3", "clients_per_round=2", "rounds=1")
+        found = find(plan(run, objective=LAST), workers, say=lambda text: None)
+        values.append([p["value"] for p in found["players"]])
+    assert values[0] == values[1]
