@@ -77,8 +77,53 @@ def planted(config: DictConfig, data: FederatedData) -> FederatedData:
     }
     ids = None if dataset.ids is None else np.concatenate((dataset.ids, dataset.ids[like]))
     wider = Samples(torch.cat([train.x, x]), torch.cat([labels, y]))
+    data = replace(data, dataset=replace(dataset, train=wider, groups=groups, ids=ids))
+    return (_as_clients if config.audit.level == "client" else _dealt)(config, data, len(train))
+
+
+def size(config: DictConfig) -> int:
+    """Samples of a canary: one, or of a client of its own a batch."""
+    return int(config.client.batch_size) if config.audit.level == "client" else 1
+
+
+def _dealt(config: DictConfig, data: FederatedData, first: int) -> FederatedData:
+    """Those that are in dealt to the clients one after another; rows of canaries begin at ``first``."""
+    there = present(config)
+    clients = [c for c in range(data.num_clients) if c not in data.roles.absent]
+    owner = np.array([clients[i % len(clients)] for i in range(len(there))])
+    parts = [
+        np.concatenate((data.shards.part(c), first + np.flatnonzero(there & (owner == c))))
+        for c in range(data.num_clients)
+    ]
+    return replace(data, shards=Shards.of(parts))
+
+
+def _as_clients(config: DictConfig, data: FederatedData, first: int) -> FederatedData:
+    """Each canary a client after all others; those that are out are never there (as by ``exclude``)."""
+    there, own, old = present(config), size(config), data.num_clients
+
+    def wider(shards: Shards | None) -> Shards | None:
+        """The same clients, and new ones without samples."""
+        if shards is None:
+            return None
+        ends = np.full(len(there), shards.offsets[-1], dtype=np.int64)
+        return Shards(shards.index, np.concatenate((shards.offsets, ends)))
+
+    rows = [first + i * own + np.arange(own if here else 0) for i, here in enumerate(there)]
+    parts = [*(data.shards.part(c) for c in range(old)), *rows]
+    roles = replace(
+        data.roles,
+        absent=data.roles.absent | {old + i for i in np.flatnonzero(~there).tolist()},
+        client_validation=wider(data.roles.client_validation),
+        newcomers=wider(data.roles.newcomers),
+        dealt=wider(data.roles.dealt),
+    )
     return replace(
-        data, dataset=replace(dataset, train=wider, groups=groups, ids=ids), shards=Shards.of(parts)
+        data,
+        shards=Shards.of(parts),
+        holdout=wider(data.holdout),
+        local_test=wider(data.local_test),
+        roles=roles,
     )
 
 
