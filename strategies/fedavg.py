@@ -4,11 +4,13 @@ Decentralized Data, AISTATS 2017 (Algorithm 1)."""
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from clients.base import Client
 from clients.sgd import SGDClient
 from fedsim.exchange.payload import Replies
 from fedsim.server.round import Round
+from fedsim.server.traits import Traits
 from strategies.base import State, Strategy, check, check_weighting
 
 
@@ -19,6 +21,7 @@ class FedAvg(Strategy):
     ``weighting``: ``samples`` weighs clients by n_i (the paper's n_k / n), ``uniform`` equally.
     """
 
+    traits: ClassVar[Traits] = Traits(asked_only=True)
     server_lr: float
     weighting: str
     client: Client = field(init=False)

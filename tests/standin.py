@@ -23,7 +23,7 @@ class Simulator:
         self.ran: list[DictConfig] = []
         self.salt = ""
 
-    def run(self, config: DictConfig) -> SimpleNamespace:
+    def run(self, config: DictConfig, **_: object) -> SimpleNamespace:
         self.ran.append(config)
         if config.seed in self.errors:
             raise self.errors[config.seed]

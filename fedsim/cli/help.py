@@ -20,6 +20,10 @@ fedsim: federated-learning simulation
   fedsim report DIR ...                   table, curves and a page of finished runs
   fedsim compare DIR ...                  which method is better, over common seeds, and how sure that is
   fedsim verify RUN                       compute a run again, serially; compare the weights of every round
+  fedsim diff RUN RUN                     where two runs part: settings, data, round, client, tensor
+  fedsim value RUN --shapley              what each client contributes, by runs without some of them
+  fedsim forget RUN --client 3            the run without a client, exactly
+  fedsim audit RUN --clients              free riders, harmful clients; without --clients: a bound on epsilon
   fedsim export RUN --to onnx             its model as a file: state_dict, safetensors, onnx, hf
   fedsim ls [DIR ...], fedsim rm DIR ...  what lies on disk, how it ended and its size; remove it
   fedsim deploy local --nodes 3 ...       the same run on Flower, as processes of their own

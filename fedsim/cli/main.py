@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -25,6 +26,8 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
+
+REPLAY = ("diff", "value", "forget", "audit")  # commands that each lie in a module of their name
 
 
 def main() -> int:
@@ -83,6 +86,8 @@ def _dispatch(argv: list[str]) -> int:
         return storage.ls(argv[1:]) if argv[0] == "ls" else storage.rm(argv[1:])
     if argv[:1] == ["deploy"]:
         return _deploy(argv[1:])
+    if argv and argv[0] in REPLAY:
+        return int(getattr(import_module(f"fedsim.cli.{argv[0]}"), argv[0])(argv[1:]))
     if "--help" in argv or "-h" in argv:
         from fedsim.cli.help import help_text
 

@@ -29,6 +29,8 @@ def report(argv: Sequence[str]) -> int:
     args = _parser().parse_args(argv)
     if args.set and not args.system:
         raise ConfigError("--set: only with --system")
+    if args.exclude and not args.system:
+        raise ConfigError("--exclude: only with --system; without it type fedsim forget RUN --client K")
     if args.target is not None and not 0 <= args.target <= 1:
         raise ConfigError(f"--target {args.target:g}: must be in [0, 1], as accuracies are")
     runs = runs_of(args)
@@ -38,9 +40,11 @@ def report(argv: Sequence[str]) -> int:
     from fedsim.report.terminal import common_folder
 
     if args.system:
-        from fedsim.run.whatif import compose_system, reprice
+        from fedsim.run.whatif import check_never_asked, compose_system, reprice
 
         system = compose_system(args.system, args.set)
+        for run in runs:
+            check_never_asked(run, args.exclude)
         runs = [reprice(run, system) for run in runs]
     order, asked = words_of(args.order), bool(args.objective or args.on or args.at)
     plan = plan_of(args, runs, None if args.objective or args.on else default_plan(runs).objective)
@@ -103,6 +107,14 @@ def _parser() -> Arguments:
         default=[],
         metavar="KEY=VALUE",
         help="setting of that system, e.g. system.traces=DIR",
+    )
+    parser.add_argument(
+        "--exclude",
+        action="append",
+        type=int,
+        default=[],
+        metavar="K",
+        help="price them without client K, if it was never asked for anything",
     )
     add(
         "--columns",

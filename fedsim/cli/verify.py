@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -13,9 +12,9 @@ from omegaconf import DictConfig
 
 from fedsim.cli.arguments import Arguments, folder, place
 from fedsim.config.check import validate
-from fedsim.config.compose import load, plain, typed
-from fedsim.config.schema import EngineConfig
+from fedsim.config.compose import load, plain
 from fedsim.errors import ConfigError
+from fedsim.replay.again import as_simulation
 from fedsim.run.key import version
 from fedsim.tracking.rows import read_rows
 
@@ -43,7 +42,7 @@ def verify(argv: Sequence[str]) -> int:
                 f"{recorded_dir}: {' and '.join(objects)} of this run were handed over in Python; to verify it, call "
                 "simulate again with the same arguments and compare the weights_hash of the rounds"
             )
-        config = _from_scratch(recorded_config, again_dir)
+        config = as_simulation(recorded_config, again_dir)
         validate(config)
         if recorded_config.code:
             edited = _edited(recorded_config)
@@ -125,16 +124,3 @@ def _edited(recorded: DictConfig) -> list[str]:
 
     now = code_of(plain(recorded))
     return [key for key, code in recorded.code.items() if now.get(key) != code]
-
-
-def _from_scratch(config: DictConfig, folder: str) -> DictConfig:
-    """The same run on the serial engine, in another folder, telling nobody."""
-    values = plain(config)
-    values |= {"dir": folder, "resume": "never"}
-    values["engine"] = {f.name: values["engine"][f.name] for f in dataclasses.fields(EngineConfig)}
-    values["engine"] |= {"name": "serial", "workers": 1}
-    values["tracker"]["console"]["mode"] = "quiet"
-    values["tracker"]["wandb"]["mode"] = "disabled"
-    values["tracker"]["tensorboard"] = False
-    values["checkpoint"]["every"] = 0
-    return typed(values)

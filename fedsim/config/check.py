@@ -22,6 +22,8 @@ from fedsim.config.schema import ENGINES, EngineConfig, RunConfig
 from fedsim.errors import ConfigError, check_choice, hint
 
 CHOICES: Mapping[str, tuple[str, ...]] = {
+    "audit.kind": ("random", "mislabelled", "duplicate"),
+    "audit.level": ("sample", "client"),
     "resume": ("auto", "never"),
     "dtype": ("float32", "float64"),
     "participation": ("fixed", "bernoulli"),
@@ -54,6 +56,7 @@ _AT_LEAST_1: _Check = (lambda v: v >= 1, "must be at least 1")
 RANGES: Mapping[str, _Check] = {
     "rounds": _AT_LEAST_1,
     "seed": (lambda v: 0 <= v < 2**63, "must be between 0 and 2**63 - 1"),
+    "audit.canaries": _NONNEGATIVE,
     "num_clients": _AT_LEAST_1,
     "client.lr": _POSITIVE,
     "client.lr_decay": (lambda v: 0 < v <= 1, "must be in (0, 1]: it multiplies the rate after each round"),

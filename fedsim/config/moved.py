@@ -103,6 +103,7 @@ NAMES: Mapping[str, str] = {  # old dotted name: new dotted name
 
 # Settings that runs of before did not have, dotted, and the value by which nothing changes
 ADDED: Mapping[str, Any] = {
+    "audit": {"canaries": 0, "kind": "random", "level": "sample", "guesses": 100},
     "client.accumulate": 1,
     "client.clip_pull": "whole",
     "client.decoupled": False,
@@ -121,6 +122,7 @@ ADDED: Mapping[str, Any] = {
     "evaluation.validation": 0.0,
     "exclude": [],
     "exclude_fill": "substitute",
+    "exclude_samples": None,
     "failures.thin_round": "skip",
     "objective": {"metric": "accuracy", "on": None, "at": "mean:10", "direction": "auto", "clients": "mean"},
     "objective.metric": "accuracy",
@@ -130,6 +132,7 @@ ADDED: Mapping[str, Any] = {
     "objective.clients": "mean",
     "task": {"_target_": "fedsim.task.problems.classification", "label_smoothing": 0.0, "metrics": None},
     "pretrain": None,
+    "tracker.update_hashes": False,
     "views": {
         "weak": {"_target_": "fedsim.data.views.Weak", "flip": 0.5, "padding": None, "visible": 0.25},
         "strong": {

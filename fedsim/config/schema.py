@@ -157,6 +157,16 @@ class FailureConfig:
 
 
 @dataclass
+class AuditConfig:
+    """Canaries, by which ``fedsim audit`` finds out whether one can tell who was trained on."""
+
+    canaries: int = problem_key()  # samples that are in by a fair coin each; 0: none
+    kind: str = problem_key()  # random | mislabelled | duplicate
+    level: str = problem_key()  # sample | client: what is in or out
+    guesses: Any = problem_key()  # an even number, or several
+
+
+@dataclass
 class CheckpointConfig:
     """How often a run can be resumed from."""
 
@@ -188,6 +198,7 @@ class TrackerConfig:
     console: ConsoleConfig = neutral_key()
     wandb: WandbConfig = neutral_key()
     tensorboard: bool = neutral_key()
+    update_hashes: bool = neutral_key()  # hashes.jsonl: sha256 of every vector that a client got and sent
     plots: bool = neutral_key()  # draw curves.png and partition.png at the end
 
 
@@ -208,6 +219,7 @@ class RunConfig:
     num_clients: int = problem_key()
     clients_per_round: int = problem_key()
     exclude: list[int] = problem_key()  # ids of clients that are registered but never there
+    exclude_samples: Any = problem_key()  # positions, by client, of samples that nobody uses
     exclude_fill: str = problem_key()  # substitute | shrink: whether others take their places in cohorts
     participation: str = problem_key()  # fixed | bernoulli (each with p = clients_per_round/num_clients)
     buffers: str = method_key()  # BatchNorm statistics: average | local | all_local (its weights too)
@@ -233,6 +245,7 @@ class RunConfig:
     evaluation: EvaluationConfig = problem_key()
     objective: ObjectiveConfig = neutral_key()
     failures: FailureConfig = problem_key()
+    audit: AuditConfig = problem_key()
     checkpoint: CheckpointConfig = neutral_key()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from fedsim.data.dataset import Dataset, taken
 from fedsim.data.local import LocalData
 from fedsim.data.partition import Shards
-from fedsim.data.sample_roles import Roles, left_out, withheld, without_labels
+from fedsim.data.sample_roles import Roles, left_out, withheld, without_labels, without_rows
 from fedsim.data.trees import Tree, tree_map
 from fedsim.errors import DataError
 
@@ -107,6 +107,16 @@ class FederatedData:
             holdout=held and left_out(held, clients),
             local_test=tests and left_out(tests, clients),
             roles=roles,
+        )
+
+    def lacking(self, rows: Mapping[int, np.ndarray]) -> FederatedData:
+        """The same data of which clients do not use the ``rows`` that are named for them, all else staying as it is."""
+        held = self.holdout
+        return replace(
+            self,
+            shards=without_rows(self.shards, rows),
+            holdout=held and without_rows(held, rows),
+            roles=replace(self.roles.lacking(rows), dealt=self.dealt),
         )
 
     def handed(self) -> FederatedData:

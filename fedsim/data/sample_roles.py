@@ -80,6 +80,16 @@ class Roles:
             newcomers=new and union(new),
         )
 
+    def lacking(self, rows: Mapping[int, np.ndarray]) -> Roles:
+        """The same in which clients have not the ``rows`` that are named for them."""
+        own, unknown, new = self.client_validation, self.unlabelled, self.newcomers
+        return replace(
+            self,
+            client_validation=own and without_rows(own, rows),
+            unlabelled=unknown and without_rows(unknown, rows),
+            newcomers=new and without_rows(new, rows),
+        )
+
     def left_out(self, clients: Collection[int]) -> Roles:
         """The same with ``clients`` absent, their samples in no role but as ``newcomers``."""
         own, unknown = self.client_validation, self.unlabelled
@@ -176,6 +186,13 @@ def by_domain(data: Dataset, rows: np.ndarray) -> tuple[np.ndarray, dict[str, sl
 def left_out(shards: Shards, clients: Collection[int]) -> Shards:
     """``shards`` in which ``clients`` have no samples."""
     return _only(shards, ~_mask(len(shards), clients))
+
+
+def without_rows(shards: Shards, rows: Mapping[int, np.ndarray]) -> Shards:
+    """``shards`` in which clients have not the ``rows`` of the data set that are named for them."""
+    gone = {c: np.isin(shards.part(c), own) for c, own in rows.items()}
+    parts = [shards.part(c) if c not in gone else shards.part(c)[~gone[c]] for c in range(len(shards))]
+    return Shards.of(parts)
 
 
 def kept(shards: Shards, clients: Collection[int]) -> Shards:

@@ -35,6 +35,7 @@ class Plan:
     vectorize: str = "auto"
     classes: Classes | None = None  # kinds of clients; None: all alike
     views: Mapping[str, View] = field(default_factory=dict)  # named augmentations, for ``job.view``
+    hashes: bool = False  # whether outcomes say what was sent, by hashes
     declared: bool = field(
         init=False
     )  # the client's class is ``vectorisable``; a class sent by value may forget it

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -39,7 +39,9 @@ class SerialEngine:
     workers = 1
     remote = False
 
-    def __init__(self) -> None:
+    def __init__(self, worker: Callable[[Plan], Worker] = Worker) -> None:
+        """``worker`` makes the one worker, for whoever looks at what it does."""
+        self._make = worker
         self._worker: Worker | None = None
         self._threads: int | None = None
 
@@ -48,7 +50,7 @@ class SerialEngine:
         if self._threads is None:
             self._threads = torch.get_num_threads()
         torch.set_num_threads(plan.threads)
-        self._worker = Worker(plan)
+        self._worker = self._make(plan)
 
     def map(
         self, method: str, shared: Any, items: Sequence[Any], costs: Sequence[float] | None = None

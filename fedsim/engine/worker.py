@@ -18,7 +18,7 @@ from fedsim.engine.assignments import Broadcast, Chunk, ChunkResult, Plan
 from fedsim.engine.resident import ReadOnlyError, Resident
 from fedsim.engine.watch import KeptError
 from fedsim.exchange.fold import Folder
-from fedsim.exchange.packing import sent_bytes
+from fedsim.exchange.packing import hashes_of, sent_bytes
 from fedsim.exchange.payload import NonFinite, Outcome, Payload, Refusal, Update
 from fedsim.local.answer import check_shape
 from fedsim.local.job import Job
@@ -48,11 +48,14 @@ class Worker:
         folder, outcomes, states = folder or Folder(broadcast.fold), list[Outcome](), dict[int, State]()
         layout = self.model.layout
         down = sent_bytes(broadcast.payload, layout)
+        shared = hashes_of(broadcast.payload, layout, "message/") if self.plan.hashes else None
         self.serving = chunk.clients
         done = self._train_together(broadcast, chunk)
         for client in chunk.clients:
             self.serving, each = (client,), chunk.part(client)
             outcome = Outcome(client, "ok", bytes_down=down + (sent_bytes(each, layout) if each else 0))
+            if shared is not None:
+                outcome.hashes = shared | (hashes_of(each, layout, "message/") if each else {})
             state = self._serve(broadcast, chunk, outcome, folder, done.get(client))
             outcomes.append(outcome)
             if state is not None:
@@ -158,6 +161,8 @@ class Worker:
         outcome.kind, outcome.reason, outcome.error, outcome.weight = "ok", "", None, float(update.weight)
         outcome.values, outcome.metrics = payload.values, dict(update.metrics)
         outcome.bytes_up = sent_bytes(payload, self.model.layout)
+        if outcome.hashes is not None:
+            outcome.hashes |= hashes_of(payload, self.model.layout, "update/")
         if (bad := _not_finite(payload, update)) is not None:
             outcome.kind = "nonfinite"
             outcome.reason = f"non-finite values in {bad}; {remedy(job.data)}"

@@ -7,11 +7,13 @@ whose padding is all zero. Any other array travels as it is, so nothing is ever 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from hashlib import sha256
 
 from torch import Tensor
 
 from fedsim.errors import ClientError
 from fedsim.exchange.payload import Payload
+from fedsim.rng import hash_tensors
 from fedsim.task.layout import Layout
 
 Packed = dict[str, str]  # names of what was packed to its kind: ``w`` or ``b``, see ``Layout.vectors``
@@ -44,6 +46,15 @@ def unpack(arrays: Mapping[str, Tensor], packed: Mapping[str, str], layout: Layo
             )
         out[name] = slots.expand(array)
     return out
+
+
+def hashes_of(payload: Payload, layout: Layout, prefix: str) -> dict[str, str]:
+    """Sha256 of each array as it travels, under ``prefix`` and its name; of all values together as ``(values)``."""
+    packed, _ = pack(payload.arrays, layout)
+    found = {f"{prefix}{name}": hash_tensors([array]) for name, array in packed.items()}
+    if payload.values:
+        found[f"{prefix}(values)"] = sha256(repr(sorted(payload.values.items())).encode()).hexdigest()
+    return found
 
 
 def sent_bytes(payload: Payload, layout: Layout) -> int:

@@ -150,6 +150,7 @@ class Outcome:
     reason: str = ""
     task: str = "fit"
     phase: str = ""  # of a method, reported apart from the rounds
+    hashes: dict[str, str] | None = None  # of message/NAME and update/NAME, where they are asked for
     error: BaseException | None = None  # what its code raised, where that is to end the run
 
     def __reduce__(self) -> tuple[Any, ...]:

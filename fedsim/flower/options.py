@@ -50,6 +50,11 @@ def deployed(overrides: list[str]) -> DictConfig:
         )
     if config.system:
         raise ConfigError("system: a deployment has real devices, links and absences; leave system out")
+    if config.tracker.update_hashes:
+        raise ConfigError(
+            "tracker.update_hashes=true: nodes send updates, not their hashes; leave it out (fedsim diff computes "
+            "what it compares)"
+        )
     validate(config)
     return resolve(config)
 

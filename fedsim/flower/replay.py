@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from fedsim.engine.assignments import Chunk, ChunkResult
+from fedsim.engine.assignments import Chunk, ChunkResult, Plan
 from fedsim.engine.base import SerialEngine
+from fedsim.engine.worker import Worker
 from fedsim.errors import ConfigError
 from fedsim.exchange.payload import Outcome
 from fedsim.tracking import read_rows
@@ -58,8 +59,8 @@ class DeploymentRecord:
 class ReplayEngine(SerialEngine):
     """The serial engine, with what happened in the deployment put in."""
 
-    def __init__(self, record: DeploymentRecord) -> None:
-        super().__init__()
+    def __init__(self, record: DeploymentRecord, worker: Callable[[Plan], Worker] = Worker) -> None:
+        super().__init__(worker)
         self._record = record
         self._round, self._exchange = -1, -1
 

@@ -35,7 +35,7 @@ from fedsim.data.sample_roles import (
 from fedsim.data.shards import Shards, holdout
 from fedsim.errors import ConfigError, DataError
 from fedsim.rng import numpy_rng
-from fedsim.run import tasks
+from fedsim.run import samples_left_out, tasks
 from fedsim.run.given import Given
 from fedsim.sampling.exclusion import draw_held_out
 
@@ -70,6 +70,7 @@ def check(config: DictConfig, validation: object = None) -> None:
         if ids.count(client) > 1:
             raise ConfigError(f"exclude={ids}: client {client} is listed twice")
     gone, held = absent(config)
+    samples_left_out.check(config, gone - held)
     if config.evaluation.held_out_clients and not held:
         raise ConfigError(
             f"exclude={ids}: those are all clients that evaluation.held_out_clients holds out; leave one of them in"
@@ -87,6 +88,8 @@ def refuse_owned(config: DictConfig) -> None:
         ("evaluation.validation", "evaluation.client_validation=0.1 sets a part of each client's apart"),
         ("data.labelled.at", "leave labels out of the nodes' data, or simulate it"),
         ("data.server", "simulate it"),
+        ("audit.canaries", "simulate it"),
+        ("exclude_samples", "leave those samples out of the nodes' data"),
     ):
         if OmegaConf.select(config, key):
             raise ConfigError(f"{key}: nodes bring data of their own (own-data=true); {said}")
@@ -144,6 +147,8 @@ def assigned(
     if labelled is not None or gone:
         roles = replace(roles, dealt=trained)
     found = replace(data, dataset=dataset, shards=shards, roles=roles)
+    if rows := samples_left_out.rows(config, dealt):
+        found = found.lacking(rows)
     return found.without(gone) if gone else found
 
 

@@ -19,7 +19,7 @@ from fedsim.engine.base import pick_device
 from fedsim.errors import ConfigError
 from fedsim.local.groups import check_groups
 from fedsim.local.rates import prepared
-from fedsim.run import assigning, initial, participants, samples, tasks, trial
+from fedsim.run import assigning, canaries, initial, participants, samples, tasks, trial
 from fedsim.run.given import Given
 from fedsim.run.resolve import resolve
 from fedsim.sampling.cohort import check_cohorts
@@ -51,6 +51,7 @@ def settle(config: DictConfig, given: Given) -> None:
         raise ConfigError("test: a pair per domain needs domains=[...], the name of each client's domain")
     validate(config)
     assigning.check(config, given.validation)
+    canaries.check(config)
     given.record(config)
     resolve(config)
 
@@ -69,7 +70,7 @@ def load_data(config: DictConfig, given: Given, method: StrategyLike) -> Federat
         if given.augment is not None:
             found = replace(found, augment=given.augment)
         data = samples.split(config, found)
-    data = assigning.external(config, data, given)
+    data = canaries.planted(config, assigning.external(config, data, given))
     if config.encoder:
         device = pick_device(config.engine.device)
         made = embedded(data.dataset, config.encoder, typed(config.embed, EmbedConfig), device)
@@ -123,4 +124,5 @@ def plan(
         vectorize=config.engine.vectorize,
         classes=participants.client_classes(config, local, method, data.num_clients, clock),
         views=configured(config.views),
+        hashes=config.tracker.update_hashes,
     )

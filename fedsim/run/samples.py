@@ -239,7 +239,7 @@ def classes_to_count(config: DictConfig, data: Dataset) -> int:
 def example(data: FederatedData, dtype: torch.dtype) -> Batch:
     """Two training samples as the model gets them, for whoever needs shapes."""
     train, rows = data.dataset.train, torch.arange(len(data.dataset.train))
-    if data.roles.truth is not None or data.roles.absent:  # of those that training may see
+    if data.roles.truth is not None or data.roles.dealt is not None:  # of those that training may see
         rows = torch.from_numpy(data.shards.index[:2])
         if not len(rows) and (own := data.roles.server) is not None:
             return own.read(data.dataset, dtype).read(torch.arange(min(2, len(own.rows))))

@@ -79,6 +79,21 @@ def reprice(run: Run, system: DictConfig) -> Run:
     return replace(run, rows=rows, config={**run.config, "system": settings.plain(config)["system"]})
 
 
+def check_never_asked(run: Run, clients: Sequence[int]) -> None:
+    """Refuse to price a run without clients that were asked for something: without them it is another run.
+
+    Raises:
+        ConfigError: with the command that computes that one.
+    """
+    for row in run.rows:
+        for client in clients:
+            if client in (row.get("cohort") or ()):
+                raise ConfigError(
+                    f"{run.dir}: client {client} was in the cohort of round {row['round']}, so the run without it is "
+                    f"another one; type fedsim forget {run.dir} --client {client}, and report that"
+                )
+
+
 def _check_recorded(run: Run, config: DictConfig, method: Traits) -> None:
     """Refuse runs whose updates depended on how long clients took."""
     own, where = config.system, f"{run.dir}: cannot be priced on other devices: "

@@ -78,7 +78,7 @@ def save(
     for old in (*there(folder), *folder.glob(".round-*.tmp")):
         if old != target and old.name not in kept:
             shutil.rmtree(old, ignore_errors=True)
-    held = {name: clients.held.get(name) or _segments(folder / name) for name in sorted(kept)}
+    held = {name: clients.held.get(name) or segments_of(folder / name) for name in sorted(kept)}
     clients.held = held | {target.name: frozenset(meta["clients"]["sha256"])}
     clients.prune()
     return target
@@ -159,7 +159,7 @@ def change_key(path: Path, key: str) -> None:
     temporary.replace(path / "checkpoint.json")
 
 
-def _segments(path: Path) -> frozenset[str]:
+def segments_of(path: Path) -> frozenset[str]:
     """Names of the files of client states that a checkpoint needs; none if it cannot be read."""
     try:
         return frozenset(json.loads((path / "checkpoint.json").read_text())["clients"]["sha256"])

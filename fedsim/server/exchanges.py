@@ -165,6 +165,7 @@ class Server(Context):
             if wait:
                 clock.elapse(schedule.seconds)
             record.exchanges += 1
+        record.begins.append(len(record.outcomes))
         record.outcomes.extend(outcomes)
         return Replies(outcomes, folded, schedule.seconds if schedule else 0.0, record.entries)
 

@@ -31,7 +31,18 @@ NOBODY = {  # under way
     "ready": {},
 }
 PREFIX = "flight/"
-KEPT = ("weight", "metrics", "bytes_up", "samples", "gradients", "forwards", "seconds", "reason", "kind")
+KEPT = (
+    "hashes",
+    "weight",
+    "metrics",
+    "bytes_up",
+    "samples",
+    "gradients",
+    "forwards",
+    "seconds",
+    "reason",
+    "kind",
+)
 
 
 @dataclass(frozen=True)
@@ -147,6 +158,7 @@ class Flight:
             values, arrays = self.ready.pop(event.client)
             outcome = replace(outcome, **values)
         outcome = replace(outcome, sim_seconds=seconds, joules=joules, battery=battery)
+        self.server.record.begins.append(len(self.server.outcomes))
         self.server.outcomes.append(outcome)
         self.heard |= outcome.kind == "ok" and wave == self.wave
         answer = Answer(outcome, arrays, self.versions[wave], self.sent[wave].shared.arrays)

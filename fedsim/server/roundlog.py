@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from fedsim.exchange.payload import Outcome
@@ -43,6 +44,7 @@ class RoundLog:
     phases: dict[str, float] = field(default_factory=dict)  # seconds of each phase, see ``apart``
     phase: str = ""  # the one under way
     exchanges: int = 0  # priced so far
+    begins: list[int] = field(default_factory=list)  # how many outcomes there were before each exchange
     time: RoundTime | None = None  # virtual, where devices are simulated
 
     @contextmanager
@@ -97,7 +99,17 @@ class RoundLog:
 
     def client_rows(self, number: int) -> ClientRows:
         """The round's rows of clients.jsonl."""
-        return ClientRows(number, [(o.client, _numbers(o)) for o in self.outcomes if not _unmeasured(o)])
+        values = [(o.client, _numbers(o)) for o in self.outcomes if not _unmeasured(o)]
+        return ClientRows(number, values, self._hashes(number))
+
+    def _hashes(self, number: int) -> list[Row]:
+        """The round's rows of hashes.jsonl: by exchange and client, where updates are hashed."""
+        return [
+            {"round": number, "exchange": exchange, "task": o.task, "client": o.client, **o.hashes}
+            for exchange, (a, b) in enumerate(pairwise([*self.begins, len(self.outcomes)]))
+            for o in self.outcomes[a:b]
+            if o.hashes is not None and not is_measuring(o.task)
+        ]
 
     def _traffic(self, phase: str) -> Row:
         """Bytes up and down of one phase of the round; the simulator's own measuring does not count."""

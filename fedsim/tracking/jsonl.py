@@ -15,6 +15,7 @@ __all__ = ["JsonlTracker", "read_rows"]
 
 log = logging.getLogger(__name__)
 
+HASHES = "hashes.jsonl"  # by exchange and client, with tracker.update_hashes=true
 MAX_PENDING = 64 * 2**20  # bytes of rows held while the disk refuses them
 
 
@@ -34,7 +35,10 @@ class JsonlTracker(Tracker):
     def start(self, run: RunInfo) -> None:
         """Open the files, without rows after ``run.start_round`` and without an earlier part's summary."""
         self._run = run
-        self._files = [_Lines(run.dir / name, run.start_round) for name in ("metrics.jsonl", "clients.jsonl")]
+        names = ["metrics.jsonl", "clients.jsonl"]
+        if (run.dir / HASHES).exists() or (run.config.get("tracker") or {}).get("update_hashes"):
+            names.append(HASHES)
+        self._files = [_Lines(run.dir / name, run.start_round) for name in names]
         run.dir.mkdir(parents=True, exist_ok=True)
         (run.dir / "summary.json").unlink(missing_ok=True)
         for file in self._files:
@@ -42,9 +46,11 @@ class JsonlTracker(Tracker):
 
     def round(self, row: Row, clients: Sequence[Row]) -> None:
         """Append the round, its clients first: a row in ``metrics.jsonl`` means a complete round."""
-        metrics, per_client = self._files
+        metrics, per_client, *hashed = self._files
         try:
             per_client.append(clients)
+            for file in hashed:
+                file.append(clients.hashes if isinstance(clients, ClientRows) else ())
         finally:
             metrics.append((row,))
 

@@ -38,8 +38,14 @@ class ClientRows(Sequence[Mapping[str, Any]]):
     does without.
     """
 
-    def __init__(self, round: int, values: Sequence[tuple[int, Mapping[str, float]]]) -> None:
+    def __init__(
+        self,
+        round: int,
+        values: Sequence[tuple[int, Mapping[str, float]]],
+        hashes: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
         self._round, self._values = round, values
+        self.hashes = hashes  # rows of hashes.jsonl
 
     @cached_property
     def _rows(self) -> list[dict[str, Any]]:

@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from problems import Problem, classes, classification, hashes
-from registry import TABLE, Entry
+from callbacks import Interrupt
+from problems import Problem, classes, classification, hashes, method
+from registry import COHORTS, METHODS, TABLE, Entry
+
+from fedsim.errors import ConfigError
 
 RING = "\n".join(
     f"{i} {j}" for i in range(6) for j in range(i)
@@ -102,3 +105,96 @@ def test_who_is_never_drawn_makes_no_difference() -> None:
     assert hashes(counted.run("strategy=feddyn", f"exclude=[{never}]")) != hashes(
         counted.run("strategy=feddyn")
     )
+
+
+# Methods whose weights may change by a client that is never drawn: what they compute from all clients
+COUNTED = {
+    "fedspeed": "dual variables averaged over all clients: their number",
+    "fedspeed-relaxed": "likewise",
+    "alie": "FedSpeed",
+    "scaffold": "the control variate moves by the share of all clients: their number",
+    "scaffold-1": "likewise",
+    "flag-reverse": "SCAFFOLD",
+    "feddyn": "m, the number of clients",
+    "ggeur": "statistics of all clients' features",
+    "ggeur-scaffold": "likewise",
+    "logit-adjust-all": "class counts of all clients",
+}
+
+
+@pytest.mark.parametrize("entry", [e for e in COHORTS if e.strategy != "gossip"], ids=lambda e: e.label)
+def test_who_is_in_no_cohort_counts_only_where_a_method_counts_all_clients(entry: Entry) -> None:
+    given = problem(cohorts=[[0, 1, 3], [1, 4, 5]])
+    same = hashes(given.run(*entry.arguments, f"exclude=[{ABSENT}]")) == hashes(given.run(*entry.arguments))
+    assert same == (entry.label not in COUNTED)
+    traits = method(entry.strategy, *entry.overrides).traits
+    assert same or traits.meets_all_clients or not traits.asked_only
+
+
+@pytest.mark.parametrize("entry", (*METHODS, PEERS), ids=lambda e: e.label)
+def test_a_run_without_a_client_goes_on_from_its_checkpoint(entry: Entry, tmp_path: Path) -> None:
+    settings = [o for o in entry.arguments if not o.startswith("topology=")]
+    if len(settings) < len(entry.arguments):
+        (tmp_path / "edges.txt").write_text(RING)
+        settings += ["topology=edge_list", f"topology.path={tmp_path / 'edges.txt'}"]
+    settings += [f"exclude=[{ABSENT}]", "rounds=4", "clients_per_round=3"]
+    expected, place = problem().run(*settings), f"dir={tmp_path / 'run'}"
+    with pytest.raises(KeyboardInterrupt):
+        problem().run(*settings, place, callbacks=[Interrupt(2)])
+    assert [*map(facts, problem().run(*settings, place).rows)] == [*map(facts, expected.rows)]
+
+
+def test_samples_that_are_left_out_are_used_by_nobody(tmp_path: Path) -> None:
+    clients = classes()
+    x, y = (t.clone() for t in clients[ABSENT])
+    x[1], y[1] = 5 * x[1] + 1, (y[1] + 1) % 3
+    clients[ABSENT] = (x, y)
+    left = f"exclude_samples={{{ABSENT}: [1]}}"
+    for sampling in ("uniform", "weighted", "oort"):
+        settings = [left, f"sampling={sampling}", "clients_per_round=4"]
+        first, again = problem().run(*settings), problem(clients=clients).run(*settings)
+        assert [*map(facts, first.rows)] == [*map(facts, again.rows)]
+    assert [*map(facts, problem().run().rows)] != [*map(facts, problem(clients=clients).run().rows)]
+
+
+def test_samples_that_are_left_out_move_nobody_elses() -> None:
+    """Without a holdout the client trains on what is left of its samples, in a cohort that is what it was."""
+    settings = (
+        "rounds=2",
+        "clients_per_round=4",
+        "client.epochs=1",
+        "client.batch_size=4",
+        "evaluation.holdout=0",
+    )
+    whole = classification(settings=settings).run()
+    less = classification(settings=settings).run("exclude_samples={1: [0, 5], 3: [9]}")
+    assert [r["cohort"] for r in less.rows] == [r["cohort"] for r in whole.rows]
+    for result, gone in ((whole, {}), (less, {1: 2, 3: 1})):
+        frame = result.per_client
+        sizes = frame[frame.metric == "samples"].set_index("client").value.to_dict()
+        counts = dict(enumerate((7, 12, 3, 10, 6, 11)))
+        assert all(n == counts[c] - gone.get(c, 0) for c, n in sizes.items())
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        (
+            "exclude_samples={6: [0]}",
+            r"exclude_samples=\{6: \[0\]\}: client 6 does not exist; ids go from 0 to 5",
+        ),
+        ("exclude_samples={2: [3]}", "client 2 has 3 samples, at positions from 0 to 2"),
+        ("exclude_samples={2: [1, 1]}", "give positions from 0, each once"),
+        ("exclude_samples={2: [-1]}", "give positions from 0, each once"),
+        ("exclude_samples={2: 1}", "give positions by client"),
+        ("exclude_samples=[2]", "give positions by client"),
+    ],
+)
+def test_samples_that_are_not_there_cannot_be_left_out(setting: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        classification().run(setting)
+
+
+def test_a_client_is_left_out_as_a_whole_or_in_part() -> None:
+    with pytest.raises(ConfigError, match="client 2 is left out as a whole"):
+        classification().run("exclude_samples={2: [1]}", "exclude=[2]")

@@ -77,3 +77,16 @@ def test_what_cannot_be_priced_is_said(recorded: list[str], other: list[str], me
     (run,) = load_runs([result.dir])
     with pytest.raises(ConfigError, match=message):
         reprice(run, compose_system("lognormal", other))
+
+
+def test_without_a_client_only_if_it_was_never_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = classification().run("rounds=1", f"dir={tmp_path / 'run'}")
+    there = run.rows[0]["cohort"][0]
+    never = next(c for c in range(6) if c not in run.rows[0]["cohort"])
+    words = ["report", str(run.dir), "--system", "lognormal", "--out", str(tmp_path / "out"), "--exclude"]
+    assert command([*words, str(never)]) == 0
+    assert command([*words, str(there)]) == 2
+    assert f"fedsim forget {run.dir} --client {there}" in capsys.readouterr().err
+    assert command(["report", str(run.dir), "--exclude", "1"]) == 2

@@ -1,0 +1,34 @@
+"""``fedsim diff``: where two runs part."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from fedsim.cli.arguments import Arguments, folder, place
+
+
+def diff(argv: Sequence[str]) -> int:
+    """Say where two runs part: settings, versions, data, cohorts, weights; then the first message or update.
+
+    Returns 0 if the weights agree in all common rounds, 1 if not, 2 if the runs cannot be compared.
+    """
+    parser = Arguments(prog="fedsim diff", description=(diff.__doc__ or "").splitlines()[0])
+    parser.add_argument("a", type=place, metavar="A", help="a run folder")
+    parser.add_argument("b", type=place, metavar="B", help="another one")
+    parser.add_argument(
+        "--metrics-only", action="store_true", help="read what is recorded; compute no round again"
+    )
+    parser.add_argument("--json", action="store_true", help="the same facts as JSON")
+    args = parser.parse_args(argv)
+    from fedsim.replay import parting
+
+    found = parting.diff(folder(args.a), folder(args.b), metrics_only=args.metrics_only)
+    if args.json:
+        print(json.dumps(found), flush=True)
+        return int(found["code"])
+    for line in parting.told(found):
+        print(line)
+    if "error" in found:
+        print(f"fedsim: {found['error']}", flush=True)
+    return int(found["code"])

@@ -1,0 +1,119 @@
+"""Can one tell who was in? A lower bound on epsilon from the canaries of finished runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from fedsim.config.compose import load
+from fedsim.errors import ConfigError
+from fedsim.replay.bound import LEVEL, epsilon_lower_bound, right_guesses
+from fedsim.replay.variants import BaseRun
+
+SCORES = ("loss", "gap")
+
+
+def membership(
+    folders: Sequence[Path], *, score: str = "loss", claimed: float | None = None, delta: float = 0.0
+) -> dict[str, Any]:
+    """The bound of every run and their median, as ``fedsim audit --json`` prints them.
+
+    ``score``: ``loss`` guesses by minus the loss of the final model, ``gap`` by how much less it is than that of the
+    initial one. ``broken``: the median exceeds the ``claimed`` epsilon.
+
+    Raises:
+        ConfigError: for a run without canaries.
+    """
+    runs = [_one(folder, score, delta) for folder in folders]
+    bounds = [run["epsilon"] for run in runs]
+    middle = median(bounds)
+    return {
+        "runs": runs,
+        "score": score,
+        "delta": delta,
+        "level": LEVEL,
+        "epsilon": {"median": middle, "low": min(bounds), "high": max(bounds)},
+        "claimed": claimed,
+        "broken": None if claimed is None else middle > claimed,
+    }
+
+
+def _one(folder: Path, score: str, delta: float) -> dict[str, Any]:
+    from fedsim.run import canaries
+
+    config = load(folder / "config.yaml")
+    m = int(config.audit.canaries)
+    if not m:
+        raise ConfigError(
+            f"{folder}: this run has no canaries; run it with audit.canaries=200, or give --clients for its clients"
+        )
+    base = BaseRun.of(folder)
+    scores, there, tried = scores_of(base, score), canaries.present(config), canaries.guesses(config)
+    level = LEVEL / len(tried)  # Bonferroni: the best of several
+    found = []
+    for r in tried:
+        v = right_guesses(scores, there, r)
+        found.append({"guesses": r, "right": v, "epsilon": epsilon_lower_bound(m, r, v, delta, level)})
+    best = max(found, key=lambda one: one["epsilon"])
+    return {
+        "run": str(folder),
+        "seed": int(config.seed),
+        "canaries": m,
+        "in": int(there.sum()),
+        **best,
+        "tried": found,
+    }
+
+
+def scores_of(base: BaseRun, score: str) -> np.ndarray:
+    """Of each canary (m,): the higher, the likelier it was in."""
+    from fedsim.data.local import LocalData
+    from fedsim.run import canaries
+    from fedsim.run.given import Given
+    from fedsim.run.participants import strategy
+    from fedsim.run.preparation import learning_task, load_data
+    from fedsim.run.pretraining import pretrained
+    from fedsim.run.result import load_run
+
+    config, given = base.config, Given()
+    data = load_data(config, given, strategy(config, None))
+    given, _ = pretrained(config, given, data, lambda text: None)
+    task = learning_task(config, given, data)
+    trained = load_run(base.dir).model()
+    m, own = int(config.audit.canaries), canaries.size(config)
+
+    def losses(module: nn.Module) -> np.ndarray:
+        module = module.eval()
+        dtype = next(module.parameters()).dtype
+        rows = torch.arange(len(data.dataset.train))[-m * own :]
+        samples = LocalData(data.dataset.train, rows, dtype, data.dataset.normalize)
+        with torch.no_grad():
+            each = (samples.read(torch.arange(i * own, (i + 1) * own)) for i in range(m))
+            return np.array([float(task.value(module, batch)) for batch in each])
+
+    found = -losses(trained)
+    return found + losses(task.model.to(next(trained.parameters()).dtype)) if score == "gap" else found
+
+
+def lines(found: Mapping[str, Any]) -> list[str]:
+    """What ``fedsim audit`` prints."""
+    out = [
+        f"seed {run['seed']}: {run['right']} of {run['guesses']} guesses right of {run['canaries']} canaries, "
+        f"epsilon at least {run['epsilon']:.2f}"
+        for run in found["runs"]
+    ]
+    e = found["epsilon"]
+    if len(found["runs"]) > 1:
+        out.append(
+            f"epsilon at least {e['median']:.2f} in the median, from {e['low']:.2f} to {e['high']:.2f}"
+        )
+    out.append(f"(bound from below at level {found['level']:g}, delta {found['delta']:g}: 0 means not shown)")
+    if found["broken"]:
+        out.append(f"the claimed epsilon {found['claimed']:g} is below it: the claim is broken")
+    return out

@@ -1,0 +1,159 @@
+"""What went over the wire in one round of a serial run: hash and copy of every array that a client got and sent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedsim.engine.assignments import Broadcast, Chunk, ChunkResult, Plan
+from fedsim.engine.worker import Worker
+from fedsim.exchange.fold import Folder
+from fedsim.exchange.packing import hashes_of
+from fedsim.exchange.payload import Outcome, Payload, Update
+from fedsim.local.job import Job
+from fedsim.replay.again import Stop
+from fedsim.rng import hash_tensors
+from fedsim.server.roundlog import is_measuring
+from fedsim.task.layout import Layout
+
+Place = tuple[int, int, str]  # exchange of the round, client, message/NAME or update/NAME
+
+
+class Recorder:
+    """Keeps what is exchanged in the last round of ``stop``, the arrays as files in ``folder``."""
+
+    def __init__(self, stop: Stop, folder: Path):
+        self.stop, self.folder = stop, folder
+        self.hashes: dict[Place, str] = {}  # in the order in which things were computed
+        self.tasks: dict[int, str] = {}  # of each exchange
+        self.layout: Layout | None = None
+        self.start = ""  # hash of the model as it was drawn or given
+        self._broadcast: Broadcast | None = None
+        self._exchange = -1
+        self._round = 0
+
+    def worker(self, plan: Plan) -> Worker:
+        """A worker that is listened to."""
+        return _Listened(plan, self)
+
+    def begin(self, broadcast: Broadcast) -> None:
+        """Chunks of this broadcast follow."""
+        if broadcast is not self._broadcast:
+            self._exchange = 0 if self._round != self.stop.now else self._exchange + 1
+            self._broadcast, self._round = broadcast, self.stop.now
+
+    def add(self, client: int, prefix: str, payload: Payload) -> None:
+        """A message or an update of ``client``, if the round is looked at."""
+        assert self._broadcast is not None and self.layout is not None
+        if self.stop.now != self.stop.last or is_measuring(self._broadcast.task):
+            return
+        self.tasks[self._exchange] = self._broadcast.task
+        for name, digest in hashes_of(payload, self.layout, prefix).items():
+            self.hashes[self._exchange, client, name] = digest
+        for name, array in payload.arrays.items():
+            torch.save(array.detach().clone(), self._file((self._exchange, client, f"{prefix}{name}")))
+
+    def array(self, place: Place) -> Tensor | None:
+        """What was recorded there; ``None`` of values."""
+        file = self._file(place)
+        return torch.load(file, weights_only=True) if file.exists() else None
+
+    def _file(self, place: Place) -> Path:
+        exchange, client, name = place
+        return self.folder / f"{exchange}-{client}-{name.replace('/', '-')}.pt"
+
+
+class _Listened(Worker):
+    def __init__(self, plan: Plan, recorder: Recorder):
+        super().__init__(plan)
+        self._recorder, recorder.layout = recorder, self.model.layout
+        recorder.start = hash_tensors(self.model.layout.params.pieces(self.model.w))
+
+    def run(self, broadcast: Broadcast, chunk: Chunk, folder: Folder | None = None) -> ChunkResult:
+        self._recorder.begin(broadcast)
+        for client in chunk.clients:
+            each = chunk.part(client)
+            arrays, values = dict(broadcast.payload.arrays), dict(broadcast.payload.values)
+            if each is not None:
+                arrays, values = arrays | dict(each.arrays), values | dict(each.values)
+            self._recorder.add(client, "message/", Payload(arrays, values))
+        return super().run(broadcast, chunk, folder)
+
+    def _accept(
+        self, job: Job, update: Update, broadcast: Broadcast, folder: Folder, outcome: Outcome
+    ) -> dict[str, Tensor] | None:
+        arrays: dict[str, Any] = dict(update.arrays)
+        if "buffers" in broadcast.fold:
+            arrays["buffers"] = self.model.buffers
+        values = {**update.values, "weight": float(update.weight)}
+        self._recorder.add(outcome.client, "update/", Payload.of(arrays, values))
+        return super()._accept(job, update, broadcast, folder, outcome)
+
+
+def first_difference(one: Recorder, other: Recorder) -> dict[str, Any] | None:
+    """The first exchange, client and array in which two recorded rounds differ, and how; ``None`` if in none.
+
+    Messages come before the updates that answer them; ``tensor`` is the first of the layout in which a flat vector
+    differs, ``ulps`` how many representable numbers lie between the two at most.
+    """
+    for place in sorted({**one.hashes, **other.hashes}, key=_order):
+        if one.hashes.get(place) == other.hashes.get(place):
+            continue
+        exchange, client, name = place
+        kind, _, vector = name.partition("/")
+        task = one.tasks.get(exchange) or other.tasks.get(exchange)
+        found: dict[str, Any] = {
+            "exchange": exchange,
+            "task": task,
+            "client": client,
+            "kind": kind,
+            "vector": vector,
+        }
+        if place not in one.hashes or place not in other.hashes:
+            return found | {"only_in": "A" if place in one.hashes else "B"}
+        a, b = one.array(place), other.array(place)
+        if a is None or b is None:
+            return found
+        if a.shape != b.shape or a.dtype != b.dtype:
+            return found | {"shapes": [f"{tuple(t.shape)} {t.dtype}" for t in (a, b)]}
+        assert one.layout is not None
+        return found | _within(a, b, one.layout)
+    return None
+
+
+def _order(place: Place) -> tuple[int, int, bool, bool]:
+    """Messages before updates, arrays, as they were sent, before values."""
+    exchange, client, name = place
+    return exchange, client, name.startswith("update/"), name.endswith("(values)")
+
+
+def _within(a: Tensor, b: Tensor, layout: Layout) -> dict[str, Any]:
+    """The first tensor in which two arrays differ, how many of its entries do, and by how much at most."""
+    slots = next((s for s in layout.vectors.values() if s.size and s.holds(a) and s.holds(b)), None)
+    parts: Mapping[str, tuple[Tensor, Tensor]] = {"": (a, b)}
+    if slots is not None:
+        named = slots.named(b)
+        parts = {name: (t, named[name]) for name, t in slots.named(a).items()}
+    name, (x, y) = next((n, pair) for n, pair in parts.items() if not _same(*pair))
+    differ = ~((x == y) | (x.isnan() & y.isnan())) if x.is_floating_point() else x != y
+    found: dict[str, Any] = {"tensor": name or None, "entries": [int(differ.sum()), differ.numel()]}
+    if differ.any():
+        found["largest"] = float((x[differ].double() - y[differ].double()).abs().max())
+    if x.dtype in (torch.float32, torch.float64):
+        found["ulps"] = int((_rank(x) - _rank(y)).abs().max())
+    return found
+
+
+def _same(x: Tensor, y: Tensor) -> bool:
+    return hash_tensors([x]) == hash_tensors([y])
+
+
+def _rank(x: Tensor) -> Tensor:
+    """The place of each number among all representable ones, int64: neighbours differ by 1, -0 and 0 by none."""
+    bits = x.contiguous().view(torch.int32 if x.dtype == torch.float32 else torch.int64).long()
+    least = -(2**31) if x.dtype == torch.float32 else -(2**63)
+    return torch.where(bits < 0, least - bits, bits)
