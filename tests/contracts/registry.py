@@ -17,6 +17,7 @@ class Entry:
     needs_head: bool = False  # a model with features, a linear head and class labels
     asynchronous: bool = False  # starts clients by itself: has no cohorts that could be given
     parts: bool = False  # clients train parts of the model, of layers that can be cut: no BatchNorm
+    weighs: bool = False  # gives clients weights that are neither their sample counts nor equal
 
     def model(self, kind: str) -> str:
         """The kind of network, without BatchNorm where the method cannot train it."""
@@ -80,6 +81,9 @@ TABLE = (
     Entry("fedetf", "fedetf", needs_head=True),
     Entry("logit-adjust", "logit_adjust", needs_head=True),
     Entry("logit-adjust-all", "logit_adjust", ("strategy.prior=all",), needs_head=True),
+    Entry("qfedavg", "qfedavg", weighs=True),
+    Entry("term", "term", ("strategy.weighting=uniform",), weighs=True),
+    Entry("afl", "afl", weighs=True),
     Entry("heterofl", "heterofl", ("client.classes=[{share: 1}, {share: 1, width: 0.5}]",), parts=True),
     Entry("fedbuff", "fedbuff", (*TWO_AT_A_TIME, "strategy.buffer=3"), asynchronous=True),
     Entry("fedasync", "fedasync", (*TWO_AT_A_TIME, "strategy.answers_per_round=3"), asynchronous=True),
