@@ -108,6 +108,8 @@ def test_identical_clients_are_one_client(entry: Entry) -> None:
     """Full batches, everybody present: the model goes where a single client's would."""
     if entry.draws or entry.adds_samples:
         pytest.skip("each client draws noise of its own")
+    if entry.clusters:
+        pytest.skip("more clusters than one client: tests/strategies/test_clusters.py")
     if entry.has("attack") or entry.parts:
         pytest.skip("attackers are not like the others, nor are clients of other widths")
     settings = [*entry.arguments, "dtype=float64", "client.batch_size=8", "client.epochs=3"]
