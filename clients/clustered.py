@@ -74,7 +74,9 @@ class ClusterClient(Around):
         k = len(offered.arrays["centres"])
         if not len(job.data):
             raise Refusal("no samples to choose a cluster by")
-        costs = [0.0] * k if k == 1 and self.choice != "loss" else [self._cost(job, offered, j) for j in range(k)]
+        costs = (
+            [0.0] * k if k == 1 and self.choice != "loss" else [self._cost(job, offered, j) for j in range(k)]
+        )
         cluster = min(range(k), key=costs.__getitem__)
         job.message = _at(offered, cluster)
         return {"cluster": cluster} | ({"loss": costs[cluster]} if self.choice == "loss" else {})
@@ -111,5 +113,3 @@ def _at(offered: Payload, j: int) -> Payload:
         if own in offered.arrays:
             arrays[name] = offered.arrays[own][j]
     return Payload(arrays, offered.values)
-
-

@@ -34,7 +34,7 @@ def afl_step(w: Tensor, lam: Tensor, deltas: Tensor, losses: Tensor, step: float
 
 @dataclass(kw_only=True)
 class AgnosticFL(LossWeighted):
-    """``min_w max_lambda sum lambda_k F_k``: ``w <- w + sum lambda_k delta_k``, ``lambda <- Proj(lambda + step F)`` with
+    """``min_w max_lambda sum lambda_k F_k``: ``w <- w + sum lambda_k delta_k``, ``lambda <- Proj(lambda + step F)``,
     ``F`` at the received model, ``lambda`` on the simplex, uniform at the start.
 
     With a cohort ``lambda`` is renormalised over those that answered, and F estimated as ``num_clients / m`` times
@@ -80,9 +80,7 @@ class AgnosticFL(LossWeighted):
         pairs = zip(answers.clients, answers.sizes, strict=True)
         return torch.stack([lam[names[c]] * (n / total[names[c]]) for c, n in pairs])
 
-    def apply(
-        self, state: State, replies: Replies, round: Round, server: Server, answers: Answers
-    ) -> State:
+    def apply(self, state: State, replies: Replies, round: Round, server: Server, answers: Answers) -> State:
         """A step of the model, unless all that answered weigh nothing, and one of ``lambda``."""
         names, lam = self._groups(server), state["lambda"].clone()
         there = sorted({names[c] for c in server.clients})

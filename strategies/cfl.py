@@ -150,7 +150,13 @@ class CFL(Clustered):
             found = None if deltas is None else self.rule.halves(deltas)
             if found is not None and deltas is not None:
                 apart, halves = found
-                due.append((apart, [[members[i] for i in half] for half in halves], [deltas[h].mean(0) for h in halves]))
+                due.append(
+                    (
+                        apart,
+                        [[members[i] for i in half] for half in halves],
+                        [deltas[h].mean(0) for h in halves],
+                    )
+                )
         for _, halves, means in sorted(due, key=lambda d: -d[0]):
             new = len(state["centres"])
             if self.max_clusters is not None and new >= self.max_clusters:

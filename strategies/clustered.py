@@ -29,7 +29,7 @@ LOST = ("failed", "nonfinite", "dropped")  # not asked again in the round
 class Clustered(Composed):
     """Each cluster is averaged by itself, as FedAvg does, under the configured aggregator.
 
-    State: ``centres`` (k, d) and ``centre_buffers`` (k, b); ``assignment`` (m,), the cluster of every registered client,
+    State: ``centres`` (k, d), ``centre_buffers`` (k, b); ``assignment`` (m,), the cluster of every registered client,
     -1 of those not known; ``w`` and ``buffers``, the plain mean over centres, which is the run's ``global`` model.
     The round's row says ``clusters``, ``cluster_sizes``, ``assignment_changes``, and with domains ``ari``.
     """
@@ -68,7 +68,9 @@ class Clustered(Composed):
         if len(found) == 1:
             return found[0]
         return {
-            k: sum(f[k] for f in found) / len(found) for k, v in found[0].items() if isinstance(v, float | int)
+            k: sum(f[k] for f in found) / len(found)
+            for k, v in found[0].items()
+            if isinstance(v, float | int)
         }
 
     def evaluate_clients(self, server: Server, state: State) -> dict[str, float]:

@@ -50,12 +50,19 @@ class FeSEM(Clustered):
     def __post_init__(self) -> None:
         super().__post_init__()
         check(self.k >= 1, "k", self.k, "at least one cluster")
-        check(self.remember in ("model", "distance"), "remember", self.remember, "choose one of model, distance")
+        check(
+            self.remember in ("model", "distance"), "remember", self.remember, "choose one of model, distance"
+        )
         check(self.spread_epochs >= 1, "spread_epochs", self.spread_epochs, "must be at least 1")
         enough = self.spread_clients >= self.k
         check(enough, "spread_clients", self.spread_clients, f"fewer than the {self.k} clusters to start")
         base = self.base
-        check(base.server_lr == 1, "base.server_lr", base.server_lr, "centres are means of models; leave it at 1")
+        check(
+            base.server_lr == 1,
+            "base.server_lr",
+            base.server_lr,
+            "centres are means of models; leave it at 1",
+        )
         uniform = base.weighting == "uniform"
         check(uniform, "base.weighting", base.weighting, "members of a cluster weigh the same; type uniform")
         self.traits = replace(self.traits, meets_all_clients=self.k > 1)  # type: ignore[misc]
@@ -130,7 +137,11 @@ class FeSEM(Clustered):
         """Model and statistics after training, of those that answered."""
         if not len(replies):
             return {}
-        own = replies.values("cluster") if "cluster" in replies.ok[0].values else state["assignment"][replies.clients]
+        own = (
+            replies.values("cluster")
+            if "cluster" in replies.ok[0].values
+            else state["assignment"][replies.clients]
+        )
         start = state["centres"][torch.as_tensor(own).long()]
         w = start + replies.stack("delta")
         there = ("buffers", "stack") in replies.folded

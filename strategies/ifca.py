@@ -40,7 +40,7 @@ def ifca_update(centres: Tensor, picks: Tensor, deltas: Tensor, weights: Tensor)
 
 @dataclass(kw_only=True)
 class IFCA(Clustered):
-    """Clients receive all ``k`` centres, choose the one with the least loss over their training samples, train from it,
+    """Clients receive all ``k`` centres, choose that with the least loss over their training samples, train from it,
     and are averaged with those that chose the same.
 
     ``start``: ``spread``: up to ``spread_clients`` clients train ``spread_epochs`` from the common start, and centres
@@ -50,7 +50,9 @@ class IFCA(Clustered):
     cluster is ``base.weighting``.
     """
 
-    traits: ClassVar[Traits] = Traits(unread={"restarts": ("start", ("spread",)), "spread_epochs": ("start", ("random",))})
+    traits: ClassVar[Traits] = Traits(
+        unread={"restarts": ("start", ("spread",)), "spread_epochs": ("start", ("random",))}
+    )
     choice: ClassVar[str] = "loss"
     k: int
     start: str

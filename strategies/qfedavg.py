@@ -28,7 +28,7 @@ def qfedavg_weights(losses: Sequence[float], q: float) -> Tensor:
 def qfedavg_shrink(
     weights: Tensor, losses: Sequence[float], squares: Sequence[float], lr: float, q: float
 ) -> float:
-    """``sum r / sum (r + b)``, by which the bound on the step shortens the mean: ``b_k = q F_k**(q-1) |delta_k|^2 / lr``.
+    """``sum r / sum (r + b)``, by which the mean is shortened: ``b_k = q F_k**(q-1) |delta_k|^2 / lr``.
 
     ``weights`` (n,) are the ``r_k``, with any common factor; ``squares`` the squared lengths of the updates.
     """
@@ -57,7 +57,9 @@ class QFedAvg(LossWeighted):
     ``r_k`` and ``b_k`` by n_k. The bound ``b`` shortens steps: tune ``client.lr`` for each q.
     """
 
-    traits: ClassVar[Traits] = Traits(mean_only="q-FedAvg's step is bounded for the mean; leave aggregator out")
+    traits: ClassVar[Traits] = Traits(
+        mean_only="q-FedAvg's step is bounded for the mean; leave aggregator out"
+    )
     wants_norms = True
     q: float
 
@@ -81,9 +83,7 @@ class QFedAvg(LossWeighted):
         r = qfedavg_weights(answers.losses, self.q)
         return r * r.new_tensor(answers.sizes)
 
-    def apply(
-        self, state: State, replies: Replies, round: Round, server: Server, answers: Answers
-    ) -> State:
+    def apply(self, state: State, replies: Replies, round: Round, server: Server, answers: Answers) -> State:
         """The mean update, shortened by the bound."""
         if not len(replies):
             return state

@@ -84,9 +84,7 @@ class LossWeighted(Composed):
         """Weights (n,) >= 0 of the clients that answered; only their ratios matter."""
         raise NotImplementedError
 
-    def apply(
-        self, state: State, replies: Replies, round: Round, server: Server, answers: Answers
-    ) -> State:
+    def apply(self, state: State, replies: Replies, round: Round, server: Server, answers: Answers) -> State:
         """The next state; ``answers`` are of the clients that trained. No replies: nobody weighs anything."""
         return self.update(state, replies, round) if len(replies) else state
 

@@ -21,8 +21,9 @@ def held_out(job: Job, start: Callable[[Job], Tensor] = Job.start) -> Update:
     """The received model on all samples of this client; after ``steps`` local steps on half of them, on the others.
 
     Where several models are offered (``halves`` in the message), ``start(job)`` chooses by the first half, which is
-    ``job.data`` then, and the others are what is measured, with or without steps. Steps are those of the configured local optimiser, without corrections of the method's own. The halves are drawn by
-    (seed, client): the same in every round and for every method.
+    ``job.data`` then, and the others are what is measured, with or without steps. Steps are those of the configured
+    local optimiser, without corrections of the method's own. The halves are drawn by (seed, client): the same in every
+    round and for every method.
     """
     data, steps = (
         job.source.newcomer(job.client, job.model.w.dtype),

@@ -11,7 +11,14 @@ from fedsim.data.longtail import GROUPS
 from fedsim.exchange.payload import Outcome
 from fedsim.task.evaluation import over_domains
 
-FAIRNESS = ("gini", "variance", "worst", "best_tenth", "angle", "kl")  # columns that ``evaluation.fairness`` adds
+FAIRNESS = (
+    "gini",
+    "variance",
+    "worst",
+    "best_tenth",
+    "angle",
+    "kl",
+)  # columns that ``evaluation.fairness`` adds
 
 
 def over_clients(

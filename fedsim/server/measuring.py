@@ -51,7 +51,9 @@ def measured(
         if clients and own:
             out |= _numbers(strategy, "evaluate_clients", server.on("train"), state, "clients_train/")
         offers = isinstance(strategy, OffersModels)
-        message = strategy.newcomer_message(server, state) if offers else Message(Payload(weights()._asdict()))
+        message = (
+            strategy.newcomer_message(server, state) if offers else Message(Payload(weights()._asdict()))
+        )
         out |= held_out(server, message, plan.held_out_steps)
         out |= gaps(out)
     return out

@@ -99,7 +99,10 @@ ONE = [
     (("strategy=fesem", "strategy.k=1", "strategy.remember=distance", ALL), (*UNIFORM, ALL)),
     (("strategy=cfl", ALL), (*UNIFORM, ALL)),
     (("strategy=cfl", "strategy.stale=3"), UNIFORM),
-    (("strategy=ifca", "strategy.k=1", "strategy@strategy.base=fedsam"), ("strategy=fedsam", "strategy.weighting=uniform")),
+    (
+        ("strategy=ifca", "strategy.k=1", "strategy@strategy.base=fedsam"),
+        ("strategy=fedsam", "strategy.weighting=uniform"),
+    ),
 ]
 
 
@@ -151,7 +154,9 @@ def test_ifca_chooses_by_the_least_loss_over_training_samples() -> None:
     for w in centres:
         model = network().double()
         model.load_state_dict(layout.named(layout.expand(w)))
-        losses.append([float(torch.nn.functional.cross_entropy(model(x.double()), y)) for x, y in problem.clients])
+        losses.append(
+            [float(torch.nn.functional.cross_entropy(model(x.double()), y)) for x, y in problem.clients]
+        )
     expected = ifca_pick(torch.tensor(losses, dtype=torch.float64).T)
     assert flat(recording, 1, "assignment").tolist() == expected.tolist()
     d = sum(v.numel() for v in result.weights.values())
@@ -166,24 +171,28 @@ def test_ifca_with_gradients_and_from_restarts() -> None:
     runs = [problem.run(*settings, f"strategy.restarts={n}", "strategy.update=gradient") for n in (1, 3)]
     assert len({*map(tuple, map(hashes, runs))}) == 2
     assert "start" not in runs[0].rows[0] and runs[1].rows[0]["start"]["bytes_up"] > 0
-    one = problem.run(*UNIFORM, "client.epochs=1", "client.batch_size=100", "client.weight_decay=0", "rounds=1")
+    one = problem.run(
+        *UNIFORM, "client.epochs=1", "client.batch_size=100", "client.weight_decay=0", "rounds=1"
+    )
     same = problem.run(
-        "strategy=ifca", "strategy.k=1", "strategy.update=gradient", "strategy.base.weighting=uniform", "rounds=1"
+        "strategy=ifca",
+        "strategy.k=1",
+        "strategy.update=gradient",
+        "strategy.base.weighting=uniform",
+        "rounds=1",
     )
     for name, value in one.weights.items():
         torch.testing.assert_close(same.weights[name], value, rtol=0, atol=1e-6)
 
 
 def test_test_labels_choose_nothing() -> None:
-    clients = classes((20, 24, 16, 12, 20, 28))
-    settings = ("evaluation.holdout=0.3", "evaluation.clients_every=1", "strategy.k=3", "rounds=3")
-    problem = classification(clients=clients)
-    recording, found = recorded("ifca", problem, *settings)
-    test = {i: o for i, o in enumerate(found.per_client.query("metric == 'evaluate/accuracy'").value)}
-    assert test and len(found.rows[-1]["cluster_sizes"]) == 3
-    x, y = problem.test  # type: ignore[misc]
-    permuted = classification(clients=clients, test=(x, (y + 1) % 3))
-    assert hashes(recorded("ifca", permuted, *settings)[1]) == hashes(found)
+    """Clients' own tests come from the common test set, whose labels are permuted."""
+    settings = ("strategy=ifca", "strategy.k=3", "evaluation.local_test=true", "evaluation.clients_every=1")
+    x, y = classes((60,), seed=1)[0]
+    found, permuted = (classification(test=(x, labels)).run(*settings) for labels in (y, (y + 1) % 3))
+    assert hashes(found) == hashes(permuted)
+    assert found.rows[-1]["cluster_sizes"] == permuted.rows[-1]["cluster_sizes"]
+    assert found.rows[-1]["clients/accuracy"] != permuted.rows[-1]["clients/accuracy"]
 
 
 @pytest.mark.parametrize("name", ["ifca", "fesem", "cfl"])
@@ -205,7 +214,9 @@ def test_clients_are_measured_and_handed_out_under_their_own_cluster(name: str, 
 def test_held_out_clients_take_part_in_nothing() -> None:
     problem = classification(clients=classes((20, 24, 16, 12, 20, 28)))
     for name, extra in (("ifca", "strategy.k=2"), ("fesem", "strategy.k=2"), ("cfl", "strategy.stale=5")):
-        found = problem.run(f"strategy={name}", extra, "evaluation.held_out_clients=0.3", "evaluation.every=4")
+        found = problem.run(
+            f"strategy={name}", extra, "evaluation.held_out_clients=0.3", "evaluation.every=4"
+        )
         table = found.per_client
         asked = {*table[~table.metric.str.startswith("held_out")].client}
         held = {*table[table.metric.str.startswith("held_out")].client}

@@ -44,7 +44,9 @@ def test_qfedavg_is_the_authors_form_and_depends_on_the_scale_of_losses() -> Non
     large = -deltas / lr  # L (w - w_k)
     h = q * losses ** (q - 1) * large.square().sum(1) + losses**q / lr
     close(
-        qfedavg_step(w, deltas, losses - 1e-10, lr, q), w - (losses**q)[:, None].mul(large).sum(0) / h.sum(), 1e-12
+        qfedavg_step(w, deltas, losses - 1e-10, lr, q),
+        w - (losses**q)[:, None].mul(large).sum(0) / h.sum(),
+        1e-12,
     )
     ten = qfedavg_step(w, deltas, 10 * losses, lr, q)
     assert float((ten - qfedavg_step(w, deltas, losses, lr, q)).abs().max()) > 1e-3
@@ -122,7 +124,9 @@ def test_without_fairness_they_are_fedavg_bit_for_bit(
     assert hashes(problem.run(*fair, *engine)) == hashes(problem.run(*plain))
 
 
-def steps(problem: Problem, model: nn.Module, who: Any = range(6)) -> tuple[list[float], list[Tensor], Tensor]:
+def steps(
+    problem: Problem, model: nn.Module, who: Any = range(6)
+) -> tuple[list[float], list[Tensor], Tensor]:
     """Losses, full-batch updates of lr .1, and the flat model, in plain torch."""
     losses, deltas = [], []
     params = list(model.parameters())
@@ -149,7 +153,11 @@ def test_rounds_follow_the_equations() -> None:
     sizes = [len(y) for _, y in problem.clients]
     losses, deltas, w = steps(problem, network().double())
     stack, found = torch.stack(deltas), torch.tensor(losses, dtype=torch.float64)
-    close(flat(everybody("strategy=qfedavg", "strategy.q=2")[1].weights), qfedavg_step(w, stack, found, 0.1, 2), 1e-13)
+    close(
+        flat(everybody("strategy=qfedavg", "strategy.q=2")[1].weights),
+        qfedavg_step(w, stack, found, 0.1, 2),
+        1e-13,
+    )
     expected = w + term_weights(found, sizes, 3.0) @ stack
     close(flat(everybody("strategy=term", "strategy.t=3")[1].weights), expected, 1e-13)
     capped = clipped(losses, 0.9)
@@ -183,7 +191,9 @@ def test_agnostic_fl_by_domain_weighs_samples_within() -> None:
     expected = w + (7 / 19 * deltas[0] + 12 / 19 * deltas[1] + deltas[2]) / 2
     close(flat(result.weights), expected, 1e-13)
     mean = (7 * losses[0] + 12 * losses[1]) / 19
-    lam = project_simplex(1 / 3 + 0.1 * torch.tensor([mean, losses[2], (mean + losses[2]) / 2], dtype=torch.float64))
+    lam = project_simplex(
+        1 / 3 + 0.1 * torch.tensor([mean, losses[2], (mean + losses[2]) / 2], dtype=torch.float64)
+    )
     assert result.rows[0]["lambda_max"] == pytest.approx(float(lam.max()), abs=1e-13)
 
 
