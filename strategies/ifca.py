@@ -29,7 +29,7 @@ def ifca_pick(losses: Tensor) -> Tensor:
 
 
 def ifca_update(centres: Tensor, picks: Tensor, deltas: Tensor, weights: Tensor) -> Tensor:
-    """``theta_j + sum_{i in j} a_i delta_i`` (k, d), ``a_i`` the weights (n,) over their sum in j; nobody: unchanged."""
+    """``theta_j + sum_{i in j} a_i delta_i`` (k, d), ``a_i`` weights (n,) over their sum in j; nobody: unchanged."""
     out = centres.clone()
     for j in range(len(centres)):
         a = weights * (picks == j)

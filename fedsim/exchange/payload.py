@@ -42,6 +42,14 @@ class Payload:
         """The same payload with its arrays on ``device``."""
         return Payload({k: v.to(device) for k, v in self.arrays.items()}, self.values)
 
+    def joined(self, other: Payload | None) -> Payload:
+        """This payload and ``other``, whose entries count where both have them."""
+        return (
+            self
+            if other is None
+            else Payload({**self.arrays, **other.arrays}, {**self.values, **other.values})
+        )
+
     @property
     def nbytes(self) -> int:
         """Bytes of the content: array data, 8 per number, the encoded length of text.
