@@ -42,13 +42,10 @@ class Payload:
         """The same payload with its arrays on ``device``."""
         return Payload({k: v.to(device) for k, v in self.arrays.items()}, self.values)
 
-    def joined(self, other: Payload | None) -> Payload:
-        """This payload and ``other``, whose entries count where both have them."""
-        return (
-            self
-            if other is None
-            else Payload({**self.arrays, **other.arrays}, {**self.values, **other.values})
-        )
+    def joined(self, more: Payload | None) -> Payload:
+        """This payload and ``more``, whose entries count where both have them."""
+        more = more or Payload()
+        return Payload({**self.arrays, **more.arrays}, {**self.values, **more.values})
 
     @property
     def nbytes(self) -> int:
