@@ -28,6 +28,7 @@ OFF_THE_RULE = frozenset(
         "utility",
         "own_weights",
         "own_model",
+        "newcomer",
         "personalises",
     }
 )  # no part of training
@@ -121,6 +122,10 @@ class Client:
     def own_model(self, job: Job) -> nn.Module:
         """The same as a module by itself, a copy; for rules whose clients predict by more than a model's weights."""
         return present(job.task.model, job.model, self.own_weights(job))
+
+    def newcomer(self, job: Job) -> Tensor:
+        """The model (d,) that a client which never takes part starts from, in the resident vector."""
+        return job.start()
 
     @property
     def personalises(self) -> bool:

@@ -269,7 +269,7 @@ class _WithStanding:
     ) -> Replies:
         """As the server's."""
         asked = self._cohort if clients is None else clients
-        message = replace(message, standing=self._standing)
+        message = replace(message, standing=self._standing.joined(message.standing))
         return self._server.exchange(message, fold, task=task, clients=asked)
 
 

@@ -116,6 +116,7 @@ ADDED: Mapping[str, Any] = {
     "data.labelled": {"at": None, "share": None, "count": None, "per_class": True, "classes": None},
     "data.server": None,
     "evaluation.client_validation": 0.0,
+    "evaluation.fairness": False,
     "evaluation.held_out_clients": 0.0,
     "evaluation.held_out_steps": 0,
     "evaluation.predictions": False,

@@ -126,6 +126,7 @@ class EvaluationConfig:
         problem_key()
     )  # share of all training samples kept for choosing by; the same for all seeds
     client_validation: float = problem_key()  # share of each client's training samples kept for choosing by
+    fairness: bool = problem_key()  # also how unequal clients' own numbers are
     held_out_clients: float = problem_key()  # share of the clients that never take part and are measured
     held_out_steps: int = problem_key()  # local steps that those take on half of their samples before
     predictions: bool = neutral_key()  # write down which test samples the final model classifies correctly

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
@@ -83,7 +83,10 @@ class Resident:
 
     def call(self, job: Job, task: str) -> Update:
         """The client's answer to the exchange ``task``."""
-        method = held_out if task == HELD_OUT else getattr(self.client, task.rpartition("/")[2], None)
+        if task == HELD_OUT:
+            method = partial(held_out, start=getattr(self.client, "newcomer", Job.start))
+        else:
+            method = getattr(self.client, task.rpartition("/")[2], None)
         if not callable(method):
             raise ClientError(
                 f"the exchange asks for '{task}', but {type(self.client).__name__} has no such method"

@@ -42,6 +42,11 @@ class Payload:
         """The same payload with its arrays on ``device``."""
         return Payload({k: v.to(device) for k, v in self.arrays.items()}, self.values)
 
+    def joined(self, more: Payload | None) -> Payload:
+        """This payload and ``more``, whose entries count where both have them."""
+        more = more or Payload()
+        return Payload({**self.arrays, **more.arrays}, {**self.values, **more.values})
+
     @property
     def nbytes(self) -> int:
         """Bytes of the content: array data, 8 per number, the encoded length of text.

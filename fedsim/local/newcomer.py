@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import cast
 
 import torch
+from torch import Tensor
 
 from fedsim.data.local import LocalData
 from fedsim.exchange.payload import Refusal, Update
@@ -15,11 +17,13 @@ from fedsim.rng import numpy_rng
 HELD_OUT = "held_out"  # the exchange; the same for all methods, so no method of a client's class
 
 
-def held_out(job: Job) -> Update:
+def held_out(job: Job, start: Callable[[Job], Tensor] = Job.start) -> Update:
     """The received model on all samples of this client; after ``steps`` local steps on half of them, on the others.
 
-    Steps are those of the configured local optimiser, without corrections of the method's own. The halves are drawn by
-    (seed, client): the same in every round and for every method.
+    Where several models are offered (``halves`` in the message), ``start(job)`` chooses by the first half, which is
+    ``job.data`` then, and the others are what is measured, with or without steps. Steps are those of the configured
+    local optimiser, without corrections of the method's own. The halves are drawn by (seed, client): the same in every
+    round and for every method.
     """
     data, steps = (
         job.source.newcomer(job.client, job.model.w.dtype),
@@ -27,7 +31,8 @@ def held_out(job: Job) -> Update:
     )
     if not len(data):
         raise Refusal("no samples")
-    if not steps:
+    choosing = bool(job.values.get("halves"))
+    if not steps and not choosing:
         return Update(metrics=job.evaluate(data), weight=len(data))
     order = torch.from_numpy(numpy_rng(job.seed, "held_out", 0, job.client).permutation(len(data)))
     tuned, measured = (
@@ -35,9 +40,11 @@ def held_out(job: Job) -> Update:
     )
     if not len(tuned):
         raise Refusal("one sample, too few for a half to train on")
-    w, local = job.start(), replace(job.local, steps=steps)
-    job.local = local
-    for batch in job.batches("held_out", data=tuned):
+    if choosing:
+        job.data = tuned
+    w = start(job)
+    job.local = replace(job.local, steps=steps)
+    for batch in job.batches("held_out", data=tuned) if steps else ():
         w = job.descend(w, batch)
     return Update(metrics=job.measure(measured, w), weight=len(measured))
 

@@ -21,6 +21,7 @@ _NOT_SET: Sequence[
     ("embed", "encoder", "encoder=..."),
     ("evaluation.held_out_steps", "evaluation.held_out_clients", "evaluation.held_out_clients=0.2"),
     ("evaluation.clients_on", "evaluation.clients_every", "evaluation.clients_every=1"),
+    ("evaluation.fairness", "evaluation.clients_every", "evaluation.clients_every=1"),
     ("system.battery", "system.devices.battery", "system.devices.battery=WH"),
     ("system.devices.charge", "system.devices.battery", "system.devices.battery=WH"),
 )

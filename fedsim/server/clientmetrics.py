@@ -11,6 +11,15 @@ from fedsim.data.longtail import GROUPS
 from fedsim.exchange.payload import Outcome
 from fedsim.task.evaluation import over_domains
 
+FAIRNESS = (
+    "gini",
+    "variance",
+    "worst",
+    "best_tenth",
+    "angle",
+    "kl",
+)  # columns that ``evaluation.fairness`` adds
+
 
 def over_clients(
     outcomes: Sequence[Outcome], sizes: np.ndarray, domains: Sequence[str | None] | None = None
@@ -46,6 +55,46 @@ def _means(outcomes: Sequence[Outcome]) -> dict[str, float]:
     names = dict.fromkeys(k for o in outcomes for k in o.metrics)
     having = {k: [v for o in outcomes if (v := o.metrics.get(k, math.nan)) == v] for k in names}
     return {k: sum(values) / len(values) if values else math.nan for k, values in having.items()}
+
+
+def spread_of(values: Sequence[float], *, lower_is_better: bool = False) -> dict[str, float]:
+    """How unequal a number is over n clients: ``mean``, ``std`` and ``variance`` (population); ``worst``, and
+    ``worst_tenth`` and ``best_tenth``, means of ceil(n / 10) clients; ``gini = sum_ij |x_i - x_j| / (2 n^2 mean)``;
+    ``angle`` to (1, .., 1) in degrees; ``kl`` of x / sum x to uniform, in nats (NaN if a number is negative).
+
+    The last three are 0 where all are equal, zeros included.
+    """
+    x = np.sort(np.asarray(values, dtype=np.float64))
+    n, total, length = len(x), float(x.sum()), float(np.linalg.norm(x))
+    worst_first, tenth = x[::-1] if lower_is_better else x, -(-n // 10)
+    gini = float((2 * np.arange(1, n + 1) - n - 1) @ x) / (n * total) if total else 0.0
+    cosine = min(1.0, total / (math.sqrt(n) * length)) if length else 1.0
+    share = x[x > 0] / total if total > 0 else x[:0]
+    kl = float((share * np.log(share * n)).sum()) if x[0] >= 0 else math.nan
+    return {
+        "mean": total / n,
+        "std": float(x.std()),
+        "variance": float(x.var()),
+        "worst_tenth": float(worst_first[:tenth].mean()),
+        "best_tenth": float(worst_first[-tenth:].mean()),
+        "worst": float(worst_first[0]),
+        "gini": gini,
+        "angle": math.degrees(math.acos(cosine)),
+        "kl": kl,
+    }
+
+
+def fairness(outcomes: Sequence[Outcome]) -> dict[str, float]:
+    """``<metric>_<statistic>`` of every metric of single clients, those of ``spread_of`` that ``over_clients`` lacks;
+    the worst of losses are the largest. NaN is left out."""
+    out: dict[str, float] = {}
+    for metric in dict.fromkeys(name for o in outcomes for name in o.metrics):
+        values = [v for o in outcomes if (v := o.metrics.get(metric, math.nan)) == v]
+        *inside, last = metric.split("/")
+        if values and not set(inside) & set(GROUPS):
+            found = spread_of(values, lower_is_better=last.endswith("loss"))
+            out |= {f"{metric}_{k}": found[k] for k in FAIRNESS}
+    return out
 
 
 def undefined(outcomes: Iterable[Outcome]) -> dict[str, list[int]]:

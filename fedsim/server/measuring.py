@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,11 @@ import numpy as np
 from fedsim.config.schema import EvaluationConfig
 from fedsim.exchange.payload import Message, Payload
 from fedsim.local.newcomer import HELD_OUT
-from fedsim.server.clientmetrics import over_clients
+from fedsim.server.clientmetrics import fairness, over_clients
 from fedsim.server.exchanges import Server
 from fedsim.server.handed import Handed, as_numbers
 from fedsim.server.roundlog import Row
-from fedsim.server.traits import State, StrategyLike
+from fedsim.server.traits import OffersModels, State, StrategyLike
 from fedsim.task.vectors import Weights
 
 
@@ -43,25 +44,31 @@ def measured(
         if server.validator is not None:
             out |= _numbers(strategy, "evaluate", server.on("val"), state, "val/")
     if clients and own:
-        out |= _numbers(strategy, "evaluate_clients", server, state, "clients/")
+        out |= _over_clients(strategy, server, state, "clients/", plan.fairness)
     if plan.client_validation and (clients or last):
-        out |= _numbers(strategy, "evaluate_clients", server.on("val"), state, "clients_val/")
+        out |= _over_clients(strategy, server.on("val"), state, "clients_val/", plan.fairness)
     if server.newcomers is not None and (clients if plan.clients_every else common):
         if clients and own:
             out |= _numbers(strategy, "evaluate_clients", server.on("train"), state, "clients_train/")
-        out |= held_out(server, weights(), plan.held_out_steps)
+        offers = isinstance(strategy, OffersModels)
+        message = (
+            strategy.newcomer_message(server, state) if offers else Message(Payload(weights()._asdict()))
+        )
+        out |= held_out(server, message, plan.held_out_steps)
         out |= gaps(out)
     return out
 
 
-def held_out(server: Server, weights: Weights, steps: int) -> Row:
-    """``held_out/``: metrics of ``weights`` over the clients that never take part, each on its own samples.
+def held_out(server: Server, message: Message, steps: int) -> Row:
+    """``held_out/``: metrics over the clients that never take part, each on its own samples, of the model that
+    ``message`` brings them, or of the one they choose by half of them.
 
     After ``steps`` local steps on half of them, on the other half.
     """
     assert server.newcomers is not None
     who = np.flatnonzero(server.newcomers).tolist()
-    message = Message(Payload(weights._asdict(), {"steps": steps}))
+    shared = message.shared
+    message = replace(message, shared=Payload(shared.arrays, {**shared.values, "steps": steps}))
     found = server.exchange(message, {}, task=HELD_OUT, clients=who)
     return {f"held_out/{k}": v for k, v in over_clients(found.ok, server.newcomers).items()}
 
@@ -84,6 +91,14 @@ def gaps(row: Mapping[str, Any]) -> Row:
             out[f"out_of_sample_gap{suffix}"] = row[f"clients_train/{name}"] - test
         out[f"participation_gap{suffix}"] = test - row[f"held_out/{name}"]
     return out
+
+
+def _over_clients(strategy: StrategyLike, server: Server, state: State, prefix: str, fair: bool) -> Row:
+    """What ``evaluate_clients`` finds, and with ``fair`` how unequal clients are, each under ``prefix``."""
+    before = len(server.outcomes)
+    out = _numbers(strategy, "evaluate_clients", server, state, prefix)
+    measured = [o for o in server.outcomes[before:] if o.kind == "ok" and o.task.endswith("evaluate")]
+    return out | ({f"{prefix}{k}": v for k, v in fairness(measured).items()} if fair else {})
 
 
 def _numbers(strategy: StrategyLike, method: str, server: Server, state: State, prefix: str) -> Row:

@@ -10,6 +10,7 @@ from fedsim.errors import ConfigError
 from fedsim.local.kept import POLICIES
 
 if TYPE_CHECKING:
+    from fedsim.exchange.payload import Message
     from fedsim.local.interface import ClientLike
     from fedsim.server.exchanges import Server
     from fedsim.server.round import Round
@@ -115,6 +116,14 @@ class ChecksCohort(Protocol):
 
     def check_cohort(self, size: int, most: int) -> None:
         """Refuse settings by which ``clients_per_round=size`` of ``most`` clients are never enough."""
+
+
+@runtime_checkable
+class OffersModels(Protocol):
+    """A strategy with several models, among which a client that never takes part chooses."""
+
+    def newcomer_message(self, server: Server, state: State) -> Message:
+        """What such a client receives."""
 
 
 def missing(thing: object, protocol: type) -> list[str]:

@@ -21,6 +21,8 @@ class Entry:
     needs_head: bool = False  # a model with features, a linear head and class labels
     asynchronous: bool = False  # starts clients by itself: has no cohorts that could be given
     parts: bool = False  # clients train parts of the model, of layers that can be cut: no BatchNorm
+    clusters: bool = False  # a model per cluster; the global one is their mean
+    weighs: bool = False  # gives clients weights that are neither their sample counts nor equal
 
     def model(self, kind: str) -> str:
         """The kind of network, without BatchNorm where the method cannot train it."""
@@ -84,6 +86,16 @@ TABLE = (
     Entry("fedetf", "fedetf", needs_head=True),
     Entry("logit-adjust", "logit_adjust", needs_head=True),
     Entry("logit-adjust-all", "logit_adjust", ("strategy.prior=all",), needs_head=True),
+    Entry("qfedavg", "qfedavg", weighs=True),
+    Entry("term", "term", ("strategy.weighting=uniform",), weighs=True),
+    Entry("afl", "afl", weighs=True),
+    Entry("ifca", "ifca", ("strategy.k=2",), clusters=True),
+    Entry("fesem", "fesem", ("strategy.k=2",), clusters=True),
+    Entry(
+        "cfl",
+        "cfl",
+        ("strategy.stale=20", "strategy.first_round=2", "strategy.min_size=2", "strategy.ratio=100"),
+    ),
     Entry("heterofl", "heterofl", ("client.classes=[{share: 1}, {share: 1, width: 0.5}]",), parts=True),
     Entry("fedbuff", "fedbuff", (*TWO_AT_A_TIME, "strategy.buffer=3"), asynchronous=True),
     Entry("fedasync", "fedasync", (*TWO_AT_A_TIME, "strategy.answers_per_round=3"), asynchronous=True),

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 from composing import compose_quickly
-from problems import QUIET, classes, network
+from problems import GOLDEN, QUIET, classes, classification, network
 
 import fedsim
 from fedsim.exchange.payload import Outcome
 from fedsim.run.summary import summarise
-from fedsim.server.clientmetrics import over_clients, undefined
+from fedsim.server.clientmetrics import over_clients, spread_of, undefined
 
 FOUND = [
     Outcome(c, "ok", metrics={"accuracy": v, "loss": 1.0}) for c, v in enumerate((0.5, math.nan, 1.0, 0.0))
@@ -67,3 +67,35 @@ def test_best_survives_rounds_without_a_number() -> None:
     data: Any = SimpleNamespace(dealt=SimpleNamespace(hash=lambda: "p"))
     out = summarise(loop, compose_quickly(()), data)
     assert (out["best_accuracy"], out["best_loss"], out["accuracy"]) == (0.5, 2.0, 0.25)
+
+
+def test_spread_over_clients_as_by_independent_code() -> None:
+    with np.load(GOLDEN / "fairness.npz") as z:
+        for row, expected in zip(z["stat_in"], z["stat_out"], strict=True):
+            found = spread_of(row.tolist())
+            for name, value in zip(z["stat_names"], expected, strict=True):
+                assert found[name] == pytest.approx(value, abs=1e-5 if name == "angle" else 1e-10), name
+
+
+@pytest.mark.parametrize("values", [[0.0, 0.0, 0.0], [0.7] * 5, [0.3]])
+def test_equal_clients_are_fair(values: list[float]) -> None:
+    found = spread_of(values)
+    assert [found[k] for k in ("variance", "gini", "kl")] == pytest.approx([0, 0, 0], abs=1e-15)
+    assert found["angle"] < 1e-5
+    assert found["worst"] == found["worst_tenth"] == found["best_tenth"] == values[0]
+
+
+def test_columns_of_fairness_are_there_when_asked_for() -> None:
+    settings = ["evaluation.holdout=0.3", "evaluation.clients_every=4", "evaluation.client_validation=0.3"]
+    sizes = (20, 24, 16, 12, 20, 28)
+    problem = classification(clients=classes(sizes))
+    plain, fair = (problem.run(*settings, f"evaluation.fairness={v}") for v in ("false", "true"))
+    assert not any(k.endswith("_gini") for k in plain.rows[-1])
+    each = fair.per_client.query("metric == 'evaluate/accuracy'").value.tolist()
+    row, expected = fair.rows[-1], spread_of(each)
+    for name in ("gini", "variance", "worst", "best_tenth", "angle", "kl"):
+        assert row[f"clients/accuracy_{name}"] == pytest.approx(expected[name], abs=1e-12)
+    assert row["clients/accuracy_worst"] == min(each) and "clients_val/accuracy_worst" in row
+    losses = fair.per_client.query("metric == 'evaluate/loss'").value
+    assert row["clients/loss_worst"] == losses.max()
+    assert plain.rows[-1]["weights_hash"] == row["weights_hash"]

@@ -1,0 +1,120 @@
+"""FedAvg with weights that follow from the clients' losses: what agnostic FL, q-FedAvg and TERM share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from clients.around import WeighedClient
+from fedsim.exchange.payload import Message, Payload, Replies
+from fedsim.server.exchanges import Server
+from fedsim.server.round import Round
+from strategies.base import State, check, check_weighting
+from strategies.composed import Composed
+
+
+def shifted_powers(exponents: Sequence[float]) -> Tensor:
+    """``2 ** e`` (n,), float64, all times the one power of two by which the largest lies in [1, 2).
+
+    Nothing overflows, and since a power of two changes no bit of a quotient, the ratio of two weights, and the mean
+    that is taken with them, hang on nobody else.
+    """
+    whole = [math.floor(e) for e in exponents]
+    most = max(whole, default=0)
+    values = [math.ldexp(2.0 ** (e - f), f - most) for e, f in zip(exponents, whole, strict=True)]
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def clipped(losses: Sequence[float], multiple: float | None) -> list[float]:
+    """Losses of a cohort, none above ``multiple`` of their median: no single client takes the round over."""
+    if multiple is None or not losses:
+        return list(losses)
+    most = multiple * median(losses)
+    return [min(loss, most) for loss in losses]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a cohort said of its losses: ids (ascending), losses F_k, and what each weighs by itself (n,)."""
+
+    clients: Sequence[int]
+    losses: Sequence[float]
+    sizes: Sequence[float]
+
+
+@dataclass(kw_only=True)
+class LossWeighted(Composed):
+    """A round: clients measure the received model on all their training samples and send that loss, the server gives
+    everybody a weight, clients train and are averaged with it.
+
+    The model goes down once (the second message stands on the first); the loss costs a forward pass over all samples.
+    ``clip_loss``: no loss counts for more than this multiple of the cohort's median.
+    """
+
+    weighting: str
+    clip_loss: float | None
+    client: Any = field(init=False)
+    wants_norms = False  # whether ``apply`` needs the squared lengths of the updates
+
+    def __post_init__(self) -> None:
+        check(self.clip_loss is None or self.clip_loss > 0, "clip_loss", self.clip_loss, "must be positive")
+        self.take(type(self).traits)
+        check_weighting(self.weighting)
+        same = self.base.weighting == self.weighting
+        check(same, "base.weighting", self.base.weighting, "has no say here; leave it out")
+        self.client = WeighedClient(self.base.client, self.size)
+
+    @property
+    def size(self) -> str:
+        """What clients weigh by themselves: ``samples`` or ``uniform``."""
+        return self.weighting
+
+    @property
+    def is_fedavg(self) -> bool:
+        """Whether the options mean FedAvg: nobody is asked for losses then."""
+        raise NotImplementedError
+
+    def weigh(self, server: Server, state: State, answers: Answers) -> Tensor:
+        """Weights (n,) >= 0 of the clients that answered; only their ratios matter."""
+        raise NotImplementedError
+
+    def apply(self, state: State, replies: Replies, round: Round, server: Server, answers: Answers) -> State:
+        """The next state; ``answers`` are of the clients that trained. No replies: nobody weighs anything."""
+        return self.update(state, replies, round) if len(replies) else state
+
+    def round(self, server: Server, state: State, round: Round) -> State:
+        """Losses, then training."""
+        if self.is_fedavg:
+            return super().round(server, state, round)
+        names = ("w", "buffers") if server.share_buffers and len(state["buffers"]) else ("w",)
+        sent = Payload({k: state[k] for k in names})
+        asked = server.exchange(Message(sent, keep=True), {}, task="training_loss")
+        if not len(asked):
+            return state
+        losses = clipped([cast(float, v) for v in asked.values("loss")], self.clip_loss)
+        answers = Answers(asked.clients, losses, [cast(float, v) for v in asked.values("size")])
+        weights = self.weigh(server, state, answers)
+        if not float(weights.sum()) > 0:
+            return self.apply(state, Replies([], {}), round, server, answers)
+        share = weights / weights.sum()
+        server.log["effective_clients"] = float(1 / share.square().sum())
+        message = Message(
+            Payload({}, {"norms": True} if self.wants_norms else {}), standing=sent, rows={"weight": weights}
+        )
+        averaged = {"buffers": "mean"} if "buffers" in names else {}
+        replies = server.exchange(message, {**self.folds, **averaged}, clients=asked.clients)
+        if not len(replies):
+            return state
+        trained = set(replies.clients)
+        kept = [i for i, c in enumerate(answers.clients) if c in trained]
+        answers = Answers(*([part[i] for i in kept] for part in vars(answers).values()))
+        if not float(replies.weights.sum()) > 0:
+            return self.apply(state, Replies([], {}), round, server, answers)
+        state = self.apply(state, replies, round, server, answers)
+        return state | ({"buffers": replies.mean("buffers")} if averaged else {})
