@@ -28,7 +28,7 @@ from fedsim.run.personal import Source
 from fedsim.run.preparation import learning_task, load_data, settle
 from fedsim.run.pretraining import pretrained
 from fedsim.run.result import RunResult, load_run
-from fedsim.run.summary import execute, summarise
+from fedsim.run.summary import execute, record_partition, summarise
 from fedsim.run.unread import say
 from fedsim.server.traits import StrategyLike
 from fedsim.task.losses import Forward, LossFn
@@ -179,9 +179,7 @@ def _run(
             loop.restore(previous)
             loop.history = [r for r in read_rows(folder / "metrics.jsonl") if r["round"] <= loop.done]
         trackers.start(describe(config, folder, loop.done))
-        data.dealt.save(folder / "partition.npz")
-        if data.local_test is not None:
-            data.local_test.save(folder / "local_test.npz")
+        record_partition(folder, data)
         if loop.server.clock is not None:
             loop.server.clock.fleet.save(folder)
         try:
