@@ -12,15 +12,19 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from fedsim.cli.arguments import Arguments, folder, place
+from fedsim.cli.serving import add_serving, serve_report
 from fedsim.errors import ConfigError
 
 if TYPE_CHECKING:
     from fedsim.report.runs import Run
 
 
-def report(argv: Sequence[str]) -> int:
-    """Compare all runs in the given folders: a table here; page, figures and table in a folder."""
-    parser = Arguments(prog="fedsim report", description=report.__doc__)
+def report(argv: Sequence[str], live: bool = False) -> int:
+    """Compare all runs in the given folders: a table here; page, figures and table in a folder.
+
+    ``live``: build the report once for the server that ``--serve`` started.
+    """
+    parser = Arguments(prog="fedsim report", description=(report.__doc__ or "").partition("\n")[0])
     parser.add_argument("dirs", nargs="+", type=place, metavar="DIR", help="run folder, or a folder of them")
     parser.add_argument("--target", type=float, help="accuracy in 0..1 whose first crossing is reported")
     parser.add_argument(
@@ -41,14 +45,17 @@ def report(argv: Sequence[str]) -> int:
         metavar="KEY=VALUE",
         help="setting of that system, e.g. system.traces=DIR",
     )
+    add_serving(parser)
     args = parser.parse_args(argv)
+    if args.serve and not live:
+        return serve_report(args, lambda: report(argv, live=True))
     if args.set and not args.system:
         raise ConfigError("--set: only with --system")
     if args.target is not None and not 0 <= args.target <= 1:
         raise ConfigError(f"--target {args.target:g}: must be in [0, 1], as accuracies are")
     for path in args.dirs:
         folder(path)
-    from fedsim.report import compare, group_runs, load_runs, print_table
+    from fedsim.report import compare, group_runs, heterogeneity, load_runs, print_table
     from fedsim.report.page import write_report
     from fedsim.report.terminal import common_folder
 
@@ -61,10 +68,13 @@ def report(argv: Sequence[str]) -> int:
         system = compose_system(args.system, args.set)
         runs = [reprice(run, system) for run in runs]
     frame, out = compare(runs, args.target), args.out or common_folder(args.dirs) / "report"
+    groups = group_runs(runs)
     print_table(frame)
+    for line in heterogeneity.lines(groups):
+        print(line)
     commands = [*_sweeps(runs), shlex.join(["fedsim", "report", *argv])]
     try:
-        page = write_report(group_runs(runs), frame, out, commands)
+        page = write_report(groups, frame, out, commands)
     except OSError as error:
         raise ConfigError(
             f"{out}: the report cannot be written there ({error.strerror}); give --out DIR"

@@ -139,7 +139,11 @@ class FederatedData:
     def label_skew(self) -> LabelSkew | None:
         """How the labels of what each client was dealt differ from all; ``None`` where targets are no classes."""
         labels = self.all_labels()
-        return None if labels is None else skew_of_shards(self.dealt, labels.cpu().numpy(), self.dataset.num_classes)
+        return (
+            None
+            if labels is None
+            else skew_of_shards(self.dealt, labels.cpu().numpy(), self.dataset.num_classes)
+        )
 
     @property
     def dealt(self) -> Shards:

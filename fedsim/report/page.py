@@ -12,7 +12,7 @@ from string import Template
 from typing import TYPE_CHECKING, Any
 
 from fedsim.errors import DataError
-from fedsim.report import prose
+from fedsim.report import clientpoints, heterogeneity, prose
 from fedsim.report.runs import Group, Run
 from fedsim.report.tables import html_table, to_csv, to_html, to_latex
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 MAX_VECTOR_POINTS = 20_000  # of a panel; with more, it is drawn in pixels
 PNG_DPI = 150  # of the pictures of partitions
+LIVE = "<!-- live -->\n"
 OPEN_PARTITIONS = 4  # further ones are folded away
 
 
@@ -51,10 +52,19 @@ def write_report(
         "failures": prose.failures(groups),
         "reproduce": prose.reproduce(groups, commands),
     }
-    template = files("fedsim.report").joinpath("page.html").read_text(encoding="utf-8")
     page = out / "report.html"
-    page.write_text(Template(template).substitute(parts), encoding="utf-8")
+    page.write_text(filled(parts), encoding="utf-8")
     return page
+
+
+def filled(parts: Mapping[str, str]) -> str:
+    """The page with the HTML of its ``parts``; ``LIVE`` stands where a live view puts how runs get on."""
+    return Template(shipped("page.html")).substitute({"script": shipped("page.js"), "live": LIVE}, **parts)
+
+
+def shipped(name: str) -> str:
+    """A text file that lies beside this module."""
+    return files("fedsim.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def _results(frame: pd.DataFrame) -> str:
@@ -144,12 +154,12 @@ def _clients(groups: Sequence[Group], out: Path) -> str:
     """How a metric spreads over the clients, the clients of all seeds together."""
     from fedsim.report.curves import image, spread
 
-    found = [[run.of_clients("accuracy") for run in group.runs] for group in groups]
+    found = [[clientpoints.last(run, "accuracy") for run in group.runs] for group in groups]
     metrics = sorted({metric for seeds in found for values in seeds for metric in values})
     html = []
     for metric in metrics:
         pooled = {
-            group.label: [value for values in seeds for value in values.get(metric, ())]
+            group.label: [value for values in seeds for value in values.get(metric, {}).values()]
             for group, seeds in zip(groups, found, strict=True)
         }
         figure = spread(pooled, f"{metric.rpartition('/')[2]} of a client")
@@ -165,7 +175,27 @@ def _clients(groups: Sequence[Group], out: Path) -> str:
             "sets a part of each client's samples aside and measures on it every ten rounds."
         )
     dots = "A dot is a client (of any seed), the box holds the middle half, the line the middle 90 %."
-    return "\n".join([*html, prose.paragraph(dots, "soft")])
+    return "\n".join([*html, prose.paragraph(dots, "soft"), _against_size_and_skew(groups, out)])
+
+
+def _against_size_and_skew(groups: Sequence[Group], out: Path) -> str:
+    """Accuracy on own test samples against how many training samples a client has, and how skewed their labels are."""
+    points, remark = clientpoints.points(groups)
+    title = "<h3>Accuracy against size and skew</h3>"
+    if not any(points.values()):
+        return title + prose.paragraph(remark)
+    from fedsim.report.curves import image, looks
+
+    figure = clientpoints.draw(points)
+    picture = image(figure, "png", dpi=150)
+    (out / "clients-size-skew.png").write_bytes(picture)
+    shown = _picture(figure, clientpoints.ALT, sum(map(len, points.values())))
+    drawn = {
+        label: colour for (label, some), (colour, _) in zip(points.items(), looks(), strict=False) if some
+    }
+    legend = _legend(list(drawn), [(colour, "-") for colour in drawn.values()])
+    words = prose.paragraph(" ".join(filter(None, (clientpoints.WORDS, remark))), "soft")
+    return f'{title}\n{legend}<figure class="wide">{shown}</figure>\n{words}'
 
 
 _SPREAD = {
@@ -198,7 +228,7 @@ def _partitions(groups: Sequence[Group], out: Path) -> str:
             name = prose.partition_hash(run)
             users.setdefault(name, []).append((group, run)) if name else None
             missing += not name
-    html = []
+    html = [heterogeneity.table(groups)]
     for number, (name, pairs) in enumerate(users.items()):
         picture, remark = _partition_picture(name, [run for _, run in pairs], out)
         caption = f"Partition {name[:8]}: {prose.who(pairs, len(groups))}. {remark}"

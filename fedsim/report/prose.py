@@ -60,9 +60,9 @@ def facts(groups: Sequence[Group]) -> str:
         return f"{amount}, batches of {client.get('batch_size', '?')}, learning rate {client.get('lr', '?')}"
 
     items = {
-        "Data": common(lambda config: _part(config.get("data"))),
-        "Partition": common(lambda config: _part(config.get("partition"))),
-        "Model": common(lambda config: _part(config.get("model"))),
+        "Data": common(lambda config: part_words(config.get("data"))),
+        "Partition": common(lambda config: part_words(config.get("partition"))),
+        "Model": common(lambda config: part_words(config.get("model"))),
         "Clients": common(
             lambda c: f"{c.get('num_clients', '?')}, {c.get('clients_per_round', '?')} in a round"
         ),
@@ -231,7 +231,7 @@ def _short(text: Any) -> str:
     return line if len(line) <= MAX_REASON else line[: MAX_REASON - 1] + "…"
 
 
-def _part(config: Any) -> str:
+def part_words(config: Any) -> str:
     """``dirichlet (alpha=0.3)`` of a configuration group."""
     if not isinstance(config, Mapping):
         return "-" if config is None else str(config)

@@ -16,7 +16,9 @@ def test_two_clients_of_one_class_each():
     assert found.js == pytest.approx([js, js]) and js == pytest.approx(0.311278, abs=1e-6)
     assert found.emd == pytest.approx([1, 1])  # |1 - 1/2| + |0 - 1/2|
     hellinger = math.sqrt(((1 - math.sqrt(0.5)) ** 2 + 0.5) / 2)
-    assert found.hellinger == pytest.approx([hellinger] * 2) and hellinger == pytest.approx(0.541196, abs=1e-6)
+    assert found.hellinger == pytest.approx([hellinger] * 2) and hellinger == pytest.approx(
+        0.541196, abs=1e-6
+    )
 
 
 def test_a_small_client_among_large_ones():
@@ -57,7 +59,9 @@ def test_shards_give_what_their_counts_give():
 
 
 def test_bounds_and_what_a_file_keeps(tmp_path):
-    found = skew_of_counts(np.eye(1000, dtype=int))  # everyone a class of one's own: nearly disjoint from the rest
+    found = skew_of_counts(
+        np.eye(1000, dtype=int)
+    )  # everyone a class of one's own: nearly disjoint from the rest
     assert 0.99 < found.js.max() < 1 and 1.99 < found.emd.max() < 2 and 0.98 < found.hellinger.max() < 1
     found.save(tmp_path / "skew.npz")
     np.testing.assert_array_equal(LabelSkew.load(tmp_path / "skew.npz").js, found.js)
