@@ -81,7 +81,7 @@ def skew_of_counts(counts: np.ndarray) -> LabelSkew:
 
 
 def skew_of_shards(shards: Shards, labels: np.ndarray, num_classes: int) -> LabelSkew:
-    """Of the clients of ``shards``, whose rows have the class ``labels`` (N,); time and memory go with the rows alone."""
+    """Of the clients of ``shards``, whose rows have the classes ``labels`` (N,); the cost goes with the rows alone."""
     owner = np.repeat(np.arange(len(shards), dtype=np.int64), shards.sizes)
     cells, held = np.unique(owner * num_classes + labels[shards.index], return_counts=True)
     return _skew(len(shards), num_classes, cells // max(num_classes, 1), cells % max(num_classes, 1), held)

@@ -1,4 +1,4 @@
-"""Single clients of several runs: what was measured on each last, and that against its number of samples and its skew."""
+"""Single clients of several runs: what was measured on each last, and that against its size and its skew."""
 
 from __future__ import annotations
 

@@ -148,7 +148,7 @@ def server(report: LiveReport, port: int) -> ThreadingHTTPServer:
 
 
 def answer(report: LiveReport, path: str) -> tuple[HTTPStatus, bytes, str]:
-    """Status, content and type of what stands at ``path``: the page, its state, or a file right in the report's folder."""
+    """Status, content and type of what stands at ``path``: the page, its state, or a file of the report's folder."""
     name = unquote(urlsplit(path).path).removeprefix("/")
     if name in ("", "report.html", "state"):
         report.refresh()

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from fedsim.report.curves import Axis
 
 MAX_VECTOR_POINTS = 20_000  # of a panel; with more, it is drawn in pixels
+MAX_PANELS = (
+    28  # labels that a legend of its own can tell apart; with more, the page shows the files' pictures
+)
 PNG_DPI = 150  # of the pictures of partitions
 LIVE = "<!-- live -->\n"
 OPEN_PARTITIONS = 4  # further ones are folded away
@@ -107,7 +110,12 @@ def _curves(groups: Sequence[Group], out: Path) -> str:
     )
     html, legend = [prose.paragraph(text, "soft")] if text else [], _legend(list(histories), curves.looks())
     for name, words, axis in sections:
-        (out / f"curves-{name}.png").write_bytes(curves.image(curves.draw(histories, axis), "png", dpi=150))
+        png = curves.image(curves.draw(histories, axis), "png", dpi=150)
+        (out / f"curves-{name}.png").write_bytes(png)
+        if len(histories) > MAX_PANELS or len(rows) > MAX_VECTOR_POINTS:  # once is long enough
+            shown = _embedded(png, "png", f"{' and '.join(metrics)} {words.lower()}", "ink")
+            html.append(f'<div class="block"><h3>{words}</h3>\n<figure class="wide">{shown}</figure></div>')
+            continue
         panels = "".join(_panel(histories, metric, words, axis, len(rows)) for metric in metrics)
         html.append(f'<div class="block"><h3>{words}</h3>\n{legend}<div class="grid">{panels}</div></div>')
     return "\n".join(html)
@@ -121,15 +129,13 @@ def _panel(histories: Mapping[str, Sequence[Any]], metric: str, words: str, axis
     return f"<figure><figcaption>{title}</figcaption>{_picture(figure, f'{title} {words.lower()}', points)}</figure>"
 
 
-def _picture(figure: Figure, alt: str, points: int) -> str:
-    """The figure as an image on a transparent ground, in vectors if that stays small."""
+def _picture(figure: Figure, alt: str, points: int, png: bytes = b"") -> str:
+    """The figure as an image on a transparent ground, in vectors if that stays small, else as it is in ``png``."""
     from fedsim.report.curves import image
 
     if points <= MAX_VECTOR_POINTS:
-        data, kind = image(figure, "svg", transparent=True), "svg+xml"
-    else:
-        data, kind = image(figure, "png", transparent=True, dpi=200), "png"
-    return _embedded(data, kind, alt, "ink")
+        return _embedded(image(figure, "svg", transparent=True), "svg+xml", alt, "ink")
+    return _embedded(png or image(figure, "png", transparent=True, dpi=200), "png", alt, "ink")
 
 
 def _embedded(data: bytes, kind: str, alt: str, name: str) -> str:
@@ -164,10 +170,11 @@ def _clients(groups: Sequence[Group], out: Path) -> str:
         }
         figure = spread(pooled, f"{metric.rpartition('/')[2]} of a client")
         name = f"clients-{metric.replace('/', '-')}.png"
-        (out / name).write_bytes(image(figure, "png", dpi=150))
+        png = image(figure, "png", dpi=150)
+        (out / name).write_bytes(png)
         html.append(prose.paragraph(_SPREAD.get(metric, f"{metric}, as clients reported it.")))
         points = sum(map(len, pooled.values()))
-        html.append(f"<figure>{_picture(figure, f'{metric} over clients', points)}</figure>")
+        html.append(f"<figure>{_picture(figure, f'{metric} over clients', points, png)}</figure>")
         html.append(_spread_table(pooled))
     if not html:
         return prose.paragraph(
@@ -189,7 +196,7 @@ def _against_size_and_skew(groups: Sequence[Group], out: Path) -> str:
     figure = clientpoints.draw(points)
     picture = image(figure, "png", dpi=150)
     (out / "clients-size-skew.png").write_bytes(picture)
-    shown = _picture(figure, clientpoints.ALT, sum(map(len, points.values())))
+    shown = _picture(figure, clientpoints.ALT, sum(map(len, points.values())), picture)
     drawn = {
         label: colour for (label, some), (colour, _) in zip(points.items(), looks(), strict=False) if some
     }

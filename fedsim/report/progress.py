@@ -106,7 +106,7 @@ def held(lock: Path) -> bool:
     """
     try:
         found = lock.stat()
-        with open("/proc/locks", encoding="ascii", errors="replace") as lines:
+        with Path("/proc/locks").open(encoding="ascii", errors="replace") as lines:
             listed = [fields[5] for line in lines if len(fields := line.split()) > 5 and fields[1] == "FLOCK"]
         device = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}"
         return f"{device}:{found.st_ino}" in listed
