@@ -101,7 +101,7 @@ def server(report: LiveReport, port: int) -> ThreadingHTTPServer:
         ConfigError: if the port cannot be had.
     """
 
-    class Answer(BaseHTTPRequestHandler):
+    class PageRequest(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
         timeout = 30
 
@@ -131,7 +131,7 @@ def server(report: LiveReport, port: int) -> ThreadingHTTPServer:
             if body:
                 self.wfile.write(content)
 
-    class Server(ThreadingHTTPServer):
+    class PageServer(ThreadingHTTPServer):
         daemon_threads = True
 
         def handle_error(self, request: object, client_address: object) -> None:
@@ -139,7 +139,7 @@ def server(report: LiveReport, port: int) -> ThreadingHTTPServer:
             log.debug("an answer could not be sent", exc_info=True)
 
     try:
-        return Server((HOST, port), Answer)
+        return PageServer((HOST, port), PageRequest)
     except (OSError, OverflowError) as error:
         said = getattr(error, "strerror", None) or error
         raise ConfigError(
