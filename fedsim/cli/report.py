@@ -71,7 +71,7 @@ def report(argv: Sequence[str], live: bool = False) -> int:
     groups = group_runs(runs)
     print_table(frame)
     for line in heterogeneity.lines(groups):
-        print(line)
+        print(f"partition: {line}")
     commands = [*_sweeps(runs), shlex.join(["fedsim", "report", *argv])]
     try:
         page = write_report(groups, frame, out, commands)
