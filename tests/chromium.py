@@ -111,7 +111,7 @@ def browser(profile: Path) -> Iterator[Browser]:
     command = f"exec {PROGRAM} {FLAGS} --user-data-dir='{profile}' 3<&{theirs} 4>&{back}"
     with (
         subprocess.Popen(
-            ["sh", "-c", command], pass_fds=(theirs, back), stderr=subprocess.DEVNULL
+            ["bash", "-c", command], pass_fds=(theirs, back), stderr=subprocess.DEVNULL
         ) as process,
         os.fdopen(mine, "wb") as writer,
         os.fdopen(answers, "rb", buffering=0) as reader,

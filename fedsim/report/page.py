@@ -239,7 +239,9 @@ def _partitions(groups: Sequence[Group], out: Path) -> str:
     for number, (name, pairs) in enumerate(users.items()):
         picture, remark = _partition_picture(name, [run for _, run in pairs], out)
         caption = f"Partition {name[:8]}: {prose.who(pairs, len(groups))}. {remark}"
-        html.append(f"<figure>{picture}<figcaption>{escape(caption.strip())}</figcaption></figure>")
+        html.append(
+            f'<figure class="wide">{picture}<figcaption>{escape(caption.strip())}</figcaption></figure>'
+        )
         if number == OPEN_PARTITIONS - 1 and len(users) > OPEN_PARTITIONS:
             more = prose.count(len(users) - OPEN_PARTITIONS, "more partition")
             html.append(f"<details><summary>{more}</summary>")
