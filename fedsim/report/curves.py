@@ -164,7 +164,7 @@ def _curve(axes: Axes, series: Sequence[Mapping[int, tuple[float, float]]], size
     points[~np.isfinite(points)] = np.nan  # (seeds, rounds, 2)
     at, values = points[..., 0].mean(axis=0) / size, points[..., 1]
     mean = values.mean(axis=0)
-    dots = {"marker": "o" if len(rounds) <= 20 else None, "markersize": 3.5}
+    dots: dict[str, Any] = {"marker": "o" if len(rounds) <= 20 else None, "markersize": 3.5}
     (line,) = axes.plot(at, mean, **look, **dots, linewidth=1.8)
     line.set_in_layout(False)  # it stays within its axes: not to be measured, which takes long
     if len(series) > 1:
