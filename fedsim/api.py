@@ -31,7 +31,7 @@ from fedsim.run.preparation import learning_task, load_data, settle
 from fedsim.run.pretraining import pretrained
 from fedsim.run.provenance import Record
 from fedsim.run.result import RunResult, load_run
-from fedsim.run.summary import execute, summarise
+from fedsim.run.summary import execute, record_partition, summarise
 from fedsim.run.unread import say
 from fedsim.server.loop import Loop
 from fedsim.server.traits import StrategyLike
@@ -186,9 +186,7 @@ def _run(
             _go_on(loop, previous)
         record = Record(folder, config, key, data, loop.done, engine.workers)
         trackers.start(describe(config, folder, loop.done))
-        data.dealt.save(folder / "partition.npz")
-        if data.local_test is not None:
-            data.local_test.save(folder / "local_test.npz")
+        record_partition(folder, data)
         if loop.server.clock is not None:
             loop.server.clock.fleet.save(folder)
         try:

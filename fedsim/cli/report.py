@@ -15,6 +15,7 @@ from yaml import YAMLError
 
 from fedsim.cli.arguments import Arguments, place
 from fedsim.cli.choices import add_choices, plan_of, recorded, runs_of, words_of
+from fedsim.cli.serving import add_serving, serve_report
 from fedsim.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -24,9 +25,14 @@ if TYPE_CHECKING:
 FORMATS = ("md", "tex", "csv", "json")
 
 
-def report(argv: Sequence[str]) -> int:
-    """Compare all runs in the given folders: a table here; page, figures and table in a folder."""
+def report(argv: Sequence[str], live: bool = False) -> int:
+    """Compare all runs in the given folders: a table here; page, figures and table in a folder.
+
+    ``live``: build the report once for the server that ``--serve`` started.
+    """
     args = _parser().parse_args(argv)
+    if args.serve and not live:
+        return serve_report(args, lambda: report(argv, live=True))
     if args.set and not args.system:
         raise ConfigError("--set: only with --system")
     if args.exclude and not args.system:
@@ -34,7 +40,15 @@ def report(argv: Sequence[str]) -> int:
     if args.target is not None and not 0 <= args.target <= 1:
         raise ConfigError(f"--target {args.target:g}: must be in [0, 1], as accuracies are")
     runs = runs_of(args)
-    from fedsim.report import clients_plan, compare, compared_blocks, default_plan, group_runs, target_of
+    from fedsim.report import (
+        clients_plan,
+        compare,
+        compared_blocks,
+        default_plan,
+        group_runs,
+        heterogeneity,
+        target_of,
+    )
     from fedsim.report.blocks import blocks_of
     from fedsim.report.page import write_report
     from fedsim.report.terminal import common_folder
@@ -79,6 +93,8 @@ def report(argv: Sequence[str]) -> int:
         )
         return 0
     _show(args, [frame] if second is None else [frame, second], blocks, plan, order)
+    for line in heterogeneity.lines(groups):
+        print(f"partition: {line}")
     print(f"report:  {page}")
     print(f"tables:  {out / 'table.csv'}, {out / 'table.tex'}, {out / 'comparison.json'}")
     print(f"figures: {', '.join(map(str, [out / '*.png', *drawn]))}", flush=True)
@@ -86,7 +102,7 @@ def report(argv: Sequence[str]) -> int:
 
 
 def _parser() -> Arguments:
-    parser = Arguments(prog="fedsim report", description=report.__doc__)
+    parser = Arguments(prog="fedsim report", description=(report.__doc__ or "").partition("\n")[0])
     add_choices(parser)
     add = parser.add_argument
     add("--target", type=float, help="accuracy in 0..1 whose first crossing is reported")
@@ -134,6 +150,7 @@ def _parser() -> Arguments:
         help="further figures; diff: differences to the reference against rounds",
     )
     add("--format", choices=FORMATS, help="print the table so, and nothing else")
+    add_serving(parser)
     return parser
 
 

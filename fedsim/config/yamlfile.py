@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
 from omegaconf._utils import get_yaml_loader
 from omegaconf.errors import OmegaConfBaseException
@@ -40,7 +43,7 @@ def read_yaml(path: Path, what: str = "") -> dict[str, Any]:
         ConfigError: naming the file, and the line if it is broken.
     """
     try:
-        found = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+        found = _plain(path)
     except YAMLError as error:
         raise ConfigError(broken(error, f"{path}{what}")) from error
     except (OSError, OmegaConfBaseException, ValueError) as error:
@@ -49,6 +52,39 @@ def read_yaml(path: Path, what: str = "") -> dict[str, Any]:
     if not isinstance(found, dict) or not found:
         raise ConfigError(f"{path}{what}: holds no settings")
     return {str(key): value for key, value in found.items()}
+
+
+def _plain(path: Path) -> Any:
+    """What OmegaConf makes of the file, its references resolved; where there are none, in a tenth of the time."""
+    loader = _libyaml()
+    text = path.read_text(encoding="utf-8") if loader is not None else ""
+    if loader is not None and "${" not in text and "!" not in text:
+        try:
+            return yaml.load(text, loader)
+        except YAMLError:
+            pass  # the other says what is wrong, and where
+    return OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+
+
+@cache
+def _libyaml() -> Any:
+    """A loader of YAML in C that takes numbers, dates and repeated keys as OmegaConf does; ``None`` without libyaml."""
+    if not hasattr(yaml, "CSafeLoader"):
+        return None
+    from omegaconf._utils import get_yaml_loader
+
+    class Plain(yaml.CSafeLoader):
+        """As fast as libyaml."""
+
+        yaml_implicit_resolvers = get_yaml_loader().yaml_implicit_resolvers
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            names = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+            if names and max(names.values()) > 1:
+                raise YAMLError("a key stands twice")
+            return super().construct_mapping(node, deep=deep)
+
+    return Plain
 
 
 def broken(error: YAMLError, path: str = "") -> str:

@@ -14,6 +14,7 @@ from fedsim.data.dataset import Dataset, taken
 from fedsim.data.local import LocalData
 from fedsim.data.partition import Shards
 from fedsim.data.sample_roles import Roles, left_out, withheld, without_labels, without_rows
+from fedsim.data.skew import LabelSkew, skew_of_shards
 from fedsim.data.trees import Tree, tree_map
 from fedsim.errors import DataError
 
@@ -143,6 +144,16 @@ class FederatedData:
         """Class (N,) of every training sample, withheld ones among them; ``None`` where targets are no classes."""
         known = self.dataset.class_labels()
         return known if self.roles.truth is None or known is None else self.roles.truth
+
+    @cached_property
+    def label_skew(self) -> LabelSkew | None:
+        """How the labels of what each client was dealt differ from all; ``None`` where targets are no classes."""
+        labels = self.all_labels()
+        return (
+            None
+            if labels is None
+            else skew_of_shards(self.dealt, labels.cpu().numpy(), self.dataset.num_classes)
+        )
 
     @property
     def dealt(self) -> Shards:

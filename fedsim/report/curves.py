@@ -205,10 +205,13 @@ def _curve(
     points[~np.isfinite(points)] = np.nan  # (seeds, rounds, 2)
     at, values = points[..., 0].mean(axis=0) / size, points[..., 1]
     mean = values.mean(axis=0)
-    axes.plot(at, mean, **look, linewidth=1.8, marker="o" if len(rounds) <= 20 else None, markersize=3.5)
+    dots: dict[str, Any] = {"marker": "o" if len(rounds) <= 20 else None, "markersize": 3.5}
+    (line,) = axes.plot(at, mean, **look, **dots, linewidth=1.8)
+    line.set_in_layout(False)  # it stays within its axes: not to be measured, which takes long
     if band and len(series) > 1:
         std = values.std(axis=0, ddof=1)
-        axes.fill_between(at, mean - std, mean + std, color=look["color"], alpha=0.22, linewidth=0)
+        shade = axes.fill_between(at, mean - std, mean + std, color=look["color"], alpha=0.22, linewidth=0)
+        shade.set_in_layout(False)
 
 
 def _measured(rows: Rows, metric: str, against: Axis) -> dict[int, tuple[float, float]]:

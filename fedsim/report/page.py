@@ -12,7 +12,7 @@ from string import Template
 from typing import TYPE_CHECKING, Any
 
 from fedsim.errors import DataError
-from fedsim.report import prose
+from fedsim.report import clientpoints, heterogeneity, prose
 from fedsim.report.latex import to_latex
 from fedsim.report.runs import Group, Run
 from fedsim.report.tables import html_table, layout, to_csv, to_html
@@ -24,7 +24,11 @@ if TYPE_CHECKING:
     from fedsim.report.curves import Axis
 
 MAX_VECTOR_POINTS = 20_000  # of a panel; with more, it is drawn in pixels
+MAX_PANELS = (
+    28  # labels that a legend of its own can tell apart; with more, the page shows the files' pictures
+)
 PNG_DPI = 150  # of the pictures of partitions
+LIVE = "<!-- live -->\n"
 OPEN_PARTITIONS = 4  # further ones are folded away
 
 
@@ -52,10 +56,19 @@ def write_report(
         "failures": prose.failures(groups),
         "reproduce": prose.reproduce(groups, commands),
     }
-    template = files("fedsim.report").joinpath("page.html").read_text(encoding="utf-8")
     page = out / "report.html"
-    page.write_text(Template(template).substitute(parts), encoding="utf-8")
+    page.write_text(filled(parts), encoding="utf-8")
     return page
+
+
+def filled(parts: Mapping[str, str]) -> str:
+    """The page with the HTML of its ``parts``; ``LIVE`` stands where a live view puts how runs get on."""
+    return Template(shipped("page.html")).substitute({"script": shipped("page.js"), "live": LIVE}, **parts)
+
+
+def shipped(name: str) -> str:
+    """A text file that lies beside this module."""
+    return files("fedsim.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def _results(frame: pd.DataFrame) -> str:
@@ -102,7 +115,12 @@ def _curves(groups: Sequence[Group], out: Path) -> str:
         _legend(list(histories)[: curves.MAX_CURVES], curves.looks()),
     )
     for name, words, axis in sections:
-        (out / f"curves-{name}.png").write_bytes(curves.image(curves.draw(histories, axis), "png", dpi=150))
+        png = curves.image(curves.draw(histories, axis), "png", dpi=150)
+        (out / f"curves-{name}.png").write_bytes(png)
+        if len(histories) > MAX_PANELS or len(rows) > MAX_VECTOR_POINTS:  # once is long enough
+            shown = _embedded(png, "png", f"{' and '.join(metrics)} {words.lower()}", "ink")
+            html.append(f'<div class="block"><h3>{words}</h3>\n<figure class="wide">{shown}</figure></div>')
+            continue
         panels = "".join(_panel(histories, metric, words, axis, len(rows)) for metric in metrics)
         html.append(f'<div class="block"><h3>{words}</h3>\n{legend}<div class="grid">{panels}</div></div>')
     return "\n".join(html)
@@ -116,15 +134,13 @@ def _panel(histories: Mapping[str, Sequence[Any]], metric: str, words: str, axis
     return f"<figure><figcaption>{title}</figcaption>{_picture(figure, f'{title} {words.lower()}', points)}</figure>"
 
 
-def _picture(figure: Figure, alt: str, points: int) -> str:
-    """The figure as an image on a transparent ground, in vectors if that stays small."""
+def _picture(figure: Figure, alt: str, points: int, png: bytes = b"") -> str:
+    """The figure as an image on a transparent ground, in vectors if that stays small, else as it is in ``png``."""
     from fedsim.report.curves import image
 
     if points <= MAX_VECTOR_POINTS:
-        data, kind = image(figure, "svg", transparent=True), "svg+xml"
-    else:
-        data, kind = image(figure, "png", transparent=True, dpi=200), "png"
-    return _embedded(data, kind, alt, "ink")
+        return _embedded(image(figure, "svg", transparent=True), "svg+xml", alt, "ink")
+    return _embedded(png or image(figure, "png", transparent=True, dpi=200), "png", alt, "ink")
 
 
 def _embedded(data: bytes, kind: str, alt: str, name: str) -> str:
@@ -149,20 +165,21 @@ def _clients(groups: Sequence[Group], out: Path) -> str:
     """How a metric spreads over the clients, the clients of all seeds together."""
     from fedsim.report.curves import image, spread
 
-    found = [[run.of_clients("accuracy") for run in group.runs] for group in groups]
+    found = [[clientpoints.last(run, "accuracy") for run in group.runs] for group in groups]
     metrics = sorted({metric for seeds in found for values in seeds for metric in values})
     html = []
     for metric in metrics:
         pooled = {
-            group.label: [value for values in seeds for value in values.get(metric, ())]
+            group.label: [value for values in seeds for value in values.get(metric, {}).values()]
             for group, seeds in zip(groups, found, strict=True)
         }
         figure = spread(pooled, f"{metric.rpartition('/')[2]} of a client")
         name = f"clients-{metric.replace('/', '-')}.png"
-        (out / name).write_bytes(image(figure, "png", dpi=150))
+        png = image(figure, "png", dpi=150)
+        (out / name).write_bytes(png)
         html.append(prose.paragraph(_SPREAD.get(metric, f"{metric}, as clients reported it.")))
         points = sum(map(len, pooled.values()))
-        html.append(f"<figure>{_picture(figure, f'{metric} over clients', points)}</figure>")
+        html.append(f"<figure>{_picture(figure, f'{metric} over clients', points, png)}</figure>")
         html.append(_spread_table(pooled))
     if not html:
         return prose.paragraph(
@@ -170,7 +187,27 @@ def _clients(groups: Sequence[Group], out: Path) -> str:
             "sets a part of each client's samples aside and measures on it every ten rounds."
         )
     dots = "A dot is a client (of any seed), the box holds the middle half, the line the middle 90 %."
-    return "\n".join([*html, prose.paragraph(dots, "soft")])
+    return "\n".join([*html, prose.paragraph(dots, "soft"), _against_size_and_skew(groups, out)])
+
+
+def _against_size_and_skew(groups: Sequence[Group], out: Path) -> str:
+    """Accuracy on own test samples against how many training samples a client has, and how skewed their labels are."""
+    points, remark = clientpoints.points(groups)
+    title = "<h3>Accuracy against size and skew</h3>"
+    if not any(points.values()):
+        return title + prose.paragraph(remark)
+    from fedsim.report.curves import image, looks
+
+    figure = clientpoints.draw(points)
+    picture = image(figure, "png", dpi=150)
+    (out / "clients-size-skew.png").write_bytes(picture)
+    shown = _picture(figure, clientpoints.ALT, sum(map(len, points.values())), picture)
+    drawn = {
+        label: colour for (label, some), (colour, _) in zip(points.items(), looks(), strict=False) if some
+    }
+    legend = _legend(list(drawn), [(colour, "-") for colour in drawn.values()])
+    words = prose.paragraph(" ".join(filter(None, (clientpoints.WORDS, remark))), "soft")
+    return f'{title}\n{legend}<figure class="wide">{shown}</figure>\n{words}'
 
 
 _SPREAD = {
@@ -203,11 +240,13 @@ def _partitions(groups: Sequence[Group], out: Path) -> str:
             name = prose.partition_hash(run)
             users.setdefault(name, []).append((group, run)) if name else None
             missing += not name
-    html = []
+    html = [heterogeneity.table(groups)]
     for number, (name, pairs) in enumerate(users.items()):
         picture, remark = _partition_picture(name, [run for _, run in pairs], out)
         caption = f"Partition {name[:8]}: {prose.who(pairs, len(groups))}. {remark}"
-        html.append(f"<figure>{picture}<figcaption>{escape(caption.strip())}</figcaption></figure>")
+        html.append(
+            f'<figure class="wide">{picture}<figcaption>{escape(caption.strip())}</figcaption></figure>'
+        )
         if number == OPEN_PARTITIONS - 1 and len(users) > OPEN_PARTITIONS:
             more = prose.count(len(users) - OPEN_PARTITIONS, "more partition")
             html.append(f"<details><summary>{more}</summary>")

@@ -60,9 +60,9 @@ def facts(groups: Sequence[Group]) -> str:
         return f"{amount}, batches of {client.get('batch_size', '?')}, learning rate {client.get('lr', '?')}"
 
     items = {
-        "Data": common(lambda config: _part(config.get("data"))),
-        "Partition": common(lambda config: _part(config.get("partition"))),
-        "Model": common(lambda config: _part(config.get("model"))),
+        "Data": common(lambda config: part_words(config.get("data"))),
+        "Partition": common(lambda config: part_words(config.get("partition"))),
+        "Model": common(lambda config: part_words(config.get("model"))),
         "Clients": common(
             lambda c: f"{c.get('num_clients', '?')}, {c.get('clients_per_round', '?')} in a round"
         ),
@@ -74,7 +74,8 @@ def facts(groups: Sequence[Group]) -> str:
 
 def configuration(groups: Sequence[Group]) -> str:
     """Keys in which the groups differ, as a table; keys that all runs share, folded away."""
-    flat = [settings_of(group.runs[0]) for group in groups]
+    seeds = [[settings_of(run) for run in group.runs] for group in groups]
+    flat = [first for first, *_ in seeds]
     everything = [dict(flatten(run.config)) for run in _runs(groups)]
     shared = {
         key: value
@@ -84,7 +85,7 @@ def configuration(groups: Sequence[Group]) -> str:
     own = [  # not those that follow the seed
         key
         for key in dict.fromkeys(key for config in flat for key in config)
-        if key not in shared and not _varies(key, groups)
+        if key not in shared and not _varies(key, seeds)
     ]
     rows = [[(key, ""), *((_value(config, key), "") for config in flat)] for key in own]
     if len(groups) == 1:
@@ -205,10 +206,9 @@ def _runs(groups: Sequence[Group]) -> list[Run]:
     return [run for group in groups for run in group.runs]
 
 
-def _varies(key: str, groups: Sequence[Group]) -> bool:
-    """Whether a key differs between seeds of one group, as ``partition.seed`` may."""
-    flat = [[settings_of(run).get(key) for run in group.runs] for group in groups]
-    return any(value != values[0] for values in flat for value in values)
+def _varies(key: str, seeds: Sequence[Sequence[Mapping[str, Any]]]) -> bool:
+    """Whether a key differs between seeds of one group, whose settings are together, as ``partition.seed`` may."""
+    return any(one.get(key) != group[0].get(key) for group in seeds for one in group)
 
 
 def _about(found: Sequence[tuple[int, Mapping[str, Any]]]) -> list[str]:
@@ -231,7 +231,7 @@ def _short(text: Any) -> str:
     return line if len(line) <= MAX_REASON else line[: MAX_REASON - 1] + "…"
 
 
-def _part(config: Any) -> str:
+def part_words(config: Any) -> str:
     """``dirichlet (alpha=0.3)`` of a configuration group."""
     if not isinstance(config, Mapping):
         return "-" if config is None else str(config)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 from torch import Tensor
 
+from fedsim.data import skew
 from fedsim.data.federated import FederatedData
 from fedsim.data.longtail import class_groups
 from fedsim.run.key import method_name, run_name, version
@@ -37,6 +39,15 @@ def execute(loop: Loop, config: DictConfig, task: Task, data: FederatedData) -> 
     if config.tracker.plots:
         _draw(loop, data)
     return weights
+
+
+def record_partition(folder: Path, data: FederatedData) -> None:
+    """Write who holds which samples and, where labels are classes, how skewed each client's are."""
+    data.dealt.save(folder / "partition.npz")
+    if data.local_test is not None:
+        data.local_test.save(folder / "local_test.npz")
+    if data.label_skew is not None:
+        data.label_skew.save(folder / skew.FILE)
 
 
 def _draw(loop: Loop, data: FederatedData) -> None:
@@ -94,6 +105,8 @@ def summarise(loop: Loop, config: DictConfig, data: FederatedData) -> dict[str, 
         **({"personal": True} if loop.strategy.traits.personal else {}),
         **loop.server.facts,
     }
+    if data.label_skew is not None:
+        out["non_iid"] = data.label_skew.summary()
     for name in ("loss", "accuracy", "clients/loss", "clients/accuracy"):
         values = [r[name] for r in rows if r.get(name) is not None]
         if values:
