@@ -49,7 +49,8 @@ class ClusterClient(Around):
         """Long training from the common start, to find starts for the centres; nothing of it is kept."""
         epochs = int(job.values["epochs"])  # type: ignore[arg-type]
         job.local = replace(job.local, epochs=epochs, steps=None, min_epochs=None)
-        return replace(self.inner.fit(job), state=None)
+        update: Update = self.inner.fit(job)
+        return replace(update, state=None)
 
     def evaluate(self, job: Job) -> Update:
         """Measure the own centre's model, and what the inner rule makes of it."""

@@ -149,12 +149,12 @@ class CFL(Clustered):
             deltas = self._updates(state, replies, members, round.index)
             found = None if deltas is None else self.rule.halves(deltas)
             if found is not None and deltas is not None:
-                apart, halves = found
+                apart, (first, second) = found
                 due.append(
                     (
                         apart,
-                        [[members[i] for i in half] for half in halves],
-                        [deltas[h].mean(0) for h in halves],
+                        [[members[i] for i in half] for half in (first, second)],
+                        [deltas[half].mean(0) for half in (first, second)],
                     )
                 )
         for _, halves, means in sorted(due, key=lambda d: -d[0]):

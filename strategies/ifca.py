@@ -59,9 +59,9 @@ class IFCA(Clustered):
     restarts: int
     spread_clients: int
     spread_epochs: int
-    update: InitVar[str]  # type: ignore[assignment]  # the method keeps its name on the object
+    update: InitVar[str]  # the method keeps its name on the object
 
-    def __post_init__(self, update: str) -> None:  # type: ignore[override]
+    def __post_init__(self, update: str) -> None:
         super().__post_init__()
         check(self.k >= 1, "k", self.k, "at least one cluster")
         check(self.start in ("spread", "random"), "start", self.start, "choose one of spread, random")

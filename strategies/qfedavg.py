@@ -34,7 +34,7 @@ def qfedavg_shrink(
     """
     r = weights.tolist()
     b = [v * q * s / (lr * (f + SMALLEST)) for v, f, s in zip(r, losses, squares, strict=True)]
-    return sum(r) / (sum(r) + sum(b))
+    return float(sum(r) / (sum(r) + sum(b)))
 
 
 def qfedavg_step(w: Tensor, deltas: Tensor, losses: Tensor, lr: float, q: float) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 
 import torch
@@ -83,6 +83,7 @@ class Resident:
 
     def call(self, job: Job, task: str) -> Update:
         """The client's answer to the exchange ``task``."""
+        method: Callable[[Job], object] | None
         if task == HELD_OUT:
             method = partial(held_out, start=getattr(self.client, "newcomer", Job.start))
         else:

@@ -50,9 +50,10 @@ def measured(
     if server.newcomers is not None and (clients if plan.clients_every else common):
         if clients and own:
             out |= _numbers(strategy, "evaluate_clients", server.on("train"), state, "clients_train/")
-        offers = isinstance(strategy, OffersModels)
         message = (
-            strategy.newcomer_message(server, state) if offers else Message(Payload(weights()._asdict()))
+            strategy.newcomer_message(server, state)
+            if isinstance(strategy, OffersModels)
+            else Message(Payload(weights()._asdict()))
         )
         out |= held_out(server, message, plan.held_out_steps)
         out |= gaps(out)
