@@ -58,6 +58,7 @@ def simulator(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Simulator:
         compare=lambda runs, target=None: (len(runs), target),
         group_runs=lambda runs: [",".join(runs)],
         print_table=lambda table: print("table", *table),
+        heterogeneity=SimpleNamespace(lines=lambda groups: ()),
         draw_curves=lambda runs, path: path.write_text(" ".join(runs)),
     )
     report.load_runs = lambda dirs: [Named(str(d)) for d in dirs]
