@@ -58,6 +58,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Simulator:
         default_plan=lambda runs: None,
         clients_plan=lambda runs, plan: None,
         print_table=lambda table: print("table", *table),
+        heterogeneity=SimpleNamespace(lines=lambda groups: ()),
         draw_curves=lambda runs, path: path.write_text(" ".join(runs)),
     )
     report.load_runs = lambda dirs: [Named(str(d)) for d in dirs]
