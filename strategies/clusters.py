@@ -54,7 +54,8 @@ def cosines(deltas: Tensor) -> Tensor:
     """(n, n), float64: ``d_i d_j / (|d_i| |d_j| + 1e-12)`` of updates (n, d)."""
     x = deltas.double()
     norms = x.norm(dim=1)
-    return (x @ x.T) / (norms[:, None] * norms + 1e-12)
+    out: Tensor = (x @ x.T) / (norms[:, None] * norms + 1e-12)
+    return out
 
 
 def bipartition(similarity: Tensor) -> tuple[list[int], list[int]]:
