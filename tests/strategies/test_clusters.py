@@ -155,7 +155,7 @@ def test_ifca_chooses_by_the_least_loss_over_training_samples() -> None:
         model = network().double()
         model.load_state_dict(layout.named(layout.expand(w)))
         losses.append(
-            [float(torch.nn.functional.cross_entropy(model(x.double()), y)) for x, y in problem.clients]
+            [torch.nn.functional.cross_entropy(model(x.double()), y).item() for x, y in problem.clients]
         )
     expected = ifca_pick(torch.tensor(losses, dtype=torch.float64).T)
     assert flat(recording, 1, "assignment").tolist() == expected.tolist()
