@@ -50,6 +50,7 @@ class ClusterClient(Around):
         epochs = int(job.values["epochs"])  # type: ignore[arg-type]
         job.local = replace(job.local, epochs=epochs, steps=None, min_epochs=None)
         update: Update = self.inner.fit(job)
+        job.kept = {}
         return replace(update, state=None)
 
     def evaluate(self, job: Job) -> Update:

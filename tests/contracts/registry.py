@@ -21,6 +21,7 @@ class Entry:
     needs_head: bool = False  # a model with features, a linear head and class labels
     asynchronous: bool = False  # starts clients by itself: has no cohorts that could be given
     parts: bool = False  # clients train parts of the model, of layers that can be cut: no BatchNorm
+    spreads: bool = False  # who takes part in the first round answers twice in it
     clusters: bool = False  # a model per cluster; the global one is their mean
     weighs: bool = False  # gives clients weights that are neither their sample counts nor equal
 
@@ -89,8 +90,8 @@ TABLE = (
     Entry("qfedavg", "qfedavg", weighs=True),
     Entry("term", "term", ("strategy.weighting=uniform",), weighs=True),
     Entry("afl", "afl", weighs=True),
-    Entry("ifca", "ifca", ("strategy.k=2",), clusters=True),
-    Entry("fesem", "fesem", ("strategy.k=2",), clusters=True),
+    Entry("ifca", "ifca", ("strategy.k=2",), clusters=True, spreads=True),
+    Entry("fesem", "fesem", ("strategy.k=2",), clusters=True, spreads=True),
     Entry(
         "cfl",
         "cfl",

@@ -119,6 +119,10 @@ COUNTED = {
     "ggeur": "statistics of all clients' features",
     "ggeur-scaffold": "likewise",
     "logit-adjust-all": "class counts of all clients",
+    "afl": "a weight for every client: their number",
+    "ifca": "starts are spread over models of all clients",
+    "fesem": "likewise",
+    "cfl": "a cluster is halved once all its members have answered: who they are",
 }
 
 
