@@ -6,7 +6,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    ConcatDataset,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    Subset,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 from fedsim.data.containers import listed, part
 from fedsim.data.door import admit_parts
@@ -163,6 +174,10 @@ def test_inputs_take_one_type():
         (([["a"], ["b"]], [0, 1]), r"client 0: inputs are text \('a'\)"),
         ((X.to(torch.complex64), Y), "complex"),
         ((X, 3), "client 0, y is a single value"),
+        ((X, ["a", 1, "b", "c"]), "client 0, y, row 1 mixes text and numbers"),
+        ((None, Y), "client 0, x is None"),
+        (({"a": X, "b": None}, Y), r"client 0, x\['b'\] is None"),
+        ((X.to("meta"), Y), "client 0, x is on the meta device"),
         (Stream(), "is a Stream, which has no length"),
         (Ragged(), "is a Ragged whose first samples make no batch.*collate_fn"),
         ((np.array(["2020-01-01"] * 4, dtype="datetime64[D]")[:, None], Y), "datetime64"),
@@ -211,3 +226,56 @@ def test_the_place_of_what_is_not_finite_is_named(shape, at, words):
     x[at] = float("inf")
     with pytest.raises(DataError, match=words):
         refuse_nonfinite("client 0", x)
+
+
+class Doubled:
+    """Samples of a torch data set with inputs twice as large."""
+
+    def __getitem__(self, i):
+        x, y = super().__getitem__(i)
+        return 2 * x, y
+
+    def __getitems__(self, rows):
+        return [self[i] for i in rows]
+
+
+WHOLE = TensorDataset(X, Y)
+
+
+@pytest.mark.parametrize(
+    ("kind", "given"), [(TensorDataset, (X, Y)), (Subset, (WHOLE, range(4))), (ConcatDataset, ([WHOLE],))]
+)
+def test_a_subclass_gives_samples_its_own_way(kind, given):
+    made = type("Own", (Doubled, kind), {})(*given)
+    for data in (made, Subset(made, range(4))):
+        ((x, _),) = read(data)
+        assert torch.equal(x.take(torch.arange(4))[0], 2 * X)
+    short = type("Short", (kind,), {"__len__": lambda self: 2})(*given)
+    assert len(part("client 0", short)) == 2
+    ((x, _),) = read(type("Named", (kind,), {"name": "a"})(*given))
+    assert torch.equal(x, X)
+
+
+def test_a_loader_goes_through_the_samples_of_its_sampler():
+    ((x, y),) = read(DataLoader(WHOLE, sampler=SubsetRandomSampler([2, 0])))
+    assert torch.equal(x, X[[2, 0]]) and torch.equal(y, Y[[2, 0]])
+    weighted = WeightedRandomSampler([1.0, 2.0, 3.0, 4.0], 4)
+    for options in (
+        {"sampler": weighted},
+        {"sampler": RandomSampler(WHOLE, replacement=True)},
+        {"batch_sampler": BatchSampler(weighted, 2, False)},
+        {"batch_sampler": [[0, 1]]},
+    ):
+        with pytest.raises(DataError, match=r"client 0 is a DataLoader with .*Subset\(data, rows\)"):
+            read(DataLoader(WHOLE, **options))
+
+
+def test_formats_of_hugging_face_data_sets():
+    hub = pytest.importorskip("datasets")
+    made = hub.Dataset.from_dict({"a": [1.0, 2.0], "b": [3.0, 4.0], "label": [0, 1]})
+    shown = part("client 0", made.with_format("numpy", columns=["a", "label"]))
+    assert shown.read.x == ("a",) and shown.read.y == "label"
+    with pytest.raises(DataError, match=r"client 0: its rows go through a transform .*data.map"):
+        part("client 0", made.with_transform(lambda rows: {"a": [2 * v for v in rows["a"]]}))
+    with pytest.raises(DataError, match="its rows go through a format of its own"):
+        part("client 0", made.with_format("numpy", dtype=np.float16))
