@@ -147,26 +147,27 @@ def _pair(name: str, given: Any) -> tuple[Any, Any] | Read | Columns:
     return read_rows(name, given, collate)
 
 
-def _chosen(name: str, loader: DataLoader[Any]) -> Any:
+def _chosen(name: str, loader: Any) -> Any:
     """The samples that a loader goes through in an epoch, each once."""
     data, sampler, batches = loader.dataset, loader.sampler, loader.batch_sampler
     if isinstance(data, IterableDataset):
         return data
-    own = next((s for s in (batches,) if s is not None and type(s) is not BatchSampler), None)
-    sampler = getattr(batches, "sampler", sampler) if own is None else own
+    if batches is not None:
+        sampler = batches.sampler if type(batches) is BatchSampler else batches
     if type(loader).__iter__ is not DataLoader.__iter__:
-        sampler = loader  # type: ignore[assignment]
+        sampler = loader
     kind = type(sampler)
-    all_once = kind is RandomSampler and not sampler.replacement and sampler._num_samples is None  # type: ignore[attr-defined]
-    if kind is SequentialSampler or all_once:
-        return data
     if kind is SubsetRandomSampler:
-        return Subset(data, list(sampler.indices))  # type: ignore[attr-defined]
-    refuse(
-        name,
-        f"is a DataLoader with {kind.__name__}, but a client's epoch goes through all its samples in a random order",
-        "hand over the samples it should have, e.g. Subset(data, rows), and weigh them in the loss",
-    )
+        rows = list(sampler.indices)
+        return data.select(rows) if is_hf(data) else Subset(data, rows)
+    drawn = kind is RandomSampler and (sampler.replacement or sampler._num_samples is not None)
+    if drawn or kind not in (SequentialSampler, RandomSampler):
+        refuse(
+            name,
+            f"is a DataLoader with {kind.__name__}, but a client's epoch goes through all its samples in a random order",
+            "hand over the samples it should have, e.g. Subset(data, rows), and weigh them in the loss",
+        )
+    return data
 
 
 def _plainly(data: Any, kind: type) -> bool:

@@ -165,7 +165,8 @@ def handed(given: Given) -> Given:
 def external(config: DictConfig, data: FederatedData, given: Given) -> FederatedData:
     """``data`` with the validation and server samples that come from elsewhere: handed over, or ``data.server``."""
     roles, dataset = data.roles, data.dataset
-    rules = TargetRules(tasks.problem(config, given).raw, known=dataset.classes)
+    learned = tasks.problem(config, given)
+    rules = TargetRules(learned.raw, known=dataset.classes, kind=learned.targets)
     if given.validation is not None:
         roles = replace(roles, validation=_handed_part(dataset, given.validation, rules))
     if given.server is not None:

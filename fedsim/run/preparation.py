@@ -65,8 +65,8 @@ def load_data(config: DictConfig, given: Given, method: StrategyLike) -> Federat
     elif given.data is not None:
         data = samples.split(config, samples.as_taken(config, given.data, given.model))
     else:
-        raw = tasks.problem(config, given).raw
-        found = samples.dataset(config, given.model, own_loss=raw)
+        learned = tasks.problem(config, given)
+        found = samples.dataset(config, given.model, own_loss=learned.raw, kind=learned.targets)
         if given.augment is not None:
             found = replace(found, augment=given.augment)
         data = samples.split(config, found)

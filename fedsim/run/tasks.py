@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import nn
 from fedsim.config.parts import part
 from fedsim.errors import ConfigError
 from fedsim.run.given import Given
-from fedsim.task.losses import admitted_loss, cross_entropy, logits_cross_entropy, own_loss
+from fedsim.task.losses import admitted_loss, cross_entropy, is_binary, logits_cross_entropy, own_loss
 from fedsim.task.metrics import admitted_metrics
 from fedsim.task.problems import Problem
 from fedsim.task.task import Task
@@ -30,9 +31,21 @@ def problem(config: DictConfig, given: Given) -> Problem:
         )
     if given.loss is not None:
         measured = found.metrics if found.raw else None
-        found = Problem(given.loss, measured, found.forward, count=found.count if found.raw else None)
+        found = Problem(
+            given.loss,
+            measured,
+            found.forward,
+            count=found.count if found.raw else None,
+            targets="labels" if is_binary(given.loss) else "",
+            besides=found.besides,
+        )
     if given.metrics is not None:
-        found = replace(found, metrics={**(found.metrics or {}), **given.metrics})
+        if not isinstance(given.metrics, Mapping):
+            admitted_metrics(given.metrics)
+        own = found.metrics is None
+        found = replace(
+            found, metrics={**(found.metrics or {}), **given.metrics}, besides=found.besides or own
+        )
     return found if given.forward is None else replace(found, forward=given.forward)
 
 
@@ -41,7 +54,14 @@ def task_of(problem: Problem, model: nn.Module, output: Any = None, **known: Any
     metrics = None if problem.metrics is None else admitted_metrics(problem.metrics)
     loss = admitted_loss(problem.loss) if problem.loss is not None else _natural(output)
     return Task(
-        model, loss, metrics, forward=problem.forward, count=problem.count, derived=problem.derived, **known
+        model,
+        loss,
+        metrics,
+        forward=problem.forward,
+        count=problem.count,
+        derived=problem.derived,
+        besides=problem.besides,
+        **known,
     )
 
 

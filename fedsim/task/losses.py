@@ -68,6 +68,12 @@ def takes_model(loss: LossFn) -> bool:
     return code is not None and code.co_varnames[:1] != () and code.co_varnames[0] in MODEL_NAMES
 
 
+def is_binary(loss: Any) -> bool:
+    """Whether ``loss`` is torch's binary cross entropy, whose targets are 0 and 1."""
+    known = (F.binary_cross_entropy, F.binary_cross_entropy_with_logits)
+    return getattr(loss, "func", loss) in known or isinstance(loss, nn.BCELoss | nn.BCEWithLogitsLoss)
+
+
 def admitted_loss(loss: LossFn) -> LossFn:
     """``loss`` as it was given, or a ``WholeLoss`` where its first parameter is the model by name."""
     try:

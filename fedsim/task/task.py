@@ -54,6 +54,7 @@ class Task:
     forward: Forward | None = None
     count: Callable[[Any], Any] | None = None
     derived: Mapping[str, Callable[[Mapping[str, Any]], float]] | None = None
+    besides: bool = False  # accuracy is measured besides ``metrics``, where it can be
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "model": Portable.packed(self.model)}
@@ -109,8 +110,8 @@ class Task:
 
     def _sums(self, loss: Tensor, output: Any, y: Any, n: int) -> dict[str, Any]:
         metrics, out = self.metrics, dict[str, Any]()
-        if metrics is None:
-            metrics = {"accuracy": accuracy} if self._guessed(output, y) else {}
+        if metrics is None or self.besides:
+            metrics = ({"accuracy": accuracy} if self._guessed(output, y) else {}) | dict(metrics or {})
         if self.count is None:
             out["loss"] = float(loss) * n
         else:

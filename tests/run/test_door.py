@@ -276,3 +276,21 @@ def test_classification_of_before_is_untouched() -> None:
         for a, b in zip(p, q, strict=True)
     )
     assert given.classes == ("0", "1", "2")
+
+
+def test_binary_cross_entropy_takes_0_and_1() -> None:
+    signs = [(x, torch.where(y > 0, 1, -1)) for x, y in PLAIN]
+    for loss in (nn.BCEWithLogitsLoss(), F.binary_cross_entropy_with_logits):
+        with pytest.raises(DataError, match="the target -1 is no label of binary cross entropy"):
+            train(signs, None, nn.Sequential(linear(1), nn.Flatten(0)), loss=loss)
+
+
+def test_accuracy_is_measured_besides_metrics_of_ones_own() -> None:
+    def second(output: Tensor, y: Tensor) -> Tensor:
+        return (output.topk(2).indices == y[:, None]).any(1).float().mean()
+
+    plain, more = train(PLAIN), train(PLAIN, metrics={"second": second})
+    assert list(more.history["accuracy"]) == list(plain.history["accuracy"])
+    assert all(more.history["second"] >= more.history["accuracy"])
+    with pytest.raises(ConfigError, match="metrics: got int; give them by name"):
+        train(PLAIN, metrics=3)
