@@ -164,7 +164,7 @@ def _chosen(name: str, loader: Any) -> Any:
     if drawn or kind not in (SequentialSampler, RandomSampler):
         refuse(
             name,
-            f"is a DataLoader with {kind.__name__}, but a client's epoch goes through all its samples in a random order",
+            f"is a DataLoader with {kind.__name__}, but a client's epoch goes through all its samples, shuffled",
             "hand over the samples it should have, e.g. Subset(data, rows), and weigh them in the loss",
         )
     return data

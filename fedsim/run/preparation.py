@@ -50,7 +50,7 @@ def settle(config: DictConfig, given: Given) -> None:
     if isinstance(given.test, Mapping) and given.domains is None:
         raise ConfigError("test: a pair per domain needs domains=[...], the name of each client's domain")
     validate(config)
-    assigning.check(config, given.validation)
+    assigning.check(config, given.validation, owned=given.clients is not None)
     canaries.check(config)
     given.record(config)
     resolve(config)

@@ -108,6 +108,11 @@ def check_measures(task: Task, batch: Batch, dtype: torch.dtype) -> None:
             warnings.simplefilter("ignore")
             counted = {k: m for k, m in (task.metrics or {}).items() if isinstance(m, Counted)}
             task.measured(tried, batch)
+            found = task.value(tried, batch)
+            if not isinstance(found, Tensor):
+                raise ConfigError(
+                    f"loss: gave {type(found).__name__}, which has no gradient; return a tensor, without .item() or float()"
+                )
             shown = logits_of(task.output(tried, batch.x)) if counted else None
             for name, metric in counted.items():
                 check_merging(name, metric, shown, target(batch))

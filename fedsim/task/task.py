@@ -54,6 +54,9 @@ class Task:
     forward: Forward | None = None
     count: Callable[[Any], Any] | None = None
     derived: Mapping[str, Callable[[Mapping[str, Any]], float]] | None = None
+    weighed: Callable[[Any], float] | None = (
+        None  # (y) -> what the loss of a batch is divided by, in place of ``count``
+    )
     besides: bool = False  # accuracy is measured besides ``metrics``, where it can be
 
     def __getstate__(self) -> dict[str, Any]:
@@ -112,10 +115,11 @@ class Task:
         metrics, out = self.metrics, dict[str, Any]()
         if metrics is None or self.besides:
             metrics = ({"accuracy": accuracy} if self._guessed(output, y) else {}) | dict(metrics or {})
-        if self.count is None:
+        units_of = self.weighed or self.count
+        if units_of is None:
             out["loss"] = float(loss) * n
         else:
-            units = float(self.count(y))
+            units = float(units_of(y))
             out["loss"] = Ratio(float(loss) * units if units else 0.0, units)
         shown = getattr(output, "logits", output) if metrics else None
         for name, metric in metrics.items():

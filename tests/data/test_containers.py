@@ -21,6 +21,7 @@ from torch.utils.data import (
 
 from fedsim.data.containers import listed, part
 from fedsim.data.door import admit_parts
+from fedsim.data.frames import from_frame
 from fedsim.data.labels import TargetRules
 from fedsim.data.lazy import Read
 from fedsim.errors import ConfigError, DataError
@@ -279,3 +280,37 @@ def test_formats_of_hugging_face_data_sets():
         part("client 0", made.with_transform(lambda rows: {"a": [2 * v for v in rows["a"]]}))
     with pytest.raises(DataError, match="its rows go through a format of its own"):
         part("client 0", made.with_format("numpy", dtype=np.float16))
+
+
+def test_dicts_take_the_order_of_the_first_clients():
+    (a, _), (b, _) = read(({"a": X, "b": Y}, Y), ({"b": Y, "a": X}, Y))
+    assert list(a) == list(b) == ["a", "b"] and torch.equal(b["a"], X)
+
+
+class Broken(Rows):
+    """Samples of which one cannot be read."""
+
+    def __getitem__(self, i):
+        if i == 3:
+            raise ValueError("no such file")
+        return super().__getitem__(i)
+
+
+def test_a_sample_that_cannot_be_read_is_named():
+    with pytest.raises(DataError, match=r"client 1, row 3: cannot be read \(ValueError: no such file\)"):
+        read(Rows(), Broken())
+
+
+@pytest.mark.parametrize(
+    "test", [[0, 1, 0], ["False", "True", "False"], [False, True, False], ["x", "Test", "x"]]
+)
+def test_rows_of_the_test_set(test):
+    frame = pd.DataFrame({"a": [1.0, 2.0, 3.0], "y": [0, 1, 1], "test": test, "who": ["u", "v", "u"]})
+    assert from_frame(frame, y="y", x=["a"], test="test").test.x.tolist() == [[2.0]]
+    for column, values, words in (
+        ("test", ["a", "b", "b"], "column 'test' holds a, b; expected true and false"),
+        ("test", [True, None, False], "column 'test', row 1 is empty"),
+        ("who", ["u", None, "v"], "column 'who', row 1 is empty"),
+    ):
+        with pytest.raises(DataError, match=words):
+            from_frame(frame.assign(**{column: values}), y="y", x=["a"], test="test", client="who")

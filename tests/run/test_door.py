@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -290,7 +291,45 @@ def test_accuracy_is_measured_besides_metrics_of_ones_own() -> None:
         return (output.topk(2).indices == y[:, None]).any(1).float().mean()
 
     plain, more = train(PLAIN), train(PLAIN, metrics={"second": second})
-    assert list(more.history["accuracy"]) == list(plain.history["accuracy"])
-    assert all(more.history["second"] >= more.history["accuracy"])
+    assert more.summary["accuracy"] == plain.summary["accuracy"] <= more.summary["second"]
     with pytest.raises(ConfigError, match="metrics: got int; give them by name"):
         train(PLAIN, metrics=3)
+
+
+class Scaled(nn.Module):
+    """Cross entropy of logits by a temperature that it would learn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heat = nn.Parameter(torch.ones(()))
+
+    def forward(self, output: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(output * self.heat, y)
+
+
+@pytest.mark.parametrize(
+    ("loss", "setting", "words"),
+    [
+        (nn.CrossEntropyLoss(reduction="sum"), "rounds=1", "loss: reduction='sum' depends on"),
+        (partial(F.cross_entropy, reduction="sum"), "rounds=1", "loss: reduction='sum' depends on"),
+        (Scaled(), "rounds=1", "loss: Scaled has the parameter 'heat' of its own, which nobody would train"),
+        (lambda o, y: float(F.cross_entropy(o, y)), "rounds=1", "loss: gave float, which has no gradient"),
+        (F.cross_entropy, "task.label_smoothing=0.1", "task.label_smoothing=0.1: has no effect beside loss="),
+    ],
+)
+def test_losses_that_are_no_mean_over_a_batch_alone(loss: Any, setting: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        train(PLAIN, TEST, None, setting, loss=loss)
+
+
+def test_segmentation_needs_the_number_of_classes() -> None:
+    with pytest.raises(ConfigError, match=r"task.num_classes: must be given with this task"):
+        train(PLAIN, TEST, None, "task=segmentation")
+
+
+def test_a_common_validation_set_would_use_samples_of_excluded_clients() -> None:
+    settings = ("evaluation.validation=0.2", "exclude=[0]")
+    with pytest.raises(
+        ConfigError, match=r"exclude=\[0\]: evaluation.validation draws .*client_validation=0.1"
+    ):
+        train(PLAIN, TEST, None, *settings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from fedsim.errors import ConfigError
 from fedsim.task.evaluation import mean_of
+from fedsim.task.losses import weighed
 from fedsim.task.merging import check_merging
 from fedsim.task.metrics import Counted, admitted_metrics
 from fedsim.task.problems import language_model, multilabel, segmentation
@@ -142,7 +144,7 @@ def test_iou_and_f1_are_of_the_whole_set(size: int) -> None:
         ({"weights_hash": ACCURACY}, "'weights_hash' is always measured"),
         ({"c": tm.MetricCollection({"loss": ACCURACY})}, "'loss' is always measured"),
         (
-            {"c": tm.MetricCollection({"a": ACCURACY}), "d": tm.MetricCollection({"a": ACCURACY})},
+            {"c": tm.MetricCollection({"a": ACCURACY}), "a": ACCURACY},
             "'a' is the name of two",
         ),
         ({3: ACCURACY}, "the name 3 is no text"),
@@ -204,3 +206,15 @@ def test_a_metric_of_two_parts_must_be_that_of_the_whole(metric: tm.Metric, word
 def test_torchmetrics_objects_that_can_be_put_together_pass() -> None:
     for name, metric in admitted_metrics(METRICS).items():
         check_merging(name, metric, LOGITS[:2], Y[:2])
+
+
+@pytest.mark.parametrize("size", [1, 7, 200])
+def test_a_loss_weighted_by_class_is_that_of_the_whole_set(size: int) -> None:
+    weight = torch.tensor([0.1, 1.0, 2.0, 5.0], dtype=torch.float64)
+    for loss in (
+        nn.CrossEntropyLoss(weight, ignore_index=3),
+        partial(nn.functional.cross_entropy, weight=weight, label_smoothing=0.1),
+    ):
+        task = Task(nn.Identity(), loss, {}, weighed=weighed(loss))
+        sizes = [size] * (200 // size) + [200 % size] * (200 % size > 0)
+        assert cut(task, LOGITS, Y, sizes)["loss"] == pytest.approx(float(loss(LOGITS, Y)), abs=1e-12)
