@@ -69,24 +69,20 @@ def problem(config: DictConfig, given: Given) -> Problem:
 
 def _check_loss(config: DictConfig, loss: Any) -> None:
     """Refuse a loss that is no mean, has weights of its own, or takes the place of one that was configured."""
-    options = (
-        loss.keywords
-        if isinstance(loss, functools.partial)
-        else vars(loss)
-        if isinstance(loss, nn.Module)
-        else {}
-    )
+    options = loss.keywords if isinstance(loss, functools.partial) else {}
+    if isinstance(loss, nn.Module):
+        options = vars(loss)
     if (how := options.get("reduction", "mean")) in ("sum", "none"):
         raise ConfigError(
-            f"loss: reduction='{how}' depends on how many samples a batch has; give reduction='mean' (for the steps of a "
-            "sum, client.lr times client.batch_size)"
+            f"loss: reduction='{how}' depends on how many samples a batch has; give reduction='mean' (for the steps of "
+            "a sum, client.lr times client.batch_size)"
         )
     if isinstance(loss, nn.Module):
         trained = [name for name, p in loss.named_parameters() if p.requires_grad]
         if trained:
             raise ConfigError(
-                f"loss: {type(loss).__name__} has the parameter '{trained[0]}' of its own, which nobody would train; make "
-                "it a part of the model, or type .requires_grad_(False)"
+                f"loss: {type(loss).__name__} has the parameter '{trained[0]}' of its own, which nobody would train; "
+                "make it a part of the model, or type .requires_grad_(False)"
             )
     for key, idle in IDLE.items():
         value = config.task.get(key, idle)

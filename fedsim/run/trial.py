@@ -111,7 +111,7 @@ def check_measures(task: Task, batch: Batch, dtype: torch.dtype) -> None:
             found = task.value(tried, batch)
             if not isinstance(found, Tensor):
                 raise ConfigError(
-                    f"loss: gave {type(found).__name__}, which has no gradient; return a tensor, without .item() or float()"
+                    f"loss: gave {type(found).__name__}, which has no gradient; return a tensor, without float()"
                 )
             shown = logits_of(task.output(tried, batch.x)) if counted else None
             for name, metric in counted.items():

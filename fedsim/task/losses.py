@@ -76,7 +76,7 @@ def is_binary(loss: Any) -> bool:
 
 
 def weighed(loss: Any) -> Callable[[Any], float] | None:
-    """``(y) -> float``, what torch's cross entropy with weights of classes divides by: the weights of a batch's targets.
+    """``(y) -> float``, what torch's cross entropy with weights of classes divides by: those of a batch's targets.
 
     ``None`` for other losses, which are means over their batch.
     """

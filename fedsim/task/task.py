@@ -55,7 +55,7 @@ class Task:
     count: Callable[[Any], Any] | None = None
     derived: Mapping[str, Callable[[Mapping[str, Any]], float]] | None = None
     weighed: Callable[[Any], float] | None = (
-        None  # (y) -> what the loss of a batch is divided by, in place of ``count``
+        None  # (y) -> what a batch's loss is divided by, instead of ``count``
     )
     besides: bool = False  # accuracy is measured besides ``metrics``, where it can be
 
