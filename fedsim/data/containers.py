@@ -181,7 +181,8 @@ def _plainly(data: Any, kind: type) -> bool:
 def _tensors(data: Any) -> tuple[Tensor, ...] | None:
     """The tensors of data sets that are nothing else, or parts of such."""
     if _plainly(data, TensorDataset):
-        return data.tensors
+        held: tuple[Tensor, ...] = data.tensors
+        return held
     if _plainly(data, Subset):
         whole = _tensors(data.dataset)
         return None if whole is None else tuple(t[torch.as_tensor(data.indices)] for t in whole)

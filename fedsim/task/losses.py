@@ -91,7 +91,7 @@ def weighed(loss: Any) -> Callable[[Any], float] | None:
 
 def _weight(y: Any, *, weight: Tensor, ignored: int) -> float:
     if y.is_floating_point():  # probabilities (B, C, ...): a mean over samples
-        return y.numel() / y.shape[1]
+        return float(y.numel() / y.shape[1])
     return float(weight.to(y.device)[y[y != ignored].long()].double().sum())
 
 

@@ -31,7 +31,8 @@ def check_merging(name: str, counted: Counted, output: Any, y: Any) -> None:
             f"metrics: {name!r} ({type(counted.metric).__name__}) keeps {moved[0]!r} outside of its states, where "
             f"other workers do not see it; type self.add_state({moved[0]!r}, ..., dist_reduce_fx='sum')"
         )
-    halves = [tree_map(lambda t, s=s: t[s], (output, y)) for s in (slice(n // 2), slice(n // 2, None))]
+    pair = (output, y)
+    halves = [tree_map(lambda t: t[: n // 2], pair), tree_map(lambda t: t[n // 2 :], pair)]
     first, second = (copy.deepcopy(counted)(*half) for half in halves)
     found = counted.value(first + second)
     wanted = counted.named(whole.compute())

@@ -114,7 +114,8 @@ class Task:
     def _sums(self, loss: Tensor, output: Any, y: Any, n: int) -> dict[str, Any]:
         metrics, out = self.metrics, dict[str, Any]()
         if metrics is None or self.besides:
-            metrics = ({"accuracy": accuracy} if self._guessed(output, y) else {}) | dict(metrics or {})
+            own: dict[str, MetricFn] = {"accuracy": accuracy} if self._guessed(output, y) else {}
+            metrics = own | dict(metrics or {})
         units_of = self.weighed or self.count
         if units_of is None:
             out["loss"] = float(loss) * n
