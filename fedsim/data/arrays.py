@@ -19,7 +19,11 @@ Array = Tensor | np.ndarray  # an array is one of text: numbers are tensors
 
 def array(what: str, value: Any) -> Array:
     """``value`` as a tensor over its own memory where that is possible, or as an array of text (n, ...)."""
+    if value is None:
+        refuse(what, "is None", "hand over an array (n, ...), or leave it out")
     if isinstance(value, Tensor):
+        if value.is_meta:
+            refuse(what, "is on the meta device, which holds no values", "hand over a tensor with values")
         if value.layout != torch.strided or value.is_nested or value.is_quantized:
             refuse(
                 what, "is a sparse, nested or quantised tensor", "hand over a plain one, e.g. x.to_dense()"
@@ -70,6 +74,12 @@ def _stacked(what: str, rows: Sequence[Any]) -> np.ndarray:
         cells = [row.detach().cpu().numpy() if isinstance(row, Tensor) else np.asarray(row) for row in rows]
     except (ValueError, TypeError) as error:
         refuse(what, f"is a list that is no array ({error})", "hand over an array (n, ...)")
+    texts = [cell.dtype.kind in "US" for cell in cells]
+    if any(texts) and not all(texts) and all(cell.dtype.kind != "O" for cell in cells):
+        at = texts.index(not texts[0])
+        refuse(
+            f"{what}, row {at}", "mixes text and numbers with the rows before", "make all of it one of them"
+        )
     for i, cell in enumerate(cells):
         if cell.shape != cells[0].shape:
             refuse(

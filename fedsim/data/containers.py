@@ -17,10 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import (
+    BatchSampler,
     ConcatDataset,
     DataLoader,
     IterableDataset,
+    RandomSampler,
+    SequentialSampler,
     Subset,
+    SubsetRandomSampler,
     TensorDataset,
     default_collate,
 )
@@ -112,7 +116,10 @@ def _pair(name: str, given: Any) -> tuple[Any, Any] | Read | Columns:
     """The two halves of what a client hands over, or what they are to be read from."""
     collate, loader = default_collate, isinstance(given, DataLoader)
     if loader:
-        collate, given = given.collate_fn, given.dataset  # client.batch_size says how large batches are
+        collate, given = (
+            given.collate_fn,
+            _chosen(name, given),
+        )  # client.batch_size says how large batches are
     kind = type(given).__name__
     if isinstance(given, IterableDataset):
         refuse(name, f"is a {kind}, which has no length", "read it once and hand over (x, y)")
@@ -140,14 +147,46 @@ def _pair(name: str, given: Any) -> tuple[Any, Any] | Read | Columns:
     return read_rows(name, given, collate)
 
 
+def _chosen(name: str, loader: Any) -> Any:
+    """The samples that a loader goes through in an epoch, each once."""
+    data, sampler, batches = loader.dataset, loader.sampler, loader.batch_sampler
+    if isinstance(data, IterableDataset):
+        return data
+    if batches is not None:
+        sampler = batches.sampler if type(batches) is BatchSampler else batches
+    if type(loader).__iter__ is not DataLoader.__iter__:
+        sampler = loader
+    kind = type(sampler)
+    if kind is SubsetRandomSampler:
+        rows = list(sampler.indices)
+        return data.select(rows) if is_hf(data) else Subset(data, rows)
+    drawn = kind is RandomSampler and (sampler.replacement or sampler._num_samples is not None)
+    if drawn or kind not in (SequentialSampler, RandomSampler):
+        refuse(
+            name,
+            f"is a DataLoader with {kind.__name__}, but a client's epoch goes through all its samples, shuffled",
+            "hand over the samples it should have, e.g. Subset(data, rows), and weigh them in the loss",
+        )
+    return data
+
+
+def _plainly(data: Any, kind: type) -> bool:
+    """Whether ``data`` is of ``kind`` and gives its samples as that does."""
+    methods = ("__getitem__", "__getitems__", "__len__")
+    return isinstance(data, kind) and all(
+        getattr(type(data), m, None) is getattr(kind, m, None) for m in methods
+    )
+
+
 def _tensors(data: Any) -> tuple[Tensor, ...] | None:
     """The tensors of data sets that are nothing else, or parts of such."""
-    if isinstance(data, TensorDataset):
-        return data.tensors
-    if isinstance(data, Subset):
+    if _plainly(data, TensorDataset):
+        held: tuple[Tensor, ...] = data.tensors
+        return held
+    if _plainly(data, Subset):
         whole = _tensors(data.dataset)
         return None if whole is None else tuple(t[torch.as_tensor(data.indices)] for t in whole)
-    if isinstance(data, ConcatDataset):
+    if _plainly(data, ConcatDataset):
         parts = [_tensors(d) for d in data.datasets]
         known = [p for p in parts if p is not None and len(p) == len(parts[0] or ())]
         return tuple(map(torch.cat, zip(*known, strict=True))) if len(known) == len(parts) else None

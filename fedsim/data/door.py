@@ -20,7 +20,7 @@ from torch import Tensor
 from fedsim.data.containers import Part
 from fedsim.data.dataset import Dataset, Samples
 from fedsim.data.joining import admit_trees
-from fedsim.data.labels import FEW, TargetRules, as_names, targets
+from fedsim.data.labels import FEW, TargetRules, as_names, as_numbers, targets
 from fedsim.data.lazy import Mapped, Parts
 from fedsim.data.local import LocalData
 from fedsim.data.shards import Shards
@@ -94,6 +94,9 @@ def admit(data: Dataset, rules: TargetRules) -> Dataset:
                 )
         if len(part.x) != len(part.y):
             raise DataError(f"{name}: x has {len(part.x)} samples, y has {len(part.y)}")
+    if rules.kind == "numbers" and known and known != as_names(len(known) - 1):
+        given = {name: Samples(part.x, as_numbers(part.y, known)) for name, part in given.items()}
+        known = ()
     parts = [Part(name, part.x, part.y) for name, part in given.items()]
     ys, classes = targets(list(given), [p.y for p in parts], replace(rules, known=known))
     xs = _inputs(parts)

@@ -42,7 +42,10 @@ def from_frame(
         if column not in names:
             raise DataError(f"from_frame: there is no column '{column}'{hint(column, names)}")
     inputs = list(x) if x is not None else [c for c in frame.columns if str(c) not in told]
-    held = _flags(frame[test]) if test else np.zeros(len(frame), dtype=bool)
+    for column in (c for c in (client, domain, test) if c is not None):
+        if (gaps := np.flatnonzero(frame[column].isna().to_numpy())).size:
+            raise DataError(f"from_frame: column '{column}', row {gaps[0]} is empty; fill or drop it")
+    held = _flags(test, frame[test]) if test else np.zeros(len(frame), dtype=bool)
     kept = {"train": frame[~held], "test": frame[held]}
     parts = [
         part(name, (rows[inputs], rows[y])) for name, rows in kept.items() if name == "train" or len(rows)
@@ -61,10 +64,18 @@ def from_frame(
     )
 
 
-def _flags(column: Any) -> np.ndarray:
-    if column.dtype.kind == "b":
-        return np.asarray(column.to_numpy(dtype=bool))
-    return np.asarray(column.astype(str).str.lower() == "test")
+def _flags(name: str, column: Any) -> np.ndarray:
+    words = column.astype(str).str.lower()
+    found = set(words)
+    for yes, no in (("true", "false"), ("1", "0"), ("1.0", "0.0")):
+        if found <= {yes, no}:
+            return np.asarray(words == yes)
+    if "test" not in found:
+        raise DataError(
+            f"from_frame: column '{name}' holds {', '.join(sorted(found)[:3])}; expected true and false, or the word "
+            "'test' for rows of the test set"
+        )
+    return np.asarray(words == "test")
 
 
 def _codes(column: Any, names: Sequence[str] | None = None) -> np.ndarray:

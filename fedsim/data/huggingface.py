@@ -42,7 +42,9 @@ class Columns:
             DataError: if rows of a column have several lengths, or are no numbers.
         """
         names = [*self.x, *((self.y,) if self.y else ())]
-        found = self.data.with_format("torch", columns=names)[rows.tolist()]
+        told = self.data.format
+        options = told["format_kwargs"] if told["type"] == "torch" else {}
+        found = self.data.with_format("torch", columns=names, **options)[rows.tolist()]
         for name in names:
             found[name] = _stacked(name, found[name]).to(self.device)
         x = found[self.x[0]] if len(self.x) == 1 else {name: found[name] for name in self.x}
@@ -64,15 +66,31 @@ def is_hf(value: Any) -> bool:
     return "datasets.Dataset" in kinds
 
 
+def shown(name: str, data: Any) -> list[str]:
+    """The columns that a data set's format shows; a transform of the user's is refused."""
+    told = data.format
+    if told["type"] == "custom" or (told["format_kwargs"] and told["type"] != "torch"):
+        what = (
+            "a transform (set_transform, with_transform)"
+            if told["type"] == "custom"
+            else "a format of its own"
+        )
+        raise DataError(
+            f"{name}: its rows go through {what}, which would not be applied; apply it with data.map(...) and "
+            "reset_format(), or hand over DataLoader(data, collate_fn=...)"
+        )
+    return list(data.column_names if told["output_all_columns"] else told["columns"])
+
+
 def columns(name: str, data: Any, x: Sequence[str] | str | None = None, y: str | None = None) -> Columns:
     """A data set's columns as inputs and targets; by default ``y`` is the one called label, and ``x`` the others.
 
     Raises:
         DataError: naming the column that is missing, or no numbers.
     """
-    names = list(data.column_names)
-    y = y if y is not None else next((c for c in LABELS if c in names), None)
-    chosen = [x] if isinstance(x, str) else [c for c in names if c != y] if x is None else list(x)
+    names, seen = list(data.column_names), shown(name, data)
+    y = y if y is not None else next((c for c in LABELS if c in seen), None)
+    chosen = [x] if isinstance(x, str) else [c for c in seen if c != y] if x is None else list(x)
     for column in (*chosen, *((y,) if y else ())):
         if column not in names:
             raise DataError(
@@ -111,8 +129,9 @@ def from_hf(
         if column not in data.column_names:
             raise DataError(f"{name} has no column '{column}'{hint(column, data.column_names)}")
     if x is None:
-        label = y or next((c for c in LABELS if c in data.column_names), None)
-        x = [c for c in data.column_names if c not in (*told, label)]
+        seen = shown(name, data)
+        label = y or next((c for c in LABELS if c in seen), None)
+        x = [c for c in seen if c not in (*told, label)]
     made = columns(name, data, x, y)
     kept = {"train": data} | ({"test": test} if test is not None else {})
     names = _names(kept, domain) if domain else ()

@@ -44,6 +44,7 @@ def admit_trees(
     if True in kinds:
         return _read(parts, rules)
     first = next((p for p in parts if len(p)), parts[0])
+    parts = [replace(p, x=_ordered(p.x, first.x), y=_ordered(p.y, first.y)) for p in parts]
     for part in parts:
         for what, own, wanted in (("x", part.x, first.x), ("y", part.y, first.y)):
             if structure(own) != structure(wanted):
@@ -61,6 +62,15 @@ def admit_trees(
         ys, classes = targets([p.name for p in parts], [p.y for p in parts], rules)
         return list(zip(xs, ys, strict=True)), classes
     return list(zip(xs, _converted(parts, [p.y for p in parts], convert), strict=True)), ()
+
+
+def _ordered(tree: Any, like: Any) -> Any:
+    """``tree`` with the names of its dicts in the order of ``like``."""
+    if isinstance(tree, dict) and isinstance(like, dict) and tree.keys() == like.keys():
+        return {k: _ordered(tree[k], v) for k, v in like.items()}
+    if isinstance(tree, tuple) and isinstance(like, tuple) and len(tree) == len(like):
+        return tuple(_ordered(a, b) for a, b in zip(tree, like, strict=True))
+    return tree
 
 
 def _converted(parts: Sequence[Part], trees: Sequence[Any], convert: Convert) -> list[Any]:
@@ -106,7 +116,7 @@ def _ids(name: str, read: Read | Columns) -> Array | None:
         return read.labels
     found: list[Any] = []
     for row in range(len(read)):
-        for item in read.items([row]):
+        for item in _row(name, read, row):
             y = item[1] if isinstance(item, tuple | list) and len(item) == 2 else None
             if isinstance(y, Tensor | np.ndarray | np.generic):
                 y = y.item() if math.prod(y.shape) == 1 else None
@@ -114,6 +124,15 @@ def _ids(name: str, read: Read | Columns) -> Array | None:
                 return None
             found.append(y)
     return array(f"{name}, y", found) if found else None
+
+
+def _row(name: str, read: Read, row: int) -> list[Any]:
+    """One sample of a data set, whose own error is told by owner and row."""
+    try:
+        return read.items([row])
+    except Exception as error:  # any of the user's
+        said = (str(error).strip().splitlines() or [""])[0]
+        raise DataError(f"{name}, row {row}: cannot be read ({type(error).__name__}: {said})") from error
 
 
 def together(pairs: Sequence[tuple[Any, Any]]) -> SamplesLike:

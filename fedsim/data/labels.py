@@ -8,7 +8,8 @@ The rules are the same for all sources. Without a loss of one's own (cross entro
 * floats (n, C) whose rows are probabilities stay; other floats are numbers to be predicted, and need a loss.
 
 With a loss of one's own numbers keep their values, since only that loss knows what they mean: NaN too, which is named
-in the log, since a loss may leave missing targets out.
+in the log, since a loss may leave missing targets out. Tasks whose loss is known say what their targets are (``kind``):
+``numbers`` are no text and finite, ``labels`` are 0 and 1.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class TargetRules:
     own_loss: bool = False
     known: tuple[str, ...] = ()
     outputs: Callable[[], int | None] = lambda: None
+    kind: str = ""  # of targets that keep their values: "numbers", "labels" (0 and 1), or any
 
 
 def targets(
@@ -65,6 +67,12 @@ def targets(
     whose, full = [names[i] for i in filled], [parts[i] for i in filled]
     texts = [isinstance(p, np.ndarray) for p in full]
     if any(texts):
+        if rules.kind:
+            wanted = "numbers to be predicted" if rules.kind == "numbers" else "0 and 1"
+            raise DataError(
+                f"{whose[texts.index(True)]}: targets are text, but this task takes {wanted}; turn them into those "
+                "(.astype(float)), or leave out task=... if they are classes"
+            )
         found, classes = _named(whose, full, texts)
     else:
         found, classes = _numbers(whose, [torch.as_tensor(p) for p in full], rules)
@@ -98,9 +106,11 @@ def _numbers(
             raise DataError(f"{name}: targets are complex numbers; hand over real ones")
         if p.is_floating_point() and not torch.isfinite(p.sum()) and not bool(torch.isfinite(p).all()):
             row = _first(~torch.isfinite(p))
-            if not rules.own_loss:
+            if not rules.own_loss or rules.kind:
                 raise DataError(f"{name}, row {row}: the target is {_shown(p[row])}; fill or drop that row")
             log.warning("%s, row %d: the target is %s; the loss must leave it out", name, row, _shown(p[row]))
+    if rules.kind == "labels":
+        _check_zero_one(names, parts)
     if not rules.own_loss:
         parts = [p.reshape(-1) if p.shape[1:] == (1,) else p for p in parts]
     if any(p.is_floating_point() for p in parts):
@@ -190,6 +200,34 @@ def _check_known(
                 f"{name}, row {row}: label {int(p[row])}; the data set names {len(known)} classes, so labels must be 0 "
                 f"to {len(known) - 1}"
             )
+
+
+def _check_zero_one(names: Sequence[str], parts: Sequence[Tensor]) -> None:
+    """Refuse what is no probability of a label: binary cross entropy would compute something of it."""
+    for name, p in zip(names, parts, strict=True):
+        if bool((bad := (p < 0) | (p > 1)).any()):
+            row = _first(bad)
+            value = _shown(p[row][bad[row]].reshape(-1)[0])
+            signs = "; of -1 and +1 make (y > 0)" if float(value) == -1 else ""
+            raise DataError(
+                f"{name}, row {row}: the target {value} is no label of binary cross entropy, which takes 0 and 1{signs}"
+            )
+
+
+def as_numbers(y: Tensor, classes: Sequence[str]) -> Tensor:
+    """Targets (n,) that were numbered in order of their names, as the numbers that the names say.
+
+    Raises:
+        DataError: if a name is no number.
+    """
+    try:
+        values = torch.tensor([float(name) for name in classes])
+    except ValueError:
+        raise DataError(
+            f"the targets are classes ({', '.join(map(str, classes[:3]))}, ...), but this task predicts numbers; give "
+            "numbers, or leave out task=..."
+        ) from None
+    return values[y]
 
 
 def _check_whole(names: Sequence[str], parts: Sequence[Tensor]) -> None:

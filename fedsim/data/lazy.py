@@ -164,9 +164,13 @@ class Read:
 
     def items(self, rows: list[int]) -> list[Any]:
         """Samples as the data set gives them."""
-        many = getattr(self.data, "__getitems__", None)
-        found = many(rows) if callable(many) else [self.data[i] for i in rows]
-        return list(found)
+        order = type(self.data).__mro__
+        one, many = (next((c for c in order if m in vars(c)), None) for m in ("__getitem__", "__getitems__"))
+        if many is None or (one is not None and order.index(one) < order.index(many)):
+            return [
+                self.data[i] for i in rows
+            ]  # a __getitem__ of its own goes before an inherited __getitems__
+        return list(self.data.__getitems__(rows))
 
     def to(self, device: str) -> Read:
         """See ``SamplesLike``."""

@@ -56,7 +56,7 @@ def absent(config: DictConfig) -> tuple[frozenset[int], frozenset[int]]:
     return gone | held, held
 
 
-def check(config: DictConfig, validation: object = None) -> None:
+def check(config: DictConfig, validation: object = None, *, owned: bool = False) -> None:
     """Refuse settings of roles that cannot go together, before data are read.
 
     Raises:
@@ -78,6 +78,11 @@ def check(config: DictConfig, validation: object = None) -> None:
     if len(gone) == config.num_clients:
         who = "exclude and evaluation.held_out_clients" if held else f"exclude={ids}"
         raise ConfigError(f"{who}: of {config.num_clients} clients nobody is left to train")
+    if ids and owned and config.evaluation.validation:
+        raise ConfigError(
+            f"exclude={ids}: evaluation.validation draws from all clients' samples by class, so theirs would be used; "
+            "type evaluation.client_validation=0.1, or hand over validation=(x, y)"
+        )
     if validation is not None and config.evaluation.validation:
         raise ConfigError("evaluation.validation: a validation set was handed over; leave one of them out")
 
@@ -165,7 +170,8 @@ def handed(given: Given) -> Given:
 def external(config: DictConfig, data: FederatedData, given: Given) -> FederatedData:
     """``data`` with the validation and server samples that come from elsewhere: handed over, or ``data.server``."""
     roles, dataset = data.roles, data.dataset
-    rules = TargetRules(tasks.problem(config, given).raw, known=dataset.classes)
+    learned = tasks.problem(config, given)
+    rules = TargetRules(learned.raw, known=dataset.classes, kind=learned.targets)
     if given.validation is not None:
         roles = replace(roles, validation=_handed_part(dataset, given.validation, rules))
     if given.server is not None:

@@ -50,7 +50,7 @@ def settle(config: DictConfig, given: Given) -> None:
     if isinstance(given.test, Mapping) and given.domains is None:
         raise ConfigError("test: a pair per domain needs domains=[...], the name of each client's domain")
     validate(config)
-    assigning.check(config, given.validation)
+    assigning.check(config, given.validation, owned=given.clients is not None)
     canaries.check(config)
     given.record(config)
     resolve(config)
@@ -65,8 +65,8 @@ def load_data(config: DictConfig, given: Given, method: StrategyLike) -> Federat
     elif given.data is not None:
         data = samples.split(config, samples.as_taken(config, given.data, given.model))
     else:
-        raw = tasks.problem(config, given).raw
-        found = samples.dataset(config, given.model, own_loss=raw)
+        learned = tasks.problem(config, given)
+        found = samples.dataset(config, given.model, own_loss=learned.raw, kind=learned.targets)
         if given.augment is not None:
             found = replace(found, augment=given.augment)
         data = samples.split(config, found)

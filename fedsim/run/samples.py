@@ -30,7 +30,7 @@ from fedsim.run.given import Given
 Model = nn.Module | Callable[[], nn.Module] | None
 
 
-def dataset(config: DictConfig, model: Model = None, *, own_loss: bool = False) -> Dataset:
+def dataset(config: DictConfig, model: Model = None, *, own_loss: bool = False, kind: str = "") -> Dataset:
     """The configured data source, with inputs and targets as the model (configured, or handed over) takes them."""
     found = part(assigning.source(config.data), "data", seed=config.seed)
     if not isinstance(found, Dataset):
@@ -39,13 +39,14 @@ def dataset(config: DictConfig, model: Model = None, *, own_loss: bool = False) 
             "fedsim.data.dataset.Dataset"
         )
     x = getattr(found.train, "x", None)
-    admitted = admit(found, TargetRules(own_loss, outputs=lambda: _outputs(config, model, x)))
+    admitted = admit(found, TargetRules(own_loss, outputs=lambda: _outputs(config, model, x), kind=kind))
     return as_taken(config, admitted, model)
 
 
 def handed(config: DictConfig, given: Given) -> Dataset:
     """Data handed over to be split as configured: a ``Dataset``, or whatever one client may be given as."""
-    rules = TargetRules(tasks.problem(config, given).raw)
+    learned = tasks.problem(config, given)
+    rules = TargetRules(learned.raw, kind=learned.targets)
     if isinstance(given.data, Dataset):
         found = admit(given.data, rules)
     else:
@@ -61,7 +62,8 @@ def handed(config: DictConfig, given: Given) -> Dataset:
 def _rules(config: DictConfig, given: Given, parts: Sequence[containers.Part]) -> TargetRules:
     """How the targets of what was handed over are to be read."""
     x = next((p.x for p in parts if len(p)), None)
-    return TargetRules(tasks.problem(config, given).raw, outputs=lambda: _outputs(config, given.model, x))
+    learned = tasks.problem(config, given)
+    return TargetRules(learned.raw, outputs=lambda: _outputs(config, given.model, x), kind=learned.targets)
 
 
 def as_taken(config: DictConfig, data: Dataset, model: Model) -> Dataset:
@@ -88,7 +90,8 @@ def admitted(config: DictConfig, given: Given) -> Given:
     if given.clients is None:
         return given
     clients = containers.listed(given.clients)
-    if (classes := _settled(clients, given.test)) is not None:
+    binary = tasks.problem(config, given).targets == "labels"
+    if not binary and (classes := _settled(clients, given.test)) is not None:
         return replace(given, clients=clients, classes=classes)
     each = isinstance(given.test, Mapping)
     tests = dict(given.test) if isinstance(given.test, Mapping) else {"": given.test}

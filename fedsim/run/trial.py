@@ -19,8 +19,10 @@ from fedsim.errors import ConfigError
 from fedsim.task.copies import copied
 from fedsim.task.fixed import converted
 from fedsim.task.losses import WholeLoss, admitted_loss, call, cross_entropy
+from fedsim.task.merging import check_merging
+from fedsim.task.metrics import Counted
 from fedsim.task.problems import Problem, logits_of
-from fedsim.task.task import Task
+from fedsim.task.task import Task, target
 
 
 def output(module: nn.Module, x: Tree, dtype: torch.dtype, normalize: Normalize | None = None) -> Any:
@@ -104,7 +106,16 @@ def check_measures(task: Task, batch: Batch, dtype: torch.dtype) -> None:
     try:
         with _tried(task.model, dtype) as tried, warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            counted = {k: m for k, m in (task.metrics or {}).items() if isinstance(m, Counted)}
             task.measured(tried, batch)
+            found = task.value(tried, batch)
+            if not isinstance(found, Tensor):
+                raise ConfigError(
+                    f"loss: gave {type(found).__name__}, which has no gradient; return a tensor, without float()"
+                )
+            shown = logits_of(task.output(tried, batch.x)) if counted else None
+            for name, metric in counted.items():
+                check_merging(name, metric, shown, target(batch))
     except ConfigError:
         raise
     except Exception as error:  # any of the user's

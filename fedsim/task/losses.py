@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch.nn.functional as F
@@ -66,6 +67,32 @@ def takes_model(loss: LossFn) -> bool:
     """Whether the first parameter of a plain function is the model by name; a quick look."""
     code = getattr(loss, "__code__", None)
     return code is not None and code.co_varnames[:1] != () and code.co_varnames[0] in MODEL_NAMES
+
+
+def is_binary(loss: Any) -> bool:
+    """Whether ``loss`` is torch's binary cross entropy, whose targets are 0 and 1."""
+    known = (F.binary_cross_entropy, F.binary_cross_entropy_with_logits)
+    return getattr(loss, "func", loss) in known or isinstance(loss, nn.BCELoss | nn.BCEWithLogitsLoss)
+
+
+def weighed(loss: Any) -> Callable[[Any], float] | None:
+    """``(y) -> float``, what torch's cross entropy with weights of classes divides by: those of a batch's targets.
+
+    ``None`` for other losses, which are means over their batch.
+    """
+    if isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss):
+        weight, ignored = loss.weight, loss.ignore_index
+    elif isinstance(loss, partial) and loss.func in (F.cross_entropy, F.nll_loss):
+        weight, ignored = loss.keywords.get("weight"), loss.keywords.get("ignore_index", -100)
+    else:
+        return None
+    return None if weight is None else partial(_weight, weight=weight, ignored=ignored)
+
+
+def _weight(y: Any, *, weight: Tensor, ignored: int) -> float:
+    if y.is_floating_point():  # probabilities (B, C, ...): a mean over samples
+        return float(y.numel() / y.shape[1])
+    return float(weight.to(y.device)[y[y != ignored].long()].double().sum())
 
 
 def admitted_loss(loss: LossFn) -> LossFn:

@@ -17,6 +17,31 @@ if TYPE_CHECKING:
 
 # (model output, target) -> mean over the batch (), or (sum, count), whose sums are divided at the end
 MetricFn = Callable[[Any, Any], Any]
+RESERVED = (
+    *(
+        "round",
+        "loss",
+        "samples",
+        "by_class",
+        "train_loss",
+        "nan",
+        "bytes_up",
+        "bytes_down",
+        "seconds",
+        "cohort",
+    ),
+    *(
+        "failures",
+        "weights_hash",
+        "sim_seconds",
+        "joules",
+        "battery",
+        "clients",
+        "weight",
+        "gradients",
+        "forwards",
+    ),
+)  # columns of a run's rows that have a meaning of their own
 DTYPE = torch.float64  # of sums, so that their order does not show
 
 
@@ -70,6 +95,13 @@ class Counted:
         Raises:
             ConfigError: if states of two batches cannot be put together exactly.
         """
+        kinds = [type(m).__name__ for m in metric.modules() if m is not metric and hasattr(m, "_reductions")]
+        if kinds or not metric._reductions:
+            what = f"keeps other metrics ({', '.join(kinds)})" if kinds else "keeps no states"
+            raise ConfigError(
+                f"metrics: {name!r} ({type(metric).__name__}) {what}, so what workers compute of it cannot be put "
+                "together; give those metrics by themselves, or one whose add_state holds all it needs"
+            )
         self.metric = copy.deepcopy(metric)
         self.metric.set_dtype(DTYPE)
         self.metric.reset()
@@ -91,8 +123,12 @@ class Counted:
         for k, v in state.values.items():
             setattr(metric, k, list(v) if isinstance(v, list) else v)
         metric._update_count = 1
-        found = metric.compute()
+        found = self.named(metric.compute())
         metric.reset()
+        return found
+
+    def named(self, found: Any) -> dict[str, Any]:
+        """What ``compute`` gave, by name."""
         each = found if isinstance(found, Mapping) else {"": found}
         return {k: _number(v) for k, v in each.items()}
 
@@ -108,21 +144,28 @@ def admitted_metrics(metrics: Mapping[str, Any]) -> dict[str, MetricFn]:
             f"metrics: got {type(metrics).__name__}; give them by name, e.g. metrics={{'f1': F1Score(...)}}"
         )
     out: dict[str, MetricFn] = {}
+    found: dict[str, MetricFn]
     for name, metric in metrics.items():
+        if not isinstance(name, str) or not name:
+            raise ConfigError(f"metrics: the name {name!r} is no text; give one, e.g. 'f1'")
         kinds = {f"{k.__module__.partition('.')[0]}.{k.__name__}" for k in type(metric).__mro__}
         if "torchmetrics.MetricCollection" in kinds:
-            out |= {k: Counted(f"{name}: {k}", one) for k, one in metric.items(keep_base=False)}
+            found = {k: Counted(f"{name}: {k}", one) for k, one in metric.items(keep_base=False)}
         elif "torchmetrics.Metric" in kinds:
-            out[name] = Counted(name, metric)
+            found = {name: Counted(name, metric)}
         elif callable(metric):
-            out[name] = metric
+            found = {name: metric}
         else:
             raise ConfigError(
                 f"metrics: {name!r} is a {type(metric).__name__}; give a function (output, y) -> mean or (sum, count), "
                 "or a torchmetrics object"
             )
-        if name in ("loss", "samples", "by_class"):
-            raise ConfigError(f"metrics: {name!r} is always measured; give yours another name")
+        for own in found:
+            if own in RESERVED:
+                raise ConfigError(f"metrics: {own!r} is always measured; give yours another name")
+            if own in out:
+                raise ConfigError(f"metrics: {own!r} is the name of two; give one a prefix or another name")
+        out |= found
     return out
 
 

@@ -25,6 +25,8 @@ class Problem:
     ``loss``: ``None``, cross entropy, or what the model works out by itself. ``metrics``: ``None``, accuracy where
     targets are class labels. ``raw``: targets keep their values, instead of becoming class ids. ``count(y)``: units
     that the loss of a batch is the mean of, where those are not its samples. ``derived``: numbers made of others.
+    ``targets``: what they must be (``fedsim.data.labels.TargetRules.kind``). ``besides``: accuracy is measured besides
+    ``metrics``, where it can be.
     """
 
     loss: LossFn | None = None
@@ -33,6 +35,8 @@ class Problem:
     raw: bool = True
     count: Callable[[Any], Any] | None = None
     derived: Mapping[str, Callable[[Mapping[str, Any]], float]] | None = None
+    targets: str = ""
+    besides: bool = False
 
 
 def classification(*, label_smoothing: float = 0.0, metrics: Mapping[str, Any] | None = None) -> Problem:
@@ -41,8 +45,7 @@ def classification(*, label_smoothing: float = 0.0, metrics: Mapping[str, Any] |
     if not 0 <= label_smoothing < 1:
         raise ConfigError(f"task.label_smoothing={label_smoothing}: must be in [0, 1)")
     loss = partial(F.cross_entropy, label_smoothing=label_smoothing) if label_smoothing else None
-    more = None if metrics is None else {"accuracy": hits, **metrics}
-    return Problem(loss, more, raw=False)
+    return Problem(loss, metrics, raw=False, besides=True)
 
 
 def multilabel(*, threshold: float = 0.5, metrics: Mapping[str, Any] | None = None) -> Problem:
@@ -55,7 +58,7 @@ def multilabel(*, threshold: float = 0.5, metrics: Mapping[str, Any] | None = No
         raise ConfigError(f"task.threshold={threshold}: must be in (0, 1)")
     cut = math.log(threshold / (1 - threshold))
     own = {"accuracy": partial(_label_hits, cut=cut), "f1": partial(_micro_f1, cut=cut)}
-    return Problem(binary_cross_entropy, own | dict(metrics or {}))
+    return Problem(binary_cross_entropy, own | dict(metrics or {}), targets="labels")
 
 
 def regression(
@@ -71,12 +74,12 @@ def regression(
             raise ConfigError(f"task.quantiles={list(quantiles)}: must lie between 0 and 1")
         levels = tuple(float(q) for q in quantiles)
         own: dict[str, Any] = {f"coverage/{q:g}": partial(_covered, at=i) for i, q in enumerate(levels)}
-        return Problem(partial(pinball, quantiles=levels), own | dict(metrics or {}))
+        return Problem(partial(pinball, quantiles=levels), own | dict(metrics or {}), targets="numbers")
     losses: dict[str, Any] = {"mse": F.mse_loss, "mae": F.l1_loss, "huber": F.huber_loss}
     if loss not in losses:
         raise ConfigError(f"task.loss={loss}: must be {', '.join((*losses, 'quantile'))}")
     named = {"mae": partial(_error, F.l1_loss), "mse": partial(_error, F.mse_loss)}
-    return Problem(partial(_error, losses[loss]), named | dict(metrics or {}))
+    return Problem(partial(_error, losses[loss]), named | dict(metrics or {}), targets="numbers")
 
 
 def segmentation(
@@ -127,11 +130,6 @@ def own(
     """A loss ``(output, y)`` or ``(model, batch)``, a forward pass and metrics of one's own, each named by
     ``_target_``; without a loss, the one that the model's output holds."""
     return Problem(loss, metrics, forward)
-
-
-def hits(output: Tensor, y: Tensor) -> tuple[float, int]:
-    """Right guesses, and how many there were; logits (B, C)."""
-    return float((output.argmax(-1) == y).sum()), y.numel()
 
 
 def binary_cross_entropy(output: Any, y: Tensor) -> Tensor:

@@ -54,6 +54,10 @@ class Task:
     forward: Forward | None = None
     count: Callable[[Any], Any] | None = None
     derived: Mapping[str, Callable[[Mapping[str, Any]], float]] | None = None
+    weighed: Callable[[Any], float] | None = (
+        None  # (y) -> what a batch's loss is divided by, instead of ``count``
+    )
+    besides: bool = False  # accuracy is measured besides ``metrics``, where it can be
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "model": Portable.packed(self.model)}
@@ -109,12 +113,14 @@ class Task:
 
     def _sums(self, loss: Tensor, output: Any, y: Any, n: int) -> dict[str, Any]:
         metrics, out = self.metrics, dict[str, Any]()
-        if metrics is None:
-            metrics = {"accuracy": accuracy} if self._guessed(output, y) else {}
-        if self.count is None:
+        if metrics is None or self.besides:
+            own: dict[str, MetricFn] = {"accuracy": accuracy} if self._guessed(output, y) else {}
+            metrics = own | dict(metrics or {})
+        units_of = self.weighed or self.count
+        if units_of is None:
             out["loss"] = float(loss) * n
         else:
-            units = float(self.count(y))
+            units = float(units_of(y))
             out["loss"] = Ratio(float(loss) * units if units else 0.0, units)
         shown = getattr(output, "logits", output) if metrics else None
         for name, metric in metrics.items():

@@ -6,7 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import (
+    ConcatDataset,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    TensorDataset,
+)
 
 from fedsim.data.containers import listed, part
 from fedsim.data.door import admit_parts
@@ -163,6 +169,10 @@ def test_inputs_take_one_type():
         (([["a"], ["b"]], [0, 1]), r"client 0: inputs are text \('a'\)"),
         ((X.to(torch.complex64), Y), "complex"),
         ((X, 3), "client 0, y is a single value"),
+        ((X, ["a", 1, "b", "c"]), "client 0, y, row 1 mixes text and numbers"),
+        ((None, Y), "client 0, x is None"),
+        (({"a": X, "b": None}, Y), r"client 0, x\['b'\] is None"),
+        ((X.to("meta"), Y), "client 0, x is on the meta device"),
         (Stream(), "is a Stream, which has no length"),
         (Ragged(), "is a Ragged whose first samples make no batch.*collate_fn"),
         ((np.array(["2020-01-01"] * 4, dtype="datetime64[D]")[:, None], Y), "datetime64"),

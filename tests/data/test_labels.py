@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from fedsim.data.containers import array
+from fedsim.data.dataset import Dataset, Samples
+from fedsim.data.door import admit
 from fedsim.data.labels import TargetRules, targets
 from fedsim.errors import DataError
 
@@ -106,3 +110,28 @@ def test_what_can_be_no_label_is_refused_by_client_row_and_remedy(parts, words):
 def test_labels_beyond_the_named_classes_are_refused():
     with pytest.raises(DataError, match=r"client 0, row 1: label 2; the data set names 2 classes.*0 to 1"):
         read([0, 2], rules=TargetRules(known=("a", "b")))
+
+
+@pytest.mark.parametrize(
+    ("kind", "parts", "words"),
+    [
+        ("numbers", ([1.5], ["9", "10"]), "client 1: targets are text, but this task takes numbers"),
+        ("numbers", ([1.5], [0.5, float("nan")]), "client 1, row 1: the target is NaN; fill or drop"),
+        ("labels", ([[1, 0]], [[0, 1], [1, -1]]), r"client 1, row 1: the target -1 is no label.*\(y > 0\)"),
+        ("labels", ([[1.0, 2.0]],), "client 0, row 0: the target 2 is no label"),
+        ("labels", (["a"],), "client 0: targets are text, but this task takes 0 and 1"),
+    ],
+)
+def test_tasks_say_what_their_targets_are(kind, parts, words):
+    with pytest.raises(DataError, match=words):
+        read(*parts, rules=TargetRules(own_loss=True, kind=kind))
+
+
+def test_numbered_targets_are_the_numbers_again_where_a_task_predicts_numbers():
+    data = Dataset(Samples(torch.zeros(3, 2), torch.tensor([1, 0, 2])), classes=("10", "20.5", "9"))
+    rules = TargetRules(own_loss=True, kind="numbers")
+    assert admit(data, rules).train.y.tolist() == [20.5, 10.0, 9.0]
+    with pytest.raises(
+        DataError, match=r"the targets are classes \(a, b, c, \.\.\.\), but this task predicts"
+    ):
+        admit(replace(data, classes=("a", "b", "c")), rules)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,7 +13,9 @@ from torch import Tensor, nn
 
 from fedsim.errors import ConfigError
 from fedsim.task.evaluation import mean_of
-from fedsim.task.metrics import admitted_metrics
+from fedsim.task.losses import weighed
+from fedsim.task.merging import check_merging
+from fedsim.task.metrics import Counted, admitted_metrics
 from fedsim.task.problems import language_model, multilabel, segmentation
 from fedsim.task.task import Task
 
@@ -29,6 +32,7 @@ def cut(task: Task, output: Tensor, y: Tensor, sizes: list[int], pickled: bool =
     return mean_of(parts, task=task)
 
 
+ACCURACY = tm.Accuracy("multiclass", num_classes=4)
 METRICS = {
     "accuracy": tm.Accuracy("multiclass", num_classes=4, average="macro"),
     "f1": tm.F1Score("multiclass", num_classes=4, average="macro"),
@@ -131,6 +135,19 @@ def test_iou_and_f1_are_of_the_whole_set(size: int) -> None:
         ({"x": 3}, "'x' is a int; give a function"),
         ({"loss": lambda o, y: o.mean()}, "'loss' is always measured"),
         ([1], "got list; give them by name"),
+        (
+            {"m": tm.MinMaxMetric(ACCURACY)},
+            "'m' .MinMaxMetric. keeps other metrics .MulticlassAccuracy.*by themselves",
+        ),
+        ({"b": tm.BootStrapper(ACCURACY)}, "'b' .BootStrapper. keeps other metrics"),
+        ({"s": ACCURACY + ACCURACY}, "'s' .CompositionalMetric. keeps other metrics"),
+        ({"weights_hash": ACCURACY}, "'weights_hash' is always measured"),
+        ({"c": tm.MetricCollection({"loss": ACCURACY})}, "'loss' is always measured"),
+        (
+            {"c": tm.MetricCollection({"a": ACCURACY}), "a": ACCURACY},
+            "'a' is the name of two",
+        ),
+        ({3: ACCURACY}, "the name 3 is no text"),
     ],
 )
 def test_what_does_not_add_up_is_refused(metrics: Any, words: str) -> None:
@@ -142,3 +159,62 @@ def test_a_metric_must_give_numbers() -> None:
     task = Task(nn.Identity(), metrics={"odd": lambda o, y: "much"})
     with pytest.raises(ConfigError, match="'odd' gave str; expected one number"):
         task.measure(LOGITS, Y)
+
+
+class Uncounted(tm.Metric):
+    """Right guesses by a number of samples that is no state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("right", torch.tensor(0.0), dist_reduce_fx="sum")
+        self.seen = 0
+
+    def update(self, output: Tensor, y: Tensor) -> None:
+        self.right += (output.argmax(1) == y).sum()
+        self.seen += len(y)
+
+    def compute(self) -> Tensor:
+        return self.right / self.seen
+
+
+class Largest(Uncounted):
+    """The same, in a list of which only the last entry counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("last", [], dist_reduce_fx="cat")
+
+    def update(self, output: Tensor, y: Tensor) -> None:
+        self.last.append(output.sum())
+
+    def compute(self) -> Tensor:
+        return self.last[-1]
+
+
+@pytest.mark.parametrize(
+    ("metric", "words"),
+    [
+        (Uncounted(), r"keeps 'seen' outside of its states.*add_state"),
+        (Largest(), "put together from two parts"),
+    ],
+)
+def test_a_metric_of_two_parts_must_be_that_of_the_whole(metric: tm.Metric, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        check_merging("odd", Counted("odd", metric), LOGITS, Y)
+
+
+def test_torchmetrics_objects_that_can_be_put_together_pass() -> None:
+    for name, metric in admitted_metrics(METRICS).items():
+        check_merging(name, metric, LOGITS[:2], Y[:2])
+
+
+@pytest.mark.parametrize("size", [1, 7, 200])
+def test_a_loss_weighted_by_class_is_that_of_the_whole_set(size: int) -> None:
+    weight = torch.tensor([0.1, 1.0, 2.0, 5.0], dtype=torch.float64)
+    for loss in (
+        nn.CrossEntropyLoss(weight, ignore_index=3),
+        partial(nn.functional.cross_entropy, weight=weight, label_smoothing=0.1),
+    ):
+        task = Task(nn.Identity(), loss, {}, weighed=weighed(loss))
+        sizes = [size] * (200 // size) + [200 % size] * (200 % size > 0)
+        assert cut(task, LOGITS, Y, sizes)["loss"] == pytest.approx(float(loss(LOGITS, Y)), abs=1e-12)

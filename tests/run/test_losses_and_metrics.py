@@ -1,0 +1,87 @@
+"""Losses, metrics and targets handed over through ``fedsim.simulate``: measured right, or refused before round 1."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from problems import QUIET, classes
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import fedsim
+from fedsim.errors import ConfigError, DataError
+
+PLAIN = classes()
+TEST = classes((11,), seed=1)[0]
+
+
+def linear(outputs: int = 3, features: int = 4) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Linear(features, outputs)
+
+
+def train(
+    clients: Any, test: Any = TEST, model: Any = None, *overrides: str, **given: Any
+) -> fedsim.RunResult:
+    settings = ["engine=serial", *QUIET, "rounds=2", "clients_per_round=6", "client.lr=0.1", *overrides]
+    return fedsim.simulate(settings, model=model or linear(), clients=clients, test=test, **given)
+
+
+def test_binary_cross_entropy_takes_0_and_1() -> None:
+    signs = [(x, torch.where(y > 0, 1, -1)) for x, y in PLAIN]
+    for loss in (nn.BCEWithLogitsLoss(), F.binary_cross_entropy_with_logits):
+        with pytest.raises(DataError, match="the target -1 is no label of binary cross entropy"):
+            train(signs, None, nn.Sequential(linear(1), nn.Flatten(0)), loss=loss)
+
+
+def test_accuracy_is_measured_besides_metrics_of_ones_own() -> None:
+    def second(output: Tensor, y: Tensor) -> Tensor:
+        return (output.topk(2).indices == y[:, None]).any(1).float().mean()
+
+    plain, more = train(PLAIN), train(PLAIN, metrics={"second": second})
+    assert more.summary["accuracy"] == plain.summary["accuracy"]
+    assert more.history["second"].iloc[-1] >= more.summary["accuracy"]
+    with pytest.raises(ConfigError, match="metrics: got int; give them by name"):
+        train(PLAIN, metrics=3)
+
+
+class Scaled(nn.Module):
+    """Cross entropy of logits by a temperature that it would learn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heat = nn.Parameter(torch.ones(()))
+
+    def forward(self, output: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(output * self.heat, y)
+
+
+@pytest.mark.parametrize(
+    ("loss", "setting", "words"),
+    [
+        (nn.CrossEntropyLoss(reduction="sum"), "rounds=1", "loss: reduction='sum' depends on"),
+        (partial(F.cross_entropy, reduction="sum"), "rounds=1", "loss: reduction='sum' depends on"),
+        (Scaled(), "rounds=1", "loss: Scaled has the parameter 'heat' of its own, which nobody would train"),
+        (lambda o, y: float(F.cross_entropy(o, y)), "rounds=1", "loss: gave float, which has no gradient"),
+        (F.cross_entropy, "task.label_smoothing=0.1", "task.label_smoothing=0.1: has no effect beside loss="),
+    ],
+)
+def test_losses_that_are_no_mean_over_a_batch_alone(loss: Any, setting: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        train(PLAIN, TEST, None, setting, loss=loss)
+
+
+def test_segmentation_needs_the_number_of_classes() -> None:
+    with pytest.raises(ConfigError, match=r"task.num_classes: must be given with this task"):
+        train(PLAIN, TEST, None, "task=segmentation")
+
+
+def test_a_common_validation_set_would_use_samples_of_excluded_clients() -> None:
+    settings = ("evaluation.validation=0.2", "exclude=[0]")
+    with pytest.raises(
+        ConfigError, match=r"exclude=\[0\]: evaluation.validation draws .*client_validation=0.1"
+    ):
+        train(PLAIN, TEST, None, *settings)
