@@ -3,6 +3,7 @@ that no checkpoint can hold."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import FunctionType
@@ -15,6 +16,8 @@ from fedsim.engine.draws import ours
 from fedsim.engine.watch import Watch
 from fedsim.errors import CheckpointError, FedsimError, StrategyError
 from fedsim.server import checkpoint
+
+log = logging.getLogger(__name__)
 
 OTHERS = (
     "fedsim.engine",
@@ -52,7 +55,7 @@ class Kept(Watch):
     which is resumed would be another one. Its client is watched where it works."""
 
     def __init__(self, strategy: Any):
-        self._clients, part = list[object](), strategy
+        self._clients, self._said, part = list[object](), set[str](), strategy
         while part is not None and len(self._clients) < 8:  # of a method within a method, too
             self._clients.append(getattr(part, "client", None))
             part = getattr(part, "base", None)
@@ -67,10 +70,27 @@ class Kept(Watch):
         self._at = f"{type(self.client).__name__}.{method} {when}"
         self.check(-1, -1)
 
+    def _changed(self, path: str, now: Any, before: Any, kind: type | None, number: int, round: int) -> None:
+        if (
+            isinstance(now, dict) and "aggregator" in now and kind is not None
+        ):  # a method hands its own to its base
+            before["aggregator"] = now["aggregator"]
+        if (
+            kind is None and path not in self._said
+        ):  # notes for whoever looks at them: no fault unless it reads them
+            self._said.add(path)
+            log.warning("%s; notes that it reads itself belong into the state", self._what(path))
+        if kind is None:
+            return
+        super()._changed(path, now, before, kind, number, round)
+
     def _refuse(self, path: str, number: int, round: int) -> None:
-        raise StrategyError(
+        raise StrategyError(f'{self._what(path)}. Keep it in the state: return state | {{"name": value}}')
+
+    def _what(self, path: str) -> str:
+        return (
             f"{self._at} changed {type(self.client).__name__}.{path}, which no checkpoint holds: a run that is resumed "
-            'would go on from another value. Keep it in the state: return state | {"name": value}'
+            "would go on from another value"
         )
 
     def _add(self, path: str, value: Any) -> None:

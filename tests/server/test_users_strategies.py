@@ -198,7 +198,6 @@ class Lists(FedAvg):
     ("kind", "said"),
     [
         (Counts, r"Counts.round in round 1 changed Counts.steps, which no checkpoint holds"),
-        (Collects, r"Collects.round in round 1 changed Collects.seen"),
         (Divides, r"Divides.update failed in round 1: ZeroDivisionError: division by zero"),
         (
             NotANumber,
@@ -215,3 +214,11 @@ def test_a_strategy_at_fault_is_named_in_the_first_round(
     if kind is Divides:
         assert isinstance(caught.value.__cause__, ZeroDivisionError)
     assert not (tmp_path / "metrics.jsonl").exists() or not (tmp_path / "metrics.jsonl").read_text()
+
+
+def test_a_strategy_that_takes_notes_in_a_list_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    classification().run("rounds=3", strategy=Collects(**MINE))
+    said = [r.getMessage() for r in caplog.records if "Collects.seen" in r.getMessage()]
+    assert len(said) == 1 and said[0].startswith(
+        "Collects.round in round 1 changed Collects.seen, which no checkpoint"
+    )
