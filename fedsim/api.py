@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from omegaconf import DictConfig
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fedsim.config.compose import compose
@@ -33,12 +32,13 @@ from fedsim.run.provenance import Record
 from fedsim.run.result import RunResult, load_run
 from fedsim.run.summary import execute, record_partition, summarise
 from fedsim.run.unread import say
+from fedsim.server import weightsfile
 from fedsim.server.loop import Loop
 from fedsim.server.traits import StrategyLike
 from fedsim.task.losses import Forward, LossFn
 from fedsim.tracking import build as build_trackers
-from fedsim.tracking import read_rows
 from fedsim.tracking.callbacks import admitted
+from fedsim.tracking.rows import rows_of
 
 if TYPE_CHECKING:
     from fedsim.topology import Topology
@@ -77,8 +77,7 @@ def simulate(
         StrategyError, CallbackError: if code of those is at fault. Rows and the last finished round are kept.
     """
     config = compose(overrides)
-    if strategy is None:
-        say(config, overrides)
+    say(config, overrides, {"strategy": strategy, "model": model, "clients": clients, "data": data})
     if isinstance(data, Dataset) and data.ids is not None:
         _by_owner(config, data, overrides)
     if strategy is not None and not any(o.startswith("method=") for o in overrides):
@@ -164,7 +163,7 @@ def _run(
     source = Source(config, given, key)
     if (done := complete(folder, config, key, stoppable=bool(given.callbacks))) is not None:
         log_finished(config, done)
-        state, rows = load_file(folder / "weights.safetensors"), read_rows(folder / "metrics.jsonl")
+        state, rows = weightsfile.read(folder / weightsfile.LAST), rows_of(folder, done.rounds)
         card = modelcard.read(folder)
         return RunResult(folder, state, dict(done.summary), rows, str(done.summary["method"]), source, card)
     previous = enter(folder, config, key)
@@ -214,4 +213,4 @@ def _go_on(loop: Loop, previous: Path) -> None:
     """From a checkpoint, with the rows up to it."""
     complete_rows(loop)
     loop.restore(previous)
-    loop.history = [r for r in read_rows(loop.folder / "metrics.jsonl") if r["round"] <= loop.done]
+    loop.history = [r for r in rows_of(loop.folder, loop.done) if r["round"] <= loop.done]

@@ -65,6 +65,7 @@ class GGEUR:
         memory_mb: generated rows that a worker keeps between rounds; beyond that they are made batch by batch.
     """
 
+    caches: ClassVar[frozenset[str]] = frozenset({"_sent"})  # made again from the state
     traits: ClassVar[Traits] = Traits(meets_all_clients=True, labels=True, unread=UNREAD)
     base: Strategy
     target: int | None

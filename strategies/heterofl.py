@@ -37,6 +37,7 @@ class HeteroFL(Strategy):
         over_selection=False,
         mean_only="parts of models can only be averaged; leave the aggregator at mean",
     )
+    caches: ClassVar[frozenset[str]] = frozenset({"places"})  # follow from the model
     server_lr: float
     weighting: str
     scale: bool

@@ -193,6 +193,10 @@ class Joined:
 
 def halves(batch: Any) -> tuple[Tree, Tree]:
     """Inputs and targets of a collated batch: a pair is both; anything else is inputs alone."""
+    if batch is None:
+        raise DataError(
+            "a data set's samples, or what its collate_fn made of them, are None; is there a return?"
+        )
     if isinstance(batch, tuple | list) and len(batch) == 2:
         return batch[0], batch[1]
     if isinstance(batch, Mapping) and set(batch) == {"x", "y"}:

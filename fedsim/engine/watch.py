@@ -81,10 +81,11 @@ class Watch:
         for key in (*before, *(k for k in now if k not in before)):
             if key in now and key in before and _same(now[key], before[key]):
                 continue
-            if key not in before and kind is not None and _cached(kind, key):
+            if kind is not None and key in getattr(kind, "caches", ()):
+                before.update({key: now[key]} if key in now else {})
+            elif key not in before and kind is not None and _cached(kind, key):
                 before[key] = now[key]
-                if key not in getattr(kind, "caches", ()):
-                    self._add(_joined(path, key), now[key])
+                self._add(_joined(path, key), now[key])
             elif isinstance(now, dict) or not key.startswith(("__", "_abc_")):  # Python's own, on classes
                 self._refuse(_joined(path, key, kind), number, round)
 

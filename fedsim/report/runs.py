@@ -170,6 +170,8 @@ def _load(folder: Path) -> Run:
     except ValueError as error:
         raise DataError(f"summary.json: damaged ({error})") from error
     rows = read_rows(folder / "metrics.jsonl")
+    if summary.get("status") == "done" and summary.get("rounds") and not rows:
+        raise DataError(f"metrics.jsonl: damaged: no rows, but summary.json says {summary['rounds']} rounds")
     for row in rows:
         wrong = [k for k in NUMBERS if not isinstance(row.get(k, 0), int | float | None)]
         if "round" not in row or wrong:

@@ -236,6 +236,11 @@ def _as_classes(classes: Sequence[str], whose: str, y: Any) -> torch.Tensor:
 
 def _of_source(config: DictConfig, data: Dataset, rules: TargetRules) -> Portion:
     """All training samples of another data source, for the server."""
+    if not isinstance(config.data.server, DictConfig):
+        raise ConfigError(
+            f"data.server={config.data.server}: expected a source with its options; type "
+            f"+data@data.server={config.data.server}"
+        )
     found = part(config.data.server, "data.server", seed=config.seed)
     if not isinstance(found, Dataset):
         raise ConfigError(f"data.server: gave {type(found).__name__}, expected a fedsim.data.dataset.Dataset")

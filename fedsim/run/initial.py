@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -62,14 +63,41 @@ def built(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(key(config.seed, "model", *draw) >> 1)
         if given is not None:
-            return split.with_head(admitted(_module(given(), "what was handed over"), dtype), named)
+            return split.with_head(admitted(_module(_called(given), "what was handed over"), dtype), named)
         node, named = split.named_apart(config.model)
         made = part(node, "model", **shape)
     return split.with_head(admitted(_module(made, node.get("_target_")), dtype), named)
 
 
+def _called(factory: Callable[[], nn.Module]) -> Any:
+    """What a factory that was handed over gives, if it can be called without arguments."""
+    name = getattr(factory, "__name__", type(factory).__name__)
+    if not callable(factory):
+        raise ConfigError(
+            f"model: got {name}, expected an nn.Module, or a function without arguments that makes one"
+        )
+    try:
+        inspect.signature(factory).bind()
+    except TypeError as error:
+        raise ConfigError(
+            f"model: {name} cannot be called without arguments ({error}); hand over a module, {name}(...), or "
+            f"lambda: {name}(...)"
+        ) from error
+    except ValueError:  # no signature to be had
+        pass
+    return factory()
+
+
 def trainable(config: DictConfig, given: Given) -> Given:
     """What was handed over, with a model that can be copied and trained; a factory's is looked at when it is built."""
+    if given.initial is not None and not isinstance(given.initial, Mapping):
+        kind = type(given.initial).__name__
+        how = (
+            "initial=module.state_dict()"
+            if isinstance(given.initial, nn.Module)
+            else ("tensors by name, e.g. safetensors.torch.load_file(path)")
+        )
+        raise ConfigError(f"initial: got {kind}, expected a state dict; hand over {how}")
     if not isinstance(given.model, nn.Module):
         return given
     return replace(given, model=admitted(given.model, DTYPES.get(config.dtype, torch.float32)))
@@ -91,9 +119,13 @@ def initialised(model: nn.Module, initial: Mapping[str, Tensor], dtype: torch.dt
     out = converted(copied(model), dtype, "cpu")
     wanted = out.state_dict()
     stays = frozen_part(out) if dominant(out) else {}
-    for name in initial:
+    trained = dict(out.named_parameters())
+    for name, value in initial.items():
         if name not in wanted:
             raise ConfigError(f"initial: the model has no '{name}'{hint(name, wanted)}")
+        t = torch.as_tensor(value)
+        if name in trained and t.is_floating_point() and not bool(torch.isfinite(t).all()):
+            raise ConfigError(f"initial: '{name}' holds NaN or infinity; hand over finite weights")
     for name, value in wanted.items():
         if name not in initial:
             if value.is_floating_point() and name not in stays:

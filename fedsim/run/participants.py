@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
@@ -32,7 +33,9 @@ def strategy(config: DictConfig, given: Any) -> StrategyLike:
         ConfigError: if it is not a whole strategy, or cannot work with the other settings.
     """
     built = part(config.strategy, "strategy") if given is None else given
-    built = built() if isinstance(built, type) else copy.copy(built)  # the caller's object stays as it is
+    built = (
+        _made(built) if isinstance(built, type) else copy.copy(built)
+    )  # the caller's object stays as it is
     check_whole(built)
     check_settings(built, config)
     defined = ["aggregator" in vars(kind) for kind in type(built).__mro__]
@@ -41,6 +44,24 @@ def strategy(config: DictConfig, given: Any) -> StrategyLike:
     ):  # else a subclass replaced the base's default
         built.aggregator = part(config.aggregator, "aggregator")
     return built  # type: ignore[no-any-return]  # see check_whole
+
+
+def _made(kind: type) -> Any:
+    """An object of a class that was handed over, which has to do without options."""
+    try:
+        needed = [
+            f"{p.name}=..."
+            for p in inspect.signature(kind).parameters.values()
+            if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        ]
+    except (TypeError, ValueError):  # no signature to be had
+        needed = []
+    if needed:
+        raise ConfigError(
+            f"strategy: {kind.__name__} has options without a default; hand over an object, "
+            f"{kind.__name__}({', '.join(needed)})"
+        )
+    return kind()
 
 
 def agreed(config: DictConfig, method: StrategyLike) -> Topology | None:

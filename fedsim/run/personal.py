@@ -113,7 +113,12 @@ def personal(source: Source, folder: Path, client: int, rounds: int) -> nn.Modul
         ConfigError: if there is no such client or the method has one model for all.
         CheckpointError: if the folder no longer holds the clients' states of that round.
     """
-    client = operator.index(client)
+    try:
+        client = operator.index(client)
+    except TypeError:
+        raise ConfigError(
+            f"client={client!r}: give its number, 0 to {source.config.num_clients - 1}"
+        ) from None
     config = source.config.copy()
     config.dir, config.engine.device = str(folder), "cpu"
     if config.engine.name == "flower":

@@ -31,7 +31,7 @@ from fedsim.data.local import batches_per_epoch
 from fedsim.data.shards import Shards
 from fedsim.data.views import configured
 from fedsim.engine.base import pick_device
-from fedsim.errors import ConfigError
+from fedsim.errors import ConfigError, returned
 from fedsim.exchange.payload import Payload
 from fedsim.local.job import Job
 from fedsim.local.pretext import Pretext
@@ -100,6 +100,14 @@ def _settings(config: DictConfig) -> DictConfig:
     if training.lr_decay != 1 or training.classes is not None:
         raise ConfigError(
             "pretrain.training: there are no rounds and no clients; leave lr_decay at 1 and classes out"
+        )
+    if training.get("round_schedule") is not None:
+        raise ConfigError(
+            "pretrain.training.round_schedule: there are no rounds; type pretrain.training.schedule"
+        )
+    if node.seed is not None and (not isinstance(node.seed, int) or node.seed < 0):
+        raise ConfigError(
+            f"pretrain.seed={node.seed}: must be a whole number from 0; null follows the run's seed"
         )
     shadow = copy.deepcopy(config)
     shadow.seed = config.seed if node.seed is None else node.seed
@@ -194,6 +202,9 @@ def _make(shadow: DictConfig, task: Task, source: FederatedData) -> Stored:
             views=configured(shadow.views),
         )
         w = rule.fit(job)
+    if not isinstance(w, torch.Tensor) or w.shape != flat.w.shape:
+        expected = f"the trained vector, a tensor of shape {tuple(flat.w.shape)}"
+        raise ConfigError(f"pretrain: {returned(rule, 'fit', w, expected)}")
     if not bool(torch.isfinite(w).all()):
         raise ConfigError(
             f"pretrain: the weights are not finite after {job.steps} steps; give a smaller pretrain.training.lr"

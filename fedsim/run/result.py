@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fedsim.config.compose import load, plain
@@ -21,8 +20,9 @@ from fedsim.run.key import finished_in
 from fedsim.run.modelcard import Card
 from fedsim.run.personal import Source, personal
 from fedsim.run.resolve import code_of
-from fedsim.server.weightsfile import BEST, LAST
+from fedsim.server.weightsfile import BEST, LAST, read
 from fedsim.tracking import read_rows
+from fedsim.tracking.rows import rows_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -102,8 +102,7 @@ class RunResult:
                 f"{self.dir}: no weights of a best validation round; type evaluation.validation=0.1 (never chosen by "
                 "test data)"
             )
-        state: dict[str, Tensor] = load_file(self.dir / BEST)
-        return state
+        return read(self.dir / BEST)
 
     def export(self, to: str = "state_dict", *, out: str | Path | None = None, **options: Any) -> Path:
         """Write the model as a file; see :func:`fedsim.run.formats.export`. Returns its path."""
@@ -154,6 +153,8 @@ def load_run(
     Raises:
         ConfigError: if there is no finished run, or another one than what is handed over would give.
     """
+    if not isinstance(folder, str | Path):
+        raise ConfigError(f"load_run: got {type(folder).__name__}, expected the path of a run's folder")
     folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise ConfigError(f"{folder}: no such folder" if not folder.exists() else f"{folder}: not a folder")
@@ -168,6 +169,6 @@ def load_run(
     if edited := [k for k, code in (config.code or {}).items() if code_of(plain(config)).get(k) != code]:
         log.warning("%s: the code of %s was edited since", folder, ", ".join(edited))
     config.dir = str(folder)
-    state, rows = load_file(folder / LAST), read_rows(folder / "metrics.jsonl")
+    state, rows = read(folder / LAST), rows_of(folder, found.rounds)
     label = str(found.summary.get("method", "run"))
     return RunResult(folder, state, dict(found.summary), rows, label, Source(config, given), card)

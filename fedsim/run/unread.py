@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hydra.utils import get_object
@@ -41,11 +41,34 @@ def refuse_contradictions(config: DictConfig, overrides: Sequence[str]) -> None:
         raise ConfigError(line)
 
 
-def say(config: DictConfig, overrides: Sequence[str]) -> None:
-    """A line for every setting among ``overrides`` that nothing will read."""
+def say(config: DictConfig, overrides: Sequence[str], handed: Mapping[str, Any] | None = None) -> None:
+    """A line for every setting among ``overrides`` that nothing will read, beside what was ``handed`` over by name."""
     keys = typed_keys(overrides)
-    for line in (*_epochs(config, keys), *without_effect(config, keys)):
+    beside = {k: v for k, v in (handed or {}).items() if v is not None}
+    lines = [*_epochs(config, keys), *without_effect(config, keys, beside.get("strategy"))]
+    for line in (*lines, *_beside(config, keys, beside)):
         log.warning("%s", line)
+
+
+_REPLACED = {
+    "strategy": ("strategy",),
+    "model": ("model",),
+    "clients": ("data", "partition"),
+    "data": ("data",),
+}
+_STILL_READ = ("model.head", "data.labelled", "data.server", "strategy.horizon")  # whoever brings the rest
+
+
+def _beside(config: DictConfig, keys: Sequence[str], handed: Mapping[str, Any]) -> Iterator[str]:
+    """Settings of parts in whose place others were handed over."""
+    for name, parts in _REPLACED.items():
+        for key in keys if name in handed else ():
+            kept = any(key == k or key.startswith(f"{k}.") for k in _STILL_READ)
+            if key.partition(".")[0] in parts and not kept:
+                yield f"{key}: without effect; {name}=... was handed over in its place: leave one of them out"
+    count = len(handed["clients"]) if hasattr(handed.get("clients"), "__len__") else config.num_clients
+    if "num_clients" in keys and config.num_clients != count:
+        yield f"num_clients={config.num_clients}: without effect; clients=... handed over are {count}"
 
 
 def typed_keys(overrides: Sequence[str]) -> list[str]:
@@ -54,12 +77,16 @@ def typed_keys(overrides: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(key.replace("/", ".") for key in keys))
 
 
-def without_effect(config: DictConfig, keys: Sequence[str]) -> Iterator[str]:
-    """``strategy.b=7: without effect; strategy.staleness=polynomial does not read it``."""
+def without_effect(config: DictConfig, keys: Sequence[str], strategy: Any = None) -> Iterator[str]:
+    """``strategy.b=7: without effect; strategy.staleness=polynomial does not read it``; ``strategy``: one handed over
+    in the place of the configured."""
     for typed, other, add in _NOT_SET:
         for key in keys:
             if (key == typed or key.startswith(f"{typed}.")) and not OmegaConf.select(config, other):
                 yield f"{_shown(config, key)}: without effect; add {add}"
+    if strategy is not None:
+        yield from _of_method(config, keys, strategy.traits) if hasattr(strategy, "traits") else ()
+        return
     node: Any = config.get("strategy")
     prefix, first = "strategy", True
     while isinstance(node, DictConfig):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Collection, Sequence
+from typing import Any
 
 from fedsim.errors import ConfigError
 from fedsim.rng import numpy_rng
@@ -40,7 +42,7 @@ def check_cohorts(
         )
     out = []
     for t, ids in enumerate(cohorts):
-        ids = [int(i) for i in ids]
+        ids = _whole(t, ids)
         bad = [i for i in ids if not 0 <= i < num_clients]
         if bad:
             raise ConfigError(
@@ -54,3 +56,13 @@ def check_cohorts(
             raise ConfigError(f"cohorts[{t}]: a client is listed twice: {sorted(ids)}")
         out.append(sorted(ids))
     return out
+
+
+def _whole(t: int, ids: Any) -> list[int]:
+    """The ids of round ``t``, as they were given."""
+    try:
+        return [operator.index(i) for i in ids]
+    except TypeError:
+        raise ConfigError(
+            f"cohorts[{t}]={ids!r}: expected a list of client ids, whole numbers: cohorts=[[0, 3], [1, 2]]"
+        ) from None

@@ -51,19 +51,12 @@ def save(
     tensors = _apart({k: v for k, v in state.items() if isinstance(v, Tensor)})
     plain = {k: v for k, v in state.items() if not isinstance(v, Tensor)}
     save_file(tensors, temporary / "state.safetensors")
-    for name, value in plain.items():
-        _check_keys(value, name)
-    try:
-        values = json.dumps(plain)
-    except TypeError as e:
-        raise CheckpointError(
-            f"strategy state holds what a checkpoint cannot: {e}; use tensors and plain values"
-        ) from e
+    values = {name: json.loads(as_json(name, value)) for name, value in plain.items()}
     meta = {
         "format": FORMAT,
         "key": key,
         "rounds": rounds,
-        "values": json.loads(values),
+        "values": values,
         "tensors": sorted(tensors),
         "sha256": _sha256(temporary / "state.safetensors"),
         "clients": clients.flush(),
@@ -82,6 +75,22 @@ def save(
     clients.held = held | {target.name: frozenset(meta["clients"]["sha256"])}
     clients.prune()
     return target
+
+
+def as_json(name: str, value: Any) -> str:
+    """An entry of the state that is no tensor.
+
+    Raises:
+        CheckpointError: naming the entry, if it is no plain value.
+    """
+    _check_keys(value, name)
+    try:
+        return json.dumps(value)
+    except (TypeError, ValueError) as e:
+        raise CheckpointError(
+            f"strategy state {name!r} holds what a checkpoint cannot: {e}; use tensors (torch.stack for several of one "
+            "shape, else one entry each) and plain values"
+        ) from e
 
 
 def keeps(keep: str, rounds: int) -> bool:

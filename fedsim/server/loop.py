@@ -16,6 +16,7 @@ from fedsim.config.schema import CheckpointConfig, EvaluationConfig
 from fedsim.errors import CheckpointError, TooFewUpdates
 from fedsim.rng import hash_tensors, key, seed_global
 from fedsim.server import checkpoint, weightsfile
+from fedsim.server.blame import Kept, blamed, check_numbers, check_state
 from fedsim.server.exchanges import Server
 from fedsim.server.handed import Handed, as_state, models_of
 from fedsim.server.measuring import measured
@@ -51,6 +52,7 @@ class Loop:
     saved: int = -1  # finished rounds in the newest checkpoint
     accepting: bool = False  # within ``_accept``: memory holds neither the old round nor the new one
     history: list[Row] = field(default_factory=list)
+    kept: Kept | None = None  # the strategy as it was before the first round of this process
     given: Handed | None = None  # what the strategy was given for the round that is under way
 
     def restore(self, path: Path) -> None:
@@ -70,10 +72,14 @@ class Loop:
 
         A round is finished once it has been measured; if it was not, it is done again on resumption.
         """
+        self.kept = Kept(self.strategy)
         if not self.state:
             seed_global(key(self.server.seed, "server/init"))
-            self.state = as_state(self.strategy, "init", self.strategy.init(self.server))
+            with blamed(self.strategy, "init", "before round 1"):
+                self.state = as_state(self.strategy, "init", self.strategy.init(self.server))
+            self.kept.after("init", "before round 1")
             self.models()  # says what the state lacks
+            check_state(self.strategy, self.state)
         try:
             while self.done < self.rounds:
                 self._round()
@@ -127,26 +133,35 @@ class Loop:
         server, strategy, layout = self._sampled(self.done), self.strategy, self.server.layout
         self.given = Handed(strategy, state=self.state, start=server.start._asdict())
         seed_global(key(server.seed, "server/round", self.done))
+        when = f"in round {self.done + 1}"
         try:
-            state = as_state(strategy, "round", strategy.round(server, self.state, server.round), self.state)
+            with blamed(strategy, "round", when):
+                found = strategy.round(server, self.state, server.round)
+            state = as_state(strategy, "round", found, self.state)
         except TooFewUpdates as thin:
             server.thin(str(thin), whole=True)
             state = self.state
         self.given.check("round")
+        check_numbers(strategy, state, self.state, when)
+        if not self.done:
+            check_state(strategy, state)
         cohort = server.record.heard() if self.strategy.traits.asynchronous else server.round.cohort
         if server.clock and not cohort and not self.strategy.traits.asynchronous:
             server.clock.elapse(server.clock.system.idle)
         self._observe(server)
-        found = self._measured(server, state)
-        models = models_of(strategy, state, layout)
+        with blamed(strategy, "evaluate", when):
+            measures = self._measured(server, state)
+            models = models_of(strategy, state, layout)
+        if self.kept is not None:
+            self.kept.after("round", when)
         digest = hash_tensors(piece for name in sorted(models) for piece in models[name].pieces(layout))
-        row = server.record.row(self.done + 1, found, cohort, digest, started)
+        row = server.record.row(self.done + 1, measures, cohort, digest, started)
         self._accept(state)
         self.history.append(row)
         if weightsfile.is_best(self.history):
             best, about = self.folder / weightsfile.BEST, {"round": str(self.done)}
             weightsfile.save(best, server.task, server.dtype, models["global"], about)
-        self._tell(row, server, models, bool(found))
+        self._tell(row, server, models, bool(measures))
         if self._reached(row):
             self.rounds = self.done
         every, keep = self.checkpoints.every, self.checkpoints.keep
@@ -209,7 +224,7 @@ class Loop:
             round=self.done,
             rounds=self.rounds,
             row=row,
-            history=self.history,
+            past=self.history,
             clients=clients,
             measured=measured,
             task=server.task,

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fedsim.errors import CheckpointError
@@ -44,6 +44,24 @@ def save(
             f"{path} could not be written ({e}); make room and type the same command again"
         ) from e
     return state
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """The state dict in the file ``path`` of a finished run.
+
+    Raises:
+        CheckpointError: if it is missing or damaged, and what to do.
+    """
+    try:
+        return dict(load_file(path))
+    except (OSError, SafetensorError) as e:
+        why = "is missing" if not path.exists() else f"is damaged ({e})"
+        remedy = (
+            "delete it and type the run's command again: it is made from the checkpoint"
+            if path.name == LAST
+            else "type the run's command again with resume=never"
+        )
+        raise CheckpointError(f"{path} {why}; {remedy}") from e
 
 
 def is_best(rows: Sequence[Row]) -> bool:

@@ -29,6 +29,7 @@ def admitted(model: nn.Module, dtype: torch.dtype) -> nn.Module:
             )
     for name, t in _tensors(model):
         _refuse(model, name, t, dtype)
+        _refuse_hooks(name, t)
     _refuse_overlaps(model)
     refuse_untied(model)
     return copyable(share(model))
@@ -59,6 +60,20 @@ def _refuse(model: nn.Module, name: str, t: Tensor, dtype: torch.dtype) -> None:
         )
     if t.layout != torch.strided or t.is_quantized:
         raise ConfigError(f"model: '{name}' is no plain dense tensor; hand over {name}.to_dense()")
+
+
+def _refuse_hooks(name: str, t: Tensor) -> None:
+    """Gradients are taken by the whole vector: hooks of single parameters would never be called."""
+    for register, held in (
+        ("register_hook", t._backward_hooks),
+        ("register_post_accumulate_grad_hook", t._post_accumulate_grad_hooks),
+    ):
+        if held:
+            raise ConfigError(
+                f"model: '{name}' has a hook on its gradient ({register}), which would never be called; hook onto its "
+                "layer (register_full_backward_hook), compute with a changed weight in forward (self.weight * mask), "
+                "freeze it (requires_grad_(False)), or give it a rate of its own (client.groups)"
+            )
 
 
 _CASTS = {torch.float32: "float()", torch.float64: "double()"}

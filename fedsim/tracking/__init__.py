@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fedsim.errors import CallbackError, ConfigError, check_choice
 from fedsim.tracking.base import Row, RunInfo, Tracker
 from fedsim.tracking.callbacks import takes_info
-from fedsim.tracking.information import Callback, Ending, RoundInfo
+from fedsim.tracking.information import Callback, Ending, RoundInfo, copied
 from fedsim.tracking.jsonl import JsonlTracker, read_rows
 
 if TYPE_CHECKING:
@@ -65,13 +65,18 @@ class Trackers(Tracker):
         self._at = f"in round {row.get('round')}"
         for tracker in list(self.trackers):
             if not any(tracker is callback for callback in self._with_models):
-                self._call(tracker, "round", row, clients)
+                if any(
+                    tracker is callback for callback in self.callbacks
+                ):  # may keep or change what it is told
+                    self._call(tracker, "round", copied(row), [copied(r) for r in clients])
+                else:
+                    self._call(tracker, "round", row, clients)
 
     def informed(self, info: RoundInfo) -> None:
         """Tell callbacks of a finished round, with its models."""
         if not self.callbacks:
             return
-        self._last = info
+        self._last, info.row, info.clients = info, copied(info.row), [copied(r) for r in info.clients]
         for callback in self.callbacks:
             if info.measured:
                 self._call(callback, "evaluated", info)
@@ -86,7 +91,7 @@ class Trackers(Tracker):
             for tracker in list(self.trackers):  # all of them are to hear of it
                 try:
                     mine = any(tracker is callback for callback in self.callbacks)
-                    self._call(tracker, "end", Ending(summary, self._last) if mine else summary)
+                    self._call(tracker, "end", Ending(copied(summary), self._last) if mine else summary)
                 except CallbackError as error:
                     failures.append(error)
             for failure in failures:

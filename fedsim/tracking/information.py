@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from fedsim.errors import ConfigError, hint
@@ -24,7 +26,7 @@ class RoundInfo:
     round: int  # finished rounds, this one included
     rounds: int  # that were asked for
     row: Row  # of metrics.jsonl: loss, accuracy, val/loss ... on evaluated rounds
-    history: Sequence[Row]  # the rows of all rounds so far, this one last; after a resumption too
+    past: Sequence[Row] = field(repr=False)  # the run's own rows, see ``history``
     clients: Sequence[Row]  # rows {"round", "client", "metric", "value"} of this round
     measured: bool  # whether models were evaluated after it
     task: Task = field(repr=False)
@@ -33,6 +35,11 @@ class RoundInfo:
         repr=False
     )  # flat vectors by name, read-only; "global" is always there
     stopped: str = field(default="", init=False)  # why the run is to end here
+
+    @cached_property
+    def history(self) -> list[Row]:
+        """The rows of all rounds so far, this one last; after a resumption too. Copies."""
+        return [copied(row) for row in self.past]
 
     @property
     def weights(self) -> dict[str, Tensor]:
@@ -67,6 +74,11 @@ class RoundInfo:
                 f"{name!r} are {len(weights.w)} models, not one; info.models[{name!r}].w has a row for each"
             )
         return state_of(self.task.model, self.dtype, weights)
+
+
+def copied(row: Row) -> Row:
+    """A row of one's own, with what lies in it."""
+    return {k: deepcopy(v) if isinstance(v, dict | list) else v for k, v in row.items()}
 
 
 class Ending(dict[str, Any]):

@@ -95,6 +95,23 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
     return list(stream_rows(path))
 
 
+def rows_of(folder: Path, rounds: int) -> list[dict[str, Any]]:
+    """The rows of the ``rounds`` finished rounds of the run in ``folder``, and those after them.
+
+    Raises:
+        DataError: naming the file, if it is missing or lacks rounds.
+    """
+    path, remedy = folder / "metrics.jsonl", "give resume=never to run it afresh"
+    try:
+        rows = read_rows(path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read ({type(error).__name__}); {remedy}") from error
+    last = max((int(row.get("round", 0)) for row in rows), default=0)
+    if last < rounds:
+        raise DataError(f"{path} is damaged: it ends with round {last}, but {rounds} were finished; {remedy}")
+    return rows
+
+
 def stream_rows(path: str | Path) -> Iterator[dict[str, Any]]:
     """The rows of :func:`read_rows`, one at a time: files of clients' rows can be large."""
     unreadable: tuple[int, ValueError] | None = None

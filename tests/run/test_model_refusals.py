@@ -215,3 +215,12 @@ def test_adam_counts_the_steps_of_each_parameter() -> None:
         steps.idle = () if i else (slice(2, 3),)
         w = steps(w, g.clone())
     torch.testing.assert_close(w, torch.cat([a, b]).detach(), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("register", ["register_hook", "register_post_accumulate_grad_hook"])
+def test_hooks_of_parameters_are_refused_by_name(register: str, tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(4, 3))
+    getattr(model[0].weight, register)(lambda g: g)
+    with pytest.raises(ConfigError, match=rf"'0.weight' has a hook on its gradient \({register}\)"):
+        simulated(model, f"dir={tmp_path / 'run'}")
+    assert not (tmp_path / "run").exists()

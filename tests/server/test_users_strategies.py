@@ -161,3 +161,64 @@ def test_draws_of_strategies_repeat_after_a_resumption(tmp_path: Any) -> None:
         classification().run(f"dir={tmp_path}", strategy=Draws(**MINE), callbacks=[Interrupt(2)])
     torch.manual_seed(6)
     assert hashes(classification().run(f"dir={tmp_path}", strategy=Draws(**MINE))) == expected
+
+
+class Counts(FedAvg):
+    """Keeps a number on itself, past any freezing."""
+
+    def update(self, state: Any, replies: Any, round: Any) -> Any:
+        object.__setattr__(self, "steps", getattr(self, "steps", 0) + 1)
+        return super().update(state, replies, round)
+
+
+class Collects(FedAvg):
+    seen: list[int] = []  # noqa: RUF012 - that is the mistake
+
+    def message(self, state: Any, round: Any) -> Any:
+        self.seen.append(round.index)
+        return super().message(state, round)
+
+
+class Divides(FedAvg):
+    def update(self, state: Any, replies: Any, round: Any) -> Any:
+        return state | {"w": state["w"] + 1 / round.index}
+
+
+class NotANumber(FedAvg):
+    def update(self, state: Any, replies: Any, round: Any) -> Any:
+        return state | {"w": state["w"] / 0}
+
+
+class Lists(FedAvg):
+    def update(self, state: Any, replies: Any, round: Any) -> Any:
+        return super().update(state, replies, round) | {"past": [state["w"]]}
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        (Counts, r"Counts.round in round 1 changed Counts.steps, which no checkpoint holds"),
+        (Divides, r"Divides.update failed in round 1: ZeroDivisionError: division by zero"),
+        (
+            NotANumber,
+            r"NotANumber returned state\['w'\] with \d+ numbers of \d+ that are NaN or infinite in round 1",
+        ),
+        (Lists, r"Lists: strategy state 'past' holds what a checkpoint cannot: .*use tensors"),
+    ],
+)
+def test_a_strategy_at_fault_is_named_in_the_first_round(
+    kind: type[FedAvg], said: str, tmp_path: Any
+) -> None:
+    with pytest.raises(StrategyError, match=said) as caught:
+        classification().run("rounds=3", f"dir={tmp_path}", strategy=kind(**MINE))
+    if kind is Divides:
+        assert isinstance(caught.value.__cause__, ZeroDivisionError)
+    assert not (tmp_path / "metrics.jsonl").exists() or not (tmp_path / "metrics.jsonl").read_text()
+
+
+def test_a_strategy_that_takes_notes_in_a_list_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    classification().run("rounds=3", strategy=Collects(**MINE))
+    said = [r.getMessage() for r in caplog.records if "Collects.seen" in r.getMessage()]
+    assert len(said) == 1 and said[0].startswith(
+        "Collects.round in round 1 changed Collects.seen, which no checkpoint"
+    )

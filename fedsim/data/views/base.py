@@ -151,10 +151,39 @@ def as_view(thing: Any, key: str) -> View:
 def seen(view: View, x: Any, y: Any, generator: torch.Generator) -> tuple[Any, Any]:
     """A batch as ``view`` shows it: boxes and maps among the targets move along, others stay."""
     if isinstance(view, Joint):
-        return view.function(x, y, generator)
+        return _pair(view, view.function(x, y, generator))
     if (y.__class__ is not Tensor or y.dim() > 2) and _lies_in(x, y) and isinstance(view, Moving):
         return view.with_targets(x, y, generator)
-    return view(x, generator), y
+    shown = view(x, generator)
+    if shown is None or (y is not None and _count(shown) != _count(x)):
+        raise ConfigError(_returned(view, shown, f"{_count(x)} samples, as it was given"))
+    return shown, y
+
+
+def _pair(view: Joint, found: Any) -> tuple[Any, Any]:
+    if not isinstance(found, tuple | list) or len(found) != 2 or found[0] is None:
+        raise ConfigError(_returned(view.function, found, "a pair (x, y)"))
+    return found[0], found[1]
+
+
+def _count(x: Any) -> int:
+    """Samples in a batch; 0 where that cannot be told."""
+    if isinstance(x, Tensor):
+        return x.shape[0] if x.dim() else 0
+    return next((leaf.shape[0] for leaf in tree_flatten(x)[0] if isinstance(leaf, Tensor) and leaf.dim()), 0)
+
+
+def _returned(view: Any, found: Any, expected: str) -> str:
+    name = getattr(view, "__qualname__", type(view).__name__)
+    said = (
+        "None"
+        if found is None
+        else f"{_count(found)} samples"
+        if isinstance(found, Tensor)
+        else repr(type(found))
+    )
+    forgotten = "; is there a return at its end?" if found is None else ""
+    return f"augment or view: {name} returned {said}, expected {expected}{forgotten}"
 
 
 def seen_prepared(
