@@ -65,7 +65,7 @@ class GGEUR:
         memory_mb: generated rows that a worker keeps between rounds; beyond that they are made batch by batch.
     """
 
-    caches: ClassVar[frozenset[str]] = frozenset({"_sent"})  # made again from the state
+    caches: ClassVar[frozenset[str]] = frozenset({"_sent"})
     traits: ClassVar[Traits] = Traits(meets_all_clients=True, labels=True, unread=UNREAD)
     base: Strategy
     target: int | None
@@ -230,8 +230,7 @@ class GGEUR:
         """What clients hold from phase 0 on; the same object as long as it says the same."""
         if "ggeur/A" not in state:
             return None
-        held = self.__dict__.get("_sent")
-        if held is not None and held[0] is state["ggeur/A"]:
+        if (held := self.__dict__.get("_sent")) is not None and held[0] is state["ggeur/A"]:
             return cast(Payload, held[1])
         names = ("A", "p", "of") + (("present", "prototypes") if self.per_prototype else ())
         arrays = {f"ggeur/{k}": state[f"ggeur/{k}"] for k in names if f"ggeur/{k}" in state}
