@@ -33,13 +33,8 @@ def report(argv: Sequence[str], live: bool = False) -> int:
     args = _parser().parse_args(argv)
     if args.serve and not live:
         return serve_report(args, lambda: report(argv, live=True))
-    if args.set and not args.system:
-        raise ConfigError("--set: only with --system")
-    if args.exclude and not args.system:
-        raise ConfigError("--exclude: only with --system; without it type fedsim forget RUN --client K")
-    if args.target is not None and not 0 <= args.target <= 1:
-        raise ConfigError(f"--target {args.target:g}: must be in [0, 1], as accuracies are")
-    runs = runs_of(args)
+    _check(args)
+    runs = _priced(args, runs_of(args))
     from fedsim.report import (
         clients_plan,
         compare,
@@ -53,13 +48,6 @@ def report(argv: Sequence[str], live: bool = False) -> int:
     from fedsim.report.page import write_report
     from fedsim.report.terminal import common_folder
 
-    if args.system:
-        from fedsim.run.whatif import check_never_asked, compose_system, reprice
-
-        system = compose_system(args.system, args.set)
-        for run in runs:
-            check_never_asked(run, args.exclude)
-        runs = [reprice(run, system) for run in runs]
     order, asked = words_of(args.order), bool(args.objective or args.on or args.at)
     plan = plan_of(args, runs, None if args.objective or args.on else default_plan(runs).objective)
     blocks = blocks_of(runs, plan, order) if asked else compared_blocks(runs, plan, order)
@@ -99,6 +87,27 @@ def report(argv: Sequence[str], live: bool = False) -> int:
     print(f"tables:  {out / 'table.csv'}, {out / 'table.tex'}, {out / 'comparison.json'}")
     print(f"figures: {', '.join(map(str, [out / '*.png', *drawn]))}", flush=True)
     return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    if args.set and not args.system:
+        raise ConfigError("--set: only with --system")
+    if args.exclude and not args.system:
+        raise ConfigError("--exclude: only with --system; without it type fedsim forget RUN --client K")
+    if args.target is not None and not 0 <= args.target <= 1:
+        raise ConfigError(f"--target {args.target:g}: must be in [0, 1], as accuracies are")
+
+
+def _priced(args: argparse.Namespace, runs: Sequence[Run]) -> Sequence[Run]:
+    """The runs, with the times of another system if one is asked for."""
+    if not args.system:
+        return runs
+    from fedsim.run.whatif import check_never_asked, compose_system, reprice
+
+    system = compose_system(args.system, args.set)
+    for run in runs:
+        check_never_asked(run, args.exclude)
+    return [reprice(run, system) for run in runs]
 
 
 def _parser() -> Arguments:

@@ -52,7 +52,7 @@ def save(
     plain = {k: v for k, v in state.items() if not isinstance(v, Tensor)}
     save_file(tensors, temporary / "state.safetensors")
     values = {name: json.loads(as_json(name, value)) for name, value in plain.items()}
-    meta = {
+    meta: dict[str, Any] = {
         "format": FORMAT,
         "key": key,
         "rounds": rounds,
