@@ -104,6 +104,10 @@ NAMES: Mapping[str, str] = {  # old dotted name: new dotted name
 # Settings that runs of before did not have, dotted, and the value by which nothing changes
 ADDED: Mapping[str, Any] = {
     "audit": {"canaries": 0, "kind": "random", "level": "sample", "guesses": 100},
+    "audit.canaries": 0,
+    "audit.kind": "random",
+    "audit.level": "sample",
+    "audit.guesses": 100,
     "client.accumulate": 1,
     "client.clip_pull": "whole",
     "client.decoupled": False,

@@ -10,6 +10,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from fedsim.errors import ConfigError
+from fedsim.server.traits import Traits
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +86,12 @@ def without_effect(config: DictConfig, keys: Sequence[str], strategy: Any = None
             if (key == typed or key.startswith(f"{typed}.")) and not OmegaConf.select(config, other):
                 yield f"{_shown(config, key)}: without effect; add {add}"
     if strategy is not None:
-        yield from _of_method(config, keys, strategy.traits) if hasattr(strategy, "traits") else ()
+        try:
+            traits = strategy.traits
+        except AttributeError:  # what it lacks is said when it is looked at
+            return
+        if isinstance(traits, Traits):
+            yield from _of_method(config, keys, traits)
         return
     node: Any = config.get("strategy")
     prefix, first = "strategy", True

@@ -57,7 +57,7 @@ class Kept(Watch):
     def __init__(self, strategy: Any):
         self._clients, self._said, part = list[object](), set[str](), strategy
         while part is not None and len(self._clients) < 8:  # of a method within a method, too
-            self._clients.append(getattr(part, "client", None))
+            self._clients.append(part.client)
             part = getattr(part, "base", None)
         super().__init__(strategy)
 

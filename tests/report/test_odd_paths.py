@@ -74,8 +74,8 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str, str]] = {  # how, what verif
     ),
     "config a word": (
         text("config.yaml", "hello"),
-        "not a run's configuration: Key 'hello'",
-        "config.yaml: not a run's configuration: seed is missing",
+        "not a run's configuration: holds no settings",
+        "config.yaml: holds no settings",
     ),
     "config in part": (text("config.yaml", "seed: 1\n"), "is missing", ""),
     "rows torn": (text("metrics.jsonl", '{"rou\n{"round": 1}\n'), TORN, TORN),

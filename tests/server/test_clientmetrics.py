@@ -16,6 +16,7 @@ import fedsim
 from fedsim.exchange.payload import Outcome
 from fedsim.run.summary import summarise
 from fedsim.server.clientmetrics import over_clients, spread_of, undefined
+from fedsim.server.traits import Traits
 
 FOUND = [
     Outcome(c, "ok", metrics={"accuracy": v, "loss": 1.0}) for c, v in enumerate((0.5, math.nan, 1.0, 0.0))
@@ -62,9 +63,10 @@ def test_best_survives_rounds_without_a_number() -> None:
         {"accuracy": v, "loss": w, "weights_hash": "h"}
         for v, w in ((0.5, 2.0), (math.nan, math.nan), (0.25, 3.0))
     ]
-    server = SimpleNamespace(facts={})
-    loop: Any = SimpleNamespace(stopped="", history=rows, done=3, key="k", server=server)
-    data: Any = SimpleNamespace(dealt=SimpleNamespace(hash=lambda: "p"))
+    server = SimpleNamespace(facts={}, validator=None, test_size=10)
+    method = SimpleNamespace(traits=Traits())
+    loop: Any = SimpleNamespace(stopped="", history=rows, done=3, key="k", server=server, strategy=method)
+    data: Any = SimpleNamespace(dealt=SimpleNamespace(hash=lambda: "p"), label_skew=None)
     out = summarise(loop, compose_quickly(()), data)
     assert (out["best_accuracy"], out["best_loss"], out["accuracy"]) == (0.5, 2.0, 0.25)
 

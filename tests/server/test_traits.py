@@ -81,8 +81,12 @@ def every_class() -> dict[str, type]:
     return found
 
 
+# words: tests/run/test_conflicts.py; whom a method counts: tests/contracts/test_excluded_clients.py
+ELSEWHERE = ("unread", "mean_only", "asked_only")
+
+
 def differing(traits: Traits) -> dict[str, Any]:
-    names = [n for n in NAMES if n not in ("unread", "mean_only")]  # words: tests/run/test_conflicts.py
+    names = [n for n in NAMES if n not in ELSEWHERE]
     return {n: getattr(traits, n) for n in names if getattr(traits, n) != getattr(Traits(), n)}
 
 
@@ -206,10 +210,8 @@ def test_an_option_may_have_the_name_of_a_trait() -> None:
     class Wide(FedAvg):
         widths: int = 3
 
-    assert (
-        participants.strategy(compose_quickly(()), Wide(server_lr=1.0, weighting="samples")).traits
-        == Traits()
-    )
+    wide = participants.strategy(compose_quickly(()), Wide(server_lr=1.0, weighting="samples"))
+    assert wide.traits == FedAvg.traits
 
 
 def test_the_bases_have_all_that_is_asked_of_them() -> None:
