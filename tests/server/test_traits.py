@@ -81,12 +81,10 @@ def every_class() -> dict[str, type]:
     return found
 
 
-# words: tests/run/test_conflicts.py; whom a method counts: tests/contracts/test_excluded_clients.py
-ELSEWHERE = ("unread", "mean_only", "asked_only")
-
-
 def differing(traits: Traits) -> dict[str, Any]:
-    names = [n for n in NAMES if n not in ELSEWHERE]
+    names = [
+        n for n in NAMES if n not in ("unread", "mean_only", "asked_only")
+    ]  # tests/run/test_conflicts.py, tests/contracts
     return {n: getattr(traits, n) for n in names if getattr(traits, n) != getattr(Traits(), n)}
 
 
