@@ -78,11 +78,11 @@ class LossWeighted(Composed):
     @property
     def is_fedavg(self) -> bool:
         """Whether the options mean FedAvg: nobody is asked for losses then."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define is_fedavg")
 
     def weigh(self, server: Server, state: State, answers: Answers) -> Tensor:
         """Weights (n,) >= 0 of the clients that answered; only their ratios matter."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define weigh(server, state, answers)")
 
     def apply(self, state: State, replies: Replies, round: Round, server: Server, answers: Answers) -> State:
         """The next state; ``answers`` are of the clients that trained. No replies: nobody weighs anything."""

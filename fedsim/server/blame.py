@@ -71,17 +71,13 @@ class Kept(Watch):
         self.check(-1, -1)
 
     def _changed(self, path: str, now: Any, before: Any, kind: type | None, number: int, round: int) -> None:
-        if (
-            isinstance(now, dict) and "aggregator" in now and kind is not None
-        ):  # a method hands its own to its base
-            before["aggregator"] = now["aggregator"]
-        if (
-            kind is None and path not in self._said
-        ):  # notes for whoever looks at them: no fault unless it reads them
-            self._said.add(path)
-            log.warning("%s; notes that it reads itself belong into the state", self._what(path))
-        if kind is None:
+        if kind is None:  # a list or the like: notes for whoever looks at them, no fault unless it reads them
+            if path not in self._said:
+                self._said.add(path)
+                log.warning("%s; notes that it reads itself belong into the state", self._what(path))
             return
+        if isinstance(now, dict) and "aggregator" in now:  # a method hands its own to its base
+            before["aggregator"] = now["aggregator"]
         super()._changed(path, now, before, kind, number, round)
 
     def _refuse(self, path: str, number: int, round: int) -> None:

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
 # (model output, target) -> mean over the batch (), or (sum, count), whose sums are divided at the end
 MetricFn = Callable[[Any, Any], Any]
-RESERVED = (
-    *(
+# columns of a run's rows that have a meaning of their own
+RESERVED = frozenset(
+    [
         "round",
         "loss",
         "samples",
@@ -29,8 +30,6 @@ RESERVED = (
         "bytes_down",
         "seconds",
         "cohort",
-    ),
-    *(
         "failures",
         "weights_hash",
         "sim_seconds",
@@ -40,8 +39,8 @@ RESERVED = (
         "weight",
         "gradients",
         "forwards",
-    ),
-)  # columns of a run's rows that have a meaning of their own
+    ]
+)
 DTYPE = torch.float64  # of sums, so that their order does not show
 
 

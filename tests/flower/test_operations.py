@@ -280,4 +280,5 @@ def test_flower_is_imported_in_one_package_only() -> None:
     assert own == {
         "fedsim/cli/main.py",
         "fedsim/cli/verify.py",
+        "fedsim/replay/again.py",
     }  # fedsim deploy, and a deployment computed again

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 from composing import compose_quickly
-from problems import QUIET, classes, classification, hashes
+from handing import PLAIN, TEST, linear, train
+from problems import QUIET, classification, hashes
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -20,21 +21,6 @@ from fedsim.api import run
 from fedsim.data.dataset import Dataset, Samples
 from fedsim.errors import ConfigError, DataError, FedsimError
 from fedsim.run import samples
-
-PLAIN = classes()
-TEST = classes((11,), seed=1)[0]
-
-
-def linear(outputs: int = 3, features: int = 4) -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Linear(features, outputs)
-
-
-def train(
-    clients: Any, test: Any = TEST, model: Any = None, *overrides: str, **given: Any
-) -> fedsim.RunResult:
-    settings = ["engine=serial", *QUIET, "rounds=2", "clients_per_round=6", "client.lr=0.1", *overrides]
-    return fedsim.simulate(settings, model=model or linear(), clients=clients, test=test, **given)
 
 
 def each(x: Any = lambda t: t, y: Any = lambda t: t) -> list[Any]:

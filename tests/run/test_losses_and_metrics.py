@@ -7,27 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from problems import QUIET, classes
+from handing import PLAIN, TEST, linear, train
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import fedsim
 from fedsim.errors import ConfigError, DataError
-
-PLAIN = classes()
-TEST = classes((11,), seed=1)[0]
-
-
-def linear(outputs: int = 3, features: int = 4) -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Linear(features, outputs)
-
-
-def train(
-    clients: Any, test: Any = TEST, model: Any = None, *overrides: str, **given: Any
-) -> fedsim.RunResult:
-    settings = ["engine=serial", *QUIET, "rounds=2", "clients_per_round=6", "client.lr=0.1", *overrides]
-    return fedsim.simulate(settings, model=model or linear(), clients=clients, test=test, **given)
 
 
 def test_binary_cross_entropy_takes_0_and_1() -> None:

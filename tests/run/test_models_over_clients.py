@@ -11,6 +11,7 @@ import pytest
 import torch
 from composing import compose_quickly
 from problems import QUIET, classes, network
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
@@ -63,7 +64,7 @@ def test_spectral_norm_of_the_averaged_weights_is_one(kind: str, tmp_path: Path)
         with torch.no_grad():
             model.eval()(skewed()[0][0])  # the older one computes the weight here
         assert torch.linalg.matrix_norm(model[0].weight.detach(), 2) == pytest.approx(1, abs=1e-4)
-    saved = fedsim.api.load_file(results[0].dir / "weights.safetensors")
+    saved = load_file(results[0].dir / "weights.safetensors")
     assert all(torch.equal(saved[k], v) for k, v in results[0].weights.items())
 
 
