@@ -30,11 +30,11 @@ def part(node: Any, what: str, **given: Any) -> Any:
     """
     check_types(node, what)
     try:
-        target = instantiate(node, _convert_="all", _partial_=True)
-        names = _parameters(target.func)
+        names = _accepted(node)
         missing = {k: v for k, v in given.items() if (k in names or "**" in names) and node.get(k) is None}
-        deferred = node.get("_partial_", False)
-        return instantiate(node, _convert_="all", **missing) if not deferred else _bind(target, missing)
+        if node.get("_partial_", False):
+            return _bind(instantiate(node, _convert_="all"), missing)
+        return instantiate(node, _convert_="all", **missing)
     except (InstantiationException, TypeError) as e:
         chain: list[BaseException] = [e]
         while chain[-1].__cause__ is not None:
@@ -101,6 +101,14 @@ def _refusal(text: str, what: str, node: Any) -> str:
         near = hint(unknown[1], known, f"{what}.") or f"; {what} has {', '.join(known)}"
         return f"unknown key '{what}.{unknown[1]}'{near}"
     return f"{what}: {node.get('_target_')} cannot be built: {text.splitlines()[0] if text else 'no reason given'}"
+
+
+def _accepted(node: Any) -> set[str]:
+    """Names of the parameters of what a node names."""
+    try:
+        return _parameters(get_object(node["_target_"]))
+    except Exception:  # building it will say why
+        return set()
 
 
 def _bind(target: partial[Any], more: dict[str, Any]) -> Any:

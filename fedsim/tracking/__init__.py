@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fedsim.errors import CallbackError, ConfigError, check_choice
 from fedsim.tracking.base import Row, RunInfo, Tracker
 from fedsim.tracking.callbacks import takes_info
-from fedsim.tracking.information import Callback, Ending, RoundInfo, copied
+from fedsim.tracking.information import Callback, Copies, Ending, RoundInfo, copied
 from fedsim.tracking.jsonl import JsonlTracker, read_rows
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class Trackers(Tracker):
                 if any(
                     tracker is callback for callback in self.callbacks
                 ):  # may keep or change what it is told
-                    self._call(tracker, "round", copied(row), [copied(r) for r in clients])
+                    self._call(tracker, "round", copied(row), Copies(clients))
                 else:
                     self._call(tracker, "round", row, clients)
 
@@ -76,7 +76,7 @@ class Trackers(Tracker):
         """Tell callbacks of a finished round, with its models."""
         if not self.callbacks:
             return
-        self._last, info.row, info.clients = info, copied(info.row), [copied(r) for r in info.clients]
+        self._last, info.row, info.clients = info, copied(info.row), Copies(info.clients)
         for callback in self.callbacks:
             if info.measured:
                 self._call(callback, "evaluated", info)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from fedsim.errors import ConfigError, hint
 from fedsim.tracking.base import Row, RunInfo
@@ -79,6 +79,30 @@ class RoundInfo:
 def copied(row: Row) -> Row:
     """A row of one's own, with what lies in it."""
     return {k: deepcopy(v) if isinstance(v, dict | list) else v for k, v in row.items()}
+
+
+class Copies(Sequence[Row]):
+    """Rows of one's own: copied when they are first looked at, since there are hundreds a round."""
+
+    def __init__(self, rows: Sequence[Row]):
+        self._given = rows
+
+    @cached_property
+    def _rows(self) -> list[Row]:
+        return [copied(row) for row in self._given]
+
+    def __len__(self) -> int:
+        return len(self._given)
+
+    @overload
+    def __getitem__(self, at: int) -> Row: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[Row]: ...
+    def __getitem__(self, at: int | slice) -> Row | list[Row]:
+        return self._rows[at]
+
+    def __repr__(self) -> str:
+        return repr(self._rows)
 
 
 class Ending(dict[str, Any]):

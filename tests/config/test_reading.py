@@ -45,7 +45,11 @@ def held(config: Any) -> tuple[Any, ...]:
     return values, OmegaConf.is_struct(config), OmegaConf.get_type(config), OmegaConf.get_type(config.engine)
 
 
-@pytest.mark.parametrize("words", [*([w] for w in (*METHODS, *EXPERIMENTS)), *WORDS], ids=" ".join)
+SINGLE = [[word] for word in (*METHODS, *EXPERIMENTS)]
+RARELY = [pytest.param(w, marks=pytest.mark.nightly) for i, w in enumerate(SINGLE) if i % 8]
+
+
+@pytest.mark.parametrize("words", [*SINGLE[::8], *RARELY, *WORDS], ids=" ".join)
 def test_it_is_what_hydra_makes_of_the_words(words: list[str]) -> None:
     expected = plainly(words)
     for _ in range(2):

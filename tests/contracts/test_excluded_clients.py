@@ -9,7 +9,7 @@ import pytest
 import torch
 from callbacks import Interrupt
 from problems import Problem, classes, classification, hashes, method
-from registry import COHORTS, METHODS, TABLE, Entry
+from registry import COHORTS, MECHANISMS, METHODS, Entry
 
 from fedsim.errors import ConfigError
 
@@ -48,7 +48,7 @@ def facts(row: Any) -> Any:
 PEERS = Entry("gossip-async", "gossip_async", ("topology=ring", "strategy.init_models=shared"))
 
 
-@pytest.mark.parametrize("entry", (*TABLE, PEERS), ids=lambda e: e.label)
+@pytest.mark.parametrize("entry", (*METHODS, PEERS), ids=lambda e: e.label)
 def test_nobody_uses_the_samples_of_a_client_that_is_excluded(entry: Entry, tmp_path: Path) -> None:
     arguments = [o for o in entry.arguments if not o.startswith("topology=")]
     if len(arguments) < len(entry.arguments):
@@ -135,7 +135,7 @@ def test_who_is_in_no_cohort_counts_only_where_a_method_counts_all_clients(entry
     assert same or traits.meets_all_clients or not traits.asked_only
 
 
-@pytest.mark.parametrize("entry", (*METHODS, PEERS), ids=lambda e: e.label)
+@pytest.mark.parametrize("entry", (*MECHANISMS, PEERS), ids=lambda e: e.label)
 def test_a_run_without_a_client_goes_on_from_its_checkpoint(entry: Entry, tmp_path: Path) -> None:
     settings = [o for o in entry.arguments if not o.startswith("topology=")]
     if len(settings) < len(entry.arguments):

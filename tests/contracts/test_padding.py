@@ -10,7 +10,7 @@ import pytest
 import torch
 from callbacks import Interrupt
 from problems import Recorded, classification, hashes, network, recorded
-from registry import TABLE, Entry
+from registry import METHODS, TABLE, Entry
 from torch import Tensor
 
 from fedsim.exchange.fold import Folder
@@ -79,7 +79,7 @@ def check_alike(aligned: Any, dense: Any) -> None:
     assert aligned.summary["sim_seconds" if "sim_seconds" in dense.summary else "rounds"]
 
 
-@each_entry
+@pytest.mark.parametrize("entry", METHODS, ids=lambda e: e.label)
 def test_results_and_bytes_are_those_without_padding(entry: Entry, monkeypatch: pytest.MonkeyPatch) -> None:
     check_alike(*both(monkeypatch, entry, "dtype=float64"))
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hooks import Die, hooked
 from problems import Problem, classification, hashes, of_strategy, recorded
-from registry import COHORTS, MECHANISMS, METHODS, Entry, often
+from registry import BROAD, COHORTS, MECHANISMS, METHODS, Entry, often
 
 each_strategy = pytest.mark.parametrize("entry", [e for e in METHODS if e in COHORTS], ids=lambda e: e.label)
 
@@ -21,8 +21,15 @@ def record(entry: Entry, problem: Problem, *overrides: str) -> Any:
     return recorded(entry.strategy, problem, *entry.overrides, *overrides)
 
 
-@pytest.mark.parametrize("fleet", [LOST, LATE], ids=["dropout", "deadline"])
-@each_strategy
+@pytest.mark.parametrize(
+    ("entry", "fleet"),
+    [
+        pytest.param(e, fleet, id=f"{e.label}-{name}")
+        for name, fleet in (("dropout", LOST), ("deadline", LATE))
+        for e in METHODS
+        if e in COHORTS and (fleet is LOST or e.label in BROAD)
+    ],
+)
 def test_a_dropped_client_is_as_if_it_had_not_been_asked(entry: Entry, fleet: list[str]) -> None:
     """Not in the weights, not in the state of any client, and named in the log."""
     if entry.adds_samples or entry.spreads:

@@ -9,7 +9,7 @@ import torch
 from problems import Pair, Problem, classes, classification, network, quadratic
 from registry import Entry
 from torch import Tensor
-from trial import each_method, each_strategy, in_ways, record, run_hooked
+from trial import each_method, in_ways, record, run_hooked
 
 from fedsim.config.compose import compose
 from fedsim.errors import ClientError
@@ -140,7 +140,7 @@ def test_float64_means_float64_everywhere(entry: Entry) -> None:
     assert floats == {torch.float64}
 
 
-@each_strategy
+@each_method
 def test_float32_and_float64_agree_to_rounding(entry: Entry) -> None:
     if entry.needs_head or entry.parts:
         pytest.skip("needs a model with layers, which one vector has not")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import pytest
 from hooks import hooked
-from problems import Problem, Recorded, of_strategy, recorded
+from problems import Problem, Recorded, classification, of_strategy, recorded
 from registry import COHORTS, METHODS, Entry, broad
+
+import fedsim
 
 every_method = pytest.mark.parametrize("entry", METHODS, ids=lambda e: e.label)
 each_method = pytest.mark.parametrize("entry", [e for e in METHODS if e in COHORTS], ids=lambda e: e.label)
@@ -18,6 +21,12 @@ def in_ways(name: str, *ways: object) -> pytest.MarkDecorator:
     """Every strategy in the first of ``ways``, some in all of them."""
     pairs = broad(*ways)
     return pytest.mark.parametrize(("entry", name), pairs, ids=[f"{e.label}-{way}" for e, way in pairs])
+
+
+@cache
+def straight(entry: Entry, kind: str = "tanh", *overrides: str) -> fedsim.RunResult:
+    """A serial run of it from beginning to end, which other runs are held against: once for all tests of a process."""
+    return classification(kind).run(*entry.arguments, *overrides)
 
 
 def record(entry: Entry, problem: Problem, *overrides: str) -> tuple[Recorded, Any]:

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "contracts"))
 from localgrid import LocalGrid, deploy
 from real import ROOT
-from registry import TABLE, Entry
+from registry import METHODS, TABLE, Entry, often
 
 import fedsim
 from fedsim.errors import ConfigError
@@ -66,7 +66,10 @@ def check_twin(folder: Path, *settings: str) -> LocalGrid:
     return grid
 
 
-@pytest.mark.parametrize("entry", DEPLOYED, ids=lambda e: e.label)
+ONCE = [e.label for e in (*METHODS, *FURTHER) if not e.strategy.startswith("fraug_")]
+
+
+@pytest.mark.parametrize("entry", often(DEPLOYED, *ONCE), ids=lambda e: e.label)
 def test_every_method_gives_the_bits_and_bytes_of_its_simulation(entry: Entry, tmp_path: Path) -> None:
     model = ["model=mlp"] if entry.needs_head else []
     check_twin(tmp_path, *SMALL, *model, *entry.arguments)
@@ -106,7 +109,12 @@ def test_every_strategy_is_either_deployed_or_refused_here() -> None:
     assert tried | set(REFUSED) == {path.stem for path in (ROOT / "conf/strategy").glob("*.yaml")}
 
 
-@pytest.mark.parametrize("attack", ATTACKS)
+NOW = ("alie", "label_flip", "reverse")  # sees everything, changes samples, changes updates
+
+
+@pytest.mark.parametrize(
+    "attack", [pytest.param(a, marks=[] if a in NOW else pytest.mark.nightly) for a in ATTACKS]
+)
 def test_attackers_are_nodes_too(attack: str, tmp_path: Path) -> None:
     """The same clients attack, at their nodes; those that see everything are played by the server."""
     settings = (*SMALL, f"attack={attack}", "attack.fraction=0.34", "clients_per_round=3")
