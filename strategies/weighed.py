@@ -15,6 +15,7 @@ from clients.around import WeighedClient
 from fedsim.exchange.payload import Message, Payload, Replies
 from fedsim.server.exchanges import Server
 from fedsim.server.round import Round
+from fedsim.server.traits import Asked
 from strategies.base import State, check, check_weighting
 from strategies.composed import Composed
 
@@ -79,6 +80,14 @@ class LossWeighted(Composed):
     def is_fedavg(self) -> bool:
         """Whether the options mean FedAvg: nobody is asked for losses then."""
         raise NotImplementedError(f"{type(self).__name__} must define is_fedavg")
+
+    def objection(self, asked: Asked, update: Payload) -> str:
+        """A size or a squared length that is negative, or a size of more samples than there are."""
+        size, norm2 = update.values.get("size", 0.0), update.values.get("norm2", 0.0)
+        most = max(asked.samples, 1.0) if self.size == "samples" else 1.0
+        if not 0 <= cast(float, size) <= most:
+            return f"size={size}: must lie between 0 and {most:g}"
+        return f"norm2={norm2}: must not be negative" if cast(float, norm2) < 0 else ""
 
     def weigh(self, server: Server, state: State, answers: Answers) -> Tensor:
         """Weights (n,) >= 0 of the clients that answered; only their ratios matter."""
