@@ -81,10 +81,20 @@ class LossWeighted(Composed):
         """Whether the options mean FedAvg: nobody is asked for losses then."""
         raise NotImplementedError(f"{type(self).__name__} must define is_fedavg")
 
+    def most_weight(self, asked: Asked) -> float:
+        """What the server told it to weigh, once it did."""
+        given = asked.message.arrays.get("weight")
+        if given is not None:
+            return float(given)
+        return 1.0 if asked.task == "fit" and self.size == "uniform" else max(asked.samples, 1.0)
+
     def objection(self, asked: Asked, update: Payload) -> str:
-        """A size or a squared length that is negative, or a size of more samples than there are."""
+        """Another weight than it was told; a size or a squared length that is negative, or a size of more samples than there are."""
         size, norm2 = update.values.get("size", 0.0), update.values.get("norm2", 0.0)
         most = max(asked.samples, 1.0) if self.size == "samples" else 1.0
+        given = asked.message.arrays.get("weight")
+        if given is not None and update.values.get("weight") != float(given):
+            return f"weight={update.values.get('weight')}: it was told to weigh {float(given)}"
         if not 0 <= cast(float, size) <= most:
             return f"size={size}: must lie between 0 and {most:g}"
         return f"norm2={norm2}: must not be negative" if cast(float, norm2) < 0 else ""

@@ -119,6 +119,8 @@ ADDED: Mapping[str, Any] = {
     "code": None,
     "data.labelled": {"at": None, "share": None, "count": None, "per_class": True, "classes": None},
     "data.server": None,
+    "engine.nodes": None,
+    "engine.most_samples": 10_000_000,
     "evaluation.client_validation": 0.0,
     "evaluation.fairness": False,
     "evaluation.held_out_clients": 0.0,
