@@ -36,7 +36,7 @@ from strategies.statistics import JudgesStatistics
 
 __all__ = ["GGEUR", "augment", "class_geometry", "class_statistics", "merge_statistics"]
 
-SHAPES = ("global", "own", "none")
+SHAPES, UNREAD = ("global", "own", "none"), {"total": ("fill", ("paper",))}
 FOLD: Fold = {"n": "stack", "mean": "cat", "factor": "cat"}
 LOST = ("failed", "nonfinite", "dropped")  # a client without statistics: no geometry, no training this time
 
@@ -66,7 +66,7 @@ class GGEUR(JudgesStatistics):
     """
 
     caches: ClassVar[frozenset[str]] = frozenset({"_sent"})
-    traits: ClassVar[Traits] = Traits(meets_all_clients=True, labels=True, unread={"total": ("fill", ("paper",))})
+    traits: ClassVar[Traits] = Traits(meets_all_clients=True, labels=True, unread=UNREAD)
     base: Strategy
     target: int | None
     per_prototype: int

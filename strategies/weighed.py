@@ -89,7 +89,7 @@ class LossWeighted(Composed):
         return 1.0 if asked.task == "fit" and self.size == "uniform" else max(asked.samples, 1.0)
 
     def objection(self, asked: Asked, update: Payload) -> str:
-        """Another weight than it was told; a size or a squared length that is negative, or a size of more samples than there are."""
+        """Another weight than it was told; a size or length that is negative, a size of more samples than there are."""
         size, norm2 = update.values.get("size", 0.0), update.values.get("norm2", 0.0)
         most = max(asked.samples, 1.0) if self.size == "samples" else 1.0
         given = asked.message.arrays.get("weight")

@@ -21,7 +21,9 @@ from fedsim.flower.arrays import DTYPES, Header, header, tensor
 from fedsim.flower.records import AS_IS, Records, put
 from fedsim.task.layout import Layout
 
-Fits = Callable[[str, tuple[int, ...], torch.dtype], None]  # raises ClientError for an array that was not asked for
+Fits = Callable[
+    [str, tuple[int, ...], torch.dtype], None
+]  # raises ClientError for an array that was not asked for
 
 UPDATE = ("ok", "nonfinite")  # kinds of answers that bring arrays and values
 KINDS = (*UPDATE, "refused", "failed")

@@ -89,8 +89,8 @@ def _parsed(name: str, data: bytes) -> Header:
     plain = dtype.names is None and dtype.subdtype is None and dtype.isnative and dtype.name in DTYPES
     if not plain or by_columns:
         raise ClientError(
-            f"array '{name}': {dtype!s:.40}{' by columns' if by_columns else ''} is not accepted; expected numbers, row "
-            f"by row, of a type among {', '.join(DTYPES)}"
+            f"array '{name}': {dtype!s:.40}{' by columns' if by_columns else ''} is not accepted; expected numbers, "
+            f"row by row, of a type among {', '.join(DTYPES)}"
         )
     if len(shape) > DIMENSIONS or not all(type(n) is int and n >= 0 for n in shape):
         raise ClientError(f"array '{name}': {_few(shape)} is no shape")

@@ -25,8 +25,8 @@ class GridExchange:
     """``content(client, whole)`` is what a client receives; ``answer(client)`` waits for what it sends.
 
     The message is ``whole`` once the client said that it has not what the message relies on. ``read(content, client,
-    whole)`` makes an answer of a reply to it, or says by a ``ClientError`` why it is none. A reply is that of the client
-    whose node was asked, whatever it says; one that is none is that client's failure.
+    whole)`` makes an answer of a reply to it, or says by a ``ClientError`` why it is none. A reply is that of the
+    client whose node was asked, whatever it says; one that is none is that client's failure.
     """
 
     grid: Grid
@@ -54,7 +54,9 @@ class GridExchange:
             if self.deadline is not None and time.monotonic() - self._began > self.deadline:
                 here = client in self.nodes.of
                 why = "no reply" if here else "its node is not connected"
-                self._close(client, absent(client, "dropped", f"{why} within engine.deadline={self.deadline:g} s"))
+                self._close(
+                    client, absent(client, "dropped", f"{why} within engine.deadline={self.deadline:g} s")
+                )
                 break
             time.sleep(self.poll)
         return self._done.pop(client)

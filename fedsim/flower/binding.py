@@ -39,7 +39,11 @@ class Binding:
         found, owner = dict[str, frozenset[int]](), dict[int, str]()
         for name, value in given.items():
             numbers = [value] if type(value) is int else value
-            if not isinstance(numbers, list | tuple) or not all(type(c) is int for c in numbers) or not numbers:
+            if (
+                not isinstance(numbers, list | tuple)
+                or not all(type(c) is int for c in numbers)
+                or not numbers
+            ):
                 raise ConfigError(f"{where}: {name}: {value}: expected clients, such as {EXAMPLE}")
             for client in numbers:
                 if not 0 <= client < num_clients:

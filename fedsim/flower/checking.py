@@ -24,7 +24,9 @@ from fedsim.task.layout import Layout
 
 Kind = tuple[tuple[int, ...], torch.dtype]
 
-METRICS = frozenset({"train_loss", "steps", "clipped", "retries", "loss", "accuracy"})  # that any client may send
+METRICS = frozenset(
+    {"train_loss", "steps", "clipped", "retries", "loss", "accuracy"}
+)  # that any client may send
 HUGE = {torch.float32: 1e16, torch.float64: 1e100}  # no sum or square of numbers below overflows
 FREE = 64 << 20  # bytes of an array whose length is the client's affair; or four models
 
@@ -97,10 +99,14 @@ class Judge:
     def _fits(self, question: Question, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         """Called for each array before its numbers are read."""
         if name not in question.fold:
-            raise ClientError(f"the update holds '{name:.80}', expected {', '.join(question.fold) or 'no array'}")
+            raise ClientError(
+                f"the update holds '{name:.80}', expected {', '.join(question.fold) or 'no array'}"
+            )
         wanted, like = self._wanted(name, question)
         free = question.fold[name] == ("cat",)
-        if dtype != like or (shape[1:] != wanted[1:] or len(shape) != len(wanted) if free else shape != wanted):
+        if dtype != like or (
+            shape[1:] != wanted[1:] or len(shape) != len(wanted) if free else shape != wanted
+        ):
             here = f"('n', {', '.join(map(str, wanted[1:]))})" if free else f"{wanted}"
             raise ClientError(f"'{name}' has shape {shape}, {dtype}; expected {here}, {like}")
         size = torch.Size(shape).numel() * dtype.itemsize
@@ -128,7 +134,9 @@ class Judge:
             if name not in values:
                 raise ClientError(f"the update lacks the value '{name}'")
             if type(values[name]) is not kind:
-                raise ClientError(f"value '{name}' is {type(values[name]).__name__}, expected {kind.__name__}")
+                raise ClientError(
+                    f"value '{name}' is {type(values[name]).__name__}, expected {kind.__name__}"
+                )
         if extra := [name for name in values if name not in sample.values]:
             raise ClientError(f"the update holds the value '{extra[0]}', which was not asked for")
         for name, value in values.items():
@@ -137,20 +145,24 @@ class Judge:
 
     def _weighed(self, answer: NodeAnswer, question: Question) -> NodeAnswer:
         """The answer, if weight and numbers are possible."""
-        weight, bad = answer.outcome.weight, list[str]()
+        weight, bad, slots = answer.outcome.weight, list[str](), self.layout.params
         for name, t in answer.arrays.items():
             size, most = _largest(t), HUGE.get(t.dtype, float("inf"))
             if not size < float("inf"):
                 bad.append(name)
             elif size > most:
                 raise ClientError(f"'{name}' holds numbers above {most:g}")
+            elif name == "delta" and t.shape[-1:] == (slots.dim,) and not slots.holds(t):
+                raise ClientError("'delta' holds numbers where the layout has padding")
         if bad or not abs(weight) < float("inf"):
             what = ", ".join(bad) or f"the weight ({weight})"
             return failed(answer, f"non-finite values in {what}", "nonfinite")
         judge = self.method if isinstance(self.method, JudgesUpdates) else None
         most = judge.most_weight(question.asked) if judge else max(question.asked.samples, 1.0)
         if not 0 <= weight <= most:
-            raise ClientError(f"its weight is {weight:g}; expected 0 to {most:g}, what it can have by its samples")
+            raise ClientError(
+                f"its weight is {weight:g}; expected 0 to {most:g}, what it can have by its samples"
+            )
         if weight == 0 < most and any("mean" in kinds for kinds in question.fold.values()):
             raise ClientError("its weight is 0: it has no part in the mean")
         update = Payload(answer.arrays, answer.outcome.values)
@@ -167,7 +179,7 @@ class Judge:
         for name in unknown:
             if not sample.why and name not in self.metrics:
                 raise ClientError(
-                    f"metric '{name}' is not known; traits.metrics of the strategy names those that only some clients send"
+                    f"metric '{name}' is not known; the strategy's traits.metrics names those that only some send"
                 )
 
     def _sample(self, question: Question, quietly: bool = False, each_round: bool = False) -> Trial:

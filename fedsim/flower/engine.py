@@ -19,10 +19,10 @@ from fedsim.exchange.fold import Folder
 from fedsim.exchange.payload import Payload
 from fedsim.flower.answers import NodeAnswer, failed
 from fedsim.flower.asking import GridExchange
-from fedsim.flower.questions import Questions
 from fedsim.flower.nodes import Nodes
-from fedsim.flower.standing import content
+from fedsim.flower.questions import Questions
 from fedsim.flower.records import Records
+from fedsim.flower.standing import content
 from fedsim.flower.wire import ask_records, shared_records, stamp_state
 from fedsim.server import checkpoint
 from fedsim.server.traits import StrategyLike

@@ -38,7 +38,9 @@ class Nodes:
     limits: Limits | None = None  # of what a node may say of itself
     of: dict[int, Known] = field(default_factory=dict)
     refused: dict[int, str] = field(default_factory=dict)  # node id to reason
-    names: dict[int, str] = field(default_factory=dict)  # node id to the name of its key, where keys are bound
+    names: dict[int, str] = field(
+        default_factory=dict
+    )  # node id to the name of its key, where keys are bound
     _asked: dict[str, int] = field(default_factory=dict)  # message to node
     _rivals: dict[int, Known] = field(default_factory=dict)  # client to a second node that claims to be it
     _later: dict[int, float] = field(default_factory=dict)  # refused node to when it is asked again

@@ -85,7 +85,9 @@ class Node:
     data_path: str | None
     own_data: bool
     state_dir: Path
-    keep_days: float = 30.0  # that the state of a run is kept after it was last worked for (``state.keep_days``)
+    keep_days: float = (
+        30.0  # that the state of a run is kept after it was last worked for (``state.keep_days``)
+    )
 
     @staticmethod
     def of(values: Values, num_clients: int) -> Node:

@@ -58,6 +58,4 @@ def few(data: FederatedData, client: int) -> FederatedData:
         newcomers=cut(roles.newcomers),
     )
     mine = cut(data.shards) or data.shards
-    return replace(
-        data, shards=mine, holdout=cut(data.holdout), local_test=cut(data.local_test), roles=roles
-    )
+    return replace(data, shards=mine, holdout=cut(data.holdout), local_test=cut(data.local_test), roles=roles)

@@ -93,9 +93,7 @@ def asked(content: RecordDict) -> int:
 def addressed(content: RecordDict) -> Address:
     """Whose part of which exchange a message is."""
     about = config_of(content, "ask")
-    return Address(
-        about["run"], config_of(content, "broadcast")["round"], about["exchange"], about["client"]
-    )
+    return Address(about["run"], config_of(content, "broadcast")["round"], about["exchange"], about["client"])
 
 
 def read_ask(content: RecordDict, layout: Layout) -> Ask:

@@ -47,7 +47,9 @@ class Traits:
     public_values: frozenset[str] = (
         frozenset()
     )  # values of updates that say nothing of a client's samples but how many
-    metrics: frozenset[str] = frozenset()  # names of metrics that only some clients send, or only in some rounds
+    metrics: frozenset[str] = (
+        frozenset()
+    )  # names of metrics that only some clients send, or only in some rounds
 
     # of the model
     features: bool = False  # needs model.features(x) -> (B, d) and model.head, or a head named by model.head=
