@@ -65,8 +65,8 @@ class Worker:
         return ChunkResult(folder.cpu(), outcomes, states)
 
     def try_out(self, on: FederatedData, broadcast: Broadcast, chunk: Chunk, folder: Folder) -> ChunkResult:
-        """What ``run`` gives of other data; nothing of it stays."""
-        own, self._resident.data = self._resident.data, on.to(self.plan.device)
+        """What ``run`` gives of other data, which lie on the worker's device; nothing of it stays."""
+        own, self._resident.data = self._resident.data, on
         try:
             return self.run(broadcast, chunk, folder)
         finally:

@@ -67,7 +67,7 @@ def most_samples(plan: Plan, client: int, measured: bool) -> float:
     Of tasks that count tokens, tokens; without a bound where samples differ in length.
     """
     data = plan.data
-    count = _of(data.dealt, client) + _of(data.roles.unlabelled, client)
+    count = _of(data.dealt, client)
     if measured:
         roles = (data.holdout, data.local_test, data.roles.client_validation, data.roles.newcomers)
         count += sum(_of(shards, client) for shards in roles) + len(data.dataset.test or ())

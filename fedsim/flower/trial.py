@@ -23,7 +23,7 @@ FEW = 4  # samples
 
 def trial(worker: Worker, broadcast: Broadcast, chunk: Chunk, question: Question) -> Trial:
     """``worker`` in the place of the client that was asked: no more than one local step, on ``FEW`` samples."""
-    client, data = question.to.client, worker.plan.data
+    client, data = question.to.client, worker.data
     own = replace(chunk.alone(client), states={}, steps={client: 1})
     kept = Single(broadcast.fold)
     try:
