@@ -17,7 +17,7 @@ if any(word.endswith("flower-supernode") for word in sys.orig_argv):
 
 
 class Hostile:
-    """Changes what a node's client 1 answers, once ``fedsim.flower.answers`` is imported: it says that it is client 0."""
+    """Changes what client 1 answers, once ``fedsim.flower.answers`` is imported: it says that it is client 0."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
         if name != "fedsim.flower.answers":
