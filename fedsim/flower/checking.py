@@ -133,7 +133,7 @@ class Judge:
         for name, kind in sample.values.items():
             if name not in values:
                 raise ClientError(f"the update lacks the value '{name}'")
-            if type(values[name]) is not kind:
+            if type(values[name]) is not kind and not {kind, type(values[name])} <= {int, float}:
                 raise ClientError(
                     f"value '{name}' is {type(values[name]).__name__}, expected {kind.__name__}"
                 )
