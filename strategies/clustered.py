@@ -57,7 +57,7 @@ class Clustered(Composed):
         """A cluster that there is not."""
         count, cluster = len(asked.message.arrays.get("centres", ())), update.values.get("cluster")
         wrong = cluster is not None and (type(cluster) is not int or not 0 <= cluster < count)
-        return f"cluster={cluster}: must be a number from 0 to {count - 1}" if wrong else ""
+        return f"cluster={cluster!r}: must be a number from 0 to {count - 1}" if wrong else ""
 
     def models(self, state: State) -> Mapping[str, Weights]:
         """``global``, the mean over centres, and with several ``cluster/<j>``."""

@@ -34,7 +34,7 @@ class FedNova(FedAvg):
         """Work that is not positive, or more than its steps are: it scales everybody's update."""
         work, most = update.values.get("work"), accumulated(asked.steps, asked.local.momentum) * (1 + 1e-9)
         wrong = isinstance(work, float | int) and not 0 < work <= most
-        return f"work={work}: must be positive and at most {most:g}" if wrong else ""
+        return f"work={work!r}: must be positive and at most {most:g}" if wrong else ""
 
     def update(self, state: State, replies: Replies, round: Round) -> State:
         """Rescale the mean normalised update by the effective work."""

@@ -75,7 +75,7 @@ class QFedAvg(LossWeighted):
     def objection(self, asked: Asked, update: Payload) -> str:
         """Also a negative loss."""
         if cast(float, loss := update.values.get("loss", 0.0)) < 0:
-            return f"loss={loss}: must not be negative, since q-FedAvg raises it to a power"
+            return f"loss={loss!r}: must not be negative, since q-FedAvg raises it to a power"
         return super().objection(asked, update)
 
     def weigh(self, server: Server, state: State, answers: Answers) -> Tensor:

@@ -35,7 +35,7 @@ class JudgesStatistics:
             return ""
         domain = update.values.get("domain", -1)
         if type(domain) is not int or not -1 <= domain < asked.domains:
-            return f"domain={domain}: must be a number from -1 to {asked.domains - 1}"
+            return f"domain={domain!r}: must be a number from -1 to {asked.domains - 1}"
         if why := miscounted("n", asked, update):
             return why
         kept, d = n[n > 0].double(), mean.shape[1]

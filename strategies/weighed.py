@@ -94,10 +94,10 @@ class LossWeighted(Composed):
         most = max(asked.samples, 1.0) if self.size == "samples" else 1.0
         given = asked.message.arrays.get("weight")
         if given is not None and update.values.get("weight") != float(given):
-            return f"weight={update.values.get('weight')}: it was told to weigh {float(given)}"
+            return f"weight={update.values.get('weight')!r}: it was told to weigh {float(given)}"
         if not 0 <= cast(float, size) <= most:
-            return f"size={size}: must lie between 0 and {most:g}"
-        return f"norm2={norm2}: must not be negative" if cast(float, norm2) < 0 else ""
+            return f"size={size!r}: must lie between 0 and {most:g}"
+        return f"norm2={norm2!r}: must not be negative" if cast(float, norm2) < 0 else ""
 
     def weigh(self, server: Server, state: State, answers: Answers) -> Tensor:
         """Weights (n,) >= 0 of the clients that answered; only their ratios matter."""

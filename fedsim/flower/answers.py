@@ -113,7 +113,8 @@ def read_answer(content: RecordDict, layout: Layout, fits: Fits = lambda *array:
 
 def address_of(content: RecordDict) -> Address:
     """What a reply says it answers; its fields are known to be there (see :func:`read_answer`)."""
-    return Address(**{name: content["outcome"][name] for name in Address._fields})  # type: ignore[index]
+    about: Any = content["outcome"]
+    return Address(*(about[name] for name in Address._fields))
 
 
 def said(text: str) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from fedsim.errors import ClientError
 from fedsim.flower.answers import NodeAnswer, absent, failed, said
@@ -78,7 +78,7 @@ class GridExchange:
         try:
             return list(self.grid.pull_messages(list(self._sent)))
         except UNREADABLE:
-            found = []
+            found = list[Message]()
         for name, (client, node) in list(self._sent.items()):
             try:
                 found += self.grid.pull_messages([name])

@@ -186,8 +186,8 @@ class Judge:
         """The server's own answer to such a question, worked out once for all that are alike."""
         message = question.asked.message
         shapes = tuple((k, tuple(t.shape), t.dtype) for k, t in message.arrays.items())
-        key = (question.asked.task, tuple(question.fold), shapes, tuple(message.values))
-        key = (*key, question.to.round if each_round else None)
+        round = question.to.round if each_round else None
+        key = (question.asked.task, tuple(question.fold), shapes, tuple(message.values), round)
         found = self._tried.get(key) or self._tried.get((*key, question.to.client))
         if found is None:
             found = self.trial(question)

@@ -80,9 +80,9 @@ class Nodes:
             self._ask([n for n in (*(live - busy), *again) if not self._strange(n)])
         if self._asked:
             for reply in self.grid.pull_messages(list(self._asked)):
-                node = self._asked.pop(reply.metadata.reply_to_message_id, None)
-                if node is not None:
-                    self._hear(node, reply)
+                asked = self._asked.pop(reply.metadata.reply_to_message_id, None)
+                if asked is not None:
+                    self._hear(asked, reply)
 
     def lose(self, client: int, why: str) -> None:
         """The client's node is gone; a rival, if there is one, was its successor."""
