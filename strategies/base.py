@@ -18,7 +18,7 @@ from fedsim.server.clientmetrics import over_clients
 from fedsim.server.exchanges import Server
 from fedsim.server.handed import Handed, as_message, as_state
 from fedsim.server.round import Round
-from fedsim.server.traits import Asked, State, StrategyLike, Traits
+from fedsim.server.traits import ClientQuestion, State, StrategyLike, Traits
 from fedsim.task.layout import Layout
 from fedsim.task.task import Task
 from fedsim.task.vectors import Weights
@@ -55,12 +55,12 @@ class Strategy:
             lambda n: f"clients_per_round={n}" + (f" num_clients={n}" if n > most else ""),
         )
 
-    def most_weight(self, asked: Asked) -> float:
+    def most_weight(self, asked: ClientQuestion) -> float:
         """The most that an honest client can weigh: its samples, or 1 where ``weighting=uniform``."""
         uniform = asked.task == "fit" and vars(self).get("weighting") == "uniform"
         return 1.0 if uniform else max(asked.samples, 1.0)
 
-    def objection(self, asked: Asked, update: Payload) -> str:
+    def objection(self, asked: ClientQuestion, update: Payload) -> str:
         """Why no honest client sends such an update, beyond wrong names, types, shapes, weights and NaN; else nothing.
 
         A method whose ``update`` reads values, or takes arrays for counts or places, says here what these can be.
@@ -171,7 +171,7 @@ class Strategy:
         return out
 
 
-def miscounted(name: str, asked: Asked, update: Payload) -> str:
+def miscounted(name: str, asked: ClientQuestion, update: Payload) -> str:
     """Why the array ``name`` cannot be a client's counts: not whole, negative, or of more samples than it has."""
     if (counts := update.arrays.get(name)) is None:
         return ""

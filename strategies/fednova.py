@@ -12,7 +12,7 @@ from clients.base import Client
 from clients.fednova import FedNovaClient, accumulated
 from fedsim.exchange.payload import Payload, Replies
 from fedsim.server.round import Round
-from fedsim.server.traits import Asked, Traits
+from fedsim.server.traits import ClientQuestion, Traits
 from strategies.base import State
 from strategies.fedavg import FedAvg
 
@@ -30,7 +30,7 @@ class FedNova(FedAvg):
         """SGD with a normalised update."""
         return FedNovaClient(weighting=self.weighting)
 
-    def objection(self, asked: Asked, update: Payload) -> str:
+    def objection(self, asked: ClientQuestion, update: Payload) -> str:
         """Work that is not positive, or more than its steps are: it scales everybody's update."""
         work, most = update.values.get("work"), accumulated(asked.steps, asked.local.momentum) * (1 + 1e-9)
         wrong = isinstance(work, float | int) and not 0 < work <= most

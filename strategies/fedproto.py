@@ -14,7 +14,7 @@ from fedsim.exchange.payload import Message, Payload, Replies
 from fedsim.server.clientmetrics import over_clients
 from fedsim.server.exchanges import Server
 from fedsim.server.round import Round
-from fedsim.server.traits import Asked, Traits
+from fedsim.server.traits import ClientQuestion, Traits
 from strategies.base import State, check, miscounted
 from strategies.fedavg import FedAvg
 
@@ -67,7 +67,7 @@ class FedProto(FedAvg):
         sums: dict[str, Any] = {"features": "sum", "n": "sum"}
         return sums | ({"delta": "mean"} if self.share == "model" else {})
 
-    def objection(self, asked: Asked, update: Payload) -> str:
+    def objection(self, asked: ClientQuestion, update: Payload) -> str:
         """Counts that are none, or of more samples than there are."""
         return miscounted("n", asked, update)
 

@@ -17,7 +17,7 @@ from fedsim.exchange.fold import Fold
 from fedsim.exchange.payload import Message, Payload, Replies
 from fedsim.server.exchanges import Server
 from fedsim.server.round import Round
-from fedsim.server.traits import Asked, Traits
+from fedsim.server.traits import ClientQuestion, Traits
 from fedsim.task.heads import HeadSlots
 from fedsim.task.submodels import narrow
 from strategies.base import State, Strategy, check, check_weighting
@@ -62,7 +62,7 @@ class HeteroFL(Strategy):
         """Mean updates, and with ``output_rows=classes`` the share of clients that have each class."""
         return {"delta": "mean"} | ({"classes": "mean"} if self.output_rows == "classes" else {})
 
-    def objection(self, asked: Asked, update: Payload) -> str:
+    def objection(self, asked: ClientQuestion, update: Payload) -> str:
         """Classes that are neither there nor not."""
         has = update.arrays.get("classes")
         wrong = has is not None and not bool(((has == 0) | (has == 1)).all())

@@ -13,7 +13,7 @@ from fedsim.exchange.fold import Fold
 from fedsim.exchange.payload import Message, Payload
 from fedsim.server.exchanges import Server
 from fedsim.server.round import Round
-from fedsim.server.traits import Asked, Traits
+from fedsim.server.traits import ClientQuestion, Traits
 from strategies.base import State, check, miscounted
 from strategies.fedavg import FedAvg
 
@@ -43,7 +43,7 @@ class LogitAdjust(FedAvg):
         check(self.prior in ("client", "all"), "prior", self.prior, "choose one of client, all")
         return LogitAdjustClient(weighting=self.weighting, tau=self.tau)
 
-    def objection(self, asked: Asked, update: Payload) -> str:
+    def objection(self, asked: ClientQuestion, update: Payload) -> str:
         """Counts that are none, or of more samples than there are."""
         return miscounted("counts", asked, update)
 

@@ -13,7 +13,7 @@ from fedsim.errors import StrategyError
 from fedsim.exchange.payload import Payload, Replies
 from fedsim.server.exchanges import Server
 from fedsim.server.round import Round
-from fedsim.server.traits import Asked, Traits
+from fedsim.server.traits import ClientQuestion, Traits
 from strategies.base import State, check
 from strategies.weighed import Answers, LossWeighted, shifted_powers
 
@@ -72,7 +72,7 @@ class QFedAvg(LossWeighted):
         """``q = 0``."""
         return self.q == 0
 
-    def objection(self, asked: Asked, update: Payload) -> str:
+    def objection(self, asked: ClientQuestion, update: Payload) -> str:
         """Also a negative loss."""
         if cast(float, loss := update.values.get("loss", 0.0)) < 0:
             return f"loss={loss!r}: must not be negative, since q-FedAvg raises it to a power"

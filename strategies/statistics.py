@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 
 from fedsim.exchange.payload import Payload
-from fedsim.server.traits import Asked
+from fedsim.server.traits import ClientQuestion
 from strategies.base import Strategy, miscounted
 
 
@@ -22,11 +22,11 @@ class JudgesStatistics:
     total: int
     noise: float
 
-    def most_weight(self, asked: Asked) -> float:
+    def most_weight(self, asked: ClientQuestion) -> float:
         """What the base says of the client's rows and those that are generated."""
         return self.base.most_weight(self._filled(asked))
 
-    def objection(self, asked: Asked, update: Payload) -> str:
+    def objection(self, asked: ClientQuestion, update: Payload) -> str:
         """Counts, means and factors that do not belong together, or a domain that there is not; else the base's."""
         if asked.task != "statistics":
             return self.base.objection(self._filled(asked), update)
@@ -45,7 +45,7 @@ class JudgesStatistics:
             return f"'mean' has {len(mean)} rows, but {len(kept)} classes have samples"
         return f"'factor' has {len(factor)} numbers, expected {needed}" if len(factor) != needed else ""
 
-    def _filled(self, asked: Asked) -> Asked:
+    def _filled(self, asked: ClientQuestion) -> ClientQuestion:
         """The same with the generated rows among the samples, see ``clients.generated.plan_rows``."""
         if asked.task != "fit" or (of := asked.message.arrays.get("ggeur/of")) is None:
             return asked

@@ -15,7 +15,7 @@ from clients.around import WeighedClient
 from fedsim.exchange.payload import Message, Payload, Replies
 from fedsim.server.exchanges import Server
 from fedsim.server.round import Round
-from fedsim.server.traits import Asked
+from fedsim.server.traits import ClientQuestion
 from strategies.base import State, check, check_weighting
 from strategies.composed import Composed
 
@@ -81,14 +81,14 @@ class LossWeighted(Composed):
         """Whether the options mean FedAvg: nobody is asked for losses then."""
         raise NotImplementedError(f"{type(self).__name__} must define is_fedavg")
 
-    def most_weight(self, asked: Asked) -> float:
+    def most_weight(self, asked: ClientQuestion) -> float:
         """What the server told it to weigh, once it did."""
         given = asked.message.arrays.get("weight")
         if given is not None:
             return float(given)
         return 1.0 if asked.task == "fit" and self.size == "uniform" else max(asked.samples, 1.0)
 
-    def objection(self, asked: Asked, update: Payload) -> str:
+    def objection(self, asked: ClientQuestion, update: Payload) -> str:
         """Another weight than it was told; a size or length that is negative, a size of more samples than there are."""
         size, norm2 = update.values.get("size", 0.0), update.values.get("norm2", 0.0)
         most = max(asked.samples, 1.0) if self.size == "samples" else 1.0

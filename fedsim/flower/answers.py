@@ -37,7 +37,7 @@ LONGEST = 200  # letters of a name
 LARGEST = 2.0**53  # of counts: whole numbers of that size have no neighbours left out
 
 
-class Address(NamedTuple):
+class ReplyTo(NamedTuple):
     """Whose part of which exchange of which run; an answer repeats it."""
 
     run: str
@@ -70,7 +70,7 @@ def failed(answer: NodeAnswer, reason: str, kind: str = "failed") -> NodeAnswer:
     return replace(answer, outcome=outcome, arrays={}, stateful=False, objected=True)
 
 
-def answer_records(answer: NodeAnswer, layout: Layout | None, to: Address) -> RecordDict:
+def answer_records(answer: NodeAnswer, layout: Layout | None, to: ReplyTo) -> RecordDict:
     """Content of a reply to the question at ``to``; ``layout`` is needed for one that holds arrays."""
     o, records = answer.outcome, Records()
     plain: dict[str, Any] = {"kind": o.kind, "weight": float(o.weight), "samples": int(o.samples)}
@@ -111,10 +111,10 @@ def read_answer(content: RecordDict, layout: Layout, fits: Fits = lambda *array:
     return NodeAnswer(outcome, update.arrays, **flags)
 
 
-def address_of(content: RecordDict) -> Address:
+def address_of(content: RecordDict) -> ReplyTo:
     """What a reply says it answers; its fields are known to be there (see :func:`read_answer`)."""
     about: Any = content["outcome"]
-    return Address(*(about[name] for name in Address._fields))
+    return ReplyTo(*(about[name] for name in ReplyTo._fields))
 
 
 def said(text: str) -> str:

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from fedsim.errors import ClientError
 from fedsim.exchange.payload import Payload
-from fedsim.flower.answers import UPDATE, Address, NodeAnswer, address_of, failed, read_answer
-from fedsim.server.traits import Asked, JudgesUpdates
+from fedsim.flower.answers import UPDATE, NodeAnswer, ReplyTo, address_of, failed, read_answer
+from fedsim.server.traits import ClientQuestion, JudgesUpdates
 from fedsim.task.layout import Layout
 
 Kind = tuple[tuple[int, ...], torch.dtype]
@@ -35,8 +35,8 @@ FREE = 64 << 20  # bytes of an array whose length is the client's affair; or fou
 class Question:
     """What one client was asked, and what its answer is judged by."""
 
-    to: Address
-    asked: Asked
+    to: ReplyTo
+    asked: ClientQuestion
     fold: Mapping[str, tuple[str, ...]]
     state: bool = False  # a state of the client was named
     held: bool = False  # the message relies on what the client holds
@@ -44,7 +44,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Trial:
+class OwnAnswer:
     """What the server's own answer to a question looked like; ``why`` there is none."""
 
     arrays: Mapping[str, Kind] = field(default_factory=dict)
@@ -61,9 +61,9 @@ class Judge:
     layout: Layout
     dtype: torch.dtype
     metrics: frozenset[str]  # names that the task and the method know beside ``METRICS``
-    trial: Callable[[Question], Trial]
+    trial: Callable[[Question], OwnAnswer]
     lost_is_the_end: bool = False  # engine.lost_state=stop
-    _tried: dict[Any, Trial] = field(default_factory=dict)
+    _tried: dict[Any, OwnAnswer] = field(default_factory=dict)
 
     def read(self, content: RecordDict, question: Question) -> NodeAnswer:
         """The answer, its ``client`` and ``bytes_down`` as the server knows them; one that is not finite is made so.
@@ -82,8 +82,8 @@ class Judge:
         self._update(answer, question)
         return self._weighed(answer, question) if outcome.kind == "ok" else replace(answer, arrays={})
 
-    def _flags(self, answer: NodeAnswer, found: Address, question: Question) -> None:
-        for name, said, true in zip(Address._fields, found, question.to, strict=True):
+    def _flags(self, answer: NodeAnswer, found: ReplyTo, question: Question) -> None:
+        for name, said, true in zip(ReplyTo._fields, found, question.to, strict=True):
             if said != true:
                 raise ClientError(f"its reply is of {name} {said!r:.80}, but {true!r} was asked")
         kind = answer.outcome.kind
@@ -182,7 +182,7 @@ class Judge:
                     f"metric '{name}' is not known; the strategy's traits.metrics names those that only some send"
                 )
 
-    def _sample(self, question: Question, quietly: bool = False, each_round: bool = False) -> Trial:
+    def _sample(self, question: Question, quietly: bool = False, each_round: bool = False) -> OwnAnswer:
         """The server's own answer to such a question, worked out once for all that are alike."""
         message = question.asked.message
         shapes = tuple((k, tuple(t.shape), t.dtype) for k, t in message.arrays.items())

@@ -14,10 +14,10 @@ from fedsim.engine.assignments import Broadcast, Chunk, Plan
 from fedsim.engine.base import SerialEngine
 from fedsim.exchange.packing import sent_bytes
 from fedsim.exchange.payload import Payload
-from fedsim.flower.answers import Address, NodeAnswer
+from fedsim.flower.answers import NodeAnswer, ReplyTo
 from fedsim.flower.checking import Judge, Question
 from fedsim.flower.trial import trial
-from fedsim.server.traits import Asked, StrategyLike
+from fedsim.server.traits import ClientQuestion, StrategyLike
 
 Reader = Callable[[RecordDict, int, bool], NodeAnswer]
 
@@ -42,12 +42,12 @@ class Questions:
         self._asking = broadcast, place
 
         def read(content: RecordDict, client: int, whole: bool) -> NodeAnswer:
-            to = Address(run, broadcast.round, exchange, client)
+            to = ReplyTo(run, broadcast.round, exchange, client)
             return self._judge.read(content, self.question(broadcast, place[client], to, whole))
 
         return read
 
-    def question(self, broadcast: Broadcast, chunk: Chunk, to: Address, whole: bool) -> Question:
+    def question(self, broadcast: Broadcast, chunk: Chunk, to: ReplyTo, whole: bool) -> Question:
         """What one client was asked."""
         own, standing, plan = chunk.part(to.client), broadcast.standing, self._plan
         down = sent_bytes(broadcast.payload, self._layout) + (sent_bytes(own, self._layout) if own else 0)
@@ -56,7 +56,7 @@ class Questions:
         message = (standing or Payload()).joined(broadcast.payload).joined(own)
         local = plan.classes.local(to.client) if plan.classes else plan.local
         samples = most_samples(plan, to.client, measured=not broadcast.fold)
-        asked = Asked(to.client, broadcast.task, message, samples, local, self._domains)
+        asked = ClientQuestion(to.client, broadcast.task, message, samples, local, self._domains)
         held = standing is not None and not whole
         return Question(to, asked, broadcast.fold, bool(chunk.states.get(to.client)), held, down)
 

@@ -15,13 +15,13 @@ from fedsim.data.shards import Shards
 from fedsim.engine.assignments import Broadcast, Chunk
 from fedsim.engine.worker import Worker
 from fedsim.errors import headline
-from fedsim.flower.checking import Question, Trial
+from fedsim.flower.checking import OwnAnswer, Question
 from fedsim.flower.site import Single
 
 FEW = 4  # samples
 
 
-def trial(worker: Worker, broadcast: Broadcast, chunk: Chunk, question: Question) -> Trial:
+def trial(worker: Worker, broadcast: Broadcast, chunk: Chunk, question: Question) -> OwnAnswer:
     """``worker`` in the place of the client that was asked: no more than one local step, on ``FEW`` samples."""
     client, data = question.to.client, worker.data
     own = replace(chunk.alone(client), states={}, steps={client: 1})
@@ -29,10 +29,10 @@ def trial(worker: Worker, broadcast: Broadcast, chunk: Chunk, question: Question
     try:
         (outcome,) = worker.try_out(few(data, client), broadcast, own, kept).outcomes
     except Exception as error:  # of a client's own code that nobody expected
-        return Trial(why=f"{type(error).__name__}: {error}")
+        return OwnAnswer(why=f"{type(error).__name__}: {error}")
     if outcome.kind not in ("ok", "nonfinite") or kept.arrays.keys() != broadcast.fold.keys():
-        return Trial(why=headline(outcome.reason))
-    return Trial(
+        return OwnAnswer(why=headline(outcome.reason))
+    return OwnAnswer(
         {name: (tuple(t.shape), t.dtype) for name, t in kept.arrays.items()},
         {name: type(value) for name, value in outcome.values.items() if name != "weight"},
         frozenset(outcome.metrics),

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from fedsim.engine.assignments import BY_ROW, Broadcast, Chunk
 from fedsim.exchange.payload import Payload
-from fedsim.flower.answers import Address
+from fedsim.flower.answers import ReplyTo
 from fedsim.flower.records import Records, config_of, put, taken
 from fedsim.task.layout import Layout
 
@@ -47,9 +47,9 @@ class Ask:
         return self.chunk.clients[0]
 
     @property
-    def address(self) -> Address:
+    def address(self) -> ReplyTo:
         """What the answer repeats."""
-        return Address(self.run, self.broadcast.round, self.exchange, self.client)
+        return ReplyTo(self.run, self.broadcast.round, self.exchange, self.client)
 
 
 def shared_records(broadcast: Broadcast, layout: Layout, held: str = "") -> Records:
@@ -90,10 +90,10 @@ def asked(content: RecordDict) -> int:
     return int(config_of(content, "ask")["client"])
 
 
-def addressed(content: RecordDict) -> Address:
+def addressed(content: RecordDict) -> ReplyTo:
     """Whose part of which exchange a message is."""
     about = config_of(content, "ask")
-    return Address(about["run"], config_of(content, "broadcast")["round"], about["exchange"], about["client"])
+    return ReplyTo(about["run"], config_of(content, "broadcast")["round"], about["exchange"], about["client"])
 
 
 def read_ask(content: RecordDict, layout: Layout) -> Ask:

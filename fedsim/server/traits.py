@@ -132,7 +132,7 @@ class OffersModels(Protocol):
 
 
 @dataclass(frozen=True)
-class Asked:
+class ClientQuestion:
     """One client's part of an exchange, for whoever judges the update that comes back."""
 
     client: int
@@ -153,10 +153,10 @@ class JudgesUpdates(Protocol):
     """A strategy that knows what an honest client can send; ``strategies.base.Strategy`` does. In a deployment it is
     asked about every update that has the right names, types and shapes, before anything is done with it."""
 
-    def most_weight(self, asked: Asked) -> float:
+    def most_weight(self, asked: ClientQuestion) -> float:
         """The most that an honest client can weigh."""
 
-    def objection(self, asked: Asked, update: Payload) -> str:
+    def objection(self, asked: ClientQuestion, update: Payload) -> str:
         """Why no honest client sends such an ``update``: it would break or mislead what is made of it; else nothing."""
 
 

@@ -25,7 +25,7 @@ from fedsim.errors import ClientError, ConfigError, EngineError
 from fedsim.exchange.packing import sent_bytes
 from fedsim.exchange.payload import Outcome, Payload
 from fedsim.flower import wire
-from fedsim.flower.answers import Address, NodeAnswer, answer_records, read_answer
+from fedsim.flower.answers import NodeAnswer, ReplyTo, answer_records, read_answer
 from fedsim.flower.wire import (
     ask_records,
     read_ask,
@@ -39,7 +39,7 @@ HEART = Path(__file__).parents[3] / "shared/data/heart_disease"
 DTYPES = ["float16", "float32", "float64", "complex64", "bool", "uint8", "int8", "int16", "int32", "int64"]
 
 
-TO = Address("run", 4, 1, 2)
+TO = ReplyTo("run", 4, 1, 2)
 LAYOUT = Layout(nn.Linear(3, 2))  # 6 and 2 numbers, from 0 and 16 on, in 32
 
 
