@@ -7,23 +7,24 @@ from functools import partial
 from inspect import signature
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from clients.base import Client
 from fedsim.errors import ConfigError, StrategyError, check_setting, returned
 from fedsim.exchange.fold import Fold, fold_kinds
-from fedsim.exchange.payload import Message, Replies
+from fedsim.exchange.payload import Message, Payload, Replies
 from fedsim.server.clientmetrics import over_clients
 from fedsim.server.exchanges import Server
 from fedsim.server.handed import Handed, as_message, as_state
 from fedsim.server.round import Round
-from fedsim.server.traits import State, StrategyLike, Traits
+from fedsim.server.traits import ClientQuestion, State, StrategyLike, Traits
 from fedsim.task.layout import Layout
 from fedsim.task.task import Task
 from fedsim.task.vectors import Weights
 from strategies.aggregators import Aggregator, check_enough, is_mean, keeps_size, mean
 
-__all__ = ["State", "Strategy", "check", "check_weighting"]
+__all__ = ["State", "Strategy", "check", "check_weighting", "miscounted"]
 
 
 class Strategy:
@@ -53,6 +54,18 @@ class Strategy:
             f"clients_per_round={size}",
             lambda n: f"clients_per_round={n}" + (f" num_clients={n}" if n > most else ""),
         )
+
+    def most_weight(self, asked: ClientQuestion) -> float:
+        """The most that an honest client can weigh: its samples, or 1 where ``weighting=uniform``."""
+        uniform = asked.task == "fit" and vars(self).get("weighting") == "uniform"
+        return 1.0 if uniform else max(asked.samples, 1.0)
+
+    def objection(self, asked: ClientQuestion, update: Payload) -> str:
+        """Why no honest client sends such an update, beyond wrong names, types, shapes, weights and NaN; else nothing.
+
+        A method whose ``update`` reads values, or takes arrays for counts or places, says here what these can be.
+        """
+        return ""
 
     def setup(self, task: Task, layout: Layout) -> None:
         """Once per run, before the first round or the resumed one: find what is needed in the model."""
@@ -156,6 +169,17 @@ class Strategy:
             row = {"clients": clients, **replies.log.get("aggregator", {})}
             replies.log["aggregator"] = {**named, **row} if name == "delta" else {**row, name: named}
         return out
+
+
+def miscounted(name: str, asked: ClientQuestion, update: Payload) -> str:
+    """Why the array ``name`` cannot be a client's counts: not whole, negative, or of more samples than it has."""
+    if (counts := update.arrays.get(name)) is None:
+        return ""
+    found = counts.double()
+    if bool((found < 0).any()) or not torch.equal(found, found.floor()):
+        return f"'{name}' holds negative or broken numbers, expected counts"
+    total = float(found.sum())
+    return f"'{name}' counts {total:g} samples of {asked.samples:g}" if total > asked.samples else ""
 
 
 def _single(kinds: tuple[str, ...]) -> tuple[str, ...]:

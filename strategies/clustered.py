@@ -15,7 +15,7 @@ from fedsim.exchange.payload import Message, Outcome, Payload, Replies
 from fedsim.rng import numpy_rng
 from fedsim.server.clientmetrics import over_clients
 from fedsim.server.exchanges import Server
-from fedsim.server.traits import Traits
+from fedsim.server.traits import ClientQuestion, Traits
 from fedsim.task.vectors import Weights
 from strategies.aggregators import is_mean
 from strategies.base import State, check
@@ -52,6 +52,12 @@ class Clustered(Composed):
             "centre_buffers": state["buffers"][None].clone(),
             "assignment": assignment,
         }
+
+    def objection(self, asked: ClientQuestion, update: Payload) -> str:
+        """A cluster that there is not."""
+        count, cluster = len(asked.message.arrays.get("centres", ())), update.values.get("cluster")
+        wrong = cluster is not None and (type(cluster) is not int or not 0 <= cluster < count)
+        return f"cluster={cluster!r}: must be a number from 0 to {count - 1}" if wrong else ""
 
     def models(self, state: State) -> Mapping[str, Weights]:
         """``global``, the mean over centres, and with several ``cluster/<j>``."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from fedsim.exchange.payload import Replies
 from fedsim.server.round import Round
-from fedsim.server.traits import Traits
+from fedsim.server.traits import ClientQuestion, Traits
 from fedsim.task.layout import Layout
 from fedsim.task.task import Task
 from strategies.base import State, Strategy, check
@@ -43,6 +43,10 @@ class Composed(Strategy):
     def setup(self, task: Task, layout: Layout) -> None:
         """The base's."""
         self.base.setup(task, layout)
+
+    def most_weight(self, asked: ClientQuestion) -> float:
+        """The base's."""
+        return self.base.most_weight(asked)
 
     def update(self, state: State, replies: Replies, round: Round) -> State:
         """FedAvg's."""

@@ -9,10 +9,10 @@ from typing import ClassVar
 import torch
 
 from clients.base import Client
-from clients.fednova import FedNovaClient
-from fedsim.exchange.payload import Replies
+from clients.fednova import FedNovaClient, accumulated
+from fedsim.exchange.payload import Payload, Replies
 from fedsim.server.round import Round
-from fedsim.server.traits import Traits
+from fedsim.server.traits import ClientQuestion, Traits
 from strategies.base import State
 from strategies.fedavg import FedAvg
 
@@ -29,6 +29,12 @@ class FedNova(FedAvg):
     def make_client(self) -> Client:
         """SGD with a normalised update."""
         return FedNovaClient(weighting=self.weighting)
+
+    def objection(self, asked: ClientQuestion, update: Payload) -> str:
+        """Work that is not positive, or more than its steps are: it scales everybody's update."""
+        work, most = update.values.get("work"), accumulated(asked.steps, asked.local.momentum) * (1 + 1e-9)
+        wrong = isinstance(work, float | int) and not 0 < work <= most
+        return f"work={work!r}: must be positive and at most {most:g}" if wrong else ""
 
     def update(self, state: State, replies: Replies, round: Round) -> State:
         """Rescale the mean normalised update by the effective work."""

@@ -14,8 +14,8 @@ from fedsim.exchange.payload import Message, Payload, Replies
 from fedsim.server.clientmetrics import over_clients
 from fedsim.server.exchanges import Server
 from fedsim.server.round import Round
-from fedsim.server.traits import Traits
-from strategies.base import State, check
+from fedsim.server.traits import ClientQuestion, Traits
+from strategies.base import State, check, miscounted
 from strategies.fedavg import FedAvg
 
 
@@ -66,6 +66,10 @@ class FedProto(FedAvg):
         """Sums of features and counts; with ``share=model`` the mean update too."""
         sums: dict[str, Any] = {"features": "sum", "n": "sum"}
         return sums | ({"delta": "mean"} if self.share == "model" else {})
+
+    def objection(self, asked: ClientQuestion, update: Payload) -> str:
+        """Counts that are none, or of more samples than there are."""
+        return miscounted("n", asked, update)
 
     def message(self, state: State, round: Round) -> Message:
         """The model, and the prototypes once there are any."""

@@ -32,17 +32,17 @@ from fedsim.task.task import Task
 from fedsim.task.threads import one_thread
 from fedsim.task.vectors import Weights
 from strategies.base import State, Strategy, check
+from strategies.statistics import JudgesStatistics
 
 __all__ = ["GGEUR", "augment", "class_geometry", "class_statistics", "merge_statistics"]
 
-SHAPES = ("global", "own", "none")
+SHAPES, UNREAD = ("global", "own", "none"), {"total": ("fill", ("paper",))}
 FOLD: Fold = {"n": "stack", "mean": "cat", "factor": "cat"}
-UNREAD = {"total": ("fill", ("paper",))}
 LOST = ("failed", "nonfinite", "dropped")  # a client without statistics: no geometry, no training this time
 
 
 @dataclass(kw_only=True)
-class GGEUR:
+class GGEUR(JudgesStatistics):
     """``base`` on rows filled up in the shape of the global classes.
 
     Phase 0, in the first round and reported apart from it: every client sends the statistics of its embeddings, the

@@ -21,7 +21,7 @@ from fedsim.exchange.fold import Fold
 from fedsim.exchange.payload import Message
 from fedsim.server.exchanges import Server
 from fedsim.server.round import Round
-from fedsim.server.traits import Traits
+from fedsim.server.traits import ClientQuestion, Traits
 from fedsim.task.layout import Layout
 from fedsim.task.task import Task
 from fedsim.task.vectors import Weights
@@ -106,6 +106,10 @@ class Peers(Strategy):
 
     def check_cohort(self, size: int, most: int) -> None:
         """Peers aggregate what their neighbours send: see ``init``, where the graph is known."""
+
+    def most_weight(self, asked: ClientQuestion) -> float:
+        """Peers weigh 1."""
+        return 1.0 if asked.task == "fit" else super().most_weight(asked)
 
     def setup(self, task: Task, layout: Layout) -> None:
         """Refuse a ``scope`` that fits no tensor; under ``matrices`` a model that has none is mixed plainly."""

@@ -14,10 +14,10 @@ from torch import Tensor
 from clients.base import Client
 from clients.heterofl import HeteroFLClient
 from fedsim.exchange.fold import Fold
-from fedsim.exchange.payload import Message, Replies
+from fedsim.exchange.payload import Message, Payload, Replies
 from fedsim.server.exchanges import Server
 from fedsim.server.round import Round
-from fedsim.server.traits import Traits
+from fedsim.server.traits import ClientQuestion, Traits
 from fedsim.task.heads import HeadSlots
 from fedsim.task.submodels import narrow
 from strategies.base import State, Strategy, check, check_weighting
@@ -61,6 +61,12 @@ class HeteroFL(Strategy):
     def fold(self) -> Fold:  # type: ignore[override]
         """Mean updates, and with ``output_rows=classes`` the share of clients that have each class."""
         return {"delta": "mean"} | ({"classes": "mean"} if self.output_rows == "classes" else {})
+
+    def objection(self, asked: ClientQuestion, update: Payload) -> str:
+        """Classes that are neither there nor not."""
+        has = update.arrays.get("classes")
+        wrong = has is not None and not bool(((has == 0) | (has == 1)).all())
+        return "'classes' holds other numbers than 0 and 1" if wrong else ""
 
     def round(self, server: Server, state: State, round: Round) -> State:
         """Send each width its part of the model, and average every parameter over those who had it."""

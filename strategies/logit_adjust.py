@@ -10,11 +10,11 @@ from typing import ClassVar
 from clients.base import Client
 from clients.prior import LogitAdjustClient
 from fedsim.exchange.fold import Fold
-from fedsim.exchange.payload import Message
+from fedsim.exchange.payload import Message, Payload
 from fedsim.server.exchanges import Server
 from fedsim.server.round import Round
-from fedsim.server.traits import Traits
-from strategies.base import State, check
+from fedsim.server.traits import ClientQuestion, Traits
+from strategies.base import State, check, miscounted
 from strategies.fedavg import FedAvg
 
 ABSENT = -1e4  # log share of a class that nobody has: finite, so that the state is
@@ -42,6 +42,10 @@ class LogitAdjust(FedAvg):
         check(self.tau >= 0, "tau", self.tau, "the weight of the prior must not be negative")
         check(self.prior in ("client", "all"), "prior", self.prior, "choose one of client, all")
         return LogitAdjustClient(weighting=self.weighting, tau=self.tau)
+
+    def objection(self, asked: ClientQuestion, update: Payload) -> str:
+        """Counts that are none, or of more samples than there are."""
+        return miscounted("counts", asked, update)
 
     def message(self, state: State, round: Round) -> Message:
         """The model, and the prior of all."""

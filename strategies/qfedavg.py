@@ -10,10 +10,10 @@ from typing import ClassVar, cast
 from torch import Tensor
 
 from fedsim.errors import StrategyError
-from fedsim.exchange.payload import Replies
+from fedsim.exchange.payload import Payload, Replies
 from fedsim.server.exchanges import Server
 from fedsim.server.round import Round
-from fedsim.server.traits import Traits
+from fedsim.server.traits import ClientQuestion, Traits
 from strategies.base import State, check
 from strategies.weighed import Answers, LossWeighted, shifted_powers
 
@@ -71,6 +71,12 @@ class QFedAvg(LossWeighted):
     def is_fedavg(self) -> bool:
         """``q = 0``."""
         return self.q == 0
+
+    def objection(self, asked: ClientQuestion, update: Payload) -> str:
+        """Also a negative loss."""
+        if cast(float, loss := update.values.get("loss", 0.0)) < 0:
+            return f"loss={loss!r}: must not be negative, since q-FedAvg raises it to a power"
+        return super().objection(asked, update)
 
     def weigh(self, server: Server, state: State, answers: Answers) -> Tensor:
         """``r_k``, or ``n_k r_k``."""

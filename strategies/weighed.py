@@ -15,6 +15,7 @@ from clients.around import WeighedClient
 from fedsim.exchange.payload import Message, Payload, Replies
 from fedsim.server.exchanges import Server
 from fedsim.server.round import Round
+from fedsim.server.traits import ClientQuestion
 from strategies.base import State, check, check_weighting
 from strategies.composed import Composed
 
@@ -79,6 +80,24 @@ class LossWeighted(Composed):
     def is_fedavg(self) -> bool:
         """Whether the options mean FedAvg: nobody is asked for losses then."""
         raise NotImplementedError(f"{type(self).__name__} must define is_fedavg")
+
+    def most_weight(self, asked: ClientQuestion) -> float:
+        """What the server told it to weigh, once it did."""
+        given = asked.message.arrays.get("weight")
+        if given is not None:
+            return float(given)
+        return 1.0 if asked.task == "fit" and self.size == "uniform" else max(asked.samples, 1.0)
+
+    def objection(self, asked: ClientQuestion, update: Payload) -> str:
+        """Another weight than it was told; a size or length that is negative, a size of more samples than there are."""
+        size, norm2 = update.values.get("size", 0.0), update.values.get("norm2", 0.0)
+        most = max(asked.samples, 1.0) if self.size == "samples" else 1.0
+        given = asked.message.arrays.get("weight")
+        if given is not None and update.values.get("weight") != float(given):
+            return f"weight={update.values.get('weight')!r}: it was told to weigh {float(given)}"
+        if not 0 <= cast(float, size) <= most:
+            return f"size={size!r}: must lie between 0 and {most:g}"
+        return f"norm2={norm2!r}: must not be negative" if cast(float, norm2) < 0 else ""
 
     def weigh(self, server: Server, state: State, answers: Answers) -> Tensor:
         """Weights (n,) >= 0 of the clients that answered; only their ratios matter."""

@@ -85,6 +85,7 @@ RANGES: Mapping[str, _Check] = {
     "engine.wait_for": _NONNEGATIVE,
     "engine.deadline": _POSITIVE,
     "engine.poll": _POSITIVE,
+    "engine.most_samples": _AT_LEAST_1,
     "evaluation.every": _AT_LEAST_1,
     "evaluation.batch_size": _AT_LEAST_1,
     "evaluation.clients_every": _NONNEGATIVE,

@@ -119,6 +119,8 @@ ADDED: Mapping[str, Any] = {
     "code": None,
     "data.labelled": {"at": None, "share": None, "count": None, "per_class": True, "classes": None},
     "data.server": None,
+    "engine.nodes": None,
+    "engine.most_samples": 10_000_000,
     "evaluation.client_validation": 0.0,
     "evaluation.fairness": False,
     "evaluation.held_out_clients": 0.0,
@@ -151,6 +153,7 @@ ADDED: Mapping[str, Any] = {
         },
     },
 }
+DEPLOYED = ("engine.most_samples", "engine.nodes")  # of these, settings of one engine only
 # Options that runs of before did not have, by the class that takes them, and the value by which nothing changes
 OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "strategies.fedproto.FedProto": {"pull": "samples"},
@@ -267,7 +270,8 @@ def as_today(recorded: Any) -> Any:
     new = renamed(recorded, now)
     for key, unchanged in ADDED.items():
         section, name = _place(new, key)
-        section.setdefault(name, unchanged)
+        if key not in DEPLOYED or section.get("name") == "flower":
+            section.setdefault(name, unchanged)
     for part, options in _with_options(new):
         for name, unchanged in options.items():
             part.setdefault(name, unchanged)

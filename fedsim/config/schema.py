@@ -109,6 +109,10 @@ class FlowerConfig(EngineConfig):
     deadline: float | None = neutral_key()  # seconds a client has to answer, else it dropped; null: no limit
     poll: float = neutral_key()  # seconds between looks for replies
     lost_state: str = neutral_key()  # restart | stop, when a node has lost what its client keeps
+    nodes: Any = (
+        neutral_key()
+    )  # which clients each registered key may be, by name, or a file that says so; null: any
+    most_samples: int = neutral_key()  # that a node may say it has, and weigh
 
 
 @dataclass

@@ -6,7 +6,9 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from fedsim.errors import DataError
 
 Arrays = dict[str, np.ndarray]
 
+_off: ContextVar[bool] = ContextVar("_off", default=False)
 _FORMAT = "2"  # raise when what is written changes, so that older entries are not reused
 
 
@@ -22,6 +25,17 @@ def cache_dir() -> Path:
     """Folder of decoded data: ``$FEDSIM_CACHE``, or ``~/.cache/fedsim``."""
     given = os.environ.get("FEDSIM_CACHE")
     return Path(given).expanduser() if given else Path.home() / ".cache" / "fedsim"
+
+
+@contextmanager
+def not_cached() -> Iterator[None]:
+    """Inside, decoded data are not left on disk, unless ``FEDSIM_CACHE`` says where: for machines on which samples are
+    somebody's own."""
+    token = _off.set(not os.environ.get("FEDSIM_CACHE"))
+    try:
+        yield
+    finally:
+        _off.reset(token)
 
 
 def fingerprint(files: Iterable[Path]) -> tuple[str, ...]:
@@ -37,6 +51,8 @@ def cached(name: str, key: Iterable[str], build: Callable[[], Arrays]) -> Arrays
     that build the same entry at once both succeed; an unreadable entry is built again. Raises ``DataError``
     when the folder cannot be written.
     """
+    if _off.get():
+        return build()
     digest = hashlib.sha256("\n".join((_FORMAT, name, *key)).encode()).hexdigest()[:20]
     entry = cache_dir() / f"{name}-{digest}"
     if entry.is_dir():

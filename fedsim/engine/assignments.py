@@ -89,6 +89,15 @@ class Chunk:
         rows = {k: v[at] for k, v in self.rows.items()}
         return Payload(rows) if each is None else Payload({**rows, **each.arrays}, each.values)
 
+    def alone(self, client: int) -> Chunk:
+        """The part of one client."""
+        at = self.clients.index(client)
+        own = {
+            name: {client: part[client]} if client in (part := getattr(self, name)) else {}
+            for name in ("each", "states", "steps", "turns")
+        }
+        return replace(self, clients=[client], rows={k: v[at : at + 1] for k, v in self.rows.items()}, **own)
+
     def to(self, device: str) -> Chunk:
         """The same with its arrays on ``device``."""
         return replace(

@@ -56,10 +56,15 @@ class SerialEngine:
         self, method: str, shared: Any, items: Sequence[Any], costs: Sequence[float] | None = None
     ) -> Iterator[Any]:
         """Call in order."""
-        assert self._worker is not None, "start(plan) comes first"
-        call = getattr(self._worker, method)
+        call = getattr(self.worker, method)
         for item in items:
             yield call(shared, item)
+
+    @property
+    def worker(self) -> Worker:
+        """The one that ``start`` made."""
+        assert self._worker is not None, "start(plan) comes first"
+        return self._worker
 
     def close(self) -> None:
         """Restore torch's thread count and drop the worker."""

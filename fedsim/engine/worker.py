@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fedsim.data.door import remedy
+from fedsim.data.federated import FederatedData
 from fedsim.data.local import Batch, LocalData
 from fedsim.engine import vectorised
 from fedsim.engine.assignments import Broadcast, Chunk, ChunkResult, Plan
@@ -62,6 +63,14 @@ class Worker:
                 states[client] = {k: v.cpu() for k, v in state.items()}
         self.serving = None
         return ChunkResult(folder.cpu(), outcomes, states)
+
+    def try_out(self, on: FederatedData, broadcast: Broadcast, chunk: Chunk, folder: Folder) -> ChunkResult:
+        """What ``run`` gives of other data, which lie on the worker's device; nothing of it stays."""
+        own, self._resident.data = self._resident.data, on
+        try:
+            return self.run(broadcast, chunk, folder)
+        finally:
+            self._resident.data = own
 
     def evaluate(self, weights: Payload, rows: Sequence[Span]) -> list[dict[str, Any]]:
         """Sums of loss and metrics on test rows ``[start, stop)``, one dict per range."""

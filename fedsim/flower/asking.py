@@ -9,12 +9,14 @@ from dataclasses import dataclass, field
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
+from fedsim.errors import ClientError
+from fedsim.flower.answers import NodeAnswer, absent, failed, said
 from fedsim.flower.nodes import Nodes
-from fedsim.flower.wire import NodeAnswer, absent, read_answer
-from fedsim.task.layout import Layout
 
 NODE_TROUBLE = (3, 4, 5)  # Flower's error codes of messages that a node lost, or of a node that is gone
+UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, MemoryError, DecodeError)
 GRACE = 60.0  # seconds that a message lives beyond the deadline
 
 
@@ -22,7 +24,9 @@ GRACE = 60.0  # seconds that a message lives beyond the deadline
 class GridExchange:
     """``content(client, whole)`` is what a client receives; ``answer(client)`` waits for what it sends.
 
-    The message is ``whole`` once the client said that it has not what the message relies on.
+    The message is ``whole`` once the client said that it has not what the message relies on. ``read(content, client,
+    whole)`` makes an answer of a reply to it, or says by a ``ClientError`` why it is none. A reply is that of the
+    client whose node was asked, whatever it says; one that is none is that client's failure.
     """
 
     grid: Grid
@@ -32,7 +36,7 @@ class GridExchange:
     deadline: float | None  # seconds; None: no limit
     poll: float
     retries: int  # further attempts for a client whose process broke down
-    layout: Layout  # of the model
+    read: Callable[[RecordDict, int, bool], NodeAnswer]
     round: int
     _began: float = field(default_factory=time.monotonic)
     _sent: dict[str, tuple[int, int]] = field(default_factory=dict)  # message to client and node
@@ -50,7 +54,9 @@ class GridExchange:
             if self.deadline is not None and time.monotonic() - self._began > self.deadline:
                 here = client in self.nodes.of
                 why = "no reply" if here else "its node is not connected"
-                self._close(absent(client, "dropped", f"{why} within engine.deadline={self.deadline:g} s"))
+                self._close(
+                    client, absent(client, "dropped", f"{why} within engine.deadline={self.deadline:g} s")
+                )
                 break
             time.sleep(self.poll)
         return self._done.pop(client)
@@ -58,18 +64,55 @@ class GridExchange:
     def _look(self) -> None:
         self.nodes.refresh()
         self._send()
-        for reply in self.grid.pull_messages(list(self._sent)) if self._sent else ():
-            client, node = self._sent.pop(reply.metadata.reply_to_message_id)
-            if client in self._closed:
-                continue
-            if not reply.has_error():
-                self._hear(read_answer(reply.content, self.layout))
-            elif reply.error.code in NODE_TROUBLE:
-                known = self.nodes.of.get(client)
-                if known is not None and known.id == node:
-                    self.nodes.lose(client, str(reply.error.reason))
+        for reply in self._pulled():
+            sent = self._sent.pop(reply.metadata.reply_to_message_id, None)
+            if sent is None:
+                self.nodes.event("stray", round=self.round + 1, node=reply.metadata.src_node_id)
+            elif sent[0] not in self._closed:
+                self._take(reply, *sent)
+
+    def _pulled(self) -> list[Message]:
+        """Replies that came. One that cannot even be unpacked is an answer too: that of a client that failed."""
+        if not self._sent:
+            return []
+        try:
+            return list(self.grid.pull_messages(list(self._sent)))
+        except UNREADABLE:
+            found = list[Message]()
+        for name, (client, node) in list(self._sent.items()):
+            try:
+                found += self.grid.pull_messages([name])
+            except UNREADABLE as error:
+                del self._sent[name]
+                if client not in self._closed:
+                    self._refuse(client, node, f"{type(error).__name__}: {error}")
+        return found
+
+    def _take(self, reply: Message, client: int, node: int) -> None:
+        """A reply to the message that went to ``client`` at ``node``."""
+        if reply.metadata.src_node_id != node:
+            self._refuse(client, node, f"it came from node {reply.metadata.src_node_id}")
+        elif not reply.has_error():
+            try:
+                answer = self.read(reply.content, client, client in self._lacking)
+            except ClientError as error:
+                self._refuse(client, node, str(error))
+            except (*UNREADABLE, RuntimeError) as error:  # of what nobody thought of
+                self._refuse(client, node, f"{type(error).__name__}: {error}")
             else:
-                self._crashed(client, str(reply.error.reason))
+                self._hear(client, answer)
+        elif reply.error.code in NODE_TROUBLE:
+            known = self.nodes.of.get(client)
+            if known is not None and known.id == node:
+                self.nodes.lose(client, said(str(reply.error.reason)))
+        else:
+            self._crashed(client, said(str(reply.error.reason)))
+
+    def _refuse(self, client: int, node: int, why: str) -> None:
+        """What came is no answer to what was asked."""
+        why = said(f"its reply is not taken: {why}")
+        self.nodes.event("not_taken", round=self.round + 1, client=client, node=node, reason=why)
+        self._close(client, failed(absent(client, "failed", ""), why))
 
     def _send(self) -> None:
         """Messages to those who have none at their present node."""
@@ -88,20 +131,20 @@ class GridExchange:
             if message:
                 self._sent[message] = c, self.nodes.of[c].id
 
-    def _hear(self, answer: NodeAnswer) -> None:
+    def _hear(self, client: int, answer: NodeAnswer) -> None:
         outcome = answer.outcome
-        if answer.lacks and outcome.client not in self._lacking:
-            self._lacking[outcome.client] = outcome.bytes_down
-            self.nodes.event("lacking", round=self.round + 1, client=outcome.client)
+        if answer.lacks and client not in self._lacking:
+            self._lacking[client] = outcome.bytes_down
+            self.nodes.event("lacking", round=self.round + 1, client=client)
             return  # `_send` does the rest
-        outcome.bytes_down += self._lacking[outcome.client]
-        self._close(answer)
+        outcome.bytes_down += self._lacking[client]
+        self._close(client, answer)
 
     def _crashed(self, client: int, reason: str) -> None:
         self._crashes[client] += 1
         if self._crashes[client] > self.retries:
-            self._close(absent(client, "failed", f"its process broke down: {reason.strip()}"))
+            self._close(client, absent(client, "failed", f"its process broke down: {reason.strip()}"))
 
-    def _close(self, answer: NodeAnswer) -> None:
-        self._done[answer.outcome.client] = answer
-        self._closed.add(answer.outcome.client)
+    def _close(self, client: int, answer: NodeAnswer) -> None:
+        self._done[client] = answer
+        self._closed.add(client)

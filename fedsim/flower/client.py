@@ -9,9 +9,10 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedsim.errors import FedsimError
+from fedsim.flower.answers import absent, answer_records
 from fedsim.flower.options import Node, configuration, plain_error
 from fedsim.flower.site import Site
-from fedsim.flower.wire import absent, answer_records, asked, read_ask
+from fedsim.flower.wire import addressed, read_ask
 
 app = ClientApp()
 
@@ -29,14 +30,14 @@ def introduce(message: Message, context: Context) -> Message:
 @app.train()
 def work(message: Message, context: Context) -> Message:
     """One client's part in one exchange, whatever the method calls it."""
-    layout = None
+    layout, to = None, addressed(message.content)
     try:
         site = _site(context)
         layout = site.worker.model.layout
         answer = site.answer(read_ask(message.content, layout))
     except FedsimError as error:
-        answer = absent(asked(message.content), "failed", plain_error(error))
-    return Message(answer_records(answer, layout), reply_to=message)
+        answer = absent(to.client, "failed", plain_error(error))
+    return Message(answer_records(answer, layout, to), reply_to=message)
 
 
 def _site(context: Context) -> Site:

@@ -17,11 +17,15 @@ from fedsim.engine.base import SerialEngine
 from fedsim.errors import CheckpointError, ClientError
 from fedsim.exchange.fold import Folder
 from fedsim.exchange.payload import Payload
+from fedsim.flower.answers import NodeAnswer, failed
 from fedsim.flower.asking import GridExchange
 from fedsim.flower.nodes import Nodes
+from fedsim.flower.questions import Questions
+from fedsim.flower.records import Records
 from fedsim.flower.standing import content
-from fedsim.flower.wire import NodeAnswer, Records, ask_records, failed, shared_records, stamp_state
+from fedsim.flower.wire import ask_records, shared_records, stamp_state
 from fedsim.server import checkpoint
+from fedsim.server.traits import StrategyLike
 from fedsim.task.layout import Layout
 
 
@@ -35,8 +39,10 @@ class FlowerEngine:
     workers = 1
     remote = True
 
-    def __init__(self, grid: Grid, nodes: Nodes, config: FlowerConfig, folder: Path):
+    def __init__(self, grid: Grid, nodes: Nodes, config: FlowerConfig, folder: Path, method: StrategyLike):
         self._grid, self._nodes, self._config, self._folder = grid, nodes, config, folder
+        self._method = method
+        self._questions: Questions | None = None
         self._local = SerialEngine()
         self._plan: Plan | None = None
         self._layout: Layout | None = None
@@ -48,6 +54,7 @@ class FlowerEngine:
         """Prepare this process; take up the state of the nodes if the run folder has a checkpoint to go on from."""
         self._plan, self._layout = plan, Layout(plan.task.model, plan.dtype)
         self._local.start(plan)
+        self._questions = Questions(self._local, self._method, self._config.lost_state == "stop")
         path = self._folder / "deployment.json"
         resumes = checkpoint.latest(self._folder / "checkpoint") is not None
         if resumes and not path.exists():
@@ -79,7 +86,7 @@ class FlowerEngine:
         self._local.close()
 
     def _over_the_grid(self, broadcast: Broadcast, chunks: Sequence[Chunk]) -> Iterator[ChunkResult]:
-        assert self._plan is not None and self._layout is not None, "start(plan) comes first"
+        assert self._plan and self._layout and self._questions, "start(plan) comes first"
         layout = self._layout
         self._exchange = self._exchange + 1 if broadcast.round == self._round else 0
         self._round = broadcast.round
@@ -90,6 +97,7 @@ class FlowerEngine:
         )
         self._nodes.event("exchange", round=broadcast.round + 1, exchange=number, task=broadcast.task)
         place = {client: chunk for chunk in chunks for client in chunk.clients}
+        read = self._questions.reader(broadcast, place, self._run, number)
         exchange = GridExchange(
             grid=self._grid,
             nodes=self._nodes,
@@ -100,7 +108,7 @@ class FlowerEngine:
             deadline=self._config.deadline,
             poll=self._config.poll,
             retries=self._plan.failures.retries,
-            layout=layout,
+            read=read,
             round=broadcast.round,
         )
         for chunk in chunks:
@@ -121,8 +129,8 @@ class FlowerEngine:
         for client in chunk.clients:
             answer = self._checked(folder, exchange.answer(client))
             outcome = answer.outcome
-            if answer.fatal:
-                raise ClientError(answer.fatal)
+            if answer.lost:
+                raise ClientError(outcome.reason)
             if outcome.kind == "ok":
                 folder.add(answer.arrays, outcome.weight)
                 if answer.stateful:
@@ -146,7 +154,7 @@ class FlowerEngine:
         outcome = answer.outcome
         about = {"round": broadcast.round + 1, "exchange": number, "task": broadcast.task}
         about |= {"client": outcome.client}
-        if outcome.kind in ("dropped", "failed"):
+        if outcome.kind in ("dropped", "failed") or answer.objected:
             self._nodes.event("absent", **about, reason=outcome.reason)
         if answer.restarted:
             outcome.metrics = {**outcome.metrics, "state_restarted": 1.0}

@@ -14,36 +14,16 @@ from typing import Any
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
-from fedsim.errors import EngineError
-from fedsim.flower.wire import WIRE, config_of
+from fedsim.errors import ConfigError, EngineError
+from fedsim.flower.answers import said
+from fedsim.flower.binding import Binding
+from fedsim.flower.introductions import Known, Limits, known
 
 log = logging.getLogger(__name__)
 
 REFRESH = 2.0  # seconds between looks for nodes that joined or left
 AGAIN = 10.0  # seconds after which a refused node is asked again: it may have been restarted
 QUERY_TTL = 300.0  # seconds
-
-
-@dataclass(frozen=True)
-class Known:
-    """What a node said of itself."""
-
-    id: int
-    client: int
-    samples: int
-    counts: list[int]  # samples per class, of nodes with their own data
-    own: bool  # its data are its own, not a part of a common data set
-    partition: str
-    layout: str
-    host: str
-    instance: str  # of its state folder: the same after a restart
-    base: str = ""  # of its model: name and sha256 of the frozen part, nothing where all is trained
-    base_sha256: str = ""
-
-    @property
-    def name(self) -> str:
-        """For messages."""
-        return f"node {self.id} on {self.host}"
 
 
 @dataclass
@@ -54,8 +34,13 @@ class Nodes:
     num_clients: int
     path: Path | None = None  # nodes.jsonl
     check: Callable[[Known], str] | None = None  # why a node cannot take part, or nothing
+    binding: Binding = field(default_factory=Binding)
+    limits: Limits | None = None  # of what a node may say of itself
     of: dict[int, Known] = field(default_factory=dict)
     refused: dict[int, str] = field(default_factory=dict)  # node id to reason
+    names: dict[int, str] = field(
+        default_factory=dict
+    )  # node id to the name of its key, where keys are bound
     _asked: dict[str, int] = field(default_factory=dict)  # message to node
     _rivals: dict[int, Known] = field(default_factory=dict)  # client to a second node that claims to be it
     _later: dict[int, float] = field(default_factory=dict)  # refused node to when it is asked again
@@ -84,17 +69,20 @@ class Nodes:
         now = time.monotonic()
         if now - self._looked >= REFRESH:
             self._looked = now
-            live = set(self.grid.get_node_ids())
+            self.names = self.binding.names(self.grid)
+            live = set(self.names if self.binding.clients else self.grid.get_node_ids())
             for client, node in list(self.of.items()):
                 if node.id not in live:
                     self.lose(client, "it went offline")
             self.refused = {n: why for n, why in self.refused.items() if n in live}
             again = [n for n, at in self._later.items() if n in live and now > at]
             busy = {*self._asked.values(), *self.refused, *(k.id for k in self._all())}
-            self._ask([*(live - busy), *again])
+            self._ask([n for n in (*(live - busy), *again) if not self._strange(n)])
         if self._asked:
             for reply in self.grid.pull_messages(list(self._asked)):
-                self._hear(self._asked.pop(reply.metadata.reply_to_message_id), reply)
+                asked = self._asked.pop(reply.metadata.reply_to_message_id, None)
+                if asked is not None:
+                    self._hear(asked, reply)
 
     def lose(self, client: int, why: str) -> None:
         """The client's node is gone; a rival, if there is one, was its successor."""
@@ -105,6 +93,13 @@ class Nodes:
         self.event("lost", client=client, node=gone.id, reason=why)
         if (rival := self._rivals.pop(client, None)) is not None:
             self._admit(rival)
+
+    def _strange(self, node: int) -> bool:
+        """Whether the node's key is bound to no client: it is refused without a question."""
+        why = self.binding.stranger(self.names.get(node, ""), self.names.values())
+        if why:
+            self._refuse(node, why)
+        return bool(why)
 
     def _ask(self, ids: Iterable[int]) -> None:
         ids = list(ids)
@@ -120,32 +115,30 @@ class Nodes:
         if reply.has_error():
             if any(k.id == node for k in self._all()):
                 return  # a challenged node that fell silent: `refresh` sees it leave
-            self._refuse(node, f"it cannot run the app: {reply.error.reason}")
+            self._refuse(node, said(f"it cannot run the app: {reply.error.reason}"))
             return
-        about = config_of(reply.content, "node")
-        if "refused" in about:
-            self._refuse(node, str(about["refused"]))
+        try:
+            found = known(node, reply.content, self.limits or Limits(self.num_clients))
+        except ConfigError as error:
+            self._refuse(node, str(error))
             return
-        if (spoken := about.pop("wire", 0)) != WIRE:
-            self._refuse(
-                node, f"its fedsim speaks version {spoken} to nodes, this one {WIRE}; install the same"
-            )
-            return
-        known = Known(id=node, **about)
-        why = self.check(known) if self.check else ""
+        why = self.binding.another(self.names.get(node, ""), found.client)
+        if mine := [c for c, k in self.of.items() if k.id == node and c != found.client]:
+            why = why or f"it says that it is client {found.client}, but it is client {mine[0]} already"
+        why = why or (self.check(found) if self.check else "")
         if why:
             self._refuse(node, why)
             return
-        other = self.of.get(known.client)
-        if other is None or other.instance == known.instance:
-            self._admit(known)
-        if other is not None and other.id == node and (rival := self._rivals.pop(known.client, None)):
+        other = self.of.get(found.client)
+        if other is None or other.instance == found.instance:
+            self._admit(found)
+        if other is not None and other.id == node and (rival := self._rivals.pop(found.client, None)):
             self._refuse(
                 rival.id,
-                f"client {known.client} is {known.name} already, which answers; give {rival.name} another partition-id",
+                f"client {found.client} is {found.name} already, which answers; give {rival.name} another partition-id",
             )
-        elif other is not None and other.instance != known.instance:
-            self._rivals[known.client] = known  # whether the first one lives shows by its answer
+        elif other is not None and other.instance != found.instance:
+            self._rivals[found.client] = found  # whether the first one lives shows by its answer
             self._ask([other.id])
 
     def _admit(self, node: Known) -> None:

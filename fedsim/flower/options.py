@@ -19,7 +19,7 @@ from fedsim.run.resolve import resolve
 from fedsim.server.traits import StrategyLike
 
 Values = Mapping[str, bool | float | int | str]
-NODE_KEYS = ("partition-id", "num-partitions", "data-path", "own-data", "state-dir")
+NODE_KEYS = ("partition-id", "num-partitions", "data-path", "own-data", "state-dir", "state.keep_days")
 
 
 def configuration(run_config: Values) -> DictConfig:
@@ -85,6 +85,9 @@ class Node:
     data_path: str | None
     own_data: bool
     state_dir: Path
+    keep_days: float = (
+        30.0  # that the state of a run is kept after it was last worked for (``state.keep_days``)
+    )
 
     @staticmethod
     def of(values: Values, num_clients: int) -> Node:
@@ -112,7 +115,10 @@ class Node:
         path = values.get("data-path")
         home = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "fedsim"
         state = Path(str(values.get("state-dir", home))).expanduser()
-        return Node(client, None if path is None else str(path), own, state)
+        days = values.get("state.keep_days", Node.keep_days)
+        if isinstance(days, bool | str) or not days > 0:
+            raise ConfigError(f"state.keep_days={days}: must be a positive number of days")
+        return Node(client, None if path is None else str(path), own, state, float(days))
 
     def localise(self, config: DictConfig) -> DictConfig:
         """Put the node's data path into ``config`` (in place)."""

@@ -13,6 +13,7 @@ from flwr.serverapp import Grid, ServerApp
 from omegaconf import DictConfig
 
 from fedsim.api import RunResult, run
+from fedsim.config.compose import plain
 from fedsim.config.parts import typed
 from fedsim.config.schema import FlowerConfig
 from fedsim.data.dataset import Dataset, Samples
@@ -21,8 +22,10 @@ from fedsim.data.sample_roles import Roles
 from fedsim.data.shards import Shards
 from fedsim.data.trees import tree_map
 from fedsim.errors import ConfigError, EngineError
+from fedsim.flower.binding import Binding
 from fedsim.flower.engine import FlowerEngine
-from fedsim.flower.nodes import Known, Nodes
+from fedsim.flower.introductions import Known, Limits
+from fedsim.flower.nodes import Nodes
 from fedsim.flower.options import configuration, deployable, own_folder
 from fedsim.flower.site import layout_name
 from fedsim.run import assigning, initial, samples
@@ -46,14 +49,22 @@ def serve(grid: Grid, config: DictConfig) -> RunResult:
     config.dir, method = own_folder(config), deployable(config)
     folder, engine = Path(config.dir), typed(config.engine, FlowerConfig)
     folder.mkdir(parents=True, exist_ok=True)
-    nodes = Nodes(grid, config.num_clients, path=folder / "nodes.jsonl")
+    binding = Binding.of(plain(config.engine).get("nodes"), config.num_clients)
+    limits = Limits(config.num_clients, engine.most_samples, lambda: _classes(config))
+    nodes = Nodes(grid, config.num_clients, folder / "nodes.jsonl", binding=binding, limits=limits)
     nodes.wait(engine.wait_for or config.num_clients, engine.start, engine.poll)
     data = _data(config, method, nodes)
     nodes.check = _Check(config, data, own=any(node.own for node in nodes.of.values()))
     for node in nodes.of.values():
         if why := nodes.check(node):
             raise EngineError(f"client {node.client}, {node.name}: {why}")
-    return run(config, engine=FlowerEngine(grid, nodes, engine, folder), split=data)
+    return run(config, engine=FlowerEngine(grid, nodes, engine, folder, method), split=data)
+
+
+def _classes(config: DictConfig) -> int:
+    """How many classes the server's data have; 0 where targets are none."""
+    dataset = samples.dataset(config)
+    return 0 if dataset.class_labels() is None else dataset.num_classes
 
 
 def _data(config: DictConfig, method: StrategyLike, nodes: Nodes) -> FederatedData:
@@ -100,7 +111,7 @@ class _Check:
         built = initial.model(config, data.dataset, None)
         self.base = base_of(built)
         self.layout = layout_name(FlatModel(built, initial.DTYPES[config.dtype]))
-        self.partition, self.own = data.shards.hash(), own
+        self.partition, self.own, self.sizes = data.shards.hash(), own, data.shards.sizes
 
     def __call__(self, node: Known) -> str:
         if node.own != self.own:
@@ -115,4 +126,6 @@ class _Check:
             )
         if not self.own and node.partition != self.partition:
             return "its partition of the data differs from the server's; do both read the same data set?"
+        if node.samples != self.sizes[node.client]:
+            return f"it says that it has {node.samples} samples; its part of the data has {self.sizes[node.client]}"
         return ""

@@ -16,14 +16,16 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from fedsim.config.compose import plain
+from fedsim.data.cache import not_cached
 from fedsim.engine.worker import Worker
 from fedsim.errors import ClientError, ConfigError
 from fedsim.exchange.fold import Folder
-from fedsim.exchange.packing import sent_bytes
+from fedsim.flower.answers import NodeAnswer, absent
+from fedsim.flower.nodelog import briefly
 from fedsim.flower.options import Node
 from fedsim.flower.standing import StandingFile
-from fedsim.flower.statefiles import StateFiles
-from fedsim.flower.wire import WIRE, Ask, NodeAnswer, absent
+from fedsim.flower.statefiles import StateFiles, forget_old
+from fedsim.flower.wire import WIRE, Ask
 from fedsim.run import participants, samples
 from fedsim.run.given import Given
 from fedsim.run.preparation import learning_task, load_data, plan
@@ -50,7 +52,8 @@ class Site:
         key = (json.dumps(plain(config), sort_keys=True), owner)
         if key not in _built:
             _built.clear()
-            _built[key] = _build(config, owner)
+            with not_cached():
+                _built[key] = _build(config, owner)
         return Site(node, config, _built[key])
 
     def describe(self) -> dict[str, Any]:
@@ -81,6 +84,7 @@ class Site:
         if ask.client != self.node.client:
             return absent(ask.client, "failed", f"this node is client {self.node.client}")
         place, layout = (self.node.state_dir, ask.run, ask.client), self.worker.model.layout
+        forget_old(self.node.state_dir, self.node.keep_days, but=ask.run)
         files, round, restarted = StateFiles(*place, layout), ask.broadcast.round, False
         chunk, keeps = ask.chunk, StandingFile(*place, layout)
         broadcast, came = ask.broadcast, ask.broadcast.standing
@@ -101,10 +105,11 @@ class Site:
         try:
             update = Single(broadcast.fold)
             result = self.worker.run(broadcast, chunk, update)
-        except ClientError as error:  # it wrote to what is read-only: no policy excuses that
-            return NodeAnswer(absent(ask.client, "failed", str(error)).outcome, fatal=str(error))
+        except ClientError as error:  # it wrote to what is read-only
+            return absent(ask.client, "failed", str(error))
         outcome, new = result.outcomes[0], result.states.get(ask.client)
-        outcome.bytes_down += sent_bytes(came, layout) if came is not None else 0
+        if outcome.kind == "failed":
+            outcome.reason = briefly(outcome.reason, ask.client, round + 1)
         if broadcast.keep and outcome.kind == "ok":
             keeps.write(broadcast.payload)
         if new is not None:
@@ -114,18 +119,15 @@ class Site:
 
     def _lacking(self, ask: Ask) -> NodeAnswer:
         """Nothing is done; the server sends the message again, with what it relies on."""
-        own, layout = ask.chunk.part(ask.client), self.worker.model.layout
-        answer = absent(ask.client, "failed", "this node has not what the message relies on")
-        answer.outcome.bytes_down = sent_bytes(ask.broadcast.payload, layout) + (
-            sent_bytes(own, layout) if own else 0
+        return replace(
+            absent(ask.client, "failed", "this node has not what the message relies on"), lacks=True
         )
-        return replace(answer, lacks=True)
 
     def _lost(self, ask: Ask, path: Path) -> NodeAnswer:
         assert ask.state is not None
         text = f"client {ask.client} lost its state of round {ask.state[0] + 1}: no {path}"
         remedy = "engine.lost_state=restart lets such clients begin again from their initial state"
-        return NodeAnswer(absent(ask.client, "failed", text).outcome, fatal=f"{text} ({remedy})")
+        return replace(absent(ask.client, "failed", f"{text} ({remedy})"), lost=True)
 
 
 class Single(Folder):

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 
 from fedsim.exchange.packing import pack
 from fedsim.exchange.payload import Payload
+from fedsim.flower.statefiles import run_folder
 from fedsim.rng import hash_tensors
 from fedsim.task.layout import Layout
 
@@ -33,7 +34,7 @@ class StandingFile:
     """The payload that one client holds in one run, in ``folder/<run>/client-<id>``: the one kept last."""
 
     def __init__(self, folder: Path, run: str, client: int, layout: Layout):
-        self.path, self._layout = folder / run / f"client-{client}" / "standing.safetensors", layout
+        self.path, self._layout = run_folder(folder, run, client) / "standing.safetensors", layout
         self._about = {"run": run, "client": str(client)}
 
     def read(self, wanted: str) -> Payload | None:

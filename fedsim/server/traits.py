@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from fedsim.errors import ConfigError
 from fedsim.local.kept import POLICIES
+from fedsim.local.work import num_steps
 
 if TYPE_CHECKING:
-    from fedsim.exchange.payload import Message
+    from fedsim.config.schema import ClientConfig
+    from fedsim.exchange.payload import Message, Payload
     from fedsim.local.interface import ClientLike
     from fedsim.server.exchanges import Server
     from fedsim.server.round import Round
@@ -45,6 +47,9 @@ class Traits:
     public_values: frozenset[str] = (
         frozenset()
     )  # values of updates that say nothing of a client's samples but how many
+    metrics: frozenset[str] = (
+        frozenset()
+    )  # names of metrics that only some clients send, or only in some rounds
 
     # of the model
     features: bool = False  # needs model.features(x) -> (B, d) and model.head, or a head named by model.head=
@@ -124,6 +129,35 @@ class OffersModels(Protocol):
 
     def newcomer_message(self, server: Server, state: State) -> Message:
         """What such a client receives."""
+
+
+@dataclass(frozen=True)
+class ClientQuestion:
+    """One client's part of an exchange, for whoever judges the update that comes back."""
+
+    client: int
+    task: str
+    message: Payload  # all that the client received or holds
+    samples: float  # that it can have used, at most; of a task that counts tokens, tokens
+    local: ClientConfig  # its local training
+    domains: int  # of the data: numbers of domains are smaller
+
+    @property
+    def steps(self) -> int:
+        """Local steps that it can have taken, at most."""
+        return max(1, num_steps(self.local, int(min(self.samples, 2**53)), self.local.epochs))
+
+
+@runtime_checkable
+class JudgesUpdates(Protocol):
+    """A strategy that knows what an honest client can send; ``strategies.base.Strategy`` does. In a deployment it is
+    asked about every update that has the right names, types and shapes, before anything is done with it."""
+
+    def most_weight(self, asked: ClientQuestion) -> float:
+        """The most that an honest client can weigh."""
+
+    def objection(self, asked: ClientQuestion, update: Payload) -> str:
+        """Why no honest client sends such an ``update``: it would break or mislead what is made of it; else nothing."""
 
 
 def missing(thing: object, protocol: type) -> list[str]:

@@ -23,3 +23,18 @@ class Careless(FedAvg):
 
     def make_client(self) -> CarelessClient:
         return CarelessClient(weighting=self.weighting)
+
+
+class BrokenClient(SGDClient):
+    """Says in its error what should stay where it is."""
+
+    def fit(self, job: Any) -> Any:
+        raise ValueError("patient 7")
+
+
+@dataclass(kw_only=True)
+class Broken(FedAvg):
+    """FedAvg with clients that fail."""
+
+    def make_client(self) -> BrokenClient:
+        return BrokenClient(weighting=self.weighting)

@@ -15,6 +15,7 @@ from typing import Any
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -26,11 +27,14 @@ GONE = 5  # Flower's error code of a node that is offline
 
 @dataclass
 class LocalGrid(Grid):
-    """Nodes by id, each with its node config; ``spoil(message)`` may answer in a node's place, or say "silent"."""
+    """Nodes by id, each with its node config; ``spoil(message)`` may answer in a node's place, or say "silent", and
+    ``alter(message, content)`` change what a node answers, before it goes over the wire."""
 
     run_config: dict[str, Any]
     nodes: dict[int, dict[str, Any]] = field(default_factory=dict)
     spoil: Callable[[Message], Any] = lambda message: None
+    alter: Callable[[Message, RecordDict], RecordDict | None] = lambda message, content: None
+    names: dict[int, str] = field(default_factory=dict)  # node id to the name of its registered key
     bytes_down: int = 0
     bytes_up: int = 0
     log: list[tuple[int, str, dict[str, Any]]] = field(default_factory=list)  # node, type, ask
@@ -73,7 +77,8 @@ class LocalGrid(Grid):
         arrived.metadata.__dict__["_message_id"] = message.metadata.message_id
         context = Context(1, node, self.nodes[node], RecordDict(), self.run_config)
         reply = client.app(arrived, context)
-        back = recorddict_to_proto(reply.content)
+        altered = self.alter(message, reply.content)  # in place, or another content
+        back = recorddict_to_proto(reply.content if altered is None else altered)
         if message.metadata.message_type == "train":
             self.bytes_down += wire.ByteSize()
             self.bytes_up += back.ByteSize()
@@ -86,7 +91,9 @@ class LocalGrid(Grid):
     def run(self) -> Any: ...
     def create_message(self, *args: Any, **kwargs: Any) -> Any: ...
     def send_and_receive(self, *args: Any, **kwargs: Any) -> Any: ...
-    def get_nodes(self) -> Any: ...
+
+    def get_nodes(self) -> Any:
+        return [NodeInfo(node_id=n, name=self.names.get(n)) for n in self.nodes]
 
 
 def deploy(

@@ -13,6 +13,7 @@ from localgrid import wait_until
 from real import LIMIT, ROOT, events, federation, hashes, left_over, rows, start_node, wait
 
 import fedsim
+from fedsim.cli.main import command
 
 pytestmark = [pytest.mark.nightly, pytest.mark.timeout(900)]
 SETTINGS = ("num_clients=2", "clients_per_round=2", "model=linear", "client.epochs=1", "tracker=quiet")
@@ -61,3 +62,19 @@ def kill_server(mark: str, run: str) -> None:
             continue
     oldest = min(found, key=lambda p: p.create_time())  # the run submitted first
     oldest.kill()
+
+
+def test_a_hostile_node_takes_nobodys_place(tmp_path: Path) -> None:
+    """Client 1's own process says that it is client 0 (see ``impatient/sitecustomize.py``)."""
+    (tmp_path / "hostile").touch()
+    settings = (*SETTINGS, "rounds=2", "failures.policy=skip", f"dir={tmp_path / 'run'}")
+    with federation(tmp_path, nodes=2) as fed:
+        assert wait(fed, fed.submit(ROOT, " ".join(settings)), tmp_path / "run")["status"] == "done"
+    failures = [
+        (f["client"], "its reply is of client 0" in f["reason"])
+        for r in rows(tmp_path / "run")
+        for f in r["failures"]
+    ]
+    assert failures == [(1, True)] * 2
+    assert command(["verify", str(tmp_path / "run")]) == 0
+    assert left_over(tmp_path) == []

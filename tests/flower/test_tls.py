@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
+import shlex
 import sys
 from pathlib import Path
 
@@ -29,6 +30,7 @@ SETTINGS = (
     "tracker=quiet",
     "rounds=2",
 )
+BOUND = "engine.nodes={hospital0: [0], hospital1: [1]}"
 PEM, PLAIN = serialization.Encoding.PEM, serialization.NoEncryption()
 
 
@@ -87,7 +89,7 @@ def test_tls_and_registered_nodes_only(tmp_path: Path) -> None:
             fed.flwr("supernode", "register", f"{key}.pub", "local", "--name", key.name)
         start_node(fed, tmp_path, 0, options=options[0])
         stranger = start_node(fed, tmp_path, 1, "stranger", options=options[2])
-        run = fed.submit(ROOT, " ".join([*SETTINGS, f"dir={tmp_path / 'run'}"]))
+        run = fed.submit(ROOT, shlex.join([*SETTINGS, BOUND, f"dir={tmp_path / 'run'}"]))
         wait_until(lambda: events(tmp_path / "run"), LIMIT, "the first node")
         start_node(fed, tmp_path, 1, options=options[1])
         assert wait(fed, run, tmp_path / "run")["status"] == "done"

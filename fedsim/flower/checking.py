@@ -1,0 +1,211 @@
+"""Whether an answer fits what was asked of the client that was asked. Nothing else reaches the fold.
+
+What shapes, types and names an update has is known from the question: ``delta`` is a change of the ``w`` that this
+client received, ``buffers`` are the model's. Of everything else the server makes sure by itself, the first time that it
+needs to know: it answers the question on a few samples of its own (:mod:`fedsim.flower.trial`). No client's reply is
+the measure of another's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from flwr.app import RecordDict
+from torch import Tensor
+
+from fedsim.errors import ClientError
+from fedsim.exchange.payload import Payload
+from fedsim.flower.answers import UPDATE, NodeAnswer, ReplyTo, address_of, failed, read_answer
+from fedsim.server.traits import ClientQuestion, JudgesUpdates
+from fedsim.task.layout import Layout
+
+Kind = tuple[tuple[int, ...], torch.dtype]
+
+METRICS = frozenset(
+    {"train_loss", "steps", "clipped", "retries", "loss", "accuracy"}
+)  # that any client may send
+HUGE = {torch.float32: 1e16, torch.float64: 1e100}  # no sum or square of numbers below overflows
+FREE = 64 << 20  # bytes of an array whose length is the client's affair; or four models
+
+
+@dataclass(frozen=True)
+class Question:
+    """What one client was asked, and what its answer is judged by."""
+
+    to: ReplyTo
+    asked: ClientQuestion
+    fold: Mapping[str, tuple[str, ...]]
+    state: bool = False  # a state of the client was named
+    held: bool = False  # the message relies on what the client holds
+    bytes_down: int = 0
+
+
+@dataclass(frozen=True)
+class OwnAnswer:
+    """What the server's own answer to a question looked like; ``why`` there is none."""
+
+    arrays: Mapping[str, Kind] = field(default_factory=dict)
+    values: Mapping[str, type] = field(default_factory=dict)
+    metrics: frozenset[str] = frozenset()
+    why: str = ""
+
+
+@dataclass
+class Judge:
+    """Reads answers to questions of one run; ``trial(question)`` answers one here."""
+
+    method: object
+    layout: Layout
+    dtype: torch.dtype
+    metrics: frozenset[str]  # names that the task and the method know beside ``METRICS``
+    trial: Callable[[Question], OwnAnswer]
+    lost_is_the_end: bool = False  # engine.lost_state=stop
+    _tried: dict[Any, OwnAnswer] = field(default_factory=dict)
+
+    def read(self, content: RecordDict, question: Question) -> NodeAnswer:
+        """The answer, its ``client`` and ``bytes_down`` as the server knows them; one that is not finite is made so.
+
+        Raises:
+            ClientError: what is wrong with it.
+        """
+        answer = read_answer(content, self.layout, lambda *array: self._fits(question, *array))
+        self._flags(answer, address_of(content), question)
+        outcome = answer.outcome
+        self._metrics(outcome.metrics, question)
+        outcome.bytes_down = question.bytes_down
+        if outcome.kind not in UPDATE:
+            outcome.weight = 0.0
+            return answer
+        self._update(answer, question)
+        return self._weighed(answer, question) if outcome.kind == "ok" else replace(answer, arrays={})
+
+    def _flags(self, answer: NodeAnswer, found: ReplyTo, question: Question) -> None:
+        for name, said, true in zip(ReplyTo._fields, found, question.to, strict=True):
+            if said != true:
+                raise ClientError(f"its reply is of {name} {said!r:.80}, but {true!r} was asked")
+        kind = answer.outcome.kind
+        if answer.lacks and (kind != "failed" or not question.held):
+            raise ClientError("it says that it lacks what the message relies on, but nothing is missing")
+        if answer.lost and (kind != "failed" or not question.state or not self.lost_is_the_end):
+            raise ClientError("it says that its state is lost and the run must end, but nothing says so")
+        if answer.restarted and not question.state:
+            raise ClientError("it says that it began again from its initial state, but it had none")
+        if answer.stateful and kind != "ok":
+            raise ClientError(f"it says that it keeps a new state, but its answer is {kind}")
+
+    def _fits(self, question: Question, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        """Called for each array before its numbers are read."""
+        if name not in question.fold:
+            raise ClientError(
+                f"the update holds '{name:.80}', expected {', '.join(question.fold) or 'no array'}"
+            )
+        wanted, like = self._wanted(name, question)
+        free = question.fold[name] == ("cat",)
+        if dtype != like or (
+            shape[1:] != wanted[1:] or len(shape) != len(wanted) if free else shape != wanted
+        ):
+            here = f"('n', {', '.join(map(str, wanted[1:]))})" if free else f"{wanted}"
+            raise ClientError(f"'{name}' has shape {shape}, {dtype}; expected {here}, {like}")
+        size = torch.Size(shape).numel() * dtype.itemsize
+        if free and size > max(FREE, 4 * self.layout.size * self.dtype.itemsize):
+            raise ClientError(f"'{name}' has {size} bytes, more than is taken of an array of any length")
+
+    def _wanted(self, name: str, question: Question) -> Kind:
+        received = question.asked.message.arrays
+        if name == "delta" and "w" in received:
+            return tuple(received["w"].shape), received["w"].dtype
+        if name == "buffers":
+            return (self.layout.buffer_dim,), self.dtype
+        return self._sample(question).arrays[name]
+
+    def _update(self, answer: NodeAnswer, question: Question) -> None:
+        """Names, and the types of values."""
+        if missing := [name for name in question.fold if name not in answer.arrays]:
+            raise ClientError(f"the update lacks '{missing[0]}'")
+        values, weight = dict(answer.outcome.values), answer.outcome.weight
+        own = values.pop("weight", None)
+        if type(own) is not float or not (own == weight or (own != own and weight != weight)):
+            raise ClientError(f"the update's weight is {own!r:.40}, its outcome's {weight}")
+        sample = self._sample(question, quietly=not values)
+        for name, kind in sample.values.items():
+            if name not in values:
+                raise ClientError(f"the update lacks the value '{name}'")
+            if type(values[name]) is not kind and not {kind, type(values[name])} <= {int, float}:
+                raise ClientError(
+                    f"value '{name}' is {type(values[name]).__name__}, expected {kind.__name__}"
+                )
+        if extra := [name for name in values if name not in sample.values]:
+            raise ClientError(f"the update holds the value '{extra[0]}', which was not asked for")
+        for name, value in values.items():
+            if isinstance(value, int | float) and not abs(value) <= HUGE[torch.float64]:
+                raise ClientError(f"value '{name}' is {value}, expected a finite number")
+
+    def _weighed(self, answer: NodeAnswer, question: Question) -> NodeAnswer:
+        """The answer, if weight and numbers are possible."""
+        weight, bad, slots = answer.outcome.weight, list[str](), self.layout.params
+        for name, t in answer.arrays.items():
+            size, most = _largest(t), HUGE.get(t.dtype, float("inf"))
+            if not size < float("inf"):
+                bad.append(name)
+            elif size > most:
+                raise ClientError(f"'{name}' holds numbers above {most:g}")
+            elif name == "delta" and t.shape[-1:] == (slots.dim,) and not slots.holds(t):
+                raise ClientError("'delta' holds numbers where the layout has padding")
+        if bad or not abs(weight) < float("inf"):
+            what = ", ".join(bad) or f"the weight ({weight})"
+            return failed(answer, f"non-finite values in {what}", "nonfinite")
+        judge = self.method if isinstance(self.method, JudgesUpdates) else None
+        most = judge.most_weight(question.asked) if judge else max(question.asked.samples, 1.0)
+        if not 0 <= weight <= most:
+            raise ClientError(
+                f"its weight is {weight:g}; expected 0 to {most:g}, what it can have by its samples"
+            )
+        if weight == 0 < most and any("mean" in kinds for kinds in question.fold.values()):
+            raise ClientError("its weight is 0: it has no part in the mean")
+        update = Payload(answer.arrays, answer.outcome.values)
+        if judge and (why := judge.objection(question.asked, update)):
+            raise ClientError(why)
+        return answer
+
+    def _metrics(self, found: Mapping[str, float], question: Question) -> None:
+        unknown = [name for name in found if name not in METRICS and name not in self.metrics]
+        if not unknown:
+            return
+        sample = self._sample(question, quietly=True, each_round=True)
+        self.metrics = self.metrics | sample.metrics
+        for name in unknown:
+            if not sample.why and name not in self.metrics:
+                raise ClientError(
+                    f"metric '{name}' is not known; the strategy's traits.metrics names those that only some send"
+                )
+
+    def _sample(self, question: Question, quietly: bool = False, each_round: bool = False) -> OwnAnswer:
+        """The server's own answer to such a question, worked out once for all that are alike."""
+        message = question.asked.message
+        shapes = tuple((k, tuple(t.shape), t.dtype) for k, t in message.arrays.items())
+        round = question.to.round if each_round else None
+        key = (question.asked.task, tuple(question.fold), shapes, tuple(message.values), round)
+        found = self._tried.get(key) or self._tried.get((*key, question.to.client))
+        if found is None:
+            found = self.trial(question)
+            self._tried[(*key, question.to.client) if found.why else key] = (
+                found  # another client may do better
+            )
+        if found.why and not quietly:
+            raise ClientError(
+                f"the server cannot tell what an answer to '{question.asked.task}' looks like: {found.why}"
+            )
+        return found
+
+
+def _largest(t: Tensor) -> float:
+    """The largest number in size, NaN if one is; one pass, no temporary."""
+    if t.is_complex():
+        t = torch.view_as_real(t)
+    if not t.is_floating_point() or not t.numel():
+        return 0.0
+    low, high = torch.aminmax(t)
+    return max(abs(float(low)), abs(float(high)))

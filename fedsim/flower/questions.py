@@ -1,0 +1,86 @@
+"""What clients are asked in an exchange, put together for whoever judges their answers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+from flwr.app import RecordDict
+
+from fedsim.data.federated import FederatedData
+from fedsim.data.shards import Shards
+from fedsim.data.trees import leaves
+from fedsim.engine.assignments import Broadcast, Chunk, Plan
+from fedsim.engine.base import SerialEngine
+from fedsim.exchange.packing import sent_bytes
+from fedsim.exchange.payload import Payload
+from fedsim.flower.answers import NodeAnswer, ReplyTo
+from fedsim.flower.checking import Judge, Question
+from fedsim.flower.trial import trial
+from fedsim.server.traits import ClientQuestion, StrategyLike
+
+Reader = Callable[[RecordDict, int, bool], NodeAnswer]
+
+
+class Questions:
+    """The questions of one run. ``local`` is the server's own engine, which answers the first of a kind."""
+
+    def __init__(self, local: SerialEngine, method: StrategyLike, lost_is_the_end: bool):
+        plan = local.worker.plan
+        self._local, self._plan, self._layout = local, plan, local.worker.model.layout
+        self._asking: tuple[Broadcast, Mapping[int, Chunk]]
+        self._judge = Judge(
+            method, self._layout, plan.dtype,
+            method.traits.metrics | frozenset(plan.task.metrics or ()),
+            lambda question: trial(local.worker, self._asking[0], self._asking[1][question.to.client], question),
+            lost_is_the_end,
+        )  # fmt: skip
+        self._domains = max(len(plan.data.dataset.domains), plan.data.num_clients)
+
+    def reader(self, broadcast: Broadcast, place: Mapping[int, Chunk], run: str, exchange: int) -> Reader:
+        """Makes an answer of what ``client`` replied to its message, ``whole`` or without what it holds."""
+        self._asking = broadcast, place
+
+        def read(content: RecordDict, client: int, whole: bool) -> NodeAnswer:
+            to = ReplyTo(run, broadcast.round, exchange, client)
+            return self._judge.read(content, self.question(broadcast, place[client], to, whole))
+
+        return read
+
+    def question(self, broadcast: Broadcast, chunk: Chunk, to: ReplyTo, whole: bool) -> Question:
+        """What one client was asked."""
+        own, standing, plan = chunk.part(to.client), broadcast.standing, self._plan
+        down = sent_bytes(broadcast.payload, self._layout) + (sent_bytes(own, self._layout) if own else 0)
+        if whole and standing is not None:
+            down += sent_bytes(standing, self._layout)
+        message = (standing or Payload()).joined(broadcast.payload).joined(own)
+        local = plan.classes.local(to.client) if plan.classes else plan.local
+        samples = most_samples(plan, to.client, measured=not broadcast.fold)
+        asked = ClientQuestion(to.client, broadcast.task, message, samples, local, self._domains)
+        held = standing is not None and not whole
+        return Question(to, asked, broadcast.fold, bool(chunk.states.get(to.client)), held, down)
+
+
+def most_samples(plan: Plan, client: int, measured: bool) -> float:
+    """What ``client`` can have trained on, by its introduction and the partition; ``measured``: or be measured on.
+
+    Of tasks that count tokens, tokens; without a bound where samples differ in length.
+    """
+    data = plan.data
+    count = _of(data.dealt, client)
+    if measured:
+        roles = (data.holdout, data.local_test, data.roles.client_validation, data.roles.newcomers)
+        count += sum(_of(shards, client) for shards in roles) + len(data.dataset.test or ())
+    return count * _units(plan, data)
+
+
+def _of(shards: Shards | None, client: int) -> int:
+    return 0 if shards is None else int(shards.offsets[client + 1] - shards.offsets[client])
+
+
+def _units(plan: Plan, data: FederatedData) -> float:
+    """Units that the task counts in one sample, at most."""
+    if plan.task.count is None:
+        return 1
+    y = getattr(data.dataset.train, "y", None)  # targets in memory are all alike; others may differ in length
+    return math.inf if y is None else max((math.prod(leaf.shape[1:]) for leaf in leaves(y)), default=1)

@@ -1,0 +1,61 @@
+"""What an answer to a question looks like: the server answers it once itself, on a few samples of its own.
+
+Where nodes bring their own data, these samples are stand-ins of the right shape: only names, shapes and types of the
+answer are used.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from fedsim.data.federated import FederatedData
+from fedsim.data.shards import Shards
+from fedsim.engine.assignments import Broadcast, Chunk
+from fedsim.engine.worker import Worker
+from fedsim.errors import headline
+from fedsim.flower.checking import OwnAnswer, Question
+from fedsim.flower.site import Single
+
+FEW = 4  # samples
+
+
+def trial(worker: Worker, broadcast: Broadcast, chunk: Chunk, question: Question) -> OwnAnswer:
+    """``worker`` in the place of the client that was asked: no more than one local step, on ``FEW`` samples."""
+    client, data = question.to.client, worker.data
+    own = replace(chunk.alone(client), states={}, steps={client: 1})
+    kept = Single(broadcast.fold)
+    try:
+        (outcome,) = worker.try_out(few(data, client), broadcast, own, kept).outcomes
+    except Exception as error:  # of a client's own code that nobody expected
+        return OwnAnswer(why=f"{type(error).__name__}: {error}")
+    if outcome.kind not in ("ok", "nonfinite") or kept.arrays.keys() != broadcast.fold.keys():
+        return OwnAnswer(why=headline(outcome.reason))
+    return OwnAnswer(
+        {name: (tuple(t.shape), t.dtype) for name, t in kept.arrays.items()},
+        {name: type(value) for name, value in outcome.values.items() if name != "weight"},
+        frozenset(outcome.metrics),
+    )
+
+
+def few(data: FederatedData, client: int) -> FederatedData:
+    """The same data with at most ``FEW`` samples of ``client`` in each role."""
+
+    def cut(shards: Shards | None) -> Shards | None:
+        if shards is None:
+            return None
+        rows = shards.part(client)[:FEW]
+        ends = np.zeros_like(shards.offsets)
+        ends[client + 1 :] = len(rows)
+        return Shards(rows, ends)
+
+    roles = data.roles
+    roles = replace(
+        roles,
+        unlabelled=cut(roles.unlabelled),
+        client_validation=cut(roles.client_validation),
+        newcomers=cut(roles.newcomers),
+    )
+    mine = cut(data.shards) or data.shards
+    return replace(data, shards=mine, holdout=cut(data.holdout), local_test=cut(data.local_test), roles=roles)
