@@ -10,8 +10,10 @@ from fedsim.data import image_tables as _image_tables
 from fedsim.data import images as _images
 from fedsim.data import multidomain as _multidomain
 from fedsim.data import tabular as _tabular
+from fedsim.data.image_folders import image_folder
 from fedsim.data.longtail import tailed
 from fedsim.data.multidomain import digits5, distorted_digits, domain_images
+from fedsim.data.own_tables import table
 from fedsim.data.tabular import heart_disease, synthetic, tensors
 from fedsim.data.text import shakespeare
 from fedsim.data.weather import weather_shapes
@@ -38,12 +40,14 @@ __all__ = [
     "domain_images",
     "fashion_mnist",
     "heart_disease",
+    "image_folder",
     "mnist",
     "office_caltech10",
     "pacs",
     "parquet",
     "shakespeare",
     "synthetic",
+    "table",
     "tensors",
     "weather_shapes",
 ]

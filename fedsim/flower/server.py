@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,12 +21,13 @@ from fedsim.data.federated import FederatedData
 from fedsim.data.sample_roles import Roles
 from fedsim.data.shards import Shards
 from fedsim.data.trees import tree_map
-from fedsim.errors import ConfigError, EngineError
+from fedsim.errors import ConfigError
+from fedsim.flower import contract
 from fedsim.flower.engine import FlowerEngine
 from fedsim.flower.nodes import Known, Nodes
 from fedsim.flower.options import configuration, deployable, own_folder
 from fedsim.flower.site import layout_name
-from fedsim.run import assigning, initial, samples
+from fedsim.run import agreement, assigning, initial, samples
 from fedsim.run.given import Given
 from fedsim.run.preparation import load_data
 from fedsim.server.traits import StrategyLike
@@ -47,43 +49,51 @@ def serve(grid: Grid, config: DictConfig) -> RunResult:
     folder, engine = Path(config.dir), typed(config.engine, FlowerConfig)
     folder.mkdir(parents=True, exist_ok=True)
     nodes = Nodes(grid, config.num_clients, path=folder / "nodes.jsonl")
-    nodes.wait(engine.wait_for or config.num_clients, engine.start, engine.poll)
-    data = _data(config, method, nodes)
-    nodes.check = _Check(config, data, own=any(node.own for node in nodes.of.values()))
-    for node in nodes.of.values():
-        if why := nodes.check(node):
-            raise EngineError(f"client {node.client}, {node.name}: {why}")
-    return run(config, engine=FlowerEngine(grid, nodes, engine, folder), split=data)
+    agreement.of(config)  # says what of it cannot be
+    gone = contract.gather(nodes, config, engine)
+    data, terms = _data(config, method, nodes, folder, gone)
+    return run(config, engine=FlowerEngine(grid, nodes, engine, folder, terms), split=data)
 
 
-def _data(config: DictConfig, method: StrategyLike, nodes: Nodes) -> FederatedData:
-    """The server's own view: the test set, and who has how much. Where nodes own their data, it holds none of them."""
+def _data(
+    config: DictConfig, method: StrategyLike, nodes: Nodes, folder: Path, gone: list[int]
+) -> tuple[FederatedData, Mapping[str, Any]]:
+    """The server's own view: the test set, and who has how much; and what every message carries.
+
+    Where nodes own their data, it holds none of them. Clients that are ``gone``, or are refused here, are excluded.
+    """
     owners = [n.client for n in nodes.of.values() if n.own]
-    if not owners:
-        return load_data(config, Given(), method)
-    if len(owners) < config.num_clients:
+    if owners and len(owners) + len(gone) < config.num_clients:
         raise ConfigError(
             f"clients {sorted(owners)} have own-data, the others do not or are not there; "
             "all nodes must be started before round 1, and alike"
         )
-    return _counted(config, samples.dataset(config), [nodes.of[c] for c in range(config.num_clients)])
+    whole = None if owners else load_data(config, Given(), method)
+    dataset = whole.dataset if whole else samples.dataset(config)
+    nodes.check = _Check(config, dataset, whole.shards.hash() if whole else None)
+    gone = [*gone, *contract.examine(nodes, config)]
+    if gone:
+        config.exclude = sorted({*config.exclude, *gone})
+    dataset, terms = contract.conclude(config, folder, nodes, dataset, sorted(assigning.absent(config)[0]))
+    if whole:
+        return (load_data(config, Given(), method) if gone else whole), terms
+    known = {c: (n.samples, n.counts) for c, n in nodes.of.items()}
+    none = 0, [0] * dataset.num_classes
+    return _counted(config, dataset, [known.get(c, none) for c in range(config.num_clients)]), terms
 
 
-def _counted(config: DictConfig, dataset: Dataset, owners: Sequence[Known]) -> FederatedData:
+def _counted(
+    config: DictConfig, dataset: Dataset, owned: Sequence[tuple[int, Sequence[int]]]
+) -> FederatedData:
     """What the server knows of data that never come to it: whose they are, how many, and how many of each class."""
-    (x, y), total = dataset.train.take(torch.arange(1)), sum(node.samples for node in owners)
+    held = dataset.train if len(dataset.train) or dataset.test is None else dataset.test
+    (x, y), total = held.take(torch.arange(1)), sum(n for n, _ in owned)
     x, y = (tree_map(lambda t: t.expand(total, *t.shape[1:]), tree) for tree in (x, y))
     if dataset.class_labels() is not None:
-        for node in owners:
-            if len(node.counts) != dataset.num_classes:
-                raise ConfigError(
-                    f"client {node.client}, {node.name}: its data have {len(node.counts)} classes, "
-                    f"the server's {dataset.num_classes}"
-                )
-        counts = torch.tensor([node.counts for node in owners]).flatten()
-        y = torch.arange(dataset.num_classes).repeat(len(owners)).repeat_interleave(counts).to(y.dtype)
+        counts = torch.tensor([counts for _, counts in owned]).flatten()
+        y = torch.arange(dataset.num_classes).repeat(len(owned)).repeat_interleave(counts).to(y.dtype)
     train = Samples(x, y)  # stand-ins of the right shape, never read
-    ends = np.cumsum([0, *(node.samples for node in owners)]).astype(np.int64)
+    ends = np.cumsum([0, *(n for n, _ in owned)]).astype(np.int64)
     shards = Shards(np.arange(total, dtype=np.int64), ends)
     groups = {split: columns for split, columns in dataset.groups.items() if split != "train"}
     known = replace(dataset, train=train, ids=None, groups=groups)
@@ -96,15 +106,21 @@ def _counted(config: DictConfig, dataset: Dataset, owners: Sequence[Known]) -> F
 class _Check:
     """Whether a node has the same model, and the same partition of the same data, as the server."""
 
-    def __init__(self, config: DictConfig, data: FederatedData, own: bool):
-        built = initial.model(config, data.dataset, None)
+    def __init__(self, config: DictConfig, dataset: Dataset, partition: str | None):
+        built = initial.model(config, dataset, None)
+        self.config, self.dataset = config, dataset
         self.base = base_of(built)
         self.layout = layout_name(FlatModel(built, initial.DTYPES[config.dtype]))
-        self.partition, self.own = data.shards.hash(), own
+        self.partition, self.own = partition, partition is None  # nodes' own data have no common one
 
     def __call__(self, node: Known) -> str:
         if node.own != self.own:
             return f"own-data={str(node.own).lower()}, but the run began with {str(self.own).lower()}"
+        if self.own and (why := contract.difference(node, self.config, self.dataset)):
+            return why
+        if self.own and self.dataset.class_labels() is not None:
+            if len(node.counts) != self.dataset.num_classes:
+                return f"it counts {len(node.counts)} classes, the server has {self.dataset.num_classes}"
         if node.layout != self.layout:
             return "its model has other parameters than the server's; are its data and versions the same?"
         if node.base_sha256 != (self.base.sha256 if self.base else ""):

@@ -20,6 +20,7 @@ from fedsim.engine.worker import Worker
 from fedsim.errors import ClientError, ConfigError
 from fedsim.exchange.fold import Folder
 from fedsim.exchange.packing import sent_bytes
+from fedsim.flower import contract
 from fedsim.flower.options import Node
 from fedsim.flower.standing import StandingFile
 from fedsim.flower.statefiles import StateFiles
@@ -50,7 +51,8 @@ class Site:
         key = (json.dumps(plain(config), sort_keys=True), owner)
         if key not in _built:
             _built.clear()
-            _built[key] = _build(config, owner)
+            with contract.reading(config, node):
+                _built[key] = _build(config, owner)
         return Site(node, config, _built[key])
 
     def describe(self) -> dict[str, Any]:
@@ -65,6 +67,9 @@ class Site:
             "own": self.node.own_data,
             "partition": data.shards.hash(),
             "layout": layout_name(self.worker.model),
+            "contract": contract.introduce(
+                self.config, self.node, self.worker, layout_name(self.worker.model)
+            ),
             "host": socket.gethostname(),
             "instance": _claim(self.node),
         }
