@@ -1,7 +1,7 @@
 """What all who hold data have agreed on (``data.contract``): classes, columns, images, normalisation, model, versions.
 
-A data set that keeps to it has the classes in the agreed order, whichever of them it holds; one that does not is refused
-with all that is wrong, a line each. Base model, layout and versions are checked where nodes join a deployment.
+A data set that keeps to it has the classes in the agreed order, whichever of them it holds; one that does not is
+refused with all that is wrong, a line each. Base model, layout and versions are checked where nodes join a deployment.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.data.columns import Column, DataFault
+from fedsim.data.columns import Column, ContractError
 from fedsim.data.dataset import Dataset, Samples
 from fedsim.errors import ConfigError, check_choice, hint
 
@@ -85,7 +85,7 @@ class Contract:
         """``data`` with classes and columns in the agreed order.
 
         Raises:
-            DataFault: with a line for each thing that is not as agreed.
+            ContractError: with a line for each thing that is not as agreed.
         """
         faults: list[str] = []
         parts = {"training": data.train, "test": data.test}
@@ -97,7 +97,7 @@ class Contract:
         if self.mode or self.size:
             faults += self._check_images(data.input_shape)
         if faults:
-            raise DataFault("\n".join(faults))
+            raise ContractError("\n".join(faults))
         return self._ordered(data)
 
     def _check_classes(self, data: Dataset, held: Mapping[str, Samples]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Columns of a table as they were agreed (type, unit, range, categories, what fills gaps), and whether values keep to it.
+"""Columns of a table as they were agreed (type, unit, range, categories, what fills gaps), and values that differ.
 
 What is said of values that do not names column, count and an example row, never a value: it may leave a hospital.
 Rows count from 1, without the header.
@@ -20,7 +20,7 @@ NAMES = ("type", "unit", "range", "categories", "missing")
 KINDS = ("number", "integer", "category")
 
 
-class DataFault(DataError):
+class ContractError(DataError):
     """Data are not as agreed. Its text has counts, names and row numbers, and no values: it may be sent on."""
 
 
@@ -93,7 +93,9 @@ class Column:
         there = there & np.isfinite(values)
         if self.kind == "integer":
             faults.append(
-                self.fault(there & (values != np.round(values)), "no whole numbers", "round, or agree on number")
+                self.fault(
+                    there & (values != np.round(values)), "no whole numbers", "round, or agree on number"
+                )
             )
         low, high = (-np.inf if self.low is None else self.low, np.inf if self.high is None else self.high)
         out = there & ((values < low) | (values > high))
@@ -113,9 +115,7 @@ class Column:
             return ""
         unit = f" in {self.unit}" if self.unit else ""
         first = int(np.flatnonzero(bad)[0]) + 1
-        return (
-            f"column '{self.name}'{unit}: {count} of {len(bad)} values are {what}, e.g. in row {first}; {remedy}"
-        )
+        return f"column '{self.name}'{unit}: {count} of {len(bad)} values are {what}, e.g. in row {first}; {remedy}"
 
     def _read_categories(self, cells: np.ndarray) -> tuple[np.ndarray, list[str]]:
         words, gaps, faults = texts(cells), gaps_of(cells), []

@@ -13,7 +13,7 @@ import torch
 
 from fedsim.data.agreed import Contract
 from fedsim.data.cache import Arrays, cached, fingerprint
-from fedsim.data.columns import DataFault
+from fedsim.data.columns import ContractError
 from fedsim.data.common import image_options, samples
 from fedsim.data.dataset import Augment, Dataset, Samples
 from fedsim.data.decoding import decode
@@ -46,7 +46,7 @@ def image_folder(
         contract: what ``data.contract`` says.
 
     Raises:
-        DataFault: images are not in the agreed mode or size: how many, which first.
+        ContractError: images are not in the agreed mode or size: how many, which first.
     """
     if path is None:
         raise DataError(f"data.path=null: data=image_folder is read from a folder only: {LAYOUT}")
@@ -135,7 +135,7 @@ def _read(root: Path, channels: int, size: int | None, agreed: Contract) -> Arra
     def build() -> Arrays:
         blobs = [f.read_bytes() for f in files]
         if faults := check_images(blobs, agreed, size, names):
-            raise DataFault("\n".join(faults))
+            raise ContractError("\n".join(faults))
         return {
             "image": decode(blobs, channels=channels, size=size, source=str(root)),
             "label": np.array([f.parent.name for f in files]),

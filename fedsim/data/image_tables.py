@@ -10,7 +10,7 @@ import numpy as np
 
 from fedsim.data.agreed import Contract
 from fedsim.data.cache import Arrays
-from fedsim.data.columns import DataFault
+from fedsim.data.columns import ContractError
 from fedsim.data.common import encode, image_options, samples
 from fedsim.data.dataset import Augment, Dataset, Normalize, Samples
 from fedsim.data.files import PathLike, existing, read_images, read_table, split_files
@@ -50,7 +50,7 @@ def parquet(
     columns, agreed = [label] if ids is None else [label, ids], Contract.of(contract) or Contract()
     splits = split_files(existing(path, need), need)
     if faults := [f for files in splits.values() for f in _check(files, image, agreed, size)]:
-        raise DataFault("\n".join(faults))
+        raise ContractError("\n".join(faults))
     parts = {
         split: read_images(files, image, columns, channels=1 if agreed.mode == "L" else 3, size=size)
         for split, files in splits.items()

@@ -1,4 +1,4 @@
-"""Counts, sums and sums of squares per channel or column, exactly: however samples are dealt out, they pool to the same.
+"""Counts, sums and sums of squares per channel or column, exactly: they pool to the same whoever holds which samples.
 
 Floats are whole numbers times powers of two, so their sums are such numbers too. Only the mean and the deviation are
 rounded, once, at the end.

@@ -28,8 +28,16 @@ def normalised(contract: Contract | None, found: FederatedData) -> FederatedData
     if contract is None or not (contract.pooled or contract.given):
         return found
     data = found.dataset
-    norm = constants(contract, data) if contract.given else pooled_constants(trained_on(found), data)
-    return replace(found, dataset=replace(data, normalize=norm))
+    if contract.pooled:
+        return replace(found, dataset=replace(data, normalize=pooled_constants(trained_on(found), data)))
+    return replace(found, dataset=with_given(contract, data))
+
+
+def with_given(contract: Contract | None, data: Dataset) -> Dataset:
+    """``data`` read with the constants that the contract gives, if it gives any."""
+    if contract is None or not contract.given:
+        return data
+    return replace(data, normalize=constants(contract, data))
 
 
 def trained_on(found: FederatedData) -> Moments:
@@ -73,9 +81,7 @@ def constants(contract: Contract, data: Dataset) -> Normalize:
     return Normalize(scale=scale, mean=mean, std=std)
 
 
-def _constants(
-    key: str, node: Any, default: float, columns: Sequence[str], width: int
-) -> tuple[float, ...]:
+def _constants(key: str, node: Any, default: float, columns: Sequence[str], width: int) -> tuple[float, ...]:
     """Constants by column name, or one a channel; ``default`` where a column is not named."""
     if isinstance(node, Mapping):
         for name in node:

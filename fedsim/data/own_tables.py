@@ -13,14 +13,16 @@ import torch
 from torch import Tensor
 
 from fedsim.data.agreed import Contract, missing_and_extra
-from fedsim.data.columns import DataFault, gaps_of, numbers, texts
+from fedsim.data.columns import ContractError, gaps_of, numbers, texts
 from fedsim.data.common import encode
 from fedsim.data.dataset import Dataset, Samples
 from fedsim.data.files import PathLike, columns_of, existing, read_table
 from fedsim.errors import ConfigError, DataError
 
 SUFFIXES = (".csv", ".parquet")
-LAYOUT = "a .csv or .parquet file of training samples, or a folder with train.csv (.parquet), test.csv or both"
+LAYOUT = (
+    "a .csv or .parquet file of training samples, or a folder with train.csv (.parquet), test.csv or both"
+)
 
 
 def table(
@@ -42,7 +44,7 @@ def table(
         contract: what ``data.contract`` says; its columns are the inputs, in that order.
 
     Raises:
-        DataFault: with a line for each column or class that is not as agreed: what, how many, which row.
+        ContractError: with a line for each column or class that is not as agreed: what, how many, which row.
     """
     agreed = Contract.of(contract)
     if agreed is None or not agreed.columns:
@@ -56,7 +58,7 @@ def table(
         split: _read(_cells(file), file, agreed, target, ids, ignore) for split, file in _files(path).items()
     }
     if faults := [fault for part in found.values() for fault in part.faults]:
-        raise DataFault("\n".join(faults))
+        raise ContractError("\n".join(faults))
     empty = _Read(torch.zeros(0, len(agreed.features), dtype=torch.float64), _no_targets(agreed))
     train = found.get("train", empty)
     return Dataset(
@@ -89,7 +91,8 @@ def _files(path: PathLike) -> dict[str, Path]:
         there = [root / f"{split}{suffix}" for suffix in SUFFIXES if (root / f"{split}{suffix}").exists()]
         if len(there) > 1:
             raise DataError(f"{root}: holds both {there[0].name} and {there[1].name}; leave one of them")
-        files |= {split: file for file in there}
+        if there:
+            files[split] = there[0]
     if not files:
         raise DataError(f"{root}: expected {LAYOUT}")
     return files
@@ -123,7 +126,7 @@ def _csv(file: Path) -> dict[str, np.ndarray]:
     if len(set(head)) < len(head):
         raise DataError(f"{file}: two columns have the same name; the header is {', '.join(head)}")
     if odd := [i for i, row in enumerate(rows) if len(row) != len(head)]:
-        raise DataFault(
+        raise ContractError(
             f"rows: {len(odd)} of {len(rows)} have other than {len(head)} cells, e.g. row {odd[0] + 1}; put cells with "
             "commas in quotes"
         )

@@ -1,8 +1,9 @@
 """The data contract at work: what a node says of itself before round 1, and what the server makes of it.
 
-A node compares itself with the contract of the run's configuration, and does not join if it differs; the server compares
-nodes that bring their own data with its own. Where statistics are to be agreed on, each node sends count, sum and sum of
-squares per channel or column with its introduction; the constants that they pool to go to the nodes with every message.
+A node compares itself with the contract of the run's configuration, and does not join if it differs; the server
+compares nodes that bring their own data with its own. Where statistics are to be agreed on, each node sends count, sum
+and sum of squares per channel or column with its introduction; the constants that they pool to go to the nodes with
+every message.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from flwr.app import ConfigRecord, RecordDict
 from omegaconf import DictConfig
 
 from fedsim.config.schema import FlowerConfig
-from fedsim.data.columns import DataFault
+from fedsim.data.columns import ContractError
 from fedsim.data.dataset import Dataset, Normalize
 from fedsim.data.moments import Moments
 from fedsim.data.normalising import pooled_constants, trained_on
@@ -38,6 +39,7 @@ from fedsim.task.frozen import base_of
 
 RECORD = "contract"  # of a message: what was agreed on
 FILE = "contract.json"  # in the run's folder
+STANDARDISED = ("fedsim.data.sources.heart_disease",)  # nodes that read their own files with it are not alike
 
 log = logging.getLogger(__name__)
 
@@ -51,19 +53,19 @@ def reading(config: DictConfig, node: Node) -> Iterator[None]:
     try:
         yield
     except DataError as error:
-        known = isinstance(error, DataFault)
+        known = isinstance(error, ContractError)
         if not known and not node.own_data:
             raise
         log.error("client %d: its data cannot be used: %s", node.client, error)
         lines = str(error).splitlines() if known else ["its data cannot be read; the node's log says why"]
-        raise DataFault(_named(node.client, [*_versions(config), *lines])) from error
+        raise ContractError(_named(node.client, [*_versions(config), *lines])) from error
 
 
 def introduce(config: DictConfig, node: Node, worker: Worker, layout: str) -> str:
     """What the server compares, as JSON.
 
     Raises:
-        DataFault: versions, base model or layout are not those of the contract.
+        ContractError: versions, base model or layout are not those of the contract.
     """
     agreed, data = agreement.of(config), worker.data.dataset
     base, shape = base_of(worker.plan.task.model), hashlib.sha256(layout.encode()).hexdigest()
@@ -73,10 +75,10 @@ def introduce(config: DictConfig, node: Node, worker: Worker, layout: str) -> st
         for what, mine, wanted in (("base model", held, agreed.base), ("layout", shape, agreed.layout)):
             if wanted and mine != wanted:
                 faults.append(
-                    f"{what}: sha256 {mine[:12] or 'none'}, agreed is {wanted[:12]}; load the agreed weights and settings"
+                    f"{what}: sha256 {mine[:12] or 'none'}, agreed is {wanted[:12]}; take the agreed one"
                 )
     if faults:
-        raise DataFault(_named(node.client, faults))
+        raise ContractError(_named(node.client, faults))
     about: dict[str, Any] = {"versions": _here(), "layout": shape, "base": base.sha256 if base else ""}
     if node.own_data:
         about |= _of_data(data)
@@ -87,7 +89,8 @@ def introduce(config: DictConfig, node: Node, worker: Worker, layout: str) -> st
 
 def settle(config: DictConfig, content: RecordDict) -> DictConfig:
     """``config`` (changed in place) with the constants that came with a message, if any did."""
-    if RECORD in content:
+    agreed = agreement.of(config)
+    if RECORD in content and agreed is not None and agreed.pooled:
         about: Mapping[str, Any] = content[RECORD]  # type: ignore[assignment]
         config.data.contract.normalize = {"mean": list(about["mean"]), "std": list(about["std"])}
     return config
@@ -166,6 +169,10 @@ def conclude(
         EngineError: a node's data are others than when the run began.
     """
     agreed, path = agreement.of(config), folder / FILE
+    if any(n.own for n in nodes.of.values()) and config.data.get("_target_") in STANDARDISED:
+        log.warning(
+            "%s standardises what it reads by itself: each node by its own data", config.data._target_
+        )
     told = {str(c): facts(node) or {} for c, node in sorted(nodes.of.items())}
     moments = {c: t["moments"] for c, t in told.items() if "moments" in t and int(c) not in absent}
     norm = data.normalize

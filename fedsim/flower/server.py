@@ -18,6 +18,7 @@ from fedsim.config.parts import typed
 from fedsim.config.schema import FlowerConfig
 from fedsim.data.dataset import Dataset, Samples
 from fedsim.data.federated import FederatedData
+from fedsim.data.normalising import with_given
 from fedsim.data.sample_roles import Roles
 from fedsim.data.shards import Shards
 from fedsim.data.trees import tree_map
@@ -69,7 +70,7 @@ def _data(
             "all nodes must be started before round 1, and alike"
         )
     whole = None if owners else load_data(config, Given(), method)
-    dataset = whole.dataset if whole else samples.dataset(config)
+    dataset = whole.dataset if whole else with_given(agreement.of(config), samples.dataset(config))
     nodes.check = _Check(config, dataset, whole.shards.hash() if whole else None)
     gone = [*gone, *contract.examine(nodes, config)]
     if gone:
@@ -118,9 +119,9 @@ class _Check:
             return f"own-data={str(node.own).lower()}, but the run began with {str(self.own).lower()}"
         if self.own and (why := contract.difference(node, self.config, self.dataset)):
             return why
-        if self.own and self.dataset.class_labels() is not None:
-            if len(node.counts) != self.dataset.num_classes:
-                return f"it counts {len(node.counts)} classes, the server has {self.dataset.num_classes}"
+        classes = self.dataset.num_classes if self.dataset.class_labels() is not None else 0
+        if self.own and len(node.counts) != classes:
+            return f"it counts {len(node.counts)} classes, the server has {classes}"
         if node.layout != self.layout:
             return "its model has other parameters than the server's; are its data and versions the same?"
         if node.base_sha256 != (self.base.sha256 if self.base else ""):

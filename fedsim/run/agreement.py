@@ -1,4 +1,4 @@
-"""The data contract of a run's configuration, ``data.contract``: what a node of a deployment and a simulation read alike."""
+"""The data contract of a run's configuration, ``data.contract``, as nodes and simulations read it."""
 
 from __future__ import annotations
 
