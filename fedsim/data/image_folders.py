@@ -15,7 +15,7 @@ from fedsim.data.agreed import Contract
 from fedsim.data.cache import Arrays, cached, fingerprint
 from fedsim.data.columns import ContractError
 from fedsim.data.common import image_options, samples
-from fedsim.data.dataset import Augment, Dataset, Samples
+from fedsim.data.dataset import Augment, Dataset, Normalize, Samples
 from fedsim.data.decoding import decode
 from fedsim.data.domains import NOTES, SUFFIXES, SYMMETRIC
 from fedsim.data.files import PathLike, existing
@@ -65,7 +65,7 @@ def image_folder(
         train=made.get("train", none),
         test=made.get("test"),
         classes=tuple(names),
-        normalize=SYMMETRIC if channels == 3 else type(SYMMETRIC)(SYMMETRIC.scale, (0.5,), (0.5,)),
+        normalize=SYMMETRIC if channels == 3 else Normalize(SYMMETRIC.scale, (0.5,), (0.5,)),
     )
     return image_options(dataset, augment=augment, subset=subset)
 
