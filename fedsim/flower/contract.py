@@ -16,6 +16,7 @@ import platform
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from flwr.app import ConfigRecord, RecordDict
 from omegaconf import DictConfig
 
 from fedsim.config.schema import FlowerConfig
+from fedsim.data.agreed import Contract
 from fedsim.data.columns import ContractError
 from fedsim.data.dataset import Dataset, Normalize
 from fedsim.data.moments import Moments
@@ -142,7 +144,7 @@ def difference(node: Known, config: DictConfig, data: Dataset) -> str:
     agreed = agreement.of(config)
     if agreed is not None and agreed.pooled:
         told["normalize"] = ours["normalize"]
-        why = _implausible(told.get("moments"), node, data)
+        why = _implausible(told.get("moments"), node, data, agreed)
         if why:
             return why
     remedies = {
@@ -174,9 +176,10 @@ def conclude(
             "%s standardises what it reads by itself: each node by its own data", config.data._target_
         )
     told = {str(c): facts(node) or {} for c, node in sorted(nodes.of.items())}
-    moments = {c: t["moments"] for c, t in told.items() if "moments" in t and int(c) not in absent}
+    owned = agreed is not None and agreed.pooled and any(n.own for n in nodes.of.values())
+    moments = {c: t["moments"] for c, t in told.items() if owned and int(c) not in absent}
     norm = data.normalize
-    if agreed is not None and agreed.pooled and moments:
+    if moments:
         first, *rest = map(Moments.read, moments.values())
         norm = pooled_constants(sum(rest, start=first), data)
     resumes = config.resume == "auto" and checkpoint.latest(folder / "checkpoint") is not None
@@ -222,9 +225,9 @@ def _constants(norm: Normalize | None) -> list[Any]:
     return [] if norm is None else [norm.scale, list(norm.mean), list(norm.std)]
 
 
-def _implausible(text: Any, node: Known, data: Dataset) -> str:
-    """Why a node's statistics cannot be those of its samples."""
-    shape = data.input_shape
+def _implausible(text: Any, node: Known, data: Dataset, agreed: Contract) -> str:
+    """Why a node's statistics cannot be those of its samples, within the ranges agreed on."""
+    shape = data.input_shape or (0,)
     each = math.prod(shape[1:])
     try:
         found = Moments.read(text)
@@ -235,6 +238,12 @@ def _implausible(text: Any, node: Known, data: Dataset) -> str:
             f"its statistics are of {found.count} values in {len(found.total)} columns or channels, its "
             f"{node.samples} samples have {node.samples * each} in {shape[0]}"
         )
+    ends = [(c.low, c.high) if not c.categories else (0.0, 1.0) for c in agreed.columns for _ in c.features]
+    for (low, high), total in zip(ends, found.total, strict=False):
+        if (low is not None and total < found.count * Fraction(low)) or (
+            high is not None and total > found.count * Fraction(high)
+        ):
+            return "its statistics are those of values outside the agreed range"
     return ""
 
 
