@@ -93,7 +93,7 @@ def settle(config: DictConfig, content: RecordDict) -> DictConfig:
     """``config`` (changed in place) with the constants that came with a message, if any did."""
     agreed = agreement.of(config)
     if RECORD in content and agreed is not None and agreed.pooled:
-        about: Mapping[str, Any] = content[RECORD]  # type: ignore[assignment]
+        about: Mapping[str, Any] = content[RECORD]
         config.data.contract.normalize = {"mean": list(about["mean"]), "std": list(about["std"])}
     return config
 
