@@ -117,6 +117,7 @@ ADDED: Mapping[str, Any] = {
     "client.schedule": None,
     "checkpoint.keep": "last",
     "code": None,
+    "data.contract": None,
     "data.labelled": {"at": None, "share": None, "count": None, "per_class": True, "classes": None},
     "data.server": None,
     "engine.nodes": None,

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 
+from fedsim.data.agreed import Contract
 from fedsim.data.cache import Arrays
+from fedsim.data.columns import ContractError
 from fedsim.data.common import encode, image_options, samples
 from fedsim.data.dataset import Augment, Dataset, Normalize, Samples
-from fedsim.data.files import PathLike, existing, read_images, split_files
+from fedsim.data.files import PathLike, existing, read_images, read_table, split_files
+from fedsim.data.image_folders import check_images
 from fedsim.errors import DataError
 
 
@@ -20,6 +27,7 @@ def parquet(
     size: int | None = None,
     augment: bool | Augment = False,
     subset: int | None = None,
+    contract: Mapping[str, Any] | None = None,
 ) -> Dataset:
     """RGB images ``(N, 3, H, W)`` of any local Parquet file, or folder of them.
 
@@ -32,16 +40,20 @@ def parquet(
         size: side in pixels to resize to; needed when images differ in size.
         augment: as in ``fedsim.data.images``.
         subset: as in ``fedsim.data.images``.
+        contract: what ``data.contract`` says; images of another mode or size are refused by count and row.
 
     Pixels are normalised by the training set's own channel mean and deviation.
     """
     need = f"a Parquet file, or a folder with train-*.parquet, with columns {image}, {label}"
     if path is None:
         raise DataError(f"parquet is read from files only: type data.path=<{need}>")
-    columns = [label] if ids is None else [label, ids]
+    columns, agreed = [label] if ids is None else [label, ids], Contract.of(contract) or Contract()
+    splits = split_files(existing(path, need), need)
+    if faults := [f for files in splits.values() for f in _check(files, image, agreed, size)]:
+        raise ContractError("\n".join(faults))
     parts = {
-        split: read_images(files, image, columns, channels=3, size=size)
-        for split, files in split_files(existing(path, need), need).items()
+        split: read_images(files, image, columns, channels=1 if agreed.mode == "L" else 3, size=size)
+        for split, files in splits.items()
     }
     train = parts["train"]
     known = np.unique(np.concatenate([_like(arrays[label], train[label], path) for arrays in parts.values()]))
@@ -62,6 +74,14 @@ def parquet(
         ids=None if ids is None else encode(train[ids])[0],
     )
     return image_options(dataset, augment=augment, subset=subset)
+
+
+def _check(files: Sequence[Path], image: str, agreed: Contract, size: int | None) -> list[str]:
+    """What of the encoded images is not as agreed."""
+    if not (agreed.mode or agreed.size):
+        return []
+    cells = [cell for file in files for cell in read_table(file, [image])[image].to_pylist()]
+    return check_images([c.get("bytes") if isinstance(c, dict) else c for c in cells], agreed, size)
 
 
 def _like(labels: np.ndarray, train: np.ndarray, path: PathLike) -> np.ndarray:

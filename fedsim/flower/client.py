@@ -9,6 +9,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedsim.errors import FedsimError
+from fedsim.flower import contract
 from fedsim.flower.answers import absent, answer_records
 from fedsim.flower.options import Node, configuration, plain_error
 from fedsim.flower.site import Site
@@ -21,7 +22,7 @@ app = ClientApp()
 def introduce(message: Message, context: Context) -> Message:
     """Which client this node is and what it has; or why it can be none."""
     try:
-        about: dict[str, Any] = _site(context).describe()
+        about: dict[str, Any] = _site(context, message.content).describe()
     except FedsimError as error:
         about = {"refused": plain_error(error)}
     return Message(RecordDict({"node": ConfigRecord(about)}), reply_to=message)
@@ -32,7 +33,7 @@ def work(message: Message, context: Context) -> Message:
     """One client's part in one exchange, whatever the method calls it."""
     layout, to = None, addressed(message.content)
     try:
-        site = _site(context)
+        site = _site(context, message.content)
         layout = site.worker.model.layout
         answer = site.answer(read_ask(message.content, layout))
     except FedsimError as error:
@@ -40,7 +41,7 @@ def work(message: Message, context: Context) -> Message:
     return Message(answer_records(answer, layout, to), reply_to=message)
 
 
-def _site(context: Context) -> Site:
-    config = configuration(context.run_config)
+def _site(context: Context, content: RecordDict) -> Site:
+    config = contract.settle(configuration(context.run_config), content)
     node = Node.of(context.node_config, config.num_clients)
     return Site.of(config, node)

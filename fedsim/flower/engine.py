@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ from fedsim.server import checkpoint
 from fedsim.server.traits import StrategyLike
 from fedsim.task.layout import Layout
 
+EMPTY: Mapping[str, Any] = {}
+
 
 class FlowerEngine:
     """``run`` goes to the nodes; everything else, such as the common test set, is computed in this process.
@@ -39,9 +41,17 @@ class FlowerEngine:
     workers = 1
     remote = True
 
-    def __init__(self, grid: Grid, nodes: Nodes, config: FlowerConfig, folder: Path, method: StrategyLike):
+    def __init__(
+        self,
+        grid: Grid,
+        nodes: Nodes,
+        config: FlowerConfig,
+        folder: Path,
+        method: StrategyLike,
+        terms: Mapping[str, Any] = EMPTY,
+    ):
         self._grid, self._nodes, self._config, self._folder = grid, nodes, config, folder
-        self._method = method
+        self._method, self._terms = method, terms  # terms: records that every message carries
         self._questions: Questions | None = None
         self._local = SerialEngine()
         self._plan: Plan | None = None
@@ -103,7 +113,12 @@ class FlowerEngine:
             nodes=self._nodes,
             clients=list(place),
             content=lambda client, lacks: ask_records(
-                whole() if lacks else shared, place[client], client, self._run, number, layout
+                {**(whole() if lacks else shared), **self._terms},
+                place[client],
+                client,
+                self._run,
+                number,
+                layout,
             ),
             deadline=self._config.deadline,
             poll=self._config.poll,

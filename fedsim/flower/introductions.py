@@ -34,6 +34,7 @@ class Known:
     instance: str  # of its state folder: the same after a restart
     base: str = ""  # of its model: name and sha256 of the frozen part, nothing where all is trained
     base_sha256: str = ""
+    contract: str = ""  # JSON: versions, and of own data classes, columns, statistics
 
     @property
     def name(self) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,17 +19,19 @@ from fedsim.config.parts import typed
 from fedsim.config.schema import FlowerConfig
 from fedsim.data.dataset import Dataset, Samples
 from fedsim.data.federated import FederatedData
+from fedsim.data.normalising import with_given
 from fedsim.data.sample_roles import Roles
 from fedsim.data.shards import Shards
 from fedsim.data.trees import tree_map
-from fedsim.errors import ConfigError, EngineError
+from fedsim.errors import ConfigError
+from fedsim.flower import contract
 from fedsim.flower.binding import Binding
 from fedsim.flower.engine import FlowerEngine
 from fedsim.flower.introductions import Known, Limits
 from fedsim.flower.nodes import Nodes
 from fedsim.flower.options import configuration, deployable, own_folder
 from fedsim.flower.site import layout_name
-from fedsim.run import assigning, initial, samples
+from fedsim.run import agreement, assigning, initial, samples
 from fedsim.run.given import Given
 from fedsim.run.preparation import load_data
 from fedsim.server.traits import StrategyLike
@@ -49,16 +52,13 @@ def serve(grid: Grid, config: DictConfig) -> RunResult:
     config.dir, method = own_folder(config), deployable(config)
     folder, engine = Path(config.dir), typed(config.engine, FlowerConfig)
     folder.mkdir(parents=True, exist_ok=True)
+    agreement.of(config)  # says what of it cannot be
     binding = Binding.of(plain(config.engine).get("nodes"), config.num_clients)
     limits = Limits(config.num_clients, engine.most_samples, lambda: _classes(config))
     nodes = Nodes(grid, config.num_clients, folder / "nodes.jsonl", binding=binding, limits=limits)
-    nodes.wait(engine.wait_for or config.num_clients, engine.start, engine.poll)
-    data = _data(config, method, nodes)
-    nodes.check = _Check(config, data, own=any(node.own for node in nodes.of.values()))
-    for node in nodes.of.values():
-        if why := nodes.check(node):
-            raise EngineError(f"client {node.client}, {node.name}: {why}")
-    return run(config, engine=FlowerEngine(grid, nodes, engine, folder, method), split=data)
+    gone = contract.gather(nodes, config, engine)
+    data, terms = _data(config, method, nodes, folder, gone)
+    return run(config, engine=FlowerEngine(grid, nodes, engine, folder, method, terms), split=data)
 
 
 def _classes(config: DictConfig) -> int:
@@ -67,34 +67,45 @@ def _classes(config: DictConfig) -> int:
     return 0 if dataset.class_labels() is None else dataset.num_classes
 
 
-def _data(config: DictConfig, method: StrategyLike, nodes: Nodes) -> FederatedData:
-    """The server's own view: the test set, and who has how much. Where nodes own their data, it holds none of them."""
+def _data(
+    config: DictConfig, method: StrategyLike, nodes: Nodes, folder: Path, gone: list[int]
+) -> tuple[FederatedData, Mapping[str, Any]]:
+    """The server's own view: the test set, and who has how much; and what every message carries.
+
+    Where nodes own their data, it holds none of them. Clients that are ``gone``, or are refused here, are excluded.
+    """
     owners = [n.client for n in nodes.of.values() if n.own]
-    if not owners:
-        return load_data(config, Given(), method)
-    if len(owners) < config.num_clients:
+    if owners and len(owners) + len(gone) < config.num_clients:
         raise ConfigError(
             f"clients {sorted(owners)} have own-data, the others do not or are not there; "
             "all nodes must be started before round 1, and alike"
         )
-    return _counted(config, samples.dataset(config), [nodes.of[c] for c in range(config.num_clients)])
+    whole = None if owners else load_data(config, Given(), method)
+    dataset = whole.dataset if whole else with_given(agreement.of(config), samples.dataset(config))
+    nodes.check = _Check(config, dataset, whole, nodes.of.values())
+    gone = [*gone, *contract.examine(nodes, config)]
+    if gone:
+        config.exclude = sorted({*config.exclude, *gone})
+    dataset, terms = contract.conclude(config, folder, nodes, dataset, sorted(assigning.absent(config)[0]))
+    if whole:
+        return (load_data(config, Given(), method) if gone else whole), terms
+    known = {c: (n.samples, n.counts) for c, n in nodes.of.items()}
+    none = 0, [0] * dataset.num_classes
+    return _counted(config, dataset, [known.get(c, none) for c in range(config.num_clients)]), terms
 
 
-def _counted(config: DictConfig, dataset: Dataset, owners: Sequence[Known]) -> FederatedData:
+def _counted(
+    config: DictConfig, dataset: Dataset, owned: Sequence[tuple[int, Sequence[int]]]
+) -> FederatedData:
     """What the server knows of data that never come to it: whose they are, how many, and how many of each class."""
-    (x, y), total = dataset.train.take(torch.arange(1)), sum(node.samples for node in owners)
+    held = dataset.train if len(dataset.train) or dataset.test is None else dataset.test
+    (x, y), total = held.take(torch.arange(1)), sum(n for n, _ in owned)
     x, y = (tree_map(lambda t: t.expand(total, *t.shape[1:]), tree) for tree in (x, y))
     if dataset.class_labels() is not None:
-        for node in owners:
-            if len(node.counts) != dataset.num_classes:
-                raise ConfigError(
-                    f"client {node.client}, {node.name}: its data have {len(node.counts)} classes, "
-                    f"the server's {dataset.num_classes}"
-                )
-        counts = torch.tensor([node.counts for node in owners]).flatten()
-        y = torch.arange(dataset.num_classes).repeat(len(owners)).repeat_interleave(counts).to(y.dtype)
+        counts = torch.tensor([counts for _, counts in owned]).flatten()
+        y = torch.arange(dataset.num_classes).repeat(len(owned)).repeat_interleave(counts).to(y.dtype)
     train = Samples(x, y)  # stand-ins of the right shape, never read
-    ends = np.cumsum([0, *(node.samples for node in owners)]).astype(np.int64)
+    ends = np.cumsum([0, *(n for n, _ in owned)]).astype(np.int64)
     shards = Shards(np.arange(total, dtype=np.int64), ends)
     groups = {split: columns for split, columns in dataset.groups.items() if split != "train"}
     known = replace(dataset, train=train, ids=None, groups=groups)
@@ -107,15 +118,27 @@ def _counted(config: DictConfig, dataset: Dataset, owners: Sequence[Known]) -> F
 class _Check:
     """Whether a node has the same model, and the same partition of the same data, as the server."""
 
-    def __init__(self, config: DictConfig, data: FederatedData, own: bool):
-        built = initial.model(config, data.dataset, None)
+    def __init__(
+        self, config: DictConfig, dataset: Dataset, whole: FederatedData | None, present: Iterable[Known]
+    ):
+        built = initial.model(config, dataset, None)
+        self.config, self.dataset = config, dataset
         self.base = base_of(built)
         self.layout = layout_name(FlatModel(built, initial.DTYPES[config.dtype]))
-        self.partition, self.own, self.sizes = data.shards.hash(), own, data.shards.sizes
+        self.own = whole is None  # nodes' own data have no common partition
+        self.partition = whole.shards.hash() if whole else ""
+        self.sizes = (
+            {n.client: n.samples for n in present} if whole is None else dict(enumerate(whole.shards.sizes))
+        )
 
     def __call__(self, node: Known) -> str:
         if node.own != self.own:
             return f"own-data={str(node.own).lower()}, but the run began with {str(self.own).lower()}"
+        if self.own and (why := contract.difference(node, self.config, self.dataset)):
+            return why
+        classes = self.dataset.num_classes if self.dataset.class_labels() is not None else 0
+        if self.own and len(node.counts) != classes:
+            return f"it counts {len(node.counts)} classes, the server has {classes}"
         if node.layout != self.layout:
             return "its model has other parameters than the server's; are its data and versions the same?"
         if node.base_sha256 != (self.base.sha256 if self.base else ""):
@@ -126,6 +149,6 @@ class _Check:
             )
         if not self.own and node.partition != self.partition:
             return "its partition of the data differs from the server's; do both read the same data set?"
-        if node.samples != self.sizes[node.client]:
-            return f"it says that it has {node.samples} samples; its part of the data has {self.sizes[node.client]}"
+        if node.samples != (known := self.sizes.get(node.client, node.samples)):
+            return f"it says that it has {node.samples} samples; its part of the data has {known}"
         return ""

@@ -20,6 +20,7 @@ from fedsim.data.cache import not_cached
 from fedsim.engine.worker import Worker
 from fedsim.errors import ClientError, ConfigError
 from fedsim.exchange.fold import Folder
+from fedsim.flower import contract
 from fedsim.flower.answers import NodeAnswer, absent
 from fedsim.flower.nodelog import briefly
 from fedsim.flower.options import Node
@@ -52,7 +53,7 @@ class Site:
         key = (json.dumps(plain(config), sort_keys=True), owner)
         if key not in _built:
             _built.clear()
-            with not_cached():
+            with contract.reading(config, node), not_cached():
                 _built[key] = _build(config, owner)
         return Site(node, config, _built[key])
 
@@ -68,6 +69,9 @@ class Site:
             "own": self.node.own_data,
             "partition": data.shards.hash(),
             "layout": layout_name(self.worker.model),
+            "contract": contract.introduce(
+                self.config, self.node, self.worker, layout_name(self.worker.model)
+            ),
             "host": socket.gethostname(),
             "instance": _claim(self.node),
         }

@@ -39,7 +39,7 @@ from fedsim.run import samples_left_out, tasks
 from fedsim.run.given import Given
 from fedsim.sampling.exclusion import draw_held_out
 
-NODES = ("labelled", "server")  # of the group `data`, that are no options of its source
+NODES = ("labelled", "server", "contract")  # of the group `data`, that are no options of its source
 
 
 def source(node: DictConfig) -> DictConfig:

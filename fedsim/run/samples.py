@@ -19,12 +19,13 @@ from fedsim.data.joining import together
 from fedsim.data.labels import TargetRules
 from fedsim.data.local import Batch, LocalData
 from fedsim.data.longtail import local_tests
+from fedsim.data.normalising import normalised
 from fedsim.data.partition import from_partitioner
 from fedsim.data.sample_roles import Roles, only_rows
 from fedsim.data.shards import Shards, holdout
 from fedsim.errors import ConfigError
 from fedsim.rng import numpy_rng
-from fedsim.run import assigning, initial, tasks, trial
+from fedsim.run import agreement, assigning, initial, tasks, trial
 from fedsim.run.given import Given
 
 Model = nn.Module | Callable[[], nn.Module] | None
@@ -32,12 +33,16 @@ Model = nn.Module | Callable[[], nn.Module] | None
 
 def dataset(config: DictConfig, model: Model = None, *, own_loss: bool = False, kind: str = "") -> Dataset:
     """The configured data source, with inputs and targets as the model (configured, or handed over) takes them."""
-    found = part(assigning.source(config.data), "data", seed=config.seed)
+    agreed = agreement.of(config)
+    more = {} if agreed is None else {"contract": agreement.node(config)}
+    found = part(assigning.source(config.data), "data", seed=config.seed, **more)
     if not isinstance(found, Dataset):
         raise ConfigError(
             f"data: {config.data.get('_target_')} gave {type(found).__name__}, expected a "
             "fedsim.data.dataset.Dataset"
         )
+    if agreed is not None:
+        found = agreed.fitted(found)
     x = getattr(found.train, "x", None)
     admitted = admit(found, TargetRules(own_loss, outputs=lambda: _outputs(config, model, x), kind=kind))
     return as_taken(config, admitted, model)
@@ -201,7 +206,8 @@ def held_out(config: DictConfig, data: Dataset, shards: Shards, apart: Roles = R
 
     ``apart`` says what was set apart before.
     """
-    return assigning.assigned(config, tested(config, data, shards), shards, apart)
+    found = assigning.assigned(config, tested(config, data, shards), shards, apart)
+    return normalised(agreement.of(config), found)
 
 
 def tested(config: DictConfig, data: Dataset, shards: Shards) -> FederatedData:

@@ -11,7 +11,7 @@ from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
-FROM_THE_RUN = {"labels", "num_clients", "rng", "ids", "input_shape", "num_classes"}
+FROM_THE_RUN = {"labels", "num_clients", "rng", "ids", "input_shape", "num_classes", "contract"}
 FILES = sorted(file for group in ("data", "partition", "model") for file in (CONF / group).glob("*.yaml"))
 
 

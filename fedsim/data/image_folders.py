@@ -1,0 +1,152 @@
+"""Images of one's own in a folder per class, and whether images are in the mode and size that were agreed."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fedsim.data.agreed import Contract
+from fedsim.data.cache import Arrays, cached, fingerprint
+from fedsim.data.columns import ContractError
+from fedsim.data.common import image_options, samples
+from fedsim.data.dataset import Augment, Dataset, Normalize, Samples
+from fedsim.data.decoding import decode
+from fedsim.data.domains import NOTES, SUFFIXES, SYMMETRIC
+from fedsim.data.files import PathLike, existing
+from fedsim.errors import DataError
+
+LAYOUT = "<class>/<image> folders (training samples), or folders train and test (or one of them) of such"
+GREY = ("1", "L", "LA", "I;16")
+
+log = logging.getLogger(__name__)
+
+
+def image_folder(
+    path: PathLike | None,
+    *,
+    mode: str | None = None,
+    size: int | None = None,
+    augment: bool | str | Augment = False,
+    subset: int | None = None,
+    contract: Mapping[str, Any] | None = None,
+) -> Dataset:
+    """Images in a folder per class, x uint8 ``(N, C, H, W)``; pixels are read as -1 to 1 if nothing else is agreed.
+
+    Args:
+        path: a folder of folders ``<class>/``, or of ``train/<class>/``, ``test/<class>/`` or both.
+        mode: ``RGB`` or ``L`` (grey); ``None``: what ``contract`` says, or RGB.
+        size: side in pixels that all are resized to; ``None``: they have one size already.
+        augment, subset: as in ``fedsim.data.images``.
+        contract: what ``data.contract`` says.
+
+    Raises:
+        ContractError: images are not in the agreed mode or size: how many, which first.
+    """
+    if path is None:
+        raise DataError(f"data.path=null: data=image_folder is read from a folder only: {LAYOUT}")
+    if mode not in (None, "RGB", "L"):
+        raise DataError(f"data.mode={mode}: must be RGB, L, or null")
+    root, agreed = existing(path, LAYOUT), Contract.of(contract) or Contract()
+    channels = 1 if (mode or agreed.mode) == "L" else 3
+    parts = {name: _read(folder, channels, size, agreed) for name, folder in _splits(root).items()}
+    names = sorted({str(name) for part in parts.values() for name in np.unique(part["label"])})
+    made = {
+        name: samples(part["image"], np.searchsorted(names, part["label"]).astype(np.int64))
+        for name, part in parts.items()
+    }
+    none = Samples(next(iter(made.values())).x[:0], torch.zeros(0, dtype=torch.int64))
+    dataset = Dataset(
+        train=made.get("train", none),
+        test=made.get("test"),
+        classes=tuple(names),
+        normalize=SYMMETRIC if channels == 3 else Normalize(SYMMETRIC.scale, (0.5,), (0.5,)),
+    )
+    return image_options(dataset, augment=augment, subset=subset)
+
+
+def check_images(
+    blobs: Sequence[bytes | None], agreed: Contract, size: int | None, names: Sequence[str] = ()
+) -> list[str]:
+    """What is wrong with encoded images, before they are decoded; ``size``: that they are resized to, if at all.
+
+    Of ``names`` the first is put into the log only: file names may be patients'.
+    """
+    from PIL import Image
+
+    channels, sizes = [], []
+    for blob in blobs:
+        try:
+            with Image.open(io.BytesIO(blob or b"")) as picture:
+                channels.append("L" if picture.mode in GREY else "RGB")
+                sizes.append((picture.height, picture.width))
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # decoding says what it is
+            channels.append(agreed.mode)
+            sizes.append(agreed.size or (0, 0))
+
+    def said(bad: Sequence[bool], what: str, remedy: str) -> list[str]:
+        if not any(bad):
+            return []
+        first = bad.index(True)
+        if names:
+            log.warning("image %d is %s: %s", first + 1, what, names[first])
+        return [f"images: {sum(bad)} of {len(bad)} are {what}, e.g. image {first + 1}; agreed is {remedy}"]
+
+    faults = []
+    if agreed.mode:
+        other, agreed_is = ("grey", "RGB") if agreed.mode == "RGB" else ("in colours", "L (grey)")
+        faults += said([c != agreed.mode for c in channels], other, f"{agreed_is}: convert them")
+    if agreed.size and size is None:
+        height, width = agreed.size
+        faults += said(
+            [s != agreed.size for s in sizes],
+            "of another size",
+            f"{height}x{width}: resize them, or type data.size=<pixels>",
+        )
+    return faults
+
+
+def _splits(root: Path) -> dict[str, Path]:
+    inner = {p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")}
+    split = inner and inner <= {"train", "test"} and any((root / name).glob("*/*") for name in inner)
+    return {name: root / name for name in sorted(inner)} if split else {"train": root}
+
+
+def _read(root: Path, channels: int, size: int | None, agreed: Contract) -> Arrays:
+    """Arrays image (N, C, H, W) and label (N,) of ``root/<class>/<image>``, in name order."""
+    there = sorted(
+        f for f in root.glob("*/*") if f.is_file() and not f.name.startswith(".") and f.parent.name[:1] != "."
+    )
+    files = [f for f in there if f.suffix.lower() in SUFFIXES]
+    other = [f for f in there if f.suffix.lower() not in (*SUFFIXES, *NOTES)]
+    if other:
+        raise DataError(
+            f"{other[0]}: is no image that can be read ({', '.join(SUFFIXES)}); convert or remove it"
+        )
+    if not files:
+        raise DataError(f"{root} holds no images; expected {LAYOUT}")
+    names = [str(f.relative_to(root)) for f in files]
+
+    def build() -> Arrays:
+        blobs = [f.read_bytes() for f in files]
+        if faults := check_images(blobs, agreed, size, names):
+            raise ContractError("\n".join(faults))
+        return {
+            "image": decode(blobs, channels=channels, size=size, source=str(root)),
+            "label": np.array([f.parent.name for f in files]),
+        }
+
+    key = (
+        *names,
+        *fingerprint(files),
+        str(channels),
+        str(size),
+        agreed.mode,
+        str(agreed.size),
+    )
+    return cached(f"{root.name}-classes", key, build)

@@ -1,0 +1,271 @@
+"""The data contract at work: what a node says of itself before round 1, and what the server makes of it.
+
+A node compares itself with the contract of the run's configuration, and does not join if it differs; the server
+compares nodes that bring their own data with its own. Where statistics are to be agreed on, each node sends count, sum
+and sum of squares per channel or column with its introduction; the constants that they pool to go to the nodes with
+every message.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.app import ConfigRecord, RecordDict
+from omegaconf import DictConfig
+
+from fedsim.config.schema import FlowerConfig
+from fedsim.data.agreed import Contract
+from fedsim.data.columns import ContractError
+from fedsim.data.dataset import Dataset, Normalize
+from fedsim.data.moments import Moments
+from fedsim.data.normalising import pooled_constants, trained_on
+from fedsim.engine.worker import Worker
+from fedsim.errors import DataError, EngineError
+from fedsim.flower.introductions import Known
+from fedsim.flower.nodes import Nodes
+from fedsim.flower.options import Node
+from fedsim.run import agreement
+from fedsim.run.key import version
+from fedsim.server import checkpoint
+from fedsim.task.frozen import base_of
+
+RECORD = "contract"  # of a message: what was agreed on
+FILE = "contract.json"  # in the run's folder
+STANDARDISED = ("fedsim.data.sources.heart_disease",)  # nodes that read their own files with it are not alike
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def reading(config: DictConfig, node: Node) -> Iterator[None]:
+    """Whatever is not as agreed while a node's data are read is said in a line each, with the client's name.
+
+    Of a node's own data other errors stay in its log, since they may hold values.
+    """
+    try:
+        yield
+    except DataError as error:
+        known = isinstance(error, ContractError)
+        if not known and not node.own_data:
+            raise
+        log.error("client %d: its data cannot be used: %s", node.client, error)
+        lines = str(error).splitlines() if known else ["its data cannot be read; the node's log says why"]
+        raise ContractError(_named(node.client, [*_versions(config), *lines])) from error
+
+
+def introduce(config: DictConfig, node: Node, worker: Worker, layout: str) -> str:
+    """What the server compares, as JSON.
+
+    Raises:
+        ContractError: versions, base model or layout are not those of the contract.
+    """
+    agreed, data = agreement.of(config), worker.data.dataset
+    base, shape = base_of(worker.plan.task.model), hashlib.sha256(layout.encode()).hexdigest()
+    faults = _versions(config)
+    if agreed is not None:
+        held = base.sha256 if base else ""
+        for what, mine, wanted in (("base model", held, agreed.base), ("layout", shape, agreed.layout)):
+            if wanted and mine != wanted:
+                faults.append(
+                    f"{what}: sha256 {mine[:12] or 'none'}, agreed is {wanted[:12]}; take the agreed one"
+                )
+    if faults:
+        raise ContractError(_named(node.client, faults))
+    about: dict[str, Any] = {"versions": _here(), "layout": shape, "base": base.sha256 if base else ""}
+    if node.own_data:
+        about |= _of_data(data)
+        if agreed is not None and agreed.pooled:
+            about["moments"] = trained_on(worker.data).text()
+    return json.dumps(about)
+
+
+def settle(config: DictConfig, content: RecordDict) -> DictConfig:
+    """``config`` (changed in place) with the constants that came with a message, if any did."""
+    agreed = agreement.of(config)
+    if RECORD in content and agreed is not None and agreed.pooled:
+        about: Mapping[str, Any] = content[RECORD]
+        config.data.contract.normalize = {"mean": list(about["mean"]), "std": list(about["std"])}
+    return config
+
+
+def gather(nodes: Nodes, config: DictConfig, engine: FlowerConfig) -> list[int]:
+    """Wait for the nodes; the clients that the run goes on without, by ``failures.policy=skip``.
+
+    Raises:
+        EngineError: with what is wrong with every node that was refused.
+    """
+    try:
+        nodes.wait(engine.wait_for or config.num_clients, engine.start, engine.poll)
+    except EngineError:
+        missing = [c for c in range(config.num_clients) if c not in nodes.of]
+        if config.failures.policy != "skip" or not nodes.of or len(missing) > len(nodes.refused):
+            raise
+        for node, why in nodes.refused.items():
+            log.warning("failures.policy=skip: the run goes on without node %d: %s", node, why)
+        nodes.event("without", clients=missing, reasons=list(nodes.refused.values()))
+        return missing
+    return []
+
+
+def examine(nodes: Nodes, config: DictConfig) -> list[int]:
+    """Let ``nodes.check`` look at all nodes that joined before it was there; the clients that the run goes on without.
+
+    Raises:
+        EngineError: a line for each node that cannot take part.
+    """
+    assert nodes.check is not None
+    faults = {c: why for c, node in sorted(nodes.of.items()) if (why := nodes.check(node))}
+    lines = [f"client {c}, {nodes.of[c].name}: {why}" for c, why in faults.items()]
+    if faults and (config.failures.policy != "skip" or len(faults) == len(nodes.of)):
+        raise EngineError("\n".join(lines))
+    for client, line in zip(faults, lines, strict=True):
+        log.warning("failures.policy=skip: the run goes on without %s", line)
+        nodes.lose(client, faults[client])
+    if faults:
+        nodes.event("without", clients=list(faults), reasons=lines)
+    return list(faults)
+
+
+def difference(node: Known, config: DictConfig, data: Dataset) -> str:
+    """Why a node with data of its own does not fit the server's; nothing if it does."""
+    told, ours = facts(node), _of_data(data)
+    if told is None:
+        return "what it says of its data cannot be read; install the same version of fedsim"
+    agreed = agreement.of(config)
+    if agreed is not None and agreed.pooled:
+        told["normalize"] = ours["normalize"]
+        why = _implausible(told.get("moments"), node, data, agreed)
+        if why:
+            return why
+    remedies = {
+        "classes": "name all classes, in one order, in data.contract.classes=[...]",
+        "columns": "name them in data.contract.columns={...}",
+        "dtype": "store them alike",
+        "normalize": "type data.contract.normalize=agreed, or {mean: [...], std: [...]}",
+    }
+    for what, remedy in remedies.items():
+        mine, theirs = ours[what], told.get(what)
+        if mine != theirs:
+            return f"{what}: its data have {_short(theirs)}, the server's {_short(mine)}; {remedy}"
+    return ""
+
+
+def conclude(
+    config: DictConfig, folder: Path, nodes: Nodes, data: Dataset, absent: Sequence[int]
+) -> tuple[Dataset, dict[str, ConfigRecord]]:
+    """Agree on statistics if that is to be done; the server's data read so, and what every message carries.
+
+    What was agreed on is written down in the run's folder, and a run that goes on keeps to it.
+
+    Raises:
+        EngineError: a node's data are others than when the run began.
+    """
+    agreed, path = agreement.of(config), folder / FILE
+    if any(n.own for n in nodes.of.values()) and config.data.get("_target_") in STANDARDISED:
+        log.warning(
+            "%s standardises what it reads by itself: each node by its own data", config.data._target_
+        )
+    told = {str(c): facts(node) or {} for c, node in sorted(nodes.of.items())}
+    owned = agreed is not None and agreed.pooled and any(n.own for n in nodes.of.values())
+    moments = {c: t["moments"] for c, t in told.items() if owned and int(c) not in absent}
+    norm = data.normalize
+    if moments:
+        first, *rest = map(Moments.read, moments.values())
+        norm = pooled_constants(sum(rest, start=first), data)
+    resumes = config.resume == "auto" and checkpoint.latest(folder / "checkpoint") is not None
+    if resumes and path.exists():
+        before = json.loads(path.read_text()).get("moments", {})
+        if other := [c for c, text in before.items() if moments.get(c, text) != text]:
+            raise EngineError(
+                f"client {', '.join(other)}: its data are others than when the run began, and so would be the agreed "
+                "statistics; put the data back, or start a new run (resume=never)"
+            )
+    about = {k: v for k, v in _of_data(data).items() if k != "normalize"} | {"normalize": _constants(norm)}
+    about |= {"versions": _here(), "nodes": {c: t.get("versions") for c, t in told.items()}}
+    about |= {k: next((t[k] for t in told.values() if k in t), "") for k in ("layout", "base")}
+    path.write_text(json.dumps(about | {"moments": moments}, indent=1))
+    nodes.event("contract", normalize=about["normalize"], clients=[int(c) for c in told])
+    if not moments or norm is None:
+        return data, {}
+    terms = ConfigRecord({"mean": list(norm.mean), "std": list(norm.std)})
+    return replace(data, normalize=norm), {RECORD: terms}
+
+
+def facts(node: Known) -> dict[str, Any] | None:
+    """What the node said in its introduction; ``None`` if that is unreadable."""
+    try:
+        about = json.loads(node.contract)
+    except ValueError:
+        return None
+    return about if isinstance(about, dict) else None
+
+
+def _of_data(data: Dataset) -> dict[str, Any]:
+    """What must be the same of the data of all: in plain values."""
+    x = getattr(data.train, "x", None)
+    return {
+        "classes": list(data.classes),
+        "columns": list(data.columns),
+        "dtype": str(getattr(x, "dtype", "")).removeprefix("torch."),
+        "normalize": _constants(data.normalize),
+    }
+
+
+def _constants(norm: Normalize | None) -> list[Any]:
+    return [] if norm is None else [norm.scale, list(norm.mean), list(norm.std)]
+
+
+def _implausible(text: Any, node: Known, data: Dataset, agreed: Contract) -> str:
+    """Why a node's statistics cannot be those of its samples, within the ranges agreed on."""
+    shape = data.input_shape or (0,)
+    each = math.prod(shape[1:])
+    try:
+        found = Moments.read(text)
+    except (ValueError, TypeError, OverflowError, RecursionError):
+        return "its statistics cannot be read, or are those of no values"
+    if found.count != node.samples * each or len(found.total) != shape[0]:
+        return (
+            f"its statistics are of {found.count} values in {len(found.total)} columns or channels, its "
+            f"{node.samples} samples have {node.samples * each} in {shape[0]}"
+        )
+    ends = [(c.low, c.high) if not c.categories else (0.0, 1.0) for c in agreed.columns for _ in c.features]
+    for (low, high), total in zip(ends, found.total, strict=False):
+        if (low is not None and total < found.count * Fraction(low)) or (
+            high is not None and total > found.count * Fraction(high)
+        ):
+            return "its statistics are those of values outside the agreed range"
+    return ""
+
+
+def _versions(config: DictConfig) -> list[str]:
+    agreed, here = agreement.of(config), _here()
+    wanted = {} if agreed is None else agreed.versions
+    return [
+        f"{name}: version {here[name]}, agreed is {v}; install that one"
+        for name, v in wanted.items()
+        if here[name] != v and not here[name].startswith((f"{v}.", f"{v}+"))
+    ]
+
+
+def _here() -> dict[str, str]:
+    return {"fedsim": version(), "torch": str(torch.__version__), "python": platform.python_version()}
+
+
+def _named(client: int, lines: Sequence[str]) -> str:
+    return "\n".join(f"client {client}: {line}" for line in lines)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) < 160 else f"{text[:150]}..."
