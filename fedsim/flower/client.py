@@ -9,7 +9,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedsim.errors import FedsimError
-from fedsim.flower.options import Node, configuration, plain_error
+from fedsim.flower.options import at_node, plain_error
 from fedsim.flower.site import Site
 from fedsim.flower.wire import absent, answer_records, asked, read_ask
 
@@ -34,12 +34,13 @@ def work(message: Message, context: Context) -> Message:
         site = _site(context)
         layout = site.worker.model.layout
         answer = site.answer(read_ask(message.content, layout))
+        site.node.count(answer.outcome)
     except FedsimError as error:
         answer = absent(asked(message.content), "failed", plain_error(error))
     return Message(answer_records(answer, layout), reply_to=message)
 
 
 def _site(context: Context) -> Site:
-    config = configuration(context.run_config)
-    node = Node.of(context.node_config, config.num_clients)
-    return Site.of(config, node)
+    config, node = at_node(context.run_config, context.node_config)
+    with node.at_home():
+        return Site.of(config, node)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -12,7 +14,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from omegaconf import DictConfig
 
-from fedsim.api import RunResult, run
+from fedsim.api import RunResult, load_run, run
 from fedsim.config.parts import typed
 from fedsim.config.schema import FlowerConfig
 from fedsim.data.dataset import Dataset, Samples
@@ -20,17 +22,22 @@ from fedsim.data.federated import FederatedData
 from fedsim.data.sample_roles import Roles
 from fedsim.data.shards import Shards
 from fedsim.data.trees import tree_map
-from fedsim.errors import ConfigError, EngineError
+from fedsim.errors import CheckpointError, ConfigError, EngineError
 from fedsim.flower.engine import FlowerEngine
 from fedsim.flower.nodes import Known, Nodes
-from fedsim.flower.options import configuration, deployable, own_folder
+from fedsim.flower.options import configuration, deployable, keeps_samples, own_folder
 from fedsim.flower.site import layout_name
+from fedsim.flower.stopping import StoppableGrid, alone, stoppable
 from fedsim.run import assigning, initial, samples
 from fedsim.run.given import Given
+from fedsim.run.key import finished, same_run
 from fedsim.run.preparation import load_data
+from fedsim.server import checkpoint
 from fedsim.server.traits import StrategyLike
 from fedsim.task.frozen import FrozenBase, base_of
 from fedsim.task.vectors import FlatModel
+
+log = logging.getLogger(__name__)
 
 app = ServerApp()
 
@@ -38,14 +45,28 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """One run, from its first round or from its checkpoint on."""
-    serve(grid, configuration(context.run_config))
+    with stoppable():
+        serve(cast(Grid, StoppableGrid(grid)), configuration(context.run_config))
 
 
 def serve(grid: Grid, config: DictConfig) -> RunResult:
     """Run ``config`` on the nodes of ``grid``; results lie in its folder as those of a simulation do."""
     config.dir, method = own_folder(config), deployable(config)
     folder, engine = Path(config.dir), typed(config.engine, FlowerConfig)
-    folder.mkdir(parents=True, exist_ok=True)
+    if (found := finished(config)) is not None:
+        log.warning("already done, not run again: %s", found)
+        return load_run(folder)
+    if config.resume == "auto" and checkpoint.latest(folder / "checkpoint") and not same_run(folder, config):
+        raise CheckpointError(
+            f"{folder} holds another run; give another dir, or resume=never to start afresh"
+        )
+    with alone(folder):
+        return _serve(grid, config, method, folder, engine)
+
+
+def _serve(
+    grid: Grid, config: DictConfig, method: StrategyLike, folder: Path, engine: FlowerConfig
+) -> RunResult:
     nodes = Nodes(grid, config.num_clients, path=folder / "nodes.jsonl")
     nodes.wait(engine.wait_for or config.num_clients, engine.start, engine.poll)
     data = _data(config, method, nodes)
@@ -61,6 +82,7 @@ def _data(config: DictConfig, method: StrategyLike, nodes: Nodes) -> FederatedDa
     owners = [n.client for n in nodes.of.values() if n.own]
     if not owners:
         return load_data(config, Given(), method)
+    keeps_samples(method)
     if len(owners) < config.num_clients:
         raise ConfigError(
             f"clients {sorted(owners)} have own-data, the others do not or are not there; "
