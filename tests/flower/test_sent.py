@@ -23,7 +23,7 @@ WORDS = PAGE.partition(END)[2]
 def test_every_method_has_a_row_and_every_word_of_the_rows_is_explained() -> None:
     assert list(ROWS) == options(), "print the table: python tests/flower/sent.py"
     named = {name for line in ROWS.values() for name in re.findall(r"`(\w+)`", line.partition("` |")[2])}
-    explained = set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (.*?) \|", WORDS, re.MULTILINE))))
+    explained = set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`.*?) \|", WORDS, re.MULTILINE))))
     assert named == explained
 
 
