@@ -38,7 +38,6 @@ __all__ = ["GGEUR", "augment", "class_geometry", "class_statistics", "merge_stat
 SHAPES = ("global", "own", "none")
 FOLD: Fold = {"n": "stack", "mean": "cat", "factor": "cat"}
 UNREAD = {"total": ("fill", ("paper",))}
-EXPOSES = "the mean of a class with one row is that row; type strategy.min_count=2, or more"
 LOST = ("failed", "nonfinite", "dropped")  # a client without statistics: no geometry, no training this time
 
 
@@ -91,10 +90,8 @@ class GGEUR:
     def __post_init__(self) -> None:
         self._check()
         filling = Filling(**{f.name: getattr(self, f.name) for f in fields(Filling)})
-        own = "" if self.min_count > 1 else EXPOSES
-        exposes = " ".join(filter(None, (self.base.traits.exposes, own)))
-        self.traits = replace(self.base.traits, meets_all_clients=True, labels=True, exposes=exposes)  # type: ignore[misc]
         privacy = Privacy(min_count=self.min_count, clip=self.clip, noise=self.noise)
+        self.traits = replace(self.base.traits, meets_all_clients=True, labels=True, **privacy.traits)  # type: ignore[misc]
         self.client = GgeurClient(self.base.client, filling, privacy)
 
     def _check(self) -> None:

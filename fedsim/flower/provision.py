@@ -28,7 +28,7 @@ _DOMAIN = re.compile(
 
 
 @dataclass(frozen=True)
-class Roster:
+class Membership:
     """What was asked for: nodes by name with the clients that each is, and how the server is reached."""
 
     nodes: Mapping[str, int]
@@ -80,7 +80,7 @@ def provision(argv: Sequence[str]) -> int:
     return 0
 
 
-def asked(args: argparse.Namespace) -> Roster:
+def asked(args: argparse.Namespace) -> Membership:
     """The arguments, checked; ConfigError names the first that cannot be."""
     for name in args.nodes:
         if not _NAME.fullmatch(name) or name in machines.OWN:
@@ -99,10 +99,10 @@ def asked(args: argparse.Namespace) -> Roster:
     if args.days < 1:
         raise ConfigError(f"--days {args.days}: must be at least 1")
     nodes = {name: client for client, name in enumerate(args.nodes)}
-    return Roster(nodes, args.server, args.port, args.days, _brought(args.keys, args.nodes))
+    return Membership(nodes, args.server, args.port, args.days, _brought(args.keys, args.nodes))
 
 
-def write(wanted: Roster, out: Path) -> dict[str, list[str]]:
+def write(wanted: Membership, out: Path) -> dict[str, list[str]]:
     """Make everything in ``out``, which must not exist, or be empty; the names of the files by machine.
 
     Private keys can be read by their owner only (mode 600), folders be entered by their owner only.
