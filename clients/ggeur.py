@@ -48,6 +48,12 @@ class Privacy:
     clip: float | None
     noise: float
 
+    @property
+    def traits(self) -> dict[str, Any]:
+        """What a method must say of itself that sends statistics so."""
+        alone = "the mean of a class with one row is that row; type strategy.min_count=2, or more"
+        return {} if self.min_count > 1 else {"exposes": alone}
+
 
 class GgeurClient:
     """``inner`` trains on the client's rows and those generated for it; everything else is inner's own business."""

@@ -90,8 +90,8 @@ class GGEUR(JudgesStatistics):
     def __post_init__(self) -> None:
         self._check()
         filling = Filling(**{f.name: getattr(self, f.name) for f in fields(Filling)})
-        self.traits = replace(self.base.traits, meets_all_clients=True, labels=True)  # type: ignore[misc]
         privacy = Privacy(min_count=self.min_count, clip=self.clip, noise=self.noise)
+        self.traits = replace(self.base.traits, meets_all_clients=True, labels=True, **privacy.traits)  # type: ignore[misc]
         self.client = GgeurClient(self.base.client, filling, privacy)
 
     def _check(self) -> None:

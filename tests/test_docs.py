@@ -26,6 +26,7 @@ OTHER_COMMANDS = (
     "report",
     "verify",
     "deploy",
+    "provision",
     "compare",
     "export",
     "tune",

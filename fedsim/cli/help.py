@@ -27,6 +27,7 @@ fedsim: federated-learning simulation
   fedsim export RUN --to onnx             its model as a file: state_dict, safetensors, onnx, hf
   fedsim ls [DIR ...], fedsim rm DIR ...  what lies on disk, how it ended and its size; remove it
   fedsim deploy local --nodes 3 ...       the same run on Flower, as processes of their own
+  fedsim provision --nodes a b ...        keys, certificates, scripts and compose files of a real deployment
 
 Groups (GROUP=OPTION; * is the default)
 """

@@ -84,8 +84,10 @@ def _dispatch(argv: list[str]) -> int:
         from fedsim.cli import storage
 
         return storage.ls(argv[1:]) if argv[0] == "ls" else storage.rm(argv[1:])
-    if argv[:1] == ["deploy"]:
-        return _deploy(argv[1:])
+    if argv[:2] == ["deploy", "check"]:  # before each start of a node: nothing heavy
+        return int(import_module("fedsim.flower.reach").check(argv[2:]))
+    if argv[:1] in (["deploy"], ["provision"]):
+        return _on_flower(argv[0], argv[1:])
     if argv and argv[0] in REPLAY:
         return int(getattr(import_module(f"fedsim.cli.{argv[0]}"), argv[0])(argv[1:]))
     if "--help" in argv or "-h" in argv:
@@ -98,9 +100,7 @@ def _dispatch(argv: list[str]) -> int:
     return launch(argv)
 
 
-def _deploy(argv: list[str]) -> int:
+def _on_flower(what: str, argv: list[str]) -> int:
     if find_spec("flwr") is None:
         raise ConfigError("deployments need Flower; type: pip install 'fedsim-lab[flower]'")
-    from fedsim.flower.deploy import deploy
-
-    return deploy(argv)
+    return int(getattr(import_module(f"fedsim.flower.{what}"), what)(argv))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from fedsim.cli.arguments import Arguments, folder, place
+from fedsim.config.allowed import check_allowed, granted, listed
 from fedsim.config.check import validate
 from fedsim.config.compose import load, plain
 from fedsim.errors import ConfigError
@@ -31,11 +33,24 @@ def verify(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--json", action="store_true", help="print what verify.schema.json says, and nothing else"
     )
+    parser.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="code of yours, a module or my.module.Class, that the run may name; also FEDSIM_ALLOW",
+    )
     args = parser.parse_args(argv)
+    with granted(listed(" ".join(args.allow), "--allow")):
+        return _verify(args)
+
+
+def _verify(args: Namespace) -> int:
     recorded_dir, edited = folder(args.run), list[str]()
     recorded = _hashes(recorded_dir)
     with tempfile.TemporaryDirectory(prefix="fedsim-verify-") as again_dir:
         recorded_config = load(recorded_dir / "config.yaml")
+        check_allowed(recorded_config)
         objects = [k for k in ("strategy", "model", "data") if "given" in (recorded_config.get(k) or {})]
         if objects:
             raise ConfigError(

@@ -141,6 +141,7 @@ ADDED: Mapping[str, Any] = {
     "task": {"_target_": "fedsim.task.problems.classification", "label_smoothing": 0.0, "metrics": None},
     "pretrain": None,
     "tracker.update_hashes": False,
+    "tracker.prometheus": None,
     "views": {
         "weak": {"_target_": "fedsim.data.views.Weak", "flip": 0.5, "padding": None, "visible": 0.25},
         "strong": {

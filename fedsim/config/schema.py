@@ -204,6 +204,7 @@ class TrackerConfig:
     wandb: WandbConfig = neutral_key()
     tensorboard: bool = neutral_key()
     update_hashes: bool = neutral_key()  # hashes.jsonl: sha256 of every vector that a client got and sent
+    prometheus: str | None = neutral_key()  # a text file of numbers for dashboards, or null
     plots: bool = neutral_key()  # draw curves.png and partition.png at the end
 
 

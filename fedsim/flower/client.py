@@ -11,7 +11,7 @@ from flwr.clientapp import ClientApp
 from fedsim.errors import FedsimError
 from fedsim.flower import contract
 from fedsim.flower.answers import absent, answer_records
-from fedsim.flower.options import Node, configuration, plain_error
+from fedsim.flower.options import at_node, plain_error
 from fedsim.flower.site import Site
 from fedsim.flower.wire import addressed, read_ask
 
@@ -36,12 +36,13 @@ def work(message: Message, context: Context) -> Message:
         site = _site(context, message.content)
         layout = site.worker.model.layout
         answer = site.answer(read_ask(message.content, layout))
+        site.node.count(answer.outcome)
     except FedsimError as error:
         answer = absent(to.client, "failed", plain_error(error))
     return Message(answer_records(answer, layout, to), reply_to=message)
 
 
 def _site(context: Context, content: RecordDict) -> Site:
-    config = contract.settle(configuration(context.run_config), content)
-    node = Node.of(context.node_config, config.num_clients)
-    return Site.of(config, node)
+    config, node = at_node(context.run_config, context.node_config)
+    with node.at_home():
+        return Site.of(contract.settle(config, content), node)

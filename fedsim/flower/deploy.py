@@ -15,7 +15,9 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from fedsim.config.compose import compose
+from fedsim.config.compose import compose, plain
+from fedsim.config.moved import targets
+from fedsim.config.usermodules import is_users
 from fedsim.errors import ConfigError, EngineError
 from fedsim.flower.options import deployable, deployed, own_folder
 from fedsim.flower.processes import Federation
@@ -96,6 +98,9 @@ def _run(config: DictConfig, overrides: Sequence[str], folder: Path, nodes: int)
     (app / "pyproject.toml").write_text(PROJECT)
     (app / "deployment.py").write_text(MODULE)
     (folder / "summary.json").unlink(missing_ok=True)  # of an earlier attempt
+    own = " ".join(
+        sorted({t for _, t in targets(plain(config)) if is_users(t)})
+    )  # who submits owns these nodes
     console, summary = ConsoleTracker(config.tracker.console.mode), dict[str, Any]()
     try:
         with Federation(place) as federation:
@@ -105,7 +110,9 @@ def _run(config: DictConfig, overrides: Sequence[str], folder: Path, nodes: int)
             console.phase(f"starting {nodes} SuperNodes")
             names = [f"node-{k}" for k in range(nodes)]
             ports = [
-                federation.node(name, {"partition-id": k, "state-dir": str(place / f"state-{k}")})
+                federation.node(
+                    name, {"partition-id": k, "state-dir": str(place / f"state-{k}"), "allow": own}
+                )
                 for k, name in enumerate(names)
             ]
             for name, port in zip(names, ports, strict=True):

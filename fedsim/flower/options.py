@@ -2,24 +2,42 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from omegaconf import DictConfig
 
+from fedsim.config.allowed import check_allowed, check_words, granted, listed
 from fedsim.config.check import validate
 from fedsim.config.compose import compose
 from fedsim.errors import ConfigError, hint
+from fedsim.exchange.payload import Outcome
 from fedsim.run import participants
 from fedsim.run.key import run_dir
 from fedsim.run.resolve import resolve
 from fedsim.server.traits import StrategyLike
+from fedsim.tracking.prometheus import add
+
+log = logging.getLogger(__name__)
 
 Values = Mapping[str, bool | float | int | str]
-NODE_KEYS = ("partition-id", "num-partitions", "data-path", "own-data", "state-dir", "state.keep_days")
+NODE_KEYS = (
+    "partition-id",
+    "num-partitions",
+    "data-path",
+    "own-data",
+    "state-dir",
+    "state.keep_days",
+    "allow",
+    "metrics",
+)
+# Where libraries keep what they fetch, by variable; of a node it lies in ``<state-dir>/cache``
+CACHES = {"HF_HOME": "huggingface", "TORCH_HOME": "torch", "XDG_CACHE_HOME": "other"}
 
 
 def configuration(run_config: Values) -> DictConfig:
@@ -28,21 +46,52 @@ def configuration(run_config: Values) -> DictConfig:
     Raises:
         ConfigError: for anything that ``fedsim`` would refuse, and for settings that a deployment cannot have.
     """
+    return deployed(_words(run_config))
+
+
+def at_node(run_config: Values, node_config: Values) -> tuple[DictConfig, Node]:
+    """The same at a node, which does not trust who submitted: all keys are checked before anything is built.
+
+    Raises:
+        ConfigError: also for what may not be built here, and where data of the node's own might leave it.
+    """
+    words = _words(run_config)
+    check_words(words)
+    with granted(listed(str(node_config.get("allow", "")), "allow")):
+        config = deployed(words, check_allowed)
+        node = Node.of(node_config, config.num_clients)
+        if config.data.get("cache") is not None:
+            raise ConfigError(
+                f"data.cache={config.data.cache}: a node writes under its state-dir only; leave it out"
+            )
+        if node.own_data:
+            keeps_samples(participants.strategy(config, None))
+    return node.localise(config), node
+
+
+def keeps_samples(method: StrategyLike) -> None:
+    """Refuse a method by which, as it is set, samples themselves may leave a client that owns them."""
+    if method.traits.exposes:
+        raise ConfigError(f"own-data: {type(method).__name__} would send samples: {method.traits.exposes}")
+
+
+def _words(run_config: Values) -> list[str]:
     try:
-        given = shlex.split(str(run_config.get("overrides", "")))
+        return shlex.split(str(run_config.get("overrides", "")))
     except ValueError as error:
         raise ConfigError(
             f"overrides={run_config['overrides']!r}: {error}; write them as on a command line"
         ) from None
-    return deployed(given)
 
 
-def deployed(overrides: list[str]) -> DictConfig:
-    """``overrides`` composed for a deployment."""
+def deployed(overrides: list[str], check: Callable[[DictConfig], None] | None = None) -> DictConfig:
+    """``overrides`` composed for a deployment; ``check`` sees them before anything else does."""
     for o in overrides:
         if o.startswith("engine=") and o != "engine=flower":
             raise ConfigError(f"{o}: clients of a deployment are computed at their nodes; leave it out")
     config = compose(["checkpoint.every=1", *overrides, "engine=flower"])
+    if check is not None:
+        check(config)
     if config.checkpoint.every != 1:
         raise ConfigError(
             f"checkpoint.every={config.checkpoint.every}: a deployment saves every round, since nodes keep the state "
@@ -78,7 +127,9 @@ class Node:
 
     ``client`` (``partition-id``) is the client that the node is. ``data-path`` replaces ``data.path``. With
     ``own-data=true`` all training samples found there are this client's; otherwise the node takes its client's part of
-    the configured partition of the common data set. ``state-dir`` is where client state is kept.
+    the configured partition of the common data set. ``state-dir`` is where client state is kept, and all else that is
+    written. ``allow`` names modules and classes of the node's own that settings may build (``fedsim.config.allowed``).
+    ``metrics`` is a text file of counts for dashboards (``fedsim.tracking.prometheus``).
     """
 
     client: int
@@ -88,6 +139,8 @@ class Node:
     keep_days: float = (
         30.0  # that the state of a run is kept after it was last worked for (``state.keep_days``)
     )
+    allow: tuple[str, ...] = ()
+    metrics: Path | None = None
 
     @staticmethod
     def of(values: Values, num_clients: int) -> Node:
@@ -118,7 +171,9 @@ class Node:
         days = values.get("state.keep_days", Node.keep_days)
         if isinstance(days, bool | str) or not days > 0:
             raise ConfigError(f"state.keep_days={days}: must be a positive number of days")
-        return Node(client, None if path is None else str(path), own, state, float(days))
+        allow = listed(str(values.get("allow", "")), "allow")
+        metrics = Path(str(values["metrics"])).expanduser() if "metrics" in values else None
+        return Node(client, None if path is None else str(path), own, state, float(days), allow, metrics)
 
     def localise(self, config: DictConfig) -> DictConfig:
         """Put the node's data path into ``config`` (in place)."""
@@ -127,6 +182,32 @@ class Node:
                 raise ConfigError(f"data-path={self.data_path}: {config.data.get('_target_')} reads no path")
             config.data.path = self.data_path
         return config
+
+    def count(self, outcome: Outcome) -> None:
+        """Add what became of a message to the file of counts; without one, or if it cannot be written, nothing."""
+        if self.metrics is None:
+            return
+        mine = (("client", str(self.client)),)
+        counts = [("fedsim_node_messages_total", (*mine, ("outcome", outcome.kind)), 1.0)]
+        for way, size in (("up", outcome.bytes_up), ("down", outcome.bytes_down)):
+            counts.append(("fedsim_node_bytes_total", (*mine, ("direction", way)), float(size)))
+        try:
+            add(self.metrics, counts, [("fedsim_node_last_message_timestamp_seconds", mine)])
+        except OSError as error:
+            log.warning("metrics=%s cannot be written: %s", self.metrics, error)
+
+    @contextmanager
+    def at_home(self) -> Iterator[None]:
+        """What is built within may be of this node's own ``allow``, and caches lie where it keeps everything."""
+        before = {name: os.environ.get(name) for name in CACHES}
+        missing = {n: str(self.state_dir / "cache" / f) for n, f in CACHES.items() if before[n] is None}
+        os.environ.update(missing)
+        try:
+            with granted(self.allow):
+                yield
+        finally:
+            for name in missing:
+                os.environ.pop(name, None)
 
 
 def plain_error(error: BaseException) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from omegaconf import DictConfig
 
-from fedsim.api import RunResult, run
+from fedsim.api import RunResult, load_run, run
 from fedsim.config.compose import plain
 from fedsim.config.parts import typed
 from fedsim.config.schema import FlowerConfig
@@ -23,20 +24,25 @@ from fedsim.data.normalising import with_given
 from fedsim.data.sample_roles import Roles
 from fedsim.data.shards import Shards
 from fedsim.data.trees import tree_map
-from fedsim.errors import ConfigError
+from fedsim.errors import CheckpointError, ConfigError
 from fedsim.flower import contract
 from fedsim.flower.binding import Binding
 from fedsim.flower.engine import FlowerEngine
 from fedsim.flower.introductions import Known, Limits
 from fedsim.flower.nodes import Nodes
-from fedsim.flower.options import configuration, deployable, own_folder
+from fedsim.flower.options import configuration, deployable, keeps_samples, own_folder
 from fedsim.flower.site import layout_name
+from fedsim.flower.stopping import StoppableGrid, alone, stoppable
 from fedsim.run import agreement, assigning, initial, samples
 from fedsim.run.given import Given
+from fedsim.run.key import finished, same_run
 from fedsim.run.preparation import load_data
+from fedsim.server import checkpoint
 from fedsim.server.traits import StrategyLike
 from fedsim.task.frozen import FrozenBase, base_of
 from fedsim.task.vectors import FlatModel
+
+log = logging.getLogger(__name__)
 
 app = ServerApp()
 
@@ -44,14 +50,28 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """One run, from its first round or from its checkpoint on."""
-    serve(grid, configuration(context.run_config))
+    with stoppable():
+        serve(cast(Grid, StoppableGrid(grid)), configuration(context.run_config))
 
 
 def serve(grid: Grid, config: DictConfig) -> RunResult:
     """Run ``config`` on the nodes of ``grid``; results lie in its folder as those of a simulation do."""
     config.dir, method = own_folder(config), deployable(config)
     folder, engine = Path(config.dir), typed(config.engine, FlowerConfig)
-    folder.mkdir(parents=True, exist_ok=True)
+    if (found := finished(config)) is not None:
+        log.warning("already done, not run again: %s", found)
+        return load_run(folder)
+    if config.resume == "auto" and checkpoint.latest(folder / "checkpoint") and not same_run(folder, config):
+        raise CheckpointError(
+            f"{folder} holds another run; give another dir, or resume=never to start afresh"
+        )
+    with alone(folder):
+        return _serve(grid, config, method, folder, engine)
+
+
+def _serve(
+    grid: Grid, config: DictConfig, method: StrategyLike, folder: Path, engine: FlowerConfig
+) -> RunResult:
     agreement.of(config)  # says what of it cannot be
     binding = Binding.of(plain(config.engine).get("nodes"), config.num_clients)
     limits = Limits(config.num_clients, engine.most_samples, lambda: _classes(config))
@@ -75,6 +95,8 @@ def _data(
     Where nodes own their data, it holds none of them. Clients that are ``gone``, or are refused here, are excluded.
     """
     owners = [n.client for n in nodes.of.values() if n.own]
+    if owners:
+        keeps_samples(method)
     if owners and len(owners) + len(gone) < config.num_clients:
         raise ConfigError(
             f"clients {sorted(owners)} have own-data, the others do not or are not there; "

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedsim.config.allowed import check_allowed
 from fedsim.errors import ConfigError
 from fedsim.models.split import features_of, named_apart, with_head
 
@@ -79,7 +80,8 @@ class RandomCNN(nn.Module):
 class FromRun(nn.Module):
     """The body (``features``) of the model that a finished run of fedsim left in folder ``run``: a pretrained network.
 
-    The run's data must have had samples of the same shape and, for the head to load, ``num_classes`` classes.
+    The run's data must have had samples of the same shape and, for the head to load, ``num_classes`` classes. Its model
+    is built if it is one of fedsim's own, or of a module that ``FEDSIM_ALLOW`` names.
     """
 
     def __init__(self, input_shape: Sequence[int], run: str) -> None:
@@ -90,11 +92,13 @@ class FromRun(nn.Module):
 
         folder = Path(run).expanduser()
         try:
-            node = OmegaConf.load(folder / "config.yaml").model
+            found = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=False)
+            node = found["model"]  # type: ignore[call-overload, index]
             weights = load_file(folder / "weights.safetensors")
-        except (OSError, AttributeError) as error:
+        except (OSError, KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"encoder.run={run}: not the folder of a finished run ({error})") from error
-        node, named = named_apart(node)
+        check_allowed(node, f"{folder / 'config.yaml'}: model")
+        node, named = named_apart(OmegaConf.create(dict(node)))
         pattern = f"{named or 'head'}.weight"
         head = next((t for name, t in weights.items() if fnmatchcase(name, pattern)), None)
         if head is None or "_target_" not in node:

@@ -30,7 +30,7 @@ def as_simulation(config: DictConfig, folder: str) -> DictConfig:
     values |= {"dir": folder, "resume": "never"}
     values["tracker"]["console"]["mode"] = "quiet"
     values["tracker"]["wandb"]["mode"] = "disabled"
-    values["tracker"] |= {"tensorboard": False, "plots": False, "update_hashes": False}
+    values["tracker"] |= {"tensorboard": False, "plots": False, "update_hashes": False, "prometheus": None}
     values["checkpoint"] |= {"every": 0, "keep": "last"}
     return typed(values)
 

@@ -51,6 +51,10 @@ class Traits:
         frozenset()
     )  # names of metrics that only some clients send, or only in some rounds
 
+    exposes: str = (
+        ""  # how updates may hold samples as they are, by its settings; and what to type so that none does
+    )
+
     # of the model
     features: bool = False  # needs model.features(x) -> (B, d) and model.head, or a head named by model.head=
     linear_head: bool = False  # needs a head that is one linear layer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedsim.errors import CallbackError, ConfigError, check_choice
@@ -157,4 +158,8 @@ def build(config: TrackerConfig, extra: Iterable[object] = ()) -> Trackers:
         from fedsim.tracking.tensorboard import TensorboardTracker
 
         trackers.append(TensorboardTracker())
+    if config.prometheus:
+        from fedsim.tracking.prometheus import PrometheusTracker
+
+        trackers.append(PrometheusTracker(Path(config.prometheus).expanduser()))
     return Trackers(trackers, extra)

@@ -280,7 +280,6 @@ def test_flower_is_imported_in_one_package_only() -> None:
                 found.add(str(path.relative_to(ROOT)))
     own = {p for p in found if not p.startswith("fedsim/flower/")}
     assert own == {
-        "fedsim/cli/main.py",
         "fedsim/cli/verify.py",
         "fedsim/replay/again.py",
-    }  # fedsim deploy, and a deployment computed again
+    }  # a deployment computed again; fedsim deploy and provision by name

@@ -148,7 +148,9 @@ def test_an_edited_method_does_not_go_on_with_an_unfinished_run(
     assert fresh("dir=here", "rounds=2") == 2
     said = capsys.readouterr().err
     assert "belongs to another configuration" in said and "; it differs in code.strategy" in said
-    assert command(["verify", "here"]) == 1
+    assert command(["verify", "here"]) == 2
+    assert "FEDSIM_ALLOW=mymethod" in capsys.readouterr().err
+    assert command(["verify", "here", "--allow", "mymethod"]) == 1
     assert capsys.readouterr().out.startswith("edited since: the code of strategy, which")
     assert load(Path("here/config.yaml")).rounds == 1
 

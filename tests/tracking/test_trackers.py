@@ -11,7 +11,9 @@ from fedsim.tracking.jsonl import JsonlTracker
 
 
 def config(console="quiet", wandb="disabled", tensorboard=False):
-    return TrackerConfig(ConsoleConfig(console), WandbConfig(wandb, "fedsim", None), tensorboard)
+    return TrackerConfig(
+        ConsoleConfig(console), WandbConfig(wandb, "fedsim", None), tensorboard, prometheus=None
+    )
 
 
 def info(folder):

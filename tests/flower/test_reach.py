@@ -1,0 +1,101 @@
+"""What keeps a node from its server is said in one line, soon: taken ports, no TLS, another certificate."""
+
+from __future__ import annotations
+
+import ssl
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from fedsim.cli.main import command
+from fedsim.flower.certificates import Authority, pem
+from fedsim.flower.processes import free_port
+
+
+class Health(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200 if self.path == "/health" else 404)
+        self.end_headers()
+
+    def log_message(self, *args: object) -> None: ...
+
+
+def serving(context: ssl.SSLContext | None) -> HTTPServer:
+    class Server(HTTPServer):
+        def handle_error(self, *args: object) -> None: ...
+
+        def get_request(self):  # type: ignore[no-untyped-def]
+            connection, address = super().get_request()
+            connection.settimeout(5)
+            if context is not None:
+                connection = context.wrap_socket(connection, server_side=True)
+            return connection, address
+
+    server = Server(("127.0.0.1", 0), Health)
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    return server
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Servers: ``tls``, ``plain`` and ``elsewhere`` (its certificate names another host); authorities' files."""
+    folder = tmp_path_factory.mktemp("reach")
+    ours, other = Authority.new("ours"), Authority.new("other")
+    (folder / "ca.crt").write_bytes(pem(ours.certificate))
+    (folder / "other.crt").write_bytes(pem(other.certificate))
+    (folder / "none.crt").write_text("no certificate")
+    servers = {"plain": serving(None)}
+    for name, host in (("tls", "127.0.0.1"), ("elsewhere", "fl.lab.org")):
+        key, certificate = ours.server(host, [host], 1)
+        (folder / f"{name}.key").write_bytes(pem(key))
+        (folder / f"{name}.crt").write_bytes(pem(certificate))
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(folder / f"{name}.crt", folder / f"{name}.key")
+        servers[name] = serving(context)
+    out = {name: f"127.0.0.1:{s.server_port}" for name, s in servers.items()}
+    yield out | {f.name: str(f) for f in folder.glob("*.crt")} | {"nobody": f"127.0.0.1:{free_port()}"}
+    for server in servers.values():
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("server", "ca", "code", "said"),
+    [
+        ("tls", "ca.crt", 0, "a SuperLink answers over TLS"),
+        ("plain", "", 0, "a SuperLink answers without TLS"),
+        ("tls", "", 1, "it may want TLS: give --root-certificates ca.crt"),
+        ("plain", "ca.crt", 1, "no TLS there"),
+        ("tls", "other.crt", 1, "its certificate is not of this authority"),
+        ("elsewhere", "ca.crt", 1, "its certificate does not name 127.0.0.1; make one that does"),
+        ("nobody", "ca.crt", 1, "nobody listens there; is the SuperLink started"),
+        ("tls", "none.crt", 2, "none.crt: no certificate of an authority"),
+        ("no-port", "", 2, "no-port: an address is written host:port"),
+        ("no.such.host.invalid:1", "", 1, "no.such.host.invalid has no address here"),
+    ],
+)
+def test_one_line_soon(
+    server: str, ca: str, code: int, said: str, place: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words, began = ["deploy", "check", place.get(server, server)], time.monotonic()
+    assert command([*words, *(["--root-certificates", place[ca]] if ca else [])]) == code
+    captured = capsys.readouterr()
+    text = captured.err if code else captured.out
+    assert said in text and text.count("\n") == 1 and time.monotonic() - began < 30
+
+
+def test_ports(place: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    taken = place["plain"].rpartition(":")[2]
+    assert command(["deploy", "check", "--port", taken]) == 1
+    assert capsys.readouterr().err == (
+        f"fedsim: port {taken} is taken by another program; stop that, or give another --port\n"
+    )
+    assert command(["deploy", "check", "--port", str(free_port())]) == 0
+    assert command(["deploy", "check"]) == 2
