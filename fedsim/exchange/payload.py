@@ -111,7 +111,9 @@ class Update:
     """Client to server: what one client contributes.
 
     ``weight`` enters every "mean" fold (sample count, or 1). ``state`` is the client's new state, committed only if the
-    server accepts the update; ``None`` leaves the old one. ``metrics`` go to the log, not to the strategy.
+    server accepts the update; ``None`` leaves the old one. ``metrics`` go to the log, not to the strategy. ``guesses``
+    (2, k) int64 are for the simulator's evaluator alone and never travel: positions among the client's unlabelled samples,
+    and the class that each was given.
     """
 
     arrays: Mapping[str, Any] = field(default_factory=dict)
@@ -119,6 +121,7 @@ class Update:
     values: Mapping[str, Any] = field(default_factory=dict)
     state: Mapping[str, Tensor] | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
+    guesses: Tensor | None = None
 
     @property
     def payload(self) -> Payload:
@@ -157,6 +160,7 @@ class Outcome:
     phase: str = ""  # of a method, reported apart from the rounds
     hashes: dict[str, str] | None = None  # of message/NAME and update/NAME, where they are asked for
     error: BaseException | None = None  # what its code raised, where that is to end the run
+    guesses: Tensor | None = None  # see ``Update``; gone once the evaluator has seen them
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Outcome, _told(self)

@@ -123,7 +123,7 @@ def answer_records(answer: NodeAnswer, layout: Layout | None) -> RecordDict:
     """Content of a reply; ``layout`` is needed for one that holds arrays."""
     o, plain = answer.outcome, dict[str, Any]()
     records: Records = {}
-    for f in _fields(o, but=("values", "metrics", "error")):
+    for f in _fields(o, but=("values", "metrics", "error", "guesses")):
         _put(records, plain, f.name, getattr(o, f.name), f"Outcome.{f.name}", layout)
     flags = {"stateful": answer.stateful, "restarted": answer.restarted, "lacks": answer.lacks}
     _put(records, plain, "fatal", answer.fatal, "fatal", layout)
