@@ -56,10 +56,13 @@ def upcoming(job: Job, data: LocalData, purpose: str = UNLABELLED) -> Tensor:
     return torch.cat(found) if found else torch.zeros(0, dtype=torch.long)
 
 
-def beside(job: Job, data: LocalData, size: int, steps: int, purpose: str = UNLABELLED) -> Iterator[Tensor]:
+def beside(
+    job: Job, data: LocalData, size: int, steps: int, purpose: str = UNLABELLED, smallest: int = 1
+) -> Iterator[Tensor]:
     """Positions of ``steps`` batches of ``size`` samples, for steps whose batches come from elsewhere."""
+    shuffle, order = job.local.shuffle, job.rng(purpose)
     blocks = Positions.of(data).blocks(
-        size, epochs=0, steps=steps, shuffle=job.local.shuffle, rng=job.rng(purpose)
+        size, epochs=0, steps=steps, shuffle=shuffle, rng=order, smallest=smallest
     )
     return (batch.y for block in blocks for batch in block)
 

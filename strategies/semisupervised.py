@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from fedsim.data.local import Batch
 from fedsim.exchange.payload import Outcome, Replies
 from fedsim.local.job import Job
 from fedsim.server.exchanges import Server
@@ -88,6 +89,10 @@ class ServerTrains(SemiSupervised):
         """Before round 1 the server alone; then clients, then the server."""
         return self.trained(server, self.clients_round(server, self.warmed(server, state, round), round))
 
+    def server_step(self, job: Job, w: Tensor, batch: Batch) -> Tensor:
+        """One step of the server's own training on ``w`` (d,)."""
+        return job.descend(w, batch)
+
     def clients_round(self, server: Server, state: State, round: Round) -> State:
         """What the clients make of the model."""
         return super().round(server, state, round)
@@ -107,7 +112,7 @@ class ServerTrains(SemiSupervised):
         def fit(job: Job) -> Tensor:
             w = job.start()
             for batch in job.batches(epochs=self.server_epochs):
-                w = job.descend(w, batch if self.weak is None else job.view(self.weak, batch))
+                w = self.server_step(job, w, batch if self.weak is None else job.view(self.weak, batch))
             if self.sbn is not None and len(job.model.buffers):
                 rows = torch.split(torch.arange(len(job.data)), job.local.batch_size)
                 job.model.collect_statistics(job.data.read(r).x for r in rows)
@@ -125,6 +130,8 @@ class ServerOnly(ServerTrains):
     """The reference: the server trains on its labelled samples, and nobody is asked for anything."""
 
     traits: ClassVar[Traits] = replace(ServerTrains.traits, labelled="server", unlabelled=False)
+    server_lr: float = 1.0  # of clients, whom nobody asks
+    weighting: str = "samples"
 
     def clients_round(self, server: Server, state: State, round: Round) -> State:
         """Nothing."""
