@@ -37,6 +37,7 @@ from fedsim.local.job import Job
 KL = ("teacher_student", "student_teacher")
 KL_INPUTS = ("strong", "plain")
 DENOMINATORS = ("kept", "batch")
+TEACHERS = ("both", "local", "global")
 WEIGHTINGS = ("used", "samples", "uniform")
 
 
@@ -134,6 +135,7 @@ class FedLabelClient(SGDClient):
     denominator: str
     view: str
     unlabelled_steps: int | None
+    teachers: str = "both"
 
     def fit(self, job: Job) -> Update:
         """Both branches."""
@@ -172,14 +174,18 @@ class FedLabelClient(SGDClient):
         )
 
     def _chosen(self, z_global: Tensor, z_local: Tensor, own: LocalData, rows: Tensor) -> Chosen:
-        """What the teachers say of the samples at ``rows``; where true labels are told, those."""
-        chosen = select(z_global, z_local, self.beta, self.lam0, self.confidence)
-        if (truth := told(own)) is None:
+        """What the teachers say of the samples at ``rows``: both, or one alone, which nobody can agree with; where true
+        labels are told, those."""
+        alone = {"both": None, "local": z_local, "global": z_global}[self.teachers]
+        pair = (z_global, z_local) if alone is None else (alone, alone)
+        chosen = select(*pair, self.beta, self.lam0, self.confidence)
+        truth, never = told(own), torch.zeros_like(chosen.keep)
+        if truth is None and alone is None:
             return chosen
-        never = torch.zeros_like(chosen.keep)
-        return chosen._replace(
-            label=truth[rows], keep=~never, from_global=never, agree=never, strength=chosen.strength * 0
-        )
+        chosen = chosen._replace(agree=never, strength=chosen.strength * 0)
+        if truth is None:
+            return chosen._replace(from_global=never | (self.teachers == "global"))
+        return chosen._replace(label=truth[rows], keep=~never, from_global=never)
 
     def _unlabelled(
         self, job: Job, w: Tensor, own: LocalData, rows: Tensor, chosen: Chosen, tally: Tally

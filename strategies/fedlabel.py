@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from clients.base import Client
-from clients.fedlabel import CONFIDENCES, DENOMINATORS, KL, KL_INPUTS, WEIGHTINGS, FedLabelClient
+from clients.fedlabel import CONFIDENCES, DENOMINATORS, KL, KL_INPUTS, TEACHERS, WEIGHTINGS, FedLabelClient
 from fedsim.server.traits import Traits
 from strategies.base import check
 from strategies.semisupervised import SemiSupervised
@@ -30,6 +30,7 @@ class FedLabel(SemiSupervised):
     denominator: str = "kept"
     view: str = "strong"
     unlabelled_steps: int | None = None
+    teachers: str = "both"
 
     def make_client(self) -> Client:
         """The two branches."""
@@ -40,6 +41,7 @@ class FedLabel(SemiSupervised):
             ("kl", KL),
             ("kl_input", KL_INPUTS),
             ("denominator", DENOMINATORS),
+            ("teachers", TEACHERS),
         ):
             check(
                 getattr(self, name) in known, name, getattr(self, name), f"choose one of {', '.join(known)}"
@@ -56,4 +58,5 @@ class FedLabel(SemiSupervised):
             denominator=self.denominator,
             view=self.view,
             unlabelled_steps=steps,
+            teachers=self.teachers,
         )

@@ -27,6 +27,7 @@ from strategies.fedavg import FedAvg
 
 ROOT = Path(__file__).parents[2]
 NAMES = {f.name for f in fields(Traits)}
+SEMI = {"labels": True, "labelled": "any", "unlabelled": True}
 HEAD = {"features": True, "linear_head": True, "body": True}
 
 # Of every class: what differs from the defaults. All others keep them all.
@@ -47,6 +48,8 @@ EXPECTED: dict[str, dict[str, Any]] = {
     "FedCM": {"public_values": frozenset({"steps"})},
     "FedETF": HEAD | {"labels": True},
     "FedLoGe": HEAD | {"labels": True},
+    "FedLabel": {"labels": True, "unlabelled": True},
+    "FedMatch": SEMI,
     "FedNTD": {"labels": True},
     "FedNova": {"public_values": frozenset({"work"})},
     "FedPer": HEAD | {"personal": True},
@@ -54,6 +57,7 @@ EXPECTED: dict[str, dict[str, Any]] = {
     "FedROD": HEAD | {"labels": True},
     "FedRep": HEAD | {"personal": True},
     "FedSGD": {"one_step": True},
+    "FixMatch": SEMI,
     "GGEUR": {"meets_all_clients": True, "labels": True},
     "Gossip": {"peers": True},
     "HeadStrategy": HEAD | {"labels": True},
@@ -63,7 +67,12 @@ EXPECTED: dict[str, dict[str, Any]] = {
     "MoFedSAM": {"public_values": frozenset({"steps"})},
     "Moon": {"features": True},
     "Peers": {"peers": True},
+    "SemiFL": SEMI | {"labelled": "server"},
+    "SemiSupervised": SEMI,
+    "ServerOnly": {"labels": True, "labelled": "server"},
+    "ServerTrains": SEMI,
     "SiloBN": {"personal": True, "buffers": "local", "batch_norm": True},
+    "UDA": SEMI,
 }
 
 
