@@ -64,8 +64,8 @@ CONFIDENCES: dict[str, Callable[[Tensor], Tensor]] = {
 def confidence(z: Tensor, kind: str = "variance") -> Tensor:
     """h (B,) of logits (B, C), 0 where all classes are as likely.
 
-    ``variance`` over the classes of the probabilities; ``entropy``: how much less than the largest it is, ``log C - H``;
-    ``logit_variance`` over the classes of the logits themselves.
+    ``variance`` over the classes of the probabilities; ``entropy``: how much less than the largest it is, ``log C -
+    H``; ``logit_variance`` over the classes of the logits themselves.
     """
     return CONFIDENCES[kind](z)
 
@@ -141,7 +141,9 @@ class FedLabelClient(SGDClient):
         """Both branches."""
         refuse_accumulation(job, "FedLabel")
         w, model, own = job.start(), job.model, unlabelled(job)
-        local = job.local if self.unlabelled_steps is None else replace(job.local, steps=self.unlabelled_steps)
+        local = (
+            job.local if self.unlabelled_steps is None else replace(job.local, steps=self.unlabelled_steps)
+        )
         rows, z_global = torch.zeros(0, dtype=torch.long), None
         if own is not None:
             job.local, first = local, job.local
@@ -228,8 +230,8 @@ class FedLabelClient(SGDClient):
     def _merged(
         self, job: Job, w: Tensor, trained: Tensor | None, statistics: Tensor, stepped: bool
     ) -> Tensor:
-        """The sum (d,) of both branches' moves; ``w`` (d,) is the resident vector, ``trained`` (d,) that of the labelled
-        branch with ``statistics`` (b,)."""
+        """The sum (d,) of both branches' moves; ``w`` (d,) is the resident vector, ``trained`` (d,) that of the
+        labelled branch with ``statistics`` (b,)."""
         model = job.model
         if trained is None:
             return job.delta(w)

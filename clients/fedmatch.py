@@ -1,6 +1,6 @@
-"""FedMatch's local rule: weights are a sum, one part for labelled samples and one for unlabelled ones, which the models of
-similar clients help to label. Jeong, Yoon, Yang, Hwang: Federated Semi-Supervised Learning with Inter-Client Consistency
-and Disjoint Learning, ICLR 2021.
+"""FedMatch's local rule: weights are a sum, one part for labelled samples and one for unlabelled ones, which the models
+of similar clients help to label. Jeong, Yoon, Yang, Hwang: Federated Semi-Supervised Learning with Inter-Client
+Consistency and Disjoint Learning, ICLR 2021.
 
 Usable by itself: ``fedmatch_loss``.
 """
@@ -73,8 +73,8 @@ def fedmatch_loss(
     lam_1: float = 1e-4,
     lam_2: float = 10.0,
 ) -> Matched:
-    """``lam_a CE(z_strong, y) + lam_i consistency + lam_2 |sigma - psi|^2 + lam_1 |psi|_1`` of logits (B, C) on samples as
-    they are and in the strong view; the first two are means over the samples of which ``max p >= confidence``."""
+    """``lam_a CE(z_strong, y) + lam_i consistency + lam_2 |sigma - psi|^2 + lam_1 |psi|_1`` of logits (B, C) on samples
+    as they are and in the strong view; the first two are means over the samples of which ``max p >= confidence``."""
     keep, _ = sure(z, confidence)
     label = votes(z, helpers)
     loss = lam_2 * (sigma - psi).square().sum() + lam_1 * psi.abs().sum()
@@ -86,8 +86,8 @@ def fedmatch_loss(
 
 @dataclass(frozen=True, kw_only=True)
 class FedMatchClient(SGDClient):
-    """Each step: ``sigma`` along the gradient of ``lam_s`` times cross entropy on a labelled batch, then ``psi`` along that
-    of ``fedmatch_loss`` on ``mu`` times as many unlabelled samples; the model is ``sigma + psi``.
+    """Each step: ``sigma`` along the gradient of ``lam_s`` times cross entropy on a labelled batch, then ``psi`` along
+    that of ``fedmatch_loss`` on ``mu`` times as many unlabelled samples; the model is ``sigma + psi``.
 
     The message: ``w`` (d,) their sum, ``psi`` (d,), and for a client with helpers their psi ``helpers`` (H, d), each of
     which is put to the received sigma. Sent: the moves of the sum and of psi, and where there are helpers at all the

@@ -1,5 +1,5 @@
-"""Local rules on FedAvg that train strong views on what the model says of weak ones: FixMatch (Sohn et al. 2020) and UDA
-(Xie et al. 2020), on samples without labels beside labelled ones, or alone.
+"""Local rules on FedAvg that train strong views on what the model says of weak ones: FixMatch (Sohn et al. 2020) and
+UDA (Xie et al. 2020), on samples without labels beside labelled ones, or alone.
 
 Usable by themselves: ``fixmatch``, ``uda``.
 """
@@ -71,8 +71,9 @@ def soft(z_weak: Tensor, z_strong: Tensor, temperature: float) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class FixMatchClient(SGDClient):
-    """Each step: cross entropy of a labelled batch in the weak view, plus ``lam`` times FixMatch's loss of ``mu`` times as
-    many unlabelled samples, in one pass. The labeller is the present model (``local``) or the received one (``global``).
+    """Each step: cross entropy of a labelled batch in the weak view, plus ``lam`` times FixMatch's loss of ``mu`` times
+    as many unlabelled samples, in one pass. The labeller is the present model (``local``) or the received one
+    (``global``).
 
     Without unlabelled samples, or with ``tau`` above 1 or ``lam = 0``, it is SGD on the labelled ones; without labelled
     ones the steps are those of the configured work on the unlabelled ones.

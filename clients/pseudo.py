@@ -37,7 +37,9 @@ class Positions(LocalData):
 def unlabelled(job: Job) -> LocalData | None:
     """The client's samples without labels, as they are (never augmented); ``None`` if it has none."""
     own = job.unlabelled
-    return None if own is None or not len(own) else LocalData(own.samples, own.index, own.dtype, own.normalize)
+    return (
+        None if own is None or not len(own) else LocalData(own.samples, own.index, own.dtype, own.normalize)
+    )
 
 
 def told(data: LocalData) -> Tensor | None:
@@ -152,11 +154,10 @@ class Tally:
         return torch.stack([torch.cat(self._rows), torch.cat(self._labels)]) if self.kept else None
 
     def metrics(self) -> Mapping[str, float]:
-        """Counts for the log: ``pseudo/seen``, ``pseudo/kept``, ``pseudo/most_frequent`` (of the class that was given most
-        often) and those added."""
+        """Counts for the log: ``pseudo/seen``, ``pseudo/kept``, ``pseudo/most_frequent`` (of the class that was given
+        most often) and those added."""
         if not self.seen:
             return {}
         most = int(torch.bincount(torch.cat(self._labels)).max()) if self.kept else 0
         counts = {"seen": self.seen, "kept": self.kept, "most_frequent": most, **self.counts}
         return {f"pseudo/{k}": float(v) for k, v in counts.items()}
-

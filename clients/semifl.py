@@ -1,5 +1,5 @@
-"""SemiFL's local rule: the received model labels the client's samples once; strong views of the sure ones and mixtures with
-any of them are trained. Diao, Ding, Tarokh: SemiFL: Semi-Supervised Federated Learning for Unlabeled Clients with
+"""SemiFL's local rule: the received model labels the client's samples once; strong views of the sure ones and mixtures
+with any of them are trained. Diao, Ding, Tarokh: SemiFL: Semi-Supervised Federated Learning for Unlabeled Clients with
 Alternate Training, NeurIPS 2022.
 
 Usable by itself: ``semifl_loss``.
@@ -39,7 +39,9 @@ from fedsim.rng import numpy_rng
 ENDLESS = 1 << 60  # steps
 
 
-def semifl_loss(z_fix: Tensor, z_mix: Tensor, y_fix: Tensor, y_mix: Tensor, share: float) -> tuple[Tensor, Tensor]:
+def semifl_loss(
+    z_fix: Tensor, z_mix: Tensor, y_fix: Tensor, y_mix: Tensor, share: float
+) -> tuple[Tensor, Tensor]:
     """``CE(z_fix, y_fix)`` and ``l CE(z_mix, y_fix) + (1 - l) CE(z_mix, y_mix)``, means over B, with ``share`` l."""
     first, second = F.cross_entropy(z_mix, y_fix), F.cross_entropy(z_mix, y_mix)
     return F.cross_entropy(z_fix, y_fix), share * first + (1 - share) * second
@@ -47,8 +49,9 @@ def semifl_loss(z_fix: Tensor, z_mix: Tensor, y_fix: Tensor, y_mix: Tensor, shar
 
 @dataclass(frozen=True, kw_only=True)
 class SemiFLClient(SGDClient):
-    """``D_f``: samples whose label has at least ``tau``, fixed for the round; ``D_m``: as many, drawn with replacement from
-    all. A step takes a batch of each, ``l ~ Beta(alpha, alpha)``, and the mixture ``l x_f + (1 - l) x_m`` of weak views.
+    """``D_f``: samples whose label has at least ``tau``, fixed for the round; ``D_m``: as many, drawn with replacement
+    from all. A step takes a batch of each, ``l ~ Beta(alpha, alpha)``, and the mixture ``l x_f + (1 - l) x_m`` of weak
+    views.
 
     A client of which no sample is sure refuses.
     """
@@ -74,7 +77,9 @@ class SemiFLClient(SGDClient):
         if not len(fixed):
             raise Refusal(f"none of its {n} samples has a pseudo label of at least {self.tau}")
         if not all(leaf.is_floating_point() for leaf in leaves(own.read(fixed[:1]).x)):
-            raise ClientError("SemiFL mixes inputs, which must be numbers, not tokens; type strategy=fixmatch")
+            raise ClientError(
+                "SemiFL mixes inputs, which must be numbers, not tokens; type strategy=fixmatch"
+            )
         mixed = torch.randint(n, (len(fixed),), generator=job.rng("mixed"))
         shares = numpy_rng(job.seed, "semifl/shares", job.round, job.client)
         others = self._others(job, own, mixed)
@@ -86,7 +91,10 @@ class SemiFLClient(SGDClient):
         weight = float(n) if self.weighting == "samples" else 1.0
         delta = job.delta(w)
         return Update(
-            {"delta": delta}, weight=weight, metrics={**job.report(), **tally.metrics()}, guesses=tally.guesses
+            {"delta": delta},
+            weight=weight,
+            metrics={**job.report(), **tally.metrics()},
+            guesses=tally.guesses,
         )
 
     def _others(self, job: Job, own: LocalData, mixed: Tensor) -> Any:

@@ -1,5 +1,5 @@
-"""FedLabel. Cho, Joshi, Dimitriadis: Local or Global: Selective Knowledge Assimilation for Federated Learning with Limited
-Labels, ICCV 2023 (section 3)."""
+"""FedLabel. Cho, Joshi, Dimitriadis: Local or Global: Selective Knowledge Assimilation for Federated Learning with
+Limited Labels, ICCV 2023 (section 3)."""
 
 from __future__ import annotations
 

@@ -26,7 +26,8 @@ SCHEDULES = ("keep", "code")
 
 
 def nearest(clients: Sequence[int], embeddings: Tensor, count: int) -> list[list[int]]:
-    """Of each of ``clients``, ascending, the ``count`` others whose ``embeddings`` (n, C) are nearest; ties: lower ids."""
+    """Of each of ``clients``, ascending, the ``count`` others whose ``embeddings`` (n, C) are nearest; ties: lower
+    ids."""
     far = torch.cdist(embeddings.double(), embeddings.double(), compute_mode="donot_use_mm_for_euclid_dist")
     far.fill_diagonal_(torch.inf)
     order = far.argsort(dim=1, stable=True)[:, : min(count, len(clients) - 1)]
@@ -38,9 +39,9 @@ class FedMatch(ServerTrains):
     """Clients train ``sigma`` on labels and ``psi`` without, the model being their sum; the server averages both.
 
     State: ``w`` (d,) the sum, ``psi`` (d,); of the clients ``seen`` so far (ids) ``peers`` (n, d), their psi, and
-    ``embeddings`` (n, C); ``helpers_of``, for each of ``named``, who helps it. Every ``helpers_every`` rounds each client
-    seen before gets the ``helpers`` nearest others; between those rounds it keeps them (``schedule=keep``) or has none
-    (``code``). Where the server has the labels, sigma is trained there alone.
+    ``embeddings`` (n, C); ``helpers_of``, for each of ``named``, who helps it. Every ``helpers_every`` rounds each
+    client seen before gets the ``helpers`` nearest others; between those rounds it keeps them (``schedule=keep``) or
+    has none (``code``). Where the server has the labels, sigma is trained there alone.
     """
 
     traits: ClassVar[Traits] = replace(ServerTrains.traits, asked_only=False)
@@ -77,7 +78,8 @@ class FedMatch(ServerTrains):
         return {"delta": "mean", "psi": ("mean", "stack"), "embedding": "stack"}
 
     def init(self, server: Server) -> State:
-        """``sigma`` is the initial model, ``psi`` a share of another draw (of the same one, if that was handed over)."""
+        """``sigma`` is the initial model, ``psi`` a share of another draw (of the same one, if that was handed
+        over)."""
         state = super().init(server)
         psi = self.psi_start * (server.start.w if server.fresh is None else server.fresh(0).w)
         state |= {"psi": psi, "w": state["w"] + psi}
@@ -102,8 +104,7 @@ class FedMatch(ServerTrains):
         if self.helpers and round.index % self.helpers_every == 0 and len(state["seen"]) > 1:
             chosen = nearest(state["seen"], state["embeddings"], self.helpers)
             named = {"named": list(state["seen"]), "helpers_of": chosen}
-            moved = super().clients_round(server, state | named, round)
-            return moved
+            state = state | named
         return super().clients_round(server, state, round)
 
     def update(self, state: State, replies: Replies, round: Round) -> State:

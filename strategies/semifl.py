@@ -24,8 +24,8 @@ ORDERS = ("alternate", "parallel")
 class SemiFL(ServerTrains):
     """Clients train on labels that the received model gives, the server then on its own.
 
-    ``v <- beta_g v + (w - mean of the clients' w)``, ``w <- w - server_lr v``, parameters alone; server state ``v`` (d,).
-    ``order=parallel``: clients and server both start from ``w``, and are averaged half and half.
+    ``v <- beta_g v + (w - mean of the clients' w)``, ``w <- w - server_lr v``, parameters alone; server state ``v``
+    (d,). ``order=parallel``: clients and server both start from ``w``, and are averaged half and half.
     """
 
     traits: ClassVar[Traits] = replace(ServerTrains.traits, labelled="server")

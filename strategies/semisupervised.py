@@ -66,8 +66,8 @@ class ServerTrains(SemiSupervised):
     answered.
 
     ``server_epochs`` passes with the settings of group ``client`` in the weak view (``weak``: its name, or none);
-    ``warmup_rounds`` such trainings come before round 1. ``sbn``: running statistics are then those of one pass over the
-    server's samples. Without samples at the server nothing of this happens.
+    ``warmup_rounds`` such trainings come before round 1. ``sbn``: running statistics are then those of one pass over
+    the server's samples. Without samples at the server nothing of this happens.
     """
 
     traits: ClassVar[Traits] = SemiSupervised.traits
@@ -81,7 +81,12 @@ class ServerTrains(SemiSupervised):
         check(self.server_epochs >= 1, "server_epochs", self.server_epochs, "must be at least 1")
         check(self.warmup_rounds >= 0, "warmup_rounds", self.warmup_rounds, "must not be negative")
         batch = self.server_batch
-        check(batch is None or batch >= 1, "server_batch", batch, "must be at least 1, or null: client.batch_size")
+        check(
+            batch is None or batch >= 1,
+            "server_batch",
+            batch,
+            "must be at least 1, or null: client.batch_size",
+        )
         check(self.sbn in (None, "server"), "sbn", self.sbn, "choose server, or null")
         super().__post_init__()
 
@@ -107,7 +112,9 @@ class ServerTrains(SemiSupervised):
         """``state`` after the server's own training, if it has samples."""
         if server.bench is None:
             return state
-        local = server.local if self.server_batch is None else replace(server.local, batch_size=self.server_batch)
+        local = (
+            server.local if self.server_batch is None else replace(server.local, batch_size=self.server_batch)
+        )
 
         def fit(job: Job) -> Tensor:
             w = job.start()

@@ -179,8 +179,8 @@ class FederatedData:
         return None if self.holdout is None else self._rows(self.holdout.part(client), dtype)
 
     def unlabelled(self, client: int, dtype: torch.dtype) -> LocalData | None:
-        """Samples of ``client`` without labels, whose batches have no ``y`` (but where labels are ``told``); ``None`` where
-        all samples have labels."""
+        """Samples of ``client`` without labels, whose batches have no ``y`` (but where labels are ``told``); ``None``
+        where all samples have labels."""
         if self.roles.unlabelled is None:
             return None
         data = self._rows(self.roles.unlabelled.part(client), dtype)

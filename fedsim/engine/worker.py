@@ -159,7 +159,8 @@ class Worker:
         if "delta" in payload.arrays and "w" in job.message.arrays:
             check_shape("delta", payload.arrays["delta"], job.message.arrays["w"])
         outcome.kind, outcome.reason, outcome.error, outcome.weight = "ok", "", None, float(update.weight)
-        outcome.values, outcome.metrics, outcome.guesses = payload.values, dict(update.metrics), update.guesses
+        outcome.values, outcome.metrics = payload.values, dict(update.metrics)
+        outcome.guesses = update.guesses
         outcome.bytes_up = sent_bytes(payload, self.model.layout)
         if outcome.hashes is not None:
             outcome.hashes |= hashes_of(payload, self.model.layout, "update/")

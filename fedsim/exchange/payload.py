@@ -112,8 +112,8 @@ class Update:
 
     ``weight`` enters every "mean" fold (sample count, or 1). ``state`` is the client's new state, committed only if the
     server accepts the update; ``None`` leaves the old one. ``metrics`` go to the log, not to the strategy. ``guesses``
-    (2, k) int64 are for the simulator's evaluator alone and never travel: positions among the client's unlabelled samples,
-    and the class that each was given.
+    (2, k) int64 are for the simulator's evaluator alone and never travel: positions among the client's unlabelled
+    samples, and the class that each was given.
     """
 
     arrays: Mapping[str, Any] = field(default_factory=dict)

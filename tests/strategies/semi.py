@@ -45,7 +45,8 @@ def job(
     told: bool = False,
     model: nn.Module | None = None,
 ) -> Job:
-    """A client with so many samples of both kinds, the labelled ones first, a linear model and batches of 3 in order."""
+    """A client with so many samples of both kinds, the labelled ones first, a linear model and batches of 3 in
+    order."""
     x, y = (torch.tensor(part) for part in numbers(labelled + unlabelled, 1))
     rows = np.arange(labelled + unlabelled)
     source = FederatedData(

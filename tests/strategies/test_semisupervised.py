@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from problems import GOLDEN, classes, classification, hashes, recorded
+from problems import GOLDEN, classes, classification, hashes, method, network, recorded
 from semi import CLASSES, LABELLED, NOISE, job, numbers, parts, softmax, tilted, weights
 from torch import Tensor
 
@@ -15,8 +15,12 @@ from clients.fedmatch import FedMatchClient, fedmatch_loss
 from clients.fixmatch import FixMatchClient, UDAClient, fixmatch, uda
 from clients.semifl import SemiFLClient, semifl_loss
 from clients.sgd import SGDClient
+from fedsim.data.dataset import Dataset, Samples
+from fedsim.data.labelled import Labelled
+from fedsim.data.shards import Shards
 from fedsim.errors import ConfigError
-from fedsim.exchange.payload import Refusal
+from fedsim.exchange.payload import Outcome, Refusal, Replies
+from fedsim.rng import numpy_rng
 from strategies.fedmatch import nearest
 
 SERVER = "data.labelled={at: server, count: 30}"
@@ -171,13 +175,17 @@ def test_a_nan_is_dropped_and_counted() -> None:
     assert torch.isfinite(update.arrays["delta"]).all() and update.metrics["pseudo/nan"] > 0
 
 
-SEMIFL: dict[str, Any] = {"weighting": "uniform", "tau": 0.6, "alpha": 0.75, "weak": "weak", "strong": "strong"}
+SEMIFL: dict[str, Any] = {
+    "weighting": "uniform",
+    "tau": 0.6,
+    "alpha": 0.75,
+    "weak": "weak",
+    "strong": "strong",
+}
 
 
 def test_semifl_steps_by_hand() -> None:
     """With its own draws of D_m and l; labels are those of the received model in every epoch."""
-    from fedsim.rng import numpy_rng
-
     one = job(0, 10)
     a, b = start = weights(one, one.anchor)
     x, _ = numbers(10, 1)
@@ -248,9 +256,7 @@ def test_fedmatch_steps_by_hand(labelled: int, helpers: bool) -> None:
         p, ps = softmax(us @ a.T + b), [softmax(us @ h[0].T + h[1]) for h in theirs]
         keep = p.max(1) >= o["confidence"]
         label = np.array([np.bincount([q[j].argmax() for q in (p, *ps)]).argmax() for j in range(len(us))])
-        g = [
-            -2 * o["lam_2"] * (s - q) + o["lam_1"] * np.sign(q) for s, q in zip(sigma, psi, strict=True)
-        ]
+        g = [-2 * o["lam_2"] * (s - q) + o["lam_1"] * np.sign(q) for s, q in zip(sigma, psi, strict=True)]
         if n := keep.sum():
             shown = tilted(torch.tensor(us), None).numpy()[keep]
             dz = o["lam_a"] * (softmax(shown @ a.T + b) - eye[label[keep]]) / n
@@ -267,7 +273,7 @@ def test_fedmatch_steps_by_hand(labelled: int, helpers: bool) -> None:
 
 
 def test_without_its_weights_fedmatch_trains_sigma_alone() -> None:
-    none = {k: 0.0 for k in ("lam_i", "lam_a", "lam_1", "lam_2")}
+    none = dict.fromkeys(("lam_i", "lam_a", "lam_1", "lam_2"), 0.0)
     one = match_job(5)
     update = FedMatchClient(**{**MATCH, **none, "lam_s": 1.0}).fit(one)
     assert not update.arrays["psi"].any()
@@ -294,13 +300,13 @@ def test_labels_of_unlabelled_samples_change_no_bit(name: str, setting: str) -> 
     first = classification(clients=given, cohorts=[range(6)] * 4)
     settings = (f"strategy={name}", *NOISE, *loose(name), setting.replace("}", ", per_class: false}"))
     before = first.run(*settings)
-    from fedsim.data.labelled import Labelled
-    from fedsim.data.dataset import Dataset, Samples
-    from fedsim.data.shards import Shards
 
     x, y = (torch.cat([c[i] for c in given]) for i in (0, 1))
     sizes = [len(c[1]) for c in given]
-    data, split = Dataset(Samples(x, y), classes=tuple("abc")), np.split(np.arange(len(y)), np.cumsum(sizes)[:-1])
+    data, split = (
+        Dataset(Samples(x, y), classes=tuple("abc")),
+        np.split(np.arange(len(y)), np.cumsum(sizes)[:-1]),
+    )
     if setting == SERVER:
         known = Labelled("server", count=30, per_class=False).of_server(data, np.arange(len(y)), 0)
     else:
@@ -345,13 +351,17 @@ def test_rows_say_what_became_of_pseudo_labels(name: str, setting: str) -> None:
 
 def test_accuracy_of_pseudo_labels_is_that_of_the_labels_withheld() -> None:
     """All samples kept by a model that cannot move: its accuracy on the clients' unlabelled samples."""
-    settings = ("rounds=1", "clients_per_round=6", "client.lr=1e-30", "client.epochs=1", "client.batch_size=100")
+    settings = (
+        "rounds=1",
+        "clients_per_round=6",
+        "client.lr=1e-30",
+        "client.epochs=1",
+        "client.batch_size=100",
+    )
     found = run("fixmatch", SERVER, "strategy.tau=0", "strategy.warmup_rounds=0", settings=settings)
     each = found.per_client.pivot(index="client", columns="metric", values="value")
     assert found.rows[0]["pseudo/kept_share"] == 1
     assert found.rows[0]["pseudo/accuracy"] == each["pseudo/right"].sum() / each["pseudo/kept"].sum()
-    from problems import network
-
     x, y = (torch.cat([c[i] for c in problem().clients]) for i in (0, 1))
     right = (network()(x).argmax(1) == y).sum()
     assert abs(int(each["pseudo/right"].sum()) - int(right)) <= 30  # the server has thirty of them
@@ -367,7 +377,9 @@ def test_where_labels_are_told_it_is_the_ceiling(name: str, setting: str) -> Non
 
 
 def test_the_server_trains_on_also_if_nobody_answers() -> None:
-    strategy, found = recorded("semifl", problem(cohorts=[[0, 1], [], [2, 3], []]), *NOISE, SERVER, *loose("semifl"))
+    strategy, found = recorded(
+        "semifl", problem(cohorts=[[0, 1], [], [2, 3], []]), *NOISE, SERVER, *loose("semifl")
+    )
     assert len(set(hashes(found))) == 4
     v = strategy.series("v")
     assert v[0].any() and (v[0] == v[1]).all() and (v[1] != v[2]).any()
@@ -378,14 +390,15 @@ def test_the_server_trains_on_also_if_nobody_answers() -> None:
 
 
 def test_semifls_server_by_hand() -> None:
-    """Without training of its own that moves anything: momentum along the mean of the clients' moves."""
-    still = ("strategy.warmup_rounds=0", "strategy.server_batch=1000", "strategy.server_epochs=1")
-    strategy, _ = recorded("semifl", problem(), *NOISE, SERVER, *loose("semifl"), *still, "dtype=float64")
-    free, _ = recorded(
-        "semifl", problem(), *NOISE, SERVER, *loose("semifl"), *still, "strategy.beta_g=0", "dtype=float64"
-    )
-    assert np.allclose(strategy.series("v")[0], free.series("v")[0])
-    assert not np.allclose(strategy.series("w")[1], free.series("w")[1])
+    """w = 1, 2; moves of mean 1 and then -2: v = -1, then -0.5 + 2."""
+    rule = method("semifl", "strategy.beta_g=0.5", "strategy.server_lr=0.1")
+    state = {"w": torch.tensor([1.0, 2.0]), "v": torch.zeros(2), "buffers": torch.zeros(0)}
+    for move, v, w in ((1.0, -1.0, 1.1), (-2.0, 1.5, 0.95)):
+        asked = [Outcome(c, "ok", weight=1.0) for c in (0, 1)]
+        replies = Replies(asked, {("delta", "mean"): torch.tensor([2 * move, 2 * move])})
+        state = rule.update(state, replies, None)
+        torch.testing.assert_close(state["v"], torch.full((2,), v))
+        torch.testing.assert_close(state["w"], torch.tensor([w, w + 1]))
 
 
 @pytest.mark.parametrize(
