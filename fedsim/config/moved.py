@@ -117,14 +117,8 @@ ADDED: Mapping[str, Any] = {
     "client.schedule": None,
     "checkpoint.keep": "last",
     "code": None,
-    "data.labelled": {
-        "at": None,
-        "share": None,
-        "count": None,
-        "per_class": True,
-        "classes": None,
-        "withhold": True,
-    },
+    "data.labelled": dict.fromkeys(("at", "share", "count", "classes"))
+    | {"per_class": True, "withhold": True},
     "data.labelled.withhold": True,
     "data.server": None,
     "evaluation.client_validation": 0.0,

@@ -28,20 +28,16 @@ from strategies.fedavg import FedAvg
 ROOT = Path(__file__).parents[2]
 NAMES = {f.name for f in fields(Traits)}
 SEMI = {"labels": True, "labelled": "any", "unlabelled": True}
-HEAD = {"features": True, "linear_head": True, "body": True}
+LINEAR = {"features": True, "linear_head": True}
+HEAD = LINEAR | {"body": True}
 
 # Of every class: what differs from the defaults. All others keep them all.
 EXPECTED: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("FedMatch", "FixMatch", "SemiSupervised", "ServerTrains", "UDA"), SEMI),
     "AsyncGossip": {"peers": True, "asynchronous": True, "devices": "refused"},
     "Asynchronous": {"asynchronous": True, "devices": "needed", "over_selection": False},
     "Centralised": {"pooled": True},
-    "FRAug": {
-        "buffers": "all_local",
-        "horizon": True,
-        "features": True,
-        "linear_head": True,
-        "labels": True,
-    },
+    "FRAug": LINEAR | {"buffers": "all_local", "horizon": True, "labels": True},
     "FedAsync": {"asynchronous": True, "devices": "needed", "over_selection": False},
     "FedBN": {"personal": True, "buffers": "all_local", "batch_norm": True},
     "FedBuff": {"asynchronous": True, "devices": "needed", "over_selection": False},
@@ -49,7 +45,6 @@ EXPECTED: dict[str, dict[str, Any]] = {
     "FedETF": HEAD | {"labels": True},
     "FedLoGe": HEAD | {"labels": True},
     "FedLabel": {"labels": True, "unlabelled": True},
-    "FedMatch": SEMI,
     "FedNTD": {"labels": True},
     "FedNova": {"public_values": frozenset({"work"})},
     "FedPer": HEAD | {"personal": True},
@@ -57,7 +52,6 @@ EXPECTED: dict[str, dict[str, Any]] = {
     "FedROD": HEAD | {"labels": True},
     "FedRep": HEAD | {"personal": True},
     "FedSGD": {"one_step": True},
-    "FixMatch": SEMI,
     "GGEUR": {"meets_all_clients": True, "labels": True},
     "Gossip": {"peers": True},
     "HeadStrategy": HEAD | {"labels": True},
@@ -68,11 +62,8 @@ EXPECTED: dict[str, dict[str, Any]] = {
     "Moon": {"features": True},
     "Peers": {"peers": True},
     "SemiFL": SEMI | {"labelled": "server"},
-    "SemiSupervised": SEMI,
     "ServerOnly": {"labels": True, "labelled": "server"},
-    "ServerTrains": SEMI,
     "SiloBN": {"personal": True, "buffers": "local", "batch_norm": True},
-    "UDA": SEMI,
 }
 
 
