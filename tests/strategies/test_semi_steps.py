@@ -77,7 +77,7 @@ def test_fedmatch_is_golden_with_helpers_and_without() -> None:
 def test_the_nearest_clients_help_and_of_equals_the_lower_id() -> None:
     embeddings = torch.tensor([[0.0, 0], [1, 0], [0, 1], [5, 5], [5, 6]])
     found = nearest([2, 3, 7, 8, 9], embeddings, 2)
-    assert found == [[3, 7], [2, 7], [2, 3], [9, 3], [8, 3]]
+    assert found == [[3, 7], [2, 7], [2, 3], [9, 3], [8, 7]]
     assert nearest([4, 6], embeddings[:2], 2) == [[6], [4]]
 
 
@@ -137,7 +137,7 @@ def test_fixmatch_and_uda_steps_by_hand(changes: dict[str, Any], labelled: int) 
     for ours, theirs in zip(weights(one, update.arrays["delta"]), expected, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-10)
     assert update.weight == labelled + 10 and update.metrics["pseudo/kept"] > 0
-    if changes:
+    if changes and (labelled or "labeller" not in changes):
         assert not torch.allclose(update.arrays["delta"], found({})[1].arrays["delta"], rtol=0, atol=1e-6)
 
 
@@ -250,5 +250,5 @@ def test_without_its_weights_fedmatch_trains_sigma_alone() -> None:
     one = match_job(5)
     update = FedMatchClient(**{**MATCH, **none, "lam_s": 1.0}).fit(one)
     assert not update.arrays["psi"].any()
-    plain = SGDClient(weighting="samples").fit(job(5, 0))
+    plain = SGDClient(weighting="samples").fit(job(5, 10))
     torch.testing.assert_close(update.arrays["delta"], plain.arrays["delta"], rtol=0, atol=1e-12)
