@@ -118,7 +118,9 @@ ADDED: Mapping[str, Any] = {
     "checkpoint.keep": "last",
     "code": None,
     "data.contract": None,
-    "data.labelled": {"at": None, "share": None, "count": None, "per_class": True, "classes": None},
+    "data.labelled": dict.fromkeys(("at", "share", "count", "classes"))
+    | {"per_class": True, "withhold": True},
+    "data.labelled.withhold": True,
     "data.server": None,
     "engine.nodes": None,
     "engine.most_samples": 10_000_000,

@@ -15,7 +15,7 @@ from fedsim.errors import ConfigError, check_choice, hint
 from fedsim.rng import numpy_rng
 
 KEY = "data.labelled"
-NAMES = ("at", "share", "count", "per_class", "classes")
+NAMES = ("at", "share", "count", "per_class", "classes", "withhold")
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,8 @@ class Labelled:
 
     ``per_class``: of a share every class has its part, of a number every class as many (those with fewer give all).
     ``classes``: those, by number or name, that have labels at all; ``None``: every class. Where neither ``share`` nor
-    ``count`` is given, the server's labelled samples come from elsewhere.
+    ``count`` is given, the server's labelled samples come from elsewhere. Not to ``withhold`` the other labels is the
+    ceiling of any method: it then trains on true ones where it would guess.
     """
 
     at: str
@@ -33,6 +34,7 @@ class Labelled:
     count: int | None = None
     per_class: bool = True
     classes: tuple[int | str, ...] | None = None
+    withhold: bool = True
 
     @staticmethod
     def of(node: Any) -> Labelled | None:
@@ -71,7 +73,9 @@ class Labelled:
             isinstance(classes, str) or not isinstance(classes, Sequence) or not len(classes)
         ):
             raise ConfigError(f"{KEY}.classes={classes}: must be a list of classes, e.g. [0, 1, 2]")
-        return Labelled(at, share, count, per_class, None if classes is None else tuple(classes))
+        if not isinstance(withhold := values.get("withhold", True), bool):
+            raise ConfigError(f"{KEY}.withhold={withhold}: must be true or false")
+        return Labelled(at, share, count, per_class, None if classes is None else tuple(classes), withhold)
 
     @property
     def draws(self) -> bool:

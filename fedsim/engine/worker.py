@@ -169,6 +169,7 @@ class Worker:
             check_shape("delta", payload.arrays["delta"], job.message.arrays["w"])
         outcome.kind, outcome.reason, outcome.error, outcome.weight = "ok", "", None, float(update.weight)
         outcome.values, outcome.metrics = payload.values, dict(update.metrics)
+        outcome.guesses = update.guesses
         outcome.bytes_up = sent_bytes(payload, self.model.layout)
         if outcome.hashes is not None:
             outcome.hashes |= hashes_of(payload, self.model.layout, "update/")

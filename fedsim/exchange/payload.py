@@ -108,10 +108,10 @@ class Message:
 
 @dataclass(frozen=True)
 class Update:
-    """Client to server: what one client contributes.
+    """Client to server: what one client contributes. ``weight`` enters every "mean" fold (sample count, or 1).
 
-    ``weight`` enters every "mean" fold (sample count, or 1). ``state`` is the client's new state, committed only if the
-    server accepts the update; ``None`` leaves the old one. ``metrics`` go to the log, not to the strategy.
+    ``state``: the client's new one, committed only if the server takes the update (``None``: the old one). ``metrics``
+    go to the log alone, ``guesses`` (2, k), positions of unlabelled samples and their classes, to the evaluator alone.
     """
 
     arrays: Mapping[str, Any] = field(default_factory=dict)
@@ -119,6 +119,7 @@ class Update:
     values: Mapping[str, Any] = field(default_factory=dict)
     state: Mapping[str, Tensor] | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
+    guesses: Tensor | None = None
 
     @property
     def payload(self) -> Payload:
@@ -157,6 +158,7 @@ class Outcome:
     phase: str = ""  # of a method, reported apart from the rounds
     hashes: dict[str, str] | None = None  # of message/NAME and update/NAME, where they are asked for
     error: BaseException | None = None  # what its code raised, where that is to end the run
+    guesses: Tensor | None = None  # see ``Update``; gone once they were looked at
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Outcome, _told(self)
@@ -284,9 +286,7 @@ def _value(name: str, value: Any) -> Value:
 
 def _short(name: str, value: Number) -> Number:
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
-        raise ClientError(
-            f"value '{name}': {value} needs more than 64 bits and cannot travel; send text or a float"
-        )
+        raise ClientError(f"value '{name}': {value} needs more than 64 bits; send text or a float")
     return value
 
 

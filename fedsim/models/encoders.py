@@ -98,7 +98,7 @@ class FromRun(nn.Module):
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"encoder.run={run}: not the folder of a finished run ({error})") from error
         check_allowed(node, f"{folder / 'config.yaml'}: model")
-        node, named = named_apart(OmegaConf.create(dict(node)))
+        node, named = named_apart(OmegaConf.create(dict(cast(Any, node))))
         pattern = f"{named or 'head'}.weight"
         head = next((t for name, t in weights.items() if fnmatchcase(name, pattern)), None)
         if head is None or "_target_" not in node:

@@ -35,6 +35,12 @@ MAX_DOTS = 500
 MAX_CURVES = 28  # of one panel: so many looks differ
 MAX_BANDS = 14  # bands of more curves hide each other
 TITLES = {"accuracy": "Test accuracy", "loss": "Test loss"}
+PSEUDO = {  # columns of methods that label samples themselves, shown where there are any
+    "pseudo/kept_share": "Pseudo labels kept",
+    "pseudo/accuracy": "Of those kept, right",
+    "pseudo/global_share": "By the global model",
+    "pseudo/most_frequent_share": "Of each client's most frequent class",
+}
 
 Rows = Sequence[Mapping[str, Any]]
 Histories = Mapping[str, Sequence[Rows]]  # {label: [rows of one seed, rows of the next, ...]}
@@ -233,7 +239,7 @@ def _finish(axes: Axes, metric: str) -> None:
         axes.text(0.5, 0.5, f"no {metric} was measured", ha="center", transform=axes.transAxes)
     elif metric == "loss" and values.min() > 0 and values.max() > 50 * values.min():
         axes.set_yscale("log")  # one diverging method must not flatten the others
-    if metric == "accuracy":
+    if metric == "accuracy" or metric in PSEUDO:
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
 
 

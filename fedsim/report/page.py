@@ -123,6 +123,12 @@ def _curves(groups: Sequence[Group], out: Path) -> str:
             continue
         panels = "".join(_panel(histories, metric, words, axis, len(rows)) for metric in metrics)
         html.append(f'<div class="block"><h3>{words}</h3>\n{legend}<div class="grid">{panels}</div></div>')
+    names = [m for m in curves.PSEUDO if any(row.get(m) is not None for row in rows)]
+    if names and len(histories) <= MAX_PANELS:
+        panels = "".join(_panel(histories, m, "against rounds", curves.ROUNDS, len(rows)) for m in names)
+        html.append(
+            f'<div class="block"><h3>Pseudo labels</h3>\n{legend}<div class="grid">{panels}</div></div>'
+        )
     return "\n".join(html)
 
 
@@ -130,7 +136,7 @@ def _panel(histories: Mapping[str, Sequence[Any]], metric: str, words: str, axis
     from fedsim.report import curves
 
     figure = curves.panel(histories, metric, axis)
-    title = curves.TITLES[metric]
+    title = (curves.TITLES | curves.PSEUDO)[metric]
     return f"<figure><figcaption>{title}</figcaption>{_picture(figure, f'{title} {words.lower()}', points)}</figure>"
 
 

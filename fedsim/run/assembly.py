@@ -21,6 +21,7 @@ from fedsim.run.preparation import plan
 from fedsim.sampling import Population
 from fedsim.sampling.cohort import check_cohorts
 from fedsim.sampling.exclusion import Roster
+from fedsim.server.bench import Bench
 from fedsim.server.clientstore import ClientStore
 from fedsim.server.collusion import colluding
 from fedsim.server.context import Context
@@ -158,6 +159,7 @@ def _server(
         exchanger=exchanger,
         examiner=examiner,
         validator=_validator(examiner, data),
+        bench=None if data.roles.server is None else Bench(work, data),
         population=people,
         sampler=part(config.sampling, "sampling"),
         clock=clock,

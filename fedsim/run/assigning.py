@@ -147,8 +147,11 @@ def assigned(
             p.rows.numpy() for p in (roles.validation, roles.server) if p is not None and p.samples is None
         ]
         hidden = np.setdiff1d(unknown.index, np.concatenate(read))
-        roles = replace(roles, unlabelled=unknown, truth=in_arrays(dataset.train).y)
-        dataset = replace(dataset, train=withheld(dataset.train, hidden))
+        if labelled.withhold:
+            roles = replace(roles, unlabelled=unknown, truth=in_arrays(dataset.train).y)
+            dataset = replace(dataset, train=withheld(dataset.train, hidden))
+        else:
+            roles = replace(roles, unlabelled=unknown, told=True)
     if labelled is not None or gone:
         roles = replace(roles, dealt=trained)
     found = replace(data, dataset=dataset, shards=shards, roles=roles)

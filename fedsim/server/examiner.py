@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fedsim.data.longtail import class_groups
 from fedsim.errors import StrategyError
-from fedsim.exchange.payload import Payload
+from fedsim.exchange.payload import Outcome, Payload
 from fedsim.server.context import Context
 from fedsim.task.evaluation import class_accuracy, mean_of, measured, over_domains
 from fedsim.task.vectors import Weights
@@ -85,6 +85,16 @@ class Examiner:
             "accuracy": right / n if n else math.nan,
             "most_frequent": int(counts.max()) / n if n else math.nan,
         }
+
+    def grade(self, outcome: Outcome) -> None:
+        """Count how many of the pseudo labels that a client gave in its training are right (``pseudo/right``, among its
+        metrics), and forget them."""
+        guesses, outcome.guesses = outcome.guesses, None
+        truth = None if self.truth is None else self.truth(outcome.client)
+        if guesses is not None and isinstance(truth, Tensor):
+            at, found = guesses.cpu()
+            right = int((truth[at] == found).sum())
+            outcome.metrics = {**outcome.metrics, "pseudo/right": float(right)}
 
     def _test_batches(self) -> list[tuple[int, int, str]]:
         """The test set in batches ``[start, stop)`` that do not mix domains, with the domain's name."""

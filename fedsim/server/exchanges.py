@@ -16,6 +16,7 @@ from fedsim.local.newcomer import HELD_OUT
 from fedsim.sampling import Population, Sampler
 from fedsim.sampling.rules import Measure
 from fedsim.server import pricing
+from fedsim.server.bench import Bench
 from fedsim.server.clientstore import ClientStore
 from fedsim.server.context import Context
 from fedsim.server.examiner import Examiner
@@ -44,6 +45,7 @@ class Server(Context):
     clock: Clock | None = None  # virtual time, if devices are simulated
     validator: Examiner | None = None  # of the common validation set, if there is one
     measured_on: str = ""  # see ``on``
+    bench: Bench | None = None  # where the server trains on labelled samples of its own, if it has some
     facts: dict[str, Any] = field(default_factory=dict)  # about the run, for its summary
     current: Round | None = None
     record: RoundLog = field(default_factory=RoundLog)  # of the current round
@@ -165,6 +167,9 @@ class Server(Context):
             if wait:
                 clock.elapse(schedule.seconds)
             record.exchanges += 1
+        for o in outcomes:
+            if o.guesses is not None:
+                self.examiner.grade(o)
         record.begins.append(len(record.outcomes))
         record.outcomes.extend(outcomes)
         return Replies(outcomes, folded, schedule.seconds if schedule else 0.0, record.entries)

@@ -24,6 +24,9 @@ class Entry:
     spreads: bool = False  # who takes part in the first round answers twice in it
     clusters: bool = False  # a model per cluster; the global one is their mean
     weighs: bool = False  # gives clients weights that are neither their sample counts nor equal
+    semi: bool = False  # some of the samples have no labels; which ones hangs on the client
+    trains_alone: bool = False  # the server trains on samples of its own, whoever answers
+    single: bool = False  # the server looks at single updates
 
     def model(self, kind: str) -> str:
         """The kind of network, without BatchNorm where the method cannot train it."""
@@ -39,6 +42,9 @@ class Entry:
         return any(o.startswith(f"{group}=") for o in self.overrides)
 
 
+NOISE = ("view@views.strong=noise", "views.strong.sigma=0.1")  # of tables
+AT_CLIENTS = ("data.labelled={at: client, share: 0.5}", *NOISE)
+AT_SERVER = ("data.labelled={at: server, count: 9}", *NOISE)
 TWO_AT_A_TIME = ("system=lognormal", "strategy.concurrency=2")
 
 TABLE = (
@@ -98,6 +104,20 @@ TABLE = (
         ("strategy.stale=20", "strategy.first_round=2", "strategy.min_size=2", "strategy.ratio=100"),
     ),
     Entry("heterofl", "heterofl", ("client.classes=[{share: 1}, {share: 1, width: 0.5}]",), parts=True),
+    Entry("fedlabel", "fedlabel", (*AT_CLIENTS, "strategy.beta=0.35"), semi=True, needs_head=True),
+    Entry("fixmatch", "fixmatch", (*AT_CLIENTS, "strategy.tau=0.35"), semi=True, needs_head=True),
+    Entry("uda", "uda", (*AT_CLIENTS, "strategy.tau=0.35"), semi=True, needs_head=True),
+    Entry(
+        "fedmatch",
+        "fedmatch",
+        (*AT_CLIENTS, "strategy.confidence=0.35", "strategy.helpers_every=2"),
+        semi=True,
+        needs_head=True,
+        single=True,
+    ),
+    Entry(
+        "semifl", "semifl", (*AT_SERVER, "strategy.tau=0.35"), semi=True, needs_head=True, trains_alone=True
+    ),
     Entry("fedbuff", "fedbuff", (*TWO_AT_A_TIME, "strategy.buffer=3"), asynchronous=True),
     Entry("fedasync", "fedasync", (*TWO_AT_A_TIME, "strategy.answers_per_round=3"), asynchronous=True),
 )

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "contracts"))
 from localgrid import LocalGrid, deploy
 from real import ROOT
-from registry import METHODS, TABLE, Entry, often
+from registry import AT_SERVER, METHODS, TABLE, Entry, often
 
 import fedsim
 from fedsim.errors import ConfigError
@@ -31,6 +31,8 @@ FURTHER = (  # options that the contract table leaves to tests of their own
     Entry("gossip-fedavg", "gossip_fedavg", ("topology=complete",)),
     Entry("heterofl", "heterofl", (WIDTHS,), needs_head=True),
     Entry("local-only", "local_only"),
+    Entry("server-only", "server_only", ("data.labelled={at: server, count: 30}",)),
+    Entry("fixmatch-server", "fixmatch", (*AT_SERVER, "strategy.tau=0.2")),
     Entry("fedbn", "fedbn"),
     Entry("fraug-digits", "fraug_digits", ("strategy.rounds=6",), needs_head=True),
     Entry("fraug-officehome", "fraug_officehome", ("strategy.rounds=6",), needs_head=True),

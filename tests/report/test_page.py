@@ -267,3 +267,11 @@ def test_importing_the_page_is_cheap():
     code = f"import sys, fedsim.report.page; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_pseudo_labels_are_drawn_where_there_are_any(two_methods, tmp_path):
+    assert "Pseudo labels" not in report(two_methods).text
+    shares = {"pseudo/kept_share": 0.4, "pseudo/accuracy": 0.9}
+    make(tmp_path / "semi", "fixmatch", 0, [0.2, 0.6], extra=lambda at: shares if at > 1 else {})
+    text = report(tmp_path / "semi").text
+    assert "Pseudo labels" in text and "Of those kept, right" in text and "By the global model" not in text

@@ -27,26 +27,24 @@ from strategies.fedavg import FedAvg
 
 ROOT = Path(__file__).parents[2]
 NAMES = {f.name for f in fields(Traits)}
-HEAD = {"features": True, "linear_head": True, "body": True}
+SEMI = {"labels": True, "labelled": "any", "unlabelled": True}
+LINEAR = {"features": True, "linear_head": True}
+HEAD = LINEAR | {"body": True}
 
 # Of every class: what differs from the defaults. All others keep them all.
 EXPECTED: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("FedMatch", "FixMatch", "SemiSupervised", "ServerTrains", "UDA"), SEMI),
     "AsyncGossip": {"peers": True, "asynchronous": True, "devices": "refused"},
     "Asynchronous": {"asynchronous": True, "devices": "needed", "over_selection": False},
     "Centralised": {"pooled": True},
-    "FRAug": {
-        "buffers": "all_local",
-        "horizon": True,
-        "features": True,
-        "linear_head": True,
-        "labels": True,
-    },
+    "FRAug": LINEAR | {"buffers": "all_local", "horizon": True, "labels": True},
     "FedAsync": {"asynchronous": True, "devices": "needed", "over_selection": False},
     "FedBN": {"personal": True, "buffers": "all_local", "batch_norm": True},
     "FedBuff": {"asynchronous": True, "devices": "needed", "over_selection": False},
     "FedCM": {"public_values": frozenset({"steps"})},
     "FedETF": HEAD | {"labels": True},
     "FedLoGe": HEAD | {"labels": True},
+    "FedLabel": {"labels": True, "unlabelled": True},
     "FedNTD": {"labels": True},
     "FedNova": {"public_values": frozenset({"work"})},
     "FedPer": HEAD | {"personal": True},
@@ -63,6 +61,8 @@ EXPECTED: dict[str, dict[str, Any]] = {
     "MoFedSAM": {"public_values": frozenset({"steps"})},
     "Moon": {"features": True},
     "Peers": {"peers": True},
+    "SemiFL": SEMI | {"labelled": "server"},
+    "ServerOnly": {"labels": True, "labelled": "server"},
     "SiloBN": {"personal": True, "buffers": "local", "batch_norm": True},
 }
 

@@ -1,0 +1,132 @@
+"""FedMatch. Jeong, Yoon, Yang, Hwang: Federated Semi-Supervised Learning with Inter-Client Consistency and Disjoint
+Learning, ICLR 2021 (Algorithms 1 and 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from clients.base import Client
+from clients.fedmatch import FedMatchClient
+from fedsim.data.local import Batch
+from fedsim.exchange.fold import Fold
+from fedsim.exchange.payload import Message, Payload, Replies
+from fedsim.local.job import Job
+from fedsim.server.exchanges import Server
+from fedsim.server.round import Round
+from fedsim.server.traits import Traits
+from strategies.base import State, check
+from strategies.semisupervised import ServerTrains, pseudo_shares
+
+SCHEDULES = ("keep", "code")
+
+
+def nearest(clients: Sequence[int], embeddings: Tensor, count: int) -> list[list[int]]:
+    """Of each of ``clients``, ascending, the ``count`` others whose ``embeddings`` (n, C) are nearest; ties: lower
+    ids."""
+    far = torch.cdist(embeddings.double(), embeddings.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    far.fill_diagonal_(torch.inf)
+    order = far.argsort(dim=1, stable=True)[:, : min(count, len(clients) - 1)]
+    return [[clients[i] for i in row] for row in order.tolist()]
+
+
+@dataclass(kw_only=True)
+class FedMatch(ServerTrains):
+    """Clients train ``sigma`` on labels and ``psi`` without, the model being their sum; the server averages both.
+
+    State: ``w`` (d,) the sum, ``psi`` (d,); of the clients ``seen`` so far (ids) ``peers`` (n, d), their psi, and
+    ``embeddings`` (n, C); ``helpers_of``, for each of ``named``, who helps it. Every ``helpers_every`` rounds each
+    client seen before gets the ``helpers`` nearest others; between those rounds it keeps them (``schedule=keep``) or
+    has none (``code``). Where the server has the labels, sigma is trained there alone.
+    """
+
+    traits: ClassVar[Traits] = replace(ServerTrains.traits, asked_only=False)
+    statistics: ClassVar[frozenset[str]] = frozenset({"embedding"})
+    confidence: float
+    lam_s: float
+    lam_i: float
+    lam_a: float
+    lam_1: float
+    lam_2: float
+    mu: int
+    psi_start: float
+    helpers: int
+    helpers_every: int
+    schedule: str = "keep"
+    strong: str = "strong"
+
+    def make_client(self) -> Client:
+        """Both parts in turn."""
+        check(0 <= self.confidence <= 1, "confidence", self.confidence, "probabilities lie in [0, 1]")
+        for name in ("lam_s", "lam_i", "lam_a", "lam_1", "lam_2", "psi_start", "helpers"):
+            check(getattr(self, name) >= 0, name, getattr(self, name), "must not be negative")
+        for name in ("mu", "helpers_every"):
+            check(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
+        check(self.schedule in SCHEDULES, "schedule", self.schedule, f"choose one of {', '.join(SCHEDULES)}")
+        names = ("weighting", "confidence", "lam_s", "lam_i", "lam_a", "lam_1", "lam_2", "mu", "strong")
+        return FedMatchClient(**{n: getattr(self, n) for n in names}, embeds=self.helpers > 0)
+
+    @property
+    def fold(self) -> Fold:  # type: ignore[override]
+        """Single vectors only where clients help each other."""
+        if not self.helpers:
+            return {"delta": "mean", "psi": "mean"}
+        return {"delta": "mean", "psi": ("mean", "stack"), "embedding": "stack"}
+
+    def init(self, server: Server) -> State:
+        """``sigma`` is the initial model, ``psi`` a share of another draw (of the same one, if that was handed
+        over)."""
+        state = super().init(server)
+        psi = self.psi_start * (server.start.w if server.fresh is None else server.fresh(0).w)
+        state |= {"psi": psi, "w": state["w"] + psi}
+        if self.helpers:
+            state |= {"seen": [], "named": [], "helpers_of": []}
+        return state
+
+    def message(self, state: State, round: Round) -> Message:
+        """The sum and psi; to a client with helpers their psi."""
+        arrays = dict(super().message(state, round).shared.arrays)
+        each, due = dict[int, Payload](), round.index % self.helpers_every == 0
+        if self.helpers and (due or self.schedule == "keep"):
+            place = {c: i for i, c in enumerate(state["seen"])}
+            theirs = dict(zip(state["named"], state["helpers_of"], strict=True))
+            for client in round.cohort:
+                if helpers := theirs.get(client):
+                    each[client] = Payload.of({"helpers": state["peers"][[place[c] for c in helpers]]})
+        return Message.of({**arrays, "psi": state["psi"]}, each=each)
+
+    def clients_round(self, server: Server, state: State, round: Round) -> State:
+        """Helpers are chosen before the clients are asked."""
+        if self.helpers and round.index % self.helpers_every == 0 and len(state["seen"]) > 1:
+            chosen = nearest(state["seen"], state["embeddings"], self.helpers)
+            named = {"named": list(state["seen"]), "helpers_of": chosen}
+            state = state | named
+        return super().clients_round(server, state, round)
+
+    def update(self, state: State, replies: Replies, round: Round) -> State:
+        """Both parts move along their mean updates."""
+        replies.log.update(pseudo_shares(replies.ok))
+        step, psi = self.aggregate(replies), self.aggregate(replies, "psi")
+        new = state | {"w": state["w"] + self.server_lr * step, "psi": state["psi"] + self.server_lr * psi}
+        return new | self._noted(state, replies) if self.helpers else new
+
+    def _noted(self, state: State, replies: Replies) -> State:
+        """What is known of clients, with those that answered."""
+        psi, embedding = state["psi"] + replies.stack("psi"), replies.stack("embedding")
+        known = {c: (state["peers"][i], state["embeddings"][i]) for i, c in enumerate(state["seen"])}
+        known |= {c: (psi[i], embedding[i]) for i, c in enumerate(replies.clients)}
+        seen = sorted(known)
+        return {
+            "seen": seen,
+            "peers": torch.stack([known[c][0] for c in seen]),
+            "embeddings": torch.stack([known[c][1] for c in seen]),
+        }
+
+    def server_step(self, job: Job, w: Tensor, batch: Batch) -> Tensor:
+        """A step of sigma, psi staying as it is."""
+        task = job.task
+        return job.descend(w, batch, loss=lambda output, y: self.lam_s * task.loss(output, y))
