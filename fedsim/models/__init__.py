@@ -9,6 +9,7 @@ sample. Weights are drawn from torch's current generator. A shape that a model c
 from fedsim.models.attention import GPT, ViT
 from fedsim.models.base import Model
 from fedsim.models.convolutional import CNN, ConvNet, DigitsCNN, LeNet
+from fedsim.models.directions import CosineHead, cosine
 from fedsim.models.dense import MLP, Linear
 from fedsim.models.detector import Detector
 from fedsim.models.recurrent import CharLSTM
@@ -22,6 +23,7 @@ __all__ = [
     "MLP",
     "CharLSTM",
     "ConvNet",
+    "CosineHead",
     "Detector",
     "DigitsCNN",
     "LeNet",
@@ -30,5 +32,6 @@ __all__ = [
     "ResNet18",
     "UNet",
     "ViT",
+    "cosine",
     "xavier",
 ]
