@@ -23,6 +23,8 @@ class Entry:
     parts: bool = False  # clients train parts of the model, of layers that can be cut: no BatchNorm
     spreads: bool = False  # who takes part in the first round answers twice in it
     clusters: bool = False  # a model per cluster; the global one is their mean
+    two_views: bool = False  # a batch passes the model as two views of each sample, in one pass
+    singles: bool = False  # sends, beside sums, what cannot be summed: each client's own centroids
     weighs: bool = False  # gives clients weights that are neither their sample counts nor equal
 
     def model(self, kind: str) -> str:
@@ -97,6 +99,16 @@ TABLE = (
         "cfl",
         ("strategy.stale=20", "strategy.first_round=2", "strategy.min_size=2", "strategy.ratio=100"),
     ),
+    Entry(
+        "fedossl",
+        "fedossl",
+        ("strategy.cal_start=2", "strategy.centroids=4", "strategy.server_steps=10", "strategy.memory=40"),
+        draws=True,
+        needs_head=True,
+        two_views=True,
+        singles=True,
+    ),
+    Entry("fed-ao", "fed_ao", needs_head=True, two_views=True),
     Entry("heterofl", "heterofl", ("client.classes=[{share: 1}, {share: 1, width: 0.5}]",), parts=True),
     Entry("fedbuff", "fedbuff", (*TWO_AT_A_TIME, "strategy.buffer=3"), asynchronous=True),
     Entry("fedasync", "fedasync", (*TWO_AT_A_TIME, "strategy.answers_per_round=3"), asynchronous=True),
