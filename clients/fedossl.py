@@ -72,7 +72,7 @@ class FedoSSLClient(SGDClient):
         return Update({**arrays, "delta": job.delta(w)}, weight, state=state, metrics=job.report())
 
     def guess(self, job: Job) -> Update:
-        """The received model's guesses (n,) of the unlabelled samples' classes: for the evaluator, never in training."""
+        """The received model's guesses (n,) of the unlabelled samples' classes, for the evaluator alone."""
         if job.unlabelled is None or not len(job.unlabelled):
             raise Refusal("no unlabelled samples")
         w = job.start()

@@ -3,9 +3,9 @@
     python -m experiments.ssl_fedossl
 
 Five paired seeds of every objective, minutes on one core (``experiment=fedossl_digits``). Finished runs are skipped;
-further arguments are overrides for every run, e.g. ``rounds=2`` or ``out=elsewhere``, and ``seed=0,1`` other seeds. Prints the
-last round of the global model, means and sample standard deviations over seeds in percent, and each objective's
-difference to the first in ``all``, seed by seed.
+further arguments are overrides for every run, e.g. ``rounds=2`` or ``out=elsewhere``, and ``seed=0,1`` other seeds.
+Prints the last round of the global model, means and sample standard deviations over seeds in percent, and each
+objective's difference to the first in ``all``, seed by seed.
 """
 
 from __future__ import annotations

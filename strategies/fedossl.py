@@ -159,4 +159,6 @@ class FedoSSL(FedAvg):
             return found
         message = Message.of({k: state[k] for k in ("w", "buffers") if len(state[k])})
         replies = server.exchange(message, {"guesses": "cat"}, task="guess")
-        return found | (server.pseudo_clusters(replies.clients, replies.cat("guesses")) if len(replies) else {})
+        return found | (
+            server.pseudo_clusters(replies.clients, replies.cat("guesses")) if len(replies) else {}
+        )

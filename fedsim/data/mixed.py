@@ -13,7 +13,7 @@ from fedsim.data.sample_roles import NO_LABEL
 
 @dataclass(frozen=True)
 class MixedData(LocalData):
-    """Samples of which the first ``known`` have class labels; of the others ``y`` is ``NO_LABEL``, whatever is there."""
+    """Samples of which the first ``known`` have class labels; ``y`` of the others is ``NO_LABEL`` in any case."""
 
     known: int = 0
 

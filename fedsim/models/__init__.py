@@ -9,9 +9,9 @@ sample. Weights are drawn from torch's current generator. A shape that a model c
 from fedsim.models.attention import GPT, ViT
 from fedsim.models.base import Model
 from fedsim.models.convolutional import CNN, ConvNet, DigitsCNN, LeNet
-from fedsim.models.directions import CosineHead, cosine
 from fedsim.models.dense import MLP, Linear
 from fedsim.models.detector import Detector
+from fedsim.models.directions import CosineHead, cosine
 from fedsim.models.recurrent import CharLSTM
 from fedsim.models.resnet import ResNet18
 from fedsim.models.unet import UNet

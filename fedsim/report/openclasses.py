@@ -12,9 +12,10 @@ from fedsim.task.matching import OPEN_WORLD
 
 WORDS = (
     "Last round, %, mean ± sample standard deviation over seeds, and in brackets the mean of each run's best round, "
-    "which is chosen by the test set. seen: plain accuracy. all, AU (unseen), LU (locally unseen), GU (globally unseen): "
-    "ids are matched to classes one to one on that subset alone, so that AU is no mean of LU and GU, and all may lie "
-    "below both seen and AU where a new class shares an id with another. NMI: normalised mutual information, unseen."
+    "which is chosen by the test set. seen: plain accuracy. all, AU (unseen), LU (locally unseen), GU (globally "
+    "unseen): ids are matched to classes one to one on that subset alone, so that AU is no mean of LU and GU, and all "
+    "may lie below both seen and AU where a new class shares an id with another. NMI: normalised mutual "
+    "information of unseen classes."
 )
 
 

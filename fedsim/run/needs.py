@@ -218,7 +218,9 @@ def check_task(method: StrategyLike, task: Task, data: FederatedData, buffers: s
     if traits.linear_head:
         HeadSlots.of(Layout(task.model))
         if isinstance(head_of(task.model), CosineHead):
-            raise ConfigError(f"model: {name} needs a linear head, this one compares directions; type model=mlp")
+            raise ConfigError(
+                f"model: {name} needs a linear head, this one compares directions; type model=mlp"
+            )
     layout = Layout(task.model)
     if not layout.batch_norm and not layout.buffer_dim:
         kind = type(task.model).__name__

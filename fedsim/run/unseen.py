@@ -31,4 +31,6 @@ def kinds(config: DictConfig, data: FederatedData) -> Mapping[str, np.ndarray] |
     held = [np.repeat(owners, s.sizes) * classes + labels[s.index] for s in (data.shards, unknown)]
     pairs = np.unique(np.concatenate(held))
     holders = np.bincount(pairs % classes, minlength=classes)
-    return kinds_of_classes(labelled, holders, len(np.unique(pairs // classes)), config.evaluation.local_unseen)
+    return kinds_of_classes(
+        labelled, holders, len(np.unique(pairs // classes)), config.evaluation.local_unseen
+    )

@@ -41,7 +41,7 @@ class Examiner:
     eval_batch: int = 512
     on: str = ""  # ``val``: the validation set takes the test set's place
     truth: Callable[[int], Tensor] | None = None  # targets of a client's unlabelled samples
-    kinds: Mapping[str, np.ndarray] | None = None  # classes (C,) that have labels and that have none (``kinds_of_classes``)
+    kinds: Mapping[str, np.ndarray] | None = None  # of classes (C,), see ``kinds_of_classes``
     _features: tuple[Tensor, Tensor] | None = None  # a vector, and the features computed with it
 
     def evaluate(self, weights: Weights) -> dict[str, Any]:

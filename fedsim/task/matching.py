@@ -47,7 +47,9 @@ def mutual_information(confusion: np.ndarray) -> float:
     return max(shared, 0.0) / mean if mean > 0 else 1.0
 
 
-def kinds_of_classes(labelled: np.ndarray, holders: np.ndarray, clients: int, local: str) -> Mapping[str, np.ndarray]:
+def kinds_of_classes(
+    labelled: np.ndarray, holders: np.ndarray, clients: int, local: str
+) -> Mapping[str, np.ndarray]:
     """Which classes (C,) bool are ``seen``, and locally (``LU``) and globally unseen (``GU``); unseen are ``AU``.
 
     ``labelled`` (C,) counts samples with a label, ``holders`` (C,) the clients that have any sample of the class, of

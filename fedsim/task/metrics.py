@@ -237,4 +237,6 @@ def confusion_of(y: Tensor, guess: Tensor, classes: int) -> Tensor:
     """Counts (C, C + 1) of samples of class ``y`` (n,) that were given the id ``guess`` (n,), the last column that of
     ids beyond the classes."""
     ids = classes + 1
-    return torch.bincount(y * ids + guess.clamp(max=classes), minlength=classes * ids).view(classes, ids).cpu()
+    return (
+        torch.bincount(y * ids + guess.clamp(max=classes), minlength=classes * ids).view(classes, ids).cpu()
+    )

@@ -38,7 +38,8 @@ class Task:
     ``model`` is the prototype whose initial parameters start the run. ``loss`` is the mean over a batch, of the model's
     output and the targets, or a ``WholeLoss`` of model and batch. ``metrics`` are reported besides the loss; by default
     accuracy where targets are class labels that the output tells apart. ``by_class``: number of classes if they are
-    counted one by one too, else 0; ``confusion``: if what they are taken for is counted. ``num_classes``: of the targets, 0 where they are none; ``None``: any integers.
+    counted one by one too, else 0; ``confusion``: if it is counted what they are taken for. ``num_classes``:
+    of the targets, 0 where they are none; ``None``: any integers.
     ``forward`` takes inputs through the model; by default a mapping is passed by keyword, a tuple by position.
     ``count(y)`` says how many units (tokens) the loss of a batch is the mean of, where those are not its samples, and
     ``derived`` makes further numbers of the measured ones.
@@ -104,8 +105,8 @@ class Task:
     def measure(self, output: Any, y: Any) -> dict[str, Any]:
         """The same, without ``samples``, of an output that is there already.
 
-        With ``by_class``, also ``by_class`` (3, C): right ones, samples and predictions of each class; with ``confusion`` a
-        matrix (C, K) of classes by guesses.
+        With ``by_class``, also ``by_class`` (3, C): right ones, samples and predictions of each class; with
+        ``confusion`` a matrix (C, C + 1) of classes by guesses.
         """
         return self._sums(self.loss(output, y), output, y, len(y))
 

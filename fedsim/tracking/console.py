@@ -71,7 +71,8 @@ class ConsoleTracker(Tracker):
     def round(self, row: Row, clients: Sequence[Row]) -> None:
         """Show the round and name each failed client."""
         self._phase, self._row = "", row
-        self._measured |= {key: float(row[key]) for key in ("accuracy", "loss", *OPEN_WORLD) if row.get(key) is not None}
+        shown = ("accuracy", "loss", *OPEN_WORLD)
+        self._measured |= {key: float(row[key]) for key in shown if row.get(key) is not None}
         if (accuracy := row.get("accuracy")) is not None and (
             math.isnan(self._best) or accuracy > self._best
         ):

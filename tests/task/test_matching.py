@@ -75,5 +75,5 @@ def test_any_method_is_measured_so_where_the_split_leaves_classes_without_labels
     assert "GU" not in several and several["LU"] == several["AU"] == first["AU"]
     assert several["weights_hash"] == first["weights_hash"]
     assert "all" not in run("data.labelled={at: client, share: 0.5}").rows[-1]
-    with pytest.raises(ConfigError, match="evaluation.local_unseen"):
+    with pytest.raises(ConfigError, match=r"evaluation\.local_unseen"):
         run(OPEN, "evaluation.local_unseen=some")
