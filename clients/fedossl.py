@@ -58,15 +58,15 @@ class FedoSSLClient(SGDClient):
         data = mixed(job.data, job.unlabelled)
         if not len(data):
             raise Refusal("no samples")
-        w, memory = job.start(), FeatureMemory.of(self.memory, job.state)
+        w, memory, outputs = job.start(), FeatureMemory.of(self.memory, job.state), 0
         known = self._constants(job, w)
         for batch in job.batches(data=data):
-            z = self._descend(job, w, batch, known)
+            z, outputs = self._descend(job, w, batch, known)
             if self.objective.calibrates:
                 memory.push(z)
         if not job.steps:
             raise Refusal("one sample, too few for BatchNorm")
-        arrays = self._shared(job, w, memory) if self.objective.calibrates else {}
+        arrays = self._shared(job, w, memory, outputs) if self.objective.calibrates else {}
         weight = float(len(data)) if self.weighting == "samples" else 1.0
         state = {"counts": job.keep["counts"], "uncertainty": job.keep["uncertainty"], **memory.state}
         return Update({**arrays, "delta": job.delta(w)}, weight, state=state, metrics=job.report())
@@ -95,36 +95,37 @@ class FedoSSLClient(SGDClient):
         m = job.message.arrays.get("m") if number >= self.cal_start else None
         return Constants(rho, float(uncertainty), m, number >= self.ce_start)
 
-    def _descend(self, job: Job, w: Tensor, batch: Batch, known: Constants) -> Tensor:
-        """One step in place; features (B, D) of the first view."""
+    def _descend(self, job: Job, w: Tensor, batch: Batch, known: Constants) -> tuple[Tensor, int]:
+        """One step in place; features (B, D) of the first view, and how many classes the model tells apart."""
         first, second = (job.view(self.view, batch).x for _ in range(2))
-        n, seen = batch.size, list[Tensor]()
+        n, seen = batch.size, list[TwoViews]()
 
         def draw() -> torch.Generator:
             return job.rng("partners", len(job.meter.losses))
 
         def loss(output: tuple[Tensor, Tensor], y: Tensor) -> Tensor:
             z, logits = output[0].flatten(1), output[1]
-            seen.append(z.detach()[:n])
             views = TwoViews(z[:n], logits[:n], z[n:], logits[n:])
+            seen.append(views)
             partner = self.objective.partners(views.z, y, draw)
             return self.objective.value(views, y, partner, known)
 
         both = tree_map(lambda *pair: torch.cat(pair), first, second)
         job.descend(w, Batch(both, batch.y), loss=loss, forward=features_and_output)
-        return seen[0]
+        return seen[0].z.detach(), seen[0].logits.shape[1]
 
-    def _shared(self, job: Job, w: Tensor, memory: FeatureMemory) -> dict[str, Tensor]:
-        """Centroids of the memory, and means of the classes that this client has labels for."""
+    def _shared(self, job: Job, w: Tensor, memory: FeatureMemory, classes: int) -> dict[str, Tensor]:
+        """Centroids of the memory, and means of those of ``classes`` that this client has labels for."""
         rows = memory.rows
         start = torch.randperm(len(rows), generator=job.rng("centroids"))[: self.centroids]
         found = local_centroids(rows, rows[start.to(rows.device)])
         centroids = rows.new_zeros((self.centroids, rows.shape[1]))
         centroids[: len(found)] = found
         counts = job.class_counts
-        sums = rows.new_zeros((len(counts), rows.shape[1]))
+        counts = F.pad(counts, (0, classes - len(counts)))
+        sums = rows.new_zeros((classes, rows.shape[1]))
         for z, _, y in looked(job, w, job.data):
-            sums += F.one_hot(y, len(counts)).to(z).T @ F.normalize(z, dim=1)
+            sums += F.one_hot(y, classes).to(z).T @ F.normalize(z, dim=1)
         present = counts >= max(1, self.min_count)
         means = (sums / counts.clamp(min=1)[:, None]).where(present[:, None], 0)
         return {

@@ -37,7 +37,7 @@ class OneClient:
 
     def round(self, m: Any, steps: int, lr: float, **options: Any) -> None:
         p = oracle.softmax(self.forward(self.w, self.x[self.known :])[1])
-        counts = np.bincount(p.argmax(1), minlength=4) + np.bincount(self.y[: self.known], minlength=4.0)
+        counts = np.bincount(p.argmax(1), minlength=4) + np.bincount(self.y[: self.known], minlength=4)
         self.counts, self.u = counts, float((1 - p.max(1)).mean())
         for _ in range(steps):
             z, _ = self.forward(self.w, self.x)
