@@ -9,13 +9,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from clients.openworld import Constants, OpenObjective, TwoViews, class_weights
 from clients.sgd import SGDClient
 from clients.sinkhorn import local_centroids
 from fedsim.data.local import Batch, LocalData
 from fedsim.data.mixed import mixed
-from fedsim.data.trees import tree_map
 from fedsim.exchange.payload import Refusal, Update
 from fedsim.local.job import Job
 from fedsim.models.split import features_and_output
@@ -110,7 +110,8 @@ class FedoSSLClient(SGDClient):
             partner = self.objective.partners(views.z, y, draw)
             return self.objective.value(views, y, partner, known)
 
-        both = tree_map(lambda *pair: torch.cat(pair), first, second)
+        plain = isinstance(first, Tensor)
+        both = torch.cat((first, second)) if plain else tree_map(lambda *t: torch.cat(t), first, second)
         job.descend(w, Batch(both, batch.y), loss=loss, forward=features_and_output)
         return seen[0].z.detach(), seen[0].logits.shape[1]
 

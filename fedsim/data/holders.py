@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -11,17 +11,17 @@ from fedsim.errors import DataError
 
 
 def by_holders(
-    labels: np.ndarray, num_clients: int, rng: np.random.Generator, *, holders: Mapping[int, int]
+    labels: np.ndarray, num_clients: int, rng: np.random.Generator, *, holders: Sequence[tuple[int, int]] = ()
 ) -> Parts:
     """Equal random parts of every class, dealt to all clients, or to as many as ``holders`` says of it.
 
-    ``holders={7: 2, 9: 1}``: two clients have class 7, one has class 9, drawn from one shuffled row of all clients, so
+    ``holders=[[7, 2], [9, 1]]``: two clients have class 7, one has class 9, drawn from one shuffled row of all clients, so
     that nobody has a second such class before everybody has one.
 
     Raises:
         DataError: for a class that does not exist, or a number outside 1 to ``num_clients``.
     """
-    classes, wanted = check(labels, num_clients), {int(c): int(n) for c, n in holders.items()}
+    classes, wanted = check(labels, num_clients), {int(c): int(n) for c, n in holders}
     for c, n in wanted.items():
         if not 0 <= c < classes:
             raise DataError(f"partition.holders: there is no class {c}; there are {classes}, from 0")

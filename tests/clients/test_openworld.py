@@ -106,7 +106,7 @@ def test_the_gradient_passes_by_the_assignments_of_predictions_and_by_the_counts
 def test_far_logits_have_a_finite_loss_and_gradient() -> None:
     logits = torch.tensor([[500.0, 0.0], [0.0, 500.0]], requires_grad=True)
     found = pairwise(logits, torch.tensor([[0.0, 500.0], [500.0, 0.0]]))
-    assert float(found) == 500 - math.log(2)
+    close(found.detach(), 500 - math.log(2), 1e-4)
     views = TwoViews(torch.ones(2, 3), logits, torch.ones(2, 3), logits.detach())
     known = Constants(torch.ones(2), 0.5)
     total = OpenObjective().value(views, torch.tensor([0, -100]), torch.tensor([1, 0]), known)
@@ -164,10 +164,10 @@ def test_local_centroids_keep_what_is_empty() -> None:
         found = local_centroids(torch.from_numpy(memory), torch.from_numpy(start))
         close(found, oracle.local_centroids(memory, start))
         close(np.linalg.norm(found, axis=1), np.ones(count))
-    twice = np.concatenate([memory[:1], memory[:1], memory[1:3]])
-    found = local_centroids(torch.from_numpy(memory), torch.from_numpy(twice))
-    close(found, oracle.local_centroids(memory, twice))
-    close(found[1], memory[0])  # all ties go to the first of two equal ones
+    more = oracle.unit(RNG.normal(size=(4, D)))  # than there are rows
+    found = local_centroids(torch.from_numpy(memory[:2]), torch.from_numpy(more))
+    close(found, oracle.local_centroids(memory[:2], more))
+    assert (np.asarray(found) == more).all(axis=1).sum() >= 2
 
 
 def test_global_centroids() -> None:

@@ -12,7 +12,7 @@ LABELS = np.repeat(np.arange(5), [20, 20, 12, 9, 6])
 
 
 def table(seed: int = 0, clients: int = 5, **holders: int) -> np.ndarray:
-    wanted = {int(k[1:]): n for k, n in holders.items()}
+    wanted = [(int(k[1:]), n) for k, n in holders.items()]
     parts = by_holders(LABELS, clients, np.random.default_rng(seed), holders=wanted)
     assert sorted(np.concatenate(parts).tolist()) == list(range(len(LABELS)))
     return np.stack([np.bincount(LABELS[p], minlength=5) for p in parts])

@@ -65,7 +65,7 @@ def test_who_has_a_class_says_of_which_kind_it_is() -> None:
 
 
 OPEN = "data.labelled={at: client, share: 0.5, classes: [0]}"
-HELD = ("partition=holders", "partition.holders={2: 2}")
+HELD = ("partition=holders", "partition.holders=[[2,2]]")
 
 
 def test_any_method_is_measured_so_where_the_split_leaves_classes_without_labels() -> None:
