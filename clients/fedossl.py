@@ -177,7 +177,9 @@ class FeatureMemory:
 
 def looked(job: Job, w: Tensor, data: LocalData | None) -> Iterator[tuple[Tensor, Tensor, Any]]:
     """Features (n, D), logits (n, C) and labels of ``data`` at ``w`` (d,), part by part, in evaluation mode."""
-    for rows in torch.split(torch.arange(len(data)), CHUNK) if data is not None and len(data) else ():
+    if data is None or not len(data):
+        return
+    for rows in torch.split(torch.arange(len(data)), CHUNK):
         x, y = data.read(rows)
         with job.model.measuring(w) as again:
             again()

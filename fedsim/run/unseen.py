@@ -23,7 +23,7 @@ def kinds(config: DictConfig, data: FederatedData) -> Mapping[str, np.ndarray] |
     labels, owners = truth.cpu().numpy(), np.arange(data.num_clients)
     known = [labels[data.shards.index]]
     if (own := data.roles.server) is not None:
-        found = labels if own.samples is None else own.samples.labels  # type: ignore[attr-defined]
+        found = labels if own.samples is None else own.samples.labels
         known.append(np.asarray(found)[own.rows.numpy()])
     labelled = np.bincount(np.concatenate(known), minlength=classes)
     if labelled.all():

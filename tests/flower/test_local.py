@@ -39,6 +39,7 @@ FURTHER = (  # options that the contract table leaves to tests of their own
         ("strategy.server_steps=10", "strategy.centroids=4"),
         needs_head=True,
     ),
+    Entry("fed-ao", "fed_ao", needs_head=True),
     Entry("fraug-officehome", "fraug_officehome", ("strategy.rounds=6",), needs_head=True),
 )
 DEPLOYED = [e for e in (*TABLE, *FURTHER) if e.strategy not in REFUSED and not e.has("system")]

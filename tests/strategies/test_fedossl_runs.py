@@ -42,7 +42,9 @@ def test_a_client_with_one_kind_of_samples_takes_part_and_one_with_none_refuses(
     assert [(f["client"], f["kind"], f["reason"]) for f in result.rows[1]["failures"]] == [
         (2, "refused", "no samples")
     ]
-    weights = result.per_client.query("metric == 'weight' and round == 1 and client != 2").set_index("client").value
+    weights = (
+        result.per_client.query("metric == 'weight' and round == 1 and client != 2").set_index("client").value
+    )
     assert weights.to_dict() == {0: 24.0, 1: 8.0, 3: 8.0}
     whole = problem(clients[3:], cohorts=[[0]] * 3).run("strategy=fedossl", *FEW)  # all have labels
     assert len(set(hashes(whole))) == 3
