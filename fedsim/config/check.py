@@ -34,6 +34,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "client.clip_pull": ("whole", "split"),
     "engine.name": tuple(ENGINES),
     "evaluation.clients_on": ("holdout", "domain"),
+    "evaluation.local_unseen": ("all", "multi"),
     "exclude_fill": ("substitute", "shrink"),
     "engine.device": ("auto", "cpu", "cuda"),
     "engine.vectorize": ("auto", "on", "off"),

@@ -128,6 +128,7 @@ ADDED: Mapping[str, Any] = {
     "evaluation.fairness": False,
     "evaluation.held_out_clients": 0.0,
     "evaluation.held_out_steps": 0,
+    "evaluation.local_unseen": "all",
     "evaluation.predictions": False,
     "evaluation.validation": 0.0,
     "exclude": [],

@@ -133,6 +133,9 @@ class EvaluationConfig:
     fairness: bool = problem_key()  # also how unequal clients' own numbers are
     held_out_clients: float = problem_key()  # share of the clients that never take part and are measured
     held_out_steps: int = problem_key()  # local steps that those take on half of their samples before
+    local_unseen: str = (
+        problem_key()
+    )  # all | multi: which unseen classes are locally unseen (LU), by who has them
     predictions: bool = neutral_key()  # write down which test samples the final model classifies correctly
     stop_at_target: bool = problem_key()  # end the run at the first evaluation that reaches `target`
     target: float | None = problem_key()  # accuracy whose first crossing is reported as rounds-to-target

@@ -11,6 +11,7 @@ from fedsim.models.base import Model
 from fedsim.models.convolutional import CNN, ConvNet, DigitsCNN, LeNet
 from fedsim.models.dense import MLP, Linear
 from fedsim.models.detector import Detector
+from fedsim.models.directions import CosineHead, cosine
 from fedsim.models.recurrent import CharLSTM
 from fedsim.models.resnet import ResNet18
 from fedsim.models.unet import UNet
@@ -22,6 +23,7 @@ __all__ = [
     "MLP",
     "CharLSTM",
     "ConvNet",
+    "CosineHead",
     "Detector",
     "DigitsCNN",
     "LeNet",
@@ -30,5 +32,6 @@ __all__ = [
     "ResNet18",
     "UNet",
     "ViT",
+    "cosine",
     "xavier",
 ]

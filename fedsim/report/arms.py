@@ -17,7 +17,8 @@ from fedsim.report.runs import Group, Run, flatten, followers_of, group_runs, se
 
 # Settings of the problem's role that say how often and how much is measured, not what is learned
 READING = frozenset(
-    f"evaluation.{name}" for name in ("every", "clients_every", "batch_size", "by_class", "target")
+    f"evaluation.{name}"
+    for name in ("every", "clients_every", "batch_size", "by_class", "local_unseen", "target")
 )
 HASHES = ("partition_hash", "data_hash")  # that must agree on each seed
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsim.errors import ConfigError, check_choice, hint
+from fedsim.task.matching import OPEN_WORLD
 from fedsim.tracking.rows import read_rows
 
 Rows = Sequence[Mapping[str, Any]]  # of metrics.jsonl
@@ -101,7 +102,8 @@ class Objective:
     @property
     def share(self) -> bool:
         """Whether it is a share of samples, in 0..1."""
-        return self.metric.rpartition("/")[2].lower().endswith(SHARES)
+        name = self.metric.rpartition("/")[2]
+        return name in OPEN_WORLD or name.lower().endswith(SHARES)
 
     @property
     def k(self) -> int:

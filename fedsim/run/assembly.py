@@ -14,7 +14,7 @@ from fedsim.engine import vectorised
 from fedsim.engine.assignments import Plan
 from fedsim.engine.base import Engine, SerialEngine
 from fedsim.errors import ConfigError
-from fedsim.run import assigning, initial, participants
+from fedsim.run import assigning, initial, participants, unseen
 from fedsim.run.given import Given
 from fedsim.run.key import run_dir
 from fedsim.run.preparation import plan
@@ -150,6 +150,7 @@ def _server(
         test_domains=data.test_domains,
         eval_batch=config.evaluation.batch_size,
         truth=data.truth_of if data.roles.truth is not None else None,
+        kinds=unseen.kinds(config, data),
     )
     fill = fill or config.exclude_fill == "substitute"
     people = Population(data.registered, config.seed, clock, config.participation)

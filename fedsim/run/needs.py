@@ -20,6 +20,8 @@ from fedsim.local.groups import check_values
 from fedsim.local.interface import ClientLike
 from fedsim.local.kinds import Classes
 from fedsim.local.rates import prepared
+from fedsim.models.directions import CosineHead
+from fedsim.models.split import head_of
 from fedsim.run.assigning import absent
 from fedsim.run.given import Given
 from fedsim.sampling.rules import Sampler
@@ -215,6 +217,10 @@ def check_task(method: StrategyLike, task: Task, data: FederatedData, buffers: s
         check_body(task, name)
     if traits.linear_head:
         HeadSlots.of(Layout(task.model))
+        if isinstance(head_of(task.model), CosineHead):
+            raise ConfigError(
+                f"model: {name} needs a linear head, this one compares directions; type model=mlp"
+            )
     layout = Layout(task.model)
     if not layout.batch_norm and not layout.buffer_dim:
         kind = type(task.model).__name__

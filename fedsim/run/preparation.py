@@ -19,7 +19,7 @@ from fedsim.engine.base import pick_device
 from fedsim.errors import ConfigError
 from fedsim.local.groups import check_groups
 from fedsim.local.rates import prepared
-from fedsim.run import assigning, canaries, initial, participants, samples, tasks, trial
+from fedsim.run import assigning, canaries, initial, participants, samples, tasks, trial, unseen
 from fedsim.run.given import Given
 from fedsim.run.resolve import resolve
 from fedsim.sampling.cohort import check_cohorts
@@ -93,7 +93,8 @@ def learning_task(config: DictConfig, given: Given, data: FederatedData) -> Task
     check_groups(config.client.groups, [n for n, p in model.named_parameters() if p.requires_grad])
     example = samples.example(data, dtype)
     whole = data.dataset.num_classes or (0 if isinstance(data.dataset.train, Samples) else None)
-    known = {"by_class": by_class, "num_classes": whole, "example": example.x}
+    confusion = 0 if unseen.kinds(config, data) is None else data.dataset.num_classes
+    known = {"by_class": by_class, "confusion": confusion, "num_classes": whole, "example": example.x}
     if not example.size:
         return tasks.task_of(problem, model, **known)
     output = trial.check(data, model, problem, example, dtype)

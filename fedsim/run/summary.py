@@ -16,6 +16,7 @@ from fedsim.run.key import method_name, run_name, version
 from fedsim.run.predictions import write_predictions
 from fedsim.server import weightsfile
 from fedsim.server.loop import Loop
+from fedsim.task.matching import OPEN_WORLD
 from fedsim.task.task import Task
 
 VALIDATED = (  # of whose values the last is told; what is best is for who chooses by them
@@ -107,7 +108,7 @@ def summarise(loop: Loop, config: DictConfig, data: FederatedData) -> dict[str, 
     }
     if data.label_skew is not None:
         out["non_iid"] = data.label_skew.summary()
-    for name in ("loss", "accuracy", "clients/loss", "clients/accuracy"):
+    for name in ("loss", "accuracy", "clients/loss", "clients/accuracy", *OPEN_WORLD, "pseudo/accuracy"):
         values = [r[name] for r in rows if r.get(name) is not None]
         if values:
             out[name] = values[-1]

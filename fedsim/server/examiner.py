@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +17,8 @@ from fedsim.errors import StrategyError
 from fedsim.exchange.payload import Outcome, Payload
 from fedsim.server.context import Context
 from fedsim.task.evaluation import class_accuracy, mean_of, measured, over_domains
+from fedsim.task.matching import matched_accuracy, open_world
+from fedsim.task.metrics import confusion_of
 from fedsim.task.vectors import Weights
 
 if TYPE_CHECKING:
@@ -38,6 +41,7 @@ class Examiner:
     eval_batch: int = 512
     on: str = ""  # ``val``: the validation set takes the test set's place
     truth: Callable[[int], Tensor] | None = None  # targets of a client's unlabelled samples
+    kinds: Mapping[str, np.ndarray] | None = None  # of classes (C,), see ``kinds_of_classes``
     _features: tuple[Tensor, Tensor] | None = None  # a vector, and the features computed with it
 
     def evaluate(self, weights: Weights) -> dict[str, Any]:
@@ -96,6 +100,17 @@ class Examiner:
             right = int((truth[at] == found).sum())
             outcome.metrics = {**outcome.metrics, "pseudo/right": float(right)}
 
+    def pseudo_clusters(self, clients: Sequence[int], guesses: Tensor) -> dict[str, float]:
+        """``pseudo/accuracy`` of guesses (n,) for all unlabelled samples of ``clients``, one client after the other:
+        ids are matched to classes first, since those that nobody labelled have no names."""
+        assert self.truth is not None
+        truth = torch.cat([self.truth(client) for client in clients])
+        if truth.shape != guesses.shape:
+            raise StrategyError(f"pseudo labels of shape {tuple(guesses.shape)} for {len(truth)} samples")
+        size = int(max(truth.max(), guesses.max())) + 1
+        counts = confusion_of(truth, guesses.cpu(), size)
+        return {"pseudo/accuracy": matched_accuracy(counts.numpy())}
+
     def _test_batches(self) -> list[tuple[int, int, str]]:
         """The test set in batches ``[start, stop)`` that do not mix domains, with the domain's name."""
         spans = self.test_domains or {"": slice(0, self.test_size)}
@@ -119,6 +134,10 @@ class Examiner:
             name: mean_of([s for s, owner in zip(sums, owners, strict=True) if owner == name], task=task)
             for name in self.test_domains
         }
+        more: dict[str, Any] = over_domains(each)
+        if self.kinds is not None and task.confusion:
+            confusion = torch.stack([part["confusion"] for part in sums]).sum(dim=0)
+            more = open_world(confusion.numpy(), self.kinds) | more
         if not task.by_class or counts is None:
-            return mean_of(sums, task=task) | over_domains(each)
-        return {**mean_of(sums, class_groups(counts), task), **class_accuracy(sums), **over_domains(each)}
+            return mean_of(sums, task=task) | more
+        return {**mean_of(sums, class_groups(counts), task), **class_accuracy(sums), **more}

@@ -199,6 +199,16 @@ class Server(Context):
         return self.examiner.pseudo_labels(client, guesses)
 
     @property
+    def knows_withheld(self) -> bool:
+        """Whether the evaluator has the labels that clients have not (``data.labelled``)."""
+        return self.examiner.truth is not None
+
+    def pseudo_clusters(self, clients: Sequence[int], guesses: Tensor) -> dict[str, float]:
+        """How right guesses (n,) for all unlabelled samples of ``clients`` are, where classes have no names; see
+        ``Examiner.pseudo_clusters``."""
+        return self.examiner.pseudo_clusters(clients, guesses)
+
+    @property
     def test_size(self) -> int:
         """Samples of the common test set."""
         return self.examiner.test_size

@@ -26,6 +26,7 @@ MEASURING = (
     "test",
     "utility",
     "held_out",
+    "guess",
 )  # tasks that the simulator sets, not the method: no bytes, no time
 ELSEWHERE = ("val/", "train/")  # begin tasks that measure on validation or training samples (``Server.on``)
 

@@ -24,6 +24,7 @@ RESERVED = frozenset(
         "loss",
         "samples",
         "by_class",
+        "confusion",
         "train_loss",
         "nan",
         "bytes_up",
@@ -230,3 +231,12 @@ def added(sums: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         for k, v in part.items():
             total[k] = total.get(k, 0.0) + v
     return total
+
+
+def confusion_of(y: Tensor, guess: Tensor, classes: int) -> Tensor:
+    """Counts (C, C + 1) of samples of class ``y`` (n,) that were given the id ``guess`` (n,), the last column that of
+    ids beyond the classes."""
+    ids = classes + 1
+    return (
+        torch.bincount(y * ids + guess.clamp(max=classes), minlength=classes * ids).view(classes, ids).cpu()
+    )

@@ -14,7 +14,7 @@ from fedsim.data.trees import Tree
 from fedsim.task.copies import Portable
 from fedsim.task.habits import UNKNOWN, Habits
 from fedsim.task.losses import Forward, LossFn, WholeLoss, call, cross_entropy, itself, takes_model
-from fedsim.task.metrics import MetricFn, Ratio, summed
+from fedsim.task.metrics import MetricFn, Ratio, confusion_of, summed
 
 __all__ = ["LossFn", "MetricFn", "Task", "accuracy", "cross_entropy", "guesses"]
 
@@ -38,7 +38,8 @@ class Task:
     ``model`` is the prototype whose initial parameters start the run. ``loss`` is the mean over a batch, of the model's
     output and the targets, or a ``WholeLoss`` of model and batch. ``metrics`` are reported besides the loss; by default
     accuracy where targets are class labels that the output tells apart. ``by_class``: number of classes if they are
-    counted one by one too, else 0. ``num_classes``: of the targets, 0 where they are none; ``None``: any integers.
+    counted one by one too, else 0; ``confusion``: if it is counted what they are taken for. ``num_classes``:
+    of the targets, 0 where they are none; ``None``: any integers.
     ``forward`` takes inputs through the model; by default a mapping is passed by keyword, a tuple by position.
     ``count(y)`` says how many units (tokens) the loss of a batch is the mean of, where those are not its samples, and
     ``derived`` makes further numbers of the measured ones.
@@ -48,6 +49,7 @@ class Task:
     loss: LossFn = cross_entropy
     metrics: Mapping[str, MetricFn] | None = None
     by_class: int = 0
+    confusion: int = 0
     example: Tree = None  # two inputs, for whoever needs shapes
     num_classes: int | None = None
     habits: Habits = UNKNOWN  # what the model was seen to do in a trial
@@ -103,7 +105,8 @@ class Task:
     def measure(self, output: Any, y: Any) -> dict[str, Any]:
         """The same, without ``samples``, of an output that is there already.
 
-        With ``by_class``, also ``by_class`` (3, C): right ones, samples and predictions of each class.
+        With ``by_class``, also ``by_class`` (3, C): right ones, samples and predictions of each class; with
+        ``confusion`` a matrix (C, C + 1) of classes by guesses.
         """
         return self._sums(self.loss(output, y), output, y, len(y))
 
@@ -129,6 +132,8 @@ class Task:
             guess = guesses(output)
             counted = [torch.bincount(t, minlength=self.by_class) for t in (y[guess == y], y, guess)]
             out["by_class"] = torch.stack([t[: self.by_class] for t in counted]).cpu()
+        if self.confusion:
+            out["confusion"] = confusion_of(y, guesses(output), self.confusion)
         return out
 
     def _guessed(self, output: Any, y: Any) -> bool:

@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedsim.errors import headline
+from fedsim.task.matching import OPEN_WORLD
 from fedsim.tracking.base import Row, RunInfo, Tracker
 
 FULL_LINES = (
@@ -41,7 +42,7 @@ class ConsoleTracker(Tracker):
         self._run: RunInfo | None = None
         self._phase = ""
         self._row: Row = {}
-        self._measured: dict[str, float] = {}  # newest accuracy and loss, also between evaluated rounds
+        self._measured: dict[str, float] = {}  # newest numbers of the model, also between evaluated rounds
         self._best = math.nan
         self._bytes = 0.0
         self._seconds: list[float] = []
@@ -70,7 +71,8 @@ class ConsoleTracker(Tracker):
     def round(self, row: Row, clients: Sequence[Row]) -> None:
         """Show the round and name each failed client."""
         self._phase, self._row = "", row
-        self._measured |= {key: float(row[key]) for key in ("accuracy", "loss") if row.get(key) is not None}
+        shown = ("accuracy", "loss", *OPEN_WORLD)
+        self._measured |= {key: float(row[key]) for key in shown if row.get(key) is not None}
         if (accuracy := row.get("accuracy")) is not None and (
             math.isnan(self._best) or accuracy > self._best
         ):
@@ -117,6 +119,8 @@ class ConsoleTracker(Tracker):
             facts.append((f"accuracy {_percent(self._measured['accuracy'])}", "green"))
         if "loss" in self._measured:
             facts.append((f"loss {self._measured['loss']:.4g}", ""))
+        if found := [f"{k} {_percent(self._measured[k])}" for k in OPEN_WORLD if k in self._measured]:
+            facts.append((" ".join(found), "green"))
         if self._seconds:
             pace = sum(self._seconds) / len(self._seconds)
             costs = [

@@ -23,10 +23,11 @@ class Entry:
     parts: bool = False  # clients train parts of the model, of layers that can be cut: no BatchNorm
     spreads: bool = False  # who takes part in the first round answers twice in it
     clusters: bool = False  # a model per cluster; the global one is their mean
+    two_views: bool = False  # a batch passes the model as two views of each sample, in one pass
     weighs: bool = False  # gives clients weights that are neither their sample counts nor equal
     semi: bool = False  # some of the samples have no labels; which ones hangs on the client
     trains_alone: bool = False  # the server trains on samples of its own, whoever answers
-    single: bool = False  # the server looks at single updates
+    single: bool = False  # the server looks at single updates, as at centroids of each client
 
     def model(self, kind: str) -> str:
         """The kind of network, without BatchNorm where the method cannot train it."""
@@ -102,6 +103,15 @@ TABLE = (
         "cfl",
         "cfl",
         ("strategy.stale=20", "strategy.first_round=2", "strategy.min_size=2", "strategy.ratio=100"),
+    ),
+    Entry(
+        "fedossl",
+        "fedossl",
+        ("strategy.cal_start=2", "strategy.centroids=4", "strategy.server_steps=3", "strategy.memory=40"),
+        draws=True,
+        needs_head=True,
+        two_views=True,
+        single=True,
     ),
     Entry("heterofl", "heterofl", ("client.classes=[{share: 1}, {share: 1, width: 0.5}]",), parts=True),
     Entry("fedlabel", "fedlabel", (*AT_CLIENTS, "strategy.beta=0.35"), semi=True, needs_head=True),

@@ -29,7 +29,7 @@ def first_statistics(pair: Pair, order: Tensor) -> tuple[Tensor, Tensor]:
 @each_method
 def test_averaged_statistics_are_the_weighted_mean_and_counters_stay(entry: Entry) -> None:
     """One step a client on all its samples; the second look of a perturbed gradient must not count."""
-    if entry.adds_samples or entry.parts or entry.clusters or entry.semi:
+    if entry.adds_samples or entry.parts or entry.clusters or entry.semi or entry.two_views:
         pytest.skip("the numbers below are for BatchNorm of the clients' own samples alone, in one model")
     clients = classes((4, 8, 12))
     problem = Problem(network("bn"), clients, ("rounds=1", "clients_per_round=3", "dtype=float64"))
@@ -48,7 +48,7 @@ def test_averaged_statistics_are_the_weighted_mean_and_counters_stay(entry: Entr
 @pytest.mark.parametrize("policy", ["local", "all_local"])
 @each_method
 def test_local_statistics_stay_with_their_client(entry: Entry, policy: str) -> None:
-    if entry.adds_samples or entry.parts or entry.spreads or entry.semi:
+    if entry.adds_samples or entry.parts or entry.spreads or entry.semi or entry.two_views:
         pytest.skip(
             "the numbers below are for BatchNorm of the clients' own samples alone, at the first weights"
         )
@@ -87,7 +87,7 @@ def test_all_local_norm_weights_never_leave_their_client(entry: Entry) -> None:
 @each_method
 def test_with_the_configured_mean_no_single_update_leaves_its_worker(entry: Entry) -> None:
     if entry.has("aggregator") or entry.single:
-        pytest.skip("another aggregator needs single updates")
+        pytest.skip("needs single updates: another aggregator, or centroids of clients")
     built = participants.strategy(compose(entry.arguments), None)
     if built.traits.peers:
         pytest.skip("peers need each other's models, and only those")

@@ -35,6 +35,13 @@ FURTHER = (  # options that the contract table leaves to tests of their own
     Entry("fixmatch-server", "fixmatch", (*AT_SERVER, "strategy.tau=0.2")),
     Entry("fedbn", "fedbn"),
     Entry("fraug-digits", "fraug_digits", ("strategy.rounds=6",), needs_head=True),
+    Entry(
+        "fedossl-as-code",
+        "fedossl_as_code",
+        ("strategy.server_steps=10", "strategy.centroids=4"),
+        needs_head=True,
+    ),
+    Entry("fed-ao", "fed_ao", needs_head=True),
     Entry("fraug-officehome", "fraug_officehome", ("strategy.rounds=6",), needs_head=True),
 )
 DEPLOYED = [e for e in (*TABLE, *FURTHER) if e.strategy not in REFUSED and not e.has("system")]
