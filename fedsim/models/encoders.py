@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -93,12 +93,12 @@ class FromRun(nn.Module):
         folder = Path(run).expanduser()
         try:
             found = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=False)
-            node = found["model"]  # type: ignore[call-overload, index]
+            values = dict(found["model"])  # type: ignore[call-overload, index]
             weights = load_file(folder / "weights.safetensors")
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"encoder.run={run}: not the folder of a finished run ({error})") from error
-        check_allowed(node, f"{folder / 'config.yaml'}: model")
-        node, named = named_apart(OmegaConf.create(dict(cast(Any, node))))
+        check_allowed(values, f"{folder / 'config.yaml'}: model")
+        node, named = named_apart(OmegaConf.create(values))
         pattern = f"{named or 'head'}.weight"
         head = next((t for name, t in weights.items() if fnmatchcase(name, pattern)), None)
         if head is None or "_target_" not in node:
