@@ -94,6 +94,8 @@ class Contract:
             faults += self._check_classes(data, held)
         if self.columns:
             faults += self._check_columns(data.columns, held)
+        else:
+            faults += _not_finite(held)
         if self.mode or self.size:
             faults += self._check_images(data.input_shape)
         if faults:
@@ -157,6 +159,21 @@ class Contract:
             data = _changed(data, lambda s: Samples(s.x.index_select(1, order), s.y))
             data = replace(data, columns=self.features)
         return data
+
+
+def _not_finite(held: Mapping[str, Samples]) -> list[str]:
+    """A line for each split whose inputs (n, ...) are not all finite numbers."""
+    faults = []
+    for split, part in held.items():
+        x = part.x
+        if isinstance(x, Tensor) and x.is_floating_point() and not bool(torch.isfinite(x.sum())):
+            bad = (~torch.isfinite(x)).reshape(len(x), -1).any(1)
+            if count := int(bad.sum()):
+                faults.append(
+                    f"{split} samples: {count} of {len(x)} have NaN or infinity, e.g. row {int(bad.nonzero()[0]) + 1}; "
+                    "fill or drop them"
+                )
+    return faults
 
 
 def missing_and_extra(names: Sequence[str], wanted: Sequence[str]) -> list[str]:

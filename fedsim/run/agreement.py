@@ -7,6 +7,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from fedsim.data.agreed import Contract
+from fedsim.data.dataset import Dataset
 
 
 def node(config: DictConfig) -> dict[str, Any] | None:
@@ -19,3 +20,9 @@ def node(config: DictConfig) -> dict[str, Any] | None:
 def of(config: DictConfig) -> Contract | None:
     """The contract; ``None`` if there is none. ConfigError names what of it cannot be."""
     return Contract.of(node(config))
+
+
+def kept(config: DictConfig, data: Dataset) -> Dataset:
+    """``data`` with classes and columns in the agreed order; ContractError says what of them is not as agreed."""
+    agreed = of(config)
+    return data if agreed is None else agreed.fitted(data)

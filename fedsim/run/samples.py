@@ -33,16 +33,14 @@ Model = nn.Module | Callable[[], nn.Module] | None
 
 def dataset(config: DictConfig, model: Model = None, *, own_loss: bool = False, kind: str = "") -> Dataset:
     """The configured data source, with inputs and targets as the model (configured, or handed over) takes them."""
-    agreed = agreement.of(config)
-    more = {} if agreed is None else {"contract": agreement.node(config)}
+    more = {} if agreement.of(config) is None else {"contract": agreement.node(config)}
     found = part(assigning.source(config.data), "data", seed=config.seed, **more)
     if not isinstance(found, Dataset):
         raise ConfigError(
             f"data: {config.data.get('_target_')} gave {type(found).__name__}, expected a "
             "fedsim.data.dataset.Dataset"
         )
-    if agreed is not None:
-        found = agreed.fitted(found)
+    found = agreement.kept(config, found)
     x = getattr(found.train, "x", None)
     admitted = admit(found, TargetRules(own_loss, outputs=lambda: _outputs(config, model, x), kind=kind))
     return as_taken(config, admitted, model)
@@ -53,14 +51,14 @@ def handed(config: DictConfig, given: Given) -> Dataset:
     learned = tasks.problem(config, given)
     rules = TargetRules(learned.raw, kind=learned.targets)
     if isinstance(given.data, Dataset):
-        found = admit(given.data, rules)
+        found = admit(agreement.kept(config, given.data), rules)
     else:
         parts = [containers.part("data", given.data)]
         if given.test is not None:
             parts.append(containers.part("the test set", given.test))
         pairs, classes = admit_parts(parts, _rules(config, given, parts))
         train, *rest = (together([pair]) for pair in pairs)
-        found = Dataset(train, rest[0] if rest else None, classes=tuple(classes))
+        found = agreement.kept(config, Dataset(train, rest[0] if rest else None, classes=tuple(classes)))
     return found if given.augment is None else replace(found, augment=given.augment)
 
 
@@ -191,6 +189,7 @@ def given_clients(
     kinds = {"groups": groups, "group_names": {"domain": names}} if names and domains else {}
     train = together(clients)
     data = Dataset(train, held, classes=tuple(classes), augment=augment, **kinds)  # type: ignore[arg-type]
+    data = agreement.kept(config, data)
     shards = _checked(data, Shards(np.arange(ends[-1], dtype=np.int64), ends))
     data = as_taken(config, data, model)
     rows, apart = assigning.before(config, data)
