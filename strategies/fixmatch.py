@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from clients.base import Client
 from clients.fixmatch import FixMatchClient, UDAClient
@@ -29,7 +30,7 @@ class FixMatch(ServerTrains):
         """Joint steps."""
         return FixMatchClient(**self._options())
 
-    def _options(self) -> dict[str, object]:
+    def _options(self) -> dict[str, Any]:
         check(self.tau >= 0, "tau", self.tau, "must not be negative; above 1 nothing is kept")
         check(self.lam >= 0, "lam", self.lam, "the weight of unlabelled samples must not be negative")
         check(self.mu >= 1, "mu", self.mu, "unlabelled samples for each labelled one: at least 1")
