@@ -15,7 +15,7 @@ def by_holders(
 ) -> Parts:
     """Equal random parts of every class, dealt to all clients, or to as many as ``holders`` says of it.
 
-    ``holders=[[7, 2], [9, 1]]``: two clients have class 7, one has class 9, drawn from one shuffled row of all clients, so
+    ``holders=[[7, 2], [9, 1]]``: two clients have class 7, one has class 9, drawn from one shuffled row of all, so
     that nobody has a second such class before everybody has one.
 
     Raises:

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsim.errors import ConfigError, check_choice, hint
-from fedsim.task.matching import OPEN_WORLD
-from fedsim.tracking.rows import read_rows
+from fedsim.tracking.rows import OPEN_WORLD, read_rows
 
 Rows = Sequence[Mapping[str, Any]]  # of metrics.jsonl
 

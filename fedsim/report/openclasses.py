@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from fedsim.report import prose
 from fedsim.report.runs import Group
 from fedsim.report.tables import html_table
-from fedsim.task.matching import OPEN_WORLD
+from fedsim.tracking.rows import OPEN_WORLD
 
 WORDS = (
     "Last round, %, mean ± sample standard deviation over seeds, and in brackets the mean of each run's best round, "

@@ -16,8 +16,8 @@ from fedsim.run.key import method_name, run_name, version
 from fedsim.run.predictions import write_predictions
 from fedsim.server import weightsfile
 from fedsim.server.loop import Loop
-from fedsim.task.matching import OPEN_WORLD
 from fedsim.task.task import Task
+from fedsim.tracking.rows import OPEN_WORLD
 
 VALIDATED = (  # of whose values the last is told; what is best is for who chooses by them
     *(f"{where}/{metric}" for where in ("val", "clients_val", "held_out") for metric in ("loss", "accuracy")),

@@ -136,7 +136,7 @@ class Examiner:
         }
         more: dict[str, Any] = over_domains(each)
         if self.kinds is not None and task.confusion:
-            confusion = torch.stack([part["confusion"] for part in sums]).sum(dim=0)
+            confusion = torch.stack([part["taken_for"] for part in sums]).sum(dim=0)
             more = open_world(confusion.numpy(), self.kinds) | more
         if not task.by_class or counts is None:
             return mean_of(sums, task=task) | more

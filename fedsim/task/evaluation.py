@@ -71,7 +71,7 @@ def mean_of(
     """
     total = added(sums)
     n, counts = total.pop("samples", 0.0), total.pop("by_class", None)
-    total.pop("confusion", None)
+    total.pop("taken_for", None)
     if not n:
         return {}
     metrics = (task.metrics if task is not None else None) or {}

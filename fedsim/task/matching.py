@@ -9,8 +9,6 @@ from collections.abc import Mapping
 
 import numpy as np
 
-OPEN_WORLD = ("all", "seen", "AU", "LU", "GU", "NMI")
-
 
 def matched(gain: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Rows and columns (n,) of ``gain`` (R, K), n = min(R, K), that are matched one to one for the largest sum."""

@@ -24,7 +24,7 @@ RESERVED = frozenset(
         "loss",
         "samples",
         "by_class",
-        "confusion",
+        "taken_for",
         "train_loss",
         "nan",
         "bytes_up",

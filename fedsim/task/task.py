@@ -106,7 +106,7 @@ class Task:
         """The same, without ``samples``, of an output that is there already.
 
         With ``by_class``, also ``by_class`` (3, C): right ones, samples and predictions of each class; with
-        ``confusion`` a matrix (C, C + 1) of classes by guesses.
+        ``confusion``, ``taken_for``, a matrix (C, C + 1) of classes by guesses.
         """
         return self._sums(self.loss(output, y), output, y, len(y))
 
@@ -133,7 +133,7 @@ class Task:
             counted = [torch.bincount(t, minlength=self.by_class) for t in (y[guess == y], y, guess)]
             out["by_class"] = torch.stack([t[: self.by_class] for t in counted]).cpu()
         if self.confusion:
-            out["confusion"] = confusion_of(y, guesses(output), self.confusion)
+            out["taken_for"] = confusion_of(y, guesses(output), self.confusion)
         return out
 
     def _guessed(self, output: Any, y: Any) -> bool:

@@ -17,8 +17,8 @@ from rich.table import Table
 from rich.text import Text
 
 from fedsim.errors import headline
-from fedsim.task.matching import OPEN_WORLD
 from fedsim.tracking.base import Row, RunInfo, Tracker
+from fedsim.tracking.rows import OPEN_WORLD
 
 FULL_LINES = (
     100  # plain output: up to this many rounds, every one has its line; beyond, about this many lines

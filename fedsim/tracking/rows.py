@@ -12,6 +12,8 @@ from typing import Any, overload
 
 from fedsim.errors import DataError
 
+OPEN_WORLD = ("all", "seen", "AU", "LU", "GU", "NMI")  # columns where some classes have no labels
+
 _NUMBERS = {int, float}
 _quoted = cache(json.dumps)
 _NONFINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}

@@ -52,6 +52,7 @@ EXPECTED: dict[str, dict[str, Any]] = {
     "FedROD": HEAD | {"labels": True},
     "FedRep": HEAD | {"personal": True},
     "FedSGD": {"one_step": True},
+    "FedoSSL": {"features": True, "labels": True},
     "GGEUR": {"meets_all_clients": True, "labels": True},
     "Gossip": {"peers": True},
     "HeadStrategy": HEAD | {"labels": True},
