@@ -17,11 +17,14 @@ from strategies.base import State, check
 from strategies.weighed import Answers, LossWeighted
 
 GROUPS = ("client", "domain")
+LARGE = 1e6  # of what is projected: losses that diverge
 
 
 def project_simplex(v: Tensor) -> Tensor:
     """The nearest point (n,) to ``v`` with entries >= 0 that sum to 1; by sorting (Duchi et al. 2008)."""
     u = v.sort(descending=True).values
+    if float(u[0]) > LARGE:  # 1 would be lost beside it, and a shift moves no projection
+        u, v = u - u[0], v - u[0]
     above = (u.cumsum(0) - 1) / torch.arange(1, len(u) + 1, dtype=v.dtype)
     rho = int((u > above).nonzero()[-1])
     return (v - above[rho]).clamp(min=0)

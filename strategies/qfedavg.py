@@ -32,6 +32,8 @@ def qfedavg_shrink(
 
     ``weights`` (n,) are the ``r_k``, with any common factor; ``squares`` the squared lengths of the updates.
     """
+    if lr == 0:  # at the end of a schedule: nobody moved
+        return 1.0
     r = weights.tolist()
     b = [v * q * s / (lr * (f + SMALLEST)) for v, f, s in zip(r, losses, squares, strict=True)]
     return float(sum(r) / (sum(r) + sum(b)))

@@ -36,6 +36,8 @@ def audit(argv: Sequence[str]) -> int:
         folder(run)
     if not 0 <= args.delta < 1:
         raise ConfigError(f"--delta {args.delta:g}: must be in [0, 1)")
+    if args.claimed is not None and not args.claimed >= 0:
+        raise ConfigError(f"--claimed {args.claimed:g}: must be a number, not negative")
     if not args.clients:
         from fedsim.replay.membership import lines, membership
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -47,8 +48,8 @@ def plan_of(
     args: argparse.Namespace, runs: Sequence[Run], default: Objective | None = None
 ) -> ComparisonPlan:
     """The comparison that the flags ask for; what they leave open is as ``default``, or the runs' own ``objective``."""
-    if args.margin is not None and not args.margin >= 0:
-        raise ConfigError(f"--margin {args.margin:g}: must not be negative")
+    if args.margin is not None and not 0 <= args.margin < math.inf:
+        raise ConfigError(f"--margin {args.margin:g}: must be finite and not negative")
     renames = assignments("--rename", args.rename)
     reference = renames.get(args.reference, args.reference)
     if not reference and "fedavg" in renames:

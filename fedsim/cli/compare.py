@@ -110,11 +110,11 @@ def _expected(text: str, pairs: Sequence[Comparison]) -> tuple[str, str]:
 
 def _unmet(name: str, verdict: str, pairs: Sequence[Comparison]) -> list[str]:
     """What is said of each comparison of ``name`` that came out otherwise."""
-    own = [(c, c.verdict, c.b) for c in pairs if c.a == name]
-    own = own or [(c, OPPOSITE[c.verdict], c.a) for c in pairs if c.b == name]
+    own = [(c.verdict, c.b) for c in pairs if c.a == name]
+    own += [(OPPOSITE[c.verdict], c.a) for c in pairs if c.b == name]
     return [
         f"expected {name} {verdict}, but against {other} it is {found}"
-        for _, found, other in own
+        for found, other in own
         if found != verdict
     ]
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from argparse import ArgumentTypeError
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -67,15 +69,27 @@ def add_shared(parser: Arguments) -> None:
         "--seeds", metavar="0,1,2", help="default: the run's own; from three on there are verdicts"
     )
     parser.add_argument(
-        "--margin", type=float, help="values within it make no difference; default: .005 of accuracies"
+        "--margin", type=_margin, help="values within it make no difference; default: .005 of accuracies"
     )
     parser.add_argument(
-        "--workers", type=int, default=1, help="runs at once, in processes of their own; default: 1"
+        "--workers", type=_workers, default=1, help="runs at once, in processes of their own; default: 1"
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="say how many runs, how many are there, and stop"
     )
     parser.add_argument("--json", action="store_true", help="the same as JSON")
+
+
+def _margin(word: str) -> float:
+    if not 0 <= (found := float(word)) < math.inf:
+        raise ArgumentTypeError(f"{word}: must be finite and not negative")
+    return found
+
+
+def _workers(word: str) -> int:
+    if (found := int(word)) < 1:
+        raise ArgumentTypeError(f"{word}: at least 1")
+    return found
 
 
 def seeds_of(words: str | None) -> list[int]:

@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 from fedsim.errors import ConfigError
 from fedsim.replay.again import begin_at, rounds_there, weights_hashes
 from fedsim.replay.variants import BaseRun, existing
+from fedsim.run.holdings import alone
 
 RECORD = "forget.json"
 
@@ -124,5 +125,6 @@ def _purge(base: BaseRun) -> list[str]:
         for entry in sorted(cache_dir().glob("embeddings-*")):  # of all clients' samples together
             shutil.rmtree(entry)
             gone.append(str(entry))
-    shutil.rmtree(base.dir)
+    with alone(base.dir):
+        shutil.rmtree(base.dir)
     return gone

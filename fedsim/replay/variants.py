@@ -20,7 +20,7 @@ from fedsim.data.shards import Shards
 from fedsim.errors import ConfigError, DataError
 from fedsim.replay.again import handed_over, serially
 from fedsim.run.key import Finished, finished_in, run_name, same_run
-from fedsim.tracking.rows import read_rows, stream_rows
+from fedsim.tracking.rows import rows_of, stream_rows
 
 PLAIN_RULES = ("Uniform", "Weighted", "RoundRobin")  # sampling rules that look at nothing but sizes and a key
 
@@ -66,7 +66,7 @@ class BaseRun:
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
         """Of metrics.jsonl."""
-        return read_rows(self.dir / "metrics.jsonl")
+        return rows_in(self.dir)
 
     @cached_property
     def summary(self) -> Mapping[str, Any]:
@@ -153,6 +153,15 @@ class BaseRun:
             return [int(n) for n in Shards.load(self.dir / "partition.npz").sizes]
         except DataError:
             return []
+
+
+def rows_in(folder: Path) -> list[dict[str, Any]]:
+    """Of metrics.jsonl of the finished run in ``folder``.
+
+    Raises:
+        DataError: if it lacks rounds that were finished.
+    """
+    return rows_of(folder, int(json.loads((folder / "summary.json").read_text()).get("rounds", 0)))
 
 
 def existing(config: DictConfig) -> Finished | None:

@@ -16,8 +16,8 @@ from omegaconf import DictConfig
 from fedsim.errors import ConfigError
 from fedsim.replay import valuation
 from fedsim.replay.valuation import Coalition, Order
-from fedsim.replay.variants import BaseRun, compute, existing
-from fedsim.report.objective import Objective, number_of
+from fedsim.replay.variants import BaseRun, compute, existing, rows_in
+from fedsim.report.objective import Objective
 from fedsim.report.verdict import Comparison, judge, pair
 from fedsim.rng import numpy_rng
 
@@ -154,7 +154,7 @@ class Valuing:
         found = {}
         for coalition in self.coalitions:
             folder = Path(self.runs[seed, coalition].dir)
-            found[coalition] = self._finite(number_of(folder, self.objective), str(folder))
+            found[coalition] = self._finite(self.objective.number(rows_in(folder)), str(folder))
         if self.kind != "loo" or len(self.players) == 1:
             from fedsim.replay.untrained import untrained
 

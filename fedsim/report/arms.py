@@ -118,7 +118,7 @@ def facts_of(run: Run) -> dict[str, Any]:
     """What is recorded of a run beside its rows: its summary, and where and with what it was computed last."""
     facts = dict(run.summary)
     path = run.dir / "provenance.json"
-    with suppress(OSError, ValueError, TypeError, IndexError):
+    with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):  # damaged: nothing is known
         entry = json.loads(path.read_text(encoding="utf-8"))[-1]
         facts |= {k: v for k, v in flatten(entry) if facts.get(k) is None}
     return facts

@@ -70,8 +70,9 @@ class LiveReport:
         try:
             self._build()
             self._page, self.remark = (self.out / "report.html").read_text(encoding="utf-8"), ""
-        except (FedsimError, OSError, ValueError) as error:
-            self.remark = f"The report could not be built: {error}"
+        except Exception as error:  # the page lives on, whatever damaged files bring
+            told = str(error) if isinstance(error, FedsimError | OSError | ValueError) else repr(error)
+            self.remark = f"The report could not be built: {told}"
             log.warning("%s", self.remark)
 
     def page(self) -> str:

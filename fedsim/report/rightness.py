@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from zipfile import BadZipFile
+
 import numpy as np
 
 from fedsim.errors import ConfigError, DataError
@@ -30,7 +32,7 @@ def _right(run: Run) -> np.ndarray:
     try:
         with np.load(path) as file:
             return np.asarray(file["right"], dtype=np.float64)
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, ValueError, EOFError, BadZipFile) as error:
         raise ConfigError(
             f"--population: {path}: no record of which samples were right ({type(error).__name__}); compute the run "
             "with evaluation.predictions=true (one that is finished also with resume=never)"

@@ -170,12 +170,15 @@ def _load(folder: Path) -> Run:
     except ValueError as error:
         raise DataError(f"summary.json: damaged ({error})") from error
     rows = read_rows(folder / "metrics.jsonl")
-    if summary.get("status") == "done" and summary.get("rounds") and not rows:
-        raise DataError(f"metrics.jsonl: damaged: no rows, but summary.json says {summary['rounds']} rounds")
     for row in rows:
         wrong = [k for k in NUMBERS if not isinstance(row.get(k, 0), int | float | None)]
-        if "round" not in row or wrong:
+        if type(row.get("round")) is not int or wrong:
             raise DataError(f"metrics.jsonl: a row whose {wrong[0] if wrong else 'round'} is no number")
+    done = summary.get("rounds") if summary.get("status") == "done" else None
+    if isinstance(done, int) and (last := max((row["round"] for row in rows), default=0)) < done:
+        raise DataError(
+            f"metrics.jsonl: damaged: it ends with round {last}, but summary.json says {done} rounds are done"
+        )
     method = str(summary.get("method") or plain.get("method") or _method(folder, plain))
     return Run(folder, method, plain["seed"], plain, rows, summary)
 

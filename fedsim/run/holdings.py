@@ -20,7 +20,8 @@ from fedsim.run.weightstore import MADE
 LOCK = ".lock"
 UNDER_WAY = "under way"
 STATUS = ("done", "failed", "interrupted", "killed", UNDER_WAY)
-OF_A_SWEEP = ("multirun.yaml", "curves.png", "tune.json", "comparison.json", "report")  # beside its runs
+OF_A_SWEEP = ("multirun.yaml", "curves.png", "tune.json", "comparison.json")  # beside its runs
+REPORT, PAGE, OF_A_REPORT = "report", "report.html", {".html", ".csv", ".tex", ".json", ".png"}
 _TAIL = 1 << 16  # bytes at the end of metrics.jsonl in which the last row is looked for
 
 
@@ -55,7 +56,13 @@ def holdings(place: Path, cache: bool = True) -> Iterator[Holding]:
 
 def is_run(folder: Path) -> bool:
     """Whether it is a run folder, of a run that may just have begun."""
-    return (folder / "config.yaml").is_file() and any((folder / n).exists() for n in ("metrics.jsonl", LOCK))
+    config = folder / "config.yaml"
+    if not config.is_file() or not any((folder / name).exists() for name in ("metrics.jsonl", LOCK)):
+        return False
+    if any((folder / name).exists() for name in ("provenance.json", "checkpoint")):
+        return True
+    text = _text(config)  # others have files of these names too
+    return bool(_setting(text, "rounds") and _setting(text, "seed"))
 
 
 def is_weights(folder: Path) -> bool:
@@ -114,9 +121,15 @@ def tidy(place: Path) -> list[Path]:
     if not place.is_dir() or any(True for _ in _folders(place)):
         return []
     for name in OF_A_SWEEP:
-        path = place / name
         with suppress(OSError):
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            (place / name).unlink()
+    report = place / REPORT
+    with suppress(OSError):
+        if (report / PAGE).is_file() and not report.is_symlink():  # else a folder that somebody named so
+            for path in report.iterdir():
+                if path.suffix in OF_A_REPORT and not path.is_dir():
+                    path.unlink()
+        report.rmdir()
     with suppress(OSError):
         place.rmdir()
     return sorted(place.iterdir()) if place.is_dir() else []
@@ -146,9 +159,7 @@ def _folders(place: Path) -> Iterator[Path]:
 
 
 def _run(folder: Path) -> Holding:
-    summary, text = _json(folder / "summary.json"), ""
-    with suppress(OSError):
-        text = (folder / "config.yaml").read_text(errors="replace")
+    summary, text = _json(folder / "summary.json"), _text(folder / "config.yaml")
     named = re.fullmatch(r"(.+)-s\d+-[0-9a-f]+(?:-[\d-]+)?", folder.name)
     method = summary.get("method") or _setting(text, "method") or (named[1] if named else "")
     seed, planned = _setting(text, "seed"), _setting(text, "rounds")
@@ -171,6 +182,13 @@ def _setting(text: str, name: str) -> str:
     """A top-level setting of a run, read without parsing all of its configuration."""
     found = re.search(rf"^{name}: *(.*?) *$", text, re.MULTILINE)
     return "" if found is None or found[1] == "null" else found[1].strip("'\"")
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -40,6 +40,11 @@ def test_verdicts_and_expectations(runs, capsys):
         == 1
     )
     assert "fedsim: expected fedavg better, but against fedspeed it is worse" in capsys.readouterr().err
+    argv = ["compare", "runs", "--at", "last", "--reference", "all", "--rename", "fedspeed=z"]
+    assert (
+        command([*argv, "--expect", "twin equivalent"]) == 1
+    )  # to fedavg, but not to z, whose pair names z first
+    assert "expected twin equivalent, but against z it is worse" in capsys.readouterr().err
 
 
 def test_json_is_all_there_is_on_stdout(runs, capsys, monkeypatch):
@@ -74,7 +79,8 @@ def test_json_is_all_there_is_on_stdout(runs, capsys, monkeypatch):
             ["--objective", "clients/accuracy", "--on", "val"],
             "says another place than --on val; leave one out",
         ),
-        (["--margin", "-1"], "--margin -1: must not be negative"),
+        (["--margin", "-1"], "--margin -1: must be finite and not negative"),
+        (["--margin", "inf", "--json"], "--margin inf: must be finite and not negative"),
     ],
 )
 def test_what_is_refused(runs, capsys, argv, said):

@@ -144,6 +144,25 @@ def test_what_is_not_fedsims_is_refused(root: Path, capsys: pytest.CaptureFixtur
     assert (root / "thesis" / "chapter.tex").exists()
 
 
+def test_what_others_named_alike_stays(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mine = root / "mine"
+    make(mine / "fedavg-s0-0123abcd", 0, "done")
+    (mine / "report").mkdir()
+    (mine / "report" / "thesis.tex").write_text("x")
+    other = mine / "other"  # of another program
+    other.mkdir()
+    (other / "config.yaml").write_text("lr: 0.1\nseed: 1\n")
+    (other / "metrics.jsonl").write_text("{}")
+    assert command(["rm", str(mine), "--yes"]) == 0
+    assert "other, report" in capsys.readouterr().err
+    assert sorted(p.name for p in mine.rglob("*.*")) == ["config.yaml", "metrics.jsonl", "thesis.tex"]
+    make(mine / "fedavg-s0-0123abcd", 0, "done")
+    (mine / "report" / "report.html").touch()
+    (mine / "report" / "notes.md").touch()
+    assert command(["rm", str(mine), "--yes"]) == 0
+    assert [p.name for p in (mine / "report").iterdir()] == ["notes.md"]  # what a report does not write
+
+
 def test_the_size_counts_a_file_once(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"0" * 100_000)
     before = size(tmp_path)

@@ -170,6 +170,18 @@ def test_nothing_to_show_yet_and_a_build_that_fails(tmp_path, monkeypatch):
     assert json.loads(answer(report, "/state")[1])["remark"] == "The report could not be built: half a file"
 
 
+def test_a_build_that_breaks_off_leaves_the_page(report, tmp_path):
+    assert "build 1" in answer(report, "/")[1].decode()
+
+    def build():
+        raise KeyError("client")  # as of rows that somebody cut
+
+    report._build = build
+    make(tmp_path, "fedavg", 1, [0.5])
+    assert json.loads(answer(report, "/state")[1])["remark"].endswith("not be built: KeyError('client')")
+    assert "build 1" in answer(report, "/")[1].decode()
+
+
 @pytest.mark.slow
 def test_the_command_follows_a_folder_and_ends_with_ctrl_c(tmp_path):
     make(tmp_path, "fedavg", 0, [0.5, 0.6], folder="fedavg-s0")

@@ -69,6 +69,13 @@ def test_projection_on_the_simplex() -> None:
         assert (found[v.argsort()].diff() >= 0).all()
 
 
+def test_losses_that_diverge_and_a_rate_of_zero_are_taken() -> None:
+    found = project_simplex(torch.tensor([0.2, 1e30, 1e20, 0.3], dtype=torch.float64))
+    assert found.tolist() == [0, 1, 0, 0]
+    w, losses = torch.zeros(3), torch.tensor([0.5, 2.0])
+    assert qfedavg_step(w, torch.zeros(2, 3), losses, 0.0, 2.0).tolist() == [0, 0, 0]
+
+
 def test_agnostic_fl_gives_the_reference_rounds() -> None:
     z = golden()
     w, lam = z["w"], torch.full((6,), 1 / 6, dtype=torch.float64)
