@@ -56,6 +56,7 @@ Results
 
 Exit codes
   0 done   1 a run failed   2 bad configuration or data   130 interrupted (the same command goes on)
+  143 terminated by SIGTERM, as from Slurm (the same command goes on)
 
 Hydra's own flags: --cfg job, --info, --config-dir DIR, --hydra-help, and -sc install=bash for completion.
 """
