@@ -3,6 +3,7 @@
 import fcntl
 import http.client
 import json
+import logging
 import os
 import signal
 import socket
@@ -15,6 +16,7 @@ from contextlib import contextmanager
 import pytest
 from runfolder import make
 
+from fedsim.cli.serving import warned_once
 from fedsim.errors import ConfigError
 from fedsim.report import live
 from fedsim.report.live import LiveReport, answer, server
@@ -168,6 +170,15 @@ def test_nothing_to_show_yet_and_a_build_that_fails(tmp_path, monkeypatch):
     assert "No runs yet" in page and "No run has begun yet." in page
     make(tmp_path, "fedavg", 0, [0.5])
     assert json.loads(answer(report, "/state")[1])["remark"] == "The report could not be built: half a file"
+
+
+def test_what_is_wrong_is_said_once_however_often_the_report_is_built(caplog):
+    log = logging.getLogger("fedsim.report.runs")
+    with warned_once():
+        for number in (1, 2, 2, 1):
+            log.warning("run %d skipped", number)
+    log.warning("run 1 skipped")
+    assert caplog.messages == ["run 1 skipped", "run 2 skipped", "run 1 skipped"]
 
 
 @pytest.mark.slow
