@@ -43,7 +43,7 @@ def test_the_bayesian_signed_rank_test():
     assert better == pytest.approx(0.5**0.25, abs=0.005) and worse == 0 and same == pytest.approx(1 - better)
     gains = [0.02, 0.01, 0.03, -0.01, 0.02]
     one, other = signed_rank(gains, 0.005), signed_rank([-d for d in gains], 0.005)
-    assert one == other[::-1] and sum(one) == pytest.approx(1) and one[2] > 0.9
+    assert one == other[::-1] and sum(one) == pytest.approx(1) and one[2] > 0.85
     assert signed_rank([0.001] * 5, 0.005)[1] == 1
     assert signed_rank([10 * d for d in gains], 0.05) == one
 
