@@ -46,7 +46,7 @@ class AgnosticFL(LossWeighted):
     ``step=0`` is FedAvg with uniform weights (``groups=client``).
     """
 
-    traits: ClassVar[Traits] = Traits()
+    traits: ClassVar[Traits] = Traits(asked_only=True, counts_clients=True)
     weighting: str = field(init=False, default="uniform")
     step: float
     groups: str

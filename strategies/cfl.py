@@ -70,8 +70,10 @@ class CFL(Clustered):
     """
 
     traits: ClassVar[Traits] = Traits(
+        asked_only=True,
+        counts_clients=True,
         unread=dict.fromkeys(("ratio", "separation"), ("criterion", ("absolute",)))
-        | dict.fromkeys(("eps1", "eps2"), ("criterion", ("relative",)))
+        | dict.fromkeys(("eps1", "eps2"), ("criterion", ("relative",))),
     )
     choice: ClassVar[str] = "cosine"
     criterion: str

@@ -38,7 +38,8 @@ class Composed(Strategy):
         check(plain, "base", name, f"has ways of its own with BatchNorm or steps; {known}")
         wants = ("features", "linear_head", "body", "labels", "unlabelled", "horizon")
         needs = {k: getattr(base.traits, k) for k in wants}
-        self.traits = replace(traits, **needs)  # type: ignore[misc]
+        asked_only = traits.asked_only and base.traits.asked_only
+        self.traits = replace(traits, asked_only=asked_only, **needs)  # type: ignore[misc]
 
     def setup(self, task: Task, layout: Layout) -> None:
         """The base's."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -31,6 +31,8 @@ class DualStrategy(Strategy):
     def __post_init__(self) -> None:
         check(self.dual_mean in ("all", "active"), "dual_mean", self.dual_mean, "choose one of all, active")
         check_weighting(self.weighting)
+        counts = self.dual_mean == "all"
+        self.traits = replace(self.traits, asked_only=True, counts_clients=counts)  # type: ignore[misc]
 
     @property
     def fold(self) -> Fold:  # type: ignore[override]

@@ -33,6 +33,7 @@ class HeteroFL(Strategy):
     """
 
     traits: ClassVar[Traits] = Traits(
+        asked_only=True,
         widths=True,
         over_selection=False,
         mean_only="parts of models can only be averaged; leave the aggregator at mean",

@@ -51,7 +51,8 @@ class IFCA(Clustered):
     """
 
     traits: ClassVar[Traits] = Traits(
-        unread={"restarts": ("start", ("spread",)), "spread_epochs": ("start", ("random",))}
+        asked_only=True,
+        unread={"restarts": ("start", ("spread",)), "spread_epochs": ("start", ("random",))},
     )
     choice: ClassVar[str] = "loss"
     k: int

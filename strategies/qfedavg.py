@@ -60,7 +60,7 @@ class QFedAvg(LossWeighted):
     """
 
     traits: ClassVar[Traits] = Traits(
-        mean_only="q-FedAvg's step is bounded for the mean; leave aggregator out"
+        asked_only=True, mean_only="q-FedAvg's step is bounded for the mean; leave aggregator out"
     )
     wants_norms = True
     q: float

@@ -43,7 +43,9 @@ class Scaffold(Strategy):
         )
         check(self.steps in ("own", "reference"), "steps", self.steps, "choose one of own, reference")
         check_weighting(self.weighting)
-        self.traits = replace(self.traits, fixed_sizes=self.steps == "reference")  # type: ignore[misc]
+        reference = self.steps == "reference"
+        told = {"fixed_sizes": reference, "asked_only": not reference, "counts_clients": True}
+        self.traits = replace(self.traits, **told)  # type: ignore[misc]
         self.client = ScaffoldClient(option=self.option, weighting=self.weighting)
 
     def init(self, server: Server) -> State:

@@ -33,7 +33,7 @@ class TERM(LossWeighted):
     ``weighting``: ``samples`` (n_k), or ``uniform`` without it.
     """
 
-    traits: ClassVar[Traits] = Traits()
+    traits: ClassVar[Traits] = Traits(asked_only=True)
     t: float
 
     def __post_init__(self) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from fedsim.cli.arguments import Arguments, folder, place
 from fedsim.errors import ConfigError
 from fedsim.report.blocks import ALL, ComparisonPlan
-from fedsim.report.choosing import assignments, chosen, renamed
+from fedsim.report.choosing import assignments, chosen, first_rounds, renamed
 from fedsim.report.objective import PLACES, Objective
 from fedsim.report.runs import Run, load_runs
 
@@ -40,6 +40,7 @@ def add_choices(parser: Arguments) -> None:
         metavar="KEY=V",
         help="runs to take: =, !=, <, <=, >, >=; a,b is or",
     )
+    add("--until", type=int, metavar="R", help="read the first R rounds of each run, as if it had no more")
     add("--rename", action="append", default=[], metavar="OLD=NEW", help="another name for a method")
     add("--json", action="store_true", help="print comparison.json and nothing else")
 
@@ -89,7 +90,8 @@ def runs_of(args: argparse.Namespace) -> list[Run]:
     runs = load_runs(args.dirs)
     if not runs:
         raise ConfigError(f"no run folder (with metrics.jsonl) in {', '.join(map(str, args.dirs))}")
-    return renamed(chosen(runs, args.where), assignments("--rename", args.rename))
+    shown = first_rounds(chosen(runs, args.where), args.until)
+    return renamed(shown, assignments("--rename", args.rename))
 
 
 def recorded(argv: Sequence[str], dirs: Sequence[Path], name: str) -> list[str]:

@@ -14,7 +14,7 @@ from fedsim.cli.choices import add_choices, plan_of, recorded, runs_of
 from fedsim.cli.exits import DONE, FAILED
 from fedsim.errors import ConfigError, hint
 from fedsim.report import comparison
-from fedsim.report.across import summary
+from fedsim.report.across import ACROSS, summary
 from fedsim.report.blocks import ProblemBlock, blocks_of
 from fedsim.report.objective import Objective
 from fedsim.report.terminal import common_folder
@@ -43,10 +43,20 @@ def compare(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--population", action="store_true", help="over other test samples too (evaluation.predictions=true)"
     )
+    parser.add_argument(
+        "--across",
+        choices=tuple(ACROSS),
+        default="",
+        help="of many settings: bayes (signed-rank test, within the margin equivalent) or bootstrap",
+    )
     args = parser.parse_args(argv)
+    if args.across and args.json:
+        raise ConfigError("--across: its line is no part of comparison.json; leave --json out")
     runs = runs_of(args)
     plan = plan_of(args, runs)
     if args.population:
+        if args.until is not None:
+            raise ConfigError("--population: predictions are the final model's; leave --until out")
         plan = replace(plan, population=True)
         if plan.objective != Objective(at="last"):
             raise ConfigError("--population: of the final model's test accuracy only; type --at last")
@@ -69,7 +79,7 @@ def compare(argv: Sequence[str]) -> int:
             "\n".join(
                 [
                     *comparison.lines(blocks, plan),
-                    *summary(blocks, plan),
+                    *summary(blocks, plan, args.across),
                     *earlier(blocks, common_folder(args.dirs)),
                 ]
             )

@@ -53,14 +53,15 @@ def forget(argv: Sequence[str]) -> int:
         )
         print(json.dumps(facts) if args.json else f"{met}; would be computed {why}: {todo.folder}")
         return 0
+    if todo.why_all and not args.json:
+        print(f"begins anew: {todo.why_all}", flush=True)
     found = carry_out(todo, purge=args.purge)
     if args.json:
         print(json.dumps(found), flush=True)
         return 0
     rounds = int(todo.config.rounds)
-    why = f" ({todo.why_all})" if todo.why_all else ""
     print(f"forgotten: {found['without']}")
-    print(f"computed:  {found['cost']['rounds']} of {rounds} rounds, from round {found['start'] + 1}{why}")
+    print(f"computed:  {found['cost']['rounds']} of {rounds} rounds, from round {found['start'] + 1}")
     print(f"weights:   {found['hashes']['before'][:16]} before, {found['hashes']['after'][:16]} after")
     print(
         "not undone: reports, trackers and copies made of the old run"

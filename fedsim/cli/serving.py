@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import io
-from collections.abc import Callable
-from contextlib import redirect_stdout
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from functools import partial
 
 from fedsim.cli.arguments import Arguments, folder
@@ -40,5 +41,26 @@ def serve_report(args: argparse.Namespace, build: Callable[[], int]) -> int:
 
     out = args.out or common_folder(args.dirs) / "report"
     live = LiveReport(args.dirs, out, quietly)
-    serve(live, PORT if args.port is None else args.port, partial(print, flush=True))
+    with warned_once():
+        serve(live, PORT if args.port is None else args.port, partial(print, flush=True))
     return DONE
+
+
+@contextmanager
+def warned_once() -> Iterator[None]:
+    """Within, a line that was logged once is not logged again: the report is built over and over."""
+    said: set[str] = set()
+
+    def new(record: logging.LogRecord) -> bool:
+        text, before = record.getMessage(), len(said)
+        said.add(text)
+        return len(said) > before
+
+    handlers = logging.getLogger().handlers or [h for h in [logging.lastResort] if h is not None]
+    for handler in handlers:
+        handler.addFilter(new)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(new)

@@ -2,38 +2,51 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
-from omegaconf._utils import get_yaml_loader
 from omegaconf.errors import OmegaConfBaseException
-from yaml import CSafeLoader, MarkedYAMLError, YAMLError, load
+from yaml import MarkedYAMLError, YAMLError
 
 from fedsim.errors import ConfigError
 
-
-class _Quick(CSafeLoader):
-    """OmegaConf's idea of numbers, by the parser in C: ten times as fast."""
-
-    yaml_implicit_resolvers = get_yaml_loader().yaml_implicit_resolvers
+_SECTION = re.compile(r"^(?=[A-Za-z_])", re.MULTILINE)
 
 
 def read_recorded(path: Path) -> dict[str, Any]:
-    """What :func:`read_yaml` gives, of a file that a run has written: quick where there is nothing to resolve."""
+    """What :func:`read_yaml` gives, of a file that a run has written; sections that many runs share are parsed once.
+
+    They share the parsed values, too, which are not to be written to.
+    """
     try:
-        text = path.read_text(encoding="utf-8")
-        found = None if "${" in text else load(text, _Quick)
+        found = _by_sections(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, YAMLError):
         found = None
-    return (
-        found
-        if isinstance(found, dict) and found and all(isinstance(k, str) for k in found)
-        else read_yaml(path)
-    )
+    return read_yaml(path) if found is None else found
+
+
+def _by_sections(text: str) -> dict[str, Any] | None:
+    """The mapping in ``text``, whose lines at the left margin each begin an entry; ``None`` if that cannot be told."""
+    head, *sections = _SECTION.split(text)
+    if head or not sections or _libyaml() is None or any(sign in text for sign in ("${", "!", "&", "*")):
+        return None
+    found: dict[str, Any] = {}
+    for section in sections:
+        entry = _section(section)
+        if not isinstance(entry, dict) or len(entry) != 1 or entry.keys() & found.keys():
+            return None
+        found |= entry
+    return found if all(isinstance(key, str) for key in found) else None
+
+
+@lru_cache(maxsize=4096)
+def _section(text: str) -> Any:
+    return yaml.load(text, _libyaml())
 
 
 def read_yaml(path: Path, what: str = "") -> dict[str, Any]:

@@ -184,6 +184,22 @@ def by_domain(data: Dataset, rows: np.ndarray) -> tuple[np.ndarray, dict[str, sl
     return rows, {name: slice(a, b) for name, a, b in spans if b > a}
 
 
+def belongings(ids: np.ndarray | None, dealt: Shards, clients: Collection[int]) -> np.ndarray | None:
+    """Whether each sample (N,) is of somebody among ``clients``, by its natural id, wherever it was set apart before.
+
+    ``None`` where samples belong to nobody before they are dealt out: without ids (N,), or where the partition has
+    ``dealt`` samples of one id to several clients.
+    """
+    if ids is None or not clients:
+        return None
+    _, codes = np.unique(ids, return_inverse=True)
+    owner = np.full(int(codes.max(initial=-1)) + 1, -1, dtype=np.int64)
+    holder = np.repeat(np.arange(len(dealt)), dealt.sizes)
+    owner[codes[dealt.index]] = holder
+    together = bool((owner[codes[dealt.index]] == holder).all())
+    return np.isin(owner[codes], list(clients)) if together else None
+
+
 def left_out(shards: Shards, clients: Collection[int]) -> Shards:
     """``shards`` in which ``clients`` have no samples."""
     return _only(shards, ~_mask(len(shards), clients))

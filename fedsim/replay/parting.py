@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from fedsim.data.shards import Shards
 from fedsim.errors import ConfigError, DataError
 from fedsim.replay.again import Stop, computed, weights_hashes
-from fedsim.report.runs import Run, flatten, load_runs, settings_of
+from fedsim.report.runs import Run, flatten, load_runs
 from fedsim.run.machine import difference, machine
 from fedsim.run.provenance import entries, entry_of
 
@@ -67,7 +67,7 @@ def recorded(one: Run, other: Run) -> dict[str, Any]:
     cohorts = [{int(r["round"]): r.get("cohort") for r in run.rows} for run in (one, other)]
     parted = next((t for t in common if weights[0][t] != weights[1][t]), None)
     shorter = None if parted or whole[0] == whole[1] else "A" if whole[0] < whole[1] else "B"
-    settings = [settings_of(run) | {"seed": run.seed} for run in (one, other)]
+    settings = [dict(run.settings) | {"seed": run.seed} for run in (one, other)]
     return {
         "settings": _pairs(*settings),
         "versions": _pairs(*(dict(flatten({k: entry.get(k) for k in MACHINE})) for entry in last)),

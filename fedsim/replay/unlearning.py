@@ -1,7 +1,8 @@
 """Exact unlearning: the run that there would have been without some clients, or some of their samples.
 
 It is a function of the other clients' data only. It starts from the last checkpoint before those clients were first
-asked for anything, if one was kept: until then both runs agree, unless the method counts all clients.
+asked for anything, if one was kept: until then both runs agree, unless the method counts all clients. Those that
+compute with their number agree only where samples are forgotten, not clients.
 """
 
 from __future__ import annotations
@@ -79,7 +80,8 @@ def plan(
         merged = before | {c: sorted({*before.get(c, []), *at}) for c, at in own.items()}
         changes["exclude_samples"] = {c: at for c, at in merged.items() if c not in set(clients)}
     config = base.without(clients, **changes)
-    return Forgetting(base, tuple(sorted(clients)), own, config, base.first_met(named), base.reason_for_all)
+    why = base.reason(samples_only=not clients)
+    return Forgetting(base, tuple(sorted(clients)), own, config, base.first_met(named), why)
 
 
 def forget(todo: Forgetting, *, purge: bool = False) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from fedsim.config.compose import load, plain, typed
 from fedsim.data.shards import Shards
@@ -22,6 +22,8 @@ from fedsim.replay.again import handed_over, serially
 from fedsim.run.key import Finished, finished_in, run_name, same_run
 from fedsim.tracking.rows import rows_of, stream_rows
 
+# Partitions by which samples that were set apart before are nobody's
+BY_CHANCE = tuple(f"fedsim.data.partition.{name}" for name in ("dirichlet", "iid", "quantity", "shards"))
 PLAIN_RULES = ("Uniform", "Weighted", "RoundRobin")  # sampling rules that look at nothing but sizes and a key
 
 
@@ -108,15 +110,26 @@ class BaseRun:
     @cached_property
     def reason_for_all(self) -> str:
         """Why a client matters before it is asked for the first time; empty if it does not."""
+        return self.reason()
+
+    def reason(self, samples_only: bool = False) -> str:
+        """The same; with ``samples_only`` some of its samples are left out and it stays among the clients."""
         from fedsim.run.participants import strategy
 
         config, method = self.config, strategy(self.config, None)
         kind, rule = type(method), str(config.sampling.get("_target_")).rpartition(".")
+        if method.traits.pooled:
+            return "all clients' samples lie in one place"
         if method.traits.meets_all_clients:
             return f"{kind.__name__} asks all clients before its first round"
         own = kind.__module__.startswith("strategies.") or "traits" in vars(kind)
         if not (method.traits.asked_only and own):
-            return f"{kind.__name__} counts all clients (traits.asked_only)"
+            return f"{kind.__name__} does not say that only clients asked so far count (traits.asked_only)"
+        if method.traits.counts_clients and not samples_only:
+            return f"{kind.__name__} computes with the number of all clients, so without one every round is another"
+        apart = config.evaluation.validation or OmegaConf.select(config, "data.labelled.at") == "server"
+        if apart and config.partition.get("_target_") not in BY_CHANCE:
+            return "some of its samples may be among those set apart beforehand (evaluation.validation, data.labelled)"
         if rule[2] not in PLAIN_RULES or not rule[0].startswith("fedsim.sampling"):
             return f"sampling={rule[2]} chooses among candidates"
         if config.pretrain or config.topology:

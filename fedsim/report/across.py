@@ -1,4 +1,5 @@
-"""Several settings together: verdicts counted, and from five settings on mean ranks. Accuracies are never averaged."""
+"""Several settings together: verdicts counted, mean ranks, and what is asked for beside them. Accuracies are never
+averaged over settings; differences are, in the bootstrap."""
 
 from __future__ import annotations
 
@@ -9,15 +10,24 @@ from statistics import fmean
 
 import numpy as np
 
+from fedsim.errors import ConfigError
 from fedsim.report.blocks import ComparisonPlan, ProblemBlock
-from fedsim.report.verdict import LEVEL, OPPOSITE
+from fedsim.report.verdict import BETTER, EQUIVALENT, LEVEL, OPPOSITE, WORSE, Comparison
 
 FEWEST_SETTINGS = 5
+ACROSS = {"bayes": FEWEST_SETTINGS, "bootstrap": 10}  # what can be asked for, and from how many settings on
+DRAWS = {"bayes": 50_000, "bootstrap": 10_000}
+PRIOR = 0.5  # weight of the one observation of no difference that the signed-rank test begins with
 
 
-def summary(blocks: Sequence[ProblemBlock], plan: ComparisonPlan) -> list[str]:
-    """Lines on all settings: none for a single one."""
+def summary(blocks: Sequence[ProblemBlock], plan: ComparisonPlan, across: str = "") -> list[str]:
+    """Lines on all settings: none for a single one. ``across``: also one of ``ACROSS``.
+
+    Raises:
+        ConfigError: if no two methods are compared in as many settings as that takes.
+    """
     compared = [block for block in blocks if block.comparisons]
+    asked = _asked(compared, plan, across) if across else []
     if len(compared) < 2:
         return []
     counts: dict[tuple[str, str], Counter[str]] = {}
@@ -28,11 +38,80 @@ def summary(blocks: Sequence[ProblemBlock], plan: ComparisonPlan) -> list[str]:
     for (a, b), found in counts.items():
         told = ", ".join(f"{found[verdict]} {verdict}" for verdict in OPPOSITE if found[verdict])
         out.append(f"  {a} vs {b}: {told}")
-    out += _ranked(compared, plan)
+    out += _ranked(compared, plan) + asked
     sources = Counter(str(block.setting.problem.get("data._target_")) for block in compared)
     if max(sources.values()) > 1:
         out.append("  settings of one data set are not independent of each other")
     return out
+
+
+def _asked(blocks: Sequence[ProblemBlock], plan: ComparisonPlan, across: str) -> list[str]:
+    """A line for each pair of methods that is compared in enough settings."""
+    pairs: dict[tuple[str, str], list[Comparison]] = {}
+    for block in blocks:
+        for c in block.comparisons:
+            if math.isfinite(c.mean):
+                pairs.setdefault((c.a, c.b), []).append(c)
+    most, least = max(map(len, pairs.values()), default=0), ACROSS[across]
+    if most < least:
+        raise ConfigError(
+            f"--across {across}: takes two methods compared in {least} settings or more; here it is {most}"
+        )
+    said = _said_bayes if across == "bayes" else _said_bootstrap
+    return [f"  {a} vs {b}: {said(found, plan)}" for (a, b), found in pairs.items() if len(found) >= least]
+
+
+def _said_bayes(found: Sequence[Comparison], plan: ComparisonPlan) -> str:
+    margin = plan.limit or 0.0
+    shares = signed_rank([c.mean for c in found], margin)
+    within = f" within {plan.scale * margin:.3g}" if margin else ""
+    names = (WORSE, EQUIVALENT + within, BETTER)
+    told = ", ".join(f"{name} {100 * share:.1f} %" for name, share in zip(names, shares, strict=True))
+    return f"Bayesian signed-rank test over {len(found)} settings: {told}"
+
+
+def _said_bootstrap(found: Sequence[Comparison], plan: ComparisonPlan) -> str:
+    mean, low, high = (plan.scale * x for x in resampled([list(c.differences.values()) for c in found]))
+    return (
+        f"mean difference over {len(found)} settings {mean:+.3g} [{low:+.3g}, {high:+.3g}], a bootstrap of settings, "
+        "then of their seeds"
+    )
+
+
+def signed_rank(differences: Sequence[float], margin: float) -> tuple[float, float, float]:
+    """Posterior probabilities that differences lie below -``margin``, within it, and above (Benavoli et al. 2014).
+
+    Weights of the n differences and of one prior observation of 0 are Dirichlet(1, ..., 1, ``PRIOR``); in each draw the
+    sums of two differences beyond twice the margin are counted with both weights, and the largest count wins.
+    """
+    z = np.array([*differences, 0.0])
+    weights = np.random.default_rng(0).dirichlet([*[1.0] * (len(z) - 1), PRIOR], DRAWS["bayes"])
+    sums = z[:, None] + z  # (n + 1, n + 1)
+    below, above = (
+        (((weights @ beyond) * weights).sum(1)) for beyond in (sums < -2 * margin, sums > 2 * margin)
+    )
+    wins = np.bincount(np.argmax([below, 1 - below - above, above], axis=0), minlength=3) / len(weights)
+    return float(wins[0]), float(wins[1]), float(wins[2])
+
+
+def resampled(differences: Sequence[Sequence[float]]) -> tuple[float, float, float]:
+    """Mean over settings of the mean difference over seeds, and the 95 % interval of a hierarchical bootstrap.
+
+    Each of its draws takes settings with replacement, and of each of them as many seeds as it has, with replacement.
+    """
+    counts = np.array([len(d) for d in differences])
+    table = np.zeros((len(counts), counts.max()))
+    for row, d in zip(table, differences, strict=True):
+        row[: len(d)] = d
+    rng, draws, total = np.random.default_rng(0), DRAWS["bootstrap"], 0.0
+    for _ in counts:
+        setting = rng.integers(0, len(counts), draws)
+        n = counts[setting][:, None]
+        seeds = (rng.random((draws, table.shape[1])) * n).astype(np.int64)
+        there = np.arange(table.shape[1]) < n
+        total = total + (table[setting[:, None], seeds] * there).sum(1) / n[:, 0]
+    low, high = np.percentile(total / len(counts), [100 * LEVEL / 2, 100 * (1 - LEVEL / 2)])
+    return fmean(fmean(d) for d in differences), float(low), float(high)
 
 
 def _ranked(blocks: Sequence[ProblemBlock], plan: ComparisonPlan) -> list[str]:

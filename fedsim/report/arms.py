@@ -6,14 +6,13 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from fedsim.config.roles import role_of
 from fedsim.report.objective import Number, Objective
-from fedsim.report.runs import Group, Run, flatten, followers_of, group_runs, settings_of
+from fedsim.report.runs import Group, Run, followers_of, group_runs
 
 # Settings of the problem's role that say how often and how much is measured, not what is learned
 READING = frozenset(
@@ -58,7 +57,7 @@ class Setting:
 
 def settings_at_hand(runs: Sequence[Run], objective: Objective) -> list[Setting]:
     """The problems among the runs, in order of their differing settings, each with its methods."""
-    flat = [settings_of(run) for run in runs]
+    flat = [run.settings for run in runs]
     followers = followers_of(runs, flat)
     problems = [
         {k: v for k, v in one.items() if role_of(k) == "problem" and k not in followers and k not in READING}
@@ -101,7 +100,7 @@ def _compatible(groups: Sequence[Group]) -> list[list[Group]]:
         known = {
             (run.seed, name): value
             for run in group.runs
-            for name, value in facts_of(run).items()
+            for name, value in run.facts.items()
             if name in HASHES
         }
         for together, hashes in out:
@@ -112,16 +111,6 @@ def _compatible(groups: Sequence[Group]) -> list[list[Group]]:
         else:
             out.append(([group], known))
     return [together for together, _ in out]
-
-
-def facts_of(run: Run) -> dict[str, Any]:
-    """What is recorded of a run beside its rows: its summary, and where and with what it was computed last."""
-    facts = dict(run.summary)
-    path = run.dir / "provenance.json"
-    with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):  # damaged: nothing is known
-        entry = json.loads(path.read_text(encoding="utf-8"))[-1]
-        facts |= {k: v for k, v in flatten(entry) if facts.get(k) is None}
-    return facts
 
 
 def _arm(group: Group, objective: Objective) -> Arm:

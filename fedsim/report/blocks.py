@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from statistics import fmean
 
 from fedsim.errors import ConfigError, hint
-from fedsim.report.arms import Arm, Setting, facts_of, settings_at_hand
+from fedsim.report.arms import Arm, Setting, settings_at_hand
 from fedsim.report.objective import Objective, check_column
 from fedsim.report.rightness import differing_samples
 from fedsim.report.runs import Run
@@ -187,7 +187,7 @@ def differences(a: Arm, b: Arm, seeds: Sequence[int]) -> list[str]:
     traffic = [_traffic(arm) for arm in (a, b)]
     if min(traffic) > 0 and max(traffic) / min(traffic) > MORE_TRAFFIC:
         out.append(f"{traffic[0] / traffic[1]:.2g} times the traffic per round")
-    facts = [[facts_of(arm.runs[s]) for s in seeds] for arm in (a, b)]
+    facts = [[arm.runs[s].facts for s in seeds] for arm in (a, b)]
     for key, words in (
         ("initial_hash", "initial weights differ"),
         ("host.class", "computed on different machines"),

@@ -1,4 +1,4 @@
-"""Which runs of those found are shown, and under which names: ``--where`` and ``--rename``."""
+"""Which runs of those found are shown, how far, and under which names: ``--where``, ``--until`` and ``--rename``."""
 
 from __future__ import annotations
 
@@ -59,6 +59,32 @@ def renamed(runs: Sequence[Run], renames: Mapping[str, str]) -> list[Run]:
         if old not in names:
             raise ConfigError(f"--rename {old}: no method of that name{hint(old, names)}")
     return [replace(run, method=renames.get(run.method, run.method)) for run in runs]
+
+
+def first_rounds(runs: Sequence[Run], until: int | None) -> list[Run]:
+    """The runs as if no more than ``until`` rounds had been asked for: later rows are gone, ``rounds`` is ``until``.
+
+    A run that got that far is done, however it ended later; one of fewer rounds stays what it is.
+
+    Raises:
+        ConfigError: if that is no round.
+    """
+    if until is None:
+        return list(runs)
+    if until < 1:
+        raise ConfigError(f"--until {until}: rounds are counted from 1")
+    return [_cut(run, until) for run in runs]
+
+
+def _cut(run: Run, until: int) -> Run:
+    rows = [row for row in run.rows if int(row["round"]) <= until]
+    asked, summary = run.config.get("rounds"), run.summary
+    longer = isinstance(asked, int) and asked > until
+    if rows and int(rows[-1]["round"]) == until:
+        kept = {k: v for k, v in summary.items() if k not in ("error", "stopped")}
+        summary = {**kept, "status": "done", "rounds": until}
+    config = {**run.config, "rounds": until} if longer else run.config
+    return replace(run, rows=rows, config=config, summary=summary, until=until)
 
 
 def assignments(flag: str, words: Sequence[str]) -> dict[str, str]:

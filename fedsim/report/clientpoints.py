@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, NamedTuple
+from mmap import ACCESS_READ, mmap
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fedsim.errors import DataError
 from fedsim.report.runs import Group, Run
@@ -33,6 +36,11 @@ NOT_MEASURED = (
 MAX_POINTS = 2000  # of a method; of more, every so many in order of client
 
 
+Measured = Mapping[
+    Path, Mapping[str, Mapping[int, float]]
+]  # of each run's folder: values by metric and client
+
+
 class Point(NamedTuple):
     """A client: training samples, Jensen-Shannon divergence in 0..1, accuracy in 0..1."""
 
@@ -44,44 +52,71 @@ class Point(NamedTuple):
 def last(run: Run, ending: str) -> dict[str, dict[int, float]]:
     """Values by client, of the last round that has any, of each metric in ``clients.jsonl`` whose name ends so.
 
-    Lines of earlier rounds are passed over unread: such files have a line per client, round and metric.
+    Lines of earlier rounds are passed over unread: such files have a line per client, round and metric. Those after
+    ``run.until`` do not count.
     """
-    path, needle = run.dir / "clients.jsonl", f'{ending}"'.encode()
-    kept: dict[bytes, tuple[bytes, list[bytes]]] = {}
-    if not path.exists():
+    path = run.dir / "clients.jsonl"
+    if not path.exists() or not path.stat().st_size:
         return {}
-    with path.open("rb") as lines:
-        for line in lines:
-            if needle not in line:
-                continue
+    kept: dict[bytes, tuple[bytes, list[bytes]]] = {}
+    with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as text:
+        for line in _from_the_end(text, f'{ending}"'.encode()):
             at = line.partition(b",")[0]  # {"round": 12
             name = line.partition(b'"metric": "')[2].partition(b'"')[0]
-            if name not in kept or kept[name][0] != at:
-                kept[name] = at, []
-            kept[name][1].append(line)
+            if name in kept:
+                if kept[name][0] == at:
+                    kept[name][1].append(line)
+            elif run.until is None or _early(at, run.until):
+                kept[name] = at, [line]
     values: dict[str, dict[int, float]] = {}
     for _, found in kept.values():
-        for line in found:
-            with suppress(ValueError, KeyError, TypeError):  # a half-written line
-                row = from_json(line)
+        for row in _rows(found[::-1]):
+            with suppress(ValueError, KeyError, TypeError):  # a line of another form
                 if str(row["metric"]).endswith(ending):
                     values.setdefault(row["metric"], {})[int(row["client"])] = float(row["value"])
     return dict(sorted(values.items()))
 
 
-def points(groups: Sequence[Group]) -> tuple[dict[str, list[Point]], str]:
+def _from_the_end(text: mmap, needle: bytes) -> Iterator[bytes]:
+    """The lines that hold ``needle``, the last one first."""
+    end = len(text)
+    while (at := text.rfind(needle, 0, end)) >= 0:
+        start, stop = text.rfind(b"\n", 0, at) + 1, text.find(b"\n", at)
+        yield text[start : stop if stop >= 0 else len(text)]
+        end = start
+
+
+def _rows(lines: Sequence[bytes]) -> list[dict[str, Any]]:
+    """Lines of JSON parsed all at once; one by one, without those that are none, if there are such."""
+    with suppress(ValueError):
+        return list(json.loads(b"[" + b",".join(lines) + b"]"))
+    found = []
+    for line in lines:
+        with suppress(ValueError):  # half-written
+            found.append(from_json(line))
+    return found
+
+
+def _early(start: bytes, until: int) -> bool:
+    """Whether a line that begins with ``{"round": 12`` is of a round up to ``until``."""
+    number = start.rpartition(b":")[2].strip()
+    return number.isdigit() and int(number) <= until
+
+
+def points(groups: Sequence[Group], found: Measured) -> tuple[dict[str, list[Point]], str]:
     """The clients of each group (none where nothing is known), and what to say of those that are not there.
 
-    The same client of the same partition is one point, the mean over the runs.
+    The same client of the same partition is one point, the mean over the runs, of which ``found`` is what :func:`last`
+    says, by folder.
     """
     from fedsim.data.skew import FILE, LabelSkew
 
-    found: dict[str, list[Point]] = {}
+    out: dict[str, list[Point]] = {}
     remarks: list[str] = []
     for group in groups:
         together: dict[tuple[bytes, int], list[Point]] = {}
         for run in group.runs:
-            measured = last(run, OWN).get(OWN)
+            measured = found[run.dir].get(OWN)
             if not measured:
                 remarks.append(NOT_MEASURED)
                 continue
@@ -98,11 +133,11 @@ def points(groups: Sequence[Group]) -> tuple[dict[str, list[Point]], str]:
                 if client < len(skew.sizes) and skew.sizes[client]:
                     point = Point(int(skew.sizes[client]), float(skew.js[client]), accuracy)
                     together.setdefault((same, client), []).append(point)
-        found[group.label] = [
+        out[group.label] = [
             Point(some[0].samples, some[0].js, sum(p.accuracy for p in some) / len(some))
             for some in together.values()
         ]
-    return found, " ".join(dict.fromkeys(remarks))
+    return out, " ".join(dict.fromkeys(remarks))
 
 
 def draw(found: Mapping[str, Sequence[Point]]) -> Curves:
@@ -111,18 +146,18 @@ def draw(found: Mapping[str, Sequence[Point]]) -> Curves:
     import numpy as np
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-    from fedsim.report.curves import STYLE, Curves, looks
+    from fedsim.report.curves import STYLE, Curves, looks, placed
 
     with mpl.rc_context(STYLE):
-        figure = Curves(figsize=(9.5, 3.8), dpi=110, layout="constrained")
+        figure = Curves(figsize=(9.5, 3.8), dpi=110)
         left, right = figure.subplots(1, 2, sharey=True)
         most = max((p.samples for some in found.values() for p in some), default=0)
         least = min((p.samples for some in found.values() for p in some), default=0)
         for (label, some), (colour, _) in zip(found.items(), looks(), strict=False):
             shown = np.array(some[:: max(1, -(-len(some) // MAX_POINTS))], dtype=float).reshape(-1, 3)
             for axes, column in ((left, 0), (right, 1)):
-                look = {"s": 16, "alpha": 0.6, "linewidths": 0, "color": colour, "label": label}
-                axes.scatter(shown[:, column], shown[:, 2], **look)
+                look = {"markersize": 4, "alpha": 0.6, "markeredgewidth": 0, "color": colour, "label": label}
+                axes.plot(shown[:, column], shown[:, 2], "o", **look)
         left.set(xlabel="training samples of a client", ylabel="accuracy on its own test samples")
         right.set(xlabel="Jensen-Shannon divergence of its labels, bits")
         if most > 20 * max(least, 1):
@@ -130,4 +165,5 @@ def draw(found: Mapping[str, Sequence[Point]]) -> Curves:
         else:
             left.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         left.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+        placed(figure)
     return figure

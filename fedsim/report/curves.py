@@ -13,6 +13,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from fedsim.report.runs import Group
@@ -31,6 +33,10 @@ STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "svg.hashsalt": "fedsim",  # same curves, same file
 }
+LINE, CHARACTER = (
+    0.22,
+    0.083,
+)  # inches: from line to line of a legend, and a character of its texts in the mean
 MAX_DOTS = 500
 MAX_CURVES = 28  # of one panel: so many looks differ
 MAX_BANDS = 14  # bands of more curves hide each other
@@ -101,19 +107,13 @@ def draw(histories: Histories, against: Axis = ROUNDS) -> Curves:
     bytes, seconds or joules, a round stands at the mean over the seeds of what it took to get there.
     """
     with mpl.rc_context(STYLE):
-        figure = _figure(9.5, 3.8)
+        figure = _figure(9.5, 3.4)
         left, right = figure.subplots(1, 2)
         _fill(left, "accuracy", histories, against)
         _fill(right, "loss", histories, against)
         for axes, metric in ((left, "accuracy"), (right, "loss")):
             axes.set_title(TITLES[metric], loc="left", fontsize=11, fontweight="bold")
-        handles, labels = left.get_legend_handles_labels()
-        if not handles:
-            handles, labels = right.get_legend_handles_labels()
-        if handles:
-            columns = min(len(labels), max(1, 110 // (max(map(len, labels)) + 8)))
-            figure.set_size_inches(9.5, 3.8 + 0.22 * (-(-len(labels) // columns) - 1))  # room for the legend
-            figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
+        described(figure, left if left.get_legend_handles_labels()[0] else right)
     return figure
 
 
@@ -122,6 +122,7 @@ def panel(histories: Histories, metric: str, against: Axis = ROUNDS) -> Curves:
     with mpl.rc_context(STYLE):
         figure = _figure(5.2, 3.4)
         _fill(figure.subplots(), metric, histories, against)
+        placed(figure)
     return figure
 
 
@@ -133,13 +134,58 @@ def one_panel() -> tuple[Curves, Axes]:
 
 
 def titled(figure: Figure) -> None:
-    """Give a figure of one panel its legend, below it, with room for its lines."""
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    if handles:
-        columns = min(len(labels), max(1, 70 // (max(map(len, labels)) + 8)))
-        width, height = figure.get_size_inches()
-        figure.set_size_inches(width, height + 0.22 * -(-len(labels) // columns))
-        figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
+    """Give a figure of one panel its legend."""
+    with mpl.rc_context(STYLE):
+        described(figure, figure.axes[0])
+
+
+def described(figure: Figure, axes: Axes) -> None:
+    """Put the legend of ``axes`` below the panels, which become no smaller for it, and everything in its place.
+
+    It is drawn by hand: matplotlib's own measures each of its texts some twenty times over.
+    """
+    handles, labels = axes.get_legend_handles_labels()
+    width, height = (float(inches) for inches in figure.get_size_inches())
+    longest = max(map(len, labels), default=0)
+    columns = max(1, min(len(labels), int((width - 0.2) / (0.75 + CHARACTER * longest))))
+    rows = -(-len(labels) // columns)
+    below = LINE * rows + 0.1 if rows else 0.0
+    figure.set_size_inches(width, height + below)
+    column = min((width - 0.2) / columns, 0.75 + CHARACTER * longest)
+    for at, (handle, label) in enumerate(zip(handles, labels, strict=True)):
+        drawn = handle if isinstance(handle, Line2D) else handle[0]  # of bars their line
+        x = (width - columns * column) / 2 + column * (at // rows)
+        y = (below - LINE * (at % rows + 0.5)) / (height + below)
+        look = {"color": drawn.get_color(), "linestyle": drawn.get_linestyle(), "marker": drawn.get_marker()}
+        ends = [x / width, (x + 0.15) / width, (x + 0.3) / width]
+        figure.add_artist(Line2D(ends, [y] * 3, linewidth=1.8, markersize=3.5, markevery=[1], **look))
+        figure.text((x + 0.4) / width, y, label, va="center_baseline", parse_math=False)
+    placed(figure, below)
+
+
+def placed(figure: Figure, below: float = 0.0) -> None:
+    """Put the panels, which stand side by side, in their places: with room for the texts at their axes, and ``below``
+    inches more under them. It takes a hundredth of what a layout by measured texts does."""
+    width, height = figure.get_size_inches()
+    rooms = [_room(axes) for axes in figure.axes]
+    inner = (width - sum(rooms) - 0.15 * len(rooms)) / max(len(rooms), 1)
+    x = 0.0
+    for axes, room in zip(figure.axes, rooms, strict=True):
+        top = 0.35 if axes.get_title("left") or axes.get_title("right") else 0.15
+        bottom = below + 0.55
+        axes.set_position(
+            ((x + room) / width, bottom / height, inner / width, (height - top - bottom) / height)
+        )
+        x += room + inner + 0.15
+
+
+def _room(axes: Axes) -> float:
+    """Inches that the texts left of an axes take."""
+    axis = axes.yaxis
+    shown = axis.get_tick_params().get("labelleft", True)
+    texts = axis.get_major_formatter().format_ticks(axis.get_majorticklocs()) if shown else []
+    longest = max((len(text) if "$" not in text else 4 for text in texts), default=0)
+    return 0.2 + CHARACTER * longest + (0.22 if axes.get_ylabel() else 0.0)
 
 
 def spread(values: Mapping[str, Sequence[float]], words: str, percent: bool = True) -> Curves:
@@ -149,14 +195,27 @@ def spread(values: Mapping[str, Sequence[float]], words: str, percent: bool = Tr
     with mpl.rc_context(STYLE):
         figure = _figure(6.2, 0.75 + 0.52 * len(values))
         axes = figure.subplots()
+        boxes, colours = [], []
         for row, ((label, points), (colour, _)) in enumerate(zip(values.items(), looks(), strict=False)):
             finite = np.array([value for value in points if np.isfinite(value)])
-            axes.text(0, row - 0.3, label, transform=axes.get_yaxis_transform(), va="center")
-            _box(axes, finite, row + 0.13, colour)
+            axes.text(
+                0, row - 0.3, label, transform=axes.get_yaxis_transform(), va="center", parse_math=False
+            )
+            if not len(finite):
+                look: dict[str, Any] = {"ha": "center", "va": "center", "color": "#555555"}
+                axes.text(0.5, row + 0.13, "nothing measured", transform=axes.get_yaxis_transform(), **look)
+                continue
+            boxes.append((row + 0.13, *np.percentile(finite, [5, 25, 50, 75, 95])))
+            colours.append(colour)
+            if len(finite) <= MAX_DOTS:
+                height = row + 0.13 + 0.3 * (np.random.default_rng(0).random(len(finite)) - 0.5)
+                axes.plot(finite, height, "o", color=colour, markersize=3, alpha=0.5, markeredgewidth=0)
+        _draw_boxes(axes, np.array(boxes).reshape(-1, 6), colours)
         axes.set(ylim=(len(values) - 0.4, -0.6), yticks=[], xlabel=words)
         axes.spines["left"].set_visible(False)
         if percent:
             axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+        placed(figure)
     return figure
 
 
@@ -170,15 +229,12 @@ def image(figure: Figure, kind: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
     dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
     with mpl.rc_context(STYLE):
-        if (engine := figure.get_layout_engine()) is not None:  # once; savefig would draw all of it twice
-            engine.execute(figure)
-            figure.set_layout_engine("none")
         figure.savefig(buffer, format=kind, metadata=dates.get(kind), **options)
     return buffer.getvalue()
 
 
 def _figure(width: float, height: float) -> Curves:
-    figure = Curves(figsize=(width, height), dpi=110, layout="constrained")
+    figure = Curves(figsize=(width, height), dpi=110)
     FigureCanvasAgg(figure)
     return figure
 
@@ -212,12 +268,10 @@ def _curve(
     at, values = points[..., 0].mean(axis=0) / size, points[..., 1]
     mean = values.mean(axis=0)
     dots: dict[str, Any] = {"marker": "o" if len(rounds) <= 20 else None, "markersize": 3.5}
-    (line,) = axes.plot(at, mean, **look, **dots, linewidth=1.8)
-    line.set_in_layout(False)  # it stays within its axes: not to be measured, which takes long
+    axes.plot(at, mean, **look, **dots, linewidth=1.8)
     if band and len(series) > 1:
         std = values.std(axis=0, ddof=1)
-        shade = axes.fill_between(at, mean - std, mean + std, color=look["color"], alpha=0.22, linewidth=0)
-        shade.set_in_layout(False)
+        axes.fill_between(at, mean - std, mean + std, color=look["color"], alpha=0.22, linewidth=0)
 
 
 def _measured(rows: Rows, metric: str, against: Axis) -> dict[int, tuple[float, float]]:
@@ -243,15 +297,11 @@ def _finish(axes: Axes, metric: str) -> None:
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
 
 
-def _box(axes: Axes, values: np.ndarray, at: float, colour: str) -> None:
-    if not len(values):
-        place = axes.get_yaxis_transform()
-        axes.text(0.5, at, "nothing measured", transform=place, ha="center", va="center", color="#555555")
-        return
-    low, first, median, third, high = np.percentile(values, [5, 25, 50, 75, 95])
-    axes.hlines(at, low, high, color=colour, linewidth=1.2)
-    axes.broken_barh([(first, third - first)], (at - 0.17, 0.34), facecolor=f"{colour}33", edgecolor=colour)
-    axes.vlines(median, at - 0.17, at + 0.17, color=colour, linewidth=2.5)
-    if len(values) <= MAX_DOTS:
-        height = at + 0.3 * (np.random.default_rng(0).random(len(values)) - 0.5)
-        axes.plot(values, height, "o", color=colour, markersize=3, alpha=0.5, markeredgewidth=0)
+def _draw_boxes(axes: Axes, boxes: np.ndarray, colours: Sequence[str]) -> None:
+    """``boxes`` (n, 6): place, then the 5th, 25th, 50th, 75th and 95th percentile."""
+    at, low, first, median, third, high = boxes.T
+    axes.hlines(at, low, high, color=colours, linewidth=1.2)
+    for place, left, right, colour in zip(at, first, third, colours, strict=True):
+        look = {"facecolor": f"{colour}33", "edgecolor": colour}
+        axes.add_patch(Rectangle((left, place - 0.17), right - left, 0.34, **look))
+    axes.vlines(median, at - 0.17, at + 0.17, color=colours, linewidth=2.5)

@@ -21,6 +21,7 @@ _SPECIAL = {
     ord("^"): "\\textasciicircum{}",
     ord("<"): "\\textless{}",
     ord(">"): "\\textgreater{}",
+    ord("|"): "\\textbar{}",
     ord("±"): "$\\pm$",
     **{ord(sign): f"$^{{{digit}}}$" for digit, sign in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")},
 }
@@ -57,15 +58,17 @@ def to_latex(content: TextTable) -> str:
 
 
 def tex(text: str) -> str:
-    """Plain text for LaTeX."""
-    return " ".join(text.translate(_SPECIAL).split())
+    """Plain text for LaTeX, where a bracket or a star after the end of a row or an ``\\item`` would belong to that."""
+    found = " ".join(text.translate(_SPECIAL).split())
+    return f"{{}}{found}" if found.startswith(("[", "*")) else found
 
 
 def _cell(cell: Cell, aligned: str) -> str:
-    bold = "\\bfseries " if cell.mark else ""
+    leads = cell.mark in ("best", "tie")
+    bold = "\\bfseries " if leads else ""
     if aligned and _NUMBER.fullmatch(cell.text):
         return bold + cell.text.replace("±", "\\pm")
-    text = f"\\textbf{{{tex(cell.text)}}}" if cell.mark else tex(cell.text)
+    text = f"\\textbf{{{tex(cell.text)}}}" if leads else tex(cell.text)
     return f"{{{text}}}" if aligned else text
 
 

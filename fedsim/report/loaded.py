@@ -7,8 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedsim.report.arms import facts_of
-from fedsim.report.runs import Run, load_runs, settings_of
+from fedsim.report.runs import Run, load_runs
 from fedsim.tracking.rows import read_rows, scalars
 
 if TYPE_CHECKING:
@@ -30,8 +29,8 @@ class LoadedRuns:
         lines = []
         for run in self.found:
             own = self._own(run) | {"status": run.status}
-            facts = {k: v for k, v in facts_of(run).items() if not isinstance(v, dict | list)}
-            lines.append(own | settings_of(run) | {k: v for k, v in facts.items() if k not in own})
+            facts = {k: v for k, v in run.facts.items() if not isinstance(v, dict | list)}
+            lines.append(own | dict(run.settings) | {k: v for k, v in facts.items() if k not in own})
         return self._frame(lines)
 
     @cached_property

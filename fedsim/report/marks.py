@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from fedsim.report.arms import Arm, facts_of
+from fedsim.report.arms import Arm
 from fedsim.report.blocks import ComparisonPlan, ProblemBlock
 from fedsim.report.runs import Run
 from fedsim.report.verdict import BETTER, judge, pair
@@ -15,6 +15,7 @@ TOTALS = {"megabytes": ("bytes_up", "bytes_down"), "seconds": ("seconds",), "sim
 TOTALS |= {"joules": ("joules",)}
 EXACT = ("megabytes", "sim_seconds", "joules")  # ranked by value: nothing in them is drawn by chance alone
 FULL, TIE = "best", "tie"  # marks of leaders
+GREY = "grey"  # of what is shown, but ranked by nobody
 
 
 def marks_of(
@@ -30,9 +31,10 @@ def marks_of(
         rows = {row: arm for row, (where, arm) in enumerate(arms) if where == at}
         mark = FULL if len(block.stars) == 1 else TIE
         out[plan.objective.column] |= {row: mark for row, arm in rows.items() if arm.name in block.stars}
-        exact = (*EXACT, *(["seconds"] if timed and quiet(block) else []))
-        for column in exact:
-            out.setdefault(column, {}).update(_least(rows, TOTALS[column]))
+        for column in (*EXACT, *(["seconds"] if timed else [])):
+            ranked = column != "seconds" or quiet(block)
+            marks = _least(rows, TOTALS[column]) if ranked else dict.fromkeys(rows, GREY)
+            out.setdefault(column, {}).update(marks)
         out.setdefault("rounds_to_target", {}).update(_fastest(rows, target))
     return out
 
@@ -67,7 +69,7 @@ def _fastest(rows: dict[int, Arm], target: float | None) -> dict[int, str]:
 
 def quiet(block: ProblemBlock) -> bool:
     """Whether all runs of a block were timed alike, on machines with cores to spare."""
-    facts = [facts_of(run) for arm in block.ranked for run in arm.runs.values()]
+    facts = [run.facts for arm in block.ranked for run in arm.runs.values()]
     same = {
         tuple(fact.get(k) for k in ("host.class", "engine.name", "engine.workers", "threads"))
         for fact in facts

@@ -172,13 +172,13 @@ def _clients(groups: Sequence[Group], out: Path) -> str:
     """How a metric spreads over the clients, the clients of all seeds together."""
     from fedsim.report.curves import image, spread
 
-    found = [[clientpoints.last(run, "accuracy") for run in group.runs] for group in groups]
-    metrics = sorted({metric for seeds in found for values in seeds for metric in values})
+    found = {run.dir: clientpoints.last(run, "accuracy") for group in groups for run in group.runs}
+    metrics = sorted({metric for values in found.values() for metric in values})
     html = []
     for metric in metrics:
         pooled = {
-            group.label: [value for values in seeds for value in values.get(metric, {}).values()]
-            for group, seeds in zip(groups, found, strict=True)
+            group.label: [value for run in group.runs for value in found[run.dir].get(metric, {}).values()]
+            for group in groups
         }
         figure = spread(pooled, f"{metric.rpartition('/')[2]} of a client")
         name = f"clients-{metric.replace('/', '-')}.png"
@@ -194,12 +194,12 @@ def _clients(groups: Sequence[Group], out: Path) -> str:
             "sets a part of each client's samples aside and measures on it every ten rounds."
         )
     dots = "A dot is a client (of any seed), the box holds the middle half, the line the middle 90 %."
-    return "\n".join([*html, prose.paragraph(dots, "soft"), _against_size_and_skew(groups, out)])
+    return "\n".join([*html, prose.paragraph(dots, "soft"), _against_size_and_skew(groups, found, out)])
 
 
-def _against_size_and_skew(groups: Sequence[Group], out: Path) -> str:
+def _against_size_and_skew(groups: Sequence[Group], found: clientpoints.Measured, out: Path) -> str:
     """Accuracy on own test samples against how many training samples a client has, and how skewed their labels are."""
-    points, remark = clientpoints.points(groups)
+    points, remark = clientpoints.points(groups, found)
     title = "<h3>Accuracy against size and skew</h3>"
     if not any(points.values()):
         return title + prose.paragraph(remark)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsim.errors import headline
-from fedsim.report.runs import Group, Run, flatten, settings_of
+from fedsim.report.runs import Group, Run, flatten
 from fedsim.report.tables import html_table
 
 MAX_REASON = 200  # characters of a failure's reason
@@ -74,7 +74,7 @@ def facts(groups: Sequence[Group]) -> str:
 
 def configuration(groups: Sequence[Group]) -> str:
     """Keys in which the groups differ, as a table; keys that all runs share, folded away."""
-    seeds = [[settings_of(run) for run in group.runs] for group in groups]
+    seeds = [[run.settings for run in group.runs] for group in groups]
     flat = [first for first, *_ in seeds]
     everything = [dict(flatten(run.config)) for run in _runs(groups)]
     shared = {

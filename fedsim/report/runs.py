@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ class Run:
     config: Mapping[str, Any]  # as resolved, nested
     rows: Sequence[Mapping[str, Any]]  # of metrics.jsonl
     summary: Mapping[str, Any]  # empty while the run is under way, or if it was killed
+    until: int | None = None  # the last round that is looked at; None: whatever there is
 
     @property
     def status(self) -> str:
@@ -50,26 +52,20 @@ class Run:
         """Values by round, of the rounds in which ``metric`` was measured."""
         return {int(row["round"]): float(row[metric]) for row in self.rows if row.get(metric) is not None}
 
-    def of_clients(self, ending: str) -> dict[str, list[float]]:
-        """Values over clients, of the last round that has any, of each metric in ``clients.jsonl`` whose name ends so.
+    @cached_property
+    def settings(self) -> Mapping[str, Any]:
+        """All settings that can change a result, under flat names, without the seed."""
+        flat = flatten(telling(self.config))
+        return {key: value for key, value in flat if key != "seed" and not key.startswith("hydra.")}
 
-        The file is read line by line; without it, or without such metrics, the answer is empty.
-        """
-        path, rounds, values = self.dir / "clients.jsonl", dict[str, int](), dict[str, list[float]]()
-        if not path.exists():
-            return {}
-        with path.open("rb") as lines:
-            for line in lines:
-                if f'{ending}"'.encode() not in line:
-                    continue
-                with suppress(ValueError, KeyError, TypeError):  # a half-written line
-                    row = from_json(line)
-                    name, at, value = str(row["metric"]), int(row["round"]), float(row["value"])
-                    if name.endswith(ending):
-                        if rounds.get(name) != at:
-                            rounds[name], values[name] = at, []
-                        values[name].append(value)
-        return dict(sorted(values.items()))
+    @cached_property
+    def facts(self) -> Mapping[str, Any]:
+        """What is recorded of it beside its rows: its summary, and where and with what it was computed last."""
+        facts = dict(self.summary)
+        with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
+            entry = json.loads((self.dir / "provenance.json").read_text(encoding="utf-8"))[-1]
+            facts |= {k: v for k, v in flatten(entry) if facts.get(k) is None}
+        return facts
 
     def total(self, column: str, until: float = math.inf) -> float:
         """Sum of a column over all rounds up to ``until``."""
@@ -132,7 +128,7 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
     repeated with equal settings and seed is taken once, the one with most rounds, and the others are named
     in a warning.
     """
-    flat = [settings_of(run) for run in runs]
+    flat = [run.settings for run in runs]
     followers = followers_of(runs, flat)
     members: dict[str, list[int]] = {}
     for index, config in enumerate(flat):
@@ -204,12 +200,6 @@ def _run_folders(place: Path, problems: list[str]) -> Iterator[Path]:
 def _only_checkpoint(place: Path) -> str:
     there = (place / "checkpoint").is_dir()
     return "; it has a checkpoint, from which the run's own command goes on" if there else ""
-
-
-def settings_of(run: Run) -> dict[str, Any]:
-    """All settings of a run that can change a result, under flat names, without its seed."""
-    flat = flatten(telling(run.config))
-    return {key: value for key, value in flat if key != "seed" and not key.startswith("hydra.")}
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -38,12 +38,13 @@ _INSIDE = {
     "resolution",
     "note",
 }  # within others, or below
-MARKS = {"best": "*", "tie": "°"}  # in plain text
+MARKS = {"best": " *", "tie": " °", "grey": ""}  # in plain text
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell's text, and its mark: ``best``, ``tie`` (one of several equivalent leaders), or none."""
+    """A cell's text, and its mark: ``best``, ``tie`` (one of several equivalent leaders), ``grey`` (not ranked), or
+    none."""
 
     text: str
     mark: str = ""
@@ -116,11 +117,11 @@ def show_text(content: TextTable, console: Console | None = None) -> None:
     for name, numeric in zip(content.header, content.numeric, strict=True):
         justify: Literal["right", "left"] = "right" if numeric else "left"
         table.add_column(plain(name), justify=justify, no_wrap=True)
-    looks = {"best": "bold green", "tie": "green"}
+    looks = {"best": "bold green", "tie": "green", "grey": "bright_black"}
     for at, row in enumerate(content.rows):
         ends = at + 1 < len(content.rows) and len(set(content.blocks[at : at + 2])) > 1
         cells = (
-            f"[{looks[c.mark]}]{plain(c.text)} {MARKS[c.mark]}[/]" if c.mark else plain(c.text) for c in row
+            f"[{looks[c.mark]}]{plain(c.text)}{MARKS[c.mark]}[/]" if c.mark else plain(c.text) for c in row
         )
         table.add_row(*cells, end_section=ends)
     console = console or RichConsole()
@@ -141,7 +142,7 @@ def to_csv(frame: pd.DataFrame) -> str:
 
 def to_markdown(content: TextTable) -> str:
     """A pipe table; the best in bold, equivalent leaders in italics, notes as a list."""
-    around = {"best": "**", "tie": "*", "": ""}
+    around = {"best": "**", "tie": "*", "grey": "", "": ""}
 
     def line(cells: Iterable[str]) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

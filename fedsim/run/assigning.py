@@ -155,8 +155,12 @@ def assigned(
     if labelled is not None or gone:
         roles = replace(roles, dealt=trained)
     found = replace(data, dataset=dataset, shards=shards, roles=roles)
-    if rows := samples_left_out.rows(config, dealt):
+    rows = samples_left_out.rows(config, dealt)
+    if rows:
         found = found.lacking(rows)
+    whole = {c for c, own in rows.items() if len(own) == len(dealt.part(c))}
+    if (excluded := (gone - held) | whole) and dataset.ids is not None:
+        found = replace(found, roles=samples_left_out.of_others(found.roles, dataset, dealt, excluded))
     return found.without(gone) if gone else found
 
 

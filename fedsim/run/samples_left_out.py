@@ -1,12 +1,16 @@
-"""Samples of some clients that nobody uses (``exclude_samples``)."""
+"""Samples of some clients that nobody uses (``exclude_samples``, and of whole clients what was set apart before)."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 
 import numpy as np
+import torch
 from omegaconf import DictConfig, OmegaConf
 
+from fedsim.data.dataset import Dataset
+from fedsim.data.sample_roles import Portion, Roles, belongings, by_domain
 from fedsim.data.shards import Shards
 from fedsim.errors import ConfigError
 
@@ -67,6 +71,33 @@ def rows(config: DictConfig, dealt: Shards) -> dict[int, np.ndarray]:
             )
         found[client] = own[at]
     return found
+
+
+def of_others(roles: Roles, data: Dataset, dealt: Shards, excluded: Collection[int]) -> Roles:
+    """``roles`` in which what was set apart before samples were dealt out has none of ``excluded`` clients.
+
+    Raises:
+        ConfigError: if nothing is left to validate on.
+    """
+    theirs = belongings(data.ids, dealt, excluded)
+    if theirs is None:
+        return roles
+
+    def left(portion: Portion | None) -> Portion | None:
+        if portion is None or portion.samples is not None:  # not of the clients' samples
+            return portion
+        rows = portion.rows.numpy()
+        return replace(portion, rows=torch.from_numpy(rows[~theirs[rows]]))
+
+    validation, spans = left(roles.validation), roles.validation_domains
+    if validation is not None and validation is not roles.validation:
+        rows, spans = by_domain(data, np.sort(validation.rows.numpy()))
+        validation = replace(validation, rows=torch.from_numpy(rows))
+        if not len(rows):
+            raise ConfigError(
+                f"exclude={sorted(excluded)}: all samples of evaluation.validation are theirs; set a larger share apart"
+            )
+    return replace(roles, validation=validation, validation_domains=spans, server=left(roles.server))
 
 
 def _named(client: object, chosen: object) -> str:

@@ -41,9 +41,8 @@ class Traits:
     meets_all_clients: bool = (
         False  # every client is asked for something at least once, whatever the sampling
     )
-    asked_only: bool = (
-        False  # what it computes hangs on nobody but the clients asked so far, nor on how many there are
-    )
+    asked_only: bool = False  # what it computes hangs on no other clients than those asked so far
+    counts_clients: bool = False  # but for how many there are
     public_values: frozenset[str] = (
         frozenset()
     )  # values of updates that say nothing of a client's samples but how many

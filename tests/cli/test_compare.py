@@ -81,6 +81,10 @@ def test_json_is_all_there_is_on_stdout(runs, capsys, monkeypatch):
         ),
         (["--margin", "-1"], "--margin -1: must be finite and not negative"),
         (["--margin", "inf", "--json"], "--margin inf: must be finite and not negative"),
+        (["--until", "0"], "--until 0: rounds are counted from 1"),
+        (["--until", "3", "--population", "--at", "last"], "predictions are the final model's"),
+        (["--across", "bayes"], "in 5 settings or more; here it is 1"),
+        (["--across", "bayes", "--json"], "--across: its line is no part of comparison.json"),
     ],
 )
 def test_what_is_refused(runs, capsys, argv, said):

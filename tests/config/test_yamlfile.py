@@ -3,7 +3,7 @@
 import pytest
 from omegaconf import OmegaConf
 
-from fedsim.config.yamlfile import read_yaml
+from fedsim.config.yamlfile import _by_sections, read_recorded, read_yaml
 from fedsim.errors import ConfigError
 
 TEXT = """
@@ -42,3 +42,15 @@ def test_what_is_wrong_is_said_by_line(tmp_path, text, said):
     (tmp_path / "a.yaml").write_text(text)
     with pytest.raises(ConfigError, match=said):
         read_yaml(tmp_path / "a.yaml")
+
+
+def test_what_runs_have_written_is_read_section_by_section(tmp_path):
+    plain = TEXT.strip().replace("3: number", "exclude:\n- 3\n- {a: 1}\n# a remark\nlast: 3") + "\n"
+    assert _by_sections(plain) is not None
+    for text in (plain, TEXT, plain + "same: ${lr}\n", "---\n" + plain, "a: &x [1]\nb: *x\n", "a: 1\n3: 2\n"):
+        (tmp_path / "a.yaml").write_text(text)
+        assert read_recorded(tmp_path / "a.yaml") == read_yaml(tmp_path / "a.yaml")
+    for text in ("a: 1\na: 2\n", "a: [1\nb: 2\n", "just words\n", ""):
+        (tmp_path / "a.yaml").write_text(text)
+        with pytest.raises(ConfigError, match=r"a\.yaml"):
+            read_recorded(tmp_path / "a.yaml")

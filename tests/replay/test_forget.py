@@ -55,31 +55,62 @@ def facts(folder: Path) -> list[Any]:
     ]
 
 
-@pytest.mark.parametrize("strategy", ["fedavg", "ditto", "scaffold", "feddyn"])
-def test_it_equals_the_run_without_them_whatever_their_samples_were(strategy: str, tmp_path: Path) -> None:
-    run = base(tmp_path / "a" / "run", f"strategy={strategy}")
+ACTIVE, ALONE = "strategy.dual_mean=active", "strategy.start=random"
+GOES_ON = [("fedavg",), ("ditto",), ("feddyn", ACTIVE), ("term",), ("ifca", ALONE, "strategy.k=2")]
+BEGINS_ANEW = [("scaffold",), ("feddyn",)]
+
+
+@pytest.mark.parametrize("method", GOES_ON + BEGINS_ANEW, ids=" ".join)
+def test_it_equals_the_run_without_them_whatever_their_samples_were(
+    method: tuple[str, ...], tmp_path: Path
+) -> None:
+    own = (f"strategy={method[0]}", *method[1:])
+    run = base(tmp_path / "a" / "run", *own)
     client = late(run)
     todo = plan(run, [client])
-    assert (todo.why_all == "") == (strategy in ("fedavg", "ditto"))
+    assert (todo.why_all == "") == (method in GOES_ON)
     done = forget(todo)
     assert done["start"] == (todo.first_met - 1 if not todo.why_all else 0) and todo.first_met > 1
     other = f"data.changed={client}"
-    zero = fedsim.simulate(settings(tmp_path / "zero", f"strategy={strategy}", f"exclude=[{client}]", other))
+    zero = fedsim.simulate(settings(tmp_path / "zero", *own, f"exclude=[{client}]", other))
     assert facts(todo.folder) == facts(zero.dir)
-    changed = base(tmp_path / "b" / "run", f"strategy={strategy}", other)
+    changed = base(tmp_path / "b" / "run", *own, other)
     again = plan(changed, [client])
     assert forget(again)["hashes"]["after"] == done["hashes"]["after"]
     assert facts(changed) != facts(run) and facts(again.folder) == facts(todo.folder)
     assert json.loads((todo.folder / "forget.json").read_text())["clients"] == [client]
 
 
-def test_a_sample_is_forgotten_likewise(tmp_path: Path) -> None:
-    run = base(tmp_path / "a" / "run")
+@pytest.mark.parametrize("strategy", ["fedavg", "scaffold", "feddyn", "afl"])
+def test_a_sample_is_forgotten_likewise(strategy: str, tmp_path: Path) -> None:
+    """From a checkpoint also where a method computes with the number of clients: that stays what it was."""
+    own = f"strategy={strategy}"
+    run = base(tmp_path / "a" / "run", own)
     client = late(run)
-    changed = base(tmp_path / "b" / "run", f"data.changed={client}", "data.rows=[1]")
+    changed = base(tmp_path / "b" / "run", own, f"data.changed={client}", "data.rows=[1]")
     results = [forget(plan(folder, [], {client: [1]})) for folder in (run, changed)]
     assert results[0]["hashes"]["after"] == results[1]["hashes"]["after"] != results[0]["hashes"]["before"]
     assert results[0]["start"] > 0 and results[0]["hashes"]["before"] != results[1]["hashes"]["before"]
+    left = f"exclude_samples={{{client}: [1]}}"
+    zero = fedsim.simulate(settings(tmp_path / "zero", own, left, f"data.changed={client}", "data.rows=[1]"))
+    assert facts(Path(results[0]["without"])) == facts(zero.dir)
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("strategy=centralised", "all clients' samples lie in one place"),
+        ("strategy=scaffold", "Scaffold computes with the number of all clients"),
+        ("strategy=fesem", "FeSEM asks all clients before its first round"),
+        ("evaluation.validation=0.2", "among those set apart beforehand"),
+    ],
+)
+def test_why_a_run_begins_anew(setting: str, said: str, tmp_path: Path, capsys: Any) -> None:
+    run = base(tmp_path / "run", setting, "rounds=1", "clients_per_round=6")
+    assert command(["forget", str(run), "--client", "1", "--dry-run"]) == 0
+    assert said in capsys.readouterr().out
+    assert command(["forget", str(run), "--client", "1"]) == 0
+    assert said in capsys.readouterr().out.splitlines()[0]
 
 
 def test_the_command_is_resumable_and_purges(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -39,7 +39,8 @@ def test_how_far_partitions_are_from_identical_clients(tmp_path):
     page = report(tmp_path)
     cells = re.findall(r"<td[^>]*>([^<]*)</td>", page[page.index("- (alpha=0.1), 3 clients") :])
     assert cells[:6] == ["2", "0.300", "1.000", "0.500", "0.250", "2 to 5"]
-    found, remark = clientpoints.points(groups)
+    measured = {run.dir: clientpoints.last(run, "accuracy") for group in groups for run in group.runs}
+    found, remark = clientpoints.points(groups, measured)
     assert [point.samples for point in found["fedavg"]] == [4, 4, 2] and found["fedprox"] == []
     assert [point.accuracy for point in found["fedavg"]] == pytest.approx(
         [0.125, 0.375, 0.625]
@@ -47,8 +48,8 @@ def test_how_far_partitions_are_from_identical_clients(tmp_path):
     assert [point.js for point in found["fedavg"]] == pytest.approx([0.311278, 0.311278, 0], abs=1e-6)
     assert remark == clientpoints.NOT_MEASURED and remark.replace("'", "&#x27;") in page
     left, right = clientpoints.draw(found).axes
-    assert left.collections[0].get_offsets()[2].tolist() == pytest.approx([2, 0.625])
-    assert right.collections[0].get_offsets()[2].tolist() == pytest.approx([0, 0.625])
+    assert left.lines[0].get_xydata()[2].tolist() == pytest.approx([2, 0.625])
+    assert right.lines[0].get_xydata()[2].tolist() == pytest.approx([0, 0.625])
     assert (tmp_path / "report" / "clients-size-skew.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -3,6 +3,7 @@
 import fcntl
 import http.client
 import json
+import logging
 import os
 import signal
 import socket
@@ -15,6 +16,7 @@ from contextlib import contextmanager
 import pytest
 from runfolder import make
 
+from fedsim.cli.serving import warned_once
 from fedsim.errors import ConfigError
 from fedsim.report import live
 from fedsim.report.live import LiveReport, answer, server
@@ -180,6 +182,15 @@ def test_a_build_that_breaks_off_leaves_the_page(report, tmp_path):
     make(tmp_path, "fedavg", 1, [0.5])
     assert json.loads(answer(report, "/state")[1])["remark"].endswith("not be built: KeyError('client')")
     assert "build 1" in answer(report, "/")[1].decode()
+
+
+def test_what_is_wrong_is_said_once_however_often_the_report_is_built(caplog):
+    log = logging.getLogger("fedsim.report.runs")
+    with warned_once():
+        for number in (1, 2, 2, 1):
+            log.warning("run %d skipped", number)
+    log.warning("run 1 skipped")
+    assert caplog.messages == ["run 1 skipped", "run 2 skipped", "run 1 skipped"]
 
 
 @pytest.mark.slow

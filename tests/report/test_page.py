@@ -13,6 +13,7 @@ from runfolder import make
 
 from fedsim.data.shards import Shards
 from fedsim.report import compare, group_runs, load_runs
+from fedsim.report.clientpoints import last
 from fedsim.report.latex import to_latex
 from fedsim.report.page import write_report
 from fedsim.report.tables import layout, to_csv
@@ -197,7 +198,7 @@ def test_torn_lines_of_clients_are_left_out(tmp_path):
     with (folder / "clients.jsonl").open("a") as file:
         file.write('{"round": 2, "client": 0, "metric": "evaluate/accuracy", "va')
     (run,) = load_runs([tmp_path])
-    assert run.of_clients("accuracy") == {"evaluate/accuracy": [0.5]}
+    assert last(run, "accuracy") == {"evaluate/accuracy": {0: 0.5}}
 
 
 def test_a_partition_is_shown_once(tmp_path):

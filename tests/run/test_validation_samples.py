@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
+import torch
 from blobs import SHORT, run
 from problems import classes, classification, hashes
 
+from fedsim.data.dataset import Dataset, Samples
+from fedsim.data.sample_roles import Portion, Roles, belongings
+from fedsim.data.shards import Shards
 from fedsim.errors import ConfigError, DataError
+from fedsim.run.samples_left_out import of_others
 
 
 def test_a_validation_set_is_measured_when_the_test_set_is_and_not_trained_on() -> None:
@@ -76,6 +83,54 @@ def test_peers_are_validated_too() -> None:
     for row in found.rows:
         assert row["val/accuracy"] == row["accuracy"] and row["val/mean_model/loss"] == row["mean_model/loss"]
         assert "val/consensus_distance" not in row
+
+
+def owned(changed: int | None = None) -> Dataset:
+    """Six clients of 12 samples, told by natural ids; of one of them the inputs are others."""
+    clients = classes((12,) * 6)
+    x = torch.cat([3 * x + 1 if c == changed else x for c, (x, _) in enumerate(clients)])
+    train = Samples(x, torch.cat([y for _, y in clients]))
+    test = Samples(*classes((11,), seed=1)[0])
+    return Dataset(train, test, classes=("a", "b", "c"), ids=np.repeat(np.arange(6), 12))
+
+
+def test_nobody_is_validated_on_the_samples_of_who_is_excluded() -> None:
+    def rows(setting: str, changed: int | None) -> Any:
+        found = run("partition=natural", "evaluation.validation=0.25", setting, data=owned(changed))
+        timeless = [{k: v for k, v in row.items() if k != "seconds"} for row in found.rows]
+        return timeless, found.summary["validation_samples"], Shards.load(found.dir / "partition.npz").sizes
+
+    whole, count, sizes = rows("exclude=[]", None)
+    assert count == 18 and sizes.sum() == 54 and rows("exclude=[]", 2)[0] != whole
+    everything = f"exclude_samples={{2: {list(range(int(sizes[2])))}}}"
+    for setting in ("exclude=[2]", everything):
+        found, left, _ = rows(setting, None)
+        assert found == rows(setting, 2)[0] and left == 18 - (12 - sizes[2])
+    assert rows("exclude_samples={2: [0, 1]}", None)[1] == 18  # its other samples are there
+    with pytest.raises(ConfigError, match=r"exclude=\[.*\]: all samples of evaluation.validation are theirs"):
+        owners = [c for c in range(6) if sizes[c] < 12][:5]
+        run("partition=natural", "evaluation.validation=0.02", f"exclude={owners}", data=owned())
+
+
+def test_dealt_out_by_chance_samples_set_apart_are_nobodys() -> None:
+    found = run("partition=iid", "evaluation.validation=0.25", "exclude=[2]", data=owned())
+    assert found.summary["validation_samples"] == 18
+    dealt = Shards.of([np.array([0, 4]), np.array([1]), np.array([3, 5])])
+    ids = np.array([7, 8, 7, 9, 7, 9])
+    theirs = belongings(ids, dealt, {0, 1})
+    assert theirs is not None and theirs.tolist() == [True, True, True, False, True, False]
+    assert (
+        belongings(ids, Shards.of([np.array([0]), np.array([1, 4])]), {0}) is None
+    )  # id 7 is with two clients
+    assert belongings(None, dealt, {0}) is None and belongings(ids, dealt, set()) is None
+
+
+def test_the_server_has_no_samples_of_who_is_excluded() -> None:
+    roles = Roles(server=Portion(torch.tensor([1, 13, 30])), validation=Portion(torch.tensor([0, 25, 40])))
+    dealt = Shards.of([np.arange(12 * c + 2, 12 * c + 12) for c in range(6)])
+    left = of_others(roles, owned(), dealt, {2})
+    assert left.server is not None and left.server.rows.tolist() == [1, 13]
+    assert left.validation is not None and left.validation.rows.tolist() == [0, 40]
 
 
 @pytest.mark.slow
