@@ -15,8 +15,9 @@ import torch
 from composing import compose_quickly
 
 from fedsim.cli.main import command
+from fedsim.config.added import ADDED
 from fedsim.config.compose import load
-from fedsim.config.moved import ADDED, as_before, as_today
+from fedsim.config.moved import as_before, as_today
 from fedsim.config.roles import roles
 from fedsim.errors import CheckpointError
 from fedsim.report import group_runs, load_runs

@@ -1,0 +1,71 @@
+"""Settings that runs of before did not have. A new field of the schema has a line here, so that keys of old runs stay known."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+# Settings that runs of before did not have, dotted, and the value by which nothing changes
+ADDED: Mapping[str, Any] = {
+    "audit": {"canaries": 0, "kind": "random", "level": "sample", "guesses": 100},
+    "audit.canaries": 0,
+    "audit.kind": "random",
+    "audit.level": "sample",
+    "audit.guesses": 100,
+    "client.accumulate": 1,
+    "client.clip_pull": "whole",
+    "client.decoupled": False,
+    "client.groups": None,
+    "client.nesterov": False,
+    "client.round_schedule": None,
+    "client.schedule": None,
+    "checkpoint.keep": "last",
+    "code": None,
+    "data.contract": None,
+    "data.labelled": dict.fromkeys(("at", "share", "count", "classes"))
+    | {"per_class": True, "withhold": True},
+    "data.labelled.withhold": True,
+    "data.server": None,
+    "engine.nodes": None,
+    "engine.most_samples": 10_000_000,
+    "evaluation.client_validation": 0.0,
+    "evaluation.fairness": False,
+    "evaluation.held_out_clients": 0.0,
+    "evaluation.held_out_steps": 0,
+    "evaluation.local_unseen": "all",
+    "evaluation.predictions": False,
+    "evaluation.validation": 0.0,
+    "exclude": [],
+    "exclude_fill": "substitute",
+    "exclude_samples": None,
+    "failures.thin_round": "skip",
+    "objective": {"metric": "accuracy", "on": None, "at": "mean:10", "direction": "auto", "clients": "mean"},
+    "objective.metric": "accuracy",
+    "objective.on": None,
+    "objective.at": "mean:10",
+    "objective.direction": "auto",
+    "objective.clients": "mean",
+    "task": {"_target_": "fedsim.task.problems.classification", "label_smoothing": 0.0, "metrics": None},
+    "pretrain": None,
+    "tracker.update_hashes": False,
+    "tracker.prometheus": None,
+    "views": {
+        "weak": {"_target_": "fedsim.data.views.Weak", "flip": 0.5, "padding": None, "visible": 0.25},
+        "strong": {
+            "_target_": "fedsim.data.views.Strong",
+            "n": 2,
+            "m": 10,
+            "cutout": 0.5,
+            "bilinear": False,
+            "high": None,
+            "visible": 0.25,
+        },
+    },
+}
+DEPLOYED = ("engine.most_samples", "engine.nodes")  # of these, settings of one engine only
+# Options that runs of before did not have, by the class that takes them, and the value by which nothing changes
+OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "strategies.fedproto.FedProto": {"pull": "samples"},
+    "strategies.heterofl.HeteroFL": {"output_rows": "width"},
+    "strategies.moon.Moon": {"contrast": "turn"},
+}
