@@ -1,4 +1,4 @@
-"""Settings that runs of before did not have. A new field of the schema has a line here, so that keys of old runs stay known."""
+"""Settings that runs of before did not have: each new field of the schema, so that the keys of old runs stay known."""
 
 from __future__ import annotations
 
