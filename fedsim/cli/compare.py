@@ -28,28 +28,7 @@ def compare(argv: Sequence[str]) -> int:
 
     Exit codes: 0, computed, whatever the verdicts; 1, an --expect is not met; 2, nothing to compare.
     """
-    parser = Arguments(prog="fedsim compare", description=(compare.__doc__ or "").splitlines()[0])
-    add_choices(parser)
-    parser.add_argument(
-        "--against", metavar="M,...", help="methods compared with the reference; default: all"
-    )
-    parser.add_argument(
-        "--expect",
-        action="append",
-        default=[],
-        metavar='"M VERDICT"',
-        help="exit code 1 if it is another one",
-    )
-    parser.add_argument(
-        "--population", action="store_true", help="over other test samples too (evaluation.predictions=true)"
-    )
-    parser.add_argument(
-        "--across",
-        choices=tuple(ACROSS),
-        default="",
-        help="of many settings: bayes (signed-rank test, within the margin equivalent) or bootstrap",
-    )
-    args = parser.parse_args(argv)
+    args = _parser().parse_args(argv)
     if args.across and args.json:
         raise ConfigError("--across: its line is no part of comparison.json; leave --json out")
     runs = runs_of(args)
@@ -88,6 +67,31 @@ def compare(argv: Sequence[str]) -> int:
     for line in unmet:
         print(f"fedsim: {line}", file=sys.stderr)
     return FAILED if unmet else DONE
+
+
+def _parser() -> Arguments:
+    parser = Arguments(prog="fedsim compare", description=(compare.__doc__ or "").splitlines()[0])
+    add_choices(parser)
+    parser.add_argument(
+        "--against", metavar="M,...", help="methods compared with the reference; default: all"
+    )
+    parser.add_argument(
+        "--expect",
+        action="append",
+        default=[],
+        metavar='"M VERDICT"',
+        help="exit code 1 if it is another one",
+    )
+    parser.add_argument(
+        "--population", action="store_true", help="over other test samples too (evaluation.predictions=true)"
+    )
+    parser.add_argument(
+        "--across",
+        choices=tuple(ACROSS),
+        default="",
+        help="of many settings: bayes (signed-rank test, within the margin equivalent) or bootstrap",
+    )
+    return parser
 
 
 def _nothing(blocks: Sequence[ProblemBlock]) -> str:

@@ -49,18 +49,25 @@ def serve_report(args: argparse.Namespace, build: Callable[[], int]) -> int:
 @contextmanager
 def warned_once() -> Iterator[None]:
     """Within, a line that was logged once is not logged again: the report is built over and over."""
-    said: set[str] = set()
 
-    def new(record: logging.LogRecord) -> bool:
-        text, before = record.getMessage(), len(said)
-        said.add(text)
-        return len(said) > before
+    class Once(logging.Filter):
+        """Of one handler, which lets each line through once."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.said: set[str] = set()
+
+        def filter(self, record: logging.LogRecord) -> bool:
+            text, before = record.getMessage(), len(self.said)
+            self.said.add(text)
+            return len(self.said) > before
 
     handlers = logging.getLogger().handlers or [h for h in [logging.lastResort] if h is not None]
-    for handler in handlers:
-        handler.addFilter(new)
+    filters = [Once() for _ in handlers]
+    for handler, once in zip(handlers, filters, strict=True):
+        handler.addFilter(once)
     try:
         yield
     finally:
-        for handler in handlers:
-            handler.removeFilter(new)
+        for handler, once in zip(handlers, filters, strict=True):
+            handler.removeFilter(once)

@@ -78,11 +78,12 @@ def last(run: Run, ending: str) -> dict[str, dict[int, float]]:
 
 
 def _from_the_end(text: mmap, needle: bytes) -> Iterator[bytes]:
-    """The lines that hold ``needle``, the last one first."""
+    """The whole lines that hold ``needle``, the last one first."""
     end = len(text)
     while (at := text.rfind(needle, 0, end)) >= 0:
         start, stop = text.rfind(b"\n", 0, at) + 1, text.find(b"\n", at)
-        yield text[start : stop if stop >= 0 else len(text)]
+        if stop >= 0:  # else half-written
+            yield text[start:stop]
         end = start
 
 
@@ -146,7 +147,8 @@ def draw(found: Mapping[str, Sequence[Point]]) -> Curves:
     import numpy as np
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-    from fedsim.report.curves import STYLE, Curves, looks, placed
+    from fedsim.report.curves import STYLE, Curves, looks
+    from fedsim.report.placing import placed
 
     with mpl.rc_context(STYLE):
         figure = Curves(figsize=(9.5, 3.8), dpi=110)

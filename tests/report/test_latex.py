@@ -117,7 +117,7 @@ def test_marks_and_numbers_of_all_kinds():
         ["{}*\\tnote{1}", "\\bfseries 10.25", "-", "7"],
         ["c", "{\\textbf{-}}", "-3", "{-}"],
     ]
-    assert "S[table-format=2.2(2)] r S[table-format=2]" in text and "Several in bold are equivalent." in text
+    assert "S[table-format=2.2(1)] r S[table-format=2]" in text and "Several in bold are equivalent." in text
 
 
 @pytest.mark.parametrize(
