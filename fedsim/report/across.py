@@ -103,13 +103,14 @@ def resampled(differences: Sequence[Sequence[float]]) -> tuple[float, float, flo
     table = np.zeros((len(counts), counts.max()))
     for row, d in zip(table, differences, strict=True):
         row[: len(d)] = d
-    rng, draws, total = np.random.default_rng(0), DRAWS["bootstrap"], 0.0
+    rng, draws = np.random.default_rng(0), DRAWS["bootstrap"]
+    total = np.zeros(draws)
     for _ in counts:
         setting = rng.integers(0, len(counts), draws)
         n = counts[setting][:, None]
         seeds = (rng.random((draws, table.shape[1])) * n).astype(np.int64)
         there = np.arange(table.shape[1]) < n
-        total = total + (table[setting[:, None], seeds] * there).sum(1) / n[:, 0]
+        total += (table[setting[:, None], seeds] * there).sum(1) / n[:, 0]
     low, high = np.percentile(total / len(counts), [100 * LEVEL / 2, 100 * (1 - LEVEL / 2)])
     return fmean(fmean(d) for d in differences), float(low), float(high)
 

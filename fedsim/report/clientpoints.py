@@ -158,7 +158,8 @@ def draw(found: Mapping[str, Sequence[Point]]) -> Curves:
         for (label, some), (colour, _) in zip(found.items(), looks(), strict=False):
             shown = np.array(some[:: max(1, -(-len(some) // MAX_POINTS))], dtype=float).reshape(-1, 3)
             for axes, column in ((left, 0), (right, 1)):
-                look = {"markersize": 4, "alpha": 0.6, "markeredgewidth": 0, "color": colour, "label": label}
+                look: dict[str, Any] = {"markersize": 4, "alpha": 0.6, "markeredgewidth": 0, "color": colour}
+                look["label"] = label
                 axes.plot(shown[:, column], shown[:, 2], "o", **look)
         left.set(xlabel="training samples of a client", ylabel="accuracy on its own test samples")
         right.set(xlabel="Jensen-Shannon divergence of its labels, bits")

@@ -146,7 +146,8 @@ def spread(values: Mapping[str, Sequence[float]], words: str, percent: bool = Tr
     with mpl.rc_context(STYLE):
         figure = _figure(6.2, 0.75 + 0.52 * len(values))
         axes = figure.subplots()
-        boxes, colours = [], []
+        boxes: list[tuple[float, ...]] = []
+        colours: list[str] = []
         for row, ((label, points), (colour, _)) in enumerate(zip(values.items(), looks(), strict=False)):
             finite = np.array([value for value in points if np.isfinite(value)])
             axes.text(
@@ -253,6 +254,6 @@ def _draw_boxes(axes: Axes, boxes: np.ndarray, colours: Sequence[str]) -> None:
     at, low, first, median, third, high = boxes.T
     axes.hlines(at, low, high, color=colours, linewidth=1.2)
     for place, left, right, colour in zip(at, first, third, colours, strict=True):
-        look = {"facecolor": f"{colour}33", "edgecolor": colour}
+        look: dict[str, Any] = {"facecolor": f"{colour}33", "edgecolor": colour}
         axes.add_patch(Rectangle((left, place - 0.17), right - left, 0.34, **look))
     axes.vlines(median, at - 0.17, at + 0.17, color=colours, linewidth=2.5)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -26,7 +28,7 @@ def described(figure: Figure, axes: Axes) -> None:
     figure.set_size_inches(width, height + below)
     column = min((width - 0.2) / columns, 0.75 + CHARACTER * longest)
     for at, (handle, label) in enumerate(zip(handles, labels, strict=True)):
-        drawn = handle if isinstance(handle, Line2D) else handle[0]  # of bars their line
+        drawn: Any = handle if isinstance(handle, Line2D) else cast(Any, handle)[0]  # of bars their line
         x = (width - columns * column) / 2 + column * (at // rows)
         y = (below - LINE * (at % rows + 0.5)) / (height + below)
         look = {"color": drawn.get_color(), "linestyle": drawn.get_linestyle(), "marker": drawn.get_marker()}
