@@ -92,8 +92,8 @@ class FromRun(nn.Module):
 
         folder = Path(run).expanduser()
         try:
-            found = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=False)
-            values = dict(found["model"])  # type: ignore[call-overload, index]
+            found: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=False)
+            values = dict(found["model"])
             weights = load_file(folder / "weights.safetensors")
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"encoder.run={run}: not the folder of a finished run ({error})") from error
