@@ -51,14 +51,14 @@ def handed(config: DictConfig, given: Given) -> Dataset:
     learned = tasks.problem(config, given)
     rules = TargetRules(learned.raw, kind=learned.targets)
     if isinstance(given.data, Dataset):
-        found = admit(agreement.kept(config, given.data), rules)
+        found = admit(given.data, rules)
     else:
         parts = [containers.part("data", given.data)]
         if given.test is not None:
             parts.append(containers.part("the test set", given.test))
         pairs, classes = admit_parts(parts, _rules(config, given, parts))
         train, *rest = (together([pair]) for pair in pairs)
-        found = agreement.kept(config, Dataset(train, rest[0] if rest else None, classes=tuple(classes)))
+        found = Dataset(train, rest[0] if rest else None, classes=tuple(classes))
     return found if given.augment is None else replace(found, augment=given.augment)
 
 
@@ -189,7 +189,6 @@ def given_clients(
     kinds = {"groups": groups, "group_names": {"domain": names}} if names and domains else {}
     train = together(clients)
     data = Dataset(train, held, classes=tuple(classes), augment=augment, **kinds)  # type: ignore[arg-type]
-    data = agreement.kept(config, data)
     shards = _checked(data, Shards(np.arange(ends[-1], dtype=np.int64), ends))
     data = as_taken(config, data, model)
     rows, apart = assigning.before(config, data)
