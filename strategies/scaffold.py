@@ -44,8 +44,9 @@ class Scaffold(Strategy):
         check(self.steps in ("own", "reference"), "steps", self.steps, "choose one of own, reference")
         check_weighting(self.weighting)
         reference = self.steps == "reference"
-        told = {"fixed_sizes": reference, "asked_only": not reference, "counts_clients": True}
-        self.traits = replace(self.traits, **told)  # type: ignore[misc]
+        self.traits = replace(  # type: ignore[misc]
+            self.traits, fixed_sizes=reference, asked_only=not reference, counts_clients=True
+        )
         self.client = ScaffoldClient(option=self.option, weighting=self.weighting)
 
     def init(self, server: Server) -> State:

@@ -156,7 +156,7 @@ class Campaign:
         print(
             f"{name}: {settings}, {search.objective}: {winner.score:.4f}; best of {trials} trials", flush=True
         )
-        for warning in search.warnings:
+        for warning in (*search.warnings, *search.untried):
             print(warning, flush=True)
 
     def _conclude(self) -> None:
@@ -166,7 +166,7 @@ class Campaign:
         if folders:
             conclude(folders, self.request.root)
         for search in self.searches:
-            for warning in search.warnings:
+            for warning in (*search.warnings, *search.untried):
                 print(warning, flush=True)
 
 

@@ -47,7 +47,7 @@ def compare(argv: Sequence[str]) -> int:
         raise ConfigError(
             "nothing to compare: no two methods have a finished run of a common seed in any setting"
         )
-    wanted = [_expected(text, pairs) for text in args.expect]
+    wanted = [_expected(text, pairs, blocks) for text in args.expect]
     if args.json:
         command = recorded(argv, args.dirs, "compare")
         from fedsim.run.key import version
@@ -110,16 +110,27 @@ def _nothing(blocks: Sequence[ProblemBlock]) -> str:
     )
 
 
-def _expected(text: str, pairs: Sequence[Comparison]) -> tuple[str, str]:
-    """``fedspeed better`` as a name and a verdict."""
+def _expected(text: str, pairs: Sequence[Comparison], blocks: Sequence[ProblemBlock]) -> tuple[str, str]:
+    """``fedspeed better`` as a name and a verdict; a method stands for its arm, whatever that is called beside it."""
     name, _, verdict = text.strip().rpartition(" ")
     name = name.strip()
     if verdict not in VERDICTS or not name:
         raise ConfigError(f"--expect {text!r}: type a method and one of {', '.join(VERDICTS)}")
     names = dict.fromkeys(name for c in pairs for name in (c.a, c.b))
-    if name not in names:
-        raise ConfigError(f"--expect {text!r}: no comparison has {name!r}{hint(name, names)}")
-    return name, verdict
+    if name in names:
+        return name, verdict
+    arms = [arm for block in blocks for arm in block.setting.arms if arm.name in names]
+    own = list(dict.fromkeys(arm.name for arm in arms if arm.group.method == name))
+    if len(own) > 1:
+        raise ConfigError(
+            f"--expect {text!r}: several arms are of that method; type one of: {'; '.join(own)}"
+        )
+    if not own:
+        near = hint(name, [*names, *(arm.group.method for arm in arms)])
+        raise ConfigError(
+            f"--expect {text!r}: no comparison has {name!r}{near}; there are {'; '.join(names)}"
+        )
+    return own[0], verdict
 
 
 def _unmet(name: str, verdict: str, pairs: Sequence[Comparison]) -> list[str]:

@@ -194,6 +194,18 @@ class Edge:
         )
 
 
+def untried(space: Space, tried: Sequence[Point]) -> list[str]:
+    """A line for each setting of which no trial had some value, as in a grid that was thinned much."""
+    found = []
+    for at, axis in enumerate(space.axes):
+        left = [value for value in axis.values if all(point[at] != value for point in tried)]
+        if left:
+            found.append(
+                f"{space.method}: {axis.key}={','.join(left)} was in none of {len(tried)} trials; type a larger --trials"
+            )
+    return found
+
+
 def edges(space: Space, winner: Point, tried: Sequence[Point]) -> list[Edge]:
     """The numeric settings of the winner that lie at an edge of what was tried."""
     found = []

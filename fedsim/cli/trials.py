@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
-from fedsim.cli.spaces import Point, Space, Swept, described, edges
+from fedsim.cli.spaces import Point, Space, Swept, described, edges, untried
 from fedsim.errors import ConfigError
 from fedsim.report.objective import Objective
 
@@ -140,6 +140,11 @@ class Search:
         """The winner's settings at an edge of what was tried."""
         winner = self.winner
         return [] if winner is None else edges(self.space, winner.point, [t.point for t in self.trials])
+
+    @property
+    def untried(self) -> list[str]:
+        """Lines on values that no trial had."""
+        return untried(self.space, [t.point for t in self.trials])
 
     def beside(self, key: str, value: str) -> float | None:
         """Score at another value of the winner's setting ``key``: with the other settings as they are, if that was

@@ -22,6 +22,20 @@ _CONVERT = re.compile(
     r"Value '(?P<value>.*)' of type '(?P<type>\w+)' could not be converted to (?P<want>\w+)"
 )
 _WANTED = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
+COMMANDS = (
+    "report",
+    "compare",
+    "tune",
+    "verify",
+    "diff",
+    "value",
+    "forget",
+    "audit",
+    "export",
+    "ls",
+    "rm",
+    "deploy",
+)
 # What Hydra and OmegaConf raise, with texts of no use, where a setting lies below a value or below nothing
 UNSAID = (AssertionError, AttributeError)
 
@@ -91,7 +105,8 @@ def _unreadable(error: OverrideParseException, overrides: Sequence[str]) -> str:
     if "missing EQUAL" in error.message:
         after = [o.lstrip("=") for a, o in pairwise(overrides) if a == given and "=" not in o.lstrip("=")]
         way = f"{given}={after[0]}" if after and given in known_keys() else "key=value"
-        return f"{given!r} is neither a command (report, verify) nor a setting: write {way}"
+        near = hint(given, COMMANDS)
+        return f"{given!r} is neither a command (fedsim --help names them{near}) nor a setting: write {way}"
     key, _, value = given.partition("=")
     if value.endswith(",") or value.startswith(","):
         return f"{given}: a value is missing beside a comma; type {key}={value.strip(',')}"

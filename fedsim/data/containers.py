@@ -139,7 +139,11 @@ def _pair(name: str, given: Any) -> tuple[Any, Any] | Read | Columns:
     if isinstance(given, Mapping) and not loader:
         return (given["x"], given["y"]) if set(given) == {"x", "y"} else (given, None)
     if pandas_kind(given):
-        refuse(name, f"is a {kind}", "hand over (frame[features], frame[label])")
+        refuse(
+            name,
+            f"is a {kind}",
+            "hand over (frame[features], frame[label]), or fedsim.data.frames.from_frame(frame, y=label)",
+        )
     if isinstance(given, Tensor | np.ndarray | str | bytes) or not hasattr(given, "__getitem__"):
         refuse(
             name, f"is {kind}", "hand over (x, y), inputs and targets; (x, None) where there are no targets"

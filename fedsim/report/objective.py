@@ -158,6 +158,13 @@ class Objective:
         return int(count) if word == "mean" and count.isdecimal() and int(count) > 0 else None
 
 
+MEASURED_BY = {  # settings with which a run has columns of a place
+    "clients": "evaluation.holdout=0.2 evaluation.clients_every=10",
+    "val": "evaluation.validation=0.1",
+    "clients_val": "evaluation.client_validation=0.1",
+}
+
+
 def number_of(folder: str | Path, objective: Objective) -> Number:
     """The number of the run in ``folder``."""
     path = Path(folder) / "metrics.jsonl"
@@ -178,9 +185,10 @@ def check_column(objective: Objective, histories: Sequence[Rows]) -> None:
         if isinstance(value, int | float) and not isinstance(value, bool) and name != "round"
     )
     if objective.column not in names:
-        raise ConfigError(
-            f"objective {objective.column}: no run has measured it{hint(objective.column, list(names))}"
-        )
+        place = objective.column.partition("/")[0]
+        unmeasured = place in MEASURED_BY and not any(name.startswith(f"{place}/") for name in names)
+        more = f"; runs with {MEASURED_BY[place]} do" if unmeasured else hint(objective.column, list(names))
+        raise ConfigError(f"objective {objective.column}: no run has measured it{more}")
 
 
 def _float(value: Any) -> float:

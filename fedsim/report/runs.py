@@ -102,6 +102,9 @@ def load_runs(dirs: Iterable[str | Path]) -> list[Run]:
     runs: dict[Path, Run] = {}
     problems: list[str] = []
     for place in map(Path, dirs):
+        if not place.exists():
+            problems.append(f"{place}: no such folder")
+            continue
         found = False
         for folder in _run_folders(place, problems):
             found = True

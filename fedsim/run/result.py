@@ -159,7 +159,8 @@ def load_run(
     if not folder.is_dir():
         raise ConfigError(f"{folder}: no such folder" if not folder.exists() else f"{folder}: not a folder")
     if not (folder / "config.yaml").is_file():
-        raise ConfigError(f"{folder}: no run folder: it has no config.yaml")
+        several = "; fedsim.load reads the runs in it" if any(folder.glob("*/config.yaml")) else ""
+        raise ConfigError(f"{folder}: no run folder: it has no config.yaml{several}")
     config = load(folder / "config.yaml")
     found = finished_in(folder, config, stoppable=True)
     if found is None or not (folder / LAST).is_file():

@@ -79,7 +79,10 @@ def test_exit_codes(
         (["client.lrr=1"], "unknown key 'client.lrr'; nearest is 'client.lr'"),
         (["clients_per_round=30"], "clients_per_round=30: must be between 1 and num_clients (20)"),
         (["+x=1"], "unknown key 'x'"),
-        (["reprot", "runs"], "'reprot' is neither a command (report, verify) nor a setting"),
+        (
+            ["reprot", "runs"],
+            "'reprot' is neither a command (fedsim --help names them; nearest is 'report') nor",
+        ),
         (["--config-dir", "nowhere"], "nowhere' not found"),
     ],
 )

@@ -47,6 +47,28 @@ def test_verdicts_and_expectations(runs, capsys):
     assert "expected twin equivalent, but against z it is worse" in capsys.readouterr().err
 
 
+def test_a_method_is_expected_by_its_name_alone_where_more_tells_it_apart(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for seed in range(5):
+        for method, weighting, gain in (
+            ("fedavg", "samples", 0.0),
+            ("fedspeed", "uniform", 0.02 + seed / 1e4),
+        ):
+            changes = {"strategy": {"weighting": weighting}}
+            make(tmp_path / "runs", method, seed, [0.8 + seed / 50 + gain], **changes)
+    say = ["compare", "runs", "--at", "last", "--expect"]
+    assert command([*say, "fedspeed better"]) == 0
+    assert "fedspeed, weighting=uniform" in capsys.readouterr().out
+    assert command([*say, "fedspeed worse"]) == 1
+    assert "expected fedspeed, weighting=uniform worse" in capsys.readouterr().err
+    for seed in range(5):
+        make(tmp_path / "runs", "fedspeed", seed, [0.8], strategy={"weighting": "samples"})
+    assert command([*say, "fedspeed better"]) == 2
+    assert "several arms are of that method; type one of: " in capsys.readouterr().err
+    assert command([*say, "moon better"]) == 2
+    assert "no comparison has 'moon'; there are " in capsys.readouterr().err
+
+
 def test_json_is_all_there_is_on_stdout(runs, capsys, monkeypatch):
     argv = ["compare", "runs", "--at", "last", "--against", "fedspeed", "--json"]
     assert command(argv) == 0
@@ -78,6 +100,10 @@ def test_json_is_all_there_is_on_stdout(runs, capsys, monkeypatch):
         (
             ["--objective", "clients/accuracy", "--on", "val"],
             "says another place than --on val; leave one out",
+        ),
+        (
+            ["--on", "clients"],
+            "no run has measured it; runs with evaluation.holdout=0.2 evaluation.clients_every=10",
         ),
         (["--margin", "-1"], "--margin -1: must be finite and not negative"),
         (["--margin", "inf", "--json"], "--margin inf: must be finite and not negative"),

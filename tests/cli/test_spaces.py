@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fedsim.cli.spaces import Space, axis_of, edges, spaces
+from fedsim.cli.spaces import Space, axis_of, edges, spaces, untried
 from fedsim.cli.trials import GridSampler, OptunaSampler, overlap, seeds_of
 from fedsim.errors import ConfigError
 
@@ -47,6 +47,14 @@ def test_a_larger_grid_is_thinned_by_a_fixed_key_and_a_larger_budget_holds_a_sma
     assert taken[0] == space(LR, RHO, "client.epochs=1,2,5").points(4)
     assert taken[0] != space(LR, RHO, "client.epochs=1,2,5", method="scaffold").points(4)
     assert len(one.points(100)) == 27
+
+
+def test_values_that_no_trial_had_are_named() -> None:
+    one = space(LR, RHO)
+    said = "fedspeed: client.lr=0.03,0.1 was in none of 2 trials; type a larger --trials"
+    assert untried(one, [("0.01", "0.05"), ("0.01", "0.2")])[0] == said
+    assert untried(one, one.points(9)) == []
+    assert untried(space("client.lr=tag(log,interval(0.001,1))"), [("0.5",)]) == []
 
 
 def test_the_grid_goes_on_where_the_budget_grows() -> None:

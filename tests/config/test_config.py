@@ -78,7 +78,7 @@ def test_experiment_wins_over_defaults_and_overrides_win_over_it() -> None:
         ("rounds=1.5", "rounds=1.5: must be a whole number"),
         ("client.lr=fast", "client.lr=fast: must be a number"),
         ("client.shuffle=maybe", "client.shuffle=maybe: must be true or false"),
-        ("rounds", "'rounds' is neither a command (report, verify) nor a setting: write key=value"),
+        ("rounds", "'rounds' is neither a command (fedsim --help names them) nor a setting: write key=value"),
         ("seed=1,2", "seed=1,2: several values need a sweep; add -m"),
         ("model=null", "model=null: a group needs the name of one of its options"),
         ("~model", "model: has no value; add model=VALUE"),

@@ -159,7 +159,10 @@ def test_inputs_take_one_type():
         (({}, Y), "client 0, x is an empty dict"),
         ((X, Y, Y), r"is a tuple of 3; hand over \(x, y\)"),
         (X, r"client 0 is Tensor; hand over \(x, y\)"),
-        (pd.DataFrame(X.numpy()), r"is a DataFrame; hand over \(frame\[features\], frame\[label\]\)"),
+        (
+            pd.DataFrame(X.numpy()),
+            r"is a DataFrame; hand over \(frame\[features\], frame\[label\]\), or .*from_frame",
+        ),
         ((X.to_sparse(), Y), "sparse.*to_dense"),
         (([[1.0, 2.0], [3.0]], [0, 1]), r"client 0, x, row 1 has shape \(1,\), row 0 has \(2,\)"),
         ((pd.DataFrame({"a": ["u", "v"]}), [0, 1]), "client 0, x, column 'a' holds.*get_dummies"),
