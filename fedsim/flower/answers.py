@@ -17,7 +17,7 @@ from torch import Tensor
 from fedsim.errors import ClientError
 from fedsim.exchange.packing import sent_bytes, unpack
 from fedsim.exchange.payload import Outcome, Payload
-from fedsim.flower.arrays import DTYPES, Header, header, tensor
+from fedsim.flower.headers import DTYPES, Header, header, tensor
 from fedsim.flower.records import AS_IS, Records, put
 from fedsim.task.layout import Layout
 
