@@ -215,7 +215,7 @@ class FedLabelClient(SGDClient):
         plain, n = self.kl_input == "plain", batch.size
         x = job.view(self.view, Batch(batch.x)).x
 
-        def loss(output: Any, y: None) -> Tensor:
+        def loss(output: Any, y: Any) -> Tensor:
             z = as_logits(output)
             parts = [z[:n], z[n:] if plain else None]
             if mask is not None:

@@ -2,8 +2,8 @@
 
 What shapes, types and names an update has is known from the question: ``delta`` is a change of the ``w`` that this
 client received, ``buffers`` are the model's. Of everything else the server makes sure by itself, the first time that it
-needs to know: it answers the question on a few samples of its own (``own_answer.py``). No client's reply is the measure
-of another's.
+needs to know: it answers the question on a few samples of its own (``fedsim.flower.ownanswer``). No client's reply
+is the measure of another's.
 """
 
 from __future__ import annotations

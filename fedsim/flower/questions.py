@@ -16,7 +16,7 @@ from fedsim.exchange.packing import sent_bytes
 from fedsim.exchange.payload import Payload
 from fedsim.flower.answers import NodeAnswer, ReplyTo
 from fedsim.flower.checking import Judge, Question
-from fedsim.flower.own_answer import trial
+from fedsim.flower.ownanswer import trial
 from fedsim.server.traits import ClientQuestion, StrategyLike
 
 Reader = Callable[[RecordDict, int, bool], NodeAnswer]
