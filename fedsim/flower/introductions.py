@@ -14,6 +14,7 @@ from fedsim.errors import ConfigError
 from fedsim.flower.answers import said
 from fedsim.flower.wire import WIRE
 
+LINES = 50  # of what a node says is wrong, at most
 CLASSES = 100_000  # in a list of counts, at most
 LETTERS = {"host": 255, "instance": 64, "base": 255, "base_sha256": 64, "partition": 64}
 TEXT = 16 << 20  # letters of other texts: names and shapes of all tensors
@@ -62,7 +63,7 @@ def known(node: int, content: RecordDict, limits: Limits) -> Known:
         raise ConfigError("its introduction is none: expected one record 'node'")
     about: dict[str, Any] = dict(record)
     if (refused := about.get("refused")) is not None:
-        raise ConfigError(said(str(refused)))
+        raise ConfigError("\n".join(said(line) for line in str(refused).splitlines()[:LINES]))
     if (spoken := about.pop("wire", 0)) != WIRE:
         raise ConfigError(
             f"its fedsim speaks version {said(str(spoken))} to nodes, this one {WIRE}; install the same"

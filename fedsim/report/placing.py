@@ -58,6 +58,6 @@ def _room(axes: Axes) -> float:
     """Inches that the texts left of an axes take."""
     axis = axes.yaxis
     shown = axis.get_tick_params().get("labelleft", True)
-    texts = axis.get_major_formatter().format_ticks(axis.get_majorticklocs()) if shown else []
+    texts = axis.get_major_formatter().format_ticks(list(axis.get_majorticklocs())) if shown else []
     longest = max((len(text) if "$" not in text else 4 for text in texts), default=0)
     return 0.2 + CHARACTER * longest + (0.22 if axes.get_ylabel() else 0.0)
