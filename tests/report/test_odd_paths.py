@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from composing import compose_quickly
 from omegaconf import OmegaConf
-from runfolder import make
+from runfolder import make as record
 
 import fedsim
 from fedsim.cli.main import command
@@ -233,6 +233,6 @@ def test_folders_that_are_not_there_or_hold_runs_are_called_so(tmp_path):
     with pytest.raises(ConfigError) as missing:
         fedsim.load(tmp_path / "nothing")
     assert str(missing.value) == f"{tmp_path / 'nothing'}: no such folder"
-    make(tmp_path, "fedavg", 0, [0.5])
+    record(tmp_path, "fedavg", 0, [0.5])
     with pytest.raises(ConfigError, match=r"no config.yaml; fedsim.load reads the runs in it"):
         fedsim.load_run(tmp_path)
