@@ -201,7 +201,7 @@ def untried(space: Space, tried: Sequence[Point]) -> list[str]:
         left = [value for value in axis.values if all(point[at] != value for point in tried)]
         if left:
             found.append(
-                f"{space.method}: {axis.key}={','.join(left)} was in none of {len(tried)} trials; type a larger --trials"
+                f"{space.method}: {axis.key}={','.join(left)} in none of {len(tried)} trials; type a larger --trials"
             )
     return found
 

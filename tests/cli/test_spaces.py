@@ -51,7 +51,7 @@ def test_a_larger_grid_is_thinned_by_a_fixed_key_and_a_larger_budget_holds_a_sma
 
 def test_values_that_no_trial_had_are_named() -> None:
     one = space(LR, RHO)
-    said = "fedspeed: client.lr=0.03,0.1 was in none of 2 trials; type a larger --trials"
+    said = "fedspeed: client.lr=0.03,0.1 in none of 2 trials; type a larger --trials"
     assert untried(one, [("0.01", "0.05"), ("0.01", "0.2")])[0] == said
     assert untried(one, one.points(9)) == []
     assert untried(space("client.lr=tag(log,interval(0.001,1))"), [("0.5",)]) == []
