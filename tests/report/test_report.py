@@ -291,12 +291,3 @@ def test_importing_the_report_is_cheap():
     code = f"import sys, fedsim.report; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-
-
-def test_folders_that_are_not_there_or_hold_runs_are_called_so(tmp_path):
-    with pytest.raises(ConfigError) as missing:
-        fedsim.load(tmp_path / "nothing")
-    assert str(missing.value) == f"{tmp_path / 'nothing'}: no such folder"
-    make(tmp_path, "fedavg", 0, [0.5])
-    with pytest.raises(ConfigError, match=r"no config.yaml; fedsim.load reads the runs in it"):
-        fedsim.load_run(tmp_path)
