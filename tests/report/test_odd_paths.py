@@ -95,7 +95,11 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str, str]] = {  # how, what verif
         "no finished round",
         "a row whose accuracy is no number",
     ),
-    "rows cut": (text("metrics.jsonl", '{"round": 1}\n'), "", "damaged: it ends with round 1, but summary"),
+    "rows cut": (
+        text("metrics.jsonl", '{"round": 1, "weights_hash": "a"}\n'),
+        "metrics.jsonl is damaged: it ends with round 1, but 2 were finished",
+        "metrics.jsonl: damaged: it ends with round 1, but summary.json says 2",
+    ),
     "rows of no round": (text("metrics.jsonl", '{"round": "NaN"}\n'), "", "a row whose round is no number"),
     "summary torn": (text("summary.json", '{"status": "do'), "", "summary.json: damaged"),
     "summary a list": (text("summary.json", "[1]"), "", "summary.json: damaged"),
