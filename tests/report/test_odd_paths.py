@@ -78,6 +78,11 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str, str]] = {  # how, what verif
         "config.yaml: holds no settings",
     ),
     "config in part": (text("config.yaml", "seed: 1\n"), "is missing", ""),
+    "config of another program": (
+        text("config.yaml", "seed: 1\nevaluation: 3\n"),
+        "",
+        "evaluation is no mapping",
+    ),
     "rows torn": (text("metrics.jsonl", '{"rou\n{"round": 1}\n'), TORN, TORN),
     "rows lists": (text("metrics.jsonl", "[1]\n[2]\n"), TORN, TORN),
     "rows nameless": (
