@@ -37,8 +37,12 @@ def forget(argv: Sequence[str]) -> int:
         client, colon, positions = words.partition(":")
         if not colon:
             raise ConfigError(f"--samples {words}: write a client and positions, as in --samples 3:0,17")
-        own = _numbers(positions, "--samples", "3:0,17")
-        samples.setdefault(_numbers(client, "--samples", "3:0,17")[0], []).extend(own)
+        try:
+            samples.setdefault(int(client), []).extend(map(int, positions.split(",")))
+        except ValueError:
+            raise ConfigError(
+                f"--samples {words}: one client and positions, as in --samples 3:0,17"
+            ) from None
     from fedsim.replay.unlearning import forget as carry_out
     from fedsim.replay.unlearning import plan
 

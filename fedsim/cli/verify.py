@@ -6,6 +6,7 @@ import json
 import tempfile
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from fedsim.config.compose import load, plain
 from fedsim.errors import ConfigError
 from fedsim.replay.again import as_simulation
 from fedsim.run.key import version
-from fedsim.tracking.rows import read_rows
+from fedsim.tracking.rows import read_rows, rows_of
 
 
 def verify(argv: Sequence[str]) -> int:
@@ -48,6 +49,7 @@ def verify(argv: Sequence[str]) -> int:
 def _verify(args: Namespace) -> int:
     recorded_dir, edited = folder(args.run), list[str]()
     recorded = _hashes(recorded_dir)
+    _check_whole(recorded_dir)
     with tempfile.TemporaryDirectory(prefix="fedsim-verify-") as again_dir:
         recorded_config = load(recorded_dir / "config.yaml")
         check_allowed(recorded_config)
@@ -131,6 +133,15 @@ def _hashes(run: Path) -> dict[int, str]:
     if not rows:
         raise ConfigError(f"{path}: no finished round to compare")
     return {row["round"]: str(row["weights_hash"]) for row in sorted(rows, key=lambda row: row["round"])}
+
+
+def _check_whole(run: Path) -> None:
+    """Refuse a record that lacks rounds which were finished: what is left would be called identical."""
+    summary: dict[str, Any] = {}
+    with suppress(OSError, ValueError):
+        summary = json.loads((run / "summary.json").read_text())
+    if isinstance(summary, dict) and summary.get("status") == "done" and type(summary.get("rounds")) is int:
+        rows_of(run, summary["rounds"])
 
 
 def _edited(recorded: DictConfig) -> list[str]:

@@ -72,6 +72,10 @@ def plan(
             f"client {strange[0]} {'is excluded from this run already' if gone else 'does not exist'}: "
             f"{folder} has clients 0 to {int(base.config.num_clients) - 1}"
         )
+    if there <= set(clients):
+        raise ConfigError(f"forget: of the {len(there)} clients of {folder} nobody would be left to train")
+    if bad := [f"{c}:{at}" for c, one in own.items() for at in one if at < 0]:
+        raise ConfigError(f"forget: sample {bad[0]}: positions go from 0")
     changes: dict[str, Any] = {}
     if own:
         from fedsim.run.samples_left_out import positions

@@ -101,7 +101,10 @@ class BaseRun:
         wanted = set(clients)
         met = [int(row["round"]) for row in self.rows if wanted & set(row.get("cohort") or ())]
         met += [int(row["round"]) for row in self.rows if any(f["client"] in wanted for f in row["failures"])]
-        for row in stream_rows(self.dir / "clients.jsonl"):
+        path = self.dir / "clients.jsonl"
+        if not path.is_file():
+            raise DataError(f"{path}: is not there, and tells when clients were first asked for anything")
+        for row in stream_rows(path):
             if row["client"] in wanted:
                 met.append(int(row["round"]))
                 break

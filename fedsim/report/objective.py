@@ -20,6 +20,7 @@ DIRECTIONS = ("auto", "max", "min")
 COSTS = ("loss", "error", "seconds", "bytes", "joules", "bytes_up", "bytes_down")  # endings: less is better
 SHARES = ("accuracy", "precision", "recall", "f1", "jaccard", "iou")  # endings: in 0..1, shown in percent
 BEST_VAL = "best_val"
+HUGE = 1e150  # a loss beyond it has diverged, and its square would be infinite: not finite
 
 
 @dataclass(frozen=True)
@@ -193,6 +194,7 @@ def check_column(objective: Objective, histories: Sequence[Rows]) -> None:
 
 def _float(value: Any) -> float:
     try:
-        return float(value)
-    except (TypeError, ValueError):
+        found = float(value)
+    except (TypeError, ValueError, OverflowError):
         return math.nan
+    return found if abs(found) < HUGE else math.nan

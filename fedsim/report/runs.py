@@ -163,6 +163,8 @@ def _load(folder: Path) -> Run:
     plain = as_today(read_recorded(folder / "config.yaml"))
     if not isinstance(plain.get("seed"), int):
         raise ConfigError("config.yaml: not a run's configuration: seed is missing")
+    if odd := [k for k in ("objective", "evaluation") if not isinstance(plain.get(k) or {}, Mapping)]:
+        raise ConfigError(f"config.yaml: not a run's configuration: {odd[0]} is no mapping")
     end = folder / "summary.json"
     try:
         summary = from_json(end.read_text(encoding="utf-8")) if end.exists() else {}

@@ -119,6 +119,18 @@ def test_the_command_is_resumable_and_purges(tmp_path: Path, capsys: pytest.Capt
     assert command(["forget", str(run), "--client", str(client), "--dry-run", "--json"]) == 0
     todo = json.loads(capsys.readouterr().out)
     assert not Path(todo["without"]).exists() and todo["from_zero"] is None
+    everybody = ",".join(map(str, range(plan(run, [client]).config.num_clients)))
+    for words, said in (
+        (["--client", everybody], "nobody would be left to train"),
+        (["--samples", f"{client}:-1"], f"sample {client}:-1: positions go from 0"),
+        (["--samples", "0,1:2"], "one client and positions"),
+    ):
+        assert command(["forget", str(run), *words, "--dry-run"]) == 2
+        assert said in capsys.readouterr().err
+    kept = (run / "clients.jsonl").rename(run / "elsewhere")
+    assert command(["forget", str(run), "--client", str(client), "--dry-run"]) == 2
+    assert "clients.jsonl: is not there" in capsys.readouterr().err
+    kept.rename(run / "clients.jsonl")
     assert command(["forget", str(run), "--client", str(client)]) == 0
     assert "forgotten: " in capsys.readouterr().out
     assert command(["forget", str(run), "--client", str(client), "--purge", "--json"]) == 0

@@ -118,3 +118,9 @@ def test_it_is_in_no_key():
     assert run_key(compose_quickly([])) == run_key(
         compose_quickly(["objective.metric=loss", "objective.on=test"])
     )
+
+
+@pytest.mark.parametrize("value", [1e308, -1e200, "Infinity", 10**400])
+def test_numbers_beyond_all_sums_are_not_finite(value):
+    number = Objective("loss").number(rows(loss=[1.0] * 36 + [value] * 10))
+    assert math.isnan(number.value) and len(number.rounds) == 10

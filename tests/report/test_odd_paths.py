@@ -81,6 +81,11 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str, str]] = {  # how, what verif
         "config.yaml: holds no settings",
     ),
     "config in part": (text("config.yaml", "seed: 1\n"), "is missing", ""),
+    "config of another program": (
+        text("config.yaml", "seed: 1\nevaluation: 3\n"),
+        "",
+        "evaluation is no mapping",
+    ),
     "rows torn": (text("metrics.jsonl", '{"rou\n{"round": 1}\n'), TORN, TORN),
     "rows lists": (text("metrics.jsonl", "[1]\n[2]\n"), TORN, TORN),
     "rows nameless": (
@@ -98,7 +103,11 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str, str]] = {  # how, what verif
         "no finished round",
         "a row whose accuracy is no number",
     ),
-    "rows cut": (text("metrics.jsonl", '{"round": 1}\n'), "", "damaged: it ends with round 1, but summary"),
+    "rows cut": (
+        text("metrics.jsonl", '{"round": 1, "weights_hash": "a"}\n'),
+        "metrics.jsonl is damaged: it ends with round 1, but 2 were finished",
+        "metrics.jsonl: damaged: it ends with round 1, but summary.json says 2",
+    ),
     "rows of no round": (text("metrics.jsonl", '{"round": "NaN"}\n'), "", "a row whose round is no number"),
     "summary torn": (text("summary.json", '{"status": "do'), "", "summary.json: damaged"),
     "summary a list": (text("summary.json", "[1]"), "", "summary.json: damaged"),
