@@ -11,7 +11,7 @@ from unittest.mock import patch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests/contracts")]
 from problems import classification, network  # noqa: E402
-from registry import TABLE  # noqa: E402
+from registry import AT_SERVER, TABLE  # noqa: E402
 
 from fedsim.engine.base import SerialEngine  # noqa: E402
 
@@ -22,6 +22,9 @@ SETTINGS: dict[str, tuple[str, ...]] = {  # what an option needs beyond its entr
     "gossip_fedavg": ("topology=complete",),
     "gossip_async": ("topology=ring",),
     "local_only": (),
+    "fed_ao": (),
+    "fedossl_as_code": ("strategy.server_steps=10", "strategy.centroids=4"),
+    "server_only": AT_SERVER,
     "fedbn": (),
     "fraug_digits": ("strategy.rounds=6",),
     "fraug_officehome": ("strategy.rounds=6",),
@@ -82,7 +85,7 @@ def row(option: str) -> str:
         named = ", ".join(f"`{a}`" for a in sorted(arrays)) or "numbers only"
         more = f" ({', '.join(f'`{v}`' for v in sorted(values))})" if values else ""
         cells.append(f"{task}: {named}{more}")
-    return f"| `{option}` | {'; '.join(cells)} |"
+    return f"| `{option}` | {'; '.join(cells) or 'clients are asked nothing'} |"
 
 
 def table() -> str:

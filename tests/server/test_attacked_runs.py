@@ -85,6 +85,8 @@ NEEDS = {  # what a method cannot do without
     "fedsgd": ("client.steps=1",),
     "fedbuff": ("system=lognormal",),
     "fedasync": ("system=lognormal",),
+    **dict.fromkeys(("fedlabel", "fixmatch", "uda", "fedmatch"), ("data.labelled={at: client, share: 0.5}",)),
+    **dict.fromkeys(("semifl", "server_only"), ("data.labelled={at: server, count: 6}",)),
     **dict.fromkeys(("gossip", "gossip_async", "gossip_fedavg", "dpsgd"), ("topology=ring",)),
 }
 
