@@ -31,7 +31,7 @@ from clients.pseudo import (
 )
 from clients.sgd import SGDClient
 from fedsim import rng
-from fedsim.data.local import Batch, LocalData
+from fedsim.data.local import Batch, LocalData, batches_per_epoch
 from fedsim.errors import ClientError
 from fedsim.exchange.payload import Update
 from fedsim.local.job import Job
@@ -127,12 +127,14 @@ class FedMatchClient(SGDClient):
         )
 
     def _batches(self, job: Job, own: LocalData | None) -> Iterator[tuple[Batch | None, Tensor | None]]:
-        """A labelled batch and positions of unlabelled samples for each step; ``None`` where the client has none."""
+        """A labelled batch and positions of unlabelled samples for each step; ``None`` where the client has none, or
+        with BatchNorm a single one."""
         size, steps = self.mu * job.local.batch_size, job.num_steps
-        if own is None:
+        smallest = 2 if job.layout.batch_norm else 1
+        if own is None or (steps and not batches_per_epoch(len(own), size, smallest)):
             yield from ((batch, None) for batch in job.batches())
         elif steps:
-            yield from zip(job.batches(), beside(job, own, size, steps), strict=False)
+            yield from zip(job.batches(), beside(job, own, size, steps, smallest=smallest), strict=False)
         else:
             job.local = replace(job.local, batch_size=size)
             yield from ((None, batch.y) for batch in job.batches(UNLABELLED, data=Positions.of(own)))
@@ -196,10 +198,9 @@ class _Parts:
         strong, n = job.view(options.strong, plain).x, plain.size
 
         def loss(output: Any, y: Any) -> Tensor:
-            z = as_logits(output)
-            first, second = (part[kept] if whole else part for part in (z[:n], z[n:]))
-            total = options.lam_a * F.cross_entropy(first, label)
-            return total + options.lam_i * consistency(second, helpers) if len(helpers) else total
+            views = [part[kept] if whole else part for part in as_logits(output).split(n)]
+            total = options.lam_a * F.cross_entropy(views[0], label)
+            return total + options.lam_i * consistency(views[1], helpers) if len(helpers) else total
 
         shown = joined(strong, plain.x) if len(helpers) else strong
         return job.grad(self.w, Batch(shown), loss=loss)

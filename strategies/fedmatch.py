@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -25,7 +25,12 @@ from strategies.semisupervised import ServerTrains, pseudo_shares
 SCHEDULES = ("keep", "code")
 
 
-def nearest(clients: Sequence[int], embeddings: Tensor, count: int) -> list[list[int]]:
+def ids(clients: Sequence[Any]) -> Tensor:
+    """Clients' ids as the state holds them: like all of it in floating point, which is exact for whole numbers."""
+    return torch.tensor(clients, dtype=torch.float64)
+
+
+def nearest(clients: Sequence[float], embeddings: Tensor, count: int) -> list[list[float]]:
     """Of each of ``clients``, ascending, the ``count`` others whose ``embeddings`` (n, C) are nearest; ties: lower
     ids."""
     far = torch.cdist(embeddings.double(), embeddings.double(), compute_mode="donot_use_mm_for_euclid_dist")
@@ -38,10 +43,10 @@ def nearest(clients: Sequence[int], embeddings: Tensor, count: int) -> list[list
 class FedMatch(ServerTrains):
     """Clients train ``sigma`` on labels and ``psi`` without, the model being their sum; the server averages both.
 
-    State: ``w`` (d,) the sum, ``psi`` (d,); of the clients ``seen`` so far (ids) ``peers`` (n, d), their psi, and
-    ``embeddings`` (n, C); ``helpers_of``, for each of ``named``, who helps it. Every ``helpers_every`` rounds each
-    client seen before gets the ``helpers`` nearest others; between those rounds it keeps them (``schedule=keep``) or
-    has none (``code``). Where the server has the labels, sigma is trained there alone.
+    State: ``w`` (d,) the sum, ``psi`` (d,); of the clients ``seen`` so far, ids (n,), ``peers`` (n, d), their psi, and
+    ``embeddings`` (n, C); ``helpers_of`` (k, H), for each of ``named`` (k,), who helps it, as ids. Every
+    ``helpers_every`` rounds each client seen before gets the ``helpers`` nearest others; between those rounds it keeps
+    them (``schedule=keep``) or has none (``code``). Where the server has the labels, sigma is trained there alone.
     """
 
     traits: ClassVar[Traits] = replace(ServerTrains.traits, asked_only=False)
@@ -84,7 +89,7 @@ class FedMatch(ServerTrains):
         psi = self.psi_start * (server.start.w if server.fresh is None else server.fresh(0).w)
         state |= {"psi": psi, "w": state["w"] + psi}
         if self.helpers:
-            state |= {"seen": [], "named": [], "helpers_of": []}
+            state |= {"seen": ids([]), "named": ids([]), "helpers_of": ids([])}
         return state
 
     def message(self, state: State, round: Round) -> Message:
@@ -92,20 +97,21 @@ class FedMatch(ServerTrains):
         arrays = dict(super().message(state, round).shared.arrays)
         each, due = dict[int, Payload](), round.index % self.helpers_every == 0
         if self.helpers and (due or self.schedule == "keep"):
-            place = {c: i for i, c in enumerate(state["seen"])}
-            theirs = dict(zip(state["named"], state["helpers_of"], strict=True))
+            place = {c: i for i, c in enumerate(state["seen"].tolist())}
+            theirs = dict(zip(state["named"].tolist(), state["helpers_of"].tolist(), strict=True))
             for client in round.cohort:
                 if helpers := theirs.get(client):
                     each[client] = Payload.of({"helpers": state["peers"][[place[c] for c in helpers]]})
         return Message.of({**arrays, "psi": state["psi"]}, each=each)
 
     def clients_round(self, server: Server, state: State, round: Round) -> State:
-        """Helpers are chosen before the clients are asked."""
+        """Helpers are chosen before the clients are asked, and forgotten if nobody answers."""
+        asked = state
         if self.helpers and round.index % self.helpers_every == 0 and len(state["seen"]) > 1:
-            chosen = nearest(state["seen"], state["embeddings"], self.helpers)
-            named = {"named": list(state["seen"]), "helpers_of": chosen}
-            state = state | named
-        return super().clients_round(server, state, round)
+            chosen = nearest(state["seen"].tolist(), state["embeddings"], self.helpers)
+            asked = state | {"named": state["seen"], "helpers_of": ids(chosen)}
+        moved = super().clients_round(server, asked, round)
+        return state if moved is asked else moved
 
     def update(self, state: State, replies: Replies, round: Round) -> State:
         """Both parts move along their mean updates."""
@@ -117,11 +123,11 @@ class FedMatch(ServerTrains):
     def _noted(self, state: State, replies: Replies) -> State:
         """What is known of clients, with those that answered."""
         psi, embedding = state["psi"] + replies.stack("psi"), replies.stack("embedding")
-        known = {c: (state["peers"][i], state["embeddings"][i]) for i, c in enumerate(state["seen"])}
+        known = {c: (state["peers"][i], state["embeddings"][i]) for i, c in enumerate(state["seen"].tolist())}
         known |= {c: (psi[i], embedding[i]) for i, c in enumerate(replies.clients)}
         seen = sorted(known)
         return {
-            "seen": seen,
+            "seen": ids(seen),
             "peers": torch.stack([known[c][0] for c in seen]),
             "embeddings": torch.stack([known[c][1] for c in seen]),
         }

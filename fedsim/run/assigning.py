@@ -100,8 +100,11 @@ def refuse_owned(config: DictConfig) -> None:
             raise ConfigError(f"{key}: nodes bring data of their own (own-data=true); {said}")
 
 
-def before(config: DictConfig, data: Dataset) -> tuple[np.ndarray | None, Roles]:
-    """What is set apart from the training samples, and the rows (n,) that are left for clients; ``None``: all."""
+def before(config: DictConfig, data: Dataset, own: Shards | None = None) -> tuple[np.ndarray | None, Roles]:
+    """What is set apart from the training samples, and the rows (n,) that are left for clients; ``None``: all.
+
+    ``own``: whose samples they are already. The server gets none of clients that are excluded.
+    """
     rows, roles = np.arange(len(data.train), dtype=np.int64), Roles()
     if share := config.evaluation.validation:
         chosen = validation_rows(data, share)
@@ -110,7 +113,9 @@ def before(config: DictConfig, data: Dataset) -> tuple[np.ndarray | None, Roles]
         roles = replace(roles, validation=Portion(torch.from_numpy(ordered)), validation_domains=spans)
     labelled = Labelled.of(config.data.get("labelled"))
     if labelled is not None and labelled.at == "server" and labelled.draws:
-        chosen = labelled.of_server(data, rows, config.seed)
+        gone, held = absent(config)
+        present = rows if own is None else np.intersect1d(rows, left_out(own, gone - held).index)
+        chosen = labelled.of_server(data, present, config.seed)
         rows = np.setdiff1d(rows, chosen, assume_unique=True)
         roles = replace(roles, server=Portion(torch.from_numpy(chosen)))
     return (None, roles) if len(rows) == len(data.train) else (rows, roles)

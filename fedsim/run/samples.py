@@ -191,7 +191,7 @@ def given_clients(
     data = Dataset(train, held, classes=tuple(classes), augment=augment, **kinds)  # type: ignore[arg-type]
     shards = _checked(data, Shards(np.arange(ends[-1], dtype=np.int64), ends))
     data = as_taken(config, data, model)
-    rows, apart = assigning.before(config, data)
+    rows, apart = assigning.before(config, data, shards)
     return held_out(config, data, shards if rows is None else only_rows(shards, rows), apart)
 
 

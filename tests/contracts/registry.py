@@ -45,6 +45,9 @@ class Entry:
 
 NOISE = ("view@views.strong=noise", "views.strong.sigma=0.1")  # of tables
 AT_CLIENTS = ("data.labelled={at: client, share: 0.5}", *NOISE)
+STABLE = (
+    "strategy.lam_2=1",
+)  # 10, with lr=0.1, would carry psi as far beyond sigma each step, and rounding with it
 AT_SERVER = ("data.labelled={at: server, count: 9}", *NOISE)
 TWO_AT_A_TIME = ("system=lognormal", "strategy.concurrency=2")
 
@@ -120,7 +123,7 @@ TABLE = (
     Entry(
         "fedmatch",
         "fedmatch",
-        (*AT_CLIENTS, "strategy.confidence=0.35", "strategy.helpers_every=2"),
+        (*AT_CLIENTS, "strategy.confidence=0.35", "strategy.helpers_every=2", *STABLE),
         semi=True,
         needs_head=True,
         single=True,

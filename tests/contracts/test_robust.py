@@ -34,6 +34,7 @@ from strategies.aggregators import coordinate_median, mean, norm_clip
 SUMMED = {  # by strategy, what is added up as it comes: docs/fidelity.md says why
     "FedProto": {"features", "n"},
     "FRAug": {"generator_buffers"},
+    "FedMatch": {"embedding"},
     "FedoSSL": {"centroids", "rows", "means", "present"},
 }
 VECTORS = {  # strategies that average more than the model's update, and what

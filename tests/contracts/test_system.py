@@ -66,6 +66,8 @@ def test_a_worker_killed_in_mid_round_costs_no_bit(entry: Entry, ray: str, tmp_p
 
 @each_strategy
 def test_rounds_nobody_is_there_for_change_nothing_but_the_time(entry: Entry, tmp_path: Path) -> None:
+    if entry.trains_alone:
+        pytest.skip("the server goes on alone: tests/strategies/test_semisupervised.py")
     (tmp_path / "trace.csv").write_text("client,start_s,end_s\n1,1500,3000\n")
     fleet = [
         "system=lognormal",

@@ -15,6 +15,7 @@ from fedsim.config.compose import compose
 from fedsim.errors import ClientError
 from fedsim.exchange.fold import fold_kinds
 from fedsim.run import participants
+from fedsim.task.layout import Layout
 
 # -- BatchNorm ----------------------------------------------------------------------------------------------------
 
@@ -71,9 +72,20 @@ def test_all_local_norm_weights_never_leave_their_client(entry: Entry) -> None:
         pytest.skip("takes no BatchNorm")
     problem = classification("bn", cohorts=[[0, 1, 2]] * 3)
     strategy, result = record(entry, problem, "buffers=all_local", "rounds=3")
-    initial = network("bn").state_dict()
-    for name in ("1.weight", "1.bias"):
-        assert torch.equal(result.weights[name], initial[name])  # the server never sees theirs
+    initial, first, last = network("bn").state_dict(), strategy.states[0], strategy.states[-1]
+    layout = Layout(network("bn"), torch.float32)
+
+    def named(v: Tensor) -> dict[str, Tensor]:
+        return layout.named(layout.expand(v))
+
+    for name in ("1.weight", "1.bias"):  # the server never sees theirs
+        if entry.trains_alone:  # and trains its own: the sum of the clients' moves tells
+            assert not named(last["v"])[name].any()
+        elif "psi" in last:  # which the model begins with on top
+            assert torch.equal(named(last["psi"])[name], named(first["psi"])[name])
+            assert torch.equal(result.weights[name], initial[name] + named(last["psi"])[name])
+        else:
+            assert torch.equal(result.weights[name], initial[name])
     assert not torch.equal(result.weights["0.weight"], initial["0.weight"])
     own = [strategy.kept[-1][c]["local/0"] for c in (0, 1, 2)]
     assert all(len(v) == 10 for v in own)
