@@ -41,11 +41,18 @@ def pseudo_shares(outcomes: Sequence[Outcome]) -> dict[str, float]:
     return out
 
 
+COUNTS = frozenset(  # what clients that labelled something say of it
+    f"pseudo/{name}" for name in ("seen", "kept", "most_frequent", "from_global", "agree", "nan")
+)
+
+
 @dataclass(kw_only=True)
 class SemiSupervised(FedAvg):
     """FedAvg whose clients also learn from samples without labels, and say in the round's row how."""
 
-    traits: ClassVar[Traits] = replace(FedAvg.traits, labels=True, labelled="any", unlabelled=True)
+    traits: ClassVar[Traits] = replace(
+        FedAvg.traits, labels=True, labelled="any", unlabelled=True, metrics=COUNTS
+    )
     weightings: ClassVar[tuple[str, ...]] = ("samples", "uniform")
 
     def __post_init__(self) -> None:
