@@ -198,7 +198,7 @@ class _Parts:
         strong, n = job.view(options.strong, plain).x, plain.size
 
         def loss(output: Any, y: Any) -> Tensor:
-            views = [part[kept] if whole else part for part in as_logits(output).split(n)]
+            views = [part[kept] if whole else part for part in torch.split(as_logits(output), n)]
             total = options.lam_a * F.cross_entropy(views[0], label)
             return total + options.lam_i * consistency(views[1], helpers) if len(helpers) else total
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from problems import GOLDEN
-from semi import CLASSES, job, numbers, parts, softmax, tilted, weights
-from torch import Tensor
+from semi import CLASSES, FEATURES, job, numbers, parts, softmax, tilted, weights
+from torch import Tensor, nn
 
 from clients.fedmatch import FedMatchClient, fedmatch_loss
 from clients.fixmatch import FixMatchClient, UDAClient, fixmatch, uda
@@ -243,6 +243,19 @@ def test_fedmatch_steps_by_hand(labelled: int, helpers: bool) -> None:
     for ours, q, before in zip(weights(one, update.arrays["psi"]), psi, start, strict=True):
         np.testing.assert_allclose(ours, q - before, atol=1e-10)
     assert update.metrics["pseudo/kept"] > 0
+
+
+def test_with_batchnorm_a_single_unlabelled_sample_moves_nothing_and_two_do() -> None:
+    def update(unlabelled: int) -> dict[str, Tensor]:
+        torch.manual_seed(5)
+        model = nn.Sequential(nn.Linear(FEATURES, 5), nn.BatchNorm1d(5), nn.Linear(5, CLASSES))
+        sizes = job(6, unlabelled, model=model)
+        sent = {"psi": torch.zeros_like(sizes.anchor)}
+        one = job(6, unlabelled, model=model, message=sent)
+        return dict(FedMatchClient(**{**MATCH, "confidence": 0.0}).fit(one).arrays)
+
+    one, two = update(1), update(2)
+    assert one["delta"].any() and not one["psi"].any() and two["psi"].any()
 
 
 def test_without_its_weights_fedmatch_trains_sigma_alone() -> None:
