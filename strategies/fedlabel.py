@@ -20,11 +20,7 @@ class FedLabel(SemiSupervised):
     ``weighting``: ``used`` weighs clients by r, the labelled samples used and the unlabelled ones kept, over all steps.
     """
 
-    traits: ClassVar[Traits] = replace(
-        SemiSupervised.traits,
-        labelled="client",
-        metrics=SemiSupervised.traits.metrics | {"unlabelled/train_loss", "unlabelled/steps"},
-    )
+    traits: ClassVar[Traits] = replace(SemiSupervised.traits, labelled="client")
     weightings: ClassVar[tuple[str, ...]] = WEIGHTINGS
     beta: float
     lam0: float

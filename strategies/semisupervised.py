@@ -20,6 +20,10 @@ from strategies.base import State, check
 from strategies.fedavg import FedAvg
 
 SHARES = {"from_global": "global_share", "agree": "agree_share", "right": "accuracy"}  # of those kept
+OF_SOME = frozenset(  # metrics of clients that have samples without labels, or keep some
+    {f"pseudo/{name}" for name in ("seen", "kept", "most_frequent", "from_global", "agree", "nan")}
+    | {f"unlabelled/{name}" for name in ("train_loss", "steps", "clipped")}
+)
 
 
 def pseudo_shares(outcomes: Sequence[Outcome]) -> dict[str, float]:
@@ -41,17 +45,12 @@ def pseudo_shares(outcomes: Sequence[Outcome]) -> dict[str, float]:
     return out
 
 
-COUNTS = frozenset(  # what clients that labelled something say of it
-    f"pseudo/{name}" for name in ("seen", "kept", "most_frequent", "from_global", "agree", "nan")
-)
-
-
 @dataclass(kw_only=True)
 class SemiSupervised(FedAvg):
     """FedAvg whose clients also learn from samples without labels, and say in the round's row how."""
 
     traits: ClassVar[Traits] = replace(
-        FedAvg.traits, labels=True, labelled="any", unlabelled=True, metrics=COUNTS
+        FedAvg.traits, labels=True, labelled="any", unlabelled=True, metrics=OF_SOME
     )
     weightings: ClassVar[tuple[str, ...]] = ("samples", "uniform")
 

@@ -24,10 +24,11 @@ from fedsim.run import participants
 from fedsim.server.traits import StrategyLike, Traits, missing
 from strategies.base import Strategy
 from strategies.fedavg import FedAvg
+from strategies.semisupervised import OF_SOME
 
 ROOT = Path(__file__).parents[2]
 NAMES = {f.name for f in fields(Traits)}
-SEMI = {"labels": True, "labelled": "any", "unlabelled": True}
+SEMI = {"labels": True, "labelled": "any", "unlabelled": True, "metrics": OF_SOME}
 LINEAR = {"features": True, "linear_head": True}
 HEAD = LINEAR | {"body": True}
 
@@ -44,7 +45,7 @@ EXPECTED: dict[str, dict[str, Any]] = {
     "FedCM": {"public_values": frozenset({"steps"})},
     "FedETF": HEAD | {"labels": True},
     "FedLoGe": HEAD | {"labels": True},
-    "FedLabel": {"labels": True, "unlabelled": True},
+    "FedLabel": {"labels": True, "unlabelled": True, "metrics": OF_SOME},
     "FedNTD": {"labels": True},
     "FedNova": {"public_values": frozenset({"work"})},
     "FedPer": HEAD | {"personal": True},
@@ -63,7 +64,7 @@ EXPECTED: dict[str, dict[str, Any]] = {
     "Moon": {"features": True},
     "Peers": {"peers": True},
     "SemiFL": SEMI | {"labelled": "server"},
-    "ServerOnly": {"labels": True, "labelled": "server"},
+    "ServerOnly": {"labels": True, "labelled": "server", "metrics": OF_SOME},
     "SiloBN": {"personal": True, "buffers": "local", "batch_norm": True},
 }
 
