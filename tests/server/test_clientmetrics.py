@@ -63,7 +63,8 @@ def test_best_survives_rounds_without_a_number() -> None:
         {"accuracy": v, "loss": w, "weights_hash": "h"}
         for v, w in ((0.5, 2.0), (math.nan, math.nan), (0.25, 3.0))
     ]
-    server = SimpleNamespace(facts={}, validator=None, test_size=10)
+    start = SimpleNamespace(hash=lambda layout: "s")
+    server = SimpleNamespace(facts={}, validator=None, test_size=10, start=start, layout=None)
     method = SimpleNamespace(traits=Traits())
     loop: Any = SimpleNamespace(stopped="", history=rows, done=3, key="k", server=server, strategy=method)
     data: Any = SimpleNamespace(dealt=SimpleNamespace(hash=lambda: "p"), label_skew=None)
