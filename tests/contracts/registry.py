@@ -147,6 +147,16 @@ BROAD = ("fedavg", "fedspeed", "scaffold", "ggeur", "fraug", "fedloge", "gossip"
 MECHANISMS = tuple(e for e in TABLE if e.label in ("scaffold", "ggeur", "flag-reverse", "gossip", "fedbuff"))
 
 
+# Methods that differ from another one above in the server's step or one option alone: their contracts are nightly.
+CLOSE = ("fedyogi", "fedadagrad", "fedavgm", "mofedsam", "term", "uda", "fesem", "fedrep")
+
+
+def mostly(entries: Iterable[Entry]) -> list[Any]:
+    """The entries as parameters of a test; those that are close to another one run nightly."""
+    entries = tuple(entries)
+    return often(entries, *(e.label for e in entries if e.label not in CLOSE))
+
+
 def often(entries: Iterable[Entry], *labels: str) -> list[Any]:
     """The entries as parameters of a test: those named run in `make test`, all of them nightly."""
     return [pytest.param(e, marks=[] if e.label in labels else pytest.mark.nightly) for e in entries]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from callbacks import Interrupt
 from problems import Problem, classes, classification, hashes, method
-from registry import COHORTS, MECHANISMS, METHODS, Entry
+from registry import COHORTS, MECHANISMS, METHODS, Entry, mostly
 
 from fedsim.errors import ConfigError
 
@@ -48,7 +48,7 @@ def facts(row: Any) -> Any:
 PEERS = Entry("gossip-async", "gossip_async", ("topology=ring", "strategy.init_models=shared"))
 
 
-@pytest.mark.parametrize("entry", (*METHODS, PEERS), ids=lambda e: e.label)
+@pytest.mark.parametrize("entry", mostly((*METHODS, PEERS)), ids=lambda e: e.label)
 def test_nobody_uses_the_samples_of_a_client_that_is_excluded(entry: Entry, tmp_path: Path) -> None:
     arguments = [o for o in entry.arguments if not o.startswith("topology=")]
     if len(arguments) < len(entry.arguments):
@@ -127,7 +127,7 @@ COUNTED = {
 }
 
 
-@pytest.mark.parametrize("entry", [e for e in COHORTS if e.strategy != "gossip"], ids=lambda e: e.label)
+@pytest.mark.parametrize("entry", mostly(e for e in COHORTS if e.strategy != "gossip"), ids=lambda e: e.label)
 def test_who_is_in_no_cohort_counts_only_where_a_method_counts_all_clients(entry: Entry) -> None:
     given = problem(cohorts=[[0, 1, 3], [1, 4, 5]])
     same = hashes(given.run(*entry.arguments, f"exclude=[{ABSENT}]")) == hashes(given.run(*entry.arguments))

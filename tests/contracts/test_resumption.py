@@ -9,8 +9,22 @@ import torch
 from callbacks import Interrupt, Photographer
 from hooks import Fail
 from problems import classification, hashes
-from registry import BROAD, Entry
-from trial import each_strategy, every_method, in_ways, record, run_hooked, straight
+from registry import BROAD, METHODS, Entry, often
+from trial import each_method, every_method, in_ways, record, run_hooked, straight
+
+# Methods whose clients keep states, one of each kind, and one whose clients keep none
+KEEPING = (
+    "fedavg",
+    "fedspeed",
+    "scaffold",
+    "feddyn",
+    "moon",
+    "ditto",
+    "fraug",
+    "silobn",
+    "fedossl",
+    "gossip",
+)
 
 
 @in_ways("every", 3, 1)
@@ -43,7 +57,7 @@ def test_interrupted_after_a_round_and_resumed_the_run_ends_with_the_same_bits(
     assert [r["round"] for r in resumed.rows] == [1, 2, 3, 4]
 
 
-@each_strategy
+@each_method
 def test_interrupted_within_a_round_that_round_is_done_again_from_the_start(
     entry: Entry, tmp_path: Path
 ) -> None:
@@ -60,7 +74,7 @@ def test_interrupted_within_a_round_that_round_is_done_again_from_the_start(
         assert hashes(resumed) == hashes(expected)
 
 
-@every_method
+@pytest.mark.parametrize("entry", often(METHODS, *KEEPING), ids=lambda e: e.label)
 def test_client_states_spilled_to_disk_are_the_same_states(entry: Entry, tmp_path: Path) -> None:
     problem = classification()
     expected, roomy = record(entry, problem, "rounds=6")

@@ -9,9 +9,11 @@ import pytest
 import torch
 from hooks import Die, hooked
 from problems import Problem, classification, hashes, of_strategy, recorded
-from registry import BROAD, COHORTS, MECHANISMS, METHODS, Entry, often
+from registry import BROAD, CLOSE, COHORTS, MECHANISMS, METHODS, Entry, mostly, often
 
-each_strategy = pytest.mark.parametrize("entry", [e for e in METHODS if e in COHORTS], ids=lambda e: e.label)
+each_strategy = pytest.mark.parametrize(
+    "entry", mostly(e for e in METHODS if e in COHORTS), ids=lambda e: e.label
+)
 
 LOST = ["system=lognormal", *(f"system.dropout.{when}=0.2" for when in ("before", "during", "after"))]
 LATE = ["system=lognormal", "system.deadline=0.5", "system.stragglers=drop"]
@@ -27,7 +29,7 @@ def record(entry: Entry, problem: Problem, *overrides: str) -> Any:
         pytest.param(e, fleet, id=f"{e.label}-{name}")
         for name, fleet in (("dropout", LOST), ("deadline", LATE))
         for e in METHODS
-        if e in COHORTS and (fleet is LOST or e.label in BROAD)
+        if e in COHORTS and e.label not in CLOSE and (fleet is LOST or e.label in BROAD)
     ],
 )
 def test_a_dropped_client_is_as_if_it_had_not_been_asked(entry: Entry, fleet: list[str]) -> None:

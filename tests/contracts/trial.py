@@ -8,19 +8,24 @@ from typing import Any
 import pytest
 from hooks import hooked
 from problems import Problem, Recorded, classification, of_strategy, recorded
-from registry import COHORTS, METHODS, Entry, broad
+from registry import CLOSE, COHORTS, METHODS, Entry, broad, mostly
 
 import fedsim
 
-every_method = pytest.mark.parametrize("entry", METHODS, ids=lambda e: e.label)
-each_method = pytest.mark.parametrize("entry", [e for e in METHODS if e in COHORTS], ids=lambda e: e.label)
-each_strategy = pytest.mark.parametrize("entry", COHORTS, ids=lambda e: e.label)
+every_method = pytest.mark.parametrize("entry", mostly(METHODS), ids=lambda e: e.label)
+each_method = pytest.mark.parametrize(
+    "entry", mostly(e for e in METHODS if e in COHORTS), ids=lambda e: e.label
+)
+each_strategy = pytest.mark.parametrize("entry", mostly(COHORTS), ids=lambda e: e.label)
 
 
 def in_ways(name: str, *ways: object) -> pytest.MarkDecorator:
     """Every strategy in the first of ``ways``, some in all of them."""
-    pairs = broad(*ways)
-    return pytest.mark.parametrize(("entry", name), pairs, ids=[f"{e.label}-{way}" for e, way in pairs])
+    pairs = [
+        pytest.param(e, way, id=f"{e.label}-{way}", marks=[pytest.mark.nightly] if e.label in CLOSE else [])
+        for e, way in broad(*ways)
+    ]
+    return pytest.mark.parametrize(("entry", name), pairs)
 
 
 @cache
