@@ -113,13 +113,7 @@ class FixMatchClient(SGDClient):
         if not job.steps:
             raise nothing(job)
         weight = float(count) if self.weighting == "samples" else 1.0
-        delta = job.delta(w)
-        return Update(
-            {"delta": delta},
-            weight=weight,
-            metrics={**job.report(), **tally.metrics()},
-            guesses=tally.guesses,
-        )
+        return tally.update(job, w, weight)
 
     def _weakly(self, job: Job, batch: Batch) -> Batch:
         return batch if self.weak is None else job.view(self.weak, batch)

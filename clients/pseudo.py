@@ -13,7 +13,7 @@ from fedsim.data.dataset import taken
 from fedsim.data.local import Batch, LocalData
 from fedsim.data.trees import join
 from fedsim.errors import ClientError
-from fedsim.exchange.payload import Refusal
+from fedsim.exchange.payload import Refusal, Update
 from fedsim.local.job import Job
 from fedsim.local.meter import Meter
 
@@ -152,6 +152,12 @@ class Tally:
     def guesses(self) -> Tensor | None:
         """Positions and labels (2, k), for the evaluator alone."""
         return torch.stack([torch.cat(self._rows), torch.cat(self._labels)]) if self.kept else None
+
+    def update(self, job: Job, w: Tensor, weight: float) -> Update:
+        """What a client sends that ended at ``w`` (d,): its move, with these counts and guesses."""
+        delta = job.delta(w)
+        metrics = {**job.report(), **self.metrics()}
+        return Update({"delta": delta}, weight=weight, metrics=metrics, guesses=self.guesses)
 
     def metrics(self) -> Mapping[str, float]:
         """Counts for the log: ``pseudo/seen``, ``pseudo/kept``, ``pseudo/most_frequent`` (of the class that was given

@@ -89,13 +89,7 @@ class SemiFLClient(SGDClient):
         if not job.steps:
             raise Refusal("one sample with a pseudo label, too few for BatchNorm")
         weight = float(n) if self.weighting == "samples" else 1.0
-        delta = job.delta(w)
-        return Update(
-            {"delta": delta},
-            weight=weight,
-            metrics={**job.report(), **tally.metrics()},
-            guesses=tally.guesses,
-        )
+        return tally.update(job, w, weight)
 
     def _others(self, job: Job, own: LocalData, mixed: Tensor) -> Any:
         """Positions in ``mixed`` of one batch after the other, for as long as they are asked for."""

@@ -11,12 +11,9 @@ from typing import Any
 import pytest
 from composing import compose_quickly
 from omegaconf import OmegaConf
-from runfolder import make as record
 
-import fedsim
 from fedsim.cli.main import command
 from fedsim.config.compose import load
-from fedsim.errors import ConfigError
 from fedsim.report import load_runs
 
 ROWS = [{"round": at, "weights_hash": f"h{at}", "accuracy": 0.5, "loss": 1.0} for at in (1, 2)]
@@ -236,12 +233,3 @@ def test_some_of_many_are_broken(caplog: pytest.LogCaptureFixture, monkeypatch: 
 
 def test_a_whole_configuration_is_read_back() -> None:
     assert load(make(Path("run")) / "config.yaml").method == "fedavg"
-
-
-def test_folders_that_are_not_there_or_hold_runs_are_called_so(tmp_path):
-    with pytest.raises(ConfigError) as missing:
-        fedsim.load(tmp_path / "nothing")
-    assert str(missing.value) == f"{tmp_path / 'nothing'}: no such folder"
-    record(tmp_path, "fedavg", 0, [0.5])
-    with pytest.raises(ConfigError, match=r"no config.yaml; fedsim.load reads the runs in it"):
-        fedsim.load_run(tmp_path)
