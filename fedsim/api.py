@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fedsim.config.compose import compose
 from fedsim.data.dataset import Augment, Dataset, Pair
 from fedsim.data.federated import FederatedData
+from fedsim.engine.allocator import keeping
 from fedsim.engine.base import Engine
 from fedsim.rng import undisturbed
 from fedsim.run import assigning, initial, modelcard, participants, samples
@@ -144,7 +145,7 @@ def run(
     check_labelled(method, config, given)
     mark = given.fingerprint(alone=fresh) + (f"/{config.engine.name}" if engine is not None else "")
     folder, key = run_dir(config), marked(run_key(config), mark)
-    with tidied(folder), locked(folder), undisturbed():
+    with tidied(folder), locked(folder), undisturbed(), keeping():
         adopt(folder, config, mark)
         take_over(folder, config, mark)
         return _run(config, given, method, topology, folder, key, engine, split)

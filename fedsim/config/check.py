@@ -6,7 +6,6 @@ import dataclasses
 import math
 import re
 import sys
-import typing
 from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
 from pkgutil import iter_modules
@@ -188,7 +187,7 @@ def _everywhere(rules: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield f"pretrain.training.{key.removeprefix('client.')}", rule
 
 
-def _refuse_unknown(config: DictConfig, schema: type[Any], prefix: str) -> None:
+def _refuse_unknown(config: DictConfig, schema: Any, prefix: str) -> None:
     """Refuse keys that ``+key=value`` or code added: nothing would ever read them."""
     types = hints_of(schema)
     known = [field.name for field in dataclasses.fields(schema)]
@@ -205,7 +204,7 @@ def _refuse_unknown(config: DictConfig, schema: type[Any], prefix: str) -> None:
             else types[name]
         )
         if isinstance(child, DictConfig) and dataclasses.is_dataclass(inner):
-            _refuse_unknown(child, typing.cast(type[Any], inner), f"{prefix}{name}.")
+            _refuse_unknown(child, inner, f"{prefix}{name}.")
 
 
 def _check_range(key: str, value: Any, possible: Callable[[Any], bool], text: str) -> None:

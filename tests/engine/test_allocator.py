@@ -1,0 +1,50 @@
+"""Freed memory stays with the process while it computes, and goes back afterwards."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import resource, sys
+import torch
+from fedsim.engine.allocator import _glibc, keeping
+
+def faults(times=40):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(times):
+        torch.ones(1 << 20)  # 4 MiB: a thousand pages, or more where pages are small
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+if _glibc() is None:
+    sys.exit(3)
+_glibc().mallopt(-3, 128 * 1024)  # as at the start: nothing has moved the threshold yet
+usual = faults()
+with keeping():
+    with keeping():
+        faults(2)
+    kept = faults()
+print(usual, kept, faults())
+"""
+
+
+def run(**environment: str) -> list[int]:
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, env=environment)
+    if done.returncode == 3:
+        pytest.skip("malloc is not glibc's")
+    assert done.returncode == 0, done.stderr
+    return [int(word) for word in done.stdout.split()]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc")
+def test_pages_are_faulted_in_once_within_the_block_only() -> None:
+    usual, kept, after = run()
+    assert kept < usual / 10 and after > usual / 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc")
+def test_what_the_environment_says_holds() -> None:
+    usual, kept, _ = run(MALLOC_TRIM_THRESHOLD_="131072")
+    assert kept > usual / 2
