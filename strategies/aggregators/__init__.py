@@ -16,7 +16,7 @@ from typing import Any
 
 from strategies.aggregators.averages import centered_clipping, geometric_median, mean, norm_clip
 from strategies.aggregators.before import arc, bucketing, clipping, nnm
-from strategies.aggregators.checks import check_enough, check_options, is_mean, keeps_size
+from strategies.aggregators.checks import check_enough, check_options, is_mean, keeps_size, remembers
 from strategies.aggregators.coordinates import coordinate_median, meamed, phocas, trimmed_mean
 from strategies.aggregators.distances import bulyan, krum, monna, multi_krum
 from strategies.aggregators.filtering import caf
@@ -68,6 +68,7 @@ __all__ = [
     "nnm",
     "norm_clip",
     "phocas",
+    "remembers",
     "smea",
     "trimmed_mean",
 ]

@@ -11,9 +11,7 @@ from strategies.aggregators.gram import finite_gram, gram, median, norms
 from strategies.aggregators.rows import Report, RuleError, whole
 
 
-def mean(
-    updates: Any, weights: Any = None, *, before: Before = (), report: Report | None = None
-) -> Any:
+def mean(updates: Any, weights: Any = None, *, before: Before = (), report: Report | None = None) -> Any:
     """Weighted mean of the rows of ``updates`` (n, d); equal weights by default. McMahan et al. 2017, Alg. 1."""
     rows = prepared("mean", updates, weights, before, report=report)
     out = rows.combine(rows.weights / rows.weights.sum())
@@ -25,9 +23,7 @@ def mean(
     return rows.combine(rows.weights / total) if total > 0 else rows.zeros()
 
 
-def norm_clip(
-    updates: Any, weights: Any = None, *, before: Before = (), report: Report | None = None
-) -> Any:
+def norm_clip(updates: Any, weights: Any = None, *, before: Before = (), report: Report | None = None) -> Any:
     """Weighted mean of ``u_i min(1, c / |u_i|)`` (d,), where c is the median of the norms."""
     rows = prepared("norm_clip", updates, weights, before, report=report)
     size = norms(rows)
@@ -90,7 +86,7 @@ def centered_clipping(
     weights: Any = None,
     *,
     tau: float = 100.0,
-    L: int = 1,  # noqa: N803 - as in the paper
+    L: int = 1,
     centre: Any = None,
     before: Before = (),
     report: Report | None = None,
@@ -111,7 +107,7 @@ def centered_clipping(
     """
     if isinstance(tau, bool) or not isinstance(tau, int | float) or not tau > 0:
         raise RuleError(f"centered_clipping: tau={tau!r} must be a positive number")
-    L = whole("centered_clipping", "L", L, 1, "the steps")  # noqa: N806
+    L = whole("centered_clipping", "L", L, 1, "the steps")
     rows = prepared("centered_clipping", updates, weights, before, report=report)
     around = None if centre is None else torch.as_tensor(centre).to(rows.device, torch.float64)
     if around is not None and around.shape != (rows.dim,):

@@ -18,7 +18,9 @@ from fedsim.rng import torch_rng
 from strategies.aggregators.gram import finite_gram, gram, norms, squared_distances
 from strategies.aggregators.rows import Report, Rows, RuleError, tolerated, whole
 
-Before = Sequence[Any]  # names, mappings {name: options}, or the functions of this file, partials of them among them
+Before = Sequence[
+    Any
+]  # names, mappings {name: options}, or the functions of this file, partials of them among them
 Stage = Callable[[Rows], Rows]
 
 
@@ -118,7 +120,9 @@ def _stage(entry: Any, f: Any) -> tuple[str, dict[str, Any]]:
     if isinstance(name, Mapping) and len(name) == 1:
         ((name, found),) = name.items()
         if found is not None and not isinstance(found, Mapping):
-            raise RuleError(f"aggregator.before: {name}={found!r}: options are written {{{name}: {{key: value}}}}")
+            raise RuleError(
+                f"aggregator.before: {name}={found!r}: options are written {{{name}: {{key: value}}}}"
+            )
         options = {str(k): v for k, v in (found or {}).items()}
     named = getattr(name, "__name__", name)
     if named not in FUNCTIONS or (callable(name) and name is not FUNCTIONS[named]):

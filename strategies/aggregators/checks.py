@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from inspect import signature
 from typing import Any
 
 from fedsim.errors import ConfigError
@@ -27,6 +28,14 @@ def keeps_size(aggregator: Any) -> bool:
     """Whether results are as long as the updates are; only flag's unit scale has a length of its own."""
     rule, options = _opened(aggregator)
     return rule is not flag or options.get("scale") != "unit"
+
+
+def remembers(aggregator: Any) -> bool:
+    """Whether a rule goes on from its last result, which it takes as ``centre``."""
+    try:
+        return "centre" in signature(aggregator).parameters
+    except (TypeError, ValueError):  # no signature to be had
+        return False
 
 
 def check_options(aggregator: Any) -> None:
@@ -71,7 +80,9 @@ def check_enough(aggregator: Any, size: int, given: str, ask: Callable[[int], st
         idx = whole(name, "idx", options.get("idx", 0), 0, "the position of the trusted update")
         needs.append((idx + 1, f"aggregator.idx={idx}: {name} trusts update {idx}, from 0"))
     _refuse(max(needs, default=(0, "")), there, width, given, ask, lower)
-    if name == "smea" and (refused := too_many(there, whole(name, "f", options.get("f", 0), 0, "wrong ones"))):
+    if name == "smea" and (
+        refused := too_many(there, whole(name, "f", options.get("f", 0), 0, "wrong ones"))
+    ):
         raise ConfigError(f"aggregator.f: {refused}; type a smaller aggregator.f, or aggregator=caf")
 
 
@@ -90,7 +101,9 @@ def _refuse(
     """Refuse if ``there`` are fewer rows, of up to ``width`` updates each, than needed."""
     least, why = need
     if least > there:
-        ways = " or ".join(way for way in (ask((least - 1) * width + 1), lower) if way) or "another aggregator"
+        ways = (
+            " or ".join(way for way in (ask((least - 1) * width + 1), lower) if way) or "another aggregator"
+        )
         gives = f"{given} gives {there}" + (f" buckets of {width}" if width > 1 else "")
         raise ConfigError(f"{why}, {gives}; type {ways}")
 

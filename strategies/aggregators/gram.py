@@ -43,7 +43,10 @@ def finite_gram(rule: str, rows: Rows, report: Report | None) -> tuple[Tensor, R
 
 
 def norms(rows: Rows, around: Tensor | None = None) -> Tensor:
-    """``|u_i|`` (n,), float64, one pass; not finite for a row that is not. Of ``u_i - around`` if that (d,) is given."""
+    """``|u_i|`` (n,), float64, one pass; not finite for a row that is not.
+
+    Of ``u_i - around`` if that (d,) is given.
+    """
     if rows.sizes is not None and around is None:
         return rows.sizes
     if rows.mix is not None and around is None:

@@ -105,7 +105,9 @@ class Rows:
     def mixed(self, by: Tensor, owners: Sequence[Sequence[int]] | None = None, **known: Any) -> Rows:
         """The combinations ``by`` (r, n) of these rows, equally weighted where ``owners`` are given."""
         products = None if self.products is None else by @ self.products @ by.T
-        weights = self.weights if owners is None else torch.stack([by[i] @ self.weights for i in range(len(by))])
+        weights = (
+            self.weights if owners is None else torch.stack([by[i] @ self.weights for i in range(len(by))])
+        )
         mix = by if self.mix is None else by @ self.mix
         found = {"products": products, "sizes": None, "owners": owners or self.owners} | known
         return replace(self, mix=mix, weights=weights, **found)

@@ -102,7 +102,9 @@ def _least_diameter(squared: Tensor, f: int) -> list[int]:
         gone = apart[i] & there  # what cannot stay if i does
         if len(kept) < n - f and gone.bit_count() <= left:
             rest = there & ~gone & ~(1 << i)
-            if _covered([a & rest if rest >> j & 1 else 0 for j, a in enumerate(apart)], left - gone.bit_count()):
+            if _covered(
+                [a & rest if rest >> j & 1 else 0 for j, a in enumerate(apart)], left - gone.bit_count()
+            ):
                 kept.append(i)
                 there, left = there & ~gone, left - gone.bit_count()
                 continue
