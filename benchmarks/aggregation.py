@@ -5,8 +5,8 @@
 
 ``read`` adds up all numbers once: no rule can be faster than one such pass. ``torch mean`` is ``updates.mean(0)``, to
 which ratios refer. ``--byzfl`` adds ByzFL's form of each rule that it has, where it is installed; rules of which it
-goes through all subsets are left out above 20 clients. ``svd`` is the flag aggregator written with a d x n singular value
-decomposition per step.
+goes through all subsets are left out above 20 clients. ``svd`` is the flag aggregator written with a d x n singular
+value decomposition per step.
 """
 
 from __future__ import annotations

@@ -144,15 +144,10 @@ def test_centered_clipping_goes_on_from_its_last_result_and_survives_a_restart(t
 
 def test_optimised_attacks_are_aimed_at_the_rule_in_use() -> None:
     problem = classification(cohorts=[range(6)])
-    runs = [
-        problem.run("rounds=1", "attack=ipm_optimal", "attack.fraction=0.34", *rule)
-        for rule in (
-            (),
-            ("aggregator=norm_clip",),
-            ("aggregator=norm_clip", "aggregator.before=[{clipping: {c: 0.001}}]"),
-        )
-    ]
-    assert len({tuple(hashes(r)) for r in runs}) == 3
+    clip = ("aggregator=norm_clip",)
+    rules = ((), clip, (*clip, "aggregator.before=[{clipping: {c: 0.001}}]"))
+    attack = ("rounds=1", "attack=ipm_optimal", "attack.fraction=0.34")
+    assert len({tuple(hashes(problem.run(*attack, *rule))) for rule in rules}) == 3
 
 
 @pytest.mark.parametrize(
