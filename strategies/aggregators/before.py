@@ -41,7 +41,8 @@ def bucketing(
 
     Karimireddy, He, Jaggi: Byzantine-Robust Learning on Heterogeneous Datasets via Bucketing, ICLR 2022, Alg. 1.
     ``permutation`` (n,): the rows in their new order. By default the rows in order of their norms are permuted by a
-    draw keyed by ``seed`` and these norms in single precision: another one for other updates, whatever their order.
+    draw keyed by ``seed`` and these norms in single precision (of the updates as they came, whatever was done before):
+    another one for other updates, whatever their order.
     """
     options = {"s": s, "permutation": permutation, "seed": seed}
     return prepared("bucketing", updates, None, [partial(bucketing, **options)], report=report).matrix()
@@ -85,11 +86,12 @@ def prepared(
         return rows
     if any(name == "nnm" for name, _ in chain):
         k, rows = finite_gram(rule, rows, report)
-        rows = _known(rows, products=k, sizes=k.diagonal().sqrt())
+        size = k.diagonal().sqrt()
+        rows = _known(rows, products=k, sizes=size, first=size)
     else:
         size = norms(rows)
         good = torch.nonzero(torch.isfinite(size)).flatten().tolist()
-        rows = _known(rows.without(rule, good, report), sizes=size[good])
+        rows = _known(rows.without(rule, good, report), sizes=size[good], first=size[good])
     for name, options in chain:
         if len(rows):
             rows = MAKERS[name](rows, removed, **options)
@@ -164,11 +166,10 @@ def _bucketing(rows: Rows, removed: int, *, s: int, permutation: Any = None, see
 
 
 def _drawn(rows: Rows, seed: int) -> list[int]:
-    size = norms(rows)
-    order = size.sort(stable=True).indices
-    numbers = size[order].float().view(torch.int32).tolist()
-    draw = torch.randperm(len(rows), generator=torch_rng(seed, "bucketing", *numbers))
-    drawn: list[int] = order[draw].tolist()
+    assert rows.first is not None
+    n, (size, order) = len(rows), rows.first.float().sort(stable=True)
+    draw = torch.randperm(n, generator=torch_rng(seed, "bucketing", *size.view(torch.int32).tolist()))
+    drawn: list[int] = (order[draw] if len(order) == n else draw).tolist()
     return drawn
 
 

@@ -59,6 +59,7 @@ class Rows:
     mix: Tensor | None = None
     products: Tensor | None = None  # inner products (r, r) of the rows, where they are known
     sizes: Tensor | None = None  # norms (r,) of the rows, where they are known
+    first: Tensor | None = None  # norms of the rows in use as they came, kept once something is done to them
     owners: Sequence[Sequence[int]] | None = None  # positions that a row stands for, where that is not one
 
     @staticmethod
