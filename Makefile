@@ -74,4 +74,5 @@ clean:
 
 .venv/test.stamp: .venv/torch.stamp pyproject.toml
 	$(PIP) --editable '.[dev]'
+	$(PIP) --no-deps byzfl # what rules are compared with; its torchvision is not needed for them
 	touch $@ .venv/run.stamp

@@ -1,11 +1,14 @@
 """Which aggregation survives hostile clients: rules x attacks, 3 hostile clients of 15, three seeds.
 
+    python -m experiments.byzantine everything                                     all rules and what can come before
     python -m experiments.byzantine digits                                         rules x attacks, one gradient a round
     python -m experiments.byzantine fashion --data ../shared/data/fashion_mnist    rules x attacks, local training
     python -m experiments.byzantine lam                                            the flag aggregator's pair weight
     python -m experiments.byzantine scaling                                        (15, 3), (30, 6), (60, 12) clients
 
-``digits`` is the flag aggregator's way to train (gradients of one step, server SGD with momentum) on IID data;
+``everything`` is ``digits`` with every rule, pre-aggregators before four of them, and every attack; ``--rules`` and
+``--attacks`` choose among them; a backdoor's success rates are a column of their own. ``digits`` is the flag
+aggregator's way to train (gradients of one step, server SGD with momentum) on IID data;
 ``fashion`` is federated averaging with label skew (Dirichlet 0.3, five local steps) on 6000 images of Fashion-MNIST.
 Each ends in a table of accuracies in percent, ``table.csv`` (mean and range over seeds) and ``heatmap.png`` under
 ``--out``. Finished runs are skipped, so it can be stopped and started again. ``--seeds 0`` takes one seed only.
@@ -19,6 +22,7 @@ import logging
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -40,6 +44,28 @@ RULES: Mapping[str, tuple[str, ...]] = {
     "flag, unit": ("aggregator=flag", "aggregator.scale=unit"),
     "flag, median norm": ("aggregator=flag", "aggregator.scale=median_norm"),
 }
+MORE_RULES: Mapping[str, tuple[str, ...]] = {
+    "centered clipping": ("aggregator=centered_clipping", "aggregator.tau=1.0", "aggregator.L=3"),
+    "MDA": ("aggregator=mda", "aggregator.f={f}"),
+    "SMEA": ("aggregator=smea", "aggregator.f={f}"),
+    "CAF": ("aggregator=caf", "aggregator.f={f}"),
+    "MoNNA": ("aggregator=monna", "aggregator.f={f}"),
+    **{
+        f"{before} + {name}": (*rule, f"aggregator.before=[{stage}]")
+        for before, stage in {
+            "NNM": "{{nnm:{{f:{f}}}}}",
+            "bucketing": "{{bucketing:{{s:2}}}}",
+            "ARC": "{{arc:{{f:{f}}}}}",
+            "ARC + NNM": "{{arc:{{f:{f}}}}},{{nnm:{{f:{f}}}}}",
+        }.items()
+        for name, rule in {
+            "mean": ("aggregator=mean",),
+            "median": ("aggregator=coordinate_median",),
+            "trimmed mean": ("aggregator=trimmed_mean", "aggregator.f={f}"),
+            "geometric median": ("aggregator=geometric_median",),
+        }.items()
+    },
+}
 ATTACKS: Mapping[str, tuple[str, ...]] = {
     "none": ("attack=none",),
     "random": ("attack=random_uniform",),
@@ -50,6 +76,14 @@ ATTACKS: Mapping[str, tuple[str, ...]] = {
     "mimic": ("attack=mimic",),
     "drop 10 %": ("attack=drop",),
 }
+MORE_ATTACKS: Mapping[str, tuple[str, ...]] = {
+    "sign flip": ("attack=sign_flip",),
+    "Gaussian": ("attack=random_gaussian",),
+    "ALIE, optimal": ("attack=alie_optimal",),
+    "IPM, optimal": ("attack=ipm_optimal",),
+    "backdoor": ("attack=backdoor",),
+}
+SUCCESS = "backdoor, success"  # a column of its own: the lower the better
 GRADIENTS = (
     "strategy=fedsgd",
     "strategy.server_lr={lr}",
@@ -83,11 +117,16 @@ Results = dict[tuple[str, str], list[float]]
 
 
 def accuracy(overrides: Sequence[str], values: Mapping[str, object]) -> float:
-    """Test accuracy in percent at the end of one run; a finished one is not run again."""
+    """Test accuracy in percent at the end of one run."""
+    return 100 * float(summary(overrides, values)["accuracy"])
+
+
+def summary(overrides: Sequence[str], values: Mapping[str, object]) -> Mapping[str, Any]:
+    """What one run ends with; a finished one is not run again."""
     common: Sequence[str] = values["common"]  # type: ignore[assignment]
     hostile = () if "attack=none" in overrides else (f"attack.fraction={values['share']}",)
     config = compose([o.format(**values) for o in (*COMMON, *common, *overrides, *hostile)])
-    return 100 * float(run(config).summary["accuracy"])
+    return run(config).summary
 
 
 def train(kind: str, rule: str) -> tuple[str, ...]:
@@ -99,15 +138,22 @@ def train(kind: str, rule: str) -> tuple[str, ...]:
 
 def grid(args: argparse.Namespace) -> Results:
     """All rules under all attacks."""
-    fashion = args.what == "fashion"
+    fashion, rules, attacks = args.what == "fashion", dict(RULES), dict(ATTACKS)
+    if args.what == "everything":
+        rules, attacks = rules | MORE_RULES, attacks | MORE_ATTACKS
+    rules = {k: v for k, v in rules.items() if not args.rules or k in args.rules}
+    attacks = {k: v for k, v in attacks.items() if not args.attacks or k in args.attacks}
     data = ("data=fashion_mnist", "data.subset=6000", "model.hidden=[64]") if fashion else ("data=digits",)
     data += (f"data.path={args.data}",) if args.data else ()
     out: Results = {}
     for seed in args.seeds:
-        for attack, hostile in ATTACKS.items():
-            for rule, options in RULES.items():
+        for attack, hostile in attacks.items():
+            for rule, options in rules.items():
                 settings = (*train("local" if fashion else "gradients", rule), *data, *options, *hostile)
-                out.setdefault((rule, attack), []).append(accuracy(settings, cohort(args, 15, seed)))
+                row = summary(settings, cohort(args, 15, seed))
+                out.setdefault((rule, attack), []).append(100 * float(row["accuracy"]))
+                if "attack_success" in row:
+                    out.setdefault((rule, SUCCESS), []).append(100 * float(row["attack_success"]))
         done = args.seeds[: args.seeds.index(seed) + 1]
         report(args, out, f"Accuracy %, {args.what}, 3 of 15 hostile, seeds {done}")
     return out
@@ -191,15 +237,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("digits", "fashion", "lam", "scaling"))
+    parser.add_argument("what", choices=("everything", "digits", "fashion", "lam", "scaling"))
     parser.add_argument("--data", type=Path, help="folder of Fashion-MNIST; default: from the hub")
     parser.add_argument("--out", default="runs/byzantine")
+    parser.add_argument("--rules", nargs="+", help="names of rules, as in the table; default: all")
+    parser.add_argument("--attacks", nargs="+", help="names of attacks, as in the table; default: all")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     args = parser.parse_args()
     logging.getLogger("fedsim").setLevel(
         logging.ERROR
     )  # diverged runs leave everybody out, round after round
-    if args.what in ("digits", "fashion"):
+    if args.what in ("everything", "digits", "fashion"):
         grid(args)
     else:
         results = lambdas(args) if args.what == "lam" else scaling(args)

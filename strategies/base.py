@@ -154,13 +154,16 @@ class Strategy:
                 f"'{name}'; type aggregator.scale=median_norm"
             )
         report: dict[str, Any] = {}
-        offered, known = {"report": report, "removed": replies.removed}, signature(self.aggregator).parameters
+        place, known = f"{replies.scope}{name}", signature(self.aggregator).parameters
+        offered = {"report": report, "removed": replies.removed, "centre": replies.memory.get(place)}
         asked = {k: v for k, v in offered.items() if k in known}
         stack = replies.stack(name)
         out: Tensor = self.aggregator(stack, weights, **asked)
         if not isinstance(out, Tensor) or out.shape != stack.shape[1:]:
             expected = f"a tensor of shape {tuple(stack.shape[1:])}, one row's"
             raise StrategyError(returned(self, "aggregator", out, expected))
+        if "centre" in known:
+            replies.memory[place] = out
         if "report" in asked:
             clients = replies.clients
             named = report | {

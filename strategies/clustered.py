@@ -133,6 +133,8 @@ class Clustered(Composed):
         centres, buffers = state["centres"].clone(), state["centre_buffers"].clone()
         for j in sorted(set(clusters.values())):
             part = of_members(replies, [c for c in replies.clients if clusters[c] == j])
+            if part is not replies:
+                part.memory, part.scope = replies.memory, f"cluster_{j}/"
             try:
                 centres[j] = state["centres"][j] + self.base.server_lr * self.aggregate(part)
             except TooFewUpdates as thin:

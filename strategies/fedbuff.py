@@ -10,7 +10,7 @@ import torch
 from clients.sgd import SGDClient
 from fedsim.server.exchanges import Server
 from fedsim.server.flight import Answer
-from strategies.aggregators import check_enough
+from strategies.aggregators import check_enough, remembers
 from strategies.asynchronous import Asynchronous
 from strategies.base import State, check, check_weighting
 
@@ -63,8 +63,11 @@ class FedBuff(Asynchronous):
         if len(state["held"]) < self.buffer:
             return state
         weights = torch.tensor(state["weights"], dtype=torch.float64)
-        out = state | {
-            "w": state["w"] + self.server_lr * self.aggregator(state["held"], weights),
+        centre = {"centre": state.get("centre")} if remembers(self.aggregator) else {}
+        step = self.aggregator(state["held"], weights, **centre)
+        out = state | ({"centre": step} if centre else {})
+        out |= {
+            "w": state["w"] + self.server_lr * step,
             "version": state["version"] + 1,
             "held": state["held"][:0],
             "weights": [],

@@ -28,7 +28,7 @@ from fedsim.task.vectors import Weights
 from fedsim.topology.links import arrivals
 from fedsim.topology.mixing import SCHEMES, Mixing, mixing
 from strategies import peers
-from strategies.aggregators import Aggregator, check_enough, is_mean
+from strategies.aggregators import Aggregator, check_enough, check_options, is_mean
 from strategies.averaging import Correction, mix, variance_corrected_average, variances
 from strategies.base import State, Strategy, check
 
@@ -106,6 +106,7 @@ class Peers(Strategy):
 
     def check_cohort(self, size: int, most: int) -> None:
         """Peers aggregate what their neighbours send: see ``init``, where the graph is known."""
+        check_options(self.aggregator)
 
     def most_weight(self, asked: ClientQuestion) -> float:
         """Peers weigh 1."""

@@ -69,3 +69,20 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "strategies.heterofl.HeteroFL": {"output_rows": "width"},
     "strategies.moon.Moon": {"contrast": "turn"},
 }
+# The same for options that are so common that keys of runs leave them out where they change nothing
+SILENT: Mapping[str, Mapping[str, Any]] = {
+    f"strategies.aggregators.{rule}": {"before": []}
+    for rule in (
+        "bulyan",
+        "coordinate_median",
+        "flag",
+        "geometric_median",
+        "krum",
+        "meamed",
+        "mean",
+        "multi_krum",
+        "norm_clip",
+        "phocas",
+        "trimmed_mean",
+    )
+}

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from hydra.utils import get_object
 
-from fedsim.config.added import ADDED, DEPLOYED, OPTIONS
+from fedsim.config.added import ADDED, DEPLOYED, OPTIONS, SILENT
 
 _ROOMS = {  # modules that moved under their own name: room, modules
     "cli": "launch sweep exits",
@@ -204,6 +204,10 @@ def without_added(values: Mapping[str, Any]) -> dict[str, Any]:
         section, name = _place(kept, key)
         if name in section and section[name] == unchanged:
             del section[name]
+    for part, options in _with_options(kept, SILENT):
+        for name, unchanged in options.items():
+            if name in part and part[name] == unchanged:
+                del part[name]
     return kept
 
 
@@ -220,12 +224,14 @@ def as_today(recorded: Any) -> Any:
     return new
 
 
-def _with_options(node: Any) -> Iterator[tuple[dict[str, Any], Mapping[str, Any]]]:
-    """Sections whose class takes options of ``OPTIONS``, at any depth, with those options."""
-    if isinstance(node, dict) and node.get("_target_") in OPTIONS:
-        yield node, OPTIONS[node["_target_"]]
+def _with_options(
+    node: Any, table: Mapping[str, Mapping[str, Any]] = {**OPTIONS, **SILENT}
+) -> Iterator[tuple[dict[str, Any], Mapping[str, Any]]]:
+    """Sections whose class takes options of ``table``, at any depth, with those options."""
+    if isinstance(node, dict) and node.get("_target_") in table:
+        yield node, table[node["_target_"]]
     for _, value in _items(node):
-        yield from _with_options(value)
+        yield from _with_options(value, table)
 
 
 def _place(node: Any, key: str) -> tuple[dict[str, Any], str]:

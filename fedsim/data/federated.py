@@ -197,9 +197,11 @@ class FederatedData:
         return self._rows(self.roles.newcomers.part(client), dtype)
 
     def test_data(self, dtype: torch.dtype, on: str = "") -> LocalData | None:
-        """The common test set, if there is one; with ``on`` as ``val`` the validation set."""
-        if on == "val":
-            return None if (part := self.roles.validation) is None else part.read(self.dataset, dtype)
+        """The common test set, if there is one; with ``on`` as ``val`` the validation set, as ``attack`` the test set
+        with a backdoor's trigger."""
+        if on in ("val", "attack"):
+            part = self.roles.validation if on == "val" else self.roles.triggered
+            return None if part is None else part.read(self.dataset, dtype)
         return None if self.dataset.test is None else self._test(self.test_rows, dtype)
 
     def domain_test(self, client: int, dtype: torch.dtype) -> LocalData | None:

@@ -61,12 +61,18 @@ class Roles:
     dealt: Shards | None = None  # what the partition gave each client to train on, if that is not ``shards``
     truth: Tree = None  # targets (N, ...) of the training samples, where some of them are withheld
     server: Portion | None = None  # labelled samples of the server
+    triggered: Portion | None = (
+        None  # the test set with a backdoor's trigger, labelled as the attackers want it
+    )
 
     def to(self, device: str) -> Roles:
         """The same with its samples on ``device``."""
-        validation, server = self.validation, self.server
+        validation, server, triggered = self.validation, self.server, self.triggered
         return replace(
-            self, validation=validation and validation.to(device), server=server and server.to(device)
+            self,
+            validation=validation and validation.to(device),
+            server=server and server.to(device),
+            triggered=triggered and triggered.to(device),
         )
 
     def of_one(self, union: Callable[[Shards], Shards]) -> Roles:

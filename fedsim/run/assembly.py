@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from omegaconf import DictConfig
 from fedsim.config.parts import part, typed
 from fedsim.config.schema import CheckpointConfig, EvaluationConfig, RayConfig
 from fedsim.data.federated import FederatedData
+from fedsim.data.sample_roles import Portion
 from fedsim.engine import vectorised
 from fedsim.engine.assignments import Plan
 from fedsim.engine.base import Engine, SerialEngine
@@ -77,7 +79,7 @@ def assemble(
     engine.start(work)
     return Loop(
         strategy=method,
-        server=_server(config, context, work, data, start, engine, clock, method.traits.asynchronous),
+        server=_server(config, context, work, data, start, engine, clock, method),
         trackers=trackers,
         rounds=config.rounds,
         clients_per_round=min(config.clients_per_round, data.num_clients),
@@ -129,9 +131,9 @@ def _server(
     start: FlatModel,
     engine: Engine,
     clock: Clock | None,
-    fill: bool,
+    method: StrategyLike,
 ) -> Server:
-    """The server, with an exchanger and an examiner on the started engine; ``fill``: whatever ``exclude_fill`` says."""
+    """The server of ``method``, with an exchanger and an examiner on the started engine."""
     test, folder = data.dataset.test, run_dir(config)
     few = VECTORISED_CHUNKS if vectorised.planned(work, start) else 0
     exchanger = Exchanger(
@@ -140,7 +142,7 @@ def _server(
         states=ClientStore(folder / "checkpoint", config.checkpoint.memory_mb << 20),
         failures=work.failures,
         chunks=config.engine.chunks or few,
-        collusion=colluding(*participants.attack(config), folder),
+        collusion=colluding(*participants.attack(config), folder, getattr(method, "aggregator", None)),
     )
     examiner = Examiner(
         context=context,
@@ -152,14 +154,15 @@ def _server(
         truth=data.truth_of if data.roles.truth is not None else None,
         kinds=unseen.kinds(config, data),
     )
-    fill = fill or config.exclude_fill == "substitute"
+    fill = method.traits.asynchronous or config.exclude_fill == "substitute"
     people = Population(data.registered, config.seed, clock, config.participation)
     people.absent, people.fill = data.roles.absent, fill
     return Server.of(
         context,
         exchanger=exchanger,
         examiner=examiner,
-        validator=_validator(examiner, data),
+        validator=_elsewhere(examiner, data, data.roles.validation, "val", data.roles.validation_domains),
+        triggered=_elsewhere(examiner, data, data.roles.triggered, "attack", {}),
         bench=None if data.roles.server is None else Bench(work, data),
         population=people,
         sampler=part(config.sampling, "sampling"),
@@ -167,9 +170,10 @@ def _server(
     )
 
 
-def _validator(examiner: Examiner, data: FederatedData) -> Examiner | None:
-    """The examiner of the validation set, if there is one."""
-    part = data.roles.validation
+def _elsewhere(
+    examiner: Examiner, data: FederatedData, part: Portion | None, on: str, domains: Mapping[str, slice]
+) -> Examiner | None:
+    """The examiner of another ``part`` of the samples than the test set, if there is one."""
     if part is None:
         return None
     labels = (part.samples or data.dataset.train).labels
@@ -177,8 +181,8 @@ def _validator(examiner: Examiner, data: FederatedData) -> Examiner | None:
         examiner,
         test_size=len(part.rows),
         test_labels=None if labels is None else labels[part.rows],
-        test_domains=data.roles.validation_domains,
-        on="val",
+        test_domains=domains,
+        on=on,
     )
 
 

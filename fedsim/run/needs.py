@@ -170,9 +170,10 @@ def check_parts(method: StrategyLike, config: DictConfig, topology: Topology | N
     """
     traits, devices = method.traits, bool(config.system)
     rule: Any = getattr(method, "aggregator", None)
+    preceded = False
     while isinstance(rule, partial):
-        rule = rule.func
-    if traits.mean_only and rule is not None and getattr(rule, "__name__", "") != "mean":
+        rule, preceded = rule.func, preceded or bool(rule.keywords.get("before"))
+    if traits.mean_only and rule is not None and (preceded or getattr(rule, "__name__", "") != "mean"):
         raise ConfigError(f"aggregator: {traits.mean_only}")
     if topology is not None and traits.undirected and topology.directed:
         raise ConfigError(traits.undirected)

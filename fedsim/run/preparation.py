@@ -23,6 +23,7 @@ from fedsim.run import assigning, canaries, initial, participants, samples, task
 from fedsim.run.given import Given
 from fedsim.run.resolve import resolve
 from fedsim.sampling.cohort import check_cohorts
+from fedsim.server.collusion import Planting
 from fedsim.server.traits import StrategyLike
 from fedsim.system.clock import Clock
 from fedsim.task.losses import own_loss
@@ -75,6 +76,9 @@ def load_data(config: DictConfig, given: Given, method: StrategyLike) -> Federat
         device = pick_device(config.engine.device)
         made = embedded(data.dataset, config.encoder, typed(config.embed, EmbedConfig), device)
         data = assigning.encoded(config, replace(data, dataset=made), device)
+    attack, _ = participants.attack(config)
+    if isinstance(attack, Planting):
+        data = replace(data, roles=replace(data.roles, triggered=attack.triggered(data)))
     return data.pooled() if method.traits.pooled else data
 
 
@@ -111,6 +115,8 @@ def plan(
     """All that a worker must know, in a simulation or at a client's node."""
     local = prepared(typed(config.client, ClientConfig), config.rounds)
     attack, attackers = participants.attack(config)
+    if isinstance(attack, Planting) and attackers:
+        attack = attack.fitted(data.dataset)
     return Plan(
         task=task,
         client=attack.wrap(method.client, frozenset(attackers)) if attack and attackers else method.client,

@@ -23,6 +23,7 @@ VALIDATED = (  # of whose values the last is told; what is best is for who choos
     *(f"{where}/{metric}" for where in ("val", "clients_val", "held_out") for metric in ("loss", "accuracy")),
     "participation_gap",
     "out_of_sample_gap",
+    "attack_success",
 )
 
 

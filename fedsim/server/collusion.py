@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, cast
+from typing import Any, ClassVar, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from fedsim.data.dataset import Dataset
+from fedsim.data.federated import FederatedData
+from fedsim.data.sample_roles import Portion
 from fedsim.exchange.fold import Folder
 from fedsim.exchange.packing import pack, unpack
 from fedsim.exchange.payload import Outcome
@@ -32,6 +35,17 @@ class AttackLike(Protocol):
         """``client`` whose local half is hostile where its id is among ``attackers``."""
 
 
+@runtime_checkable
+class Planting(Protocol):
+    """An attack that trains a backdoor into the model, and is measured by how often that works."""
+
+    def fitted(self, data: Dataset) -> AttackLike:
+        """The attack on ``data``, with all values filled in that follow from it."""
+
+    def triggered(self, data: FederatedData) -> Portion | None:
+        """The test samples of other classes than the target's, with the trigger, labelled as the target."""
+
+
 class Omniscient(Protocol):
     """An attack that is computed from what the honest clients of the round sent."""
 
@@ -39,13 +53,23 @@ class Omniscient(Protocol):
         """What the attackers send (a, D) instead of ``own`` (a, D), given the ``honest`` updates (h, D)."""
 
 
-def colluding(attack: AttackLike | None, attackers: Sequence[int], folder: Path) -> Collusion | None:
-    """What the server needs of an attack, if anything; the attackers' ids go into the run folder."""
+@runtime_checkable
+class Adaptive(Protocol):
+    """One that is also computed from what the server will make of the updates."""
+
+    def collude_against(self, own: Tensor, honest: Tensor, rule: Callable[[Tensor], Tensor]) -> Tensor:
+        """As ``collude``; ``rule`` gives the aggregate (D,) of updates (h + a, D), the honest ones first."""
+
+
+def colluding(
+    attack: AttackLike | None, attackers: Sequence[int], folder: Path, aggregator: Any = None
+) -> Collusion | None:
+    """What the server needs of an attack on ``aggregator``, if anything; the attackers' ids go into the run folder."""
     if attack is None:
         return None
     (folder / ATTACKERS).write_text(json.dumps(list(attackers)) + "\n")
     together = attack.omniscient and len(attackers) > 0
-    return Collusion(frozenset(attackers), cast(Omniscient, attack)) if together else None
+    return Collusion(frozenset(attackers), cast(Omniscient, attack), aggregator) if together else None
 
 
 def draw_attackers(seed: int, num_clients: int, fraction: float) -> list[int]:
@@ -65,6 +89,7 @@ class Collusion:
 
     attackers: frozenset[int]
     attack: Omniscient
+    aggregator: Any = None  # (updates (n, d), weights (n,)) -> (d,), for attacks that are aimed at it
 
     def widen(self, kinds: Kinds) -> dict[str, tuple[str, ...]]:
         """What to ask of the workers instead of ``kinds``."""
@@ -84,7 +109,8 @@ class Collusion:
         good = [i for i, o in enumerate(ok) if o.client not in self.attackers]
         stacks = {name: rows for (name, kind), rows in folded.items() if kind == "stack"}
         if bad and good:
-            self._replace(stacks, bad, good, layout)
+            weights = torch.tensor([ok[i].weight for i in (*good, *bad)], dtype=torch.float64)
+            self._replace(stacks, bad, good, weights, layout)
         out = {key: value for key, value in folded.items() if key[1] != "stack"}
         sums = {n: tuple(k for k in kinds[n] if k != "stack") for n in stacks}
         folder = Folder({n: k for n, k in sums.items() if k})
@@ -93,14 +119,29 @@ class Collusion:
         return out | folder.sums | {(n, "stack"): rows for n, rows in stacks.items() if "stack" in kinds[n]}
 
     def _replace(
-        self, stacks: dict[str, Tensor], bad: Sequence[int], good: Sequence[int], layout: Layout
+        self,
+        stacks: dict[str, Tensor],
+        bad: Sequence[int],
+        good: Sequence[int],
+        weights: Tensor,
+        layout: Layout,
     ) -> None:
         sent, packed = pack({n: rows for n, rows in stacks.items() if rows.is_floating_point()}, layout)
         if not sent:
             return
         flat = [rows.flatten(1) for rows in sent.values()]
         whole = flat[0] if len(flat) == 1 else torch.cat(flat, dim=1)
-        made = torch.split(self.attack.collude(whole[bad], whole[good]), [f.shape[1] for f in flat], dim=1)
+        widths = [f.shape[1] for f in flat]
+
+        def rule(rows: Tensor) -> Tensor:
+            """Each array passes the rule by itself, as in a method."""
+            return torch.cat([self.aggregator(part, weights) for part in torch.split(rows, widths, dim=1)])
+
+        if isinstance(self.attack, Adaptive) and self.aggregator is not None:
+            answer = self.attack.collude_against(whole[bad], whole[good], rule)
+        else:
+            answer = self.attack.collude(whole[bad], whole[good])
+        made = torch.split(answer, widths, dim=1)
         shaped = {n: part.reshape(len(bad), *sent[n].shape[1:]) for n, part in zip(sent, made, strict=True)}
         for name, rows in unpack(shaped, packed, layout).items():
             stacks[name][bad] = rows.to(stacks[name].dtype)

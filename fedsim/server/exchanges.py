@@ -44,6 +44,7 @@ class Server(Context):
     sampler: Sampler
     clock: Clock | None = None  # virtual time, if devices are simulated
     validator: Examiner | None = None  # of the common validation set, if there is one
+    triggered: Examiner | None = None  # of the test set with a backdoor's trigger, if there is one
     measured_on: str = ""  # see ``on``
     bench: Bench | None = None  # where the server trains on labelled samples of its own, if it has some
     facts: dict[str, Any] = field(default_factory=dict)  # about the run, for its summary
@@ -172,7 +173,8 @@ class Server(Context):
                 self.examiner.grade(o)
         record.begins.append(len(record.outcomes))
         record.outcomes.extend(outcomes)
-        return Replies(outcomes, folded, schedule.seconds if schedule else 0.0, record.entries)
+        seconds = schedule.seconds if schedule else 0.0
+        return Replies(outcomes, folded, seconds, record.entries, record.memory)
 
     def _check_there(self, clients: Sequence[int], task: str) -> None:
         """Refuse to ask a client that is not there; those held out are measured, and nothing else."""
@@ -189,8 +191,10 @@ class Server(Context):
 
         ``val``: the common validation set and the clients' own (``evaluation.validation``, ``client_validation``).
         ``train``: clients' training samples.
+        ``attack``: the common test set with a backdoor's trigger.
         """
-        examiner = self.validator or replace(self.examiner, test_size=0) if what == "val" else self.examiner
+        other = {"val": self.validator, "attack": self.triggered}
+        examiner = other[what] or replace(self.examiner, test_size=0) if what in other else self.examiner
         return replace(self, measured_on=what, examiner=examiner, own_tests=None)
 
     def pseudo_labels(self, client: int, guesses: Tensor) -> dict[str, float]:

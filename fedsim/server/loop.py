@@ -29,6 +29,7 @@ from fedsim.tracking.base import Tracker
 from fedsim.tracking.information import RoundInfo
 
 OWN = "simulator/"  # begins the names of the simulator's own entries in a checkpoint
+REMEMBERED = "aggregator/"  # begins those of the last results of a rule that goes on from them
 
 
 @dataclass
@@ -134,10 +135,13 @@ class Loop:
         self.given = Handed(strategy, state=self.state, start=server.start._asdict())
         seed_global(key(server.seed, "server/round", self.done))
         when = f"in round {self.done + 1}"
+        memory = server.record.memory
+        memory |= {k.removeprefix(REMEMBERED): v for k, v in self.state.items() if k.startswith(REMEMBERED)}
         try:
             with blamed(strategy, "round", when):
                 found = strategy.round(server, self.state, server.round)
             state = as_state(strategy, "round", found, self.state)
+            state = state | {f"{REMEMBERED}{k}": v for k, v in memory.items()} if memory else state
         except TooFewUpdates as thin:
             server.thin(str(thin), whole=True)
             state = self.state

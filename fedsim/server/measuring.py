@@ -32,7 +32,8 @@ def measured(
     Every model on the test set (plain names) and the validation set (``val/``), every ``plan.every`` rounds; over
     clients on their own test samples (``clients/``) and their own validation samples (``clients_val/``), every
     ``plan.clients_every``; of the clients held out (see ``held_out``) when clients are measured, or if they never are,
-    when the test set is. Everything is measured after the ``last`` round, clients' tests only if they ever are.
+    when the test set is; with the test set also how often a backdoor works (see ``successes``). Everything is measured
+    after the ``last`` round, clients' tests only if they ever are.
     ``weights()`` gives the global model.
     """
     out: Row = {}
@@ -43,6 +44,8 @@ def measured(
         out |= _numbers(strategy, "evaluate", server, state, "")
         if server.validator is not None:
             out |= _numbers(strategy, "evaluate", server.on("val"), state, "val/")
+        if server.triggered is not None:
+            out |= successes(_numbers(strategy, "evaluate", server.on("attack"), state, ""))
     if clients and own:
         out |= _over_clients(strategy, server, state, "clients/", plan.fairness)
     if plan.client_validation and (clients or last):
@@ -72,6 +75,13 @@ def held_out(server: Server, message: Message, steps: int) -> Row:
     message = replace(message, shared=Payload(shared.arrays, {**shared.values, "steps": steps}))
     found = server.exchange(message, {}, task=HELD_OUT, clients=who)
     return {f"held_out/{k}": v for k, v in over_clients(found.ok, server.newcomers).items()}
+
+
+def successes(found: Mapping[str, Any]) -> Row:
+    """``attack_success`` of the model, or of each: the share of test samples of other classes that it takes for the
+    attackers' target once they bear the trigger."""
+    names = {k: k.rpartition("accuracy")[0] for k in found if k == "accuracy" or k.endswith("/accuracy")}
+    return {f"{name}attack_success": found[k] for k, name in names.items()}
 
 
 def gaps(row: Mapping[str, Any]) -> Row:

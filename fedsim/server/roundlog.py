@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
 from fedsim.exchange.payload import Outcome
 from fedsim.server.clientmetrics import undefined
 from fedsim.tracking.rows import ClientRows
@@ -28,7 +30,11 @@ MEASURING = (
     "held_out",
     "guess",
 )  # tasks that the simulator sets, not the method: no bytes, no time
-ELSEWHERE = ("val/", "train/")  # begin tasks that measure on validation or training samples (``Server.on``)
+ELSEWHERE = (
+    "val/",
+    "train/",
+    "attack/",
+)  # begin tasks that measure on other samples than tests (``Server.on``)
 
 
 def is_measuring(task: str) -> bool:
@@ -44,6 +50,7 @@ class RoundLog:
     entries: Row = field(default_factory=dict)  # what the strategy adds to the round's row
     phases: dict[str, float] = field(default_factory=dict)  # seconds of each phase, see ``apart``
     phase: str = ""  # the one under way
+    memory: dict[str, Tensor] = field(default_factory=dict)  # see ``Replies``; in the state between rounds
     exchanges: int = 0  # priced so far
     begins: list[int] = field(default_factory=list)  # how many outcomes there were before each exchange
     time: RoundTime | None = None  # virtual, where devices are simulated

@@ -1,4 +1,4 @@
-"""Means: plain, clipped, and the geometric median."""
+"""Means: plain, clipped to a length or around a centre, and the geometric median."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from typing import Any
 
 import torch
 
-from strategies.aggregators.gram import finite_gram, median, norms
-from strategies.aggregators.rows import Report, Rows, RuleError
+from strategies.aggregators.before import Before, prepared
+from strategies.aggregators.gram import finite_gram, gram, median, norms
+from strategies.aggregators.rows import Report, RuleError, whole
 
 
-def mean(updates: Any, weights: Any = None, *, report: Report | None = None) -> Any:
+def mean(updates: Any, weights: Any = None, *, before: Before = (), report: Report | None = None) -> Any:
     """Weighted mean of the rows of ``updates`` (n, d); equal weights by default. McMahan et al. 2017, Alg. 1."""
-    rows = Rows.of("mean", updates, weights)
+    rows = prepared("mean", updates, weights, before, report=report)
     out = rows.combine(rows.weights / rows.weights.sum())
     if bool(torch.isfinite(torch.as_tensor(out)).all()):
         rows.without("mean", range(len(rows)), report)
@@ -22,9 +23,9 @@ def mean(updates: Any, weights: Any = None, *, report: Report | None = None) -> 
     return rows.combine(rows.weights / total) if total > 0 else rows.zeros()
 
 
-def norm_clip(updates: Any, weights: Any = None, *, report: Report | None = None) -> Any:
+def norm_clip(updates: Any, weights: Any = None, *, before: Before = (), report: Report | None = None) -> Any:
     """Weighted mean of ``u_i min(1, c / |u_i|)`` (d,), where c is the median of the norms."""
-    rows = Rows.of("norm_clip", updates, weights)
+    rows = prepared("norm_clip", updates, weights, before, report=report)
     size = norms(rows)
     good = torch.nonzero(torch.isfinite(size)).flatten().tolist()
     rows, size = rows.without("norm_clip", good, report), size[good]
@@ -44,6 +45,7 @@ def geometric_median(
     iterations: int = 1000,
     tolerance: float = 1e-10,
     nu: float = 1e-6,
+    before: Before = (),
     report: Report | None = None,
 ) -> Any:
     """The point (d,) with the least weighted sum of distances to the rows of ``updates`` (n, d).
@@ -57,7 +59,9 @@ def geometric_median(
         raise RuleError(
             f"geometric_median: expected iterations >= 1, tolerance >= 0, nu > 0; got {iterations}, {tolerance}, {nu}"
         )
-    k, rows = finite_gram("geometric_median", Rows.of("geometric_median", updates, weights), report)
+    k, rows = finite_gram(
+        "geometric_median", prepared("geometric_median", updates, weights, before, report=report), report
+    )
     if not len(rows) or not float(rows.weights.sum()) > 0:
         return rows.zeros()
     w, size = rows.weights / rows.weights.sum(), k.diagonal()
@@ -73,5 +77,57 @@ def geometric_median(
         if moved <= tolerance * max(nu, median(distance)):
             break
     if report is not None:
-        report |= {"coefficients": rows.spread(c), "iterations": step}
+        report |= {"coefficients": rows.shares(c), "iterations": step}
     return rows.combine(c)
+
+
+def centered_clipping(
+    updates: Any,
+    weights: Any = None,
+    *,
+    tau: float = 100.0,
+    L: int = 1,
+    centre: Any = None,
+    before: Before = (),
+    report: Report | None = None,
+) -> Any:
+    """``v_l = v_(l-1) + mean_i((u_i - v_(l-1)) min(1, tau / |u_i - v_(l-1)|))`` (d,) after ``L`` steps.
+
+    Karimireddy, He, Jaggi: Learning from History for Byzantine Robust Optimization, ICML 2021, eq. 4. ``weights`` are
+    not used.
+
+    Args:
+        updates: (n, d).
+        weights: see above.
+        tau: the longest difference that counts in full.
+        L: steps.
+        centre: v_0 (d,), zero by default: the result of the round before, which a run hands over.
+        before: see ``aggregator.before``.
+        report: receives ``coefficients`` of the updates, ``clipped`` (in the last step), ``dropped``.
+    """
+    if isinstance(tau, bool) or not isinstance(tau, int | float) or not tau > 0:
+        raise RuleError(f"centered_clipping: tau={tau!r} must be a positive number")
+    L = whole("centered_clipping", "L", L, 1, "the steps")
+    rows = prepared("centered_clipping", updates, weights, before, report=report)
+    around = None if centre is None else torch.as_tensor(centre).to(rows.device, torch.float64)
+    if around is not None and around.shape != (rows.dim,):
+        raise RuleError(
+            f"centered_clipping: centre has shape {tuple(around.shape)}, expected ({rows.dim},), one row's"
+        )
+    k = gram(rows, around) if L > 1 else norms(rows, around).square()  # of u_i - v_0, in which all is written
+    size = k.diagonal() if L > 1 else k
+    good = torch.nonzero(torch.isfinite(size)).flatten().tolist()
+    rows, n = rows.without("centered_clipping", good, report), len(good)
+    k, size = k[good][:, good] if L > 1 else k[good], size[good]
+    c, factor = torch.zeros(n, dtype=torch.float64), torch.ones(n, dtype=torch.float64)
+    for step in range(L if n else 0):  # v = v_0 + sum_i c_i (u_i - v_0)
+        inner = k @ c if step else torch.zeros(n, dtype=torch.float64)
+        distance = (size - 2 * inner + c @ inner).clamp(min=0).sqrt()
+        factor = torch.where(distance > tau, tau / distance, 1.0)
+        c = c * (1 - factor.mean()) + factor / n
+    if report is not None:
+        report |= {"coefficients": rows.shares(c), "clipped": int((factor < 1).sum())}
+    if around is None or not n:
+        return rows.combine(c)
+    own, c = 1 - float(c.sum()), c.to(rows.device)
+    return rows.fill(own * around[a:b] + c @ rows.read(a, b) for a, b in rows.spans())

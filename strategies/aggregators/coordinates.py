@@ -13,11 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from strategies.aggregators.before import Before, prepared
 from strategies.aggregators.rows import Report, Rows, choice, tolerated
 
 
 def coordinate_median(
-    updates: Any, weights: Any = None, *, even: str = "average", report: Report | None = None
+    updates: Any,
+    weights: Any = None,
+    *,
+    even: str = "average",
+    before: Before = (),
+    report: Report | None = None,
 ) -> Any:
     """Median of each coordinate of ``updates`` (n, d); ``weights`` are not used.
 
@@ -25,35 +31,53 @@ def coordinate_median(
     the flag aggregator's public code do.
     """
     choice("coordinate_median", "even", even, ("average", "lower"))
-    rows = _finite("coordinate_median", updates, weights, report)
+    rows = _finite("coordinate_median", updates, weights, before, None, 0, report)
     if even == "lower":
         return _each(rows, lower_middle)
     return _each(rows, middle)
 
 
 def trimmed_mean(
-    updates: Any, weights: Any = None, *, f: int, removed: int = 0, report: Report | None = None
+    updates: Any,
+    weights: Any = None,
+    *,
+    f: int,
+    before: Before = (),
+    removed: int = 0,
+    report: Report | None = None,
 ) -> Any:
     """Mean of each coordinate without its f lowest and f highest values; n > 2f. ``weights`` are not used."""
-    rows = _finite("trimmed_mean", updates, weights, report)
+    rows = _finite("trimmed_mean", updates, weights, before, f, removed, report)
     f = tolerated("trimmed_mean", rows, f, removed) if len(rows) else 0
     return _each(rows, lambda x: x[f : len(x) - f].mean(0))
 
 
 def meamed(
-    updates: Any, weights: Any = None, *, f: int, removed: int = 0, report: Report | None = None
+    updates: Any,
+    weights: Any = None,
+    *,
+    f: int,
+    before: Before = (),
+    removed: int = 0,
+    report: Report | None = None,
 ) -> Any:
     """Mean of the n - f values of each coordinate that are closest to its median; n > 2f. ``weights`` are not used."""
-    rows = _finite("meamed", updates, weights, report)
+    rows = _finite("meamed", updates, weights, before, f, removed, report)
     f = tolerated("meamed", rows, f, removed) if len(rows) else 0
     return _each(rows, lambda x: closest_mean(x, middle(x), len(x) - f))
 
 
 def phocas(
-    updates: Any, weights: Any = None, *, f: int, removed: int = 0, report: Report | None = None
+    updates: Any,
+    weights: Any = None,
+    *,
+    f: int,
+    before: Before = (),
+    removed: int = 0,
+    report: Report | None = None,
 ) -> Any:
     """Mean of the n - f values of each coordinate closest to its trimmed mean; n > 2f. ``weights`` are not used."""
-    rows = _finite("phocas", updates, weights, report)
+    rows = _finite("phocas", updates, weights, before, f, removed, report)
     f = tolerated("phocas", rows, f, removed) if len(rows) else 0
     return _each(rows, lambda x: closest_mean(x, x[f : len(x) - f].mean(0), len(x) - f))
 
@@ -99,8 +123,10 @@ def ascending(x: Tensor) -> Tensor:
     return torch.from_numpy(np.sort(x.numpy(), axis=0))
 
 
-def _finite(rule: str, updates: Any, weights: Any, report: Report | None) -> Rows:
-    rows = Rows.of(rule, updates, weights)
+def _finite(
+    rule: str, updates: Any, weights: Any, before: Before, f: Any, removed: int, report: Report | None
+) -> Rows:
+    rows = prepared(rule, updates, weights, before, f, removed, report)
     return rows.without(rule, rows.finite(), report)
 
 

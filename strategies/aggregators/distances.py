@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from strategies.aggregators.before import Before, prepared
 from strategies.aggregators.coordinates import ascending, closest_mean, lower_middle, middle, sorted_columns
 from strategies.aggregators.gram import finite_gram, squared_distances
-from strategies.aggregators.rows import Report, Rows, TooFewError, choice, tolerated, whole
+from strategies.aggregators.rows import Report, Rows, RuleError, TooFewError, choice, tolerated, whole
 
 VARIANTS = ("canonical", "garfield", "byzfl")
 
@@ -25,6 +26,7 @@ def krum(
     *,
     f: int,
     variant: str = "canonical",
+    before: Before = (),
     removed: int = 0,
     report: Report | None = None,
 ) -> Any:
@@ -33,7 +35,7 @@ def krum(
     The score is the sum of squared distances to the n - f - 2 nearest others. ``variant``: ``garfield`` (and with it
     the flag aggregator's public code) adds plain distances to the n - f - 1 nearest, ``byzfl`` squared ones to as many.
     """
-    return _lowest("krum", updates, weights, f, 1, variant, removed, report)
+    return _lowest("krum", updates, weights, f, 1, variant, before, removed, report)
 
 
 def multi_krum(
@@ -43,11 +45,12 @@ def multi_krum(
     f: int,
     m: int | None = None,
     variant: str = "canonical",
+    before: Before = (),
     removed: int = 0,
     report: Report | None = None,
 ) -> Any:
     """Mean of the ``m`` rows with the least Krum scores; m = n - f - 2 by default (``byzfl``: n - f)."""
-    return _lowest("multi_krum", updates, weights, f, m, variant, removed, report)
+    return _lowest("multi_krum", updates, weights, f, m, variant, before, removed, report)
 
 
 def bulyan(
@@ -56,6 +59,7 @@ def bulyan(
     *,
     f: int,
     variant: str = "canonical",
+    before: Before = (),
     removed: int = 0,
     report: Report | None = None,
 ) -> Any:
@@ -68,7 +72,7 @@ def bulyan(
     lower. ``weights`` are not used.
     """
     choice("bulyan", "variant", variant, VARIANTS[:2])
-    k, rows = finite_gram("bulyan", Rows.of("bulyan", updates, weights), report)
+    k, rows = finite_gram("bulyan", prepared("bulyan", updates, weights, before, f, removed, report), report)
     if not len(rows):
         return rows.zeros()
     f = tolerated("bulyan", rows, f, removed)
@@ -82,9 +86,54 @@ def bulyan(
         picks.append(best)
         left.remove(best)
     if report is not None:
-        report["selected"] = sorted(rows.index[i] for i in picks)
+        report["selected"] = rows.names(picks)
     theta = len(picks)
     return sorted_columns(rows.keep(sorted(picks)), lambda x: closest_mean(x, middle(x), theta - 2 * f))
+
+
+def monna(
+    updates: Any,
+    weights: Any = None,
+    *,
+    f: int,
+    idx: int = 0,
+    before: Before = (),
+    removed: int = 0,
+    report: Report | None = None,
+) -> Any:
+    """Mean of the n - f rows of ``updates`` (n, d) nearest to row ``idx``, which is trusted and among them; n > 2f.
+
+    Farhadkhani, Guerraoui, Gupta, Hoang, Pinot, Stephan: Robust Collaborative Learning with Linear Gradient Overhead,
+    ICML 2023. Of equally near rows the first counts. ``weights`` are not used.
+
+    Raises:
+        RuleError: there is no such row.
+        TooFewError: the trusted row is not finite, or too few are.
+    """
+    idx = whole("monna", "idx", idx, 0, "the position of the trusted update")
+    rows = prepared("monna", updates, weights, before, f, removed, report)
+    if idx >= (rows.total if rows.mix is None else len(rows)) and len(rows):
+        raise RuleError(f"monna: idx={idx}: there are {rows.total} updates, from 0")
+    k, rows = finite_gram("monna", rows, report)
+    if not len(rows):
+        return rows.zeros()
+    f = tolerated("monna", rows, f, removed)
+    if rows.mix is None and idx not in rows.index:
+        raise TooFewError(f"monna: the trusted update, idx={idx}, is not finite")
+    own = list(rows.index).index(idx) if rows.mix is None else idx
+    nearest = squared_distances(k)[own].sort(stable=True).indices.tolist()
+    nearest.remove(own)
+    picked = [own, *nearest[: len(rows) - f - 1]]
+    return mean_of(rows, picked, report)
+
+
+def mean_of(rows: Rows, picked: list[int], report: Report | None) -> Any:
+    """The mean (d,) of the rows ``picked``, which ``report`` names as ``selected``."""
+    if report is not None:
+        report["selected"] = rows.names(picked)
+    coefficients = torch.zeros(len(rows), dtype=torch.float64)
+    coefficients[picked] = 1 / len(picked)
+    return rows.combine(coefficients)
 
 
 def _lowest(
@@ -94,11 +143,12 @@ def _lowest(
     f: int,
     m: int | None,
     variant: str,
+    before: Before,
     removed: int,
     report: Report | None,
 ) -> Any:
     choice(rule, "variant", variant, VARIANTS)
-    k, rows = finite_gram(rule, Rows.of(rule, updates, weights), report)
+    k, rows = finite_gram(rule, prepared(rule, updates, weights, before, f, removed, report), report)
     if not len(rows):
         return rows.zeros()
     n, f = len(rows), tolerated(rule, rows, f, removed)
@@ -108,11 +158,7 @@ def _lowest(
     if m > n:
         raise TooFewError(f"{rule}: m={m} must be between 1 and n = {n}, the updates at hand")
     picked = _ranking(k, n - f - (2 if variant == "canonical" else 1), plain=variant == "garfield")[:m]
-    if report is not None:
-        report["selected"] = sorted(rows.index[i] for i in picked)
-    coefficients = torch.zeros(n, dtype=torch.float64)
-    coefficients[picked] = 1 / m
-    return rows.combine(coefficients)
+    return mean_of(rows, picked, report)
 
 
 def _ranking(k: Tensor, nearest: int, *, plain: bool) -> list[int]:

@@ -10,15 +10,21 @@ from strategies.aggregators.rows import Report, Rows
 STRIP = 16  # rows multiplied at once with those from the same row on: the lower half is never computed
 
 
-def gram(rows: Rows) -> Tensor:
-    """``K_ij = <u_i, u_j>`` (n, n), float64, one pass; symmetric to the bit.
+def gram(rows: Rows, around: Tensor | None = None) -> Tensor:
+    """``K_ij = <u_i, u_j>`` (n, n), float64, one pass; symmetric to the bit. Of ``u_i - around`` if that (d,) is given.
 
-    Products are taken and added up in float64, since distances are differences of entries.
+    Products are taken and added up in float64, since distances are differences of entries. Those of combinations of
+    rows follow from those of the rows.
     """
+    if rows.products is not None and around is None:
+        return rows.products
+    if rows.mix is not None and around is None:
+        k = rows.mix @ gram(rows.unmixed) @ rows.mix.T
+        return (k + k.T) / 2
     n = len(rows)
     total = torch.zeros(n, n, dtype=torch.float64, device=rows.device)
     for start, stop in rows.spans():
-        x = rows.read(start, stop)
+        x = rows.read(start, stop) if around is None else rows.read(start, stop).sub_(around[start:stop])
         for i in range(0, n, STRIP):
             total[i : i + STRIP, i:].addmm_(x[i : i + STRIP], x[i:].T)
     upper = total.triu().cpu()
@@ -36,11 +42,18 @@ def finite_gram(rule: str, rows: Rows, report: Report | None) -> tuple[Tensor, R
     return k[good][:, good], rows.without(rule, good, report)
 
 
-def norms(rows: Rows) -> Tensor:
-    """``|u_i|`` (n,), float64, one pass; not finite for a row that is not."""
+def norms(rows: Rows, around: Tensor | None = None) -> Tensor:
+    """``|u_i|`` (n,), float64, one pass; not finite for a row that is not.
+
+    Of ``u_i - around`` if that (d,) is given.
+    """
+    if rows.sizes is not None and around is None:
+        return rows.sizes
+    if rows.mix is not None and around is None:
+        return gram(rows).diagonal().clamp(min=0).sqrt()
     total = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
     for start, stop in rows.spans():
-        x = rows.read(start, stop)
+        x = rows.read(start, stop) if around is None else rows.read(start, stop).sub_(around[start:stop])
         total += torch.linalg.vecdot(x, x)
     return total.cpu().sqrt()
 

@@ -23,6 +23,12 @@ NEEDED = {  # rule: (slope, offset), where it needs slope f + offset updates
     "krum": (2, 3),
     "multi_krum": (2, 3),
     "bulyan": (4, 3),
+    "mda": (2, 1),
+    "smea": (2, 1),
+    "caf": (2, 1),
+    "monna": (2, 1),
+    "nnm": (1, 1),
+    "arc": (1, 1),
 }
 
 
@@ -38,7 +44,8 @@ class TooFewError(RuleError, TooFewUpdates):
 class Rows:
     """``n`` vectors: a matrix, a memory map or a list of vectors; tensors or arrays. Nothing is copied as a whole.
 
-    ``index`` are the positions in use, ascending; ``weights`` (n,) float64 belong to them.
+    ``index`` are the positions in use, ascending; ``weights`` (n,) float64 belong to them. After a pre-aggregator (see
+    ``before``) a row is a combination of those in use: ``mix`` (r, n) float64 says which, r is then the number of rows.
     """
 
     source: Tensor | np.ndarray | list[Tensor | np.ndarray]
@@ -49,6 +56,11 @@ class Rows:
     dtype: torch.dtype
     device: torch.device
     numpy: bool
+    mix: Tensor | None = None
+    products: Tensor | None = None  # inner products (r, r) of the rows, where they are known
+    sizes: Tensor | None = None  # norms (r,) of the rows, where they are known
+    first: Tensor | None = None  # norms of the rows in use as they came, kept once something is done to them
+    owners: Sequence[Sequence[int]] | None = None  # positions that a row stands for, where that is not one
 
     @staticmethod
     def of(rule: str, updates: Any, weights: Any = None) -> Rows:
@@ -83,7 +95,27 @@ class Rows:
         )
 
     def __len__(self) -> int:
-        return len(self.index)
+        return len(self.index) if self.mix is None else len(self.mix)
+
+    @property
+    def unmixed(self) -> Rows:
+        """The rows as they were given."""
+        equal = torch.ones(len(self.index), dtype=torch.float64)
+        return replace(self, weights=equal, mix=None, products=None, sizes=None, owners=None)
+
+    def mixed(self, by: Tensor, owners: Sequence[Sequence[int]] | None = None, **known: Any) -> Rows:
+        """The combinations ``by`` (r, n) of these rows, equally weighted where ``owners`` are given."""
+        products = None if self.products is None else by @ self.products @ by.T
+        weights = (
+            self.weights if owners is None else torch.stack([by[i] @ self.weights for i in range(len(by))])
+        )
+        mix = by if self.mix is None else by @ self.mix
+        found = {"products": products, "sizes": None, "owners": owners or self.owners} | known
+        return replace(self, mix=mix, weights=weights, **found)
+
+    def names(self, chosen: Sequence[int]) -> list[int]:
+        """Positions of the rows given for which the rows at ``chosen`` stand, ascending."""
+        return sorted(p for i in chosen for p in ([self.index[i]] if self.owners is None else self.owners[i]))
 
     @property
     def dropped(self) -> list[int]:
@@ -92,8 +124,13 @@ class Rows:
 
     def keep(self, chosen: Sequence[int]) -> Rows:
         """Only the rows at ``chosen`` positions among those in use."""
-        picked = [self.index[i] for i in chosen]
-        return replace(self, index=picked, weights=self.weights[list(chosen)])
+        at = list(chosen)
+        if self.mix is not None:
+            owners = None if self.owners is None else [self.owners[i] for i in at]
+            mixed = replace(self, mix=self.mix[at], weights=self.weights[at], products=None, sizes=None)
+            return replace(mixed, owners=owners or [[self.index[i]] for i in at])
+        picked = [self.index[i] for i in at]
+        return replace(self, index=picked, weights=self.weights[at], products=None, sizes=None)
 
     def spans(self) -> Iterator[tuple[int, int]]:
         """Borders of the pieces; they depend on the shape alone."""
@@ -103,6 +140,11 @@ class Rows:
 
     def read(self, start: int, stop: int) -> Tensor:
         """Columns ``[start, stop)`` of the rows in use, a fresh ``(n, stop - start)`` in float64."""
+        if self.mix is not None:
+            return self.mix.to(self.device) @ self._given(start, stop)
+        return self._given(start, stop)
+
+    def _given(self, start: int, stop: int) -> Tensor:
         if isinstance(self.source, list):
             parts = [_tensor(self.source[i][start:stop]).to(torch.float64) for i in self.index]
             return torch.stack(parts)
@@ -110,6 +152,13 @@ class Rows:
         if len(self.index) < self.total:
             part = part[list(self.index)]
         return part.to(torch.float64, copy=True, memory_format=torch.contiguous_format)
+
+    def matrix(self) -> Any:
+        """All rows (n, d), in the updates' type, kind and place."""
+        out = torch.empty(len(self), self.dim, dtype=self.dtype, device=self.device)
+        for start, stop in self.spans():
+            out[:, start:stop] = self.read(start, stop)
+        return out.numpy() if self.numpy else out
 
     def fill(self, pieces: Iterator[Tensor]) -> Any:
         """The result (d,) from its pieces in the order of ``spans``, in the updates' type, kind and place."""
@@ -124,6 +173,8 @@ class Rows:
 
     def combine(self, coefficients: Tensor) -> Any:
         """``sum_i coefficients_i u_i`` (d,), one pass; coefficients (n,) float64. Zeros do not read their rows."""
+        if self.mix is not None:
+            return self.unmixed.combine(coefficients @ self.mix)
         used = torch.nonzero(coefficients).flatten().tolist()
         if not used:
             return self.zeros()
@@ -132,7 +183,9 @@ class Rows:
         return rows.fill(c @ rows.read(a, b) for a, b in rows.spans())
 
     def finite(self) -> list[int]:
-        """Positions of rows whose entries are all finite; one pass."""
+        """Positions of rows whose entries are all finite; one pass, none where they were looked at before."""
+        if self.mix is not None:
+            return list(range(len(self)))
         good = torch.ones(len(self), dtype=torch.bool)
         for a, b in self.spans():
             good &= torch.isfinite(self.read(a, b)).all(dim=1).cpu()
@@ -141,16 +194,21 @@ class Rows:
     def spread(self, values: Tensor) -> list[float]:
         """Values (n,) of the rows in use as a list over all rows given; 0 for those left out."""
         out = [0.0] * self.total
-        for i, v in zip(self.index, values.tolist(), strict=True):
-            out[i] = v
+        for row, v in enumerate(values.tolist()):
+            for i in self.names([row]):
+                out[i] = v
         return out
+
+    def shares(self, coefficients: Tensor) -> list[float]:
+        """``coefficients`` (n,) of the rows in use as those of all rows given; 0 for those left out."""
+        return self.spread(coefficients) if self.mix is None else self.unmixed.spread(coefficients @ self.mix)
 
     def without(self, rule: str, good: Sequence[int], report: Report | None) -> Rows:
         """Drop all but the ``good`` rows and say so: in ``report``, or by a warning if none was asked for."""
         out = self if len(good) == len(self) else self.keep(good)
         if report is not None:
             report["dropped"] = out.dropped
-        elif out.dropped:
+        elif len(out) < len(self):
             warnings.warn(f"{rule}: rows {out.dropped} are not finite and were left out", stacklevel=3)
         return out
 
@@ -168,7 +226,7 @@ def tolerated(rule: str, rows: Rows, f: Any, removed: Any = 0) -> int:
     wrong = whole(rule, "f", f, 0, "the wrong updates to tolerate")
     before = whole(rule, "removed", removed, 0, "the updates left out before")
     slope, offset = NEEDED[rule]
-    n, gone = len(rows), rows.total - len(rows) + before
+    n, gone = len(rows), rows.total - len(rows.index) + before
     able = (n - offset) // slope
     if wrong > able and (able < 0 or wrong - gone > able):
         bound = f"{slope}f + {offset}"

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from strategies.aggregators.before import Before, prepared
 from strategies.aggregators.gram import finite_gram, median, squared_distances
 from strategies.aggregators.rows import Report, Rows, RuleError, choice, whole
 
@@ -33,6 +34,7 @@ def flag(
     scale: str = "median_norm",
     pairs: str = "code",
     start: Any = None,
+    before: Before = (),
     report: Report | None = None,
 ) -> Any:
     """Average of the updates' projections on the subspace that explains them best, ``sum_i a_i u_i`` (d,).
@@ -53,6 +55,7 @@ def flag(
         pairs: ``code``: columns ``x_i - x_j`` with factor ``lam / (n (n - 1))``; ``paper``: ``(u_i - u_j) / |u_i -
             u_j|`` with ``sqrt(lam / (n - 1))``, which outweighs the updates themselves when lam is near n.
         start: orthonormal (d, k) to start from instead of the flag mean.
+        before: see ``aggregator.before``.
         report: receives ``coefficients`` a_i, ``explained`` v_i, ``objective`` (one value per accepted step),
             ``dropped``.
     """
@@ -65,7 +68,7 @@ def flag(
         raise RuleError(
             f"flag: tolerance={tolerance} and lam={lam} must not be negative, and lam must be finite"
         )
-    k, rows = finite_gram("flag", Rows.of("flag", updates, weights), report)
+    k, rows = finite_gram("flag", prepared("flag", updates, weights, before, report=report), report)
     n = len(rows)
     norms = k.diagonal().sqrt()
     if n == 0 or not float(norms.max()) > 0:
@@ -183,7 +186,7 @@ def _project(y: Tensor, rows: Rows) -> Tensor:
 def _tell(report: Report | None, rows: Rows, a: Tensor, explained: Tensor, objective: list[float]) -> None:
     if report is not None:
         report |= {
-            "coefficients": rows.spread(a),
+            "coefficients": rows.shares(a),
             "explained": rows.spread(explained),
             "objective": objective,
             "iterations": len(objective) - 1,

@@ -87,6 +87,17 @@ TABLE = (
     Entry("flag", "fedavg", ("aggregator=flag",)),
     Entry("flag-reverse", "scaffold", ("aggregator=flag", "attack=reverse", "attack.fraction=0.34")),
     Entry("alie", "fedspeed", ("attack=alie", "attack.fraction=0.34")),
+    Entry(
+        "centered",
+        "fedavg",
+        (
+            "aggregator=centered_clipping",
+            "aggregator.tau=0.1",
+            "aggregator.before=[{bucketing: {s: 2}}]",
+            "attack=alie_optimal",
+            "attack.fraction=0.34",
+        ),
+    ),
     Entry("fedloge", "fedloge", needs_head=True),
     Entry("fedloge-head", "fedloge", ("strategy.train=head", "strategy.sse.bias=random"), needs_head=True),
     Entry("fedavg-ft", "fedavg_ft"),
@@ -148,7 +159,7 @@ MECHANISMS = tuple(e for e in TABLE if e.label in ("scaffold", "ggeur", "flag-re
 
 
 # Methods that differ from another one above in the server's step or one option alone: their contracts are nightly.
-CLOSE = ("fedyogi", "fedadagrad", "fedavgm", "mofedsam", "term", "uda", "fesem", "fedrep")
+CLOSE = ("centered", "fedyogi", "fedadagrad", "fedavgm", "mofedsam", "term", "uda", "fesem", "fedrep")
 
 
 # One of every way in which a method works. What hangs on the simulator's parts more than on the method is tried on

@@ -12,15 +12,18 @@ from problems import GOLDEN
 
 from strategies.aggregators import (
     bulyan,
+    caf,
     coordinate_median,
     flag,
     geometric_median,
     krum,
+    mda,
     meamed,
     mean,
     multi_krum,
     norm_clip,
     phocas,
+    smea,
     trimmed_mean,
 )
 
@@ -36,6 +39,10 @@ RULES: dict[str, Callable[..., Any]] = {
     "bulyan_garfield": partial(bulyan, f=2, variant="garfield"),
     "geometric_median": geometric_median,
     "norm_clip": norm_clip,
+    "mda": partial(mda, f=2),
+    "smea": partial(smea, f=2),
+    "caf": partial(caf, f=2),
+    "mixed_median": partial(coordinate_median, before=[{"nnm": {"f": 2}}]),
     "flag": flag,
     "flag_unit": partial(flag, scale="unit"),
     "flag_pairs": partial(flag, scale="raw", lam=3.0, pairs="paper"),

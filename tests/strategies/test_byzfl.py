@@ -1,0 +1,103 @@
+"""Rules, pre-aggregators and optimised attacks against ByzFL, where it is installed (``pip install --no-deps byzfl``:
+its torchvision is not needed for these)."""
+
+from __future__ import annotations
+
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rules import draw
+
+from benchmarks import byzfl_rules
+from clients.attacks import OptimalALIE, OptimalIPM, line_search
+from strategies.aggregators import (
+    arc,
+    caf,
+    centered_clipping,
+    clipping,
+    krum,
+    mda,
+    monna,
+    nnm,
+    smea,
+    trimmed_mean,
+)
+
+N, D = 11, 40
+
+
+@pytest.fixture(scope="module")
+def byzfl() -> SimpleNamespace:
+    """ByzFL's rules and attacks, without the rest of the package, which needs torchvision."""
+    found = byzfl_rules.load()
+    if not found:
+        pytest.skip("byzfl is not installed")
+    return SimpleNamespace(**found)
+
+
+@pytest.mark.parametrize("f", [1, 3])
+@pytest.mark.parametrize("shape", [(N, D), (12, 5)])
+def test_rules_equal_byzfl(byzfl: SimpleNamespace, f: int, shape: tuple[int, int]) -> None:
+    u = draw(*shape, seed=f)
+    pairs = {
+        "MDA": (mda(u, f=f), byzfl.MDA(f)),
+        "MoNNA": (monna(u, f=f, idx=2), byzfl.MoNNA(f, 2)),
+        "NNM": (nnm(u, f=f), byzfl.NNM(f)),
+        "ARC": (arc(u, f=f), byzfl.ARC(f)),
+        "Clipping": (clipping(u, c=2.0), byzfl.Clipping(2.0)),
+        "Krum": (krum(u, f=f, variant="byzfl"), byzfl.Krum(f)),
+        "TrMean": (trimmed_mean(u, f=f), byzfl.TrMean(f)),
+    }
+    for name, (ours, theirs) in pairs.items():
+        np.testing.assert_allclose(ours, theirs(u.copy()), rtol=0, atol=1e-9, err_msg=name)
+    memory, centre = byzfl.CenteredClipping(L=3, tau=4.0), None
+    for _ in range(2):  # each goes on from its last result
+        centre = centered_clipping(u, tau=4.0, L=3, centre=centre)
+        np.testing.assert_allclose(centre, memory(u.copy()), rtol=0, atol=1e-9)
+
+
+def test_arc_clips_as_many_as_byzfl_for_any_count(byzfl: SimpleNamespace) -> None:
+    for n in range(2, 40):
+        u = np.arange(1.0, n + 1)[:, None]
+        for f in range(n // 2 + 1):
+            np.testing.assert_allclose(arc(u, f=f), byzfl.ARC(f)(u.copy()), err_msg=f"{n}, {f}")
+
+
+def test_spectral_rules_equal_byzfl_where_its_power_step_is_exact(byzfl: SimpleNamespace) -> None:
+    """It makes one step from a random vector, which finds the eigenvalue of numbers."""
+    line = draw(N, 1, 5)
+    np.testing.assert_allclose(caf(line, f=3), byzfl.CAF(3)(line.copy()), rtol=0, atol=1e-9)
+    np.testing.assert_allclose(smea(line, f=3), byzfl.SMEA(3)(line.copy()), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("delta", [10.0, -3.0])
+@pytest.mark.parametrize("kind", ["ALittleIsEnough", "InnerProductManipulation"])
+def test_optimised_attacks_equal_byzfl(byzfl: SimpleNamespace, kind: str, delta: float) -> None:
+    honest, f = draw(8, 20, 4), 3
+    ours: Any = (OptimalALIE if kind == "ALittleIsEnough" else OptimalIPM)(
+        fraction=0.2, evals=20, start=0.0, delta=delta, ratio=0.8
+    )
+    theirs = getattr(byzfl, f"Optimal_{kind}")(
+        agg=byzfl.TrMean(f), pre_agg_list=[byzfl.NNM(f)], f=f, delta=delta
+    )
+    rows = torch.tensor(honest)
+    rule = partial(trimmed_mean, f=f, before=["nnm"])
+    found = ours.collude_against(rows[:f], rows, rule)
+    assert found.shape == (f, 20) and torch.equal(found[0], found[1])
+    np.testing.assert_allclose(found[0], theirs(honest.copy()), rtol=0, atol=1e-9)
+
+
+def test_the_line_search_doubles_and_then_narrows() -> None:
+    tried: list[float] = []
+
+    def measure(x: float) -> float:
+        tried.append(x)
+        return -abs(x - 35.0)
+
+    best = line_search(measure, evals=7)
+    assert tried[:5] == [0.0, 10.0, 30.0, 70.0, 62.0] and best == 30.0
+    assert 30.0 < line_search(measure, evals=40) < 40.0
