@@ -60,6 +60,7 @@ class Job(Belongings):
     most_steps: int | None = None  # the device's time allows no more
     local_part: LocalPart = field(default_factory=LocalPart)
     views: Mapping[str, View] = field(default_factory=dict)  # named augmentations, for ``view``
+    residuals: Mapping[str, Tensor] = field(default_factory=dict)  # what the release keeps at the client
 
     def __post_init__(self) -> None:
         self.sgd = LocalSteps(self.local, self.round, self.model.layout)

@@ -14,7 +14,7 @@ from fedsim.engine import vectorised
 from fedsim.engine.assignments import Plan
 from fedsim.engine.base import Engine, SerialEngine
 from fedsim.errors import ConfigError
-from fedsim.run import assigning, initial, participants, unseen
+from fedsim.run import assigning, initial, participants, releasing, unseen
 from fedsim.run.given import Given
 from fedsim.run.key import run_dir
 from fedsim.run.preparation import plan
@@ -141,6 +141,7 @@ def _server(
         failures=work.failures,
         chunks=config.engine.chunks or few,
         collusion=colluding(*participants.attack(config), folder),
+        landing=releasing.landing(config, work, context, folder),
     )
     examiner = Examiner(
         context=context,

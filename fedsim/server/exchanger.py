@@ -14,6 +14,7 @@ from fedsim.engine.assignments import Broadcast, Chunk, ChunkResult
 from fedsim.engine.chunks import Lazy, cut
 from fedsim.errors import ClientError
 from fedsim.exchange.fold import Fold, Folder, combine, fold_kinds
+from fedsim.exchange.landing import Landing
 from fedsim.exchange.payload import Message, Outcome, Payload
 from fedsim.local.work import Work, work_of
 from fedsim.rng import key, seed_global
@@ -53,6 +54,7 @@ class Exchanger:
     failures: FailureConfig
     chunks: int = 0  # of a cohort; 0: see ``cut``
     collusion: Collusion | None = None  # attackers that see the honest updates
+    landing: Landing | None = None  # the server's half of the release
 
     def inquiry(
         self,
@@ -95,6 +97,9 @@ class Exchanger:
         folded = combine(accepted(), len(inquiry.clients))
         if self.collusion is not None:
             folded = self.collusion.apply(folded, outcomes, broadcast.fold, self.context.layout)
+        if self.landing is not None:
+            message = (broadcast.standing or Payload()).joined(broadcast.payload)
+            folded = self.landing.land(folded, broadcast.fold, broadcast.task, message, outcomes, round)
         for o in outcomes:
             o.task = broadcast.task
         # what a strategy draws from global generators must not hang on where clients were computed
@@ -140,6 +145,10 @@ class Exchanger:
                 kinds.setdefault("buffers", ("mean",))
             elif not share_buffers:
                 shared = Payload({k: v for k, v in shared.arrays.items() if k != "buffers"}, shared.values)
+        if self.landing is not None:
+            kinds = self.landing.release.kinds(kinds, task)
+            if kinds and (said := self.landing.values):
+                shared = Payload(shared.arrays, {**shared.values, **said})
         return Broadcast(index, task, shared, kinds, message.standing, message.keep)
 
     def _works(self, clients: Sequence[int], index: int) -> dict[int, Work]:

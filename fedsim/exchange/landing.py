@@ -1,0 +1,327 @@
+"""The server's half of a release: sums come out of the ring, get their noise once, and are divided by a fixed number.
+
+With S_t the cohort, C the bound, z the noise multiplier and E the expected size of a cohort,
+``total = sum_{i in S_t} clip(v_i) + N(0, (z C)^2 I)`` and ``mean = total / E``: whoever did not answer adds zero, and a
+round in which nobody did releases noise (McMahan, Ramage, Talwar, Zhang, ICLR 2018). G vectors of one exchange share a
+budget: each gets noise of std ``z C_g sqrt(G)``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedsim.errors import ArgumentError, EngineError, StrategyError
+from fedsim.exchange import noise
+from fedsim.exchange.accounting import Mechanism
+from fedsim.exchange.correlated import next_noise, nodes
+from fedsim.exchange.ledger import Ledger
+from fedsim.exchange.payload import DENOMINATOR, Outcome, Payload
+from fedsim.exchange.privacy import Privacy
+from fedsim.exchange.release import CLIP, FITS, OWN, Kinds, Release, _flat, _shaped, _slots, shared_entries
+from fedsim.task.layout import Layout
+
+Folded = dict[tuple[str, str], Tensor]
+RECLIPPED = f"{OWN}reclipped"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """What the server's half must know of a run."""
+
+    seed: int
+    layout: Layout
+    dtype: torch.dtype
+    cohort: float  # E
+    stays: tuple[slice, ...] = ()  # spans of ``w`` that never leave clients
+    mechanism: Mechanism | None = None
+    keyed: bool = True
+    deployed: bool = False
+    column: Sequence[float] = ()  # of correlated noise
+    epoch: int = 0  # releases after which the tree of noise begins anew
+    affords: int | None = None  # releases, where they are worked out before the run
+    apart: int = 0  # rounds between two turns of a client, at least
+
+
+@dataclass
+class Landing:
+    """The pipeline after the fold, and what it keeps from round to round."""
+
+    release: Release
+    terms: Terms
+    ledger: Ledger | None = None
+    bound: float = 0.0  # C of the next exchange, where it adapts
+    row: dict[str, Any] = field(default_factory=dict)  # entries of the round's row
+    _past: dict[str, list[Tensor]] = field(
+        default_factory=dict
+    )  # noise that later noise depends on, by vector
+    _last: int = -1  # round of the last release
+    _exchange: int = 0  # its number in the round
+    _turns: dict[int, int] = field(
+        default_factory=dict
+    )  # last round of each client, where turns are far apart
+    _released: int = 0
+
+    def __post_init__(self) -> None:
+        if (privacy := self.release.privacy) is not None and privacy.adapts:
+            self.bound = privacy.adaptive.start
+
+    @property
+    def values(self) -> dict[str, float]:
+        """What a message says to clients."""
+        privacy = self.release.privacy
+        return {CLIP: self.bound} if privacy is not None and privacy.adapts else {}
+
+    def land(
+        self,
+        folded: Folded,
+        kinds: Kinds,
+        task: str,
+        message: Payload,
+        outcomes: Sequence[Outcome],
+        round: int,
+    ) -> Folded:
+        """``folded`` with the sums that the strategy sees, and what their means are divided by."""
+        names, privacy, ring = self.release.vectors(kinds, task), self.release.privacy, self.release.secure
+        if not names or (ring is None and privacy is None):
+            return folded
+        ok = [o for o in outcomes if o.kind == "ok"]
+        self.row = {}
+        self._number(round)
+        if privacy is not None and privacy.level != "client" and self.ledger is not None:
+            self._single(privacy, ok, round)
+        if privacy is not None and privacy.central:
+            self._check_cohort(ok, round)
+            assert self.ledger is not None
+            about = {
+                "vectors": names,
+                "z": privacy.multiplier,
+                "clip": self._clip(privacy),
+                "cohort": len(ok),
+            }
+            self.ledger.write(round + 1, self._exchange, **about)
+            self._released = len(self.ledger)
+        out = dict(folded)
+        for name in names:
+            bound = self.release.bound(name, self.values)
+            total = out.pop((name, "sum"), None)
+            if total is None and (privacy is None or not privacy.central):
+                continue
+            like = self._like(name, message) if total is None else total
+            if ring is not None and total is not None:
+                slots = _slots(self._like(name, message), self.terms.layout)
+                like = self._like(name, message)
+                total = _shaped(ring.leave(name, total, bound).to(self.terms.dtype), slots, like)
+            total = torch.zeros_like(like) if total is None else total
+            if privacy is not None and privacy.central:
+                assert bound is not None
+                total = self._noised(name, total, bound, len(names), round)
+            out[name, "sum"] = total
+            by = self.terms.cohort if privacy is not None and privacy.central else float(len(ok))
+            out[name, DENOMINATOR] = torch.tensor(by, dtype=torch.float64)
+        if privacy is not None and privacy.central:
+            self._note(privacy, ok, round)
+        return out
+
+    def _number(self, round: int) -> None:
+        """Count exchanges that release something in a round."""
+        again = self._last == round
+        self._exchange = self._exchange + 1 if again else 0
+        self._last = round
+        mechanism, privacy = self.terms.mechanism, self.release.privacy
+        once = privacy is not None and privacy.central and mechanism is not None
+        if (
+            again
+            and once
+            and mechanism is not None
+            and (mechanism.event != "plain" or privacy.mechanism != "gaussian")
+        ):  # type: ignore[union-attr]
+            raise StrategyError(
+                f"round {round + 1}: a second exchange of the round releases vectors. Its cohort is that of the first, so "
+                "privacy=client has no accountant for both; choose a method with one exchange a round, such as fedavg"
+            )
+
+    def _like(self, name: str, message: Payload) -> Tensor:
+        """Something of the shape of a vector that nobody sent: what the message holds under its name, else the model."""
+        found = message.arrays.get(name, message.arrays.get("w"))
+        if found is None:
+            raise EngineError(
+                f"nobody sent '{name}', and the message holds neither that nor w: its noise has no shape"
+            )
+        return found.to("cpu", self.terms.dtype)
+
+    def _clip(self, privacy: Privacy) -> float:
+        return self.bound if privacy.adapts else float(privacy.clip)
+
+    def _noised(self, name: str, total: Tensor, bound: float, count: int, round: int) -> Tensor:
+        """The sum with noise, drawn for entries that leave clients."""
+        privacy, layout = self.release.privacy, self.terms.layout
+        assert privacy is not None
+        slots = _slots(total, layout)
+        x = _flat(total, slots).double()
+        std = self.z(privacy) * bound * math.sqrt(count)
+        fresh = self._fresh(name, round)(x.numel()) * std
+        added = self._correlated(name, fresh) if privacy.mechanism != "gaussian" else fresh
+        if (mask := shared_entries(layout, self.terms.stays, total, slots)) is not None:
+            added = added * mask
+        sums = self.row.setdefault("_sums", [0.0, 0.0])
+        sums[0] += float(x.square().sum())
+        sums[1] += float(added.square().sum())
+        return _shaped((x + added).to(total.dtype), slots, total)
+
+    def z(self, privacy: Privacy) -> float:
+        """The multiplier of the vectors' noise: more than z where the bits of adaptive clipping cost something."""
+        if not privacy.adapts:
+            return privacy.multiplier
+        return z_delta(privacy.multiplier, self._bit_noise(privacy))
+
+    def _bit_noise(self, privacy: Privacy) -> float:
+        given = privacy.adaptive.noise
+        return self.terms.cohort / 20 if given is None else given
+
+    def _fresh(self, name: str, round: int) -> noise.Normals:
+        if not self.terms.keyed:
+            return noise.secret
+        again = (self._exchange,) if self._exchange else ()
+        return noise.keyed(self.terms.seed, f"{OWN}{name}/noise", round, *again)
+
+    def _correlated(self, name: str, fresh: Tensor) -> Tensor:
+        past = self._past.setdefault(name, [])
+        if not self.terms.epoch:
+            y = next_noise(fresh, past, self.terms.column)
+            self._past[name] = (
+                [*past, y][-(len(self.terms.column) - 1) :] if len(self.terms.column) > 1 else []
+            )
+            return y
+        t = (self._released - 1) % self.terms.epoch + 1
+        live = past if t > 1 else []
+        kept = live[: len(nodes(t)) - 1]
+        before = torch.stack(live).sum(0) if live else torch.zeros_like(fresh)
+        self._past[name] = [*kept, fresh]
+        return torch.stack(self._past[name]).sum(0) - before
+
+    def _check_cohort(self, ok: Sequence[Outcome], round: int) -> None:
+        """Refuse a client that is back before its turn: correlated noise does not hide it then."""
+        if self.release.privacy is not None and self.release.privacy.cap is not None:
+            most = self.release.privacy.cap
+            if len(ok) > most:
+                raise EngineError(f"round {round + 1}: {len(ok)} clients answered, but privacy.cap={most}")
+        if not self.terms.apart:
+            return
+        for o in ok:
+            last = self._turns.get(o.client)
+            if last is not None and last != round and round - last < self.terms.apart:
+                raise StrategyError(
+                    f"client {o.client} takes part in rounds {last + 1} and {round + 1}, but privacy.mechanism="
+                    f"{self.release.privacy.mechanism} needs {self.terms.apart} rounds between; type sampling=round_robin"  # type: ignore[union-attr]
+                )
+            self._turns[o.client] = round
+
+    def _single(self, privacy: Privacy, ok: Sequence[Outcome], round: int) -> None:
+        """Count releases by client; see ``fedsim.exchange.spending``."""
+
+    def _note(self, privacy: Privacy, ok: Sequence[Outcome], round: int) -> None:
+        """The row's entries, and the bound of the next exchange."""
+        assert self.terms.mechanism is not None and privacy.delta is not None
+        fits = [float(o.values.get(FITS, 1.0)) for o in ok]  # type: ignore[arg-type]
+        sums = self.row.pop("_sums", [0.0, 0.0])
+        eps, relation = self.terms.mechanism.epsilon(
+            self._released, privacy.delta, "rdp" if self.terms.mechanism.event != "truncated" else "pld"
+        )
+        self.row |= {
+            "epsilon": eps,
+            "delta": privacy.delta,
+            "relation": relation,
+            "z": privacy.multiplier,
+            "C": self._clip(privacy),
+            "clipped": 1 - sum(fits) / len(fits) if fits else 0.0,
+            "reclipped": int(sum(float(o.values.get(RECLIPPED, 0)) for o in ok)),  # type: ignore[arg-type]
+            "noise_norm": math.sqrt(sums[1]),
+            "sum_norm": math.sqrt(sums[0]),
+            "epsilon_valid": not privacy.assume_poisson,
+        }
+        if privacy.adapts:
+            sigma = self._bit_noise(privacy)
+            if self.terms.keyed:
+                drawn = noise.keyed(self.terms.seed, f"{OWN}bits/noise", round)(1)
+            else:
+                drawn = noise.secret(1)
+            self.bound = adapted(
+                self.bound, fits, float(drawn) * sigma, self.terms.cohort,
+                privacy.adaptive.rate, privacy.adaptive.quantile,
+            )  # fmt: skip
+
+    def spent(self, round: int) -> bool:
+        """Whether ``round`` (from 1) would exceed ``privacy.epsilon_max``."""
+        privacy, mechanism = self.release.privacy, self.terms.mechanism
+        if privacy is None or privacy.epsilon_max is None or mechanism is None or self.ledger is None:
+            return False
+        count = self.ledger.after(round)
+        if self.terms.affords is not None:
+            return count > self.terms.affords
+        assert privacy.delta is not None
+        return mechanism.epsilon(count, privacy.delta)[0] > privacy.epsilon_max
+
+    def told(self, facts: dict[str, Any]) -> dict[str, Any]:
+        """Entries of the round's row; what concerns the whole run goes to its ``facts``."""
+        row, self.row = self.row, {}
+        if "epsilon" in row:
+            facts["privacy"] = {k: row[k] for k in ("epsilon", "delta", "relation", "z", "epsilon_valid")}
+        return row
+
+    def save(self) -> dict[str, Any]:
+        """Entries of a checkpoint, under no prefix: ``""`` plain values, others tensors."""
+        plain = {
+            "bound": self.bound,
+            "released": self._released,
+            "turns": {str(c): r for c, r in self._turns.items()},
+            "past": {name: len(past) for name, past in self._past.items()},
+        }
+        tensors = {f"/{name}/{i}": t for name, past in self._past.items() for i, t in enumerate(past)}
+        return {"": plain, **tensors}
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Go on from what ``save`` gave.
+
+        Raises:
+            CheckpointError: if the ledger has lost releases since.
+        """
+        plain = saved[""]
+        self.bound, self._released = plain["bound"], plain["released"]
+        self._turns = {int(c): r for c, r in plain["turns"].items()}
+        self._past = {n: [saved[f"/{n}/{i}"] for i in range(k)] for n, k in plain["past"].items()}
+        if self.ledger is not None:
+            self.ledger.check(self._released)
+
+
+def z_delta(z: float, sigma_b: float) -> float:
+    """Multiplier of the vectors' noise that, with bits of noise ``sigma_b``, costs what ``z`` alone does:
+    ``(z^-2 - (2 sigma_b)^-2)^(-1/2)``.
+
+    Raises:
+        ArgumentError: where the bits alone cost more.
+    """
+    if z == 0:
+        return 0.0
+    if z >= 2 * sigma_b:
+        raise ArgumentError(
+            f"z={z:g}: the bits of adaptive clipping have noise {sigma_b:g}, which must be above z/2; "
+            "ask more clients a round, or raise privacy.adaptive.noise"
+        )
+    return float((z**-2 - (2 * sigma_b) ** -2) ** -0.5)
+
+
+def adapted(
+    bound: float, fits: Sequence[float], noise: float, expected: float, rate: float, quantile: float
+) -> float:
+    """``C exp(-eta (b - gamma))`` with ``b = (sum (b_i - 1/2) + noise) / E + 1/2`` (Andrew et al. 2021, Algorithm 1).
+
+    ``fits``: 1 of each update that was no longer than C, else 0: bits of those that fit.
+    """
+    share = (sum(b - 0.5 for b in fits) + noise) / expected + 0.5
+    return bound * math.exp(-rate * (share - quantile))
