@@ -69,7 +69,7 @@ class Codec(Protocol):
             ClientError: for a frame that no encoder makes.
         """
 
-    def shrink(self, frame: Tensor, factor: float) -> Tensor:
+    def shrink(self, frame: Tensor, factor: float, layout: Layout | None) -> Tensor:
         """The frame of what is decoded times ``factor`` < 1: its scale fields are smaller, its codes the same."""
 
 
@@ -159,7 +159,7 @@ class Release:
         fits = True
         for name in names:
             v = arrays.get(name)
-            if v is None or not v.is_floating_point():
+            if v is None or not v.is_floating_point() or not v.numel():
                 continue
             bound = self.bound(name, about.values)
             if bound is not None:
@@ -181,7 +181,7 @@ class Release:
     ) -> None:
         """The stages after the clip, on one of ``count`` vectors, without padding and in float64."""
         slots, draws, codec = _slots(v, about.layout), about.draws(name), self.compression
-        x = _flat(v, slots).double()
+        x = _flat(v, slots).double().cpu()
         if self.privacy is not None and self.privacy.local:
             keeps = about.private(v, slots)
             noise = self.privacy.local_noise(x, bound, count, draws)
@@ -190,11 +190,11 @@ class Release:
             layout = about.layout if slots is about.layout.params else None
             residual = about.kept.get(RESIDUAL + name)
             if codec.feedback and residual is not None:
-                x = x + residual.double().flatten()
+                x = x + residual.double().flatten().cpu()
             frame = codec.encode(x, draws, layout)
             y = codec.decode(frame, draws, layout)
             if bound is not None and not self._noisy and (length := _length(y)) > bound * (1 + TOLERANCE):
-                frame = codec.shrink(frame, bound / length)
+                frame = codec.shrink(frame, bound / length, layout)
                 y = codec.decode(frame, draws, layout)
             if codec.feedback:
                 left = (x - y) * codec.feedback_decay
@@ -205,7 +205,7 @@ class Release:
             sent.arrays[name] = whole
             sent.metrics[f"{OWN}saturated"] = sent.metrics.get(f"{OWN}saturated", 0.0) + saturated
             return
-        sent.arrays[name] = _shaped(x.to(v.dtype), slots, v)
+        sent.arrays[name] = _shaped(x.to(v.device, v.dtype), slots, v)
 
     def arrive(
         self, travelled: Mapping[str, Tensor], shapes: Mapping[str, Tensor], kinds: Kinds, about: Leaving
@@ -219,8 +219,8 @@ class Release:
         arrays, codec, long = dict(travelled), self.compression, 0
         for name in self.vectors(kinds, about.task):
             v = arrays[name]
-            if codec is not None and codec.takes(name):
-                like = shapes[name]
+            like = shapes[name]
+            if codec is not None and codec.takes(name) and like.is_floating_point():
                 slots = _slots(like, about.layout)
                 layout = about.layout if slots is about.layout.params else None
                 x = codec.decode(v, about.draws(name), layout)

@@ -290,7 +290,7 @@ def test_random_k_and_rotation_are_unbiased() -> None:
     mean = np.mean([k.decode(k.encode(v, draws(i)), draws(i)).numpy() for i in range(4000)], axis=0)
     assert np.abs(mean - v.astype(np.float32)).max() < 4 * spread * math.sqrt(3 / 4000)
     r, n = Rotate(1), 1024
-    v = heavy(n, 5)
+    v = np.random.default_rng(5).normal(size=n)
     found = np.array([r.decode(r.encode(v, draws(i)), draws(i)).numpy() for i in range(300)])
     assert np.linalg.norm(found.mean(0) - v) < 0.06 * np.linalg.norm(v)  # sqrt(0.571/300) = 0.044
     error = ((found - v) ** 2).sum(1).mean() / (v @ v)

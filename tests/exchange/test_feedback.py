@@ -70,4 +70,6 @@ def test_golden_rounds() -> None:
         if decay == 1:
             np.testing.assert_allclose([kept[i].numpy() for i in range(4)], z["residual"][-1], atol=1e-10)
     np.testing.assert_allclose(rounds(lambda i, v: largest(v)), z["x_plain"], atol=1e-10)
-    np.testing.assert_allclose(rounds(lambda i, v: v.astype(np.float32).astype(float)), z["x_dense"], atol=1e-10)
+    np.testing.assert_allclose(
+        rounds(lambda i, v: v.astype(np.float32).astype(float)), z["x_dense"], atol=1e-10
+    )

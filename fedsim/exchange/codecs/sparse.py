@@ -131,14 +131,10 @@ def read_top_k(head: FrameHeader, body: bytes) -> tuple[NDArray[np.int64], Vecto
 
 @dataclass(frozen=True)
 class RandomK(FrameCodec):
-    """k = max(1, ceil(rate d)) entries at places drawn from the key, which do not travel.
-
-    ``shared``: the same places for all clients of a round (``draws`` without a client), so that sums stay sparse.
-    """
+    """k = max(1, ceil(rate d)) entries at places drawn from the key, which do not travel."""
 
     rate: float = 0.1
     scale: str = "unbiased"  # unbiased | contractive
-    shared: bool = False
     id: ClassVar[int] = NAMES.index("random_k")
     shrinks: ClassVar[bool] = True
 
@@ -156,11 +152,6 @@ class RandomK(FrameCodec):
     def lengthens(self) -> bool:  # type: ignore[override]
         """What is unbiased lengthens."""
         return self.unbiased
-
-    @property
-    def linear(self) -> bool:  # type: ignore[override]
-        """Where all clients send the same places."""
-        return self.shared
 
     def size(self, d: int, layout: Shapes = ()) -> int:
         """Bytes of a frame, header included."""
