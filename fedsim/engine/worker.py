@@ -200,7 +200,7 @@ class Worker:
         about = Leaving(
             job.seed, job.round, job.client, broadcast.task, layout, job.message.values, job.residuals, stays
         )
-        sent = release.leave(payload.arrays, float(update.weight), broadcast.fold, about)
+        sent = release.leave(payload.arrays, payload.values, broadcast.fold, about)
         folder.check(sent.arrays)
         folder.frames(sent.frames)
         travels = Payload(sent.travelling, {**payload.values, **sent.values})

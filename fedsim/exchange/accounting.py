@@ -1,4 +1,4 @@
-"""What noise costs: epsilon of a mechanism and a number of releases, by dp-accounting; and the noise that a budget buys.
+"""What noise costs: epsilon of a mechanism and so many releases, by dp-accounting; and the noise that a budget buys.
 
 Renyi divergences (Mironov 2017; subsampled: Mironov, Talwar, Zhang 2019, Wang, Balle, Kasiviswanathan 2019) of one
 release are computed once by the library, added up, and converted by it (Canonne, Kamath, Steinke 2020). Privacy loss

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -41,7 +41,8 @@ class Terms:
     stays: tuple[slice, ...] = ()  # spans of ``w`` that never leave clients
     mechanism: Mechanism | None = None
     keyed: bool = True
-    deployed: bool = False
+    deployed: bool = False  # clients are real: keyed noise protects nobody
+    rounds: int = 0
     column: Sequence[float] = ()  # of correlated noise
     epoch: int = 0  # releases after which the tree of noise begins anew
     affords: int | None = None  # releases, where they are worked out before the run
@@ -133,21 +134,19 @@ class Landing:
         again = self._last == round
         self._exchange = self._exchange + 1 if again else 0
         self._last = round
-        mechanism, privacy = self.terms.mechanism, self.release.privacy
-        once = privacy is not None and privacy.central and mechanism is not None
+        mechanism = self.terms.mechanism
         if (
             again
-            and once
             and mechanism is not None
-            and (mechanism.event != "plain" or privacy.mechanism != "gaussian")
-        ):  # type: ignore[union-attr]
+            and (mechanism.event != "plain" or mechanism.sensitivity is not None)
+        ):
             raise StrategyError(
-                f"round {round + 1}: a second exchange of the round releases vectors. Its cohort is that of the first, so "
+                f"round {round + 1}: a second exchange of the round releases vectors, of the same cohort as the first: "
                 "privacy=client has no accountant for both; choose a method with one exchange a round, such as fedavg"
             )
 
     def _like(self, name: str, message: Payload) -> Tensor:
-        """Something of the shape of a vector that nobody sent: what the message holds under its name, else the model."""
+        """Of the shape of a vector that nobody sent: what the message holds under its name, else the model."""
         found = message.arrays.get(name, message.arrays.get("w"))
         if found is None:
             raise EngineError(
@@ -217,8 +216,8 @@ class Landing:
             last = self._turns.get(o.client)
             if last is not None and last != round and round - last < self.terms.apart:
                 raise StrategyError(
-                    f"client {o.client} takes part in rounds {last + 1} and {round + 1}, but privacy.mechanism="
-                    f"{self.release.privacy.mechanism} needs {self.terms.apart} rounds between; type sampling=round_robin"  # type: ignore[union-attr]
+                    f"client {o.client} takes part in rounds {last + 1} and {round + 1}, but correlated noise hides it "
+                    f"only every {self.terms.apart} rounds; type sampling=round_robin"
                 )
             self._turns[o.client] = round
 
@@ -228,7 +227,7 @@ class Landing:
     def _note(self, privacy: Privacy, ok: Sequence[Outcome], round: int) -> None:
         """The row's entries, and the bound of the next exchange."""
         assert self.terms.mechanism is not None and privacy.delta is not None
-        fits = [float(o.values.get(FITS, 1.0)) for o in ok]  # type: ignore[arg-type]
+        fits = [float(cast(float, o.values.get(FITS, 1.0))) for o in ok]
         sums = self.row.pop("_sums", [0.0, 0.0])
         eps, relation = self.terms.mechanism.epsilon(
             self._released, privacy.delta, "rdp" if self.terms.mechanism.event != "truncated" else "pld"
@@ -240,17 +239,16 @@ class Landing:
             "z": privacy.multiplier,
             "C": self._clip(privacy),
             "clipped": 1 - sum(fits) / len(fits) if fits else 0.0,
-            "reclipped": int(sum(float(o.values.get(RECLIPPED, 0)) for o in ok)),  # type: ignore[arg-type]
+            "reclipped": sum(int(cast(int, o.values.get(RECLIPPED, 0))) for o in ok),
             "noise_norm": math.sqrt(sums[1]),
             "sum_norm": math.sqrt(sums[0]),
             "epsilon_valid": not privacy.assume_poisson,
+            "private": not (self.terms.deployed and self.terms.keyed),
+            "not_private": ["clipped", "reclipped", "sum_norm"],
         }
         if privacy.adapts:
             sigma = self._bit_noise(privacy)
-            if self.terms.keyed:
-                drawn = noise.keyed(self.terms.seed, f"{OWN}bits/noise", round)(1)
-            else:
-                drawn = noise.secret(1)
+            drawn = self._fresh("bits", round)(1)
             self.bound = adapted(
                 self.bound, fits, float(drawn) * sigma, self.terms.cohort,
                 privacy.adaptive.rate, privacy.adaptive.quantile,

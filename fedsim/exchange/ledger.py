@@ -52,8 +52,8 @@ class Ledger:
         """
         if len(self) < releases:
             raise CheckpointError(
-                f"{self._path} knows of {len(self)} releases, the checkpoint of {releases}: what was spent can't be told. "
-                "Put the file back, or give resume=never to start afresh"
+                f"{self._path} knows of {len(self)} releases, the checkpoint of {releases}: what was spent can't be "
+                "told. Put the file back, or give resume=never to start afresh"
             )
 
 

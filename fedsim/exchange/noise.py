@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fedsim.rng import torch_rng
 
+Draws = Callable[[str], torch.Generator]  # by stage of the release
 Normals = Callable[[int], Tensor]  # so many standard normal numbers, float64
 
 

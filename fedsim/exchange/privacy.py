@@ -12,16 +12,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from fedsim.errors import ClientError, check_setting
 from fedsim.exchange import noise
+from fedsim.exchange.noise import Draws
 from fedsim.exchange.payload import Value
-
-if TYPE_CHECKING:
-    from fedsim.exchange.release import Draws
 
 check = partial(check_setting, "privacy")
 
@@ -130,25 +127,37 @@ class Privacy:
             raise ClientError("privacy.clip=adaptive: the message says no bound; server and client disagree")
         return float(said)
 
-    def check_update(self, arrays: Mapping[str, Tensor], names: list[str], weight: float) -> None:
-        """Refuse an update whose sum would have another sensitivity than the bound.
+    def check_update(
+        self,
+        arrays: Mapping[str, Tensor],
+        names: list[str],
+        values: Mapping[str, Value],
+        public: frozenset[str],
+    ) -> None:
+        """Refuse an update of which more leaves than the vectors ``names``, or whose sum has another sensitivity.
 
         Raises:
-            ClientError: for a weight other than 1, or integers among the vectors.
+            ClientError: naming the array, the value or the weight.
         """
-        if self.central and weight != 1.0:
-            raise ClientError(
-                f"the update weighs {weight:g}, but privacy=client sums updates of weight 1: another weight would say "
-                "how many samples a client has. Type strategy.weighting=uniform, or send Update(weight=1)"
-            )
         if self.level == "record":
             return
-        for name in names:
-            if name in arrays and not arrays[name].is_floating_point():
+        how, weight = f"privacy={self.level}", values.get("weight", 1.0)
+        if weight != 1.0:
+            raise ClientError(
+                f"the update weighs {weight}, but under {how} every one weighs 1: another weight would say how many "
+                "samples a client has. Type strategy.weighting=uniform, or send Update(weight=1)"
+            )
+        for name, array in arrays.items():
+            if name not in names or not array.is_floating_point():
                 raise ClientError(
-                    f"'{name}' holds {arrays[name].dtype}, which no noise is added to; privacy={self.level} sums "
-                    "vectors of real numbers only"
+                    f"'{name}' leaves the client without noise: {how} covers vectors of real numbers that are summed. "
+                    "Send it in no update, or choose another method (docs/privacy.md)"
                 )
+        if told := [name for name in values if name != "weight" and name not in public]:
+            raise ClientError(
+                f"the value '{told[0]}' leaves the client without noise under {how}; send it in no update, or name "
+                "it in the strategy's traits.public_values if it says nothing of the samples"
+            )
 
     def local_noise(self, x: Tensor, bound: float | None, count: int, draws: Draws) -> Tensor:
         """Noise for one of ``count`` vectors of a client, of the size of ``x``: std z C sqrt(count)."""

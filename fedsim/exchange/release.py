@@ -1,7 +1,7 @@
 """What leaves a client: one ordered pipeline between its ``finish`` and the server's fold, the same for every method.
 
-    client:  update -> finite? -> clip -> local noise -> + residual -> encode -> fit to C -> (residual kept) -> ring -> wire
-    server:  wire -> decode -> fold in chunk order -> out of the ring -> central noise -> / denominator -> strategy
+    client:  update -> finite? -> clip -> local noise -> + residual -> encode -> fit to C -> residual kept -> ring
+    server:  decode -> fold in chunk order -> out of the ring -> central noise -> / denominator -> strategy
 
 ``Release.leave`` is the client's half, called by the worker for each update; ``Release.arrive`` is what the server of a
 deployment does with what came over the wire, before it folds; ``fedsim.exchange.landing.Landing`` is the server's half,
@@ -21,7 +21,7 @@ A vector is an array of real numbers of the fold that the method does not call a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from fedsim.errors import ClientError
+from fedsim.exchange.noise import Draws
 from fedsim.exchange.payload import Value
 from fedsim.exchange.tasks import is_measuring
 from fedsim.rng import torch_rng
@@ -44,7 +45,6 @@ CLIP = f"{OWN}clip"  # value of a message: the bound of this exchange, where it 
 FITS = f"{OWN}fits"  # value of an update: 1 where no vector had to be clipped, else 0
 TOLERANCE = 1e-6  # by which a vector may be longer than the bound, since it is rounded
 Kinds = Mapping[str, tuple[str, ...]]
-Draws = Callable[[str], torch.Generator]  # by stage
 
 
 class Codec(Protocol):
@@ -133,6 +133,7 @@ class Release:
     compression: Codec | None = None
     secure: Ring | None = None
     statistics: frozenset[str] = frozenset()  # arrays of the method that are no vectors
+    public: frozenset[str] = frozenset()  # values of updates that say nothing of a client's samples
 
     def vectors(self, kinds: Kinds, task: str) -> list[str]:
         """Names of what passes the pipeline in an exchange; nothing of what only measures."""
@@ -150,12 +151,18 @@ class Release:
         """How long the vector may be; None: as long as it is."""
         return None if self.privacy is None else self.privacy.bound(vector, values.get(CLIP))
 
-    def leave(self, arrays: Mapping[str, Tensor], weight: float, kinds: Kinds, about: Leaving) -> Sent:
-        """Send an update of finite numbers through the stages, one vector after the other."""
+    def leave(
+        self, arrays: Mapping[str, Tensor], values: Mapping[str, Value], kinds: Kinds, about: Leaving
+    ) -> Sent:
+        """Send an update of finite numbers through the stages, one vector after the other.
+
+        Raises:
+            ClientError: for what privacy does not cover: other arrays or values, a ``weight`` other than 1.
+        """
         sent = Sent(dict(arrays))
         names = self.vectors(kinds, about.task)
-        if self.privacy is not None and names:
-            self.privacy.check_update(arrays, names, weight)
+        if self.privacy is not None and not is_measuring(about.task):
+            self.privacy.check_update(arrays, names, values, self.public)
         fits = True
         for name in names:
             v = arrays.get(name)

@@ -77,7 +77,9 @@ def assemble(
     engine.start(work)
     return Loop(
         strategy=method,
-        server=_server(config, context, work, data, start, engine, clock, method.traits.asynchronous),
+        server=_server(
+            config, context, work, data, start, engine, clock, method.traits.asynchronous, cohorts is not None
+        ),
         trackers=trackers,
         rounds=config.rounds,
         clients_per_round=min(config.clients_per_round, data.num_clients),
@@ -130,8 +132,10 @@ def _server(
     engine: Engine,
     clock: Clock | None,
     fill: bool,
+    cohorts: bool,
 ) -> Server:
-    """The server, with an exchanger and an examiner on the started engine; ``fill``: whatever ``exclude_fill`` says."""
+    """The server, with an exchanger and an examiner on the started engine; ``fill``: whatever ``exclude_fill`` says;
+    ``cohorts``: they were handed over."""
     test, folder = data.dataset.test, run_dir(config)
     few = VECTORISED_CHUNKS if vectorised.planned(work, start) else 0
     exchanger = Exchanger(
@@ -141,7 +145,7 @@ def _server(
         failures=work.failures,
         chunks=config.engine.chunks or few,
         collusion=colluding(*participants.attack(config), folder),
-        landing=releasing.landing(config, work, context, folder),
+        landing=releasing.landing(config, work, context, folder, cohorts),
     )
     examiner = Examiner(
         context=context,
@@ -156,6 +160,8 @@ def _server(
     fill = fill or config.exclude_fill == "substitute"
     people = Population(data.registered, config.seed, clock, config.participation)
     people.absent, people.fill = data.roles.absent, fill
+    if work.release is not None and (privacy := work.release.privacy) is not None:
+        people.empty, people.cap, people.secret = privacy.central, privacy.cap, privacy.noise == "os"
     return Server.of(
         context,
         exchanger=exchanger,

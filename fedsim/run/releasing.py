@@ -2,36 +2,51 @@
 
 from __future__ import annotations
 
+import logging
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
 from fedsim.config.parts import part
+from fedsim.errors import ConfigError
+from fedsim.exchange.correlated import column
 from fedsim.exchange.landing import Landing, Terms
 from fedsim.exchange.ledger import Ledger
+from fedsim.exchange.privacy import Privacy
 from fedsim.exchange.release import Release
 from fedsim.local.kept import LocalPart
+from fedsim.run import budgeting
 from fedsim.server.traits import StrategyLike
 
 if TYPE_CHECKING:
     from fedsim.engine.assignments import Plan
     from fedsim.server.context import Context
 
-GROUPS = ("privacy", "compression", "secagg")
+log = logging.getLogger(__name__)
 
 
 def release(config: DictConfig, method: StrategyLike) -> Release | None:
     """What is done to updates before they leave; None where all three groups are none."""
-    built = {name: part(config[name], name) if config.get(name) else None for name in GROUPS}
-    if not any(built.values()):
+    privacy, compression, secure = (_built(config, name) for name in ("privacy", "compression", "secagg"))
+    if privacy is None and compression is None and secure is None:
         return None
+    if privacy is not None and privacy.noise == "auto":
+        privacy = replace(privacy, noise="os" if deployed(config) else "keyed")
     statistics = frozenset(getattr(method, "statistics", ()))
-    return Release(built["privacy"], built["compression"], built["secagg"], statistics)
+    return Release(privacy, compression, secure, statistics, method.traits.public_values)
 
 
-def landing(config: DictConfig, work: Plan, context: Context, folder: Path) -> Landing | None:
-    """The server's half, if there is a release."""
+def deployed(config: DictConfig) -> bool:
+    """Whether clients are real."""
+    return bool(config.engine.name == "flower")
+
+
+def landing(
+    config: DictConfig, work: Plan, context: Context, folder: Path, cohorts: bool = False
+) -> Landing | None:
+    """The server's half, if there is a release; ``cohorts``: they were handed over."""
     if work.release is None:
         return None
     privacy = work.release.privacy
@@ -43,4 +58,39 @@ def landing(config: DictConfig, work: Plan, context: Context, folder: Path) -> L
         cohort=float(config.clients_per_round),
         stays=stays,
     )
-    return Landing(work.release, terms, None if privacy is None else Ledger(folder, keyed=terms.keyed))
+    if privacy is None:
+        return Landing(work.release, terms)
+    if privacy.level != "record" and context.share_buffers and context.layout.buffer_dim:
+        raise ConfigError(
+            f"buffers=average: running statistics of BatchNorm leave clients without noise; with "
+            f"privacy={privacy.level} type buffers=local, or a model without them (model.norm=group)"
+        )
+    keyed = privacy.noise == "keyed"
+    if keyed and deployed(config):
+        log.warning(
+            "privacy.noise=keyed: whoever knows the seed can take the noise off again: it protects nobody here; "
+            "leave privacy.noise at auto"
+        )
+    terms = replace(terms, keyed=keyed, deployed=deployed(config))
+    if privacy.central:
+        terms = replace(terms, **_central(config, privacy, cohorts))
+    return Landing(work.release, terms, Ledger(folder, keyed))
+
+
+def _central(config: DictConfig, privacy: Privacy, cohorts: bool) -> dict[str, Any]:
+    """What the server's half must know of noise that is added to sums."""
+    mechanism = budgeting.mechanism_of(config, privacy, privacy.multiplier, cohorts)
+    apart = budgeting.apart(config, privacy)
+    out: dict[str, Any] = {"mechanism": mechanism, "apart": apart, "rounds": config.rounds}
+    if privacy.mechanism == "banded":
+        out["column"] = tuple(column(config.rounds, apart)[:apart].tolist())
+    if privacy.mechanism == "tree":
+        out["epoch"] = apart
+    if privacy.epsilon_max is not None and privacy.accountant == "pld" and mechanism.sensitivity is None:
+        assert privacy.delta is not None
+        out["affords"] = mechanism.affordable(privacy.epsilon_max, config.rounds, privacy.delta, "pld")
+    return out
+
+
+def _built(config: DictConfig, name: str) -> Any:
+    return part(config[name], name) if config.get(name) else None
