@@ -6,6 +6,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from fedsim.engine import vectorised
 from fedsim.engine.assignments import Broadcast, Chunk, ChunkResult, Plan
 from fedsim.engine.resident import ReadOnlyError, Resident
 from fedsim.engine.watch import KeptError
+from fedsim.exchange.downlink import opened_down
 from fedsim.exchange.fold import Folder
 from fedsim.exchange.packing import hashes_of, sent_bytes
 from fedsim.exchange.payload import NonFinite, Outcome, Payload, Refusal, Update
@@ -51,6 +53,8 @@ class Worker:
         layout = self.model.layout
         down = sent_bytes(broadcast.payload, layout)
         shared = hashes_of(broadcast.payload, layout, "message/") if self.plan.hashes else None
+        if self.plan.release is not None:
+            broadcast = self._opened(broadcast)
         self.serving = chunk.clients
         done = self._train_together(broadcast, chunk)
         for client in chunk.clients:
@@ -94,6 +98,12 @@ class Worker:
         data = self.data.test_data(self.plan.dtype, str(weights.values.get("on", "")))
         assert data is not None
         return data, self.model.load(weights.arrays["w"].to(self.plan.device), weights.arrays.get("buffers"))
+
+    def _opened(self, broadcast: Broadcast) -> Broadcast:
+        """The message as clients use it."""
+        plan = self.plan
+        about = (broadcast.task, plan.seed, broadcast.round, self.model.layout, plan.dtype)
+        return replace(broadcast, payload=opened_down(plan.release, broadcast.payload, *about))
 
     def _train_together(self, broadcast: Broadcast, chunk: Chunk) -> dict[int, vectorised.Trained]:
         """Updates of clients trained vectorised; none where that is off or impossible, or failed for this chunk.

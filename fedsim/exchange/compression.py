@@ -27,7 +27,7 @@ DENSE = ("qsgd", "rotate")  # codecs that send every entry: those a model can be
 
 @dataclass(frozen=True, kw_only=True)
 class Compression:
-    """How vectors are made shorter: a ``release.Codec``.
+    """How vectors are made shorter: a ``stages.Codec``.
 
     ``only``: names of the vectors that are encoded (None: all). ``downlink``: what the model is sent to clients by.
     """
@@ -62,9 +62,9 @@ class Compression:
         """The frame (n,), uint8, of ``v`` (d,); float32 where the codec's is no shorter."""
         return as_tensor(to_frame(self.codec, v.cpu().numpy(), StageDraws(draws), shapes(layout), self.zstd))
 
-    def decode(self, frame: Tensor, draws: Draws, layout: Layout | None) -> Tensor:
-        """What the frame stands for, (d,), float64."""
-        return self.codec.decode(as_bytes(frame), StageDraws(draws), shapes(layout))
+    def decode(self, frame: Tensor, draws: Draws, layout: Layout | None, d: int | None = None) -> Tensor:
+        """What the frame stands for, (d,), float64; refused if it is of another number of entries."""
+        return self.codec.decode(as_bytes(frame), StageDraws(draws), shapes(layout), d)
 
     def shrink(self, frame: Tensor, factor: float, layout: Layout | None) -> Tensor:
         """The frame of what is decoded times ``factor``."""
@@ -79,7 +79,7 @@ class Compression:
     def encode_down(self, v: Tensor, draws: Draws) -> Tensor:
         """The frame of a model that is sent to clients."""
         assert self.downlink is not None
-        return as_tensor(to_frame(self.downlink, v.cpu().numpy(), StageDraws(draws), (), self.zstd))
+        return as_tensor(to_frame(self.downlink, v.cpu().numpy(), StageDraws(draws)))
 
     def decode_down(self, frame: Tensor, draws: Draws, d: int) -> Tensor:
         """What clients start from."""

@@ -23,7 +23,19 @@ from fedsim.exchange.correlated import next_noise, nodes
 from fedsim.exchange.ledger import Ledger
 from fedsim.exchange.payload import DENOMINATOR, Outcome, Payload
 from fedsim.exchange.privacy import Privacy
-from fedsim.exchange.release import CLIP, FITS, OWN, Kinds, Release, _flat, _shaped, _slots, shared_entries
+from fedsim.exchange.release import (
+    CLIP,
+    FITS,
+    OWN,
+    SATURATED,
+    Kinds,
+    Release,
+    _flat,
+    _shaped,
+    _slots,
+    shared_entries,
+)
+from fedsim.exchange.summing import MAX_WEIGHT, WEIGHTED
 from fedsim.task.layout import Layout
 
 Folded = dict[tuple[str, str], Tensor]
@@ -43,6 +55,7 @@ class Terms:
     keyed: bool = True
     deployed: bool = False  # clients are real: keyed noise protects nobody
     rounds: int = 0
+    heaviest: float = 1.0  # most weight of a client in a mean
     column: Sequence[float] = ()  # of correlated noise
     epoch: int = 0  # releases after which the tree of noise begins anew
     affords: int | None = None  # releases, where they are worked out before the run
@@ -73,10 +86,43 @@ class Landing:
             self.bound = privacy.adaptive.start
 
     @property
-    def values(self) -> dict[str, float]:
+    def values(self) -> dict[str, Any]:
         """What a message says to clients."""
         privacy = self.release.privacy
         return {CLIP: self.bound} if privacy is not None and privacy.adapts else {}
+
+    def weighted(self, kinds: Kinds, task: str) -> dict[str, Any]:
+        """What a message says of weighted sums in fixed point: of which vectors, and the weight that counts as 1.
+
+        Raises:
+            StrategyError: where a vector is to be summed with weights and without.
+        """
+        secure, privacy = self.release.secure, self.release.privacy
+        if secure is None or (privacy is not None and privacy.central):
+            return {}
+        names = [n for n in self.release.vectors(kinds, task) if "mean" in kinds[n]]
+        for name in names:
+            if "sum" in kinds[name]:
+                raise StrategyError(f"secagg: '{name}' is summed with weights and without; one sum is masked")
+        return {WEIGHTED: names, MAX_WEIGHT: float(secure.max_weight or self.terms.heaviest)} if names else {}
+
+    def void(self, asked: int, outcomes: Sequence[Outcome]) -> str:
+        """Why the server cannot unmask the sum, if so; noted in the round's row."""
+        secure, came = self.release.secure, sum(o.kind == "ok" for o in outcomes)
+        if secure is None or came >= (t := secure.enough(asked)):
+            return ""
+        self.row["secagg"] = "void"
+        return f"secure aggregation is void: {came} of {asked} clients answered, {t} are needed"
+
+    def price(self, asked: int, outcomes: Sequence[Outcome]) -> None:
+        """Count the legs of masks beside the update: keys, shares, and those that reveal masks."""
+        secure = self.release.secure
+        if secure is None or not secure.masks or self.terms.deployed:
+            return
+        legs = secure.legs(asked)
+        for o in outcomes:
+            o.bytes_down += legs.down
+            o.bytes_up += legs.up if o.kind == "ok" else 0
 
     def land(
         self,
@@ -92,8 +138,10 @@ class Landing:
         if not names or (ring is None and privacy is None):
             return folded
         ok = [o for o in outcomes if o.kind == "ok"]
-        self.row = {}
+        self.row = {k: v for k, v in self.row.items() if k == "secagg"}
         self._number(round)
+        if ring is not None:
+            self.row["saturated"] = int(sum(o.metrics.get(SATURATED, 0.0) for o in ok))
         if privacy is not None and privacy.level != "client" and self.ledger is not None:
             self._single(privacy, ok, round)
         if privacy is not None and privacy.central:
@@ -113,21 +161,26 @@ class Landing:
             total = out.pop((name, "sum"), None)
             if total is None and (privacy is None or not privacy.central):
                 continue
-            like = self._like(name, message) if total is None else total
-            if ring is not None and total is not None:
-                slots = _slots(self._like(name, message), self.terms.layout)
-                like = self._like(name, message)
-                total = _shaped(ring.leave(name, total, bound).to(self.terms.dtype), slots, like)
-            total = torch.zeros_like(like) if total is None else total
+            if total is None:
+                total = torch.zeros_like(self._like(name, message))
+            elif ring is not None and not total.is_floating_point():
+                total = ring.leave(name, total, bound).to(self.terms.dtype)
             if privacy is not None and privacy.central:
                 assert bound is not None
                 total = self._noised(name, total, bound, len(names), round)
             out[name, "sum"] = total
-            by = self.terms.cohort if privacy is not None and privacy.central else float(len(ok))
+            by = self._divisor(name, ok, message)
             out[name, DENOMINATOR] = torch.tensor(by, dtype=torch.float64)
         if privacy is not None and privacy.central:
             self._note(privacy, ok, round)
         return out
+
+    def _divisor(self, name: str, ok: Sequence[Outcome], message: Payload) -> float:
+        """What the sum of a vector is divided by for its mean."""
+        if self.release.privacy is not None and self.release.privacy.central:
+            return self.terms.cohort
+        assert self.release.secure is not None
+        return self.release.secure.denominator(name, [o.weight for o in ok], message.values)
 
     def _number(self, round: int) -> None:
         """Count exchanges that release something in a round."""

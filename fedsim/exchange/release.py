@@ -9,9 +9,9 @@ after the fold. Without a release nothing of this runs.
 
 Where parts plug in:
 
-* a codec (``compression``) is a :class:`Codec`. It sees one vector at a time, without padding, in float64, and
+* a codec (``compression``) is a ``stages.Codec``. It sees one vector at a time, without padding, in float64, and
   makes of it one frame (n,) of uint8. Error feedback, fitting to the clip bound, residuals and bytes are done here.
-* secure sums (``secure``) are a :class:`Ring`: what it makes of a vector is folded in the place of that, as a sum of
+* secure sums (``secure``) are a ``stages.Ring``: what it makes of a vector is folded in the place of that, as a sum of
   integers, and ``Landing`` takes the sum out of the ring. Masks belong to whoever sends the frame.
 * privacy (``privacy``) is ``fedsim.exchange.privacy.Privacy``: clip and local noise here, central noise in ``Landing``.
 
@@ -23,7 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -36,52 +36,17 @@ from fedsim.rng import torch_rng
 
 if TYPE_CHECKING:
     from fedsim.exchange.privacy import Privacy
+    from fedsim.exchange.stages import Codec, Ring
     from fedsim.task.layout import Layout
     from fedsim.task.slots import Slots
 
 OWN = "release/"  # begins names of the pipeline's own: client states, values of messages and updates
 RESIDUAL = f"{OWN}residual/"  # and the vector's name: what encoding left out, (size,) without padding
 CLIP = f"{OWN}clip"  # value of a message: the bound of this exchange, where it changes from round to round
+SATURATED = f"{OWN}saturated"  # metric of an update: entries that were beyond reach of the fixed point
 FITS = f"{OWN}fits"  # value of an update: 1 where no vector had to be clipped, else 0
 TOLERANCE = 1e-6  # by which a vector may be longer than the bound, since it is rounded
 Kinds = Mapping[str, tuple[str, ...]]
-
-
-class Codec(Protocol):
-    """Makes a vector shorter on the wire. Pure: the same input and draws give the same bits anywhere."""
-
-    unbiased: bool  # the mean over draws of what is decoded is the vector
-    lengthens: bool  # what is decoded may be longer than the vector
-    linear: bool  # decoded sums are sums of what is decoded, wherever it is computed: passes secure sums
-    feedback: bool  # what was left out is added to the client's next vector
-    feedback_decay: float  # factor in [0, 1] on what was left out
-
-    def takes(self, vector: str) -> bool:
-        """Whether vectors of this name are encoded; others travel as they are."""
-
-    def encode(self, v: Tensor, draws: Draws, layout: Layout | None) -> Tensor:
-        """The frame (n,), uint8, of ``v`` (d,), float64; ``layout`` where ``v`` is one of a model's, else None."""
-
-    def decode(self, frame: Tensor, draws: Draws, layout: Layout | None) -> Tensor:
-        """What the frame stands for, (d,), float64.
-
-        Raises:
-            ClientError: for a frame that no encoder makes.
-        """
-
-    def shrink(self, frame: Tensor, factor: float, layout: Layout | None) -> Tensor:
-        """The frame of what is decoded times ``factor`` < 1: its scale fields are smaller, its codes the same."""
-
-
-class Ring(Protocol):
-    """Fixed-point numbers, whose sums do not depend on their order and can be masked."""
-
-    def enter(self, vector: str, v: Tensor, bound: float | None, draws: Draws) -> tuple[Tensor, int]:
-        """``v`` (d,), float64, as integers (d,), int64; and how many of them were beyond reach and saturate.
-        ``bound``: of its length, where it was clipped."""
-
-    def leave(self, vector: str, total: Tensor, bound: float | None) -> Tensor:
-        """The real sum (d,), float64, of which the sum of integers is ``total``."""
 
 
 @dataclass(frozen=True)
@@ -166,6 +131,8 @@ class Release:
         fits = True
         for name in names:
             v = arrays.get(name)
+            if v is not None and self.secure is not None and not v.is_floating_point():
+                raise ClientError(f"'{name}' holds {v.dtype}: secure sums are of real numbers")
             if v is None or not v.is_floating_point() or not v.numel():
                 continue
             bound = self.bound(name, about.values)
@@ -174,7 +141,8 @@ class Release:
                 fits = fits and factor == 1.0
             sent.arrays[name] = v
             if self.compression is not None or self.secure is not None or self._noisy:
-                self._encoded(name, v, bound, about, sent, len(names))
+                weight = float(values.get("weight", 1.0))  # type: ignore[arg-type]
+                self._encoded(name, v, bound, about, sent, len(names), weight)
         if self.privacy is not None and self.privacy.central and names:
             sent.values[FITS] = float(fits)
         return sent
@@ -184,7 +152,7 @@ class Release:
         return self.privacy is not None and self.privacy.local
 
     def _encoded(
-        self, name: str, v: Tensor, bound: float | None, about: Leaving, sent: Sent, count: int
+        self, name: str, v: Tensor, bound: float | None, about: Leaving, sent: Sent, count: int, weight: float
     ) -> None:
         """The stages after the clip, on one of ``count`` vectors, without padding and in float64."""
         slots, draws, codec = _slots(v, about.layout), about.draws(name), self.compression
@@ -208,11 +176,17 @@ class Release:
                 sent.state[RESIDUAL + name] = left.to(v.dtype)
             sent.frames[name], x = frame, y
         if self.secure is not None:
-            whole, saturated = self.secure.enter(name, x, bound, draws)
-            sent.arrays[name] = whole
-            sent.metrics[f"{OWN}saturated"] = sent.metrics.get(f"{OWN}saturated", 0.0) + saturated
+            factor = self.secure.factor(name, weight, about.values)
+            whole, saturated = self.secure.enter(name, x, bound, draws, factor)
+            sent.arrays[name], sent.frames[name] = _shaped(whole, slots, v), self.secure.frame(whole)
+            sent.metrics[SATURATED] = sent.metrics.get(SATURATED, 0.0) + saturated
             return
         sent.arrays[name] = _shaped(x.to(v.device, v.dtype), slots, v)
+
+    def frames(self, vector: str, dtype: torch.dtype) -> bool:
+        """Whether a vector of ``dtype`` travels as a frame."""
+        takes = self.compression is not None and self.compression.takes(vector)
+        return dtype.is_floating_point and (takes or self.secure is not None)
 
     def arrive(
         self, travelled: Mapping[str, Tensor], shapes: Mapping[str, Tensor], kinds: Kinds, about: Leaving
@@ -227,14 +201,15 @@ class Release:
         for name in self.vectors(kinds, about.task):
             v = arrays[name]
             like = shapes[name]
-            if codec is not None and codec.takes(name) and like.is_floating_point():
+            if self.frames(name, like.dtype):
                 slots = _slots(like, about.layout)
-                layout = about.layout if slots is about.layout.params else None
-                x = codec.decode(v, about.draws(name), layout)
                 size = like.numel() if slots is None else slots.size
-                if x.shape != (size,):
-                    raise ClientError(f"'{name}': a frame of {len(x)} numbers, expected {size}")
-                v = _shaped(x.to(like.dtype), slots, like)
+                if self.secure is not None:
+                    v = _shaped(self.secure.opened(v, size), slots, like)
+                elif codec is not None:
+                    layout = about.layout if slots is about.layout.params else None
+                    x = codec.decode(v, about.draws(name), layout, size)
+                    v = _shaped(x.to(like.dtype), slots, like)
             bound = None if self.secure is not None or self._noisy else self.bound(name, about.values)
             if bound is not None and _length(v) > bound * (1 + TOLERANCE):
                 v, long = clip(v, bound)[0], long + 1

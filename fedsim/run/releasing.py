@@ -34,8 +34,18 @@ def release(config: DictConfig, method: StrategyLike) -> Release | None:
         return None
     if privacy is not None and privacy.noise == "auto":
         privacy = replace(privacy, noise="os" if deployed(config) else "keyed")
+    if secure is not None:
+        most = None if privacy is None else privacy.cap
+        everybody = coins(config) or method.traits.meets_all_clients
+        most = secure.most or most or (config.num_clients if everybody else config.clients_per_round)
+        secure = replace(secure, most=most)
     statistics = frozenset(getattr(method, "statistics", ()))
     return Release(privacy, compression, secure, statistics, method.traits.public_values)
+
+
+def coins(config: DictConfig) -> bool:
+    """Whether cohorts have no fixed size, or the method asks others too."""
+    return bool(config.participation == "bernoulli" or config.system)
 
 
 def deployed(config: DictConfig) -> bool:
@@ -57,7 +67,10 @@ def landing(
         dtype=work.dtype,
         cohort=float(config.clients_per_round),
         stays=stays,
+        deployed=deployed(config),
+        heaviest=float(max(context.sizes.max(), 1)),
     )
+    _say_memory(config, work.release, context)
     if privacy is None:
         return Landing(work.release, terms)
     if privacy.level != "record" and context.share_buffers and context.layout.buffer_dim:
@@ -75,6 +88,18 @@ def landing(
     if privacy.central:
         terms = replace(terms, **_central(config, privacy, cohorts))
     return Landing(work.release, terms, Ledger(folder, keyed))
+
+
+def _say_memory(config: DictConfig, release: Release, context: Context) -> None:
+    """How much error feedback keeps: a vector for each client seen, in memory up to checkpoint.memory_mb."""
+    codec = release.compression
+    if codec is not None and codec.feedback:
+        size = config.num_clients * context.layout.size * context.dtype.itemsize / 2**20
+        log.info(
+            "compression.feedback: residuals of up to %d clients take %.1f MB a vector",
+            config.num_clients,
+            size,
+        )
 
 
 def _central(config: DictConfig, privacy: Privacy, cohorts: bool) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from fedsim.config.schema import FailureConfig
 from fedsim.engine.assignments import Broadcast, Chunk, ChunkResult
 from fedsim.engine.chunks import Lazy, cut
 from fedsim.errors import ClientError
+from fedsim.exchange.downlink import opened_down, packed_down
 from fedsim.exchange.fold import Fold, Folder, combine, fold_kinds
 from fedsim.exchange.landing import Landing
 from fedsim.exchange.payload import Message, Outcome, Payload
@@ -37,6 +38,7 @@ class Inquiry:
     clients: Sequence[int]  # ascending
     works: Mapping[int, Work]  # of these clients at least
     turns: Mapping[int, int] | None = None  # see ``Server.exchange``
+    cohort: int = 0  # how many were to be asked, those who are then lost among them
 
     @property
     def kind(self) -> str:
@@ -70,7 +72,7 @@ class Exchanger:
             without = () if self.context.share_buffers else ("buffers",)
             message = message.addressed(clients, without=without)
         broadcast = self._broadcast(message, fold, task, index)
-        return Inquiry(broadcast, message, clients, self._works(clients, index), turns)
+        return Inquiry(broadcast, message, clients, self._works(clients, index), turns, len(clients))
 
     def run(self, inquiry: Inquiry, round: int) -> tuple[list[Outcome], Folded]:
         """Outcomes in client order, and the folded updates; new client states are proposed.
@@ -98,13 +100,30 @@ class Exchanger:
         if self.collusion is not None:
             folded = self.collusion.apply(folded, outcomes, broadcast.fold, self.context.layout)
         if self.landing is not None:
-            message = (broadcast.standing or Payload()).joined(broadcast.payload)
-            folded = self.landing.land(folded, broadcast.fold, broadcast.task, message, outcomes, round)
+            folded = self._landed(self.landing, inquiry, folded, outcomes, round)
         for o in outcomes:
             o.task = broadcast.task
         # what a strategy draws from global generators must not hang on where clients were computed
         seed_global(key(self.context.seed, f"server/{broadcast.task}", round, *inquiry.clients[:1]))
         return outcomes, folded
+
+    def _landed(
+        self, landing: Landing, inquiry: Inquiry, folded: Folded, outcomes: Sequence[Outcome], round: int
+    ) -> Folded:
+        """What the release makes of the sums; nothing, and no new client state, where too few came for masks."""
+        broadcast, context = inquiry.broadcast, self.context
+        if landing.release.vectors(broadcast.fold, broadcast.task):
+            landing.price(inquiry.cohort, outcomes)
+            if why := landing.void(inquiry.cohort, outcomes):
+                self.states.discard()
+                for o in outcomes:
+                    if o.kind == "ok":
+                        o.kind, o.reason = "dropped", why
+                return {}
+        about = (broadcast.task, context.seed, broadcast.round, context.layout, context.dtype)
+        sent = opened_down(landing.release, broadcast.payload, *about)
+        message = (broadcast.standing or Payload()).joined(sent)
+        return landing.land(folded, broadcast.fold, broadcast.task, message, outcomes, round)
 
     def try_out(self, inquiry: Inquiry) -> list[Outcome]:
         """The outcome of the first client with samples, whose update is not used; empty if nobody has any."""
@@ -146,9 +165,13 @@ class Exchanger:
             elif not share_buffers:
                 shared = Payload({k: v for k, v in shared.arrays.items() if k != "buffers"}, shared.values)
         if self.landing is not None:
+            said = self.landing.values | self.landing.weighted(kinds, task)
             kinds = self.landing.release.kinds(kinds, task)
-            if kinds and (said := self.landing.values):
+            if kinds and said:
                 shared = Payload(shared.arrays, {**shared.values, **said})
+            if kinds and not message.keep:
+                about = (self.context.seed, index, self.context.layout)
+                shared = packed_down(self.landing.release, shared, task, *about)
         return Broadcast(index, task, shared, kinds, message.standing, message.keep)
 
     def _works(self, clients: Sequence[int], index: int) -> dict[int, Work]:
