@@ -25,7 +25,6 @@ from fedsim.exchange.secagg.ring import (
     FixedPoint,
     read_ring_frame,
     residues_of,
-    ring_bytes,
     ring_frame,
     ring_levels,
     signed,
@@ -91,14 +90,15 @@ class SecureSums:
         return as_tensor(ring_frame(residues_of(levels.cpu().numpy(), self.bits), self.bits))
 
     def opened(self, frame: Tensor, d: int) -> Tensor:
-        """The inverse of :meth:`frame`; refuses what is no frame of ``d`` residues."""
-        return torch.from_numpy(
-            np.ascontiguousarray(signed(read_ring_frame(as_bytes(frame), d, self.bits), self.bits))
-        )
+        """The inverse of :meth:`frame`.
 
-    def frame_bytes(self, d: int) -> int:
-        """Bytes of a frame of ``d`` residues."""
-        return ring_bytes(d, self.bits)
+        Raises:
+            ClientError: for what is no frame of ``d`` residues, or holds levels that no client may have.
+        """
+        q = signed(read_ring_frame(as_bytes(frame), d, self.bits), self.bits)
+        if not self.masks and (np.abs(q) > self.ring.L).any():
+            raise ClientError(f"a frame holds levels above {self.ring.L}, which would make the sum wrap")
+        return torch.from_numpy(np.ascontiguousarray(q))
 
     def factor(self, vector: str, weight: float, said: Mapping[str, Value]) -> float:
         """What a client's vector is multiplied by: its weight in the ring, by the message's values.

@@ -47,8 +47,8 @@ def _check_compression(method: StrategyLike, config: DictConfig, compression: Co
         )
     if "w" in fold and compression.takes("w") and compression.codec.shrinks:
         raise ConfigError(
-            f"compression: {type(method).__name__} sends weights ('w'), not differences, and this codec would set most of "
-            "them to zero; type compression=qsgd or rotate"
+            f"compression: {type(method).__name__} sends weights ('w'), not differences, and this codec would set most "
+            "of them to zero; type compression=qsgd or rotate"
         )
     names = [n for n in fold if n not in getattr(method, "statistics", ())]
     for wanted in compression.only or ():
@@ -80,8 +80,8 @@ def _check_secure(method: StrategyLike, config: DictConfig, secure: SecureSums) 
     for array, kinds in fold_kinds(fold).items():
         if set(kinds) & {"stack", "cat"}:
             raise ConfigError(
-                f"secagg: {name} looks at single updates ('{array}'), and a secure sum shows none; type strategy=fedavg "
-                "or another method that averages"
+                f"secagg: {name} looks at single updates ('{array}'), and a secure sum shows none; type "
+                "strategy=fedavg or another method that averages"
             )
         if array in getattr(method, "statistics", ()):
             raise ConfigError(
@@ -100,8 +100,8 @@ def _check_secure(method: StrategyLike, config: DictConfig, secure: SecureSums) 
         )
     if secure.reach is None and not (privacy and privacy.level == "client"):
         raise ConfigError(
-            "secagg.reach is missing: the most that an entry of an update may be, where updates are not clipped. Larger "
-            "entries saturate and are counted (saturated); add secagg.reach=1"
+            "secagg.reach is missing: the most that an entry of an update may be, where updates are not clipped. "
+            "Larger entries saturate and are counted (saturated); add secagg.reach=1"
         )
     secure.check(config.clients_per_round)
     if secure.masks and config.engine.name == "flower":
