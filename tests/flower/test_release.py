@@ -19,17 +19,25 @@ RING = ("secagg=ring", "secagg.reach=1")
 DOWN = "compression.down={codec: qsgd, levels: 127}"
 TWINS = (
     ("strategy=scaffold", "compression=top_k", DOWN),
+    ("strategy=feddyn", *RING),
+)
+MORE = (
     ("strategy=fedavg", "compression=qsgd", "compression.feedback=true"),
     ("strategy=fedavg", "compression=rotate", "model=mlp"),
     ("strategy=fedavg", "compression=random_k", "compression.scale=contractive"),
-    ("strategy=feddyn", *RING),
+    ("strategy=fedavg", "compression=low_rank", "compression.rank=1"),
+    ("strategy=fedavg", "compression=sign"),
 )
 
 
-@pytest.mark.parametrize("given", TWINS, ids=lambda g: "-".join(g[:2]))
+@pytest.mark.parametrize(
+    "given",
+    [*TWINS, *(pytest.param(g, marks=pytest.mark.nightly) for g in MORE)],
+    ids=lambda g: "-".join(g[:2]),
+)
 def test_bits_and_bytes_are_those_of_the_simulation(given: tuple[str, ...], tmp_path: Path) -> None:
     """Residuals lie at the nodes, as all client states do."""
-    check_twin(tmp_path, *SMALL, "rounds=3", *given)
+    check_twin(tmp_path, *SMALL, *given)
 
 
 def replaced(change: Any) -> Any:
