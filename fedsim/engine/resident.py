@@ -14,6 +14,7 @@ from fedsim.engine.watch import Watch
 from fedsim.errors import ClientError, returned
 from fedsim.exchange.payload import Payload, Update
 from fedsim.exchange.release import OWN
+from fedsim.exchange.tasks import is_measuring
 from fedsim.local.answer import as_update
 from fedsim.local.job import Job
 from fedsim.local.kept import LocalPart
@@ -42,6 +43,8 @@ class Resident:
         self.seed("setup")
         plan.client.setup(plan.task, self.model.layout)
         self.watch = Watch(plan.client)
+        privacy = None if plan.release is None else plan.release.privacy
+        self._private = privacy if privacy is not None and privacy.level == "record" else None
 
     @cached_property
     def fresh(self) -> dict[str, Tensor]:
@@ -79,6 +82,7 @@ class Resident:
             most_steps=chunk.steps.get(client),
             views=plan.views,
             residuals=residuals,
+            private=None if self._private is None or is_measuring(broadcast.task) else self._private,
         )
 
     def own_model(self, job: Job) -> nn.Module:

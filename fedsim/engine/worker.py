@@ -207,8 +207,17 @@ class Worker:
     ) -> State | None:
         """Fold what the release makes of an update that is finite; the client's new state, residuals in it."""
         layout, stays = self.model.layout, job.local_part.spans
+        events = 0 if job.private is None else job.noisy.events
         about = Leaving(
-            job.seed, job.round, job.client, broadcast.task, layout, job.message.values, job.residuals, stays
+            job.seed,
+            job.round,
+            job.client,
+            broadcast.task,
+            layout,
+            job.message.values,
+            job.residuals,
+            stays,
+            events,
         )
         sent = release.leave(payload.arrays, payload.values, broadcast.fold, about)
         folder.check(sent.arrays)

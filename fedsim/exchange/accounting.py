@@ -69,6 +69,7 @@ class Mechanism:
 
     def epsilon(self, releases: int, delta: float, accountant: str = "rdp") -> tuple[float, str]:
         """Epsilon of so many releases, and the relation of data sets that it holds for."""
+        accountant = "pld" if self.event == "truncated" else accountant
         if releases < 1:
             return 0.0, self.candidates(releases, accountant)[0][1]
         if self.z == 0:

@@ -16,13 +16,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from fedsim.errors import ArgumentError, EngineError, StrategyError
-from fedsim.exchange import noise
+from fedsim.errors import EngineError, StrategyError
 from fedsim.exchange.accounting import Mechanism
-from fedsim.exchange.correlated import next_noise, nodes
+from fedsim.exchange.central import CentralNoise
 from fedsim.exchange.ledger import Ledger
 from fedsim.exchange.payload import DENOMINATOR, Outcome, Payload
-from fedsim.exchange.privacy import Privacy
 from fedsim.exchange.release import (
     CLIP,
     FITS,
@@ -35,6 +33,7 @@ from fedsim.exchange.release import (
     _slots,
     shared_entries,
 )
+from fedsim.exchange.spending import Spending
 from fedsim.exchange.summing import MAX_WEIGHT, WEIGHTED
 from fedsim.task.layout import Layout
 
@@ -56,8 +55,9 @@ class Terms:
     deployed: bool = False  # clients are real: keyed noise protects nobody
     rounds: int = 0
     heaviest: float = 1.0  # most weight of a client in a mean
-    column: Sequence[float] = ()  # of correlated noise
-    epoch: int = 0  # releases after which the tree of noise begins anew
+    events: Mapping[int, int] = field(
+        default_factory=dict
+    )  # of each client in a round, at most: single samples
     affords: int | None = None  # releases, where they are worked out before the run
     apart: int = 0  # rounds between two turns of a client, at least
 
@@ -69,11 +69,9 @@ class Landing:
     release: Release
     terms: Terms
     ledger: Ledger | None = None
-    bound: float = 0.0  # C of the next exchange, where it adapts
+    central: CentralNoise | None = None
+    spending: Spending | None = None
     row: dict[str, Any] = field(default_factory=dict)  # entries of the round's row
-    _past: dict[str, list[Tensor]] = field(
-        default_factory=dict
-    )  # noise that later noise depends on, by vector
     _last: int = -1  # round of the last release
     _exchange: int = 0  # its number in the round
     _turns: dict[int, int] = field(
@@ -81,15 +79,12 @@ class Landing:
     )  # last round of each client, where turns are far apart
     _released: int = 0
 
-    def __post_init__(self) -> None:
-        if (privacy := self.release.privacy) is not None and privacy.adapts:
-            self.bound = privacy.adaptive.start
-
     @property
     def values(self) -> dict[str, Any]:
         """What a message says to clients."""
         privacy = self.release.privacy
-        return {CLIP: self.bound} if privacy is not None and privacy.adapts else {}
+        adapts = privacy is not None and privacy.adapts and self.central is not None
+        return {CLIP: self.central.bound} if adapts and self.central is not None else {}
 
     def weighted(self, kinds: Kinds, task: str) -> dict[str, Any]:
         """What a message says of weighted sums in fixed point: of which vectors, and the weight that counts as 1.
@@ -142,38 +137,40 @@ class Landing:
         self._number(round)
         if ring is not None:
             self.row["saturated"] = int(sum(o.metrics.get(SATURATED, 0.0) for o in ok))
-        if privacy is not None and privacy.level != "client" and self.ledger is not None:
-            self._single(privacy, ok, round)
-        if privacy is not None and privacy.central:
-            self._check_cohort(ok, round)
-            assert self.ledger is not None
-            about = {
-                "vectors": names,
-                "z": privacy.multiplier,
-                "clip": self._clip(privacy),
-                "cohort": len(ok),
-            }
-            self.ledger.write(round + 1, self._exchange, **about)
-            self._released = len(self.ledger)
+        if self.spending is not None:
+            self.spending.add(ok)
+            self.row |= self.spending.row() | self._marks
+        if self.central is not None:
+            self._enter(self.central, names, ok, round)
+        elif ring is None:
+            return folded
         out = dict(folded)
         for name in names:
             bound = self.release.bound(name, self.values)
             total = out.pop((name, "sum"), None)
-            if total is None and (privacy is None or not privacy.central):
+            if total is None and self.central is None:
                 continue
             if total is None:
                 total = torch.zeros_like(self._like(name, message))
             elif ring is not None and not total.is_floating_point():
                 total = ring.leave(name, total, bound).to(self.terms.dtype)
-            if privacy is not None and privacy.central:
+            if self.central is not None:
                 assert bound is not None
-                total = self._noised(name, total, bound, len(names), round)
+                total = self._noised(self.central, name, total, bound, len(names), round)
             out[name, "sum"] = total
             by = self._divisor(name, ok, message)
             out[name, DENOMINATOR] = torch.tensor(by, dtype=torch.float64)
-        if privacy is not None and privacy.central:
-            self._note(privacy, ok, round)
+        if self.central is not None:
+            self._note(self.central, ok, round)
         return out
+
+    def _enter(self, central: CentralNoise, names: Sequence[str], ok: Sequence[Outcome], round: int) -> None:
+        """Note the release before it is made."""
+        self._check_cohort(ok, round)
+        assert self.ledger is not None
+        z, bound = central.privacy.multiplier, central.bound
+        self.ledger.write(round + 1, self._exchange, vectors=names, z=z, clip=bound, cohort=len(ok))
+        self._released = len(self.ledger)
 
     def _divisor(self, name: str, ok: Sequence[Outcome], message: Payload) -> float:
         """What the sum of a vector is divided by for its mean."""
@@ -207,55 +204,20 @@ class Landing:
             )
         return found.to("cpu", self.terms.dtype)
 
-    def _clip(self, privacy: Privacy) -> float:
-        return self.bound if privacy.adapts else float(privacy.clip)
-
-    def _noised(self, name: str, total: Tensor, bound: float, count: int, round: int) -> Tensor:
+    def _noised(
+        self, central: CentralNoise, name: str, total: Tensor, bound: float, count: int, round: int
+    ) -> Tensor:
         """The sum with noise, drawn for entries that leave clients."""
-        privacy, layout = self.release.privacy, self.terms.layout
-        assert privacy is not None
+        layout = self.terms.layout
         slots = _slots(total, layout)
         x = _flat(total, slots).double()
-        std = self.z(privacy) * bound * math.sqrt(count)
-        fresh = self._fresh(name, round)(x.numel()) * std
-        added = self._correlated(name, fresh) if privacy.mechanism != "gaussian" else fresh
+        added = central.of(name, x.numel(), bound, count, round, self._exchange, self._released)
         if (mask := shared_entries(layout, self.terms.stays, total, slots)) is not None:
             added = added * mask
         sums = self.row.setdefault("_sums", [0.0, 0.0])
         sums[0] += float(x.square().sum())
         sums[1] += float(added.square().sum())
         return _shaped((x + added).to(total.dtype), slots, total)
-
-    def z(self, privacy: Privacy) -> float:
-        """The multiplier of the vectors' noise: more than z where the bits of adaptive clipping cost something."""
-        if not privacy.adapts:
-            return privacy.multiplier
-        return z_delta(privacy.multiplier, self._bit_noise(privacy))
-
-    def _bit_noise(self, privacy: Privacy) -> float:
-        given = privacy.adaptive.noise
-        return self.terms.cohort / 20 if given is None else given
-
-    def _fresh(self, name: str, round: int) -> noise.Normals:
-        if not self.terms.keyed:
-            return noise.secret
-        again = (self._exchange,) if self._exchange else ()
-        return noise.keyed(self.terms.seed, f"{OWN}{name}/noise", round, *again)
-
-    def _correlated(self, name: str, fresh: Tensor) -> Tensor:
-        past = self._past.setdefault(name, [])
-        if not self.terms.epoch:
-            y = next_noise(fresh, past, self.terms.column)
-            self._past[name] = (
-                [*past, y][-(len(self.terms.column) - 1) :] if len(self.terms.column) > 1 else []
-            )
-            return y
-        t = (self._released - 1) % self.terms.epoch + 1
-        live = past if t > 1 else []
-        kept = live[: len(nodes(t)) - 1]
-        before = torch.stack(live).sum(0) if live else torch.zeros_like(fresh)
-        self._past[name] = [*kept, fresh]
-        return torch.stack(self._past[name]).sum(0) - before
 
     def _check_cohort(self, ok: Sequence[Outcome], round: int) -> None:
         """Refuse a client that is back before its turn: correlated noise does not hide it then."""
@@ -274,43 +236,41 @@ class Landing:
                 )
             self._turns[o.client] = round
 
-    def _single(self, privacy: Privacy, ok: Sequence[Outcome], round: int) -> None:
-        """Count releases by client; see ``fedsim.exchange.spending``."""
+    @property
+    def _marks(self) -> dict[str, Any]:
+        """Whether noise hides anything from who has the seed."""
+        return {"private": not (self.terms.deployed and self.terms.keyed)}
 
-    def _note(self, privacy: Privacy, ok: Sequence[Outcome], round: int) -> None:
+    def _note(self, central: CentralNoise, ok: Sequence[Outcome], round: int) -> None:
         """The row's entries, and the bound of the next exchange."""
+        privacy = central.privacy
         assert self.terms.mechanism is not None and privacy.delta is not None
         fits = [float(cast(float, o.values.get(FITS, 1.0))) for o in ok]
         sums = self.row.pop("_sums", [0.0, 0.0])
-        eps, relation = self.terms.mechanism.epsilon(
-            self._released, privacy.delta, "rdp" if self.terms.mechanism.event != "truncated" else "pld"
-        )
+        eps, relation = self.terms.mechanism.epsilon(self._released, privacy.delta)
         self.row |= {
             "epsilon": eps,
             "delta": privacy.delta,
             "relation": relation,
             "z": privacy.multiplier,
-            "C": self._clip(privacy),
+            "C": central.bound,
             "clipped": 1 - sum(fits) / len(fits) if fits else 0.0,
             "reclipped": sum(int(cast(int, o.values.get(RECLIPPED, 0))) for o in ok),
             "noise_norm": math.sqrt(sums[1]),
             "sum_norm": math.sqrt(sums[0]),
             "epsilon_valid": not privacy.assume_poisson,
-            "private": not (self.terms.deployed and self.terms.keyed),
             "not_private": ["clipped", "reclipped", "sum_norm"],
-        }
-        if privacy.adapts:
-            sigma = self._bit_noise(privacy)
-            drawn = self._fresh("bits", round)(1)
-            self.bound = adapted(
-                self.bound, fits, float(drawn) * sigma, self.terms.cohort,
-                privacy.adaptive.rate, privacy.adaptive.quantile,
-            )  # fmt: skip
+        } | self._marks
+        central.adapt(fits, round)
 
     def spent(self, round: int) -> bool:
         """Whether ``round`` (from 1) would exceed ``privacy.epsilon_max``."""
         privacy, mechanism = self.release.privacy, self.terms.mechanism
-        if privacy is None or privacy.epsilon_max is None or mechanism is None or self.ledger is None:
+        if privacy is None or privacy.epsilon_max is None:
+            return False
+        if self.spending is not None:
+            return self.spending.exceeds(privacy.epsilon_max, self.terms.events)
+        if mechanism is None or self.ledger is None:
             return False
         count = self.ledger.after(round)
         if self.terms.affords is not None:
@@ -321,19 +281,35 @@ class Landing:
     def told(self, facts: dict[str, Any]) -> dict[str, Any]:
         """Entries of the round's row; what concerns the whole run goes to its ``facts``."""
         row, self.row = self.row, {}
-        if "epsilon" in row:
-            facts["privacy"] = {k: row[k] for k in ("epsilon", "delta", "relation", "z", "epsilon_valid")}
+        if "epsilon" in row and (privacy := self.release.privacy) is not None:
+            said = {k: row[k] for k in ("epsilon", "delta", "relation", "z", "epsilon_valid", "private")}
+            facts["privacy"] = {
+                "level": privacy.level,
+                **said,
+                "noise": "keyed" if self.terms.keyed else "os",
+            }
         return row
+
+    def at_end(self, facts: dict[str, Any]) -> None:
+        """What is worked out once, of the whole run: epsilon by privacy loss distributions, if they are asked for."""
+        privacy, mechanism = self.release.privacy, self.terms.mechanism
+        if privacy is None or privacy.accountant != "pld" or mechanism is None or "privacy" not in facts:
+            return
+        assert privacy.delta is not None
+        facts["privacy"]["epsilon"] = mechanism.epsilon(self._released, privacy.delta, "pld")[0]
+        facts["privacy"]["accountant"] = "pld"
 
     def save(self) -> dict[str, Any]:
         """Entries of a checkpoint, under no prefix: ``""`` plain values, others tensors."""
-        plain = {
-            "bound": self.bound,
+        plain: dict[str, Any] = {
             "released": self._released,
             "turns": {str(c): r for c, r in self._turns.items()},
-            "past": {name: len(past) for name, past in self._past.items()},
         }
-        tensors = {f"/{name}/{i}": t for name, past in self._past.items() for i, t in enumerate(past)}
+        tensors: dict[str, Tensor] = {}
+        if self.central is not None:
+            plain["central"], tensors = self.central.save()
+        if self.spending is not None:
+            plain["spent"] = self.spending.save()
         return {"": plain, **tensors}
 
     def restore(self, saved: Mapping[str, Any]) -> None:
@@ -343,36 +319,11 @@ class Landing:
             CheckpointError: if the ledger has lost releases since.
         """
         plain = saved[""]
-        self.bound, self._released = plain["bound"], plain["released"]
+        self._released = plain["released"]
         self._turns = {int(c): r for c, r in plain["turns"].items()}
-        self._past = {n: [saved[f"/{n}/{i}"] for i in range(k)] for n, k in plain["past"].items()}
+        if self.central is not None:
+            self.central.restore(plain["central"], saved)
+        if self.spending is not None:
+            self.spending.restore(plain["spent"])
         if self.ledger is not None:
             self.ledger.check(self._released)
-
-
-def z_delta(z: float, sigma_b: float) -> float:
-    """Multiplier of the vectors' noise that, with bits of noise ``sigma_b``, costs what ``z`` alone does:
-    ``(z^-2 - (2 sigma_b)^-2)^(-1/2)``.
-
-    Raises:
-        ArgumentError: where the bits alone cost more.
-    """
-    if z == 0:
-        return 0.0
-    if z >= 2 * sigma_b:
-        raise ArgumentError(
-            f"z={z:g}: the bits of adaptive clipping have noise {sigma_b:g}, which must be above z/2; "
-            "ask more clients a round, or raise privacy.adaptive.noise"
-        )
-    return float((z**-2 - (2 * sigma_b) ** -2) ** -0.5)
-
-
-def adapted(
-    bound: float, fits: Sequence[float], noise: float, expected: float, rate: float, quantile: float
-) -> float:
-    """``C exp(-eta (b - gamma))`` with ``b = (sum (b_i - 1/2) + noise) / E + 1/2`` (Andrew et al. 2021, Algorithm 1).
-
-    ``fits``: 1 of each update that was no longer than C, else 0: bits of those that fit.
-    """
-    share = (sum(b - 0.5 for b in fits) + noise) / expected + 0.5
-    return bound * math.exp(-rate * (share - quantile))

@@ -144,7 +144,7 @@ class Privacy:
         how, weight = f"privacy={self.level}", values.get("weight", 1.0)
         if weight != 1.0:
             raise ClientError(
-                f"the update weighs {weight}, but under {how} every one weighs 1: another weight would say how many "
+                f"the update weighs {weight!r}, but under {how} every one weighs 1: another weight would say how many "
                 "samples a client has. Type strategy.weighting=uniform, or send Update(weight=1)"
             )
         for name, array in arrays.items():

@@ -45,6 +45,7 @@ RESIDUAL = f"{OWN}residual/"  # and the vector's name: what encoding left out, (
 CLIP = f"{OWN}clip"  # value of a message: the bound of this exchange, where it changes from round to round
 SATURATED = f"{OWN}saturated"  # metric of an update: entries that were beyond reach of the fixed point
 FITS = f"{OWN}fits"  # value of an update: 1 where no vector had to be clipped, else 0
+EVENTS = f"{OWN}events"  # value of an update: noisy gradients of single samples that it is made of
 TOLERANCE = 1e-6  # by which a vector may be longer than the bound, since it is rounded
 Kinds = Mapping[str, tuple[str, ...]]
 
@@ -63,6 +64,7 @@ class Leaving:
         default_factory=dict
     )  # of the client's state, what begins with ``OWN``
     stays: tuple[slice, ...] = ()  # spans of ``w`` that never leave the client: nothing is drawn for them
+    events: int = 0  # noisy gradients of single samples that the update is made of
 
     def private(self, v: Tensor, slots: Slots | None) -> Tensor | None:
         """0 where entries of ``v``, without padding, never leave the client, else 1; None: all of them leave."""
@@ -145,6 +147,8 @@ class Release:
                 self._encoded(name, v, bound, about, sent, len(names), weight)
         if self.privacy is not None and self.privacy.central and names:
             sent.values[FITS] = float(fits)
+        if about.events:
+            sent.values[EVENTS] = about.events
         return sent
 
     @property

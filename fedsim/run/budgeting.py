@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 
+import numpy as np
 from omegaconf import DictConfig
 
 from fedsim.config.parts import part
+from fedsim.config.schema import ClientConfig
 from fedsim.errors import ConfigError
 from fedsim.exchange.accounting import Mechanism, gaussian_noise, turns
 from fedsim.exchange.correlated import column, levels, sensitivity
 from fedsim.exchange.privacy import Privacy
-from fedsim.run.assigning import absent
+from fedsim.exchange.spending import Rates
+from fedsim.local.work import num_steps
 
 UNIFORM, IN_TURN = "fedsim.sampling.Uniform", "fedsim.sampling.RoundRobin"
 RULES = {"Uniform": UNIFORM, "RoundRobin": IN_TURN}
@@ -48,8 +52,33 @@ def found(config: DictConfig, privacy: Privacy) -> float:
 def most_turns(config: DictConfig) -> int:
     """Releases of one client over all rounds, at most."""
     if rule_of(config) == IN_TURN and not moves(config):
-        return turns(config.rounds, config.num_clients, config.clients_per_round)
+        return turns(int(config.rounds), int(config.num_clients), int(config.clients_per_round))
     return int(config.rounds)
+
+
+def rates(local: ClientConfig, sizes: np.ndarray) -> Rates:
+    """How the batches of each client with samples are drawn: expected samples of one, of how many."""
+    return {c: (max(1, min(local.batch_size, int(n))), int(n)) for c, n in enumerate(sizes) if n}
+
+
+def events(local: ClientConfig, sizes: np.ndarray) -> dict[int, int]:
+    """Noisy gradients of each client with samples in a round, at most."""
+    most = {int(n): num_steps(local, int(n), local.epochs) for n in np.unique(sizes)}
+    return {c: most[int(n)] for c, n in enumerate(sizes) if n}
+
+
+def record_noise(privacy: Privacy, turns: int, events: Mapping[int, int], rates: Rates) -> float:
+    """The z by which no client spends more than ``privacy.epsilon`` in so many ``turns``."""
+    assert privacy.epsilon is not None and privacy.delta is not None
+    delta, most = privacy.delta, privacy.epsilon
+    kinds = {(rates[c], turns * k) for c, k in events.items() if k}
+    return max(
+        (
+            Mechanism(event="poisson", z=1.0, n=n, m=batch).noise_for(most, count, delta, privacy.accountant)
+            for (batch, n), count in sorted(kinds)
+        ),
+        default=0.0,
+    )
 
 
 def rule_of(config: DictConfig) -> str:
@@ -60,7 +89,8 @@ def rule_of(config: DictConfig) -> str:
 
 def moves(config: DictConfig) -> bool:
     """Whether others take the places of clients that are not there, so that who is asked hangs on more than a draw."""
-    return bool(config.system) or (config.exclude_fill == "substitute" and bool(absent(config)[0]))
+    gone = bool(config.exclude) or config.evaluation.held_out_clients > 0
+    return bool(config.system) or (config.exclude_fill == "substitute" and gone)
 
 
 def apart(config: DictConfig, privacy: Privacy) -> int:
@@ -74,7 +104,7 @@ def apart(config: DictConfig, privacy: Privacy) -> int:
             f"privacy.mechanism={privacy.mechanism}: nothing keeps a client from coming back at once; type "
             "sampling=round_robin, or privacy.band=N with cohorts in which nobody comes back within N rounds"
         )
-    return max(1, config.num_clients // config.clients_per_round)
+    return max(1, int(config.num_clients) // int(config.clients_per_round))
 
 
 def mechanism_of(config: DictConfig, privacy: Privacy, z: float, given: bool = False) -> Mechanism:
@@ -97,9 +127,8 @@ def mechanism_of(config: DictConfig, privacy: Privacy, z: float, given: bool = F
         kind = "poisson" if privacy.cap is None else "truncated"
         return Mechanism(event=kind, z=z, n=n, m=m, cap=privacy.cap)
     if rule == UNIFORM:
-        event = "plain" if config.system else "fixed"
-        here = n - len(absent(config)[0]) if moves(config) else n
-        return Mechanism(event=event, z=z, n=max(here, m), m=m, assume_poisson=privacy.assume_poisson)
+        event = "plain" if moves(config) else "fixed"
+        return Mechanism(event=event, z=z, n=n, m=m, assume_poisson=privacy.assume_poisson)
     if rule == IN_TURN:
         return Mechanism(event="plain" if moves(config) else "round_robin", z=z, n=n, m=m)
     raise ConfigError(

@@ -126,5 +126,5 @@ def plan(
         classes=participants.client_classes(config, local, method, data.num_clients, clock),
         views=configured(config.views),
         hashes=config.tracker.update_hashes,
-        release=releasing.release(config, method),
+        release=releasing.release(config, method, local, data),
     )

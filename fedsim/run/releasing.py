@@ -10,14 +10,19 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from fedsim.config.parts import part
+from fedsim.config.schema import ClientConfig
+from fedsim.data.federated import FederatedData
 from fedsim.errors import ConfigError
+from fedsim.exchange.central import CentralNoise
 from fedsim.exchange.correlated import column
 from fedsim.exchange.landing import Landing, Terms
 from fedsim.exchange.ledger import Ledger
 from fedsim.exchange.privacy import Privacy
 from fedsim.exchange.release import Release
+from fedsim.exchange.spending import Spending
 from fedsim.local.kept import LocalPart
 from fedsim.run import budgeting
+from fedsim.run.budgeting import events, most_turns, rates, record_noise
 from fedsim.server.traits import StrategyLike
 
 if TYPE_CHECKING:
@@ -27,13 +32,20 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def release(config: DictConfig, method: StrategyLike) -> Release | None:
+def release(
+    config: DictConfig, method: StrategyLike, local: ClientConfig, data: FederatedData
+) -> Release | None:
     """What is done to updates before they leave; None where all three groups are none."""
     privacy, compression, secure = (_built(config, name) for name in ("privacy", "compression", "secagg"))
     if privacy is None and compression is None and secure is None:
         return None
     if privacy is not None and privacy.noise == "auto":
         privacy = replace(privacy, noise="os" if deployed(config) else "keyed")
+    if privacy is not None and privacy.level == "record" and privacy.epsilon is not None:
+        z = record_noise(
+            privacy, most_turns(config), events(local, data.shards.sizes), rates(local, data.shards.sizes)
+        )
+        privacy = replace(privacy, found=z)
     if secure is not None:
         most = None if privacy is None else privacy.cap
         everybody = coins(config) or method.traits.meets_all_clients
@@ -84,10 +96,29 @@ def landing(
             "privacy.noise=keyed: whoever knows the seed can take the noise off again: it protects nobody here; "
             "leave privacy.noise at auto"
         )
-    terms = replace(terms, keyed=keyed, deployed=deployed(config))
+    terms = replace(terms, keyed=keyed)
     if privacy.central:
         terms = replace(terms, **_central(config, privacy, cohorts))
-    return Landing(work.release, terms, Ledger(folder, keyed))
+        correlated = _correlated(config, privacy)
+        central = CentralNoise(privacy, config.seed, terms.cohort, keyed, **correlated)
+        return Landing(work.release, terms, Ledger(folder, keyed), central)
+    if privacy.local:
+        return Landing(work.release, terms, spending=Spending(privacy))
+    if context.layout.batch_norm:
+        raise ConfigError(
+            "privacy=record: BatchNorm mixes the samples of a batch, so no noise on single gradients hides one; type a "
+            "model without it (model.norm=group)"
+        )
+    terms = replace(terms, events=events(work.local, context.sizes))
+    return Landing(work.release, terms, spending=Spending(privacy, rates(work.local, context.sizes)))
+
+
+def _correlated(config: DictConfig, privacy: Privacy) -> dict[str, Any]:
+    """Of noise that is correlated over rounds, what ``CentralNoise`` takes."""
+    apart = budgeting.apart(config, privacy)
+    if privacy.mechanism == "banded":
+        return {"column": tuple(column(config.rounds, apart)[:apart].tolist())}
+    return {"epoch": apart} if privacy.mechanism == "tree" else {}
 
 
 def _say_memory(config: DictConfig, release: Release, context: Context) -> None:
@@ -107,10 +138,6 @@ def _central(config: DictConfig, privacy: Privacy, cohorts: bool) -> dict[str, A
     mechanism = budgeting.mechanism_of(config, privacy, privacy.multiplier, cohorts)
     apart = budgeting.apart(config, privacy)
     out: dict[str, Any] = {"mechanism": mechanism, "apart": apart, "rounds": config.rounds}
-    if privacy.mechanism == "banded":
-        out["column"] = tuple(column(config.rounds, apart)[:apart].tolist())
-    if privacy.mechanism == "tree":
-        out["epoch"] = apart
     if privacy.epsilon_max is not None and privacy.accountant == "pld" and mechanism.sensitivity is None:
         assert privacy.delta is not None
         out["affords"] = mechanism.affordable(privacy.epsilon_max, config.rounds, privacy.delta, "pld")

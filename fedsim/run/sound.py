@@ -16,8 +16,11 @@ from omegaconf import DictConfig
 
 from fedsim.config.parts import part
 from fedsim.errors import ConfigError
+from fedsim.exchange.accounting import gaussian_noise
+from fedsim.exchange.central import z_delta
 from fedsim.exchange.fold import fold_kinds
 from fedsim.exchange.privacy import Privacy
+from fedsim.local.interface import SaysHowItLooks
 from fedsim.run import budgeting
 from fedsim.server.traits import StrategyLike
 
@@ -35,7 +38,7 @@ def check_privacy(method: StrategyLike, config: DictConfig, given_cohorts: bool)
     privacy: Privacy = part(config.privacy, "privacy")
     _check_sent(method, config, privacy)
     if privacy.level == "record":
-        _check_records(method, config)
+        _check_records(method, config, privacy)
         return
     if privacy.central:
         _check_central(method, config, privacy, given_cohorts)
@@ -64,7 +67,7 @@ def _check_sent(method: StrategyLike, config: DictConfig, privacy: Privacy) -> N
         raise ConfigError(
             f"{how}: {name} has all samples in one place: nothing leaves a client; leave privacy out"
         )
-    if traits.discloses and (privacy.level != "record" or not traits.grad_only):
+    if traits.discloses and privacy.level != "record":
         raise ConfigError(f"{how}: {traits.discloses}")
     if config.pretrain and not config.pretrain.get("data"):
         raise ConfigError(
@@ -80,7 +83,7 @@ def _check_sent(method: StrategyLike, config: DictConfig, privacy: Privacy) -> N
                 f"strategy.weighting={weighting}: under {how} every update weighs 1, since another weight says how "
                 "many samples a client has and changes what one can do to the sum; type strategy.weighting=uniform"
             )
-    statistics = getattr(method, "statistics", frozenset())
+    statistics: frozenset[str] = getattr(method, "statistics", frozenset())
     for array, kinds in fold_kinds(getattr(method, "fold", {})).items():
         if array in statistics:
             raise ConfigError(
@@ -151,8 +154,6 @@ def _check_budget(config: DictConfig, privacy: Privacy, given_cohorts: bool) -> 
             "nothing and gives the smaller epsilon"
         )
     if privacy.adapts:
-        from fedsim.exchange.landing import z_delta
-
         given = privacy.adaptive.noise
         z_delta(z, config.clients_per_round / 20 if given is None else given)
     if (
@@ -172,17 +173,22 @@ def replaced_noise(config: DictConfig, privacy: Privacy, given_cohorts: bool = F
     assert privacy.epsilon_max is not None and privacy.delta is not None
     mechanism = budgeting.mechanism_of(config, privacy, 1.0, given_cohorts)
     if mechanism.sensitivity is not None:
-        return mechanism.sensitivity * budgeting.gaussian_noise(privacy.epsilon_max, privacy.delta)
+        return mechanism.sensitivity * gaussian_noise(privacy.epsilon_max, privacy.delta)
     return mechanism.noise_for(privacy.epsilon_max, config.rounds, privacy.delta, privacy.accountant)
 
 
-def _check_records(method: StrategyLike, config: DictConfig) -> None:
+def _check_records(method: StrategyLike, config: DictConfig, privacy: Privacy) -> None:
     """Refuse local rules that look at samples in another way than by a gradient of each."""
-    if not method.traits.grad_only:
+    if not (isinstance(method.client, SaysHowItLooks) and method.client.grad_only):
         name = type(method).__name__
         raise ConfigError(
             f"privacy=record: clients of {name} look at their samples by more than the gradient of each one's loss, "
             "which no noise covers; type strategy=fedavg, fedprox, scaffold or another of the table in docs/privacy.md"
+        )
+    if privacy.epsilon is not None and config.engine.name == "flower":
+        raise ConfigError(
+            "privacy.epsilon: with privacy=record the noise hangs on how many samples each client has, which the server "
+            "of a deployment does not set; type privacy.z"
         )
     if config.client.accumulate > 1:
         raise ConfigError(

@@ -55,7 +55,6 @@ class Traits:
     )
 
     discloses: str = ""  # what clients send that no noise covers, by its settings, and what to type instead
-    grad_only: bool = True  # clients look at their samples by the gradient of each one's loss alone
 
     # of the model
     features: bool = False  # needs model.features(x) -> (B, d) and model.head, or a head named by model.head=
