@@ -9,16 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.errors import ClientError, EngineError, check_choice, check_setting
+from fedsim.errors import ClientError, EngineError, StrategyError, check_choice, check_setting
 from fedsim.exchange.codecs.codec import StageDraws
 from fedsim.exchange.compression import as_bytes, as_tensor
-from fedsim.exchange.payload import Value
+from fedsim.exchange.payload import Outcome, Value
 from fedsim.exchange.secagg.protocol import LegBytes, check_threshold, default_threshold
 from fedsim.exchange.secagg.ring import (
     ROUNDING,
@@ -33,6 +33,8 @@ from fedsim.exchange.secagg.ring import (
 
 if TYPE_CHECKING:
     from fedsim.exchange.noise import Draws
+    from fedsim.exchange.release import Kinds
+    from fedsim.exchange.stages import Ring
 
 WEIGHTED = (
     "release/weighted"  # value of a message: names of vectors that are summed times the client's weight
@@ -159,6 +161,37 @@ class SecureSums:
                 "secagg.reach is missing: no entry of an update may be larger; add secagg.reach=1"
             )
         return float(reach)
+
+
+def weighted_sums(secure: Ring, names: Sequence[str], kinds: Kinds, heaviest: float) -> dict[str, Any]:
+    """Values of a message: which vectors are summed times clients' weights, and the weight that counts as 1.
+
+    Raises:
+        StrategyError: where a vector is to be summed with weights and without.
+    """
+    weighted = [name for name in names if "mean" in kinds[name]]
+    for name in weighted:
+        if "sum" in kinds[name]:
+            raise StrategyError(f"secagg: '{name}' is summed with weights and without; only one sum is made")
+    return {WEIGHTED: weighted, MAX_WEIGHT: float(secure.max_weight or heaviest)} if weighted else {}
+
+
+def void(secure: Ring, asked: int, outcomes: Sequence[Outcome]) -> str:
+    """Why the server cannot take masks off the sum of those who came, if so."""
+    came = sum(o.kind == "ok" for o in outcomes)
+    if came >= (t := secure.enough(asked)):
+        return ""
+    return f"secure aggregation is void: {came} of {asked} clients answered, {t} are needed"
+
+
+def price(secure: Ring | None, asked: int, outcomes: Sequence[Outcome]) -> None:
+    """Count the legs of masks beside the update: keys, shares, and those that take masks off."""
+    if secure is None or not secure.masks:
+        return
+    legs = secure.legs(asked)
+    for o in outcomes:
+        o.bytes_down += legs.down
+        o.bytes_up += legs.up if o.kind == "ok" else 0
 
 
 def _names(said: Mapping[str, Value]) -> Sequence[str]:
