@@ -17,6 +17,8 @@ from fedsim.task.task import Task
 class Around:
     """``inner`` with something before or after its training."""
 
+    grad_only = False
+
     def __init__(self, inner: Any):
         self.inner = inner
 

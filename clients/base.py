@@ -49,6 +49,7 @@ class Client:
 
     vectorisable: ClassVar[bool] = False
     caches: ClassVar[frozenset[str]] = frozenset()
+    grad_only: bool = True  # it looks at samples by ``job.grad`` and ``job.descend`` alone (privacy=record)
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)

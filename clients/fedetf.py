@@ -34,6 +34,8 @@ class FedETFClient(SGDClient):
     The model's own head takes no part and is not changed.
     """
 
+    grad_only = False
+
     temperature: float
     gamma: float
     seed: int

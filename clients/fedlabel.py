@@ -127,6 +127,8 @@ class FedLabelClient(SGDClient):
     BatchNorm's statistics are the mean of both branches'. A branch without a step has no part in either.
     """
 
+    grad_only = False
+
     beta: float
     lam0: float
     confidence: str

@@ -94,6 +94,8 @@ class FedMatchClient(SGDClient):
     trained model's probabilities on one fixed noise input, ``embedding`` (C,).
     """
 
+    grad_only = False
+
     confidence: float
     lam_s: float
     lam_i: float

@@ -18,6 +18,8 @@ from fedsim.local.job import Job
 class FedNTDClient(SGDClient):
     """Adds ``beta tau^2 KL(q_global || q_local)`` to the loss; q are softmaxes at ``tau`` over the not-true logits."""
 
+    grad_only = False
+
     beta: float
     tau: float
 

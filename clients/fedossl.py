@@ -40,6 +40,8 @@ class FedoSSLClient(SGDClient):
     ``ce_start``.
     """
 
+    grad_only = False
+
     vectorisable = False
     objective: OpenObjective
     centroids: int

@@ -31,6 +31,8 @@ class FedProtoClient(SGDClient):
     model, client state ``w`` (d,), stays with the client and is never averaged, as published.
     """
 
+    grad_only = False
+
     lamb: float
     personal: bool
     pull: str = "samples"

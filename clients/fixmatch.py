@@ -79,6 +79,8 @@ class FixMatchClient(SGDClient):
     ones the steps are those of the configured work on the unlabelled ones.
     """
 
+    grad_only = False
+
     tau: float
     lam: float
     mu: int

@@ -66,6 +66,8 @@ class FRAugClient(LocalNormClient):
     ``seen`` (C,); momenta; what the sharing modes leave here. Batches of one sample are skipped: BatchNorm.
     """
 
+    grad_only = False
+
     options: FRAugOptions
 
     def setup(self, task: Task, layout: Layout) -> None:

@@ -58,6 +58,8 @@ class Privacy:
 class GgeurClient:
     """``inner`` trains on the client's rows and those generated for it; everything else is inner's own business."""
 
+    grad_only = False
+
     caches: ClassVar[frozenset[str]] = frozenset({"_made"})
 
     def __init__(self, inner: Any, filling: Filling, privacy: Privacy):

@@ -30,6 +30,8 @@ class PrivateHeadClient(SGDClient):
     ``private_logits``) and which personal classifiers are measured (``personal``).
     """
 
+    grad_only = False
+
     def setup(self, task: Task, layout: Layout) -> None:
         """Refuse a model without features and a linear head."""
         check_features(task, type(self).__name__.removesuffix("Client"))

@@ -31,6 +31,8 @@ class HeteroFLClient(SGDClient):
     as they were received, and ``classes`` (C,), 1 or 0, says which the client has.
     """
 
+    grad_only = False
+
     scale: bool
     mask: bool
     output_rows: str = "width"

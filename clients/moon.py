@@ -32,6 +32,8 @@ class MoonClient(SGDClient):
     takes the place of a previous one at its first.
     """
 
+    grad_only = False
+
     mu: float
     tau: float
 

@@ -28,6 +28,8 @@ class LogitAdjustClient(SGDClient):
     The prior is that of the message (``prior``, of all clients together), else the client's own.
     """
 
+    grad_only = False
+
     tau: float
 
     def counts(self, job: Job) -> Update:

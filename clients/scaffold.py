@@ -28,6 +28,11 @@ class ScaffoldClient(Client):
     option: int
     weighting: str
 
+    @property
+    def grad_only(self) -> bool:  # type: ignore[override]
+        """Option 1 takes the gradient of the whole loss, which no noise covers."""
+        return self.option == 2
+
     def init_state(self, layout: Layout) -> dict[str, Tensor]:
         """``c_i = 0``."""
         return {"c": torch.zeros(layout.dim)}

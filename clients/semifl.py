@@ -56,6 +56,8 @@ class SemiFLClient(SGDClient):
     A client of which no sample is sure refuses.
     """
 
+    grad_only = False
+
     tau: float
     alpha: float
     weak: str | None

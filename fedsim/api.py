@@ -31,6 +31,8 @@ from fedsim.run.preparation import learning_task, load_data, settle
 from fedsim.run.pretraining import pretrained
 from fedsim.run.provenance import Record
 from fedsim.run.result import RunResult, load_run
+from fedsim.run.sendable import check_sent
+from fedsim.run.sound import check_privacy
 from fedsim.run.summary import execute, record_partition, summarise
 from fedsim.run.unread import say
 from fedsim.server import weightsfile
@@ -142,6 +144,8 @@ def run(
     method = participants.strategy(config, given.strategy)
     topology = participants.agreed(config, method)
     check_cohort(method, config, given.cohorts)
+    check_privacy(method, config, given.cohorts is not None)
+    check_sent(method, config)
     check_labelled(method, config, given)
     mark = given.fingerprint(alone=fresh) + (f"/{config.engine.name}" if engine is not None else "")
     folder, key = run_dir(config), marked(run_key(config), mark)

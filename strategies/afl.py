@@ -46,7 +46,11 @@ class AgnosticFL(LossWeighted):
     ``step=0`` is FedAvg with uniform weights (``groups=client``).
     """
 
-    traits: ClassVar[Traits] = Traits(asked_only=True, counts_clients=True)
+    traits: ClassVar[Traits] = Traits(
+        asked_only=True,
+        counts_clients=True,
+        discloses="clients of AFL send their losses, which no noise covers; type strategy=fedavg",
+    )
     weighting: str = field(init=False, default="uniform")
     step: float
     groups: str

@@ -89,7 +89,7 @@ class Strategy:
         message = as_message(self, self.message(state, round))
         given.check("message")
         replies = server.exchange(message, self.folds)
-        if not len(replies):
+        if not (len(replies) or replies.released):
             return state
         state = as_state(self, "update", self.update(state, replies, round), state)
         given.check("update")

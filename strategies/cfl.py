@@ -72,6 +72,7 @@ class CFL(Clustered):
     traits: ClassVar[Traits] = Traits(
         asked_only=True,
         counts_clients=True,
+        discloses="CFL looks at single updates to find clusters, and only sums are private; type strategy=fedavg",
         unread=dict.fromkeys(("ratio", "separation"), ("criterion", ("absolute",)))
         | dict.fromkeys(("eps1", "eps2"), ("criterion", ("relative",))),
     )

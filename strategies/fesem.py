@@ -40,7 +40,10 @@ class FeSEM(Clustered):
     cluster alone: only those that take part move, and centres are means over them. ``k=1`` with everybody is FedAvg.
     """
 
-    traits: ClassVar[Traits] = Traits(mean_only="FeSEM's centres are means of models; leave aggregator out")
+    traits: ClassVar[Traits] = Traits(
+        mean_only="FeSEM's centres are means of models; leave aggregator out",
+        discloses="FeSEM looks at single updates to find clusters, and only sums are private; type strategy=fedavg",
+    )
     choice: ClassVar[str] = "distance"
     k: int
     remember: str

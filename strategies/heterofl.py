@@ -36,6 +36,7 @@ class HeteroFL(Strategy):
         asked_only=True,
         widths=True,
         over_selection=False,
+        discloses="HeteroFL sums clients by the width of their models, a sum each; type strategy=fedavg",
         mean_only="parts of models can only be averaged; leave the aggregator at mean",
     )
     caches: ClassVar[frozenset[str]] = frozenset({"places"})  # follow from the model

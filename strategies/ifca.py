@@ -52,6 +52,7 @@ class IFCA(Clustered):
 
     traits: ClassVar[Traits] = Traits(
         asked_only=True,
+        discloses="clients of IFCA say which cluster they belong to, which no noise covers; type strategy=fedavg",
         unread={"restarts": ("start", ("spread",)), "spread_epochs": ("start", ("random",))},
     )
     choice: ClassVar[str] = "loss"

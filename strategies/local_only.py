@@ -27,6 +27,7 @@ class LocalOnly(Strategy):
     traits: ClassVar[Traits] = Traits(
         personal=True,
         buffers="local",
+        discloses="nothing leaves clients of LocalOnly; leave privacy out",
         mean_only="LocalOnly averages no vectors here; leave aggregator out",
     )
     fold: ClassVar[Fold] = {}

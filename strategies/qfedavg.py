@@ -60,7 +60,9 @@ class QFedAvg(LossWeighted):
     """
 
     traits: ClassVar[Traits] = Traits(
-        asked_only=True, mean_only="q-FedAvg's step is bounded for the mean; leave aggregator out"
+        asked_only=True,
+        mean_only="q-FedAvg's step is bounded for the mean; leave aggregator out",
+        discloses="clients of q-FedAvg send their losses, which no noise covers; type strategy=fedavg",
     )
     wants_norms = True
     q: float

@@ -33,7 +33,10 @@ class TERM(LossWeighted):
     ``weighting``: ``samples`` (n_k), or ``uniform`` without it.
     """
 
-    traits: ClassVar[Traits] = Traits(asked_only=True)
+    traits: ClassVar[Traits] = Traits(
+        asked_only=True,
+        discloses="clients of TERM send their losses, which no noise covers; type strategy=fedavg",
+    )
     t: float
 
     def __post_init__(self) -> None:

@@ -21,6 +21,7 @@ ADDED: Mapping[str, Any] = {
     "client.schedule": None,
     "checkpoint.keep": "last",
     "code": None,
+    "compression": None,
     "data.contract": None,
     "data.labelled": dict.fromkeys(("at", "share", "count", "classes"))
     | {"per_class": True, "withhold": True},
@@ -47,6 +48,8 @@ ADDED: Mapping[str, Any] = {
     "objective.clients": "mean",
     "task": {"_target_": "fedsim.task.problems.classification", "label_smoothing": 0.0, "metrics": None},
     "pretrain": None,
+    "privacy": None,
+    "secagg": None,
     "tracker.update_hashes": False,
     "tracker.prometheus": None,
     "views": {

@@ -250,6 +250,9 @@ class RunConfig:
     system: Any = problem_key()
     topology: Any = problem_key()
     attack: Any = problem_key()
+    privacy: Any = method_key()  # what is done to updates before they leave: see fedsim.exchange.release
+    compression: Any = method_key()
+    secagg: Any = method_key()
     tracker: TrackerConfig = neutral_key()
     evaluation: EvaluationConfig = problem_key()
     objective: ObjectiveConfig = neutral_key()

@@ -13,6 +13,7 @@ from fedsim.data.federated import FederatedData
 from fedsim.data.views import View
 from fedsim.exchange.fold import Folder
 from fedsim.exchange.payload import Outcome, Payload
+from fedsim.exchange.release import Release
 from fedsim.local.interface import ClientLike
 from fedsim.local.kinds import Classes
 from fedsim.task.task import Task
@@ -36,6 +37,7 @@ class Plan:
     classes: Classes | None = None  # kinds of clients; None: all alike
     views: Mapping[str, View] = field(default_factory=dict)  # named augmentations, for ``job.view``
     hashes: bool = False  # whether outcomes say what was sent, by hashes
+    release: Release | None = None  # what is done to updates before they leave; None: they leave as they are
     declared: bool = field(
         init=False
     )  # the client's class is ``vectorisable``; a class sent by value may forget it

@@ -13,6 +13,8 @@ from fedsim.engine.draws import may_draw
 from fedsim.engine.watch import Watch
 from fedsim.errors import ClientError, returned
 from fedsim.exchange.payload import Payload, Update
+from fedsim.exchange.release import OWN
+from fedsim.exchange.tasks import is_measuring
 from fedsim.local.answer import as_update
 from fedsim.local.job import Job
 from fedsim.local.kept import LocalPart
@@ -41,6 +43,8 @@ class Resident:
         self.seed("setup")
         plan.client.setup(plan.task, self.model.layout)
         self.watch = Watch(plan.client)
+        privacy = None if plan.release is None else plan.release.privacy
+        self._private = privacy if privacy is not None and privacy.level == "record" else None
 
     @cached_property
     def fresh(self) -> dict[str, Tensor]:
@@ -59,6 +63,10 @@ class Resident:
             message = Payload({**standing.arrays, **message.arrays}, {**standing.values, **message.values})
         if each is not None:
             message = Payload({**message.arrays, **each.arrays}, {**message.values, **each.values})
+        state, residuals = chunk.states.get(client), dict[str, Tensor]()
+        if plan.release is not None and state:
+            residuals = {k: v for k, v in state.items() if k.startswith(OWN)}
+            state = {k: v for k, v in state.items() if k not in residuals}
         return Job(
             client=client,
             round=chunk.turns.get(client, broadcast.round),
@@ -67,12 +75,14 @@ class Resident:
             local=plan.classes.local(client) if plan.classes else plan.local,
             seed=plan.seed,
             message=message,
-            state=chunk.states.get(client) or self.fresh,
+            state=state or self.fresh,
             source=self.data,
             purpose=broadcast.task,
             local_part=self.part,
             most_steps=chunk.steps.get(client),
             views=plan.views,
+            residuals=residuals,
+            private=None if self._private is None or is_measuring(broadcast.task) else self._private,
         )
 
     def own_model(self, job: Job) -> nn.Module:

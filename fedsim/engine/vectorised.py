@@ -47,6 +47,8 @@ def obstacle(plan: Plan, model: FlatModel) -> str | None:
     client's own, averaged statistics, dropout (whose draws per client cannot be those of the loop), Adam, accumulation,
     a model that does more than compute."""
     name, layout = type(plan.client).__name__, model.layout
+    if plan.release is not None and (p := plan.release.privacy) is not None and p.level == "record":
+        return "privacy=record computes a gradient for every sample"
     if not plan.declared:
         return (
             f"{name} does not declare that its begin and step are written over (..., d) for many clients "

@@ -6,6 +6,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,9 +19,11 @@ from fedsim.engine import vectorised
 from fedsim.engine.assignments import Broadcast, Chunk, ChunkResult, Plan
 from fedsim.engine.resident import ReadOnlyError, Resident
 from fedsim.engine.watch import KeptError
+from fedsim.exchange.downlink import opened_down
 from fedsim.exchange.fold import Folder
 from fedsim.exchange.packing import hashes_of, sent_bytes
 from fedsim.exchange.payload import NonFinite, Outcome, Payload, Refusal, Update
+from fedsim.exchange.release import Leaving, Release
 from fedsim.local.answer import check_shape
 from fedsim.local.job import Job
 from fedsim.task.evaluation import evaluate, features
@@ -50,6 +53,8 @@ class Worker:
         layout = self.model.layout
         down = sent_bytes(broadcast.payload, layout)
         shared = hashes_of(broadcast.payload, layout, "message/") if self.plan.hashes else None
+        if self.plan.release is not None:
+            broadcast = self._opened(broadcast)
         self.serving = chunk.clients
         done = self._train_together(broadcast, chunk)
         for client in chunk.clients:
@@ -93,6 +98,12 @@ class Worker:
         data = self.data.test_data(self.plan.dtype, str(weights.values.get("on", "")))
         assert data is not None
         return data, self.model.load(weights.arrays["w"].to(self.plan.device), weights.arrays.get("buffers"))
+
+    def _opened(self, broadcast: Broadcast) -> Broadcast:
+        """The message as clients use it."""
+        plan = self.plan
+        about = (broadcast.task, plan.seed, broadcast.round, self.model.layout, plan.dtype)
+        return replace(broadcast, payload=opened_down(plan.release, broadcast.payload, *about))
 
     def _train_together(self, broadcast: Broadcast, chunk: Chunk) -> dict[int, vectorised.Trained]:
         """Updates of clients trained vectorised; none where that is off or impossible, or failed for this chunk.
@@ -164,7 +175,9 @@ class Worker:
         if "buffers" in broadcast.fold:
             arrays["buffers"] = self.model.buffers
         payload = Payload.of(arrays, {**update.values, "weight": float(update.weight)})
-        folder.check(payload.arrays)
+        release = self.plan.release
+        if release is None:
+            folder.check(payload.arrays)
         if "delta" in payload.arrays and "w" in job.message.arrays:
             check_shape("delta", payload.arrays["delta"], job.message.arrays["w"])
         outcome.kind, outcome.reason, outcome.error, outcome.weight = "ok", "", None, float(update.weight)
@@ -177,8 +190,46 @@ class Worker:
             outcome.kind = "nonfinite"
             outcome.reason = f"non-finite values in {bad}; {remedy(job.data)}"
             return None
+        if release is not None:
+            return self._released(release, job, update, payload, broadcast, folder, outcome)
         folder.add(payload.arrays, float(update.weight))
         return _new_state(job, update)
+
+    def _released(
+        self,
+        release: Release,
+        job: Job,
+        update: Update,
+        payload: Payload,
+        broadcast: Broadcast,
+        folder: Folder,
+        outcome: Outcome,
+    ) -> State | None:
+        """Fold what the release makes of an update that is finite; the client's new state, residuals in it."""
+        layout, stays = self.model.layout, job.local_part.spans
+        events = 0 if job.private is None else job.noisy.events
+        about = Leaving(
+            job.seed,
+            job.round,
+            job.client,
+            broadcast.task,
+            layout,
+            job.message.values,
+            job.residuals,
+            stays,
+            events,
+        )
+        sent = release.leave(payload.arrays, payload.values, broadcast.fold, about)
+        folder.check(sent.arrays)
+        folder.frames(sent.frames)
+        travels = Payload(sent.travelling, {**payload.values, **sent.values})
+        outcome.values, outcome.metrics = travels.values, {**outcome.metrics, **sent.metrics}
+        outcome.bytes_up = sent_bytes(travels, layout)
+        if outcome.hashes is not None:
+            outcome.hashes = {k: v for k, v in outcome.hashes.items() if not k.startswith("update/")}
+            outcome.hashes |= hashes_of(travels, layout, "update/")
+        folder.add(sent.arrays, float(update.weight))
+        return _new_state(job, update, sent.state)
 
 
 def _not_finite(payload: Payload, update: Update) -> str | None:
@@ -190,9 +241,10 @@ def _not_finite(payload: Payload, update: Update) -> str | None:
     return None
 
 
-def _new_state(job: Job, update: Update) -> State | None:
+def _new_state(job: Job, update: Update, residuals: State | None = None) -> State | None:
     """What the client keeps from now on; ``None``: what it had."""
-    if update.state is None and not job.kept:
+    if update.state is None and not job.kept and not residuals:
         return None
     new = {**(job.state if update.state is None else update.state), **(job.kept or {})}
+    new |= {**job.residuals, **(residuals or {})}
     return {k: v.detach().clone() for k, v in new.items()}  # the next client overwrites resident vectors

@@ -50,6 +50,9 @@ class Folder:
             if name in self._seen and (kind := self._kind(name, array)) != self._seen[name]:
                 raise ClientError(_unlike(name, kind, self._seen[name]))
 
+    def frames(self, frames: Mapping[str, Tensor]) -> None:
+        """What of the update travels in another form than it is folded in: of use to who sends it on."""
+
     def add(self, arrays: Mapping[str, Tensor], weight: float) -> None:
         """Fold one update; ``arrays`` may be views of a buffer that is reused afterwards."""
         for name, kinds in self._fold.items():

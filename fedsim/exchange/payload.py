@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fedsim.errors import ClientError
 
+DENOMINATOR = "denominator"  # in the place of a kind: what the sum of an array is divided by for its mean
 Scalar = bool | int | float | str | bytes
 Number = TypeVar("Number", bound=Scalar)
 Value = Scalar | list[int] | list[float] | list[str]
@@ -206,6 +207,11 @@ class Replies:
         """Updates that came but were left out, since they were not finite."""
         return sum(o.kind == "nonfinite" for o in self.outcomes)
 
+    @property
+    def released(self) -> bool:
+        """Whether there are sums even if nobody answered: with noise, an empty cohort must not be told."""
+        return any(kind == DENOMINATOR for _, kind in self.folded)
+
     def __len__(self) -> int:
         return len(self.ok)
 
@@ -227,6 +233,8 @@ class Replies:
 
     def mean(self, name: str) -> Tensor:
         """Weighted mean over clients (a fresh tensor); from the plain sum if asked for that and weights are equal."""
+        if (fixed := self.folded.get((name, DENOMINATOR))) is not None:
+            return self.total(name) / float(fixed)
         weights = [o.weight for o in self.ok]
         if not sum(weights) > 0:
             raise ClientError(f"the mean of '{name}' needs a positive total weight, got {sum(weights)}")

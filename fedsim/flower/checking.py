@@ -17,7 +17,9 @@ from flwr.app import RecordDict
 from torch import Tensor
 
 from fedsim.errors import ClientError
+from fedsim.exchange.landing import RECLIPPED
 from fedsim.exchange.payload import Payload
+from fedsim.exchange.release import Leaving, Release
 from fedsim.flower.answers import UPDATE, NodeAnswer, ReplyTo, address_of, failed, read_answer
 from fedsim.server.traits import ClientQuestion, JudgesUpdates
 from fedsim.task.layout import Layout
@@ -28,6 +30,7 @@ METRICS = frozenset(
     {"train_loss", "steps", "clipped", "retries", "loss", "accuracy"}
 )  # that any client may send
 HUGE = {torch.float32: 1e16, torch.float64: 1e100}  # no sum or square of numbers below overflows
+MOST_FRAME = 64  # bytes of a frame beyond those of the numbers that it stands for
 FREE = 64 << 20  # bytes of an array whose length is the client's affair; or four models
 
 
@@ -41,6 +44,7 @@ class Question:
     state: bool = False  # a state of the client was named
     held: bool = False  # the message relies on what the client holds
     bytes_down: int = 0
+    turn: int = 0  # number that keys the client's draws
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,8 @@ class Judge:
     metrics: frozenset[str]  # names that the task and the method know beside ``METRICS``
     trial: Callable[[Question], OwnAnswer]
     lost_is_the_end: bool = False  # engine.lost_state=stop
+    release: Release | None = None  # what updates pass before they leave
+    seed: int = 0
     _tried: dict[Any, OwnAnswer] = field(default_factory=dict)
 
     def read(self, content: RecordDict, question: Question) -> NodeAnswer:
@@ -80,7 +86,25 @@ class Judge:
             outcome.weight = 0.0
             return answer
         self._update(answer, question)
-        return self._weighed(answer, question) if outcome.kind == "ok" else replace(answer, arrays={})
+        if outcome.kind != "ok":
+            return replace(answer, arrays={})
+        return self._weighed(self._opened(answer, question), question)
+
+    def _opened(self, answer: NodeAnswer, question: Question) -> NodeAnswer:
+        """The answer with what it is folded as in the place of frames; vectors that are too long are clipped."""
+        if self.release is None:
+            return answer
+        asked = question.asked
+        about = Leaving(self.seed, question.turn, asked.client, asked.task, self.layout, asked.message.values)
+        names = self.release.vectors(question.fold, asked.task)
+        like = {
+            n: torch.zeros(shape, dtype=kind) for n in names for shape, kind in [self._wanted(n, question)]
+        }
+        arrays, long = self.release.arrive(answer.arrays, like, question.fold, about)
+        if long:
+            outcome = answer.outcome
+            answer = replace(answer, outcome=replace(outcome, values={**outcome.values, RECLIPPED: long}))
+        return replace(answer, arrays=arrays)
 
     def _flags(self, answer: NodeAnswer, found: ReplyTo, question: Question) -> None:
         for name, said, true in zip(ReplyTo._fields, found, question.to, strict=True):
@@ -103,6 +127,13 @@ class Judge:
                 f"the update holds '{name:.80}', expected {', '.join(question.fold) or 'no array'}"
             )
         wanted, like = self._wanted(name, question)
+        if self._framed(name, like, question):
+            most = MOST_FRAME + 8 * torch.Size(wanted).numel()
+            if dtype != torch.uint8 or len(shape) != 1 or shape[0] > most:
+                raise ClientError(
+                    f"'{name}' has shape {shape}, {dtype}; expected a frame of at most {most} bytes"
+                )
+            return
         free = question.fold[name] == ("cat",)
         if dtype != like or (
             shape[1:] != wanted[1:] or len(shape) != len(wanted) if free else shape != wanted
@@ -112,6 +143,12 @@ class Judge:
         size = torch.Size(shape).numel() * dtype.itemsize
         if free and size > max(FREE, 4 * self.layout.size * self.dtype.itemsize):
             raise ClientError(f"'{name}' has {size} bytes, more than is taken of an array of any length")
+
+    def _framed(self, name: str, dtype: torch.dtype, question: Question) -> bool:
+        release = self.release
+        if release is None or name not in release.vectors(question.fold, question.asked.task):
+            return False
+        return release.frames(name, dtype)
 
     def _wanted(self, name: str, question: Question) -> Kind:
         received = question.asked.message.arrays

@@ -6,9 +6,11 @@ answer are used.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
+from torch import Tensor
 
 from fedsim.data.federated import FederatedData
 from fedsim.data.shards import Shards
@@ -25,7 +27,7 @@ def trial(worker: Worker, broadcast: Broadcast, chunk: Chunk, question: Question
     """``worker`` in the place of the client that was asked: no more than one local step, on ``FEW`` samples."""
     client, data = question.to.client, worker.data
     own = replace(chunk.alone(client), states={}, steps={client: 1})
-    kept = Single(broadcast.fold)
+    kept = _Unpacked(broadcast.fold)
     try:
         (outcome,) = worker.try_out(few(data, client), broadcast, own, kept).outcomes
     except Exception as error:  # of a client's own code that nobody expected
@@ -33,10 +35,23 @@ def trial(worker: Worker, broadcast: Broadcast, chunk: Chunk, question: Question
     if outcome.kind not in ("ok", "nonfinite") or kept.arrays.keys() != broadcast.fold.keys():
         return OwnAnswer(why=headline(outcome.reason))
     return OwnAnswer(
-        {name: (tuple(t.shape), t.dtype) for name, t in kept.arrays.items()},
+        {
+            n: (tuple(t.shape), worker.plan.dtype if n in kept.framed else t.dtype)
+            for n, t in kept.arrays.items()
+        },
         {name: type(value) for name, value in outcome.values.items() if name != "weight"},
         frozenset(outcome.metrics),
     )
+
+
+class _Unpacked(Single):
+    """An update as it is folded: frames of the release are told, not kept."""
+
+    framed: frozenset[str] = frozenset()
+
+    def frames(self, frames: Mapping[str, Tensor]) -> None:
+        """Note which arrays they are of."""
+        self.framed = frozenset(frames)
 
 
 def few(data: FederatedData, client: int) -> FederatedData:

@@ -12,6 +12,7 @@ from fedsim.data.shards import Shards
 from fedsim.data.trees import leaves
 from fedsim.engine.assignments import Broadcast, Chunk, Plan
 from fedsim.engine.base import SerialEngine
+from fedsim.exchange.downlink import opened_down
 from fedsim.exchange.packing import sent_bytes
 from fedsim.exchange.payload import Payload
 from fedsim.flower.answers import NodeAnswer, ReplyTo
@@ -29,11 +30,14 @@ class Questions:
         plan = local.worker.plan
         self._local, self._plan, self._layout = local, plan, local.worker.model.layout
         self._asking: tuple[Broadcast, Mapping[int, Chunk]]
+        self._opened: tuple[Broadcast | None, Payload] = None, Payload()
         self._judge = Judge(
             method, self._layout, plan.dtype,
             method.traits.metrics | frozenset(plan.task.metrics or ()),
             lambda question: trial(local.worker, self._asking[0], self._asking[1][question.to.client], question),
             lost_is_the_end,
+            plan.release,
+            plan.seed,
         )  # fmt: skip
         self._domains = max(len(plan.data.dataset.domains), plan.data.num_clients)
 
@@ -53,12 +57,21 @@ class Questions:
         down = sent_bytes(broadcast.payload, self._layout) + (sent_bytes(own, self._layout) if own else 0)
         if whole and standing is not None:
             down += sent_bytes(standing, self._layout)
-        message = (standing or Payload()).joined(broadcast.payload).joined(own)
+        message = (standing or Payload()).joined(self._received(broadcast)).joined(own)
         local = plan.classes.local(to.client) if plan.classes else plan.local
         samples = most_samples(plan, to.client, measured=not broadcast.fold)
         asked = ClientQuestion(to.client, broadcast.task, message, samples, local, self._domains)
         held = standing is not None and not whole
-        return Question(to, asked, broadcast.fold, bool(chunk.states.get(to.client)), held, down)
+        turn = chunk.turns.get(to.client, broadcast.round)
+        return Question(to, asked, broadcast.fold, bool(chunk.states.get(to.client)), held, down, turn)
+
+    def _received(self, broadcast: Broadcast) -> Payload:
+        """The message as clients use it; worked out once."""
+        if self._opened[0] is not broadcast:
+            plan = self._plan
+            about = (broadcast.task, plan.seed, broadcast.round, self._layout, plan.dtype)
+            self._opened = broadcast, opened_down(plan.release, broadcast.payload, *about)
+        return self._opened[1]
 
 
 def most_samples(plan: Plan, client: int, measured: bool) -> float:

@@ -112,6 +112,8 @@ class Site:
         except ClientError as error:  # it wrote to what is read-only
             return absent(ask.client, "failed", str(error))
         outcome, new = result.outcomes[0], result.states.get(ask.client)
+        if outcome.kind == "nonfinite" and self.worker.plan.release is not None:
+            outcome.kind = "refused"  # what is not finite has not passed the release and stays here
         if outcome.kind == "failed":
             outcome.reason = briefly(outcome.reason, ask.client, round + 1)
         if broadcast.keep and outcome.kind == "ok":
@@ -145,6 +147,10 @@ class Single(Folder):
         """Keep what is not refused: ``arrays`` may be views of a buffer that is reused."""
         super().check(arrays)
         self.arrays = {k: t.cpu().clone() for k, t in arrays.items()}
+
+    def frames(self, frames: Mapping[str, Tensor]) -> None:
+        """Frames travel in the place of what is folded."""
+        self.arrays |= {k: t.cpu().clone() for k, t in frames.items()}
 
     def add(self, arrays: Mapping[str, Tensor], weight: float) -> None:
         """Nothing to do."""

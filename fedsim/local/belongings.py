@@ -1,4 +1,4 @@
-"""What a client has: its samples, by what each is for."""
+"""What a client has: its samples, by what each is for, and its draws."""
 
 from __future__ import annotations
 
@@ -7,8 +7,13 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from fedsim import rng
+from fedsim.config.schema import ClientConfig
 from fedsim.data.federated import FederatedData
 from fedsim.data.local import LocalData
+from fedsim.exchange.privacy import Privacy
+from fedsim.local.records import Records
+from fedsim.task.task import Task, target
 from fedsim.task.vectors import FlatModel
 
 
@@ -19,6 +24,11 @@ class Belongings:
     model: FlatModel
     source: FederatedData
     purpose: str
+    task: Task
+    local: ClientConfig
+    seed: int
+    round: int
+    private: Privacy | None
 
     @cached_property
     def data(self) -> LocalData:
@@ -61,3 +71,24 @@ class Belongings:
     def class_counts(self) -> Tensor:
         """This client's training samples per class, int64 (C,)."""
         return torch.from_numpy(self.source.class_counts(self.client)).to(self.model.w.device)
+
+    def weight(self, weighting: str) -> float:
+        """Aggregation weight: the number of samples (``samples``; of tokens, where the task counts those) or 1
+        (``uniform``)."""
+        if weighting != "samples":
+            return 1.0
+        if self.task.count is None:
+            return float(len(self.data))
+        rows = torch.split(torch.arange(len(self.data)), 512)
+        return sum(self.task.units(target(self.data.read(r)), len(r)) for r in rows)
+
+    def rng(self, purpose: str, *numbers: int) -> torch.Generator:
+        """A generator of this client's own, keyed by (seed, purpose, round, client, numbers)."""
+        return rng.torch_rng(self.seed, f"{self.purpose}/{purpose}", self.round, self.client, *numbers)
+
+    @cached_property
+    def noisy(self) -> Records:
+        """Gradients under ``privacy=record``."""
+        assert self.private is not None
+        expected = max(1, min(self.local.batch_size, len(self.data)))
+        return Records(self.private, self.model, self.task, self.rng, expected)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -40,6 +40,13 @@ class ClientLike(Protocol):
 
     def evaluate(self, job: Job) -> Update:
         """Measure the received model on what this client is measured on."""
+
+
+@runtime_checkable
+class SaysHowItLooks(Protocol):
+    """A client that says whether it looks at samples by gradients alone, as ``clients.base.Client`` does."""
+
+    grad_only: bool
 
 
 class Stepwise(ClientLike, Protocol):

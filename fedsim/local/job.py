@@ -11,19 +11,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedsim import rng
 from fedsim.config.schema import ClientConfig
 from fedsim.data.federated import FederatedData
 from fedsim.data.local import Batch, LocalData
 from fedsim.data.longtail import class_groups
 from fedsim.data.trees import size
 from fedsim.data.views import View
+from fedsim.errors import ClientError
 from fedsim.exchange.payload import Payload, Value
+from fedsim.exchange.privacy import Privacy
 from fedsim.local.belongings import Belongings
 from fedsim.local.kept import LocalPart
 from fedsim.local.meter import Meter
 from fedsim.local.optimiser import LocalSteps
 from fedsim.local.part_steps import PartSteps
+from fedsim.local.records import refusal
 from fedsim.local.showing import Showing
 from fedsim.local.work import local_epochs, num_steps, step_size
 from fedsim.task.evaluation import evaluate, mean_of, measured
@@ -60,6 +62,8 @@ class Job(Belongings):
     most_steps: int | None = None  # the device's time allows no more
     local_part: LocalPart = field(default_factory=LocalPart)
     views: Mapping[str, View] = field(default_factory=dict)  # named augmentations, for ``view``
+    residuals: Mapping[str, Tensor] = field(default_factory=dict)  # what the release keeps at the client
+    private: Privacy | None = None  # of single samples: every gradient is noisy
 
     def __post_init__(self) -> None:
         self.sgd = LocalSteps(self.local, self.round, self.model.layout)
@@ -92,8 +96,9 @@ class Job(Belongings):
         """Local steps K that ``batches`` will give."""
         return self._steps_over(self.data)
 
-    def _steps_over(self, data: LocalData) -> int:
-        steps = num_steps(self.local, len(data), self.epochs, self._smallest)
+    def _steps_over(self, data: LocalData, epochs: int | None = None) -> int:
+        local = self.local if epochs is None else replace(self.local, steps=None)
+        steps = num_steps(local, len(data), epochs or self.epochs, self._smallest)
         return steps if self.most_steps is None else min(steps, self.most_steps)
 
     @property
@@ -110,10 +115,6 @@ class Job(Belongings):
     def values(self) -> Mapping[str, Value]:
         """Plain values of the message."""
         return self.message.values
-
-    def rng(self, purpose: str, *numbers: int) -> torch.Generator:
-        """A generator of this client's own, keyed by (seed, purpose, round, client, numbers)."""
-        return rng.torch_rng(self.seed, f"{self.purpose}/{purpose}", self.round, self.client, *numbers)
 
     def view(self, name: str, batch: Batch) -> Batch:
         """``batch`` as ``views.NAME`` of the configuration (weak, strong) shows it, boxes and maps with their images.
@@ -171,6 +172,9 @@ class Job(Belongings):
         """
         local, meter, pace = self.local, self.meter, self.sgd.pace
         data = self.data if data is None else data
+        if self.private is not None:
+            yield from self.noisy.batches(data, self._steps_over(data, epochs), purpose, meter)
+            return
         if pace is not None:
             whole = local if epochs is None else replace(local, steps=None)
             pace.begin(num_steps(whole, len(data), epochs or self.epochs, self._smallest))
@@ -212,6 +216,11 @@ class Job(Belongings):
         """
         meter = self.meter
         meter.backward(batch.size)
+        if self.private is not None:
+            g, value = self.noisy.grad(w, batch, loss is not None or forward is not None)
+            if not again:
+                meter.losses.append(value)
+            return g
         loss, forward = self.task.parts(batch, loss, forward)
         g, value = self.model.grad(w, batch.x, target(batch), loss, again=again, forward=forward)
         self.sgd.idle = self.model.idle
@@ -230,7 +239,7 @@ class Job(Belongings):
         """One plain local step, ``sgd(w, grad(w, batch, loss=loss, forward=forward))``; cheaper where nothing has to
         see the whole gradient."""
         model, sgd, meter = self.model, self.sgd, self.meter
-        if not sgd.plain or w is not model.w:
+        if not sgd.plain or w is not model.w or self.private is not None:
             return sgd(w, self.grad(w, batch, loss=loss, forward=forward))
         meter.backward(batch.size)
         loss, forward = self.task.parts(batch, loss, forward)
@@ -240,25 +249,19 @@ class Job(Belongings):
 
     def forward(self, w: Tensor, x: Tensor, call: Callable[[nn.Module, Tensor], Tensor]) -> Tensor:
         """``call(model, x)`` at ``w`` (d,), without gradient and without touching running statistics."""
+        if self.private is not None:
+            raise ClientError(refusal("job.forward"))
         self.meter.forward(size(x))
         return self.model.apply(w, x, call)
 
     def full_gradient(self, w: Tensor, batch_size: int = 512) -> Tensor:
         """Gradient (d,) of the mean loss over all samples at ``w``, not augmented, statistics untouched."""
+        if self.private is not None:
+            raise ClientError(refusal("job.full_gradient"))
         n, total = len(self.data), torch.zeros_like(w)
         for rows in torch.split(torch.arange(n), batch_size):
             total.add_(self.grad(w, self.data.read(rows), again=True), alpha=len(rows) / n)
         return total
-
-    def weight(self, weighting: str) -> float:
-        """Aggregation weight: the number of samples (``samples``; of tokens, where the task counts those) or 1
-        (``uniform``)."""
-        if weighting != "samples":
-            return 1.0
-        if self.task.count is None:
-            return float(len(self.data))
-        rows = torch.split(torch.arange(len(self.data)), 512)
-        return sum(self.task.units(target(self.data.read(r)), len(r)) for r in rows)
 
     def evaluate(self, data: LocalData, w: Tensor | None = None, batch_size: int = 512) -> dict[str, Any]:
         """Means of loss and metrics on ``data`` of ``w`` (d,), by default the received model.

@@ -18,13 +18,13 @@ from fedsim.engine.worker import Worker
 from fedsim.errors import ConfigError
 from fedsim.exchange.fold import Folder
 from fedsim.exchange.payload import Outcome, Update
+from fedsim.exchange.tasks import is_measuring
 from fedsim.local.job import Job
 from fedsim.replay.again import Stop, computed, weights_hashes
 from fedsim.replay.variants import BaseRun
 from fedsim.replay.worth import Valuing, find
 from fedsim.rng import hash_tensors
 from fedsim.server.collusion import ATTACKERS
-from fedsim.server.roundlog import is_measuring
 from fedsim.task.layout import Layout
 
 

@@ -14,10 +14,10 @@ from fedsim.engine.worker import Worker
 from fedsim.exchange.fold import Folder
 from fedsim.exchange.packing import hashes_of
 from fedsim.exchange.payload import Outcome, Payload, Update
+from fedsim.exchange.tasks import is_measuring
 from fedsim.local.job import Job
 from fedsim.replay.again import Stop
 from fedsim.rng import hash_tensors
-from fedsim.server.roundlog import is_measuring
 from fedsim.task.layout import Layout
 
 Place = tuple[int, int, str]  # exchange of the round, client, message/NAME or update/NAME

@@ -16,7 +16,7 @@ from fedsim.engine import vectorised
 from fedsim.engine.assignments import Plan
 from fedsim.engine.base import Engine, SerialEngine
 from fedsim.errors import ConfigError
-from fedsim.run import assigning, initial, participants, unseen
+from fedsim.run import assigning, initial, participants, releasing, unseen
 from fedsim.run.given import Given
 from fedsim.run.key import run_dir
 from fedsim.run.preparation import plan
@@ -79,7 +79,7 @@ def assemble(
     engine.start(work)
     return Loop(
         strategy=method,
-        server=_server(config, context, work, data, start, engine, clock, method),
+        server=_server(config, context, work, data, start, engine, clock, method, cohorts is not None),
         trackers=trackers,
         rounds=config.rounds,
         clients_per_round=min(config.clients_per_round, data.num_clients),
@@ -132,8 +132,10 @@ def _server(
     engine: Engine,
     clock: Clock | None,
     method: StrategyLike,
+    cohorts: bool,
 ) -> Server:
-    """The server of ``method``, with an exchanger and an examiner on the started engine."""
+    """The server of ``method``, with an exchanger and an examiner on the started engine; ``cohorts``: they were handed
+    over."""
     test, folder = data.dataset.test, run_dir(config)
     few = VECTORISED_CHUNKS if vectorised.planned(work, start) else 0
     exchanger = Exchanger(
@@ -143,6 +145,7 @@ def _server(
         failures=work.failures,
         chunks=config.engine.chunks or few,
         collusion=colluding(*participants.attack(config), folder, getattr(method, "aggregator", None)),
+        landing=releasing.landing(config, work, context, folder, cohorts),
     )
     examiner = Examiner(
         context=context,
@@ -157,6 +160,8 @@ def _server(
     fill = method.traits.asynchronous or config.exclude_fill == "substitute"
     people = Population(data.registered, config.seed, clock, config.participation)
     people.absent, people.fill = data.roles.absent, fill
+    if work.release is not None and (privacy := work.release.privacy) is not None:
+        people.empty, people.cap, people.secret = privacy.central, privacy.cap, privacy.noise == "os"
     return Server.of(
         context,
         exchanger=exchanger,

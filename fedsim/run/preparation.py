@@ -19,7 +19,7 @@ from fedsim.engine.base import pick_device
 from fedsim.errors import ConfigError
 from fedsim.local.groups import check_groups
 from fedsim.local.rates import prepared
-from fedsim.run import assigning, canaries, initial, participants, samples, tasks, trial, unseen
+from fedsim.run import assigning, canaries, initial, participants, releasing, samples, tasks, trial, unseen
 from fedsim.run.given import Given
 from fedsim.run.resolve import resolve
 from fedsim.sampling.cohort import check_cohorts
@@ -132,4 +132,5 @@ def plan(
         classes=participants.client_classes(config, local, method, data.num_clients, clock),
         views=configured(config.views),
         hashes=config.tracker.update_hashes,
+        release=releasing.release(config, method, local, data),
     )

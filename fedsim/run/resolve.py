@@ -38,6 +38,10 @@ def resolve(config: DictConfig) -> DictConfig:
         config.engine.device = device(config.engine.device)
         if config.engine.device == "cpu" and config.engine.vectorize == "auto":
             config.engine.vectorize = "off"
+    if config.get("privacy"):
+        from fedsim.run.budgeting import fill_in  # and with it torch
+
+        fill_in(config)
     config.code = code_of(plain(config)) or None
     return config
 

@@ -33,6 +33,8 @@ def execute(loop: Loop, config: DictConfig, task: Task, data: FederatedData) -> 
     Of a model that is frozen for the most part, both hold the rest, and the file says of what base it is.
     """
     loop.run()
+    if (landing := loop.server.exchanger.landing) is not None:
+        landing.at_end(loop.server.facts)
     weights = weightsfile.save(
         loop.folder / weightsfile.LAST, task, loop.server.dtype, loop.models()["global"]
     )

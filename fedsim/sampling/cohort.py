@@ -7,23 +7,34 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from fedsim.errors import ConfigError
+from fedsim.exchange.noise import secret_rng
 from fedsim.rng import numpy_rng
 
 
 def sample(
-    seed: int, round: int, num_clients: int, per_round: int, participation: str = "fixed"
+    seed: int,
+    round: int,
+    num_clients: int,
+    per_round: int,
+    participation: str = "fixed",
+    *,
+    empty: bool = False,
+    cap: int | None = None,
+    secret: bool = False,
 ) -> list[int]:
     """Client ids of a round, ascending. The same for every method that shares the seed.
 
     ``fixed``: ``per_round`` clients, uniformly without replacement. ``bernoulli``: each client independently with
-    probability ``per_round / num_clients``, redrawn while nobody takes part.
+    probability ``per_round / num_clients``, redrawn while nobody takes part unless a cohort may be ``empty``; of more
+    than ``cap`` a random ``cap``. ``secret``: drawn by the operating system, not by the seed.
     """
-    rng = numpy_rng(seed, "cohort", round)
+    rng = secret_rng() if secret else numpy_rng(seed, "cohort", round)
     size = per_round
     if participation == "bernoulli":
-        size = 0
-        while size == 0:
+        size = int(rng.binomial(num_clients, per_round / num_clients))
+        while size == 0 and not empty:
             size = int(rng.binomial(num_clients, per_round / num_clients))
+        size = size if cap is None else min(size, cap)
     if size == num_clients:
         return list(range(num_clients))
     return sorted(rng.choice(num_clients, size, replace=False, shuffle=False).tolist())

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fedsim.exchange.payload import Outcome
 from fedsim.rng import numpy_rng
+from fedsim.sampling.cohort import sample
 
 if TYPE_CHECKING:
     from fedsim.system.clock import Clock
@@ -47,6 +48,22 @@ class Population:
     )  # each round's sum of n_i loss_i over those that answered
     absent: frozenset[int] = frozenset()
     fill: bool = True
+    empty: bool = False  # a bernoulli cohort may have nobody in it: a coin that is tossed again is no coin
+    cap: int | None = None  # most clients of a bernoulli cohort
+    secret: bool = False  # cohorts are drawn by the operating system, not by the seed
+
+    def draw(self, round: int, count: int) -> list[int]:
+        """The cohort of a round by ``participation``, whoever is there."""
+        return sample(
+            self.seed,
+            round,
+            len(self.sizes),
+            count,
+            self.participation,
+            empty=self.empty,
+            cap=self.cap,
+            secret=self.secret,
+        )
 
     @property
     def blind(self) -> bool:

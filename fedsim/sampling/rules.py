@@ -16,7 +16,6 @@ import numpy as np
 
 from fedsim.errors import ConfigError, check_setting
 from fedsim.rng import numpy_rng
-from fedsim.sampling.cohort import sample
 from fedsim.sampling.population import BLOCK, Population
 
 check = partial(check_setting, "sampling")  # refuses an impossible option of a sampling rule
@@ -77,12 +76,12 @@ class Uniform(Sampler):
         measure: Measure | None = None,
     ) -> list[int]:
         """Where everybody can be asked, the cohorts of ``fedsim.sampling.cohort.sample``."""
-        m, bernoulli = len(population.sizes), population.participation == "bernoulli"
+        bernoulli = population.participation == "bernoulli"
         if population.blind and not exclude and len(key) == 1:
-            drawn = sample(population.seed, key[0], m, count, population.participation)
+            drawn = population.draw(key[0], count)
             return population.there(drawn, *key) if population.absent else drawn
         if bernoulli:
-            asked = sample(population.seed, key[0], m, count, population.participation)
+            asked = population.draw(key[0], count)
             ids = np.array(asked, dtype=np.int64)
             found = [c for c in ids[population.present(ids)].tolist() if c not in exclude]
             return population.there(found, *key) if population.absent else found

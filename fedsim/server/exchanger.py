@@ -13,8 +13,12 @@ from fedsim.config.schema import FailureConfig
 from fedsim.engine.assignments import Broadcast, Chunk, ChunkResult
 from fedsim.engine.chunks import Lazy, cut
 from fedsim.errors import ClientError
+from fedsim.exchange.downlink import opened_down, packed_down
 from fedsim.exchange.fold import Fold, Folder, combine, fold_kinds
+from fedsim.exchange.landing import Landing
 from fedsim.exchange.payload import Message, Outcome, Payload
+from fedsim.exchange.secagg import LegBytes
+from fedsim.exchange.summing import price
 from fedsim.local.work import Work, work_of
 from fedsim.rng import key, seed_global
 from fedsim.server.clientstore import ClientStore
@@ -36,6 +40,7 @@ class Inquiry:
     clients: Sequence[int]  # ascending
     works: Mapping[int, Work]  # of these clients at least
     turns: Mapping[int, int] | None = None  # see ``Server.exchange``
+    cohort: int = 0  # how many were to be asked, those who are then lost among them
 
     @property
     def kind(self) -> str:
@@ -53,6 +58,7 @@ class Exchanger:
     failures: FailureConfig
     chunks: int = 0  # of a cohort; 0: see ``cut``
     collusion: Collusion | None = None  # attackers that see the honest updates
+    landing: Landing | None = None  # the server's half of the release
 
     def inquiry(
         self,
@@ -68,7 +74,7 @@ class Exchanger:
             without = () if self.context.share_buffers else ("buffers",)
             message = message.addressed(clients, without=without)
         broadcast = self._broadcast(message, fold, task, index)
-        return Inquiry(broadcast, message, clients, self._works(clients, index), turns)
+        return Inquiry(broadcast, message, clients, self._works(clients, index), turns, len(clients))
 
     def run(self, inquiry: Inquiry, round: int) -> tuple[list[Outcome], Folded]:
         """Outcomes in client order, and the folded updates; new client states are proposed.
@@ -95,11 +101,43 @@ class Exchanger:
         folded = combine(accepted(), len(inquiry.clients))
         if self.collusion is not None:
             folded = self.collusion.apply(folded, outcomes, broadcast.fold, self.context.layout)
+        if self.landing is not None:
+            folded = self._landed(self.landing, inquiry, folded, outcomes, round)
         for o in outcomes:
             o.task = broadcast.task
         # what a strategy draws from global generators must not hang on where clients were computed
         seed_global(key(self.context.seed, f"server/{broadcast.task}", round, *inquiry.clients[:1]))
         return outcomes, folded
+
+    def _landed(
+        self, landing: Landing, inquiry: Inquiry, folded: Folded, outcomes: Sequence[Outcome], round: int
+    ) -> Folded:
+        """What the release makes of the sums; nothing, and no new client state, where too few came for masks."""
+        broadcast, context = inquiry.broadcast, self.context
+        if landing.release.vectors(broadcast.fold, broadcast.task):
+            price(landing.release.secure, inquiry.cohort, outcomes)
+            if why := landing.void(inquiry.cohort, outcomes):
+                self.states.discard()
+                for o in outcomes:
+                    if o.kind == "ok":
+                        o.kind, o.reason = "dropped", why
+                return {}
+        about = (broadcast.task, context.seed, broadcast.round, context.layout, context.dtype)
+        sent = opened_down(landing.release, broadcast.payload, *about)
+        message = (broadcast.standing or Payload()).joined(sent)
+        return landing.land(folded, broadcast.fold, broadcast.task, message, outcomes, round)
+
+    def legs(self, inquiry: Inquiry) -> LegBytes:
+        """What masks add to an exchange: bytes of each client, and round trips."""
+        secure = None if self.landing is None else self.landing.release.secure
+        broadcast = inquiry.broadcast
+        if (
+            secure is None
+            or not self.landing
+            or not self.landing.release.vectors(broadcast.fold, broadcast.task)
+        ):
+            return LegBytes(0, 0)
+        return secure.legs(inquiry.cohort)
 
     def try_out(self, inquiry: Inquiry) -> list[Outcome]:
         """The outcome of the first client with samples, whose update is not used; empty if nobody has any."""
@@ -140,6 +178,14 @@ class Exchanger:
                 kinds.setdefault("buffers", ("mean",))
             elif not share_buffers:
                 shared = Payload({k: v for k, v in shared.arrays.items() if k != "buffers"}, shared.values)
+        if self.landing is not None:
+            said = self.landing.values | self.landing.weighted(kinds, task)
+            kinds = self.landing.release.kinds(kinds, task)
+            if kinds and said:
+                shared = Payload(shared.arrays, {**shared.values, **said})
+            if kinds and not message.keep:
+                about = (self.context.seed, index, self.context.layout)
+                shared = packed_down(self.landing.release, shared, task, *about)
         return Broadcast(index, task, shared, kinds, message.standing, message.keep)
 
     def _works(self, clients: Sequence[int], index: int) -> dict[int, Work]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from fedsim.errors import ClientError, StrategyError, ThinRoundError
 from fedsim.exchange.fold import Fold
 from fedsim.exchange.payload import Message, Outcome, Payload, Replies
+from fedsim.exchange.tasks import is_measuring
 from fedsim.local.newcomer import HELD_OUT
 from fedsim.sampling import Population, Sampler
 from fedsim.sampling.rules import Measure
@@ -22,7 +23,7 @@ from fedsim.server.context import Context
 from fedsim.server.examiner import Examiner
 from fedsim.server.exchanger import Exchanger
 from fedsim.server.round import Round
-from fedsim.server.roundlog import RoundLog, is_measuring
+from fedsim.server.roundlog import RoundLog
 from fedsim.task.vectors import Weights
 
 if TYPE_CHECKING:

@@ -67,6 +67,9 @@ class Loop:
         self._check_base(path)
         if server.sampler.remembers:
             server.population.restore(self.own[f"{OWN}seen"])
+        if (landing := server.exchanger.landing) is not None:
+            at = f"{OWN}release"
+            landing.restore({k.removeprefix(at): v for k, v in self.own.items() if k.startswith(at)})
 
     def run(self) -> None:
         """All remaining rounds. If one fails or is interrupted, the last finished round is checkpointed first.
@@ -82,7 +85,7 @@ class Loop:
             self.models()  # says what the state lacks
             check_state(self.strategy, self.state)
         try:
-            while self.done < self.rounds:
+            while self.done < self.rounds and not self._spent():
                 self._round()
             self.save()
         except BaseException as e:
@@ -95,6 +98,14 @@ class Loop:
             except Exception as lost:
                 e.add_note(f"The last finished round could not be checkpointed either: {lost}")
             raise
+
+    def _spent(self) -> bool:
+        """Whether the next round would cost more privacy than there is: the run ends here, done."""
+        landing = self.server.exchanger.landing
+        if landing is None or not landing.spent(self.done + 1):
+            return False
+        self.rounds, self.stopped = self.done, "privacy budget"
+        return True
 
     def save(self) -> None:
         """Checkpoint the last finished round, unless that is done."""
@@ -158,6 +169,8 @@ class Loop:
             models = models_of(strategy, state, layout)
         if self.kept is not None:
             self.kept.after("round", when)
+        if (landing := server.exchanger.landing) is not None:
+            server.record.entries |= landing.told(server.facts)
         digest = hash_tensors(piece for name in sorted(models) for piece in models[name].pieces(layout))
         row = server.record.row(self.done + 1, measures, cohort, digest, started)
         self._accept(state)
@@ -218,6 +231,8 @@ class Loop:
             self.own[f"{OWN}clock"] = server.clock.save()
         if server.sampler.remembers:
             self.own[f"{OWN}seen"] = server.population.save()
+        if (landing := server.exchanger.landing) is not None:
+            self.own |= {f"{OWN}release{k}": v for k, v in landing.save().items()}
         self.accepting = False
 
     def _tell(self, row: Row, server: Server, models: Mapping[str, Weights], measured: bool) -> None:

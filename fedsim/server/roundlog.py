@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from fedsim.exchange.payload import Outcome
+from fedsim.exchange.tasks import is_measuring
 from fedsim.server.clientmetrics import undefined
 from fedsim.tracking.rows import ClientRows
 
@@ -23,23 +24,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
-MEASURING = (
-    "evaluate",
-    "test",
-    "utility",
-    "held_out",
-    "guess",
-)  # tasks that the simulator sets, not the method: no bytes, no time
-ELSEWHERE = (
-    "val/",
-    "train/",
-    "attack/",
-)  # begin tasks that measure on other samples than tests (``Server.on``)
-
-
-def is_measuring(task: str) -> bool:
-    """Whether a task is the simulator's own measuring."""
-    return task in MEASURING or task.startswith(ELSEWHERE)
 
 
 @dataclass

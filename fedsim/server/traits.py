@@ -54,6 +54,8 @@ class Traits:
         ""  # how updates may hold samples as they are, by its settings; and what to type so that none does
     )
 
+    discloses: str = ""  # what clients send that no noise covers, by its settings, and what to type instead
+
     # of the model
     features: bool = False  # needs model.features(x) -> (B, d) and model.head, or a head named by model.head=
     linear_head: bool = False  # needs a head that is one linear layer

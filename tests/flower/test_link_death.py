@@ -41,7 +41,9 @@ def test_a_killed_superlink_with_a_database(tmp_path: Path) -> None:
         fed.link(fed.port)
         fed.ready("link", limit=LIMIT)
         again = fed.submit(ROOT, words)
-        wait_until(lambda: status(run) == "done", LIMIT, "the second run's end")  # the first one is interrupted
+        wait_until(
+            lambda: status(run) == "done", LIMIT, "the second run's end"
+        )  # the first one is interrupted
         wait_until(lambda: fed.status(first)[0].startswith("finished"), LIMIT, "the first run's end")
         assert fed.status(first)[0] == "finished:failed" and fed.status(again)[0].startswith(
             ("running", "finished")

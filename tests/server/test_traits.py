@@ -85,8 +85,8 @@ def every_class() -> dict[str, type]:
 
 def differing(traits: Traits) -> dict[str, Any]:
     names = [
-        n for n in NAMES if n not in ("unread", "mean_only", "asked_only", "counts_clients")
-    ]  # tests/run/test_conflicts.py, tests/contracts
+        n for n in NAMES if n not in ("unread", "mean_only", "asked_only", "counts_clients", "discloses")
+    ]  # tests/run/test_conflicts.py, tests/contracts, tests/run/test_private_methods.py
     return {n: getattr(traits, n) for n in names if getattr(traits, n) != getattr(Traits(), n)}
 
 

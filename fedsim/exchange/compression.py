@@ -1,0 +1,215 @@
+"""The settings of group ``compression``: a codec, what it is applied to, and error feedback.
+
+Each function here makes the :class:`Compression` of one option; ``fedsim.exchange.codecs`` holds the codecs themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsim.errors import ClientError, check_choice, check_setting
+from fedsim.exchange import codecs
+from fedsim.exchange.codecs import FrameCodec, StageDraws, compressed, scaled, to_frame, uncompressed
+from fedsim.exchange.codecs.framing import HEADER, zstandard
+
+if TYPE_CHECKING:
+    from fedsim.exchange.noise import Draws
+    from fedsim.task.layout import Layout
+
+DENSE = ("qsgd", "rotate")  # codecs that send every entry: those a model can be sent by
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compression:
+    """How vectors are made shorter: a ``stages.Codec``.
+
+    ``only``: names of the vectors that are encoded (None: all). ``downlink``: what the model is sent to clients by.
+    """
+
+    codec: FrameCodec
+    feedback: bool
+    feedback_decay: float = 1.0
+    only: tuple[str, ...] | None = None
+    zstd: bool = False
+    downlink: FrameCodec | None = None
+
+    @property
+    def unbiased(self) -> bool:
+        """See ``FrameCodec``."""
+        return self.codec.unbiased
+
+    @property
+    def lengthens(self) -> bool:
+        """See ``FrameCodec``."""
+        return self.codec.lengthens
+
+    @property
+    def linear(self) -> bool:
+        """See ``FrameCodec``."""
+        return self.codec.linear
+
+    def takes(self, vector: str) -> bool:
+        """Whether vectors of this name are encoded."""
+        return self.only is None or vector in self.only
+
+    def encode(self, v: Tensor, draws: Draws, layout: Layout | None) -> Tensor:
+        """The frame (n,), uint8, of ``v`` (d,); float32 where the codec's is no shorter."""
+        return as_tensor(to_frame(self.codec, v.cpu().numpy(), StageDraws(draws), shapes(layout), self.zstd))
+
+    def decode(self, frame: Tensor, draws: Draws, layout: Layout | None, d: int | None = None) -> Tensor:
+        """What the frame stands for, (d,), float64; refused if it is of another number of entries."""
+        return self.codec.decode(as_bytes(frame), StageDraws(draws), shapes(layout), d)
+
+    def shrink(self, frame: Tensor, factor: float, layout: Layout | None) -> Tensor:
+        """The frame of what is decoded times ``factor``."""
+        whole = uncompressed(as_bytes(frame), most=1 << 40)  # our own
+        shorter = scaled(self.codec, whole, factor, shapes(layout))
+        return as_tensor(compressed(shorter) if self.zstd else shorter)
+
+    def most_bytes(self, d: int) -> int:
+        """Bytes that no frame of ``d`` entries exceeds."""
+        return HEADER + 4 * d
+
+    def encode_down(self, v: Tensor, draws: Draws) -> Tensor:
+        """The frame of a model that is sent to clients."""
+        assert self.downlink is not None
+        return as_tensor(to_frame(self.downlink, v.cpu().numpy(), StageDraws(draws)))
+
+    def decode_down(self, frame: Tensor, draws: Draws, d: int) -> Tensor:
+        """What clients start from."""
+        assert self.downlink is not None
+        return self.downlink.decode(as_bytes(frame), StageDraws(draws), d=d)
+
+
+def top_k(
+    rate: float,
+    feedback: bool | None = None,
+    feedback_decay: float = 1.0,
+    only: Sequence[str] | None = None,
+    zstd: bool = False,
+    down: Mapping[str, Any] | None = None,
+) -> Compression:
+    """The share ``rate`` of entries that are largest; with feedback unless ``feedback`` says otherwise."""
+    return _of(codecs.TopK(rate), feedback, feedback_decay, only, zstd, down)
+
+
+def random_k(
+    rate: float,
+    scale: str = "unbiased",
+    feedback: bool | None = None,
+    feedback_decay: float = 1.0,
+    only: Sequence[str] | None = None,
+    zstd: bool = False,
+    down: Mapping[str, Any] | None = None,
+) -> Compression:
+    """The share ``rate`` of entries at places drawn by the key, times d/k if ``unbiased``."""
+    return _of(codecs.RandomK(rate, scale), feedback, feedback_decay, only, zstd, down)
+
+
+def qsgd(
+    levels: int,
+    norm: str = "max",
+    bucket: int = 512,
+    feedback: bool | None = None,
+    feedback_decay: float = 1.0,
+    only: Sequence[str] | None = None,
+    zstd: bool = False,
+    down: Mapping[str, Any] | None = None,
+) -> Compression:
+    """Each entry on one of 2 ``levels`` + 1 levels of its bucket, rounded at random."""
+    return _of(codecs.QSGD(levels, norm, bucket), feedback, feedback_decay, only, zstd, down)
+
+
+def sign(
+    feedback: bool | None = None,
+    feedback_decay: float = 1.0,
+    only: Sequence[str] | None = None,
+    zstd: bool = False,
+    down: Mapping[str, Any] | None = None,
+) -> Compression:
+    """One bit an entry and the mean size."""
+    return _of(codecs.Sign(), feedback, feedback_decay, only, zstd, down)
+
+
+def rotate(
+    bits: int,
+    mode: str = "unbiased",
+    feedback: bool | None = None,
+    feedback_decay: float = 1.0,
+    only: Sequence[str] | None = None,
+    zstd: bool = False,
+    down: Mapping[str, Any] | None = None,
+) -> Compression:
+    """A random rotation, then ``bits`` an entry."""
+    return _of(codecs.Rotate(bits, mode), feedback, feedback_decay, only, zstd, down)
+
+
+def low_rank(
+    rank: int,
+    feedback: bool | None = None,
+    feedback_decay: float = 1.0,
+    only: Sequence[str] | None = None,
+    zstd: bool = False,
+    down: Mapping[str, Any] | None = None,
+) -> Compression:
+    """Each matrix of the model as a product of ``rank`` columns and rows."""
+    return _of(codecs.LowRank(rank), feedback, feedback_decay, only, zstd, down)
+
+
+def _of(
+    codec: FrameCodec,
+    feedback: bool | None,
+    decay: float,
+    only: Sequence[str] | None,
+    zstd: bool,
+    down: Mapping[str, Any] | None,
+) -> Compression:
+    check_setting("compression", 0 <= decay <= 1, "feedback_decay", decay, "must be within 0..1")
+    if zstd:
+        zstandard()
+    return Compression(
+        codec=codec,
+        feedback=(not codec.unbiased) if feedback is None else feedback,
+        feedback_decay=decay,
+        only=None if only is None else tuple(only),
+        zstd=zstd,
+        downlink=_downlink(down),
+    )
+
+
+def _downlink(down: Mapping[str, Any] | None) -> FrameCodec | None:
+    """The codec of the down-link: ``{codec: qsgd, levels: 127}``."""
+    if down is None:
+        return None
+    options = {str(k): v for k, v in down.items()}
+    name = options.pop("codec", None)
+    check_choice("compression.down.codec", name, DENSE)
+    known = {"qsgd": ("levels", "norm", "bucket"), "rotate": ("bits", "mode")}[str(name)]
+    for key in options:
+        check_choice("compression.down: the key", key, known)
+    if name == "rotate":
+        return codecs.Rotate(options.get("bits", 4), options.get("mode", "unbiased"))
+    return codecs.QSGD(options.get("levels", 127), options.get("norm", "max"), options.get("bucket", 512))
+
+
+def shapes(layout: Layout | None) -> tuple[tuple[int, ...], ...]:
+    """Shapes of a model's tensors in the order of its flat vector."""
+    return () if layout is None else tuple(slot.shape for slot in layout.params)
+
+
+def as_tensor(frame: bytes) -> Tensor:
+    """A frame as an array that travels."""
+    return torch.from_numpy(np.frombuffer(frame, np.uint8).copy())
+
+
+def as_bytes(frame: Tensor) -> bytes:
+    """The inverse of :func:`as_tensor`; refuses what is no row of bytes."""
+    if frame.dtype != torch.uint8 or frame.dim() != 1:
+        raise ClientError(f"a frame is a row of bytes; this is {tuple(frame.shape)}, {frame.dtype}")
+    return frame.cpu().numpy().tobytes()

@@ -1,0 +1,310 @@
+"""The server's half of a release: sums come out of the ring, get their noise once, and are divided by a fixed number.
+
+With S_t the cohort, C the bound, z the noise multiplier and E the expected size of a cohort,
+``total = sum_{i in S_t} clip(v_i) + N(0, (z C)^2 I)`` and ``mean = total / E``: whoever did not answer adds zero, and a
+round in which nobody did releases noise (McMahan, Ramage, Talwar, Zhang, ICLR 2018). G vectors of one exchange share a
+budget: each gets noise of std ``z C_g sqrt(G)``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from fedsim.errors import EngineError, StrategyError
+from fedsim.exchange.accounting import Mechanism
+from fedsim.exchange.central import CentralNoise
+from fedsim.exchange.ledger import Ledger
+from fedsim.exchange.payload import DENOMINATOR, Outcome, Payload
+from fedsim.exchange.release import (
+    CLIP,
+    FITS,
+    OWN,
+    SATURATED,
+    Kinds,
+    Release,
+    _flat,
+    _shaped,
+    _slots,
+    shared_entries,
+)
+from fedsim.exchange.spending import Spending
+from fedsim.exchange.summing import void, weighted_sums
+from fedsim.task.layout import Layout
+
+Folded = dict[tuple[str, str], Tensor]
+RECLIPPED = f"{OWN}reclipped"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """What the server's half must know of a run."""
+
+    seed: int
+    layout: Layout
+    dtype: torch.dtype
+    cohort: float  # E
+    stays: tuple[slice, ...] = ()  # spans of ``w`` that never leave clients
+    mechanism: Mechanism | None = None
+    keyed: bool = True
+    deployed: bool = False  # clients are real: keyed noise protects nobody
+    rounds: int = 0
+    heaviest: float = 1.0  # most weight of a client in a mean
+    events: Mapping[int, int] = field(
+        default_factory=dict
+    )  # of each client in a round, at most: single samples
+    affords: int | None = None  # releases, where they are worked out before the run
+    apart: int = 0  # rounds between two turns of a client, at least
+
+
+@dataclass
+class Landing:
+    """The pipeline after the fold, and what it keeps from round to round."""
+
+    release: Release
+    terms: Terms
+    ledger: Ledger | None = None
+    central: CentralNoise | None = None
+    spending: Spending | None = None
+    row: dict[str, Any] = field(default_factory=dict)  # entries of the round's row
+    _last: int = -1  # round of the last release
+    _exchange: int = 0  # its number in the round
+    _turns: dict[int, int] = field(
+        default_factory=dict
+    )  # last round of each client, where turns are far apart
+    _released: int = 0
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """What a message says to clients."""
+        privacy = self.release.privacy
+        adapts = privacy is not None and privacy.adapts and self.central is not None
+        return {CLIP: self.central.bound} if adapts and self.central is not None else {}
+
+    def weighted(self, kinds: Kinds, task: str) -> dict[str, Any]:
+        """What a message says of weighted sums in fixed point."""
+        secure, privacy = self.release.secure, self.release.privacy
+        if secure is None or (privacy is not None and privacy.central):
+            return {}
+        return weighted_sums(secure, self.release.vectors(kinds, task), kinds, self.terms.heaviest)
+
+    def void(self, asked: int, outcomes: Sequence[Outcome]) -> str:
+        """Why the server cannot take masks off the sum, if so; noted in the round's row."""
+        why = "" if self.release.secure is None else void(self.release.secure, asked, outcomes)
+        if why:
+            self.row["secagg"] = "void"
+        return why
+
+    def land(
+        self,
+        folded: Folded,
+        kinds: Kinds,
+        task: str,
+        message: Payload,
+        outcomes: Sequence[Outcome],
+        round: int,
+    ) -> Folded:
+        """``folded`` with the sums that the strategy sees, and what their means are divided by."""
+        names, privacy, ring = self.release.vectors(kinds, task), self.release.privacy, self.release.secure
+        if not names or (ring is None and privacy is None):
+            return folded
+        ok = [o for o in outcomes if o.kind == "ok"]
+        self.row = {k: v for k, v in self.row.items() if k == "secagg"}
+        self._number(round)
+        if ring is not None:
+            self.row["saturated"] = int(sum(o.metrics.get(SATURATED, 0.0) for o in ok))
+        if self.spending is not None:
+            self.spending.add(ok)
+            self.row |= self.spending.row() | self._marks
+        if self.central is not None:
+            self._enter(self.central, names, ok, round)
+        elif ring is None:
+            return folded
+        out = dict(folded)
+        for name in names:
+            bound = self.release.bound(name, self.values)
+            total = out.pop((name, "sum"), None)
+            if total is None and self.central is None:
+                continue
+            if total is None:
+                total = torch.zeros_like(self._like(name, message))
+            elif ring is not None and not total.is_floating_point():
+                total = ring.leave(name, total, bound).to(self.terms.dtype)
+            if self.central is not None:
+                assert bound is not None
+                total = self._noised(self.central, name, total, bound, len(names), round)
+            out[name, "sum"] = total
+            by = self._divisor(name, ok, message)
+            out[name, DENOMINATOR] = torch.tensor(by, dtype=torch.float64)
+        if self.central is not None:
+            self._note(self.central, ok, round)
+        return out
+
+    def _enter(self, central: CentralNoise, names: Sequence[str], ok: Sequence[Outcome], round: int) -> None:
+        """Note the release before it is made."""
+        self._check_cohort(ok, round)
+        assert self.ledger is not None
+        z, bound = central.privacy.multiplier, central.bound
+        self.ledger.write(round + 1, self._exchange, vectors=names, z=z, clip=bound, cohort=len(ok))
+        self._released = len(self.ledger)
+
+    def _divisor(self, name: str, ok: Sequence[Outcome], message: Payload) -> float:
+        """What the sum of a vector is divided by for its mean."""
+        if self.release.privacy is not None and self.release.privacy.central:
+            return self.terms.cohort
+        assert self.release.secure is not None
+        return self.release.secure.denominator(name, [o.weight for o in ok], message.values)
+
+    def _number(self, round: int) -> None:
+        """Count exchanges that release something in a round."""
+        again = self._last == round
+        self._exchange = self._exchange + 1 if again else 0
+        self._last = round
+        mechanism = self.terms.mechanism
+        if (
+            again
+            and mechanism is not None
+            and (mechanism.event != "plain" or mechanism.sensitivity is not None)
+        ):
+            raise StrategyError(
+                f"round {round + 1}: a second exchange of the round releases vectors, of the same cohort as the first: "
+                "privacy=client has no accountant for both; choose a method with one exchange a round, such as fedavg"
+            )
+
+    def _like(self, name: str, message: Payload) -> Tensor:
+        """Of the shape of a vector that nobody sent: what the message holds under its name, else the model."""
+        found = message.arrays.get(name, message.arrays.get("w"))
+        if found is None:
+            raise EngineError(
+                f"nobody sent '{name}', and the message holds neither that nor w: its noise has no shape"
+            )
+        return found.to("cpu", self.terms.dtype)
+
+    def _noised(
+        self, central: CentralNoise, name: str, total: Tensor, bound: float, count: int, round: int
+    ) -> Tensor:
+        """The sum with noise, drawn for entries that leave clients."""
+        layout = self.terms.layout
+        slots = _slots(total, layout)
+        x = _flat(total, slots).double()
+        added = central.of(name, x.numel(), bound, count, round, self._exchange, self._released)
+        if (mask := shared_entries(layout, self.terms.stays, total, slots)) is not None:
+            added = added * mask
+        sums = self.row.setdefault("_sums", [0.0, 0.0])
+        sums[0] += float(x.square().sum())
+        sums[1] += float(added.square().sum())
+        return _shaped((x + added).to(total.dtype), slots, total)
+
+    def _check_cohort(self, ok: Sequence[Outcome], round: int) -> None:
+        """Refuse a client that is back before its turn: correlated noise does not hide it then."""
+        if self.release.privacy is not None and self.release.privacy.cap is not None:
+            most = self.release.privacy.cap
+            if len(ok) > most:
+                raise EngineError(f"round {round + 1}: {len(ok)} clients answered, but privacy.cap={most}")
+        if not self.terms.apart:
+            return
+        for o in ok:
+            last = self._turns.get(o.client)
+            if last is not None and last != round and round - last < self.terms.apart:
+                raise StrategyError(
+                    f"client {o.client} takes part in rounds {last + 1} and {round + 1}, but correlated noise hides it "
+                    f"only every {self.terms.apart} rounds; type sampling=round_robin"
+                )
+            self._turns[o.client] = round
+
+    @property
+    def _marks(self) -> dict[str, Any]:
+        """Whether noise hides anything from who has the seed."""
+        return {"private": not (self.terms.deployed and self.terms.keyed)}
+
+    def _note(self, central: CentralNoise, ok: Sequence[Outcome], round: int) -> None:
+        """The row's entries, and the bound of the next exchange."""
+        privacy = central.privacy
+        assert self.terms.mechanism is not None and privacy.delta is not None
+        fits = [float(cast(float, o.values.get(FITS, 1.0))) for o in ok]
+        sums = self.row.pop("_sums", [0.0, 0.0])
+        eps, relation = self.terms.mechanism.epsilon(self._released, privacy.delta)
+        self.row |= {
+            "epsilon": eps,
+            "delta": privacy.delta,
+            "relation": relation,
+            "z": privacy.multiplier,
+            "C": central.bound,
+            "clipped": 1 - sum(fits) / len(fits) if fits else 0.0,
+            "reclipped": sum(int(cast(int, o.values.get(RECLIPPED, 0))) for o in ok),
+            "noise_norm": math.sqrt(sums[1]),
+            "sum_norm": math.sqrt(sums[0]),
+            "epsilon_valid": not privacy.assume_poisson,
+            "not_private": ["clipped", "reclipped", "sum_norm"],
+        } | self._marks
+        central.adapt(fits, round)
+
+    def spent(self, round: int) -> bool:
+        """Whether ``round`` (from 1) would exceed ``privacy.epsilon_max``."""
+        privacy, mechanism = self.release.privacy, self.terms.mechanism
+        if privacy is None or privacy.epsilon_max is None:
+            return False
+        if self.spending is not None:
+            return self.spending.exceeds(privacy.epsilon_max, self.terms.events)
+        if mechanism is None or self.ledger is None:
+            return False
+        count = self.ledger.after(round)
+        if self.terms.affords is not None:
+            return count > self.terms.affords
+        assert privacy.delta is not None
+        return mechanism.epsilon(count, privacy.delta)[0] > privacy.epsilon_max
+
+    def told(self, facts: dict[str, Any]) -> dict[str, Any]:
+        """Entries of the round's row; what concerns the whole run goes to its ``facts``."""
+        row, self.row = self.row, {}
+        if "epsilon" in row and (privacy := self.release.privacy) is not None:
+            said = {k: row[k] for k in ("epsilon", "delta", "relation", "z", "epsilon_valid", "private")}
+            facts["privacy"] = {
+                "level": privacy.level,
+                **said,
+                "noise": "keyed" if self.terms.keyed else "os",
+            }
+        return row
+
+    def at_end(self, facts: dict[str, Any]) -> None:
+        """What is worked out once, of the whole run: epsilon by privacy loss distributions, if they are asked for."""
+        privacy, mechanism = self.release.privacy, self.terms.mechanism
+        if privacy is None or privacy.accountant != "pld" or mechanism is None or "privacy" not in facts:
+            return
+        assert privacy.delta is not None
+        facts["privacy"]["epsilon"] = mechanism.epsilon(self._released, privacy.delta, "pld")[0]
+        facts["privacy"]["accountant"] = "pld"
+
+    def save(self) -> dict[str, Any]:
+        """Entries of a checkpoint, under no prefix: ``""`` plain values, others tensors."""
+        plain: dict[str, Any] = {
+            "released": self._released,
+            "turns": {str(c): r for c, r in self._turns.items()},
+        }
+        tensors: dict[str, Tensor] = {}
+        if self.central is not None:
+            plain["central"], tensors = self.central.save()
+        if self.spending is not None:
+            plain["spent"] = self.spending.save()
+        return {"": plain, **tensors}
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Go on from what ``save`` gave.
+
+        Raises:
+            CheckpointError: if the ledger has lost releases since.
+        """
+        plain = saved[""]
+        self._released = plain["released"]
+        self._turns = {int(c): r for c, r in plain["turns"].items()}
+        if self.central is not None:
+            self.central.restore(plain["central"], saved)
+        if self.spending is not None:
+            self.spending.restore(plain["spent"])
+        if self.ledger is not None:
+            self.ledger.check(self._released)

@@ -1,0 +1,64 @@
+"""The ledger of releases, ``privacy.jsonl``: a line for each, on disk before the noisy sum is made."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from fedsim.errors import CheckpointError
+
+FILE = "privacy.jsonl"
+
+
+class Ledger:
+    """What was released in a run. Rounds that are run again after a kill release the same numbers where noise is
+    keyed, and count once; with noise of the operating system they are a second release, and count twice."""
+
+    def __init__(self, folder: Path, keyed: bool):
+        self._path, self._keyed = folder / FILE, keyed
+        self._seen = [
+            (int(line["round"]), int(line["exchange"])) for line in map(json.loads, _lines(self._path))
+        ]
+
+    def __len__(self) -> int:
+        return len(set(self._seen)) if self._keyed else len(self._seen)
+
+    def after(self, round: int) -> int:
+        """Releases once ``round`` (from 1) has made its own."""
+        seen = set(self._seen)
+        return len(seen | {(round, 0)}) if self._keyed else len(self._seen) + 1
+
+    def write(self, round: int, exchange: int, **about: Any) -> None:
+        """Note a release of ``round`` (from 1), and see to it that this outlives a crash."""
+        self._seen.append((round, exchange))
+        line = {"round": round, "exchange": exchange, "noise": "keyed" if self._keyed else "os", **about}
+        with self._path.open("a") as f:
+            f.write(json.dumps(line) + "\n")
+            f.flush()
+            os.fsync(f.fileno())
+
+    def forget(self) -> None:
+        """Begin anew."""
+        self._seen = []
+        self._path.unlink(missing_ok=True)
+
+    def check(self, releases: int) -> None:
+        """Refuse to go on where the ledger has lost releases that the checkpoint knows of.
+
+        Raises:
+            CheckpointError: naming the file.
+        """
+        if len(self) < releases:
+            raise CheckpointError(
+                f"{self._path} knows of {len(self)} releases, the checkpoint of {releases}: what was spent can't be "
+                "told. Put the file back, or give resume=never to start afresh"
+            )
+
+
+def _lines(path: Path) -> list[str]:
+    """Whole lines of the file; the last may have been cut by a crash, before its release was made."""
+    if not path.is_file():
+        return []
+    return [line for line in path.read_text().split("\n")[:-1] if line]

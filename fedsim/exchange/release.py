@@ -1,0 +1,263 @@
+"""What leaves a client: one ordered pipeline between its ``finish`` and the server's fold, the same for every method.
+
+    client:  update -> finite? -> clip -> local noise -> + residual -> encode -> fit to C -> residual kept -> ring
+    server:  decode -> fold in chunk order -> out of the ring -> central noise -> / denominator -> strategy
+
+``Release.leave`` is the client's half, called by the worker for each update; ``Release.arrive`` is what the server of a
+deployment does with what came over the wire, before it folds; ``fedsim.exchange.landing.Landing`` is the server's half,
+after the fold. Without a release nothing of this runs.
+
+Where parts plug in:
+
+* a codec (``compression``) is a ``stages.Codec``. It sees one vector at a time, without padding, in float64, and
+  makes of it one frame (n,) of uint8. Error feedback, fitting to the clip bound, residuals and bytes are done here.
+* secure sums (``secure``) are a ``stages.Ring``: what it makes of a vector is folded in the place of that, as a sum of
+  integers, and ``Landing`` takes the sum out of the ring. Masks belong to whoever sends the frame.
+* privacy (``privacy``) is ``fedsim.exchange.privacy.Privacy``: clip and local noise here, central noise in ``Landing``.
+
+A vector is an array of real numbers of the fold that the method does not call a statistic; ``buffers`` are none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from fedsim.errors import ClientError
+from fedsim.exchange.noise import Draws
+from fedsim.exchange.payload import Value
+from fedsim.exchange.tasks import is_measuring
+from fedsim.rng import torch_rng
+
+if TYPE_CHECKING:
+    from fedsim.exchange.privacy import Privacy
+    from fedsim.exchange.stages import Codec, Ring
+    from fedsim.task.layout import Layout
+    from fedsim.task.slots import Slots
+
+OWN = "release/"  # begins names of the pipeline's own: client states, values of messages and updates
+RESIDUAL = f"{OWN}residual/"  # and the vector's name: what encoding left out, (size,) without padding
+CLIP = f"{OWN}clip"  # value of a message: the bound of this exchange, where it changes from round to round
+SATURATED = f"{OWN}saturated"  # metric of an update: entries that were beyond reach of the fixed point
+FITS = f"{OWN}fits"  # value of an update: 1 where no vector had to be clipped, else 0
+EVENTS = f"{OWN}events"  # value of an update: noisy gradients of single samples that it is made of
+TOLERANCE = 1e-6  # by which a vector may be longer than the bound, since it is rounded
+Kinds = Mapping[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class Leaving:
+    """Whose update leaves, and in which exchange."""
+
+    seed: int
+    round: int  # or the number that keys the client's draws
+    client: int
+    task: str
+    layout: Layout
+    values: Mapping[str, Value] = field(default_factory=dict)  # of the message
+    kept: Mapping[str, Tensor] = field(
+        default_factory=dict
+    )  # of the client's state, what begins with ``OWN``
+    stays: tuple[slice, ...] = ()  # spans of ``w`` that never leave the client: nothing is drawn for them
+    events: int = 0  # noisy gradients of single samples that the update is made of
+
+    def private(self, v: Tensor, slots: Slots | None) -> Tensor | None:
+        """0 where entries of ``v``, without padding, never leave the client, else 1; None: all of them leave."""
+        return shared_entries(self.layout, self.stays, v, slots)
+
+    def draws(self, vector: str) -> Draws:
+        """Generators keyed by (seed, ``release/<vector>/<stage>``, round, client); tasks but ``fit`` go before."""
+        first = "" if self.task == "fit" else f"{self.task}/"
+        return lambda stage: torch_rng(self.seed, f"{first}{OWN}{vector}/{stage}", self.round, self.client)
+
+
+@dataclass
+class Sent:
+    """What became of an update. ``frames`` hold what travels, of vectors that do not travel as they are folded."""
+
+    arrays: dict[str, Tensor]  # what is folded
+    values: dict[str, Value] = field(default_factory=dict)  # further ones, for the server
+    frames: dict[str, Tensor] = field(default_factory=dict)
+    state: dict[str, Tensor] = field(default_factory=dict)  # the client's new residuals
+    metrics: dict[str, float] = field(default_factory=dict)  # for the log
+
+    @property
+    def travelling(self) -> dict[str, Tensor]:
+        """All arrays as they travel."""
+        return {**self.arrays, **self.frames}
+
+
+@dataclass(frozen=True)
+class Release:
+    """What is done to an update before it leaves; part of the workers' plan. Knows no method by name."""
+
+    privacy: Privacy | None = None
+    compression: Codec | None = None
+    secure: Ring | None = None
+    statistics: frozenset[str] = frozenset()  # arrays of the method that are no vectors
+    public: frozenset[str] = frozenset()  # values of updates that say nothing of a client's samples
+
+    def vectors(self, kinds: Kinds, task: str) -> list[str]:
+        """Names of what passes the pipeline in an exchange; nothing of what only measures."""
+        if is_measuring(task):
+            return []
+        return [n for n, k in kinds.items() if n != "buffers" and "cat" not in k and n not in self.statistics]
+
+    def kinds(self, kinds: Kinds, task: str) -> dict[str, tuple[str, ...]]:
+        """What is asked of the workers: plain sums where noise is added to the sum, or the sum is of integers."""
+        summed = self.secure is not None or (self.privacy is not None and self.privacy.central)
+        names = self.vectors(kinds, task) if summed else []
+        return {n: ("sum",) if n in names else tuple(k) for n, k in kinds.items()}
+
+    def bound(self, vector: str, values: Mapping[str, Value]) -> float | None:
+        """How long the vector may be; None: as long as it is."""
+        return None if self.privacy is None else self.privacy.bound(vector, values.get(CLIP))
+
+    def leave(
+        self, arrays: Mapping[str, Tensor], values: Mapping[str, Value], kinds: Kinds, about: Leaving
+    ) -> Sent:
+        """Send an update of finite numbers through the stages, one vector after the other.
+
+        Raises:
+            ClientError: for what privacy does not cover: other arrays or values, a ``weight`` other than 1.
+        """
+        sent = Sent(dict(arrays))
+        names = self.vectors(kinds, about.task)
+        if self.privacy is not None and not is_measuring(about.task):
+            self.privacy.check_update(arrays, names, values, self.public)
+        fits = True
+        for name in names:
+            v = arrays.get(name)
+            if v is not None and self.secure is not None and not v.is_floating_point():
+                raise ClientError(f"'{name}' holds {v.dtype}: secure sums are of real numbers")
+            if v is None or not v.is_floating_point() or not v.numel():
+                continue
+            bound = self.bound(name, about.values)
+            if bound is not None:
+                v, factor = clip(v, bound)
+                fits = fits and factor == 1.0
+            sent.arrays[name] = v
+            if self.compression is not None or self.secure is not None or self._noisy:
+                weight = float(values.get("weight", 1.0))  # type: ignore[arg-type]
+                self._encoded(name, v, bound, about, sent, len(names), weight)
+        if self.privacy is not None and self.privacy.central and names:
+            sent.values[FITS] = float(fits)
+        if about.events:
+            sent.values[EVENTS] = about.events
+        return sent
+
+    @property
+    def _noisy(self) -> bool:
+        return self.privacy is not None and self.privacy.local
+
+    def _encoded(
+        self, name: str, v: Tensor, bound: float | None, about: Leaving, sent: Sent, count: int, weight: float
+    ) -> None:
+        """The stages after the clip, on one of ``count`` vectors, without padding and in float64."""
+        slots, draws, codec = _slots(v, about.layout), about.draws(name), self.compression
+        x = _flat(v, slots).double().cpu()
+        if self.privacy is not None and self.privacy.local:
+            keeps = about.private(v, slots)
+            noise = self.privacy.local_noise(x, bound, count, draws)
+            x = x + (noise if keeps is None else noise * keeps)
+        if codec is not None and codec.takes(name):
+            layout = about.layout if slots is about.layout.params else None
+            residual = about.kept.get(RESIDUAL + name)
+            if codec.feedback and residual is not None:
+                x = x + residual.double().flatten().cpu()
+            frame = codec.encode(x, draws, layout)
+            y = codec.decode(frame, draws, layout)
+            if bound is not None and not self._noisy and (length := _length(y)) > bound * (1 + TOLERANCE):
+                frame = codec.shrink(frame, bound / length, layout)
+                y = codec.decode(frame, draws, layout)
+            if codec.feedback:
+                left = (x - y) * codec.feedback_decay
+                sent.state[RESIDUAL + name] = left.to(v.dtype)
+            sent.frames[name], x = frame, y
+        if self.secure is not None:
+            factor = self.secure.factor(name, weight, about.values)
+            whole, saturated = self.secure.enter(name, x, bound, draws, factor)
+            sent.arrays[name], sent.frames[name] = _shaped(whole, slots, v), self.secure.frame(whole)
+            sent.metrics[SATURATED] = sent.metrics.get(SATURATED, 0.0) + saturated
+            return
+        sent.arrays[name] = _shaped(x.to(v.device, v.dtype), slots, v)
+
+    def frames(self, vector: str, dtype: torch.dtype) -> bool:
+        """Whether a vector of ``dtype`` travels as a frame."""
+        takes = self.compression is not None and self.compression.takes(vector)
+        return dtype.is_floating_point and (takes or self.secure is not None)
+
+    def arrive(
+        self, travelled: Mapping[str, Tensor], shapes: Mapping[str, Tensor], kinds: Kinds, about: Leaving
+    ) -> tuple[dict[str, Tensor], int]:
+        """At the server of a deployment: what came over the wire as it is folded, and how many vectors were longer
+        than an honest client's and were clipped. ``shapes``: of each vector, one of its shape and type.
+
+        Raises:
+            ClientError: for a frame that no encoder makes.
+        """
+        arrays, codec, long = dict(travelled), self.compression, 0
+        for name in self.vectors(kinds, about.task):
+            v = arrays[name]
+            like = shapes[name]
+            if self.frames(name, like.dtype):
+                slots = _slots(like, about.layout)
+                size = like.numel() if slots is None else slots.size
+                if self.secure is not None:
+                    v = _shaped(self.secure.opened(v, size), slots, like)
+                elif codec is not None:
+                    layout = about.layout if slots is about.layout.params else None
+                    x = codec.decode(v, about.draws(name), layout, size)
+                    v = _shaped(x.to(like.dtype), slots, like)
+            bound = None if self.secure is not None or self._noisy else self.bound(name, about.values)
+            if bound is not None and _length(v) > bound * (1 + TOLERANCE):
+                v, long = clip(v, bound)[0], long + 1
+            arrays[name] = v
+        return arrays, long
+
+
+def clip(v: Tensor, bound: float) -> tuple[Tensor, float]:
+    """``v min(1, C/|v|)`` and the factor; zero stays zero, and what fits is returned as it is.
+
+    McMahan, Ramage, Talwar, Zhang: Learning Differentially Private Recurrent Language Models, ICLR 2018.
+    """
+    length = _length(v)
+    if length <= bound:
+        return v, 1.0
+    factor = bound / length
+    return v * factor, factor
+
+
+def shared_entries(layout: Layout, stays: tuple[slice, ...], v: Tensor, slots: Slots | None) -> Tensor | None:
+    """1 for entries of a flat vector, without padding, that leave clients, else 0 (size,); None: all of them do."""
+    if not stays or slots is not layout.params:
+        return None
+    mask = torch.ones(slots.dim, dtype=torch.float64)
+    for span in stays:
+        mask[span] = 0
+    return slots.compact(mask)
+
+
+def _length(v: Tensor) -> float:
+    """The L2 norm, summed in float64."""
+    return math.sqrt(float(v.flatten().double().square().sum())) if v.numel() else 0.0
+
+
+def _slots(v: Tensor, layout: Layout) -> Slots | None:
+    """How ``v`` lies in the layout, if it is one of its flat vectors."""
+    if v.dim() != 1:
+        return None
+    return next((s for s in layout.vectors.values() if s.dim == len(v) and s.holds(v)), None)
+
+
+def _flat(v: Tensor, slots: Slots | None) -> Tensor:
+    return v.reshape(-1) if slots is None else slots.compact(v)
+
+
+def _shaped(x: Tensor, slots: Slots | None, like: Tensor) -> Tensor:
+    return x.reshape(like.shape) if slots is None else slots.expand(x)

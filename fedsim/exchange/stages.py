@@ -1,0 +1,82 @@
+"""What the release asks of its stages: a codec, and the fixed point of secure sums."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from fedsim.exchange.codecs import FrameCodec
+    from fedsim.exchange.noise import Draws
+    from fedsim.exchange.payload import Value
+    from fedsim.exchange.secagg import LegBytes
+    from fedsim.task.layout import Layout
+
+
+class Codec(Protocol):
+    """Makes a vector shorter on the wire. Pure: the same input and draws give the same bits anywhere."""
+
+    unbiased: bool  # the mean over draws of what is decoded is the vector
+    lengthens: bool  # what is decoded may be longer than the vector
+    linear: bool  # decoded sums are sums of what is decoded, wherever it is computed: passes secure sums
+    feedback: bool  # what was left out is added to the client's next vector
+    feedback_decay: float  # factor in [0, 1] on what was left out
+    downlink: FrameCodec | None  # what the model is sent to clients by: see ``fedsim.exchange.downlink``
+
+    def takes(self, vector: str) -> bool:
+        """Whether vectors of this name are encoded; others travel as they are."""
+
+    def encode(self, v: Tensor, draws: Draws, layout: Layout | None) -> Tensor:
+        """The frame (n,), uint8, of ``v`` (d,), float64; ``layout`` where ``v`` is one of a model's, else None."""
+
+    def decode(self, frame: Tensor, draws: Draws, layout: Layout | None, d: int | None = None) -> Tensor:
+        """What the frame stands for, (d,), float64.
+
+        Raises:
+            ClientError: for a frame that no encoder makes.
+        """
+
+    def shrink(self, frame: Tensor, factor: float, layout: Layout | None) -> Tensor:
+        """The frame of what is decoded times ``factor`` < 1: its scale fields are smaller, its codes the same."""
+
+    def encode_down(self, v: Tensor, draws: Draws) -> Tensor:
+        """The frame of a model that is sent to clients."""
+
+    def decode_down(self, frame: Tensor, draws: Draws, d: int) -> Tensor:
+        """What clients start from."""
+
+
+class Ring(Protocol):
+    """Fixed-point numbers, whose sums do not depend on their order and can be masked."""
+
+    def enter(
+        self, vector: str, v: Tensor, bound: float | None, draws: Draws, factor: float
+    ) -> tuple[Tensor, int]:
+        """``v`` (d,), float64, times ``factor`` as integers (d,), int64; and how many were beyond reach.
+        ``bound``: of its length, where it was clipped."""
+
+    def leave(self, vector: str, total: Tensor, bound: float | None) -> Tensor:
+        """The real sum (d,), float64, of which the sum of integers is ``total``."""
+
+    masks: bool  # clients mask what they send
+    max_weight: float | None  # of a client in a mean
+
+    def factor(self, vector: str, weight: float, said: Mapping[str, Value]) -> float:
+        """What a client's vector is multiplied by, by its weight and the message's values."""
+
+    def frame(self, levels: Tensor) -> Tensor:
+        """Integers (d,) as they travel, uint8."""
+
+    def opened(self, frame: Tensor, d: int) -> Tensor:
+        """The inverse of ``frame``."""
+
+    def denominator(self, vector: str, weights: Sequence[float], said: Mapping[str, Value]) -> float:
+        """What the sum of a vector is divided by for its mean."""
+
+    def enough(self, asked: int) -> int:
+        """How many of ``asked`` clients must answer."""
+
+    def legs(self, asked: int) -> LegBytes:
+        """Bytes of one client beyond the message and the frame."""

@@ -1,0 +1,199 @@
+"""The settings of group ``secagg``: sums in fixed point, and the masks of which simulation prices the bytes.
+
+A secure sum is the sum of integers (``fedsim.exchange.secagg.ring``): it depends on no order, and the masked protocol
+gives the same bits. A weighted mean is a sum of vectors times w = weight/max_weight, divided by the sum of these w in
+the same fixed point.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsim.errors import ClientError, EngineError, StrategyError, check_choice, check_setting
+from fedsim.exchange.codecs.codec import StageDraws
+from fedsim.exchange.compression import as_bytes, as_tensor
+from fedsim.exchange.payload import Outcome, Value
+from fedsim.exchange.secagg.protocol import LegBytes, check_threshold, default_threshold
+from fedsim.exchange.secagg.ring import (
+    ROUNDING,
+    FixedPoint,
+    read_ring_frame,
+    residues_of,
+    ring_frame,
+    ring_levels,
+    signed,
+    to_levels,
+)
+
+if TYPE_CHECKING:
+    from fedsim.exchange.noise import Draws
+    from fedsim.exchange.release import Kinds
+    from fedsim.exchange.stages import Ring
+
+WEIGHTED = (
+    "release/weighted"  # value of a message: names of vectors that are summed times the client's weight
+)
+MAX_WEIGHT = "release/max_weight"  # and the weight that counts as 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class SecureSums:
+    """A ``stages.Ring`` of ``bits`` for sums of at most ``most`` clients.
+
+    ``masks``: clients mask what they send; without, the server could read single residues.
+    """
+
+    bits: int = 32
+    reach: float | None = None  # of an entry, where updates are not clipped
+    round: str = "nearest"  # nearest | stochastic
+    max_weight: float | None = None  # of a client in a mean; None: the most samples that one has
+    masks: bool = False
+    threshold: int | None = None  # clients that must answer; None: two thirds of those asked
+    neighbours: int | None = None  # clients that each masks with, even; None: all
+    most: int | None = None  # clients of a sum; None: filled in by the run
+
+    def __post_init__(self) -> None:
+        check_choice("secagg.round", self.round, ROUNDING)
+        check_setting("secagg", self.reach is None or self.reach > 0, "reach", self.reach, "must be positive")
+        heavy = self.max_weight is None or self.max_weight > 0
+        check_setting("secagg", heavy, "max_weight", self.max_weight, "must be positive")
+        k = self.neighbours
+        check_setting(
+            "secagg", k is None or (k >= 2 and k % 2 == 0), "neighbours", k, "must be even, from 2 on"
+        )
+        ring_levels(self.bits, self.most or 1)
+
+    @property
+    def ring(self) -> FixedPoint:
+        """The fixed point of the run."""
+        assert self.most is not None
+        return FixedPoint(self.bits, self.most, self.round)
+
+    def enter(
+        self, vector: str, v: Tensor, bound: float | None, draws: Draws, factor: float = 1.0
+    ) -> tuple[Tensor, int]:
+        """Levels (d,), int64, of ``v`` (d,) times ``factor``; and how many entries were beyond reach."""
+        u = StageDraws(draws).uniforms(len(v)) if self.round == "stochastic" else None
+        found = self.ring.levels(v.cpu().numpy() * factor, self._reach(bound), u)
+        return torch.from_numpy(found.q), found.saturated
+
+    def leave(self, vector: str, total: Tensor, bound: float | None) -> Tensor:
+        """The real sum, of any shape, float64: the integer one times step = reach/L."""
+        return total.double() * (self._reach(bound) / self.ring.L)
+
+    def frame(self, levels: Tensor) -> Tensor:
+        """Levels (d,) as they travel: residues of ``bits`` bits each."""
+        return as_tensor(ring_frame(residues_of(levels.cpu().numpy(), self.bits), self.bits))
+
+    def opened(self, frame: Tensor, d: int) -> Tensor:
+        """The inverse of :meth:`frame`.
+
+        Raises:
+            ClientError: for what is no frame of ``d`` residues, or holds levels that no client may have.
+        """
+        q = signed(read_ring_frame(as_bytes(frame), d, self.bits), self.bits)
+        if not self.masks and (np.abs(q) > self.ring.L).any():
+            raise ClientError(f"a frame holds levels above {self.ring.L}, which would make the sum wrap")
+        return torch.from_numpy(np.ascontiguousarray(q))
+
+    def factor(self, vector: str, weight: float, said: Mapping[str, Value]) -> float:
+        """What a client's vector is multiplied by: its weight in the ring, by the message's values.
+
+        Raises:
+            ClientError: if it weighs more than anybody may.
+        """
+        if vector not in _names(said):
+            return 1.0
+        most = float(said[MAX_WEIGHT])  # type: ignore[arg-type]
+        if weight > most:
+            raise ClientError(
+                f"the update weighs {weight:g}, but secure sums were made for weights up to {most:g}; "
+                f"type secagg.max_weight={weight:g}, or strategy.weighting=uniform"
+            )
+        return weight / most
+
+    def denominator(self, vector: str, weights: Sequence[float], said: Mapping[str, Value]) -> float:
+        """What the sum of a vector is divided by for its mean: how many came, or the sum of their weights."""
+        if vector not in _names(said):
+            return float(len(weights))
+        shares = np.array([self.factor(vector, w, said) for w in weights])
+        L = self.ring.L
+        return float(to_levels(shares, 1.0, L).q.sum()) / L
+
+    def enough(self, asked: int) -> int:
+        """t: how many of ``asked`` clients must answer.
+
+        Raises:
+            EngineError: if they are more than the ring was made for.
+        """
+        self.ring.check_cohort(asked)
+        if not self.masks or not asked:
+            return 0
+        if self.neighbours is not None:
+            asked = min(asked, self.neighbours + 1)
+        if self.threshold is None:
+            return default_threshold(asked)
+        return min(self.threshold, asked)
+
+    def legs(self, asked: int) -> LegBytes:
+        """Bytes of one client beyond the message and the frame: keys, shares and what reveals them."""
+        if not self.masks or not asked:
+            return LegBytes(0, 0)
+        k = asked - 1 if self.neighbours is None else min(self.neighbours, asked - 1)
+        return LegBytes.of(k, asked, 0, 0)
+
+    def check(self, cohort: int) -> None:
+        """Refuse a threshold that does not go with cohorts of that size."""
+        if self.masks and self.threshold is not None:
+            size = cohort if self.neighbours is None else min(cohort, self.neighbours + 1)
+            check_threshold(self.threshold, size)
+
+    def _reach(self, bound: float | None) -> float:
+        reach = bound if bound is not None else self.reach
+        if reach is None:
+            raise EngineError(
+                "secagg.reach is missing: no entry of an update may be larger; add secagg.reach=1"
+            )
+        return float(reach)
+
+
+def weighted_sums(secure: Ring, names: Sequence[str], kinds: Kinds, heaviest: float) -> dict[str, Any]:
+    """Values of a message: which vectors are summed times clients' weights, and the weight that counts as 1.
+
+    Raises:
+        StrategyError: where a vector is to be summed with weights and without.
+    """
+    weighted = [name for name in names if "mean" in kinds[name]]
+    for name in weighted:
+        if "sum" in kinds[name]:
+            raise StrategyError(f"secagg: '{name}' is summed with weights and without; only one sum is made")
+    return {WEIGHTED: weighted, MAX_WEIGHT: float(secure.max_weight or heaviest)} if weighted else {}
+
+
+def void(secure: Ring, asked: int, outcomes: Sequence[Outcome]) -> str:
+    """Why the server cannot take masks off the sum of those who came, if so."""
+    came = sum(o.kind == "ok" for o in outcomes)
+    if came >= (t := secure.enough(asked)):
+        return ""
+    return f"secure aggregation is void: {came} of {asked} clients answered, {t} are needed"
+
+
+def price(secure: Ring | None, asked: int, outcomes: Sequence[Outcome]) -> None:
+    """Count the legs of masks beside the update: keys, shares, and those that take masks off."""
+    if secure is None or not secure.masks:
+        return
+    legs = secure.legs(asked)
+    for o in outcomes:
+        o.bytes_down += legs.down
+        o.bytes_up += legs.up if o.kind == "ok" else 0
+
+
+def _names(said: Mapping[str, Value]) -> Sequence[str]:
+    found = said.get(WEIGHTED, ())
+    return [found] if isinstance(found, str) else list(map(str, found))  # type: ignore[arg-type]

@@ -1,0 +1,153 @@
+"""The release of a run from its configuration: its parts, and the server's half."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+
+from fedsim.config.parts import part
+from fedsim.config.schema import ClientConfig
+from fedsim.data.federated import FederatedData
+from fedsim.errors import ConfigError
+from fedsim.exchange.central import CentralNoise
+from fedsim.exchange.correlated import column
+from fedsim.exchange.landing import Landing, Terms
+from fedsim.exchange.ledger import Ledger
+from fedsim.exchange.privacy import Privacy
+from fedsim.exchange.release import Release
+from fedsim.exchange.spending import Spending
+from fedsim.local.kept import LocalPart
+from fedsim.run import budgeting
+from fedsim.run.budgeting import events, most_turns, rates, record_noise
+from fedsim.server.traits import StrategyLike
+
+if TYPE_CHECKING:
+    from fedsim.engine.assignments import Plan
+    from fedsim.server.context import Context
+
+log = logging.getLogger(__name__)
+
+
+def release(
+    config: DictConfig, method: StrategyLike, local: ClientConfig, data: FederatedData
+) -> Release | None:
+    """What is done to updates before they leave; None where all three groups are none."""
+    privacy, compression, secure = (_built(config, name) for name in ("privacy", "compression", "secagg"))
+    if privacy is None and compression is None and secure is None:
+        return None
+    if privacy is not None and privacy.noise == "auto":
+        privacy = replace(privacy, noise="os" if deployed(config) else "keyed")
+    if privacy is not None and privacy.level == "record" and privacy.epsilon is not None:
+        z = record_noise(
+            privacy, most_turns(config), events(local, data.shards.sizes), rates(local, data.shards.sizes)
+        )
+        privacy = replace(privacy, found=z)
+    if secure is not None:
+        most = None if privacy is None else privacy.cap
+        everybody = coins(config) or method.traits.meets_all_clients
+        most = secure.most or most or (config.num_clients if everybody else config.clients_per_round)
+        secure = replace(secure, most=most)
+    statistics = frozenset(getattr(method, "statistics", ()))
+    return Release(privacy, compression, secure, statistics, method.traits.public_values)
+
+
+def coins(config: DictConfig) -> bool:
+    """Whether cohorts have no fixed size, or the method asks others too."""
+    return bool(config.participation == "bernoulli" or config.system)
+
+
+def deployed(config: DictConfig) -> bool:
+    """Whether clients are real."""
+    return bool(config.engine.name == "flower")
+
+
+def landing(
+    config: DictConfig, work: Plan, context: Context, folder: Path, cohorts: bool = False
+) -> Landing | None:
+    """The server's half, if there is a release; ``cohorts``: they were handed over."""
+    if work.release is None:
+        return None
+    privacy = work.release.privacy
+    stays = LocalPart.of(work.buffers, context.layout, work.client.keeps(context.layout)).spans
+    terms = Terms(
+        seed=config.seed,
+        layout=context.layout,
+        dtype=work.dtype,
+        cohort=float(config.clients_per_round),
+        stays=stays,
+        deployed=deployed(config),
+        heaviest=float(max(context.sizes.max(), 1)),
+    )
+    _say_memory(config, work.release, context)
+    if work.release.secure is not None and context.share_buffers and context.layout.buffer_dim:
+        raise ConfigError(
+            "buffers=average: running statistics of BatchNorm would pass unmasked; with secagg type buffers=local, or "
+            "a model without them (model.norm=group)"
+        )
+    if privacy is None:
+        return Landing(work.release, terms)
+    if privacy.level != "record" and context.share_buffers and context.layout.buffer_dim:
+        raise ConfigError(
+            f"buffers=average: running statistics of BatchNorm leave clients without noise; with "
+            f"privacy={privacy.level} type buffers=local, or a model without them (model.norm=group)"
+        )
+    keyed = privacy.noise == "keyed"
+    if keyed and deployed(config):
+        log.warning(
+            "privacy.noise=keyed: whoever knows the seed can take the noise off again: it protects nobody here; "
+            "leave privacy.noise at auto"
+        )
+    terms = replace(terms, keyed=keyed)
+    if privacy.central:
+        terms = replace(terms, **_central(config, privacy, cohorts))
+        correlated = _correlated(config, privacy)
+        central = CentralNoise(privacy, config.seed, terms.cohort, keyed, **correlated)
+        return Landing(work.release, terms, Ledger(folder, keyed), central)
+    if privacy.local:
+        return Landing(work.release, terms, spending=Spending(privacy))
+    if context.layout.batch_norm:
+        raise ConfigError(
+            "privacy=record: BatchNorm mixes the samples of a batch, so no noise on single gradients hides one; type a "
+            "model without it (model.norm=group)"
+        )
+    terms = replace(terms, events=events(work.local, context.sizes))
+    return Landing(work.release, terms, spending=Spending(privacy, rates(work.local, context.sizes)))
+
+
+def _correlated(config: DictConfig, privacy: Privacy) -> dict[str, Any]:
+    """Of noise that is correlated over rounds, what ``CentralNoise`` takes."""
+    apart = budgeting.apart(config, privacy)
+    if privacy.mechanism == "banded":
+        return {"column": tuple(column(config.rounds, apart)[:apart].tolist())}
+    return {"epoch": apart} if privacy.mechanism == "tree" else {}
+
+
+def _say_memory(config: DictConfig, release: Release, context: Context) -> None:
+    """How much error feedback keeps: a vector for each client seen, in memory up to checkpoint.memory_mb."""
+    codec = release.compression
+    if codec is not None and codec.feedback:
+        size = config.num_clients * context.layout.size * context.dtype.itemsize / 2**20
+        log.info(
+            "compression.feedback: residuals of up to %d clients take %.1f MB a vector",
+            config.num_clients,
+            size,
+        )
+
+
+def _central(config: DictConfig, privacy: Privacy, cohorts: bool) -> dict[str, Any]:
+    """What the server's half must know of noise that is added to sums."""
+    mechanism = budgeting.mechanism_of(config, privacy, privacy.multiplier, cohorts)
+    apart = budgeting.apart(config, privacy)
+    out: dict[str, Any] = {"mechanism": mechanism, "apart": apart, "rounds": config.rounds}
+    if privacy.epsilon_max is not None and privacy.accountant == "pld" and mechanism.sensitivity is None:
+        assert privacy.delta is not None
+        out["affords"] = mechanism.affordable(privacy.epsilon_max, config.rounds, privacy.delta, "pld")
+    return out
+
+
+def _built(config: DictConfig, name: str) -> Any:
+    return part(config[name], name) if config.get(name) else None

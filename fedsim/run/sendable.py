@@ -1,0 +1,116 @@
+"""Whether a method can go with ``compression`` and ``secagg``, before anything starts."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from omegaconf import DictConfig
+
+from fedsim.config.parts import part
+from fedsim.errors import ConfigError
+from fedsim.exchange.compression import Compression
+from fedsim.exchange.fold import fold_kinds
+from fedsim.exchange.summing import SecureSums
+from fedsim.server.traits import StrategyLike
+
+
+def check_sent(method: StrategyLike, config: DictConfig) -> None:
+    """Refuse combinations that make no sense.
+
+    Raises:
+        ConfigError: naming the setting, why, and what to type.
+    """
+    traits, name = method.traits, type(method).__name__
+    for group in ("compression", "secagg"):
+        if config.get(group) and traits.pooled:
+            raise ConfigError(
+                f"{group}: {name} has all samples in one place: nothing is sent; leave {group} out"
+            )
+    if config.get("compression"):
+        _check_compression(method, config, part(config.compression, "compression"))
+    if config.get("secagg"):
+        _check_secure(method, config, part(config.secagg, "secagg"))
+
+
+def _check_compression(method: StrategyLike, config: DictConfig, compression: Compression) -> None:
+    privacy, fold = config.get("privacy"), _fold(method)
+    if compression.zstd and (privacy or config.get("secagg")):
+        raise ConfigError(
+            "compression.zstd=true: how short a compressed frame is tells about the samples, so it goes with neither "
+            "privacy nor secagg; type compression.zstd=false"
+        )
+    if privacy and privacy.level == "local" and not compression.unbiased:
+        raise ConfigError(
+            "compression: under privacy=local noise comes first, and a codec that is biased would not average it out; "
+            "type compression=qsgd, or random_k or rotate with their unbiased forms"
+        )
+    if "w" in fold and compression.takes("w") and compression.codec.shrinks:
+        raise ConfigError(
+            f"compression: {type(method).__name__} sends weights ('w'), not differences, and this codec would set most "
+            "of them to zero; type compression=qsgd or rotate"
+        )
+    names = [n for n in fold if n not in getattr(method, "statistics", ())]
+    for wanted in compression.only or ():
+        if fold and wanted not in names:
+            raise ConfigError(
+                f"compression.only: {type(method).__name__} sends no vector '{wanted}'; it sends {', '.join(names)}"
+            )
+
+
+def _check_secure(method: StrategyLike, config: DictConfig, secure: SecureSums) -> None:
+    name, traits, fold = type(method).__name__, method.traits, _fold(method)
+    if config.get("compression"):
+        raise ConfigError(
+            "secagg: sums of residues are no sums of frames; a compressed update cannot be masked. Leave compression "
+            "or secagg out"
+        )
+    if traits.asynchronous or traits.peers:
+        raise ConfigError(
+            f"secagg: {name} uses updates one by one, and a secure sum shows none; type strategy=fedavg, or secagg=none"
+        )
+    rule: Any = getattr(method, "aggregator", None)
+    while isinstance(rule, partial):
+        rule = rule.func
+    if rule is not None and getattr(rule, "__name__", "") != "mean":
+        raise ConfigError(
+            f"aggregator: {getattr(rule, '__name__', rule)} looks at single updates, and a secure sum shows none; "
+            "leave aggregator out, or type secagg=none"
+        )
+    for array, kinds in fold_kinds(fold).items():
+        if set(kinds) & {"stack", "cat"}:
+            raise ConfigError(
+                f"secagg: {name} looks at single updates ('{array}'), and a secure sum shows none; type "
+                "strategy=fedavg or another method that averages"
+            )
+        if array in getattr(method, "statistics", ()):
+            raise ConfigError(
+                f"secagg: {name} sends '{array}', a statistic of each client that would pass unmasked; type "
+                "strategy=fedavg or another method that sends differences"
+            )
+    attack = config.get("attack")
+    if attack and part(attack, "attack").omniscient:
+        raise ConfigError(
+            "attack: this one sees all honest updates, which nobody does under secagg; choose another attack"
+        )
+    privacy = config.get("privacy")
+    if privacy and privacy.level == "local":
+        raise ConfigError(
+            "secagg: noise of privacy=local has no largest entry, so it would not fit the ring; type privacy=client"
+        )
+    if secure.reach is None and not (privacy and privacy.level == "client"):
+        raise ConfigError(
+            "secagg.reach is missing: the most that an entry of an update may be, where updates are not clipped. "
+            "Larger entries saturate and are counted (saturated); add secagg.reach=1"
+        )
+    secure.check(config.clients_per_round)
+    if secure.masks and config.engine.name == "flower":
+        raise ConfigError(
+            "secagg=masks: the legs of keys and shares are simulated; a deployment sums in fixed point without masks: "
+            "type secagg=ring"
+        )
+
+
+def _fold(method: StrategyLike) -> Any:
+    """What the method asks of clients in its rounds."""
+    return getattr(method, "fold", {})

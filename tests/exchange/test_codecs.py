@@ -1,0 +1,385 @@
+"""Codecs against golden arrays and against what their equations say: frames byte for byte, lengths, bias, refusals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from problems import GOLDEN
+
+from fedsim.errors import ArgumentError, ClientError
+from fedsim.exchange.codecs import (
+    CENTROIDS,
+    QSGD,
+    FrameCodec,
+    LowRank,
+    RandomK,
+    Rotate,
+    Sign,
+    StageDraws,
+    TopK,
+    compressed,
+    fit,
+    low_rank,
+    low_rank_decoded,
+    pack_bits,
+    qsgd,
+    qsgd_decoded,
+    qsgd_variance,
+    random_k,
+    rotated,
+    rotation_codes,
+    rotation_decoded,
+    scaled,
+    sign,
+    sign_decoded,
+    to_frame,
+    top_k,
+    top_k_frame,
+    uncompressed,
+    unpack_bits,
+    unrotated,
+)
+from fedsim.exchange.codecs.framing import FrameHeader, float32_frame
+from fedsim.rng import torch_rng
+
+SHAPES = ((64, 64), (64,), (10, 64), (10,))  # of the multilayer perceptron with 4810 weights
+CODECS: Mapping[str, FrameCodec] = {
+    "top_k": TopK(0.1),
+    "top_k_bitmap": TopK(0.5),
+    "random_k": RandomK(0.1),
+    "random_k_contractive": RandomK(0.1, "contractive"),
+    "qsgd": QSGD(7, "max", 64),
+    "qsgd_l2": QSGD(1, "l2", 0),
+    "sign": Sign(),
+    "rotate": Rotate(1),
+    "rotate_3": Rotate(3, "least"),
+    "low_rank": LowRank(2),
+}
+each_codec = pytest.mark.parametrize("codec", CODECS.values(), ids=list(CODECS))
+
+
+@cache
+def golden() -> dict[str, np.ndarray]:
+    with np.load(GOLDEN / "release/codecs.npz") as z:
+        return dict(z)
+
+
+class Given:
+    """Draws that a test hands over."""
+
+    def __init__(self, **drawn: Any):
+        self.drawn = drawn
+
+    def uniforms(self, n: int) -> np.ndarray:
+        return self.drawn["u"]
+
+    def places(self, d: int, k: int) -> np.ndarray:
+        return self.drawn["places"]
+
+    def signs(self, n: int) -> np.ndarray:
+        return self.drawn["signs"]
+
+    def normals(self, which: int, shape: tuple[int, int]) -> np.ndarray:
+        return self.drawn["Q"]
+
+
+def draws(*numbers: int) -> StageDraws:
+    return StageDraws(lambda stage: torch_rng(1, f"test/{stage}", *numbers))
+
+
+def heavy(d: int = 4810, seed: int = 0) -> np.ndarray:
+    """A vector most of whose length lies in few entries, as updates are."""
+    return np.random.default_rng(seed).standard_t(2.5, d)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 7, 8, 9, 13, 16, 31, 32, 33, 62])
+def test_bit_streams(bits: int) -> None:
+    codes = [int(x) for x in np.random.default_rng(bits).integers(0, 1 << bits, 21)]
+    whole = sum(c << (i * bits) for i, c in enumerate(codes))
+    stream = pack_bits(codes, bits)
+    assert stream == whole.to_bytes(-(-21 * bits // 8), "little")
+    assert unpack_bits(stream, 21, bits).tolist() == codes
+
+
+def test_codes_that_do_not_fit_a_stream() -> None:
+    with pytest.raises(ArgumentError, match="not within"):
+        pack_bits([4], 2)
+    with pytest.raises(ArgumentError, match="take 2"):
+        unpack_bits(b"\0", 3, 5)
+    with pytest.raises(ArgumentError, match="not zero"):
+        unpack_bits(b"\xff", 3, 2)
+
+
+@pytest.mark.parametrize("k", [1, 3, 30, 300])
+def test_golden_top_k(k: int) -> None:
+    z, codec = golden(), TopK(k / 300)
+    places = top_k(z["v"], k)
+    np.testing.assert_array_equal(places, z[f"topk_{k}_idx"])
+    frame = codec.encode(z["v"])
+    assert frame == z[f"frame_topk_{k}"].tobytes() == top_k_frame(300, places, z["v"][places])
+    assert len(frame) - 8 == z[f"topk_{k}_bytes"] == codec.size(300) - 8
+    np.testing.assert_array_equal(codec.decode(frame, draws()).numpy(), z[f"topk_{k}_decoded"])
+
+
+def test_top_k_of_equals_takes_the_lower_places() -> None:
+    assert top_k([1.0, -2, 2, 0, 2, 3], 3).tolist() == [1, 2, 5]
+    assert top_k([0.0, 0, 0], 2).tolist() == [0, 1]
+
+
+def test_golden_random_k() -> None:
+    z = golden()
+    for scale in ("unbiased", "contractive"):
+        np.testing.assert_allclose(random_k(z["v"], z["randk_idx"], scale), z[f"randk_{scale}"], atol=1e-12)
+        codec = RandomK(0.1, scale)
+        found = codec.decode(codec.encode(z["v"], Given(places=z["randk_idx"])), Given(places=z["randk_idx"]))
+        np.testing.assert_allclose(found.numpy(), z[f"randk_{scale}"], atol=1e-12)
+
+
+@pytest.mark.parametrize("bucket", [0, 64])
+@pytest.mark.parametrize("norm", ["max", "l2"])
+@pytest.mark.parametrize("s", [127, 7, 1])
+def test_golden_qsgd(s: int, norm: str, bucket: int) -> None:
+    z, codec = golden(), QSGD(s, norm, bucket)
+    name = f"s{s}_{norm}_{bucket or 'all'}"
+    codes, norms = qsgd(z["v"], z["u"], s, norm, bucket)
+    np.testing.assert_array_equal(codes, z[f"qsgd_{name}_codes"])
+    np.testing.assert_array_equal(norms, z[f"qsgd_{name}_norms"])
+    np.testing.assert_allclose(qsgd_decoded(codes, norms, s, bucket), z[f"qsgd_{name}_decoded"], atol=1e-12)
+    np.testing.assert_allclose(qsgd_variance(z["v"], s, norm, bucket), z[f"qsgd_{name}_variance"], rtol=1e-10)
+    frame = codec.encode(z["v"], Given(u=z["u"]))
+    assert len(frame) == codec.size(300)
+    assert frame[-len(z[f"qsgd_{name}_packed"]) :] == z[f"qsgd_{name}_packed"].tobytes()
+    if norm == "max":
+        assert frame == z[f"frame_qsgd_{name}"].tobytes()
+    np.testing.assert_allclose(codec.decode(frame, draws()).numpy(), z[f"qsgd_{name}_decoded"], atol=1e-12)
+
+
+def test_golden_sign() -> None:
+    z = golden()
+    bits, scale = sign(z["v"])
+    assert scale == z["sign_scale"] and pack_bits(bits, 1) == z["sign_packed"].tobytes()
+    np.testing.assert_array_equal(sign_decoded(bits, scale), z["sign_decoded"])
+    frame = Sign().encode(z["v"])
+    assert frame == z["frame_sign"].tobytes() and len(frame) == Sign().size(300)
+    np.testing.assert_array_equal(Sign().decode(frame, draws()).numpy(), z["sign_decoded"])
+
+
+def test_golden_rotation() -> None:
+    z = golden()
+    signs, given = z["rotation_signs"], Given(signs=z["rotation_signs"].astype(float))
+    r = rotated(z["v"], signs)
+    np.testing.assert_allclose(r, z["rotated"], atol=1e-12)
+    np.testing.assert_allclose(unrotated(r, signs, 300), z["v"], atol=1e-12)
+    for b in (1, 2, 4):
+        np.testing.assert_allclose(CENTROIDS[b], z[f"centroids_{b}"], atol=1e-13)
+        for mode in ("unbiased", "least"):
+            codes, scale = rotation_codes(r, b, mode)
+            np.testing.assert_array_equal(codes, z[f"rotate{b}_{mode}_codes"])
+            assert scale == z[f"rotate{b}_{mode}_scale"]
+            decoded = rotation_decoded(codes, scale, signs, b, 300)
+            np.testing.assert_allclose(decoded, z[f"rotate{b}_{mode}_decoded"], atol=1e-12)
+        codec = Rotate(b)
+        frame = codec.encode(z["v"], given)
+        assert frame == z[f"frame_rotate{b}"].tobytes() and len(frame) == codec.size(300)
+        found = codec.decode(frame, given)
+        np.testing.assert_allclose(found.numpy(), z[f"rotate{b}_unbiased_decoded"], atol=1e-12)
+
+
+@pytest.mark.parametrize("b", [1, 2, 3, 4])
+def test_centroids_are_the_means_of_their_cells(b: int) -> None:
+    """Lloyd's condition, by the density and the distribution of N(0, 1)."""
+    c = [*CENTROIDS[b], math.inf]
+    edges = [0.0, *((x + y) / 2 for x, y in zip(c, c[1:], strict=False))]
+    for i, (a, e) in enumerate(zip(edges, edges[1:], strict=False)):
+        mass = (math.erfc(a / math.sqrt(2)) - math.erfc(e / math.sqrt(2))) / 2
+        mean = (math.exp(-a * a / 2) - math.exp(-e * e / 2)) / math.sqrt(2 * math.pi) / mass
+        assert mean == pytest.approx(c[i], abs=1e-12)
+
+
+def test_golden_low_rank() -> None:
+    z = golden()
+    P, Q = low_rank(z["low_rank_M"], z["low_rank_Q"])
+    np.testing.assert_allclose(low_rank_decoded(P, Q), z["low_rank_decoded"], atol=1e-10)
+    codec, given = LowRank(2), Given(Q=z["low_rank_Q"])
+    frame = codec.encode(z["low_rank_M"].ravel(), given, [(12, 7)])
+    assert len(frame) == 8 + 4 * 2 * (12 + 7) == codec.size(84, [(12, 7)])
+    found = codec.decode(frame, given, [(12, 7)]).numpy().reshape(12, 7)
+    np.testing.assert_allclose(found, z["low_rank_decoded"], atol=1e-5)  # P and Q' travel as float32
+
+
+def test_low_rank_is_exact_where_the_rank_suffices_and_leaves_small_tensors_alone() -> None:
+    rng = np.random.default_rng(0)
+    M = np.outer(rng.normal(size=64), rng.normal(size=64))  # of rank 1 < 2
+    v = np.concatenate([M.ravel(), rng.normal(size=4810 - 64 * 64)])
+    codec = LowRank(2)
+    found = codec.decode(codec.encode(v, draws(), SHAPES), draws(), SHAPES).numpy()
+    np.testing.assert_allclose(found[: 64 * 64], M.ravel(), atol=1e-5)
+    np.testing.assert_array_equal(found[64 * 64 : 64 * 64 + 64], v[64 * 64 : 64 * 64 + 64].astype(np.float32))
+    assert to_frame(codec, v, draws()) == float32_frame(v)  # no matrices are known
+
+
+@pytest.mark.parametrize(
+    ("codec", "size"),
+    [
+        (TopK(0.01), 284),
+        (TopK(0.1), 2534),
+        (RandomK(0.1), 1932),
+        (RandomK(0.01), 204),
+        (QSGD(127), 4858),
+        (QSGD(7), 2453),
+        (QSGD(1), 1251),
+        (QSGD(7, "l2", 0), 2417),
+        (Sign(), 614),
+        (Rotate(1), 1036),
+        (Rotate(4), 4108),
+        (LowRank(2), 1920),
+    ],
+    ids=str,
+)
+def test_bytes_of_4810_weights(codec: FrameCodec, size: int) -> None:
+    """A network of 4810 weights, header included."""
+    v = heavy()
+    assert codec.size(4810, SHAPES) == len(codec.encode(v, draws(), SHAPES)) == size
+    assert to_frame(codec, v, draws(), SHAPES) == codec.encode(v, draws(), SHAPES)
+    assert len(float32_frame(v)) == 8 + 19240
+
+
+@each_codec
+@pytest.mark.parametrize("d", [1, 2, 65])
+def test_zero_and_short_vectors(codec: FrameCodec, d: int) -> None:
+    for v in (np.zeros(d), np.arange(d) - 0.5):
+        frame = codec.encode(v, draws(), [(d,)])
+        assert len(frame) == codec.size(d, [(d,)])
+        found = codec.decode(frame, draws(), [(d,)], d=d)
+        assert found.shape == (d,) and (v.any() or not found.any())
+        sent = to_frame(codec, v, draws(), [(d,)])
+        assert len(sent) <= 8 + 4 * d
+        assert torch.equal(codec.decode(sent, draws(), [(d,)]), found) or sent == float32_frame(v)
+
+
+def test_decoding_is_the_same_from_any_codec_of_a_dense_frame() -> None:
+    v = heavy(9)
+    for codec in CODECS.values():
+        np.testing.assert_array_equal(codec.decode(float32_frame(v), draws()).numpy(), v.astype(np.float32))
+
+
+def test_qsgd_is_unbiased_with_the_exact_variance() -> None:
+    """The mean of 4000 draws within 0.5 % of max|v|, the variance within 2 % of the exact sum."""
+    v = heavy(64, 3)
+    rng = np.random.default_rng(0)
+    found = np.array([qsgd_decoded(*qsgd(v, rng.random(64), 7), 7) for _ in range(4000)])
+    assert np.abs(found.mean(0) - v).max() < 0.005 * np.abs(v).max()
+    assert ((found - v) ** 2).sum(1).mean() == pytest.approx(qsgd_variance(v, 7), rel=0.02)
+
+
+def test_qsgd_norms_are_rounded_up() -> None:
+    v = np.array([1 / 3, -0.1])
+    codes, norms = qsgd(v, np.full(2, 1 - 1e-12), 127)
+    assert float(norms[0]) >= 1 / 3 and codes[0] == 254
+
+
+def test_random_k_and_rotation_are_unbiased() -> None:
+    v, k = heavy(64, 4), RandomK(0.25)
+    spread = np.abs(v).max()
+    mean = np.mean([k.decode(k.encode(v, draws(i)), draws(i)).numpy() for i in range(4000)], axis=0)
+    assert np.abs(mean - v.astype(np.float32)).max() < 4 * spread * math.sqrt(3 / 4000)
+    r, n = Rotate(1), 1024
+    v = np.random.default_rng(5).normal(size=n)
+    found = np.array([r.decode(r.encode(v, draws(i)), draws(i)).numpy() for i in range(300)])
+    assert np.linalg.norm(found.mean(0) - v) < 0.06 * np.linalg.norm(v)  # sqrt(0.571/300) = 0.044
+    error = ((found - v) ** 2).sum(1).mean() / (v @ v)
+    assert error == pytest.approx(0.5708, abs=0.03)
+
+
+@each_codec
+def test_who_says_that_it_never_lengthens_does_not_and_the_rest_fits_afterwards(codec: FrameCodec) -> None:
+    for seed in range(100):
+        v = heavy(512, seed)
+        frame = codec.encode(v, draws(seed), [(512,)])
+        y = codec.decode(frame, draws(seed), [(512,)])
+        C = float(np.linalg.norm(v))
+        if not codec.lengthens:
+            assert float(y.norm()) <= C * (1 + 1e-6)
+        shorter, y = fit(codec, frame, y, C, draws(seed), [(512,)])
+        assert float(y.norm()) <= C * (1 + 1e-6) and len(shorter) == len(frame)
+
+
+@each_codec
+def test_scaling_a_frame_scales_the_vector(codec: FrameCodec) -> None:
+    v = heavy()
+    frame = codec.encode(v, draws(), SHAPES)
+    y = codec.decode(frame, draws(), SHAPES)
+    found = codec.decode(scaled(codec, frame, 0.25, SHAPES), draws(), SHAPES)
+    np.testing.assert_allclose(found.numpy(), 0.25 * y.numpy(), rtol=1e-6, atol=1e-12)
+
+
+@each_codec
+def test_frames_from_elsewhere_are_not_believed(codec: FrameCodec) -> None:
+    frame = codec.encode(heavy(), draws(), SHAPES)
+    for wrong, why in (
+        (frame[:5], "header alone"),
+        (frame[:-1], "bytes|places"),
+        (frame + b"\0", "bytes|places"),
+        (bytes([9]) + frame[1:], "none such"),
+        (bytes([7]) + frame[1:], "ring"),
+        (frame[:4] + b"\xff\xff\xff\xff" + frame[8:], "entries"),
+    ):
+        with pytest.raises(ClientError, match=why):
+            codec.decode(wrong, draws(), SHAPES, d=4810)
+
+
+def test_impossible_bodies() -> None:
+    with pytest.raises(ClientError, match="ascending"):
+        TopK(2 / 300).decode(top_k_frame(300, np.array([7, 7]), np.ones(2)), draws())
+    with pytest.raises(ClientError, match="ascending"):
+        TopK(2 / 300).decode(top_k_frame(300, np.array([7, 301]), np.ones(2)), draws())
+    with pytest.raises(ClientError, match="not finite"):
+        RandomK(1.0).decode(FrameHeader(2, 32, 1).pack() + np.float32([np.nan]).tobytes(), draws())
+    qsgd_frame = FrameHeader(3, 2, 4).pack() + np.float32([1]).tobytes()
+    with pytest.raises(ClientError, match="the code 3"):
+        QSGD(1, "max", 0).decode(qsgd_frame + b"\xff", draws())
+    with pytest.raises(ClientError, match="negative"):
+        Sign().decode(FrameHeader(4, 1, 1).pack() + np.float32([-1]).tobytes() + b"\1", draws())
+    for bad in ([np.inf], [np.nan], [1e39]):
+        with pytest.raises(ClientError, match=r"finite|float32"):
+            to_frame(QSGD(), bad, draws())
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: TopK(0.0),
+        lambda: RandomK(1.5),
+        lambda: RandomK(0.5, "raw"),
+        lambda: QSGD(128),
+        lambda: QSGD(0),
+        lambda: QSGD(7, "l1"),
+        lambda: QSGD(7, "max", 100),
+        lambda: Rotate(5),
+        lambda: Rotate(1, "most"),
+        lambda: LowRank(0),
+    ],
+)
+def test_impossible_settings(make: Any) -> None:
+    with pytest.raises(ArgumentError, match="compression"):
+        make()
+
+
+def test_zstd_is_lossless_where_it_is_shorter() -> None:
+    pytest.importorskip("zstandard")
+    codec = QSGD(127, "l2", 0)  # its codes are nearly all zero
+    frame = codec.encode(heavy(), draws())
+    small = compressed(frame)
+    assert len(small) < len(frame) / 2 and uncompressed(small, 20000) == frame
+    assert torch.equal(codec.decode(small, draws()), codec.decode(frame, draws()))
+    assert compressed(TopK(0.01).encode(heavy())) == TopK(0.01).encode(heavy())  # no gain: as it is
+    with pytest.raises(ClientError, match="at most"):
+        uncompressed(small, 10)
+    with pytest.raises(ClientError, match=r"cannot be read|says that it holds"):
+        codec.decode(small[:8] + b"\0" * 30, draws())
