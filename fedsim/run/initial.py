@@ -22,7 +22,7 @@ from fedsim.server.traits import Traits
 from fedsim.task.admission import admitted
 from fedsim.task.copies import copied
 from fedsim.task.fixed import converted
-from fedsim.task.frozen import dominant, frozen_part, is_no_base
+from fedsim.task.frozen import dominant, frozen_by_method, frozen_part, is_no_base
 from fedsim.task.layout import only_travel
 from fedsim.task.lowrank import changeable
 from fedsim.task.mapped import share
@@ -155,9 +155,10 @@ def fitted(model: nn.Module, traits: Traits) -> nn.Module:
     if not (traits.frozen or traits.silent or traits.changes_base):
         return model
     out = copied(model)
-    for pattern in traits.frozen:
-        for name in matching(out, pattern):
-            out.get_parameter(name).requires_grad_(False)
+    frozen = {n for pattern in traits.frozen for n in matching(out, pattern)}
+    for name in frozen:
+        out.get_parameter(name).requires_grad_(False)
+    frozen_by_method(out, frozenset(frozen))
     if traits.changes_base:
         changeable(out)
     silent = [{n for pattern in part for n in matching(out, pattern)} for part in traits.silent]
