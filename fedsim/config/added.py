@@ -34,6 +34,7 @@ ADDED: Mapping[str, Any] = {
     "evaluation.held_out_steps": 0,
     "evaluation.local_unseen": "all",
     "evaluation.predictions": False,
+    "evaluation.texts": 0,
     "evaluation.validation": 0.0,
     "exclude": [],
     "exclude_fill": "substitute",
