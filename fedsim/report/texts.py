@@ -22,7 +22,7 @@ def text_table(groups: Sequence[Group]) -> str:
     found: dict[str, list[Any]] = {}
     for group in groups:
         run = min(group.runs, key=lambda r: r.seed)
-        if (file := run.folder / FILE).is_file():
+        if (file := run.dir / FILE).is_file():
             found[group.label] = json.loads(file.read_text())
     if not found:
         return ""

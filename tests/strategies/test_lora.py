@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from adapting import adapted
 from problems import QUIET, hashes
 from torch import Tensor, nn
 
@@ -29,27 +30,6 @@ NAMES = (
 SIZES, LR = (8, 12, 4, 8), 0.2
 
 
-class LoRALinear(nn.Module):
-    """A frozen layer (in, in) or (in, out) with adapters of rank 2 and scale 2."""
-
-    def __init__(self, size_in: int, size_out: int):
-        super().__init__()
-        self.base = nn.Linear(size_in, size_out).requires_grad_(False)
-        self.lora_A = nn.Parameter((2 * torch.rand(2, size_in) - 1) / size_in**0.5)
-        self.lora_B = nn.Parameter(torch.zeros(size_out, 2))
-        self.scaling = 2.0
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.base(x) + self.scaling * (x @ self.lora_A.T) @ self.lora_B.T
-        return out
-
-
-def network() -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return nn.Sequential(LoRALinear(4, 4), nn.Tanh(), LoRALinear(4, 3))
-
-
 def clients() -> list[tuple[Tensor, Tensor]]:
     g = torch.Generator().manual_seed(1)
     return [
@@ -67,7 +47,7 @@ def run(method: str, *overrides: str, **given: Any) -> fedsim.RunResult:
         "clients_per_round=4",
         "engine.chunks=2",
     )
-    parts: dict[str, Any] = {"model": network, "clients": clients(), "test": clients()[0]}
+    parts: dict[str, Any] = {"model": adapted, "clients": clients(), "test": clients()[0]}
     return fedsim.simulate([*settings, *local, *overrides], **{**parts, **given})
 
 
@@ -98,9 +78,9 @@ def local_steps(model: Matrices, data: tuple[Tensor, Tensor], trained: tuple[str
 
 def by_hand(method: str, rounds: int, p: Tensor) -> tuple[Matrices, list[Matrices]]:
     """Global matrices, the bases with all that was added to them, and the clients' own after ``rounds``."""
-    model = {k: v.double() for k, v in network().state_dict().items()}
+    model = {k: v.double() for k, v in adapted().state_dict().items()}
     kept = [{k: v for k, v in model.items() if k.endswith("lora_B")} for _ in SIZES]
-    layout = Layout(network(), torch.float64)
+    layout = Layout(adapted(), torch.float64)
     for t in range(rounds):
         trained: tuple[str, ...] = ("lora_A", "lora_B")
         if method == "ffa" or (method == "rolora" and t % 2 == 0):
@@ -121,7 +101,7 @@ def by_hand(method: str, rounds: int, p: Tensor) -> tuple[Matrices, list[Matrice
             new[w] = exact if method == "flora" else exact - 2 * new[b] @ new[a]
         if method == "flora":
             drawn = torch.zeros(layout.dim, dtype=torch.float64)
-            fresh(drawn, adapters_of(network(), layout), 0, t + 1)
+            fresh(drawn, adapters_of(adapted(), layout), 0, t + 1)
             new |= layout.named(drawn)
         model = new
     return model, kept
@@ -170,7 +150,7 @@ def test_with_one_client_all_that_average_both_factors_are_local_lora() -> None:
         torch.testing.assert_close(done["fedex"][name], done["fedit"][name], rtol=0, atol=1e-12)
     for i in "02":
         learnt = 2 * done["fedit"][f"{i}.lora_B"] @ done["fedit"][f"{i}.lora_A"]
-        base = network().state_dict()[f"{i}.base.weight"].double()
+        base = adapted().state_dict()[f"{i}.base.weight"].double()
         torch.testing.assert_close(done["flora"][f"{i}.base.weight"], base + learnt, rtol=0, atol=1e-12)
 
 
@@ -215,7 +195,7 @@ def test_few_clients_are_sent_factors_and_who_was_away_what_it_missed() -> None:
 def test_ranks_of_the_clients_own_are_what_they_train_and_send() -> None:
     result = run("flora", "strategy.ranks=[2, 1]", "rounds=1")
     assert result.rows[0]["bytes_up"] == 8 * (2 * (A + B) + (A + B)) + 8 * 4
-    model, total = {k: v.double() for k, v in network().state_dict().items()}, sum(SIZES)
+    model, total = {k: v.double() for k, v in adapted().state_dict().items()}, sum(SIZES)
     learnt = {i: torch.zeros_like(model[f"{i}.base.weight"]) for i in "02"}
     for client, data in enumerate(clients()):
         rank = (2, 1)[client % 2]
@@ -250,7 +230,7 @@ def test_the_change_of_the_base_is_part_of_the_model(method: str, tmp_path: Any)
     longer = run(method, f"dir={tmp_path / 'parts'}", "rounds=3")
     assert hashes(short) == hashes(whole)[:2]
     assert hashes(longer) == hashes(whole)
-    again = fedsim.load_run(tmp_path / "whole", model=network).model()
+    again = fedsim.load_run(tmp_path / "whole", model=adapted).model()
     assert all(torch.equal(v, model.state_dict()[k]) for k, v in again.state_dict().items())
 
 
@@ -261,7 +241,7 @@ def test_clipping_bounds_what_a_client_changes_and_leaves_small_changes_alone(me
     )
     assert hashes(free) == hashes(loose)
     assert tight.rows[0]["clipped_clients"] == 4
-    start, h = network().state_dict(), state(tight)
+    start, h = adapted().state_dict(), state(tight)
     moved = [
         h[f"{i}.base.weight"] + 2 * h[f"{i}.lora_B"] @ h[f"{i}.lora_A"] - start[f"{i}.base.weight"].double()
         for i in "02"
@@ -281,9 +261,9 @@ def test_rules_that_judge_factors_and_models_without_adapters_are_refused() -> N
 
 
 def test_flora_begins_with_what_adapters_have_learnt_before() -> None:
-    start = {k: v.double() for k, v in network().state_dict().items()}
+    start = {k: v.double() for k, v in adapted().state_dict().items()}
     start["0.lora_B"] = torch.ones(4, 2, dtype=torch.float64)
     result = run("flora", "client.lr=1e-30", "rounds=1", initial=start)
     base = start["0.base.weight"] + 2 * start["0.lora_B"] @ start["0.lora_A"]
     torch.testing.assert_close(state(result)["0.base.weight"], base, rtol=0, atol=1e-12)
-    assert isinstance(adapters_of(network(), Layout(network()))[0], Adapter)
+    assert isinstance(adapters_of(adapted(), Layout(adapted()))[0], Adapter)
