@@ -66,7 +66,7 @@ class Adapter:
 
 
 @dataclass(frozen=True)
-class _Found:
+class AdaptedLayer:
     """An adapted layer of a module: names of its factors, scale, the layer that holds the base's weight."""
 
     name: str
@@ -75,6 +75,15 @@ class _Found:
     scale: float
     base: nn.Module
     base_name: str
+
+    @property
+    def transposed(self) -> bool:
+        """Whether the base keeps its weight as (in, out).
+
+        Raises:
+            ConfigError: for a layer of which that is not known.
+        """
+        return _transposed(self)
 
 
 def adapters_of(model: nn.Module, layout: Layout) -> tuple[Adapter, ...]:
@@ -85,7 +94,7 @@ def adapters_of(model: nn.Module, layout: Layout) -> tuple[Adapter, ...]:
     """
     params, buffers = ({s.name: s for s in slots} for slots in (layout.params, layout.buffers))
     out = []
-    for f in _found(model):
+    for f in layers_of(model):
         if f.a in params and f.b in params:
             change = buffers.get(f"{f.base_name}.{CHANGE}".lstrip("."))
             out.append(Adapter(f.name, params[f.a], params[f.b], f.scale, _transposed(f), change))
@@ -99,7 +108,7 @@ def changeable(model: nn.Module) -> nn.Module:
         ConfigError: without adapters, or if a product that is added to a layer's weight would not do the same there.
     """
     trained = {n for n, p in model.named_parameters() if p.requires_grad}
-    found = [f for f in _found(model) if f.a in trained and f.b in trained]
+    found = [f for f in layers_of(model) if f.a in trained and f.b in trained]
     if not found:
         raise ConfigError(
             "model: there is no adapter of which both factors are trained; type model=hf model.lora={r: 4}"
@@ -136,7 +145,8 @@ class _Changed:
         return output + more.to(output.dtype)
 
 
-def _found(model: nn.Module) -> Iterator[_Found]:
+def layers_of(model: nn.Module) -> Iterator[AdaptedLayer]:
+    """All adapted layers of ``model``, trained or not."""
     for name, m in model.named_modules():
         a, b = getattr(m, "lora_A", None), getattr(m, "lora_B", None)
         if a is None or b is None:
@@ -154,7 +164,7 @@ def _found(model: nn.Module) -> Iterator[_Found]:
             if not isinstance(scaling, int | float):
                 raise ConfigError(f"model: '{name}' has lora_A and lora_B but no number called scaling")
             names = [f"{prefix}{part}{_suffix(of, key)}" for part, of in (("lora_A", a), ("lora_B", b))]
-            yield _Found(name, names[0], names[1], float(scaling), base, base_name)
+            yield AdaptedLayer(name, names[0], names[1], float(scaling), base, base_name)
 
 
 def _keys(factor: Any) -> list[str]:
@@ -167,7 +177,7 @@ def _suffix(factor: Any, key: str) -> str:
     return (f".{key}" if key else "") + (".weight" if isinstance(own, nn.Module) else "")
 
 
-def _transposed(f: _Found) -> bool:
+def _transposed(f: AdaptedLayer) -> bool:
     """Whether the base keeps its weight as (in, out).
 
     Raises:
