@@ -37,12 +37,13 @@ def tokenised(
     for column in chosen:
         if column not in text:
             raise DataError(
-                f"{name}: the column '{column}' is no text; data.x names text when data.tokenizer is given, here one of "
+                f"{name}: the column '{column}' is no text, which data.x names beside data.tokenizer; text is in "
                 f"{', '.join(text) or 'none'}"
             )
     if not 1 <= len(chosen) <= 2:
         raise DataError(
-            f"{name}: {len(chosen)} columns of text ({', '.join(chosen)}); name one, or two that belong together, by data.x"
+            f"{name}: {len(chosen)} columns of text ({', '.join(chosen)}); name one, or two that belong together, by "
+            "data.x"
         )
     if kind == "bpe":
         raise DataError(
