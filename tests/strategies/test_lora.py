@@ -267,3 +267,10 @@ def test_flora_begins_with_what_adapters_have_learnt_before() -> None:
     base = start["0.base.weight"] + 2 * start["0.lora_B"] @ start["0.lora_A"]
     torch.testing.assert_close(state(result)["0.base.weight"], base, rtol=0, atol=1e-12)
     assert isinstance(adapters_of(adapted(), Layout(adapted()))[0], Adapter)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [("fedex",), ("flora", "strategy.ranks=[2, 1]")], ids=lambda m: m[0])
+def test_the_base_changes_by_the_same_bits_on_workers(method: tuple[str, ...]) -> None:
+    words = (*method[1:], "dtype=float32", "clients_per_round=3")
+    assert hashes(run(method[0], *words, "engine=ray", "engine.workers=2")) == hashes(run(method[0], *words))
