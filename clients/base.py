@@ -148,7 +148,7 @@ class Client:
         """Measure this client's model on its held-out samples (task metrics, means)."""
         if job.holdout is None or len(job.holdout) == 0:
             raise Refusal("no held-out samples")
-        return Update(metrics=job.measure(job.holdout, self.own_weights(job)), weight=len(job.holdout))
+        return Update(metrics=job.measure(job.holdout, self.own_weights(job)), weight=job.units(job.holdout))
 
 
 def _differs(cls: type, declared: type, name: str) -> bool:

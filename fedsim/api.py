@@ -181,7 +181,7 @@ def _run(
         data = data or load_data(config, given, method)
         given, origin = pretrained(config, given, data, trackers.phase)
         check_classes(method, data)
-        task = learning_task(config, given, data)
+        task = learning_task(config, given, data, method)
         check_task(method, task, data, config.buffers)
         trackers.phase(f"starting the {config.engine.name} engine")
         engine = engine or start_engine(config)

@@ -22,6 +22,7 @@ from fedsim.server.traits import ClientQuestion, State, StrategyLike, Traits
 from fedsim.task.layout import Layout
 from fedsim.task.task import Task
 from fedsim.task.vectors import Weights
+from fedsim.topology.traffic import Traffic
 from strategies.aggregators import Aggregator, check_enough, is_mean, keeps_size, mean
 
 __all__ = ["State", "Strategy", "check", "check_weighting", "miscounted"]
@@ -88,12 +89,16 @@ class Strategy:
         given = Handed(self, state=state)
         message = as_message(self, self.message(state, round))
         given.check("message")
-        replies = server.exchange(message, self.folds)
+        replies = server.exchange(message, self.folds, traffic=self.traffic(server, state))
         if not (len(replies) or replies.released):
             return state
         state = as_state(self, "update", self.update(state, replies, round), state)
         given.check("update")
         return state | ({"buffers": replies.mean("buffers")} if ("buffers", "mean") in replies.folded else {})
+
+    def traffic(self, server: Server, state: State) -> Traffic | None:
+        """What goes over the clients' links in this round, if that is not the message and the answers."""
+        return None
 
     def evaluate(self, server: Server, state: State) -> dict[str, Any]:
         """Numbers of the common test set for the round's row: loss and metrics of every model of ``models``."""

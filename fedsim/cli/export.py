@@ -21,6 +21,9 @@ def export(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--best", action="store_true", help="after the best round on validation data, not the last"
     )
+    parser.add_argument(
+        "--rank", type=int, metavar="R", help="with --to hf: adapters of rank R, the best by singular values"
+    )
     parser.add_argument("--out", type=place, metavar="PATH", help="file, or folder; default: RUN/export/")
     parser.add_argument("--force", action="store_true", help="overwrite what is there")
     parser.add_argument("--json", action="store_true", help="say what was written as JSON")
@@ -30,7 +33,13 @@ def export(argv: Sequence[str]) -> int:
     from fedsim.run.result import load_run
 
     path = write(
-        load_run(args.run), args.to, client=args.client, best=args.best, out=args.out, force=args.force
+        load_run(args.run),
+        args.to,
+        client=args.client,
+        best=args.best,
+        out=args.out,
+        force=args.force,
+        rank=args.rank,
     )
     facts = {"path": str(path), "to": args.to, "run": str(args.run), "client": args.client, "best": args.best}
     print(json.dumps(facts) if args.json else f"written: {path}", flush=True)

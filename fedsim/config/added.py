@@ -35,6 +35,7 @@ ADDED: Mapping[str, Any] = {
     "evaluation.held_out_steps": 0,
     "evaluation.local_unseen": "all",
     "evaluation.predictions": False,
+    "evaluation.texts": 0,
     "evaluation.validation": 0.0,
     "exclude": [],
     "exclude_fill": "substitute",
@@ -68,6 +69,7 @@ ADDED: Mapping[str, Any] = {
 DEPLOYED = ("engine.most_samples", "engine.nodes")  # of these, settings of one engine only
 # Options that runs of before did not have, by the class that takes them, and the value by which nothing changes
 OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "fedsim.data.huggingface.load": {"tokenizer": None, "length": 64},
     "strategies.fedproto.FedProto": {"pull": "samples"},
     "strategies.heterofl.HeteroFL": {"output_rows": "width"},
     "strategies.moon.Moon": {"contrast": "turn"},

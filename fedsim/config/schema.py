@@ -137,6 +137,7 @@ class EvaluationConfig:
         problem_key()
     )  # all | multi: which unseen classes are locally unseen (LU), by who has them
     predictions: bool = neutral_key()  # write down which test samples the final model classifies correctly
+    texts: int = neutral_key()  # samples of text that the final model writes (texts.json); 0: none
     stop_at_target: bool = problem_key()  # end the run at the first evaluation that reaches `target`
     target: float | None = problem_key()  # accuracy whose first crossing is reported as rounds-to-target
 

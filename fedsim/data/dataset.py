@@ -121,6 +121,7 @@ class Dataset:
     ids: np.ndarray | None = None
     groups: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
     group_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    spell: Callable[[list[int]], str] | None = None  # tokens to text, where samples are such
     columns: tuple[str, ...] = ()  # names of the columns of x (N, d), where it is a table
 
     @property

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fedsim.data.dataset import Augment, Dataset
+from fedsim.data.textcolumns import TOKENS, tokenised
 from fedsim.data.trees import Tree
 from fedsim.errors import DataError, hint
 
@@ -158,6 +159,8 @@ def load(
     domain: str | None = None,
     cache: str | None = None,
     augment: Augment | None = None,
+    tokenizer: str | None = None,
+    length: int = 64,
 ) -> Dataset:
     """A data set of the hub by name, saved by ``save_to_disk`` in a folder, or in files (parquet, csv, json, arrow).
 
@@ -167,6 +170,8 @@ def load(
         x: input columns, by default all others; ``y``: the target's; ``client``, ``domain``: whose a row is.
         cache: where files are kept as arrow; by default that of ``datasets``.
         augment: applied to training batches.
+        tokenizer: makes tokens of text (``fedsim.data.textcolumns``): ``byte``, or the folder of a pretrained model.
+        length: tokens of a sample then.
 
     Raises:
         DataError: if the library or the data are not there, or a column is not.
@@ -178,6 +183,14 @@ def load(
     parts = _read(datasets, path, cache)
     if split not in parts:
         raise DataError(f"data.split={split}: not in {path}{hint(split, parts)}; it has {', '.join(parts)}")
+    if tokenizer is not None:
+        besides = [c for c in (y, client, domain, *(LABELS if y is None else ())) if c]
+        parts = {
+            k: tokenised(f"{path}, {k}", v, x, besides, tokenizer, length)
+            for k, v in parts.items()
+            if k in (split, test_split)
+        }
+        x = TOKENS
     test = parts.get(test_split or "")
     named = {"x": x, "y": y, "client": client, "domain": domain, "augment": augment}
     return from_hf(parts[split], test=test, name=path, **named)  # type: ignore[arg-type]

@@ -16,6 +16,7 @@ from fedsim.data import tabular as _tabular
 from fedsim.data.dataset import Dataset
 from fedsim.data.files import PathLike
 from fedsim.data.image_folders import image_folder
+from fedsim.data.language import shakespeare_tokens
 from fedsim.data.longtail import tailed
 from fedsim.data.multidomain import digits5, distorted_digits, domain_images
 from fedsim.data.own_tables import table
@@ -62,6 +63,7 @@ __all__ = [
     "pacs",
     "parquet",
     "shakespeare",
+    "shakespeare_tokens",
     "synthetic",
     "table",
     "tensors",

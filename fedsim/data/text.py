@@ -29,23 +29,13 @@ def shakespeare(
         min_chars: roles with less text are left out.
         test_fraction: share of each role's characters in the test part, rounded down.
     """
-    need = f"speeches.parquet with columns {', '.join(_COLUMNS)}"
-    if path is None:
-        raise DataError(f"shakespeare is read from a file only: type data.path=<folder>, holding {need}")
     if window < 1 or stride < 1 or not 0 <= test_fraction < 1:
         raise DataError(
             f"data.window={window} data.stride={stride} data.test_fraction={test_fraction}: window "
             "and stride must be at least 1, and 0 <= test_fraction < 1"
         )
-    root = existing(path, need)
-    file = existing(root / "speeches.parquet", need) if root.is_dir() else root
-    table = read_table(file, _COLUMNS)
-    plays, speakers, texts = (column_array(table, name, str(file)).tolist() for name in _COLUMNS)
-    roles: dict[tuple[str, str], list[str]] = {}
-    for play, speaker, text in zip(plays, speakers, texts, strict=True):
-        roles.setdefault((play, speaker), []).append(text)
-    vocabulary = np.unique(_codepoints("\n".join(texts)))
-    spoken = {role: "\n".join(parts) for role, parts in sorted(roles.items())}
+    spoken = speeches(path)
+    vocabulary = np.unique(_codepoints("\n".join(spoken.values())))
     kept = {role: text for role, text in spoken.items() if len(text) >= max(min_chars, 1)}
 
     train: list[np.ndarray] = []
@@ -57,10 +47,30 @@ def shakespeare(
         test.append(_windows(codes[border:], window, stride))
     if not sum(map(len, train)):
         raise DataError(
-            f"{file}: no role has {min_chars} characters and a training window of {window} + 1; "
+            f"{path}: no role has {min_chars} characters and a training window of {window} + 1; "
             "lower data.min_chars or data.window"
         )
     return _dataset(train, test, vocabulary, tuple(f"{play}: {speaker}" for play, speaker in kept))
+
+
+def speeches(path: PathLike | None) -> dict[tuple[str, str], str]:
+    """What each role, (play, speaker), says, in the order of roles; its speeches are joined by newlines in the order
+    of the play.
+
+    Raises:
+        DataError: naming what is missing.
+    """
+    need = f"speeches.parquet with columns {', '.join(_COLUMNS)}"
+    if path is None:
+        raise DataError(f"shakespeare is read from a file only: type data.path=<folder>, holding {need}")
+    root = existing(path, need)
+    file = existing(root / "speeches.parquet", need) if root.is_dir() else root
+    table = read_table(file, _COLUMNS)
+    plays, speakers, texts = (column_array(table, name, str(file)).tolist() for name in _COLUMNS)
+    roles: dict[tuple[str, str], list[str]] = {}
+    for play, speaker, text in zip(plays, speakers, texts, strict=True):
+        roles.setdefault((play, speaker), []).append(text)
+    return {role: "\n".join(parts) for role, parts in sorted(roles.items())}
 
 
 def _dataset(

@@ -104,7 +104,7 @@ def _data(
         )
     whole = None if owners else load_data(config, Given(), method)
     dataset = whole.dataset if whole else with_given(agreement.of(config), samples.dataset(config))
-    nodes.check = _Check(config, dataset, whole, nodes.of.values())
+    nodes.check = _Check(config, method, dataset, whole, nodes.of.values())
     gone = [*gone, *contract.examine(nodes, config)]
     if gone:
         config.exclude = sorted({*config.exclude, *gone})
@@ -141,9 +141,14 @@ class _Check:
     """Whether a node has the same model, and the same partition of the same data, as the server."""
 
     def __init__(
-        self, config: DictConfig, dataset: Dataset, whole: FederatedData | None, present: Iterable[Known]
+        self,
+        config: DictConfig,
+        method: StrategyLike,
+        dataset: Dataset,
+        whole: FederatedData | None,
+        present: Iterable[Known],
     ):
-        built = initial.model(config, dataset, None)
+        built = initial.fitted(initial.model(config, dataset, None), method.traits)
         self.config, self.dataset = config, dataset
         self.base = base_of(built)
         self.layout = layout_name(FlatModel(built, initial.DTYPES[config.dtype]))

@@ -169,7 +169,7 @@ def _build(config: DictConfig, owner: int | None) -> Worker:
         data = load_data(config, Given(), method)
     else:
         data = samples.owned(config, samples.dataset(config), owner)
-    task = learning_task(config, Given(), data)
+    task = learning_task(config, Given(), data, method)
     size = Layout(task.model).size
     return Worker(plan(config, method, task, data, participants.clock(config, task, data, size)))
 

@@ -75,12 +75,14 @@ class Belongings:
     def weight(self, weighting: str) -> float:
         """Aggregation weight: the number of samples (``samples``; of tokens, where the task counts those) or 1
         (``uniform``)."""
-        if weighting != "samples":
-            return 1.0
+        return self.units(self.data) if weighting == "samples" else 1.0
+
+    def units(self, data: LocalData) -> float:
+        """How many samples (tokens, where the task counts those) ``data`` has."""
         if self.task.count is None:
-            return float(len(self.data))
-        rows = torch.split(torch.arange(len(self.data)), 512)
-        return sum(self.task.units(target(self.data.read(r)), len(r)) for r in rows)
+            return float(len(data))
+        rows = torch.split(torch.arange(len(data)), 512)
+        return sum(self.task.units(target(data.read(r)), len(r)) for r in rows)
 
     def rng(self, purpose: str, *numbers: int) -> torch.Generator:
         """A generator of this client's own, keyed by (seed, purpose, round, client, numbers)."""

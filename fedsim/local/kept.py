@@ -2,6 +2,7 @@
 
 ``average``: running statistics are averaged like weights. ``local``: running statistics never leave the client
 (SiloBN, Andreux et al. 2020). ``all_local``: neither do the weights of BatchNorm layers (FedBN, Li et al. 2021).
+``server``, which only a method can ask for: buffers are the server's, and clients receive them and send none.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from fedsim.task.layout import Layout
 from fedsim.task.vectors import FlatModel
 
 POLICIES = ("average", "local", "all_local")
+SERVER = "server"
 
 
 @dataclass(frozen=True)
@@ -32,13 +34,13 @@ class LocalPart:
     def of(policy: str, layout: Layout, private: Iterable[str] = ()) -> LocalPart:
         """The local part under ``policy`` (without BatchNorm layers all are the same) and of the ``private`` parameters
         that the method's clients keep."""
-        if policy not in POLICIES:
+        if policy not in (*POLICIES, SERVER):
             raise ConfigError(f"buffers={policy}: choose one of {', '.join(POLICIES)}")
         norms = layout.batch_norm if policy == "all_local" else frozenset[str]()
         spans = layout.spans(norms) + layout.spans(set(private) - norms)
         real = layout.expand(torch.ones(layout.size, dtype=torch.bool))
         places = tuple(span.start + torch.nonzero(real[span]).flatten() for span in spans)
-        return LocalPart(tuple(spans), policy != "average" and layout.buffer_dim > 0, places)
+        return LocalPart(tuple(spans), policy in ("local", "all_local") and layout.buffer_dim > 0, places)
 
     def overlay(self, model: FlatModel, state: Mapping[str, Tensor]) -> bool:
         """Put the client's own part over the received model; whether parameters changed."""

@@ -31,7 +31,7 @@ def untrained(config: DictConfig) -> dict[str, Any]:
         topology = participants.agreed(config, method)
         data = load_data(config, given, method)
         given, _ = pretrained(config, given, data, lambda text: None)
-        task = learning_task(config, given, data)
+        task = learning_task(config, given, data, method)
         try:
             trackers = build(config.tracker)
             loop = assemble(config, given, method, task, data, engine, trackers, "untrained", topology)

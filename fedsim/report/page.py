@@ -17,6 +17,7 @@ from fedsim.report.latex import to_latex
 from fedsim.report.openclasses import open_table
 from fedsim.report.runs import Group, Run
 from fedsim.report.tables import html_table, layout, to_csv, to_html
+from fedsim.report.texts import text_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,7 +50,7 @@ def write_report(
         "title": escape(prose.title(groups)),
         "lead": escape(prose.lead(groups)),
         "facts": prose.facts(groups),
-        "results": _results(frame) + open_table(groups),
+        "results": _results(frame) + open_table(groups) + text_table(groups),
         "curves": _curves(groups, out),
         "clients": _clients(groups, out),
         "partition": _partitions(groups, out),

@@ -16,6 +16,7 @@ from fedsim.engine import vectorised
 from fedsim.engine.assignments import Plan
 from fedsim.engine.base import Engine, SerialEngine
 from fedsim.errors import ConfigError
+from fedsim.local.kept import SERVER
 from fedsim.run import assigning, initial, participants, releasing, unseen
 from fedsim.run.given import Given
 from fedsim.run.key import run_dir
@@ -109,7 +110,8 @@ def _context(
         local=work.local,
         seed=config.seed,
         dtype=work.dtype,
-        share_buffers=work.buffers == "average",
+        share_buffers=work.buffers in ("average", SERVER),
+        own_buffers=work.buffers == SERVER,
         class_counts=data.all_counts(),
         unlabelled=None if own.unlabelled is None else own.unlabelled.sizes,
         data=None if own.server is None else own.server.read(whole.dataset, work.dtype),

@@ -19,6 +19,7 @@ from fedsim.run.key import Finished, finished_in, horizon, keys_before, marked, 
 from fedsim.run.modelcard import CARD
 from fedsim.run.predictions import FILE as PREDICTIONS
 from fedsim.run.provenance import PROVENANCE
+from fedsim.run.writing import FILE as TEXTS
 from fedsim.server import checkpoint
 from fedsim.server.collusion import ATTACKERS
 from fedsim.server.weightsfile import BEST, LAST
@@ -26,7 +27,7 @@ from fedsim.server.weightsfile import BEST, LAST
 log = logging.getLogger(__name__)
 
 HANDED = "other things, or other code, were handed over in Python"
-RESULTS = ("summary.json", LAST, CARD, PREDICTIONS)  # written at the end of a run
+RESULTS = ("summary.json", LAST, CARD, PREDICTIONS, TEXTS)  # written at the end of a run
 
 
 @contextmanager

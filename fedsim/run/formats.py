@@ -21,6 +21,7 @@ from fedsim.errors import ConfigError, check_choice, headline
 from fedsim.run import modelcard
 from fedsim.run.modelcard import Card, is_kind
 from fedsim.server.weightsfile import BEST
+from fedsim.task import folding
 from fedsim.task.standalone import tensors
 
 SUFFIX = {"state_dict": ".pt", "safetensors": ".safetensors", "onnx": ".onnx", "hf": ""}
@@ -50,16 +51,22 @@ def export(
     best: bool = False,
     out: Path | None = None,
     force: bool = False,
+    rank: int | None = None,
 ) -> Path:
     """Write the final global model, that of ``client``, or the ``best`` on validation data; gives the path written.
 
     ``out``: a file (for ``hf`` a folder), or a folder to put it into; by default ``export/`` in the run folder. Class
     names, normalisation and the input's shape lie beside it, in ``<file>.json`` (``hf``: ``fedsim.json``).
 
+    ``rank``: for ``hf``, adapters of that rank in the place of those that were trained; where the base has changed too,
+    ``hf`` without it writes the whole model with everything merged.
+
     Raises:
         ConfigError: what is wrong, or there already and not to be overwritten (``force``).
     """
     check_choice("--to", to, SUFFIX)
+    if rank is not None and to != "hf":
+        raise ConfigError(f"--rank {rank}: is of adapters; add --to hf")
     path = _place(result.dir, to, client, best, out)
     beside = path / "fedsim.json" if to == "hf" else path.with_name(path.name + BESIDE)
     for there in (path, beside):
@@ -68,16 +75,19 @@ def export(
             raise ConfigError(f"{there} exists; give --force to overwrite it, or another --out")
     card = result.card
     write: Callable[[], None]
+    more: dict[str, Any] = {}
     if to in ("state_dict", "safetensors"):
         state = _state(result, client, best)
         write = lambda: _save(state, path, to)  # noqa: E731
     else:
         model = result.model(client, best=best)
+        if to == "hf":
+            model, more = _plain_adapters(model, rank)
         write = (lambda: _onnx(model, card, path)) if to == "onnx" else (lambda: _hf(model, card, path))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write()
-        about = {"to": to, "client": client, "at": _at(result, best), **dict(card or {})}
+        about = {"to": to, "client": client, "at": _at(result, best), **more, **dict(card or {})}
         if path.is_file():
             about["sha256"] = modelcard.sha256(path)
         beside.write_text(json.dumps(about, indent=1) + "\n")
@@ -183,6 +193,14 @@ def _unsaid(name: str) -> Iterator[None]:
         yield
     finally:
         logger.setLevel(before)
+
+
+def _plain_adapters(model: nn.Module, rank: int | None) -> tuple[nn.Module, dict[str, Any]]:
+    """The model as other programs can take it, and what was done to it."""
+    if rank is not None:
+        made, error = folding.lowered(model, rank)
+        return made, {"adapter_rank": rank, "adapter_error": error}
+    return (folding.merged(model), {"merged": True}) if folding.base_has_changed(model) else (model, {})
 
 
 def _hf(model: nn.Module, card: Card | None, path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -17,10 +18,13 @@ from fedsim.errors import ConfigError, hint
 from fedsim.models import split
 from fedsim.rng import key
 from fedsim.run.given import Given
+from fedsim.server.traits import Traits
 from fedsim.task.admission import admitted
 from fedsim.task.copies import copied
 from fedsim.task.fixed import converted
-from fedsim.task.frozen import dominant, frozen_part, is_no_base
+from fedsim.task.frozen import dominant, frozen_by_method, frozen_part, is_no_base
+from fedsim.task.layout import only_travel
+from fedsim.task.lowrank import changeable
 from fedsim.task.mapped import share
 from fedsim.task.vectors import FlatModel, Weights
 
@@ -139,6 +143,44 @@ def initialised(model: nn.Module, initial: Mapping[str, Tensor], dtype: torch.dt
     if any(k in given and k not in same for k in stays):
         is_no_base(out)
     return share(out)
+
+
+def fitted(model: nn.Module, traits: Traits) -> nn.Module:
+    """``model``, or a copy as a method trains it: without what it leaves ``frozen``, with places for changes of bases,
+    and knowing which parts of its vectors may be ``silent``.
+
+    Raises:
+        ConfigError: if a pattern fits no trained parameter, or there are no adapters whose bases could change.
+    """
+    if not (traits.frozen or traits.silent or traits.changes_base):
+        return model
+    out = copied(model)
+    frozen = {n for pattern in traits.frozen for n in matching(out, pattern)}
+    for name in frozen:
+        out.get_parameter(name).requires_grad_(False)
+    frozen_by_method(out, frozenset(frozen))
+    if traits.changes_base:
+        changeable(out)
+    silent = [{n for pattern in part for n in matching(out, pattern)} for part in traits.silent]
+    trained = {n for n, p in out.named_parameters() if p.requires_grad}
+    only_travel(out, [trained - names for names in silent])
+    return share(out)
+
+
+def matching(model: nn.Module, pattern: str) -> list[str]:
+    """Names of the trained parameters that fit ``pattern``.
+
+    Raises:
+        ConfigError: if none does.
+    """
+    names = [n for n, p in model.named_parameters() if p.requires_grad]
+    found = [n for n in names if fnmatchcase(n, pattern)]
+    if not found:
+        raise ConfigError(
+            f"strategy: no trained parameter fits the pattern {pattern!r}{hint(pattern, names)}; adapters come by "
+            "model=hf model.lora={r: 4}"
+        )
+    return found
 
 
 def fresh(config: DictConfig, data: Dataset, given: nn.Module | Callable[[], nn.Module] | None) -> Any:

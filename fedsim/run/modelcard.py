@@ -21,6 +21,8 @@ from fedsim.run import initial
 from fedsim.run.given import Given
 from fedsim.run.key import method_name, version
 from fedsim.server.weightsfile import LAST
+from fedsim.task.copies import copied
+from fedsim.task.lowrank import CHANGE, changeable
 from fedsim.task.standalone import standalone, structure, tensors
 from fedsim.task.task import Task
 
@@ -118,6 +120,8 @@ def filled(
         )
     frozen_apart = card is not None and card["frozen"] == "apart"
     empty = initial.built(config, _shape(config, given, card), given.model)
+    if any(name.rpartition(".")[2] == CHANGE for name in state):
+        empty = changeable(copied(empty))
     return standalone(empty, state, initial.DTYPES[config.dtype], frozen_apart=frozen_apart)
 
 

@@ -159,7 +159,7 @@ def _restored(source: Source, config: DictConfig, engine: Attentive, saved: Path
         raise ConfigError(f"client={engine.client}: {type(method).__name__} has one model; leave client out")
     topology = participants.agreed(config, method)
     data = load_data(config, source.given, method)
-    task = learning_task(config, source.given, data)
+    task = learning_task(config, source.given, data, method)
     loop = assemble(config, source.given, method, task, data, engine, Trackers([]), key, topology)
     loop.restore(saved)
     return loop

@@ -82,11 +82,15 @@ def load_data(config: DictConfig, given: Given, method: StrategyLike) -> Federat
     return data.pooled() if method.traits.pooled else data
 
 
-def learning_task(config: DictConfig, given: Given, data: FederatedData) -> Task:
-    """The initial model, configured or handed over, and its loss."""
+def learning_task(
+    config: DictConfig, given: Given, data: FederatedData, method: StrategyLike | None = None
+) -> Task:
+    """The initial model, configured or handed over, as ``method`` trains it, and its loss."""
     model = initial.model(config, data.dataset, given.model)
     if given.initial is not None:
         model = initial.initialised(model, given.initial, initial.DTYPES[config.dtype])
+    if method is not None:
+        model = initial.fitted(model, method.traits)
     by_class = samples.classes_to_count(config, data.dataset)
     problem, dtype = tasks.problem(config, given), initial.DTYPES[config.dtype]
     if config.client.accumulate > 1 and not data.dataset.train.cut:

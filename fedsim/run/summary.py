@@ -14,6 +14,7 @@ from fedsim.data.federated import FederatedData
 from fedsim.data.longtail import class_groups
 from fedsim.run.key import method_name, run_name, version
 from fedsim.run.predictions import write_predictions
+from fedsim.run.writing import write_texts
 from fedsim.server import weightsfile
 from fedsim.server.loop import Loop
 from fedsim.task.task import Task
@@ -40,6 +41,8 @@ def execute(loop: Loop, config: DictConfig, task: Task, data: FederatedData) -> 
     )
     if config.evaluation.predictions:
         write_predictions(loop, task, data, config.evaluation.batch_size)
+    if config.evaluation.texts:
+        write_texts(loop, task, data, config.evaluation.texts)
     if config.tracker.plots:
         _draw(loop, data)
     return weights

@@ -26,7 +26,8 @@ def over_clients(
 ) -> dict[str, float]:
     """What single clients' metrics come to: the plain mean of each over the clients that have it; NaN is left out.
 
-    Of accuracies also the mean weighted by training samples ``sizes`` (m,), the population standard deviation over
+    Of perplexities also ``perplexity_pooled``, that of all clients' tokens together, each under its client's model. Of
+    accuracies also the mean weighted by training samples ``sizes`` (m,), the population standard deviation over
     clients, and the mean of the worst tenth of them (at least one client). With ``domains``, the name of
     every client's, also the plain means by domain (see ``over_domains``).
     """
@@ -38,6 +39,9 @@ def over_clients(
             continue
         values = np.array([o.metrics[metric] for o in having])
         out[metric] = float(values.mean())
+        if metric.rpartition("/")[2] == "perplexity":
+            losses, weights = np.log(values), np.array([o.weight for o in having])
+            out[f"{metric}_pooled"] = float(np.exp((losses * weights).sum() / max(weights.sum(), 1)))
         *inside, last = metric.split("/")
         if last == "accuracy" and not set(inside) & set(GROUPS):
             weights = np.array([sizes[o.client] for o in having], dtype=np.float64)

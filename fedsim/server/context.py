@@ -34,6 +34,7 @@ class Context:
     seed: int
     dtype: torch.dtype
     share_buffers: bool = True  # whether BatchNorm statistics travel
+    own_buffers: bool = False  # whether buffers are the server's: clients receive them and send none
     class_counts: np.ndarray | None = None  # (C,) training samples of all clients
     own_tests: Shards | None = None  # rows of the common test set that each client is measured on
     client_domains: Sequence[str | None] | None = None  # of every client; None without domains

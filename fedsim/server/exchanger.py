@@ -174,7 +174,7 @@ class Exchanger:
         if "buffers" in message.rows and task == "fit":
             kinds.setdefault("buffers", ("stack",))
         if "buffers" in shared.arrays:
-            if share_buffers and task == "fit":
+            if share_buffers and task == "fit" and not self.context.own_buffers:
                 kinds.setdefault("buffers", ("mean",))
             elif not share_buffers:
                 shared = Payload({k: v for k, v in shared.arrays.items() if k != "buffers"}, shared.values)

@@ -48,7 +48,7 @@ def plan(
     return clock.plan(
         works,
         down if traffic is None else traffic.received[list(works)],
-        None if traffic is None else traffic.sent[list(works)],
+        None if traffic is None or traffic.sent is None else traffic.sent[list(works)],
         kind=inquiry.kind,
         round=inquiry.broadcast.round,
         number=number,

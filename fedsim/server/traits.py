@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from fedsim.errors import ConfigError
-from fedsim.local.kept import POLICIES
+from fedsim.local.kept import POLICIES, SERVER
 from fedsim.local.work import num_steps
 
 if TYPE_CHECKING:
@@ -57,6 +57,13 @@ class Traits:
     discloses: str = ""  # what clients send that no noise covers, by its settings, and what to type instead
 
     # of the model
+    frozen: tuple[str, ...] = ()  # patterns of names of parameters that it does not train
+    silent: tuple[
+        tuple[str, ...], ...
+    ] = ()  # patterns of what is zero in some of its vectors, and travels not then
+    changes_base: bool = (
+        False  # adds to the bases of low-rank adapters, beside them (``fedsim.task.lowrank``)
+    )
     features: bool = False  # needs model.features(x) -> (B, d) and model.head, or a head named by model.head=
     linear_head: bool = False  # needs a head that is one linear layer
     body: bool = False  # needs parameters to train beside the head
@@ -80,7 +87,7 @@ class Traits:
     # option: another one, and the values of that by which the first is not read
 
     def __post_init__(self) -> None:
-        if self.buffers not in (None, *POLICIES):
+        if self.buffers not in (None, *POLICIES, SERVER):
             raise ConfigError(
                 f"traits.buffers={self.buffers!r}: choose one of {', '.join(POLICIES)}, or None"
             )

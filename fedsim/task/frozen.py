@@ -25,6 +25,7 @@ DOMINANT = 0.75  # share of a model's numbers from which its frozen part is a ba
 _known: WeakKeyDictionary[Memory, dict[int, str]] = WeakKeyDictionary()  # sha256 of what lies there, by start
 
 
+HELD = "_fedsim_held"  # of a model: what is frozen and no part of its base
 _no_base: WeakSet[nn.Module] = WeakSet()
 
 
@@ -60,7 +61,10 @@ def base_of(model: nn.Module) -> FrozenBase | None:
     if all(p.requires_grad for p in model.parameters()):
         return None
     whole, seen = hashlib.sha256(), dict[int, str]()
+    held = getattr(model, HELD, frozenset())
     for name, t in frozen_part(model).items():
+        if name in held:
+            continue
         if id(t) not in seen:
             seen[id(t)] = _digest(t)
         whole.update(json.dumps([name, str(t.dtype), list(t.shape), seen[id(t)]]).encode())
@@ -76,15 +80,21 @@ def dominant(model: nn.Module) -> bool:
 
 def left_out(model: nn.Module) -> tuple[frozenset[str], dict[str, str] | None]:
     """Names of the state dict that files of the model's weights leave out, and what their head says instead: the
-    frozen part, where that is dominant and there is a model that has it (``is_no_base``); else nothing."""
+    frozen part, where that is dominant and there is a model that has it (``is_no_base``); else nothing. What only the
+    method leaves frozen is held all the same (``frozen_by_method``)."""
     if model in _no_base or not dominant(model) or (base := base_of(model)) is None:
         return frozenset(), None
-    return frozenset(frozen_part(model)), base.metadata()
+    return frozenset(frozen_part(model)) - getattr(model, HELD, frozenset()), base.metadata()
 
 
 def is_no_base(model: nn.Module) -> None:
     """Its frozen part is not that of the model that was configured or handed over, so results must hold it."""
     _no_base.add(model)
+
+
+def frozen_by_method(model: nn.Module, names: frozenset[str]) -> None:
+    """The parameters ``names`` of ``model``, which are frozen by now, are trained by other methods: files hold them."""
+    setattr(model, HELD, names)
 
 
 def reference(path: Path) -> FrozenBase | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from fedsim.task.slots import Slot, Slots
 
 __all__ = ["Layout", "Slot", "Slots"]
 
+TRAVEL = "_fedsim_travel"  # of a model: kinds of vectors by the names that alone are not zero in them
 NORM_TYPES = (
     nn.modules.batchnorm._NormBase,
     nn.GroupNorm,
@@ -29,8 +30,9 @@ class Layout:
     ``params`` lists the trainable parameters in ``named_parameters()`` order, ``buffers`` the floating-point buffers
     that are part of the state dict, without those that stay fixed (``fedsim.task.fixed``). ``dim`` and ``buffer_dim``
     are the lengths of the vectors, ``size`` and ``buffer_size`` how many numbers of the model they hold: the rest is
-    padding (see ``fedsim.task.slots``). ``norm`` and ``head`` name the parameters of normalisation layers and of
-    the head (``fedsim.models.split.head_of``).
+    padding (see ``fedsim.task.slots``). ``vectors`` are the kinds that travel without zeros that say nothing: padding,
+    and what stays with its client or is not trained in a round (``only_travel``). ``norm`` and ``head`` name the
+    parameters of normalisation layers and of the head (``fedsim.models.split.head_of``).
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype | None = None, *, aligned: bool = True):
@@ -46,6 +48,8 @@ class Layout:
         step = max(1, slots.ALIGNMENT // (dtype or params[0][1].dtype).itemsize) if aligned else 1
         self.params, self.buffers = Slots(params, step, "parameter"), Slots(averaged(model), step, "buffer")
         self.vectors = {"w": self.params, "b": self.buffers}  # by kind
+        for kind, names in getattr(model, TRAVEL, {}).items():
+            self.vectors = {kind: self.params.part(names), **self.vectors}
         self.dim, self.size = self.params.dim, self.params.size
         self.buffer_dim, self.buffer_size = self.buffers.dim, self.buffers.size
         self.norm = _names_under(model, lambda m: isinstance(m, NORM_TYPES))
@@ -84,6 +88,11 @@ class Layout:
     def expand(self, v: Tensor) -> Tensor:
         """``v`` (..., size) as a flat vector (..., d), with zeros as padding."""
         return self.params.expand(v)
+
+
+def only_travel(model: nn.Module, parts: Iterable[Collection[str]]) -> None:
+    """Let vectors of ``model`` that are zero but for the parameters of one of ``parts`` travel as these alone."""
+    setattr(model, TRAVEL, {f"w{i}": frozenset(names) for i, names in enumerate(parts)})
 
 
 def _names_under(model: nn.Module, is_root: Callable[[nn.Module], bool]) -> frozenset[str]:

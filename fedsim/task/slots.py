@@ -7,7 +7,8 @@ noised or drawn; ``compact`` leaves them out and ``expand`` puts them back.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import copy
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +58,23 @@ class Slots(Sequence[Slot]):
             gaps.append(torch.arange(end, offset))
         self.dim, self.size = offset, sum(s.numel for s in self._slots)
         self.gaps = torch.cat(gaps) if gaps else torch.zeros(0, dtype=torch.int64)
+
+    def part(self, names: Collection[str]) -> Slots:
+        """Vectors of the same length of which only the tensors called ``names`` are not zero: all else counts as
+        padding."""
+        out = copy.copy(self)
+        out._slots = [s for s in self if s.name in names]
+        out.size, out.runs = sum(s.numel for s in out), list[slice]()
+        mine = torch.zeros(self.dim, dtype=torch.bool)
+        for slot in out:
+            if slot.numel:
+                mine[slot.span] = True
+                if out.runs and out.runs[-1].stop == slot.offset:
+                    out.runs[-1] = slice(out.runs[-1].start, slot.span.stop)
+                else:
+                    out.runs.append(slot.span)
+        out.gaps = torch.nonzero(~mine).flatten()
+        return out
 
     def __len__(self) -> int:
         return len(self._slots)

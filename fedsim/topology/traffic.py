@@ -1,4 +1,4 @@
-"""What goes over the links of clients that talk to each other."""
+"""What goes over clients' links, where that is not the message and the answers."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from fedsim.exchange.payload import Outcome
 
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes (m,) over every client's link: ``sent`` and ``received``."""
+    """Bytes (m,) over every client's link: ``sent`` (``None``: what the answers hold) and ``received``."""
 
-    sent: np.ndarray
+    sent: np.ndarray | None
     received: np.ndarray
 
     def book(self, outcomes: Iterable[Outcome]) -> None:
         """Into the outcomes, instead of the message and the answers."""
         for o in outcomes:
-            o.bytes_up, o.bytes_down = int(self.sent[o.client]), int(self.received[o.client])
+            o.bytes_down = int(self.received[o.client])
+            if self.sent is not None:
+                o.bytes_up = int(self.sent[o.client])

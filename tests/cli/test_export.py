@@ -121,12 +121,61 @@ def test_of_a_peft_model_the_adapters_are_written(tmp_path: Path) -> None:
     assert held[f"{name}.weight"].any()
 
 
+@pytest.mark.slow
+def test_of_a_base_that_has_changed_the_merged_model_is_written_or_an_adapter_of_any_rank(
+    tmp_path: Path,
+) -> None:
+    transformers, peft = (pytest.importorskip(name) for name in ("transformers", "peft"))
+    size = {"vocab_size": 20, "n_positions": 8, "n_embd": 8, "n_layer": 1, "n_head": 2}
+    config = transformers.GPT2Config(
+        **size,
+        bos_token_id=0,
+        eos_token_id=0,
+        use_cache=False,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+    )
+
+    def adapted() -> torch.nn.Module:
+        bare, options = transformers.GPT2LMHeadModel(config), {"target_modules": ["c_proj", "c_attn"]}
+        return peft.get_peft_model(
+            bare, peft.LoraConfig(r=1, fan_in_fan_out=True, task_type="CAUSAL_LM", **options)
+        )
+
+    ids = [(x, x) for x in (torch.randint(0, 20, (6, 8)) for _ in range(4))]
+    words = ("rounds=2", "strategy=fedex", "task=language_model", "client.lr=2", f"dir={tmp_path / 'run'}")
+    result = classification(model=adapted, clients=ids, test=None).run(*words)
+    x, model = ids[0][0], result.model()
+    with torch.no_grad():
+        wanted = model(input_ids=x).logits
+        merged = transformers.GPT2LMHeadModel.from_pretrained(result.export("hf", out=tmp_path / "hf")).eval()
+        torch.testing.assert_close(merged(input_ids=x).logits, wanted, rtol=1e-5, atol=1e-5)
+        errors = []
+        for rank in (8, 1):
+            path = result.export("hf", out=tmp_path / f"rank{rank}", rank=rank)
+            errors.append(json.loads((path / "fedsim.json").read_text())["adapter_error"])
+            bare = adapted().unload()
+            bare.load_state_dict(
+                {
+                    k.replace("base_model.model.", "").replace("base_layer.", ""): v
+                    for k, v in result.model().state_dict().items()
+                    if "lora_" not in k and "base_change" not in k
+                }
+            )
+            again = peft.PeftModel.from_pretrained(bare, path).eval()
+            if rank == 8:
+                torch.testing.assert_close(again(input_ids=x).logits, wanted, rtol=1e-4, atol=1e-5)
+    assert errors[0] < 1e-5 < errors[1] < 1
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["RUN"], "model.pt exists; give --force"),
         (["RUN", "--to", "pickle"], "invalid choice: 'pickle'"),
         (["RUN", "--client", "4"], "client=4: this run has clients 0 to 3"),
+        (["RUN", "--rank", "2"], "--rank 2: is of adapters; add --to hf"),
         (["RUN", "--best"], "type evaluation.validation=0.1"),
         (["RUN", "--to", "hf"], "ConvNet has no save_pretrained"),
         (["RUN", "--to", "safetensors", "--out", "RUN/config.yaml/x"], "cannot be written"),

@@ -142,6 +142,7 @@ TABLE = (
     Entry(
         "semifl", "semifl", (*AT_SERVER, "strategy.tau=0.35"), semi=True, needs_head=True, trains_alone=True
     ),
+    Entry("rolora", "rolora", ('strategy.turns=[["*.weight"], ["*.bias"]]',), needs_head=True),
     Entry("fedbuff", "fedbuff", (*TWO_AT_A_TIME, "strategy.buffer=3"), asynchronous=True),
     Entry("fedasync", "fedasync", (*TWO_AT_A_TIME, "strategy.answers_per_round=3"), asynchronous=True),
 )
@@ -159,7 +160,18 @@ MECHANISMS = tuple(e for e in TABLE if e.label in ("scaffold", "ggeur", "flag-re
 
 
 # Methods that differ from another one above in the server's step or one option alone: their contracts are nightly.
-CLOSE = ("centered", "fedyogi", "fedadagrad", "fedavgm", "mofedsam", "term", "uda", "fesem", "fedrep")
+CLOSE = (
+    "centered",
+    "fedyogi",
+    "fedadagrad",
+    "fedavgm",
+    "mofedsam",
+    "term",
+    "uda",
+    "fesem",
+    "fedrep",
+    "rolora",
+)
 
 
 # One of every way in which a method works. What hangs on the simulator's parts more than on the method is tried on

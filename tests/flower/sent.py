@@ -10,6 +10,7 @@ from unittest.mock import patch
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests/contracts")]
+from adapting import adapted  # noqa: E402
 from problems import classification, network  # noqa: E402
 from registry import AT_SERVER, TABLE  # noqa: E402
 
@@ -26,11 +27,17 @@ SETTINGS: dict[str, tuple[str, ...]] = {  # what an option needs beyond its entr
     "fedossl_as_code": ("strategy.server_steps=10", "strategy.centroids=4"),
     "server_only": AT_SERVER,
     "fedbn": (),
+    "fedit": (),
+    "ffa": ('strategy.frozen=["*.bias"]',),
+    "fedsa": ('strategy.local=["*.bias"]',),
+    "fedex": (),
+    "flora": (),
     "fraug_digits": ("strategy.rounds=6",),
     "fraug_officehome": ("strategy.rounds=6",),
 }
 VARIANTS = (
     "fedproto strategy.share=model",
+    "flora strategy.ranks=[1]",
     "heterofl strategy.output_rows=classes",
     "logit_adjust strategy.prior=all",
 )
@@ -39,6 +46,7 @@ DEFAULTS = (
     "heterofl",
     "logit_adjust",
 )  # whose entries in the contracts may be of another variant
+ADAPTED = ("fedex", "flora")  # whose models have adapters
 NOTHING = {"centralised": "not deployed: all data in one place"}
 Sent = dict[str, tuple[set[str], set[str]]]  # question to arrays and values
 
@@ -55,6 +63,7 @@ def recorded(option: str) -> Sent:
     words = (f"strategy={name}", *SETTINGS[name]) if entry is None else entry.arguments
     if name in DEFAULTS:
         words = (f"strategy={name}", *(w for w in words if w.startswith("client.")), *more)
+    words += tuple(more) if name in ADAPTED else ()
     words = tuple(w for w in words if not w.startswith("model="))
     found: Sent = {}
     mapped = SerialEngine.map
@@ -68,7 +77,8 @@ def recorded(option: str) -> Sent:
             yield result
 
     with patch.object(SerialEngine, "map", watched):
-        classification(model=network()).run(
+        model = adapted() if name in ADAPTED else network()
+        classification(model=model).run(
             *words, "rounds=3", "evaluation.every=1", "evaluation.clients_every=0"
         )
     return found

@@ -34,6 +34,9 @@ FURTHER = (  # options that the contract table leaves to tests of their own
     Entry("server-only", "server_only", ("data.labelled={at: server, count: 30}",)),
     Entry("fixmatch-server", "fixmatch", (*AT_SERVER, "strategy.tau=0.2")),
     Entry("fedbn", "fedbn"),
+    Entry("fedit", "fedit"),
+    Entry("ffa", "ffa", ('strategy.frozen=["*.bias"]',)),
+    Entry("fedsa", "fedsa", ('strategy.local=["*.bias"]',)),
     Entry("fraug-digits", "fraug_digits", ("strategy.rounds=6",), needs_head=True),
     Entry(
         "fedossl-as-code",
@@ -114,7 +117,7 @@ def test_what_cannot_be_deployed_is_refused_by_name(option: str, tmp_path: Path)
 
 
 def test_every_strategy_is_either_deployed_or_refused_here() -> None:
-    tried = {e.strategy for e in DEPLOYED}
+    tried = {e.strategy for e in DEPLOYED} | {"fedex", "flora"}  # see tests/flower/test_adapted.py
     assert tried | set(REFUSED) == {path.stem for path in (ROOT / "conf/strategy").glob("*.yaml")}
 
 

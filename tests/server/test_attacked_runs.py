@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from adapting import adapted
 from problems import Problem, classification, hashes
 from torch import Tensor, nn
 
@@ -101,6 +102,9 @@ STRATEGIES = sorted(
 )  # no clients
 NEEDS = {  # what a method cannot do without
     "fedsgd": ("client.steps=1",),
+    "ffa": ('strategy.frozen=["*bias"]',),
+    "fedsa": ('strategy.local=["*bias"]',),
+    "rolora": ('strategy.turns=[["*weight"], ["*bias"]]',),
     "fedbuff": ("system=lognormal",),
     "fedasync": ("system=lognormal",),
     **dict.fromkeys(("fedlabel", "fixmatch", "uda", "fedmatch"), ("data.labelled={at: client, share: 0.5}",)),
@@ -130,7 +134,8 @@ def stormy(strategy: str, attack: str) -> None:
         for n in (5, 3, 4, 6)
     ]
     settings = [f"strategy={strategy}", *NEEDS.get(strategy, ()), f"attack={attack}", "attack.fraction=0.5"]
-    problem = Problem(Camera, pictures, ("rounds=2", "clients_per_round=4", "client.steps=1"))
+    model = (lambda: adapted(nn.Flatten(), features=36)) if strategy in ("fedex", "flora") else Camera
+    problem = Problem(model, pictures, ("rounds=2", "clients_per_round=4", "client.steps=1"))
     result = problem.run(*settings)
     assert len(result.rows) == 2 and all(torch.isfinite(v).all() for v in result.weights.values())
 

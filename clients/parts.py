@@ -1,0 +1,62 @@
+"""Local SGD of parts of a model: some stay with their client, and rounds may train another part in turn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from torch import Tensor
+
+from clients.sgd import SGDClient
+from fedsim.data.local import Batch
+from fedsim.local.job import Job
+from fedsim.task.layout import Layout
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartClient(SGDClient):
+    """Trains everything; parameters that fit a pattern of ``local`` are kept, and never sent (``keeps``)."""
+
+    local: tuple[str, ...] = ()
+
+    def keeps(self, layout: Layout) -> frozenset[str]:
+        """The parameters that stay."""
+        return frozenset(fitting(layout, self.local))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TurnClient(PartClient):
+    """In round t (of the server, from 0) the parameters of ``turns[t mod n]`` are trained, and those of no turn.
+
+    The others have no gradient in effect: they neither move nor decay, and their part of the update is zero.
+    """
+
+    turns: tuple[tuple[str, ...], ...] = ()
+
+    def step(self, job: Job, w: Tensor, batch: Batch) -> Tensor:
+        """One step that passes the other turns' parameters by."""
+        g = job.grad(w, batch)
+        idle = job.layout.spans(
+            {s.name for s in job.layout.params if _within(s.span, job.sgd.idle)} | self.rest(job)
+        )
+        job.sgd.idle = tuple(idle)
+        return job.sgd(w, g)
+
+    def rest(self, job: Job) -> set[str]:
+        """Names of the parameters that other rounds train."""
+        return waiting(job.layout, self.turns, job.round)
+
+
+def fitting(layout: Layout, patterns: tuple[str, ...]) -> set[str]:
+    """Names of the parameters that fit one of the patterns."""
+    return {s.name for s in layout.params if any(fnmatchcase(s.name, p) for p in patterns)}
+
+
+def waiting(layout: Layout, turns: tuple[tuple[str, ...], ...], round: int) -> set[str]:
+    """Names of the parameters of other turns than that of ``round``."""
+    mine = fitting(layout, turns[round % len(turns)])
+    return {name for turn in turns for name in fitting(layout, turn)} - mine
+
+
+def _within(span: slice, spans: tuple[slice, ...]) -> bool:
+    return any(s.start <= span.start and span.stop <= s.stop for s in spans)

@@ -1,0 +1,38 @@
+"""Methods that change the base of adapters, on a grid in this process: the same bits as in a simulation."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from localgrid import deploy
+from test_local import FRAMING, SMALL, simulated
+
+pytest.importorskip("peft", reason="peft is not installed (fedsim[hf])")
+IMAGES = "num_channels: 1, image_size: 8, patch_size: 4, hidden_size: 8, num_hidden_layers: 1, num_attention_heads: 2"
+VIT = (
+    "model=hf",
+    "model.architecture=ViTForImageClassification",
+    f"model.config={{{IMAGES}, intermediate_size: 8, hidden_dropout_prob: 0.0, attention_probs_dropout_prob: 0.0}}",
+    "model.lora={r: 2, target_modules: [q_proj, v_proj]}",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [("fedex",), ("flora", "strategy.ranks=[2, 1]")], ids=lambda m: m[0])
+def test_the_base_changes_at_nodes_as_in_a_simulation(method: tuple[str, ...], tmp_path: Path) -> None:
+    """Nodes are sent the whole change of the base, which a simulation prices as the factors that make it."""
+    settings = (
+        tuple(s for s in SMALL if not s.startswith("model=")) + VIT + (f"strategy={method[0]}", *method[1:])
+    )
+    twin, grid = deploy(tmp_path, *settings)
+    alone = simulated(*settings)
+    for key in ("weights_hash", "loss", "bytes_up"):
+        assert [r[key] for r in twin.rows] == [r[key] for r in alone.rows], key
+    messages = sum(kind == "train" for _, kind, _ in grid.log)
+    down = sum(r["bytes_down"] for r in twin.rows)
+    assert 0 <= grid.bytes_down - down <= FRAMING * messages
+    assert down > sum(r["bytes_down"] for r in alone.rows)
