@@ -36,6 +36,7 @@ def trial(worker: Worker, broadcast: Broadcast, chunk: Chunk, question: Question
         {name: (tuple(t.shape), t.dtype) for name, t in kept.arrays.items()},
         {name: type(value) for name, value in outcome.values.items() if name != "weight"},
         frozenset(outcome.metrics),
+        weighs="weight" in outcome.values,
     )
 
 

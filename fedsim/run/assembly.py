@@ -29,7 +29,7 @@ from fedsim.server.examiner import Examiner
 from fedsim.server.exchanger import Exchanger
 from fedsim.server.exchanges import Server
 from fedsim.server.loop import Loop
-from fedsim.server.traits import StrategyLike
+from fedsim.server.traits import StrategyLike, Traits
 from fedsim.task.copies import copied
 from fedsim.task.task import Task
 from fedsim.task.vectors import FlatModel
@@ -77,7 +77,7 @@ def assemble(
     engine.start(work)
     return Loop(
         strategy=method,
-        server=_server(config, context, work, data, start, engine, clock, method.traits.asynchronous),
+        server=_server(config, context, work, data, start, engine, clock, method.traits),
         trackers=trackers,
         rounds=config.rounds,
         clients_per_round=min(config.clients_per_round, data.num_clients),
@@ -129,17 +129,18 @@ def _server(
     start: FlatModel,
     engine: Engine,
     clock: Clock | None,
-    fill: bool,
+    traits: Traits,
 ) -> Server:
-    """The server, with an exchanger and an examiner on the started engine; ``fill``: whatever ``exclude_fill`` says."""
+    """The server, with an exchanger and an examiner on the started engine."""
     test, folder = data.dataset.test, run_dir(config)
     few = VECTORISED_CHUNKS if vectorised.planned(work, start) else 0
+    chunks = data.num_clients if traits.client_by_client else config.engine.chunks or few
     exchanger = Exchanger(
         context=context,
         engine=engine,
         states=ClientStore(folder / "checkpoint", config.checkpoint.memory_mb << 20),
         failures=work.failures,
-        chunks=config.engine.chunks or few,
+        chunks=chunks,
         collusion=colluding(*participants.attack(config), folder),
     )
     examiner = Examiner(
@@ -152,7 +153,7 @@ def _server(
         truth=data.truth_of if data.roles.truth is not None else None,
         kinds=unseen.kinds(config, data),
     )
-    fill = fill or config.exclude_fill == "substitute"
+    fill = traits.asynchronous or config.exclude_fill == "substitute"
     people = Population(data.registered, config.seed, clock, config.participation)
     people.absent, people.fill = data.roles.absent, fill
     return Server.of(
