@@ -1,4 +1,4 @@
-"""What a slope becomes on its way: ``log8``, one byte; ``ref9``, the nine bits of the reference code's grid; ``float32``.
+"""What a slope becomes on its way: ``log8``, a byte; ``ref9``, nine bits, the reference code's grid; ``float32``.
 
 A codec maps slopes g, any shape, to codes, and codes to the values that everybody computes with: also who measured g
 goes on with ``decode(encode(g))``, or the copies of the model part. Each has one code for "not there", which decodes

@@ -62,9 +62,7 @@ class DeComFLClient(ReplicaClient):
             theta = self.advanced(theta, frame, t, job.seed, job.layout, self.rate(job.local, t))
         return theta
 
-    def advanced(
-        self, theta: Tensor, frame: bytes, t: int, seed: int, layout: Layout, lr: float
-    ) -> Tensor:
+    def advanced(self, theta: Tensor, frame: bytes, t: int, seed: int, layout: Layout, lr: float) -> Tensor:
         """The model after round ``t``, of the mean slopes in its ``frame``; of one that says "nothing", ``theta``."""
         count = self.local_steps * self.directions
         c = self.coding.decode(self.coding.unpack(frame, count)).reshape(self.local_steps, self.directions)

@@ -44,7 +44,7 @@ class ReplicaClient(Client):
         """Measure slopes at today's model; with a copy that cannot be brought there, say that there is nothing."""
         theta = self.replica(job)
         if theta is None:
-            return self.update_of(self.coding.nothing(self.count(job)))
+            return Update(values={"slopes": self.nothing(job)}, weighs=False)
         return self.contribution(job, theta)
 
     def replica(self, job: Job) -> Tensor | None:
@@ -65,8 +65,16 @@ class ReplicaClient(Client):
             if held != since:
                 return None
             theta = self.replay(job, theta, since)
-        wanted = values.get("hash")
-        return theta if wanted in (None, digest(job.layout, theta)) else None
+        return theta if self.agrees(job, theta) else None
+
+    def agrees(self, job: Job, theta: Tensor) -> bool:
+        """Whether ``theta`` is the server's model, where the message says what that is."""
+        wanted = job.values.get("hash")
+        return wanted is None or wanted == digest(job.layout, theta)
+
+    def nothing(self, job: Job) -> bytes:
+        """What says that there is nothing."""
+        return self.coding.pack(self.coding.nothing(self.count(job)))
 
     def kept(self, job: Job, theta: Tensor) -> dict[str, Tensor]:
         """What the client keeps: up to which round its copy is, and the copy where it has one of its own."""
@@ -87,7 +95,7 @@ class ReplicaClient(Client):
 
     def rate(self, local: ClientConfig, round: int) -> float:
         """The learning rate of ``round``."""
-        return self.lr * round_factor(local, round)
+        return float(self.lr * round_factor(local, round))
 
     def probe(self, job: Job, theta: Tensor) -> Probe:
         """What measures slopes around ``theta``."""
@@ -100,7 +108,7 @@ class ReplicaClient(Client):
 
     def rounds_in(self, job: Job) -> int:
         """Of how many rounds the message holds frames."""
-        raise NotImplementedError
+        return 0
 
     def replay(self, job: Job, theta: Tensor, since: int) -> Tensor:
         """``theta`` (d,), as round ``since`` began with it, as this round does."""

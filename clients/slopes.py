@@ -41,9 +41,7 @@ class Probe:
     Use it as ``with Probe(...) as probe``: inside, the model is in evaluation mode.
     """
 
-    def __init__(
-        self, job: Job, theta: Tensor, buffers: Tensor | None, eps: float, measure: str
-    ) -> None:
+    def __init__(self, job: Job, theta: Tensor, buffers: Tensor | None, eps: float, measure: str) -> None:
         self.job, self.theta, self.eps, self.measure = job, theta, eps, measure
         self.nonfinite = self.measured = 0
         self._model = job.model
@@ -162,13 +160,13 @@ class Probe:
             with nullcontext() if self._again else self._evaluating():
                 self._again()  # type: ignore[misc]
                 with sdpa_kernel(SDPBackend.MATH), self._precision():
-                    loss, c = torch.func.jvp(value, (at,), (along,))
+                    found: tuple[Tensor, ...] = torch.func.jvp(value, (at,), (along,))
         except NotImplementedError as error:
             raise ClientError(
                 f"strategy.measure=jvp: a layer of the model has no forward mode ({error}); type "
                 "strategy.measure=central"
             ) from error
-        return float(loss.item()), float(c.item())
+        return float(found[0].item()), float(found[1].item())
 
 
 class _Value(nn.Module):

@@ -61,7 +61,11 @@ class DeComFL(Logged):
         codec = CODECS[self.codec]
         if not len(replies):
             return w, codec.pack(codec.nothing(self.heard)).hex()
-        rows = [torch.from_numpy(codec.decode(c)) for o in replies.ok if (c := self.codes(o, self.heard)) is not None]
+        rows = [
+            torch.from_numpy(codec.decode(c))
+            for o in replies.ok
+            if (c := self.codes(o, self.heard)) is not None
+        ]
         n = [server.sizes[c] if self.weighting == "samples" else 1 for c in replies.clients]
         mean = self.aggregator(torch.stack(rows), torch.tensor(n, dtype=torch.float64))
         frame = codec.pack(codec.encode(mean.numpy()))

@@ -180,7 +180,9 @@ class Logged(Slopes):
                 ways[since] = self._way(server, state, since, size)
             if ways[since].arrays or ways[since].values:
                 each[c] = ways[since]
-        values = {"hash": digest(server.layout, w)} if t and self.hash_every and t % self.hash_every == 0 else {}
+        values = (
+            {"hash": digest(server.layout, w)} if t and self.hash_every and t % self.hash_every == 0 else {}
+        )
         if self.own_copies(server):
             standing = Payload({"w": server.start.w, **statistics}) if initial else None
         else:

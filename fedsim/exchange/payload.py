@@ -97,7 +97,10 @@ class Message:
 
     @staticmethod
     def of(
-        arrays: Named = None, values: Named = None, each: Mapping[int, Payload] | None = None, rows: Named = None
+        arrays: Named = None,
+        values: Named = None,
+        each: Mapping[int, Payload] | None = None,
+        rows: Named = None,
     ) -> Message:
         """A message from plain dicts of arrays and values."""
         return Message(Payload.of(arrays, values), dict(each or {}), rows=Payload.of(rows).arrays)
