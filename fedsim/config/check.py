@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fedsim.config.moved import now, targets
 from fedsim.config.names import check_names
-from fedsim.config.parts import OWN
+from fedsim.config.parts import OWN, hints_of
 from fedsim.config.schema import ENGINES, EngineConfig, RunConfig
 from fedsim.errors import ConfigError, check_choice, hint
 
@@ -151,19 +151,19 @@ def validate(config: DictConfig) -> None:
         if (place := now(target)) is not None:
             raise ConfigError(f"{key}={target}: this is now {place}; type {key}={place}")
     for key, allowed in _everywhere(CHOICES):
-        if (value := OmegaConf.select(config, key)) is not None:
+        if (value := _at(values, key)) is not None:
             check_choice(key, value, allowed)
     for key, (possible, text) in _everywhere(RANGES):
-        _check_range(key, OmegaConf.select(config, key), possible, text)
+        _check_range(key, _at(values, key), possible, text)
     if not re.fullmatch(r"last|all|every:[1-9]\d*", str(config.checkpoint.keep)):
         raise ConfigError(
             f"checkpoint.keep={config.checkpoint.keep}: choose last, all or every:N, as in every:10"
         )
     for key, (possible, text) in PART_RANGES.items():
-        target = str(OmegaConf.select(config, f"{key.partition('.')[0]}._target_"))
-        value = OmegaConf.select(config, key)
-        if target.partition(".")[0] in OWN and not OmegaConf.is_dict(value):
-            for one in value if OmegaConf.is_list(value) else [value]:
+        target = str(_at(values, f"{key.partition('.')[0]}._target_"))
+        value = _at(values, key)
+        if target.partition(".")[0] in OWN and not isinstance(value, dict):
+            for one in value if isinstance(value, list) else [value]:
                 _check_range(key, one, possible, text)
     for key in (*NEEDS_TARGET, *(["topology"] if config.topology else [])):
         check_target(key, config.get(key))
@@ -171,6 +171,13 @@ def validate(config: DictConfig) -> None:
         check_target("system", config.system)
     check_names(config)
     _check_relations(config)
+
+
+def _at(values: Any, key: str) -> Any:
+    """The value of a dotted key; ``None`` where there is no such key."""
+    for name in key.split("."):
+        values = values.get(name) if isinstance(values, dict) else None
+    return values
 
 
 def _everywhere(rules: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -183,7 +190,7 @@ def _everywhere(rules: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _refuse_unknown(config: DictConfig, schema: type[Any], prefix: str) -> None:
     """Refuse keys that ``+key=value`` or code added: nothing would ever read them."""
-    types = typing.get_type_hints(schema)
+    types = hints_of(schema)
     known = [field.name for field in dataclasses.fields(schema)]
     for name in known:
         if name not in config:

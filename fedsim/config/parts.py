@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
-from functools import partial
+from functools import cache, partial
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -69,6 +69,12 @@ def _hints(target: str) -> dict[str, Any]:
         return {}
 
 
+@cache
+def hints_of(kind: type) -> dict[str, Any]:
+    """Types of the fields of a configuration dataclass."""
+    return get_type_hints(kind)
+
+
 def _unlike(value: Any, kind: Any) -> str | None:
     """What ``value`` must be to be of type ``kind``; ``None`` if it is, or if ``kind`` is no plain type."""
     kinds = set(get_args(kind)) if get_origin(kind) in (Union, UnionType) else {kind}
@@ -128,7 +134,7 @@ def typed(node: Any, kind: type) -> Any:
     """A plain instance of a configuration dataclass (fast attributes, picklable)."""
     plain: Any = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
     values = {str(k): v for k, v in plain.items() if k in kind.__dataclass_fields__}  # type: ignore[attr-defined]
-    for name, kinds in get_type_hints(kind).items():
+    for name, kinds in hints_of(kind).items():
         inner = next((t for t in (kinds, *get_args(kinds)) if isinstance(t, type) and is_dataclass(t)), None)
         if inner is not None and isinstance(values.get(name), Mapping):
             values[name] = typed(values[name], inner)

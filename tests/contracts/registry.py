@@ -151,6 +151,27 @@ MECHANISMS = tuple(e for e in TABLE if e.label in ("scaffold", "ggeur", "flag-re
 CLOSE = ("fedyogi", "fedadagrad", "fedavgm", "mofedsam", "term", "uda", "fesem", "fedrep")
 
 
+# One of every way in which a method works. What hangs on the simulator's parts more than on the method is tried on
+# these in `make test`, and on all of them nightly.
+SPREAD = (
+    "fedavg",
+    "fedspeed",
+    "scaffold",
+    "fedadam",
+    "gossip",
+    "ggeur",
+    "silobn",
+    "fraug",
+    "fedloge",
+    "flag-reverse",
+    "ifca",
+    "heterofl",
+    "fedlabel",
+    "semifl",
+    "fedbuff",
+)
+
+
 def mostly(entries: Iterable[Entry]) -> list[Any]:
     """The entries as parameters of a test; those that are close to another one run nightly."""
     entries = tuple(entries)

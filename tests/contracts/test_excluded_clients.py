@@ -9,7 +9,7 @@ import pytest
 import torch
 from callbacks import Interrupt
 from problems import Problem, classes, classification, hashes, method
-from registry import COHORTS, MECHANISMS, METHODS, Entry, mostly
+from registry import COHORTS, MECHANISMS, METHODS, SPREAD, Entry, mostly, often
 
 from fedsim.errors import ConfigError
 
@@ -127,7 +127,9 @@ COUNTED = {
 }
 
 
-@pytest.mark.parametrize("entry", mostly(e for e in COHORTS if e.strategy != "gossip"), ids=lambda e: e.label)
+@pytest.mark.parametrize(
+    "entry", often([e for e in COHORTS if e.strategy != "gossip"], *SPREAD, "afl"), ids=lambda e: e.label
+)
 def test_who_is_in_no_cohort_counts_only_where_a_method_counts_all_clients(entry: Entry) -> None:
     given = problem(cohorts=[[0, 1, 3], [1, 4, 5]])
     same = hashes(given.run(*entry.arguments, f"exclude=[{ABSENT}]")) == hashes(given.run(*entry.arguments))

@@ -11,7 +11,7 @@ from callbacks import Interrupt
 from composing import compose_quickly
 from problems import classification, hashes
 from registry import BROAD, Entry
-from trial import every_method
+from trial import spread_methods
 
 from fedsim.errors import CheckpointError
 from fedsim.run.key import horizon
@@ -23,7 +23,7 @@ def compared(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if k != "seconds" and not isinstance(v, dict)} for row in rows]
 
 
-@every_method
+@spread_methods
 def test_two_rounds_and_then_two_more_are_four(entry: Entry, tmp_path: Path) -> None:
     problem, settings = classification(), [*entry.arguments, "evaluation.every=1"]
     if horizon(

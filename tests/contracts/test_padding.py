@@ -10,7 +10,7 @@ import pytest
 import torch
 from callbacks import Interrupt
 from problems import Recorded, classification, hashes, network, recorded
-from registry import METHODS, TABLE, Entry, mostly
+from registry import METHODS, SPREAD, TABLE, Entry, often
 from torch import Tensor
 
 from fedsim.exchange.fold import Folder
@@ -22,7 +22,8 @@ ROOT = Path(__file__).resolve().parents[2]
 IMAGES = ("cat_map", "lotka_volterra")  # attacks on images
 ATTACKS = sorted({path.stem for path in (ROOT / "conf/attack").glob("*.yaml")} - {"none", *IMAGES})
 
-each_entry = pytest.mark.parametrize("entry", mostly(TABLE), ids=lambda e: e.label)
+NIGHTLY = pytest.mark.nightly
+each_entry = pytest.mark.parametrize("entry", often(TABLE, *SPREAD), ids=lambda e: e.label)
 
 
 def record(entry: Entry, *overrides: str, **given: Any) -> tuple[Recorded, Any]:
@@ -79,12 +80,14 @@ def check_alike(aligned: Any, dense: Any) -> None:
     assert aligned.summary["sim_seconds" if "sim_seconds" in dense.summary else "rounds"]
 
 
-@pytest.mark.parametrize("entry", mostly(METHODS), ids=lambda e: e.label)
+@pytest.mark.parametrize("entry", often(METHODS, *SPREAD), ids=lambda e: e.label)
 def test_results_and_bytes_are_those_without_padding(entry: Entry, monkeypatch: pytest.MonkeyPatch) -> None:
     check_alike(*both(monkeypatch, entry, "dtype=float64"))
 
 
-@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize(
+    "attack", [pytest.param(a, marks=[] if a in ("alie", "random_gaussian") else NIGHTLY) for a in ATTACKS]
+)
 def test_attacks_draw_and_send_what_they_would_without_padding(
     attack: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -113,7 +116,9 @@ OLD = (
 )
 
 
-@pytest.mark.parametrize("memory", [100, 0], ids=["in memory", "spilled"])
+@pytest.mark.parametrize(
+    "memory", [pytest.param(100, id="in memory", marks=NIGHTLY), pytest.param(0, id="spilled")]
+)
 @pytest.mark.parametrize(("strategy", "more"), OLD, ids=[name for name, _ in OLD])
 def test_a_run_that_was_checkpointed_without_padding_goes_on_with_it(
     strategy: str, more: tuple[str, ...], memory: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -11,14 +11,14 @@ import torch
 from hooks import Fail, hooked
 from problems import NaNAbove, Pair, Problem, Recorded, classes, classification, hashes, method, network
 from registry import Entry
-from trial import each_method, each_strategy, record, run_hooked
+from trial import each_method, each_strategy, record, run_hooked, spread_cohorts
 
 from fedsim.errors import ClientError
 
 # -- who takes part -----------------------------------------------------------------------------------------------
 
 
-@each_strategy
+@spread_cohorts
 def test_a_failing_client_is_skipped_as_if_it_had_not_been_asked(entry: Entry) -> None:
     cohorts = [[0, 2, 3], [1, 2, 5], [2, 4, 5], [0, 1, 2]]
     skip = "failures.policy=skip"
@@ -33,7 +33,7 @@ def test_a_failing_client_is_skipped_as_if_it_had_not_been_asked(entry: Entry) -
     assert told == [(2, "failed", True)] * 4
 
 
-@each_method
+@spread_cohorts
 def test_a_failing_client_stops_the_run_by_default_and_is_named(entry: Entry) -> None:
     cohorts = [[0, 1], [2, 3], [4, 5], [0, 5]]
     with pytest.raises(ClientError, match=r"client 4 failed in round 3(?s:.*)Traceback(?s:.*)has had enough"):

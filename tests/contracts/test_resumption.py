@@ -10,7 +10,7 @@ from callbacks import Interrupt, Photographer
 from hooks import Fail
 from problems import classification, hashes
 from registry import BROAD, METHODS, Entry, often
-from trial import each_method, every_method, in_ways, record, run_hooked, straight
+from trial import in_ways, record, run_hooked, spread_cohorts, spread_methods, straight
 
 # Methods whose clients keep states, one of each kind, and one whose clients keep none
 KEEPING = (
@@ -44,7 +44,7 @@ def test_killed_after_any_round_and_resumed_the_run_ends_with_the_same_bits(
             assert torch.equal(resumed.weights[name], value)
 
 
-@every_method
+@spread_methods
 def test_interrupted_after_a_round_and_resumed_the_run_ends_with_the_same_bits(
     entry: Entry, tmp_path: Path
 ) -> None:
@@ -57,7 +57,7 @@ def test_interrupted_after_a_round_and_resumed_the_run_ends_with_the_same_bits(
     assert [r["round"] for r in resumed.rows] == [1, 2, 3, 4]
 
 
-@each_method
+@spread_cohorts
 def test_interrupted_within_a_round_that_round_is_done_again_from_the_start(
     entry: Entry, tmp_path: Path
 ) -> None:

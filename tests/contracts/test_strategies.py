@@ -10,7 +10,7 @@ from problems import Problem, Quadratic, classes, classification, hashes, networ
 from registry import BROAD, TABLE, Entry
 from torch import nn
 from torch.nn import functional as F
-from trial import each_method, every_method, in_ways, run_hooked, straight
+from trial import in_ways, run_hooked, spread_cohorts, spread_methods, straight
 
 # -- same bits ----------------------------------------------------------------------------------------------------
 
@@ -39,7 +39,7 @@ def test_the_order_in_which_chunks_finish_does_not_matter(entry: Entry, ray: str
         assert hashes(result) == expected
 
 
-@every_method
+@spread_methods
 def test_a_run_repeats_itself_whatever_the_global_generator_says_and_depends_on_the_seed(
     entry: Entry,
 ) -> None:
@@ -51,7 +51,7 @@ def test_a_run_repeats_itself_whatever_the_global_generator_says_and_depends_on_
     assert hashes(problem.run(*entry.arguments, "seed=1"))[-1] != first[-1]
 
 
-@each_method
+@spread_cohorts
 def test_other_chunks_change_nothing_beyond_rounding(entry: Entry) -> None:
     problem = classification(cohorts=[range(6)] * 4)
     ends = [problem.run(*entry.arguments, "dtype=float64", f"engine.chunks={n}").weights for n in (1, 6)]
@@ -60,7 +60,7 @@ def test_other_chunks_change_nothing_beyond_rounding(entry: Entry) -> None:
             torch.testing.assert_close(other[name], value, rtol=0, atol=1e-13)
 
 
-@each_method
+@spread_cohorts
 def test_the_order_of_clients_in_a_given_cohort_does_not_matter(entry: Entry) -> None:
     cohorts = [[0, 3, 5], [1, 2, 4], [5, 1, 3], [2, 0, 4]]
     mixed = [[5, 0, 3], [4, 2, 1], [1, 3, 5], [4, 2, 0]]

@@ -9,11 +9,8 @@ import pytest
 import torch
 from hooks import Die, hooked
 from problems import Problem, classification, hashes, of_strategy, recorded
-from registry import BROAD, CLOSE, COHORTS, MECHANISMS, METHODS, Entry, mostly, often
-
-each_strategy = pytest.mark.parametrize(
-    "entry", mostly(e for e in METHODS if e in COHORTS), ids=lambda e: e.label
-)
+from registry import BROAD, CLOSE, COHORTS, MECHANISMS, METHODS, Entry, often
+from trial import spread_cohorts
 
 LOST = ["system=lognormal", *(f"system.dropout.{when}=0.2" for when in ("before", "during", "after"))]
 LATE = ["system=lognormal", "system.deadline=0.5", "system.stragglers=drop"]
@@ -66,7 +63,7 @@ def test_a_worker_killed_in_mid_round_costs_no_bit(entry: Entry, ray: str, tmp_p
     assert hashes(result) == hashes(problem.run(*entry.arguments, "engine.chunks=3"))
 
 
-@each_strategy
+@spread_cohorts
 def test_rounds_nobody_is_there_for_change_nothing_but_the_time(entry: Entry, tmp_path: Path) -> None:
     if entry.trains_alone:
         pytest.skip("the server goes on alone: tests/strategies/test_semisupervised.py")

@@ -9,7 +9,7 @@ import torch
 from problems import Pair, Problem, classes, classification, network, quadratic
 from registry import Entry
 from torch import Tensor
-from trial import each_method, in_ways, record, run_hooked
+from trial import each_method, in_ways, record, run_hooked, spread_cohorts
 
 from fedsim.config.compose import compose
 from fedsim.errors import ClientError
@@ -66,7 +66,7 @@ def test_local_statistics_stay_with_their_client(entry: Entry, policy: str) -> N
     assert not torch.equal(strategy.kept[0][0]["local/buffers"], strategy.kept[1][0]["local/buffers"])
 
 
-@each_method
+@spread_cohorts
 def test_all_local_norm_weights_never_leave_their_client(entry: Entry) -> None:
     if entry.parts:
         pytest.skip("takes no BatchNorm")
@@ -142,7 +142,7 @@ def demand_float64(job: Any) -> None:
     assert {t.dtype for t in floats} == {torch.float64}
 
 
-@each_method
+@spread_cohorts
 def test_float64_means_float64_everywhere(entry: Entry) -> None:
     if entry.trains_alone:
         pytest.skip("clients have no labelled samples to look at")
@@ -154,7 +154,7 @@ def test_float64_means_float64_everywhere(entry: Entry) -> None:
     assert floats == {torch.float64}
 
 
-@each_method
+@spread_cohorts
 def test_float32_and_float64_agree_to_rounding(entry: Entry) -> None:
     if entry.needs_head or entry.parts:
         pytest.skip("needs a model with layers, which one vector has not")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hooks import hooked
 from problems import Problem, Recorded, classification, of_strategy, recorded
-from registry import CLOSE, COHORTS, METHODS, Entry, broad, mostly
+from registry import CLOSE, COHORTS, METHODS, SPREAD, Entry, broad, mostly, often
 
 import fedsim
 
@@ -17,6 +17,10 @@ each_method = pytest.mark.parametrize(
     "entry", mostly(e for e in METHODS if e in COHORTS), ids=lambda e: e.label
 )
 each_strategy = pytest.mark.parametrize("entry", mostly(COHORTS), ids=lambda e: e.label)
+spread_methods = pytest.mark.parametrize("entry", often(METHODS, *SPREAD), ids=lambda e: e.label)
+spread_cohorts = pytest.mark.parametrize(
+    "entry", often([e for e in METHODS if e in COHORTS], *SPREAD), ids=lambda e: e.label
+)
 
 
 def in_ways(name: str, *ways: object) -> pytest.MarkDecorator:

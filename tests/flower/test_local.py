@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "contracts"))
 from localgrid import LocalGrid, deploy
 from real import ROOT
-from registry import AT_SERVER, CLOSE, METHODS, TABLE, Entry, often
+from registry import AT_SERVER, SPREAD, TABLE, Entry, often
 
 import fedsim
 from fedsim.errors import ConfigError
@@ -75,7 +75,7 @@ def check_twin(folder: Path, *settings: str) -> LocalGrid:
     return grid
 
 
-ONCE = [e.label for e in (*METHODS, *FURTHER) if not e.strategy.startswith("fraug_") and e.label not in CLOSE]
+ONCE = (*SPREAD, "moon", "fedossl", "fedmatch", "fed-ao")
 
 
 @pytest.mark.parametrize("entry", often(DEPLOYED, *ONCE), ids=lambda e: e.label)

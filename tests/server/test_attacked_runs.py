@@ -26,7 +26,25 @@ def calm_hashes(settings: tuple[str, ...]) -> list[str]:
     return hashes(classification().run(*settings))
 
 
-@pytest.mark.parametrize("strategy", ["scaffold", "feddyn", "moon"])
+NIGHTLY = pytest.mark.nightly
+OFTEN = (
+    "fedavg",
+    "scaffold",
+    "moon",
+    "gossip",
+    "ggeur",
+    "fraug",
+    "fedloge",
+    "heterofl",
+    "ifca",
+    "fedlabel",
+    "fedbuff",
+)
+
+
+@pytest.mark.parametrize(
+    "strategy", ["scaffold", *(pytest.param(s, marks=NIGHTLY) for s in ("feddyn", "moon"))]
+)
 @pytest.mark.parametrize("attack", [n for n in NAMES if n not in (*IMAGES, "none")])
 def test_any_attack_fits_around_any_client(attack: str, strategy: str) -> None:
     settings = (f"strategy={strategy}", "rounds=2", "clients_per_round=6")
@@ -117,7 +135,9 @@ def stormy(strategy: str, attack: str) -> None:
     assert len(result.rows) == 2 and all(torch.isfinite(v).all() for v in result.weights.values())
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize(
+    "strategy", [pytest.param(s, marks=[] if s in OFTEN else NIGHTLY) for s in STRATEGIES]
+)
 def test_every_method_survives_attackers_that_see_everything(strategy: str) -> None:
     stormy(strategy, "ipm")
 
