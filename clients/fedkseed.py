@@ -63,10 +63,11 @@ class FedKSeedClient(ReplicaClient):
         packed = packed_entries(chosen, codes, self.coding)
         return Update(values={"slopes": packed}, weighs=False, metrics=found)
 
-    def nothing(self, job: Job) -> bytes:
-        """What says that there is nothing."""
+    def nothing(self, job: Job) -> Update:
+        """Entries that say that there is nothing."""
         n = self.count(job)
-        return packed_entries(np.zeros(n, np.int64), self.coding.nothing(n), self.coding)
+        packed = packed_entries(np.zeros(n, np.int64), self.coding.nothing(n), self.coding)
+        return Update(values={"slopes": packed}, weighs=False)
 
     def _chosen(self, job: Job) -> NDArray[np.int64]:
         """The direction of each step: uniform, or by the probabilities of the message."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -52,6 +52,10 @@ class OneByteClient(ReplicaClient):
         low = {"saturated": saturated(self.codec, codes)} if self.codec != "float32" else {}
         state, found = self.kept(job, theta), probe.report(**low)
         return self.update_of(codes, implied={"steps": steps}, state=state, metrics=found)
+
+    def nothing(self, job: Job) -> Update:
+        """S codes that say so."""
+        return replace(super().nothing(job), implied={"steps": torch.zeros_like(job.model.w)})
 
     def rounds_in(self, job: Job) -> int:
         """Of how many rounds the message holds frames."""

@@ -44,7 +44,7 @@ class ReplicaClient(Client):
         """Measure slopes at today's model; with a copy that cannot be brought there, say that there is nothing."""
         theta = self.replica(job)
         if theta is None:
-            return Update(values={"slopes": self.nothing(job)}, weighs=False)
+            return self.nothing(job)
         return self.contribution(job, theta)
 
     def replica(self, job: Job) -> Tensor | None:
@@ -72,9 +72,9 @@ class ReplicaClient(Client):
         wanted = job.values.get("hash")
         return wanted is None or wanted == digest(job.layout, theta)
 
-    def nothing(self, job: Job) -> bytes:
-        """What says that there is nothing."""
-        return self.coding.pack(self.coding.nothing(self.count(job)))
+    def nothing(self, job: Job) -> Update:
+        """The update of a client that has nothing to say, since its copy of the model is not the server's."""
+        return self.update_of(self.coding.nothing(self.count(job)))
 
     def kept(self, job: Job, theta: Tensor) -> dict[str, Tensor]:
         """What the client keeps: up to which round its copy is, and the copy where it has one of its own."""

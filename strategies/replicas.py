@@ -25,6 +25,10 @@ from strategies.base import State, Strategy, check, check_weighting
 
 SLOPES = "clients measure slopes, they do not train; type strategy.lr and the other settings of strategy"
 REPLICAS = ("one", "each")
+REQUIRED = (
+    "must be given, and positive; what suits hangs on how many numbers are trained: about 0.03 for some hundred, 1e-6 "
+    "for a whole language model (docs/zeroth_order.md)"
+)
 
 
 def cheaper(log_bytes: int | None, model_bytes: int) -> str:
@@ -58,7 +62,7 @@ class Slopes(Strategy):
     client: Client = field(init=False)
 
     def __post_init__(self) -> None:
-        check(self.lr > 0, "lr", self.lr, "must be positive")
+        check(bool(self.lr) and self.lr > 0, "lr", self.lr, REQUIRED)
         check(self.eps > 0, "eps", self.eps, "must be positive")
         check(self.codec in CODECS, "codec", self.codec, f"choose one of {', '.join(CODECS)}")
         check(self.measure in MEASURES, "measure", self.measure, f"choose one of {', '.join(MEASURES)}")
@@ -83,9 +87,10 @@ class Slopes(Strategy):
     def init(self, server: Server) -> State:
         """The initial model; what it will be moved along is noted among the run's facts."""
         attack = self.client.attack if isinstance(self.client, Attacked) else None
-        if attack is not None and type(attack).corrupt is not Attack.corrupt:
+        corrupts = attack is not None and type(attack).corrupt is not Attack.corrupt
+        if corrupts or server.exchanger.collusion is not None:
             raise ConfigError(
-                f"attack: {type(attack).__name__} changes vectors, but clients of {type(self).__name__} send slopes; "
+                f"attack: this one changes vectors, but clients of {type(self).__name__} send slopes; "
                 "type attack=label_flip, or another strategy"
             )
         server.facts["directions"] = GENERATOR
