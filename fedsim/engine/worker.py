@@ -171,13 +171,13 @@ class Worker:
         self, job: Job, update: Update, broadcast: Broadcast, folder: Folder, outcome: Outcome
     ) -> State | None:
         """Fold an update, unless it is not finite, and fill in the ``outcome``; the client's new state."""
-        arrays: dict[str, Any] = dict(update.arrays)
-        if "buffers" in broadcast.fold:
-            arrays["buffers"] = self.model.buffers
-        payload = Payload.of(arrays, {**update.values, "weight": float(update.weight)})
-        release = self.plan.release
+        more = {"buffers": self.model.buffers} if "buffers" in broadcast.fold else {}
+        payload, release = update.sent(**more), self.plan.release
+        arrays = payload.arrays
+        if update.implied:
+            arrays = {**arrays, **{k: v for k, v in update.implied.items() if k in broadcast.fold}}
         if release is None:
-            folder.check(payload.arrays)
+            folder.check(arrays)
         if "delta" in payload.arrays and "w" in job.message.arrays:
             check_shape("delta", payload.arrays["delta"], job.message.arrays["w"])
         outcome.kind, outcome.reason, outcome.error, outcome.weight = "ok", "", None, float(update.weight)
@@ -192,7 +192,7 @@ class Worker:
             return None
         if release is not None:
             return self._released(release, job, update, payload, broadcast, folder, outcome)
-        folder.add(payload.arrays, float(update.weight))
+        folder.add(arrays, float(update.weight))
         return _new_state(job, update)
 
     def _released(

@@ -22,6 +22,7 @@ DENOMINATOR = "denominator"  # in the place of a kind: what the sum of an array 
 Scalar = bool | int | float | str | bytes
 Number = TypeVar("Number", bound=Scalar)
 Value = Scalar | list[int] | list[float] | list[str]
+Named = Mapping[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,7 @@ class Payload:
 class Message:
     """Server to clients: one ``shared`` payload for the cohort and an optional part per client.
 
-    ``rows`` are arrays (n, ...) over the clients of the exchange in ascending order, each of which receives its own row
-    under that name: models of many peers then travel as blocks, not one by one.
+    ``rows`` are arrays (n, ...) over the clients asked, ascending: each receives its own row, they travel as blocks.
     ``standing`` is what its receivers were sent before and still hold, as the ``shared`` part of a message with
     ``keep`` (which counted its bytes): it is at hand in the job like the rest, is put into shared memory once, and
     neither counts nor travels again. A node of a deployment that lost it is sent it again, and that counts.
@@ -98,10 +98,10 @@ class Message:
 
     @staticmethod
     def of(
-        arrays: Mapping[str, Any] | None = None,
-        values: Mapping[str, Any] | None = None,
+        arrays: Named = None,
+        values: Named = None,
         each: Mapping[int, Payload] | None = None,
-        rows: Mapping[str, Any] | None = None,
+        rows: Named = None,
     ) -> Message:
         """A message from plain dicts of arrays and values."""
         return Message(Payload.of(arrays, values), dict(each or {}), rows=Payload.of(rows).arrays)
@@ -113,6 +113,7 @@ class Update:
 
     ``state``: the client's new one, committed only if the server takes the update (``None``: the old one). ``metrics``
     go to the log alone, ``guesses`` (2, k), positions of unlabelled samples and their classes, to the evaluator alone.
+    ``implied``: arrays that the server can make of the rest: a simulation folds them where asked to; they do not count.
     """
 
     arrays: Mapping[str, Any] = field(default_factory=dict)
@@ -121,11 +122,13 @@ class Update:
     state: Mapping[str, Tensor] | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     guesses: Tensor | None = None
+    implied: Mapping[str, Tensor] = field(default_factory=dict)
+    weighs: bool = True  # False: the server knows the weight, which does not travel
 
-    @property
-    def payload(self) -> Payload:
-        """The part that travels."""
-        return Payload.of(self.arrays, {**self.values, "weight": float(self.weight)})
+    def sent(self, **more: Any) -> Payload:
+        """The part that travels, with ``more`` arrays."""
+        values = {**self.values, "weight": float(self.weight)} if self.weighs else self.values
+        return Payload.of({**self.arrays, **more}, values)
 
 
 class NonFinite(Exception):  # noqa: N818 - treated as a non-finite update

@@ -55,6 +55,7 @@ class OwnAnswer:
     values: Mapping[str, type] = field(default_factory=dict)
     metrics: frozenset[str] = frozenset()
     why: str = ""
+    weighs: bool = True  # whether the weight travels
 
 
 @dataclass
@@ -164,9 +165,11 @@ class Judge:
             raise ClientError(f"the update lacks '{missing[0]}'")
         values, weight = dict(answer.outcome.values), answer.outcome.weight
         own = values.pop("weight", None)
+        sample = self._sample(question, quietly=not values)
+        if own is None and not sample.weighs:
+            own = 1.0  # which does not travel
         if type(own) is not float or not (own == weight or (own != own and weight != weight)):
             raise ClientError(f"the update's weight is {own!r:.40}, its outcome's {weight}")
-        sample = self._sample(question, quietly=not values)
         for name, kind in sample.values.items():
             if name not in values:
                 raise ClientError(f"the update lacks the value '{name}'")

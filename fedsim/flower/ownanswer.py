@@ -41,6 +41,7 @@ def trial(worker: Worker, broadcast: Broadcast, chunk: Chunk, question: Question
         },
         {name: type(value) for name, value in outcome.values.items() if name != "weight"},
         frozenset(outcome.metrics),
+        weighs="weight" in outcome.values,
     )
 
 

@@ -20,16 +20,18 @@ from fedsim.data.cache import not_cached
 from fedsim.engine.worker import Worker
 from fedsim.errors import ClientError, ConfigError
 from fedsim.exchange.fold import Folder
+from fedsim.exchange.payload import Payload
 from fedsim.flower import contract
 from fedsim.flower.answers import NodeAnswer, absent
 from fedsim.flower.nodelog import briefly
 from fedsim.flower.options import Node
-from fedsim.flower.standing import StandingFile
+from fedsim.flower.standing import StandingFile, content
 from fedsim.flower.statefiles import StateFiles, forget_old
 from fedsim.flower.wire import WIRE, Ask
 from fedsim.run import participants, samples
 from fedsim.run.given import Given
 from fedsim.run.preparation import learning_task, load_data, plan
+from fedsim.task.copies import copied
 from fedsim.task.frozen import base_of
 from fedsim.task.layout import Layout
 from fedsim.task.vectors import FlatModel
@@ -93,7 +95,7 @@ class Site:
         chunk, keeps = ask.chunk, StandingFile(*place, layout)
         broadcast, came = ask.broadcast, ask.broadcast.standing
         if ask.held:
-            if (found := keeps.read(ask.held)) is None:
+            if (found := keeps.read(ask.held) or self._initial(ask.held)) is None:
                 return self._lacking(ask)
             broadcast = replace(broadcast, standing=found)
         elif came is not None:
@@ -122,6 +124,13 @@ class Site:
             files.write((round, ask.exchange), new)
         files.prune(round, ask.state)
         return NodeAnswer(outcome, update.arrays, stateful=new is not None, restarted=restarted)
+
+    def _initial(self, wanted: str) -> Payload | None:
+        """The model that this node starts from by itself, if a message relies on that: it need not be sent."""
+        plan = self.worker.plan
+        start = FlatModel(copied(plan.task.model), plan.dtype).weights
+        found = Payload({k: v for k, v in start._asdict().items() if len(v)})
+        return found if content(found, self.worker.model.layout) == wanted else None
 
     def _lacking(self, ask: Ask) -> NodeAnswer:
         """Nothing is done; the server sends the message again, with what it relies on."""

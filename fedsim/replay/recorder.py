@@ -86,11 +86,8 @@ class _Listened(Worker):
     def _accept(
         self, job: Job, update: Update, broadcast: Broadcast, folder: Folder, outcome: Outcome
     ) -> dict[str, Tensor] | None:
-        arrays: dict[str, Any] = dict(update.arrays)
-        if "buffers" in broadcast.fold:
-            arrays["buffers"] = self.model.buffers
-        values = {**update.values, "weight": float(update.weight)}
-        self._recorder.add(outcome.client, "update/", Payload.of(arrays, values))
+        more = {"buffers": self.model.buffers} if "buffers" in broadcast.fold else {}
+        self._recorder.add(outcome.client, "update/", update.sent(**more))
         return super()._accept(job, update, broadcast, folder, outcome)
 
 

@@ -32,7 +32,7 @@ from fedsim.server.examiner import Examiner
 from fedsim.server.exchanger import Exchanger
 from fedsim.server.exchanges import Server
 from fedsim.server.loop import Loop
-from fedsim.server.traits import StrategyLike
+from fedsim.server.traits import StrategyLike, Traits
 from fedsim.task.copies import copied
 from fedsim.task.task import Task
 from fedsim.task.vectors import FlatModel
@@ -145,7 +145,7 @@ def _server(
         engine=engine,
         states=ClientStore(folder / "checkpoint", config.checkpoint.memory_mb << 20),
         failures=work.failures,
-        chunks=config.engine.chunks or few,
+        chunks=data.num_clients if method.traits.client_by_client else config.engine.chunks or few,
         collusion=colluding(*participants.attack(config), folder, getattr(method, "aggregator", None)),
         landing=releasing.landing(config, work, context, folder, cohorts),
     )

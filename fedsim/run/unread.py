@@ -57,6 +57,10 @@ _REPLACED = {
     "clients": ("data", "partition"),
     "data": ("data",),
 }
+OF_OPTIMISERS = (
+    "lr", "epochs", "min_epochs", "steps", "accumulate", "momentum", "nesterov", "adam", "weight_decay", "decoupled",
+    "groups", "schedule", "clip_norm", "clip", "clip_pull",
+)  # fmt: skip
 _STILL_READ = ("model.head", "data.labelled", "data.server", "strategy.horizon")  # whoever brings the rest
 
 
@@ -133,6 +137,10 @@ def _of_method(config: DictConfig, keys: Sequence[str], traits: Any) -> Iterator
         why = "clients send one gradient, not a step along it; type strategy.server_lr, strategy.momentum"
         reasons |= {"client.lr": why, "client.lr_decay": why, "client.momentum": why}
         reasons |= {"client.round_schedule": why}
+    if traits.no_optimiser:
+        reasons |= {f"client.{key}": traits.no_optimiser for key in OF_OPTIMISERS}
+    if traits.client_by_client:
+        reasons["engine.chunks"] = "this method's sums are taken client by client"
     if traits.buffers is not None:
         reasons["buffers"] = f"this method has a policy of its own, {traits.buffers}"
     for key, why in reasons.items():

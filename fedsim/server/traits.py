@@ -43,6 +43,7 @@ class Traits:
     )
     asked_only: bool = False  # what it computes hangs on no other clients than those asked so far
     counts_clients: bool = False  # but for how many there are
+    client_by_client: bool = False  # sums are taken client by client, so that whoever replays a round can
     public_values: frozenset[str] = (
         frozenset()
     )  # values of updates that say nothing of a client's samples but how many
@@ -77,6 +78,7 @@ class Traits:
     fixed_sizes: bool = False  # computes with the clients' numbers of samples, so nothing may add samples
     # of the settings
     one_step: bool = False  # clients take one local step (client.steps=1)
+    no_optimiser: str = ""  # what clients do instead of steps of an optimiser, whose settings are not read
     devices: Literal["needed", "refused"] | None = None  # of the simulated fleet (system)
     over_selection: bool = True  # copes with more clients asked than waited for (system.over_selection)
     # why not, and what to type instead; empty: it can

@@ -229,6 +229,11 @@ class FlatModel:
         with torch.no_grad():
             return call(self.module, x)
 
+    @property
+    def settled(self) -> bool:
+        """Whether evaluation needs nothing but ``w``, so that it may change between two passes of one ``measuring``."""
+        return not (self.iterates or self._installed.writes)
+
     @contextmanager
     def measuring(self, w: Tensor) -> Iterator[Callable[[], None]]:
         """``module`` at ``w`` (d,) in evaluation mode, without gradients; afterwards all is as before.

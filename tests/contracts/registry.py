@@ -28,6 +28,8 @@ class Entry:
     semi: bool = False  # some of the samples have no labels; which ones hangs on the client
     trains_alone: bool = False  # the server trains on samples of its own, whoever answers
     single: bool = False  # the server looks at single updates, as at centroids of each client
+    still: bool = False  # slopes: the model is never in training mode, so no statistics are collected
+    scalars: bool = False  # clients send numbers, of which no vector is folded
 
     def model(self, kind: str) -> str:
         """The kind of network, without BatchNorm where the method cannot train it."""
@@ -143,6 +145,17 @@ TABLE = (
         "semifl", "semifl", (*AT_SERVER, "strategy.tau=0.35"), semi=True, needs_head=True, trains_alone=True
     ),
     Entry("rolora", "rolora", ('strategy.turns=[["*.weight"], ["*.bias"]]',), needs_head=True),
+    Entry("one-byte", "one_byte", ("strategy.lr=0.05",), draws=True, still=True),
+    Entry("decomfl", "decomfl", ("strategy.lr=0.05",), still=True, scalars=True),
+    Entry(
+        "fedkseed",
+        "fedkseed",
+        ("strategy.lr=0.01", "strategy.pool=6", "strategy.local_steps=4"),
+        draws=True,
+        still=True,
+        scalars=True,
+    ),
+    Entry("fedzo", "fedzo", ("strategy.directions=2",), draws=True, still=True),
     Entry("fedbuff", "fedbuff", (*TWO_AT_A_TIME, "strategy.buffer=3"), asynchronous=True),
     Entry("fedasync", "fedasync", (*TWO_AT_A_TIME, "strategy.answers_per_round=3"), asynchronous=True),
 )
@@ -161,16 +174,8 @@ MECHANISMS = tuple(e for e in TABLE if e.label in ("scaffold", "ggeur", "flag-re
 
 # Methods that differ from another one above in the server's step or one option alone: their contracts are nightly.
 CLOSE = (
-    "centered",
-    "fedyogi",
-    "fedadagrad",
-    "fedavgm",
-    "mofedsam",
-    "term",
-    "uda",
-    "fesem",
-    "fedrep",
-    "rolora",
+    *("centered", "fedyogi", "fedadagrad", "fedavgm", "mofedsam", "term", "uda", "fesem", "fedrep", "rolora"),
+    *("decomfl", "fedkseed", "fedzo"),
 )
 
 
@@ -191,6 +196,7 @@ SPREAD = (
     "heterofl",
     "fedlabel",
     "semifl",
+    "one-byte",
     "fedbuff",
 )
 

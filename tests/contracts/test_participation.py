@@ -61,7 +61,7 @@ def test_if_nobody_answers_nothing_changes(entry: Entry) -> None:
     first, second, third, _ = hashes(result)
     assert first == second != third
     for name, value in strategy.states[0].items():
-        assert torch.equal(value, strategy.states[1][name])
+        assert not isinstance(value, torch.Tensor) or torch.equal(value, strategy.states[1][name])
     assert len(result.rows[1]["failures"]) == 3
     for before, after in zip(strategy.kept[0], strategy.kept[1], strict=True):
         assert before.keys() == after.keys()

@@ -80,4 +80,4 @@ def test_rounds_nobody_is_there_for_change_nothing_but_the_time(entry: Entry, tm
     first, second, third, _ = hashes(result)
     assert first == second != third
     for name, value in strategy.states[0].items():
-        assert torch.equal(value, strategy.states[1][name])
+        assert not isinstance(value, torch.Tensor) or torch.equal(value, strategy.states[1][name])

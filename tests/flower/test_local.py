@@ -21,6 +21,7 @@ SMALL = ("rounds=2", "clients_per_round=2", "model=linear", "client.epochs=1", "
 FRAMING = 2000  # bytes that Flower's records add to a message, at most
 REFUSED = {  # by name: what a deployment cannot be
     "centralised": "Centralised needs all data in one place",
+    "mezo": "MeZO needs all data in one place",
     "fedasync": "FedAsync starts clients at simulated times",
     "fedbuff": "FedBuff starts clients at simulated times",
     "gossip_async": "AsyncGossip starts clients at simulated times",

@@ -1,0 +1,202 @@
+"""Methods whose clients keep copies of the model and are sent what moved it: the log, and how one catches up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from clients.attacks import Attacked
+from clients.attacks.base import Attack
+from clients.base import Client
+from clients.codec import CODECS, Codes
+from clients.directions import GENERATOR
+from clients.replica import CURRENT, MODEL, ReplicaClient, digest
+from clients.slopes import MEASURES
+from fedsim.errors import ConfigError
+from fedsim.exchange.fold import Fold
+from fedsim.exchange.payload import Message, Outcome, Payload, Replies
+from fedsim.server.exchanges import Server
+from fedsim.server.round import Round
+from fedsim.server.traits import ClientQuestion, Traits
+from strategies.base import State, Strategy, check, check_weighting
+
+SLOPES = "clients measure slopes, they do not train; type strategy.lr and the other settings of strategy"
+REPLICAS = ("one", "each")
+REQUIRED = (
+    "must be given, and positive; what suits hangs on how many numbers are trained: about 0.03 for some hundred, 1e-6 "
+    "for a whole language model (docs/zeroth_order.md)"
+)
+
+
+def cheaper(log_bytes: int | None, model_bytes: int) -> str:
+    """How one catches up: by ``log``, or by the whole ``model`` where that is smaller, or where the log does not
+    reach back far enough (``None``)."""
+    return "log" if log_bytes is not None and log_bytes <= model_bytes else "model"
+
+
+@dataclass(kw_only=True)
+class Slopes(Strategy):
+    """What methods of slopes share: the model moves by ``lr`` along directions that are drawn, not sent.
+
+    ``replicas``: in a simulation ``one`` copy of the model for all, or ``each`` client its own, which gives the same
+    bits and bytes at more cost; in a deployment each node has its own. A client starts from the initial model, which
+    it builds as the server does; one that has another is sent it.
+    """
+
+    traits: ClassVar[Traits] = Traits(
+        buffers="average",
+        no_optimiser=SLOPES,
+        metrics=frozenset({"saturated", "nonfinite_slopes"}),
+        asked_only=True,
+    )
+    fold: ClassVar[Fold] = {}
+    lr: float
+    eps: float
+    codec: str
+    measure: str
+    weighting: str
+    replicas: str
+    client: Client = field(init=False)
+
+    def __post_init__(self) -> None:
+        check(bool(self.lr) and self.lr > 0, "lr", self.lr, REQUIRED)
+        check(self.eps > 0, "eps", self.eps, "must be positive")
+        check(self.codec in CODECS, "codec", self.codec, f"choose one of {', '.join(CODECS)}")
+        check(self.measure in MEASURES, "measure", self.measure, f"choose one of {', '.join(MEASURES)}")
+        check(self.replicas in REPLICAS, "replicas", self.replicas, f"choose one of {', '.join(REPLICAS)}")
+        check_weighting(self.weighting)
+        self.client = self.make_client()
+
+    def make_client(self) -> ReplicaClient:
+        """The local half."""
+        raise NotImplementedError
+
+    @property
+    def rule(self) -> Any:
+        """The local half without an attack around it."""
+        return self.client.inner if isinstance(self.client, Attacked) else self.client
+
+    @property
+    def folds(self) -> Fold:
+        """Single slopes are numbers that the server reads: no vector is folded for a rule."""
+        return self.fold
+
+    def init(self, server: Server) -> State:
+        """The initial model; what it will be moved along is noted among the run's facts."""
+        attack = self.client.attack if isinstance(self.client, Attacked) else None
+        corrupts = attack is not None and type(attack).corrupt is not Attack.corrupt
+        if corrupts or server.exchanger.collusion is not None:
+            raise ConfigError(
+                f"attack: this one changes vectors, but clients of {type(self).__name__} send slopes; "
+                "type attack=label_flip, or another strategy"
+            )
+        server.facts["directions"] = GENERATOR
+        return super().init(server)
+
+    def most_weight(self, asked: ClientQuestion) -> float:
+        """Weights do not travel."""
+        return 1.0
+
+    def own_copies(self, server: Server) -> bool:
+        """Whether every client has a copy of its own."""
+        return server.remote or self.replicas == "each"
+
+    def codes(self, outcome: Outcome, count: int) -> Codes | None:
+        """What a client sent, ``count`` codes; ``None`` of one that says that it has nothing."""
+        codec, data = CODECS[self.codec], outcome.values["slopes"]
+        assert isinstance(data, bytes)
+        codes = codec.unpack(data, count)
+        return None if bool(codec.is_absent(codes).all()) else codes
+
+    def misfit(self, update: Payload, size: int) -> str:
+        """Why an update cannot be ``size`` bytes of slopes, else nothing."""
+        data = update.values.get("slopes")
+        if isinstance(data, bytes) and len(data) == size:
+            return ""
+        found = f"{len(data)} bytes" if isinstance(data, bytes) else type(data).__name__
+        return f"'slopes' holds {found}, expected {size} bytes of {self.codec}"
+
+
+@dataclass(kw_only=True)
+class Logged(Slopes):
+    """Those whose copies follow by a log of frames.
+
+    Every ``ckpt_every`` rounds the log is cut: it reaches back so many rounds at least, and less than twice as many.
+    Who was away for longer, or whose frames would be larger than the model, is sent the model. Every ``hash_every``
+    rounds (0: never) eight bytes say what the model must be; a client whose copy differs says so, and is sent the model
+    when it is next asked. State: ``log``, frames in hexadecimal, from round ``log_from`` on; ``resync``, who said so.
+    """
+
+    ckpt_every: int
+    hash_every: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.ckpt_every >= 1, "ckpt_every", self.ckpt_every, "rounds, at least 1")
+        check(self.hash_every >= 0, "hash_every", self.hash_every, "rounds, 0: never")
+
+    def init(self, server: Server) -> State:
+        """Adds an empty log."""
+        return super().init(server) | {"log": [], "log_from": 0, "resync": []}
+
+    def round(self, server: Server, state: State, round: Round) -> State:
+        """Bring the clients up to date, hear their slopes, move the model and note what moved it."""
+        replies = server.exchange(self.question(server, state, round), {} if server.remote else self.fold)
+        lost = [o.client for o in replies.ok if self.codes(o, self.heard) is None]
+        if lost:
+            server.log["out_of_sync"] = lost
+        here = replace(replies, outcomes=[o for o in replies.ok if o.client not in lost])
+        w, frame = self.advance(server, state["w"], here, round)
+        log, since = [*state["log"], frame], state["log_from"]
+        if (end := round.index + 1) % self.ckpt_every == 0 and end - self.ckpt_every > since:
+            log, since = log[end - self.ckpt_every - since :], end - self.ckpt_every
+        resync = sorted({c for c in state["resync"] if c not in here.clients} | set(lost))
+        return state | {"w": w, "log": log, "log_from": since, "resync": resync}
+
+    @property
+    def heard(self) -> int:
+        """Codes that a client sends."""
+        raise NotImplementedError
+
+    def advance(self, server: Server, w: Tensor, replies: Replies, round: Round) -> tuple[Tensor, Any]:
+        """The next model (d,), and the round's frame as plain values, of the clients that had something to say."""
+        raise NotImplementedError
+
+    def wire(self, server: Server, frames: Sequence[Any]) -> dict[str, bytes]:
+        """Frames as they travel: one object of bytes under its name."""
+        raise NotImplementedError
+
+    def question(self, server: Server, state: State, round: Round) -> Message:
+        """To each client what it lacks, and what all copies share."""
+        w, buffers, t = state["w"], state["buffers"], round.index
+        statistics = {"buffers": buffers} if len(buffers) else {}
+        size, ways = server.layout.size * w.element_size(), dict[int | None, Payload]()
+        each, initial = dict[int, Payload](), False
+        for c in round.cohort:
+            last = server.states.last_round(c)
+            initial |= last < 0
+            since = None if c in state["resync"] else max(last, 0)
+            if since is not None and since < state["log_from"]:
+                since = None
+            if since not in ways:
+                ways[since] = self._way(server, state, since, size)
+            if ways[since].arrays or ways[since].values:
+                each[c] = ways[since]
+        values = (
+            {"hash": digest(server.layout, w)} if t and self.hash_every and t % self.hash_every == 0 else {}
+        )
+        if self.own_copies(server):
+            standing = Payload({"w": server.start.w, **statistics}) if initial else None
+        else:
+            standing = Payload({"w": w, **statistics}, {CURRENT: True})
+        return Message(Payload({}, values), each, standing)
+
+    def _way(self, server: Server, state: State, since: int | None, size: int) -> Payload:
+        """What brings a copy of the model from the beginning of round ``since`` (``None``: of any) to today's."""
+        wire = None if since is None else self.wire(server, state["log"][since - state["log_from"] :])
+        if wire is not None and cheaper(sum(map(len, wire.values())), size) == "log":
+            return Payload({}, wire)
+        return Payload({MODEL: state["w"]})
