@@ -90,9 +90,10 @@ class Job(Belongings):
     @property
     def num_steps(self) -> int:
         """Local steps K that ``batches`` will give."""
-        return self._steps_over(self.data)
+        return self.steps_over(self.data)
 
-    def _steps_over(self, data: LocalData) -> int:
+    def steps_over(self, data: LocalData) -> int:
+        """The same of ``batches(data=data)``."""
         steps = num_steps(self.local, len(data), self.epochs, self._smallest)
         return steps if self.most_steps is None else min(steps, self.most_steps)
 
@@ -181,7 +182,7 @@ class Job(Belongings):
             if epochs is not None
             else local.steps
             if self.most_steps is None
-            else self._steps_over(data),
+            else self.steps_over(data),
             shuffle=local.shuffle,
             rng=self.rng(purpose),
             smallest=self._smallest,

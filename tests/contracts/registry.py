@@ -131,6 +131,24 @@ TABLE = (
     Entry(
         "semifl", "semifl", (*AT_SERVER, "strategy.tau=0.35"), semi=True, needs_head=True, trains_alone=True
     ),
+    Entry(
+        "fedsto",
+        "fedsto",
+        (
+            *AT_SERVER,
+            "strategy.decode._target_=problems.guessed_boxes",
+            "strategy.losses.path=problems.guessed_losses",
+            "strategy.backbone=0.*",
+            "strategy.selective_rounds=2",
+            "strategy.warmup_rounds=1",
+            "strategy.lo=0.35",
+            "strategy.hi=0.5",
+            "strategy.lam=0.01",
+        ),
+        semi=True,
+        needs_head=True,
+        trains_alone=True,
+    ),
     Entry("fedbuff", "fedbuff", (*TWO_AT_A_TIME, "strategy.buffer=3"), asynchronous=True),
     Entry("fedasync", "fedasync", (*TWO_AT_A_TIME, "strategy.answers_per_round=3"), asynchronous=True),
 )
@@ -148,7 +166,7 @@ MECHANISMS = tuple(e for e in TABLE if e.label in ("scaffold", "ggeur", "flag-re
 
 
 # Methods that differ from another one above in the server's step or one option alone: their contracts are nightly.
-CLOSE = ("fedyogi", "fedadagrad", "fedavgm", "mofedsam", "term", "uda", "fesem", "fedrep")
+CLOSE = ("fedyogi", "fedadagrad", "fedavgm", "mofedsam", "term", "uda", "fesem", "fedrep", "fedsto")
 
 
 def mostly(entries: Iterable[Entry]) -> list[Any]:
