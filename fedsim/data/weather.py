@@ -21,7 +21,7 @@ MOST = 4  # shapes in a picture, at least one
 TRIES = 12  # places tried for a shape before it is left out
 
 
-NOISE = 0.1
+NOISE = 0.15  # standard deviation of pixels; how it was chosen: see ``weather_shapes``
 
 
 class Pictures(NamedTuple):
@@ -54,7 +54,9 @@ def weather_shapes(
         contrast: what is left of each weather's contrast, in (0, 1]: smaller is a harder shift.
         domains: weathers to keep, in this order; ``None``: all of ``train``.
         seed: of the pictures themselves.
-        noise: standard deviation of the pixels on a clear day.
+        noise: standard deviation of the pixels on a clear day. FedSTO's small form asks for a shift at which a
+            detector trained on 500 cloudy pictures alone finds .5 to .65 (mAP at IoU .5) in the worst weather. Of .05,
+            .1 and .15 the last does (snowy .75, .69, .63), on pictures of ``seed=1``, which nothing else uses.
 
     Raises:
         DataError: for an unknown weather, or sizes that cannot be.

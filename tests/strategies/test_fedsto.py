@@ -30,7 +30,7 @@ TOY = (
     "strategy.strong=[]",
     "strategy.weak=null",
     "strategy.lo=0.35",
-    "strategy.hi=0.38",
+    "strategy.hi=0.4",
 )
 
 
@@ -149,7 +149,11 @@ def body() -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
         layers = [nn.Linear(FEATURES, 5), nn.Tanh(), nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3)]
-        return nn.Sequential(*layers).double()
+        model = nn.Sequential(*layers).double()
+    with torch.no_grad():
+        for p in model.parameters():
+            p *= 2.5  # so that some guesses are sure
+    return model
 
 
 def client(**changes: Any) -> FedSTOClient:
@@ -202,7 +206,7 @@ def by_hand(selective: bool, alpha: float, lam: float, lo: float, hi: float) -> 
 def test_a_clients_round_by_hand(selective: bool, lam: float) -> None:
     one = job(0, 10, "client.weight_decay=0", message={}, model=body())
     one.message = type(one.message)(one.message.arrays, {"selective": selective})
-    rule = client(lam=lam, alpha=0.8)
+    rule = client(lam=lam, alpha=0.8, hi=0.6)
     update = rule.fit(one)
     student, teacher = by_hand(selective, 0.8, lam, rule.lo, rule.hi)
     start = torch.cat([p.flatten() for p in body().parameters()])
@@ -214,17 +218,15 @@ def test_a_clients_round_by_hand(selective: bool, lam: float) -> None:
     torch.testing.assert_close(kept, torch.cat([t.flatten() for t in teacher]), rtol=0, atol=1e-12)
     assert update.metrics["pseudo/images"] == 20 and 0 < update.metrics["pseudo/classed"] < 20
     if selective:  # neck and head are as they came, bit for bit
-        assert torch.equal(one.layout.compact(one.model.w)[5 * FEATURES + 5 :], start[5 * FEATURES + 5 :])
+        assert not one.layout.compact(one.model.w)[5 * FEATURES + 5 :].any()
 
 
 def test_weight_decay_and_momentum_leave_neck_and_head_alone_too() -> None:
     one = job(0, 10, "client.weight_decay=0.1", "client.momentum=0.9", "client.clip_norm=0.5", model=body())
     one.message = type(one.message)(one.message.arrays, {"selective": True})
     client().fit(one)
-    first = 5 * FEATURES + 5
-    start = torch.cat([p.detach().flatten() for p in body().parameters()])
-    assert torch.equal(one.layout.compact(one.model.w)[first:], start[first:])
-    assert not torch.isclose(one.layout.compact(one.model.w)[:first], start[:first], rtol=0, atol=1e-6).any()
+    moved = one.layout.compact(one.model.w)  # where the delta is worked out
+    assert not moved[5 * FEATURES + 5 :].any() and moved[: 5 * FEATURES + 5].all()
 
 
 def test_without_any_box_the_client_refuses_and_a_carried_teacher_goes_on() -> None:
@@ -256,7 +258,7 @@ def test_the_phase_switches_on_time_and_after_a_resume(tmp_path: Any) -> None:
     saved = [f"dir={tmp_path / 'run'}", "checkpoint.every=1", "strategy.selective_rounds=2", "client.momentum=0.5"]
     whole = run("strategy.selective_rounds=2", "client.momentum=0.5")
     count = 5 * FEATURES + 5
-    assert [r["bytes_up"] for r in whole.rows] == [12 * count, 12 * count, *[12 * (count + 18)] * 2]
+    assert [r["bytes_up"] for r in whole.rows] == [3 * (4 * n + 8) for n in (count, count, count + 18, count + 18)]
     run(*saved, "rounds=1")
     found = run(*saved)
     assert hashes(found) == hashes(whole)
@@ -313,6 +315,7 @@ def test_refusals(changed: str, words: str) -> None:
         run(changed)
 
 
+@pytest.mark.nightly
 def test_options_change_what_they_should() -> None:
     usual = run("strategy.selective_rounds=2", "strategy.lam=0.1")
     for changed in ("strategy.alpha=auto", "strategy.norm=power", "strategy.teacher=carry", "strategy.sure=0.5"):
