@@ -26,7 +26,12 @@ from fedsim.local.job import Job
 from fedsim.task.fixed import BATCH_NORM
 from fedsim.task.layout import Layout
 
-COUNTS = ("images", "boxes", "classed", "placed")  # looked at; kept; of these, those that train class and place
+COUNTS = (
+    "images",
+    "boxes",
+    "classed",
+    "placed",
+)  # looked at; kept; of these, those that train class and place
 KEPT = 0.86  # of the teacher after a local epoch in the paper: .999 over some 156 steps
 Boxes = Mapping[str, Tensor]
 PartLosses = Callable[[Any, Boxes], Mapping[str, Tensor]]

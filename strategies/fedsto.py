@@ -38,7 +38,9 @@ class FedSTO(ServerTrains):
     average of each client, under FedAvg.
     """
 
-    traits: ClassVar[Traits] = replace(ServerTrains.traits, labels=False, labelled="server", metrics=frozenset())
+    traits: ClassVar[Traits] = replace(
+        ServerTrains.traits, labels=False, labelled="server", metrics=frozenset()
+    )
     keeps_moments: ClassVar[bool] = True
     selective_rounds: int
     lo: float
@@ -161,9 +163,7 @@ def box_shares(outcomes: Sequence[Outcome]) -> dict[str, float]:
     """What the boxes of a cohort come to: ``pseudo/boxes_per_image``, those kept (score of at least lo); of them
     ``pseudo/class_share`` trained the class, and ``pseudo/place_share`` the place."""
     names = ("images", "boxes", "classed", "placed")
-    images, boxes, classed, placed = (
-        sum(o.metrics.get(f"pseudo/{n}", 0.0) for o in outcomes) for n in names
-    )
+    images, boxes, classed, placed = (sum(o.metrics.get(f"pseudo/{n}", 0.0) for o in outcomes) for n in names)
     if not images:
         return {}
     shares = {"pseudo/class_share": classed / boxes, "pseudo/place_share": placed / boxes} if boxes else {}

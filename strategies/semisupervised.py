@@ -125,9 +125,7 @@ class ServerTrains(SemiSupervised):
             state = self.trained(server, state, f"warmup/{i}", lr)
         return state
 
-    def trained(
-        self, server: Server, state: State, purpose: str = "train", lr: float | None = None
-    ) -> State:
+    def trained(self, server: Server, state: State, purpose: str = "train", lr: float | None = None) -> State:
         """``state`` after the server's own training, if it has samples; ``lr`` instead of the clients'."""
         if server.bench is None:
             return state

@@ -108,14 +108,22 @@ def _annotated(file: Path) -> Annotated:
         images = sorted(content["images"], key=lambda image: int(image["id"]))
         at = {int(image["id"]): i for i, image in enumerate(images)}
     except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{file}: an image without id, or a category without id and name ({error})") from error
+        raise DataError(
+            f"{file}: an image without id, or a category without id and name ({error})"
+        ) from error
     boxes: list[list[tuple[float, float, float, float, int]]] = [[] for _ in images]
     empty = 0
     for i, one in enumerate(content["annotations"]):
         try:
-            (x, y, width, height), category, image = one["bbox"], int(one["category_id"]), int(one["image_id"])
+            (x, y, width, height), category, image = (
+                one["bbox"],
+                int(one["category_id"]),
+                int(one["image_id"]),
+            )
         except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{file}: annotation {i} needs image_id, category_id and bbox ({error})") from error
+            raise DataError(
+                f"{file}: annotation {i} needs image_id, category_id and bbox ({error})"
+            ) from error
         if image not in at or category not in categories:
             what = f"image {image}" if image not in at else f"category {category}"
             raise DataError(f"{file}: annotation {i} is of {what}, which the file does not have")
@@ -151,7 +159,10 @@ def _pixels(root: Path, part: Annotated, images: str | None, size: int) -> np.nd
     else:
         stem = part.file.stem.removeprefix("instances_")
         beside, short = part.file.parent, stem.rstrip("0123456789")
-        folders = [beside, *(root / name for name in (stem, short, f"images/{stem}", f"images/{short}", "images"))]
+        folders = [
+            beside,
+            *(root / name for name in (stem, short, f"images/{stem}", f"images/{short}", "images")),
+        ]
     files = []
     for image in part.images:
         name = str(image.get("file_name", ""))
@@ -162,7 +173,9 @@ def _pixels(root: Path, part: Annotated, images: str | None, size: int) -> np.nd
         files.append(there)
 
     def build() -> Arrays:
-        return {"image": decode([f.read_bytes() for f in files], channels=3, size=size, source=str(part.file))}
+        return {
+            "image": decode([f.read_bytes() for f in files], channels=3, size=size, source=str(part.file))
+        }
 
     return cached(f"{root.name}-coco", (*map(str, files), *fingerprint(files), str(size)), build)["image"]
 
@@ -176,7 +189,9 @@ def _targets(part: Annotated, ids: Mapping[int, int], size: int) -> dict[str, An
         try:
             scale = size / np.array([image["width"], image["height"]] * 2, dtype=np.float64)
         except (KeyError, TypeError, ZeroDivisionError) as error:
-            raise DataError(f"{part.file}: image {image['id']} needs its width and height ({error})") from error
+            raise DataError(
+                f"{part.file}: image {image['id']} needs its width and height ({error})"
+            ) from error
         for j, (x, y, width, height, category) in enumerate(each):
             if category not in ids:
                 name = part.categories[category]

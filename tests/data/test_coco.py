@@ -73,7 +73,11 @@ def test_domains_by_a_key_of_the_images(tmp_path: Path) -> None:
         ({}, {"domains": ["clear"]}, "Type data.domain="),
         ({}, {"domain": "weather", "domains": ["foggy"]}, "no image is of the domains foggy"),
         ({"categories": 3}, {}, "has no list 'categories'"),
-        ({"annotations": [{"image_id": 1, "category_id": 3, "bbox": [0, 0, 1, 1]}]}, {}, "annotation 0 is of image 1"),
+        (
+            {"annotations": [{"image_id": 1, "category_id": 3, "bbox": [0, 0, 1, 1]}]},
+            {},
+            "annotation 0 is of image 1",
+        ),
         ({"annotations": [{"image_id": 4, "category_id": 3}]}, {}, "annotation 0 needs image_id"),
     ],
 )

@@ -79,7 +79,9 @@ def test_a_shape_fills_its_box_as_its_label_says():
 
 def test_weathers_differ_as_described():
     few = {"count": 60, "noise": 0.1}
-    data = {name: pictures(name, rng=numpy_rng(0, "test"), contrast=0.4, **few).x / 255 for name in SMALL["train"]}
+    data = {
+        name: pictures(name, rng=numpy_rng(0, "test"), contrast=0.4, **few).x / 255 for name in SMALL["train"]
+    }
     clear = pictures("cloudy", rng=numpy_rng(0, "test"), **few).x / 255
     assert (data["overcast"].max(1) == data["overcast"].min(1)).all()  # gray
     assert data["cloudy"].std() == pytest.approx(0.4 * clear.std(), rel=0.02)

@@ -163,7 +163,9 @@ def client(**changes: Any) -> FedSTOClient:
     return FedSTOClient(**{**vars(built), **options})
 
 
-def by_hand(selective: bool, alpha: float, lam: float, lo: float, hi: float) -> tuple[nn.Module, list[Tensor]]:
+def by_hand(
+    selective: bool, alpha: float, lam: float, lo: float, hi: float
+) -> tuple[nn.Module, list[Tensor]]:
     """Two passes in batches of 3 with plain torch: the student, and the teacher's weights."""
     student, weights = body(), {"class": 0.3, "objectness": 0.7, "box": 1.0}
     teacher = [p.detach().clone() for p in student.parameters()]
@@ -255,10 +257,17 @@ def run(*settings: str, name: str = "fedsto", kind: str = "tanh", **changes: Any
 
 
 def test_the_phase_switches_on_time_and_after_a_resume(tmp_path: Any) -> None:
-    saved = [f"dir={tmp_path / 'run'}", "checkpoint.every=1", "strategy.selective_rounds=2", "client.momentum=0.5"]
+    saved = [
+        f"dir={tmp_path / 'run'}",
+        "checkpoint.every=1",
+        "strategy.selective_rounds=2",
+        "client.momentum=0.5",
+    ]
     whole = run("strategy.selective_rounds=2", "client.momentum=0.5")
     count = 5 * FEATURES + 5
-    assert [r["bytes_up"] for r in whole.rows] == [3 * (4 * n + 8) for n in (count, count, count + 18, count + 18)]
+    assert [r["bytes_up"] for r in whole.rows] == [
+        3 * (4 * n + 8) for n in (count, count, count + 18, count + 18)
+    ]
     run(*saved, "rounds=1")
     found = run(*saved)
     assert hashes(found) == hashes(whole)
@@ -267,7 +276,11 @@ def test_the_phase_switches_on_time_and_after_a_resume(tmp_path: Any) -> None:
 
 def test_without_omega_and_a_first_phase_it_is_the_baseline() -> None:
     bare = run("strategy.selective_rounds=0", "strategy.lam=0")
-    assert hashes(bare) == hashes(run(name="pseudo_ema")) != hashes(run("strategy.selective_rounds=0", "strategy.lam=1"))
+    assert (
+        hashes(bare)
+        == hashes(run(name="pseudo_ema"))
+        != hashes(run("strategy.selective_rounds=0", "strategy.lam=1"))
+    )
 
 
 def test_labels_of_clients_samples_change_no_bit() -> None:
@@ -293,7 +306,14 @@ def test_statistics_outside_the_backbone_stay_in_the_first_phase() -> None:
         recorded("fedsto", problem, *toy, f"strategy.backbone=[{names}]")[1].weights
         for names in ("'0.*'", "'0.*','1.*'")
     )
-    server_alone = recorded("server_only", problem, SERVER, "strategy.warmup_rounds=0", "strategy.weak=null", "strategy.server_epochs=1")
+    server_alone = recorded(
+        "server_only",
+        problem,
+        SERVER,
+        "strategy.warmup_rounds=0",
+        "strategy.weak=null",
+        "strategy.server_epochs=1",
+    )
     assert not torch.equal(held["1.running_mean"], trained["1.running_mean"])
     assert server_alone[1].weights.keys() == held.keys()
 
@@ -318,7 +338,12 @@ def test_refusals(changed: str, words: str) -> None:
 @pytest.mark.nightly
 def test_options_change_what_they_should() -> None:
     usual = run("strategy.selective_rounds=2", "strategy.lam=0.1")
-    for changed in ("strategy.alpha=auto", "strategy.norm=power", "strategy.teacher=carry", "strategy.sure=0.5"):
+    for changed in (
+        "strategy.alpha=auto",
+        "strategy.norm=power",
+        "strategy.teacher=carry",
+        "strategy.sure=0.5",
+    ):
         other = run("strategy.selective_rounds=2", "strategy.lam=0.1", changed)
         assert hashes(usual)[-1] != hashes(other)[-1], changed
     assert network()(torch.zeros(1, 4)).shape == (1, 3)
