@@ -1,5 +1,5 @@
-"""FedSTO's local rule: a detector trained on boxes that a moving average of it finds, first its backbone alone, then all
-of it. Kim, Lin, Lee, Lee, Kwon: Navigating Data Heterogeneity in Federated Learning: A Semi-Supervised Federated Object
+"""FedSTO's local rule: a detector trained on boxes that a moving average of it finds, first its backbone, then all of
+it. Kim, Lin, Lee, Lee, Kwon: Navigating Data Heterogeneity in Federated Learning: A Semi-Supervised Federated Object
 Detection, NeurIPS 2023.
 
 Usable by themselves: ``route``, ``ema``, ``auto_alpha``.

@@ -54,7 +54,8 @@ def starting(thetas: Mapping[str, Tensor], generator: torch.Generator) -> dict[s
 def _extreme(matrix: Tensor) -> Tensor:
     """The unit vector (n,) at which ``|matrix^T u|^2`` is furthest from 1, of ``matrix`` (n, m), n <= m."""
     values, vectors = torch.linalg.eigh(matrix @ matrix.T)
-    return vectors[:, (values - 1).abs().argmax()]
+    worst: Tensor = vectors[:, (values - 1).abs().argmax()]
+    return worst
 
 
 def _iterated(matrix: Tensor, vector: Tensor, steps: int) -> Tensor:

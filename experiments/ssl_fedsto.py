@@ -5,8 +5,9 @@
 Five paired seeds (``experiment=fedsto_weather``), some ten minutes each on a CPU core: a detector is trained on the
 server's labelled pictures, and from there on by the server alone, by pseudo labels of moving averages, and by FedSTO.
 Finished runs are skipped; further arguments are overrides for every run, e.g. ``rounds=12``, and ``seed=0,1`` other
-seeds. Prints mAP at IoU .5 after the last round, by weather, means and sample standard deviations over seeds in percent,
-and each method's difference to the server alone, seed by seed; draws what the last seed's FedSTO finds.
+seeds. Prints mAP at IoU .5 after the last round, by weather, means and sample standard deviations over seeds in
+percent, and each method's difference to the server alone, seed by seed. ``fedsim report runs/fedsto_weather`` draws
+what the models find.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from __future__ import annotations
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import fedsim
 from fedsim.api import RunResult
@@ -86,7 +86,6 @@ def main(arguments: Sequence[str]) -> None:
     chosen = [int(s) for s in seeds[-1].removeprefix("seed=").split(",")] if seeds else range(5)
     found = compared([a for a in arguments if a not in seeds], chosen)
     print(table(found))
-    print(Path(str(found["FedSTO"][-1].dir)))
 
 
 if __name__ == "__main__":

@@ -32,10 +32,10 @@ NORMS = ("exact", "power")
 class FedSTO(ServerTrains):
     """Detection with labels at the server: clients train on boxes that their teachers find, then the server on its own.
 
-    In the first ``selective_rounds`` (T1) clients train and send the ``backbone`` alone, ``B <- B + server_lr mean(B_k -
-    B)``, while neck and head stay; afterwards everything, where clients and server add ``lam`` Omega, the distance of
-    all other matrices from orthogonal ones. ``selective_rounds=0 lam=0`` is the baseline: pseudo labels of a moving
-    average of each client, under FedAvg.
+    In the first ``selective_rounds`` (T1) clients train and send the ``backbone`` alone, ``B <- B + server_lr
+    mean(B_k - B)``, while neck and head stay; afterwards everything, where clients and server add ``lam`` Omega, the
+    distance of all other matrices from orthogonal ones. ``selective_rounds=0 lam=0`` is the baseline: pseudo labels of
+    a moving average of each client, under FedAvg.
     """
 
     traits: ClassVar[Traits] = replace(

@@ -74,8 +74,9 @@ class ServerTrains(SemiSupervised):
     answered.
 
     ``server_epochs`` passes with the settings of group ``client`` in the weak view (``weak``: its name, or none);
-    ``warmup_rounds`` such trainings come before round 1, equal parts of them at each of ``warmup_lr``. ``sbn``: running statistics are then those of one pass over
-    the server's samples. Without samples at the server nothing of this happens.
+    ``warmup_rounds`` such trainings come before round 1, equal parts of them at each of ``warmup_lr``. ``sbn``: running
+    statistics are then those of one pass over the server's samples. Without samples at the server nothing of this
+    happens.
     """
 
     traits: ClassVar[Traits] = SemiSupervised.traits

@@ -36,7 +36,7 @@ def giou(a: Tensor, b: Tensor) -> Tensor:
 
 def ciou(a: Tensor, b: Tensor) -> Tensor:
     """Complete IoU (...) (Zheng et al. 2020): ``IoU - d^2/c^2 - alpha v``, d the distance of the centres, c the hull's
-    diagonal, ``v = 4/pi^2 (atan(w_b/h_b) - atan(w_a/h_a))^2`` and ``alpha = v/(1 - IoU + v)``, which gets no gradient."""
+    diagonal, ``v = 4/pi^2 (atan(w_b/h_b) - atan(w_a/h_a))^2``, ``alpha = v/(1 - IoU + v)``, which gets no gradient."""
     overlap = iou(a, b)
     low, high = torch.minimum(a[..., :2], b[..., :2]), torch.maximum(a[..., 2:], b[..., 2:])
     diagonal = (high - low).square().sum(-1).clamp(min=1e-9)

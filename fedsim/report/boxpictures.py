@@ -25,8 +25,8 @@ WORDS = (
 
 
 def box_pictures(groups: Sequence[Group], out: Path, embedded: Callable[[bytes, str, str, str], str]) -> str:
-    """HTML, each picture also as a file in ``out``; empty where no run wrote its boxes. ``embedded`` makes an image of a
-    PNG's bytes."""
+    """HTML, each picture also as a file in ``out``; empty where no run wrote its boxes. ``embedded`` makes an image of
+    a PNG's bytes."""
     from fedsim.report.curves import image
 
     html = []
@@ -79,5 +79,5 @@ def _rectangles(axis: Any, boxes: np.ndarray, chosen: np.ndarray, colour: str, d
     from matplotlib.patches import Rectangle
 
     for x1, y1, x2, y2 in boxes[chosen]:  # pixel centres are whole numbers on the axes, edges halves
-        look = {"fill": False, "edgecolor": colour, "linestyle": dash, "linewidth": 1.2}
+        look: dict[str, Any] = {"fill": False, "edgecolor": colour, "linestyle": dash, "linewidth": 1.2}
         axis.add_patch(Rectangle((x1 - 0.5, y1 - 0.5), x2 - x1, y2 - y1, **look))

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fedsim.data.federated import FederatedData
-from fedsim.task.detection import MeanAveragePrecision
+from fedsim.task.metrics import Counted
 from fedsim.task.task import Task
 from fedsim.task.vectors import FlatModel
+
+if TYPE_CHECKING:
+    from fedsim.task.detection import MeanAveragePrecision
 
 FILE = "boxes.npz"
 EACH = 3  # images of each domain, the first ones of its test samples
@@ -20,8 +24,12 @@ MOST = 20  # boxes found that are kept of an image, the surest
 
 def metric_of(task: Task) -> MeanAveragePrecision | None:
     """The metric of boxes, which knows how to read the model's output; ``None`` where none are measured."""
-    found = (m for m in (task.metrics or {}).values() if isinstance(m, MeanAveragePrecision))
-    return next(found, None)
+    held = [m.metric for m in (task.metrics or {}).values() if isinstance(m, Counted)]
+    if not held:
+        return None
+    from fedsim.task.detection import MeanAveragePrecision
+
+    return next((m for m in held if isinstance(m, MeanAveragePrecision)), None)
 
 
 def write_boxes(file: Path, task: Task, data: FederatedData, model: FlatModel) -> None:
@@ -41,15 +49,15 @@ def write_boxes(file: Path, task: Task, data: FederatedData, model: FlatModel) -
         again()
         output = task.output(model.module, x)
     found = output if metric.decode is None else metric.decode(output)
-    np.savez_compressed(
-        file,
-        images=_bytes(test.samples.take(test.index[rows])[0]),
-        domains=np.array(domains),
-        classes=np.array(data.dataset.classes),
-        true_boxes=y["boxes"].cpu().numpy(),
-        true_labels=y["labels"].cpu().numpy(),
-        **{f"found_{k}": found[k][:, :MOST].cpu().numpy() for k in ("boxes", "labels", "scores")},
-    )
+    content: dict[str, Any] = {
+        "images": _bytes(test.samples.take(test.index[rows])[0]),
+        "domains": np.array(domains),
+        "classes": np.array(data.dataset.classes),
+        "true_boxes": y["boxes"].cpu().numpy(),
+        "true_labels": y["labels"].cpu().numpy(),
+    }
+    content |= {f"found_{k}": found[k][:, :MOST].cpu().numpy() for k in ("boxes", "labels", "scores")}
+    np.savez_compressed(file, **content)
 
 
 def _bytes(x: Tensor) -> np.ndarray:

@@ -49,6 +49,14 @@ STABLE = (
     "strategy.lam_2=1",
 )  # 10, with lr=0.1, would carry psi as far beyond sigma each step, and rounding with it
 AT_SERVER = ("data.labelled={at: server, count: 9}", *NOISE)
+BOXES = (  # of classifiers: one "box" a sample
+    "strategy.decode._target_=problems.guessed_boxes",
+    "strategy.losses.path=problems.guessed_losses",
+    "strategy.backbone=*0.*",
+    "strategy.warmup_rounds=1",
+    "strategy.lo=0.12",
+    "strategy.hi=0.4",
+)
 TWO_AT_A_TIME = ("system=lognormal", "strategy.concurrency=2")
 
 TABLE = (
@@ -134,17 +142,7 @@ TABLE = (
     Entry(
         "fedsto",
         "fedsto",
-        (
-            *AT_SERVER,
-            "strategy.decode._target_=problems.guessed_boxes",
-            "strategy.losses.path=problems.guessed_losses",
-            "strategy.backbone=0.*",
-            "strategy.selective_rounds=2",
-            "strategy.warmup_rounds=1",
-            "strategy.lo=0.35",
-            "strategy.hi=0.5",
-            "strategy.lam=0.01",
-        ),
+        (*AT_SERVER, *BOXES, "strategy.selective_rounds=2", "strategy.lam=0.01"),
         semi=True,
         needs_head=True,
         trains_alone=True,

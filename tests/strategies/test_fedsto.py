@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -9,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from problems import classes, classification, guessed_losses, hashes, method, network, recorded
+from problems import classes, classification, guessed_losses, hashes, method, network
 from semi import FEATURES, job, numbers, parts
 from torch import Tensor, nn
 
-from clients.fedsto import FedSTOClient, auto_alpha, ema, route
+from clients.fedsto import FedSTOClient, Parts, auto_alpha, ema, route
 from clients.orthogonal import omega, orthogonality, starting
 from fedsim.data.dataset import Dataset, Samples
 from fedsim.data.labelled import Labelled
@@ -298,24 +299,19 @@ def test_labels_of_clients_samples_change_no_bit() -> None:
     assert 0 < before.rows[-1]["pseudo/class_share"] <= 1 == before.rows[-1]["pseudo/place_share"] >= 0
 
 
-def test_statistics_outside_the_backbone_stay_in_the_first_phase() -> None:
-    """The BatchNorm layer ``1`` is in evaluation mode where the backbone is ``0`` alone."""
-    problem = classification("bn", clients=classes(SIZES))
-    toy = [*TOY, SERVER, "strategy.warmup_rounds=0", "strategy.selective_rounds=9"]
-    held, trained = (
-        recorded("fedsto", problem, *toy, f"strategy.backbone=[{names}]")[1].weights
-        for names in ("'0.*'", "'0.*','1.*'")
-    )
-    server_alone = recorded(
-        "server_only",
-        problem,
-        SERVER,
-        "strategy.warmup_rounds=0",
-        "strategy.weak=null",
-        "strategy.server_epochs=1",
-    )
-    assert not torch.equal(held["1.running_mean"], trained["1.running_mean"])
-    assert server_alone[1].weights.keys() == held.keys()
+def test_statistics_outside_the_backbone_are_used_and_stay() -> None:
+    """BatchNorm, the layer ``1``, is in evaluation mode where the backbone is ``0`` alone."""
+    model = network("bn").double()
+
+    def after(*patterns: str) -> Any:
+        one = job(0, 12, model=copy.deepcopy(model))
+        one.message = type(one.message)(one.message.arrays, {"selective": True})
+        update = client(parts=Parts(patterns)).fit(one)
+        return one.model.buffers, update.arrays["backbone"], one.message.arrays["buffers"]
+
+    held, sent, received = after("0.*")
+    assert torch.equal(held, received) and len(sent) == 25
+    assert not torch.equal(after("0.*", "1.*")[0], received)
 
 
 @pytest.mark.parametrize(
