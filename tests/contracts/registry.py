@@ -142,7 +142,7 @@ TABLE = (
     Entry(
         "fedsto",
         "fedsto",
-        (*AT_SERVER, *BOXES, "strategy.selective_rounds=2", "strategy.lam=0.01"),
+        (*AT_SERVER, *BOXES, "strategy.selective_rounds=1", "strategy.lam=0.01"),
         semi=True,
         needs_head=True,
         trains_alone=True,

@@ -11,7 +11,7 @@ from unittest.mock import patch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests/contracts")]
 from problems import classification, network  # noqa: E402
-from registry import AT_SERVER, TABLE  # noqa: E402
+from registry import AT_SERVER, BOXES, TABLE  # noqa: E402
 
 from fedsim.engine.base import SerialEngine  # noqa: E402
 
@@ -25,6 +25,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {  # what an option needs beyond its entr
     "fed_ao": (),
     "fedossl_as_code": ("strategy.server_steps=10", "strategy.centroids=4"),
     "server_only": AT_SERVER,
+    "pseudo_ema": (*AT_SERVER, *BOXES),
     "fedbn": (),
     "fraug_digits": ("strategy.rounds=6",),
     "fraug_officehome": ("strategy.rounds=6",),

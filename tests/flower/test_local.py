@@ -33,7 +33,7 @@ FURTHER = (  # options that the contract table leaves to tests of their own
     Entry("local-only", "local_only"),
     Entry("server-only", "server_only", ("data.labelled={at: server, count: 30}",)),
     Entry("fixmatch-server", "fixmatch", (*AT_SERVER, "strategy.tau=0.2")),
-    Entry("pseudo-ema", "pseudo_ema", (*AT_SERVER, *BOXES, "strategy.lo=0.05"), needs_head=True),
+    Entry("pseudo-ema", "pseudo_ema", (*AT_SERVER, *BOXES, "strategy.lo=0.06"), needs_head=True),
     Entry("fedbn", "fedbn"),
     Entry("fraug-digits", "fraug_digits", ("strategy.rounds=6",), needs_head=True),
     Entry(
