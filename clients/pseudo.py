@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedsim.data.dataset import taken
 from fedsim.data.local import Batch, LocalData
-from fedsim.data.trees import join
+from fedsim.data.trees import join, size
 from fedsim.errors import ClientError
 from fedsim.exchange.payload import Refusal, Update
 from fedsim.local.job import Job
@@ -86,22 +86,27 @@ def as_logits(output: Any) -> Tensor:
 
 
 def look(job: Job, w: Tensor, batches: Iterable[Any], statistics: Tensor | None = None) -> Tensor:
-    """Logits (n, C) of the inputs in ``batches`` at ``w`` (d,), in evaluation mode and without gradient.
+    """Logits (n, C) of the inputs in ``batches`` at ``w`` (d,), as ``outputs`` gives them."""
+    return torch.cat([as_logits(output) for output in outputs(job, w, batches, statistics)]).clone()
+
+
+def outputs(job: Job, w: Tensor, batches: Iterable[Any], statistics: Tensor | None = None) -> list[Any]:
+    """What the model at ``w`` (d,) makes of the inputs in ``batches``, in evaluation mode and without gradient.
 
     ``statistics`` (b,) take the place of the model's present ones, which stay as they are.
     """
-    model, found = job.model, list[Tensor]()
+    model, found = job.model, list[Any]()
     present = model.buffers.clone() if statistics is not None and len(model.buffers) else None
     if present is not None:
         model.buffers.copy_(statistics)  # type: ignore[arg-type]
     with model.measuring(w) as again:
         for x in batches:
             again()
-            found.append(as_logits(job.task.output(model.module, x)))
-            job.meter.forward(len(found[-1]))
+            found.append(job.task.output(model.module, x))
+            job.meter.forward(size(x))
     if present is not None:
         model.buffers.copy_(present)
-    return torch.cat(found).clone()
+    return found
 
 
 def inputs(data: LocalData, rows: Tensor) -> Iterator[Any]:

@@ -2,9 +2,11 @@
 
     python -m experiments.ssl fedlabel          FedLabel on digits, five seeds; minutes on a CPU
     python -m experiments.ssl fedlabel-paper data.path=<folder>       CIFAR-10 as in the paper; needs a GPU
+    python -m experiments.ssl fedossl           an open world of digits: experiments/ssl_fedossl.py
+    python -m experiments.ssl fedsto            detection with labels at the server: experiments/ssl_fedsto.py
 
 Each prints a table and writes a report; it can be stopped and started again. Further arguments are overrides for every
-run.
+run; ``seed=0,1`` are other seeds.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import statistics
 import sys
 from pathlib import Path
 
+from experiments import ssl_fedossl, ssl_fedsto
 from fedsim.cli.main import command
 from fedsim.report.runs import Run, load_runs
 
@@ -31,6 +34,7 @@ FEDLABEL = (
     ["strategy=fixmatch,uda", "strategy.tau=0.8"],
     ["strategy=fedmatch"],
 )
+OTHERS = {"fedossl": ssl_fedossl.main, "fedsto": ssl_fedsto.main}
 SETTINGS = {  # experiment, sweeps, seeds
     "fedlabel": ("fedlabel_digits", FEDLABEL, "0,1,2,3,4"),
     "fedlabel-paper": ("fedlabel_cifar10", FEDLABEL, "0,1,2"),
@@ -41,9 +45,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("setting", choices=tuple(SETTINGS))
+    parser.add_argument("setting", choices=(*SETTINGS, *OTHERS))
     args, overrides = parser.parse_known_args()
+    if args.setting in OTHERS:
+        OTHERS[args.setting](overrides)
+        return 0
     experiment, sweeps, seeds = SETTINGS[args.setting]
+    given = [o for o in overrides if o.startswith("seed=")]
+    seeds = given[-1].removeprefix("seed=") if given else seeds
+    overrides = [o for o in overrides if o not in given]
     codes = [command(["-m", f"experiment={experiment}", *s, f"seed={seeds}", *overrides]) for s in sweeps]
     folder = Path(next((o.split("=", 1)[1] for o in overrides if o.startswith("out=")), "runs")) / experiment
     print(table(load_runs([folder])))

@@ -124,9 +124,13 @@ class Strategy:
         Raises:
             ConfigError: an aggregator other than the mean, and no vector that it could rule over.
         """
+        return self.folding(self.fold)
+
+    def folding(self, fold: Fold) -> Fold:
+        """The same of another ``fold`` than the class's, for exchanges that bring other vectors."""
         if is_mean(self.aggregator):
-            return self.fold
-        kinds = fold_kinds(self.fold)
+            return fold
+        kinds = fold_kinds(fold)
         vectors = [name for name in kinds if name not in self.statistics]
         if not vectors:
             raise ConfigError(

@@ -228,3 +228,20 @@ def recorded(name: str, problem: Problem, *overrides: str) -> tuple[Recorded, fe
 def hashes(result: fedsim.RunResult) -> list[str]:
     """The weights' hash after each round."""
     return [row["weights_hash"] for row in result.rows]
+
+
+def guessed_boxes(output: Tensor, **options: Any) -> dict[str, Tensor]:
+    """Of logits (B, C) one "box" a sample: the likeliest class, sure by its probability; for methods of detection."""
+    p, label = output.softmax(dim=1).max(dim=1, keepdim=True)
+    return {"boxes": p[..., None].expand(-1, -1, 4), "labels": label, "scores": p, "objectness": p.sqrt()}
+
+
+def guessed_losses(output: Tensor, y: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Losses (B,) by part on such boxes."""
+    lost = torch.nn.functional.cross_entropy(output, y["labels"][:, 0].clamp(min=0), reduction="none")
+    off = output.logsumexp(1).sigmoid() - y["objectness"][:, 0]
+    return {
+        "class": lost * y["classed"][:, 0],
+        "objectness": off.square(),
+        "box": (output[:, 0] - y["boxes"][:, 0, 0]).square() * y["boxed"][:, 0],
+    }

@@ -13,6 +13,7 @@ from fedsim.data import image_tables as _image_tables
 from fedsim.data import images as _images
 from fedsim.data import multidomain as _multidomain
 from fedsim.data import tabular as _tabular
+from fedsim.data.coco import coco
 from fedsim.data.dataset import Dataset
 from fedsim.data.files import PathLike
 from fedsim.data.image_folders import image_folder
@@ -49,6 +50,7 @@ __all__ = [
     "blobs",
     "cifar10",
     "cifar100",
+    "coco",
     "digits",
     "digits5",
     "digits6",

@@ -94,9 +94,10 @@ class Job(Belongings):
     @property
     def num_steps(self) -> int:
         """Local steps K that ``batches`` will give."""
-        return self._steps_over(self.data)
+        return self.steps_over(self.data)
 
-    def _steps_over(self, data: LocalData, epochs: int | None = None) -> int:
+    def steps_over(self, data: LocalData, epochs: int | None = None) -> int:
+        """The same of ``batches(data=data)``, or of so many epochs."""
         local = self.local if epochs is None else replace(self.local, steps=None)
         steps = num_steps(local, len(data), epochs or self.epochs, self._smallest)
         return steps if self.most_steps is None else min(steps, self.most_steps)
@@ -173,7 +174,7 @@ class Job(Belongings):
         local, meter, pace = self.local, self.meter, self.sgd.pace
         data = self.data if data is None else data
         if self.private is not None:
-            yield from self.noisy.batches(data, self._steps_over(data, epochs), purpose, meter)
+            yield from self.noisy.batches(data, self.steps_over(data, epochs), purpose, meter)
             return
         if pace is not None:
             whole = local if epochs is None else replace(local, steps=None)
@@ -185,7 +186,7 @@ class Job(Belongings):
             if epochs is not None
             else local.steps
             if self.most_steps is None
-            else self._steps_over(data),
+            else self.steps_over(data),
             shuffle=local.shuffle,
             rng=self.rng(purpose),
             smallest=self._smallest,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -30,6 +32,25 @@ def giou(a: Tensor, b: Tensor) -> Tensor:
     low, high = torch.minimum(a[..., :2], b[..., :2]), torch.maximum(a[..., 2:], b[..., 2:])
     hull = (high - low).clamp(min=0).prod(-1).clamp(min=1e-9)
     return shared / union.clamp(min=1e-9) - (hull - union) / hull
+
+
+def ciou(a: Tensor, b: Tensor) -> Tensor:
+    """Complete IoU (...) (Zheng et al. 2020): ``IoU - d^2/c^2 - alpha v``, d the distance of the centres, c the hull's
+    diagonal, ``v = 4/pi^2 (atan(w_b/h_b) - atan(w_a/h_a))^2``, ``alpha = v/(1 - IoU + v)``, which gets no gradient."""
+    overlap = iou(a, b)
+    low, high = torch.minimum(a[..., :2], b[..., :2]), torch.maximum(a[..., 2:], b[..., 2:])
+    diagonal = (high - low).square().sum(-1).clamp(min=1e-9)
+    apart = (a[..., :2] + a[..., 2:] - b[..., :2] - b[..., 2:]).square().sum(-1) / 4
+    v = 4 / math.pi**2 * (_slope(b) - _slope(a)).square()
+    with torch.no_grad():
+        alpha = v / (1 - overlap + v).clamp(min=1e-9)
+    return overlap - apart / diagonal - alpha * v
+
+
+def _slope(boxes: Tensor) -> Tensor:
+    """Angles (...) of the diagonals, from the vertical."""
+    width, height = (boxes[..., 2:] - boxes[..., :2]).unbind(-1)
+    return torch.atan(width / height.clamp(min=1e-9))
 
 
 def suppressed(boxes: Tensor, labels: Tensor, kept: Tensor, threshold: float) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedsim.errors import ConfigError
-from fedsim.models.boxes import giou, suppressed
+from fedsim.models.boxes import ciou, giou, suppressed
 from fedsim.models.layers import conv_layer, image_shape, norm_layer
 
 STRIDE = 4  # pixels of a cell's side
@@ -110,11 +110,13 @@ class Cells(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """What cells are to say: whether they hold an object (B, N) bool, its label (B, N) and box (B, N, 4)."""
+    """What cells are to say: whether they hold an object (B, N) bool, its label (B, N) and box (B, N, 4); and ``which``
+    of the M boxes that is (B, N)."""
 
     positive: Tensor
     labels: Tensor
     boxes: Tensor
+    which: Tensor
 
 
 def cells(output: Tensor) -> Cells:
@@ -141,7 +143,7 @@ def assigned(middle: Tensor, y: Boxes) -> Wanted:
     apart = ((boxes[:, :, None, :2] + boxes[:, :, None, 2:]) / 2 - middle).norm(dim=-1)  # (B, M, N)
     distance, which = apart.masked_fill(labels[:, :, None] < 0, torch.inf).min(dim=1)
     box = boxes.gather(1, which[..., None].expand(-1, -1, 4))
-    return Wanted(distance <= RADIUS, labels.gather(1, which), box)
+    return Wanted(distance <= RADIUS, labels.gather(1, which), box, which)
 
 
 def losses(output: Tensor, y: Boxes) -> Tensor:
@@ -161,6 +163,34 @@ def losses(output: Tensor, y: Boxes) -> Tensor:
 def loss(output: Tensor, y: Boxes) -> Tensor:
     """Mean over the batch of ``losses``."""
     return losses(output, y).mean()
+
+
+def part_losses(output: Tensor, y: Boxes) -> dict[str, Tensor]:
+    """Losses ``class``, ``objectness`` and ``box`` (B,) on boxes that need not count for all of them.
+
+    Beside boxes and labels ``y`` has, for each box (B, M): ``objectness``, what its cells are to say (0 elsewhere), and
+    whether it counts for the class (``classed``) and for the box (``boxed``). As in ``losses``, objectness is a mean
+    over cells, the others over the cells that count; the box's is 1 - CIoU.
+    """
+    found, want = cells(output), assigned(centres(output), y)
+
+    def of_cells(name: str) -> Tensor:
+        picked = F.pad(y[name].to(output.dtype), (0, 1)).gather(1, want.which)
+        return picked * want.positive
+
+    def mean(loss: Tensor, counts: Tensor) -> Tensor:
+        return (counts * loss).sum(1) / counts.sum(1).clamp(min=1)
+
+    one_hot = F.one_hot(want.labels.clamp(min=0), found.classes.shape[-1]).to(output.dtype)
+    classes = F.binary_cross_entropy_with_logits(found.classes, one_hot, reduction="none").mean(-1)
+    wanted = of_cells("objectness")
+    objectness = F.binary_cross_entropy_with_logits(found.objectness, wanted, reduction="none").mean(-1)
+    box = 1 - ciou(found.boxes, want.boxes)
+    return {
+        "class": mean(classes, of_cells("classed")),
+        "objectness": objectness,
+        "box": mean(box, of_cells("boxed")),
+    }
 
 
 def decode(

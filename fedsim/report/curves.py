@@ -45,6 +45,7 @@ PSEUDO = {  # columns of methods that label samples themselves, shown where ther
     "pseudo/kept_share": "Pseudo labels kept",
     "pseudo/accuracy": "Of those kept, right",
     "pseudo/global_share": "By the global model",
+    "pseudo/class_share": "Of boxes kept, those that train the class",
     "pseudo/most_frequent_share": "Of each client's most frequent class",
 }
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedsim.errors import DataError
 from fedsim.report import clientpoints, heterogeneity, prose
+from fedsim.report.boxpictures import box_pictures
 from fedsim.report.latex import to_latex
 from fedsim.report.openclasses import open_table
 from fedsim.report.runs import Group, Run
@@ -50,7 +51,10 @@ def write_report(
         "title": escape(prose.title(groups)),
         "lead": escape(prose.lead(groups)),
         "facts": prose.facts(groups),
-        "results": _results(frame) + open_table(groups) + text_table(groups),
+        "results": _results(frame)
+        + open_table(groups)
+        + text_table(groups)
+        + box_pictures(groups, out, _embedded),
         "curves": _curves(groups, out),
         "clients": _clients(groups, out),
         "partition": _partitions(groups, out),

@@ -32,7 +32,7 @@ from fedsim.server.examiner import Examiner
 from fedsim.server.exchanger import Exchanger
 from fedsim.server.exchanges import Server
 from fedsim.server.loop import Loop
-from fedsim.server.traits import StrategyLike, Traits
+from fedsim.server.traits import StrategyLike
 from fedsim.task.copies import copied
 from fedsim.task.task import Task
 from fedsim.task.vectors import FlatModel

@@ -15,6 +15,7 @@ from fedsim.config.compose import load, plain
 from fedsim.config.roles import telling
 from fedsim.errors import CheckpointError, ConfigError, DataError, LockedError
 from fedsim.report.runs import flatten
+from fedsim.run.boxes_found import FILE as BOXES
 from fedsim.run.key import Finished, finished_in, horizon, keys_before, marked, run_key, same_run
 from fedsim.run.modelcard import CARD
 from fedsim.run.predictions import FILE as PREDICTIONS
@@ -27,7 +28,7 @@ from fedsim.server.weightsfile import BEST, LAST
 log = logging.getLogger(__name__)
 
 HANDED = "other things, or other code, were handed over in Python"
-RESULTS = ("summary.json", LAST, CARD, PREDICTIONS, TEXTS)  # written at the end of a run
+RESULTS = ("summary.json", LAST, CARD, PREDICTIONS, TEXTS, BOXES)  # written at the end of a run
 
 
 @contextmanager

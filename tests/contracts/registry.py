@@ -51,6 +51,14 @@ STABLE = (
     "strategy.lam_2=1",
 )  # 10, with lr=0.1, would carry psi as far beyond sigma each step, and rounding with it
 AT_SERVER = ("data.labelled={at: server, count: 9}", *NOISE)
+BOXES = (  # of classifiers: one "box" a sample
+    "strategy.decode._target_=problems.guessed_boxes",
+    "strategy.losses.path=problems.guessed_losses",
+    "strategy.backbone=*0.*",
+    "strategy.warmup_rounds=1",
+    "strategy.lo=0.12",
+    "strategy.hi=0.4",
+)
 TWO_AT_A_TIME = ("system=lognormal", "strategy.concurrency=2")
 
 TABLE = (
@@ -156,6 +164,14 @@ TABLE = (
         scalars=True,
     ),
     Entry("fedzo", "fedzo", ("strategy.directions=2",), draws=True, still=True),
+    Entry(
+        "fedsto",
+        "fedsto",
+        (*AT_SERVER, *BOXES, "strategy.selective_rounds=1", "strategy.lam=0.01"),
+        semi=True,
+        needs_head=True,
+        trains_alone=True,
+    ),
     Entry("fedbuff", "fedbuff", (*TWO_AT_A_TIME, "strategy.buffer=3"), asynchronous=True),
     Entry("fedasync", "fedasync", (*TWO_AT_A_TIME, "strategy.answers_per_round=3"), asynchronous=True),
 )
@@ -175,7 +191,7 @@ MECHANISMS = tuple(e for e in TABLE if e.label in ("scaffold", "ggeur", "flag-re
 # Methods that differ from another one above in the server's step or one option alone: their contracts are nightly.
 CLOSE = (
     *("centered", "fedyogi", "fedadagrad", "fedavgm", "mofedsam", "term", "uda", "fesem", "fedrep", "rolora"),
-    *("decomfl", "fedkseed", "fedzo"),
+    *("decomfl", "fedkseed", "fedzo", "fedsto"),
 )
 
 

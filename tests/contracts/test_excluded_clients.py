@@ -124,6 +124,7 @@ COUNTED = {
     "fesem": "likewise",
     "cfl": "a cluster is halved once all its members have answered: who they are",
     "semifl": "the server's labelled samples are drawn from those of all clients that are not excluded",
+    "fedsto": "likewise",
 }
 
 

@@ -10,7 +10,6 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from fedsim.data import weather
 from fedsim.data.bydomain import domains
 from fedsim.data.sources import weather_shapes
 from fedsim.data.weather import pictures
@@ -63,9 +62,8 @@ def test_boxes_lie_inside_apart_and_in_the_sizes_asked_for():
     assert np.bincount(found.labels[there]).min() > 0.25 * there.sum()
 
 
-def test_a_shape_fills_its_box_as_its_label_says(monkeypatch):
-    monkeypatch.setattr(weather, "NOISE", 0.0)
-    found = pictures("cloudy", 60, numpy_rng(0, "test"))
+def test_a_shape_fills_its_box_as_its_label_says():
+    found = pictures("cloudy", 60, numpy_rng(0, "test"), noise=0.0)
     shares: dict[int, list[float]] = {0: [], 1: [], 2: []}
     for x, boxes, labels in zip(found.x.astype(float), found.boxes, found.labels, strict=True):
         own = abs(x - np.median(x, axis=(1, 2), keepdims=True)).sum(0) > 1
@@ -80,8 +78,11 @@ def test_a_shape_fills_its_box_as_its_label_says(monkeypatch):
 
 
 def test_weathers_differ_as_described():
-    data = {name: pictures(name, 60, numpy_rng(0, "test"), contrast=0.4).x / 255 for name in SMALL["train"]}
-    clear = pictures("cloudy", 60, numpy_rng(0, "test")).x / 255
+    few = {"count": 60, "noise": 0.1}
+    data = {
+        name: pictures(name, rng=numpy_rng(0, "test"), contrast=0.4, **few).x / 255 for name in SMALL["train"]
+    }
+    clear = pictures("cloudy", rng=numpy_rng(0, "test"), **few).x / 255
     assert (data["overcast"].max(1) == data["overcast"].min(1)).all()  # gray
     assert data["cloudy"].std() == pytest.approx(0.4 * clear.std(), rel=0.02)
     assert data["snowy"].mean() > 0.6 > clear.mean() and (data["snowy"] == 1).mean() > 0.02
@@ -92,8 +93,9 @@ def test_weathers_differ_as_described():
     ("options", "words"),
     [
         ({"domains": ["sunny"]}, "no weather 'sunny'; give cloudy"),
-        ({"train": {"cloudy": 0}}, "type data.train.cloudy=300"),
-        ({"train": {"cloudy": 3}, "domains": ["rainy"]}, "type data.train.rainy=300"),
+        ({"train": {"cloudy": 0}}, "no weather has a training picture"),
+        ({"train": {"cloudy": -1}}, "Type data.train.cloudy=300"),
+        ({"train": {"cloudy": 3}, "domains": ["rainy"]}, "Type data.train.rainy=300"),
         ({"shapes": [9, 70]}, r"data.shapes=\[9, 70\]"),
         ({"contrast": {"rainy": 0.0}}, "data.contrast.rainy=0.0"),
         ({"test": -1}, "data.test=-1"),

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests/contracts")]
 from adapting import adapted  # noqa: E402
 from problems import classification, network  # noqa: E402
-from registry import AT_SERVER, TABLE  # noqa: E402
+from registry import AT_SERVER, BOXES, TABLE  # noqa: E402
 
 from fedsim.engine.base import SerialEngine  # noqa: E402
 
@@ -26,6 +26,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {  # what an option needs beyond its entr
     "fed_ao": (),
     "fedossl_as_code": ("strategy.server_steps=10", "strategy.centroids=4"),
     "server_only": AT_SERVER,
+    "pseudo_ema": (*AT_SERVER, *BOXES),
     "fedbn": (),
     "fedit": (),
     "ffa": ('strategy.frozen=["*.bias"]',),

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "contracts"))
 from localgrid import LocalGrid, deploy
 from real import ROOT
-from registry import AT_SERVER, SPREAD, TABLE, Entry, often
+from registry import AT_SERVER, BOXES, SPREAD, TABLE, Entry, often
 
 import fedsim
 from fedsim.errors import ConfigError
@@ -34,6 +34,7 @@ FURTHER = (  # options that the contract table leaves to tests of their own
     Entry("local-only", "local_only"),
     Entry("server-only", "server_only", ("data.labelled={at: server, count: 30}",)),
     Entry("fixmatch-server", "fixmatch", (*AT_SERVER, "strategy.tau=0.2")),
+    Entry("pseudo-ema", "pseudo_ema", (*AT_SERVER, *BOXES, "strategy.lo=0.06"), needs_head=True),
     Entry("fedbn", "fedbn"),
     Entry("fedit", "fedit"),
     Entry("ffa", "ffa", ('strategy.frozen=["*.bias"]',)),
@@ -83,7 +84,10 @@ ONCE = (*SPREAD, "moon", "fedossl", "fedmatch", "fed-ao")
 
 
 @pytest.mark.parametrize("entry", often(DEPLOYED, *ONCE), ids=lambda e: e.label)
-def test_every_method_gives_the_bits_and_bytes_of_its_simulation(entry: Entry, tmp_path: Path) -> None:
+def test_every_method_gives_the_bits_and_bytes_of_its_simulation(
+    entry: Entry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDSIM_ALLOW", "problems")  # what some methods' settings name
     model = ["model=mlp"] if entry.needs_head else []
     check_twin(tmp_path, *SMALL, *model, *entry.arguments)
 
@@ -135,7 +139,7 @@ def test_attackers_are_nodes_too(attack: str, tmp_path: Path) -> None:
 
 
 F1 = "+task.metrics={f1: {_target_: torchmetrics.F1Score, task: multiclass, num_classes: 10, average: macro}}"
-BOXES = (
+DETECTION = (
     "task=detection",
     "data=weather_shapes",
     "data.train={cloudy: 8, overcast: 8, rainy: 8, snowy: 8}",
@@ -150,14 +154,15 @@ BOXES = (
 
 
 @pytest.mark.parametrize(
-    "task", [("task.label_smoothing=0.1", F1, "evaluation.clients_every=1", "evaluation.holdout=0.2"), BOXES]
+    "task",
+    [("task.label_smoothing=0.1", F1, "evaluation.clients_every=1", "evaluation.holdout=0.2"), DETECTION],
 )
 def test_a_deployment_learns_the_configured_task(task: tuple[str, ...], tmp_path: Path) -> None:
     settings = (
         "rounds=2",
         "clients_per_round=2",
         "client.epochs=1",
-        *([] if task is BOXES else ["model=linear"]),
+        *([] if task is DETECTION else ["model=linear"]),
         *task,
     )
     twin, _ = deploy(tmp_path, *settings)

@@ -1,0 +1,274 @@
+"""FedSTO's local rule: a detector trained on boxes that a moving average of it finds, first its backbone, then all of
+it. Kim, Lin, Lee, Lee, Kwon: Navigating Data Heterogeneity in Federated Learning: A Semi-Supervised Federated Object
+Detection, NeurIPS 2023.
+
+Usable by themselves: ``route``, ``ema``, ``auto_alpha``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from clients.orthogonal import orthogonality, starting
+from clients.pseudo import UNLABELLED, outputs, refuse_accumulation
+from clients.sgd import SGDClient
+from fedsim.data.local import Batch, LocalData
+from fedsim.exchange.payload import Refusal, Update
+from fedsim.local.groups import matching
+from fedsim.local.job import Job
+from fedsim.task.fixed import BATCH_NORM
+from fedsim.task.layout import Layout
+
+COUNTS = (
+    "images",
+    "boxes",
+    "classed",
+    "placed",
+)  # looked at; kept; of these, those that train class and place
+KEPT = 0.86  # of the teacher after a local epoch in the paper: .999 over some 156 steps
+Boxes = Mapping[str, Tensor]
+PartLosses = Callable[[Any, Boxes], Mapping[str, Tensor]]
+
+
+class Routes(NamedTuple):
+    """What each box (...) counts for: its class and its place (bool), and what objectness is to be (0: background)."""
+
+    classed: Tensor
+    boxed: Tensor
+    objectness: Tensor
+
+
+def route(score: Tensor, objectness: Tensor, lo: float, hi: float, sure: float = 0.99) -> Routes:
+    """Boxes (...) by ``score`` = objectness x class: the class counts from ``hi`` on, the place too or where
+    ``objectness > sure``; below ``lo`` is background, from there on the teacher's ``objectness`` is the target."""
+    high = score >= hi
+    return Routes(high, high | (objectness > sure), torch.where(score >= lo, objectness, 0.0))
+
+
+def ema(teacher: Tensor, w: Tensor, alpha: float) -> Tensor:
+    """``alpha teacher + (1 - alpha) w``, in the place of ``teacher``."""
+    return teacher.mul_(alpha).add_(w, alpha=1 - alpha)
+
+
+def auto_alpha(steps: int) -> float:
+    """The ``alpha`` of which as much of a teacher is left after ``steps`` as in the paper after a local epoch."""
+    return float(KEPT ** (1 / max(steps, 1)))
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of a detector: ``patterns`` of the names of its backbone's parameters; all others are neck and head."""
+
+    patterns: tuple[str, ...]
+
+    def backbone(self, layout: Layout) -> frozenset[str]:
+        """Names of the backbone's parameters.
+
+        Raises:
+            ConfigError: if there are none.
+        """
+        return frozenset(matching(self.patterns, [s.name for s in layout.params], "strategy.backbone"))
+
+    def has(self, name: str) -> bool:
+        """Whether a tensor of this name, parameter or buffer, is the backbone's."""
+        return any(fnmatchcase(name, pattern) for pattern in self.patterns)
+
+    def matrices(self, layout: Layout) -> list[str]:
+        """Names of the weight matrices and kernels outside the backbone, without those of normalisation layers."""
+        return [
+            s.name
+            for s in layout.params
+            if len(s.shape) > 1 and s.name not in layout.norm and not self.has(s.name)
+        ]
+
+    @contextmanager
+    def alone(self, module: nn.Module) -> Iterator[None]:
+        """In this block only the backbone gets gradients, and BatchNorm outside it is in evaluation mode."""
+        fixed = [n for n, p in module.named_parameters() if p.requires_grad and not self.has(n)]
+        owners = [(module.get_submodule(n.rpartition(".")[0]), n.rpartition(".")[2]) for n in fixed]
+        whole = [owner._parameters[name] for owner, name in owners]
+        norms = [
+            m
+            for n, m in module.named_modules()
+            if isinstance(m, BATCH_NORM) and m.training and not self.has(f"{n}.weight")
+        ]
+        for m in norms:
+            m.training = False
+        for (owner, name), p in zip(owners, whole, strict=True):
+            owner._parameters[name] = p.detach()  # type: ignore[union-attr,assignment]
+        try:
+            yield
+        finally:
+            for (owner, name), p in zip(owners, whole, strict=True):
+                owner._parameters[name] = p
+            for m in norms:
+                m.training = True
+
+
+@dataclass(frozen=True)
+class Orthogonality:
+    """``lam`` times the sum of ``omega`` over matrices outside the backbone, ``exact`` or by power iteration."""
+
+    parts: Parts
+    lam: float
+    exact: bool = True
+
+    def added(self, job: Job) -> Callable[[Tensor], Tensor]:
+        """What makes of a batch's loss () at the present weights that with the penalty."""
+        if not self.lam:
+            return lambda loss: loss
+        names = self.parts.matrices(job.layout)
+        held = dict(job.model.module.named_parameters())
+        vectors = None if self.exact else starting({n: held[n] for n in names}, job.rng("omega"))
+
+        def whole(loss: Tensor) -> Tensor:
+            return loss + self.lam * orthogonality({n: held[n] for n in names}, vectors).to(loss)
+
+        return whole
+
+
+@dataclass(frozen=True, kw_only=True)
+class FedSTOClient(SGDClient):
+    """Each step: the teacher finds boxes in the weak view, the model is trained on them in the strong view of that, and
+    the teacher follows, ``teacher <- alpha teacher + (1 - alpha) w`` (its statistics too).
+
+    With ``selective`` in the message the backbone alone is trained and sent (``backbone``), else everything
+    (``delta``), with the penalty ``orthogonal``. ``alpha = None``: ``auto_alpha``. ``carry``: the teacher goes on from
+    round to round, instead of beginning as the received model. Client state: the teacher, its own model. A client whose
+    teacher finds no box in the whole round refuses.
+    """
+
+    parts: Parts
+    orthogonal: Orthogonality
+    lo: float
+    hi: float
+    sure: float
+    alpha: float | None
+    carry: bool
+    weights: Mapping[str, float]  # of the losses class, objectness and box
+    decode: Callable[[Any], Boxes]
+    losses_of: PartLosses
+    weak: str | None
+    strong: tuple[str, ...]
+
+    def fit(self, job: Job) -> Update:
+        """Local training on unlabelled images."""
+        refuse_accumulation(job, "FedSTO")
+        own = job.unlabelled
+        if own is None or not len(own):
+            raise Refusal("no unlabelled samples")
+        own = LocalData(own.samples, own.index, own.dtype, own.normalize)
+        selective = bool(job.values["selective"])
+        w = job.start()
+        teacher, statistics = self._teacher(job, w)
+        if selective:
+            job.sgd = job.optimiser(self.parts.patterns)
+        steps = job.steps_over(own)
+        alpha = auto_alpha(steps) if self.alpha is None else self.alpha
+        penalised = (lambda loss: loss) if selective else self.orthogonal.added(job)
+        counts = dict.fromkeys(COUNTS, 0)
+        for batch in job.batches(UNLABELLED, data=own):
+            shown = batch if self.weak is None else job.view(self.weak, batch)
+            target = self.found(job, teacher, statistics, shown, counts)
+            w = self._step(job, w, Batch(shown.x, target), selective, penalised)
+            ema(teacher, w, alpha)
+            ema(statistics, job.model.buffers, alpha)
+        if not job.steps:
+            raise Refusal("one sample, too few for BatchNorm")
+        if not counts["boxes"]:
+            raise Refusal(f"its teacher found no box of at least {self.lo} in {counts['images']} images")
+        update = self._sent(job, w, selective, float(len(own)))
+        metrics = {**update.metrics, **{f"pseudo/{k}": float(v) for k, v in counts.items()}}
+        state = {"teacher": teacher} | ({"statistics": statistics} if len(statistics) else {})
+        return replace(update, metrics=metrics, state=state)
+
+    def found(
+        self, job: Job, teacher: Tensor, statistics: Tensor, shown: Batch, counts: dict[str, int]
+    ) -> dict[str, Tensor]:
+        """Boxes to train on in the images ``shown``, padded to (B, M), with what each counts for; true ones where the
+        client is told them."""
+        if shown.y is not None:
+            boxes = {"boxes": shown.y["boxes"], "labels": shown.y["labels"]}
+            certain = (boxes["labels"] >= 0).to(boxes["boxes"].dtype)
+            boxes |= {"scores": certain, "objectness": certain}
+        else:
+            given = self.decode(outputs(job, teacher, [shown.x], statistics)[0])
+            boxes = {k: given[k].detach() for k in ("boxes", "labels", "scores", "objectness")}
+        kept = (boxes["labels"] >= 0) & (boxes["scores"] >= self.lo)
+        most = max(1, int((kept * torch.arange(1, kept.shape[1] + 1, device=kept.device)).max()))
+        kept, boxes = kept[:, :most], {k: v[:, :most] for k, v in boxes.items()}
+        routes = route(boxes["scores"], boxes["objectness"], self.lo, self.hi, self.sure)
+        classed, boxed = routes.classed & kept, routes.boxed & kept
+        counts["images"] += len(kept)
+        for name, mask in (("boxes", kept), ("classed", classed), ("placed", boxed)):
+            counts[name] += int(mask.sum())
+        return {
+            "boxes": boxes["boxes"],
+            "labels": boxes["labels"].masked_fill(~kept, -1),
+            "objectness": routes.objectness,
+            "classed": classed,
+            "boxed": boxed,
+        }
+
+    def _step(
+        self, job: Job, w: Tensor, batch: Batch, selective: bool, penalised: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        for name in self.strong:
+            batch = job.view(name, batch)
+
+        def loss(output: Any, y: Any) -> Tensor:
+            found = self.losses_of(output, y)
+            return penalised(torch.stack([v * found[k].mean() for k, v in self.weights.items()]).sum())
+
+        if not selective:
+            return job.descend(w, batch, loss=loss)
+
+        def forward(module: nn.Module, x: Any) -> Any:
+            with self.parts.alone(module):
+                return job.task.output(module, x)
+
+        return job.sgd(w, job.grad(w, batch, loss=loss, forward=forward))
+
+    def _sent(self, job: Job, w: Tensor, selective: bool, count: float) -> Update:
+        """What the client has made of the model."""
+        delta = job.delta(w)
+        weight = count if self.weighting == "samples" else 1.0
+        if selective:
+            return Update({"backbone": cut(delta, job.layout, self.parts)}, weight, metrics=job.report())
+        return Update({"delta": delta}, weight, metrics=job.report())
+
+    def _teacher(self, job: Job, w: Tensor) -> tuple[Tensor, Tensor]:
+        """The vectors (d,) and (b,) that the teacher begins with, its own copies."""
+        if self.carry and "teacher" in job.state:
+            return job.state["teacher"].clone(), job.state.get("statistics", job.model.buffers).clone()
+        return w.clone(), job.model.buffers.clone()
+
+    def own_weights(self, job: Job) -> Tensor:
+        """The client's last teacher; the received model before its first turn."""
+        w = job.start()
+        if "teacher" in job.state:
+            job.model.buffers.copy_(job.state.get("statistics", job.model.buffers))
+            w.copy_(job.state["teacher"])
+        return w
+
+
+def cut(v: Tensor, layout: Layout, parts: Parts) -> Tensor:
+    """The backbone's entries (n,) of ``v`` (d,), without padding, in layout order."""
+    return torch.cat([v[s.span] for s in layout.params if parts.has(s.name)])
+
+
+def put(v: Tensor, part: Tensor, layout: Layout, parts: Parts) -> Tensor:
+    """``v`` (d,), in place, with ``part`` (n,) added to the backbone's entries: ``cut`` backwards."""
+    start = 0
+    for slot in layout.params:
+        if parts.has(slot.name):
+            v[slot.span] += part[start : start + slot.numel]
+            start += slot.numel
+    return v

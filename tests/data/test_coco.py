@@ -1,0 +1,88 @@
+"""Detection sets in COCO's format: boxes in resized images, classes, domains, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fedsim.data.sources import coco
+from fedsim.errors import DataError
+
+OPTIONS: dict[str, Any] = {
+    "train": "annotations/train.json",
+    "test": None,
+    "images": None,
+    "size": 32,
+    "domain": None,
+    "domains": None,
+}
+
+
+def laid(root: Path, **changes: Any) -> Path:
+    """Two images, 64x32 and 16x16, the second first by name; categories 7 and 3."""
+    (root / "annotations").mkdir(parents=True)
+    (root / "train").mkdir()
+    for name, shape in (("b.png", (32, 64, 3)), ("a.png", (16, 16, 3))):
+        Image.fromarray(np.full(shape, 200, np.uint8)).save(root / "train" / name)
+    content = {
+        "images": [
+            {"id": 9, "file_name": "a.png", "width": 16, "height": 16, "attributes": {"weather": "rainy"}},
+            {"id": 4, "file_name": "b.png", "width": 64, "height": 32, "weather": "clear"},
+        ],
+        "annotations": [
+            {"image_id": 4, "category_id": 7, "bbox": [8, 8, 16, 4]},
+            {"image_id": 4, "category_id": 3, "bbox": [0, 0, 64, 32]},
+            {"image_id": 4, "category_id": 3, "bbox": [0, 0, 64, 32], "iscrowd": 1},
+            {"image_id": 9, "category_id": 3, "bbox": [4, 4, 8, 8]},
+            {"image_id": 9, "category_id": 3, "bbox": [4, 4, 0, 8]},
+        ],
+        "categories": [{"id": 7, "name": "car"}, {"id": 3, "name": "bus"}],
+    } | changes
+    (root / "annotations/train.json").write_text(json.dumps(content))
+    return root
+
+
+def test_boxes_are_those_of_the_resized_images(tmp_path: Path) -> None:
+    data = coco(laid(tmp_path), **OPTIONS)
+    assert data.classes == ("bus", "car") and data.train.x.shape == (2, 3, 32, 32)
+    assert data.train.y["labels"].tolist() == [[1, 0], [0, -1]]
+    assert data.train.y["boxes"].tolist() == [[[4, 8, 12, 12], [0, 0, 32, 32]], [[8, 8, 24, 24], [0] * 4]]
+    assert data.test is None and not data.domains
+
+
+def test_domains_by_a_key_of_the_images(tmp_path: Path) -> None:
+    data = coco(laid(tmp_path), **{**OPTIONS, "domain": "weather"})
+    assert data.domains == ("clear", "rainy") and data.domain("train").tolist() == [0, 1]
+    one = coco(tmp_path, **{**OPTIONS, "domain": "weather", "domains": ["rainy"]})
+    assert len(one.train) == 1 and one.domains == ("rainy",)
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "words"),
+    [
+        ({}, {"path": None}, "data.path=null"),
+        ({}, {"size": 2}, "data.size=2"),
+        ({}, {"images": "elsewhere"}, "'b.png' is in none of .*elsewhere; type data.images"),
+        ({}, {"test": "annotations/val.json"}, "val.json does not exist"),
+        ({}, {"domain": "hour"}, "image 4 has no 'hour'"),
+        ({}, {"domains": ["clear"]}, "Type data.domain="),
+        ({}, {"domain": "weather", "domains": ["foggy"]}, "no image is of the domains foggy"),
+        ({"categories": 3}, {}, "has no list 'categories'"),
+        (
+            {"annotations": [{"image_id": 1, "category_id": 3, "bbox": [0, 0, 1, 1]}]},
+            {},
+            "annotation 0 is of image 1",
+        ),
+        ({"annotations": [{"image_id": 4, "category_id": 3}]}, {}, "annotation 0 needs image_id"),
+    ],
+)
+def test_refusals(tmp_path: Path, changes: dict[str, Any], options: dict[str, Any], words: str) -> None:
+    path = laid(tmp_path, **changes)
+    given = {"path": path, **OPTIONS, **options}
+    with pytest.raises(DataError, match=words):
+        coco(given.pop("path"), **given)
