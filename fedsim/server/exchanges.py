@@ -23,6 +23,8 @@ from fedsim.server.examiner import Examiner
 from fedsim.server.exchanger import Exchanger
 from fedsim.server.round import Round
 from fedsim.server.roundlog import RoundLog, is_measuring
+from fedsim.server.uploads import Depot
+from fedsim.server.workshop import Workshop
 from fedsim.task.vectors import Weights
 
 if TYPE_CHECKING:
@@ -46,6 +48,8 @@ class Server(Context):
     validator: Examiner | None = None  # of the common validation set, if there is one
     measured_on: str = ""  # see ``on``
     bench: Bench | None = None  # where the server trains on labelled samples of its own, if it has some
+    workshop: Workshop  # where it computes with whole models
+    depot: Depot | None = None  # where clients' models lie that were asked for once
     facts: dict[str, Any] = field(default_factory=dict)  # about the run, for its summary
     current: Round | None = None
     record: RoundLog = field(default_factory=RoundLog)  # of the current round
@@ -220,6 +224,10 @@ class Server(Context):
     def features(self, weights: Weights) -> Tensor:
         """``model.features`` (n, d) of the whole common test set; computed once a round for the same vector."""
         return self.examiner.features(weights)
+
+    def logits(self, weights: Weights) -> Tensor:
+        """Logits (n, C) of the whole common test set."""
+        return self.examiner.logits(weights)
 
     def score(self, logits: Tensor) -> dict[str, Any]:
         """What ``evaluate`` gives, of ``logits`` (n, C) of the whole common test set."""
