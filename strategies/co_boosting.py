@@ -17,9 +17,9 @@ from torch import Tensor
 
 from fedsim.exchange.payload import Message
 from fedsim.rng import torch_rng
+from fedsim.server.depot import Uploads
 from fedsim.server.exchanges import Server
 from fedsim.server.traits import Traits
-from fedsim.server.uploads import Uploads
 from fedsim.task.vectors import Weights
 from strategies.base import State, check
 from strategies.distilling import Momentum, passes, trained
@@ -50,8 +50,8 @@ STARTS, LABELS = ("fresh", "initial", "fedavg"), ("uniform", "present")
 class CoBoosting(OneShot):
     """Samples that are hard for the ensemble and weights that make it better, in turn; a student learns from both.
 
-    A round is one epoch e: samples are made (``L = b_H L_H + b_A L_A + b_B L_BN``), the ensemble's weights take one pass
-    over those of before, and the student one over all. Options as in ``conf/strategy/co_boosting.yaml``.
+    A round is one epoch e: samples are made (``L = b_H L_H + b_A L_A + b_B L_BN``), the ensemble's weights take one
+    pass over those of before, and the student one over all. Options as in ``conf/strategy/co_boosting.yaml``.
     """
 
     traits: ClassVar[Traits] = replace(OneShot.traits, horizon=True)
@@ -122,10 +122,11 @@ class CoBoosting(OneShot):
         kind = torch.uint8 if self.pool_bits == 8 else server.dtype
         state = state | w._asdict()
         if self.labels == "present":
-            replies = server.exchange(
-                Message(), {"counts": "sum"}, task="counts", clients=[m.client for m in uploads.models]
-            )
-            state["present"] = (replies.total("counts") > 0).double()
+            clients = [m.client for m in uploads.models]
+            with server.apart("class_counts"):
+                replies = server.exchange(Message(), {"counts": "sum"}, task="counts", clients=clients)
+            if len(replies):
+                state["present"] = (replies.total("counts") > 0).double()
         return state | {
             "momentum": torch.zeros_like(w.w),
             "ensemble/w": torch.full((len(uploads),), 1 / len(uploads), dtype=torch.float64),

@@ -19,7 +19,13 @@ NOBODY = 1e-8  # a sum of weights below this means that all are 0
 def ensemble(f: Tensor, w: Tensor) -> Tensor:
     """``A_w = sum_k w_k f_k / sum_k w_k`` (B, C)."""
     w = w.to(f.dtype)
-    return torch.tensordot(w, f, dims=1) / w.sum()
+    a: Tensor = torch.tensordot(w, f, dims=1) / w.sum()
+    return a
+
+
+def uniform(f: Tensor) -> Tensor:
+    """The mean of logits (B, C), as the sum of ``f_k * (1/K)``."""
+    return (f * (1 / len(f))).sum(dim=0)
 
 
 def usable(w: Tensor) -> tuple[Tensor, bool]:
@@ -96,7 +102,8 @@ def perturbed(x: Tensor, g: Tensor, eps: float, kind: str = "sign") -> Tensor:
     if kind == "sign":
         return x + eps * g.sign()
     length = g.flatten(1).norm(dim=1).clamp(min=torch.finfo(g.dtype).tiny)
-    return x + eps * g / length.view(-1, *(1,) * (g.dim() - 1))
+    out: Tensor = x + eps * g / length.view(-1, *(1,) * (g.dim() - 1))
+    return out
 
 
 def cosine(lr: float, done: int, whole: int) -> float:

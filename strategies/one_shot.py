@@ -15,12 +15,13 @@ from torch import Tensor, nn
 
 from clients.one_shot import OneShotClient, client_of
 from fedsim.errors import StrategyError
+from fedsim.server.depot import Uploads
 from fedsim.server.exchanges import Server
 from fedsim.server.round import Round
 from fedsim.server.traits import Traits
-from fedsim.server.uploads import Uploads, gathered, recalled
+from fedsim.server.uploads import gathered, recalled
 from strategies.base import State, Strategy
-from strategies.ensembles import ensemble, majority, mean_probabilities
+from strategies.ensembles import majority, mean_probabilities, uniform
 
 ONCE = "one-shot methods work on the single models; leave it out"
 
@@ -100,7 +101,7 @@ def references(server: Server, uploads: Uploads, f: Tensor) -> dict[str, Any]:
     logits, the mean of probabilities, the majority's vote."""
     k = best_client(server, uploads)
     scored = {
-        "uniform": server.score(ensemble(f, torch.ones(len(f)))),
+        "uniform": server.score(uniform(f)),
         "probabilities": server.score(mean_probabilities(f)),
         "vote": {name: v for name, v in server.score(majority(f)).items() if name != "loss"},
         "best_client": server.score(f[k]) | {"client": uploads.models[k].client},

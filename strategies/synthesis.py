@@ -107,7 +107,7 @@ def synthesised(
 
 
 class Statistics:
-    """How far the inputs of the BatchNorm layers of ``models`` are from their running statistics, since ``watching``."""
+    """How far inputs of the BatchNorm layers of ``models`` are from their running statistics, while ``watching``."""
 
     def __init__(self, models: Sequence[nn.Module]) -> None:
         self._layers = [[m for m in model.modules() if isinstance(m, BATCH_NORM)] for model in models]

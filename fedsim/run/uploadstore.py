@@ -33,8 +33,8 @@ from fedsim.run.given import Given
 from fedsim.run.key import run_dir, version
 from fedsim.run.provenance import data_hash
 from fedsim.run.weightstore import alone
+from fedsim.server.depot import Upload, Uploads, told
 from fedsim.server.traits import StrategyLike
-from fedsim.server.uploads import Upload, Uploads, told
 from fedsim.task.layout import Layout
 from fedsim.task.vectors import Weights
 

@@ -19,11 +19,11 @@ from fedsim.server import pricing
 from fedsim.server.bench import Bench
 from fedsim.server.clientstore import ClientStore
 from fedsim.server.context import Context
+from fedsim.server.depot import Depot
 from fedsim.server.examiner import Examiner
 from fedsim.server.exchanger import Exchanger
 from fedsim.server.round import Round
 from fedsim.server.roundlog import RoundLog, is_measuring
-from fedsim.server.uploads import Depot
 from fedsim.server.workshop import Workshop
 from fedsim.task.vectors import Weights
 

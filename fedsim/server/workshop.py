@@ -1,4 +1,4 @@
-"""Where the server works with whole models: copies to compute with, samples as they are read, and what is kept of it."""
+"""Where the server works with whole models: copies to compute with, samples as they are read, what is kept of it."""
 
 from __future__ import annotations
 
@@ -83,8 +83,7 @@ class Workshop:
 
     def _flat(self) -> FlatModel:
         plan, task = self._plan, self._plan.task
-        model = FlatModel(copied(task.model), plan.dtype, plan.device, habits=task.habits, loss=task.loss)
-        return model
+        return FlatModel(copied(task.model), plan.dtype, plan.device, habits=task.habits, loss=task.loss)
 
 
 def _by_channel(values: tuple[float, ...], x: Tensor) -> Tensor:
