@@ -26,7 +26,7 @@ from fedsim.exchange.payload import NonFinite, Outcome, Payload, Refusal, Update
 from fedsim.exchange.release import Leaving, Release
 from fedsim.local.answer import check_shape
 from fedsim.local.job import Job
-from fedsim.task.evaluation import evaluate, features
+from fedsim.task.evaluation import evaluate, features, logits
 from fedsim.task.vectors import finite
 
 State = dict[str, Tensor]
@@ -87,6 +87,11 @@ class Worker:
         data, w = self._test(weights)
         batches: Iterator[Batch] = map(data.read, self._each(rows))
         return [x.cpu() for x in features(self.model, w, batches)]
+
+    def logits(self, weights: Payload, rows: Sequence[Span]) -> list[Tensor]:
+        """Logits of test rows ``[start, stop)``, one (stop - start, C) tensor per range."""
+        data, w = self._test(weights)
+        return logits(self.model, w, map(data.read, self._each(rows)), self.plan.task)
 
     def _each(self, rows: Sequence[Span]) -> Iterator[Tensor]:
         """The rows of each range in turn; what is drawn while it is measured hangs on nothing but the range."""

@@ -21,6 +21,7 @@ from fedsim.run import assigning, initial, participants, releasing, unseen
 from fedsim.run.given import Given
 from fedsim.run.key import run_dir
 from fedsim.run.preparation import plan
+from fedsim.run.uploadstore import UploadStore
 from fedsim.sampling import Population
 from fedsim.sampling.cohort import check_cohorts
 from fedsim.sampling.exclusion import Roster
@@ -33,6 +34,7 @@ from fedsim.server.exchanger import Exchanger
 from fedsim.server.exchanges import Server
 from fedsim.server.loop import Loop
 from fedsim.server.traits import StrategyLike
+from fedsim.server.workshop import Workshop
 from fedsim.task.copies import copied
 from fedsim.task.task import Task
 from fedsim.task.vectors import FlatModel
@@ -80,10 +82,17 @@ def assemble(
     engine.start(work)
     return Loop(
         strategy=method,
-        server=_server(config, context, work, data, start, engine, clock, method, cohorts is not None),
+        server=replace(
+            _server(config, context, work, data, start, engine, clock, method, cohorts is not None),
+            depot=None
+            if method.traits.uploads is None
+            else UploadStore(config, given, method, data, start.weights.hash(start.layout)),
+        ),
         trackers=trackers,
         rounds=config.rounds,
-        clients_per_round=min(config.clients_per_round, data.num_clients),
+        clients_per_round=data.num_clients
+        if method.traits.everybody
+        else min(config.clients_per_round, data.num_clients),
         evaluation=typed(config.evaluation, EvaluationConfig),
         checkpoints=typed(config.checkpoint, CheckpointConfig),
         folder=folder,
@@ -171,6 +180,7 @@ def _server(
         validator=_elsewhere(examiner, data, data.roles.validation, "val", data.roles.validation_domains),
         triggered=_elsewhere(examiner, data, data.roles.triggered, "attack", {}),
         bench=None if data.roles.server is None else Bench(work, data),
+        workshop=Workshop(work, data.dataset),
         population=people,
         sampler=part(config.sampling, "sampling"),
         clock=clock,

@@ -57,6 +57,10 @@ class Examiner:
             self._features = weights.w, torch.cat(list(self._over_test("features", weights)))
         return self._features[1]
 
+    def logits(self, weights: Weights) -> Tensor:
+        """Logits (n, C) of the whole common test set."""
+        return torch.cat(list(self._over_test("logits", weights)))
+
     def score(self, logits: Tensor) -> dict[str, Any]:
         """What ``evaluate`` gives, of ``logits`` (n, C) of the whole common test set."""
         assert self.test_labels is not None, "methods that have features need class labels"

@@ -20,10 +20,12 @@ from fedsim.server import pricing
 from fedsim.server.bench import Bench
 from fedsim.server.clientstore import ClientStore
 from fedsim.server.context import Context
+from fedsim.server.depot import Depot
 from fedsim.server.examiner import Examiner
 from fedsim.server.exchanger import Exchanger
 from fedsim.server.round import Round
 from fedsim.server.roundlog import RoundLog
+from fedsim.server.workshop import Workshop
 from fedsim.task.vectors import Weights
 
 if TYPE_CHECKING:
@@ -48,6 +50,8 @@ class Server(Context):
     triggered: Examiner | None = None  # of the test set with a backdoor's trigger, if there is one
     measured_on: str = ""  # see ``on``
     bench: Bench | None = None  # where the server trains on labelled samples of its own, if it has some
+    workshop: Workshop  # where it computes with whole models
+    depot: Depot | None = None  # where clients' models lie that were asked for once
     facts: dict[str, Any] = field(default_factory=dict)  # about the run, for its summary
     current: Round | None = None
     record: RoundLog = field(default_factory=RoundLog)  # of the current round
@@ -225,6 +229,10 @@ class Server(Context):
     def features(self, weights: Weights) -> Tensor:
         """``model.features`` (n, d) of the whole common test set; computed once a round for the same vector."""
         return self.examiner.features(weights)
+
+    def logits(self, weights: Weights) -> Tensor:
+        """Logits (n, C) of the whole common test set."""
+        return self.examiner.logits(weights)
 
     def score(self, logits: Tensor) -> dict[str, Any]:
         """What ``evaluate`` gives, of ``logits`` (n, C) of the whole common test set."""

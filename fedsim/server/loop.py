@@ -160,7 +160,8 @@ class Loop:
         check_numbers(strategy, state, self.state, when)
         if not self.done:
             check_state(strategy, state)
-        cohort = server.record.heard() if self.strategy.traits.asynchronous else server.round.cohort
+        traits = self.strategy.traits
+        cohort = server.record.heard() if traits.asynchronous or traits.everybody else server.round.cohort
         if server.clock and not cohort and not self.strategy.traits.asynchronous:
             server.clock.elapse(server.clock.system.idle)
         self._observe(server)

@@ -38,6 +38,10 @@ class Traits:
     widths: bool = False  # clients may train sub-models of the model (``width`` of their class)
     personal: bool = False  # its results are the clients' own models: no global one is meant to be used
     horizon: bool = False  # a schedule depends on the total number of rounds: a longer run is another run
+    everybody: bool = (
+        False  # cohorts that are not handed over are all clients, whatever clients_per_round says
+    )
+    uploads: str | None = None  # asks clients for their models once: auto, or a folder where these are
     meets_all_clients: bool = (
         False  # every client is asked for something at least once, whatever the sampling
     )

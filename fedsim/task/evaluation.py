@@ -15,6 +15,7 @@ from fedsim.data.longtail import by_class
 from fedsim.data.trees import tree_map
 from fedsim.models.split import features_of
 from fedsim.task.metrics import added, values
+from fedsim.task.problems import logits_of
 from fedsim.task.task import Task
 from fedsim.task.vectors import FlatModel
 
@@ -58,6 +59,16 @@ def features(model: FlatModel, w: Tensor, batches: Iterable[Batch]) -> list[Tens
         for x, _ in batches:
             again()
             out.append(features_of(model.module, x))
+    return out
+
+
+def logits(model: FlatModel, w: Tensor, batches: Iterable[Batch], task: Task) -> list[Tensor]:
+    """Logits (B, C) of each batch at ``w`` (d,), in evaluation mode, without gradients."""
+    out = []
+    with model.measuring(w) as again:
+        for x, _ in batches:
+            again()
+            out.append(logits_of(task.output(model.module, x)).cpu())
     return out
 
 

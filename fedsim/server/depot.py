@@ -1,0 +1,99 @@
+"""Models that clients handed over once, what they are told apart by, and where they lie."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, fields
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from fedsim.exchange.payload import Outcome
+from fedsim.task.layout import Layout
+from fedsim.task.vectors import Weights
+
+TOLD = tuple(f.name for f in fields(Outcome) if f.name not in ("hashes", "error", "guesses", "seconds"))
+
+
+@dataclass(frozen=True)
+class Upload:
+    """One client's model: ``weights``, ``samples`` it was trained on, and what is told of it."""
+
+    client: int
+    weights: Weights
+    samples: float
+    facts: Mapping[str, Any]  # architecture, hash of the split, class counts where the simulator knows them
+
+    def line(self, layout: Layout) -> dict[str, Any]:
+        """What it is told apart by."""
+        return {
+            "client": self.client,
+            "sha256": self.weights.hash(layout),
+            "samples": self.samples,
+            **self.facts,
+        }
+
+
+@dataclass(frozen=True)
+class Uploads:
+    """All models that came, by client, and what became of every client that was asked."""
+
+    models: Sequence[Upload]
+    outcomes: Sequence[Outcome]
+    lines: Sequence[Mapping[str, Any]]  # of the models, in their order
+
+    @property
+    def hash(self) -> str:
+        """Sha256 over the sorted lines: equal ones mean the same models of the same clients."""
+        texts = sorted(json.dumps(line, sort_keys=True) for line in self.lines)
+        return hashlib.sha256("\n".join(texts).encode()).hexdigest()
+
+    @property
+    def samples(self) -> Tensor:
+        """n_k (K,), float64."""
+        return torch.tensor([m.samples for m in self.models], dtype=torch.float64)
+
+    @property
+    def average(self) -> Weights:
+        """FedAvg of the models: their mean, weighted by samples (by nothing, if nobody says how many)."""
+        share = self.samples
+        share = share / share.sum() if float(share.sum()) > 0 else torch.full_like(share, 1 / len(share))
+
+        def mean(parts: Sequence[Tensor]) -> Tensor:
+            out = torch.zeros_like(parts[0], dtype=torch.float64)
+            for part, s in zip(parts, share.tolist(), strict=True):
+                out.add_(part.double(), alpha=s)
+            return out.to(parts[0].dtype)
+
+        return Weights(
+            mean([m.weights.w for m in self.models]), mean([m.weights.buffers for m in self.models])
+        )
+
+    def __len__(self) -> int:
+        return len(self.models)
+
+
+class Depot(Protocol):
+    """Where a run's uploads lie, and those of other runs that asked for the same."""
+
+    def facts(self, client: int) -> Mapping[str, Any]:
+        """What the simulator knows of a client's samples."""
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Inside, nobody else makes the same uploads."""
+
+    def read(self, layout: Layout, *, own: bool = False) -> Uploads | None:
+        """Uploads of this run (``own``), or of any that asked for the same; ``None`` if there are none."""
+
+    def write(self, uploads: Uploads, layout: Layout, *, share: bool) -> None:
+        """Write them into the run's folder and, to ``share`` them, for others."""
+
+
+def told(outcome: Outcome) -> dict[str, Any]:
+    """An outcome as plain values, without what differs between computations."""
+    values = {name: getattr(outcome, name) for name in TOLD}
+    return values | {"values": dict(outcome.values), "metrics": dict(outcome.metrics)}

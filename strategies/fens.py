@@ -1,0 +1,92 @@
+"""FENS. Allouah, Dhasade, Guerraoui, et al.: Revisiting Ensembling in One-Shot Federated Learning, NeurIPS 2024.
+
+All models go to all clients, which learn by FedAvg how to put their outputs together. One-shot in the models only: what
+goes over the links afterwards is counted.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from clients.fens import KINDS, aggregator, vector_of, with_vector
+from fedsim.exchange.payload import Message
+from fedsim.rng import hash_tensors, key
+from fedsim.server.depot import Uploads
+from fedsim.server.exchanges import Server
+from fedsim.server.traits import Traits
+from strategies.base import State, check
+from strategies.one_shot import OneShot
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class FENS(OneShot):
+    """A learned aggregator over all models; a round is one of FedAvg on it.
+
+    Its numbers are those of aggregator and models together (plain names); the model that the run ends with is FedAvg of
+    the models, the vector ``fens/h`` of the checkpoint the aggregator.
+
+    Args:
+        kind: of the aggregator: ``weights``, one per client and class; ``linear``; ``mlp``.
+        steps: full-batch steps of a client in a round.
+        lr: their rate.
+    """
+
+    traits: ClassVar[Traits] = replace(OneShot.traits, metrics=frozenset({"aggregator_loss"}))
+    proxy: float = 0.1
+    kind: str = "weights"
+    steps: int = 1
+    lr: float = 0.05
+
+    def __post_init__(self) -> None:
+        check(self.kind in KINDS, "kind", self.kind, f"choose one of {', '.join(KINDS)}")
+        check(self.steps >= 1, "steps", self.steps, "must be at least 1")
+        check(self.lr > 0, "lr", self.lr, "must be positive")
+        if not self.proxy:
+            log.warning(
+                "strategy.proxy=0: the aggregator learns on samples that the models were fitted to, and trusts them "
+                "too much; type strategy.proxy=0.1"
+            )
+        super().__post_init__()
+
+    def begun(self, server: Server, state: State, uploads: Uploads) -> State:
+        """All models go to all clients, which keep their outputs."""
+        state = super().begun(server, state, uploads)
+        arrays = {"models": torch.stack([m.weights.w for m in uploads.models])}
+        if len(state["buffers"]):
+            arrays["model_buffers"] = torch.stack([m.weights.buffers for m in uploads.models])
+        with server.apart("models_down"):
+            server.exchange(Message.of(arrays), {}, task="outputs")
+        drawn = aggregator(
+            self.kind, len(uploads), server.workshop.num_classes, key(server.seed, "fens") >> 1, server.dtype
+        )
+        return state | {"fens/h": vector_of(drawn)}
+
+    def epoch(self, server: Server, state: State, uploads: Uploads, e: int) -> State:
+        """One round of FedAvg of the aggregator."""
+        h: Tensor = state["fens/h"]
+        options = {"kind": self.kind, "steps": self.steps, "lr": self.lr}
+        replies = server.exchange(Message.of({"h": h}, options), {"step": "mean"}, task="aggregate")
+        if len(replies):
+            h = h + replies.mean("step")
+        server.log["aggregator_hash"] = hash_tensors([h])
+        return state | {"fens/h": h}
+
+    def combined(self, f: Tensor, state: State) -> dict[str, Tensor]:
+        """The aggregator over all models."""
+        module = aggregator(self.kind, len(f), f.shape[2], 0, f.dtype)
+        with torch.no_grad():
+            found: Tensor = with_vector(module, state["fens/h"])(f)
+        return {"ensemble": found}
+
+    def evaluate(self, server: Server, state: State) -> dict[str, Any]:
+        """Plain numbers are the aggregator's; FedAvg has its name."""
+        out = super().evaluate(server, state)
+        own = {k.partition("/")[2]: v for k, v in out.items() if k.startswith("ensemble/")}
+        return out | own
