@@ -24,6 +24,7 @@ from fedsim.exchange.payload import Payload, Update
 from fedsim.local.interface import Stepwise
 from fedsim.local.job import Job
 from fedsim.local.kept import LocalPart
+from fedsim.task.captured import Captured
 from fedsim.task.losses import WholeLoss, call
 from fedsim.task.vectors import FlatModel
 
@@ -60,8 +61,8 @@ def obstacle(plan: Plan, model: FlatModel) -> str | None:
         return "the loss calls the model by itself"
     if not plan.data.dataset.train.cut:
         return "batches are put together one by one"
-    if (unusual := _unusual(plan, model)) is not None:
-        return unusual
+    if (why := unusual(plan, model)) is not None:
+        return why
     if model.draws:
         return "the model has dropout, drawn for each client by itself"
     if plan.local.accumulate > 1 or (plan.classes and any(c.accumulate > 1 for c in plan.classes.settings)):
@@ -69,8 +70,8 @@ def obstacle(plan: Plan, model: FlatModel) -> str | None:
     return "client.adam keeps moments of each client by itself" if plan.local.adam is not None else None
 
 
-def _unusual(plan: Plan, model: FlatModel) -> str | None:
-    """What in the model many clients at once cannot have, each for itself."""
+def unusual(plan: Plan, model: FlatModel) -> str | None:
+    """What in the model many clients at once cannot have, each for itself, nor a captured step repeat."""
     habits = plan.task.habits
     if model.iterates:
         return "spectral norm iterates for every client by itself"
@@ -187,7 +188,9 @@ def train(resident: Resident, broadcast: Broadcast, chunk: Chunk) -> dict[int, T
         jobs = sorted((j for j in jobs if j.num_steps), key=lambda j: -j.num_steps)
         if len(jobs) < 2 or len({tuple(sorted(j.state)) for j in jobs}) > 1:
             return {}
-        whole = ChunkJob(jobs, _gradient(resident), chunk.rows)
+        if resident.of_many is None:
+            resident.of_many = _gradient(resident)
+        whole = ChunkJob(jobs, resident.of_many, chunk.rows)
         w = _walk(client, whole)
         done = {}
         for i, job in enumerate(jobs):
@@ -242,4 +245,14 @@ def _gradient(resident: Resident) -> Gradient:
             return task.loss(call(module, x), y)
 
     gradient = vmap(grad_and_value(value))
-    return lambda w, x, y: gradient(w, x) if y is None else gradient(w, x, y)
+    if device == "cpu":
+        return lambda w, x, y: gradient(w, x) if y is None else gradient(w, x, y)
+    captured = Captured(gradient)
+
+    def replayed(w: Tensor, x: Tree, y: Tree) -> tuple[Tensor, Tensor]:
+        if isinstance(x, Tensor) and isinstance(y, Tensor):
+            g, values = captured(w, x, y)
+            return g.clone(), values.clone()
+        return gradient(w, x) if y is None else gradient(w, x, y)  # type: ignore[no-any-return]
+
+    return replayed

@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,8 +16,9 @@ from torch import Tensor
 from fedsim.data.door import remedy
 from fedsim.data.federated import FederatedData
 from fedsim.data.local import Batch, LocalData
-from fedsim.engine import vectorised
+from fedsim.engine import lanes, vectorised
 from fedsim.engine.assignments import Broadcast, Chunk, ChunkResult, Plan
+from fedsim.engine.lanes import Ahead, Begun, Lane
 from fedsim.engine.resident import ReadOnlyError, Resident
 from fedsim.engine.watch import KeptError
 from fedsim.exchange.fold import Folder
@@ -23,6 +26,7 @@ from fedsim.exchange.packing import hashes_of, sent_bytes
 from fedsim.exchange.payload import NonFinite, Outcome, Payload, Refusal, Update
 from fedsim.local.answer import check_shape
 from fedsim.local.job import Job
+from fedsim.task.captured import exact
 from fedsim.task.evaluation import evaluate, features
 from fedsim.task.vectors import finite
 
@@ -39,19 +43,27 @@ class Worker:
         self.plan, self._resident = plan, Resident(plan)
         self.model, self.data = self._resident.model, self._resident.data
         self._together = vectorised.wanted(plan) and vectorised.obstacle(plan, self.model) is None
+        self._lanes: list[Lane] = []
+        self._most = lanes.number(plan, self.model)
+        self._moved: tuple[Broadcast, Broadcast] | None = None  # the last one, and the same on the device
+        self._numbers = nullcontext if plan.device == "cpu" else partial(exact, plan.tf32)
         self._warned: set[str] = set()
         self.serving: Sequence[int] | None = None  # whose code runs; None: nobody's, the model is measured
 
     def run(self, broadcast: Broadcast, chunk: Chunk, folder: Folder | None = None) -> ChunkResult:
         """Run the clients of ``chunk`` and fold their updates in client order (into ``folder``, if given)."""
+        with self._numbers():
+            return self._run(broadcast, chunk, folder or Folder(broadcast.fold))
+
+    def _run(self, broadcast: Broadcast, chunk: Chunk, folder: Folder) -> ChunkResult:
         if self.plan.device != "cpu":
-            broadcast, chunk = broadcast.to(self.plan.device), chunk.to(self.plan.device)
-        folder, outcomes, states = folder or Folder(broadcast.fold), list[Outcome](), dict[int, State]()
+            broadcast, chunk = self._there(broadcast), chunk.to(self.plan.device)
+        outcomes, states = list[Outcome](), dict[int, State]()
         layout = self.model.layout
         down = sent_bytes(broadcast.payload, layout)
         shared = hashes_of(broadcast.payload, layout, "message/") if self.plan.hashes else None
         self.serving = chunk.clients
-        done = self._train_together(broadcast, chunk)
+        done = self._begun(broadcast, chunk)
         for client in chunk.clients:
             self.serving, each = (client,), chunk.part(client)
             outcome = Outcome(client, "ok", bytes_down=down + (sent_bytes(each, layout) if each else 0))
@@ -75,13 +87,15 @@ class Worker:
     def evaluate(self, weights: Payload, rows: Sequence[Span]) -> list[dict[str, Any]]:
         """Sums of loss and metrics on test rows ``[start, stop)``, one dict per range."""
         data, w = self._test(weights)
-        return evaluate(self.model, w, data, self.plan.task, self._each(rows))
+        with self._numbers():
+            return evaluate(self.model, w, data, self.plan.task, self._each(rows))
 
     def features(self, weights: Payload, rows: Sequence[Span]) -> list[Tensor]:
         """``model.features`` of test rows ``[start, stop)``, one (stop - start, d) tensor per range."""
         data, w = self._test(weights)
         batches: Iterator[Batch] = map(data.read, self._each(rows))
-        return [x.cpu() for x in features(self.model, w, batches)]
+        with self._numbers():
+            return [x.cpu() for x in features(self.model, w, batches)]
 
     def _each(self, rows: Sequence[Span]) -> Iterator[Tensor]:
         """The rows of each range in turn; what is drawn while it is measured hangs on nothing but the range."""
@@ -93,6 +107,22 @@ class Worker:
         data = self.data.test_data(self.plan.dtype, str(weights.values.get("on", "")))
         assert data is not None
         return data, self.model.load(weights.arrays["w"].to(self.plan.device), weights.arrays.get("buffers"))
+
+    def _there(self, broadcast: Broadcast) -> Broadcast:
+        """``broadcast`` on the GPU, moved once for all chunks of an exchange."""
+        if self._moved is None or self._moved[0] is not broadcast:
+            self._moved = broadcast, broadcast.to(self.plan.device)
+        return self._moved[1]
+
+    def _begun(self, broadcast: Broadcast, chunk: Chunk) -> Mapping[int, vectorised.Trained] | Ahead:
+        """What there is of clients that are computed at once, or several at a time on lanes."""
+        found = self._train_together(broadcast, chunk)
+        wanted = min(self._most, len(chunk.clients))
+        if found or wanted < 2:
+            return found
+        while len(self._lanes) < wanted:
+            self._lanes.append(Lane(self.plan, self._resident))
+        return Ahead(self._lanes[:wanted], self._resident, broadcast, chunk)
 
     def _train_together(self, broadcast: Broadcast, chunk: Chunk) -> dict[int, vectorised.Trained]:
         """Updates of clients trained vectorised; none where that is off or impossible, or failed for this chunk.
@@ -121,13 +151,13 @@ class Worker:
         chunk: Chunk,
         outcome: Outcome,
         folder: Folder,
-        done: vectorised.Trained | None,
+        done: vectorised.Trained | Begun | None,
     ) -> State | None:
         """Serve one client and fill in its ``outcome``; its new state, if it has one.
 
         What was trained vectorised is the first attempt; a retry computes the client again, alone.
         """
-        client, start = outcome.client, time.perf_counter()
+        client, start = outcome.client, time.perf_counter() - (done.spent if isinstance(done, Begun) else 0)
         state: State | None = None
         for attempt in range(self.plan.failures.retries + 1):
             together = done if attempt == 0 else None
@@ -162,7 +192,7 @@ class Worker:
         """Fold an update, unless it is not finite, and fill in the ``outcome``; the client's new state."""
         arrays: dict[str, Any] = dict(update.arrays)
         if "buffers" in broadcast.fold:
-            arrays["buffers"] = self.model.buffers
+            arrays["buffers"] = job.model.buffers
         payload = Payload.of(arrays, {**update.values, "weight": float(update.weight)})
         folder.check(payload.arrays)
         if "delta" in payload.arrays and "w" in job.message.arrays:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from fedsim.system.clock import Clock
     from fedsim.topology import Topology
 
-VECTORISED_CHUNKS = 2  # large chunks, since a chunk's clients are computed at once
+VECTORISED_CHUNKS = 2  # large chunks, since a chunk's clients are computed at once, or several at a time on a GPU
 
 
 def start_engine(config: DictConfig) -> Engine:
@@ -133,7 +133,8 @@ def _server(
 ) -> Server:
     """The server, with an exchanger and an examiner on the started engine; ``fill``: whatever ``exclude_fill`` says."""
     test, folder = data.dataset.test, run_dir(config)
-    few = VECTORISED_CHUNKS if vectorised.planned(work, start) else 0
+    several = vectorised.planned(work, start) or work.device != "cpu"
+    few = VECTORISED_CHUNKS if several else 0
     exchanger = Exchanger(
         context=context,
         engine=engine,
