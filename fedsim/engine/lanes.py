@@ -46,10 +46,12 @@ class Lane:
     """A resident of its own, and on a GPU a stream and a state of the generator that masks are drawn from."""
 
     def __init__(self, plan: Plan, main: Resident):
-        plan = replace(plan, client=copy.deepcopy(plan.client))  # what its setup builds is used by one lane only
+        plan = replace(
+            plan, client=copy.deepcopy(plan.client)
+        )  # what its setup builds is used by one lane only
         self._cuda = plan.device != "cpu"
         if self._cuda:
-            self.stream = torch.cuda.Stream()
+            self.stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             self._draws = _generator().clone_state()
         with self.entered():
             self.resident = Resident(plan, main.data)

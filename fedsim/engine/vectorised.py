@@ -253,6 +253,6 @@ def _gradient(resident: Resident) -> Gradient:
         if isinstance(x, Tensor) and isinstance(y, Tensor):
             g, values = captured(w, x, y)
             return g.clone(), values.clone()
-        return gradient(w, x) if y is None else gradient(w, x, y)  # type: ignore[no-any-return]
+        return gradient(w, x) if y is None else gradient(w, x, y)
 
     return replayed

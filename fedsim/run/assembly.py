@@ -39,7 +39,9 @@ if TYPE_CHECKING:
     from fedsim.system.clock import Clock
     from fedsim.topology import Topology
 
-VECTORISED_CHUNKS = 2  # large chunks, since a chunk's clients are computed at once, or several at a time on a GPU
+VECTORISED_CHUNKS = (
+    2  # large chunks, since a chunk's clients are computed at once, or several at a time on a GPU
+)
 
 
 def start_engine(config: DictConfig) -> Engine:

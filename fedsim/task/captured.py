@@ -71,7 +71,7 @@ def _captured(compute: Compute, args: Sequence[Tensor], moved: Sequence[Tensor])
             t.copy_(value)
         set_layer_state(masks, device)
 
-    side = torch.cuda.Stream(device)
+    side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     torch.cuda.synchronize(device)
     with torch.cuda.stream(side):
         expected = [t.clone() for t in (*compute(*inputs), *moved)]
@@ -102,7 +102,9 @@ def _graph_of(compute: Compute, inputs: Sequence[Tensor]) -> _Graph | None:
         finally:
             graph.capture_end()
     except Exception as e:
-        warnings.warn(f"a step could not be captured as a CUDA graph and is launched as it is ({e})", stacklevel=2)
+        warnings.warn(
+            f"a step could not be captured as a CUDA graph and is launched as it is ({e})", stacklevel=2
+        )
         return None
     return _Graph(graph, inputs, outputs)
 
