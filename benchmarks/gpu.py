@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 import fedsim
+from benchmarks.bare import FORMS
 from benchmarks.sides import flower
 from benchmarks.workloads import WORKLOADS, Workload
 from fedsim.task.captured import exact
@@ -131,17 +132,17 @@ class Bare:
         torch.cuda.synchronize()
 
 
-def bare_seconds(work: Workload, rounds: int) -> dict[str, list[float]]:
+def bare_seconds(work: Workload, rounds: int, forms: Sequence[str]) -> dict[str, list[float]]:
     """Seconds a round, by form of the gradient."""
     found = {}
-    for form in ("fresh", "flat"):
+    for form in forms:
         loop, seconds = Bare(work, form), list[float]()
-        for _ in range(WARM + rounds):
+        for _ in range(1 + rounds):
             cohort = torch.randperm(work.clients)[: work.cohort].tolist()
             start = time.perf_counter()
             loop.round(cohort)
             seconds.append(time.perf_counter() - start)
-        found[form] = seconds[WARM:]
+        found[form] = seconds[1:]
     return found
 
 
@@ -218,18 +219,19 @@ class Mixed(nn.Sequential):
 
 
 def agreement(name: str) -> dict[str, Any]:
-    """How far the GPU's weights are from the CPU's after a round, of the distance moved."""
-    work = SMALL[name]
+    """How far the GPU's weights are from the CPU's after a round, of the distance moved; in float32 and float64."""
+    work, found = SMALL[name], dict[str, Any]()
     start = work.model().state_dict()
-    w = {}
-    for device, rest in (("cpu", ()), ("cuda", VARIANTS["4 lanes"]), ("cuda ", VARIANTS["vectorised"])):
-        w[device] = simulated(work, 1, f"engine.device={device.strip()}", "engine.chunks=2", *rest).weights
-    moved = sum(float((w["cpu"][k] - v).square().sum()) for k, v in start.items()) ** 0.5
-    away = [
-        sum(float((w["cpu"][k] - w[d][k]).square().sum()) for k in start) ** 0.5 / moved
-        for d in ("cuda", "cuda ")
-    ]
-    return {"workload": name, "off_by": away[0], "vectorised_off_by": away[1]}
+    for dtype in ("float32", "float64"):
+        w = [
+            simulated(work, 1, f"engine.device={device}", f"dtype={dtype}", "engine.chunks=2", *rest).weights
+            for device, rest in (("cpu", ()), ("cuda", VARIANTS["4 lanes"]), ("cuda", VARIANTS["vectorised"]))
+        ]
+        moved, *off = (
+            sum(float((w[0][k] - other[k]).square().sum()) for k in start) ** 0.5 for other in (start, *w[1:])
+        )
+        found[dtype] = {"lanes": off[0] / moved, "vectorised": off[1] / moved}
+    return {"workload": name, "off by": found}
 
 
 def same_bits(name: str) -> dict[str, Any]:
@@ -262,7 +264,7 @@ def rate(report: Report, side: str, work: Workload, seconds: Sequence[float], **
 
 def speed(report: Report, name: str, variants: Sequence[str], rounds: int, *more: str) -> None:
     """Clients per second of the bare loop, of fedsim, and of the bare loop again."""
-    work = WORK[name]
+    work, forms = WORK[name], list(FORMS)
     mark = " tf32" if more else ""
     for turn in ("bare", "bare again"):
         if turn == "bare again":
@@ -275,8 +277,9 @@ def speed(report: Report, name: str, variants: Sequence[str], rounds: int, *more
                 if len(laps.seconds) > WARM + 1:
                     rate(report, f"{variant}{mark}", work, laps.seconds[WARM + 1 :])
         with exact(bool(more)):
-            found = bare_seconds(work, max(3, rounds // 2))
+            found = bare_seconds(work, max(2, rounds // 4), forms)
         form = min(found, key=lambda f: statistics.median(found[f]))
+        forms = [form]
         rate(report, f"{turn}{mark}", work, found[form], form=form)
 
 

@@ -27,12 +27,12 @@ from fedsim.task.captured import CapturedModel
 from fedsim.task.losses import WholeLoss
 from fedsim.task.vectors import FlatModel
 
-LANES, SHARE = 4, 0.25  # by default; of the GPU's free memory that models of lanes may take
+LANES, SHARE = 8, 0.25  # by default; of the GPU's free memory that models of lanes may take
 VECTORS = 8  # of a model's size that a lane needs beside its activations: weights, gradients, graph
 
 
 def number(plan: Plan, model: FlatModel) -> int:
-    """Lanes of a worker: ``engine.lanes``, by default 4 on a GPU that has room for them. 1 is the plain loop."""
+    """Lanes of a worker: ``engine.lanes``, by default 8 on a GPU that has room for them. 1 is the plain loop."""
     if plan.lanes or plan.device == "cpu":
         return plan.lanes or 1
     if (loss := plan.task.loss) is not None and not _without_state(loss):
@@ -50,9 +50,11 @@ class Lane:
             plan, client=copy.deepcopy(plan.client)
         )  # what its setup builds is used by one lane only
         self._cuda = plan.device != "cpu"
+        self._main: Any = None
         if self._cuda:
+            self._main, self._generator = torch.cuda.current_stream(), _generator()
             self.stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-            self._draws = _generator().clone_state()
+            self._draws = self._generator.clone_state()
         with self.entered():
             self.resident = Resident(plan, main.data)
             model = self.resident.model
@@ -65,9 +67,9 @@ class Lane:
         if not self._cuda:
             yield
             return
-        generator = _generator()
+        generator = self._generator
         before = generator.graphsafe_get_state()
-        self.stream.wait_stream(torch.cuda.current_stream())
+        self.stream.wait_stream(self._main)
         generator.graphsafe_set_state(self._draws)
         try:
             with torch.cuda.stream(self.stream):
@@ -78,7 +80,7 @@ class Lane:
     def join(self) -> None:
         """What is launched from now on comes after what this lane has launched."""
         if self._cuda:
-            torch.cuda.current_stream().wait_stream(self.stream)
+            self._main.wait_stream(self.stream)
 
 
 @dataclass

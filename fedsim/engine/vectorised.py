@@ -38,9 +38,14 @@ class Trained(NamedTuple):
     update: Update
 
 
-def wanted(plan: Plan) -> bool:
-    """Whether chunks are to be vectorised: ``auto`` does on a GPU; on a CPU it was measured to lose."""
-    return plan.vectorize == "on" or (plan.vectorize == "auto" and plan.device != "cpu")
+SMALL = 1_000_000  # numbers of a model up to which vectorising beats lanes on a GPU (benchmarks/README.md)
+
+
+def wanted(plan: Plan, model: FlatModel) -> bool:
+    """Whether chunks are to be vectorised: ``auto`` does with a small model on a GPU; on a CPU it was measured to
+    lose."""
+    small = plan.device != "cpu" and model.layout.size <= SMALL
+    return plan.vectorize == "on" or (plan.vectorize == "auto" and small)
 
 
 def obstacle(plan: Plan, model: FlatModel) -> str | None:
@@ -87,7 +92,7 @@ def unusual(plan: Plan, model: FlatModel) -> str | None:
 
 def planned(plan: Plan, model: FlatModel) -> bool:
     """Whether this run vectorises; warns where ``engine.vectorize=on`` asks for what cannot be."""
-    if not wanted(plan):
+    if not wanted(plan, model):
         return False
     why = obstacle(plan, model)
     if why is not None and plan.vectorize == "on":
@@ -192,12 +197,24 @@ def train(resident: Resident, broadcast: Broadcast, chunk: Chunk) -> dict[int, T
             resident.of_many = _gradient(resident)
         whole = ChunkJob(jobs, resident.of_many, chunk.rows)
         w = _walk(client, whole)
+        _read_losses(jobs)
         done = {}
         for i, job in enumerate(jobs):
             update = resident.checked(job, client.finish(whole.member(i), w[i]), "finish")
             done[job.client] = Trained(job, update)
         resident.model.forget()
         return done
+
+
+def _read_losses(jobs: Sequence[Job]) -> None:
+    """Put the losses of all jobs into main memory, at once: reading one waits for the GPU."""
+    losses = [loss for job in jobs for loss in job.meter.losses]
+    if not losses or losses[0].is_cpu:
+        return
+    there, start = torch.stack(losses).cpu().unbind(), 0
+    for job in jobs:
+        stop = start + len(job.meter.losses)
+        job.meter.losses, start = list(there[start:stop]), stop
 
 
 def _walk(client: Stepwise, whole: ChunkJob) -> Tensor:

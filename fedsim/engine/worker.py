@@ -42,7 +42,7 @@ class Worker:
     def __init__(self, plan: Plan):
         self.plan, self._resident = plan, Resident(plan)
         self.model, self.data = self._resident.model, self._resident.data
-        self._together = vectorised.wanted(plan) and vectorised.obstacle(plan, self.model) is None
+        self._together = vectorised.wanted(plan, self.model) and vectorised.obstacle(plan, self.model) is None
         self._lanes: list[Lane] = []
         self._most = lanes.number(plan, self.model)
         self._moved: tuple[Broadcast, Broadcast] | None = None  # the last one, and the same on the device

@@ -39,9 +39,8 @@ if TYPE_CHECKING:
     from fedsim.system.clock import Clock
     from fedsim.topology import Topology
 
-VECTORISED_CHUNKS = (
-    2  # large chunks, since a chunk's clients are computed at once, or several at a time on a GPU
-)
+VECTORISED_CHUNKS = 2  # large chunks, since a chunk's clients are computed at once
+GPU_CROWD = 50  # clients of a chunk on a GPU
 
 
 def start_engine(config: DictConfig) -> Engine:
@@ -135,14 +134,14 @@ def _server(
 ) -> Server:
     """The server, with an exchanger and an examiner on the started engine; ``fill``: whatever ``exclude_fill`` says."""
     test, folder = data.dataset.test, run_dir(config)
-    several = vectorised.planned(work, start) or work.device != "cpu"
-    few = VECTORISED_CHUNKS if several else 0
+    few = VECTORISED_CHUNKS if vectorised.planned(work, start) and work.device == "cpu" else 0
     exchanger = Exchanger(
         context=context,
         engine=engine,
         states=ClientStore(folder / "checkpoint", config.checkpoint.memory_mb << 20),
         failures=work.failures,
         chunks=config.engine.chunks or few,
+        crowd=0 if work.device == "cpu" else GPU_CROWD,
         collusion=colluding(*participants.attack(config), folder),
     )
     examiner = Examiner(

@@ -139,9 +139,15 @@ class CapturedModel(FlatModel):
         self._own = loss
         moved = [self.buffers, *self._remembered.small]
         self._steps = {count: Captured(partial(self._flat, count), moved) for count in (True, False)}
+        self._moves = {
+            decays: Captured(partial(self._move, decays), [self.w, *moved]) for decays in (True, False)
+        }
 
     _own: Callable[[Any, Any], Tensor] | None = None
     _steps: dict[bool, Captured]
+    _moves: dict[bool, Captured]
+    _scales: tuple[Tensor, Tensor] | None = None  # lr and 1 - lr decay of plain steps, where graphs read them
+    _rates: tuple[float, float] | None = None  # what they hold
 
     def grad(
         self,
@@ -174,19 +180,36 @@ class CapturedModel(FlatModel):
     ) -> Tensor:
         """See ``FlatModel.descend``."""
         self._mask_state = None
+        if self._rates != (lr, decay):
+            if self._scales is None:
+                self._scales = self.w.new_zeros(()), self.w.new_zeros(())
+            for there, number in zip(self._scales, (lr, 1 - lr * decay), strict=True):
+                there.fill_(number)
+            self._rates = lr, decay
         if loss is self._own and forward is None and _plain(x, y):
-            g, value = self._replayed(True, x, y)
-            value = value.clone()
-        else:
-            value = self._loss(self.w, x, y, loss, forward)
-            g, value = self._gradients.joined(self._gradients.of(value)), value.detach()
-        if decay:
-            kept = [(span, self.w[span].clone()) for span in self.idle]
-            self.w.mul_(1 - lr * decay)
-            for span, before in kept:
-                self.w[span] = before
-        self.w.add_(g, alpha=-lr)
-        return value
+            self._used, self._gradients.idle = True, ()
+            (value,) = self._moves[decay != 0](x, y)
+            return value.clone()
+        value = self._loss(self.w, x, y, loss, forward)
+        g = self._gradients.joined(self._gradients.of(value))
+        kept = [(span, self.w[span].clone()) for span in self.idle] if decay else []
+        self._moved(g, decay != 0)
+        for span, before in kept:
+            self.w[span] = before
+        return value.detach()
+
+    def _move(self, decays: bool, x: Tensor, y: Tensor) -> tuple[Tensor]:
+        """A plain step of the resident vector; its loss ()."""
+        g, value = self._flat(True, x, y)
+        self._moved(g, decays)
+        return (value,)
+
+    def _moved(self, g: Tensor, decays: bool) -> None:
+        assert self._scales is not None
+        lr, keep = self._scales
+        if decays:
+            self.w.mul_(keep)
+        self.w.addcmul_(g, lr, value=-1)
 
     def _replayed(self, count: bool, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         self._used, self._gradients.idle = True, ()
