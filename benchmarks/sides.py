@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.pairs import Pairs
-from benchmarks.workloads import WORKLOADS, Workload
+from benchmarks.workloads import Workload
 
 Weights = dict[str, Tensor]
 
@@ -56,8 +56,9 @@ def fedsim(engine: str, workers: int, extra: Sequence[str], pairs: Pairs) -> Wei
     return result.weights
 
 
-def flower(pairs: Pairs) -> Weights:
-    """Flower's message API and its own FedAvg in its simulation, one client application per core."""
+def flower(pairs: Pairs, gpus: float = 0.0) -> Weights:
+    """Flower's message API and its own FedAvg in its simulation, one client application per core; with ``gpus`` each
+    has that share of a GPU and trains there."""
     os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     from flwr.app import ArrayRecord, Context, Message
@@ -69,11 +70,10 @@ def flower(pairs: Pairs) -> Weights:
     logging.getLogger("flwr").setLevel(logging.ERROR)
     work, final = pairs.work, dict[str, Any]()
     client, server = ClientApp(), ServerApp()
-    name = work.name
 
     @client.train()
     def train(message: Message, context: Context) -> Message:
-        return _flower_train(name, message, context)
+        return _flower_train(work, "cuda" if gpus else "cpu", message, context)
 
     class Laps(FedAvg):
         def configure_train(self, server_round: int, *args: Any, **named: Any) -> Any:
@@ -102,26 +102,27 @@ def flower(pairs: Pairs) -> Weights:
             "init_args": {
                 "address": "local",
                 "num_cpus": os.cpu_count(),
+                "num_gpus": 1 if gpus else 0,
                 "include_dashboard": False,
                 "log_to_driver": False,
             },
-            "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
+            "client_resources": {"num_cpus": 1, "num_gpus": gpus},
         },
     )
     return final
 
 
 @functools.cache
-def _resident(name: str) -> tuple[Workload, nn.Module, Tensor, Tensor]:
+def _resident(work: Workload, device: str) -> tuple[nn.Module, Tensor, Tensor]:
     torch.set_num_threads(1)
-    work = WORKLOADS[name]
-    return work, work.model().train(), *work.data()
+    x, y = work.data()
+    return work.model().train().to(device), x.to(device), y.to(device)
 
 
-def _flower_train(name: str, message: Any, context: Any) -> Any:
+def _flower_train(work: Workload, device: str, message: Any, context: Any) -> Any:
     from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 
-    work, model, x, y = _resident(name)
+    model, x, y = _resident(work, device)
     model.load_state_dict(message.content["arrays"].to_torch_state_dict())
     optimizer = torch.optim.SGD(model.parameters(), lr=work.lr)
     n = work.samples

@@ -29,6 +29,8 @@ ADDED: Mapping[str, Any] = {
     "data.server": None,
     "engine.nodes": None,
     "engine.most_samples": 10_000_000,
+    "engine.lanes": 0,
+    "engine.tf32": False,
     "evaluation.client_validation": 0.0,
     "evaluation.fairness": False,
     "evaluation.held_out_clients": 0.0,

@@ -79,6 +79,7 @@ RANGES: Mapping[str, _Check] = {
     "engine.workers": _NONNEGATIVE,
     "engine.threads": _AT_LEAST_1,
     "engine.chunks": _NONNEGATIVE,
+    "engine.lanes": _NONNEGATIVE,
     "engine.store_mb": _NONNEGATIVE,
     "engine.timeout": _POSITIVE,
     "engine.start": _POSITIVE,

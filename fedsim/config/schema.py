@@ -89,6 +89,10 @@ class EngineConfig:
     device: str = method_key()  # auto | cpu | cuda
     chunks: int = method_key()  # parts a cohort is cut into; 0: by model size; they change the bits
     vectorize: str = method_key()  # auto | on | off
+    lanes: int = (
+        neutral_key()
+    )  # clients at a time on one GPU, of which each is computed as if it were alone; 0: auto
+    tf32: bool = method_key()  # on a GPU: matrix products and convolutions of inputs rounded to 10 bits
 
 
 @dataclass

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedsim.data.dataset import Augment
+from fedsim.data.dataset import Augment, onto
 from fedsim.data.views.base import seen
 from fedsim.data.views.geometry import mirrored, moved, translations, windows
 
@@ -65,7 +65,7 @@ class PadCrop:
         chosen = _uniform(len(x), generator, x.device) < self.p
         shape = (2, len(x))
         drawn = torch.randint(0, 2 * self.padding + 1, shape, generator=generator, device=generator.device)
-        top, left = torch.where(chosen, drawn.to(x.device), self.padding)
+        top, left = torch.where(chosen, onto(drawn, x.device), self.padding)
         return top, left
 
 
@@ -94,4 +94,4 @@ def flip_and_crop() -> Compose:
 
 
 def _uniform(count: int, generator: torch.Generator, device: torch.device) -> Tensor:
-    return torch.rand(count, generator=generator, device=generator.device).to(device)
+    return onto(torch.rand(count, generator=generator, device=generator.device), device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -35,9 +36,21 @@ class Normalize:
         """Convert a raw batch ``(B, C, ...)`` to ``dtype`` and normalise it; always a fresh tensor."""
         out = x.to(dtype, copy=True)
         shape = (1, -1) + (1,) * (x.dim() - 2) if len(self.mean) > 1 else (1,) * x.dim()
-        mean = torch.tensor(self.mean, dtype=dtype, device=x.device).view(shape)
-        std = torch.tensor(self.std, dtype=dtype, device=x.device).view(shape)
+        mean, std = (_constants(v, dtype, x.device).view(shape) for v in (self.mean, self.std))
         return out.mul_(self.scale).sub_(mean).div_(std)
+
+
+@lru_cache(maxsize=64)
+def _constants(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """``values`` on ``device``, put there once: each way to a GPU waits for it."""
+    return torch.tensor(values, dtype=dtype, device=device)
+
+
+def onto(t: Tensor, device: torch.device) -> Tensor:
+    """``t`` on ``device``; a small tensor of the host's goes to a GPU without waiting for what that computes."""
+    if device.type == "cuda" and t.is_cpu:
+        return t.pin_memory().to(device, non_blocking=True)
+    return t.to(device)
 
 
 class SamplesLike(Protocol):
@@ -76,7 +89,8 @@ class Samples:
         """See ``SamplesLike``."""
         x, y = self.x, self.y
         if isinstance(x, Tensor) and isinstance(y, Tensor):
-            rows = rows.to(x.device)
+            if not x.is_cpu:
+                rows = onto(rows, x.device)
             return x.index_select(0, rows), y.index_select(0, rows)
         return tree_map(lambda t: taken(t, rows), x), tree_map(lambda t: taken(t, rows), y)
 
@@ -98,7 +112,7 @@ class Samples:
 def taken(part: Any, rows: Tensor) -> Tensor:
     """Entries ``rows`` of a tensor, or of what stands for one."""
     if isinstance(part, Tensor):
-        return part.index_select(0, rows.to(part.device))
+        return part.index_select(0, onto(rows, part.device))
     found: Tensor = part.take(rows)
     return found
 

@@ -118,9 +118,14 @@ class Parts:
         found: Tensor = by_part(self.ends, rows, lambda i, own: taken(self.parts[i], own), torch.cat)
         return found
 
-    def to(self, device: str) -> Parts:
-        """The same on ``device``."""
-        return Parts([p.to(device) for p in self.parts])
+    def to(self, device: str) -> Parts | Tensor:
+        """The same on ``device``: tensors as the one that they stand for, since that takes no more room there."""
+        if not all(isinstance(p, Tensor) and p.dtype == self.dtype for p in self.parts):
+            return Parts([p.to(device) for p in self.parts])
+        whole = torch.empty(self.shape, dtype=self.dtype, device=device)
+        for part, start, stop in zip(self.parts, self.ends, self.ends[1:], strict=False):
+            whole[start:stop] = part
+        return whole
 
 
 def by_part(

@@ -34,6 +34,8 @@ class Plan:
     threads: int = 1
     device: str = "cpu"
     vectorize: str = "auto"
+    lanes: int = 0  # see ``fedsim.engine.lanes``
+    tf32: bool = False
     classes: Classes | None = None  # kinds of clients; None: all alike
     views: Mapping[str, View] = field(default_factory=dict)  # named augmentations, for ``job.view``
     hashes: bool = False  # whether outcomes say what was sent, by hashes

@@ -8,6 +8,7 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor, nn
 
+from fedsim.data.federated import FederatedData
 from fedsim.engine.assignments import Broadcast, Chunk, Plan
 from fedsim.engine.draws import may_draw
 from fedsim.engine.watch import Watch
@@ -20,6 +21,7 @@ from fedsim.local.job import Job
 from fedsim.local.kept import LocalPart
 from fedsim.local.newcomer import HELD_OUT, held_out
 from fedsim.rng import key, seed_others
+from fedsim.task.captured import CapturedModel
 from fedsim.task.copies import copied
 from fedsim.task.vectors import FlatModel
 
@@ -31,14 +33,19 @@ class ReadOnlyError(ClientError):
 class Resident:
     """One model and the data, both on the worker's device, and the method's client, set up."""
 
-    def __init__(self, plan: Plan):
+    def __init__(self, plan: Plan, data: FederatedData | None = None):
+        """``data``: those of ``plan``, on its device already."""
         self.plan, self.client = plan, plan.client
         task = plan.task
         model, habits = copied(task.model), task.habits
-        self.model = FlatModel(model, plan.dtype, plan.device, habits=habits, loss=task.loss)
+        kind = FlatModel if plan.device == "cpu" else CapturedModel
+        self.model = kind(model, plan.dtype, plan.device, habits=habits, loss=task.loss)
         self.model.autocast = torch.bfloat16 if plan.local.autocast else None
         self.part = LocalPart.of(plan.buffers, self.model.layout, plan.client.keeps(self.model.layout))
-        self.data = plan.data.to(plan.device)
+        self.data = plan.data.to(plan.device) if data is None else data
+        self.of_many: Callable[..., tuple[Tensor, Tensor]] | None = (
+            None  # gradients of several clients at once
+        )
         self.others_draw = may_draw(plan)  # from NumPy's or Python's generator
         self.seed("setup")
         plan.client.setup(plan.task, self.model.layout)
@@ -93,6 +100,10 @@ class Resident:
 
     def call(self, job: Job, task: str) -> Update:
         """The client's answer to the exchange ``task``."""
+        return self.checked(job, self.begin(job, task), task)
+
+    def begin(self, job: Job, task: str) -> object:
+        """What the client's code returns in the exchange ``task``; on a GPU it may be under way still."""
         method: Callable[[Job], object] | None
         if task == HELD_OUT:
             method = partial(held_out, start=getattr(self.client, "newcomer", Job.start))
@@ -107,13 +118,13 @@ class Resident:
             with ReadOnly([job], self.watch):
                 if task != HELD_OUT:  # measured on its samples as they are, whatever the method
                     self.client.prepare(job)
-                update = self.checked(job, method(job), task)
+                found = method(job)
             self.model.check()
             self.model.forget()
         except BaseException:
             self.model.repair()
             raise
-        return update
+        return found
 
     def checked(self, job: Job, found: object, task: str) -> Update:
         """What a client's own code returned, if it is an update and loses nothing."""

@@ -24,6 +24,7 @@ from fedsim.exchange.payload import Payload, Update
 from fedsim.local.interface import Stepwise
 from fedsim.local.job import Job
 from fedsim.local.kept import LocalPart
+from fedsim.task.captured import Captured
 from fedsim.task.losses import WholeLoss, call
 from fedsim.task.vectors import FlatModel
 
@@ -37,9 +38,14 @@ class Trained(NamedTuple):
     update: Update
 
 
-def wanted(plan: Plan) -> bool:
-    """Whether chunks are to be vectorised: ``auto`` does on a GPU; on a CPU it was measured to lose."""
-    return plan.vectorize == "on" or (plan.vectorize == "auto" and plan.device != "cpu")
+SMALL = 1_000_000  # numbers of a model up to which vectorising beats lanes on a GPU (benchmarks/README.md)
+
+
+def wanted(plan: Plan, model: FlatModel) -> bool:
+    """Whether chunks are to be vectorised: ``auto`` does with a small model on a GPU; on a CPU it was measured to
+    lose."""
+    small = plan.device != "cpu" and model.layout.size <= SMALL
+    return plan.vectorize == "on" or (plan.vectorize == "auto" and small)
 
 
 def obstacle(plan: Plan, model: FlatModel) -> str | None:
@@ -62,8 +68,8 @@ def obstacle(plan: Plan, model: FlatModel) -> str | None:
         return "the loss calls the model by itself"
     if not plan.data.dataset.train.cut:
         return "batches are put together one by one"
-    if (unusual := _unusual(plan, model)) is not None:
-        return unusual
+    if (why := unusual(plan, model)) is not None:
+        return why
     if model.draws:
         return "the model has dropout, drawn for each client by itself"
     if plan.local.accumulate > 1 or (plan.classes and any(c.accumulate > 1 for c in plan.classes.settings)):
@@ -71,8 +77,8 @@ def obstacle(plan: Plan, model: FlatModel) -> str | None:
     return "client.adam keeps moments of each client by itself" if plan.local.adam is not None else None
 
 
-def _unusual(plan: Plan, model: FlatModel) -> str | None:
-    """What in the model many clients at once cannot have, each for itself."""
+def unusual(plan: Plan, model: FlatModel) -> str | None:
+    """What in the model many clients at once cannot have, each for itself, nor a captured step repeat."""
     habits = plan.task.habits
     if model.iterates:
         return "spectral norm iterates for every client by itself"
@@ -88,7 +94,7 @@ def _unusual(plan: Plan, model: FlatModel) -> str | None:
 
 def planned(plan: Plan, model: FlatModel) -> bool:
     """Whether this run vectorises; warns where ``engine.vectorize=on`` asks for what cannot be."""
-    if not wanted(plan):
+    if not wanted(plan, model):
         return False
     why = obstacle(plan, model)
     if why is not None and plan.vectorize == "on":
@@ -189,14 +195,28 @@ def train(resident: Resident, broadcast: Broadcast, chunk: Chunk) -> dict[int, T
         jobs = sorted((j for j in jobs if j.num_steps), key=lambda j: -j.num_steps)
         if len(jobs) < 2 or len({tuple(sorted(j.state)) for j in jobs}) > 1:
             return {}
-        whole = ChunkJob(jobs, _gradient(resident), chunk.rows)
+        if resident.of_many is None:
+            resident.of_many = _gradient(resident)
+        whole = ChunkJob(jobs, resident.of_many, chunk.rows)
         w = _walk(client, whole)
+        _read_losses(jobs)
         done = {}
         for i, job in enumerate(jobs):
             update = resident.checked(job, client.finish(whole.member(i), w[i]), "finish")
             done[job.client] = Trained(job, update)
         resident.model.forget()
         return done
+
+
+def _read_losses(jobs: Sequence[Job]) -> None:
+    """Put the losses of all jobs into main memory, at once: reading one waits for the GPU."""
+    losses = [loss for job in jobs for loss in job.meter.losses]
+    if not losses or losses[0].is_cpu:
+        return
+    there, start = torch.stack(losses).cpu().unbind(), 0
+    for job in jobs:
+        stop = start + len(job.meter.losses)
+        job.meter.losses, start = list(there[start:stop]), stop
 
 
 def _walk(client: Stepwise, whole: ChunkJob) -> Tensor:
@@ -244,4 +264,14 @@ def _gradient(resident: Resident) -> Gradient:
             return task.loss(call(module, x), y)
 
     gradient = vmap(grad_and_value(value))
-    return lambda w, x, y: gradient(w, x) if y is None else gradient(w, x, y)
+    if device == "cpu":
+        return lambda w, x, y: gradient(w, x) if y is None else gradient(w, x, y)
+    captured = Captured(gradient)
+
+    def replayed(w: Tensor, x: Tree, y: Tree) -> tuple[Tensor, Tensor]:
+        if isinstance(x, Tensor) and isinstance(y, Tensor):
+            g, values = captured(w, x, y)
+            return g.clone(), values.clone()
+        return gradient(w, x) if y is None else gradient(w, x, y)
+
+    return replayed

@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,8 +17,9 @@ from torch import Tensor
 from fedsim.data.door import remedy
 from fedsim.data.federated import FederatedData
 from fedsim.data.local import Batch, LocalData
-from fedsim.engine import vectorised
+from fedsim.engine import lanes, vectorised
 from fedsim.engine.assignments import Broadcast, Chunk, ChunkResult, Plan
+from fedsim.engine.lanes import Ahead, Begun, Lane
 from fedsim.engine.resident import ReadOnlyError, Resident
 from fedsim.engine.watch import KeptError
 from fedsim.exchange.downlink import opened_down
@@ -26,6 +29,7 @@ from fedsim.exchange.payload import NonFinite, Outcome, Payload, Refusal, Update
 from fedsim.exchange.release import Leaving, Release
 from fedsim.local.answer import check_shape
 from fedsim.local.job import Job
+from fedsim.task.captured import exact
 from fedsim.task.evaluation import evaluate, features, logits
 from fedsim.task.vectors import finite
 
@@ -41,22 +45,30 @@ class Worker:
     def __init__(self, plan: Plan):
         self.plan, self._resident = plan, Resident(plan)
         self.model, self.data = self._resident.model, self._resident.data
-        self._together = vectorised.wanted(plan) and vectorised.obstacle(plan, self.model) is None
+        self._together = vectorised.wanted(plan, self.model) and vectorised.obstacle(plan, self.model) is None
+        self._lanes: list[Lane] = []
+        self._most = lanes.number(plan, self.model)
+        self._moved: tuple[Broadcast, Broadcast] | None = None  # the last one, and the same on the device
+        self._numbers = nullcontext if plan.device == "cpu" else partial(exact, plan.tf32)
         self._warned: set[str] = set()
         self.serving: Sequence[int] | None = None  # whose code runs; None: nobody's, the model is measured
 
     def run(self, broadcast: Broadcast, chunk: Chunk, folder: Folder | None = None) -> ChunkResult:
         """Run the clients of ``chunk`` and fold their updates in client order (into ``folder``, if given)."""
+        with self._numbers():
+            return self._run(broadcast, chunk, folder or Folder(broadcast.fold))
+
+    def _run(self, broadcast: Broadcast, chunk: Chunk, folder: Folder) -> ChunkResult:
         if self.plan.device != "cpu":
-            broadcast, chunk = broadcast.to(self.plan.device), chunk.to(self.plan.device)
-        folder, outcomes, states = folder or Folder(broadcast.fold), list[Outcome](), dict[int, State]()
+            broadcast, chunk = self._there(broadcast), chunk.to(self.plan.device)
+        outcomes, states = list[Outcome](), dict[int, State]()
         layout = self.model.layout
         down = sent_bytes(broadcast.payload, layout)
         shared = hashes_of(broadcast.payload, layout, "message/") if self.plan.hashes else None
         if self.plan.release is not None:
             broadcast = self._opened(broadcast)
         self.serving = chunk.clients
-        done = self._train_together(broadcast, chunk)
+        done = self._begun(broadcast, chunk)
         for client in chunk.clients:
             self.serving, each = (client,), chunk.part(client)
             outcome = Outcome(client, "ok", bytes_down=down + (sent_bytes(each, layout) if each else 0))
@@ -80,18 +92,21 @@ class Worker:
     def evaluate(self, weights: Payload, rows: Sequence[Span]) -> list[dict[str, Any]]:
         """Sums of loss and metrics on test rows ``[start, stop)``, one dict per range."""
         data, w = self._test(weights)
-        return evaluate(self.model, w, data, self.plan.task, self._each(rows))
+        with self._numbers():
+            return evaluate(self.model, w, data, self.plan.task, self._each(rows))
 
     def features(self, weights: Payload, rows: Sequence[Span]) -> list[Tensor]:
         """``model.features`` of test rows ``[start, stop)``, one (stop - start, d) tensor per range."""
         data, w = self._test(weights)
         batches: Iterator[Batch] = map(data.read, self._each(rows))
-        return [x.cpu() for x in features(self.model, w, batches)]
+        with self._numbers():
+            return [x.cpu() for x in features(self.model, w, batches)]
 
     def logits(self, weights: Payload, rows: Sequence[Span]) -> list[Tensor]:
         """Logits of test rows ``[start, stop)``, one (stop - start, C) tensor per range."""
         data, w = self._test(weights)
-        return logits(self.model, w, map(data.read, self._each(rows)), self.plan.task)
+        with self._numbers():
+            return logits(self.model, w, map(data.read, self._each(rows)), self.plan.task)
 
     def _each(self, rows: Sequence[Span]) -> Iterator[Tensor]:
         """The rows of each range in turn; what is drawn while it is measured hangs on nothing but the range."""
@@ -109,6 +124,22 @@ class Worker:
         plan = self.plan
         about = (broadcast.task, plan.seed, broadcast.round, self.model.layout, plan.dtype)
         return replace(broadcast, payload=opened_down(plan.release, broadcast.payload, *about))
+
+    def _there(self, broadcast: Broadcast) -> Broadcast:
+        """``broadcast`` on the GPU, moved once for all chunks of an exchange."""
+        if self._moved is None or self._moved[0] is not broadcast:
+            self._moved = broadcast, broadcast.to(self.plan.device)
+        return self._moved[1]
+
+    def _begun(self, broadcast: Broadcast, chunk: Chunk) -> Mapping[int, vectorised.Trained] | Ahead:
+        """What there is of clients that are computed at once, or several at a time on lanes."""
+        found = self._train_together(broadcast, chunk)
+        wanted = min(self._most, len(chunk.clients))
+        if found or wanted < 2:
+            return found
+        while len(self._lanes) < wanted:
+            self._lanes.append(Lane(self.plan, self._resident))
+        return Ahead(self._lanes[:wanted], self._resident, broadcast, chunk)
 
     def _train_together(self, broadcast: Broadcast, chunk: Chunk) -> dict[int, vectorised.Trained]:
         """Updates of clients trained vectorised; none where that is off or impossible, or failed for this chunk.
@@ -137,13 +168,13 @@ class Worker:
         chunk: Chunk,
         outcome: Outcome,
         folder: Folder,
-        done: vectorised.Trained | None,
+        done: vectorised.Trained | Begun | None,
     ) -> State | None:
         """Serve one client and fill in its ``outcome``; its new state, if it has one.
 
         What was trained vectorised is the first attempt; a retry computes the client again, alone.
         """
-        client, start = outcome.client, time.perf_counter()
+        client, start = outcome.client, time.perf_counter() - (done.spent if isinstance(done, Begun) else 0)
         state: State | None = None
         for attempt in range(self.plan.failures.retries + 1):
             together = done if attempt == 0 else None
@@ -176,7 +207,7 @@ class Worker:
         self, job: Job, update: Update, broadcast: Broadcast, folder: Folder, outcome: Outcome
     ) -> State | None:
         """Fold an update, unless it is not finite, and fill in the ``outcome``; the client's new state."""
-        more = {"buffers": self.model.buffers} if "buffers" in broadcast.fold else {}
+        more = {"buffers": job.model.buffers} if "buffers" in broadcast.fold else {}
         payload, release = update.sent(**more), self.plan.release
         arrays = payload.arrays
         if update.implied:

@@ -290,5 +290,6 @@ class Job(Belongings):
         """Metrics of the local training so far: mean loss over steps, steps, share of clipped steps."""
         out = {**self.metrics, **self.meter.report()}
         if "steps" in out and self.local.clip_norm is not None:
-            out["clipped"] = float(self.sgd.clipped) / self.steps if self.steps else 0.0
+            clipped: Any = self.sgd.clipped  # on a GPU a tensor, read when the update is taken
+            out["clipped"] = clipped / self.steps if self.steps else 0.0
         return out

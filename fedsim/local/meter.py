@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
 
@@ -34,10 +37,15 @@ class Meter:
         self.losses, self.steps = [], 0
 
     def report(self) -> dict[str, float]:
-        """``train_loss``, the mean over steps, and ``steps``; nothing before the first step."""
+        """``train_loss``, the mean over steps, and ``steps``; nothing before the first step.
+
+        On a GPU the mean is a tensor () there, which stands for a number and is read when the update is taken.
+        """
         if not self.losses:
             return {}
-        return {
-            "train_loss": sum(loss.item() for loss in self.losses) / len(self.losses),
-            "steps": float(self.steps),
-        }
+        mean: Any
+        if self.losses[0].is_cpu:
+            mean = sum(loss.item() for loss in self.losses) / len(self.losses)
+        else:
+            mean = torch.stack(self.losses).double().mean()
+        return {"train_loss": mean, "steps": float(self.steps)}

@@ -243,7 +243,7 @@ class LocalSteps:
         if bound is None:
             return
         norm = torch.linalg.vector_norm(g, dim=-1, keepdim=True) + 1e-6
-        if g.dim() > 1:
+        if g.dim() > 1 or not g.is_cpu:  # no wait for a GPU
             self.clipped = self.clipped + (norm > bound).long()
             g.mul_((bound / norm).clamp(max=1.0))
         elif float(norm) > bound:

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from fedsim.topology import Topology
 
 VECTORISED_CHUNKS = 2  # large chunks, since a chunk's clients are computed at once
+GPU_CROWD = 50  # clients of a chunk on a GPU
 
 
 def start_engine(config: DictConfig) -> Engine:
@@ -148,13 +149,14 @@ def _server(
     """The server of ``method``, with an exchanger and an examiner on the started engine; ``cohorts``: they were handed
     over."""
     test, folder = data.dataset.test, run_dir(config)
-    few = VECTORISED_CHUNKS if vectorised.planned(work, start) else 0
+    few = VECTORISED_CHUNKS if vectorised.planned(work, start) and work.device == "cpu" else 0
     exchanger = Exchanger(
         context=context,
         engine=engine,
         states=ClientStore(folder / "checkpoint", config.checkpoint.memory_mb << 20),
         failures=work.failures,
         chunks=data.num_clients if method.traits.client_by_client else config.engine.chunks or few,
+        crowd=0 if work.device == "cpu" else GPU_CROWD,
         collusion=colluding(*participants.attack(config), folder, getattr(method, "aggregator", None)),
         landing=releasing.landing(config, work, context, folder, cohorts),
     )

@@ -133,6 +133,8 @@ def plan(
         threads=config.engine.threads,
         device=pick_device(config.engine.device),
         vectorize=config.engine.vectorize,
+        lanes=config.engine.lanes,
+        tf32=config.engine.tf32,
         classes=participants.client_classes(config, local, method, data.num_clients, clock),
         views=configured(config.views),
         hashes=config.tracker.update_hashes,

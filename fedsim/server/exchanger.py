@@ -57,6 +57,7 @@ class Exchanger:
     states: ClientStore
     failures: FailureConfig
     chunks: int = 0  # of a cohort; 0: see ``cut``
+    crowd: int = 0  # clients of a chunk instead, where a chunk's clients are computed at once
     collusion: Collusion | None = None  # attackers that see the honest updates
     landing: Landing | None = None  # the server's half of the release
 
@@ -153,7 +154,8 @@ class Exchanger:
         """Where the cohort is cut into chunks, and what each chunk costs, relative to the others."""
         works = inquiry.works
         work = [1.0 + works[c].steps * works[c].batch for c in inquiry.clients]
-        spans = cut(work, self.chunks, self.context.layout.size)
+        wish = self.chunks or (max(1, len(work) // self.crowd) if self.crowd else 0)
+        spans = cut(work, wish, self.context.layout.size)
         return spans, [sum(work[span]) for span in spans]
 
     def _chunk(self, inquiry: Inquiry, span: slice) -> Chunk:

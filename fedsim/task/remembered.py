@@ -27,8 +27,8 @@ class Remembered:
         self._train()
         others = [b for n, b in module.named_buffers() if n not in flat]
         merged: list[Tensor] = [p for n, p in module.named_parameters() if n in set(habits.merges)]
-        self._small = [b for b in others if b.numel() <= LARGE] + merged
-        self._first = clones(self._small)
+        self.small = [b for b in others if b.numel() <= LARGE] + merged  # what is copied back
+        self._first = clones(self.small)
         still = _counted(module)
         measured = [
             b for n, b in module.named_buffers() if n not in flat and n not in still and b.numel() <= LARGE
@@ -56,7 +56,7 @@ class Remembered:
     def restore(self) -> None:
         """All as it was at first."""
         self._training.restore()
-        _copy(self._small, self._first)
+        _copy(self.small, self._first)
         for content in self._large:
             content.restore()
 

@@ -58,6 +58,7 @@ class Slots(Sequence[Slot]):
             gaps.append(torch.arange(end, offset))
         self.dim, self.size = offset, sum(s.numel for s in self._slots)
         self.gaps = torch.cat(gaps) if gaps else torch.zeros(0, dtype=torch.int64)
+        self._there: Tensor | None = None  # the same on a GPU
 
     def part(self, names: Collection[str]) -> Slots:
         """Vectors of the same length of which only the tensors called ``names`` are not zero: all else counts as
@@ -143,5 +144,9 @@ class Slots(Sequence[Slot]):
             return False
         if not self.padded:
             return True
-        gap = v.index_select(-1, self.gaps if v.device.type == "cpu" else self.gaps.to(v.device))
-        return torch.equal(gap, torch.zeros_like(gap))
+        if v.is_cpu:
+            gap = v.index_select(-1, self.gaps)
+            return torch.equal(gap, torch.zeros_like(gap))
+        if self._there is None or self._there.device != v.device:
+            self._there = self.gaps.to(v.device)
+        return not bool(v.index_select(-1, self._there).any())

@@ -56,7 +56,7 @@ def test_role_of_a_key(key, role):
 def test_neutral_settings_are_left_out_at_any_depth():
     values = plain(compose_quickly(["engine.timeout=3"]))
     kept = telling(values)
-    assert set(kept["engine"]) == {"threads", "device", "chunks", "vectorize"}
+    assert set(kept["engine"]) == {"threads", "device", "chunks", "vectorize", "tf32"}
     gone = {"name", "out", "dir", "method", "resume", "tags", "tracker", "checkpoint", "objective"}
     assert set(values) - set(kept) == gone
     assert telling({"engine": {"workers": 3}, "mine": {"name": 1}}) == {"engine": {}, "mine": {"name": 1}}

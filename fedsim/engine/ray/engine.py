@@ -97,14 +97,15 @@ class RayEngine:
         own = ours()  # asking it what it has takes a second after its start
         resources = {"GPU": torch.cuda.device_count()} if own else ray.cluster_resources()
         cores = available_cores() if own else int(resources.get("CPU", 1))
-        self.workers = config.workers or max(1, cores)
+        gpus = int(resources.get("GPU", 0)) if config.device != "cpu" else 0
+        self.workers = config.workers or gpus or max(1, cores)
         # A Ray of our own is ours to fill; on somebody's cluster each worker asks for a CPU, and must get one.
         if not own and self.workers > cores:
             raise EngineError(
                 f"engine.workers={self.workers}, but the cluster has {cores} CPUs; "
                 "start fewer workers or join a larger one"
             )
-        share = gpu_share(self.workers, int(resources.get("GPU", 0)) if config.device != "cpu" else 0)
+        share = gpu_share(self.workers, gpus)
         self._options = {"num_cpus": 0 if own else 1, "num_gpus": share}
         self._actors, self._code = idle.take(0 if share else self.workers, ray.kill)
         self._actors += [self._new_actor() for _ in range(self.workers - len(self._actors))]

@@ -1,0 +1,327 @@
+"""fedsim on a GPU: the same numbers as on a CPU, the same bits whatever the number of lanes, and clients per second
+against a bare CUDA loop (and Flower's simulation, where it is installed).
+
+    python -m benchmarks.gpu --seconds 420 --out gpu.jsonl
+
+Each finding is a line of JSON, printed and written as it comes; a table is the last of it. What no longer fits into the
+seconds is left out, and that is said. Both sides of a comparison use the same arithmetic (float32 proper; with
+``--tf32`` also rounded products).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import json
+import statistics
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import fedsim
+from benchmarks.bare import FORMS
+from benchmarks.sides import flower
+from benchmarks.workloads import WORKLOADS, Workload
+from fedsim.task.captured import exact
+
+WORK = {
+    "M": WORKLOADS["M"],
+    "L": replace(WORKLOADS["L"], clients=20),
+    "R": replace(WORKLOADS["R"], clients=20, samples=500),
+}
+SMALL = {
+    "M": replace(WORKLOADS["M"], clients=6, cohort=6),
+    "L": replace(WORKLOADS["L"], clients=6, samples=120, cohort=6),
+    "R": replace(WORKLOADS["R"], clients=4, cohort=4),
+}
+ROUNDS = {"M": 12, "L": 40, "R": 6}  # timed
+WARM = 3  # rounds that are not: steps are captured in them
+VARIANTS: dict[str, tuple[str, ...]] = {
+    "default": (),
+    "one by one": ("engine.lanes=1", "engine.vectorize=off"),
+    "2 lanes": ("engine.lanes=2", "engine.vectorize=off"),
+    "4 lanes": ("engine.lanes=4", "engine.vectorize=off"),
+    "8 lanes": ("engine.lanes=8", "engine.vectorize=off"),
+    "vectorised": ("engine.vectorize=on",),
+}
+
+
+class Report:
+    """Findings as lines of JSON, and the time that is left."""
+
+    def __init__(self, seconds: float, out: Path | None):
+        self.end, self.found = time.monotonic() + seconds, list[dict[str, Any]]()
+        self.file = out.open("a") if out else None
+
+    def say(self, **finding: Any) -> None:
+        self.found.append(finding)
+        line = json.dumps(finding)
+        print(line, flush=True)
+        if self.file:
+            self.file.write(line + "\n")
+            self.file.flush()
+
+    def part(self, name: str, seconds: float, do: Callable[[], Any]) -> None:
+        """Do a part that takes about ``seconds``, if they are left; its error is a finding."""
+        if time.monotonic() + seconds > self.end:
+            return self.say(part=name, left_out="no time")
+        start = time.monotonic()
+        try:
+            found = do()
+        except Exception as e:
+            traceback.print_exc()
+            return self.say(part=name, error=f"{type(e).__name__}: {e}"[:500])
+        return self.say(part=name, seconds=round(time.monotonic() - start, 1), **(found or {}))
+
+    def table(self) -> None:
+        print("\nworkload  side          clients/s  / bare")
+        bare = {f["workload"]: f["rate"] for f in self.found if f.get("side") == "bare"}
+        for f in self.found:
+            if "rate" in f:
+                ratio = f["rate"] / bare[f["workload"]] if f["workload"] in bare else float("nan")
+                print(f"{f['workload']:<9} {f['side']:<13} {f['rate']:9.1f}  {ratio:6.2f}", flush=True)
+
+
+# -- the sides -------------------------------------------------------------------------------------------------------
+
+
+class Bare:
+    """Federated averaging on one GPU without a framework: data there, a flat vector, no wait before a round's end."""
+
+    def __init__(self, work: Workload, form: str = "fresh"):
+        self.work, self.form = work, form
+        self.x, self.y = (t.cuda() for t in work.data())
+        self.model = work.model().cuda().train()
+        self.params = list(self.model.parameters())
+        sizes = [p.numel() for p in self.params]
+        self.w = torch.cat([p.detach().reshape(-1) for p in self.params])
+        for p, part in zip(self.params, self.w.split(sizes), strict=True):
+            p.data = part.view(p.shape)
+        self.datas, self.server = [p.data for p in self.params], self.w.clone()
+        self.g = torch.zeros_like(self.w)
+        if form == "flat":
+            for p, v in zip(self.params, self.g.split(sizes), strict=True):
+                p.grad = v.view(p.shape)
+
+    def step(self, rows: Tensor) -> None:
+        loss = nn.functional.cross_entropy(self.model(self.x[rows]), self.y[rows])
+        if self.form == "flat":
+            self.g.zero_()
+            loss.backward()
+            self.w.add_(self.g, alpha=-self.work.lr)
+        else:
+            torch._foreach_add_(self.datas, torch.autograd.grad(loss, self.params), alpha=-self.work.lr)
+
+    def round(self, cohort: Sequence[int]) -> None:
+        n, total = self.work.samples, torch.zeros_like(self.w)
+        for client in cohort:
+            self.w.copy_(self.server)
+            order = torch.randperm(n, device="cuda").add_(client * n)
+            for rows in order.split(self.work.batch):
+                self.step(rows)
+            total.add_(self.w.sub_(self.server), alpha=n)
+        self.server.add_(total, alpha=1 / (n * len(cohort)))
+        torch.cuda.synchronize()
+
+
+def bare_seconds(work: Workload, rounds: int, forms: Sequence[str]) -> dict[str, list[float]]:
+    """Seconds a round, by form of the gradient."""
+    found = {}
+    for form in forms:
+        loop, seconds = Bare(work, form), list[float]()
+        for _ in range(1 + rounds):
+            cohort = torch.randperm(work.clients)[: work.cohort].tolist()
+            start = time.perf_counter()
+            loop.round(cohort)
+            seconds.append(time.perf_counter() - start)
+        found[form] = seconds[1:]
+    return found
+
+
+class Laps:
+    """Seconds of each round of a run."""
+
+    def __init__(self, work: Workload, rounds: int):
+        self.work, self.rounds, self.times = work, rounds, [time.perf_counter()]
+
+    def round(self, row: dict[str, Any], clients: Sequence[Any]) -> None:
+        self.times.append(time.perf_counter())
+
+    def lap(self, *_: Any) -> None:
+        self.times.append(time.perf_counter())
+
+    @property
+    def seconds(self) -> list[float]:
+        return [b - a for a, b in zip(self.times, self.times[1:], strict=False)]
+
+
+@contextlib.contextmanager
+def out() -> Iterator[str]:
+    with tempfile.TemporaryDirectory() as folder:
+        yield f"out={folder}"
+
+
+def simulated(
+    work: Workload, rounds: int, *extra: str, model: Any = None, callbacks: Sequence[Any] = ()
+) -> Any:
+    """FedAvg on the serial engine, on the GPU unless ``extra`` says otherwise."""
+    x, y = work.data()
+    n = work.samples
+    with out() as folder:
+        return fedsim.simulate(
+            [
+                "strategy=fedavg",
+                "engine=serial",
+                "engine.device=cuda",
+                f"rounds={rounds}",
+                f"clients_per_round={work.cohort}",
+                f"client.lr={work.lr}",
+                "client.lr_decay=1",
+                "client.epochs=1",
+                f"client.batch_size={work.batch}",
+                "client.weight_decay=0",
+                "client.clip_norm=null",
+                "evaluation.every=1000000",
+                "checkpoint.every=0",
+                "tracker=quiet",
+                folder,
+                *extra,
+            ],
+            model=model or work.model(),
+            clients=[(x[i : i + n], y[i : i + n]) for i in range(0, len(x), n)],
+            callbacks=list(callbacks),
+        )
+
+
+# -- the findings ----------------------------------------------------------------------------------------------------
+
+
+class Mixed(nn.Sequential):
+    """BatchNorm and dropout."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            nn.Flatten(),
+            nn.Linear(784, 64),
+            nn.BatchNorm1d(64),
+            nn.ReLU(),
+            nn.Dropout(0.3),
+            nn.Linear(64, 10),
+        )
+
+
+def agreement(name: str) -> dict[str, Any]:
+    """How far the GPU's weights are from the CPU's after a round, of the distance moved; in float32 and float64."""
+    work, found = SMALL[name], dict[str, Any]()
+    start = work.model().state_dict()
+    for dtype in ("float32", "float64"):
+        w = [
+            simulated(work, 1, f"engine.device={device}", f"dtype={dtype}", "engine.chunks=2", *rest).weights
+            for device, rest in (("cpu", ()), ("cuda", VARIANTS["4 lanes"]), ("cuda", VARIANTS["vectorised"]))
+        ]
+        moved, *off = (
+            sum(float((w[0][k] - other[k]).square().sum()) for k in start) ** 0.5 for other in (start, *w[1:])
+        )
+        found[dtype] = {"lanes": off[0] / moved, "vectorised": off[1] / moved}
+    return {"workload": name, "off by": found}
+
+
+def same_bits(name: str) -> dict[str, Any]:
+    """Hashes of the weights after two rounds, over lanes, and with Ray over workers that share the GPU."""
+    model, extra, work = None, (), SMALL["M" if name == "mixed" else name]
+    if name == "mixed":
+        torch.manual_seed(0)
+        model, extra = Mixed(), ("client=adam", "client.epochs=2", "client.clip_norm=1")
+    hashes = {}
+    ways = {f"{n} lanes": [f"engine.lanes={n}"] for n in (1, 2, 4)}
+    if importlib.util.find_spec("ray") is not None and name == "mixed":
+        ways |= {f"ray, {n} workers": ["engine=ray", f"engine.workers={n}"] for n in (1, 2)}
+    for way, how in ways.items():
+        run = simulated(work, 2, "engine.vectorize=off", *extra, *how, model=model)
+        hashes[way] = run.rows[-1]["weights_hash"][:12]
+    return {"workload": name, "same": len(set(hashes.values())) == 1, "hashes": hashes}
+
+
+def rate(report: Report, side: str, work: Workload, seconds: Sequence[float], **more: Any) -> None:
+    a = sorted(seconds)
+    report.say(
+        workload=work.name,
+        side=side,
+        rate=round(work.cohort / statistics.median(a), 2),
+        round_ms=[round(1000 * v, 3) for v in (a[0], statistics.median(a), a[-1])],
+        rounds=len(a),
+        **more,
+    )
+
+
+def speed(report: Report, name: str, variants: Sequence[str], rounds: int, *more: str) -> None:
+    """Clients per second of the bare loop, of fedsim, and of the bare loop again."""
+    work, forms = WORK[name], list(FORMS)
+    mark = " tf32" if more else ""
+    for turn in ("bare", "bare again"):
+        if turn == "bare again":
+            for variant in variants:
+                laps = Laps(work, rounds)
+                run = lambda v=variant, c=laps: simulated(  # noqa: E731
+                    work, WARM + rounds, *VARIANTS[v], *more, callbacks=[c]
+                )
+                report.part(f"{name} {variant}{mark}", 12, lambda r=run: {"loss": r().rows[-1]["train_loss"]})
+                if len(laps.seconds) > WARM + 1:
+                    rate(report, f"{variant}{mark}", work, laps.seconds[WARM + 1 :])
+        with exact(bool(more)):
+            found = bare_seconds(work, max(2, rounds // 4), forms)
+        form = min(found, key=lambda f: statistics.median(found[f]))
+        forms = [form]
+        rate(report, f"{turn}{mark}", work, found[form], form=form)
+
+
+def flower_speed(report: Report, name: str, rounds: int) -> None:
+    work = WORK[name]
+    laps = Laps(work, rounds)
+    report.part(f"{name} flower", 60, lambda: flower(laps, gpus=0.25) and {})  # type: ignore[arg-type]
+    if len(laps.seconds) > 1:
+        rate(report, "flower", work, laps.seconds[1:])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seconds", type=float, default=420)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--workloads", default="L,R,M")
+    parser.add_argument("--variants", default="default,one by one,2 lanes,4 lanes,8 lanes,vectorised")
+    parser.add_argument("--parts", default="agreement,bits,speed,tf32,flower")
+    parser.add_argument("--rounds", type=float, default=1.0, help="factor of the timed rounds")
+    args = parser.parse_args()
+    report, parts = Report(args.seconds, args.out), args.parts.split(",")
+    report.say(torch=torch.__version__, card=torch.cuda.get_device_name(), cuda=torch.version.cuda)
+    names, variants = args.workloads.split(","), args.variants.split(",")
+    for name in names:
+        if "agreement" in parts:
+            report.part(f"{name} agreement", 10, lambda n=name: agreement(n))
+    for name in (*names, "mixed"):
+        if "bits" in parts:
+            report.part(f"{name} bits", 15, lambda n=name: same_bits(n))
+    for name in names:
+        rounds = max(3, int(ROUNDS[name] * args.rounds))
+        if "speed" in parts:
+            speed(report, name, variants, rounds)
+        if "tf32" in parts and name == "R":
+            speed(report, name, ["default"], rounds, "engine.tf32=true")
+    for name in names:
+        if "flower" in parts and importlib.util.find_spec("flwr") is not None:
+            flower_speed(report, name, 3)
+    report.table()
+
+
+if __name__ == "__main__":
+    main()
