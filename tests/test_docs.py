@@ -80,6 +80,7 @@ def command_lines(text: str) -> list[list[str]]:
         words = shlex.split(re.split(r"\s{3,}", line)[0], comments=True)[1:]
         if words[0] not in OTHER_COMMANDS:
             settings = [w for w in words if "=" in w and "interval(" not in w]
+            settings = [re.sub(r"=range\([^)]*\)$", "=0", w) for w in settings]
             found.append([re.sub(r"=([^,\[{('\"]*),.*", r"=\1", w) for w in settings])
     return found
 

