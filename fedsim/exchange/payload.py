@@ -63,10 +63,9 @@ class Message:
     """Server to clients: one ``shared`` payload for the cohort and an optional part per client.
 
     ``rows`` are arrays (n, ...) over the clients of the exchange in ascending order, each of which receives its own row
-    under that name: models of many peers then travel as blocks, not one by one.
-    ``standing`` is what its receivers were sent before and still hold, as the ``shared`` part of a message with
-    ``keep`` (which counted its bytes): it is at hand in the job like the rest, is put into shared memory once, and
-    neither counts nor travels again. A node of a deployment that lost it is sent it again, and that counts.
+    under that name: models of many peers then travel as blocks. ``standing`` is what its receivers were sent before and
+    still hold, as the ``shared`` part of a message with ``keep`` (which counted its bytes): it is at hand like the
+    rest, shared in memory once, and neither counts nor travels again, unless a node lost it and gets it again.
     """
 
     shared: Payload = field(default_factory=Payload)
@@ -179,12 +178,7 @@ class Replies:
     folded: Mapping[tuple[str, str], Tensor]
     sim_seconds: float = 0.0  # virtual duration of the exchange
     log: dict[str, Any] = field(default_factory=dict)  # further entries of the round's row
-    memory: dict[str, Tensor] = field(
-        default_factory=dict
-    )  # last results of a rule that goes on from them, by vector
-    scope: str = (
-        ""  # begins the names of what these replies have there, where they are of a part of the clients
-    )
+    memory: dict[str, Tensor] = field(default_factory=dict)  # what a rule goes on from, by vector
 
     @property
     def ok(self) -> list[Outcome]:
