@@ -163,8 +163,8 @@ class Strategy:
                 f"'{name}'; type aggregator.scale=median_norm"
             )
         report: dict[str, Any] = {}
-        place, known = f"{replies.scope}{name}", signature(self.aggregator).parameters
-        offered = {"report": report, "removed": replies.removed, "centre": replies.memory.get(place)}
+        known = signature(self.aggregator).parameters
+        offered = {"report": report, "removed": replies.removed, "centre": replies.memory.get(name)}
         asked = {k: v for k, v in offered.items() if k in known}
         stack = replies.stack(name)
         out: Tensor = self.aggregator(stack, weights, **asked)
@@ -172,7 +172,7 @@ class Strategy:
             expected = f"a tensor of shape {tuple(stack.shape[1:])}, one row's"
             raise StrategyError(returned(self, "aggregator", out, expected))
         if "centre" in known:
-            replies.memory[place] = out
+            replies.memory[name] = out
         if "report" in asked:
             clients = replies.clients
             named = report | {

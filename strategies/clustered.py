@@ -133,8 +133,9 @@ class Clustered(Composed):
         centres, buffers = state["centres"].clone(), state["centre_buffers"].clone()
         for j in sorted(set(clusters.values())):
             part = of_members(replies, [c for c in replies.clients if clusters[c] == j])
-            if part is not replies:
-                part.memory, part.scope = replies.memory, f"cluster_{j}/"
+            place = f"cluster_{j}/delta"
+            if part is not replies and place in replies.memory:
+                part.memory["delta"] = replies.memory[place]
             try:
                 centres[j] = state["centres"][j] + self.base.server_lr * self.aggregate(part)
             except TooFewUpdates as thin:
@@ -142,6 +143,8 @@ class Clustered(Composed):
                 continue
             if ("buffers", "mean") in part.folded:
                 buffers[j] = part.mean("buffers")
+            if part is not replies and "delta" in part.memory:
+                replies.memory[place] = part.memory["delta"]
             if part is not replies and "aggregator" in part.log:
                 server.log.setdefault("aggregator", {})[f"cluster_{j}"] = part.log["aggregator"]
         return centres, buffers

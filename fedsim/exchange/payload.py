@@ -183,12 +183,7 @@ class Replies:
     folded: Mapping[tuple[str, str], Tensor]
     sim_seconds: float = 0.0  # virtual duration of the exchange
     log: dict[str, Any] = field(default_factory=dict)  # further entries of the round's row
-    memory: dict[str, Tensor] = field(
-        default_factory=dict
-    )  # last results of a rule that goes on from them, by vector
-    scope: str = (
-        ""  # begins the names of what these replies have there, where they are of a part of the clients
-    )
+    memory: dict[str, Tensor] = field(default_factory=dict)  # what a rule goes on from, by vector
 
     @property
     def ok(self) -> list[Outcome]:
