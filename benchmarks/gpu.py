@@ -1,11 +1,11 @@
 """fedsim on a GPU: the same numbers as on a CPU, the same bits whatever the number of lanes, and clients per second
-against a bare CUDA loop (and Flower's simulation, where it is installed).
+against a bare CUDA loop (and against Flower's simulation and pfl-research, where they are installed).
 
     python -m benchmarks.gpu --seconds 420 --out gpu.jsonl
 
 Each finding is a line of JSON, printed and written as it comes; a table is the last of it. What no longer fits into the
-seconds is left out, and that is said. Both sides of a comparison use the same arithmetic (float32 proper; with
-``--tf32`` also rounded products).
+seconds is left out, and that is said. Both sides of a comparison use the same arithmetic: float32 proper, and in the
+part ``tf32`` rounded products.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 import fedsim
 from benchmarks.bare import FORMS
-from benchmarks.sides import flower
+from benchmarks.sides import flower, pfl
 from benchmarks.workloads import WORKLOADS, Workload
 from fedsim.task.captured import exact
 
@@ -264,7 +264,7 @@ def rate(report: Report, side: str, work: Workload, seconds: Sequence[float], **
 
 def speed(report: Report, name: str, variants: Sequence[str], rounds: int, *more: str) -> None:
     """Clients per second of the bare loop, of fedsim, and of the bare loop again."""
-    work, forms = WORK[name], list(FORMS)
+    work, forms = WORK[name], list(FORMS[1:] if more else FORMS)
     mark = " tf32" if more else ""
     for turn in ("bare", "bare again"):
         if turn == "bare again":
@@ -273,7 +273,7 @@ def speed(report: Report, name: str, variants: Sequence[str], rounds: int, *more
                 run = lambda v=variant, c=laps: simulated(  # noqa: E731
                     work, WARM + rounds, *VARIANTS[v], *more, callbacks=[c]
                 )
-                report.part(f"{name} {variant}{mark}", 12, lambda r=run: {"loss": r().rows[-1]["train_loss"]})
+                report.part(f"{name} {variant}{mark}", 8, lambda r=run: {"loss": r().rows[-1]["train_loss"]})
                 if len(laps.seconds) > WARM + 1:
                     rate(report, f"{variant}{mark}", work, laps.seconds[WARM + 1 :])
         with exact(bool(more)):
@@ -283,12 +283,15 @@ def speed(report: Report, name: str, variants: Sequence[str], rounds: int, *more
         rate(report, f"{turn}{mark}", work, found[form], form=form)
 
 
-def flower_speed(report: Report, name: str, rounds: int) -> None:
+def peer_speed(report: Report, name: str, peer: str, rounds: int, share: float) -> None:
+    """Clients per second of another framework; of Flower with ``1 / share`` clients at a time on the GPU."""
     work = WORK[name]
     laps = Laps(work, rounds)
-    report.part(f"{name} flower", 60, lambda: flower(laps, gpus=0.25) and {})  # type: ignore[arg-type]
+    run = {"flwr": lambda: flower(laps, gpus=share), "pfl": lambda: pfl(laps)}[peer]  # type: ignore[arg-type]
+    report.part(f"{name} {peer}", 35, lambda: run() and {})
     if len(laps.seconds) > 1:
-        rate(report, "flower", work, laps.seconds[1:])
+        side = f"flower x{round(1 / share)}" if peer == "flwr" else peer
+        rate(report, side, work, laps.seconds[1:])
 
 
 def main() -> None:
@@ -299,27 +302,30 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--workloads", default="L,R,M")
     parser.add_argument("--variants", default="default,one by one,2 lanes,4 lanes,8 lanes,vectorised")
-    parser.add_argument("--parts", default="agreement,bits,speed,tf32,flower")
+    parser.add_argument("--parts", default="speed,tf32,bits,agreement,peers")
+    parser.add_argument(
+        "--flower-share", type=float, default=0.1, help="of the GPU for each client application"
+    )
     parser.add_argument("--rounds", type=float, default=1.0, help="factor of the timed rounds")
     args = parser.parse_args()
     report, parts = Report(args.seconds, args.out), args.parts.split(",")
     report.say(torch=torch.__version__, card=torch.cuda.get_device_name(), cuda=torch.version.cuda)
     names, variants = args.workloads.split(","), args.variants.split(",")
     for name in names:
-        if "agreement" in parts:
-            report.part(f"{name} agreement", 10, lambda n=name: agreement(n))
-    for name in (*names, "mixed"):
-        if "bits" in parts:
-            report.part(f"{name} bits", 15, lambda n=name: same_bits(n))
-    for name in names:
         rounds = max(3, int(ROUNDS[name] * args.rounds))
         if "speed" in parts:
             speed(report, name, variants, rounds)
         if "tf32" in parts and name == "R":
             speed(report, name, ["default"], rounds, "engine.tf32=true")
+    for name in (*names, "mixed"):
+        if "bits" in parts:
+            report.part(f"{name} bits", 15, lambda n=name: same_bits(n))
     for name in names:
-        if "flower" in parts and importlib.util.find_spec("flwr") is not None:
-            flower_speed(report, name, 3)
+        if "agreement" in parts:
+            report.part(f"{name} agreement", 10, lambda n=name: agreement(n))
+        for peer in ("flwr", "pfl"):
+            if "peers" in parts and importlib.util.find_spec(peer) is not None:
+                peer_speed(report, name, peer, 5, args.flower_share)
     report.table()
 
 

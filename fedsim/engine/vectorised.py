@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
 from fedsim.data.local import Batch
@@ -38,14 +38,16 @@ class Trained(NamedTuple):
     update: Update
 
 
-SMALL = 1_000_000  # numbers of a model up to which vectorising beats lanes on a GPU (benchmarks/README.md)
+SMALL = 1_000_000  # numbers of a model up to which it is vectorised by default on a GPU
+CONVOLUTION = nn.modules.conv._ConvNd
 
 
 def wanted(plan: Plan, model: FlatModel) -> bool:
-    """Whether chunks are to be vectorised: ``auto`` does with a small model on a GPU; on a CPU it was measured to
-    lose."""
-    small = plan.device != "cpu" and model.layout.size <= SMALL
-    return plan.vectorize == "on" or (plan.vectorize == "auto" and small)
+    """Whether chunks are to be vectorised. ``auto`` does so on a GPU with a small model without convolutions: those of
+    several models at once are slower than lanes (benchmarks/README.md). On a CPU it was measured to lose."""
+    if plan.vectorize != "auto" or plan.device == "cpu":
+        return plan.vectorize == "on"
+    return model.layout.size <= SMALL and not any(isinstance(m, CONVOLUTION) for m in model.module.modules())
 
 
 def obstacle(plan: Plan, model: FlatModel) -> str | None:
