@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call, grad_and_value, vmap
 
 from fedsim.data.local import Batch
@@ -39,15 +39,14 @@ class Trained(NamedTuple):
 
 
 SMALL = 1_000_000  # numbers of a model up to which it is vectorised by default on a GPU
-CONVOLUTION = nn.modules.conv._ConvNd
 
 
 def wanted(plan: Plan, model: FlatModel) -> bool:
-    """Whether chunks are to be vectorised. ``auto`` does so on a GPU with a small model without convolutions: those of
-    several models at once are slower than lanes (benchmarks/README.md). On a CPU it was measured to lose."""
+    """Whether chunks are to be vectorised. ``auto`` does so with a small model on a GPU, which has more to do then;
+    large ones are faster on lanes (benchmarks/README.md). On a CPU it was measured to lose."""
     if plan.vectorize != "auto" or plan.device == "cpu":
         return plan.vectorize == "on"
-    return model.layout.size <= SMALL and not any(isinstance(m, CONVOLUTION) for m in model.module.modules())
+    return model.layout.size <= SMALL
 
 
 def obstacle(plan: Plan, model: FlatModel) -> str | None:
