@@ -25,7 +25,7 @@ from fedsim.local.interface import Stepwise
 from fedsim.local.job import Job
 from fedsim.local.kept import LocalPart
 from fedsim.task.captured import Captured
-from fedsim.task.losses import WholeLoss, call
+from fedsim.task.losses import WholeLoss, call, stateless
 from fedsim.task.vectors import FlatModel
 
 Gradient = Callable[[Tensor, Tree, Tree], tuple[Tensor, Tensor]]
@@ -263,7 +263,7 @@ def _gradient(resident: Resident) -> Gradient:
             return task.loss(call(module, x), y)
 
     gradient = vmap(grad_and_value(value))
-    if device == "cpu":
+    if device == "cpu" or not stateless(task.loss):
         return lambda w, x, y: gradient(w, x) if y is None else gradient(w, x, y)
     captured = Captured(gradient)
 

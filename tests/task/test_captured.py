@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from torch import nn
 
 from fedsim.data.lazy import Parts
 from fedsim.task.captured import CapturedModel, exact
+from fedsim.task.losses import cross_entropy, stateless
 from fedsim.task.vectors import FlatModel
 
 
@@ -59,3 +62,18 @@ def test_data_of_several_owners_lie_on_a_device_as_one_tensor() -> None:
     assert isinstance(whole, torch.Tensor)
     rows = torch.tensor([4, 0, 3])
     assert torch.equal(whole[rows], parts.take(rows))
+
+
+def test_a_loss_that_may_keep_something_is_told_from_one_that_cannot() -> None:
+    class Counting:
+        def __call__(self, output: Any, y: Any) -> Any:
+            return output.sum()
+
+    def enclosed(output: Any, y: Any) -> Any:
+        return output.sum() * weight
+
+    weight = 2.0
+    for loss in (F.cross_entropy, nn.MSELoss(), cross_entropy, partial(F.cross_entropy, label_smoothing=0.1)):
+        assert stateless(loss)
+    for loss in (Counting(), enclosed, partial(Counting())):
+        assert not stateless(loss)
