@@ -46,9 +46,8 @@ class Lane:
     """A resident of its own, and on a GPU a stream and a state of the generator that masks are drawn from."""
 
     def __init__(self, plan: Plan, main: Resident):
-        plan = replace(
-            plan, client=copy.deepcopy(plan.client)
-        )  # what its setup builds is used by one lane only
+        # what the client's setup builds is used by one lane only
+        plan = replace(plan, client=copy.deepcopy(plan.client))
         self._cuda = plan.device != "cpu"
         self._main: Any = None
         if self._cuda:
