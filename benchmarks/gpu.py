@@ -1,49 +1,36 @@
 """fedsim on a GPU: the same numbers as on a CPU, the same bits whatever the number of lanes, and clients per second
-against a bare CUDA loop (and Flower's simulation, where it is installed).
+against a bare CUDA loop (and against Flower's simulation and pfl-research, where they are installed).
 
     python -m benchmarks.gpu --seconds 420 --out gpu.jsonl
 
 Each finding is a line of JSON, printed and written as it comes; a table is the last of it. What no longer fits into the
-seconds is left out, and that is said. Both sides of a comparison use the same arithmetic (float32 proper; with
-``--tf32`` also rounded products).
+seconds is left out, and that is said. Both sides of a comparison use the same arithmetic: float32 proper, and in the
+part ``tf32`` rounded products.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib.util
 import json
 import statistics
-import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-import fedsim
 from benchmarks.bare import FORMS
-from benchmarks.sides import flower
-from benchmarks.workloads import WORKLOADS, Workload
+from benchmarks.gpu_sides import SMALL, WORK, Laps, bare_seconds, simulated
+from benchmarks.sides import flower, pfl
+from benchmarks.workloads import Workload
 from fedsim.task.captured import exact
 
-WORK = {
-    "M": WORKLOADS["M"],
-    "L": replace(WORKLOADS["L"], clients=20),
-    "R": replace(WORKLOADS["R"], clients=20, samples=500),
-}
-SMALL = {
-    "M": replace(WORKLOADS["M"], clients=6, cohort=6),
-    "L": replace(WORKLOADS["L"], clients=6, samples=120, cohort=6),
-    "R": replace(WORKLOADS["R"], clients=4, cohort=4),
-}
-ROUNDS = {"M": 12, "L": 40, "R": 6}  # timed
 WARM = 3  # rounds that are not: steps are captured in them
+ROUNDS = {"M": 12, "L": 40, "R": 6}  # timed
 VARIANTS: dict[str, tuple[str, ...]] = {
     "default": (),
     "one by one": ("engine.lanes=1", "engine.vectorize=off"),
@@ -88,117 +75,6 @@ class Report:
             if "rate" in f:
                 ratio = f["rate"] / bare[f["workload"]] if f["workload"] in bare else float("nan")
                 print(f"{f['workload']:<9} {f['side']:<13} {f['rate']:9.1f}  {ratio:6.2f}", flush=True)
-
-
-# -- the sides -------------------------------------------------------------------------------------------------------
-
-
-class Bare:
-    """Federated averaging on one GPU without a framework: data there, a flat vector, no wait before a round's end."""
-
-    def __init__(self, work: Workload, form: str = "fresh"):
-        self.work, self.form = work, form
-        self.x, self.y = (t.cuda() for t in work.data())
-        self.model = work.model().cuda().train()
-        self.params = list(self.model.parameters())
-        sizes = [p.numel() for p in self.params]
-        self.w = torch.cat([p.detach().reshape(-1) for p in self.params])
-        for p, part in zip(self.params, self.w.split(sizes), strict=True):
-            p.data = part.view(p.shape)
-        self.datas, self.server = [p.data for p in self.params], self.w.clone()
-        self.g = torch.zeros_like(self.w)
-        if form == "flat":
-            for p, v in zip(self.params, self.g.split(sizes), strict=True):
-                p.grad = v.view(p.shape)
-
-    def step(self, rows: Tensor) -> None:
-        loss = nn.functional.cross_entropy(self.model(self.x[rows]), self.y[rows])
-        if self.form == "flat":
-            self.g.zero_()
-            loss.backward()
-            self.w.add_(self.g, alpha=-self.work.lr)
-        else:
-            torch._foreach_add_(self.datas, torch.autograd.grad(loss, self.params), alpha=-self.work.lr)
-
-    def round(self, cohort: Sequence[int]) -> None:
-        n, total = self.work.samples, torch.zeros_like(self.w)
-        for client in cohort:
-            self.w.copy_(self.server)
-            order = torch.randperm(n, device="cuda").add_(client * n)
-            for rows in order.split(self.work.batch):
-                self.step(rows)
-            total.add_(self.w.sub_(self.server), alpha=n)
-        self.server.add_(total, alpha=1 / (n * len(cohort)))
-        torch.cuda.synchronize()
-
-
-def bare_seconds(work: Workload, rounds: int, forms: Sequence[str]) -> dict[str, list[float]]:
-    """Seconds a round, by form of the gradient."""
-    found = {}
-    for form in forms:
-        loop, seconds = Bare(work, form), list[float]()
-        for _ in range(1 + rounds):
-            cohort = torch.randperm(work.clients)[: work.cohort].tolist()
-            start = time.perf_counter()
-            loop.round(cohort)
-            seconds.append(time.perf_counter() - start)
-        found[form] = seconds[1:]
-    return found
-
-
-class Laps:
-    """Seconds of each round of a run."""
-
-    def __init__(self, work: Workload, rounds: int):
-        self.work, self.rounds, self.times = work, rounds, [time.perf_counter()]
-
-    def round(self, row: dict[str, Any], clients: Sequence[Any]) -> None:
-        self.times.append(time.perf_counter())
-
-    def lap(self, *_: Any) -> None:
-        self.times.append(time.perf_counter())
-
-    @property
-    def seconds(self) -> list[float]:
-        return [b - a for a, b in zip(self.times, self.times[1:], strict=False)]
-
-
-@contextlib.contextmanager
-def out() -> Iterator[str]:
-    with tempfile.TemporaryDirectory() as folder:
-        yield f"out={folder}"
-
-
-def simulated(
-    work: Workload, rounds: int, *extra: str, model: Any = None, callbacks: Sequence[Any] = ()
-) -> Any:
-    """FedAvg on the serial engine, on the GPU unless ``extra`` says otherwise."""
-    x, y = work.data()
-    n = work.samples
-    with out() as folder:
-        return fedsim.simulate(
-            [
-                "strategy=fedavg",
-                "engine=serial",
-                "engine.device=cuda",
-                f"rounds={rounds}",
-                f"clients_per_round={work.cohort}",
-                f"client.lr={work.lr}",
-                "client.lr_decay=1",
-                "client.epochs=1",
-                f"client.batch_size={work.batch}",
-                "client.weight_decay=0",
-                "client.clip_norm=null",
-                "evaluation.every=1000000",
-                "checkpoint.every=0",
-                "tracker=quiet",
-                folder,
-                *extra,
-            ],
-            model=model or work.model(),
-            clients=[(x[i : i + n], y[i : i + n]) for i in range(0, len(x), n)],
-            callbacks=list(callbacks),
-        )
 
 
 # -- the findings ----------------------------------------------------------------------------------------------------
@@ -264,7 +140,7 @@ def rate(report: Report, side: str, work: Workload, seconds: Sequence[float], **
 
 def speed(report: Report, name: str, variants: Sequence[str], rounds: int, *more: str) -> None:
     """Clients per second of the bare loop, of fedsim, and of the bare loop again."""
-    work, forms = WORK[name], list(FORMS)
+    work, forms = WORK[name], list(FORMS[1:] if more else FORMS)
     mark = " tf32" if more else ""
     for turn in ("bare", "bare again"):
         if turn == "bare again":
@@ -273,7 +149,7 @@ def speed(report: Report, name: str, variants: Sequence[str], rounds: int, *more
                 run = lambda v=variant, c=laps: simulated(  # noqa: E731
                     work, WARM + rounds, *VARIANTS[v], *more, callbacks=[c]
                 )
-                report.part(f"{name} {variant}{mark}", 12, lambda r=run: {"loss": r().rows[-1]["train_loss"]})
+                report.part(f"{name} {variant}{mark}", 8, lambda r=run: {"loss": r().rows[-1]["train_loss"]})
                 if len(laps.seconds) > WARM + 1:
                     rate(report, f"{variant}{mark}", work, laps.seconds[WARM + 1 :])
         with exact(bool(more)):
@@ -283,12 +159,15 @@ def speed(report: Report, name: str, variants: Sequence[str], rounds: int, *more
         rate(report, f"{turn}{mark}", work, found[form], form=form)
 
 
-def flower_speed(report: Report, name: str, rounds: int) -> None:
+def peer_speed(report: Report, name: str, peer: str, rounds: int, share: float) -> None:
+    """Clients per second of another framework; of Flower with ``1 / share`` clients at a time on the GPU."""
     work = WORK[name]
     laps = Laps(work, rounds)
-    report.part(f"{name} flower", 60, lambda: flower(laps, gpus=0.25) and {})  # type: ignore[arg-type]
+    run = {"flwr": lambda: flower(laps, gpus=share), "pfl": lambda: pfl(laps)}[peer]  # type: ignore[arg-type]
+    report.part(f"{name} {peer}", 35, lambda: run() and {})
     if len(laps.seconds) > 1:
-        rate(report, "flower", work, laps.seconds[1:])
+        side = f"flower x{round(1 / share)}" if peer == "flwr" else peer
+        rate(report, side, work, laps.seconds[1:])
 
 
 def main() -> None:
@@ -299,27 +178,30 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--workloads", default="L,R,M")
     parser.add_argument("--variants", default="default,one by one,2 lanes,4 lanes,8 lanes,vectorised")
-    parser.add_argument("--parts", default="agreement,bits,speed,tf32,flower")
+    parser.add_argument("--parts", default="speed,tf32,bits,agreement,peers")
+    parser.add_argument(
+        "--flower-share", type=float, default=0.1, help="of the GPU for each client application"
+    )
     parser.add_argument("--rounds", type=float, default=1.0, help="factor of the timed rounds")
     args = parser.parse_args()
     report, parts = Report(args.seconds, args.out), args.parts.split(",")
     report.say(torch=torch.__version__, card=torch.cuda.get_device_name(), cuda=torch.version.cuda)
     names, variants = args.workloads.split(","), args.variants.split(",")
     for name in names:
-        if "agreement" in parts:
-            report.part(f"{name} agreement", 10, lambda n=name: agreement(n))
-    for name in (*names, "mixed"):
-        if "bits" in parts:
-            report.part(f"{name} bits", 15, lambda n=name: same_bits(n))
-    for name in names:
         rounds = max(3, int(ROUNDS[name] * args.rounds))
         if "speed" in parts:
             speed(report, name, variants, rounds)
         if "tf32" in parts and name == "R":
             speed(report, name, ["default"], rounds, "engine.tf32=true")
+    for name in (*names, "mixed"):
+        if "bits" in parts:
+            report.part(f"{name} bits", 15, lambda n=name: same_bits(n))
     for name in names:
-        if "flower" in parts and importlib.util.find_spec("flwr") is not None:
-            flower_speed(report, name, 3)
+        if "agreement" in parts:
+            report.part(f"{name} agreement", 10, lambda n=name: agreement(n))
+        for peer in ("flwr", "pfl"):
+            if "peers" in parts and importlib.util.find_spec(peer) is not None:
+                peer_speed(report, name, peer, 5, args.flower_share)
     report.table()
 
 

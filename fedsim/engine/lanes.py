@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from types import FunctionType
 from typing import Any
 
 import torch
@@ -24,7 +23,7 @@ from fedsim.engine.resident import Resident
 from fedsim.exchange.payload import Update
 from fedsim.local.job import Job
 from fedsim.task.captured import CapturedModel
-from fedsim.task.losses import WholeLoss
+from fedsim.task.losses import stateless
 from fedsim.task.vectors import FlatModel
 
 LANES, SHARE = 8, 0.25  # by default; of the GPU's free memory that models of lanes may take
@@ -32,11 +31,12 @@ VECTORS = 8  # of a model's size that a lane needs beside its activations: weigh
 
 
 def number(plan: Plan, model: FlatModel) -> int:
-    """Lanes of a worker: ``engine.lanes``, by default 8 on a GPU that has room for them. 1 is the plain loop."""
-    if plan.lanes or plan.device == "cpu":
-        return plan.lanes or 1
-    if (loss := plan.task.loss) is not None and not _without_state(loss):
+    """Lanes of a worker: ``engine.lanes``, by default 8 on a GPU that has room for them. 1 is the plain loop, as it is
+    with a loss that may keep something from batch to batch."""
+    if plan.lanes == 1 or (plan.device == "cpu" and not plan.lanes) or not stateless(plan.task.loss):
         return 1
+    if plan.lanes:
+        return plan.lanes
     size = VECTORS * model.w.numel() * model.w.element_size()
     free = torch.cuda.mem_get_info()[0]
     return max(1, min(LANES, int(SHARE * free / max(1, size))))
@@ -46,9 +46,8 @@ class Lane:
     """A resident of its own, and on a GPU a stream and a state of the generator that masks are drawn from."""
 
     def __init__(self, plan: Plan, main: Resident):
-        plan = replace(
-            plan, client=copy.deepcopy(plan.client)
-        )  # what its setup builds is used by one lane only
+        # what the client's setup builds is used by one lane only
+        plan = replace(plan, client=copy.deepcopy(plan.client))
         self._cuda = plan.device != "cpu"
         self._main: Any = None
         if self._cuda:
@@ -134,18 +133,6 @@ class Ahead:
             except (Exception, SystemExit) as e:
                 begun.error = e
         begun.spent = time.perf_counter() - start
-
-
-def _without_state(loss: Any) -> bool:
-    """Whether ``loss`` can keep nothing between batches, so that lanes may share it."""
-    if type(loss) is WholeLoss:
-        loss = loss.loss
-    plain = isinstance(loss, FunctionType) and not loss.__closure__
-    return plain or type(loss).__module__.startswith("torch.") or _partial_of_plain(loss)
-
-
-def _partial_of_plain(loss: Any) -> bool:
-    return isinstance(getattr(loss, "func", None), FunctionType) and _without_state(loss.func)
 
 
 def _generator() -> Any:

@@ -43,9 +43,7 @@ class Resident:
         self.model.autocast = torch.bfloat16 if plan.local.autocast else None
         self.part = LocalPart.of(plan.buffers, self.model.layout, plan.client.keeps(self.model.layout))
         self.data = plan.data.to(plan.device) if data is None else data
-        self.of_many: Callable[..., tuple[Tensor, Tensor]] | None = (
-            None  # gradients of several clients at once
-        )
+        self.of_many: Callable[..., tuple[Tensor, Tensor]] | None = None  # gradients of several clients
         self.others_draw = may_draw(plan)  # from NumPy's or Python's generator
         self.seed("setup")
         plan.client.setup(plan.task, self.model.layout)

@@ -25,7 +25,7 @@ from fedsim.local.interface import Stepwise
 from fedsim.local.job import Job
 from fedsim.local.kept import LocalPart
 from fedsim.task.captured import Captured
-from fedsim.task.losses import WholeLoss, call
+from fedsim.task.losses import WholeLoss, call, stateless
 from fedsim.task.vectors import FlatModel
 
 Gradient = Callable[[Tensor, Tree, Tree], tuple[Tensor, Tensor]]
@@ -38,14 +38,15 @@ class Trained(NamedTuple):
     update: Update
 
 
-SMALL = 1_000_000  # numbers of a model up to which vectorising beats lanes on a GPU (benchmarks/README.md)
+SMALL = 1_000_000  # numbers of a model up to which it is vectorised by default on a GPU
 
 
 def wanted(plan: Plan, model: FlatModel) -> bool:
-    """Whether chunks are to be vectorised: ``auto`` does with a small model on a GPU; on a CPU it was measured to
-    lose."""
-    small = plan.device != "cpu" and model.layout.size <= SMALL
-    return plan.vectorize == "on" or (plan.vectorize == "auto" and small)
+    """Whether chunks are to be vectorised. ``auto`` does so with a small model on a GPU, which has more to do then;
+    large ones are faster on lanes (benchmarks/README.md). On a CPU it was measured to lose."""
+    if plan.vectorize != "auto" or plan.device == "cpu":
+        return plan.vectorize == "on"
+    return model.layout.size <= SMALL
 
 
 def obstacle(plan: Plan, model: FlatModel) -> str | None:
@@ -264,7 +265,7 @@ def _gradient(resident: Resident) -> Gradient:
             return task.loss(call(module, x), y)
 
     gradient = vmap(grad_and_value(value))
-    if device == "cpu":
+    if device == "cpu" or not stateless(task.loss):
         return lambda w, x, y: gradient(w, x) if y is None else gradient(w, x, y)
     captured = Captured(gradient)
 

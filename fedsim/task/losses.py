@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from functools import partial
+from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 import torch.nn.functional as F
@@ -67,6 +68,17 @@ def takes_model(loss: LossFn) -> bool:
     """Whether the first parameter of a plain function is the model by name; a quick look."""
     code = getattr(loss, "__code__", None)
     return code is not None and code.co_varnames[:1] != () and code.co_varnames[0] in MODEL_NAMES
+
+
+def stateless(loss: Any) -> bool:
+    """Whether ``loss`` surely keeps nothing from batch to batch: a plain function, one with some arguments given, or
+    torch's own."""
+    if type(loss) is WholeLoss:
+        loss = loss.loss
+    if isinstance(loss, partial):
+        loss = loss.func
+    plain = isinstance(loss, FunctionType) and not loss.__closure__
+    return plain or isinstance(loss, BuiltinFunctionType) or type(loss).__module__.startswith("torch.")
 
 
 def is_binary(loss: Any) -> bool:
