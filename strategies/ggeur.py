@@ -92,9 +92,8 @@ class GGEUR(JudgesStatistics):
         self._check()
         filling = Filling(**{f.name: getattr(self, f.name) for f in fields(Filling)})
         privacy = GgeurPrivacy(min_count=self.min_count, clip=self.clip, noise=self.noise)
-        self.traits = replace(
-            self.base.traits, meets_all_clients=True, labels=True, discloses=DISCLOSES, **privacy.traits
-        )  # type: ignore[misc]
+        known: dict[str, Any] = {"meets_all_clients": True, "labels": True, "discloses": DISCLOSES}
+        self.traits = replace(self.base.traits, **known, **privacy.traits)  # type: ignore[misc]
         self.client = GgeurClient(self.base.client, filling, privacy)
 
     def _check(self) -> None:

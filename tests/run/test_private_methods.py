@@ -15,8 +15,8 @@ from fedsim.run.sound import check_privacy
 ROOT = Path(__file__).resolve().parents[2]
 LEVELS = ("client", "local", "record")
 NEEDS = {
-    **dict.fromkeys(("fedasync", "fedbuff"), ["system=lognormal"]),
-    **dict.fromkeys(("gossip", "gossip_fedavg", "gossip_async", "dpsgd"), ["topology=ring"]),
+    **{name: ["system=lognormal"] for name in ("fedasync", "fedbuff")},
+    **{name: ["topology=ring"] for name in ("gossip", "gossip_fedavg", "gossip_async", "dpsgd")},
     "fedsgd": ["client.steps=1"],
 }
 BASE = ["engine=serial", "privacy.z=1", "privacy.delta=1e-3", "client.steps=3"]
