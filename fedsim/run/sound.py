@@ -187,7 +187,7 @@ def _check_records(method: StrategyLike, config: DictConfig, privacy: Privacy) -
         )
     if privacy.epsilon is not None and config.engine.name == "flower":
         raise ConfigError(
-            "privacy.epsilon: with privacy=record the noise hangs on how many samples each client has, which the server "
+            "privacy.epsilon: with privacy=record the noise hangs on how many samples clients have, which the server "
             "of a deployment does not set; type privacy.z"
         )
     if config.client.accumulate > 1:
