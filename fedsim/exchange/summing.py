@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.errors import ClientError, EngineError, StrategyError, check_choice, check_setting
+from fedsim.errors import ClientError, EngineError, check_choice, check_setting
 from fedsim.exchange.codecs.codec import StageDraws
 from fedsim.exchange.compression import as_bytes, as_tensor
 from fedsim.exchange.payload import Outcome, Value
@@ -166,13 +166,9 @@ class SecureSums:
 def weighted_sums(secure: Ring, names: Sequence[str], kinds: Kinds, heaviest: float) -> dict[str, Any]:
     """Values of a message: which vectors are summed times clients' weights, and the weight that counts as 1.
 
-    Raises:
-        StrategyError: where a vector is to be summed with weights and without.
+    A vector that is summed with weights and without has uniform ones, so that both are one sum (``fedsim.run.sendable``).
     """
-    weighted = [name for name in names if "mean" in kinds[name]]
-    for name in weighted:
-        if "sum" in kinds[name]:
-            raise StrategyError(f"secagg: '{name}' is summed with weights and without; only one sum is made")
+    weighted = [name for name in names if "mean" in kinds[name] and "sum" not in kinds[name]]
     return {WEIGHTED: weighted, MAX_WEIGHT: float(secure.max_weight or heaviest)} if weighted else {}
 
 
