@@ -16,7 +16,7 @@ from torch import Tensor
 from fedsim.errors import ClientError, check_choice, check_setting
 from fedsim.exchange import codecs
 from fedsim.exchange.codecs import FrameCodec, StageDraws, compressed, scaled, to_frame, uncompressed
-from fedsim.exchange.codecs.frames import HEADER, zstandard
+from fedsim.exchange.codecs.framing import HEADER, zstandard
 
 if TYPE_CHECKING:
     from fedsim.exchange.noise import Draws

@@ -34,7 +34,7 @@ from fedsim.exchange.release import (
     shared_entries,
 )
 from fedsim.exchange.spending import Spending
-from fedsim.exchange.summing import MAX_WEIGHT, WEIGHTED
+from fedsim.exchange.summing import void, weighted_sums
 from fedsim.task.layout import Layout
 
 Folded = dict[tuple[str, str], Tensor]
@@ -87,37 +87,18 @@ class Landing:
         return {CLIP: self.central.bound} if adapts and self.central is not None else {}
 
     def weighted(self, kinds: Kinds, task: str) -> dict[str, Any]:
-        """What a message says of weighted sums in fixed point: of which vectors, and the weight that counts as 1.
-
-        Raises:
-            StrategyError: where a vector is to be summed with weights and without.
-        """
+        """What a message says of weighted sums in fixed point."""
         secure, privacy = self.release.secure, self.release.privacy
         if secure is None or (privacy is not None and privacy.central):
             return {}
-        names = [n for n in self.release.vectors(kinds, task) if "mean" in kinds[n]]
-        for name in names:
-            if "sum" in kinds[name]:
-                raise StrategyError(f"secagg: '{name}' is summed with weights and without; one sum is masked")
-        return {WEIGHTED: names, MAX_WEIGHT: float(secure.max_weight or self.terms.heaviest)} if names else {}
+        return weighted_sums(secure, self.release.vectors(kinds, task), kinds, self.terms.heaviest)
 
     def void(self, asked: int, outcomes: Sequence[Outcome]) -> str:
-        """Why the server cannot unmask the sum, if so; noted in the round's row."""
-        secure, came = self.release.secure, sum(o.kind == "ok" for o in outcomes)
-        if secure is None or came >= (t := secure.enough(asked)):
-            return ""
-        self.row["secagg"] = "void"
-        return f"secure aggregation is void: {came} of {asked} clients answered, {t} are needed"
-
-    def price(self, asked: int, outcomes: Sequence[Outcome]) -> None:
-        """Count the legs of masks beside the update: keys, shares, and those that reveal masks."""
-        secure = self.release.secure
-        if secure is None or not secure.masks or self.terms.deployed:
-            return
-        legs = secure.legs(asked)
-        for o in outcomes:
-            o.bytes_down += legs.down
-            o.bytes_up += legs.up if o.kind == "ok" else 0
+        """Why the server cannot take masks off the sum, if so; noted in the round's row."""
+        why = "" if self.release.secure is None else void(self.release.secure, asked, outcomes)
+        if why:
+            self.row["secagg"] = "void"
+        return why
 
     def land(
         self,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,14 +18,13 @@ from torch import Tensor
 from fedsim.errors import ClientError, EngineError, check_choice, check_setting
 from fedsim.exchange.codecs.codec import StageDraws
 from fedsim.exchange.compression import as_bytes, as_tensor
-from fedsim.exchange.payload import Value
+from fedsim.exchange.payload import Outcome, Value
 from fedsim.exchange.secagg.protocol import LegBytes, check_threshold, default_threshold
 from fedsim.exchange.secagg.ring import (
     ROUNDING,
     FixedPoint,
     read_ring_frame,
     residues_of,
-    ring_bytes,
     ring_frame,
     ring_levels,
     signed,
@@ -34,6 +33,8 @@ from fedsim.exchange.secagg.ring import (
 
 if TYPE_CHECKING:
     from fedsim.exchange.noise import Draws
+    from fedsim.exchange.release import Kinds
+    from fedsim.exchange.stages import Ring
 
 WEIGHTED = (
     "release/weighted"  # value of a message: names of vectors that are summed times the client's weight
@@ -91,14 +92,15 @@ class SecureSums:
         return as_tensor(ring_frame(residues_of(levels.cpu().numpy(), self.bits), self.bits))
 
     def opened(self, frame: Tensor, d: int) -> Tensor:
-        """The inverse of :meth:`frame`; refuses what is no frame of ``d`` residues."""
-        return torch.from_numpy(
-            np.ascontiguousarray(signed(read_ring_frame(as_bytes(frame), d, self.bits), self.bits))
-        )
+        """The inverse of :meth:`frame`.
 
-    def frame_bytes(self, d: int) -> int:
-        """Bytes of a frame of ``d`` residues."""
-        return ring_bytes(d, self.bits)
+        Raises:
+            ClientError: for what is no frame of ``d`` residues, or holds levels that no client may have.
+        """
+        q = signed(read_ring_frame(as_bytes(frame), d, self.bits), self.bits)
+        if not self.masks and (np.abs(q) > self.ring.L).any():
+            raise ClientError(f"a frame holds levels above {self.ring.L}, which would make the sum wrap")
+        return torch.from_numpy(np.ascontiguousarray(q))
 
     def factor(self, vector: str, weight: float, said: Mapping[str, Value]) -> float:
         """What a client's vector is multiplied by: its weight in the ring, by the message's values.
@@ -159,6 +161,33 @@ class SecureSums:
                 "secagg.reach is missing: no entry of an update may be larger; add secagg.reach=1"
             )
         return float(reach)
+
+
+def weighted_sums(secure: Ring, names: Sequence[str], kinds: Kinds, heaviest: float) -> dict[str, Any]:
+    """Values of a message: which vectors are summed times clients' weights, and the weight that counts as 1.
+
+    A vector that is summed with weights and without has uniform ones, so that both are one sum (``fedsim.run.sendable``).
+    """
+    weighted = [name for name in names if "mean" in kinds[name] and "sum" not in kinds[name]]
+    return {WEIGHTED: weighted, MAX_WEIGHT: float(secure.max_weight or heaviest)} if weighted else {}
+
+
+def void(secure: Ring, asked: int, outcomes: Sequence[Outcome]) -> str:
+    """Why the server cannot take masks off the sum of those who came, if so."""
+    came = sum(o.kind == "ok" for o in outcomes)
+    if came >= (t := secure.enough(asked)):
+        return ""
+    return f"secure aggregation is void: {came} of {asked} clients answered, {t} are needed"
+
+
+def price(secure: Ring | None, asked: int, outcomes: Sequence[Outcome]) -> None:
+    """Count the legs of masks beside the update: keys, shares, and those that take masks off."""
+    if secure is None or not secure.masks:
+        return
+    legs = secure.legs(asked)
+    for o in outcomes:
+        o.bytes_down += legs.down
+        o.bytes_up += legs.up if o.kind == "ok" else 0
 
 
 def _names(said: Mapping[str, Value]) -> Sequence[str]:

@@ -128,7 +128,7 @@ class Judge:
             )
         wanted, like = self._wanted(name, question)
         if self._framed(name, like, question):
-            most = MOST_FRAME + like.itemsize * torch.Size(wanted).numel()
+            most = MOST_FRAME + 8 * torch.Size(wanted).numel()
             if dtype != torch.uint8 or len(shape) != 1 or shape[0] > most:
                 raise ClientError(
                     f"'{name}' has shape {shape}, {dtype}; expected a frame of at most {most} bytes"

@@ -83,6 +83,11 @@ def landing(
         heaviest=float(max(context.sizes.max(), 1)),
     )
     _say_memory(config, work.release, context)
+    if work.release.secure is not None and context.share_buffers and context.layout.buffer_dim:
+        raise ConfigError(
+            "buffers=average: running statistics of BatchNorm would pass unmasked; with secagg type buffers=local, or "
+            "a model without them (model.norm=group)"
+        )
     if privacy is None:
         return Landing(work.release, terms)
     if privacy.level != "record" and context.share_buffers and context.layout.buffer_dim:

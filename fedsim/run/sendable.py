@@ -27,6 +27,11 @@ def check_sent(method: StrategyLike, config: DictConfig) -> None:
             raise ConfigError(
                 f"{group}: {name} has all samples in one place: nothing is sent; leave {group} out"
             )
+    if config.get("compression") and traits.peers:
+        raise ConfigError(
+            f"compression: peers of {name} send each other whole models over links of their own, which no codec shortens; "
+            "leave compression out"
+        )
     if config.get("compression"):
         _check_compression(method, config, part(config.compression, "compression"))
     if config.get("secagg"):
@@ -47,8 +52,8 @@ def _check_compression(method: StrategyLike, config: DictConfig, compression: Co
         )
     if "w" in fold and compression.takes("w") and compression.codec.shrinks:
         raise ConfigError(
-            f"compression: {type(method).__name__} sends weights ('w'), not differences, and this codec would set most of "
-            "them to zero; type compression=qsgd or rotate"
+            f"compression: {type(method).__name__} sends weights ('w'), not differences, and this codec would set most "
+            "of them to zero; type compression=qsgd or rotate"
         )
     names = [n for n in fold if n not in getattr(method, "statistics", ())]
     for wanted in compression.only or ():
@@ -69,6 +74,8 @@ def _check_secure(method: StrategyLike, config: DictConfig, secure: SecureSums) 
         raise ConfigError(
             f"secagg: {name} uses updates one by one, and a secure sum shows none; type strategy=fedavg, or secagg=none"
         )
+    if traits.discloses and fold:
+        raise ConfigError(f"secagg: {traits.discloses}")
     rule: Any = getattr(method, "aggregator", None)
     while isinstance(rule, partial):
         rule = rule.func
@@ -80,8 +87,13 @@ def _check_secure(method: StrategyLike, config: DictConfig, secure: SecureSums) 
     for array, kinds in fold_kinds(fold).items():
         if set(kinds) & {"stack", "cat"}:
             raise ConfigError(
-                f"secagg: {name} looks at single updates ('{array}'), and a secure sum shows none; type strategy=fedavg "
-                "or another method that averages"
+                f"secagg: {name} looks at single updates ('{array}'), and a secure sum shows none; type "
+                "strategy=fedavg or another method that averages"
+            )
+        if {"mean", "sum"} <= set(kinds) and vars(method).get("weighting") != "uniform":
+            raise ConfigError(
+                f"secagg: {name} needs '{array}' summed with weights and without, but only one sum is made; type "
+                "strategy.weighting=uniform"
             )
         if array in getattr(method, "statistics", ()):
             raise ConfigError(
@@ -100,8 +112,8 @@ def _check_secure(method: StrategyLike, config: DictConfig, secure: SecureSums) 
         )
     if secure.reach is None and not (privacy and privacy.level == "client"):
         raise ConfigError(
-            "secagg.reach is missing: the most that an entry of an update may be, where updates are not clipped. Larger "
-            "entries saturate and are counted (saturated); add secagg.reach=1"
+            "secagg.reach is missing: the most that an entry of an update may be, where updates are not clipped. "
+            "Larger entries saturate and are counted (saturated); add secagg.reach=1"
         )
     secure.check(config.clients_per_round)
     if secure.masks and config.engine.name == "flower":

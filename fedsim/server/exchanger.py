@@ -17,6 +17,8 @@ from fedsim.exchange.downlink import opened_down, packed_down
 from fedsim.exchange.fold import Fold, Folder, combine, fold_kinds
 from fedsim.exchange.landing import Landing
 from fedsim.exchange.payload import Message, Outcome, Payload
+from fedsim.exchange.secagg import LegBytes
+from fedsim.exchange.summing import price
 from fedsim.local.work import Work, work_of
 from fedsim.rng import key, seed_global
 from fedsim.server.clientstore import ClientStore
@@ -113,7 +115,7 @@ class Exchanger:
         """What the release makes of the sums; nothing, and no new client state, where too few came for masks."""
         broadcast, context = inquiry.broadcast, self.context
         if landing.release.vectors(broadcast.fold, broadcast.task):
-            landing.price(inquiry.cohort, outcomes)
+            price(landing.release.secure, inquiry.cohort, outcomes)
             if why := landing.void(inquiry.cohort, outcomes):
                 self.states.discard()
                 for o in outcomes:
@@ -124,6 +126,18 @@ class Exchanger:
         sent = opened_down(landing.release, broadcast.payload, *about)
         message = (broadcast.standing or Payload()).joined(sent)
         return landing.land(folded, broadcast.fold, broadcast.task, message, outcomes, round)
+
+    def legs(self, inquiry: Inquiry) -> LegBytes:
+        """What masks add to an exchange: bytes of each client, and round trips."""
+        secure = None if self.landing is None else self.landing.release.secure
+        broadcast = inquiry.broadcast
+        if (
+            secure is None
+            or not self.landing
+            or not self.landing.release.vectors(broadcast.fold, broadcast.task)
+        ):
+            return LegBytes(0, 0)
+        return secure.legs(inquiry.cohort)
 
     def try_out(self, inquiry: Inquiry) -> list[Outcome]:
         """The outcome of the first client with samples, whose update is not used; empty if nobody has any."""

@@ -42,7 +42,8 @@ def plan(
     if clock.predicts:
         _try_out(clock, exchanger, inquiry)
     message, works, layout = inquiry.message, inquiry.works, exchanger.context.layout
-    size = sent_bytes(inquiry.broadcast.payload, layout) + row_bytes(message.rows, layout)
+    legs = exchanger.legs(inquiry)
+    size = legs.down + sent_bytes(inquiry.broadcast.payload, layout) + row_bytes(message.rows, layout)
     down = [size + (sent_bytes(message.each[c], layout) if c in message.each else 0) for c in works]
     return clock.plan(
         works,
@@ -52,6 +53,7 @@ def plan(
         round=inquiry.broadcast.round,
         number=number,
         wanted=wanted,
+        trips=legs.trips,
     )
 
 

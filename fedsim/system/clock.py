@@ -81,6 +81,7 @@ class Clock:
         round: int,
         number: int = 0,
         wanted: int | None = None,
+        trips: int = 1,
     ) -> Schedule:
         """Decide the fate of every client of an exchange that starts now.
 
@@ -91,12 +92,13 @@ class Clock:
             kind: of exchange; predictions go by it.
             round: with ``number``, the exchange within it, keys the draws.
             wanted: answers after which the others are no longer waited for.
+            trips: round trips of the exchange, each of two latencies.
         """
         ids = np.fromiter(works, dtype=np.int64, count=len(works))
         down_bytes = np.asarray(bytes_down, dtype=np.float64)
         units, up_ratio = self.facts.get(kind, (self.cost.gradient, 1.0))
         down_rate, up_rate = (self.rate(way, ids, round, number) for way in ("down", "up"))
-        delay = self.fleet.latency[ids] / 1e3
+        delay = trips * self.fleet.latency[ids] / 1e3
         plan = Schedule(
             ids=ids,
             down=delay + down_bytes / down_rate,
@@ -106,6 +108,7 @@ class Clock:
             end=np.zeros(len(ids)),
             bytes_down=np.asarray(bytes_down, dtype=np.int64),
             works=dict(works),
+            trips=trips,
         )
         if self.system.stragglers == "partial":
             self._shorten(plan)
@@ -122,7 +125,7 @@ class Clock:
             i = place[o.client]
             if o.kind != "dropped":
                 plan.compute[i] = self.cost.units(o.gradients, o.forwards) / self.fleet.speed[o.client]
-                plan.up[i] = self.fleet.latency[o.client] / 1e3 + o.bytes_up / plan.up_rate[i]
+                plan.up[i] = plan.trips * self.fleet.latency[o.client] / 1e3 + o.bytes_up / plan.up_rate[i]
                 plan.end[i] = plan.down[i] + plan.compute[i] + plan.up[i]
                 arrivals.append(float(plan.end[i]))
         plan.seconds = max(arrivals)

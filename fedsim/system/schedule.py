@@ -28,6 +28,7 @@ class Schedule:
     bytes_down: np.ndarray
     works: dict[int, Work]
     dropped: dict[int, str] = field(default_factory=dict)
+    trips: int = 1  # round trips of the exchange
     enough: bool = False  # as many answers as were needed: nobody waits for the rest
     seconds: float = 0.0  # duration, once settled
 

@@ -45,7 +45,7 @@ from fedsim.exchange.codecs import (
     unpack_bits,
     unrotated,
 )
-from fedsim.exchange.codecs.frames import FrameHeader, float32_frame
+from fedsim.exchange.codecs.framing import FrameHeader, float32_frame
 from fedsim.rng import torch_rng
 
 SHAPES = ((64, 64), (64,), (10, 64), (10,))  # of the multilayer perceptron with 4810 weights

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from fedsim.errors import ClientError
-from fedsim.exchange.codecs.frames import (
+from fedsim.exchange.codecs.framing import (
     FLOAT32,
     HEADER,
     NAMES,
@@ -77,10 +77,12 @@ class FrameCodec:
     """Base of all codecs. From its traits the refusals follow."""
 
     id: ClassVar[int]
-    unbiased: bool = False  # E[decode(encode(v))] = v
-    lengthens: bool = False  # |decode(encode(v))| may exceed |v|
-    linear: bool = False  # sums of frames of several clients are frames of the sum
-    shrinks: bool = False  # it may set entries to zero or to one size: for differences, not for weights
+    unbiased: ClassVar[bool] = False  # E[decode(encode(v))] = v
+    lengthens: ClassVar[bool] = False  # |decode(encode(v))| may exceed |v|
+    linear: ClassVar[bool] = False  # sums of frames of several clients are frames of the sum
+    shrinks: ClassVar[bool] = (
+        False  # it may set entries to zero or to one size: for differences, not for weights
+    )
 
     def size(self, d: int, layout: Shapes = ()) -> int:
         """Bytes of a frame of ``d`` entries, header included, before zstd."""

@@ -20,7 +20,7 @@ from fedsim.exchange.codecs.codec import (
     check_header,
     check_length,
 )
-from fedsim.exchange.codecs.frames import HEADER, LARGEST, NAMES, FrameHeader, float32_bytes, read_float32
+from fedsim.exchange.codecs.framing import HEADER, LARGEST, NAMES, FrameHeader, float32_bytes, read_float32
 
 NORMS = ("max", "l2")
 Codes = NDArray[np.int64]

@@ -21,7 +21,7 @@ from fedsim.exchange.codecs.codec import (
     check_header,
     check_length,
 )
-from fedsim.exchange.codecs.frames import HEADER, NAMES, FrameHeader, float32_bytes, read_float32
+from fedsim.exchange.codecs.framing import HEADER, NAMES, FrameHeader, float32_bytes, read_float32
 
 
 def orthonormal(A: ArrayLike) -> Vector:
@@ -53,7 +53,7 @@ def low_rank_decoded(P: ArrayLike, Q: ArrayLike) -> Vector:
     return out
 
 
-class Part(NamedTuple):
+class TensorPart(NamedTuple):
     """One tensor of a vector: entries [start, stop), and its matrix (0, 0 if it goes as it is)."""
 
     start: int
@@ -122,18 +122,18 @@ class LowRank(FrameCodec):
                 out.append(slice(middle, at))
         return [*out, slice(at, size)]
 
-    def _parts(self, d: int, layout: Shapes) -> Iterator[Part]:
+    def _parts(self, d: int, layout: Shapes) -> Iterator[TensorPart]:
         """The tensors of a vector (d,); one that the layout does not describe is one tensor without rows."""
         sizes = [math.prod(shape) for shape in layout]
         if sum(sizes) != d:
-            yield Part(0, d, 0, 0)
+            yield TensorPart(0, d, 0, 0)
             return
         start = 0
         for shape, size in zip(layout, sizes, strict=True):
             rows = shape[0] if len(shape) > 1 else 0
             cols = size // rows if rows else 0
             shorter = self.rank * (rows + cols) < size
-            yield Part(start, start + size, *((rows, cols) if rows and shorter else (0, 0)))
+            yield TensorPart(start, start + size, *((rows, cols) if rows and shorter else (0, 0)))
             start += size
 
 

@@ -24,7 +24,7 @@ from fedsim.exchange.codecs.codec import (
     check_header,
     check_length,
 )
-from fedsim.exchange.codecs.frames import HEADER, NAMES, FrameHeader, float32_bytes, read_float32
+from fedsim.exchange.codecs.framing import HEADER, NAMES, FrameHeader, float32_bytes, read_float32
 
 MODES = ("unbiased", "least")
 
@@ -60,7 +60,7 @@ def rotated(v: ArrayLike, signs: ArrayLike) -> Vector:
     vector, D = np.asarray(v, dtype=np.float64), np.asarray(signs, dtype=np.float64)
     padded = np.zeros(len(D))
     padded[: len(vector)] = vector
-    return hadamard(D * padded) / np.sqrt(len(D))
+    return np.asarray(hadamard(D * padded) / np.sqrt(len(D)))
 
 
 def unrotated(r: ArrayLike, signs: ArrayLike, d: int) -> Vector:
@@ -90,7 +90,7 @@ def rotation_codes(r: ArrayLike, b: int, mode: str = "unbiased") -> tuple[NDArra
 def centroid_values(codes: ArrayLike, b: int) -> Vector:
     """The centroid q that each code stands for."""
     c = np.array(CENTROIDS[b])
-    return np.concatenate([c, -c])[np.asarray(codes)]
+    return np.asarray(np.concatenate([c, -c])[np.asarray(codes)])
 
 
 def rotation_decoded(codes: ArrayLike, scale: float, signs: ArrayLike, b: int, d: int) -> Vector:

@@ -25,7 +25,7 @@ from fedsim.exchange.codecs.codec import (
     check_header,
     check_length,
 )
-from fedsim.exchange.codecs.frames import BITMAP, HEADER, NAMES, FrameHeader, float32_bytes, read_float32
+from fedsim.exchange.codecs.framing import BITMAP, HEADER, NAMES, FrameHeader, float32_bytes, read_float32
 
 SCALES = ("unbiased", "contractive")
 

@@ -226,8 +226,10 @@ class LegBytes:
 
     up: int
     down: int
+    trips: int = 1  # round trips of an exchange
 
     @staticmethod
     def of(k: int, n: int, frame: int, message: int) -> LegBytes:
         """Keys, shares, the masked frame, shares revealed; keys and shares of neighbours, the message, survivors."""
-        return LegBytes(KEYS + SEALED * k + frame + SHARE * (k + 1), KEYS * k + SEALED * k + message + 8 * n)
+        up, down = KEYS + SEALED * k + frame + SHARE * (k + 1), (KEYS + SEALED) * k + message + 8 * n
+        return LegBytes(up, down, trips=4)

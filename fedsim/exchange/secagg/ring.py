@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fedsim.errors import ArgumentError, ClientError, EngineError
 from fedsim.exchange.codecs.bitstream import pack_bits, stream_bytes, unpack_bits
-from fedsim.exchange.codecs.frames import HEADER, RING, FrameHeader
+from fedsim.exchange.codecs.framing import HEADER, RING, FrameHeader
 
 Residues = NDArray[np.uint64]
 Levels = NDArray[np.int64]

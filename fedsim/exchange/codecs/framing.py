@@ -63,7 +63,7 @@ def float32_bytes(values: NDArray[Any]) -> bytes:
     """
     if values.size and not np.abs(values).max() <= LARGEST:
         raise ClientError(f"a vector holds NaN or numbers above {LARGEST:.3g}, which no float32 is")
-    return values.astype("<f4").tobytes()
+    return bytes(values.astype("<f4").tobytes())
 
 
 def read_float32(body: bytes, count: int) -> NDArray[np.float64]:
@@ -85,7 +85,7 @@ def compressed(frame: bytes) -> bytes:
     body = zstandard().ZstdCompressor(level=ZSTD_LEVEL).compress(frame[HEADER:])
     if len(body) >= len(frame) - HEADER:
         return frame
-    return FrameHeader(head.codec, head.bits, head.d, head.flags | ZSTD, head.bucket).pack() + body
+    return FrameHeader(head.codec, head.bits, head.d, head.flags | ZSTD, head.bucket).pack() + bytes(body)
 
 
 def uncompressed(frame: bytes, most: int) -> bytes:
@@ -107,7 +107,7 @@ def uncompressed(frame: bytes, most: int) -> bytes:
         whole = zstd.ZstdDecompressor().decompress(body, max_output_size=most, allow_extra_data=False)
     except zstd.ZstdError as error:
         raise ClientError(f"a compressed frame cannot be read: {error}") from None
-    return FrameHeader(head.codec, head.bits, head.d, head.flags & ~ZSTD, head.bucket).pack() + whole
+    return FrameHeader(head.codec, head.bits, head.d, head.flags & ~ZSTD, head.bucket).pack() + bytes(whole)
 
 
 def zstandard() -> Any:

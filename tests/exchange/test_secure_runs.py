@@ -1,0 +1,93 @@
+"""Secure sums in whole runs: integer sums of weighted updates, void rounds, bytes of the legs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hooks import hooked
+from problems import classification
+
+from fedsim.errors import ClientError
+from fedsim.exchange.secagg import ring_levels, to_levels
+from fedsim.exchange.summing import MAX_WEIGHT, WEIGHTED, SecureSums
+from fedsim.rng import torch_rng
+
+RING = ("secagg=ring", "secagg.reach=1")
+MASKS = ("secagg=masks", "secagg.reach=1")
+FRAME = 8 + 43 * 4  # bytes of 43 residues of 32 bits
+
+
+def hashes(result: Any) -> list[str]:
+    return [row["weights_hash"] for row in result.rows]
+
+
+def draws(stage: str) -> torch.Generator:
+    return torch_rng(0, stage)
+
+
+def test_a_weighted_mean_is_that_of_integers() -> None:
+    secure = SecureSums(bits=24, reach=2.0, most=4)
+    said = {WEIGHTED: ["delta"], MAX_WEIGHT: 10.0}
+    rng, L = np.random.default_rng(0), ring_levels(24, 4)
+    vectors, weights = rng.normal(scale=0.5, size=(3, 5)), [10.0, 3.0, 7.0]
+    entered = [
+        secure.enter("delta", torch.from_numpy(v), None, draws, secure.factor("delta", w, said))
+        for v, w in zip(vectors, weights, strict=True)
+    ]
+    expected = sum(to_levels(v * (w / 10), 2.0, L).q for v, w in zip(vectors, weights, strict=True))
+    total = sum(q for q, _ in entered)
+    assert total.tolist() == expected.tolist() and [s for _, s in entered] == [0, 0, 0]
+    mean = secure.leave("delta", total, None) / secure.denominator("delta", weights, said)
+    np.testing.assert_allclose(mean, np.average(vectors, axis=0, weights=weights), atol=1e-5)
+    assert secure.denominator("c", weights, said) == 3 and secure.factor("c", 99, said) == 1
+    for q, _ in entered:
+        assert torch.equal(secure.opened(secure.frame(q), 5), q)
+    with pytest.raises(ClientError, match="weighs 11"):
+        secure.factor("delta", 11, said)
+    with pytest.raises(ClientError, match="wrap"):
+        secure.opened(secure.frame(torch.full((5,), L + 1)), 5)
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "scaffold", "fedadam"])
+def test_close_to_the_plain_run_and_the_same_in_any_chunks(strategy: str) -> None:
+    """Integer sums depend on no order: other chunks, same bits."""
+    plain = classification().run(f"strategy={strategy}")
+    secure = classification().run(f"strategy={strategy}", *RING)
+    for name, w in plain.weights.items():
+        np.testing.assert_allclose(secure.weights[name], w, atol=1e-4)
+    assert all(row["saturated"] == 0 for row in secure.rows)
+    assert hashes(classification().run(f"strategy={strategy}", *RING, "engine.chunks=1")) == hashes(secure)
+    vectors = 2 if strategy == "scaffold" else 1
+    assert all(row["bytes_up"] == len(row["cohort"]) * (vectors * FRAME + 8) for row in secure.rows)
+
+
+def test_masks_give_the_bits_of_the_ring_and_count_their_legs() -> None:
+    ring, masks = classification().run(*RING), classification().run(*MASKS)
+    assert hashes(ring) == hashes(masks)
+    up, down = 64 + 152 * 2 + 52 * 3, 64 * 2 + 152 * 2 + 8 * 3  # each of three clients has two neighbours
+    for a, b in zip(ring.rows, masks.rows, strict=True):
+        assert b["bytes_up"] - a["bytes_up"] == 3 * up and b["bytes_down"] - a["bytes_down"] == 3 * down
+
+
+def test_a_reach_that_is_too_small_is_counted() -> None:
+    assert classification().run("secagg=ring", "secagg.reach=1e-4").rows[0]["saturated"] > 0
+
+
+def test_too_few_survivors_make_a_round_void() -> None:
+    """t = 2 of 3: with two lost the server can unmask nothing; the model and all states stay."""
+
+    def lost(job: Any) -> None:
+        if job.round == 1 and job.client != 2:
+            raise RuntimeError("lost")
+
+    strategy = hooked("scaffold", lost)
+    problem = classification(cohorts=[[0, 1, 2]] * 3, settings=("rounds=3", "client.epochs=1"))
+    result = problem.run(*MASKS, "clients_per_round=3", "failures.policy=skip", strategy=strategy)
+    assert [row.get("secagg") for row in result.rows] == [None, "void", None]
+    assert hashes(result)[1] == hashes(result)[0] != hashes(result)[2]
+    assert torch.equal(strategy.states[0]["c"], strategy.states[1]["c"])
+    (first, second) = (kept[2] for kept in strategy.kept[:2])
+    assert all(torch.equal(first[name], second[name]) for name in first)
