@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from fedsim.errors import EngineError, StrategyError
-from fedsim.exchange.accounting import Mechanism
 from fedsim.exchange.central import CentralNoise
 from fedsim.exchange.ledger import Ledger
 from fedsim.exchange.payload import DENOMINATOR, Outcome, Payload
@@ -35,31 +34,10 @@ from fedsim.exchange.release import (
 )
 from fedsim.exchange.spending import Spending
 from fedsim.exchange.summing import void, weighted_sums
-from fedsim.task.layout import Layout
+from fedsim.exchange.terms import Terms
 
 Folded = dict[tuple[str, str], Tensor]
 RECLIPPED = f"{OWN}reclipped"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Terms:
-    """What the server's half must know of a run."""
-
-    seed: int
-    layout: Layout
-    dtype: torch.dtype
-    cohort: float  # E
-    stays: tuple[slice, ...] = ()  # spans of ``w`` that never leave clients
-    mechanism: Mechanism | None = None
-    keyed: bool = True
-    deployed: bool = False  # clients are real: keyed noise protects nobody
-    rounds: int = 0
-    heaviest: float = 1.0  # most weight of a client in a mean
-    events: Mapping[int, int] = field(
-        default_factory=dict
-    )  # of each client in a round, at most: single samples
-    affords: int | None = None  # releases, where they are worked out before the run
-    apart: int = 0  # rounds between two turns of a client, at least
 
 
 @dataclass
@@ -220,7 +198,8 @@ class Landing:
     @property
     def _marks(self) -> dict[str, Any]:
         """Whether noise hides anything from who has the seed."""
-        return {"private": not (self.terms.deployed and self.terms.keyed)}
+        private = not (self.terms.deployed and self.terms.keyed)
+        return {"private": private, "not_private": ["train_loss", "clipped", "reclipped", "sum_norm"]}
 
     def _note(self, central: CentralNoise, ok: Sequence[Outcome], round: int) -> None:
         """The row's entries, and the bound of the next exchange."""
@@ -240,7 +219,6 @@ class Landing:
             "noise_norm": math.sqrt(sums[1]),
             "sum_norm": math.sqrt(sums[0]),
             "epsilon_valid": not privacy.assume_poisson,
-            "not_private": ["clipped", "reclipped", "sum_norm"],
         } | self._marks
         central.adapt(fits, round)
 

@@ -15,11 +15,12 @@ from fedsim.data.federated import FederatedData
 from fedsim.errors import ConfigError
 from fedsim.exchange.central import CentralNoise
 from fedsim.exchange.correlated import column
-from fedsim.exchange.landing import Landing, Terms
+from fedsim.exchange.landing import Landing
 from fedsim.exchange.ledger import Ledger
 from fedsim.exchange.privacy import Privacy
 from fedsim.exchange.release import Release
 from fedsim.exchange.spending import Spending
+from fedsim.exchange.terms import Terms
 from fedsim.local.kept import LocalPart
 from fedsim.run import budgeting
 from fedsim.run.budgeting import events, most_turns, rates, record_noise
