@@ -109,14 +109,25 @@ def landing(
         central = CentralNoise(privacy, config.seed, terms.cohort, keyed, **correlated)
         return Landing(work.release, terms, Ledger(folder, keyed), central)
     if privacy.local:
-        return Landing(work.release, terms, spending=Spending(privacy))
+        return _spending(Landing(work.release, terms, spending=Spending(privacy)), privacy)
     if context.layout.batch_norm:
         raise ConfigError(
             "privacy=record: BatchNorm mixes the samples of a batch, so no noise on single gradients hides one; type a "
             "model without it (model.norm=group)"
         )
     terms = replace(terms, events=events(work.local, context.sizes))
-    return Landing(work.release, terms, spending=Spending(privacy, rates(work.local, context.sizes)))
+    spending = Spending(privacy, rates(work.local, context.sizes))
+    return _spending(Landing(work.release, terms, spending=spending), privacy)
+
+
+def _spending(made: Landing, privacy: Privacy) -> Landing:
+    """The same, unless not even round 1 fits the budget."""
+    if made.spent(1):
+        raise ConfigError(
+            f"privacy.epsilon_max={privacy.epsilon_max}: not even round 1 fits with z={privacy.multiplier:g}; type a "
+            "larger privacy.z"
+        )
+    return made
 
 
 def _correlated(config: DictConfig, privacy: Privacy) -> dict[str, Any]:
@@ -144,7 +155,8 @@ def _central(config: DictConfig, privacy: Privacy, cohorts: bool) -> dict[str, A
     mechanism = budgeting.mechanism_of(config, privacy, privacy.multiplier, cohorts)
     apart = budgeting.apart(config, privacy)
     out: dict[str, Any] = {"mechanism": mechanism, "apart": apart, "rounds": config.rounds}
-    if privacy.epsilon_max is not None and privacy.accountant == "pld" and mechanism.sensitivity is None:
+    slow = privacy.accountant == "pld" or mechanism.event == "truncated"
+    if privacy.epsilon_max is not None and slow and mechanism.sensitivity is None:
         assert privacy.delta is not None
         out["affords"] = mechanism.affordable(privacy.epsilon_max, config.rounds, privacy.delta, "pld")
     return out
