@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fedsim.errors import ArgumentError
-from fedsim.exchange import noise
+from fedsim.exchange import normals as noise
 from fedsim.exchange.accounting import ADD_REMOVE, Mechanism
 from fedsim.exchange.correlated import next_noise, nodes
 from fedsim.exchange.privacy import Privacy

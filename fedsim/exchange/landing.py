@@ -18,6 +18,7 @@ from torch import Tensor
 from fedsim.errors import EngineError, StrategyError
 from fedsim.exchange.central import CentralNoise
 from fedsim.exchange.ledger import Ledger
+from fedsim.exchange.measured_tasks import is_measuring
 from fedsim.exchange.payload import DENOMINATOR, Outcome, Payload
 from fedsim.exchange.release import (
     CLIP,
@@ -33,7 +34,6 @@ from fedsim.exchange.release import (
 )
 from fedsim.exchange.spending import Spending
 from fedsim.exchange.summing import void, weighted_sums
-from fedsim.exchange.tasks import is_measuring
 from fedsim.exchange.terms import Terms
 
 Folded = dict[tuple[str, str], Tensor]

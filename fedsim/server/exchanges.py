@@ -11,8 +11,8 @@ from torch import Tensor
 
 from fedsim.errors import ClientError, StrategyError, ThinRoundError
 from fedsim.exchange.fold import Fold
+from fedsim.exchange.measured_tasks import is_measuring
 from fedsim.exchange.payload import Message, Outcome, Payload, Replies
-from fedsim.exchange.tasks import is_measuring
 from fedsim.local.newcomer import HELD_OUT
 from fedsim.sampling import Population, Sampler
 from fedsim.sampling.rules import Measure
