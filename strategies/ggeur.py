@@ -32,13 +32,12 @@ from fedsim.task.task import Task
 from fedsim.task.threads import one_thread
 from fedsim.task.vectors import Weights
 from strategies.base import State, Strategy, check
-from strategies.statistics import JudgesStatistics
+from strategies.statistics import SAID, JudgesStatistics
 
 __all__ = ["GGEUR", "augment", "class_geometry", "class_statistics", "merge_statistics"]
 
 SHAPES, UNREAD = ("global", "own", "none"), {"total": ("fill", ("paper",))}
 FOLD: Fold = {"n": "stack", "mean": "cat", "factor": "cat"}
-DISCLOSES = "clients of GGEUR send mean and covariance of each class without this noise; type strategy=fedavg"
 LOST = ("failed", "nonfinite", "dropped")  # a client without statistics: no geometry, no training this time
 
 
@@ -67,7 +66,7 @@ class GGEUR(JudgesStatistics):
     """
 
     caches: ClassVar[frozenset[str]] = frozenset({"_sent"})
-    traits: ClassVar[Traits] = Traits(meets_all_clients=True, labels=True, unread=UNREAD, discloses=DISCLOSES)
+    traits: ClassVar[Traits] = Traits(unread=UNREAD, **SAID)
     base: Strategy
     target: int | None
     per_prototype: int
@@ -92,8 +91,7 @@ class GGEUR(JudgesStatistics):
         self._check()
         filling = Filling(**{f.name: getattr(self, f.name) for f in fields(Filling)})
         privacy = GgeurPrivacy(min_count=self.min_count, clip=self.clip, noise=self.noise)
-        known: dict[str, Any] = {"meets_all_clients": True, "labels": True, "discloses": DISCLOSES}
-        self.traits = replace(self.base.traits, **known, **privacy.traits)  # type: ignore[misc]
+        self.traits = replace(self.base.traits, **SAID, **privacy.traits)  # type: ignore[misc]
         self.client = GgeurClient(self.base.client, filling, privacy)
 
     def _check(self) -> None:
