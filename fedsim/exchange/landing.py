@@ -30,6 +30,7 @@ from fedsim.exchange.release import (
     _flat,
     _shaped,
     _slots,
+    clip,
     shared_entries,
 )
 from fedsim.exchange.spending import Spending
@@ -131,6 +132,12 @@ class Landing:
         z, bound = central.privacy.multiplier, central.bound
         self.ledger.write(round + 1, self._exchange, vectors=names, z=z, clip=bound, cohort=len(ok))
         self._released, self._made = self.ledger.upto(round + 1), self._made + 1
+
+    def clipped(self, name: str, v: Tensor) -> Tensor:
+        """A vector no longer than its bound, whoever made it."""
+        vector = name != "buffers" and name not in self.release.statistics and v.is_floating_point()
+        bound = self.release.bound(name, self.values) if self.central is not None and vector else None
+        return v if bound is None else clip(v, bound)[0]
 
     def _divisor(self, name: str, ok: Sequence[Outcome], message: Payload) -> float:
         """What the sum of a vector is divided by for its mean."""

@@ -156,7 +156,14 @@ class Release:
         return self.privacy is not None and self.privacy.local
 
     def _encoded(
-        self, name: str, v: Tensor, bound: float | None, about: Leaving, sent: Released, count: int, weight: float
+        self,
+        name: str,
+        v: Tensor,
+        bound: float | None,
+        about: Leaving,
+        sent: Released,
+        count: int,
+        weight: float,
     ) -> None:
         """The stages after the clip, on one of ``count`` vectors, without padding and in float64."""
         slots, draws, codec = _slots(v, about.layout), about.draws(name), self.compression

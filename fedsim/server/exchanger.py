@@ -100,7 +100,8 @@ class Exchanger:
 
         folded = combine(accepted(), len(inquiry.clients))
         if self.collusion is not None:
-            folded = self.collusion.apply(folded, outcomes, broadcast.fold, self.context.layout)
+            again = None if self.landing is None else self.landing.clipped
+            folded = self.collusion.apply(folded, outcomes, broadcast.fold, self.context.layout, again)
         if self.landing is not None:
             folded = self._landed(self.landing, inquiry, folded, outcomes, round)
         for o in outcomes:

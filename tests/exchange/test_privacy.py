@@ -14,7 +14,8 @@ from fedsim.exchange import normals as noise
 from fedsim.exchange.central import CentralNoise, adapted, z_delta
 from fedsim.exchange.correlated import column, correlated, levels, nodes, sensitivity
 from fedsim.exchange.privacy import AdaptiveClip, Privacy
-from fedsim.exchange.release import clip
+from fedsim.exchange.release import RESIDUAL, Leaving, Release, clip
+from fedsim.task.layout import Layout
 
 
 def golden(name: str) -> dict[str, np.ndarray]:
@@ -181,3 +182,38 @@ def test_what_else_an_update_holds_is_refused() -> None:
     ):
         with pytest.raises(ClientError, match=why):
             privacy.check_update(arrays, ["delta"], values, frozenset())
+
+
+class Doubling:
+    """A codec whose vectors arrive twice as long."""
+
+    unbiased = linear = False
+    lengthens = feedback = True
+    feedback_decay = 1.0
+
+    def takes(self, vector: str) -> bool:
+        return True
+
+    def encode(self, v: torch.Tensor, *_: object) -> torch.Tensor:
+        return torch.from_numpy(np.frombuffer(v.numpy().tobytes(), dtype=np.uint8).copy())
+
+    def decode(self, frame: torch.Tensor, *_: object) -> torch.Tensor:
+        return 2 * torch.from_numpy(np.frombuffer(frame.numpy().tobytes(), dtype=np.float64).copy())
+
+    def shrink(self, frame: torch.Tensor, factor: float, *_: object) -> torch.Tensor:
+        return self.encode(self.decode(frame) / 2 * factor)
+
+
+def test_clip_comes_before_the_residual_and_the_frame_is_fitted() -> None:
+    """(3, 0, 4) is clipped to (.6, 0, .8); what was left of before is added; what is decoded is no longer than C."""
+    layout = Layout(torch.nn.Linear(3, 1, bias=False), torch.float64)
+    kept = {f"{RESIDUAL}delta": torch.tensor([1.0, 0.0, 0.0])}
+    about = Leaving(0, 0, 0, "fit", layout, kept=kept)
+    v = layout.expand(torch.tensor([3.0, 0.0, 4.0], dtype=torch.float64))
+    release = Release(settings(), Doubling())  # type: ignore[arg-type]
+    sent = release.leave({"delta": v}, {"weight": 1.0}, {"delta": ("sum",)}, about)
+    x = np.array([1.6, 0.0, 0.8])
+    y = layout.compact(sent.arrays["delta"]).numpy()
+    np.testing.assert_allclose(y, x / np.linalg.norm(x), atol=1e-12)
+    np.testing.assert_allclose(sent.state[f"{RESIDUAL}delta"].numpy(), x - y, atol=1e-12)
+    assert sent.values["release/fits"] == 0.0 and sent.frames["delta"].dtype == torch.uint8

@@ -16,6 +16,7 @@ from fedsim.errors import CheckpointError
 from fedsim.exchange import normals as noise
 from fedsim.exchange.landing import Landing
 from fedsim.local import sample_noise as records
+from fedsim.replay.membership import accounted
 from fedsim.task.vectors import FlatModel
 
 CLIENT = ("privacy=client", "strategy.weighting=uniform", "privacy.delta=1e-2")
@@ -96,6 +97,7 @@ def test_a_budget_ends_the_run(tmp_path: Path) -> None:
     assert spent == sorted(spent) and spent[-1] <= 3 < spent[-1] + (spent[-1] - spent[-2])
     assert result.summary["stopped"] == "privacy budget" and result.summary["status"] == "done"
     assert result.summary["privacy"]["relation"] == "add_remove" and len(ledger) == len(rows) < 30
+    assert accounted(result.dir) == (spent[-1], 1e-2)  # what an audit holds against its bound
     empty = [row for row in rows if not row["cohort"]]
     assert empty and all(row["noise_norm"] > 0 and row["sum_norm"] == 0 for row in empty)
     assert len({row["weights_hash"] for row in rows}) == len(rows)
