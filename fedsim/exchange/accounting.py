@@ -111,7 +111,7 @@ class Mechanism:
 
         def off(log_z: float) -> float:
             found = replace(self, z=math.exp(log_z)).epsilon(releases, delta, accountant)[0]
-            return math.log(max(found, 1e-12) / epsilon)
+            return math.log(min(max(found, 1e-12), 1e12) / epsilon)
 
         low, high = -3.0, 0.0
         while off(high) > 0:

@@ -99,7 +99,7 @@ class Landing:
         if ring is not None:
             self.row["saturated"] = int(sum(o.metrics.get(SATURATED, 0.0) for o in ok))
         if self.spending is not None:
-            self.spending.add(ok)
+            self.spending.add(ok, self.terms.events)
             self.row |= self.spending.row() | self._marks
         if self.central is not None:
             self._enter(self.central, names, ok, round)
@@ -221,17 +221,17 @@ class Landing:
     def spent(self, round: int) -> bool:
         """Whether ``round`` (from 1) would exceed ``privacy.epsilon_max``."""
         privacy, mechanism = self.release.privacy, self.terms.mechanism
-        if privacy is None or privacy.epsilon_max is None:
+        if privacy is None or (most := privacy.most) is None:
             return False
         if self.spending is not None:
-            return self.spending.exceeds(privacy.epsilon_max, self.terms.events)
+            return self.spending.exceeds(most, self.terms.events)
         if mechanism is None or self.ledger is None:
             return False
         count = self.ledger.after(round)
         if self.terms.affords is not None:
             return count > self.terms.affords
         assert privacy.delta is not None
-        return mechanism.epsilon(count, privacy.delta)[0] > privacy.epsilon_max
+        return mechanism.epsilon(count, privacy.delta)[0] > most
 
     def check_asked(self, task: str, clients: Sequence[int], cohort: Sequence[int]) -> None:
         """Refuse to ask others than the round's cohort: who was drawn is all that is accounted for.

@@ -111,6 +111,11 @@ class Privacy:
         return found
 
     @property
+    def most(self) -> float | None:
+        """Epsilon before which the run ends: also that which z was found for, where rules differ in gradients a step."""
+        return self.epsilon if self.epsilon_max is None and self.level == "record" else self.epsilon_max
+
+    @property
     def span_matters(self) -> bool:
         """Whether another number of rounds is another mechanism."""
         return self.epsilon is not None or self.mechanism != "gaussian"

@@ -124,7 +124,7 @@ def _spending(made: Landing, privacy: Privacy) -> Landing:
     """The same, unless not even round 1 fits the budget."""
     if made.spent(1):
         raise ConfigError(
-            f"privacy.epsilon_max={privacy.epsilon_max}: not even round 1 fits with z={privacy.multiplier:g}; type a "
+            f"privacy.epsilon_max={privacy.most}: not even round 1 fits with z={privacy.multiplier:g}; type a "
             "larger privacy.z"
         )
     return made

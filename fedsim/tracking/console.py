@@ -98,7 +98,7 @@ class ConsoleTracker(Tracker):
         parts = [f"round {self._at()}/{self._run.rounds}"]
         if "accuracy" in self._measured:
             parts.append(f"accuracy {_percent(self._measured['accuracy'])} (best {_percent(self._best)})")
-        if spent := summary.get("privacy"):
+        if (spent := summary.get("privacy")) and spent["epsilon"] is not None:
             parts.append(f"epsilon {spent['epsilon']:.3g} at delta {spent['delta']:g} ({spent['relation']})")
         if reason := summary.get("error") or summary.get("reason") or summary.get("stopped"):
             parts.append(headline(str(reason)))
