@@ -77,7 +77,12 @@ class Privacy:
             check(value in allowed, name, value, f"choose one of {', '.join(allowed)}")
         _check_amounts(self)
         if self.level != "client":
-            for name, off in (("mechanism", "gaussian"), ("cap", None), ("assume_poisson", False)):
+            for name, off in (
+                ("mechanism", "gaussian"),
+                ("cap", None),
+                ("assume_poisson", False),
+                ("accountant", "rdp"),
+            ):
                 value = getattr(self, name)
                 check(value == off, name, value, f"goes with privacy=client only; leave {name} out")
             check(
@@ -112,7 +117,7 @@ class Privacy:
 
     @property
     def most(self) -> float | None:
-        """Epsilon before which the run ends: also that which z was found for, where rules differ in gradients a step."""
+        """Epsilon before which the run ends: also that which z was found for, where rules differ in their gradients."""
         return self.epsilon if self.epsilon_max is None and self.level == "record" else self.epsilon_max
 
     @property

@@ -21,7 +21,7 @@ class Spending:
     def __init__(self, privacy: Privacy, rates: Rates | None = None):
         self._privacy, self._rates = privacy, rates or {}
         self._counts: dict[int, int] = {}
-        self._most = 1.0  # events of a round in multiples of the steps that it was to have: two gradients a step are two
+        self._most = 1.0  # events of a round in multiples of its steps: of rules with two gradients a step 2
 
     def add(self, ok: Sequence[Outcome], planned: Mapping[int, int]) -> None:
         """Count what one exchange released; ``planned``: steps that each client was to take."""

@@ -161,6 +161,7 @@ def test_deviation_and_keys_of_noise() -> None:
         ({"clips": {"c": 0.0}}, "clips.c"),
         ({"level": "local", "clip": "adaptive"}, "privacy=client only"),
         ({"level": "local", "mechanism": "tree"}, "privacy=client only"),
+        ({"level": "record", "accountant": "pld"}, "privacy=client only"),
         ({"mechanism": "banded", "clip": "adaptive"}, "one bound"),
         ({"accountant": "prv"}, "choose one of rdp, pld"),
     ],
