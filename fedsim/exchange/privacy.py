@@ -25,6 +25,12 @@ check = partial(check_setting, "privacy")
 LEVELS = ("client", "local", "record")
 MECHANISMS = ("gaussian", "banded", "tree")
 ACCOUNTANTS = ("rdp", "pld")
+CENTRAL_ONLY = {
+    "mechanism": "gaussian",
+    "cap": None,
+    "assume_poisson": False,
+    "accountant": "rdp",
+}  # else as here
 
 
 @dataclass(frozen=True, kw_only=True)
