@@ -166,7 +166,7 @@ class SecureSums:
 def weighted_sums(secure: Ring, names: Sequence[str], kinds: Kinds, heaviest: float) -> dict[str, Any]:
     """Values of a message: which vectors are summed times clients' weights, and the weight that counts as 1.
 
-    A vector that is summed with weights and without has uniform ones, so that both are one sum (``fedsim.run.sendable``).
+    One that is summed with weights and without has uniform ones, so that both are one sum (``fedsim.run.sendable``).
     """
     weighted = [name for name in names if "mean" in kinds[name] and "sum" not in kinds[name]]
     return {WEIGHTED: weighted, MAX_WEIGHT: float(secure.max_weight or heaviest)} if weighted else {}

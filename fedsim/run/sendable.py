@@ -29,8 +29,8 @@ def check_sent(method: StrategyLike, config: DictConfig) -> None:
             )
     if config.get("compression") and traits.peers:
         raise ConfigError(
-            f"compression: peers of {name} send each other whole models over links of their own, which no codec shortens; "
-            "leave compression out"
+            f"compression: peers of {name} send each other whole models over links of their own, which no codec "
+            "shortens; leave compression out"
         )
     if config.get("compression"):
         _check_compression(method, config, part(config.compression, "compression"))
