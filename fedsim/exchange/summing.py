@@ -84,8 +84,9 @@ class SecureSums:
         return torch.from_numpy(found.q), found.saturated
 
     def leave(self, vector: str, total: Tensor, bound: float | None) -> Tensor:
-        """The real sum, of any shape, float64: the integer one times step = reach/L."""
-        return total.double() * (self._reach(bound) / self.ring.L)
+        """The real sum, of any shape, float64: the integer one, mod R and read as signed, times step = reach/L."""
+        whole = torch.from_numpy(np.asarray(signed(residues_of(total.cpu().numpy(), self.bits), self.bits)))
+        return whole.double() * (self._reach(bound) / self.ring.L)
 
     def frame(self, levels: Tensor) -> Tensor:
         """Levels (d,) as they travel: residues of ``bits`` bits each."""
