@@ -27,6 +27,7 @@ from fedsim.exchange.secagg.ring import (
     residues_of,
     ring_frame,
     ring_levels,
+    rounding_growth,
     signed,
     to_levels,
 )
@@ -78,9 +79,20 @@ class SecureSums:
     def enter(
         self, vector: str, v: Tensor, bound: float | None, draws: Draws, factor: float = 1.0
     ) -> tuple[Tensor, int]:
-        """Levels (d,), int64, of ``v`` (d,) times ``factor``; and how many entries were beyond reach."""
+        """Levels (d,), int64, of ``v`` (d,) times ``factor``; and how many entries were beyond reach.
+
+        Where lengths are bounded, so is that of the levels: rounding may add to it, and ``v`` leaves room for that.
+        """
         u = StageDraws(draws).uniforms(len(v)) if self.round == "stochastic" else None
-        found = self.ring.levels(v.cpu().numpy() * factor, self._reach(bound), u)
+        x, reach = v.cpu().numpy() * factor, self._reach(bound)
+        if bound is not None:
+            room = bound - rounding_growth(len(x), reach / self.ring.L, self.round)
+            if room <= bound / 2:
+                raise ClientError(
+                    f"secagg.bits={self.bits}: rounding {len(x)} entries is as long as the clip bound; more bits"
+                )
+            x = x * min(1.0, room / max(float(np.sqrt(np.sum(x * x))), room))
+        found = self.ring.levels(x, reach, u)
         return torch.from_numpy(found.q), found.saturated
 
     def leave(self, vector: str, total: Tensor, bound: float | None) -> Tensor:

@@ -51,6 +51,19 @@ def test_a_weighted_mean_is_that_of_integers() -> None:
         secure.opened(secure.frame(torch.full((5,), L + 1)), 5)
 
 
+@pytest.mark.parametrize("round", ["nearest", "stochastic"])
+def test_levels_of_a_clipped_vector_are_no_longer_than_the_bound(round: str) -> None:
+    """Rounding lengthens by up to step sqrt(d)/2, stochastic step sqrt(d); the noise is made for the bound."""
+    secure = SecureSums(bits=16, most=20, round=round)
+    for seed in range(20):
+        v = np.random.default_rng(seed).normal(size=400)
+        q, beyond = secure.enter("delta", torch.from_numpy(v / np.linalg.norm(v) * 3), 3.0, draws)
+        length = float(secure.leave("delta", q, 3.0).norm())
+        assert 2.9 < length <= 3.0 and beyond == 0
+    with pytest.raises(ClientError, match="more bits"):
+        SecureSums(bits=8, most=20).enter("delta", torch.ones(400), 3.0, draws)
+
+
 @pytest.mark.parametrize("strategy", ["fedavg", "scaffold", "fedadam"])
 def test_close_to_the_plain_run_and_the_same_in_any_chunks(strategy: str) -> None:
     """Integer sums depend on no order: other chunks, same bits."""
