@@ -19,7 +19,7 @@ from fedsim.exchange.codecs import FrameCodec, StageDraws, compressed, scaled, t
 from fedsim.exchange.codecs.framing import HEADER, zstandard
 
 if TYPE_CHECKING:
-    from fedsim.exchange.noise import Draws
+    from fedsim.exchange.normals import Draws
     from fedsim.task.layout import Layout
 
 DENSE = ("qsgd", "rotate")  # codecs that send every entry: those a model can be sent by

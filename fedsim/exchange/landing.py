@@ -8,7 +8,6 @@ budget: each gets noise of std ``z C_g sqrt(G)``.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -17,9 +16,9 @@ import torch
 from torch import Tensor
 
 from fedsim.errors import EngineError, StrategyError
-from fedsim.exchange.accounting import Mechanism
 from fedsim.exchange.central import CentralNoise
 from fedsim.exchange.ledger import Ledger
+from fedsim.exchange.measured_tasks import is_measuring
 from fedsim.exchange.payload import DENOMINATOR, Outcome, Payload
 from fedsim.exchange.release import (
     CLIP,
@@ -35,31 +34,10 @@ from fedsim.exchange.release import (
 )
 from fedsim.exchange.spending import Spending
 from fedsim.exchange.summing import void, weighted_sums
-from fedsim.task.layout import Layout
+from fedsim.exchange.terms import Terms
 
 Folded = dict[tuple[str, str], Tensor]
 RECLIPPED = f"{OWN}reclipped"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Terms:
-    """What the server's half must know of a run."""
-
-    seed: int
-    layout: Layout
-    dtype: torch.dtype
-    cohort: float  # E
-    stays: tuple[slice, ...] = ()  # spans of ``w`` that never leave clients
-    mechanism: Mechanism | None = None
-    keyed: bool = True
-    deployed: bool = False  # clients are real: keyed noise protects nobody
-    rounds: int = 0
-    heaviest: float = 1.0  # most weight of a client in a mean
-    events: Mapping[int, int] = field(
-        default_factory=dict
-    )  # of each client in a round, at most: single samples
-    affords: int | None = None  # releases, where they are worked out before the run
-    apart: int = 0  # rounds between two turns of a client, at least
 
 
 @dataclass
@@ -77,7 +55,8 @@ class Landing:
     _turns: dict[int, int] = field(
         default_factory=dict
     )  # last round of each client, where turns are far apart
-    _released: int = 0
+    _released: int = 0  # as the ledger says
+    _made: int = 0  # of the rounds that count
 
     @property
     def values(self) -> dict[str, Any]:
@@ -151,7 +130,7 @@ class Landing:
         assert self.ledger is not None
         z, bound = central.privacy.multiplier, central.bound
         self.ledger.write(round + 1, self._exchange, vectors=names, z=z, clip=bound, cohort=len(ok))
-        self._released = len(self.ledger)
+        self._released, self._made = self.ledger.upto(round + 1), self._made + 1
 
     def _divisor(self, name: str, ok: Sequence[Outcome], message: Payload) -> float:
         """What the sum of a vector is divided by for its mean."""
@@ -192,7 +171,7 @@ class Landing:
         layout = self.terms.layout
         slots = _slots(total, layout)
         x = _flat(total, slots).double()
-        added = central.of(name, x.numel(), bound, count, round, self._exchange, self._released)
+        added = central.of(name, x.numel(), bound, count, round, self._exchange, self._made)
         if (mask := shared_entries(layout, self.terms.stays, total, slots)) is not None:
             added = added * mask
         sums = self.row.setdefault("_sums", [0.0, 0.0])
@@ -220,28 +199,16 @@ class Landing:
     @property
     def _marks(self) -> dict[str, Any]:
         """Whether noise hides anything from who has the seed."""
-        return {"private": not (self.terms.deployed and self.terms.keyed)}
+        private = not (self.terms.deployed and self.terms.keyed)
+        return {"private": private, "not_private": ["train_loss", "clipped", "reclipped", "sum_norm"]}
 
     def _note(self, central: CentralNoise, ok: Sequence[Outcome], round: int) -> None:
         """The row's entries, and the bound of the next exchange."""
-        privacy = central.privacy
-        assert self.terms.mechanism is not None and privacy.delta is not None
+        assert self.terms.mechanism is not None
         fits = [float(cast(float, o.values.get(FITS, 1.0))) for o in ok]
+        long = sum(int(cast(int, o.values.get(RECLIPPED, 0))) for o in ok)
         sums = self.row.pop("_sums", [0.0, 0.0])
-        eps, relation = self.terms.mechanism.epsilon(self._released, privacy.delta)
-        self.row |= {
-            "epsilon": eps,
-            "delta": privacy.delta,
-            "relation": relation,
-            "z": privacy.multiplier,
-            "C": central.bound,
-            "clipped": 1 - sum(fits) / len(fits) if fits else 0.0,
-            "reclipped": sum(int(cast(int, o.values.get(RECLIPPED, 0))) for o in ok),
-            "noise_norm": math.sqrt(sums[1]),
-            "sum_norm": math.sqrt(sums[0]),
-            "epsilon_valid": not privacy.assume_poisson,
-            "not_private": ["clipped", "reclipped", "sum_norm"],
-        } | self._marks
+        self.row |= central.row(self.terms.mechanism, self._released, fits, long, sums) | self._marks
         central.adapt(fits, round)
 
     def spent(self, round: int) -> bool:
@@ -259,6 +226,18 @@ class Landing:
         assert privacy.delta is not None
         return mechanism.epsilon(count, privacy.delta)[0] > privacy.epsilon_max
 
+    def check_asked(self, task: str, clients: Sequence[int], cohort: Sequence[int]) -> None:
+        """Refuse to ask others than the round's cohort: who was drawn is all that is accounted for.
+
+        Raises:
+            StrategyError: naming the exchange.
+        """
+        if self.central is not None and not is_measuring(task) and set(clients) != set(cohort):
+            raise StrategyError(
+                f"the exchange '{task}' asks other clients than the round's cohort, which privacy=client does not "
+                "account for; leave clients= out"
+            )
+
     def told(self, facts: dict[str, Any]) -> dict[str, Any]:
         """Entries of the round's row; what concerns the whole run goes to its ``facts``."""
         row, self.row = self.row, {}
@@ -274,7 +253,9 @@ class Landing:
     def at_end(self, facts: dict[str, Any]) -> None:
         """What is worked out once, of the whole run: epsilon by privacy loss distributions, if they are asked for."""
         privacy, mechanism = self.release.privacy, self.terms.mechanism
-        if privacy is None or privacy.accountant != "pld" or mechanism is None or "privacy" not in facts:
+        if privacy is None or mechanism is None or "privacy" not in facts:
+            return
+        if privacy.accountant != "pld" and mechanism.event != "truncated":
             return
         assert privacy.delta is not None
         facts["privacy"]["epsilon"] = mechanism.epsilon(self._released, privacy.delta, "pld")[0]
@@ -284,6 +265,7 @@ class Landing:
         """Entries of a checkpoint, under no prefix: ``""`` plain values, others tensors."""
         plain: dict[str, Any] = {
             "released": self._released,
+            "made": self._made,
             "turns": {str(c): r for c, r in self._turns.items()},
         }
         tensors: dict[str, Tensor] = {}
@@ -300,7 +282,7 @@ class Landing:
             CheckpointError: if the ledger has lost releases since.
         """
         plain = saved[""]
-        self._released = plain["released"]
+        self._released, self._made = plain["released"], plain["made"]
         self._turns = {int(c): r for c, r in plain["turns"].items()}
         if self.central is not None:
             self.central.restore(plain["central"], saved)

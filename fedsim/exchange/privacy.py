@@ -3,7 +3,7 @@
 ``level=client`` (McMahan, Ramage, Talwar, Zhang: Learning Differentially Private Recurrent Language Models, ICLR 2018):
 vectors are clipped to length C, a trusted server adds N(0, (z C)^2) to each entry of their sum and divides it by the
 expected number of clients. ``local``: each client adds that noise to its own vector. ``record``: DP-SGD inside the
-client (Abadi et al. 2016), see ``fedsim.local.records``; updates then pass as they are.
+client (Abadi et al. 2016), see ``fedsim.local.sample_noise``; updates then pass as they are.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from functools import partial
 from torch import Tensor
 
 from fedsim.errors import ClientError, check_setting
-from fedsim.exchange import noise
-from fedsim.exchange.noise import Draws
+from fedsim.exchange import normals as noise
+from fedsim.exchange.normals import Draws
 from fedsim.exchange.payload import Value
 
 check = partial(check_setting, "privacy")

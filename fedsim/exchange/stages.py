@@ -9,7 +9,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from fedsim.exchange.codecs import FrameCodec
-    from fedsim.exchange.noise import Draws
+    from fedsim.exchange.normals import Draws
     from fedsim.exchange.payload import Value
     from fedsim.exchange.secagg import LegBytes
     from fedsim.task.layout import Layout

@@ -33,7 +33,7 @@ from fedsim.exchange.secagg.ring import (
 )
 
 if TYPE_CHECKING:
-    from fedsim.exchange.noise import Draws
+    from fedsim.exchange.normals import Draws
     from fedsim.exchange.release import Kinds
     from fedsim.exchange.stages import Ring
 

@@ -125,6 +125,8 @@ class Site:
         outcome, new = result.outcomes[0], result.states.get(ask.client)
         if outcome.kind == "nonfinite" and self.worker.plan.release is not None:
             outcome.kind = "refused"  # what is not finite has not passed the release and stays here
+        if outcome.metrics and (privacy := self.worker.privacy) is not None and privacy.metrics == "drop":
+            outcome.metrics = {}  # what the log would like to know is not under the budget
         if outcome.kind == "failed":
             outcome.reason = briefly(outcome.reason, ask.client, round + 1)
         if broadcast.keep and outcome.kind == "ok":

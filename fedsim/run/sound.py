@@ -40,6 +40,11 @@ def check_privacy(method: StrategyLike, config: DictConfig, given_cohorts: bool)
     if privacy.level == "record":
         _check_records(method, config, privacy)
         return
+    if privacy.local and privacy.epsilon is not None and method.traits.asynchronous:
+        raise ConfigError(
+            "privacy.epsilon: how often an asynchronous server asks a client is not known before; type privacy.z, and "
+            "privacy.epsilon_max for the budget"
+        )
     if privacy.central:
         _check_central(method, config, privacy, given_cohorts)
     assert privacy.delta is not None

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from fedsim.exchange.measured_tasks import is_measuring
 from fedsim.exchange.payload import Outcome
-from fedsim.exchange.tasks import is_measuring
 from fedsim.server.clientmetrics import undefined
 from fedsim.tracking.rows import ClientRows
 

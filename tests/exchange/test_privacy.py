@@ -10,7 +10,7 @@ import torch
 from problems import GOLDEN
 
 from fedsim.errors import ArgumentError, ClientError, ConfigError
-from fedsim.exchange import noise
+from fedsim.exchange import normals as noise
 from fedsim.exchange.central import CentralNoise, adapted, z_delta
 from fedsim.exchange.correlated import column, correlated, levels, nodes, sensitivity
 from fedsim.exchange.privacy import AdaptiveClip, Privacy

@@ -13,9 +13,9 @@ from problems import GOLDEN, Problem, Quadratic, classes, linear_loss, network
 
 import fedsim
 from fedsim.errors import CheckpointError
-from fedsim.exchange import noise
+from fedsim.exchange import normals as noise
 from fedsim.exchange.landing import Landing
-from fedsim.local import records
+from fedsim.local import sample_noise as records
 from fedsim.task.vectors import FlatModel
 
 CLIENT = ("privacy=client", "strategy.weighting=uniform", "privacy.delta=1e-2")
@@ -68,12 +68,13 @@ def test_golden_runs(
         cohorts=[np.flatnonzero(row).tolist() for row in z["take"]],
     )
 
-    def callback(info: Any) -> None:
-        seen.append(info.models["global"].w[:5].numpy().copy())
+    class Watcher:
+        def round(self, info: Any) -> None:
+            seen.append(info.models["global"].w[:5].numpy().copy())
 
     run.run(
         *CLIENT, f"privacy.z={float(z['z'])}", f"privacy.clip={float(z['C'])}", "clients_per_round=3", *settings,
-        f"dir={tmp_path / 'run'}", callbacks=[callback],
+        f"dir={tmp_path / 'run'}", callbacks=[Watcher()],
     )  # fmt: skip
     np.testing.assert_allclose(np.array(seen), z[wanted], atol=1e-10)
 
@@ -84,6 +85,7 @@ def test_a_budget_ends_the_run(tmp_path: Path) -> None:
         *CLIENT,
         "participation=bernoulli",
         "rounds=30",
+        "clients_per_round=1",
         "privacy.z=1",
         "privacy.epsilon_max=3",
         f"dir={tmp_path / 'r'}",
@@ -110,13 +112,14 @@ def test_a_budget_ends_the_run(tmp_path: Path) -> None:
 def test_a_run_goes_on_with_the_same_bits(settings: tuple[str, ...], tmp_path: Path) -> None:
     whole = little().run(*CLIENT, *settings, f"dir={tmp_path / 'whole'}")
 
-    def stop(info: Any) -> None:
-        if info.round == 2:
-            raise KeyboardInterrupt
+    class Stop:
+        def round(self, info: Any) -> None:
+            if info.round == 2:
+                raise KeyboardInterrupt
 
     again = [*CLIENT, *settings, f"dir={tmp_path / 'parts'}", "checkpoint.every=1"]
     with pytest.raises(KeyboardInterrupt):
-        little().run(*again, callbacks=[stop])
+        little().run(*again, callbacks=[Stop()])
     rest = little().run(*again)
     assert rest.summary["weights_hash"] == whole.summary["weights_hash"]
     assert rest.summary["privacy"] == whole.summary["privacy"]
