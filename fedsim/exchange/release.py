@@ -36,7 +36,7 @@ from fedsim.rng import torch_rng
 
 if TYPE_CHECKING:
     from fedsim.exchange.privacy import Privacy
-    from fedsim.exchange.stages import Codec, Ring
+    from fedsim.exchange.stages import Codec
     from fedsim.task.layout import Layout
     from fedsim.task.slots import Slots
 
@@ -156,7 +156,14 @@ class Release:
         return self.privacy is not None and self.privacy.local
 
     def _encoded(
-        self, name: str, v: Tensor, bound: float | None, about: Leaving, sent: Released, count: int, weight: float
+        self,
+        name: str,
+        v: Tensor,
+        bound: float | None,
+        about: Leaving,
+        sent: Released,
+        count: int,
+        weight: float,
     ) -> None:
         """The stages after the clip, on one of ``count`` vectors, without padding and in float64."""
         slots, draws, codec = _slots(v, about.layout), about.draws(name), self.compression

@@ -19,7 +19,7 @@ from fedsim.errors import ClientError, EngineError, check_choice, check_setting
 from fedsim.exchange.codecs.codec import StageDraws
 from fedsim.exchange.compression import as_bytes, as_tensor
 from fedsim.exchange.payload import Outcome, Value
-from fedsim.exchange.secagg.protocol import LegBytes, check_threshold, default_threshold
+from fedsim.exchange.secagg.protocol import LegBytes, check_threshold, default_threshold, neighbours
 from fedsim.exchange.secagg.ring import (
     ROUNDING,
     FixedPoint,
@@ -185,12 +185,22 @@ def weighted_sums(secure: Ring, names: Sequence[str], kinds: Kinds, heaviest: fl
     return {WEIGHTED: weighted, MAX_WEIGHT: float(secure.max_weight or heaviest)} if weighted else {}
 
 
-def void(secure: Ring, asked: int, outcomes: Sequence[Outcome]) -> str:
-    """Why the server cannot take masks off the sum of those who came, if so."""
-    came = sum(o.kind == "ok" for o in outcomes)
-    if came >= (t := secure.enough(asked)):
-        return ""
-    return f"secure aggregation is void: {came} of {asked} clients answered, {t} are needed"
+def void(secure: Ring, cohort: Sequence[int], outcomes: Sequence[Outcome], seed: int, round: int) -> str:
+    """Why the server cannot take masks off the sum of those of ``cohort`` who came, if so.
+
+    It needs t answers, and with ``neighbours`` t of them around each client, who hold shares of its secrets.
+    """
+    came, t = {o.client for o in outcomes if o.kind == "ok"}, secure.enough(len(cohort))
+    if len(came) < t:
+        return f"secure aggregation is void: {len(came)} of {len(cohort)} clients answered, {t} are needed"
+    if t and secure.neighbours is not None:
+        for i, near in neighbours(cohort, secure.neighbours, seed, round).items():
+            holders = len(came.intersection(near)) + (i in came)
+            if 0 < holders < t:
+                return (
+                    f"secure aggregation is void: {holders} neighbours of client {i} answered, {t} are needed"
+                )
+    return ""
 
 
 def price(secure: Ring | None, asked: int, outcomes: Sequence[Outcome]) -> None:
