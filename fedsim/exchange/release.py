@@ -36,7 +36,7 @@ from fedsim.rng import torch_rng
 
 if TYPE_CHECKING:
     from fedsim.exchange.privacy import Privacy
-    from fedsim.exchange.stages import Codec
+    from fedsim.exchange.stages import Codec, Ring
     from fedsim.task.layout import Layout
     from fedsim.task.slots import Slots
 
