@@ -73,9 +73,10 @@ class Landing:
             return {}
         return weighted_sums(secure, self.release.vectors(kinds, task), kinds, self.terms.heaviest)
 
-    def void(self, asked: int, outcomes: Sequence[Outcome]) -> str:
+    def void(self, cohort: Sequence[int], outcomes: Sequence[Outcome], round: int) -> str:
         """Why the server cannot take masks off the sum, if so; noted in the round's row."""
-        why = "" if self.release.secure is None else void(self.release.secure, asked, outcomes)
+        secure = self.release.secure
+        why = "" if secure is None else void(secure, cohort, outcomes, self.terms.seed, round)
         if why:
             self.row["secagg"] = "void"
         return why

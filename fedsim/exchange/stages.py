@@ -61,6 +61,7 @@ class Ring(Protocol):
         """The real sum (d,), float64, of which the sum of integers is ``total``."""
 
     masks: bool  # clients mask what they send
+    neighbours: int | None  # that each masks with; None: all
     max_weight: float | None  # of a client in a mean
 
     def factor(self, vector: str, weight: float, said: Mapping[str, Value]) -> float:

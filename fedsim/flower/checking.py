@@ -21,6 +21,7 @@ from fedsim.exchange.landing import RECLIPPED
 from fedsim.exchange.payload import Payload
 from fedsim.exchange.release import Leaving, Release
 from fedsim.flower.answers import UPDATE, NodeAnswer, ReplyTo, address_of, failed, read_answer
+from fedsim.flower.masking import LEGS, OTHERS
 from fedsim.server.traits import ClientQuestion, JudgesUpdates
 from fedsim.task.layout import Layout
 
@@ -152,6 +153,8 @@ class Judge:
 
     def _wanted(self, name: str, question: Question) -> Kind:
         received = question.asked.message.arrays
+        if question.asked.task in LEGS:
+            return (len(received[OTHERS]), LEGS[question.asked.task][1]), torch.uint8
         if name == "delta" and "w" in received:
             return tuple(received["w"].shape), received["w"].dtype
         if name == "buffers":
@@ -166,7 +169,8 @@ class Judge:
         own = values.pop("weight", None)
         if type(own) is not float or not (own == weight or (own != own and weight != weight)):
             raise ClientError(f"the update's weight is {own!r:.40}, its outcome's {weight}")
-        sample = self._sample(question, quietly=not values)
+        leg = question.asked.task in LEGS
+        sample = OwnAnswer() if leg else self._sample(question, quietly=not values)
         for name, kind in sample.values.items():
             if name not in values:
                 raise ClientError(f"the update lacks the value '{name}'")
@@ -194,6 +198,8 @@ class Judge:
         if bad or not abs(weight) < float("inf"):
             what = ", ".join(bad) or f"the weight ({weight})"
             return failed(answer, f"non-finite values in {what}", "nonfinite")
+        if question.asked.task in LEGS:
+            return answer
         judge = self.method if isinstance(self.method, JudgesUpdates) else None
         most = judge.most_weight(question.asked) if judge else max(question.asked.samples, 1.0)
         if not 0 <= weight <= most:

@@ -81,7 +81,9 @@ def landing(
         cohort=float(config.clients_per_round),
         stays=stays,
         deployed=deployed(config),
-        heaviest=float(max(context.sizes.max(), 1)),
+        heaviest=float(
+            max((context.sizes + (0 if context.unlabelled is None else context.unlabelled)).max(), 1)
+        ),
     )
     _say_memory(config, work.release, context)
     if work.release.secure is not None and context.share_buffers and context.layout.buffer_dim:

@@ -29,8 +29,8 @@ def check_sent(method: StrategyLike, config: DictConfig) -> None:
             )
     if config.get("compression") and traits.peers:
         raise ConfigError(
-            f"compression: peers of {name} send each other whole models over links of their own, which no codec shortens; "
-            "leave compression out"
+            f"compression: peers of {name} send each other whole models over links of their own, which no codec "
+            "shortens; leave compression out"
         )
     if config.get("compression"):
         _check_compression(method, config, part(config.compression, "compression"))
@@ -116,11 +116,6 @@ def _check_secure(method: StrategyLike, config: DictConfig, secure: SecureSums) 
             "Larger entries saturate and are counted (saturated); add secagg.reach=1"
         )
     secure.check(config.clients_per_round)
-    if secure.masks and config.engine.name == "flower":
-        raise ConfigError(
-            "secagg=masks: the legs of keys and shares are simulated; a deployment sums in fixed point without masks: "
-            "type secagg=ring"
-        )
 
 
 def _fold(method: StrategyLike) -> Any:

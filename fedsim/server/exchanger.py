@@ -40,7 +40,7 @@ class Inquiry:
     clients: Sequence[int]  # ascending
     works: Mapping[int, Work]  # of these clients at least
     turns: Mapping[int, int] | None = None  # see ``Server.exchange``
-    cohort: int = 0  # how many were to be asked, those who are then lost among them
+    cohort: Sequence[int] = ()  # who were to be asked, those who are then lost among them
 
     @property
     def kind(self) -> str:
@@ -74,7 +74,7 @@ class Exchanger:
             without = () if self.context.share_buffers else ("buffers",)
             message = message.addressed(clients, without=without)
         broadcast = self._broadcast(message, fold, task, index)
-        return Inquiry(broadcast, message, clients, self._works(clients, index), turns, len(clients))
+        return Inquiry(broadcast, message, clients, self._works(clients, index), turns, tuple(clients))
 
     def run(self, inquiry: Inquiry, round: int) -> tuple[list[Outcome], Folded]:
         """Outcomes in client order, and the folded updates; new client states are proposed.
@@ -116,8 +116,8 @@ class Exchanger:
         """What the release makes of the sums; nothing, and no new client state, where too few came for masks."""
         broadcast, context = inquiry.broadcast, self.context
         if landing.release.vectors(broadcast.fold, broadcast.task):
-            price(landing.release.secure, inquiry.cohort, outcomes)
-            if why := landing.void(inquiry.cohort, outcomes):
+            price(landing.release.secure, len(inquiry.cohort), outcomes)
+            if why := landing.void(inquiry.cohort, outcomes, broadcast.round):
                 self.states.discard()
                 for o in outcomes:
                     if o.kind == "ok":
@@ -138,7 +138,7 @@ class Exchanger:
             or not self.landing.release.vectors(broadcast.fold, broadcast.task)
         ):
             return LegBytes(0, 0)
-        return secure.legs(inquiry.cohort)
+        return secure.legs(len(inquiry.cohort))
 
     def try_out(self, inquiry: Inquiry) -> list[Outcome]:
         """The outcome of the first client with samples, whose update is not used; empty if nobody has any."""
