@@ -152,10 +152,12 @@ class SecureSums:
             asked = min(asked, self.neighbours + 1)
         if self.threshold is None:
             return default_threshold(asked)
-        return min(self.threshold, asked)
+        return min(max(self.threshold, asked // 2 + 1), asked)  # cohorts of coins differ in size
 
     def legs(self, asked: int) -> LegBytes:
-        """Bytes of one client beyond the message and the frame: keys, shares and what reveals them."""
+        """Bytes of one client beyond the message and the frame: keys, shares and what reveals them; raises as
+        ``enough``."""
+        self.ring.check_cohort(asked)
         if not self.masks or not asked:
             return LegBytes(0, 0)
         k = asked - 1 if self.neighbours is None else min(self.neighbours, asked - 1)

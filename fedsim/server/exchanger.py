@@ -82,6 +82,10 @@ class Exchanger:
         Raises:
             ClientError: where the failure policy says so, naming the client and ``round`` (from 0).
         """
+        if self.landing is not None:
+            self.legs(
+                inquiry
+            )  # a cohort that is too large for secure sums ends the run before anything is sent
         spans, costs = self._cut(inquiry)
         chunks = Lazy([partial(self._chunk, inquiry, span) for span in spans])
         broadcast = asked = inquiry.broadcast

@@ -10,7 +10,7 @@ import torch
 from hooks import hooked
 from problems import classification
 
-from fedsim.errors import ClientError
+from fedsim.errors import ClientError, EngineError
 from fedsim.exchange.payload import Outcome
 from fedsim.exchange.secagg import neighbours, ring_levels, to_levels
 from fedsim.exchange.summing import MAX_WEIGHT, WEIGHTED, SecureSums, void
@@ -84,6 +84,13 @@ def test_masks_give_the_bits_of_the_ring_and_count_their_legs() -> None:
     up, down = 64 + 152 * 2 + 52 * 3, 64 * 2 + 152 * 2 + 8 * 3  # each of three clients has two neighbours
     for a, b in zip(ring.rows, masks.rows, strict=True):
         assert b["bytes_up"] - a["bytes_up"] == 3 * up and b["bytes_down"] - a["bytes_down"] == 3 * down
+
+
+def test_a_cohort_that_is_too_large_for_the_ring_is_not_asked() -> None:
+    problem = classification(cohorts=[[0, 1, 2, 3]])
+    with pytest.raises(EngineError, match=r"4 clients.*type secagg.most=4"):
+        problem.run(*RING, "rounds=1")
+    assert problem.run(*RING, "rounds=1", "secagg.most=4").rows[0]["saturated"] == 0
 
 
 def test_a_reach_that_is_too_small_is_counted() -> None:
