@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from fedsim.errors import ClientError
+from fedsim.exchange.codecs.feedback import compensated, remainder
 from fedsim.exchange.measured_tasks import is_measuring
 from fedsim.exchange.normals import Draws
 from fedsim.exchange.payload import Value
@@ -176,15 +177,14 @@ class Release:
             layout = about.layout if slots is about.layout.params else None
             residual = about.kept.get(RESIDUAL + name)
             if codec.feedback and residual is not None:
-                x = x + residual.double().flatten().cpu()
+                x = compensated(x, residual.flatten().cpu())
             frame = codec.encode(x, draws, layout)
             y = codec.decode(frame, draws, layout)
             if bound is not None and not self._noisy and (length := _length(y)) > bound * (1 + TOLERANCE):
                 frame = codec.shrink(frame, bound / length, layout)
                 y = codec.decode(frame, draws, layout)
             if codec.feedback:
-                left = (x - y) * codec.feedback_decay
-                sent.state[RESIDUAL + name] = left.to(v.dtype)
+                sent.state[RESIDUAL + name] = remainder(x, y, codec.feedback_decay).to(v.dtype)
             sent.frames[name], x = frame, y
         if self.secure is not None:
             factor = self.secure.factor(name, weight, about.values)
@@ -212,7 +212,7 @@ class Release:
         for name in self.vectors(kinds, about.task):
             v = arrays[name]
             like = shapes[name]
-            if self.frames(name, like.dtype):
+            if like.numel() and self.frames(name, like.dtype):
                 slots = _slots(like, about.layout)
                 size = like.numel() if slots is None else slots.size
                 if self.secure is not None:
