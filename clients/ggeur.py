@@ -41,7 +41,7 @@ class Filling:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Privacy:
+class GgeurPrivacy:
     """What is kept back or perturbed before statistics are sent."""
 
     min_count: int
@@ -62,7 +62,7 @@ class GgeurClient:
 
     caches: ClassVar[frozenset[str]] = frozenset({"_made"})
 
-    def __init__(self, inner: Any, filling: Filling, privacy: Privacy):
+    def __init__(self, inner: Any, filling: Filling, privacy: GgeurPrivacy):
         self.inner, self.filling, self.privacy = inner, filling, privacy
 
     def __getattr__(self, name: str) -> Any:
@@ -199,7 +199,7 @@ def unpack_geometry(arrays: Any, jitter: float) -> Geometry:
 
 
 def _perturbed(
-    found: ClassStatistics, count: Tensor, privacy: Privacy, generator: torch.Generator
+    found: ClassStatistics, count: Tensor, privacy: GgeurPrivacy, generator: torch.Generator
 ) -> ClassStatistics:
     """Gaussian noise on the sums of x and xx' (sensitivities ``clip`` and ``clip``^2), then the nearest covariance.
 

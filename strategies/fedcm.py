@@ -45,10 +45,10 @@ class FedCM(FedAvg):
     def update(self, state: State, replies: Replies, round: Round) -> State:
         """Move, and remember the direction moved per unit of local work."""
         delta = self.aggregate(replies)
-        if not len(replies):  # a sum of noise, which says nothing of work
-            return state | {"w": state["w"] + self.server_lr * delta}
-        steps = torch.tensor([float(k) for k in replies.values("steps")], dtype=torch.float64)  # type: ignore[arg-type]
-        mean_steps = float(replies.weights @ steps / replies.weights.sum())
+        mean_steps = float(round.local.steps or 1)  # where a sum of noise alone must not be told from others
+        if len(replies):
+            steps = torch.tensor([float(k) for k in replies.values("steps")], dtype=torch.float64)  # type: ignore[arg-type]
+            mean_steps = float(replies.weights @ steps / replies.weights.sum())
         return state | {
             "w": state["w"] + self.server_lr * delta,
             "direction": delta / -(mean_steps * round.lr),

@@ -38,8 +38,10 @@ class FedNova(FedAvg):
 
     def update(self, state: State, replies: Replies, round: Round) -> State:
         """Rescale the mean normalised update by the effective work."""
-        if not len(replies):  # nobody did any work
-            return state
-        work = torch.tensor([float(v) for v in replies.values("work")], dtype=torch.float64)  # type: ignore[arg-type]
-        effective = float(replies.weights @ work / replies.weights.sum())
+        effective = accumulated(
+            round.local.steps or 1, round.local.momentum
+        )  # where nobody answered: of noise alone
+        if len(replies):
+            work = torch.tensor([float(v) for v in replies.values("work")], dtype=torch.float64)  # type: ignore[arg-type]
+            effective = float(replies.weights @ work / replies.weights.sum())
         return state | {"w": state["w"] + self.server_lr * effective * self.aggregate(replies)}

@@ -20,7 +20,7 @@ from clients.geometry import (
     class_statistics,
     merge_statistics,
 )
-from clients.ggeur import Filling, GgeurClient, Privacy, unpack
+from clients.ggeur import Filling, GgeurClient, GgeurPrivacy, unpack
 from fedsim.errors import TooFewUpdates
 from fedsim.exchange.fold import Fold
 from fedsim.exchange.payload import Message, Payload, Replies
@@ -32,7 +32,7 @@ from fedsim.task.task import Task
 from fedsim.task.threads import one_thread
 from fedsim.task.vectors import Weights
 from strategies.base import State, Strategy, check
-from strategies.statistics import JudgesStatistics
+from strategies.statistics import SAID, JudgesStatistics
 
 __all__ = ["GGEUR", "augment", "class_geometry", "class_statistics", "merge_statistics"]
 
@@ -61,12 +61,12 @@ class GGEUR(JudgesStatistics):
         refresh: whether late statistics renew the geometry that everybody uses; else they are only kept.
         redraw: new rows every round; else the same ones, as in the authors' code.
         renormalize: scale generated rows to unit length, for embeddings that have it.
-        min_count, clip, noise: see ``clients.ggeur.Privacy``.
+        min_count, clip, noise: see ``clients.ggeur.GgeurPrivacy``.
         memory_mb: generated rows that a worker keeps between rounds; beyond that they are made batch by batch.
     """
 
     caches: ClassVar[frozenset[str]] = frozenset({"_sent"})
-    traits: ClassVar[Traits] = Traits(meets_all_clients=True, labels=True, unread=UNREAD)
+    traits: ClassVar[Traits] = Traits(unread=UNREAD, **SAID)
     base: Strategy
     target: int | None
     per_prototype: int
@@ -90,8 +90,8 @@ class GGEUR(JudgesStatistics):
     def __post_init__(self) -> None:
         self._check()
         filling = Filling(**{f.name: getattr(self, f.name) for f in fields(Filling)})
-        privacy = Privacy(min_count=self.min_count, clip=self.clip, noise=self.noise)
-        self.traits = replace(self.base.traits, meets_all_clients=True, labels=True, **privacy.traits)  # type: ignore[misc]
+        privacy = GgeurPrivacy(min_count=self.min_count, clip=self.clip, noise=self.noise)
+        self.traits = replace(self.base.traits, **SAID, **privacy.traits)  # type: ignore[misc]
         self.client = GgeurClient(self.base.client, filling, privacy)
 
     def _check(self) -> None:

@@ -35,7 +35,9 @@ class LogitAdjust(FedAvg):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.traits = replace(self.traits, meets_all_clients=self.prior == "all")  # type: ignore[misc]
+        all_count = self.prior == "all"
+        said = "clients count their classes, without noise; type strategy.prior=client" if all_count else ""
+        self.traits = replace(self.traits, meets_all_clients=all_count, discloses=said)  # type: ignore[misc]
 
     def make_client(self) -> Client:
         """The adjusted loss."""

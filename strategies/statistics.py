@@ -11,6 +11,9 @@ from fedsim.exchange.payload import Payload
 from fedsim.server.traits import ClientQuestion
 from strategies.base import Strategy, miscounted
 
+WHY = "clients of GGEUR send mean and covariance of each class without this noise; type strategy=fedavg"
+SAID: dict[str, Any] = {"meets_all_clients": True, "labels": True, "discloses": WHY}
+
 
 class JudgesStatistics:
     """The part of GGEUR that judges what comes back; everything but phase 0 is its ``base``'s to judge."""

@@ -13,9 +13,9 @@ from fedsim.engine.assignments import Broadcast, Chunk, Plan
 from fedsim.engine.draws import may_draw
 from fedsim.engine.watch import Watch
 from fedsim.errors import ClientError, returned
+from fedsim.exchange.measured_tasks import is_measuring
 from fedsim.exchange.payload import Payload, Update
 from fedsim.exchange.release import OWN
-from fedsim.exchange.tasks import is_measuring
 from fedsim.local.answer import as_update
 from fedsim.local.job import Job
 from fedsim.local.kept import LocalPart

@@ -26,6 +26,7 @@ from fedsim.exchange.downlink import opened_down
 from fedsim.exchange.fold import Folder
 from fedsim.exchange.packing import hashes_of, sent_bytes
 from fedsim.exchange.payload import NonFinite, Outcome, Payload, Refusal, Update
+from fedsim.exchange.privacy import Privacy
 from fedsim.exchange.release import Leaving, Release
 from fedsim.local.answer import check_shape
 from fedsim.local.job import Job
@@ -52,6 +53,11 @@ class Worker:
         self._numbers = nullcontext if plan.device == "cpu" else partial(exact, plan.tf32)
         self._warned: set[str] = set()
         self.serving: Sequence[int] | None = None  # whose code runs; None: nobody's, the model is measured
+
+    @property
+    def privacy(self) -> Privacy | None:
+        """What covers the updates that leave, if anything does."""
+        return None if self.plan.release is None else self.plan.release.privacy
 
     def run(self, broadcast: Broadcast, chunk: Chunk, folder: Folder | None = None) -> ChunkResult:
         """Run the clients of ``chunk`` and fold their updates in client order (into ``folder``, if given)."""

@@ -15,12 +15,13 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+from scipy.optimize import brentq
 
 from fedsim.errors import ArgumentError, ConfigError
 
 EVENTS = ("poisson", "truncated", "fixed", "round_robin", "plain")
 FINE = 1e-4  # of the z that a budget buys: no more than this above the least
-MOST = 1e6  # z beyond which no budget is looked for
+MOST = 14  # log of the z beyond which no budget is looked for
 ADD_REMOVE, ZERO_OUT, REPLACE = "add_remove", "zero_out", "replace_one"
 
 
@@ -99,7 +100,7 @@ class Mechanism:
         return plain
 
     def noise_for(self, epsilon: float, releases: int, delta: float, accountant: str = "rdp") -> float:
-        """The z that affords so many releases: by bisection, no more than ``FINE`` above the least.
+        """The z that affords so many releases, no more than ``FINE`` above the least (Brent's method).
 
         Raises:
             ConfigError: if no noise does.
@@ -108,18 +109,23 @@ class Mechanism:
         def affords(z: float) -> bool:
             return replace(self, z=z).epsilon(releases, delta, accountant)[0] <= epsilon
 
-        high = 1.0
-        while not affords(high):
-            high *= 2
+        def off(log_z: float) -> float:
+            found = replace(self, z=math.exp(log_z)).epsilon(releases, delta, accountant)[0]
+            return math.log(min(max(found, 1e-12), 1e12) / epsilon)
+
+        low, high = -3.0, 0.0
+        while off(high) > 0:
+            low, high = high, high + 1
             if high > MOST:
                 raise ConfigError(
                     f"privacy.epsilon={epsilon}: no noise gives that at delta {delta:g}; type more"
                 )
-        low = high / 2 if high > 1 else 0.0
-        while high - low > FINE:
-            middle = (low + high) / 2
-            low, high = (low, middle) if affords(middle) else (middle, high)
-        return high
+        if off(low) <= 0:
+            return math.exp(low)
+        z = math.exp(brentq(off, low, high, xtol=FINE / 4 / math.exp(high)))
+        while not affords(z):
+            z += FINE / 4
+        return z
 
     def affordable(self, epsilon: float, most: int, delta: float, accountant: str = "rdp") -> int:
         """How many releases, of at most ``most``, cost no more than ``epsilon``; by bisection."""

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from fedsim.errors import ArgumentError
-from fedsim.exchange import noise
+from fedsim.exchange import normals as noise
+from fedsim.exchange.accounting import ADD_REMOVE, Mechanism
 from fedsim.exchange.correlated import next_noise, nodes
 from fedsim.exchange.privacy import Privacy
 from fedsim.exchange.release import OWN
@@ -82,6 +83,27 @@ class CentralNoise:
             return
         drawn, a = float(self._normals("bits", round)(1)) * self._bits, self.privacy.adaptive
         self.bound = adapted(self.bound, fits, drawn, self._cohort, a.rate, a.quantile)
+
+    def row(
+        self, mechanism: Mechanism, released: int, fits: Sequence[float], long: int, squares: Sequence[float]
+    ) -> dict[str, Any]:
+        """Entries of the round's row after so many releases; ``squares``: of the sum and of its noise."""
+        privacy = self.privacy
+        assert privacy.delta is not None
+        slow = mechanism.event == "truncated"  # by loss distributions alone: told at the end
+        eps, relation = (None, ADD_REMOVE) if slow else mechanism.epsilon(released, privacy.delta)
+        return {
+            "epsilon": eps,
+            "delta": privacy.delta,
+            "relation": relation,
+            "z": privacy.multiplier,
+            "C": self.bound,
+            "clipped": 1 - sum(fits) / len(fits) if fits else 0.0,
+            "reclipped": long,
+            "noise_norm": math.sqrt(squares[1]),
+            "sum_norm": math.sqrt(squares[0]),
+            "epsilon_valid": not privacy.assume_poisson,
+        }
 
     def save(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Plain values and tensors, for a checkpoint."""

@@ -16,10 +16,10 @@ from torch import Tensor
 from fedsim.errors import ClientError, check_choice, check_setting
 from fedsim.exchange import codecs
 from fedsim.exchange.codecs import FrameCodec, StageDraws, compressed, scaled, to_frame, uncompressed
-from fedsim.exchange.codecs.framing import HEADER, zstandard
+from fedsim.exchange.codecs.framing import zstandard
 
 if TYPE_CHECKING:
-    from fedsim.exchange.noise import Draws
+    from fedsim.exchange.normals import Draws
     from fedsim.task.layout import Layout
 
 DENSE = ("qsgd", "rotate")  # codecs that send every entry: those a model can be sent by
@@ -71,10 +71,6 @@ class Compression:
         whole = uncompressed(as_bytes(frame), most=1 << 40)  # our own
         shorter = scaled(self.codec, whole, factor, shapes(layout))
         return as_tensor(compressed(shorter) if self.zstd else shorter)
-
-    def most_bytes(self, d: int) -> int:
-        """Bytes that no frame of ``d`` entries exceeds."""
-        return HEADER + 4 * d
 
     def encode_down(self, v: Tensor, draws: Draws) -> Tensor:
         """The frame of a model that is sent to clients."""

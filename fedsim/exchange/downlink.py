@@ -10,10 +10,10 @@ from __future__ import annotations
 import torch
 
 from fedsim.errors import ClientError
-from fedsim.exchange.noise import Draws
+from fedsim.exchange.measured_tasks import is_measuring
+from fedsim.exchange.normals import Draws
 from fedsim.exchange.payload import Payload
 from fedsim.exchange.release import OWN, Release
-from fedsim.exchange.tasks import is_measuring
 from fedsim.rng import torch_rng
 from fedsim.task.layout import Layout
 

@@ -8,7 +8,6 @@ budget: each gets noise of std ``z C_g sqrt(G)``.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -17,9 +16,9 @@ import torch
 from torch import Tensor
 
 from fedsim.errors import EngineError, StrategyError
-from fedsim.exchange.accounting import Mechanism
 from fedsim.exchange.central import CentralNoise
 from fedsim.exchange.ledger import Ledger
+from fedsim.exchange.measured_tasks import is_measuring
 from fedsim.exchange.payload import DENOMINATOR, Outcome, Payload
 from fedsim.exchange.release import (
     CLIP,
@@ -31,35 +30,15 @@ from fedsim.exchange.release import (
     _flat,
     _shaped,
     _slots,
+    clip,
     shared_entries,
 )
 from fedsim.exchange.spending import Spending
 from fedsim.exchange.summing import void, weighted_sums
-from fedsim.task.layout import Layout
+from fedsim.exchange.terms import Terms
 
 Folded = dict[tuple[str, str], Tensor]
 RECLIPPED = f"{OWN}reclipped"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Terms:
-    """What the server's half must know of a run."""
-
-    seed: int
-    layout: Layout
-    dtype: torch.dtype
-    cohort: float  # E
-    stays: tuple[slice, ...] = ()  # spans of ``w`` that never leave clients
-    mechanism: Mechanism | None = None
-    keyed: bool = True
-    deployed: bool = False  # clients are real: keyed noise protects nobody
-    rounds: int = 0
-    heaviest: float = 1.0  # most weight of a client in a mean
-    events: Mapping[int, int] = field(
-        default_factory=dict
-    )  # of each client in a round, at most: single samples
-    affords: int | None = None  # releases, where they are worked out before the run
-    apart: int = 0  # rounds between two turns of a client, at least
 
 
 @dataclass
@@ -77,7 +56,8 @@ class Landing:
     _turns: dict[int, int] = field(
         default_factory=dict
     )  # last round of each client, where turns are far apart
-    _released: int = 0
+    _released: int = 0  # as the ledger says
+    _made: int = 0  # of the rounds that count
 
     @property
     def values(self) -> dict[str, Any]:
@@ -93,9 +73,10 @@ class Landing:
             return {}
         return weighted_sums(secure, self.release.vectors(kinds, task), kinds, self.terms.heaviest)
 
-    def void(self, asked: int, outcomes: Sequence[Outcome]) -> str:
+    def void(self, cohort: Sequence[int], outcomes: Sequence[Outcome], round: int) -> str:
         """Why the server cannot take masks off the sum, if so; noted in the round's row."""
-        why = "" if self.release.secure is None else void(self.release.secure, asked, outcomes)
+        secure = self.release.secure
+        why = "" if secure is None else void(secure, cohort, outcomes, self.terms.seed, round)
         if why:
             self.row["secagg"] = "void"
         return why
@@ -119,7 +100,7 @@ class Landing:
         if ring is not None:
             self.row["saturated"] = int(sum(o.metrics.get(SATURATED, 0.0) for o in ok))
         if self.spending is not None:
-            self.spending.add(ok)
+            self.spending.add(ok, self.terms.events)
             self.row |= self.spending.row() | self._marks
         if self.central is not None:
             self._enter(self.central, names, ok, round)
@@ -151,7 +132,13 @@ class Landing:
         assert self.ledger is not None
         z, bound = central.privacy.multiplier, central.bound
         self.ledger.write(round + 1, self._exchange, vectors=names, z=z, clip=bound, cohort=len(ok))
-        self._released = len(self.ledger)
+        self._released, self._made = self.ledger.upto(round + 1), self._made + 1
+
+    def clipped(self, name: str, v: Tensor) -> Tensor:
+        """A vector no longer than its bound, whoever made it."""
+        vector = name != "buffers" and name not in self.release.statistics and v.is_floating_point()
+        bound = self.release.bound(name, self.values) if self.central is not None and vector else None
+        return v if bound is None else clip(v, bound)[0]
 
     def _divisor(self, name: str, ok: Sequence[Outcome], message: Payload) -> float:
         """What the sum of a vector is divided by for its mean."""
@@ -192,7 +179,7 @@ class Landing:
         layout = self.terms.layout
         slots = _slots(total, layout)
         x = _flat(total, slots).double()
-        added = central.of(name, x.numel(), bound, count, round, self._exchange, self._released)
+        added = central.of(name, x.numel(), bound, count, round, self._exchange, self._made)
         if (mask := shared_entries(layout, self.terms.stays, total, slots)) is not None:
             added = added * mask
         sums = self.row.setdefault("_sums", [0.0, 0.0])
@@ -220,44 +207,44 @@ class Landing:
     @property
     def _marks(self) -> dict[str, Any]:
         """Whether noise hides anything from who has the seed."""
-        return {"private": not (self.terms.deployed and self.terms.keyed)}
+        private = not (self.terms.deployed and self.terms.keyed)
+        return {"private": private, "not_private": ["train_loss", "clipped", "reclipped", "sum_norm"]}
 
     def _note(self, central: CentralNoise, ok: Sequence[Outcome], round: int) -> None:
         """The row's entries, and the bound of the next exchange."""
-        privacy = central.privacy
-        assert self.terms.mechanism is not None and privacy.delta is not None
+        assert self.terms.mechanism is not None
         fits = [float(cast(float, o.values.get(FITS, 1.0))) for o in ok]
+        long = sum(int(cast(int, o.values.get(RECLIPPED, 0))) for o in ok)
         sums = self.row.pop("_sums", [0.0, 0.0])
-        eps, relation = self.terms.mechanism.epsilon(self._released, privacy.delta)
-        self.row |= {
-            "epsilon": eps,
-            "delta": privacy.delta,
-            "relation": relation,
-            "z": privacy.multiplier,
-            "C": central.bound,
-            "clipped": 1 - sum(fits) / len(fits) if fits else 0.0,
-            "reclipped": sum(int(cast(int, o.values.get(RECLIPPED, 0))) for o in ok),
-            "noise_norm": math.sqrt(sums[1]),
-            "sum_norm": math.sqrt(sums[0]),
-            "epsilon_valid": not privacy.assume_poisson,
-            "not_private": ["clipped", "reclipped", "sum_norm"],
-        } | self._marks
+        self.row |= central.row(self.terms.mechanism, self._released, fits, long, sums) | self._marks
         central.adapt(fits, round)
 
     def spent(self, round: int) -> bool:
         """Whether ``round`` (from 1) would exceed ``privacy.epsilon_max``."""
         privacy, mechanism = self.release.privacy, self.terms.mechanism
-        if privacy is None or privacy.epsilon_max is None:
+        if privacy is None or (most := privacy.most) is None:
             return False
         if self.spending is not None:
-            return self.spending.exceeds(privacy.epsilon_max, self.terms.events)
+            return self.spending.exceeds(most, self.terms.events)
         if mechanism is None or self.ledger is None:
             return False
         count = self.ledger.after(round)
         if self.terms.affords is not None:
             return count > self.terms.affords
         assert privacy.delta is not None
-        return mechanism.epsilon(count, privacy.delta)[0] > privacy.epsilon_max
+        return mechanism.epsilon(count, privacy.delta)[0] > most
+
+    def check_asked(self, task: str, clients: Sequence[int], cohort: Sequence[int]) -> None:
+        """Refuse to ask others than the round's cohort: who was drawn is all that is accounted for.
+
+        Raises:
+            StrategyError: naming the exchange.
+        """
+        if self.central is not None and not is_measuring(task) and set(clients) != set(cohort):
+            raise StrategyError(
+                f"the exchange '{task}' asks other clients than the round's cohort, which privacy=client does not "
+                "account for; leave clients= out"
+            )
 
     def told(self, facts: dict[str, Any]) -> dict[str, Any]:
         """Entries of the round's row; what concerns the whole run goes to its ``facts``."""
@@ -274,7 +261,9 @@ class Landing:
     def at_end(self, facts: dict[str, Any]) -> None:
         """What is worked out once, of the whole run: epsilon by privacy loss distributions, if they are asked for."""
         privacy, mechanism = self.release.privacy, self.terms.mechanism
-        if privacy is None or privacy.accountant != "pld" or mechanism is None or "privacy" not in facts:
+        if privacy is None or mechanism is None or "privacy" not in facts:
+            return
+        if privacy.accountant != "pld" and mechanism.event != "truncated":
             return
         assert privacy.delta is not None
         facts["privacy"]["epsilon"] = mechanism.epsilon(self._released, privacy.delta, "pld")[0]
@@ -284,6 +273,7 @@ class Landing:
         """Entries of a checkpoint, under no prefix: ``""`` plain values, others tensors."""
         plain: dict[str, Any] = {
             "released": self._released,
+            "made": self._made,
             "turns": {str(c): r for c, r in self._turns.items()},
         }
         tensors: dict[str, Tensor] = {}
@@ -300,7 +290,7 @@ class Landing:
             CheckpointError: if the ledger has lost releases since.
         """
         plain = saved[""]
-        self._released = plain["released"]
+        self._released, self._made = plain["released"], plain["made"]
         self._turns = {int(c): r for c, r in plain["turns"].items()}
         if self.central is not None:
             self.central.restore(plain["central"], saved)

@@ -25,10 +25,14 @@ class Ledger:
     def __len__(self) -> int:
         return len(set(self._seen)) if self._keyed else len(self._seen)
 
+    def upto(self, round: int) -> int:
+        """Releases up to ``round`` (from 1), those of later rounds that a kill threw away left out if they are the
+        same again."""
+        return len({one for one in self._seen if one[0] <= round}) if self._keyed else len(self._seen)
+
     def after(self, round: int) -> int:
         """Releases once ``round`` (from 1) has made its own."""
-        seen = set(self._seen)
-        return len(seen | {(round, 0)}) if self._keyed else len(self._seen) + 1
+        return self.upto(round - 1) + 1
 
     def write(self, round: int, exchange: int, **about: Any) -> None:
         """Note a release of ``round`` (from 1), and see to it that this outlives a crash."""

@@ -6,22 +6,20 @@ works in simulation works when deployed.
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from operator import attrgetter
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fedsim.errors import ClientError
+from fedsim.exchange.travelling import Value as Value
+from fedsim.exchange.travelling import as_array, as_value, checked_name, value_bytes
 
 DENOMINATOR = "denominator"  # in the place of a kind: what the sum of an array is divided by for its mean
-Scalar = bool | int | float | str | bytes
-Number = TypeVar("Number", bound=Scalar)
-Value = Scalar | list[int] | list[float] | list[str]
 Named = Mapping[str, Any] | None
 
 
@@ -36,8 +34,8 @@ class Payload:
     def of(arrays: Mapping[str, Any] | None = None, values: Mapping[str, Any] | None = None) -> Payload:
         """Check and normalise: numpy arrays become tensors, numpy scalars Python ones, the rest is refused by name."""
         return Payload(
-            {_name(k): _array(k, v) for k, v in (arrays or {}).items()},
-            {_name(k): _value(k, v) for k, v in (values or {}).items() if v is not None},
+            {checked_name(k): as_array(k, v) for k, v in (arrays or {}).items()},
+            {checked_name(k): as_value(k, v) for k, v in (values or {}).items() if v is not None},
         )
 
     def to(self, device: str) -> Payload:
@@ -56,7 +54,7 @@ class Payload:
         What travels may be less: ``fedsim.exchange.packing.sent_bytes`` leaves the padding of flat vectors out.
         """
         return sum(t.numel() * t.element_size() for t in self.arrays.values()) + sum(
-            map(_value_bytes, self.values.values())
+            map(value_bytes, self.values.values())
         )
 
 
@@ -249,64 +247,3 @@ class Replies:
                 f"replies hold no '{kind}' of '{name}' (folded: {have}); "
                 f"ask for it in the strategy's fold: {{'{name}': '{kind}'}}, and send it in the client's update"
             ) from None
-
-
-def _name(name: str) -> str:
-    if not isinstance(name, str) or not name:
-        raise ClientError(f"payload names are non-empty strings, got {name!r}")
-    return name
-
-
-def _array(name: str, value: Any) -> Tensor:
-    if isinstance(value, np.ndarray):
-        if value.dtype == object:
-            raise ClientError(f"array '{name}': object arrays cannot travel; send a numeric array")
-        try:
-            value = torch.from_numpy(np.require(value, requirements="C"))  # keeps 0-d arrays 0-d
-        except TypeError as e:
-            raise ClientError(
-                f"array '{name}': {value.dtype} cannot travel; send a numeric array ({e})"
-            ) from None
-    if not isinstance(value, Tensor):
-        raise ClientError(f"array '{name}': expected a tensor or numpy array, got {type(value).__name__}")
-    if value.dtype == torch.bfloat16:
-        raise ClientError(f"array '{name}': bfloat16 cannot travel; send .float() or .half()")
-    return value.detach()
-
-
-def _value(name: str, value: Any) -> Value:
-    if isinstance(value, np.generic) or (isinstance(value, Tensor) and value.dim() == 0):
-        value = value.item()
-    if isinstance(value, bool | int | float | bytes):
-        return _short(name, value)
-    if isinstance(value, str):
-        if not value:
-            raise ClientError(f"value '{name}': an empty string cannot travel; leave the key out")
-        return value
-    if isinstance(value, list | tuple):
-        items = [v.item() if isinstance(v, np.generic) else v for v in value]
-        kinds = {type(v) for v in items}
-        if len(kinds) <= 1 and kinds <= {int, float, str}:
-            return [_short(name, v) for v in items] if kinds == {int} else items
-    if isinstance(value, numbers.Real):
-        return float(value)
-    raise ClientError(
-        f"value '{name}': {type(value).__name__} cannot travel; "
-        "send bool, int, float, str, bytes or a list of one of int, float, str (arrays belong in `arrays`)"
-    )
-
-
-def _short(name: str, value: Number) -> Number:
-    if isinstance(value, int) and not -(2**63) <= value < 2**63:
-        raise ClientError(f"value '{name}': {value} needs more than 64 bits; send text or a float")
-    return value
-
-
-def _value_bytes(value: Value) -> int:
-    if isinstance(value, str):
-        return len(value.encode())
-    if isinstance(value, bytes):
-        return len(value)
-    if isinstance(value, list):
-        return sum(map(_value_bytes, value))
-    return 8

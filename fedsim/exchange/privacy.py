@@ -3,7 +3,7 @@
 ``level=client`` (McMahan, Ramage, Talwar, Zhang: Learning Differentially Private Recurrent Language Models, ICLR 2018):
 vectors are clipped to length C, a trusted server adds N(0, (z C)^2) to each entry of their sum and divides it by the
 expected number of clients. ``local``: each client adds that noise to its own vector. ``record``: DP-SGD inside the
-client (Abadi et al. 2016), see ``fedsim.local.records``; updates then pass as they are.
+client (Abadi et al. 2016), see ``fedsim.local.sample_noise``; updates then pass as they are.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from functools import partial
 from torch import Tensor
 
 from fedsim.errors import ClientError, check_setting
-from fedsim.exchange import noise
-from fedsim.exchange.noise import Draws
+from fedsim.exchange import normals as noise
+from fedsim.exchange.normals import Draws
 from fedsim.exchange.payload import Value
 
 check = partial(check_setting, "privacy")
@@ -25,6 +25,12 @@ check = partial(check_setting, "privacy")
 LEVELS = ("client", "local", "record")
 MECHANISMS = ("gaussian", "banded", "tree")
 ACCOUNTANTS = ("rdp", "pld")
+CENTRAL_ONLY = {
+    "mechanism": "gaussian",
+    "cap": None,
+    "assume_poisson": False,
+    "accountant": "rdp",
+}  # else as here
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +83,12 @@ class Privacy:
             check(value in allowed, name, value, f"choose one of {', '.join(allowed)}")
         _check_amounts(self)
         if self.level != "client":
-            for name, off in (("mechanism", "gaussian"), ("cap", None), ("assume_poisson", False)):
+            for name, off in (
+                ("mechanism", "gaussian"),
+                ("cap", None),
+                ("assume_poisson", False),
+                ("accountant", "rdp"),
+            ):
                 value = getattr(self, name)
                 check(value == off, name, value, f"goes with privacy=client only; leave {name} out")
             check(
@@ -109,6 +120,11 @@ class Privacy:
         found = self.found if self.found is not None else self.z
         assert found is not None, "a run works it out before it starts"
         return found
+
+    @property
+    def most(self) -> float | None:
+        """Epsilon before which the run ends: also that which z was found for, where rules differ in their gradients."""
+        return self.epsilon if self.epsilon_max is None and self.level == "record" else self.epsilon_max
 
     @property
     def span_matters(self) -> bool:

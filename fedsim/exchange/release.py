@@ -29,9 +29,10 @@ import torch
 from torch import Tensor
 
 from fedsim.errors import ClientError
-from fedsim.exchange.noise import Draws
+from fedsim.exchange.codecs.feedback import compensated, remainder
+from fedsim.exchange.measured_tasks import is_measuring
+from fedsim.exchange.normals import Draws
 from fedsim.exchange.payload import Value
-from fedsim.exchange.tasks import is_measuring
 from fedsim.rng import torch_rng
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class Leaving:
 
 
 @dataclass
-class Sent:
+class Released:
     """What became of an update. ``frames`` hold what travels, of vectors that do not travel as they are folded."""
 
     arrays: dict[str, Tensor]  # what is folded
@@ -120,13 +121,13 @@ class Release:
 
     def leave(
         self, arrays: Mapping[str, Tensor], values: Mapping[str, Value], kinds: Kinds, about: Leaving
-    ) -> Sent:
+    ) -> Released:
         """Send an update of finite numbers through the stages, one vector after the other.
 
         Raises:
             ClientError: for what privacy does not cover: other arrays or values, a ``weight`` other than 1.
         """
-        sent = Sent(dict(arrays))
+        sent = Released(dict(arrays))
         names = self.vectors(kinds, about.task)
         if self.privacy is not None and not is_measuring(about.task):
             self.privacy.check_update(arrays, names, values, self.public)
@@ -156,7 +157,14 @@ class Release:
         return self.privacy is not None and self.privacy.local
 
     def _encoded(
-        self, name: str, v: Tensor, bound: float | None, about: Leaving, sent: Sent, count: int, weight: float
+        self,
+        name: str,
+        v: Tensor,
+        bound: float | None,
+        about: Leaving,
+        sent: Released,
+        count: int,
+        weight: float,
     ) -> None:
         """The stages after the clip, on one of ``count`` vectors, without padding and in float64."""
         slots, draws, codec = _slots(v, about.layout), about.draws(name), self.compression
@@ -169,15 +177,14 @@ class Release:
             layout = about.layout if slots is about.layout.params else None
             residual = about.kept.get(RESIDUAL + name)
             if codec.feedback and residual is not None:
-                x = x + residual.double().flatten().cpu()
+                x = compensated(x, residual.flatten().cpu())
             frame = codec.encode(x, draws, layout)
             y = codec.decode(frame, draws, layout)
             if bound is not None and not self._noisy and (length := _length(y)) > bound * (1 + TOLERANCE):
                 frame = codec.shrink(frame, bound / length, layout)
                 y = codec.decode(frame, draws, layout)
             if codec.feedback:
-                left = (x - y) * codec.feedback_decay
-                sent.state[RESIDUAL + name] = left.to(v.dtype)
+                sent.state[RESIDUAL + name] = remainder(x, y, codec.feedback_decay).to(v.dtype)
             sent.frames[name], x = frame, y
         if self.secure is not None:
             factor = self.secure.factor(name, weight, about.values)
@@ -205,7 +212,7 @@ class Release:
         for name in self.vectors(kinds, about.task):
             v = arrays[name]
             like = shapes[name]
-            if self.frames(name, like.dtype):
+            if like.numel() and self.frames(name, like.dtype):
                 slots = _slots(like, about.layout)
                 size = like.numel() if slots is None else slots.size
                 if self.secure is not None:

@@ -21,13 +21,15 @@ class Spending:
     def __init__(self, privacy: Privacy, rates: Rates | None = None):
         self._privacy, self._rates = privacy, rates or {}
         self._counts: dict[int, int] = {}
+        self._most = 1.0  # events of a round in multiples of its steps: of rules with two gradients a step 2
 
-    def add(self, ok: Sequence[Outcome]) -> None:
-        """Count what one exchange released."""
+    def add(self, ok: Sequence[Outcome], planned: Mapping[int, int]) -> None:
+        """Count what one exchange released; ``planned``: steps that each client was to take."""
         for o in ok:
             events = 1 if self._privacy.local else int(cast(int, o.values.get(EVENTS, 0)))
             if events:
                 self._counts[o.client] = self._counts.get(o.client, 0) + events
+                self._most = max(self._most, events / planned.get(o.client, events))
 
     def epsilon(self, client: int, more: int = 0) -> float:
         """What a client has spent, after ``more`` further events."""
@@ -39,8 +41,8 @@ class Spending:
 
     def exceeds(self, most: float, events: Mapping[int, int]) -> bool:
         """Whether any client could have spent more than ``most`` after ``events`` more of its own (default: one)."""
-        clients = set(self._counts) | set(events)
-        return any(self.epsilon(c, events.get(c, 1)) > most for c in clients)
+        clients = set(self._counts) | set(events) or {-1}  # whoever it is, its first costs the same
+        return any(self.epsilon(c, math.ceil(self._most * events.get(c, 1))) > most for c in clients)
 
     def row(self) -> dict[str, Any]:
         """Entries of the round's row: the most that a client has spent, and the mean over those that took part."""
@@ -56,13 +58,13 @@ class Spending:
             "epsilon_valid": True,
         }
 
-    def save(self) -> dict[str, int]:
+    def save(self) -> dict[str, Any]:
         """Plain counts, for a checkpoint."""
-        return {str(c): n for c, n in self._counts.items()}
+        return {"counts": {str(c): n for c, n in self._counts.items()}, "most": self._most}
 
-    def restore(self, counts: Mapping[str, int]) -> None:
+    def restore(self, saved: Mapping[str, Any]) -> None:
         """Go on from what ``save`` gave."""
-        self._counts = {int(c): n for c, n in counts.items()}
+        self._counts, self._most = {int(c): n for c, n in saved["counts"].items()}, saved["most"]
 
 
 @cache

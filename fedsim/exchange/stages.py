@@ -9,7 +9,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from fedsim.exchange.codecs import FrameCodec
-    from fedsim.exchange.noise import Draws
+    from fedsim.exchange.normals import Draws
     from fedsim.exchange.payload import Value
     from fedsim.exchange.secagg import LegBytes
     from fedsim.task.layout import Layout
@@ -61,6 +61,7 @@ class Ring(Protocol):
         """The real sum (d,), float64, of which the sum of integers is ``total``."""
 
     masks: bool  # clients mask what they send
+    neighbours: int | None  # that each masks with; None: all
     max_weight: float | None  # of a client in a mean
 
     def factor(self, vector: str, weight: float, said: Mapping[str, Value]) -> float:

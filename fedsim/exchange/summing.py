@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.errors import ClientError, EngineError, StrategyError, check_choice, check_setting
+from fedsim.errors import ClientError, EngineError, check_choice, check_setting
 from fedsim.exchange.codecs.codec import StageDraws
 from fedsim.exchange.compression import as_bytes, as_tensor
 from fedsim.exchange.payload import Outcome, Value
-from fedsim.exchange.secagg.protocol import LegBytes, check_threshold, default_threshold
+from fedsim.exchange.secagg.protocol import LegBytes, check_threshold, default_threshold, neighbours
 from fedsim.exchange.secagg.ring import (
     ROUNDING,
     FixedPoint,
@@ -27,12 +27,13 @@ from fedsim.exchange.secagg.ring import (
     residues_of,
     ring_frame,
     ring_levels,
+    rounding_growth,
     signed,
     to_levels,
 )
 
 if TYPE_CHECKING:
-    from fedsim.exchange.noise import Draws
+    from fedsim.exchange.normals import Draws
     from fedsim.exchange.release import Kinds
     from fedsim.exchange.stages import Ring
 
@@ -78,14 +79,26 @@ class SecureSums:
     def enter(
         self, vector: str, v: Tensor, bound: float | None, draws: Draws, factor: float = 1.0
     ) -> tuple[Tensor, int]:
-        """Levels (d,), int64, of ``v`` (d,) times ``factor``; and how many entries were beyond reach."""
+        """Levels (d,), int64, of ``v`` (d,) times ``factor``; and how many entries were beyond reach.
+
+        Where lengths are bounded, so is that of the levels: rounding may add to it, and ``v`` leaves room for that.
+        """
         u = StageDraws(draws).uniforms(len(v)) if self.round == "stochastic" else None
-        found = self.ring.levels(v.cpu().numpy() * factor, self._reach(bound), u)
+        x, reach = v.cpu().numpy() * factor, self._reach(bound)
+        if bound is not None:
+            room = bound - rounding_growth(len(x), reach / self.ring.L, self.round)
+            if room <= bound / 2:
+                raise ClientError(
+                    f"secagg.bits={self.bits}: rounding {len(x)} entries is as long as the clip bound; more bits"
+                )
+            x = x * min(1.0, room / max(float(np.sqrt(np.sum(x * x))), room))
+        found = self.ring.levels(x, reach, u)
         return torch.from_numpy(found.q), found.saturated
 
     def leave(self, vector: str, total: Tensor, bound: float | None) -> Tensor:
-        """The real sum, of any shape, float64: the integer one times step = reach/L."""
-        return total.double() * (self._reach(bound) / self.ring.L)
+        """The real sum, of any shape, float64: the integer one, mod R and read as signed, times step = reach/L."""
+        whole = torch.from_numpy(np.asarray(signed(residues_of(total.cpu().numpy(), self.bits), self.bits)))
+        return whole.double() * (self._reach(bound) / self.ring.L)
 
     def frame(self, levels: Tensor) -> Tensor:
         """Levels (d,) as they travel: residues of ``bits`` bits each."""
@@ -139,10 +152,12 @@ class SecureSums:
             asked = min(asked, self.neighbours + 1)
         if self.threshold is None:
             return default_threshold(asked)
-        return min(self.threshold, asked)
+        return min(max(self.threshold, asked // 2 + 1), asked)  # cohorts of coins differ in size
 
     def legs(self, asked: int) -> LegBytes:
-        """Bytes of one client beyond the message and the frame: keys, shares and what reveals them."""
+        """Bytes of one client beyond the message and the frame: keys, shares and what reveals them; raises as
+        ``enough``."""
+        self.ring.check_cohort(asked)
         if not self.masks or not asked:
             return LegBytes(0, 0)
         k = asked - 1 if self.neighbours is None else min(self.neighbours, asked - 1)
@@ -166,22 +181,28 @@ class SecureSums:
 def weighted_sums(secure: Ring, names: Sequence[str], kinds: Kinds, heaviest: float) -> dict[str, Any]:
     """Values of a message: which vectors are summed times clients' weights, and the weight that counts as 1.
 
-    Raises:
-        StrategyError: where a vector is to be summed with weights and without.
+    One that is summed with weights and without has uniform ones, so that both are one sum (``fedsim.run.sendable``).
     """
-    weighted = [name for name in names if "mean" in kinds[name]]
-    for name in weighted:
-        if "sum" in kinds[name]:
-            raise StrategyError(f"secagg: '{name}' is summed with weights and without; only one sum is made")
+    weighted = [name for name in names if "mean" in kinds[name] and "sum" not in kinds[name]]
     return {WEIGHTED: weighted, MAX_WEIGHT: float(secure.max_weight or heaviest)} if weighted else {}
 
 
-def void(secure: Ring, asked: int, outcomes: Sequence[Outcome]) -> str:
-    """Why the server cannot take masks off the sum of those who came, if so."""
-    came = sum(o.kind == "ok" for o in outcomes)
-    if came >= (t := secure.enough(asked)):
-        return ""
-    return f"secure aggregation is void: {came} of {asked} clients answered, {t} are needed"
+def void(secure: Ring, cohort: Sequence[int], outcomes: Sequence[Outcome], seed: int, round: int) -> str:
+    """Why the server cannot take masks off the sum of those of ``cohort`` who came, if so.
+
+    It needs t answers, and with ``neighbours`` t of them around each client, who hold shares of its secrets.
+    """
+    came, t = {o.client for o in outcomes if o.kind == "ok"}, secure.enough(len(cohort))
+    if len(came) < t:
+        return f"secure aggregation is void: {len(came)} of {len(cohort)} clients answered, {t} are needed"
+    if t and secure.neighbours is not None:
+        for i, near in neighbours(cohort, secure.neighbours, seed, round).items():
+            holders = len(came.intersection(near)) + (i in came)
+            if 0 < holders < t:
+                return (
+                    f"secure aggregation is void: {holders} neighbours of client {i} answered, {t} are needed"
+                )
+    return ""
 
 
 def price(secure: Ring | None, asked: int, outcomes: Sequence[Outcome]) -> None:

@@ -21,6 +21,7 @@ from fedsim.exchange.landing import RECLIPPED
 from fedsim.exchange.payload import Payload
 from fedsim.exchange.release import Leaving, Release
 from fedsim.flower.answers import UPDATE, NodeAnswer, ReplyTo, address_of, failed, read_answer
+from fedsim.flower.masking import LEGS, OTHERS
 from fedsim.server.traits import ClientQuestion, JudgesUpdates
 from fedsim.task.layout import Layout
 
@@ -128,7 +129,7 @@ class Judge:
                 f"the update holds '{name:.80}', expected {', '.join(question.fold) or 'no array'}"
             )
         wanted, like = self._wanted(name, question)
-        if self._framed(name, like, question):
+        if torch.Size(wanted).numel() and self._framed(name, like, question):
             most = MOST_FRAME + 8 * torch.Size(wanted).numel()
             if dtype != torch.uint8 or len(shape) != 1 or shape[0] > most:
                 raise ClientError(
@@ -153,6 +154,8 @@ class Judge:
 
     def _wanted(self, name: str, question: Question) -> Kind:
         received = question.asked.message.arrays
+        if question.asked.task in LEGS:
+            return (len(received[OTHERS]), LEGS[question.asked.task][1]), torch.uint8
         if name == "delta" and "w" in received:
             return tuple(received["w"].shape), received["w"].dtype
         if name == "buffers":
@@ -165,7 +168,8 @@ class Judge:
             raise ClientError(f"the update lacks '{missing[0]}'")
         values, weight = dict(answer.outcome.values), answer.outcome.weight
         own = values.pop("weight", None)
-        sample = self._sample(question, quietly=not values)
+        leg = question.asked.task in LEGS
+        sample = OwnAnswer() if leg else self._sample(question, quietly=not values)
         if own is None and not sample.weighs:
             own = 1.0  # which does not travel
         if type(own) is not float or not (own == weight or (own != own and weight != weight)):
@@ -197,6 +201,8 @@ class Judge:
         if bad or not abs(weight) < float("inf"):
             what = ", ".join(bad) or f"the weight ({weight})"
             return failed(answer, f"non-finite values in {what}", "nonfinite")
+        if question.asked.task in LEGS:
+            return answer
         judge = self.method if isinstance(self.method, JudgesUpdates) else None
         most = judge.most_weight(question.asked) if judge else max(question.asked.samples, 1.0)
         if not 0 <= weight <= most:

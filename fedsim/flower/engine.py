@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,12 @@ from fedsim.exchange.fold import Folder
 from fedsim.exchange.payload import Payload
 from fedsim.flower.answers import NodeAnswer, failed
 from fedsim.flower.asking import GridExchange
+from fedsim.flower.masking import masks
 from fedsim.flower.nodes import Nodes
 from fedsim.flower.questions import Questions
 from fedsim.flower.records import Records
 from fedsim.flower.standing import content
+from fedsim.flower.unmasking import MaskedExchange
 from fedsim.flower.wire import ask_records, shared_records, stamp_state
 from fedsim.server import checkpoint
 from fedsim.server.traits import StrategyLike
@@ -107,27 +110,64 @@ class FlowerEngine:
         )
         self._nodes.event("exchange", round=broadcast.round + 1, exchange=number, task=broadcast.task)
         place = {client: chunk for chunk in chunks for client in chunk.clients}
-        read = self._questions.reader(broadcast, place, self._run, number)
-        exchange = GridExchange(
+        if not masks(self._plan.release, broadcast.fold, broadcast.task):
+            exchange = self._asked(broadcast, place, number, lambda lacks: whole() if lacks else shared)
+            for chunk in chunks:
+                yield self._fold(broadcast, chunk, exchange.answer, number)
+            return
+        assert self._plan.release is not None
+        masked = MaskedExchange(
+            self._plan.release, broadcast, list(place), self._run, self._plan.seed, self._leg
+        )
+        there = {c: _with(chunk, c, masked) for c, chunk in place.items() if c not in masked.lost}
+        exchange = self._asked(broadcast, there, number, lambda lacks: whole() if lacks else shared)
+        results = [
+            self._fold(broadcast, chunk, lambda c: masked.lost.get(c) or exchange.answer(c), number)
+            for chunk in chunks
+        ]
+        if why := masked.unmask(results, layout):
+            self._undo(broadcast, results, number, why)
+        yield from results
+
+    def _asked(
+        self,
+        broadcast: Broadcast,
+        place: Mapping[int, Chunk],
+        number: int,
+        shared: Callable[[bool], Records],
+    ) -> GridExchange:
+        """An exchange with the clients of ``place``; ``shared`` is what all receive, whole or not."""
+        assert self._plan and self._layout and self._questions
+        layout, questions = self._layout, self._questions
+        return GridExchange(
             grid=self._grid,
             nodes=self._nodes,
             clients=list(place),
             content=lambda client, lacks: ask_records(
-                {**(whole() if lacks else shared), **self._terms},
-                place[client],
-                client,
-                self._run,
-                number,
-                layout,
+                {**shared(lacks), **self._terms}, place[client], client, self._run, number, layout
             ),
             deadline=self._config.deadline,
             poll=self._config.poll,
             retries=self._plan.failures.retries,
-            read=read,
+            read=questions.reader(broadcast, place, self._run, number),
             round=broadcast.round,
         )
-        for chunk in chunks:
-            yield self._fold(broadcast, chunk, exchange, number)
+
+    def _leg(self, broadcast: Broadcast, place: Mapping[int, Chunk]) -> Mapping[int, NodeAnswer]:
+        """One leg of secure aggregation: the answers of all who were asked."""
+        assert self._layout is not None
+        records = shared_records(broadcast, self._layout)
+        exchange = self._asked(broadcast, place, self._exchange, lambda lacks: records)
+        return {client: exchange.answer(client) for client in place}
+
+    def _undo(self, broadcast: Broadcast, results: Sequence[ChunkResult], number: int, why: str) -> None:
+        """Nobody counts: the masks stay on the sum."""
+        for result in results:
+            result.states.clear()
+            for o in result.outcomes:
+                if o.kind == "ok":
+                    o.kind, o.reason = "dropped", why
+                    self._note(broadcast, number, NodeAnswer(o))
 
     def _shared(self, broadcast: Broadcast, layout: Layout) -> Records:
         """What goes to clients that hold what the broadcast relies on: the same object as long as it says the same."""
@@ -137,12 +177,14 @@ class FlowerEngine:
             self._standing = broadcast.standing, content(broadcast.standing, layout)
         return shared_records(broadcast, layout, self._standing[1])
 
-    def _fold(self, broadcast: Broadcast, chunk: Chunk, exchange: GridExchange, number: int) -> ChunkResult:
+    def _fold(
+        self, broadcast: Broadcast, chunk: Chunk, answers: Callable[[int], NodeAnswer], number: int
+    ) -> ChunkResult:
         """A chunk's sums in client order, as ``Worker.run`` makes them."""
         folder = Folder(broadcast.fold)
         result = ChunkResult(folder, [], {})
         for client in chunk.clients:
-            answer = self._checked(folder, exchange.answer(client))
+            answer = self._checked(folder, answers(client))
             outcome = answer.outcome
             if answer.lost:
                 raise ClientError(outcome.reason)
@@ -174,3 +216,9 @@ class FlowerEngine:
         if answer.restarted:
             outcome.metrics = {**outcome.metrics, "state_restarted": 1.0}
             self._nodes.event("restarted", **about)
+
+
+def _with(chunk: Chunk, client: int, masked: MaskedExchange) -> Chunk:
+    """The chunk of one client, with the shares of its neighbours."""
+    own = chunk.alone(client)
+    return replace(own, each={client: masked.part(client, own.each.get(client))})

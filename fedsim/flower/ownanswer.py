@@ -18,6 +18,7 @@ from fedsim.engine.assignments import Broadcast, Chunk
 from fedsim.engine.worker import Worker
 from fedsim.errors import headline
 from fedsim.flower.checking import OwnAnswer, Question
+from fedsim.flower.masking import bare
 from fedsim.flower.site import Single
 
 FEW = 4  # samples
@@ -27,6 +28,7 @@ def trial(worker: Worker, broadcast: Broadcast, chunk: Chunk, question: Question
     """``worker`` in the place of the client that was asked: no more than one local step, on ``FEW`` samples."""
     client, data = question.to.client, worker.data
     own = replace(chunk.alone(client), states={}, steps={client: 1})
+    own = replace(own, each={c: part for c, p in own.each.items() if (part := bare(p)) is not None})
     kept = _Unpacked(broadcast.fold)
     try:
         (outcome,) = worker.try_out(few(data, client), broadcast, own, kept).outcomes

@@ -17,6 +17,7 @@ from fedsim.exchange.packing import sent_bytes
 from fedsim.exchange.payload import Payload
 from fedsim.flower.answers import NodeAnswer, ReplyTo
 from fedsim.flower.checking import Judge, Question
+from fedsim.flower.masking import LEGS, bare
 from fedsim.flower.ownanswer import trial
 from fedsim.server.traits import ClientQuestion, StrategyLike
 
@@ -54,6 +55,8 @@ class Questions:
     def question(self, broadcast: Broadcast, chunk: Chunk, to: ReplyTo, whole: bool) -> Question:
         """What one client was asked."""
         own, standing, plan = chunk.part(to.client), broadcast.standing, self._plan
+        if broadcast.task not in LEGS:
+            own = bare(own)  # bytes of legs are counted with all of them: ``fedsim.exchange.summing.price``
         down = sent_bytes(broadcast.payload, self._layout) + (sent_bytes(own, self._layout) if own else 0)
         if whole and standing is not None:
             down += sent_bytes(standing, self._layout)

@@ -23,6 +23,7 @@ from fedsim.exchange.fold import Folder
 from fedsim.exchange.payload import Payload
 from fedsim.flower import contract
 from fedsim.flower.answers import NodeAnswer, absent
+from fedsim.flower.masking import LEGS, MaskingSite, masks
 from fedsim.flower.nodelog import briefly
 from fedsim.flower.options import Node
 from fedsim.flower.standing import StandingFile, content
@@ -92,7 +93,14 @@ class Site:
         place, layout = (self.node.state_dir, ask.run, ask.client), self.worker.model.layout
         forget_old(self.node.state_dir, self.node.keep_days, but=ask.run)
         files, round, restarted = StateFiles(*place, layout), ask.broadcast.round, False
-        chunk, keeps = ask.chunk, StandingFile(*place, layout)
+        masking, release = MaskingSite(files.folder, ask), self.worker.plan.release
+        if ask.broadcast.task in LEGS:
+            if release is None or release.secure is None or not release.secure.masks:
+                return absent(
+                    ask.client, "failed", "the configuration of this node says nothing of secagg=masks"
+                )
+            return masking.answer()
+        chunk, keeps = masking.alone(), StandingFile(*place, layout)
         broadcast, came = ask.broadcast, ask.broadcast.standing
         if ask.held:
             if (found := keeps.read(ask.held) or self._initial(ask.held)) is None:
@@ -111,11 +119,16 @@ class Site:
         try:
             update = Single(broadcast.fold)
             result = self.worker.run(broadcast, chunk, update)
+            if result.outcomes[0].kind == "ok" and release and masks(release, broadcast.fold, broadcast.task):
+                names = release.vectors(broadcast.fold, broadcast.task)
+                update.arrays = masking.masked(names, update.arrays)
         except ClientError as error:  # it wrote to what is read-only
             return absent(ask.client, "failed", str(error))
         outcome, new = result.outcomes[0], result.states.get(ask.client)
         if outcome.kind == "nonfinite" and self.worker.plan.release is not None:
             outcome.kind = "refused"  # what is not finite has not passed the release and stays here
+        if outcome.metrics and (privacy := self.worker.privacy) is not None and privacy.metrics == "drop":
+            outcome.metrics = {}  # what the log would like to know is not under the budget
         if outcome.kind == "failed":
             outcome.reason = briefly(outcome.reason, ask.client, round + 1)
         if broadcast.keep and outcome.kind == "ok":

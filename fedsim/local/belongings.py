@@ -12,7 +12,7 @@ from fedsim.config.schema import ClientConfig
 from fedsim.data.federated import FederatedData
 from fedsim.data.local import LocalData
 from fedsim.exchange.privacy import Privacy
-from fedsim.local.records import Records
+from fedsim.local.sample_noise import Records
 from fedsim.task.task import Task, target
 from fedsim.task.vectors import FlatModel
 

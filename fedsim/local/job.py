@@ -25,7 +25,7 @@ from fedsim.local.kept import LocalPart
 from fedsim.local.meter import Meter
 from fedsim.local.optimiser import LocalSteps
 from fedsim.local.part_steps import PartSteps
-from fedsim.local.records import refusal
+from fedsim.local.sample_noise import refusal
 from fedsim.local.showing import Showing
 from fedsim.local.work import local_epochs, num_steps, step_size
 from fedsim.task.evaluation import evaluate, mean_of, measured

@@ -17,8 +17,8 @@ from fedsim.engine.assignments import Broadcast, Plan
 from fedsim.engine.worker import Worker
 from fedsim.errors import ConfigError
 from fedsim.exchange.fold import Folder
+from fedsim.exchange.measured_tasks import is_measuring
 from fedsim.exchange.payload import Outcome, Update
-from fedsim.exchange.tasks import is_measuring
 from fedsim.local.job import Job
 from fedsim.replay.again import Stop, computed, weights_hashes
 from fedsim.replay.variants import BaseRun

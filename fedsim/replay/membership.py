@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
@@ -25,12 +26,20 @@ def membership(
     """The bound of every run and their median, as ``fedsim audit --json`` prints them.
 
     ``score``: ``loss`` guesses by minus the loss of the final model, ``gap`` by how much less it is than that of the
-    initial one. ``broken``: the median exceeds the ``claimed`` epsilon.
+    initial one. ``broken``: the median exceeds the ``claimed`` epsilon, which is the one that the runs account for
+    (``privacy``), at its delta, unless another is given.
 
     Raises:
         ConfigError: for a run without canaries.
     """
-    runs = [_one(folder, score, delta) for folder in folders]
+    spent = [accounted(folder) for folder in folders]
+    known = [one for one in spent if one is not None]
+    if claimed is None and known and len(known) == len(spent):
+        claimed, delta = max(eps for eps, _ in known), max(d for _, d in known)
+    runs = [
+        _one(folder, score, delta) | ({} if one is None else {"accounted": one[0], "accounted_delta": one[1]})
+        for folder, one in zip(folders, spent, strict=True)
+    ]
     bounds = [run["epsilon"] for run in runs]
     middle = median(bounds)
     return {
@@ -42,6 +51,23 @@ def membership(
         "claimed": claimed,
         "broken": None if claimed is None else middle > claimed,
     }
+
+
+def accounted(folder: Path) -> tuple[float, float] | None:
+    """Epsilon and delta that the run accounts for and that bind its canaries; None: nothing of the kind.
+
+    A bound for single samples says nothing of canaries that are whole clients.
+    """
+    try:
+        found = json.loads((folder / "summary.json").read_text()).get("privacy")
+    except (OSError, ValueError):
+        return None
+    if not found or not found.get("epsilon_valid"):
+        return None
+    whole = load(folder / "config.yaml").audit.level == "client"
+    if found["level"] == "record" and whole:
+        return None
+    return float(found["epsilon"]), float(found["delta"])
 
 
 def _one(folder: Path, score: str, delta: float) -> dict[str, Any]:
@@ -106,6 +132,7 @@ def lines(found: Mapping[str, Any]) -> list[str]:
     out = [
         f"seed {run['seed']}: {run['right']} of {run['guesses']} guesses right of {run['canaries']} canaries, "
         f"epsilon at least {run['epsilon']:.2f}"
+        + (f"; accounted {run['accounted']:.2f}" if "accounted" in run else "")
         for run in found["runs"]
     ]
     e = found["epsilon"]

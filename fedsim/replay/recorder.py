@@ -12,9 +12,9 @@ from torch import Tensor
 from fedsim.engine.assignments import Broadcast, Chunk, ChunkResult, Plan
 from fedsim.engine.worker import Worker
 from fedsim.exchange.fold import Folder
+from fedsim.exchange.measured_tasks import is_measuring
 from fedsim.exchange.packing import hashes_of
 from fedsim.exchange.payload import Outcome, Payload, Update
-from fedsim.exchange.tasks import is_measuring
 from fedsim.local.job import Job
 from fedsim.replay.again import Stop
 from fedsim.rng import hash_tensors

@@ -74,7 +74,7 @@ def record_noise(privacy: Privacy, turns: int, events: Mapping[int, int], rates:
     kinds = {(rates[c], turns * k) for c, k in events.items() if k}
     return max(
         (
-            Mechanism(event="poisson", z=1.0, n=n, m=batch).noise_for(most, count, delta, privacy.accountant)
+            Mechanism(event="poisson", z=1.0, n=n, m=batch).noise_for(most, count, delta)
             for (batch, n), count in sorted(kinds)
         ),
         default=0.0,

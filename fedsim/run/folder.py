@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from fedsim.config.compose import load, plain
 from fedsim.config.roles import telling
 from fedsim.errors import CheckpointError, ConfigError, DataError, LockedError
+from fedsim.exchange.ledger import FILE as LEDGER
 from fedsim.report.runs import flatten
 from fedsim.run.boxes_found import FILE as BOXES
 from fedsim.run.key import Finished, finished_in, horizon, keys_before, marked, run_key, same_run
@@ -111,7 +112,16 @@ def enter(folder: Path, config: DictConfig, key: str) -> Path | None:
     if config.resume == "never" and folder.exists():
         for name in ("checkpoint", "wandb", "tensorboard"):
             shutil.rmtree(folder / name, ignore_errors=True)
-        for name in (*RESULTS, BEST, "metrics.jsonl", "clients.jsonl", "config.yaml", ATTACKERS, PROVENANCE):
+        for name in (
+            *RESULTS,
+            BEST,
+            "metrics.jsonl",
+            "clients.jsonl",
+            "config.yaml",
+            ATTACKERS,
+            PROVENANCE,
+            LEDGER,
+        ):
             (folder / name).unlink(missing_ok=True)
     previous = checkpoint.latest(folder / "checkpoint")
     if previous is not None:

@@ -15,11 +15,12 @@ from fedsim.data.federated import FederatedData
 from fedsim.errors import ConfigError
 from fedsim.exchange.central import CentralNoise
 from fedsim.exchange.correlated import column
-from fedsim.exchange.landing import Landing, Terms
+from fedsim.exchange.landing import Landing
 from fedsim.exchange.ledger import Ledger
 from fedsim.exchange.privacy import Privacy
 from fedsim.exchange.release import Release
 from fedsim.exchange.spending import Spending
+from fedsim.exchange.terms import Terms
 from fedsim.local.kept import LocalPart
 from fedsim.run import budgeting
 from fedsim.run.budgeting import events, most_turns, rates, record_noise
@@ -80,7 +81,9 @@ def landing(
         cohort=float(config.clients_per_round),
         stays=stays,
         deployed=deployed(config),
-        heaviest=float(max(context.sizes.max(), 1)),
+        heaviest=float(
+            max((context.sizes + (0 if context.unlabelled is None else context.unlabelled)).max(), 1)
+        ),
     )
     _say_memory(config, work.release, context)
     if work.release.secure is not None and context.share_buffers and context.layout.buffer_dim:
@@ -108,14 +111,25 @@ def landing(
         central = CentralNoise(privacy, config.seed, terms.cohort, keyed, **correlated)
         return Landing(work.release, terms, Ledger(folder, keyed), central)
     if privacy.local:
-        return Landing(work.release, terms, spending=Spending(privacy))
+        return _spending(Landing(work.release, terms, spending=Spending(privacy)), privacy)
     if context.layout.batch_norm:
         raise ConfigError(
             "privacy=record: BatchNorm mixes the samples of a batch, so no noise on single gradients hides one; type a "
             "model without it (model.norm=group)"
         )
     terms = replace(terms, events=events(work.local, context.sizes))
-    return Landing(work.release, terms, spending=Spending(privacy, rates(work.local, context.sizes)))
+    spending = Spending(privacy, rates(work.local, context.sizes))
+    return _spending(Landing(work.release, terms, spending=spending), privacy)
+
+
+def _spending(made: Landing, privacy: Privacy) -> Landing:
+    """The same, unless not even round 1 fits the budget."""
+    if made.spent(1):
+        raise ConfigError(
+            f"privacy.epsilon_max={privacy.most}: not even round 1 fits with z={privacy.multiplier:g}; type a "
+            "larger privacy.z"
+        )
+    return made
 
 
 def _correlated(config: DictConfig, privacy: Privacy) -> dict[str, Any]:
@@ -143,7 +157,8 @@ def _central(config: DictConfig, privacy: Privacy, cohorts: bool) -> dict[str, A
     mechanism = budgeting.mechanism_of(config, privacy, privacy.multiplier, cohorts)
     apart = budgeting.apart(config, privacy)
     out: dict[str, Any] = {"mechanism": mechanism, "apart": apart, "rounds": config.rounds}
-    if privacy.epsilon_max is not None and privacy.accountant == "pld" and mechanism.sensitivity is None:
+    slow = privacy.accountant == "pld" or mechanism.event == "truncated"
+    if privacy.epsilon_max is not None and slow and mechanism.sensitivity is None:
         assert privacy.delta is not None
         out["affords"] = mechanism.affordable(privacy.epsilon_max, config.rounds, privacy.delta, "pld")
     return out

@@ -27,6 +27,11 @@ def check_sent(method: StrategyLike, config: DictConfig) -> None:
             raise ConfigError(
                 f"{group}: {name} has all samples in one place: nothing is sent; leave {group} out"
             )
+    if config.get("compression") and traits.peers:
+        raise ConfigError(
+            f"compression: peers of {name} send each other whole models over links of their own, which no codec "
+            "shortens; leave compression out"
+        )
     if config.get("compression"):
         _check_compression(method, config, part(config.compression, "compression"))
     if config.get("secagg"):
@@ -69,6 +74,8 @@ def _check_secure(method: StrategyLike, config: DictConfig, secure: SecureSums) 
         raise ConfigError(
             f"secagg: {name} uses updates one by one, and a secure sum shows none; type strategy=fedavg, or secagg=none"
         )
+    if traits.discloses and fold:
+        raise ConfigError(f"secagg: {traits.discloses}")
     rule: Any = getattr(method, "aggregator", None)
     while isinstance(rule, partial):
         rule = rule.func
@@ -82,6 +89,11 @@ def _check_secure(method: StrategyLike, config: DictConfig, secure: SecureSums) 
             raise ConfigError(
                 f"secagg: {name} looks at single updates ('{array}'), and a secure sum shows none; type "
                 "strategy=fedavg or another method that averages"
+            )
+        if {"mean", "sum"} <= set(kinds) and vars(method).get("weighting") != "uniform":
+            raise ConfigError(
+                f"secagg: {name} needs '{array}' summed with weights and without, but only one sum is made; type "
+                "strategy.weighting=uniform"
             )
         if array in getattr(method, "statistics", ()):
             raise ConfigError(
@@ -104,11 +116,6 @@ def _check_secure(method: StrategyLike, config: DictConfig, secure: SecureSums) 
             "Larger entries saturate and are counted (saturated); add secagg.reach=1"
         )
     secure.check(config.clients_per_round)
-    if secure.masks and config.engine.name == "flower":
-        raise ConfigError(
-            "secagg=masks: the legs of keys and shares are simulated; a deployment sums in fixed point without masks: "
-            "type secagg=ring"
-        )
 
 
 def _fold(method: StrategyLike) -> Any:

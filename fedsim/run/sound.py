@@ -40,6 +40,11 @@ def check_privacy(method: StrategyLike, config: DictConfig, given_cohorts: bool)
     if privacy.level == "record":
         _check_records(method, config, privacy)
         return
+    if privacy.local and privacy.epsilon is not None and method.traits.asynchronous:
+        raise ConfigError(
+            "privacy.epsilon: how often an asynchronous server asks a client is not known before; type privacy.z, and "
+            "privacy.epsilon_max for the budget"
+        )
     if privacy.central:
         _check_central(method, config, privacy, given_cohorts)
     assert privacy.delta is not None
@@ -187,7 +192,7 @@ def _check_records(method: StrategyLike, config: DictConfig, privacy: Privacy) -
         )
     if privacy.epsilon is not None and config.engine.name == "flower":
         raise ConfigError(
-            "privacy.epsilon: with privacy=record the noise hangs on how many samples each client has, which the server "
+            "privacy.epsilon: with privacy=record the noise hangs on how many samples clients have, which the server "
             "of a deployment does not set; type privacy.z"
         )
     if config.client.accumulate > 1:

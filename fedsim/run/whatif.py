@@ -18,7 +18,7 @@ from fedsim.config import compose as settings
 from fedsim.config.check import check_target
 from fedsim.config.yamlfile import read_yaml
 from fedsim.errors import ConfigError
-from fedsim.exchange.tasks import is_measuring
+from fedsim.exchange.measured_tasks import is_measuring
 from fedsim.report.runs import Run
 from fedsim.run import initial, participants, preparation, samples
 from fedsim.run.given import Given

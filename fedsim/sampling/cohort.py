@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from fedsim.errors import ConfigError
-from fedsim.exchange.noise import secret_rng
+from fedsim.exchange.normals import secret_rng
 from fedsim.rng import numpy_rng
 
 

@@ -97,10 +97,18 @@ class Collusion:
             return dict(kinds)
         return {name: kind if name == "buffers" else ("stack",) for name, kind in kinds.items()}
 
-    def apply(self, folded: Folded, outcomes: Sequence[Outcome], kinds: Kinds, layout: Layout) -> Folded:
+    def apply(
+        self,
+        folded: Folded,
+        outcomes: Sequence[Outcome],
+        kinds: Kinds,
+        layout: Layout,
+        again: Callable[[str, Tensor], Tensor] | None = None,
+    ) -> Folded:
         """From stacks of what was sent to the asked ``kinds`` of what arrives.
 
-        Of flat vectors an attack sees, and replaces, what is not padding.
+        Of flat vectors an attack sees, and replaces, what is not padding; ``again`` is what the server makes of an
+        array that is put in the place of one, by its name.
         """
         if _uneven(kinds):
             return folded
@@ -111,6 +119,9 @@ class Collusion:
         if bad and good:
             weights = torch.tensor([ok[i].weight for i in (*good, *bad)], dtype=torch.float64)
             self._replace(stacks, bad, good, weights, layout)
+            for name, rows in stacks.items() if again is not None else ():
+                for i in bad:
+                    rows[i] = again(name, rows[i])  # type: ignore[misc]
         out = {key: value for key, value in folded.items() if key[1] != "stack"}
         sums = {n: tuple(k for k in kinds[n] if k != "stack") for n in stacks}
         folder = Folder({n: k for n, k in sums.items() if k})

@@ -40,7 +40,7 @@ class Inquiry:
     clients: Sequence[int]  # ascending
     works: Mapping[int, Work]  # of these clients at least
     turns: Mapping[int, int] | None = None  # see ``Server.exchange``
-    cohort: int = 0  # how many were to be asked, those who are then lost among them
+    cohort: Sequence[int] = ()  # who were to be asked, those who are then lost among them
 
     @property
     def kind(self) -> str:
@@ -75,7 +75,7 @@ class Exchanger:
             without = () if self.context.share_buffers else ("buffers",)
             message = message.addressed(clients, without=without)
         broadcast = self._broadcast(message, fold, task, index)
-        return Inquiry(broadcast, message, clients, self._works(clients, index), turns, len(clients))
+        return Inquiry(broadcast, message, clients, self._works(clients, index), turns, tuple(clients))
 
     def run(self, inquiry: Inquiry, round: int) -> tuple[list[Outcome], Folded]:
         """Outcomes in client order, and the folded updates; new client states are proposed.
@@ -83,6 +83,10 @@ class Exchanger:
         Raises:
             ClientError: where the failure policy says so, naming the client and ``round`` (from 0).
         """
+        if self.landing is not None:
+            self.legs(
+                inquiry
+            )  # a cohort that is too large for secure sums ends the run before anything is sent
         spans, costs = self._cut(inquiry)
         chunks = Lazy([partial(self._chunk, inquiry, span) for span in spans])
         broadcast = asked = inquiry.broadcast
@@ -101,7 +105,8 @@ class Exchanger:
 
         folded = combine(accepted(), len(inquiry.clients))
         if self.collusion is not None:
-            folded = self.collusion.apply(folded, outcomes, broadcast.fold, self.context.layout)
+            again = None if self.landing is None else self.landing.clipped
+            folded = self.collusion.apply(folded, outcomes, broadcast.fold, self.context.layout, again)
         if self.landing is not None:
             folded = self._landed(self.landing, inquiry, folded, outcomes, round)
         for o in outcomes:
@@ -116,8 +121,8 @@ class Exchanger:
         """What the release makes of the sums; nothing, and no new client state, where too few came for masks."""
         broadcast, context = inquiry.broadcast, self.context
         if landing.release.vectors(broadcast.fold, broadcast.task):
-            price(landing.release.secure, inquiry.cohort, outcomes)
-            if why := landing.void(inquiry.cohort, outcomes):
+            price(landing.release.secure, len(inquiry.cohort), outcomes)
+            if why := landing.void(inquiry.cohort, outcomes, broadcast.round):
                 self.states.discard()
                 for o in outcomes:
                     if o.kind == "ok":
@@ -138,7 +143,7 @@ class Exchanger:
             or not self.landing.release.vectors(broadcast.fold, broadcast.task)
         ):
             return LegBytes(0, 0)
-        return secure.legs(inquiry.cohort)
+        return secure.legs(len(inquiry.cohort))
 
     def try_out(self, inquiry: Inquiry) -> list[Outcome]:
         """The outcome of the first client with samples, whose update is not used; empty if nobody has any."""

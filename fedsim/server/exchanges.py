@@ -11,8 +11,8 @@ from torch import Tensor
 
 from fedsim.errors import ClientError, StrategyError, ThinRoundError
 from fedsim.exchange.fold import Fold
+from fedsim.exchange.measured_tasks import is_measuring
 from fedsim.exchange.payload import Message, Outcome, Payload, Replies
-from fedsim.exchange.tasks import is_measuring
 from fedsim.local.newcomer import HELD_OUT
 from fedsim.sampling import Population, Sampler
 from fedsim.sampling.rules import Measure
@@ -155,6 +155,8 @@ class Server(Context):
             task = f"{self.measured_on}/{task}"
         if clients is not None and self.roster is not None:
             self._check_there(clients, task)
+        if clients is not None and self.exchanger.landing is not None:
+            self.exchanger.landing.check_asked(task, clients, round.cohort)
         asked = sorted(round.cohort if clients is None else clients)
         inquiry = self.exchanger.inquiry(message, fold, task, asked, round.index, turns)
         schedule = None

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from fedsim.exchange.measured_tasks import is_measuring
 from fedsim.exchange.payload import Outcome
-from fedsim.exchange.tasks import is_measuring
 from fedsim.server.clientmetrics import undefined
 from fedsim.tracking.rows import ClientRows
 

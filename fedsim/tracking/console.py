@@ -98,6 +98,8 @@ class ConsoleTracker(Tracker):
         parts = [f"round {self._at()}/{self._run.rounds}"]
         if "accuracy" in self._measured:
             parts.append(f"accuracy {_percent(self._measured['accuracy'])} (best {_percent(self._best)})")
+        if (spent := summary.get("privacy")) and spent["epsilon"] is not None:
+            parts.append(f"epsilon {spent['epsilon']:.3g} at delta {spent['delta']:g} ({spent['relation']})")
         if reason := summary.get("error") or summary.get("reason") or summary.get("stopped"):
             parts.append(headline(str(reason)))
         colour = COLOURS.get(status, "red")
@@ -121,6 +123,8 @@ class ConsoleTracker(Tracker):
             facts.append((f"loss {self._measured['loss']:.4g}", ""))
         if found := [f"{k} {_percent(self._measured[k])}" for k in OPEN_WORLD if k in self._measured]:
             facts.append((" ".join(found), "green"))
+        if (spent := self._row.get("epsilon")) is not None:
+            facts.append((f"epsilon {spent:.3g} (delta {self._row['delta']:g})", ""))
         if self._seconds:
             pace = sum(self._seconds) / len(self._seconds)
             costs = [

@@ -178,8 +178,13 @@ def test_zstd_goes_with_neither_privacy_nor_secagg() -> None:
     "option",
     [
         ("compression=top_k", "compression.rate=0.1", "compression.down={codec: rotate, bits: 4}"),
-        ("compression=qsgd", "compression.feedback=true", "client.momentum=0.9"),
-        ("secagg=masks", "secagg.reach=1", "strategy=scaffold"),
+        *(
+            pytest.param(given, marks=pytest.mark.nightly)
+            for given in (
+                ("compression=qsgd", "compression.feedback=true", "client.momentum=0.9"),
+                ("secagg=masks", "secagg.reach=1", "strategy=scaffold"),
+            )
+        ),
     ],
     ids=lambda o: o[0],
 )

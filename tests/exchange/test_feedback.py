@@ -61,9 +61,9 @@ def test_golden_rounds() -> None:
         def send(
             i: int, v: np.ndarray, decay: float = decay, kept: dict[int, torch.Tensor] = kept
         ) -> np.ndarray:
-            x = compensated(torch.from_numpy(v), kept.get(i), decay)
+            x = compensated(torch.from_numpy(v), kept.get(i))
             y = largest(x.numpy())
-            kept[i] = remainder(x, torch.from_numpy(y))
+            kept[i] = remainder(x, torch.from_numpy(y), decay)
             return y
 
         np.testing.assert_allclose(rounds(send), z[name], atol=1e-10)

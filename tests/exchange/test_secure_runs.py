@@ -10,9 +10,10 @@ import torch
 from hooks import hooked
 from problems import classification
 
-from fedsim.errors import ClientError
-from fedsim.exchange.secagg import ring_levels, to_levels
-from fedsim.exchange.summing import MAX_WEIGHT, WEIGHTED, SecureSums
+from fedsim.errors import ClientError, EngineError
+from fedsim.exchange.payload import Outcome
+from fedsim.exchange.secagg import neighbours, ring_levels, to_levels
+from fedsim.exchange.summing import MAX_WEIGHT, WEIGHTED, SecureSums, void
 from fedsim.rng import torch_rng
 
 RING = ("secagg=ring", "secagg.reach=1")
@@ -51,6 +52,19 @@ def test_a_weighted_mean_is_that_of_integers() -> None:
         secure.opened(secure.frame(torch.full((5,), L + 1)), 5)
 
 
+@pytest.mark.parametrize("round", ["nearest", "stochastic"])
+def test_levels_of_a_clipped_vector_are_no_longer_than_the_bound(round: str) -> None:
+    """Rounding lengthens by up to step sqrt(d)/2, stochastic step sqrt(d); the noise is made for the bound."""
+    secure = SecureSums(bits=16, most=20, round=round)
+    for seed in range(20):
+        v = np.random.default_rng(seed).normal(size=400)
+        q, beyond = secure.enter("delta", torch.from_numpy(v / np.linalg.norm(v) * 3), 3.0, draws)
+        length = float(secure.leave("delta", q, 3.0).norm())
+        assert 2.9 < length <= 3.0 and beyond == 0
+    with pytest.raises(ClientError, match="more bits"):
+        SecureSums(bits=8, most=20).enter("delta", torch.ones(400), 3.0, draws)
+
+
 @pytest.mark.parametrize("strategy", ["fedavg", "scaffold", "fedadam"])
 def test_close_to_the_plain_run_and_the_same_in_any_chunks(strategy: str) -> None:
     """Integer sums depend on no order: other chunks, same bits."""
@@ -72,6 +86,13 @@ def test_masks_give_the_bits_of_the_ring_and_count_their_legs() -> None:
         assert b["bytes_up"] - a["bytes_up"] == 3 * up and b["bytes_down"] - a["bytes_down"] == 3 * down
 
 
+def test_a_cohort_that_is_too_large_for_the_ring_is_not_asked() -> None:
+    problem = classification(cohorts=[[0, 1, 2, 3]])
+    with pytest.raises(EngineError, match=r"4 clients.*type secagg.most=4"):
+        problem.run(*RING, "rounds=1")
+    assert problem.run(*RING, "rounds=1", "secagg.most=4").rows[0]["saturated"] == 0
+
+
 def test_a_reach_that_is_too_small_is_counted() -> None:
     assert classification().run("secagg=ring", "secagg.reach=1e-4").rows[0]["saturated"] > 0
 
@@ -91,3 +112,15 @@ def test_too_few_survivors_make_a_round_void() -> None:
     assert torch.equal(strategy.states[0]["c"], strategy.states[1]["c"])
     (first, second) = (kept[2] for kept in strategy.kept[:2])
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_with_neighbours_enough_of_them_must_answer() -> None:
+    """Each of 9 clients masks with 4; the shares of a secret lie with these, t = 4 of 5."""
+    secure, cohort = SecureSums(masks=True, neighbours=4, most=9), range(9)
+    near = neighbours(cohort, 4, 0, 3)
+
+    def why(*lost: int) -> str:
+        return void(secure, cohort, [Outcome(c, "dropped" if c in lost else "ok") for c in cohort], 0, 3)
+
+    assert secure.enough(9) == 4 and why() == why(0) == ""
+    assert "3 neighbours of client" in why(*near[0][:2]) and "3 of 9 clients" in why(*range(6))

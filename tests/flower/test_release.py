@@ -7,21 +7,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flwr.app import Array, ArrayRecord
+from flwr.app import Array, ArrayRecord, Error
+from hooks import Fail, hooked
 
 sys.path.insert(0, str(Path(__file__).parent))
 from localgrid import asked, deploy
 from test_local import SMALL, check_twin
 
-from fedsim.errors import ConfigError
+import fedsim
 
 RING = ("secagg=ring", "secagg.reach=1")
+MASKS = ("secagg=masks", "secagg.reach=1")
 DOWN = "compression.down={codec: qsgd, levels: 127}"
 TWINS = (
     ("strategy=scaffold", "compression=top_k", DOWN),
-    ("strategy=feddyn", *RING),
+    ("strategy=scaffold", *MASKS),
 )
 MORE = (
+    ("strategy=feddyn", *RING),
     ("strategy=fedavg", "compression=qsgd", "compression.feedback=true"),
     ("strategy=fedavg", "compression=rotate", "model=mlp"),
     ("strategy=fedavg", "compression=random_k", "compression.scale=contractive"),
@@ -74,9 +77,9 @@ def as_numbers(frame: Any) -> Any:
     ("change", "why"),
     [
         (shorter, "bytes"),
-        (other_codec, "codec qsgd; expected top_k"),
         (huge, "entries; expected"),
-        (as_numbers, "expected a frame"),
+        pytest.param(other_codec, "codec qsgd; expected top_k", marks=pytest.mark.nightly),
+        pytest.param(as_numbers, "expected a frame", marks=pytest.mark.nightly),
     ],
 )
 def test_a_frame_that_no_encoder_makes_is_its_clients_failure(change: Any, why: str, tmp_path: Path) -> None:
@@ -88,6 +91,91 @@ def test_a_frame_that_no_encoder_makes_is_its_clients_failure(change: Any, why: 
     assert [f["client"] for f in row["failures"]] == [1] and why in row["failures"][0]["reason"]
 
 
-def test_masks_are_simulated_alone(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="secagg=masks"):
-        deploy(tmp_path, *SMALL, "secagg=masks", "secagg.reach=1")
+# -- masks --------------------------------------------------------------------------------------------------------
+
+FOUR = (*SMALL, "rounds=1", "clients_per_round=4", "num_clients=4", "failures.policy=skip")
+
+
+class Losing:
+    """Breaks the process of ``clients`` when they are asked for ``task``."""
+
+    def __init__(self, task: str, *clients: int):
+        self.task, self.clients = task, clients
+
+    def __call__(self, message: Any) -> Any:
+        if "ask" not in message.content or message.content["broadcast"]["task"] != self.task:
+            return None
+        return Error(1, "gone") if message.content["ask"]["client"] in self.clients else None
+
+
+def masked(folder: Path, task: str = "fit", *lost: int) -> Any:
+    result, _ = deploy(folder, *FOUR, *MASKS, clients=4, spoil=Losing(task, *lost))
+    assert not list(folder.rglob("masks.json")) or lost
+    return result.rows[0]
+
+
+def plain(*lost: int) -> Any:
+    """A simulation whose sums are not masked."""
+    given = [*FOUR, *RING, "engine=serial", "tracker=quiet"]
+    return fedsim.simulate(given, strategy=hooked("fedavg", Fail(lost))).rows[0]
+
+
+@pytest.mark.parametrize(
+    ("task", "lost"),
+    [
+        ("fit", (1,)),
+        pytest.param("secagg/shares", (2,), marks=pytest.mark.nightly),
+        pytest.param("secagg/keys", (0,), marks=pytest.mark.nightly),
+    ],
+)
+def test_masks_of_who_is_lost_are_taken_off(task: str, lost: tuple[int, ...], tmp_path: Path) -> None:
+    """At least t = 3 of 4 come: the sum is that of the survivors, bit for bit."""
+    row = masked(tmp_path, task, *lost)
+    assert row["weights_hash"] == plain(*lost)["weights_hash"] and "secagg" not in row
+
+
+def test_who_is_lost_after_its_update_counts(tmp_path: Path) -> None:
+    assert masked(tmp_path, "secagg/unmask", 2)["weights_hash"] == plain()["weights_hash"]
+
+
+@pytest.mark.parametrize("task", ["fit", pytest.param("secagg/unmask", marks=pytest.mark.nightly)])
+def test_fewer_than_t_make_the_round_void(task: str, tmp_path: Path) -> None:
+    row = masked(tmp_path, task, 0, 3)
+    start = fedsim.simulate(
+        [*FOUR, *MASKS, "engine=serial", "tracker=quiet"], strategy=hooked("fedavg", Fail(range(4)))
+    )
+    assert row["secagg"] == "void" and row["weights_hash"] == start.rows[0]["weights_hash"]
+
+
+@pytest.mark.nightly
+def test_no_residue_of_a_client_reaches_the_server_without_masks(tmp_path: Path) -> None:
+    seen: dict[str, dict[int, bytes]] = {}
+    for kind, given in (("ring", RING), ("masks", MASKS)):
+        found = seen[kind] = {}
+
+        def note(message: Any, content: Any, found: dict[int, bytes] = found) -> None:
+            if "ask" in message.content and message.content["broadcast"]["task"] == "fit":
+                found[message.content["ask"]["client"]] = (
+                    content["outcome.update"]["=delta"].numpy()[8:].copy()
+                )
+
+        deploy(tmp_path / kind, *FOUR, *given, clients=4, alter=note)
+    for client, open_one in seen["ring"].items():
+        equal = (open_one.reshape(-1, 4) == seen["masks"][client].reshape(-1, 4)).all(1).mean()
+        assert equal < 0.01
+
+
+def test_a_node_sends_nothing_unmasked(tmp_path: Path) -> None:
+    """A server that leaves the legs out gets no update."""
+    sites = []
+
+    def spoil(message: Any) -> None:
+        if "ask" in message.content and message.content["broadcast"]["task"] == "fit":
+            record = message.content["ask.each:each"]
+            for name in [k for k in record if "secagg" in k]:
+                del record[name]
+            sites.append(message)
+
+    result, _ = deploy(tmp_path, *FOUR, *MASKS, clients=4, spoil=spoil)
+    assert sites and all("without masks" in f["reason"] for f in result.rows[0]["failures"])
+    assert result.rows[0]["secagg"] == "void"

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import secrets
 import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -196,13 +196,19 @@ class UnmaskingServer:
         Raises:
             TooFewSurvivors: if the survivors, or the shares of one secret, are fewer than t.
         """
-        self.check_enough(len(self.masked))
-        d = len(next(iter(self.masked.values())))
-        own = {i: PRG(self._joined(i, revealed), d, B) for i in self.masked}
+        d = len(next(iter(self.masked.values()), ()))
+        return ring_sum([*self.masked.values(), self.correction(self.masked, revealed, d, B)], B)
+
+    def correction(
+        self, survivors: Collection[int], revealed: Mapping[int, Mapping[int, bytes]], d: int, B: int
+    ) -> Residues:
+        """What takes the masks off the sum of the survivors' residues (d,), added to it; raises as ``total``."""
+        self.check_enough(len(survivors))
+        own = {i: PRG(self._joined(i, revealed), d, B) for i in survivors}
         broken: dict[tuple[int, int], Residues] = {}
         for j in self.sealed:
-            partners = [i for i in self.near[j] if i in self.masked]
-            if j in self.masked or not partners:
+            partners = [i for i in self.near[j] if i in survivors]
+            if j in survivors or not partners:
                 continue
             key = self._joined(j, revealed)
             if public_key(key) != self.public[j][:SECRET]:
@@ -210,7 +216,7 @@ class UnmaskingServer:
             for i in partners:
                 s = pair_key(key, self.public[i][:SECRET], self.run, self.round, VECTOR)
                 broken[i, j] = PRG(s, d, B)
-        return unmasked(ring_sum(self.masked.values(), B), own, broken, B)
+        return unmasked(np.zeros(d, np.uint64), own, broken, B)
 
     def _joined(self, i: int, revealed: Mapping[int, Mapping[int, bytes]]) -> bytes:
         shares = [found[i] for j, found in sorted(revealed.items()) if i in found]

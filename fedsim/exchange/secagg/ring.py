@@ -156,7 +156,7 @@ class FixedPoint:
         if clients > self.most:
             raise EngineError(
                 f"a sum of {clients} clients does not fit the ring, which was made for {self.most}; "
-                "fewer clients a round, or privacy.cap"
+                f"type secagg.most={clients}, or ask fewer"
             )
 
 

@@ -16,7 +16,7 @@ from torch.func import functional_call, grad_and_value, vmap
 from fedsim.data.local import Batch, LocalData
 from fedsim.data.trees import Tree, tree_map
 from fedsim.errors import ClientError
-from fedsim.exchange import noise
+from fedsim.exchange import normals as noise
 from fedsim.exchange.privacy import Privacy
 from fedsim.local.meter import Meter
 from fedsim.task.losses import WholeLoss, call

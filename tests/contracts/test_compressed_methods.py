@@ -1,0 +1,67 @@
+"""Every method goes through compression and secure sums, or is refused by name before round 1."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from problems import classification, hashes
+from registry import TABLE, Entry
+
+from fedsim.errors import ConfigError
+
+STAGES = {
+    "top_k": ("compression=top_k", "compression.rate=0.1"),
+    "qsgd": ("compression=qsgd", "compression.down={codec: qsgd, levels: 127}"),
+    "ring": ("secagg=ring", "secagg.reach=5"),
+}
+COMPRESSED = {"gossip"}  # refused: peers send each other whole models
+SUMMED = {  # refused: they need more of a client than a sum
+    *(
+        "gossip",
+        "fedproto",
+        "ggeur",
+        "ggeur-scaffold",
+        "fraug",
+        "fedspeed-relaxed",
+        "flag",
+        "flag-reverse",
+        "alie",
+    ),
+    *(
+        "logit-adjust-all",
+        "qfedavg",
+        "term",
+        "afl",
+        "ifca",
+        "fesem",
+        "cfl",
+        "fedossl",
+        "heterofl",
+        "fedmatch",
+    ),
+    *("fedbuff", "fedasync"),
+}
+REFUSED = {"top_k": COMPRESSED, "qsgd": COMPRESSED, "ring": SUMMED}
+DAILY = {("scaffold", "top_k"), ("fedloge", "qsgd"), ("fednova", "ring"), ("ggeur", "ring")}
+CASES = [
+    pytest.param(
+        e, stage, id=f"{e.label}-{stage}", marks=[] if (e.label, stage) in DAILY else pytest.mark.nightly
+    )
+    for e in TABLE
+    for stage in STAGES
+]
+
+
+@pytest.mark.parametrize(("entry", "stage"), CASES)
+def test_runs_and_resumes_or_is_refused(entry: Entry, stage: str, tmp_path: Path) -> None:
+    given, problem = (*entry.arguments, *STAGES[stage], "checkpoint.every=1"), classification()
+    if entry.label in REFUSED[stage]:
+        with pytest.raises(ConfigError, match=r"^(compression|secagg|aggregator|attack): "):
+            problem.run(*given)
+        return
+    through = problem.run(*given, "rounds=3")
+    assert len(set(hashes(through))) > 1
+    if not entry.asynchronous:
+        problem.run(*given, "rounds=2", f"dir={tmp_path}")
+        assert hashes(problem.run(*given, "rounds=3", f"dir={tmp_path}")) == hashes(through)
