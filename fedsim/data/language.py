@@ -127,7 +127,7 @@ def shakespeare_tokens(
         public: plays that ``bpe`` is learnt from; a tokenizer tells what it was learnt from, so they are no clients'.
         plays: whose roles are clients; ``None``: all that are not ``public``.
         largest: that many roles, those with the most text; ``None``: all with ``min_chars`` characters.
-        style: ``transcript``: lower case, everything but a to z and ' becomes a space.
+        style: ``transcript``: lower case, whatever stands between letters (a to z and ') becomes one space.
         block: tokens of a sample.
         min_chars: roles with less text are left out.
         test_fraction: share of each role's tokens in the test part.
@@ -203,7 +203,7 @@ def _dataset(
 
 
 def _styled(text: str, style: str) -> str:
-    return text if style == "plain" else re.sub("[^a-z']", " ", text.lower())
+    return text if style == "plain" else re.sub("[^a-z']+", " ", text.lower())
 
 
 def _blocks(tokens: np.ndarray, block: int) -> np.ndarray:
