@@ -19,7 +19,7 @@ END = "<|endoftext|>"
 STYLES = ("plain", "transcript")
 
 
-class Tokens(Protocol):
+class Tokenizer(Protocol):
     """A tokenizer."""
 
     names: tuple[str, ...]  # of the tokens
@@ -61,7 +61,7 @@ class Pieces:
         return str(self.made.decode(tokens))
 
 
-def tokenizer(kind: str, vocabulary: int, texts: Iterable[str] = ()) -> Tokens:
+def tokenizer(kind: str, vocabulary: int, texts: Iterable[str] = ()) -> Tokenizer:
     """``byte``; ``bpe``, byte-level pairs (Sennrich et al. 2016) of ``vocabulary`` tokens learnt from ``texts``; or a
     ``tokenizer.json``, or a folder with one.
 
@@ -184,7 +184,7 @@ _made = tokenizer  # under a name that the argument does not hide
 def _dataset(
     train: list[np.ndarray],
     test: list[np.ndarray],
-    made: Tokens,
+    made: Tokenizer,
     roles: tuple[str, ...],
     by_role: bool,
 ) -> Dataset:
