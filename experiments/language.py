@@ -41,7 +41,7 @@ def main() -> int:
     args, overrides = parser.parse_known_args()
     overrides += [f"model.path={args.model}", f"data.path={args.data}"]
     if args.traces:
-        overrides += ["system=phones", f"system.traces={args.traces}"]
+        overrides += ["system=phones", "system/availability=always", f"system.traces={args.traces}"]
     codes = [
         command(
             [

@@ -203,7 +203,7 @@ def _dataset(
 
 
 def _styled(text: str, style: str) -> str:
-    return text if style == "plain" else re.sub("[^a-z']+", " ", text.lower())
+    return text if style == "plain" else re.sub("[^a-z']+", " ", text.lower()).strip()
 
 
 def _blocks(tokens: np.ndarray, block: int) -> np.ndarray:

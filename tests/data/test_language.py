@@ -50,7 +50,7 @@ def plays(tmp_path: Path) -> Path:
 
 def test_blocks_by_hand(plays: Path) -> None:
     data = sources.shakespeare_tokens(plays, **OPTIONS | {"style": "transcript", "by_role": True})
-    text = "aha we see oh no "  # 17 characters, of which 12 are to train on
+    text = "aha we see oh no"  # 16 characters, of which 12 are to train on
     assert [bytes(r).decode() for r in data.train.x[:3].tolist()] == [text[0:4], text[4:8], text[8:12]]
     assert data.train.x is data.train.y or data.train.x.equal(data.train.y)
     assert data.group_names == {"domain": ("P: A", "Q: A")} and data.ids.tolist() == [0, 0, 0, 1, 1, 1]
