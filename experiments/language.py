@@ -41,7 +41,7 @@ def main() -> int:
     args, overrides = parser.parse_known_args()
     overrides += [f"model.path={args.model}", f"data.path={args.data}"]
     if args.traces:
-        overrides += ["system=phones", f"system.traces={args.traces}"]
+        overrides += ["system=phones", "system/availability=always", f"system.traces={args.traces}"]
     codes = [
         command(
             [
@@ -56,7 +56,9 @@ def main() -> int:
         for name in args.methods.split(",")
     ]
     folder = Path(next((o.split("=", 1)[1] for o in overrides if o.startswith("out=")), "runs")) / "language"
-    print(table(load_runs([folder])))
+    runs = load_runs([folder])
+    print(table(runs))
+    draw(runs, folder / "perplexity.png")
     return max(*codes, command(["report", str(folder)]))
 
 
@@ -64,6 +66,42 @@ def available() -> dict[str, tuple[str, ...]]:
     """Methods by name, with their overrides; those of zeroth order where this version has them."""
     there = {p.stem for p in (Path(__file__).parents[1] / "conf/strategy").glob("*.yaml")}
     return METHODS | {name: (f"strategy={name}",) for name in ZEROTH if name in there}
+
+
+def measured(run: Run) -> dict[int, float]:
+    """Perplexity by round: of the global model, or of the clients' own."""
+    return run.series("clients/perplexity_pooled" if run.method in PERSONAL else "perplexity")
+
+
+def draw(runs: list[Run], path: Path) -> None:
+    """Perplexity against rounds, megabytes up and down, and simulated minutes where devices have a clock."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    done = [run for run in runs if run.status == "done"]
+    columns = {"round": (), "MB up and down, all clients": ("bytes_up", "bytes_down")}
+    if any(run.total("sim_seconds") for run in done):
+        columns["simulated minutes"] = ("sim_seconds",)
+    figure, panels = pyplot.subplots(
+        1, len(columns), figsize=(4.2 * len(columns), 3.6), sharey=True, squeeze=False
+    )
+    for panel, (words, names) in zip(panels[0], columns.items(), strict=True):
+        for i, method in enumerate(dict.fromkeys(run.method for run in done)):
+            for run in (r for r in done if r.method == method):
+                found, size = measured(run), 60 if names == ("sim_seconds",) else 1e6
+                at = [sum(run.total(n, until=r) for n in names) / size if names else r for r in found]
+                panel.plot(
+                    at, list(found.values()), ".-", color=f"C{i}", label=method if run.seed == 0 else None
+                )
+        panel.set_xlabel(words)
+        if names:
+            panel.set_xscale("log")
+    panels[0][0].set_ylabel("perplexity on the clients' test text")
+    panels[0][-1].legend(fontsize="small")
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
 
 
 def table(runs: list[Run]) -> str:
@@ -75,8 +113,7 @@ def table(runs: list[Run]) -> str:
     head = ["method", *(f"round {r}" for r in ROUNDS), "up MB", "down MB", "minutes"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for method, group in methods.items():
-        metric = "clients/perplexity_pooled" if method in PERSONAL else "perplexity"
-        found = [[run.series(metric).get(r) for run in group] for r in ROUNDS]
+        found = [[measured(run).get(r) for run in group] for r in ROUNDS]
         cells = [" ".join(f"{v:.2f}" for v in values if v is not None) or "-" for values in found]
         moved = [
             f"{statistics.mean(run.total(k) for run in group) / 1e6:.1f}" for k in ("bytes_up", "bytes_down")

@@ -114,7 +114,8 @@ class ExactAverage(Strategy):
 
     def averaged(self, w: Tensor, rows: Tensor, q: Tensor) -> Tensor:
         """``w`` (d,) moved along the weighted sum of the changes."""
-        return w + torch.tensordot(q, rows, 1)
+        out: Tensor = w + torch.tensordot(q, rows, 1)
+        return out
 
     def numbers(self, replies: Replies) -> int:
         """Numbers of all factors that the round's clients sent."""

@@ -19,7 +19,7 @@ END = "<|endoftext|>"
 STYLES = ("plain", "transcript")
 
 
-class Tokens(Protocol):
+class Tokenizer(Protocol):
     """A tokenizer."""
 
     names: tuple[str, ...]  # of the tokens
@@ -61,7 +61,7 @@ class Pieces:
         return str(self.made.decode(tokens))
 
 
-def tokenizer(kind: str, vocabulary: int, texts: Iterable[str] = ()) -> Tokens:
+def tokenizer(kind: str, vocabulary: int, texts: Iterable[str] = ()) -> Tokenizer:
     """``byte``; ``bpe``, byte-level pairs (Sennrich et al. 2016) of ``vocabulary`` tokens learnt from ``texts``; or a
     ``tokenizer.json``, or a folder with one.
 
@@ -127,7 +127,7 @@ def shakespeare_tokens(
         public: plays that ``bpe`` is learnt from; a tokenizer tells what it was learnt from, so they are no clients'.
         plays: whose roles are clients; ``None``: all that are not ``public``.
         largest: that many roles, those with the most text; ``None``: all with ``min_chars`` characters.
-        style: ``transcript``: lower case, everything but a to z and ' becomes a space.
+        style: ``transcript``: lower case, whatever stands between letters (a to z and ') becomes one space.
         block: tokens of a sample.
         min_chars: roles with less text are left out.
         test_fraction: share of each role's tokens in the test part.
@@ -184,7 +184,7 @@ _made = tokenizer  # under a name that the argument does not hide
 def _dataset(
     train: list[np.ndarray],
     test: list[np.ndarray],
-    made: Tokens,
+    made: Tokenizer,
     roles: tuple[str, ...],
     by_role: bool,
 ) -> Dataset:
@@ -203,7 +203,7 @@ def _dataset(
 
 
 def _styled(text: str, style: str) -> str:
-    return text if style == "plain" else re.sub("[^a-z']", " ", text.lower())
+    return text if style == "plain" else re.sub("[^a-z']+", " ", text.lower()).strip()
 
 
 def _blocks(tokens: np.ndarray, block: int) -> np.ndarray:

@@ -61,7 +61,7 @@ def base_of(model: nn.Module) -> FrozenBase | None:
     if all(p.requires_grad for p in model.parameters()):
         return None
     whole, seen = hashlib.sha256(), dict[int, str]()
-    held = getattr(model, HELD, frozenset())
+    held: frozenset[str] = getattr(model, HELD, frozenset())
     for name, t in frozen_part(model).items():
         if name in held:
             continue
