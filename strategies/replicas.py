@@ -8,14 +8,11 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from clients.attacks import Attacked
-from clients.attacks.base import Attack
 from clients.base import Client
 from clients.codec import CODECS, Codes
 from clients.directions import GENERATOR
 from clients.replica import CURRENT, MODEL, ReplicaClient, digest
 from clients.slopes import MEASURES
-from fedsim.errors import ConfigError
 from fedsim.exchange.fold import Fold
 from fedsim.exchange.payload import Message, Outcome, Payload, Replies
 from fedsim.server.exchanges import Server
@@ -25,10 +22,6 @@ from strategies.base import State, Strategy, check, check_weighting
 
 SLOPES = "clients measure slopes, they do not train; type strategy.lr and the other settings of strategy"
 REPLICAS = ("one", "each")
-REQUIRED = (
-    "must be given, and positive; what suits hangs on how many numbers are trained: about 0.03 for some hundred, 1e-6 "
-    "for a whole language model (docs/zeroth_order.md)"
-)
 
 
 def cheaper(log_bytes: int | None, model_bytes: int) -> str:
@@ -49,6 +42,8 @@ class Slopes(Strategy):
     traits: ClassVar[Traits] = Traits(
         buffers="average",
         no_optimiser=SLOPES,
+        no_vectors="this one changes vectors, but clients of this method send slopes; type attack=label_flip, or "
+        "another strategy",
         metrics=frozenset({"saturated", "nonfinite_slopes"}),
         asked_only=True,
     )
@@ -62,7 +57,7 @@ class Slopes(Strategy):
     client: Client = field(init=False)
 
     def __post_init__(self) -> None:
-        check(bool(self.lr) and self.lr > 0, "lr", self.lr, REQUIRED)
+        check(self.lr > 0, "lr", self.lr, "must be positive")
         check(self.eps > 0, "eps", self.eps, "must be positive")
         check(self.codec in CODECS, "codec", self.codec, f"choose one of {', '.join(CODECS)}")
         check(self.measure in MEASURES, "measure", self.measure, f"choose one of {', '.join(MEASURES)}")
@@ -76,8 +71,8 @@ class Slopes(Strategy):
 
     @property
     def rule(self) -> Any:
-        """The local half without an attack around it."""
-        return self.client.inner if isinstance(self.client, Attacked) else self.client
+        """The local half, which knows how the model moves."""
+        return self.client
 
     @property
     def folds(self) -> Fold:
@@ -86,13 +81,6 @@ class Slopes(Strategy):
 
     def init(self, server: Server) -> State:
         """The initial model; what it will be moved along is noted among the run's facts."""
-        attack = self.client.attack if isinstance(self.client, Attacked) else None
-        corrupts = attack is not None and type(attack).corrupt is not Attack.corrupt
-        if corrupts or server.exchanger.collusion is not None:
-            raise ConfigError(
-                f"attack: this one changes vectors, but clients of {type(self).__name__} send slopes; "
-                "type attack=label_flip, or another strategy"
-            )
         server.facts["directions"] = GENERATOR
         return super().init(server)
 

@@ -95,7 +95,9 @@ def test_no_two_directions_share_a_block_of_the_counter() -> None:
     assert len(found) == len(names)
     assert {state[2] for state in found} == {0}  # 2**64 blocks are free below each
     assert len({block(0, 0, 0, seed, scope) for seed in (0, 1) for scope in ("own", "shared", "pool")}) == 6
-    z = [direction(0, t, 0, j, 1000) for t, j in ((17, 0), (16, 1))]  # one seed in the authors' code of DeComFL
+    z = [
+        direction(0, t, 0, j, 1000) for t, j in ((17, 0), (16, 1))
+    ]  # one seed in the authors' code of DeComFL
     assert abs(float(np.corrcoef(z[0], z[1])[0, 1])) < 0.15
     assert float(np.std(z[0])) == pytest.approx(1, abs=0.1)
 
@@ -170,7 +172,7 @@ def test_batch_norm_that_stays_in_training_mode_is_refused() -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        (("strategy=one_byte",), "strategy.lr=None: must be given"),
+        (("strategy=one_byte",), "strategy.lr=null: must be"),
         (("strategy=one_byte", "strategy.lr=0.1", "strategy.codec=log7"), "strategy.codec=log7: choose one of"),
         (("strategy=one_byte", "strategy.lr=0.1", "aggregator=flag"), "aggregator: slopes of One Byte"),
         (("strategy=one_byte", "strategy.lr=0.1", "attack=sign_flip"), "attack: this one changes vectors"),
