@@ -36,7 +36,7 @@ class OneByteClient(ReplicaClient):
         return self.samples
 
     def contribution(self, job: Job, theta: Tensor) -> Update:
-        """The S codes; ``implied`` is what they come to, ``steps = n_m sum_s decode(b) z`` (d,)."""
+        """The S codes; ``implied`` is what they come to, ``sums = n_m sum_s decode(b) z`` (d,)."""
         codec, z, steps = self.coding, None, torch.zeros_like(theta)
         directions, codes = Directions(job.seed, "own", job.layout.params), codec.nothing(self.samples)
         weight = len(job.data) if self.weighting == "samples" else 1
@@ -51,11 +51,11 @@ class OneByteClient(ReplicaClient):
                     add_scaled(steps, weight * c, z)
         low = {"saturated": saturated(self.codec, codes)} if self.codec != "float32" else {}
         state, found = self.kept(job, theta), probe.report(**low)
-        return self.update_of(codes, implied={"steps": steps}, state=state, metrics=found)
+        return self.update_of(codes, implied={"sums": steps}, state=state, metrics=found)
 
     def nothing(self, job: Job) -> Update:
         """S codes that say so."""
-        return replace(super().nothing(job), implied={"steps": torch.zeros_like(job.model.w)})
+        return replace(super().nothing(job), implied={"sums": torch.zeros_like(job.model.w)})
 
     def rounds_in(self, job: Job) -> int:
         """Of how many rounds the message holds frames."""

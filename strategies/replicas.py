@@ -138,7 +138,7 @@ class Logged(Slopes):
             server.log["out_of_sync"] = lost
         here = replace(replies, outcomes=[o for o in replies.ok if o.client not in lost])
         w, frame = self.advance(server, state["w"], here, round)
-        log, since = [*state["log"], frame], state["log_from"]
+        log, since = [*state["log"], [part.hex() for part in frame]], state["log_from"]
         if (end := round.index + 1) % self.ckpt_every == 0 and end - self.ckpt_every > since:
             log, since = log[end - self.ckpt_every - since :], end - self.ckpt_every
         resync = sorted({c for c in state["resync"] if c not in here.clients} | set(lost))
@@ -149,12 +149,14 @@ class Logged(Slopes):
         """Codes that a client sends."""
         raise NotImplementedError
 
-    def advance(self, server: Server, w: Tensor, replies: Replies, round: Round) -> tuple[Tensor, Any]:
-        """The next model (d,), and the round's frame as plain values, of the clients that had something to say."""
+    def advance(
+        self, server: Server, w: Tensor, replies: Replies, round: Round
+    ) -> tuple[Tensor, Sequence[bytes]]:
+        """The next model (d,), and the round's frame, of the clients that had something to say."""
         raise NotImplementedError
 
-    def wire(self, server: Server, frames: Sequence[Any]) -> dict[str, bytes]:
-        """Frames as they travel: one object of bytes under its name."""
+    def wire(self, frames: Sequence[Sequence[bytes]], registered: int) -> dict[str, bytes]:
+        """Frames as they travel: one object of bytes under its name; none, where there are none."""
         raise NotImplementedError
 
     def question(self, server: Server, state: State, round: Round) -> Message:
@@ -163,6 +165,7 @@ class Logged(Slopes):
         statistics = {"buffers": buffers} if len(buffers) else {}
         size, ways = server.layout.size * w.element_size(), dict[int | None, Payload]()
         each, initial = dict[int, Payload](), False
+        log = [[bytes.fromhex(part) for part in frame] for frame in state["log"]]
         for c in round.cohort:
             last = server.states.last_round(c)
             initial |= last < 0
@@ -170,7 +173,8 @@ class Logged(Slopes):
             if since is not None and since < state["log_from"]:
                 since = None
             if since not in ways:
-                ways[since] = self._way(server, state, since, size)
+                frames = None if since is None else log[since - state["log_from"] :]
+                ways[since] = self._way(w, frames, len(server.sizes), size)
             if ways[since].arrays or ways[since].values:
                 each[c] = ways[since]
         values = (
@@ -182,9 +186,11 @@ class Logged(Slopes):
             standing = Payload({"w": w, **statistics}, {CURRENT: True})
         return Message(Payload({}, values), each, standing)
 
-    def _way(self, server: Server, state: State, since: int | None, size: int) -> Payload:
-        """What brings a copy of the model from the beginning of round ``since`` (``None``: of any) to today's."""
-        wire = None if since is None else self.wire(server, state["log"][since - state["log_from"] :])
+    def _way(
+        self, w: Tensor, frames: Sequence[Sequence[bytes]] | None, registered: int, size: int
+    ) -> Payload:
+        """What makes today's model ``w`` of one from before ``frames``, or of any where there are none to be had."""
+        wire = None if frames is None else self.wire(frames, registered)
         if wire is not None and cheaper(sum(map(len, wire.values())), size) == "log":
             return Payload({}, wire)
-        return Payload({MODEL: state["w"]})
+        return Payload({MODEL: w})

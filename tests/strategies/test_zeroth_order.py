@@ -71,7 +71,7 @@ def test_a_rule_over_shared_slopes_ignores_a_client_that_lies_elsewhere() -> Non
 
 @pytest.mark.parametrize("tau", [4, 9])
 def test_fedkseed_adds_up_the_clients_steps(tau: int) -> None:
-    """theta rebuilt from G is theta_0 and the p-weighted sum of all local steps; with more steps than directions too."""
+    """theta rebuilt from G is theta_0 and the weighted sum of all local steps; with more steps than directions too."""
     p, pool, lr = hand.problem(COHORTS), 6, 0.02
     settings = (
         f"strategy.lr={lr}",
