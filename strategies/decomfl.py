@@ -54,7 +54,7 @@ class DeComFL(Logged):
 
     def objection(self, asked: ClientQuestion, update: Payload) -> str:
         """Anything but K P codes."""
-        return self.misfit(update, CODECS[self.codec].nbytes(self.heard))
+        return self.misfit(update, self.heard)
 
     def advance(
         self, server: Server, w: Tensor, replies: Replies, round: Round

@@ -100,7 +100,7 @@ class OneByte(Logged):
 
     def objection(self, asked: ClientQuestion, update: Payload) -> str:
         """Anything but S codes."""
-        return self.misfit(update, CODECS[self.codec].nbytes(self.samples))
+        return self.misfit(update, self.samples)
 
     def advance(
         self, server: Server, w: Tensor, replies: Replies, round: Round

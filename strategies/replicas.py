@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
+import numpy as np
 from torch import Tensor
 
 from clients.base import Client
@@ -22,6 +23,7 @@ from strategies.base import State, Strategy, check, check_weighting
 
 SLOPES = "clients measure slopes, they do not train; type strategy.lr and the other settings of strategy"
 REPLICAS = ("one", "each")
+STEEPEST = 1e16  # slope that a server takes from a node
 
 
 def cheaper(log_bytes: int | None, model_bytes: int) -> str:
@@ -99,13 +101,15 @@ class Slopes(Strategy):
         codes = codec.unpack(data, count)
         return None if bool(codec.is_absent(codes).all()) else codes
 
-    def misfit(self, update: Payload, size: int) -> str:
-        """Why an update cannot be ``size`` bytes of slopes, else nothing."""
-        data = update.values.get("slopes")
-        if isinstance(data, bytes) and len(data) == size:
-            return ""
-        found = f"{len(data)} bytes" if isinstance(data, bytes) else type(data).__name__
-        return f"'slopes' holds {found}, expected {size} bytes of {self.codec}"
+    def misfit(self, update: Payload, count: int, before: int = 0) -> str:
+        """Why an update cannot be ``count`` codes behind ``before`` bytes, else nothing."""
+        codec, data = CODECS[self.codec], update.values.get("slopes")
+        size = before + codec.nbytes(count)
+        if not isinstance(data, bytes) or len(data) != size:
+            found = f"{len(data)} bytes" if isinstance(data, bytes) else type(data).__name__
+            return f"'slopes' holds {found}, expected {size} bytes of {self.codec}"
+        most = float(np.abs(codec.decode(codec.unpack(data[before:], count))).max())
+        return "" if most <= STEEPEST else f"'slopes' holds {most:g}, above {STEEPEST:g}"
 
 
 @dataclass(kw_only=True)
@@ -167,9 +171,8 @@ class Logged(Slopes):
         each, initial = dict[int, Payload](), False
         log = [[bytes.fromhex(part) for part in frame] for frame in state["log"]]
         for c in round.cohort:
-            last = server.states.last_round(c)
-            initial |= last < 0
-            since = None if c in state["resync"] else max(last, 0)
+            since = None if c in state["resync"] else max(server.states.last_round(c), 0)
+            initial |= since == 0
             if since is not None and since < state["log_from"]:
                 since = None
             if since not in ways:
