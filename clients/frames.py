@@ -80,6 +80,14 @@ class Framing:
             at = end
         return out
 
+    def rounds(self, log: bytes) -> int:
+        """How many frames ``read`` would give."""
+        n = at = 0
+        while at < len(log):
+            ids, at = self._ids(log, at)
+            n, at = n + 1, at + self.each * len(ids)
+        return n
+
     def _ids(self, log: bytes, at: int) -> tuple[list[int], int]:
         if self.clients > BITMAP:
             n = int(np.frombuffer(log[at : at + 4], "<u4")[0])

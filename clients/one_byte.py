@@ -36,7 +36,7 @@ class OneByteClient(ReplicaClient):
         return self.samples
 
     def contribution(self, job: Job, theta: Tensor) -> Update:
-        """The S codes; ``implied`` is what they come to, ``steps = n_m sum_s decode(b) z`` (d,)."""
+        """The S codes; ``implied`` is what they come to, ``sums = n_m sum_s decode(b) z`` (d,)."""
         codec, z, steps = self.coding, None, torch.zeros_like(theta)
         directions, codes = Directions(job.seed, "own", job.layout.params), codec.nothing(self.samples)
         weight = len(job.data) if self.weighting == "samples" else 1
@@ -51,15 +51,18 @@ class OneByteClient(ReplicaClient):
                     add_scaled(steps, weight * c, z)
         low = {"saturated": saturated(self.codec, codes)} if self.codec != "float32" else {}
         state, found = self.kept(job, theta), probe.report(**low)
-        return self.update_of(codes, implied={"steps": steps}, state=state, metrics=found)
+        return self.update_of(codes, implied={"sums": steps}, state=state, metrics=found)
 
     def nothing(self, job: Job) -> Update:
         """S codes that say so."""
-        return replace(super().nothing(job), implied={"steps": torch.zeros_like(job.model.w)})
+        return replace(super().nothing(job), implied={"sums": torch.zeros_like(job.model.w)})
 
     def rounds_in(self, job: Job) -> int:
         """Of how many rounds the message holds frames."""
-        return len(self._frames(job))
+        framing, values = self.framing(job.source.num_clients), job.values
+        if isinstance(full := values.get("log"), bytes):
+            return len(full) // (framing.each * framing.clients)
+        return framing.rounds(some) if isinstance(some := values.get("log_of_some"), bytes) else 0
 
     def replay(self, job: Job, theta: Tensor, since: int) -> Tensor:
         """Round after round, as the server moved."""

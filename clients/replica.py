@@ -49,22 +49,15 @@ class ReplicaClient(Client):
 
     def replica(self, job: Job) -> Tensor | None:
         """The model (d,) that this round begins with, or ``None`` if it cannot be told or is not the server's."""
-        arrays, values, state = job.message.arrays, job.values, job.state
-        if CURRENT in values:
-            return arrays["w"]
+        arrays, state, here = job.message.arrays, job.state, CURRENT in job.values
         if MODEL in arrays:
-            theta = arrays[MODEL]
-        else:
-            since = job.round - self.rounds_in(job)
-            if "w" in state:
-                held, theta = int(state["synced"]), state["w"]
-            elif "w" in arrays:
-                held, theta = 0, arrays["w"]
-            else:
-                return None
-            if held != since:
-                return None
-            theta = self.replay(job, theta, since)
+            return arrays[MODEL]
+        since, held = job.round - self.rounds_in(job), int(state["synced"]) if state else 0
+        if held != since or not (state or "w" in arrays):
+            return None
+        if here:
+            return arrays["w"]
+        theta = self.replay(job, state["w"] if state else arrays["w"], since)
         return theta if self.agrees(job, theta) else None
 
     def agrees(self, job: Job, theta: Tensor) -> bool:

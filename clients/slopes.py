@@ -71,9 +71,9 @@ class Probe:
             local.batch_size, epochs=1, steps=count, shuffle=local.shuffle, rng=job.rng("batches")
         ):
             for batch in block:
-                yield batch
                 job.meter.steps += 1
                 job.meter.samples += batch.size
+                yield batch
 
     def at(self, theta: Tensor) -> None:
         """Go on from another point."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -54,13 +54,15 @@ class DeComFL(Logged):
 
     def objection(self, asked: ClientQuestion, update: Payload) -> str:
         """Anything but K P codes."""
-        return self.misfit(update, CODECS[self.codec].nbytes(self.heard))
+        return self.misfit(update, self.heard)
 
-    def advance(self, server: Server, w: Tensor, replies: Replies, round: Round) -> tuple[Tensor, Any]:
+    def advance(
+        self, server: Server, w: Tensor, replies: Replies, round: Round
+    ) -> tuple[Tensor, Sequence[bytes]]:
         """K steps along the mean slopes, as they travel."""
         codec = CODECS[self.codec]
         if not len(replies):
-            return w, codec.pack(codec.nothing(self.heard)).hex()
+            return w, [codec.pack(codec.nothing(self.heard))]
         rows = [
             torch.from_numpy(codec.decode(c))
             for o in replies.ok
@@ -70,12 +72,11 @@ class DeComFL(Logged):
         mean = self.aggregator(torch.stack(rows), torch.tensor(n, dtype=torch.float64))
         frame = codec.pack(codec.encode(mean.numpy()))
         lr = self.rule.rate(server.local, round.index)
-        return self.rule.advanced(w, frame, round.index, server.seed, server.layout, lr), frame.hex()
+        return self.rule.advanced(w, frame, round.index, server.seed, server.layout, lr), [frame]
 
-    def wire(self, server: Server, frames: Sequence[Any]) -> dict[str, bytes]:
+    def wire(self, frames: Sequence[Sequence[bytes]], registered: int) -> dict[str, bytes]:
         """Frames end to end."""
-        log = bytes.fromhex("".join(frames))
-        return {"log": log} if log else {}
+        return {"log": b"".join(frame for (frame,) in frames)} if frames else {}
 
 
 @dataclass(kw_only=True)

@@ -87,7 +87,7 @@ class FedKSeed(Slopes):
     def objection(self, asked: ClientQuestion, update: Payload) -> str:
         """Anything but entries of the pool."""
         n = entries(self.local_steps, self.pool)
-        if why := self.misfit(update, 2 * n + CODECS[self.codec].nbytes(n)):
+        if why := self.misfit(update, n, 2 * n):
             return why
         data: Any = update.values["slopes"]
         most = int(read_entries(data, n, CODECS[self.codec])[0].max())

@@ -72,7 +72,7 @@ class OneByte(Logged):
         mean_only="slopes of One Byte's clients lie along directions of their own: no rule compares them; leave it "
         "out, or type strategy=decomfl, whose clients share directions",
     )
-    fold: ClassVar[Fold] = {"steps": "sum"}
+    fold: ClassVar[Fold] = {"sums": "sum"}
     samples: int
     batch: str
     nu: str
@@ -100,27 +100,26 @@ class OneByte(Logged):
 
     def objection(self, asked: ClientQuestion, update: Payload) -> str:
         """Anything but S codes."""
-        return self.misfit(update, CODECS[self.codec].nbytes(self.samples))
+        return self.misfit(update, self.samples)
 
-    def advance(self, server: Server, w: Tensor, replies: Replies, round: Round) -> tuple[Tensor, Any]:
+    def advance(
+        self, server: Server, w: Tensor, replies: Replies, round: Round
+    ) -> tuple[Tensor, Sequence[bytes]]:
         """The step along all directions: of the clients' own sums, or where these lie elsewhere, drawn again."""
         parts = [self._part(server, o.client, o.values) for o in replies.ok]
-        frame = [[p.client, p.weight, p.codes.hex()] for p in parts]
+        framing = self.rule.framing(len(server.sizes))
+        frame = framing.head([p.client for p in parts]), framing.body(parts)
         lr = self.rule.rate(server.local, round.index)
         if server.remote or not parts:
             return advanced(w, parts, round.index, self.rule, server.seed, server.layout, lr), frame
-        return moved(w, replies.total("steps"), scale(parts, self.samples, lr, self.nu)), frame
+        return moved(w, replies.total("sums"), scale(parts, self.samples, lr, self.nu)), frame
 
-    def wire(self, server: Server, frames: Sequence[Any]) -> dict[str, bytes]:
+    def wire(self, frames: Sequence[Sequence[bytes]], registered: int) -> dict[str, bytes]:
         """The codes alone where everybody registered took part in every round, else also who did."""
-        framing = self.rule.framing(len(server.sizes))
-        rounds = [[Part(c, bytes.fromhex(codes), n) for c, n, codes in frame] for frame in frames]
-        if all(len(parts) == len(server.sizes) for parts in rounds):
-            log = b"".join(map(framing.body, rounds))
-            return {"log": log} if log else {}
-        heads = (framing.head([p.client for p in parts]) for parts in rounds)
-        bodies = map(framing.body, rounds)
-        return {"log_of_some": b"".join(h + b for h, b in zip(heads, bodies, strict=True))}
+        whole = registered * self.rule.framing(registered).each
+        if all(len(body) == whole for _, body in frames):
+            return {"log": b"".join(body for _, body in frames)} if frames else {}
+        return {"log_of_some": b"".join(head + body for head, body in frames)}
 
     def _part(self, server: Server, client: int, values: Mapping[str, Any]) -> Part:
         n = int(server.sizes[client]) if self.weighting == "samples" else 1

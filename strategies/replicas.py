@@ -6,16 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
+import numpy as np
 from torch import Tensor
 
-from clients.attacks import Attacked
-from clients.attacks.base import Attack
 from clients.base import Client
 from clients.codec import CODECS, Codes
 from clients.directions import GENERATOR
 from clients.replica import CURRENT, MODEL, ReplicaClient, digest
 from clients.slopes import MEASURES
-from fedsim.errors import ConfigError
 from fedsim.exchange.fold import Fold
 from fedsim.exchange.payload import Message, Outcome, Payload, Replies
 from fedsim.server.exchanges import Server
@@ -25,10 +23,7 @@ from strategies.base import State, Strategy, check, check_weighting
 
 SLOPES = "clients measure slopes, they do not train; type strategy.lr and the other settings of strategy"
 REPLICAS = ("one", "each")
-REQUIRED = (
-    "must be given, and positive; what suits hangs on how many numbers are trained: about 0.03 for some hundred, 1e-6 "
-    "for a whole language model (docs/zeroth_order.md)"
-)
+STEEPEST = 1e16  # slope that a server takes from a node
 
 
 def cheaper(log_bytes: int | None, model_bytes: int) -> str:
@@ -49,6 +44,8 @@ class Slopes(Strategy):
     traits: ClassVar[Traits] = Traits(
         buffers="average",
         no_optimiser=SLOPES,
+        no_vectors="this one changes vectors, but clients of this method send slopes; type attack=label_flip, or "
+        "another strategy",
         metrics=frozenset({"saturated", "nonfinite_slopes"}),
         asked_only=True,
     )
@@ -62,7 +59,7 @@ class Slopes(Strategy):
     client: Client = field(init=False)
 
     def __post_init__(self) -> None:
-        check(bool(self.lr) and self.lr > 0, "lr", self.lr, REQUIRED)
+        check(self.lr > 0, "lr", self.lr, "must be positive")
         check(self.eps > 0, "eps", self.eps, "must be positive")
         check(self.codec in CODECS, "codec", self.codec, f"choose one of {', '.join(CODECS)}")
         check(self.measure in MEASURES, "measure", self.measure, f"choose one of {', '.join(MEASURES)}")
@@ -76,8 +73,8 @@ class Slopes(Strategy):
 
     @property
     def rule(self) -> Any:
-        """The local half without an attack around it."""
-        return self.client.inner if isinstance(self.client, Attacked) else self.client
+        """The local half, which knows how the model moves."""
+        return self.client
 
     @property
     def folds(self) -> Fold:
@@ -86,13 +83,6 @@ class Slopes(Strategy):
 
     def init(self, server: Server) -> State:
         """The initial model; what it will be moved along is noted among the run's facts."""
-        attack = self.client.attack if isinstance(self.client, Attacked) else None
-        corrupts = attack is not None and type(attack).corrupt is not Attack.corrupt
-        if corrupts or server.exchanger.collusion is not None:
-            raise ConfigError(
-                f"attack: this one changes vectors, but clients of {type(self).__name__} send slopes; "
-                "type attack=label_flip, or another strategy"
-            )
         server.facts["directions"] = GENERATOR
         return super().init(server)
 
@@ -111,13 +101,15 @@ class Slopes(Strategy):
         codes = codec.unpack(data, count)
         return None if bool(codec.is_absent(codes).all()) else codes
 
-    def misfit(self, update: Payload, size: int) -> str:
-        """Why an update cannot be ``size`` bytes of slopes, else nothing."""
-        data = update.values.get("slopes")
-        if isinstance(data, bytes) and len(data) == size:
-            return ""
-        found = f"{len(data)} bytes" if isinstance(data, bytes) else type(data).__name__
-        return f"'slopes' holds {found}, expected {size} bytes of {self.codec}"
+    def misfit(self, update: Payload, count: int, before: int = 0) -> str:
+        """Why an update cannot be ``count`` codes behind ``before`` bytes, else nothing."""
+        codec, data = CODECS[self.codec], update.values.get("slopes")
+        size = before + codec.nbytes(count)
+        if not isinstance(data, bytes) or len(data) != size:
+            found = f"{len(data)} bytes" if isinstance(data, bytes) else type(data).__name__
+            return f"'slopes' holds {found}, expected {size} bytes of {self.codec}"
+        most = float(np.abs(codec.decode(codec.unpack(data[before:], count))).max())
+        return "" if most <= STEEPEST else f"'slopes' holds {most:g}, above {STEEPEST:g}"
 
 
 @dataclass(kw_only=True)
@@ -150,7 +142,7 @@ class Logged(Slopes):
             server.log["out_of_sync"] = lost
         here = replace(replies, outcomes=[o for o in replies.ok if o.client not in lost])
         w, frame = self.advance(server, state["w"], here, round)
-        log, since = [*state["log"], frame], state["log_from"]
+        log, since = [*state["log"], [part.hex() for part in frame]], state["log_from"]
         if (end := round.index + 1) % self.ckpt_every == 0 and end - self.ckpt_every > since:
             log, since = log[end - self.ckpt_every - since :], end - self.ckpt_every
         resync = sorted({c for c in state["resync"] if c not in here.clients} | set(lost))
@@ -161,12 +153,14 @@ class Logged(Slopes):
         """Codes that a client sends."""
         raise NotImplementedError
 
-    def advance(self, server: Server, w: Tensor, replies: Replies, round: Round) -> tuple[Tensor, Any]:
-        """The next model (d,), and the round's frame as plain values, of the clients that had something to say."""
+    def advance(
+        self, server: Server, w: Tensor, replies: Replies, round: Round
+    ) -> tuple[Tensor, Sequence[bytes]]:
+        """The next model (d,), and the round's frame, of the clients that had something to say."""
         raise NotImplementedError
 
-    def wire(self, server: Server, frames: Sequence[Any]) -> dict[str, bytes]:
-        """Frames as they travel: one object of bytes under its name."""
+    def wire(self, frames: Sequence[Sequence[bytes]], registered: int) -> dict[str, bytes]:
+        """Frames as they travel: one object of bytes under its name; none, where there are none."""
         raise NotImplementedError
 
     def question(self, server: Server, state: State, round: Round) -> Message:
@@ -175,14 +169,15 @@ class Logged(Slopes):
         statistics = {"buffers": buffers} if len(buffers) else {}
         size, ways = server.layout.size * w.element_size(), dict[int | None, Payload]()
         each, initial = dict[int, Payload](), False
+        log = [[bytes.fromhex(part) for part in frame] for frame in state["log"]]
         for c in round.cohort:
-            last = server.states.last_round(c)
-            initial |= last < 0
-            since = None if c in state["resync"] else max(last, 0)
+            since = None if c in state["resync"] else max(server.states.last_round(c), 0)
+            initial |= since == 0
             if since is not None and since < state["log_from"]:
                 since = None
             if since not in ways:
-                ways[since] = self._way(server, state, since, size)
+                frames = None if since is None else log[since - state["log_from"] :]
+                ways[since] = self._way(w, frames, len(server.sizes), size)
             if ways[since].arrays or ways[since].values:
                 each[c] = ways[since]
         values = (
@@ -194,9 +189,11 @@ class Logged(Slopes):
             standing = Payload({"w": w, **statistics}, {CURRENT: True})
         return Message(Payload({}, values), each, standing)
 
-    def _way(self, server: Server, state: State, since: int | None, size: int) -> Payload:
-        """What brings a copy of the model from the beginning of round ``since`` (``None``: of any) to today's."""
-        wire = None if since is None else self.wire(server, state["log"][since - state["log_from"] :])
+    def _way(
+        self, w: Tensor, frames: Sequence[Sequence[bytes]] | None, registered: int, size: int
+    ) -> Payload:
+        """What makes today's model ``w`` of one from before ``frames``, or of any where there are none to be had."""
+        wire = None if frames is None else self.wire(frames, registered)
         if wire is not None and cheaper(sum(map(len, wire.values())), size) == "log":
             return Payload({}, wire)
-        return Payload({MODEL: state["w"]})
+        return Payload({MODEL: w})

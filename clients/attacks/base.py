@@ -42,6 +42,11 @@ class Attack:
     fraction: float
     omniscient: ClassVar[bool] = False  # whether ``collude`` computes it from what the honest clients sent
 
+    @property
+    def changes_vectors(self) -> bool:
+        """Whether it changes the vectors that are sent."""
+        return self.omniscient or type(self).corrupt is not Attack.corrupt
+
     def wrap(self, client: Any, attackers: frozenset[int]) -> Any:
         """``client`` with this attack around it; honest for all ids but ``attackers``."""
         return Attacked(client, self, attackers)

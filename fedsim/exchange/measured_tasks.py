@@ -9,7 +9,7 @@ MEASURING = (
     "held_out",
     "guess",
 )  # tasks that the simulator sets, not the method: no bytes, no time
-ELSEWHERE = ("val/", "train/", "attack/")  # begin tasks that measure on other samples than tests (``Server.on``)
+ELSEWHERE = (
     "val/",
     "train/",
     "attack/",

@@ -80,6 +80,8 @@ def agreed(config: DictConfig, method: StrategyLike) -> Topology | None:
             f"attack.fraction={built.fraction}: of num_clients={config.num_clients} that is nobody; give at least "
             f"{1 / config.num_clients:g}, or leave attack out"
         )
+    if built is not None and built.changes_vectors and method.traits.no_vectors:
+        raise ConfigError(f"attack: {method.traits.no_vectors}")
     if config.system:
         system(config)
     return graph

@@ -31,6 +31,10 @@ class AttackLike(Protocol):
     fraction: float  # share of all clients that attack
     omniscient: ClassVar[bool]  # whether it is also ``Omniscient``
 
+    @property
+    def changes_vectors(self) -> bool:
+        """Whether it changes what is sent, not only what is trained on or who answers."""
+
     def wrap(self, client: Any, attackers: frozenset[int]) -> Any:
         """``client`` whose local half is hostile where its id is among ``attackers``."""
 

@@ -86,6 +86,7 @@ class Traits:
     devices: Literal["needed", "refused"] | None = None  # of the simulated fleet (system)
     over_selection: bool = True  # copes with more clients asked than waited for (system.over_selection)
     # why not, and what to type instead; empty: it can
+    no_vectors: str = ""  # be attacked in the vectors that clients send
     mean_only: str = ""  # work with an aggregator other than the mean
     undirected: str = ""  # work on a directed graph of peers
     fixed_graph: str = ""  # work on a graph that changes

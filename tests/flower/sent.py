@@ -48,7 +48,8 @@ DEFAULTS = (
     "logit_adjust",
 )  # whose entries in the contracts may be of another variant
 ADAPTED = ("fedex", "flora")  # whose models have adapters
-NOTHING = {"centralised": "not deployed: all data in one place"}
+NOTHING = dict.fromkeys(("centralised", "mezo"), "not deployed: all data in one place")
+IMPLIED = {"sums"}  # arrays that a simulation folds, and that do not travel
 Sent = dict[str, tuple[set[str], set[str]]]  # question to arrays and values
 
 
@@ -73,7 +74,7 @@ def recorded(option: str) -> Sent:
         for result in mapped(self, method, shared, items, costs):
             if method == "run":
                 arrays, values = found.setdefault(shared.task, (set(), set()))
-                arrays |= set(shared.fold)
+                arrays |= set(shared.fold) - IMPLIED
                 values |= {k for o in result.outcomes for k in o.values} - {"weight"}
             yield result
 

@@ -7,13 +7,16 @@ import math
 import numpy as np
 import pytest
 import torch
-from problems import classification, network
+from problems import classification, method, network
 from torch import nn
 
 from clients.codec import CODECS, log8_decode, log8_encode, ref9_decode, ref9_encode, saturated
 from clients.directions import Directions, generator
 from clients.frames import BITMAP, Framing, Part
+from fedsim.config.schema import ClientConfig
 from fedsim.errors import ClientError, ConfigError
+from fedsim.exchange.payload import Payload
+from fedsim.server.traits import ClientQuestion
 from fedsim.task.layout import Layout
 from strategies.fedkseed import probabilities
 from strategies.one_byte import agreed, decode, direction, encode, nu, slope, update
@@ -135,7 +138,7 @@ def test_frames_say_who_took_part(clients: int, weighed: bool) -> None:
         [Part(c, bytes([c, 1, 2]), 10 * c + 1 if weighed else 1) for c in ids] for ids in ([0, 3], [], [1])
     ]
     log = b"".join(framing.head([p.client for p in parts]) + framing.body(parts) for parts in rounds)
-    assert framing.read(log) == rounds
+    assert framing.read(log) == rounds and framing.rounds(log) == 3
     heads = 3 * 1 if clients == 5 else 4 * (3 + 3)
     assert len(log) == heads + 3 * (3 + 4 * weighed)
     full = [[Part(c, bytes([c % 250, t, 0]), 2 if weighed else 1) for c in range(clients)] for t in range(2)]
@@ -172,7 +175,7 @@ def test_batch_norm_that_stays_in_training_mode_is_refused() -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        (("strategy=one_byte",), "strategy.lr=None: must be given"),
+        (("strategy=one_byte",), "strategy.lr=null: must be"),
         (("strategy=one_byte", "strategy.lr=0.1", "strategy.codec=log7"), "strategy.codec=log7: choose one of"),
         (("strategy=one_byte", "strategy.lr=0.1", "aggregator=flag"), "aggregator: slopes of One Byte"),
         (("strategy=one_byte", "strategy.lr=0.1", "attack=sign_flip"), "attack: this one changes vectors"),
@@ -184,3 +187,22 @@ def test_what_does_not_fit_is_refused_by_name(settings: tuple[str, ...], words: 
     fraction = ("attack.fraction=0.34",) if any(s.startswith("attack=") for s in settings) else ()
     with pytest.raises(ConfigError, match=words):
         classification().run(*settings, *fraction, "rounds=1")
+
+
+@pytest.mark.parametrize(
+    ("name", "slopes", "words"),
+    [
+        ("one_byte", b"123", "holds 3 bytes, expected 4 bytes of log8"),
+        ("one_byte", 4, "holds int, expected 4 bytes"),
+        ("decomfl", np.full(5, np.inf, "<f4").tobytes(), "holds inf, above"),
+        ("fedkseed", np.full(2, 9, "<u2").tobytes() + bytes(8), "names direction 9 of 6"),
+    ],
+)
+def test_what_no_honest_node_sends_is_refused(name: str, slopes: object, words: str) -> None:
+    more = ("strategy.pool=6", "strategy.local_steps=2") if name == "fedkseed" else ()
+    strategy = method(name, "strategy.lr=0.1", *more)
+    asked = ClientQuestion(0, "fit", Payload(), 5, ClientConfig(), 1)
+    assert words in strategy.objection(asked, Payload({}, {"slopes": slopes}))  # type: ignore[dict-item]
+    sent = strategy.client.coding.nbytes(2 if name == "fedkseed" else strategy.heard)
+    fitting = bytes(sent + (4 if name == "fedkseed" else 0))
+    assert strategy.objection(asked, Payload({}, {"slopes": fitting})) == ""
