@@ -80,7 +80,7 @@ class OneShotClient(SGDClient):
                     p.sub_(g, alpha=lr)
             job.meter.backward(len(y))
         moved = vector_of(module) - start
-        return Update({"step": moved}, weight=len(y), metrics={"aggregator_loss": float(loss)})
+        return Update({"step": moved}, weight=len(y), metrics={"aggregator_loss": float(loss.detach())})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,4 +106,4 @@ def client_of(proxy: float) -> OneShotClient:
     if not 0 <= proxy < 1:
         raise ConfigError(f"strategy.proxy={proxy}: must lie in [0, 1)")
     kind = ProxyClient if proxy else OneShotClient
-    return kind(weighting="samples", proxy=proxy)
+    return kind(weighting="samples", proxy=float(proxy))

@@ -81,6 +81,7 @@ class Analytic(Strategy):
 
     traits: ClassVar[Traits] = Traits(
         everybody=True,
+        disjoint=True,
         asked_only=True,
         labels=True,
         features=True,
