@@ -54,7 +54,7 @@ SMALL_GENERATOR = (
     "strategy.generator_steps=3",
 )
 ON_NOISE = ("strategy.data=noise", "strategy.noise_samples=12", "strategy.steps=6")
-# One-shot methods ask clients in the first round alone, which most contracts are not about: tests/strategies/test_one_shot.py
+# These ask clients in the first round alone, which most contracts are not about: tests/strategies/test_one_shot.py
 ONE_SHOT = (
     Entry("one-shot", "one_shot"),
     Entry("co-boosting", "co_boosting", SMALL_GENERATOR),
