@@ -9,7 +9,7 @@ from problems import GOLDEN, classification, hashes
 from torch import Tensor
 
 from clients.ridge import moments, packed, solution, unpacked
-from fedsim.errors import StrategyError
+from fedsim.errors import StrategyError, TooFewUpdates
 from strategies.analytic import joined, pairwise, ridge_solution
 
 RUN = ("strategy=analytic", "dtype=float64", "rounds=1")
@@ -70,6 +70,8 @@ def test_too_few_samples_for_no_ridge_are_named() -> None:
     X = torch.eye(2, 4, dtype=torch.float64)
     with pytest.raises(StrategyError, match=r"strategy\.ridge=0: .* rank 2 of 4"):
         ridge_solution(*moments(X, one_hot(torch.tensor([0, 1]), 2)), 0.0)
+    with pytest.raises(TooFewUpdates, match="is none of any samples"):
+        ridge_solution(-9 * torch.eye(2, dtype=torch.float64), X[:, :2], 1.0)
 
 
 def pooled() -> Tensor:
