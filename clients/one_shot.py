@@ -63,12 +63,12 @@ class OneShotClient(SGDClient):
         return Update(state={"z": torch.stack(out, dim=1).contiguous()}, weight=len(data))
 
     def aggregate(self, job: Job) -> Update:
-        """``steps`` full-batch steps of the aggregator ``h`` of the message; sends how far it went."""
+        """``steps`` full-batch steps of the aggregator, the message's ``w``; sends how far it went."""
         if "z" not in job.state:
             raise Refusal("has no outputs of the models")
         data = self.apart(job)
         z, y = job.state["z"].transpose(0, 1), data.everything().y
-        start, kind = job.message.arrays["h"], str(job.values["kind"])
+        start, kind = job.message.arrays["w"], str(job.values["kind"])
         module = with_vector(aggregator(kind, len(z), z.shape[2], 0, z.dtype).to(z.device), start)
         loss = torch.zeros(())
         steps, lr = int(job.values["steps"]), float(job.values["lr"])  # type: ignore[arg-type]
@@ -80,7 +80,7 @@ class OneShotClient(SGDClient):
                     p.sub_(g, alpha=lr)
             job.meter.backward(len(y))
         moved = vector_of(module) - start
-        return Update({"step": moved}, weight=len(y), metrics={"aggregator_loss": float(loss)})
+        return Update({"delta": moved}, weight=len(y), metrics={"aggregator_loss": float(loss.detach())})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,4 +106,4 @@ def client_of(proxy: float) -> OneShotClient:
     if not 0 <= proxy < 1:
         raise ConfigError(f"strategy.proxy={proxy}: must lie in [0, 1)")
     kind = ProxyClient if proxy else OneShotClient
-    return kind(weighting="samples", proxy=proxy)
+    return kind(weighting="samples", proxy=float(proxy))

@@ -17,7 +17,7 @@ from fedsim.data.federated import FederatedData
 from fedsim.engine.allocator import keeping
 from fedsim.engine.base import Engine
 from fedsim.rng import undisturbed
-from fedsim.run import assigning, initial, modelcard, participants, samples
+from fedsim.run import assigning, disjoint, initial, modelcard, participants, samples
 from fedsim.run.assembly import assemble, start_engine
 from fedsim.run.denser import complete_rows, take_over
 from fedsim.run.folder import adopt, complete, enter, locked, tidied
@@ -181,6 +181,7 @@ def _run(
         data = data or load_data(config, given, method)
         given, origin = pretrained(config, given, data, trackers.phase)
         check_classes(method, data)
+        disjoint.prove(method, data, folder)
         task = learning_task(config, given, data, method)
         check_task(method, task, data, config.buffers)
         trackers.phase(f"starting the {config.engine.name} engine")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from clients.ridge import RidgeClient, unpacked
-from fedsim.errors import ConfigError, StrategyError
+from fedsim.errors import ConfigError, StrategyError, TooFewUpdates
 from fedsim.exchange.payload import Message, Payload, Replies
 from fedsim.server.exchanges import Server
 from fedsim.server.round import Round
@@ -29,10 +29,13 @@ def ridge_solution(gram: Tensor, cross: Tensor, ridge: float) -> Tensor:
     """``W = (X'X + ridge I)^-1 X'Y`` (d, C) by Cholesky.
 
     Raises:
-        StrategyError: if there is no such matrix, with its rank.
+        StrategyError: without ridge, if there is no single solution; with the rank.
+        TooFewUpdates: with ridge, if ``gram`` can be no samples' X'X: somebody sent something else.
     """
     d = len(gram)
     factor, info = torch.linalg.cholesky_ex(gram + ridge * torch.eye(d, dtype=gram.dtype))
+    if int(info) and ridge > 0:
+        raise TooFewUpdates("the sum of the clients' X'X is none of any samples: what some sent is no X'X")
     if int(info):
         rank = int(torch.linalg.matrix_rank(gram, hermitian=True))
         raise StrategyError(
@@ -81,6 +84,7 @@ class Analytic(Strategy):
 
     traits: ClassVar[Traits] = Traits(
         everybody=True,
+        disjoint=True,
         asked_only=True,
         labels=True,
         features=True,

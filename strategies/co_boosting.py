@@ -142,6 +142,8 @@ class CoBoosting(OneShot):
             x, y = work.made(state, w)
             if self.weights and e > 0 and len(uploads) > 1:
                 w = work.weighed(state["pool/x"], state["pool/y"], w)
+            if x.dim() == 4 and x.shape[1] in (1, 3):
+                server.workshop.pictures["synthetic"] = x, y
             pool = torch.cat([state["pool/x"], work.stored(x)]), torch.cat([state["pool/y"], y.cpu()])
             taught = work.taught(state, *pool, w)
         server.log["ensemble_weights"] = w.tolist()

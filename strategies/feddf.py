@@ -67,7 +67,7 @@ class FedDF(OneShot):
         if self.data == "server" and server.data is None:
             raise ConfigError(
                 "data.server: FedDF learns from samples of the server's; type +data@data.server=OPTION for another "
-                "data set, '+data.server={share: 0.1, labelled: false}' for a part of this one, or strategy.data=noise"
+                "data set, 'data.server={share: 0.1, labelled: false}' for a part of this one, or strategy.data=noise"
             )
         if self.data == "noise":
             check_images(server, "strategy.data=noise")

@@ -56,27 +56,40 @@ class FENS(OneShot):
         super().__post_init__()
 
     def begun(self, server: Server, state: State, uploads: Uploads) -> State:
-        """All models go to all clients, which keep their outputs."""
+        """FedAvg of the models, and a fresh aggregator."""
         state = super().begun(server, state, uploads)
+        drawn = aggregator(
+            self.kind, len(uploads), server.workshop.num_classes, key(server.seed, "fens") >> 1, server.dtype
+        )
+        known = torch.zeros(len(server.sizes), dtype=torch.float64)
+        return state | {"fens/h": vector_of(drawn), "fens/known": known}
+
+    def epoch(self, server: Server, state: State, uploads: Uploads, e: int) -> State:
+        """One round of FedAvg of the aggregator, of those who have the outputs of all models."""
+        known = self._handed_out(server, state, uploads)
+        h: Tensor = state["fens/h"]
+        message = Message.of({"w": h}, {"kind": self.kind, "steps": self.steps, "lr": self.lr})
+        having = [c for c in server.round.cohort if known[c]]
+        replies = server.exchange(message, {"delta": "mean"}, task="aggregate", clients=having)
+        if len(replies):
+            h = h + replies.mean("delta")
+        server.log["aggregator_hash"] = hash_tensors([h])
+        return state | {"fens/h": h, "fens/known": known}
+
+    def _handed_out(self, server: Server, state: State, uploads: Uploads) -> Tensor:
+        """All models go to all clients, which keep their outputs; who has them (m,)."""
+        known: Tensor = state["fens/known"]
+        needy = [c for c in server.round.cohort if not known[c]]
+        if not needy:
+            return known
         arrays = {"models": torch.stack([m.weights.w for m in uploads.models])}
         if len(state["buffers"]):
             arrays["model_buffers"] = torch.stack([m.weights.buffers for m in uploads.models])
         with server.apart("models_down"):
-            server.exchange(Message.of(arrays), {}, task="outputs")
-        drawn = aggregator(
-            self.kind, len(uploads), server.workshop.num_classes, key(server.seed, "fens") >> 1, server.dtype
-        )
-        return state | {"fens/h": vector_of(drawn)}
-
-    def epoch(self, server: Server, state: State, uploads: Uploads, e: int) -> State:
-        """One round of FedAvg of the aggregator."""
-        h: Tensor = state["fens/h"]
-        options = {"kind": self.kind, "steps": self.steps, "lr": self.lr}
-        replies = server.exchange(Message.of({"h": h}, options), {"step": "mean"}, task="aggregate")
-        if len(replies):
-            h = h + replies.mean("step")
-        server.log["aggregator_hash"] = hash_tensors([h])
-        return state | {"fens/h": h}
+            replies = server.exchange(Message.of(arrays), {}, task="outputs", clients=needy)
+        known = known.clone()
+        known[replies.clients] = 1
+        return known
 
     def combined(self, f: Tensor, state: State) -> dict[str, Tensor]:
         """The aggregator over all models."""

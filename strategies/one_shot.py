@@ -37,7 +37,13 @@ class OneShot(Strategy):
     """
 
     traits: ClassVar[Traits] = Traits(
-        everybody=True, uploads="auto", asked_only=True, buffers="average", labels=True, mean_only=ONCE
+        everybody=True,
+        uploads="auto",
+        disjoint=True,
+        asked_only=True,
+        buffers="average",
+        labels=True,
+        mean_only=ONCE,
     )
     uploads: str = "auto"
     proxy: float = 0.0

@@ -95,8 +95,9 @@ def synthesised(
     for _ in range(steps):
         x = net(z)
         value = criterion(x)
-        if best is None or float(value) < low:
-            best, low = x.detach().clone(), float(value)
+        found = value.item()
+        if best is None or found < low:
+            best, low = x.detach().clone(), found
         optimiser.zero_grad(set_to_none=True)
         value.backward()  # type: ignore[no-untyped-call]
         if bound is not None:

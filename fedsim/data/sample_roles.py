@@ -33,11 +33,13 @@ class Portion:
     samples: SamplesLike | None = None
     normalize: Normalize | None = None
     augment: Augment | None = None
+    labelled: bool = True  # else nobody can tell their targets
 
     def read(self, data: Dataset, dtype: torch.dtype) -> LocalData:
         """The part as a client's samples are read."""
         if self.samples is None:
-            return LocalData(data.train, self.rows, dtype, data.normalize, data.augment)
+            train = data.train if self.labelled else without_labels(data.train)
+            return LocalData(train, self.rows, dtype, data.normalize, data.augment)
         return LocalData(self.samples, self.rows, dtype, self.normalize, self.augment)
 
     def to(self, device: str) -> Portion:

@@ -36,6 +36,7 @@ from fedsim.data.shards import Shards, holdout
 from fedsim.errors import ConfigError, DataError
 from fedsim.rng import numpy_rng
 from fedsim.run import samples_left_out, tasks
+from fedsim.run.disjoint import share_of_server, with_server_part
 from fedsim.run.given import Given
 from fedsim.sampling.exclusion import draw_held_out
 
@@ -111,6 +112,7 @@ def before(config: DictConfig, data: Dataset, own: Shards | None = None) -> tupl
         rows = np.setdiff1d(rows, chosen, assume_unique=True)
         ordered, spans = by_domain(data, chosen)
         roles = replace(roles, validation=Portion(torch.from_numpy(ordered)), validation_domains=spans)
+    rows, roles = with_server_part(config, data, rows, roles)
     labelled = Labelled.of(config.data.get("labelled"))
     if labelled is not None and labelled.at == "server" and labelled.draws:
         gone, held = absent(config)
@@ -189,7 +191,7 @@ def external(config: DictConfig, data: FederatedData, given: Given) -> Federated
     if given.server is not None:
         mine = _handed_part(dataset, given.server, rules)
         roles = replace(roles, server=replace(mine, augment=dataset.augment))
-    elif config.data.get("server") is not None:
+    elif config.data.get("server") is not None and not share_of_server(config):
         roles = replace(roles, server=_of_source(config, dataset, replace(rules, known=())))
     return data if roles is data.roles else replace(data, roles=roles)
 

@@ -79,6 +79,10 @@ def _draw(loop: Loop, data: FederatedData) -> None:
                 groups=None if held is None else class_groups(held),
                 local_test=data.local_test,
             )
+        for name, (x, labels) in loop.server.workshop.pictures.items():
+            from fedsim.report.sample_picture import draw_samples
+
+            draw_samples(x, labels, loop.folder / f"{name}.png")
         if loop.server.clock is not None:
             from fedsim.system.fleet_picture import draw_fleet
 

@@ -88,14 +88,13 @@ class UploadStore:
             self._read = next((f for f in found if f is not None), None)
         return self._read
 
-    def write(self, uploads: Uploads, layout: Layout, *, share: bool) -> None:
+    def write(self, uploads: Uploads, layout: Layout, *, share: bool = False, found: bool = False) -> None:
         """See ``Depot``."""
         self._read = uploads
-        source = self._named or self._shared
         if share:
             _write(self._shared, uploads, layout)
-        if share or (source / INDEX).is_file():
-            _link(source, self._own)
+        if share or found:
+            _link(self._named or self._shared, self._own)
         else:
             _write(self._own, uploads, layout)
 

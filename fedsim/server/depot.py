@@ -89,8 +89,8 @@ class Depot(Protocol):
     def read(self, layout: Layout, *, own: bool = False) -> Uploads | None:
         """Uploads of this run (``own``), or of any that asked for the same; ``None`` if there are none."""
 
-    def write(self, uploads: Uploads, layout: Layout, *, share: bool) -> None:
-        """Write them into the run's folder and, to ``share`` them, for others."""
+    def write(self, uploads: Uploads, layout: Layout, *, share: bool = False, found: bool = False) -> None:
+        """Write them into the run's folder and, to ``share`` them, for others; or what was ``found`` there."""
 
 
 def told(outcome: Outcome) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def gathered(server: Server, message: Message) -> Uploads | None:
         found = depot.read(layout)
         if found is None:
             return _asked(server, message, share=True)
-    depot.write(found, layout, share=False)
+    depot.write(found, layout, found=True)
     server.record.begins.append(len(server.record.outcomes))
     server.record.outcomes.extend(replace(o) for o in found.outcomes)
     server.facts["uploads_hash"] = found.hash

@@ -32,6 +32,9 @@ class Workshop:
     def __init__(self, plan: Plan, data: Dataset):
         """``data``: of the clients, for how they are read; no sample of theirs is."""
         self._plan, self._kept = plan, dict[str, Any]()
+        self.pictures: dict[
+            str, tuple[Tensor, Tensor]
+        ] = {}  # images that were made and their labels, to be drawn
         self.device, self.dtype = plan.device, plan.dtype
         self.shape, self.num_classes = data.input_shape, data.num_classes
         self._augment = data.augment

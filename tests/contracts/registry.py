@@ -47,6 +47,24 @@ class Entry:
 
 NOISE = ("view@views.strong=noise", "views.strong.sigma=0.1")  # of tables
 AT_CLIENTS = ("data.labelled={at: client, share: 0.5}", *NOISE)
+SMALL_GENERATOR = (
+    "strategy.generator=mlp",
+    "strategy.samples=8",
+    "strategy.batch_size=4",
+    "strategy.noise=4",
+    "strategy.width=6",
+    "strategy.generator_steps=3",
+)
+ON_NOISE = ("strategy.data=noise", "strategy.noise_samples=12", "strategy.steps=6")
+# These ask clients in the first round alone, which most contracts are not about: tests/strategies/test_one_shot.py
+ONE_SHOT = (
+    Entry("one-shot", "one_shot"),
+    Entry("co-boosting", "co_boosting", SMALL_GENERATOR),
+    Entry("dense", "dense", SMALL_GENERATOR),
+    Entry("feddf", "feddf", ON_NOISE),
+    Entry("fens", "fens"),
+    Entry("analytic", "analytic", needs_head=True),
+)
 STABLE = (
     "strategy.lam_2=1",
 )  # 10, with lr=0.1, would carry psi as far beyond sigma each step, and rounding with it
@@ -191,7 +209,7 @@ MECHANISMS = tuple(e for e in TABLE if e.label in ("scaffold", "ggeur", "flag-re
 # Methods that differ from another one above in the server's step or one option alone: their contracts are nightly.
 CLOSE = (
     *("centered", "fedyogi", "fedadagrad", "fedavgm", "mofedsam", "term", "uda", "fesem", "fedrep", "rolora"),
-    *("decomfl", "fedkseed", "fedzo", "fedsto"),
+    *("decomfl", "fedkseed", "fedzo", "fedsto", "one-shot", "dense", "feddf"),
 )
 
 

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests/contracts")]
 from adapting import adapted  # noqa: E402
 from problems import classification, network  # noqa: E402
-from registry import AT_SERVER, BOXES, TABLE  # noqa: E402
+from registry import AT_SERVER, BOXES, ONE_SHOT, TABLE  # noqa: E402
 
 from fedsim.engine.base import SerialEngine  # noqa: E402
 
@@ -41,6 +41,8 @@ VARIANTS = (
     "flora strategy.ranks=[1]",
     "heterofl strategy.output_rows=classes",
     "logit_adjust strategy.prior=all",
+    "analytic strategy.balance=class",
+    "co_boosting strategy.labels=present",
 )
 DEFAULTS = (
     "fedproto",
@@ -61,11 +63,12 @@ def options() -> list[str]:
 def recorded(option: str) -> Sent:
     """Names of what clients send in three rounds of a tiny problem, by question; weights, which all send, left out."""
     name, *more = option.split()
-    entry = next((e for e in TABLE if e.strategy == name), None)
+    entry = next((e for e in (*TABLE, *ONE_SHOT) if e.strategy == name), None)
     words = (f"strategy={name}", *SETTINGS[name]) if entry is None else entry.arguments
     if name in DEFAULTS:
         words = (f"strategy={name}", *(w for w in words if w.startswith("client.")), *more)
-    words += tuple(more) if name in ADAPTED else ()
+    if name in ADAPTED or entry in ONE_SHOT:
+        words = (*words, *more)
     words = tuple(w for w in words if not w.startswith("model="))
     found: Sent = {}
     mapped = SerialEngine.map

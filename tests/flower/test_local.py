@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "contracts"))
 from localgrid import LocalGrid, deploy
 from real import ROOT
-from registry import AT_SERVER, BOXES, SPREAD, TABLE, Entry, often
+from registry import AT_SERVER, BOXES, ONE_SHOT, SPREAD, TABLE, Entry, often
 
 import fedsim
 from fedsim.errors import ConfigError
@@ -28,6 +28,7 @@ REFUSED = {  # by name: what a deployment cannot be
 }
 WIDTHS = "client.classes=[{share: 0.5, width: 1}, {share: 0.5, width: 0.5}]"
 FURTHER = (  # options that the contract table leaves to tests of their own
+    *ONE_SHOT,
     Entry("dpsgd", "dpsgd", ("topology=ring",)),
     Entry("gossip-fedavg", "gossip_fedavg", ("topology=complete",)),
     Entry("heterofl", "heterofl", (WIDTHS,), needs_head=True),

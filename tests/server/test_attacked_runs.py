@@ -106,6 +106,7 @@ NEEDS = {  # what a method cannot do without
     "fedsa": ('strategy.local=["*bias"]',),
     "rolora": ('strategy.turns=[["*weight"], ["*bias"]]',),
     "fedbuff": ("system=lognormal",),
+    "feddf": ("strategy.data=noise", "strategy.steps=4"),
     "fedasync": ("system=lognormal",),
     **dict.fromkeys(("fedlabel", "fixmatch", "uda", "fedmatch"), ("data.labelled={at: client, share: 0.5}",)),
     **dict.fromkeys(("semifl", "server_only"), ("data.labelled={at: server, count: 6}",)),

@@ -128,8 +128,8 @@ def test_an_object_says_what_its_options_make_of_it(
 def test_only_a_method_that_reads_the_number_of_rounds_has_a_horizon() -> None:
     """Its settings name ``${rounds}``: no code sees the run's own number."""
     naming = {p.stem for p in (ROOT / "conf/strategy").glob("*.yaml") if "${rounds}" in p.read_text()}
-    assert naming == {"fraug"}
-    assert {n for n, k in every_class().items() if k.traits.horizon} == {"FRAug"}
+    assert naming == {"fraug", "co_boosting", "feddf"}
+    assert {n for n, k in every_class().items() if k.traits.horizon} == {"FRAug", "CoBoosting", "FedDF"}
     for path in [*(ROOT / "strategies").rglob("*.py"), *(ROOT / "clients").rglob("*.py")]:
         reads = {a.attr for a in ast.walk(ast.parse(path.read_text())) if isinstance(a, ast.Attribute)}
         assert "rounds" not in reads or path.name == "fraug_options.py", path

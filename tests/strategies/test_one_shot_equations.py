@@ -61,7 +61,7 @@ def test_the_losses_of_feddf_and_dense_are_golden() -> None:
     for name, T in (("T1", 1.0), ("T3", 3.0)):
         own = s.clone().requires_grad_()
         loss = soft_loss(a, own, T)
-        assert float(loss) == pytest.approx(float(z[f"feddf_loss_{name}"]), abs=1e-10)
+        assert loss.item() == pytest.approx(float(z[f"feddf_loss_{name}"]), abs=1e-10)
         (g,) = torch.autograd.grad(loss, own)
         np.testing.assert_allclose(g.numpy(), z[f"feddf_grad_{name}"], atol=1e-10)
     plain = torch.nn.functional.cross_entropy(a, y)
@@ -75,7 +75,7 @@ def test_where_all_agree_dense_has_neither_loss_nor_gradient() -> None:
     a = drawn(B, C)
     s = (2 * a).requires_grad_()
     loss = disagreement_loss(a, s)
-    assert float(loss) == 0 and not torch.autograd.grad(loss, s)[0].any()
+    assert loss.item() == 0 and not torch.autograd.grad(loss, s)[0].any()
 
 
 def test_the_ensemble_and_its_losses_in_numpy(problem: tuple[Tensor, Tensor, Tensor]) -> None:

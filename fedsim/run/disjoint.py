@@ -1,0 +1,141 @@
+"""No sample in two places: a part of the training samples for the server, and the proof that parts do not overlap."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+
+from fedsim.data.common import SPLIT_SEED
+from fedsim.data.dataset import Dataset, Samples
+from fedsim.data.federated import FederatedData
+from fedsim.data.sample_roles import Portion, Roles, class_labels, stratified
+from fedsim.errors import ConfigError, DataError
+from fedsim.rng import numpy_rng
+from fedsim.server.traits import StrategyLike
+
+log = logging.getLogger(__name__)
+
+FILE = "disjoint.json"
+MOST = 1 << 30  # bytes of inputs that are looked through for equal ones
+
+
+def share_of_server(config: DictConfig) -> bool:
+    """Whether ``data.server`` is a part of the training samples instead of another source."""
+    node = config.data.get("server")
+    return isinstance(node, DictConfig) and "share" in node and "_target_" not in node
+
+
+def with_server_part(
+    config: DictConfig, data: Dataset, rows: np.ndarray, roles: Roles
+) -> tuple[np.ndarray, Roles]:
+    """``rows`` (n,) without the server's part of them, by a fixed key and of every class alike, and the roles with it.
+
+    Raises:
+        ConfigError: for a share that is none, or other settings.
+    """
+    if not share_of_server(config):
+        return rows, roles
+    node = config.data.server
+    share, labelled = node.share, node.get("labelled", True)
+    known = {"share", "labelled"}
+    if set(node) - known or not isinstance(labelled, bool) or isinstance(share, bool | str):
+        raise ConfigError(f"data.server={dict(node)}: expected {{share: 0.1, labelled: false}}")
+    count = int(share * len(rows) + 0.5)
+    if not 0 < count < len(rows):
+        raise ConfigError(
+            f"data.server.share={share}: that is {count} of {len(rows)} samples; give one in (0, 1)"
+        )
+    strata = class_labels(data)
+    picked = stratified(
+        None if strata is None else strata[rows], len(rows), count, numpy_rng(SPLIT_SEED, "server")
+    )
+    chosen = rows[picked]
+    portion = Portion(torch.from_numpy(chosen), labelled=labelled)
+    return np.setdiff1d(rows, chosen, assume_unique=True), replace(roles, server=portion)
+
+
+def check(data: FederatedData) -> dict[str, Any]:
+    """What there is to tell of places that share no training sample: how many, of how many samples, and how many
+    samples are the same as one of another place (duplicates of the data set itself, which is warned of).
+
+    Raises:
+        DataError: naming two places that share a sample, and the first one.
+    """
+    places = list(_places(data))
+    names, parts = [name for name, _ in places], [part for _, part in places]
+    if not places:
+        return {"disjoint": True, "places": 0, "samples": 0}
+    rows = np.concatenate(parts)
+    owner = np.repeat(np.arange(len(parts)), [len(p) for p in parts])
+    order = np.lexsort((owner, rows))
+    rows, owner = rows[order], owner[order]
+    twice = np.flatnonzero((rows[1:] == rows[:-1]) & (owner[1:] != owner[:-1]))
+    if len(twice):
+        at = int(twice[0])
+        raise DataError(
+            f"partition: training sample {int(rows[at])} is in two places, {names[owner[at]]} and "
+            f"{names[owner[at + 1]]} ({len(twice)} such pairs); methods that compare models by samples that others "
+            "trained on need a disjoint split: type partition=dirichlet or partition=iid, without balanced"
+        )
+    same = _duplicates(data, rows, owner)
+    if same and any(same.values()):
+        log.warning("data: the data set holds equal inputs in different places: %s", same)
+    return {
+        "disjoint": True,
+        "places": len(parts),
+        "samples": len(rows),
+        "by_place": {name: len(part) for name, part in zip(names, parts, strict=True)},
+        "equal_inputs": same,
+    }
+
+
+def prove(method: StrategyLike, data: FederatedData, folder: Path) -> None:
+    """Write what ``check`` tells beside the partition, where the method needs a disjoint split."""
+    if method.traits.disjoint:
+        (folder / FILE).write_text(json.dumps(check(data), indent=1) + "\n")
+
+
+def _places(data: FederatedData) -> Iterator[tuple[str, np.ndarray]]:
+    """Every place with rows of the training samples, by name."""
+    roles = data.roles
+    for whose, shards in (
+        ("client {}", data.shards),
+        ("the unlabelled samples of client {}", roles.unlabelled),
+        ("the test samples of client {}", data.holdout),
+        ("the validation samples of client {}", roles.client_validation),
+    ):
+        for client in range(len(shards) if shards is not None else 0):
+            assert shards is not None
+            if len(part := np.unique(shards.part(client))):
+                yield whose.format(client), part
+    for whose, portion in (("the validation set", roles.validation), ("the server", roles.server)):
+        if portion is not None and portion.samples is None:
+            yield whose, portion.rows.numpy()
+
+
+def _duplicates(data: FederatedData, rows: np.ndarray, owner: np.ndarray) -> dict[str, int] | None:
+    """Training samples whose input is equal to one of another place, and to one of the test set; ``None`` where inputs
+    are no single tensor in memory, or too many."""
+    train, test = data.dataset.train, data.dataset.test
+    x = train.x if isinstance(train, Samples) else None
+    if not isinstance(x, torch.Tensor) or x.nbytes > MOST:
+        return None
+    seen: dict[int, int] = {}
+    among, found = 0, _hashes(x[torch.from_numpy(rows)])
+    for number, place in zip(found, owner.tolist(), strict=True):
+        among += seen.setdefault(number, place) != place
+    tests = set(_hashes(test.x)) if isinstance(test, Samples) and isinstance(test.x, torch.Tensor) else set()
+    return {"places": among, "test": sum(number in tests for number in found)}
+
+
+def _hashes(x: torch.Tensor) -> list[int]:
+    flat = x.detach().cpu().contiguous().reshape(len(x), -1)
+    return [hash(row.tobytes()) for row in flat.view(torch.uint8).numpy()] if flat.numel() else []

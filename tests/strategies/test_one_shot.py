@@ -1,0 +1,211 @@
+"""One-shot methods: one exchange, models that all methods share, epochs of the server's work that resume."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from callbacks import Interrupt
+from problems import GOLDEN, classification, hashes
+from torch import Tensor, nn
+
+import fedsim
+from clients.fens import Weighing, fens_gradient, fens_logits
+from clients.one_shot import parts
+from fedsim.errors import CheckpointError, ConfigError
+from strategies.ensembles import uniform
+from strategies.synthesis import Statistics, generator, synthesised
+
+SMALL = (
+    "strategy.samples=8",
+    "strategy.batch_size=4",
+    "strategy.noise=3",
+    "strategy.width=5",
+    "strategy.generator_steps=3",
+)
+METHODS = {
+    "one_shot": (),
+    "co_boosting": SMALL,
+    "dense": SMALL,
+    "feddf": ("strategy.data=noise", "strategy.noise_samples=12", "strategy.steps=7"),
+    "fens": ("strategy.proxy=0",),
+}
+
+
+def run(name: str, *overrides: str, callbacks: Any = (), **given: Any) -> fedsim.RunResult:
+    options = (f"strategy={name}", *METHODS[name], "evaluation.every=1", *overrides)
+    return classification(**given).run(*options, callbacks=callbacks)
+
+
+@pytest.mark.parametrize("kind", ["tanh", "bn"])
+def test_all_methods_start_from_the_same_models_after_one_exchange(kind: str, tmp_path: Path) -> None:
+    found = {
+        name: classification(kind).run(
+            f"strategy={name}", *options, "rounds=2", f"out={tmp_path}", "evaluation.every=1"
+        )
+        for name, options in METHODS.items()
+    }
+    first = found["one_shot"]
+    assert len({r.summary["uploads_hash"] for r in found.values()}) == 1
+    assert len(list((tmp_path / "uploads").iterdir())) == 1  # asked for once, by the first
+    for name, result in found.items():
+        row, later = result.rows
+        assert row["cohort"] == [0, 1, 2, 3, 4, 5]
+        assert row["models"] == 6 and row["train_loss"] == first.rows[0]["train_loss"]
+        if name != "fens":
+            assert row["bytes_up"] == first.rows[0]["bytes_up"]
+            assert (later["bytes_up"], later["bytes_down"], later["cohort"]) == (0, 0, [])
+        for column in ("uniform", "probabilities", "vote", "best_client", "fedavg"):
+            assert row[f"{column}/accuracy"] == first.rows[0][f"{column}/accuracy"]
+        assert len(list((result.dir / "uploads").glob("*.safetensors"))) == 6
+    assert first.rows[0]["accuracy"] == first.rows[0]["fedavg/accuracy"]
+
+
+def test_another_client_is_another_line(tmp_path: Path) -> None:
+    problem = classification()
+    changed = [(x + 1 if i == 2 else x, y) for i, (x, y) in enumerate(problem.clients)]
+    lines = []
+    for clients in (problem.clients, changed):
+        found = run("one_shot", "rounds=1", f"out={tmp_path}", clients=clients)
+        lines.append(json.loads((found.dir / "uploads" / "uploads.json").read_text())["clients"])
+    assert [a != b for a, b in zip(*lines, strict=True)] == [i == 2 for i in range(6)]
+
+
+@pytest.mark.parametrize("name", ["co_boosting", "feddf", "fens"])
+def test_stopped_in_the_middle_it_goes_on_to_the_same_bits(name: str, tmp_path: Path) -> None:
+    straight = run(name, f"out={tmp_path}/a")
+
+    again = [f"dir={tmp_path}/run", f"out={tmp_path}/b", "checkpoint.every=1"]
+    with pytest.raises(KeyboardInterrupt):
+        run(name, *again, callbacks=[Interrupt(2)])
+    del again[2:]
+    resumed = run(name, *again)
+    assert hashes(resumed) == hashes(straight)
+
+
+def test_of_co_boosting_the_weights_and_columns(tmp_path: Path) -> None:
+    found = run("co_boosting", "strategy.init_std=1", "evaluation.validation=0.2", f"out={tmp_path}")
+    first, second = found.rows[:2]
+    assert first["ensemble_weights"] == [1 / 6] * 6  # the first epoch has no samples of before
+    steps = {abs(round(w * 60 - 10, 6)) for w in second["ensemble_weights"]}
+    assert steps <= {round(0.99 * s, 6) for s in range(3)}  # mu = 0.1 / K times 0.99, on two batches
+    assert any(row["ensemble_weights"] != first["ensemble_weights"] for row in found.rows)
+    assert first["ensemble/entropy"] == pytest.approx(np.log(6))
+    assert first["ensemble/accuracy"] == first["uniform/accuracy"]
+    assert "val/best_client/accuracy" in first
+
+
+def test_one_model_is_distilled_and_never_weighed(tmp_path: Path) -> None:
+    found = run("co_boosting", f"out={tmp_path}", cohorts=[[1], [], [], []])
+    assert [row["ensemble_weights"] for row in found.rows] == [[1.0]] * 4
+    assert len(set(hashes(found))) == 4
+
+
+def test_models_of_a_named_run_are_taken(tmp_path: Path) -> None:
+    first = run("one_shot", "rounds=1", f"out={tmp_path}/a")
+    other = run("dense", "rounds=1", f"strategy.uploads={first.dir}", f"out={tmp_path}/b")
+    assert other.summary["uploads_hash"] == first.summary["uploads_hash"]
+    assert not (tmp_path / "b" / "uploads").exists()
+    with pytest.raises(ConfigError, match=r"strategy\.uploads=.*there is no uploads/uploads\.json"):
+        run("dense", f"strategy.uploads={tmp_path}/none")
+
+
+def test_damaged_models_are_made_again_and_lost_ones_are_named(tmp_path: Path) -> None:
+    first = run("one_shot", "rounds=1", f"out={tmp_path}", f"dir={tmp_path}/run", "checkpoint.every=1")
+    (shared,) = (tmp_path / "uploads").iterdir()
+    (shared / "3.safetensors").unlink()
+    (shared / "3.safetensors").write_bytes(b"no model")
+    second = run("one_shot", "rounds=1", f"out={tmp_path}")
+    assert hashes(second) == hashes(first)
+    for path in (tmp_path / "run" / "uploads").iterdir():
+        path.unlink()
+    with pytest.raises(CheckpointError, match=r"the models that this run began with .* are missing"):
+        run("one_shot", "rounds=2", f"out={tmp_path}", f"dir={tmp_path}/run")
+
+
+def test_feddf_needs_something_to_learn_from() -> None:
+    with pytest.raises(ConfigError, match=r"data\.server: FedDF learns from samples"):
+        classification().run("strategy=feddf")
+
+
+def test_feddf_of_equal_models_stays_where_it_is(tmp_path: Path) -> None:
+    alike = [classification().clients[1]] * 3
+    settings = ("clients_per_round=3", "client.shuffle=false", "client.batch_size=12", "rounds=1")
+    options = ("dtype=float64", f"out={tmp_path}", "strategy.data=noise", "strategy.steps=1")
+    problem = classification(clients=alike, settings=settings)
+    start = problem.run("strategy=one_shot", *options[:2])
+    found = problem.run("strategy=feddf", *options)
+    assert found.rows[0]["server/train_loss"] == pytest.approx(0, abs=1e-15)
+    assert start.rows[0]["uniform/accuracy"] == start.rows[0]["fedavg/accuracy"]
+
+
+def test_fens_is_golden() -> None:
+    with np.load(GOLDEN / "oneshot.npz") as z:
+        f, y = torch.tensor(z["Z"]), torch.tensor(z["y"])
+        theta, b = torch.full((5, 4), 1 / 5, dtype=torch.float64), torch.zeros(4, dtype=torch.float64)
+        for step in range(5):
+            np.testing.assert_allclose(theta, z["fens_theta"][step], atol=1e-10)
+            np.testing.assert_allclose(b, z["fens_b"][step], atol=1e-10)
+            g_theta, g_b = fens_gradient(f, y, theta, b)
+            theta, b = theta - 0.1 * g_theta, b - 0.1 * g_b
+        np.testing.assert_allclose(theta, z["fens_theta"][5], atol=1e-10)
+        np.testing.assert_allclose(fens_logits(f, theta, b), z["fens_out"], atol=1e-10)
+    with torch.no_grad():
+        assert torch.equal(
+            Weighing(5, 4).double()(f), fens_logits(f, torch.full((5, 4), 1 / 5).double(), b * 0)
+        )
+        plain = f.float()
+        assert torch.equal(
+            Weighing(5, 4)(plain), uniform(plain)
+        )  # untrained: the mean of logits, bit for bit
+
+
+def test_the_proxy_part_is_no_part_of_the_rest() -> None:
+    rng = torch.Generator().manual_seed(0)
+    for n, kept in ((100, 10), (20, 4), (5, 2), (1, 0)):
+        model, proxy = parts(n, 0.1, rng)
+        assert len(proxy) == kept and sorted([*model.tolist(), *proxy.tolist()]) == list(range(n))
+
+
+@pytest.mark.parametrize("shape", [(2, 7, 9), (5,)])
+def test_samples_are_those_of_the_step_with_the_lowest_loss(shape: tuple[int, ...]) -> None:
+    rng = torch.Generator().manual_seed(0)
+    net = generator("auto", 4, shape, 3, 0.5, rng)
+    seen: list[tuple[float, Tensor]] = []
+
+    def criterion(x: Tensor) -> Tensor:
+        value = (x.mean() - 0.3).abs() + (0.5 if len(seen) > 2 else 0.0)
+        seen.append((float(value.detach()), x.detach().clone()))
+        return value
+
+    x, low = synthesised(net, torch.randn(6, 4, generator=rng), criterion, 5, 0.1, 10.0)
+    best = min(range(5), key=lambda i: seen[i][0])
+    assert low == seen[best][0] and torch.equal(x, seen[best][1])
+    assert x.shape == (6, *shape) and 0 <= float(x.min()) <= float(x.max()) <= 1
+
+
+def test_the_distance_from_running_statistics() -> None:
+    models = [nn.Sequential(nn.BatchNorm1d(3)).eval() for _ in range(2)]
+    watch, x = Statistics(models), torch.tensor([[1.0, 2, 3], [3, 2, 1]])
+    with watch.watching():
+        for model in models:
+            model(x)
+    mean, var = np.array([2.0, 2, 2]), np.array([1.0, 0, 1])
+    expected = np.linalg.norm(mean - 0) + np.linalg.norm(var - 1)
+    assert watch.everywhere and float(watch.loss()) == pytest.approx(expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["co_boosting", "fens"])
+def test_any_number_of_workers_gives_the_same_bits(name: str, ray: str, tmp_path: Path) -> None:
+    options = ("rounds=2", "engine.chunks=3")
+    serial = run(name, *options, f"out={tmp_path}/a")
+    spread = run(name, *options, f"out={tmp_path}/b", ray, "engine.workers=2")
+    assert hashes(spread) == hashes(serial)
+    for key in ("accuracy", "ensemble/loss", "fedavg/loss", "bytes_up"):
+        assert [row[key] for row in spread.rows] == [row[key] for row in serial.rows]
+    assert spread.summary["uploads_hash"] == serial.summary["uploads_hash"]
