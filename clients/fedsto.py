@@ -7,24 +7,20 @@ Usable by themselves: ``route``, ``ema``, ``auto_alpha``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from clients.detector_parts import DetectorParts
 from clients.orthogonal import orthogonality, starting
 from clients.pseudo import UNLABELLED, outputs, refuse_accumulation
 from clients.sgd import SGDClient
 from fedsim.data.local import Batch, LocalData
 from fedsim.exchange.payload import Refusal, Update
-from fedsim.local.groups import matching
 from fedsim.local.job import Job
-from fedsim.task.fixed import BATCH_NORM
-from fedsim.task.layout import Layout
 
 COUNTS = (
     "images",
@@ -63,60 +59,10 @@ def auto_alpha(steps: int) -> float:
 
 
 @dataclass(frozen=True)
-class Parts:
-    """The parts of a detector: ``patterns`` of the names of its backbone's parameters; all others are neck and head."""
-
-    patterns: tuple[str, ...]
-
-    def backbone(self, layout: Layout) -> frozenset[str]:
-        """Names of the backbone's parameters.
-
-        Raises:
-            ConfigError: if there are none.
-        """
-        return frozenset(matching(self.patterns, [s.name for s in layout.params], "strategy.backbone"))
-
-    def has(self, name: str) -> bool:
-        """Whether a tensor of this name, parameter or buffer, is the backbone's."""
-        return any(fnmatchcase(name, pattern) for pattern in self.patterns)
-
-    def matrices(self, layout: Layout) -> list[str]:
-        """Names of the weight matrices and kernels outside the backbone, without those of normalisation layers."""
-        return [
-            s.name
-            for s in layout.params
-            if len(s.shape) > 1 and s.name not in layout.norm and not self.has(s.name)
-        ]
-
-    @contextmanager
-    def alone(self, module: nn.Module) -> Iterator[None]:
-        """In this block only the backbone gets gradients, and BatchNorm outside it is in evaluation mode."""
-        fixed = [n for n, p in module.named_parameters() if p.requires_grad and not self.has(n)]
-        owners = [(module.get_submodule(n.rpartition(".")[0]), n.rpartition(".")[2]) for n in fixed]
-        whole = [owner._parameters[name] for owner, name in owners]
-        norms = [
-            m
-            for n, m in module.named_modules()
-            if isinstance(m, BATCH_NORM) and m.training and not self.has(f"{n}.weight")
-        ]
-        for m in norms:
-            m.training = False
-        for (owner, name), p in zip(owners, whole, strict=True):
-            owner._parameters[name] = p.detach()  # type: ignore[union-attr,assignment]
-        try:
-            yield
-        finally:
-            for (owner, name), p in zip(owners, whole, strict=True):
-                owner._parameters[name] = p
-            for m in norms:
-                m.training = True
-
-
-@dataclass(frozen=True)
 class Orthogonality:
     """``lam`` times the sum of ``omega`` over matrices outside the backbone, ``exact`` or by power iteration."""
 
-    parts: Parts
+    parts: DetectorParts
     lam: float
     exact: bool = True
 
@@ -145,7 +91,7 @@ class FedSTOClient(SGDClient):
     teacher finds no box in the whole round refuses.
     """
 
-    parts: Parts
+    parts: DetectorParts
     orthogonal: Orthogonality
     lo: float
     hi: float
@@ -241,7 +187,7 @@ class FedSTOClient(SGDClient):
         delta = job.delta(w)
         weight = count if self.weighting == "samples" else 1.0
         if selective:
-            return Update({"backbone": cut(delta, job.layout, self.parts)}, weight, metrics=job.report())
+            return Update({"backbone": self.parts.cut(delta, job.layout)}, weight, metrics=job.report())
         return Update({"delta": delta}, weight, metrics=job.report())
 
     def _teacher(self, job: Job, w: Tensor) -> tuple[Tensor, Tensor]:
@@ -257,18 +203,3 @@ class FedSTOClient(SGDClient):
             job.model.buffers.copy_(job.state.get("statistics", job.model.buffers))
             w.copy_(job.state["teacher"])
         return w
-
-
-def cut(v: Tensor, layout: Layout, parts: Parts) -> Tensor:
-    """The backbone's entries (n,) of ``v`` (d,), without padding, in layout order."""
-    return torch.cat([v[s.span] for s in layout.params if parts.has(s.name)])
-
-
-def put(v: Tensor, part: Tensor, layout: Layout, parts: Parts) -> Tensor:
-    """``v`` (d,), in place, with ``part`` (n,) added to the backbone's entries: ``cut`` backwards."""
-    start = 0
-    for slot in layout.params:
-        if parts.has(slot.name):
-            v[slot.span] += part[start : start + slot.numel]
-            start += slot.numel
-    return v

@@ -31,7 +31,8 @@ FEDLABEL = (
     ["strategy=fedlabel", "method=global-only", "strategy.teachers=global"],
     ["strategy=fedlabel"],
     ["strategy=fedlabel", "method=fedlabel-lam0-0", "strategy.lam0=0"],
-    ["strategy=fixmatch,uda", "strategy.tau=0.8"],
+    ["strategy=fixmatch", "strategy.tau=0.8"],
+    ["strategy=uda", "strategy.tau=0.8"],
     ["strategy=fedmatch"],
 )
 OTHERS = {"fedossl": ssl_fedossl.main, "fedsto": ssl_fedsto.main}

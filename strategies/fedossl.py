@@ -3,6 +3,7 @@ ICML 2023."""
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -17,9 +18,14 @@ from fedsim.exchange.payload import Message, Replies
 from fedsim.server.exchanges import Server
 from fedsim.server.round import Round
 from fedsim.server.traits import Traits
+from fedsim.task.layout import Layout
+from fedsim.task.task import Task
+from strategies.aggregators import is_mean
 from strategies.base import State, check
 from strategies.centroids import aligned, global_centroids, unit_rows
 from strategies.fedavg import FedAvg
+
+log = logging.getLogger(__name__)
 
 _WITHOUT_R = dict.fromkeys(("tau", "form"), ("beta", (0, 0.0)))
 _OF_CALIBRATION = (
@@ -82,6 +88,14 @@ class FedoSSL(FedAvg):
         check(self.bn in ("average", "local"), "bn", self.bn, "choose average or local")
         if self.bn == "local":
             self.traits = replace(self.traits, buffers="local")  # type: ignore[misc]
+
+    def setup(self, task: Task, layout: Layout) -> None:
+        """Say what a robust rule does not cover."""
+        if self.gamma and not is_mean(self.aggregator):
+            log.warning(
+                "aggregator: it rules over the models alone; centroids and class means of FedoSSL's clients reach the "
+                "server one by one, so a hostile one can move the global centroids. strategy.gamma=0 sends none"
+            )
 
     def make_client(self) -> Client:
         """SGD on the open-world objective."""

@@ -10,7 +10,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from clients.base import Client
-from clients.fedsto import Boxes, FedSTOClient, Orthogonality, PartLosses, Parts, put
+from clients.detector_parts import DetectorParts
+from clients.fedsto import Boxes, FedSTOClient, Orthogonality, PartLosses
 from fedsim.data.local import Batch
 from fedsim.errors import ConfigError
 from fedsim.exchange.payload import Message, Outcome, Replies
@@ -91,9 +92,9 @@ class FedSTO(ServerTrains):
         )
 
     @property
-    def parts(self) -> Parts:
+    def parts(self) -> DetectorParts:
         """What is the backbone's."""
-        return Parts(tuple(listed(self.backbone)))
+        return DetectorParts(tuple(listed(self.backbone)))
 
     @property
     def orthogonal(self) -> Orthogonality:
@@ -133,7 +134,7 @@ class FedSTO(ServerTrains):
         assert self.layout is not None
         replies.log.update(box_shares(replies.ok))
         part = self.aggregate(replies, "backbone")
-        new = {"w": put(state["w"].clone(), self.server_lr * part, self.layout, self.parts)}
+        new = {"w": self.parts.put(state["w"].clone(), self.server_lr * part, self.layout)}
         if ("buffers", "mean") in replies.folded:
             found, new["buffers"] = replies.mean("buffers"), state["buffers"].clone()
             for slot in self.layout.buffers:

@@ -42,6 +42,7 @@ def coco(
     size: int,
     domain: str | None,
     domains: Sequence[str] | None,
+    train_domains: Sequence[str] | None = None,
 ) -> Dataset:
     """Images x uint8 (N, 3, size, size) and y ``{"boxes": (N, M, 4), "labels": (N, M)}``: x1, y1, x2, y2 in pixels of
     the resized image, label -1 where there is no box, M the most boxes of an image.
@@ -57,6 +58,7 @@ def coco(
         size: side in pixels that all images are resized to.
         domain: key of an image's entry, or of its ``attributes``, that names its domain, such as ``weather``.
         domains: those to keep, in this order; ``None``: all, by name.
+        train_domains: those of them with training images, the others are only tested; ``None``: all.
 
     Raises:
         DataError: naming file and entry, for what is no COCO file or an image that is not there.
@@ -65,8 +67,9 @@ def coco(
         raise DataError(f"data.path=null: data=coco is read from a folder only: {LAYOUT}")
     if size < 8:
         raise DataError(f"data.size={size}: the side of the resized images, at least 8")
-    if domains is not None and domain is None:
-        raise DataError(f"data.domains={list(domains)}: by what? Type data.domain=<key of an image's entry>")
+    for key, given in (("domains", domains), ("train_domains", train_domains)):
+        if given is not None and domain is None:
+            raise DataError(f"data.{key}={list(given)}: by what? Type data.domain=<key of an image's entry>")
     root = existing(path, LAYOUT)
     parts = {k: _annotated(root / name) for k, name in (("train", train), ("test", test)) if name is not None}
     first = parts["train"]
@@ -75,7 +78,10 @@ def coco(
     if domain is not None:
         found = {k: [_domain(part, image, domain) for image in part.images] for k, part in parts.items()}
         names = tuple(sorted({d for each in found.values() for d in each}) if domains is None else domains)
-        parts = {k: _kept(part, [d in names for d in found[k]], names) for k, part in parts.items()}
+        wanted = {"train": names if train_domains is None else tuple(train_domains), "test": names}
+        if stray := [name for name in wanted["train"] if name not in names]:
+            raise DataError(f"data.train_domains: '{stray[0]}' is none of {', '.join(names)}")
+        parts = {k: _kept(part, [d in wanted[k] for d in found[k]], wanted[k]) for k, part in parts.items()}
     groups, made = dict[str, dict[str, np.ndarray]](), dict[str, Samples]()
     for split, part in parts.items():
         x = _pixels(root, part, images, size)

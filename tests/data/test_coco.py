@@ -60,6 +60,10 @@ def test_domains_by_a_key_of_the_images(tmp_path: Path) -> None:
     assert data.domains == ("clear", "rainy") and data.domain("train").tolist() == [0, 1]
     one = coco(tmp_path, **{**OPTIONS, "domain": "weather", "domains": ["rainy"]})
     assert len(one.train) == 1 and one.domains == ("rainy",)
+    two = coco(
+        tmp_path, **{**OPTIONS, "domain": "weather", "train_domains": ["rainy"], "test": OPTIONS["train"]}
+    )
+    assert len(two.train) == 1 and len(two.test) == 2 and two.domain("train").tolist() == [1]
 
 
 @pytest.mark.parametrize(
@@ -71,6 +75,7 @@ def test_domains_by_a_key_of_the_images(tmp_path: Path) -> None:
         ({}, {"test": "annotations/val.json"}, "val.json does not exist"),
         ({}, {"domain": "hour"}, "image 4 has no 'hour'"),
         ({}, {"domains": ["clear"]}, "Type data.domain="),
+        ({}, {"domain": "weather", "train_domains": ["foggy"]}, "'foggy' is none of clear, rainy"),
         ({}, {"domain": "weather", "domains": ["foggy"]}, "no image is of the domains foggy"),
         ({"categories": 3}, {}, "has no list 'categories'"),
         (
