@@ -116,7 +116,7 @@ def stages(before: Any, f: Any = None) -> list[tuple[str, dict[str, Any]]]:
 
 def _stage(entry: Any, f: Any) -> tuple[str, dict[str, Any]]:
     options: dict[str, Any] = {}
-    name = entry
+    name: Any = entry
     while isinstance(name, partial):
         name, options = name.func, name.keywords | options
     if isinstance(name, Mapping) and len(name) == 1:
