@@ -132,7 +132,7 @@ class MaskingSite:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         scratch = self._path.with_suffix(".new")
         scratch.unlink(missing_ok=True)
-        text = json.dumps({"exchange": self._ask.exchange, **_plain(vars(client))})
+        text = json.dumps({"exchange": self._ask.exchange, **{k: _plain(v) for k, v in vars(client).items()}})
         with os.fdopen(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(text)
         scratch.replace(self._path)
@@ -147,12 +147,14 @@ class MaskingSite:
         here = (self._ask.exchange, self._ask.broadcast.round, self._ask.run, self._ask.client)
         if (found.pop("exchange"), found["round"], found["run"], found["client"]) != here:
             raise ClientError("this node's secrets are of another exchange")
-        return MaskingClient(
-            **{k: found[k] for k in ("client", "round", "run", "t", "answered")},
-            **{k: bytes.fromhex(found[k]) for k in ("mask_key", "share_key", "seed")},
-            **{k: {int(c): bytes.fromhex(b) for c, b in found[k].items()} for k in ("public", "sealed")},
-            own=(bytes.fromhex(found["own"][0]), bytes.fromhex(found["own"][1])),
+        secret = {k: bytes.fromhex(found[k]) for k in ("mask_key", "share_key", "seed")}
+        client = MaskingClient(found["client"], found["round"], found["run"], found["t"], **secret)
+        client.public, client.sealed = (
+            {int(c): bytes.fromhex(b) for c, b in found[k].items()} for k in ("public", "sealed")
         )
+        client.own = bytes.fromhex(found["own"][0]), bytes.fromhex(found["own"][1])
+        client.answered = found["answered"]
+        return client
 
 
 def _plain(value: object) -> object:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import cast
 
 import numpy as np
 import torch
@@ -27,10 +28,10 @@ class MaskedExchange:
     def __init__(
         self, release: Release, broadcast: Broadcast, clients: Sequence[int], run: str, seed: int, ask: Ask
     ):
-        assert isinstance(release.secure, SecureSums)
-        self._release, self._secure, self._broadcast, self._ask = release, release.secure, broadcast, ask
-        near = neighbours(clients, release.secure.neighbours, seed, broadcast.round)
-        self._server = UnmaskingServer(broadcast.round, run, release.secure.enough(len(clients)), near)
+        secure = cast(SecureSums, release.secure)  # there is one: see ``masks``
+        self._release, self._secure, self._broadcast, self._ask = release, secure, broadcast, ask
+        near = neighbours(clients, secure.neighbours, seed, broadcast.round)
+        self._server = UnmaskingServer(broadcast.round, run, secure.enough(len(clients)), near)
         self.lost: dict[int, NodeAnswer] = {}  # who did not come as far as the update
         self._legs(clients)
 
@@ -75,8 +76,9 @@ class MaskedExchange:
         except TooFewSurvivors as why:
             return f"secure aggregation is void: {why}"
         levels = torch.from_numpy(np.ascontiguousarray(signed(off, self._secure.bits)))
-        for (name, slots), part in zip(places, levels.split(sizes), strict=True):
-            total = sums[name, "sum"]
+        ends = np.cumsum(sizes).tolist()
+        for (name, slots), size, end in zip(places, sizes, ends, strict=True):
+            total, part = sums[name, "sum"], levels[end - size : end]
             sums[name, "sum"] = total + _shaped(part, slots, total)
         return ""
 
