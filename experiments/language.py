@@ -81,7 +81,10 @@ def draw(runs: list[Run], path: Path) -> None:
     from matplotlib import pyplot
 
     done = [run for run in runs if run.status == "done"]
-    columns = {"round": (), "MB up and down, all clients": ("bytes_up", "bytes_down")}
+    columns: dict[str, tuple[str, ...]] = {
+        "round": (),
+        "MB up and down, all clients": ("bytes_up", "bytes_down"),
+    }
     if any(run.total("sim_seconds") for run in done):
         columns["simulated minutes"] = ("sim_seconds",)
     figure, panels = pyplot.subplots(

@@ -4,7 +4,7 @@ Low-Rank Adaptations, NeurIPS 2024."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from clients.base import Client
 from clients.flora import FLoRAClient, kept_places, rank_of
 from clients.sgd import SGDClient
 from fedsim.exchange.fold import Fold
-from fedsim.exchange.payload import Payload, Replies
+from fedsim.exchange.payload import Message, Payload, Replies
 from fedsim.rng import torch_rng
 from fedsim.server.exchanges import Server
 from fedsim.server.round import Round
@@ -69,8 +69,16 @@ class FLoRA(ExactAverage):
         """An update that is not as long as its client's rank makes it."""
         if self.ranks is None or "factors" not in update.arrays:
             return ""
-        wanted, found = len(self.places[rank_of(self.ranks, asked.client)]), update.arrays["factors"].numel()
+        wanted, found = asked.message.values.get("numbers"), update.arrays["factors"].numel()
         return "" if found == wanted else f"'factors' holds {found} numbers, expected {wanted} by its rank"
+
+    def message(self, state: State, round: Round) -> Message:
+        """The model; where ranks differ also how many numbers each client is to send."""
+        message = super().message(state, round)
+        if self.ranks is None:
+            return message
+        lengths = {c: len(self.places[rank_of(self.ranks, c)]) for c in round.cohort}
+        return replace(message, each={c: Payload(values={"numbers": n}) for c, n in lengths.items()})
 
     def init(self, server: Server) -> State:
         """The model; what its adapters have learnt before goes into the bases, so that B = 0."""

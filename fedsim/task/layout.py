@@ -92,7 +92,7 @@ class Layout:
 
 def only_travel(model: nn.Module, parts: Iterable[Collection[str]]) -> None:
     """Let vectors of ``model`` that are zero but for the parameters of one of ``parts`` travel as these alone."""
-    setattr(model, TRAVEL, {f"w{i}": frozenset(names) for i, names in enumerate(parts)})
+    setattr(model, TRAVEL, {chr(ord("A") + i): frozenset(names) for i, names in enumerate(parts)})
 
 
 def _names_under(model: nn.Module, is_root: Callable[[nn.Module], bool]) -> frozenset[str]:
