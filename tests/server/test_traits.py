@@ -32,17 +32,24 @@ SEMI = {"labels": True, "labelled": "any", "unlabelled": True, "metrics": OF_SOM
 LINEAR = {"features": True, "linear_head": True}
 HEAD = LINEAR | {"body": True}
 
+ASKS_ALL = {"everybody": True, "disjoint": True, "labels": True}
+ONCE = ASKS_ALL | {"uploads": "auto", "buffers": "average"}
+
 # Of every class: what differs from the defaults. All others keep them all.
 EXPECTED: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("FedMatch", "FixMatch", "SemiSupervised", "ServerTrains", "UDA"), SEMI),
+    "Analytic": ASKS_ALL | LINEAR,
     "AsyncGossip": {"peers": True, "asynchronous": True, "devices": "refused"},
     "Asynchronous": {"asynchronous": True, "devices": "needed", "over_selection": False},
     "Centralised": {"pooled": True},
+    "CoBoosting": ONCE | {"horizon": True},
+    "FENS": ONCE | {"metrics": frozenset({"aggregator_loss"})},
     "FRAug": LINEAR | {"buffers": "all_local", "horizon": True, "labels": True},
     "FedAsync": {"asynchronous": True, "devices": "needed", "over_selection": False},
     "FedBN": {"personal": True, "buffers": "all_local", "batch_norm": True},
     "FedBuff": {"asynchronous": True, "devices": "needed", "over_selection": False},
     "FedCM": {"public_values": frozenset({"steps"})},
+    "FedDF": ONCE | {"horizon": True},
     "FedETF": HEAD | {"labels": True},
     "FedLoGe": HEAD | {"labels": True},
     "FedLabel": {"labels": True, "unlabelled": True, "metrics": OF_SOME},
@@ -62,6 +69,7 @@ EXPECTED: dict[str, dict[str, Any]] = {
     "LogitAdjust": {"labels": True},
     "MoFedSAM": {"public_values": frozenset({"steps"})},
     "Moon": {"features": True},
+    "OneShot": ONCE,
     "Peers": {"peers": True},
     "SemiFL": SEMI | {"labelled": "server"},
     "ServerOnly": {"labels": True, "labelled": "server", "metrics": OF_SOME},
