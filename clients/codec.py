@@ -20,7 +20,7 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Codec:
+class SlopeCodec:
     """``encode`` and ``decode`` of arrays; ``absent``, the code of what is not there; ``bits`` of a code."""
 
     name: str
@@ -121,9 +121,9 @@ def _exponential(b: ArrayLike, steps: int, zero: int, sign: int) -> Floats:
 
 
 CODECS = {
-    "log8": Codec("log8", 8, 128, np.uint8, log8_encode, log8_decode),
-    "ref9": Codec("ref9", 9, 256, np.uint16, ref9_encode, ref9_decode),
-    "float32": Codec("float32", 32, float("nan"), np.float32, float32_encode, float32_decode),
+    "log8": SlopeCodec("log8", 8, 128, np.uint8, log8_encode, log8_decode),
+    "ref9": SlopeCodec("ref9", 9, 256, np.uint16, ref9_encode, ref9_decode),
+    "float32": SlopeCodec("float32", 32, float("nan"), np.float32, float32_encode, float32_decode),
 }
 
 

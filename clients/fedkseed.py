@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from clients.codec import Codec, Codes, saturated
+from clients.codec import Codes, SlopeCodec, saturated
 from clients.directions import Directions, add_scaled, moved
 from clients.replica import CURRENT, ReplicaClient
 from fedsim.exchange.payload import Update
@@ -83,12 +83,12 @@ def entries(local_steps: int, pool: int) -> int:
     return min(local_steps, pool)
 
 
-def packed_entries(chosen: NDArray[np.int64], codes: Codes, codec: Codec) -> bytes:
+def packed_entries(chosen: NDArray[np.int64], codes: Codes, codec: SlopeCodec) -> bytes:
     """Indices (n,) and codes (n,) as one object of bytes."""
     return chosen.astype("<u2").tobytes() + codec.pack(codes)
 
 
-def read_entries(data: bytes, count: int, codec: Codec) -> tuple[NDArray[np.int64], Codes]:
+def read_entries(data: bytes, count: int, codec: SlopeCodec) -> tuple[NDArray[np.int64], Codes]:
     """The inverse of ``packed_entries``."""
     return np.frombuffer(data[: 2 * count], "<u2").astype(np.int64), codec.unpack(data[2 * count :], count)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from clients.base import Client
-from clients.codec import CODECS, Codec, Codes
+from clients.codec import CODECS, Codes, SlopeCodec
 from clients.slopes import Probe
 from fedsim.config.schema import ClientConfig
 from fedsim.exchange.payload import Update
@@ -82,7 +82,7 @@ class ReplicaClient(Client):
         return Update(values={"slopes": self.coding.pack(codes)}, weighs=False, **more)  # type: ignore[arg-type]
 
     @property
-    def coding(self) -> Codec:
+    def coding(self) -> SlopeCodec:
         """The codec."""
         return CODECS[self.codec]
 
