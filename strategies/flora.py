@@ -70,7 +70,7 @@ class FLoRA(ExactAverage):
         if self.ranks is None or "factors" not in update.arrays:
             return ""
         wanted, found = asked.message.values.get("numbers"), update.arrays["factors"].numel()
-        return "" if found == wanted else f"'factors' holds {found} numbers, expected {wanted} by its rank"
+        return "" if found == wanted else f"'factors' holds {found} numbers, expected {wanted!r} by its rank"
 
     def message(self, state: State, round: Round) -> Message:
         """The model; where ranks differ also how many numbers each client is to send."""
