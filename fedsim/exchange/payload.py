@@ -21,7 +21,6 @@ from fedsim.errors import ClientError
 Scalar = bool | int | float | str | bytes
 Number = TypeVar("Number", bound=Scalar)
 Value = Scalar | list[int] | list[float] | list[str]
-Named = Mapping[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -50,10 +49,8 @@ class Payload:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the content: array data, 8 per number, the encoded length of text.
-
-        What travels may be less: ``fedsim.exchange.packing.sent_bytes`` leaves the padding of flat vectors out.
-        """
+        """Bytes of the content: array data, 8 per number, the encoded length of text; what travels may be less, see
+        ``fedsim.exchange.packing.sent_bytes``."""
         return sum(t.numel() * t.element_size() for t in self.arrays.values()) + sum(
             map(_value_bytes, self.values.values())
         )
@@ -97,10 +94,10 @@ class Message:
 
     @staticmethod
     def of(
-        arrays: Named = None,
-        values: Named = None,
+        arrays: Mapping[str, Any] | None = None,
+        values: Mapping[str, Any] | None = None,
         each: Mapping[int, Payload] | None = None,
-        rows: Named = None,
+        rows: Mapping[str, Any] | None = None,
     ) -> Message:
         """A message from plain dicts of arrays and values."""
         return Message(Payload.of(arrays, values), dict(each or {}), rows=Payload.of(rows).arrays)
@@ -112,7 +109,6 @@ class Update:
 
     ``state``: the client's new one, committed only if the server takes the update (``None``: the old one). ``metrics``
     go to the log alone, ``guesses`` (2, k), positions of unlabelled samples and their classes, to the evaluator alone.
-    ``implied``: arrays that the server can make of the rest: a simulation folds them where asked to; they do not count.
     """
 
     arrays: Mapping[str, Any] = field(default_factory=dict)
@@ -121,7 +117,9 @@ class Update:
     state: Mapping[str, Tensor] | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     guesses: Tensor | None = None
-    implied: Mapping[str, Tensor] = field(default_factory=dict)
+    implied: Mapping[str, Tensor] = field(
+        default_factory=dict
+    )  # the server can make it of the rest: not sent
     weighs: bool = True  # False: the server knows the weight, which does not travel
 
     def sent(self, **more: Any) -> Payload:
