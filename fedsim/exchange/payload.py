@@ -117,9 +117,7 @@ class Update:
     state: Mapping[str, Tensor] | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     guesses: Tensor | None = None
-    implied: Mapping[str, Tensor] = field(
-        default_factory=dict
-    )  # the server can make it of the rest: not sent
+    implied: Mapping[str, Tensor] = field(default_factory=dict)  # what the server can work out: not sent
     weighs: bool = True  # False: the server knows the weight, which does not travel
 
     def sent(self, **more: Any) -> Payload:
