@@ -102,7 +102,8 @@ def float32_encode(g: ArrayLike) -> NDArray[np.float32]:
 
 def float32_decode(b: ArrayLike) -> Floats:
     """The number itself; 0 of NaN, which says that there is nothing."""
-    return np.nan_to_num(np.asarray(b, np.float64), nan=0.0)
+    b = np.asarray(b, np.float64)
+    return np.where(np.isnan(b), 0.0, b)
 
 
 def _logarithmic(g: ArrayLike, steps: int, zero: int, low: int, high: int, sign: int) -> NDArray[np.int64]:

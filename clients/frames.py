@@ -16,7 +16,7 @@ BITMAP = 1024  # registered clients up to which a bit each says who is in a fram
 
 
 @dataclass(frozen=True)
-class ClientSlopes:
+class Heard:
     """One client's part of a frame: its packed codes, and its weight where they do not weigh the same (else 1)."""
 
     client: int
@@ -38,7 +38,7 @@ class Framing:
         """Bytes of a part."""
         return self.size + 4 * self.weighed
 
-    def body(self, parts: Sequence[ClientSlopes]) -> bytes:
+    def body(self, parts: Sequence[Heard]) -> bytes:
         """The parts end to end."""
         return b"".join(
             (np.array(p.weight, "<u4").tobytes() if self.weighed else b"") + p.codes for p in parts
@@ -52,7 +52,7 @@ class Framing:
         bits[list(ids)] = 1
         return np.packbits(bits).tobytes()
 
-    def read_full(self, log: bytes) -> list[list[ClientSlopes]]:
+    def read_full(self, log: bytes) -> list[list[Heard]]:
         """The frames of a log in which everybody took part in every round.
 
         Raises:
@@ -64,7 +64,7 @@ class Framing:
         everybody = range(self.clients)
         return [self._parts(log[at : at + frame], everybody) for at in range(0, len(log), frame)]
 
-    def read(self, log: bytes) -> list[list[ClientSlopes]]:
+    def read(self, log: bytes) -> list[list[Heard]]:
         """The frames of a log that says who is in them.
 
         Raises:
@@ -96,11 +96,11 @@ class Framing:
         bits = np.unpackbits(np.frombuffer(log[at:end], np.uint8))[: self.clients]
         return np.flatnonzero(bits).tolist(), end
 
-    def _parts(self, body: bytes, ids: Sequence[int]) -> list[ClientSlopes]:
+    def _parts(self, body: bytes, ids: Sequence[int]) -> list[Heard]:
         return list(self._each(body, ids))
 
-    def _each(self, body: bytes, ids: Sequence[int]) -> Iterator[ClientSlopes]:
+    def _each(self, body: bytes, ids: Sequence[int]) -> Iterator[Heard]:
         for i, client in enumerate(ids):
             part = body[i * self.each : (i + 1) * self.each]
             weight = int(np.frombuffer(part[:4], "<u4")[0]) if self.weighed else 1
-            yield ClientSlopes(client, part[self.each - self.size :], weight)
+            yield Heard(client, part[self.each - self.size :], weight)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from clients.codec import CODECS, saturated
 from clients.directions import Directions, add_scaled, moved, nu
-from clients.frames import ClientSlopes, Framing
+from clients.frames import Framing, Heard
 from clients.replica import ReplicaClient
 from fedsim.exchange.payload import Update
 from fedsim.local.job import Job
@@ -74,27 +74,21 @@ class OneByteClient(ReplicaClient):
         """How rounds are written down."""
         return Framing(registered, self.coding.nbytes(self.samples), self.weighting == "samples")
 
-    def _frames(self, job: Job) -> list[list[ClientSlopes]]:
+    def _frames(self, job: Job) -> list[list[Heard]]:
         framing, values = self.framing(job.source.num_clients), job.values
         if isinstance(full := values.get("log"), bytes):
             return framing.read_full(full)
         return framing.read(some) if isinstance(some := values.get("log_of_some"), bytes) else []
 
 
-def scale(parts: Sequence[ClientSlopes], samples: int, lr: float, kind: str) -> float:
+def scale(parts: Sequence[Heard], samples: int, lr: float, kind: str) -> float:
     """What the sum of n_m c z is multiplied by: ``lr / nu(K)`` where all weigh 1, else ``nu`` of their mean weight."""
     K, total = samples * len(parts), samples * sum(p.weight for p in parts)
     return lr / nu(K, kind) * (K / total)
 
 
 def advanced(
-    theta: Tensor,
-    parts: Sequence[ClientSlopes],
-    t: int,
-    rule: OneByteClient,
-    seed: int,
-    layout: Layout,
-    lr: float,
+    theta: Tensor, parts: Sequence[Heard], t: int, rule: OneByteClient, seed: int, layout: Layout, lr: float
 ) -> Tensor:
     """The model after round ``t`` from that before it, of the codes alone: ``theta - (lr / nu(K)) sum c z(t, m, s)``.
 
@@ -108,9 +102,7 @@ def advanced(
     return moved(theta, total, scale(parts, rule.samples, lr, rule.nu))
 
 
-def _steps(
-    theta: Tensor, part: ClientSlopes, t: int, rule: OneByteClient, seed: int, layout: Layout
-) -> Tensor:
+def _steps(theta: Tensor, part: Heard, t: int, rule: OneByteClient, seed: int, layout: Layout) -> Tensor:
     """One client's ``n_m sum_s c z`` (d,)."""
     directions, total, z = Directions(seed, "own", layout.params), torch.zeros_like(theta), None
     for s, c in _slopes(part, rule):
@@ -119,7 +111,7 @@ def _steps(
     return total
 
 
-def _slopes(part: ClientSlopes, rule: OneByteClient) -> Iterator[tuple[int, float]]:
+def _slopes(part: Heard, rule: OneByteClient) -> Iterator[tuple[int, float]]:
     """Index and value of those that are not 0; ``0 z`` added changes no bit but the sign of a zero."""
     codec = CODECS[rule.codec]
     for s, c in enumerate(codec.decode(codec.unpack(part.codes, rule.samples)).tolist()):

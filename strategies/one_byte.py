@@ -17,7 +17,7 @@ from torch import Tensor
 
 from clients.codec import CODECS, Codes, Floats
 from clients.directions import generator, moved, nu, update
-from clients.frames import ClientSlopes
+from clients.frames import Heard
 from clients.one_byte import OneByteClient, advanced, scale
 from clients.slopes import slope
 from fedsim.exchange.fold import Fold
@@ -121,6 +121,6 @@ class OneByte(Logged):
             return {"log": b"".join(body for _, body in frames)} if frames else {}
         return {"log_of_some": b"".join(head + body for head, body in frames)}
 
-    def _part(self, server: Server, client: int, values: Mapping[str, Any]) -> ClientSlopes:
+    def _part(self, server: Server, client: int, values: Mapping[str, Any]) -> Heard:
         n = int(server.sizes[client]) if self.weighting == "samples" else 1
-        return ClientSlopes(client, values["slopes"], n)
+        return Heard(client, values["slopes"], n)

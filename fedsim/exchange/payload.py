@@ -49,10 +49,8 @@ class Payload:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the content: array data, 8 per number, the encoded length of text.
-
-        What travels may be less: ``fedsim.exchange.packing.sent_bytes`` leaves the padding of flat vectors out.
-        """
+        """Bytes of the content: array data, 8 per number, the encoded length of text; what travels may be less, see
+        ``fedsim.exchange.packing.sent_bytes``."""
         return sum(t.numel() * t.element_size() for t in self.arrays.values()) + sum(
             map(value_bytes, self.values.values())
         )
@@ -96,10 +94,10 @@ class Message:
 
     @staticmethod
     def of(
-        arrays: Named = None,
-        values: Named = None,
+        arrays: Mapping[str, Any] | None = None,
+        values: Mapping[str, Any] | None = None,
         each: Mapping[int, Payload] | None = None,
-        rows: Named = None,
+        rows: Mapping[str, Any] | None = None,
     ) -> Message:
         """A message from plain dicts of arrays and values."""
         return Message(Payload.of(arrays, values), dict(each or {}), rows=Payload.of(rows).arrays)
@@ -111,7 +109,6 @@ class Update:
 
     ``state``: the client's new one, committed only if the server takes the update (``None``: the old one). ``metrics``
     go to the log alone, ``guesses`` (2, k), positions of unlabelled samples and their classes, to the evaluator alone.
-    ``implied``: arrays that the server can make of the rest: a simulation folds them where asked to; they do not count.
     """
 
     arrays: Mapping[str, Any] = field(default_factory=dict)
@@ -120,7 +117,7 @@ class Update:
     state: Mapping[str, Tensor] | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     guesses: Tensor | None = None
-    implied: Mapping[str, Tensor] = field(default_factory=dict)
+    implied: Mapping[str, Tensor] = field(default_factory=dict)  # what the server can work out: not sent
     weighs: bool = True  # False: the server knows the weight, which does not travel
 
     def sent(self, **more: Any) -> Payload:

@@ -118,6 +118,7 @@ def test_what_cannot_be_deployed_is_refused_by_name(option: str, tmp_path: Path)
             tmp_path,
             f"strategy={option}",
             *SMALL,
+            *(["strategy.lr=0.1"] if option == "mezo" else []),
             "topology=ring" if "gossip" in option else "topology=server",
         )
 

@@ -31,7 +31,7 @@ def copies(folder: Path, client: int) -> list[str]:
     """Hashes of the copies that a node keeps, as rows of the log have them."""
     files = folder.glob(f"state-{client}/**/client-{client}/*.safetensors")
     found = [load_file(path) for path in files if "standing" not in path.name]
-    return [hash_tensors([state["w"]]) for state in found if "w" in state]
+    return [hash_tensors([state["w"][:650]]) for state in found if "w" in state]  # behind it is padding
 
 
 def test_a_node_that_lost_its_copy_says_so_and_is_sent_the_model(tmp_path: Path) -> None:

@@ -57,6 +57,8 @@ def z(scope: str, t: int, a: int, b: int, seed: int = 0) -> np.ndarray:
 
 def byte(g: float) -> float:
     """What log8 makes of a slope."""
+    if g == 0:
+        return 0.0
     k = min(max(round(8 * np.log(abs(g))) + 64, 1), 127)
     return float(np.sign(g) * np.exp((k - 64) / 8))
 

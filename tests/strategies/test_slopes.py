@@ -12,7 +12,7 @@ from torch import nn
 
 from clients.codec import CODECS, log8_decode, log8_encode, ref9_decode, ref9_encode, saturated
 from clients.directions import Directions, generator
-from clients.frames import BITMAP, Framing, Part
+from clients.frames import BITMAP, Framing, Heard
 from fedsim.config.schema import ClientConfig
 from fedsim.errors import ClientError, ConfigError
 from fedsim.exchange.payload import Payload
@@ -135,13 +135,13 @@ def test_the_list_of_a_round_is_sorted_and_contradictions_are_left_out() -> None
 def test_frames_say_who_took_part(clients: int, weighed: bool) -> None:
     framing = Framing(clients, 3, weighed)
     rounds = [
-        [Part(c, bytes([c, 1, 2]), 10 * c + 1 if weighed else 1) for c in ids] for ids in ([0, 3], [], [1])
+        [Heard(c, bytes([c, 1, 2]), 10 * c + 1 if weighed else 1) for c in ids] for ids in ([0, 3], [], [1])
     ]
     log = b"".join(framing.head([p.client for p in parts]) + framing.body(parts) for parts in rounds)
     assert framing.read(log) == rounds and framing.rounds(log) == 3
     heads = 3 * 1 if clients == 5 else 4 * (3 + 3)
     assert len(log) == heads + 3 * (3 + 4 * weighed)
-    full = [[Part(c, bytes([c % 250, t, 0]), 2 if weighed else 1) for c in range(clients)] for t in range(2)]
+    full = [[Heard(c, bytes([c % 250, t, 0]), 2 if weighed else 1) for c in range(clients)] for t in range(2)]
     body = b"".join(map(framing.body, full))
     assert len(body) == 2 * clients * (3 + 4 * weighed) and framing.read_full(body) == full
     for broken in (lambda: framing.read(log[:-1]), lambda: framing.read_full(body[:-1])):

@@ -46,7 +46,8 @@ def test_one_client_one_direction_is_mezo_under_every_name(monkeypatch: pytest.M
     one = p.run("strategy=one_byte", *alike, "strategy.samples=1")
     shared = p.run("strategy=decomfl", *alike, "strategy.directions=1")
     seeds = p.run("strategy=fedkseed", *alike, "strategy.local_steps=1", "strategy.pool=1", "rounds=1")
-    mezo = Problem(p.model, p.clients, ("rounds=3", *hand.SETTINGS)).run("strategy=mezo", *alike)
+    mezo = Problem(p.model, p.clients, ("rounds=3", "clients_per_round=1", *hand.SETTINGS))
+    mezo = mezo.run("strategy=mezo", *alike)
     assert hashes(one) == hashes(shared) == hashes(mezo)
     assert seeds.rows[0]["weights_hash"] == hashes(one)[0]  # pool of one: z(0, 0, 0)
 
