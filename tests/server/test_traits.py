@@ -34,6 +34,7 @@ HEAD = LINEAR | {"body": True}
 
 # Of every class: what differs from the defaults. All others keep them all.
 EXPECTED: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("ExactAverage", "FedEx", "FLoRA"), {"changes_base": True, "buffers": "server"}),
     **dict.fromkeys(("FedMatch", "FixMatch", "SemiSupervised", "ServerTrains", "UDA"), SEMI),
     "AsyncGossip": {"peers": True, "asynchronous": True, "devices": "refused"},
     "Asynchronous": {"asynchronous": True, "devices": "needed", "over_selection": False},
