@@ -32,9 +32,11 @@ SEMI = {"labels": True, "labelled": "any", "unlabelled": True, "metrics": OF_SOM
 LINEAR = {"features": True, "linear_head": True}
 HEAD = LINEAR | {"body": True}
 
+OWN_BASE = {"changes_base": True, "buffers": "server"}
+
 # Of every class: what differs from the defaults. All others keep them all.
 EXPECTED: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(("ExactAverage", "FedEx", "FLoRA"), {"changes_base": True, "buffers": "server"}),
+    **dict.fromkeys(("ExactAverage", "FedEx", "FLoRA"), OWN_BASE),
     **dict.fromkeys(("FedMatch", "FixMatch", "SemiSupervised", "ServerTrains", "UDA"), SEMI),
     "AsyncGossip": {"peers": True, "asynchronous": True, "devices": "refused"},
     "Asynchronous": {"asynchronous": True, "devices": "needed", "over_selection": False},
