@@ -89,7 +89,11 @@ class Strategy:
         given = Handed(self, state=state)
         message = as_message(self, self.message(state, round))
         given.check("message")
-        replies = server.exchange(message, self.folds, traffic=self.traffic(server, state))
+        traffic = self.traffic(server, state)
+        if traffic is None:
+            replies = server.exchange(message, self.folds)
+        else:
+            replies = server.exchange(message, self.folds, traffic=traffic)
         if not (len(replies) or replies.released):
             return state
         state = as_state(self, "update", self.update(state, replies, round), state)

@@ -34,9 +34,11 @@ HEAD = LINEAR | {"body": True}
 
 ASKS_ALL = {"everybody": True, "disjoint": True, "labels": True}
 ONCE = ASKS_ALL | {"uploads": "auto", "buffers": "average"}
+OWN_BASE = {"changes_base": True, "buffers": "server"}
 
 # Of every class: what differs from the defaults. All others keep them all.
 EXPECTED: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("ExactAverage", "FedEx", "FLoRA"), OWN_BASE),
     **dict.fromkeys(("FedMatch", "FixMatch", "SemiSupervised", "ServerTrains", "UDA"), SEMI),
     "Analytic": ASKS_ALL | LINEAR,
     "AsyncGossip": {"peers": True, "asynchronous": True, "devices": "refused"},
