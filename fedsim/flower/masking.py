@@ -11,7 +11,6 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -148,8 +147,8 @@ class MaskingSite:
         here = (self._ask.exchange, self._ask.broadcast.round, self._ask.run, self._ask.client)
         if (found.pop("exchange"), found["round"], found["run"], found["client"]) != here:
             raise ClientError("this node's secrets are of another exchange")
-        secret: dict[str, Any] = {k: bytes.fromhex(found[k]) for k in ("mask_key", "share_key", "seed")}
-        client = MaskingClient(found["client"], found["round"], found["run"], found["t"], **secret)
+        mask, share, seed = (bytes.fromhex(found[k]) for k in ("mask_key", "share_key", "seed"))
+        client = MaskingClient(found["client"], found["round"], found["run"], found["t"], mask, share, seed)
         client.public, client.sealed = (
             {int(c): bytes.fromhex(b) for c, b in found[k].items()} for k in ("public", "sealed")
         )
