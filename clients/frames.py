@@ -80,7 +80,7 @@ class Framing:
             at = end
         return out
 
-    def rounds(self, log: bytes) -> int:
+    def number(self, log: bytes) -> int:
         """How many frames ``read`` would give."""
         n = at = 0
         while at < len(log):

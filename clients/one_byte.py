@@ -62,7 +62,7 @@ class OneByteClient(ReplicaClient):
         framing, values = self.framing(job.source.num_clients), job.values
         if isinstance(full := values.get("log"), bytes):
             return len(full) // (framing.each * framing.clients)
-        return framing.rounds(some) if isinstance(some := values.get("log_of_some"), bytes) else 0
+        return framing.number(some) if isinstance(some := values.get("log_of_some"), bytes) else 0
 
     def replay(self, job: Job, theta: Tensor, since: int) -> Tensor:
         """Round after round, as the server moved."""

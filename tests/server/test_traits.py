@@ -34,12 +34,14 @@ HEAD = LINEAR | {"body": True}
 
 ASKS_ALL = {"everybody": True, "disjoint": True, "labels": True}
 ONCE = ASKS_ALL | {"uploads": "auto", "buffers": "average"}
+SLOPES = {"buffers": "average", "metrics": frozenset({"saturated", "nonfinite_slopes"})}
 OWN_BASE = {"changes_base": True, "buffers": "server"}
 
 # Of every class: what differs from the defaults. All others keep them all.
 EXPECTED: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("ExactAverage", "FedEx", "FLoRA"), OWN_BASE),
     **dict.fromkeys(("FedMatch", "FixMatch", "SemiSupervised", "ServerTrains", "UDA"), SEMI),
+    **dict.fromkeys(("DeComFL", "FedKSeed", "Logged", "Slopes"), SLOPES),
     "Analytic": ASKS_ALL | LINEAR,
     "AsyncGossip": {"peers": True, "asynchronous": True, "devices": "refused"},
     "Asynchronous": {"asynchronous": True, "devices": "needed", "over_selection": False},
@@ -61,7 +63,9 @@ EXPECTED: dict[str, dict[str, Any]] = {
     "FedProto": {"features": True, "labels": True},
     "FedROD": HEAD | {"labels": True},
     "FedRep": HEAD | {"personal": True},
+    "FedSTO": {"unlabelled": True, "labelled": "server"},
     "FedSGD": {"one_step": True},
+    "FedZO": {"buffers": "average", "metrics": frozenset({"nonfinite_slopes"})},
     "FedoSSL": {"features": True, "labels": True},
     "GGEUR": {"meets_all_clients": True, "labels": True},
     "Gossip": {"peers": True},
@@ -69,12 +73,14 @@ EXPECTED: dict[str, dict[str, Any]] = {
     "HeteroFL": {"widths": True, "over_selection": False},
     "LocalOnly": {"personal": True, "buffers": "local"},
     "LogitAdjust": {"labels": True},
+    "MeZO": SLOPES | {"pooled": True},
     "MoFedSAM": {"public_values": frozenset({"steps"})},
     "Moon": {"features": True},
+    "OneByte": SLOPES | {"client_by_client": True},
     "OneShot": ONCE,
     "Peers": {"peers": True},
     "SemiFL": SEMI | {"labelled": "server"},
-    "ServerOnly": {"labels": True, "labelled": "server", "metrics": OF_SOME},
+    "ServerOnly": {"labelled": "server", "metrics": OF_SOME},
     "SiloBN": {"personal": True, "buffers": "local", "batch_norm": True},
 }
 
@@ -94,9 +100,17 @@ def every_class() -> dict[str, type]:
 
 
 def differing(traits: Traits) -> dict[str, Any]:
-    names = [
-        n for n in NAMES if n not in ("unread", "mean_only", "asked_only", "counts_clients", "discloses")
-    ]  # tests/run/test_conflicts.py, tests/contracts, tests/run/test_private_methods.py
+    elsewhere = (
+        "unread",
+        "mean_only",
+        "no_vectors",
+        "no_optimiser",
+        "asked_only",
+        "counts_clients",
+        "discloses",
+    )
+    # tests/run/test_conflicts.py, tests/contracts, tests/run/test_private_methods.py
+    names = [n for n in NAMES if n not in elsewhere]
     return {n: getattr(traits, n) for n in names if getattr(traits, n) != getattr(Traits(), n)}
 
 

@@ -138,7 +138,7 @@ def test_frames_say_who_took_part(clients: int, weighed: bool) -> None:
         [Heard(c, bytes([c, 1, 2]), 10 * c + 1 if weighed else 1) for c in ids] for ids in ([0, 3], [], [1])
     ]
     log = b"".join(framing.head([p.client for p in parts]) + framing.body(parts) for parts in rounds)
-    assert framing.read(log) == rounds and framing.rounds(log) == 3
+    assert framing.read(log) == rounds and framing.number(log) == 3
     heads = 3 * 1 if clients == 5 else 4 * (3 + 3)
     assert len(log) == heads + 3 * (3 + 4 * weighed)
     full = [[Heard(c, bytes([c % 250, t, 0]), 2 if weighed else 1) for c in range(clients)] for t in range(2)]
