@@ -209,12 +209,18 @@ class Worker:
         outcome.seconds = time.perf_counter() - start
         return state
 
+    def sent(self, update: Update, job: Job, broadcast: Broadcast) -> Payload:
+        """What travels of an update, with the statistics that the method averages."""
+        payload = update.payload
+        if "buffers" in broadcast.fold:
+            payload = Payload({**payload.arrays, "buffers": job.model.buffers}, payload.values)
+        return payload
+
     def _accept(
         self, job: Job, update: Update, broadcast: Broadcast, folder: Folder, outcome: Outcome
     ) -> State | None:
         """Fold an update, unless it is not finite, and fill in the ``outcome``; the client's new state."""
-        more = {"buffers": job.model.buffers} if "buffers" in broadcast.fold else {}
-        payload, release = update.sent(**more), self.plan.release
+        payload, release = self.sent(update, job, broadcast), self.plan.release
         arrays = payload.arrays
         if update.implied:
             arrays = {**arrays, **{k: v for k, v in update.implied.items() if k in broadcast.fold}}

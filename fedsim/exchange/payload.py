@@ -120,10 +120,11 @@ class Update:
     implied: Mapping[str, Tensor] = field(default_factory=dict)  # what the server can work out: not sent
     weighs: bool = True  # False: the server knows the weight, which does not travel
 
-    def sent(self, **more: Any) -> Payload:
-        """The part that travels, with ``more`` arrays."""
-        values = {**self.values, "weight": float(self.weight)} if self.weighs else self.values
-        return Payload.of({**self.arrays, **more}, values)
+    @property
+    def payload(self) -> Payload:
+        """The part that travels."""
+        weight = {"weight": float(self.weight)} if self.weighs else {}
+        return Payload.of(self.arrays, {**self.values, **weight})
 
 
 class NonFinite(Exception):  # noqa: N818 - treated as a non-finite update

@@ -110,7 +110,7 @@ class _Inspected(Worker):
         self, job: Job, update: Update, broadcast: Broadcast, folder: Folder, outcome: Outcome
     ) -> dict[str, Tensor] | None:
         if not is_measuring(broadcast.task):
-            sent = update.sent().arrays
+            sent = update.payload.arrays
             self._inspector.update(outcome.client, sent, job.message.arrays, self.model.layout)
         return super()._accept(job, update, broadcast, folder, outcome)
 

@@ -86,8 +86,7 @@ class _Listened(Worker):
     def _accept(
         self, job: Job, update: Update, broadcast: Broadcast, folder: Folder, outcome: Outcome
     ) -> dict[str, Tensor] | None:
-        more = {"buffers": self.model.buffers} if "buffers" in broadcast.fold else {}
-        self._recorder.add(outcome.client, "update/", update.sent(**more))
+        self._recorder.add(outcome.client, "update/", self.sent(update, job, broadcast))
         return super()._accept(job, update, broadcast, folder, outcome)
 
 

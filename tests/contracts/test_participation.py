@@ -70,8 +70,8 @@ def test_if_nobody_answers_nothing_changes(entry: Entry) -> None:
 
 @each_strategy
 def test_absent_clients_keep_their_state_bit_for_bit(entry: Entry) -> None:
-    if entry.parts:
-        pytest.skip("nothing is kept where there is no BatchNorm")
+    if entry.parts or entry.strategy == "fedkseed":
+        pytest.skip("nothing is kept where there is no BatchNorm, or where all follows from one sum")
     strategy, result = record(entry, classification("bn"), "buffers=all_local", "rounds=6")
     for t in range(1, 6):
         for client in range(6):

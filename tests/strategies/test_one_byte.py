@@ -141,7 +141,7 @@ def test_the_generator_and_what_travels_are_said() -> None:
     assert result.summary["directions"].startswith("Philox4x64-10")
     assert np.__version__ in result.summary["directions"]
     client = method("one_byte", "strategy.lr=0.1").client
-    assert set(Update(values={"slopes": b"1234"}, weighs=False).sent().values) == {"slopes"}
+    assert set(Update(values={"slopes": b"1234"}, weighs=False).payload.values) == {"slopes"}
     assert client.coding.nbytes(client.samples) == 4
 
 

@@ -182,7 +182,9 @@ WITHOUT_TIES = [
 ]  # its last picks are ties, more so of mixed rows
 
 
-@pytest.mark.parametrize("chain", CHAINS, ids=str)
+@pytest.mark.parametrize(
+    "chain", CHAINS, ids=["nnm", "clipping-nnm", "arc-bucketing-nnm", "bucketing-clipping"]
+)
 @pytest.mark.parametrize("name", WITHOUT_TIES)
 def test_a_chain_before_a_rule_is_one_after_the_other(name: str, chain: list[Any]) -> None:
     rule, own = getattr(aggregators, name), {"f": 1} if name in aggregators.rows.NEEDED else {}
