@@ -106,6 +106,8 @@ class Rows:
     def mixed(self, by: Tensor, owners: Sequence[Sequence[int]] | None = None, **known: Any) -> Rows:
         """The combinations ``by`` (r, n) of these rows, equally weighted where ``owners`` are given."""
         products = None if self.products is None else by @ self.products @ by.T
+        if products is not None:
+            products = (products + products.T) / 2  # symmetric to the bit, as those of rows are
         weights = (
             self.weights if owners is None else torch.stack([by[i] @ self.weights for i in range(len(by))])
         )
