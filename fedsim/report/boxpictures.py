@@ -7,12 +7,11 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from fedsim.report import prose
 from fedsim.report.runs import Group
 
 if TYPE_CHECKING:
+    import numpy as np
     from matplotlib.figure import Figure
 
 FILE = "boxes.npz"
@@ -42,6 +41,8 @@ def box_pictures(groups: Sequence[Group], out: Path, embedded: Callable[[bytes, 
 
 def boxes_of(groups: Sequence[Group]) -> dict[str, Mapping[str, np.ndarray]]:
     """Content of the first run of each method that wrote its boxes (``evaluation.predictions=true``), by label."""
+    import numpy as np
+
     out: dict[str, Mapping[str, np.ndarray]] = {}
     for group in groups:
         files = [Path(run.dir) / FILE for run in group.runs]
@@ -53,6 +54,7 @@ def boxes_of(groups: Sequence[Group]) -> dict[str, Mapping[str, np.ndarray]]:
 
 def draw_boxes(found: Mapping[str, np.ndarray]) -> Figure:
     """Images of one run, a row for each domain."""
+    import numpy as np
     from matplotlib.figure import Figure
 
     domains = list(dict.fromkeys(found["domains"].tolist()))

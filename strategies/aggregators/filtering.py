@@ -15,7 +15,7 @@ from strategies.aggregators.before import Before, prepared
 from strategies.aggregators.gram import finite_gram
 from strategies.aggregators.rows import Report, tolerated
 
-PATIENCE = 10  # steps an update that the weights may take to fall as published
+SLOW = 1e-4  # share of n by which the weights must fall in a step to go on as published
 
 
 def caf(
@@ -32,8 +32,8 @@ def caf(
 
     All weights start at 1. While their sum is above n - 2f, with the mean mu and the top eigenvector v of the weighted
     covariance: ``tau_i = <u_i - mu, v>^2``, ``c_i <- c_i (1 - tau_i / max_j tau_j)``. The maximum is over all rows, as
-    ByzFL publishes it; a row of no weight left can then hold all others' weights up for ever, so after ``PATIENCE``
-    steps an update it is taken over rows that have some.
+    ByzFL publishes it; a row of no weight left can then hold all others' weights up for ever, so once their sum falls
+    by less than ``SLOW`` n in a step it is taken over rows that have some.
     """
     k, rows = finite_gram("caf", prepared("caf", updates, weights, before, f, removed, report), report)
     if not len(rows):
@@ -49,8 +49,8 @@ def _filtered(k: Tensor, f: int) -> tuple[Tensor, int]:
     """Coefficients (n,) of the mean that is returned, and the steps it took, by inner products ``k`` (n, n)."""
     n = len(k)
     c = torch.ones(n, dtype=torch.float64)
-    best, least, step = c / n, float("inf"), 0
-    while float(c.sum()) > n - 2 * f:
+    best, least, step, slow = c / n, float("inf"), 0, False
+    while (left := float(c.sum())) > n - 2 * f:
         share = c / c.sum()
         middle = k @ share
         about = k - middle[:, None] - middle[None, :] + share @ middle  # <u_i - mu, u_j - mu>
@@ -62,7 +62,8 @@ def _filtered(k: Tensor, f: int) -> tuple[Tensor, int]:
         if not top > 1e-13 * float(share @ k.diagonal()):
             break  # all that have weight are equal
         tau = (about @ (root * vectors[:, -1])).square()  # up to the eigenvalue, which cancels
-        most = tau.max() if step < PATIENCE * n else tau[c > 0].max()
+        most = tau[c > 0].max() if slow else tau.max()
         c = (c * (1 - tau / most)).clamp(min=0)
+        slow = slow or left - float(c.sum()) < SLOW * n
         step += 1
     return best, step
