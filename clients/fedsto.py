@@ -91,6 +91,8 @@ class FedSTOClient(SGDClient):
     teacher finds no box in the whole round refuses.
     """
 
+    grad_only = False
+
     parts: DetectorParts
     orthogonal: Orthogonality
     lo: float

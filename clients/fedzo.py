@@ -18,6 +18,8 @@ class FedZOClient(Client):
     """Local steps along ``g = (d / b) sum_j [L(x + mu v_j) - L(x)] / mu v_j``, v_j on the unit sphere, b =
     ``directions``; d trainable parameters. The steps are those of ``client``: lr, epochs or steps, optimiser."""
 
+    grad_only = False
+
     weighting: str
     directions: int
     mu: float

@@ -31,6 +31,7 @@ def parts(n: int, share: float, rng: torch.Generator) -> tuple[torch.Tensor, tor
 class OneShotClient(SGDClient):
     """Plain local training; with ``proxy`` on all samples but that share, which is kept for an aggregator (FENS)."""
 
+    grad_only = False
     vectorisable = True
     proxy: float = 0.0
 

@@ -35,6 +35,7 @@ class ReplicaClient(Client):
     or float32.
     """
 
+    grad_only = False
     lr: float
     eps: float
     codec: str

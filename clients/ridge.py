@@ -55,6 +55,8 @@ class RidgeClient(Client):
     ``send``: ``moments`` ``(X'X, X'Y)``; ``solution`` ``(C_k, W_k)``. ``bias``: features get a 1 at the end.
     """
 
+    grad_only = False
+
     send: str
     gamma: float
     bias: bool

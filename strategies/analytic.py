@@ -90,6 +90,8 @@ class Analytic(Strategy):
         features=True,
         linear_head=True,
         mean_only="sums are not averaged; leave it out",
+        discloses="clients send sums of products of their features, which no bound on a model's change covers; type "
+        "strategy=fedavg or another method of the table in docs/privacy.md",
         unread={"gamma": ("send", ("moments",))},
     )
     send: str

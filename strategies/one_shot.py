@@ -44,6 +44,8 @@ class OneShot(Strategy):
         buffers="average",
         labels=True,
         mean_only=ONCE,
+        discloses="the server of a one-shot method uses each client's model by itself, and only sums are covered; type "
+        "strategy=fedavg or another method of the table in docs/privacy.md",
     )
     uploads: str = "auto"
     proxy: float = 0.0

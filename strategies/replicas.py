@@ -48,6 +48,8 @@ class Slopes(Strategy):
         "another strategy",
         metrics=frozenset({"saturated", "nonfinite_slopes"}),
         asked_only=True,
+        discloses="clients of this method send slopes along known directions, numbers that no noise covers; type "
+        "strategy=fedzo, whose clients send a change of the model, or strategy=fedavg",
     )
     fold: ClassVar[Fold] = {}
     lr: float

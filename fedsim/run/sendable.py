@@ -27,6 +27,11 @@ def check_sent(method: StrategyLike, config: DictConfig) -> None:
             raise ConfigError(
                 f"{group}: {name} has all samples in one place: nothing is sent; leave {group} out"
             )
+        if config.get(group) and traits.no_vectors:
+            raise ConfigError(
+                f"{group}: clients of {name} send slopes, a few bytes that are no vector of the model; leave {group} "
+                "out"
+            )
     if config.get("compression") and traits.peers:
         raise ConfigError(
             f"compression: peers of {name} send each other whole models over links of their own, which no codec "

@@ -18,6 +18,7 @@ LEVELS = ("client", "local", "record")
 NEEDS = {
     **{name: ["system=lognormal"] for name in ("fedasync", "fedbuff")},
     **{name: ["topology=ring"] for name in ("gossip", "gossip_fedavg", "gossip_async", "dpsgd")},
+    **{name: ["strategy.lr=0.05"] for name in ("one_byte", "decomfl", "fedkseed", "mezo")},
     "fedsgd": ["client.steps=1"],
 }
 BASE = ["engine=serial", "client.steps=3"]
