@@ -79,7 +79,7 @@ def _check_secure(method: StrategyLike, config: DictConfig, secure: SecureSums) 
         raise ConfigError(
             f"secagg: {name} uses updates one by one, and a secure sum shows none; type strategy=fedavg, or secagg=none"
         )
-    if traits.discloses and fold:
+    if traits.discloses and (fold or traits.meets_all_clients):
         raise ConfigError(f"secagg: {traits.discloses}")
     rule: Any = getattr(method, "aggregator", None)
     while isinstance(rule, partial):
