@@ -55,6 +55,11 @@ def _check_compression(method: StrategyLike, config: DictConfig, compression: Co
             "compression: under privacy=local noise comes first, and a codec that is biased would not average it out; "
             "type compression=qsgd, or random_k or rotate with their unbiased forms"
         )
+    if compression.feedback and len(method.traits.silent) > 1:
+        raise ConfigError(
+            f"compression: parts of the model take turns under {type(method).__name__}, so what was left out in one "
+            "round belongs to another part in the next; type compression.feedback=false"
+        )
     if "w" in fold and compression.takes("w") and compression.codec.shrinks:
         raise ConfigError(
             f"compression: {type(method).__name__} sends weights ('w'), not differences, and this codec would set most "

@@ -15,7 +15,8 @@ STAGES = {
     "qsgd": ("compression=qsgd", "compression.down={codec: qsgd, levels: 127}"),
     "ring": ("secagg=ring", "secagg.reach=5"),
 }
-COMPRESSED = {"gossip"}  # refused: peers send each other whole models
+SLOPES = {"one-byte", "decomfl", "fedkseed"}  # refused: no vector is sent
+COMPRESSED = {"gossip", *SLOPES}  # and peers send each other whole models
 SUMMED = {  # refused: they need more of a client than a sum
     *(
         "gossip",
@@ -40,9 +41,13 @@ SUMMED = {  # refused: they need more of a client than a sum
         "heterofl",
         "fedmatch",
     ),
-    *("fedbuff", "fedasync"),
+    *("fedbuff", "fedasync", "centered", *SLOPES),
 }
-REFUSED = {"top_k": COMPRESSED, "qsgd": COMPRESSED, "ring": SUMMED}
+REFUSED = {
+    "top_k": COMPRESSED | {"rolora"},  # whose parts take turns
+    "qsgd": COMPRESSED,
+    "ring": SUMMED,
+}
 DAILY = {("scaffold", "top_k"), ("fedloge", "qsgd"), ("fednova", "ring"), ("ggeur", "ring")}
 CASES = [
     pytest.param(
