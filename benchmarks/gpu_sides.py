@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import fedsim
+from benchmarks import sides
 from benchmarks.workloads import WORKLOADS, Workload
 
 WORK = {
@@ -112,20 +113,9 @@ def simulated(
     with out() as folder:
         return fedsim.simulate(
             [
-                "strategy=fedavg",
                 "engine=serial",
                 "engine.device=cuda",
-                f"rounds={rounds}",
-                f"clients_per_round={work.cohort}",
-                f"client.lr={work.lr}",
-                "client.lr_decay=1",
-                "client.epochs=1",
-                f"client.batch_size={work.batch}",
-                "client.weight_decay=0",
-                "client.clip_norm=null",
-                "evaluation.every=1000000",
-                "checkpoint.every=0",
-                "tracker=quiet",
+                *sides.settings(work, rounds),
                 folder,
                 *extra,
             ],

@@ -18,6 +18,24 @@ from benchmarks.workloads import Workload
 Weights = dict[str, Tensor]
 
 
+def settings(work: Workload, rounds: int) -> list[str]:
+    """A workload in fedsim's words: nothing but training."""
+    return [
+        "strategy=fedavg",
+        f"rounds={rounds}",
+        f"clients_per_round={work.cohort}",
+        f"client.lr={work.lr}",
+        "client.lr_decay=1",
+        "client.epochs=1",
+        f"client.batch_size={work.batch}",
+        "client.weight_decay=0",
+        "client.clip_norm=null",
+        "evaluation.every=1000000",
+        "checkpoint.every=0",
+        "tracker=quiet",
+    ]
+
+
 def fedsim(engine: str, workers: int, extra: Sequence[str], pairs: Pairs) -> Weights:
     """FedAvg through the public interface; a round includes its log, its weights hash and its metrics.jsonl row."""
     import fedsim as package
@@ -32,20 +50,9 @@ def fedsim(engine: str, workers: int, extra: Sequence[str], pairs: Pairs) -> Wei
     with tempfile.TemporaryDirectory() as out:
         result = package.simulate(
             [
-                "strategy=fedavg",
                 f"engine={engine}",
                 *([f"engine.workers={workers}"] if engine == "ray" else []),
-                f"rounds={pairs.rounds}",
-                f"clients_per_round={work.cohort}",
-                f"client.lr={work.lr}",
-                "client.lr_decay=1",
-                "client.epochs=1",
-                f"client.batch_size={work.batch}",
-                "client.weight_decay=0",
-                "client.clip_norm=null",
-                "evaluation.every=1000000",
-                "checkpoint.every=0",
-                "tracker=quiet",
+                *settings(work, pairs.rounds),
                 f"out={out}",
                 *extra,
             ],

@@ -98,7 +98,7 @@ class ReplicaClient(Client):
 
     def count(self, job: Job) -> int:
         """How many codes it answers with."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define count(job)")
 
     def rounds_in(self, job: Job) -> int:
         """Of how many rounds the message holds frames."""
@@ -106,11 +106,11 @@ class ReplicaClient(Client):
 
     def replay(self, job: Job, theta: Tensor, since: int) -> Tensor:
         """``theta`` (d,), as round ``since`` began with it, as this round does."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define replay(job, theta, since)")
 
     def contribution(self, job: Job, theta: Tensor) -> Update:
         """What is measured at ``theta``."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define contribution(job, theta)")
 
 
 def digest(layout: Layout, theta: Tensor) -> bytes:

@@ -162,6 +162,18 @@ def check_labelled(method: StrategyLike, config: DictConfig, given: Given) -> No
         )
 
 
+def other_rule(method: StrategyLike) -> str:
+    """What a method uses in the mean's place, in words; empty if it is the mean, or if it has no aggregator."""
+    rule: Any = getattr(method, "aggregator", None)
+    before: Any = ()
+    while isinstance(rule, partial):
+        rule, before = rule.func, before or rule.keywords.get("before", ())
+    name = getattr(rule, "__name__", type(rule).__name__)
+    if rule is None or (name == "mean" and not before):
+        return ""
+    return f"{name} after aggregator.before" if before else name
+
+
 def check_parts(method: StrategyLike, config: DictConfig, topology: Topology | None) -> None:
     """Refuse an aggregator, sampling rule, graph, attack or kinds of clients that do not go with the method.
 
@@ -169,11 +181,7 @@ def check_parts(method: StrategyLike, config: DictConfig, topology: Topology | N
         ConfigError: naming the setting, and what to type.
     """
     traits, devices = method.traits, bool(config.system)
-    rule: Any = getattr(method, "aggregator", None)
-    preceded = False
-    while isinstance(rule, partial):
-        rule, preceded = rule.func, preceded or bool(rule.keywords.get("before"))
-    if traits.mean_only and rule is not None and (preceded or getattr(rule, "__name__", "") != "mean"):
+    if traits.mean_only and other_rule(method):
         raise ConfigError(f"aggregator: {traits.mean_only}")
     if topology is not None and traits.undirected and topology.directed:
         raise ConfigError(traits.undirected)

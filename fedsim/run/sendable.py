@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 from omegaconf import DictConfig
@@ -12,6 +11,7 @@ from fedsim.errors import ConfigError
 from fedsim.exchange.compression import Compression
 from fedsim.exchange.fold import fold_kinds
 from fedsim.exchange.summing import SecureSums
+from fedsim.run.needs import other_rule
 from fedsim.server.traits import StrategyLike
 
 
@@ -86,12 +86,9 @@ def _check_secure(method: StrategyLike, config: DictConfig, secure: SecureSums) 
         )
     if traits.discloses and (fold or traits.meets_all_clients):
         raise ConfigError(f"secagg: {traits.discloses}")
-    rule: Any = getattr(method, "aggregator", None)
-    while isinstance(rule, partial):
-        rule = rule.func
-    if rule is not None and getattr(rule, "__name__", "") != "mean":
+    if rule := other_rule(method):
         raise ConfigError(
-            f"aggregator: {getattr(rule, '__name__', rule)} looks at single updates, and a secure sum shows none; "
+            f"aggregator: {rule} looks at single updates, and a secure sum shows none; "
             "leave aggregator out, or type secagg=none"
         )
     for array, kinds in fold_kinds(fold).items():

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 from omegaconf import DictConfig
@@ -22,6 +21,7 @@ from fedsim.exchange.fold import fold_kinds
 from fedsim.exchange.privacy import Privacy
 from fedsim.local.interface import SaysHowItLooks
 from fedsim.run import budgeting
+from fedsim.run.needs import other_rule
 from fedsim.server.traits import StrategyLike
 
 log = logging.getLogger(__name__)
@@ -115,13 +115,10 @@ def _work_differs(config: DictConfig) -> bool:
 
 def _check_central(method: StrategyLike, config: DictConfig, privacy: Privacy, given_cohorts: bool) -> None:
     name, traits = type(method).__name__, method.traits
-    rule: Any = getattr(method, "aggregator", None)
-    while isinstance(rule, partial):
-        rule = rule.func
-    if rule is not None and getattr(rule, "__name__", "") != "mean":
+    if rule := other_rule(method):
         raise ConfigError(
-            f"aggregator: privacy=client needs the mean; what one client can do to {getattr(rule, '__name__', rule)} "
-            "is not known. Leave aggregator out, or type privacy=local"
+            f"aggregator: privacy=client needs the mean; what one client can do to {rule} is not known. Leave "
+            "aggregator out, or type privacy=local"
         )
     if traits.asynchronous:
         raise ConfigError(f"privacy=client: {name} uses updates one by one as they come; type privacy=local")

@@ -80,6 +80,7 @@ def test_every_method_is_let_through_or_refused_as_the_table_says() -> None:
             "strategy.weighting=samples.*type strategy.weighting=uniform",
         ),
         ("fedavg", ["aggregator=coordinate_median"], "needs the mean"),
+        ("fedavg", ["aggregator.before=[{nnm: {f: 1}}]"], "needs the mean.*mean after aggregator.before"),
         ("fedavg", ["sampling=oort"], "sampling=Oort: who is asked"),
         ("fedavg", ["sampling=weighted"], "sampling=Weighted"),
         (
