@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -99,7 +99,7 @@ class Samples:
         """See ``SamplesLike``."""
         return self.y if isinstance(self.y, Tensor) else None
 
-    @property
+    @cached_property
     def width(self) -> int:
         """Numbers in the inputs of one sample."""
         return sum(math.prod(leaf.shape[1:]) for leaf in leaves(self.x))

@@ -77,4 +77,8 @@ def _padding(t: Tensor, layout: Layout) -> int:
 
 def _kind(t: Tensor, layout: Layout) -> str:
     """The kind of a vector that has padding to leave out, else nothing."""
-    return next((k for k, slots in layout.vectors.items() if slots.padded and slots.holds(t)), "")
+    if t.dim():
+        for kind, slots in layout.padded.get(t.shape[-1], ()):
+            if slots.holds(t):
+                return kind
+    return ""

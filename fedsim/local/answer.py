@@ -29,7 +29,8 @@ def as_update(owner: object, method: str, found: object) -> Update:
         raise ClientError(returned(owner, method, found, EXAMPLE))
     weight, metrics = found.weight, found.metrics
     state = {} if found.state is None else found.state
-    if not all(type(part) is dict for part in (found.arrays, found.values, metrics, state)):
+    plain = type(found.arrays) is dict and type(found.values) is dict and type(metrics) is dict
+    if not (plain and type(state) is dict):
         named = {"arrays": found.arrays, "values": found.values, "metrics": metrics, "state": state}
         for name, part in named.items():
             if not isinstance(part, Mapping):
@@ -38,8 +39,10 @@ def as_update(owner: object, method: str, found: object) -> Update:
         weight = _number(owner, method, "weight", weight)
     if weight < 0:
         raise ClientError(f"{_where(owner, method)}: Update(weight={weight}) is negative; expected 0 or more")
-    if not all(v.__class__ in PLAIN for v in metrics.values()):
-        metrics = {k: _number(owner, method, f"metrics[{k!r}]", v) for k, v in metrics.items()}
+    for number in metrics.values():
+        if number.__class__ not in PLAIN:
+            metrics = {k: _number(owner, method, f"metrics[{k!r}]", v) for k, v in metrics.items()}
+            break
     for name, value in state.items():
         if not isinstance(value, Tensor):
             raise ClientError(returned(owner, method, value, "a tensor", f"Update(state[{name!r}])"))

@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fedsim.models.base import Model
 
@@ -41,5 +41,6 @@ class MLP(Model):
         """Output of the last hidden layer ``(B, hidden[-1])``."""
         x = x.flatten(1)
         for layer, norm in zip(self.layers, self.norms, strict=True):
-            x = F.relu(norm(layer(x)))
+            x = layer(x)
+            x = torch.relu(x if type(norm) is nn.Identity else norm(x))
         return x

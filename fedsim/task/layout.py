@@ -50,6 +50,10 @@ class Layout:
         self.vectors = {"w": self.params, "b": self.buffers}  # by kind
         for kind, names in getattr(model, TRAVEL, {}).items():
             self.vectors = {kind: self.params.part(names), **self.vectors}
+        self.padded: dict[int, list[tuple[str, Slots]]] = {}  # those with padding to leave out, by length
+        for kind, held in self.vectors.items():
+            if held.padded:
+                self.padded.setdefault(held.dim, []).append((kind, held))
         self.dim, self.size = self.params.dim, self.params.size
         self.buffer_dim, self.buffer_size = self.buffers.dim, self.buffers.size
         self.norm = _names_under(model, lambda m: isinstance(m, NORM_TYPES))
