@@ -174,8 +174,8 @@ def _in_place(parts: Sequence[Tensor]) -> Tensor | None:
         if not (memory and here and part.untyped_storage().data_ptr() == memory):
             return None
         end, n = end + part.nbytes, n + len(part)
-    whole = torch.empty(0, dtype=first.dtype)
-    return whole.set_(first.untyped_storage(), first.storage_offset(), (n, *first.shape[1:]))
+    shape = (n, *first.shape[1:])
+    return first.as_strided(shape, torch.empty(shape, device="meta").stride(), first.storage_offset())
 
 
 def content_hash(pairs: Sequence[Any]) -> str:

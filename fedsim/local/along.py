@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from fedsim.local.optimiser import LocalSteps
 from fedsim.task.vectors import FlatModel
 
+Grads = tuple[Tensor, ...] | list[Tensor]  # one for each parameter
 
-def step(sgd: LocalSteps, model: FlatModel, grads: Sequence[Tensor]) -> None:
+
+def step(sgd: LocalSteps, model: FlatModel, grads: Grads) -> None:
     """The step ``sgd(model.w, g)``, to its bits, where ``g`` is there as ``grads``, a tensor for each parameter.
 
     For steps that are made ``apart``. Where the gradient is clipped or nearly so, or parameters are idle, it is put
@@ -36,7 +36,7 @@ def step(sgd: LocalSteps, model: FlatModel, grads: Sequence[Tensor]) -> None:
     torch._foreach_add_(views, grads, alpha=-lr)
 
 
-def _sped_up(sgd: LocalSteps, model: FlatModel, grads: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+def _sped_up(sgd: LocalSteps, model: FlatModel, grads: Grads) -> tuple[Tensor, list[Tensor]]:
     """The momentum (d,) after a step along ``grads``, and its views."""
     if sgd.momentum is None:
         m = sgd.momentum = torch.zeros_like(model.w)

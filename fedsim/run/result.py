@@ -57,8 +57,8 @@ class RunResult:
         except (OSError, DataError):
             cohorts = {}
         return [
-            {**row, "cohort": cohorts[row["round"]]} if row.get("round") in cohorts else row
-            for row in map(copied, self.held)
+            {**copied(row), **({"cohort": cohorts[row["round"]]} if row.get("round") in cohorts else {})}
+            for row in self.held
         ]
 
     @property

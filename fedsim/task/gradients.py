@@ -64,7 +64,7 @@ class Gradients:
         squares = 0.0
         for g in grads:
             flat = g.reshape(-1)
-            for part in (flat,) if flat.numel() <= PIECE else flat.split(PIECE):
+            for part in (flat,) if flat.numel() <= PIECE else torch.split(flat, PIECE):
                 squares += torch.dot(part, part).item()
         return squares < self._room * max(0.0, bound - 2e-6) ** 2  # not so if it is NaN
 
