@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 
 from fedsim.config.schema import CheckpointConfig, EvaluationConfig
 from fedsim.errors import CheckpointError, TooFewUpdates
-from fedsim.rng import hash_tensors, key, seed_global
+from fedsim.rng import hashing, key, seed_global
 from fedsim.server import checkpoint, weightsfile
 from fedsim.server.blame import Kept, blamed, check_numbers, check_state
 from fedsim.server.exchanges import Server
@@ -167,14 +167,14 @@ class Loop:
             server.clock.elapse(server.clock.system.idle)
         self._observe(server)
         with blamed(strategy, "evaluate", when):
-            measures = self._measured(server, state)
             models = models_of(strategy, state, layout)
+            digest = hashing(piece for name in sorted(models) for piece in models[name].pieces(layout))
+            measures = self._measured(server, state)
         if self.kept is not None:
             self.kept.after("round", when)
         if (landing := server.exchanger.landing) is not None:
             server.record.entries |= landing.told(server.facts)
-        digest = hash_tensors(piece for name in sorted(models) for piece in models[name].pieces(layout))
-        row = server.record.row(self.done + 1, measures, cohort, digest, started)
+        row = server.record.row(self.done + 1, measures, cohort, digest(), started)
         self._accept(state)
         self.history.append(lasting(row))
         if weightsfile.is_best(self.history):
