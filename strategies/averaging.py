@@ -11,16 +11,19 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
 from torch import Tensor
 
 from fedsim.errors import TooFewUpdates
 from fedsim.task.layout import Slot
 from strategies.aggregators import Aggregator
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 TARGETS = ("received", "row", "self")
 TINY = 1e-30  # below this a variance says nothing: fresh biases, constant tensors, w averaged with -w
