@@ -27,6 +27,7 @@ class Gradients:
         self._inputs, self._one = tuple(params), torch.ones((), dtype=like.dtype, device=like.device)
         self._spans = [slot.span for slot in layout.params]
         self._parts, self._at = _template(layout, like)
+        self._long = layout.dim > PIECE
         self._room = _room(layout.dim, torch.finfo(like.dtype).eps)
 
     def of(self, value: Tensor) -> tuple[Tensor, ...]:
@@ -61,11 +62,13 @@ class Gradients:
     def shorter(self, grads: Sequence[Tensor], bound: float) -> bool:
         """Whether the norm of ``grads`` together is below ``bound`` whatever the order in which squares are added up:
         then clipping by the norm of the flat gradient would leave it as it is. No vector is made for it."""
-        squares = 0.0
+        squares, dot = 0.0, torch.dot
         for g in grads:
             flat = g.reshape(-1)
-            for part in (flat,) if flat.numel() <= PIECE else torch.split(flat, PIECE):
-                squares += torch.dot(part, part).item()
+            if self._long and len(flat) > PIECE:
+                squares += sum(dot(part, part).item() for part in torch.split(flat, PIECE))
+            else:
+                squares += dot(flat, flat).item()
         return squares < self._room * max(0.0, bound - 2e-6) ** 2  # not so if it is NaN
 
 

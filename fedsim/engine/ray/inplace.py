@@ -54,9 +54,8 @@ def _block(t: Tensor) -> tuple[int, int] | None:
         return None
     storage = t.untyped_storage()
     at = storage.data_ptr()
-    if storage.nbytes() < LEAST or not storage.resizable():  # what is not is somebody else's
-        return None
-    if at % mmap.PAGESIZE < 16:  # another malloc's
+    # torch's own allocator aligns to 64; NumPy's arrays are left alone, since they may be resized where they lie
+    if storage.nbytes() < LEAST or at % 64 or at % mmap.PAGESIZE < 16:
         return None
     before, size = (ctypes.c_size_t * 2).from_address(at - 16)
     start, end = at - 16 - before, at - 16 + (size & ~FLAGS)
