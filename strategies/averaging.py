@@ -29,6 +29,7 @@ TARGETS = ("received", "row", "self")
 TINY = 1e-30  # below this a variance says nothing: fresh biases, constant tensors, w averaged with -w
 BLOCK = 1 << 21  # entries worked on at once: a few MiB, so that passes over a tensor stay near the caches
 Array = NDArray[np.floating]
+Floats = NDArray[np.float64]
 Model = Mapping[str, Tensor]
 
 
@@ -267,13 +268,8 @@ def _mix_by(
 
 
 def _wanted(
-    target: str,
-    own_weights: NDArray[np.float64],
-    weights: csr_array,
-    counts: csr_array,
-    own: NDArray[np.float64],
-    pool: NDArray[np.float64],
-) -> NDArray[np.float64]:
+    target: str, own_weights: Floats, weights: csr_array, counts: csr_array, own: Floats, pool: Floats
+) -> Floats:
     """Target variances (k, L)."""
     if target == "self":
         return own
