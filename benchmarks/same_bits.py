@@ -31,6 +31,15 @@ COMMON = (
 PEERS = ("topology=ring", "clients_per_round=6")
 METHODS: dict[str, tuple[str, ...]] = {
     "fedavg": (),
+    "clipped": ("strategy=fedavg", "client.clip_norm=0.5"),
+    "momentum": ("strategy=fedavg", "client.momentum=0.9", "client.clip_norm=1", "client.clip=loss"),
+    "nesterov": (
+        "strategy=fedavg",
+        "client.momentum=0.9",
+        "client.nesterov=true",
+        "client.decoupled=true",
+        "client.schedule=cosine",
+    ),
     "fedspeed": (),
     "scaffold": (),
     "feddyn": (),

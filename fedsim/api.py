@@ -41,7 +41,7 @@ from fedsim.server.traits import StrategyLike
 from fedsim.task.losses import Forward, LossFn
 from fedsim.tracking import build as build_trackers
 from fedsim.tracking.callbacks import admitted
-from fedsim.tracking.rows import rows_of
+from fedsim.tracking.rows import lasting, rows_of
 
 if TYPE_CHECKING:
     from fedsim.topology import Topology
@@ -168,7 +168,8 @@ def _run(
     source = Source(config, given, key)
     if (done := complete(folder, config, key, stoppable=bool(given.callbacks))) is not None:
         log_finished(config, done)
-        state, rows = weightsfile.read(folder / weightsfile.LAST), rows_of(folder, done.rounds)
+        state = weightsfile.read(folder / weightsfile.LAST)
+        rows = [lasting(row) for row in rows_of(folder, done.rounds)]
         card = modelcard.read(folder)
         return RunResult(folder, state, dict(done.summary), rows, str(done.summary["method"]), source, card)
     previous = enter(folder, config, key)
@@ -219,4 +220,4 @@ def _go_on(loop: Loop, previous: Path) -> None:
     """From a checkpoint, with the rows up to it."""
     complete_rows(loop)
     loop.restore(previous)
-    loop.history = [r for r in rows_of(loop.folder, loop.done) if r["round"] <= loop.done]
+    loop.history = [lasting(r) for r in rows_of(loop.folder, loop.done) if r["round"] <= loop.done]

@@ -7,13 +7,16 @@ are independent and no generator has to be saved in a checkpoint.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from hashlib import blake2b, sha256
 
 import numpy as np
 import torch
 from torch import Tensor
+
+LARGE = 64 << 20  # bytes of a model that is hashed beside other work
 
 
 def key(seed: int, purpose: str, *numbers: int) -> int:
@@ -102,3 +105,15 @@ def hash_tensors(tensors: Iterable[Tensor]) -> str:
         if len(flat):
             digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def hashing(tensors: Iterable[Tensor]) -> Callable[[], str]:
+    """``hash_tensors``, of large models in a thread beside what comes next: the call that waits for the digest."""
+    every = list(tensors)
+    if sum(t.nbytes for t in every) < LARGE or not all(t.is_cpu for t in every):
+        digest = hash_tensors(every)
+        return lambda: digest
+    pool = ThreadPoolExecutor(1)
+    found = pool.submit(hash_tensors, every)
+    pool.shutdown(wait=False)
+    return found.result

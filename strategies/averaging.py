@@ -11,21 +11,25 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
 from torch import Tensor
 
 from fedsim.errors import TooFewUpdates
 from fedsim.task.layout import Slot
 from strategies.aggregators import Aggregator
 
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
+
 TARGETS = ("received", "row", "self")
 TINY = 1e-30  # below this a variance says nothing: fresh biases, constant tensors, w averaged with -w
 BLOCK = 1 << 21  # entries worked on at once: a few MiB, so that passes over a tensor stay near the caches
 Array = NDArray[np.floating]
+Floats = NDArray[np.float64]
 Model = Mapping[str, Tensor]
 
 
@@ -264,13 +268,8 @@ def _mix_by(
 
 
 def _wanted(
-    target: str,
-    own_weights: NDArray[np.float64],
-    weights: csr_array,
-    counts: csr_array,
-    own: NDArray[np.float64],
-    pool: NDArray[np.float64],
-) -> NDArray[np.float64]:
+    target: str, own_weights: Floats, weights: csr_array, counts: csr_array, own: Floats, pool: Floats
+) -> Floats:
     """Target variances (k, L)."""
     if target == "self":
         return own

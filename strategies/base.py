@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 from inspect import signature
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -22,8 +22,10 @@ from fedsim.server.traits import ClientQuestion, State, StrategyLike, Traits
 from fedsim.task.layout import Layout
 from fedsim.task.task import Task
 from fedsim.task.vectors import Weights
-from fedsim.topology.traffic import Traffic
 from strategies.aggregators import Aggregator, check_enough, is_mean, keeps_size, mean
+
+if TYPE_CHECKING:  # the package takes scipy along
+    from fedsim.topology.traffic import Traffic
 
 __all__ = ["State", "Strategy", "check", "check_weighting", "miscounted"]
 

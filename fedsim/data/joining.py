@@ -160,7 +160,22 @@ def _whole(parts: Sequence[Any]) -> Any:
         return parts[0]
     if any(isinstance(p, Mapped) for p in parts):
         return Parts(parts)
+    if (whole := _in_place(parts)) is not None:
+        return whole
     return torch.cat(list(parts)) if sum(p.nbytes for p in parts) < LARGE * len(parts) else Parts(parts)
+
+
+def _in_place(parts: Sequence[Tensor]) -> Tensor | None:
+    """The tensor (n, ...) that ``parts`` are pieces of, one after the other, as a view; ``None`` if they are not."""
+    first, end, n = parts[0], parts[0].data_ptr(), 0
+    memory = first.untyped_storage().data_ptr() if first.is_cpu else 0
+    for part in parts:
+        here = part.is_contiguous() and part.data_ptr() == end and part.dtype == first.dtype
+        if not (memory and here and part.untyped_storage().data_ptr() == memory):
+            return None
+        end, n = end + part.nbytes, n + len(part)
+    shape = (n, *first.shape[1:])
+    return first.as_strided(shape, torch.empty(shape, device="meta").stride(), first.storage_offset())
 
 
 def content_hash(pairs: Sequence[Any]) -> str:

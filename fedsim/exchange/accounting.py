@@ -15,7 +15,6 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from scipy.optimize import brentq
 
 from fedsim.errors import ArgumentError, ConfigError
 
@@ -122,6 +121,8 @@ class Mechanism:
                 )
         if off(low) <= 0:
             return math.exp(low)
+        from scipy.optimize import brentq  # tens of MB that few runs need
+
         z = math.exp(brentq(off, low, high, xtol=FINE / 4 / math.exp(high)))
         while not affords(z):
             z += FINE / 4

@@ -20,6 +20,7 @@ from fedsim.data.views import View
 from fedsim.errors import ClientError
 from fedsim.exchange.payload import Payload, Value
 from fedsim.exchange.privacy import Privacy
+from fedsim.local import along
 from fedsim.local.belongings import Belongings
 from fedsim.local.kept import LocalPart
 from fedsim.local.meter import Meter
@@ -31,6 +32,7 @@ from fedsim.local.work import local_epochs, num_steps, step_size
 from fedsim.task.evaluation import evaluate, mean_of, measured
 from fedsim.task.heads import HeadSlots
 from fedsim.task.layout import Layout
+from fedsim.task.losses import Forward, LossFn
 from fedsim.task.task import Task, target
 from fedsim.task.vectors import FlatModel
 
@@ -207,8 +209,8 @@ class Job(Belongings):
         batch: Batch,
         *,
         again: bool = False,
-        loss: Callable[[Any, Tensor], Tensor] | None = None,
-        forward: Callable[[nn.Module, Tensor], Any] | None = None,
+        loss: LossFn | None = None,
+        forward: Forward | None = None,
     ) -> Tensor:
         """Gradient ``(..., d)`` of the mini-batch loss at ``w``, a fresh tensor.
 
@@ -230,21 +232,22 @@ class Job(Belongings):
         return g
 
     def descend(
-        self,
-        w: Tensor,
-        batch: Batch,
-        *,
-        loss: Callable[[Any, Tensor], Tensor] | None = None,
-        forward: Callable[[nn.Module, Tensor], Any] | None = None,
+        self, w: Tensor, batch: Batch, *, loss: LossFn | None = None, forward: Forward | None = None
     ) -> Tensor:
         """One plain local step, ``sgd(w, grad(w, batch, loss=loss, forward=forward))``; cheaper where nothing has to
         see the whole gradient."""
         model, sgd, meter = self.model, self.sgd, self.meter
-        if not sgd.plain or w is not model.w or self.private is not None:
+        apart = sgd.plain or (sgd.apart and model.apart)
+        if not apart or w is not model.w or self.private is not None:
             return sgd(w, self.grad(w, batch, loss=loss, forward=forward))
         meter.backward(batch.size)
         loss, forward = self.task.parts(batch, loss, forward)
-        value = model.descend(batch.x, target(batch), loss, sgd.lr, self.local.weight_decay, forward)
+        x, y = batch.x, target(batch)
+        if sgd.plain:
+            value = model.descend(x, y, loss, sgd.lr, self.local.weight_decay, forward)
+        else:
+            grads, value = model.gradients(x, y, loss, forward)
+            along.step(sgd, model, grads)
         meter.losses.append(value)
         return w
 

@@ -41,6 +41,8 @@ class LocalSteps:
         self._straight = not (local.clip == "full" or local.momentum or local.adam or self.groups)
         # whether a step is w <- (1 - lr weight_decay) w - lr g
         self.plain = not (local.clip_norm is not None or local.momentum or local.adam or self.groups or paced)
+        # whether ``fedsim.local.along`` can make it
+        self.apart = not (local.clip == "full" or local.adam or self.groups or local.accumulate > 1)
         self.restart()
 
     def restart(self) -> None:
@@ -222,11 +224,20 @@ class LocalSteps:
                 self.clipped = part.clipped.new_zeros((count, 1))
             self.clipped[index] = part.clipped
 
+    @property
+    def rate(self) -> float:
+        """The learning rate of this step of one client."""
+        return (
+            self.lr
+            if self.schedule is None or self.pace is None
+            else self.lr * self.pace.factor(self.schedule)
+        )
+
     def _scheduled(self, w: Tensor) -> float | Tensor:
         """The learning rate of this step; (C, 1) where each of C clients has its own number of steps."""
-        assert self.schedule is not None and self.pace is not None
         if self.paces is None:
-            return self.lr * self.pace.factor(self.schedule)
+            return self.rate
+        assert self.schedule is not None
         return w.new_tensor([self.lr * pace.factor(self.schedule) for pace in self.paces]).unsqueeze(-1)
 
     def _adam(self, g: Tensor, adam: AdamConfig) -> Tensor:

@@ -16,7 +16,7 @@ from fedsim.config.check import validate
 from fedsim.config.compose import load, plain, typed
 from fedsim.config.schema import EngineConfig
 from fedsim.errors import ConfigError
-from fedsim.tracking.rows import read_rows, stream_rows, to_json
+from fedsim.tracking.rows import packed, read_rows, stream_rows
 
 if TYPE_CHECKING:
     from fedsim.engine.assignments import Plan
@@ -136,7 +136,7 @@ def begin_at(run: Path, round: int, config: DictConfig, place: Path, mark: str =
     for log in ("metrics.jsonl", "clients.jsonl"):
         kept = (row for row in stream_rows(run / log) if row["round"] <= done)
         with (place / log).open("w") as file:
-            file.writelines(to_json(row) + "\n" for row in kept)
+            file.writelines(line + "\n" for line in packed(kept))
     scratch = target / f".{found.name}.tmp"
     shutil.copytree(found, scratch, dirs_exist_ok=True)
     checkpoint.change_key(scratch, marked(run_key(config), mark))

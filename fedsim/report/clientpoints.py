@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from itertools import chain
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fedsim.errors import DataError
 from fedsim.report.runs import Group, Run
-from fedsim.tracking.rows import from_json
+from fedsim.tracking.rows import from_json, tidy
 
 if TYPE_CHECKING:
     from fedsim.report.curves import Curves
@@ -52,27 +54,28 @@ class Point(NamedTuple):
 def last(run: Run, ending: str) -> dict[str, dict[int, float]]:
     """Values by client, of the last round that has any, of each metric in ``clients.jsonl`` whose name ends so.
 
-    Lines of earlier rounds are passed over unread: such files have a line per client, round and metric. Those after
-    ``run.until`` do not count.
+    Lines of earlier rounds are passed over unread: such files have a line per client and round. Those after
+    ``run.until`` do not count. Up to version 0.1.0 there was a line for each metric.
     """
     path = run.dir / "clients.jsonl"
     if not path.exists() or not path.stat().st_size:
         return {}
+    named = re.compile(rb'"((?:[^"\\]|\\.)*%s)"(?:: |, "value")' % re.escape(ending.encode()))
     kept: dict[bytes, tuple[bytes, list[bytes]]] = {}
     with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as text:
         for line in _from_the_end(text, f'{ending}"'.encode()):
             at = line.partition(b",")[0]  # {"round": 12
-            name = line.partition(b'"metric": "')[2].partition(b'"')[0]
-            if name in kept:
-                if kept[name][0] == at:
-                    kept[name][1].append(line)
-            elif run.until is None or _early(at, run.until):
-                kept[name] = at, [line]
+            for name in named.findall(line):
+                if name in kept:
+                    if kept[name][0] == at:
+                        kept[name][1].append(line)
+                elif run.until is None or _early(at, run.until):
+                    kept[name] = at, [line]
     values: dict[str, dict[int, float]] = {}
-    for _, found in kept.values():
-        for row in _rows(found[::-1]):
+    for name, (_, found) in kept.items():
+        for row in chain.from_iterable(map(tidy, _rows(found[::-1]))):
             with suppress(ValueError, KeyError, TypeError):  # a line of another form
-                if str(row["metric"]).endswith(ending):
+                if row["metric"] == json.loads(b'"%s"' % name):
                     values.setdefault(row["metric"], {})[int(row["client"])] = float(row["value"])
     return dict(sorted(values.items()))
 

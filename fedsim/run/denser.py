@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from fedsim.server.measuring import measured
 from fedsim.server.round import Round
 from fedsim.tracking import Row, read_rows
 from fedsim.tracking.jsonl import replaced
-from fedsim.tracking.rows import ClientRows, stream_rows, to_json
+from fedsim.tracking.rows import ClientRows, packed, stream_rows, to_json
 
 log = logging.getLogger(__name__)
 
@@ -167,8 +167,7 @@ def _clients(path: Path, more: dict[int, ClientRows]) -> Iterator[str]:
     for number, rows in groupby(stream_rows(path), key=lambda row: int(row["round"])):
         new = more.get(number, ())
         again = {(row["client"], row["metric"]) for row in new}
-        yield from (to_json(row) for row in rows if (row["client"], row["metric"]) not in again)
-        yield from (to_json(row) for row in new)
+        yield from packed(chain((r for r in rows if (r["client"], r["metric"]) not in again), new))
 
 
 def _best(loop: Loop, rows: list[Any], at: set[int]) -> None:

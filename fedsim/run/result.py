@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from fedsim.config.compose import load, plain
-from fedsim.errors import ConfigError
+from fedsim.errors import ConfigError, DataError
 from fedsim.rng import undisturbed
 from fedsim.run import initial, modelcard, samples
 from fedsim.run.given import Given
@@ -22,7 +22,8 @@ from fedsim.run.personal import Source, personal
 from fedsim.run.resolve import code_of
 from fedsim.server.weightsfile import BEST, LAST, read
 from fedsim.tracking import read_rows
-from fedsim.tracking.rows import rows_of
+from fedsim.tracking.information import copied
+from fedsim.tracking.rows import lasting, rows_of, stream_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,10 +42,24 @@ class RunResult:
     dir: Path
     weights: dict[str, Tensor]  # state dict of the final global model
     summary: dict[str, Any]
-    rows: list[dict[str, Any]]  # of metrics.jsonl
+    held: list[dict[str, Any]] = field(repr=False)  # the rows of metrics.jsonl, without cohorts
     label: str = "run"
     source: Source | None = None  # what the run was made of
     card: Card | None = field(default=None)  # model.json
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of metrics.jsonl, one a round. The ids of each ``cohort`` are not held in memory but read from there
+        when they are asked for, and left out where the file is gone."""
+        path = self.dir / "metrics.jsonl"
+        try:
+            cohorts = {row["round"]: row["cohort"] for row in stream_rows(path) if "cohort" in row}
+        except (OSError, DataError):
+            cohorts = {}
+        return [
+            {**copied(row), **({"cohort": cohorts[row["round"]]} if row.get("round") in cohorts else {})}
+            for row in self.held
+        ]
 
     @property
     def history(self) -> pd.DataFrame:
@@ -66,7 +81,7 @@ class RunResult:
         """Accuracy and loss against rounds."""
         from fedsim.report import figure_of
 
-        return figure_of({self.label: [self.rows]})
+        return figure_of({self.label: [self.held]})
 
     def model(self, client: int | None = None, *, at: str = "last", best: bool = False) -> nn.Module:
         """The trained model: the class that was handed over or configured, in evaluation mode, on the CPU, a copy.
@@ -124,7 +139,7 @@ class RunResult:
 
     def _facts(self) -> dict[str, str]:
         values = {k: self.summary[k] for k in SHOWN if self.summary.get(k) is not None}
-        return {"rounds": str(self.summary.get("rounds", len(self.rows)))} | {
+        return {"rounds": str(self.summary.get("rounds", len(self.held)))} | {
             k: f"{v:.4g}" for k, v in values.items()
         }
 
@@ -170,6 +185,6 @@ def load_run(
     if edited := [k for k, code in (config.code or {}).items() if code_of(plain(config)).get(k) != code]:
         log.warning("%s: the code of %s was edited since", folder, ", ".join(edited))
     config.dir = str(folder)
-    state, rows = read(folder / LAST), rows_of(folder, found.rounds)
+    state, rows = read(folder / LAST), [lasting(row) for row in rows_of(folder, found.rounds)]
     label = str(found.summary.get("method", "run"))
     return RunResult(folder, state, dict(found.summary), rows, label, Source(config, given), card)

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 
 from fedsim.config.schema import CheckpointConfig, EvaluationConfig
 from fedsim.errors import CheckpointError, TooFewUpdates
-from fedsim.rng import hash_tensors, key, seed_global
+from fedsim.rng import hashing, key, seed_global
 from fedsim.server import checkpoint, weightsfile
 from fedsim.server.blame import Kept, blamed, check_numbers, check_state
 from fedsim.server.exchanges import Server
@@ -27,6 +27,7 @@ from fedsim.task.frozen import FrozenBase, base_of
 from fedsim.task.vectors import Weights
 from fedsim.tracking.base import Tracker
 from fedsim.tracking.information import RoundInfo
+from fedsim.tracking.rows import lasting
 
 OWN = "simulator/"  # begins the names of the simulator's own entries in a checkpoint
 REMEMBERED = "aggregator/"  # begins those of the last results of a rule that goes on from them
@@ -52,7 +53,7 @@ class Loop:
     stopped: str = ""  # why a callback ended the run before its last round
     saved: int = -1  # finished rounds in the newest checkpoint
     accepting: bool = False  # within ``_accept``: memory holds neither the old round nor the new one
-    history: list[Row] = field(default_factory=list)
+    history: list[Row] = field(default_factory=list)  # see ``lasting``
     kept: Kept | None = None  # the strategy as it was before the first round of this process
     given: Handed | None = None  # what the strategy was given for the round that is under way
 
@@ -166,16 +167,16 @@ class Loop:
             server.clock.elapse(server.clock.system.idle)
         self._observe(server)
         with blamed(strategy, "evaluate", when):
-            measures = self._measured(server, state)
             models = models_of(strategy, state, layout)
+            digest = hashing(piece for name in sorted(models) for piece in models[name].pieces(layout))
+            measures = self._measured(server, state)
         if self.kept is not None:
             self.kept.after("round", when)
         if (landing := server.exchanger.landing) is not None:
             server.record.entries |= landing.told(server.facts)
-        digest = hash_tensors(piece for name in sorted(models) for piece in models[name].pieces(layout))
-        row = server.record.row(self.done + 1, measures, cohort, digest, started)
+        row = server.record.row(self.done + 1, measures, cohort, digest(), started)
         self._accept(state)
-        self.history.append(row)
+        self.history.append(lasting(row))
         if weightsfile.is_best(self.history):
             best, about = self.folder / weightsfile.BEST, {"round": str(self.done)}
             weightsfile.save(best, server.task, server.dtype, models["global"], about)

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedsim.rng import layer_state, set_layer_state
+from fedsim.task.losses import Forward, LossFn
 from fedsim.task.vectors import FlatModel
 
 OFTEN, MOST = 2, 16  # times that a shape comes before it is captured; graphs of one computation
@@ -131,8 +132,10 @@ class CapturedModel(FlatModel):
     """A resident model on a GPU. With ``capture`` its gradients come from graphs where they are those of the task's own
     loss at the resident vector; all others, and all without it, are launched as they are.
 
-    Its plain step moves the vector as a whole (on a CPU it goes tensor by tensor): the same with and without graphs.
+    Its steps move the vector as a whole (on a CPU they go tensor by tensor): the same with and without graphs.
     """
+
+    apart = False
 
     def capture(self, loss: Callable[[Any, Any], Tensor]) -> None:
         """Capture gradients of ``loss``, for a model that computes and remembers nothing."""
@@ -154,10 +157,10 @@ class CapturedModel(FlatModel):
         w: Tensor,
         x: Tensor,
         y: Tensor,
-        loss: Callable[[Any, Tensor], Tensor],
+        loss: LossFn,
         *,
         again: bool = False,
-        forward: Callable[[nn.Module, Tensor], Any] | None = None,
+        forward: Forward | None = None,
     ) -> tuple[Tensor, Tensor]:
         """See ``FlatModel.grad``."""
         if w is not self.w or loss is not self._own or forward is not None or not _plain(x, y):
@@ -170,13 +173,7 @@ class CapturedModel(FlatModel):
         return g.clone(), value.clone()
 
     def descend(
-        self,
-        x: Tensor,
-        y: Tensor,
-        loss: Callable[[Any, Tensor], Tensor],
-        lr: float,
-        decay: float,
-        forward: Callable[[nn.Module, Tensor], Any] | None = None,
+        self, x: Tensor, y: Tensor, loss: LossFn, lr: float, decay: float, forward: Forward | None = None
     ) -> Tensor:
         """See ``FlatModel.descend``."""
         self._mask_state = None
@@ -187,11 +184,11 @@ class CapturedModel(FlatModel):
                 there.fill_(number)
             self._rates = lr, decay
         if loss is self._own and forward is None and _plain(x, y):
-            self._used, self._gradients.idle = True, ()
+            self._used, self.backward.idle = True, ()
             (value,) = self._moves[decay != 0](x, y)
             return value.clone()
         value = self._loss(self.w, x, y, loss, forward)
-        g = self._gradients.joined(self._gradients.of(value))
+        g = self.backward.joined(self.backward.of(value))
         kept = [(span, self.w[span].clone()) for span in self.idle] if decay else []
         self._moved(g, decay != 0)
         for span, before in kept:
@@ -212,7 +209,7 @@ class CapturedModel(FlatModel):
         self.w.addcmul_(g, lr, value=-1)
 
     def _replayed(self, count: bool, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        self._used, self._gradients.idle = True, ()
+        self._used, self.backward.idle = True, ()
         g, value = self._steps[count](x, y)
         return g, value
 
@@ -220,7 +217,7 @@ class CapturedModel(FlatModel):
         """Flat gradient (d,) and loss () of a batch at the resident vector."""
         assert self._own is not None
         value = self._loss(self.w, x, y, self._own, None, count)
-        return self._gradients.joined(self._gradients.of(value)), value.detach()
+        return self.backward.joined(self.backward.of(value)), value.detach()
 
 
 def _plain(x: Any, y: Any) -> bool:

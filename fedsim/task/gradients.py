@@ -11,6 +11,8 @@ from torch.autograd import Variable
 from fedsim.errors import ClientError
 from fedsim.task.layout import Layout
 
+PIECE = 2**20  # numbers whose squares are added up at a stretch
+
 _backward: Callable[..., tuple[Tensor, ...]] = Variable._execution_engine.run_backward
 
 
@@ -25,6 +27,8 @@ class Gradients:
         self._inputs, self._one = tuple(params), torch.ones((), dtype=like.dtype, device=like.device)
         self._spans = [slot.span for slot in layout.params]
         self._parts, self._at = _template(layout, like)
+        self._long = layout.dim > PIECE
+        self._room = _room(layout.dim, torch.finfo(like.dtype).eps)
 
     def of(self, value: Tensor) -> tuple[Tensor, ...]:
         """``torch.autograd.grad(value, params, materialize_grads=True)`` by the engine underneath.
@@ -54,6 +58,29 @@ class Gradients:
         for i, g in zip(self._at, grads, strict=True):
             parts[i] = g.reshape(-1)
         return torch.cat(parts)
+
+    def shorter(self, grads: Sequence[Tensor], bound: float) -> bool:
+        """Whether the norm of ``grads`` together is below ``bound`` whatever the order in which squares are added up:
+        then clipping by the norm of the flat gradient would leave it as it is. No vector is made for it."""
+        squares, dot = 0.0, torch.dot
+        for g in grads:
+            flat = g.reshape(-1)
+            if self._long and len(flat) > PIECE:
+                squares += sum(dot(part, part).item() for part in torch.split(flat, PIECE))
+            else:
+                squares += dot(flat, flat).item()
+        return squares < self._room * max(0.0, bound - 2e-6) ** 2  # not so if it is NaN
+
+
+def _room(dim: int, eps: float) -> float:
+    """How large squares added up piece by piece may be, of the squared bound, if those of ``dim`` numbers added up at a
+    stretch are to stay below it too: rounding is assumed to be at its worst, with four partial sums.
+
+    Each addition to a positive sum is off by half of ``eps`` at most, and makes it grow by twice what is added at most.
+    """
+    here = 1 - 1.1 * min(dim, PIECE) / 4 * eps / 2
+    there = max(0.5, 1 - dim / 4 * eps / 2)
+    return max(0.0, here * there * (1 - 16 * eps))
 
 
 def _template(layout: Layout, like: Tensor) -> tuple[list[Tensor], list[int]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from fedsim.task.gradients import Gradients
 from fedsim.task.habits import UNKNOWN, Habits
 from fedsim.task.installed import Installed
 from fedsim.task.layout import Layout
+from fedsim.task.losses import Forward, LossFn
 from fedsim.task.remembered import Remembered
 
 DROPOUT = (nn.modules.dropout._DropoutNd, nn.RReLU)
@@ -44,6 +45,8 @@ class FlatModel:
     ``w`` (d,) and ``buffers`` (b,) are resident: a client is loaded by copying into them. Evaluating the gradient at
     another vector points the parameters there and copies nothing.
     """
+
+    apart: ClassVar[bool] = True  # whether steps go parameter by parameter where they can
 
     def __init__(
         self,
@@ -79,14 +82,14 @@ class FlatModel:
         self.autocast: torch.dtype | None = None  # mixed precision of forward passes while training
         self._bound: Tensor | None = None
         self.bind(self.w)
-        self._views = [p.data for p in self._params]
+        self.views = [p.data for p in self._params]  # of the resident vector, a tensor for each parameter
         self._installed.settle(self._params)
-        self._gradients = Gradients(layout, self.w, self._params)
+        self.backward = Gradients(layout, self.w, self._params)
 
     @property
     def idle(self) -> tuple[slice, ...]:
         """Where parameters lie that had no part in the last loss: no step moves them, nor do they decay."""
-        return self._gradients.idle
+        return self.backward.idle
 
     @property
     def weights(self) -> Weights:
@@ -154,10 +157,10 @@ class FlatModel:
         w: Tensor,
         x: Tensor,
         y: Tensor,
-        loss: Callable[[Any, Tensor], Tensor],
+        loss: LossFn,
         *,
         again: bool = False,
-        forward: Callable[[nn.Module, Tensor], Any] | None = None,
+        forward: Forward | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Gradient (d,) and loss () of one batch at ``w``; a fresh tensor each time.
 
@@ -170,40 +173,42 @@ class FlatModel:
         elif self._mask_state is not None:
             set_layer_state(self._mask_state, self.w.device)
         value = self._loss(w, x, y, loss, forward, count=not again)
-        return self._gradients.joined(self._gradients.of(value)), value.detach()
+        return self.backward.joined(self.backward.of(value)), value.detach()
 
     def descend(
-        self,
-        x: Tensor,
-        y: Tensor,
-        loss: Callable[[Any, Tensor], Tensor],
-        lr: float,
-        decay: float,
-        forward: Callable[[nn.Module, Tensor], Any] | None = None,
+        self, x: Tensor, y: Tensor, loss: LossFn, lr: float, decay: float, forward: Forward | None = None
     ) -> Tensor:
         """``w <- (1 - lr decay) w - lr grad`` on the resident vector, without a flat gradient; returns the loss ().
 
         The batch cannot be looked at ``again`` afterwards: what its masks were drawn from is not kept.
         """
-        self._mask_state = None
-        value = self._loss(self.w, x, y, loss, forward)
-        grads = self._gradients.of(value)
+        grads, value = self.gradients(x, y, loss, forward)
         if decay:
             kept = [(span, self.w[span].clone()) for span in self.idle]
             self.w.mul_(1 - lr * decay)
             for span, before in kept:
                 self.w[span] = before
-        torch._foreach_add_(self._views, grads, alpha=-lr)
-        return value.detach()
+        torch._foreach_add_(self.views, grads, alpha=-lr)
+        return value
+
+    def gradients(
+        self, x: Tensor, y: Tensor, loss: LossFn, forward: Forward | None = None
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Gradients of one batch at the resident vector, one for each of ``views``, to be read only; and the loss ().
+
+        As after ``descend``, the batch cannot be looked at ``again``.
+        """
+        self._mask_state = None
+        value = self._loss(self.w, x, y, loss, forward)
+        return self.backward.of(value), value.detach()
+
+    def views_of(self, v: Tensor) -> list[Tensor]:
+        """Views of a contiguous ``v`` (d,), a tensor for each parameter."""
+        start = v.storage_offset()
+        return [v.as_strided(shape, stride, start + offset) for shape, stride, offset in self._places]
 
     def _loss(
-        self,
-        w: Tensor,
-        x: Tensor,
-        y: Tensor,
-        loss: Callable[[Any, Tensor], Tensor],
-        forward: Callable[[nn.Module, Tensor], Any] | None,
-        count: bool = True,
+        self, w: Tensor, x: Tensor, y: Tensor, loss: LossFn, forward: Forward | None, count: bool = True
     ) -> Tensor:
         """Loss () of one batch at ``w``, with its graph; ``count``: it enters the running statistics."""
         self._used = True

@@ -37,7 +37,8 @@ class RoundInfo:
 
     @cached_property
     def history(self) -> list[Row]:
-        """The rows of all rounds so far, this one last; after a resumption too. Copies."""
+        """The rows of all rounds so far, this one last; after a resumption too. Copies, without the ids of ``cohort``,
+        which are in ``row`` and ``metrics.jsonl``."""
         return [copied(row) for row in self.past]
 
     @property

@@ -9,7 +9,7 @@ from io import FileIO
 from pathlib import Path
 
 from fedsim.tracking.base import Row, RunInfo, Tracker
-from fedsim.tracking.rows import ClientRows, from_json, read_rows, to_json
+from fedsim.tracking.rows import ClientRows, from_json, packed, read_rows, to_json
 
 __all__ = ["JsonlTracker", "read_rows"]
 
@@ -20,7 +20,7 @@ MAX_PENDING = 64 * 2**20  # bytes of rows held while the disk refuses them
 
 
 class JsonlTracker(Tracker):
-    """Writes a row a round and a tidy row per client metric; always on.
+    """Writes a row a round and a line a round for each client that was asked, with its values by metric; always on.
 
     A round's lines are handed to the operating system before :meth:`round` returns, so a killed process
     loses at most the line being written. After a resume the rows of rounds that will be run again are cut
@@ -84,9 +84,7 @@ class _Lines:
         """Write what waits and then ``rows``; raises ``OSError`` and keeps them if the disk refuses."""
         full = len(self._pending) > MAX_PENDING
         if not full:
-            text = (
-                rows.text() if isinstance(rows, ClientRows) else "".join(to_json(row) + "\n" for row in rows)
-            )
+            text = rows.text() if isinstance(rows, ClientRows) else "".join(f"{t}\n" for t in packed(rows))
             self._pending += text.encode()
         if self._file is None:
             truncate(self.path, self._last_round)

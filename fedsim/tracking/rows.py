@@ -15,6 +15,8 @@ from fedsim.errors import DataError
 OPEN_WORLD = ("all", "seen", "AU", "LU", "GU", "NMI")  # columns where some classes have no labels
 
 _NUMBERS = {int, float}
+_TIDY = {"round", "client", "metric", "value"}
+_PACKED = {"round", "client", "values"}
 _quoted = cache(json.dumps)
 _NONFINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
@@ -68,15 +70,43 @@ class ClientRows(Sequence[Mapping[str, Any]]):
         return self._rows[at]
 
     def text(self) -> str:
-        """A line of JSON each, what ``to_json`` makes of the rows."""
+        """A line of JSON for each client and exchange, what ``packed`` makes of the rows."""
         out: list[str] = []
         for client, values in self._values:
             numbers = values.values()
             plain = _NUMBERS.issuperset(map(type, numbers)) and math.isfinite(sum(numbers))
-            head = f'{{"round": {self._round}, "client": {client}, "metric": '
-            written = map(repr if plain else to_json, numbers)
-            out += [f'{head}{_quoted(k)}, "value": {v}}}\n' for k, v in zip(values, written, strict=True)]
+            written = zip(map(_quoted, values), map(repr if plain else to_json, numbers), strict=True)
+            inner = ", ".join([f"{k}: {v}" for k, v in written])
+            if inner:
+                out.append(f'{{"round": {self._round}, "client": {client}, "values": {{{inner}}}}}\n')
         return "".join(out)
+
+
+def packed(rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """Lines of JSON of ``rows``, of clients' tidy rows one for each client: ``{"round", "client", "values"}``, values
+    by metric. A metric that comes again begins another line: it belongs to another exchange."""
+    line: dict[str, Any] = {}
+    for row in rows:
+        is_tidy = row.keys() == _TIDY
+        same = is_tidy and line and (line["round"], line["client"]) == (row["round"], row["client"])
+        if not same or row["metric"] in line["values"]:
+            if line:
+                yield to_json(line)
+            line = {"round": row["round"], "client": row["client"], "values": {}} if is_tidy else {}
+        if is_tidy:
+            line["values"][row["metric"]] = row["value"]
+        else:
+            yield to_json(row)
+    if line:
+        yield to_json(line)
+
+
+def tidy(row: dict[str, Any]) -> Iterable[dict[str, Any]]:
+    """The rows (round, client, metric, value) of a line for one client; any other row as it is."""
+    if row.keys() != _PACKED:
+        return (row,)
+    head = {"round": row["round"], "client": row["client"]}
+    return ({**head, "metric": metric, "value": value} for metric, value in row["values"].items())
 
 
 def from_json(line: str | bytes) -> dict[str, Any]:
@@ -89,12 +119,17 @@ def from_json(line: str | bytes) -> dict[str, Any]:
 
 
 def read_rows(path: str | Path) -> list[dict[str, Any]]:
-    """Rows of a ``.jsonl`` file, in file order.
+    """Rows of a ``.jsonl`` file, in file order; of ``clients.jsonl`` a row for each client and metric.
 
     A cut-off last line (the process was killed while writing) is left out. Raises ``DataError`` naming the
     line if an earlier one is unreadable, and ``FileNotFoundError`` if there is no such file.
     """
     return list(stream_rows(path))
+
+
+def lasting(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a round's row is held in memory: all but the ids of its cohort, which are in ``metrics.jsonl``."""
+    return {k: v for k, v in row.items() if k != "cohort"}
 
 
 def rows_of(folder: Path, rounds: int) -> list[dict[str, Any]]:
@@ -129,7 +164,7 @@ def stream_rows(path: str | Path) -> Iterator[dict[str, Any]]:
             except ValueError as error:
                 unreadable = number, error
             else:
-                yield row
+                yield from tidy(row)
 
 
 def scalars(row: Mapping[str, Any], prefix: str = "") -> dict[str, float]:

@@ -21,6 +21,7 @@ from torch.utils.data import (
 from fedsim.data.containers import part
 from fedsim.data.door import admit_parts
 from fedsim.data.frames import from_frame
+from fedsim.data.joining import together
 from fedsim.data.labels import TargetRules
 from fedsim.errors import DataError
 
@@ -35,6 +36,16 @@ class Rows(Dataset):
 
     def __getitem__(self, i):
         return X[i], int(Y[i])
+
+
+def test_pieces_of_one_tensor_are_used_where_they_lie():
+    """In order and without gaps; else they are put together."""
+    whole = together([(X[:1], Y[:1]), (X[1:4], Y[1:])]).x
+    assert whole.data_ptr() == X.data_ptr() and torch.equal(whole, X)
+    assert together([(X[1:2], Y[1:2]), (X[2:3], Y[2:3])]).x.tolist() == X[1:3].tolist()
+    for pieces in ((X[2:], X[:2]), (X[:1], X[2:]), (X[:2].clone(), X[2:]), (X[:2, :2], X[2:, :2])):
+        found = together([(x, Y[: len(x)]) for x in pieces]).x
+        assert torch.equal(found, torch.cat(pieces)) and found.data_ptr() != X.data_ptr()
 
 
 def read(*clients):

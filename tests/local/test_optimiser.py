@@ -17,10 +17,12 @@ from clients.base import Client
 from fedsim.config.parts import typed
 from fedsim.config.schema import ClientConfig
 from fedsim.exchange.payload import Update
+from fedsim.local import along
 from fedsim.local.job import Job
 from fedsim.local.optimiser import LocalSteps
 from fedsim.local.pace import Pace, Sums
 from fedsim.local.rates import prepared
+from fedsim.task.gradients import _room
 from fedsim.task.vectors import FlatModel
 from strategies.fedavg import FedAvg
 
@@ -155,6 +157,78 @@ def test_every_kind_of_step_knows_its_parameters(name: str) -> None:
     still = problem.run(*settings, "client.groups={0.weight: {frozen: true}}")
     assert torch.equal(still.weights["0.weight"], network().double().state_dict()["0.weight"])
     assert not torch.equal(still.weights["0.bias"], network().double().state_dict()["0.bias"])
+
+
+# -- without a flat gradient -----------------------------------------------------------------------------------------
+
+
+def convolutional() -> nn.Module:
+    torch.manual_seed(1)
+    return nn.Sequential(
+        nn.Conv2d(1, 3, 3), nn.Tanh(), nn.Flatten(), nn.Linear(27, 7, bias=False), nn.Linear(7, 3)
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "clip", [(), ("client.clip_norm=1.1",), ("client.clip_norm=1.1", "client.clip=loss")]
+)
+@pytest.mark.parametrize("name", ["sgd", "decay", "momentum", "nesterov", "decoupled", "schedule"])
+def test_steps_along_single_gradients_have_the_bits_of_flat_ones(
+    name: str, clip: tuple[str, ...], dtype: torch.dtype
+) -> None:
+    """Of clipped steps, of steps that are nearly clipped and of others."""
+    more = {
+        "decoupled": ("client.momentum=0.7", "client.weight_decay=0.2", "client.decoupled=true"),
+        "schedule": ("client.schedule=cosine", "client.momentum=0.5"),
+    }
+    rule = local(*(more.get(name) or RULES[name][0]), *clip)
+    one, other = (FlatModel(convolutional(), dtype) for _ in range(2))
+    flat_steps, steps = (LocalSteps(rule, 0, model.layout) for model in (one, other))
+    assert steps.apart
+    rng, whole = torch.Generator().manual_seed(5), 0
+    for pace in (flat_steps.pace, steps.pace):
+        if pace is not None:
+            pace.begin(STEPS)
+    for at in range(STEPS):
+        scale = 3 * torch.rand((), generator=rng).item()
+        x, y = torch.randn(6, 1, 5, 5, generator=rng).to(dtype) * scale, torch.randint(3, (6,), generator=rng)
+        flat_steps(one.w, one.grad(one.w, x, y, F.cross_entropy)[0])
+        grads, _ = other.gradients(x, y, F.cross_entropy)
+        whole += not clip or other.backward.shorter(grads, 1.1)
+        along.step(steps, other, grads)
+        for pace in (flat_steps.pace, steps.pace):
+            if pace is not None:
+                pace.step = at + 1
+        assert torch.equal(one.w, other.w), at
+    assert flat_steps.clipped == steps.clipped
+    assert whole == STEPS if not clip else 0 < whole < STEPS - int(steps.clipped) // 2
+    if steps.momentum is not None:
+        assert torch.equal(steps.momentum, flat_steps.momentum)
+
+
+def test_only_what_is_shorter_however_it_is_added_up_goes_unclipped() -> None:
+    """Against the norm of the flat vector in its own precision, bounds close by, and numbers that are not finite."""
+    model = FlatModel(network())
+    rng = torch.Generator().manual_seed(0)
+    for _ in range(50):
+        grads = [torch.randn(p.shape, generator=rng) for p in model.views]
+        norm = float(torch.linalg.vector_norm(model.backward.joined(grads)))
+        for factor in (0.5, 0.99, 1 - 1e-6, 1.0, 1 + 1e-7, 1 + 1e-6):
+            assert not (model.backward.shorter(grads, norm * factor) and norm + 1e-6 > norm * factor)
+        assert model.backward.shorter(grads, 1.001 * norm)
+    grads[0].view(-1)[0] = float("nan")
+    assert not model.backward.shorter(grads, 1e9)
+    grads[0].view(-1)[0] = float("inf")
+    assert not model.backward.shorter(grads, 1e9)
+
+
+def test_room_for_rounding_never_runs_out() -> None:
+    """Half of the squared bound is always enough: an addition at most doubles what is added."""
+    eps = torch.finfo(torch.float32).eps
+    rooms = [_room(dim, eps) for dim in (10, 200_000, 11_000_000, 10**9)]
+    assert rooms == sorted(rooms, reverse=True) and rooms[0] > 0.9999 and rooms[1] > 0.99
+    assert 0.3 < rooms[3] < 0.5
 
 
 # -- accumulation ----------------------------------------------------------------------------------------------------

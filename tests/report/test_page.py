@@ -1,10 +1,12 @@
 """The report folder: page, tables and figures, from tiny run folders."""
 
 import base64
+import json
 import math
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -199,6 +201,22 @@ def test_torn_lines_of_clients_are_left_out(tmp_path):
         file.write('{"round": 2, "client": 0, "metric": "evaluate/accuracy", "va')
     (run,) = load_runs([tmp_path])
     assert last(run, "accuracy") == {"evaluate/accuracy": {0: 0.5}}
+
+
+def test_last_values_of_clients_in_both_forms_of_the_file(tmp_path):
+    """A line a metric, as up to 0.1.0, then a line a client."""
+    folder = make(
+        tmp_path, "fedavg", 0, [0.5], clients=[(1, 0, "evaluate/accuracy", 0.5), (1, 1, "accuracy", 0.1)]
+    )
+    (run,) = load_runs([tmp_path])
+    assert last(run, "accuracy") == {"evaluate/accuracy": {0: 0.5}, "accuracy": {1: 0.1}}
+    with (folder / "clients.jsonl").open("a") as file:
+        for at, client, value in ((2, 0, 0.6), (2, 3, "NaN"), (3, 0, 0.7)):
+            values = {"train_loss": 1, "evaluate/accuracy": value, "accuracy": 0.25, "evaluate/seconds": 1e-3}
+            file.write(json.dumps({"round": at, "client": client, "values": values}) + "\n")
+        file.write('{"round": 3, "client": 1, "values": {"evaluate/accuracy": 0.')
+    assert last(run, "accuracy") == {"accuracy": {0: 0.25}, "evaluate/accuracy": {0: 0.7}}
+    assert str(last(replace(run, until=2), "e/accuracy")) == "{'evaluate/accuracy': {0: 0.6, 3: nan}}"
 
 
 def test_a_partition_is_shown_once(tmp_path):

@@ -13,10 +13,12 @@ import pytest
 import torch
 
 from fedsim.errors import DataError
+from fedsim.exchange.payload import Outcome
+from fedsim.server.roundlog import RoundLog
 from fedsim.tracking import RunInfo, Trackers, read_rows
 from fedsim.tracking import jsonl as module
 from fedsim.tracking.jsonl import JsonlTracker
-from fedsim.tracking.rows import scalars, to_json
+from fedsim.tracking.rows import ClientRows, packed, scalars, to_json
 
 
 def info(folder, start_round=0):
@@ -56,6 +58,25 @@ def test_a_row_a_round_and_a_tidy_row_per_client_metric(tmp_path):
         "accuracy": 0.5,
     }
     assert sorted(p.name for p in tmp_path.iterdir()) == ["clients.jsonl", "metrics.jsonl", "summary.json"]
+
+
+def test_a_client_has_a_line_a_round_of_less_than_half_the_bytes_of_its_rows(tmp_path):
+    values = [(4, {"train_loss": 0.123456, "steps": 5.0, 'évaluate/"x': math.nan}), (7, {"train_loss": 0.5})]
+    rows = ClientRows(3, [*values, (7, {"train_loss": 0.25, "samples": 8}), (9, {})])
+    (tmp_path / "a.jsonl").write_text(rows.text())
+    (tmp_path / "b.jsonl").write_text("".join(f"{line}\n" for line in packed(rows)))
+    assert (tmp_path / "a.jsonl").read_text() == (tmp_path / "b.jsonl").read_text()
+    assert json.loads((tmp_path / "a.jsonl").read_text().splitlines()[2]) == {
+        "round": 3,
+        "client": 7,
+        "values": {"train_loss": 0.25, "samples": 8},
+    }
+    assert str(read_rows(tmp_path / "a.jsonl")) == str(list(rows))
+    (tmp_path / "old.jsonl").write_text("".join(to_json(row) + "\n" for row in rows))
+    assert str(read_rows(tmp_path / "old.jsonl")) == str(list(rows))
+    outcome = Outcome(client=123, kind="ok", metrics={"train_loss": 0.6931471805599453, "steps": 5.0})
+    record = RoundLog([outcome] * 20).client_rows(10)
+    assert 2 * len(record.text()) < sum(len(to_json(row)) + 1 for row in record)
 
 
 def test_resume_cuts_later_rounds_and_the_torn_line(tmp_path):

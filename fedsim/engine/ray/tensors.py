@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedsim.engine.ray.inplace import InPlace
 from fedsim.engine.ray.transport.memory import Address
 from fedsim.task.mapped import Memory, Place, place_of
 
@@ -51,6 +52,7 @@ class _Referring:
     on: bool = False
     store: Any = None  # Ray, if there are other machines that need the content
     stored: dict[Memory, Any] = field(default_factory=dict)
+    moved: InPlace | None = None  # what is moved for it, if all workers are on this machine
 
 
 _referring = _Referring()
@@ -61,20 +63,24 @@ _memories: WeakValueDictionary[str, Memory] = WeakValueDictionary()
 @contextmanager
 def referring(store: Any) -> Iterator[list[Any]]:
     """Within it, tensors in shared memory are pickled as references; ``store`` is Ray where other machines take part.
+    Where none does, large tensors are moved there (``fedsim.engine.ray.inplace``).
 
-    Gives a list that, at the end, holds what Ray must not forget as long as the references are used.
+    Gives a list that, at the end, holds what must be kept as long as the references are used.
     """
     kept: list[Any] = []
-    _referring.on, _referring.store = True, store
+    moved = InPlace()
+    _referring.on, _referring.store, _referring.moved = True, store, moved if store is None else None
     try:
         yield kept
     finally:
-        kept += _referring.stored.values()
-        _referring.on, _referring.store, _referring.stored = False, None, {}
+        kept += [*_referring.stored.values(), *moved.memories]
+        _referring.on, _referring.store, _referring.stored, _referring.moved = False, None, {}, None
 
 
 def _reference(t: Tensor) -> Reference | None:
     place = place_of(t) if _referring.on else None
+    if place is None and _referring.moved is not None:
+        place = _referring.moved.place(t)
     if place is None:
         return None
     memory, store, stored = place.memory, _referring.store, _referring.stored
