@@ -66,7 +66,7 @@ def add_shared(parser: Arguments) -> None:
     """Flags of the commands that compute runs without some clients."""
     parser.add_argument("--objective", metavar="COLUMN", help="what a run is worth; default: val/accuracy")
     parser.add_argument(
-        "--seeds", metavar="0,1,2", help="default: the run's own; from three on there are verdicts"
+        "--seeds", metavar="0-4", help="or 0,1,2; default: the run's own; from three on there are verdicts"
     )
     parser.add_argument(
         "--margin", type=_margin, help="values within it make no difference; default: .005 of accuracies"
