@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from argparse import ArgumentTypeError
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -122,6 +123,8 @@ def table(found: Mapping[str, Any], share: bool) -> Iterator[str]:
     kind = {"loo": "leave-one-out", "shapley": "Shapley", "banzhaf": "Banzhaf"}[found["kind"]]
     seeds = len(found["seeds"])
     yield f"{kind} values {unit} of {found['objective']}, {seeds} seed{'s' * (seeds > 1)}".replace("  ", " ")
+    if fewer := re.search(r"mean of the last (\d+) evaluations", found["objective"]):
+        yield f"of runs with fewer than {4 * int(fewer[1])} evaluations: the last quarter of them"
     width = max(6, *(len(p["name"]) for p in found["players"]))
     for p in found["players"]:
         interval = ""
