@@ -65,9 +65,7 @@ def forget(argv: Sequence[str]) -> int:
         return 0
     rounds = int(todo.config.rounds)
     print(f"forgotten: {found['without']}")
-    kept = found["start"] or todo.why_all or (todo.first_met or rounds) <= 1
-    why = "" if kept else " (no earlier checkpoint was kept: checkpoint.keep=all keeps them)"
-    print(f"computed:  {found['cost']['rounds']} of {rounds} rounds, from round {found['start'] + 1}{why}")
+    print(f"computed:  {found['cost']['rounds']} of {rounds} rounds, from round {found['start'] + 1}")
     print(f"weights:   {found['hashes']['before'][:16]} before, {found['hashes']['after'][:16]} after")
     print(
         "not undone: reports, trackers and copies made of the old run"
