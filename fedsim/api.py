@@ -11,11 +11,12 @@ import numpy as np
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from fedsim.config.compose import compose
+from fedsim.config.compose import compose, within
 from fedsim.data.dataset import Augment, Dataset, Pair
 from fedsim.data.federated import FederatedData
 from fedsim.engine.allocator import keeping
 from fedsim.engine.base import Engine
+from fedsim.errors import ConfigError
 from fedsim.rng import undisturbed
 from fedsim.run import assigning, disjoint, initial, modelcard, participants, samples
 from fedsim.run.assembly import assemble, start_engine
@@ -34,7 +35,7 @@ from fedsim.run.result import RunResult, load_run
 from fedsim.run.sendable import check_sent
 from fedsim.run.sound import check_privacy
 from fedsim.run.summary import execute, record_partition, summarise
-from fedsim.run.unread import say
+from fedsim.run.unread import say, say_unmeasured
 from fedsim.server import weightsfile
 from fedsim.server.loop import Loop
 from fedsim.server.traits import StrategyLike
@@ -79,7 +80,9 @@ def simulate(
         ClientError: if a client failed and the policy is to stop; what its code raised is the ``__cause__``.
         StrategyError, CallbackError: if code of those is at fault. Rows and the last finished round are kept.
     """
-    config = compose(overrides)
+    config = compose(_listed(overrides))
+    if clients is not None:
+        within(config, overrides, len(clients))
     say(config, overrides, {"strategy": strategy, "model": model, "clients": clients, "data": data})
     if isinstance(data, Dataset) and data.ids is not None:
         _by_owner(config, data, overrides)
@@ -105,6 +108,15 @@ def simulate(
         strategy=strategy,
         callbacks=callbacks,
     )
+
+
+def _listed(overrides: Sequence[str]) -> Sequence[str]:
+    """Refuse settings that are no list of texts, and sweeps."""
+    if isinstance(overrides, str | Mapping) or not all(isinstance(o, str) for o in overrides):
+        raise ConfigError(
+            'settings are a list of texts, as on the command line: simulate(["rounds=20", "client.lr=0.05"], ...)'
+        )
+    return overrides
 
 
 def _by_owner(config: DictConfig, data: Dataset, overrides: Sequence[str]) -> None:
@@ -181,6 +193,7 @@ def _run(
         trackers.phase("loading data")
         data = data or load_data(config, given, method)
         given, origin = pretrained(config, given, data, trackers.phase)
+        say_unmeasured(config, data.dataset.test is not None or given.validation is not None)
         check_classes(method, data)
         disjoint.prove(method, data, folder)
         task = learning_task(config, given, data, method)
@@ -204,7 +217,7 @@ def _run(
         return RunResult(folder, weights, summary, loop.history, str(summary["method"]), source, card)
     except BaseException as e:
         status = "interrupted" if isinstance(e, KeyboardInterrupt) else "failed"
-        summary |= {"status": status, "error": f"{type(e).__name__}: {e}"}
+        summary |= {"status": status, "error": f"{type(e).__name__}: {e}".removesuffix(": ")}
         raise
     finally:
         try:

@@ -152,22 +152,28 @@ class Campaign:
         if winner is None:
             print(f"{name}: no trial has a score; it has no winner", flush=True)
             return
-        settings = " ".join(search.space.overrides(winner.point))
-        print(
-            f"{name}: {settings}, {search.objective}: {winner.score:.4f}; best of {trials} trials", flush=True
-        )
+        print(f"{_chosen(search)}; best of {trials} trials", flush=True)
         for warning in (*search.warnings, *search.untried):
             print(warning, flush=True)
 
     def _conclude(self) -> None:
-        """The winners' runs compared on test data, seen here for the first time; the warnings once more."""
+        """The winners' runs compared on test data, seen here for the first time; settings and warnings once more."""
         finals = [search.final for search in self.searches if search.final is not None]
         folders = [self.request.root / folder for trial in finals for folder in trial.folders.values()]
         if folders:
             conclude(folders, self.request.root)
         for search in self.searches:
-            for warning in (*search.warnings, *search.untried):
-                print(warning, flush=True)
+            chosen = [] if search.winner is None else [f"chosen: {_chosen(search)}"]
+            for line in (*chosen, *search.warnings, *search.untried):
+                print(line, flush=True)
+
+
+def _chosen(search: Search) -> str:
+    """``fedavg: client.lr=0.1, accuracy on val, mean of the last 10 evaluations: 0.9312``."""
+    if search.winner is None:
+        raise ValueError("there is no winner")
+    settings = " ".join(search.space.overrides(search.winner.point))
+    return f"{search.space.method}: {settings}, {search.objective}: {search.winner.score:.4f}"
 
 
 def conclude(folders: Sequence[Path], root: Path) -> None:

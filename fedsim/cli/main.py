@@ -90,7 +90,7 @@ def _dispatch(argv: list[str]) -> int:
         return _on_flower(argv[0], argv[1:])
     if argv and argv[0] in REPLAY:
         return int(getattr(import_module(f"fedsim.cli.{argv[0]}"), argv[0])(argv[1:]))
-    if "--help" in argv or "-h" in argv:
+    if "--help" in argv or "-h" in argv or argv == ["help"]:
         from fedsim.cli.help import help_text
 
         print(help_text(argv))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from argparse import ArgumentTypeError
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -66,7 +67,7 @@ def add_shared(parser: Arguments) -> None:
     """Flags of the commands that compute runs without some clients."""
     parser.add_argument("--objective", metavar="COLUMN", help="what a run is worth; default: val/accuracy")
     parser.add_argument(
-        "--seeds", metavar="0,1,2", help="default: the run's own; from three on there are verdicts"
+        "--seeds", metavar="0-4", help="or 0,1,2; default: the run's own; from three on there are verdicts"
     )
     parser.add_argument(
         "--margin", type=_margin, help="values within it make no difference; default: .005 of accuracies"
@@ -122,6 +123,8 @@ def table(found: Mapping[str, Any], share: bool) -> Iterator[str]:
     kind = {"loo": "leave-one-out", "shapley": "Shapley", "banzhaf": "Banzhaf"}[found["kind"]]
     seeds = len(found["seeds"])
     yield f"{kind} values {unit} of {found['objective']}, {seeds} seed{'s' * (seeds > 1)}".replace("  ", " ")
+    if fewer := re.search(r"mean of the last (\d+) evaluations", found["objective"]):
+        yield f"of runs with fewer than {4 * int(fewer[1])} evaluations: the last quarter of them"
     width = max(6, *(len(p["name"]) for p in found["players"]))
     for p in found["players"]:
         interval = ""

@@ -21,6 +21,7 @@ from fedsim.config.values import ValueReader
 _LRU = type(functools.lru_cache(len))
 _NOISE = frozenset(  # of a class: said elsewhere, or different by place and process
     ("__module__", "__qualname__", "__doc__", "__dict__", "__weakref__", "__abstractmethods__", "_abc_impl")
+    + ("__slotnames__",)  # which copy and pickle leave there
     + ("__annotations__", "__annotate__", "__annotate_func__", "__annotations_cache__", "__orig_bases__")
     + ("__firstlineno__", "__static_attributes__", "__parameters__", "__type_params__")
     + ("__dataclass_fields__", "__dataclass_params__")  # their methods and defaults say the same

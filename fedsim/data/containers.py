@@ -136,6 +136,9 @@ def _pair(name: str, given: Any) -> tuple[Any, Any] | Read | Columns:
         if len(given) != 2:
             refuse(name, f"is a {kind} of {len(given)}", "hand over (x, y), or (x, None) without targets")
         return given[0], given[1]
+    if kind in ("DatasetDict", "IterableDatasetDict"):  # of Hugging Face
+        first, *more = [f"data[{split!r}]" for split in given]
+        refuse(name, f"is a {kind} of {len(given)} splits", f"hand over {', test='.join([first, *more[:1]])}")
     if isinstance(given, Mapping) and not loader:
         return (given["x"], given["y"]) if set(given) == {"x", "y"} else (given, None)
     if pandas_kind(given):
@@ -208,9 +211,10 @@ def read_rows(name: str, data: Any, collate: Any = default_collate) -> Read:
             found.take(torch.arange(min(2, len(data))))
         except Exception as error:  # whatever its code or collate_fn raises
             said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            refuse(
-                name,
-                f"is a {kind} whose first samples make no batch ({said})",
-                "pad them in a collate_fn: hand over DataLoader(data, collate_fn=...)",
+            way = (
+                "give the data set a transform that makes tensors (torchvision.transforms.v2.functional.pil_to_tensor)"
+                if "PIL." in said
+                else "pad them in a collate_fn: hand over DataLoader(data, collate_fn=...)"
             )
+            refuse(name, f"is a {kind} whose first samples make no batch ({said})", way)
     return found

@@ -38,6 +38,8 @@ def dirichlet_counts(
 def check(labels: np.ndarray, num_clients: int, min_samples: int = 0) -> int:
     """Validate what a partition by label is given; returns the number of classes."""
     if labels.ndim != 1 or labels.dtype.kind not in "iu" or (len(labels) and labels.min() < 0):
+        if labels.ndim == 2 and not labels.shape[1]:
+            raise DataError("there are no targets to split by; type partition=iid, quantity or natural")
         raise DataError(
             f"labels must be integers (N,) from 0, got {labels.dtype} of shape {labels.shape}: such targets cannot be "
             "split by label; type partition=iid, quantity or natural"

@@ -29,7 +29,7 @@ from fedsim.errors import DataError
 IGNORED = -100  # what torch's cross entropy leaves out
 FEW = 50  # distinct values that are classes without further question
 MANY = 1 << 20  # classes beyond which ids are numbered anew, so that their range costs nothing
-LOSS = "give fedsim.simulate a loss=..., such as torch.nn.functional.mse_loss"
+LOSS = "type task=regression, or give fedsim.simulate a loss=..., such as torch.nn.functional.mse_loss"
 
 log = logging.getLogger(__name__)
 

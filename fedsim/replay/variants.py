@@ -56,8 +56,8 @@ class BaseRun:
             )
         if objects := handed_over(config):
             raise ConfigError(
-                f"{folder}: {' and '.join(objects)} of this run were handed over in Python; call simulate(..., "
-                "'exclude=[K]') with the same arguments"
+                f"{folder}: {' and '.join(objects)} of this run were handed over in Python; call "
+                "simulate([..., 'exclude=[K]'], ...) with the same arguments"
             )
         if finished_in(folder, config) is None:
             raise ConfigError(

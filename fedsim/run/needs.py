@@ -50,6 +50,11 @@ def check_whole(method: Any) -> None:
     Raises:
         ConfigError: naming the members, or the attribute that nobody reads.
     """
+    if isinstance(method, str):
+        raise ConfigError(
+            f"strategy={method!r}: an object is handed over; by its name it is a setting: "
+            f'simulate(["strategy={method}"])'
+        )
     refuse_partial(method, StrategyLike, "strategy", "strategies.base.Strategy")
     refuse_partial(method.client, ClientLike, "strategy: its client", "clients.base.Client")
     name = type(method).__name__

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -89,8 +89,14 @@ def check(data: FederatedData, model: nn.Module, problem: Problem, batch: Batch,
     except Exception as error:  # any of the user's
         shown = ", ".join(f"{key + ' ' if key else ''}{_shape(t)}" for key, t in named_leaves(batch.x))
         said = str(error).strip().splitlines() or [""]
+        named = isinstance(batch.x, Mapping) and "keyword argument" in said[-1]
+        way = (
+            ". A dict is passed by keyword: hand over the array alone, or forward=lambda model, x: ..."
+            if named
+            else ""
+        )
         raise ConfigError(
-            f"model: {name} cannot compute two samples of shape {shown}: {type(error).__name__}: {said[-1]}"
+            f"model: {name} cannot compute two samples of shape {shown}: {type(error).__name__}: {said[-1]}{way}"
         ) from error
 
 
@@ -123,7 +129,7 @@ def check_measures(task: Task, batch: Batch, dtype: torch.dtype) -> None:
         what = "loss or metrics" if task.metrics else "loss"
         raise ConfigError(
             f"task: the {what} cannot be computed for two samples of {type(task.model).__name__}: "
-            f"{type(error).__name__}: {said[-1]}"
+            f"{type(error).__name__}: {said[-1]}. Both are called as (output, y)"
         ) from error
 
 

@@ -51,6 +51,16 @@ def say(config: DictConfig, overrides: Sequence[str], handed: Mapping[str, Any] 
         log.warning("%s", line)
 
 
+def say_unmeasured(config: DictConfig, tested: bool) -> None:
+    """A line where nothing says how good the model is: no samples to test or to validate it on."""
+    own = ("validation", "client_validation", "clients_every", "held_out_clients")
+    if not tested and not any(config.evaluation[key] for key in own):
+        log.warning(
+            "no test samples: nothing but the training loss is measured; hand over test=(x, y), or type "
+            "evaluation.validation=0.1"
+        )
+
+
 _REPLACED = {
     "strategy": ("strategy",),
     "model": ("model",),

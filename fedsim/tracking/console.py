@@ -128,7 +128,7 @@ class ConsoleTracker(Tracker):
         if self._seconds:
             pace = sum(self._seconds) / len(self._seconds)
             costs = [
-                f"{self._bytes / 1e6:.1f} MB",
+                f"{self._bytes / 1e6:.1f} MB" if self._bytes >= 5e4 else f"{self._bytes / 1e3:.1f} kB",
                 f"{pace:.2f} s/round",
                 f"ETA {_clock(pace * (rounds - at))}",
             ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import socket
@@ -233,6 +234,16 @@ def test_a_class_patched_in_the_process_is_another_one(monkeypatch: pytest.Monke
     monkeypatch.setattr(Client, "finish", lambda self, job, w: None)
     reader = Reader("")
     assert reader.read(Client) != ours and list(reader.patched) == ["clients.base.Client.finish"]
+
+
+def test_copies_of_its_objects_leave_a_class_what_it_is() -> None:
+    class Mine(Client):
+        def finish(self, job: Any, w: Any) -> Any:
+            return w
+
+    before = digest("", Mine)
+    copy.copy(Mine())
+    assert "__slotnames__" in vars(Mine) and digest("", Mine) == before
 
 
 @pytest.mark.parametrize(

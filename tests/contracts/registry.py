@@ -1,9 +1,11 @@
-"""The strategies that every contract is tried on. A new method is one line here."""
+"""The strategies that every contract is tried on. A new option of ``conf/strategy`` is tried as it stands; a line here
+is for one that needs other settings, or keeps a contract in its own way."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -79,7 +81,7 @@ BOXES = (  # of classifiers: one "box" a sample
 )
 TWO_AT_A_TIME = ("system=lognormal", "strategy.concurrency=2")
 
-TABLE = (
+LISTED = (
     Entry("fedavg", "fedavg"),
     Entry("fedavg-uniform", "fedavg", ("strategy.weighting=uniform", "strategy.server_lr=0.5")),
     Entry("fedspeed", "fedspeed"),
@@ -193,6 +195,42 @@ TABLE = (
     Entry("fedbuff", "fedbuff", (*TWO_AT_A_TIME, "strategy.buffer=3"), asynchronous=True),
     Entry("fedasync", "fedasync", (*TWO_AT_A_TIME, "strategy.answers_per_round=3"), asynchronous=True),
 )
+# Options that tests of their own try: settings of a method above, references, what needs adapters or other peers.
+ELSEWHERE = (
+    *(
+        "centralised",
+        "dpsgd",
+        "fed_ao",
+        "fedbn",
+        "fedex",
+        "fedit",
+        "fedossl_as_code",
+        "fedsa",
+        "ffa",
+        "flora",
+    ),
+    *(
+        "fraug_digits",
+        "fraug_officehome",
+        "gossip_async",
+        "gossip_fedavg",
+        "local_only",
+        "mezo",
+        "pseudo_ema",
+    ),
+    "server_only",
+)
+
+
+def unlisted() -> list[str]:
+    """Options of ``conf/strategy`` that nothing above names: new methods."""
+    options = sorted(p.stem for p in (Path(__file__).parents[2] / "conf/strategy").glob("*.yaml"))
+    known = {*ELSEWHERE, *(e.strategy for e in (*LISTED, *ONE_SHOT))}
+    return [option for option in options if option not in known]
+
+
+NEW = tuple(Entry(option, option) for option in unlisted())  # tried in all ways, none of them nightly
+TABLE = (*LISTED, *NEW)
 
 METHODS = tuple({e.strategy: e for e in reversed(TABLE)}.values())[::-1]  # the first entry of each strategy
 COHORTS = tuple(e for e in TABLE if not e.asynchronous)  # what can be given cohorts
@@ -243,6 +281,7 @@ def mostly(entries: Iterable[Entry]) -> list[Any]:
 
 def often(entries: Iterable[Entry], *labels: str) -> list[Any]:
     """The entries as parameters of a test: those named run in `make test`, all of them nightly."""
+    labels = (*labels, *(e.label for e in NEW))
     return [pytest.param(e, marks=[] if e.label in labels else pytest.mark.nightly) for e in entries]
 
 

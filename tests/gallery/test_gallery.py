@@ -47,6 +47,11 @@ def test_its_bits_do_not_depend_on_the_engine(name: str, ray: str) -> None:
     assert measured(first) == measured(second)
 
 
+def test_an_example_needs_no_settings_but_those_that_it_names() -> None:
+    (row,) = importlib.import_module("vae_without_labels").example(["rounds=1", "engine=serial"]).rows
+    assert len(row["cohort"]) == 4
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_an_example_is_short_and_on_the_page(name: str) -> None:
     text = (HERE / f"{name}.py").read_text()

@@ -12,6 +12,7 @@ import torch
 from problems import Recorded, classes, classification, hashes, method, network, quadratic
 from torch import nn
 
+import fedsim
 from fedsim.errors import ConfigError
 from fedsim.task.vectors import FlatModel
 from strategies.aggregators import mean
@@ -220,3 +221,39 @@ def test_quadratic_in_memory_runs_without_labels_or_test_set() -> None:
     result = quadratic().run("strategy=fedavg", "evaluation.every=1")
     assert "accuracy" not in result.history
     assert np.isfinite(result.history.train_loss).all()
+
+
+@pytest.mark.parametrize("settings", ["rounds=2 engine=serial", {"rounds": 2}, [("rounds", 2)]])
+def test_settings_that_are_no_list_of_texts_are_refused(settings: Any) -> None:
+    with pytest.raises(ConfigError, match="settings are a list of texts"):
+        fedsim.simulate(settings)
+
+
+def test_a_method_by_its_name_is_a_setting() -> None:
+    with pytest.raises(ConfigError, match=r"it is a setting: simulate\(\[\"strategy=fedprox\"\]\)"):
+        fedsim.simulate(["engine=serial"], strategy="fedprox")
+
+
+@pytest.mark.parametrize("settings", [(), ("clients_per_round=2",), ("clients_per_round=4",)])
+def test_cohorts_of_a_few_clients_are_all_of_them_unless_typed(settings: tuple[str, ...]) -> None:
+    clients = classes((5, 5, 5))
+    wanted = ["engine=serial", "tracker=quiet", "rounds=1", "client.epochs=1", *settings]
+    if settings == ("clients_per_round=4",):
+        with pytest.raises(
+            ConfigError, match=r"clients_per_round=4: must be between 1 and num_clients \(3\)"
+        ):
+            fedsim.simulate(wanted, model=network(), clients=clients)
+        return
+    (row,) = fedsim.simulate(wanted, model=network(), clients=clients).rows
+    assert len(row["cohort"]) == (2 if settings else 3)
+
+
+@pytest.mark.parametrize("settings", [(), ("evaluation.validation=0.2",)])
+def test_a_run_without_test_samples_says_so(
+    settings: tuple[str, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    data = classes((30,))[0]
+    wanted = ["engine=serial", "tracker=quiet", "rounds=1", "num_clients=2", "partition=iid", *settings]
+    fedsim.simulate(wanted, model=network(), data=data)
+    said = [r.getMessage() for r in caplog.records if "no test samples" in r.getMessage()]
+    assert len(said) == (0 if settings else 1)
