@@ -53,6 +53,12 @@ def _refuse(model: nn.Module, name: str, t: Tensor, dtype: torch.dtype) -> None:
             f"model: '{name}' is complex, but models are trained in {_called(dtype)}; hold real and imaginary part in "
             "one tensor (..., 2), and take torch.view_as_complex of it in the forward pass"
         )
+    if t.requires_grad and t.is_floating_point() and not t.is_meta and not bool(torch.isfinite(t).all()):
+        bad = int((~torch.isfinite(t)).sum())
+        raise ConfigError(
+            f"model: '{name}' holds NaN or infinity ({bad} of {t.numel()} numbers), so every client would fail; "
+            "initialise it (model.reset_parameters()), or freeze it if it is a mask"
+        )
     if isinstance(t, nn.Parameter) and t.is_floating_point() and t.dtype.itemsize > dtype.itemsize:
         raise ConfigError(
             f"model: '{name}' is {_called(t.dtype)}, but models are trained in {_called(dtype)}; type "
