@@ -70,8 +70,9 @@ def admit_parts(parts: Sequence[Part], rules: TargetRules) -> tuple[Pairs, tuple
     Raises:
         ConfigError: shapes do not agree. DataError: values cannot be used; both say whose and which row.
     """
-    if not any(len(part) for part in parts if part.name.startswith("client ")):
-        raise DataError("clients: none of them has a sample; hand over (x, y) with n rows each")
+    theirs = [len(part) for part in parts if part.name.startswith(("client ", "data"))]
+    if theirs and not any(theirs):
+        raise DataError("clients: none of them has a sample; hand over (x, y) with n rows")
     if not all(part.plain for part in parts):
         return admit_trees(parts, rules, _inputs)
     _check_shapes(parts, rules.own_loss)

@@ -12,6 +12,7 @@ from fedsim.errors import ConfigError
 from fedsim.task.adapters import refuse_untied
 from fedsim.task.copies import copyable
 from fedsim.task.mapped import share
+from fedsim.task.vectors import finite
 
 
 def admitted(model: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -35,6 +36,22 @@ def admitted(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     return copyable(share(model))
 
 
+def refuse_nonfinite(model: nn.Module) -> None:
+    """Refuse weights to start from that are not finite: every client would fail.
+
+    Raises:
+        ConfigError: naming the parameter.
+    """
+    for name, p in model.named_parameters():
+        if not p.requires_grad or p.is_meta or finite(p.detach()):
+            continue
+        if bad := int((~torch.isfinite(p)).sum()):
+            raise ConfigError(
+                f"model: '{name}' holds NaN or infinity ({bad} of {p.numel()} numbers), so every client would fail; "
+                "initialise it (layer.reset_parameters()), or hand over finite weights as initial="
+            )
+
+
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from model.named_parameters()
     yield from model.named_buffers()
@@ -52,12 +69,6 @@ def _refuse(model: nn.Module, name: str, t: Tensor, dtype: torch.dtype) -> None:
         raise ConfigError(
             f"model: '{name}' is complex, but models are trained in {_called(dtype)}; hold real and imaginary part in "
             "one tensor (..., 2), and take torch.view_as_complex of it in the forward pass"
-        )
-    if t.requires_grad and t.is_floating_point() and not t.is_meta and not bool(torch.isfinite(t).all()):
-        bad = int((~torch.isfinite(t)).sum())
-        raise ConfigError(
-            f"model: '{name}' holds NaN or infinity ({bad} of {t.numel()} numbers), so every client would fail; "
-            "initialise it (model.reset_parameters()), or freeze it if it is a mask"
         )
     if isinstance(t, nn.Parameter) and t.is_floating_point() and t.dtype.itemsize > dtype.itemsize:
         raise ConfigError(

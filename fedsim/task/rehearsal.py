@@ -108,6 +108,11 @@ class _Stage:
                 "loss: writes to the targets of a batch, which methods and metrics read again; work on y.clone()"
             )
         overwrites = _written(batch.x, self.batch.x)
+        if overwrites and isinstance(self.model, torch.jit.ScriptModule):  # which takes no hook that makes copies
+            raise ConfigError(
+                "model: writes to its inputs, which methods read again; type inplace=False, or x = x * ..., before "
+                "torch.jit.script"
+            )
         self._refuse_new()
         writes, rebinds = self._written(), self._rebound()
         remembers = tuple(f"{n}.{a}".lstrip(".") for n in self.layers for a in self._changed(n))
