@@ -108,7 +108,9 @@ class _Stage:
                 "loss: writes to the targets of a batch, which methods and metrics read again; work on y.clone()"
             )
         overwrites = _written(batch.x, self.batch.x)
-        if overwrites and isinstance(self.model, torch.jit.ScriptModule):  # which takes no hook that makes copies
+        if overwrites and isinstance(
+            self.model, torch.jit.ScriptModule
+        ):  # which takes no hook that makes copies
             raise ConfigError(
                 "model: writes to its inputs, which methods read again; type inplace=False, or x = x * ..., before "
                 "torch.jit.script"

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -18,6 +21,8 @@ from torch.utils.data import Dataset, Subset, TensorDataset
 
 from fedsim.data.containers import part
 from fedsim.data.decoding import decode
+from fedsim.data.frames import from_frame
+from fedsim.data.image_tables import parquet
 from fedsim.data.multidomain import check_set
 from fedsim.errors import ConfigError, DataError
 
@@ -124,6 +129,24 @@ def test_another_set_of_domains() -> None:
         check_set("pacs", arrays, "folder")
     check_set("None", arrays, "folder")
     check_set("office_caltech10", arrays, "folder")
+
+
+def test_columns_of_one_name() -> None:
+    frame = pd.DataFrame([[1.0, 2.0, 0], [1.0, 3.0, 1]], columns=["a", "a", "y"])
+    with pytest.raises(DataError, match="there are several columns 'a'"):
+        from_frame(frame, y="y")
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [([-1, 0, 1], "has the label -1"), (["", "b", "c"], "has empty labels"), ([-1, 1, 1], "")],
+)
+def test_labels_in_files_that_are_none(labels: list[Any], said: str, tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    table = pa.table({"image": [(tmp_path / "a.png").read_bytes()] * 3, "label": labels})
+    pq.write_table(table, tmp_path / "train-0.parquet")
+    with pytest.raises(DataError, match=said) if said else nullcontext():
+        parquet(tmp_path, image="image", label="label")
 
 
 def test_an_unreadable_image_is_named_by_its_file(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from clients.sgd import SGDClient
 from fedsim.data.local import Batch
 from fedsim.errors import CallbackError, ClientError, ConfigError
 from fedsim.local.job import Job
+from fedsim.run.needs import check_whole
 from strategies.fedavg import FedAvg
 
 COUNT = {"n": 0}
@@ -216,3 +217,24 @@ def test_the_same_on_ray_workers(tmp_path: Path) -> None:
         for over in (("strategy=fedsam", "rounds=1"), settings)
     ]
     assert found[0].rows[-1]["weights_hash"] == found[1].rows[-1]["weights_hash"]
+
+
+class Misspelt(SGDClient):
+    def stpe(self, job: Job, w: Tensor, batch: Batch) -> Tensor:
+        return w
+
+    def steps(self, w: Tensor) -> Tensor:
+        return self.finished(w)
+
+    def finished(self, w: Tensor) -> Tensor:
+        return w
+
+
+def test_a_method_that_is_nearly_called_like_another_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("WARNING"):
+        method = own(Misspelt)
+        check_whole(method)
+        check_whole(own(Ticking))
+    said = [r.getMessage() for r in caplog.records]
+    assert len(said) == 1
+    assert "is called by nobody; is it step()?" in said[0]
