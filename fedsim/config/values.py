@@ -134,6 +134,8 @@ class ValueReader:
         yield self._of(type(x))
         if content.is_tensor(x):
             yield from content.tensor(x, self._content)
+            if own := getattr(x, "__dict__", None):  # marks such as weight.no_decay
+                yield from self._all(sorted(own.items()), lambda a: f"attribute '{a}' of a tensor")
             return
         name = type(x).__qualname__
         for group, items in content.layers(x):

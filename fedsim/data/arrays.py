@@ -61,6 +61,8 @@ def _numpy(what: str, value: Any) -> np.ndarray:
         out = np.asarray(value)
     except (ValueError, TypeError) as error:
         refuse(what, f"is {type(value).__name__} and no array ({error})", "hand over an array (n, ...)")
+    if out.ndim == 0 and out.dtype.kind == "O":  # a set, a generator, an iterator
+        refuse(what, f"is a {type(value).__name__}", "hand over an array (n, ...), or a list")
     return _objects(what, out)
 
 
@@ -74,6 +76,9 @@ def _stacked(what: str, rows: Sequence[Any]) -> np.ndarray:
         cells = [row.detach().cpu().numpy() if isinstance(row, Tensor) else np.asarray(row) for row in rows]
     except (ValueError, TypeError) as error:
         refuse(what, f"is a list that is no array ({error})", "hand over an array (n, ...)")
+    for i, (row, cell) in enumerate(zip(rows, cells, strict=True)):
+        if cell.dtype.kind == "O" and cell.ndim == 0 and row is not None and not _gap(row):
+            refuse(f"{what}, row {i}", f"is a {type(row).__name__}", "turn it into numbers (float(...))")
     texts = [cell.dtype.kind in "US" for cell in cells]
     if any(texts) and not all(texts) and all(cell.dtype.kind != "O" for cell in cells):
         at = texts.index(not texts[0])
@@ -118,7 +123,7 @@ def _objects(what: str, values: np.ndarray) -> np.ndarray:
         return values
     flat = values.reshape(-1)
     for i, cell in enumerate(flat):
-        if cell is None or type(cell).__name__ in ("NAType", "NaTType"):
+        if cell is None or _gap(cell):
             refuse(f"{what}, row {i * len(values) // max(len(flat), 1)}", "is empty", "fill or drop it")
     if all(isinstance(cell, str) for cell in flat):
         return values.astype(str)
@@ -128,6 +133,11 @@ def _objects(what: str, values: np.ndarray) -> np.ndarray:
         if isinstance(cell, float) and cell != cell and any(isinstance(c, str) for c in flat):
             refuse(f"{what}, row {i}", "is empty", "fill or drop it")
     return _stacked(what, values.tolist()) if len(values) else np.empty(0, dtype=np.float32)
+
+
+def _gap(cell: Any) -> bool:
+    """Whether it is what pandas puts where there is no value."""
+    return type(cell).__name__ in ("NAType", "NaTType")
 
 
 def _from_numpy(what: str, values: np.ndarray) -> Array:

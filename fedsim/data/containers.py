@@ -81,9 +81,23 @@ def part(name: str, given: Any) -> Part:
         return Part(name, None, None, read=found)
     x, y = found
     columns = tuple(map(str, x.columns)) if pandas_kind(x) == "DataFrame" else ()
+    if pandas_kind(x) and pandas_kind(y) and _reordered(x, y):
+        refuse(
+            name,
+            "has x and y with one index in two orders, but rows go together by position",
+            "hand over y.loc[x.index], or both with .reset_index(drop=True) if the positions are right",
+        )
     targets = None if y is None else _tree(f"{name}, y", y)
     inputs = _tree(f"{name}, x", x, len(targets) if isinstance(targets, Array) else None)
     return Part(name, inputs, targets, columns)
+
+
+def _reordered(x: Any, y: Any) -> bool:
+    """Whether two of pandas have the same labels of rows, each once, in another order."""
+    a, b = getattr(x, "index", x), getattr(y, "index", y)
+    if len(a) != len(b) or a.equals(b) or not (a.is_unique and b.is_unique):
+        return False
+    return bool(a.isin(b).all())
 
 
 def first_size(tree: Any) -> int:
@@ -129,6 +143,10 @@ def _pair(name: str, given: Any) -> tuple[Any, Any] | Read | Columns:
         return given.x, given.y
     if is_hf(given):
         return columns(name, given) if collate is default_collate else read_rows(name, given, collate)
+    if isinstance(given, Subset) and hasattr(given.dataset, "__len__"):
+        n = len(given.dataset)
+        if (odd := next((i for i in given.indices if not -n <= i < n), None)) is not None:
+            refuse(name, f"is a Subset with row {odd} of {n} samples", f"use rows from 0 to {n - 1}")
     if collate is default_collate and (tensors := _tensors(given)) is not None:
         *inputs, last = tensors
         return (inputs[0] if len(inputs) == 1 else tuple(inputs), last) if inputs else (last, None)

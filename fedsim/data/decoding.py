@@ -25,7 +25,9 @@ BITS = 258  # TIFF tag: bits per channel
 DEEP = {"F": "32-bit floats", "I": "32-bit integers"}  # modes of Pillow; those of 16 bits start with I;16
 
 
-def decode(blobs: Sequence[bytes | None], *, channels: int, size: int | None, source: str) -> np.ndarray:
+def decode(
+    blobs: Sequence[bytes | None], *, channels: int, size: int | None, source: str, names: Sequence[str] = ()
+) -> np.ndarray:
     """Image files (JPEG, PNG, WebP, TIFF, ...) to one uint8 array ``(N, C, H, W)``.
 
     Args:
@@ -33,6 +35,7 @@ def decode(blobs: Sequence[bytes | None], *, channels: int, size: int | None, so
         channels: 1 (grey) or 3 (RGB).
         size: side in pixels that every image is resized to (bicubic); ``None`` keeps their common size.
         source: where they come from, for messages.
+        names: of their files there; without, they are rows of a table.
 
     Raises:
         DataError: an image cannot be read in one way, or sizes differ while ``size`` is ``None``.
@@ -42,15 +45,19 @@ def decode(blobs: Sequence[bytes | None], *, channels: int, size: int | None, so
     except ImportError as error:
         raise DataError("decoding images needs Pillow: pip install 'fedsim-lab[data]'") from error
 
+    def place(row: int) -> str:
+        return f"{source}{os.sep}{names[row]}" if names else f"{source}, row {row}"
+
     def pixels(row: int) -> np.ndarray:
-        where = f"{source}, row {row}"
+        where, blob = place(row), blobs[row] or b""
         try:
-            picture = _upright(Image.open(io.BytesIO(blobs[row] or b"")), blobs[row] or b"", where)
+            picture = _upright(Image.open(io.BytesIO(blob)), blob, where)
             picture = _converted(picture, channels, where)
         except Image.DecompressionBombError as error:
             raise DataError(f"{where}: too many pixels ({error}); shrink it first") from error
         except (OSError, SyntaxError, ValueError) as error:
-            raise DataError(f"{where}: not a readable image ({error})") from error
+            said = f"{len(blob)} bytes of no known format" if "BytesIO" in str(error) else str(error)
+            raise DataError(f"{where}: not a readable image ({said}); replace or remove it") from error
         if size is not None and picture.size != (size, size):
             picture = picture.resize((size, size), Image.Resampling.BICUBIC)
         return np.asarray(picture, dtype=np.uint8).reshape(picture.height, picture.width, channels)
@@ -65,7 +72,7 @@ def decode(blobs: Sequence[bytes | None], *, channels: int, size: int | None, so
             array = pixels(row)
             if array.shape != first.shape:
                 raise DataError(
-                    f"{source}, row {row}: {array.shape[1]}x{array.shape[0]} pixels, row 0 has "
+                    f"{place(row)}: {array.shape[1]}x{array.shape[0]} pixels, {names[0] if names else 'row 0'} has "
                     f"{first.shape[1]}x{first.shape[0]}; give a common size=<pixels>"
                 )
             out[row] = array.transpose(2, 0, 1)

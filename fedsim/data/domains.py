@@ -167,15 +167,17 @@ def _folders(root: Path, size: int) -> Arrays:
     if not files:
         raise DataError(f"{root} holds no images; expected {LAYOUT}")
 
+    names = [str(f.relative_to(root)) for f in files]
+
     def build() -> Arrays:
-        image = decode([f.read_bytes() for f in files], channels=3, size=size, source=str(root))
+        blobs = [f.read_bytes() for f in files]
+        image = decode(blobs, channels=3, size=size, source=str(root), names=names)
         return {
             "image": image,
             "domain": np.array([f.parts[-3] for f in files]),
             "label": np.array([f.parts[-2] for f in files]),
         }
 
-    names = [str(f.relative_to(root)) for f in files]
     arrays = cached(f"{root.name}-domains", (*names, *fingerprint(files), str(size)), build)
     classes = {str(d): set(arrays["label"][arrays["domain"] == d]) for d in np.unique(arrays["domain"])}
     if not set.intersection(*classes.values()):

@@ -28,6 +28,10 @@ from fedsim.data.trees import named_leaves
 from fedsim.errors import ConfigError, DataError
 
 Pairs = list[tuple[Any, Any]]
+SEARCHED = 20_000  # samples of a client that are read again to find what was not finite
+AT_FIRST = (
+    "its loss was NaN before its first step: look at the loss and the model (log of 0, 0 / 0, sqrt of less)"
+)
 
 
 def settled(pairs: Sequence[Any]) -> tuple[str, ...] | None:
@@ -36,6 +40,8 @@ def settled(pairs: Sequence[Any]) -> tuple[str, ...] | None:
     One quick look at each pair, for populations of many clients; ``None`` if anything has to be read or refused.
     """
     if not pairs or type(pairs[0]) is not tuple or not all(isinstance(t, Tensor) for t in pairs[0]):
+        return None
+    if pairs[0][0].is_nested:
         return None
     dtype, shape = pairs[0][0].dtype, pairs[0][0].shape[1:]
     if not dtype.is_floating_point and dtype != torch.uint8:
@@ -64,6 +70,9 @@ def admit_parts(parts: Sequence[Part], rules: TargetRules) -> tuple[Pairs, tuple
     Raises:
         ConfigError: shapes do not agree. DataError: values cannot be used; both say whose and which row.
     """
+    theirs = [len(part) for part in parts if part.name.startswith(("client ", "data"))]
+    if theirs and not any(theirs):
+        raise DataError("clients: none of them has a sample; hand over (x, y) with n rows")
     if not all(part.plain for part in parts):
         return admit_trees(parts, rules, _inputs)
     _check_shapes(parts, rules.own_loss)
@@ -136,19 +145,38 @@ def refuse_nonfinite(name: str, x: Tensor, columns: Sequence[str] = ()) -> None:
         _refuse(f"{name}, row {row}", x, row, columns)
 
 
-def remedy(data: LocalData) -> str:
-    """What to do about a client whose update is not finite: its targets may be the cause, where a loss takes floats."""
+def remedy(data: LocalData, first_loss: float = 0.0) -> str:
+    """What to do about a client whose update is not finite: ``blamed``, or a smaller step."""
+    return _blamed(data, first_loss) or "a smaller client.lr may help"
+
+
+def _blamed(data: LocalData, first_loss: float) -> str:
+    """Which of its samples are the cause, or that its loss was NaN before it had learned anything; empty if neither.
+
+    Inputs that lie in memory were looked at when the run began: others are read for it.
+    """
     y = data.samples.labels
     if y is not None and y.is_floating_point():
         bad = ~torch.isfinite(y[data.index.to(y.device)])
         if bool(bad.any()):
             row = int(bad.reshape(len(bad), -1).any(1).nonzero()[0])
             return f"the target of its row {row} is NaN or infinite: fill or drop it, or let the loss leave it out"
-    return "a smaller client.lr may help"
+    for rows in torch.split(torch.arange(min(len(data), SEARCHED)), 512):
+        for key, x in named_leaves(data.read(rows).x):  # as they are read, and in the run's type
+            if (at := _first_nonfinite(x)) is not None:
+                place, shown = _place(x, at, ())
+                return f"{key + ' of ' if key else ''}its row {int(rows[at])}, {place}, is {shown}: fill or drop it"
+    return "" if first_loss == first_loss else AT_FIRST
 
 
 def _refuse(whose: str, x: Tensor, row: int, columns: Sequence[str] = ()) -> NoReturn:
     """Name the first value of sample ``row`` that is not finite."""
+    where, shown = _place(x, row, columns)
+    raise DataError(f"{whose}, {where}: the value is {shown}; fill or drop it")
+
+
+def _place(x: Tensor, row: int, columns: Sequence[str]) -> tuple[str, str]:
+    """Where the first value of sample ``row`` that is not finite stands, and what it is."""
     bad = (~torch.isfinite(x[row])).nonzero()[0].tolist()
     value = float(x[(row, *bad)])
     if len(bad) == 3:
@@ -157,8 +185,7 @@ def _refuse(whose: str, x: Tensor, row: int, columns: Sequence[str] = ()) -> NoR
         where = f"column {columns[bad[0]]!r}" if columns else f"column {bad[0]}"
     else:
         where = f"entry {tuple(bad)}"
-    shown = "NaN" if value != value else "infinite"
-    raise DataError(f"{whose}, {where}: the value is {shown}; fill or drop it")
+    return where, "NaN" if value != value else "infinite"
 
 
 def _is_pair(samples: Samples) -> bool:

@@ -90,6 +90,8 @@ def column_array(table: Any, name: str, source: str) -> np.ndarray:
                 f"{source}: column '{name}', row {odd[0]} is {values[odd[0]]}; expected integers or text"
             )
         values = values.astype(np.int64)
+    if values.dtype.kind == "u" and values.size and values.max() > np.iinfo(np.int64).max:
+        raise DataError(f"{source}: column '{name}' holds numbers beyond 2**63; number the classes from 0")
     if values.ndim != 1 or values.dtype.kind not in "iubU":
         raise DataError(f"{source}: column '{name}' is {column.type}; expected integers or text")
     return values if values.dtype.kind == "U" else values.astype(np.int64)

@@ -37,6 +37,10 @@ def from_frame(
         DataError: naming the column that is missing or cannot be used.
     """
     names = list(map(str, frame.columns))
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise DataError(
+            f"from_frame: there are several columns '{twice}'; rename or drop one (frame.loc[:, ...])"
+        )
     told = [c for c in (y, client, domain, test, *(x or ())) if c is not None]
     for column in told:
         if column not in names:

@@ -137,7 +137,7 @@ def _read(root: Path, channels: int, size: int | None, agreed: Contract) -> Arra
         if faults := check_images(blobs, agreed, size, names):
             raise ContractError("\n".join(faults))
         return {
-            "image": decode(blobs, channels=channels, size=size, source=str(root)),
+            "image": decode(blobs, channels=channels, size=size, source=str(root), names=names),
             "label": np.array([f.parent.name for f in files]),
         }
 

@@ -57,6 +57,7 @@ def parquet(
     }
     train = parts["train"]
     known = np.unique(np.concatenate([_like(arrays[label], train[label], path) for arrays in parts.values()]))
+    _check_known(known, f"{path}: column '{label}'")
     named = train.get(f"{label}.names")
     if named is not None and (known[0] < 0 or known[-1] >= len(named)):
         raise DataError(
@@ -91,6 +92,19 @@ def _like(labels: np.ndarray, train: np.ndarray, path: PathLike) -> np.ndarray:
             f"{path}: labels are text in one split and numbers in the other; write both in one way"
         )
     return labels
+
+
+def _check_known(known: np.ndarray, where: str) -> None:
+    """Refuse what stands for no label among the ``known`` (K,), in ascending order: blanks, and numbers below 0 but for
+    -1 beside +1 alone."""
+    if known.dtype.kind == "U":
+        if any(not str(name).strip() for name in known):
+            raise DataError(f"{where} has empty labels; fill or drop those rows")
+    elif known[0] < 0 and known.tolist() != [-1, 1]:
+        raise DataError(
+            f"{where} has the label {known[0]}; classes are numbered from 0 (or are -1 and +1). Drop rows without a "
+            "label, or number the classes anew"
+        )
 
 
 def channel_statistics(x: np.ndarray) -> Normalize:

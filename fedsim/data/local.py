@@ -42,6 +42,16 @@ class Collated(Batch):
         return self.samples
 
 
+def copied(batch: Batch) -> Batch:
+    """A batch with tensors of its own, for code that may write to them."""
+    x, y = (tree_map(lambda t: t.clone() if isinstance(t, Tensor) else t, part) for part in batch)
+    if not isinstance(batch, Collated):
+        return Batch(x, y)
+    out = Collated(x, y)
+    out.samples = batch.samples
+    return out
+
+
 @dataclass(frozen=True)
 class LocalData:
     """Rows ``index`` (n,) int64 of a shared data set, read in the run's dtype on the run's device."""

@@ -35,6 +35,12 @@ DIGITS5 = {  # domain: name on the hub and its configuration; columns image and 
     "svhn": ("ufldl-stanford/svhn", "cropped_digits"),
     "usps": ("flwrlabs/usps", None),
 }
+PUBLISHED = {  # option of data: its domains
+    "pacs": {"art_painting", "cartoon", "photo", "sketch"},
+    "office_caltech10": {"amazon", "caltech10", "dslr", "webcam"},
+    "office_home": {"Art", "Clipart", "Product", "Real World"},
+    "digits6": {"fonts", "mnist", "mnist_m", "scene", "semeion", "usps"},
+}
 
 
 def domain_images(
@@ -60,10 +66,28 @@ def domain_images(
     if path is not None:
         root = existing(path, LAYOUT)
         arrays, source = images_at(root, size), str(root)
+        check_set(str(hub).rpartition("/")[2].replace("-", "_"), arrays, source)
     else:
         arrays, source = hub_images(str(hub), ("image", "domain", "label"), size), str(hub)
     train, test = folded(arrays, test_folds)
     return as_dataset(train, test, source, (), IMAGENET, domains, augment, subset)
+
+
+def check_set(wanted: str, arrays: Arrays, source: str) -> None:
+    """Refuse another published data set of the same form, known by its domains.
+
+    Raises:
+        DataError: naming both.
+    """
+    found = set(map(str, np.unique(arrays["domain"])))
+    if found & PUBLISHED.get(wanted, found):
+        return
+    for name, domains in PUBLISHED.items():
+        if found <= domains:
+            raise DataError(
+                f"{source} has the domains {', '.join(sorted(found))}: it is {name}, not {wanted}; type data={name}, "
+                "or another data.path"
+            )
 
 
 def digits5(
@@ -107,6 +131,7 @@ def digits6(
     """
     root = _given(path, "digits6", SPLITS)
     train, test = (_split(root, split, size) for split in ("train", "test"))
+    check_set("digits6", train, str(root))
     return as_dataset(train, test, str(root), DIGITS, SYMMETRIC, domains, augment, subset)
 
 
@@ -130,7 +155,9 @@ def office_caltech10(
     need = "images*.parquet (columns image, domain, label), or folders <domain>/<class>/, and features.npz"
     root = _given(path, "office_caltech10", need)
     if what == "images":
-        train, test = folded(images_at(root, size, "images*.parquet"), test_folds)
+        arrays = images_at(root, size, "images*.parquet")
+        check_set("office_caltech10", arrays, str(root))
+        train, test = folded(arrays, test_folds)
         return as_dataset(train, test, str(root), (), IMAGENET, domains, augment, subset)
     if what not in ("surf", "googlenet"):
         raise DataError(f"data.what={what!r}: office_caltech10 has 'images', 'surf' and 'googlenet'")

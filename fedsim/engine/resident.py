@@ -8,9 +8,12 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor, nn
 
+from fedsim.data.dataset import Samples
 from fedsim.data.federated import FederatedData
+from fedsim.data.trees import leaves
 from fedsim.engine.assignments import Broadcast, Chunk, Plan
 from fedsim.engine.draws import may_draw
+from fedsim.engine.elsewhere import Elsewhere
 from fedsim.engine.watch import Watch
 from fedsim.errors import ClientError, returned
 from fedsim.exchange.measured_tasks import is_measuring
@@ -48,6 +51,12 @@ class Resident:
         self.seed("setup")
         plan.client.setup(plan.task, self.model.layout)
         self.watch = Watch(plan.client)
+        self._elsewhere = Elsewhere(plan.client)
+        parts = [p for p in (self.data.dataset.train, self.data.dataset.test) if isinstance(p, Samples)]
+        held = [
+            t for p in parts for t in leaves((p.x, p.y)) if isinstance(t, Tensor) and not t.is_inference()
+        ]
+        self._samples = [(t, t._version) for t in held]
         privacy = None if plan.release is None else plan.release.privacy
         self._private = privacy if privacy is not None and privacy.level == "record" else None
 
@@ -117,6 +126,13 @@ class Resident:
                 if task != HELD_OUT:  # measured on its samples as they are, whatever the method
                     self.client.prepare(job)
                 found = method(job)
+                self._elsewhere.check(job.client, job.round)
+            for samples, version in self._samples:
+                if samples._version != version:
+                    raise ReadOnlyError(
+                        f"client {job.client} in round {job.round + 1}: wrote to the samples, which other clients and "
+                        "rounds read; work on a .clone(), or on the batches of job.batches()"
+                    )
             self.model.check()
             self.model.forget()
         except BaseException:

@@ -236,7 +236,7 @@ class Worker:
             outcome.hashes |= hashes_of(payload, self.model.layout, "update/")
         if (bad := _not_finite(payload, update)) is not None:
             outcome.kind = "nonfinite"
-            outcome.reason = f"non-finite values in {bad}; {remedy(job.data)}"
+            outcome.reason = f"non-finite values in {bad}; {remedy(job.data, job.meter.first_loss)}"
             return None
         if release is not None:
             return self._released(release, job, update, payload, broadcast, folder, outcome)

@@ -24,6 +24,11 @@ class Meter:
         self.effort: float = 1
         self.losses: list[Tensor] = []
 
+    @property
+    def first_loss(self) -> float:
+        """The loss of the first step; 0 before it."""
+        return float(self.losses[0]) if self.losses else 0.0
+
     def backward(self, samples: int) -> None:
         """Count a gradient of ``samples`` samples."""
         self.gradients += self.effort * samples

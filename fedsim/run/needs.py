@@ -24,6 +24,7 @@ from fedsim.models.directions import CosineHead
 from fedsim.models.split import head_of
 from fedsim.run.assigning import absent
 from fedsim.run.given import Given
+from fedsim.run.misspelt import misspelt
 from fedsim.sampling.rules import Sampler
 from fedsim.server.traits import ChecksCohort, StrategyLike, Traits, missing
 from fedsim.task.heads import HeadSlots, check_body, check_features, check_named_head
@@ -63,6 +64,9 @@ def check_whole(method: Any) -> None:
             f"strategy: {name}.traits is of type {type(method.traits).__name__}; "
             "type traits = Traits(...), from fedsim.server.traits"
         )
+    for thing in (method, method.client):
+        if found := misspelt(thing):
+            log.warning("strategy: %s.%s() is called by nobody; is it %s()?", type(thing).__name__, *found)
     options = {f.name for f in fields(method)} if is_dataclass(method) else set[str]()
     said = {k for kind in type(method).__mro__ for k in vars(kind)}
     for old in ONCE_ATTRIBUTES:

@@ -26,6 +26,7 @@ from fedsim.sampling.cohort import check_cohorts
 from fedsim.server.collusion import Planting
 from fedsim.server.traits import StrategyLike
 from fedsim.system.clock import Clock
+from fedsim.task.admission import refuse_nonfinite
 from fedsim.task.losses import own_loss
 from fedsim.task.rehearsal import rehearsed
 from fedsim.task.task import Task
@@ -89,6 +90,7 @@ def learning_task(
     model = initial.model(config, data.dataset, given.model)
     if given.initial is not None:
         model = initial.initialised(model, given.initial, initial.DTYPES[config.dtype])
+    refuse_nonfinite(model)
     if method is not None:
         model = initial.fitted(model, method.traits)
     by_class = samples.classes_to_count(config, data.dataset)

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fedsim.data.dataset import Dataset, Normalize, Samples, SamplesLike, taken
 from fedsim.data.federated import FederatedData
 from fedsim.data.local import Batch, prepare
+from fedsim.data.local import copied as copied_batch
 from fedsim.data.trees import Tree, named_leaves, tree_map
 from fedsim.errors import ConfigError
 from fedsim.task.copies import copied
 from fedsim.task.fixed import converted
 from fedsim.task.losses import WholeLoss, admitted_loss, call, cross_entropy
 from fedsim.task.merging import check_merging
-from fedsim.task.metrics import Counted
+from fedsim.task.metrics import Counted, Ratio
 from fedsim.task.problems import Problem, logits_of
 from fedsim.task.task import Task, target
 
@@ -85,7 +88,7 @@ def check(data: FederatedData, model: nn.Module, problem: Problem, batch: Batch,
         return None
     try:
         with _tried(model, dtype) as tried:
-            return (problem.forward or call)(tried, batch.x)
+            return (problem.forward or call)(tried, copied_batch(batch).x)
     except Exception as error:  # any of the user's
         shown = ", ".join(f"{key + ' ' if key else ''}{_shape(t)}" for key, t in named_leaves(batch.x))
         said = str(error).strip().splitlines() or [""]
@@ -106,6 +109,14 @@ def check_measures(task: Task, batch: Batch, dtype: torch.dtype) -> None:
     Raises:
         ConfigError: one line, with what went wrong.
     """
+    if isinstance(task.loss, type) or not callable(task.loss):
+        made = (
+            f"hand over an object, {task.loss.__name__}()"
+            if isinstance(task.loss, type)
+            else "type task.loss=mse"
+        )
+        kind = "a class" if isinstance(task.loss, type) else f"a {type(task.loss).__name__}"
+        raise ConfigError(f"loss: is {kind}; expected a function (output, y) -> tensor; {made}")
     plain = task.loss is cross_entropy and task.metrics is None and task.forward is None
     if plain or not batch.size:
         return
@@ -113,13 +124,12 @@ def check_measures(task: Task, batch: Batch, dtype: torch.dtype) -> None:
         with _tried(task.model, dtype) as tried, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             counted = {k: m for k, m in (task.metrics or {}).items() if isinstance(m, Counted)}
-            task.measured(tried, batch)
-            found = task.value(tried, batch)
-            if not isinstance(found, Tensor):
-                raise ConfigError(
-                    f"loss: gave {type(found).__name__}, which has no gradient; return a tensor, without float()"
-                )
-            shown = logits_of(task.output(tried, batch.x)) if counted else None
+            _check_loss(task.value(tried, copied_batch(batch)))
+            first = task.measured(tried, copied_batch(batch))
+            again = task.measured(tried, copied_batch(batch))
+            for name in task.metrics or {}:
+                _check_repeated(name, first.get(name), again.get(name))
+            shown = logits_of(task.output(tried, copied_batch(batch).x)) if counted else None
             for name, metric in counted.items():
                 check_merging(name, metric, shown, target(batch))
     except ConfigError:
@@ -131,6 +141,35 @@ def check_measures(task: Task, batch: Batch, dtype: torch.dtype) -> None:
             f"task: the {what} cannot be computed for two samples of {type(task.model).__name__}: "
             f"{type(error).__name__}: {said[-1]}. Both are called as (output, y)"
         ) from error
+
+
+def _check_loss(found: Any) -> None:
+    """Refuse what is no loss of a batch."""
+    if isinstance(found, Tensor):
+        if found.numel() != 1:
+            raise ConfigError(
+                f"loss: gave shape {tuple(found.shape)} for two samples; return one number, their mean()"
+            )
+        return
+    if isinstance(found, float | int | np.ndarray | np.generic):
+        raise ConfigError(
+            f"loss: gave {type(found).__name__}, which has no gradient; return a tensor, without float()"
+        )
+    forgotten = "; is there a return at its end?" if found is None else ""
+    raise ConfigError(
+        f"loss: gave {type(found).__name__}; return one tensor, the mean over the batch{forgotten}"
+    )
+
+
+def _check_repeated(name: str, first: Any, again: Any) -> None:
+    """Refuse a metric that gives another number for the same samples."""
+    a, b = (f.value() if isinstance(f, Ratio) else f for f in (first, again))
+    if isinstance(a, float) and isinstance(b, float) and not math.isclose(a, b, rel_tol=1e-6) and a == a:
+        raise ConfigError(
+            f"metrics: {name!r} gives {a:.6g}, then {b:.6g} for the same output and targets, since it keeps something "
+            "(a counter, a list, a generator): workers would each have their own; give a torchmetrics object, or a "
+            "function of output and targets alone"
+        )
 
 
 def check_labels(data: FederatedData, found: Any, name: str) -> None:

@@ -12,6 +12,7 @@ from fedsim.errors import ConfigError
 from fedsim.task.adapters import refuse_untied
 from fedsim.task.copies import copyable
 from fedsim.task.mapped import share
+from fedsim.task.vectors import finite
 
 
 def admitted(model: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -33,6 +34,22 @@ def admitted(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     _refuse_overlaps(model)
     refuse_untied(model)
     return copyable(share(model))
+
+
+def refuse_nonfinite(model: nn.Module) -> None:
+    """Refuse weights to start from that are not finite: every client would fail.
+
+    Raises:
+        ConfigError: naming the parameter.
+    """
+    for name, p in model.named_parameters():
+        if not p.requires_grad or p.is_meta or finite(p.detach()):
+            continue
+        if bad := int((~torch.isfinite(p)).sum()):
+            raise ConfigError(
+                f"model: '{name}' holds NaN or infinity ({bad} of {p.numel()} numbers), so every client would fail; "
+                "initialise it (layer.reset_parameters()), or hand over finite weights as initial="
+            )
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -12,7 +12,7 @@ class Habits:
     ``writes``: trainable parameters that it overwrites or points elsewhere; ``rebinds``: buffers in whose place it puts
     other tensors; ``merges``: frozen parameters that differ after a change to evaluation mode and back;
     ``remembers``: layers, each with an attribute, that differ after a training step; ``unused``: parameters without
-    part in the loss.
+    part in the loss; ``overwrites``: whether it writes to its inputs.
     """
 
     writes: tuple[str, ...] = ()
@@ -20,6 +20,7 @@ class Habits:
     merges: tuple[str, ...] = ()
     remembers: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
+    overwrites: bool = False
 
 
 UNKNOWN = Habits()

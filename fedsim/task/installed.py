@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedsim.data.trees import tree_map
 from fedsim.errors import ClientError
 from fedsim.task.attributes import own_layers
 from fedsim.task.fixed import places
@@ -140,3 +141,8 @@ def written_frozen(name: str) -> str:
         f"model: the frozen parameter '{name}' was written to while the model computed, but frozen parameters stay as "
         f"they were handed over; make it a buffer, which is averaged: self.register_buffer('{own}', ...)"
     )
+
+
+def on_copies(_: nn.Module, args: Any, kwargs: Any) -> Any:
+    """A forward pass that writes to its inputs is given copies (a hook of such models)."""
+    return tree_map(lambda t: t.clone() if isinstance(t, Tensor) else t, (args, kwargs))

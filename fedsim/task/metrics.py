@@ -153,6 +153,8 @@ def admitted_metrics(metrics: Mapping[str, Any]) -> dict[str, MetricFn]:
             found = {k: Counted(f"{name}: {k}", one) for k, one in metric.items(keep_base=False)}
         elif "torchmetrics.Metric" in kinds:
             found = {name: Counted(name, metric)}
+        elif isinstance(metric, type):
+            raise ConfigError(f"metrics: {name!r} is a class; hand over an object, {metric.__name__}(...)")
         elif callable(metric):
             found = {name: metric}
         else:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.data.local import Batch
+from fedsim.data.local import copied as copied_batch
+from fedsim.data.trees import Tree, leaves
 from fedsim.errors import ConfigError
 from fedsim.task.attributes import Attributes
 from fedsim.task.copies import copied
@@ -21,6 +23,7 @@ from fedsim.task.habits import UNKNOWN, Habits
 from fedsim.task.installed import moved, written_frozen
 from fedsim.task.losses import WholeLoss
 from fedsim.task.mapped import clones, trim
+from fedsim.task.outside import changed, check, noted, users
 from fedsim.task.task import Task
 
 NAMED = 5  # parameters named in a message
@@ -40,9 +43,12 @@ def rehearsed(task: Task, batch: Batch, dtype: torch.dtype) -> Habits:
         try:
             habits = stage.habits()
             silent = stage.silent(habits.unused)
+            kept = stage.kept_elsewhere()
         finally:
             stage.leave()
             trim(task.model)
+    if kept:
+        warnings.warn(kept, stacklevel=2)
     if silent:
         more = f" and {len(silent) - NAMED} more" if len(silent) > NAMED else ""
         warnings.warn(
@@ -81,13 +87,34 @@ class _Stage:
         cells = map(_content, getattr(loss, "__closure__", None) or ())
         held = [c for c in cells if isinstance(c, list | dict | set)]
         self.shared = Attributes([], registered, [*self.classes.values(), *held, loss])
+        self.loss = Attributes([], registered, [loss])
+        hooks = [
+            h
+            for m in self.layers.values()
+            for h in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())
+        ]
+        kinds = {type(m): None for m in self.layers.values()}
+        self.users = users([*kinds, *hooks, loss, task.forward])
 
     def habits(self) -> Habits:
         """One step, then evaluation and back."""
+        batch = copied_batch(self.batch)
         try:
-            value = self.task.value(self.model, self.batch)
+            value = self.task.value(self.model, batch)
         except Exception:  # any of the user's: two samples may be too few; in the run it is named by client
             return UNKNOWN
+        if _written(batch.y, self.batch.y):
+            raise ConfigError(
+                "loss: writes to the targets of a batch, which methods and metrics read again; work on y.clone()"
+            )
+        overwrites = _written(batch.x, self.batch.x)
+        if overwrites and isinstance(
+            self.model, torch.jit.ScriptModule
+        ):  # which takes no hook that makes copies
+            raise ConfigError(
+                "model: writes to its inputs, which methods read again; type inplace=False, or x = x * ..., before "
+                "torch.jit.script"
+            )
         self._refuse_new()
         writes, rebinds = self._written(), self._rebound()
         remembers = tuple(f"{n}.{a}".lstrip(".") for n in self.layers for a in self._changed(n))
@@ -98,7 +125,7 @@ class _Stage:
         self._put_back()
         merges = self._merged()
         writes = tuple(dict.fromkeys((*writes, *self._written())))
-        return Habits(writes, rebinds, merges, remembers, unused)
+        return Habits(writes, rebinds, merges, remembers, unused, overwrites)
 
     def silent(self, unused: tuple[str, ...]) -> list[str]:
         """Which of the parameters without gradient the loss changes with."""
@@ -107,6 +134,16 @@ class _Stage:
         if self._value(unused) == here:
             return []
         return [n for n in unused[:TRIED] if self._value((n,)) != here]
+
+    def kept_elsewhere(self) -> str | None:
+        """What to say of code that keeps something where no client's start puts it back, see ``outside.check``."""
+        if not self.users:
+            return None
+        before, first, second = noted(self.users), self._value(), self._value()
+        if first is None or second is None:
+            return None
+        self._put_back()
+        return check("model or loss", first, second, changed(before, noted(self.users)))
 
     def leave(self) -> None:
         """Put back what is no copy: variables of the layers' classes, and what the loss holds."""
@@ -127,13 +164,14 @@ class _Stage:
                     self.params[name].add_(
                         torch.linspace(0.1, 0.3, self.params[name].numel()).view_as(self.params[name])
                     )
-                return float(self.task.value(self.model, self.batch))
+                return float(self.task.value(self.model, copied_batch(self.batch)))
         except Exception:
             return None
 
     def _put_back(self) -> None:
         for attributes in self.attributes.values():
             attributes.restore()
+        self.loss.restore()
         tensors = (*self.params.values(), *self.buffers.values())
         for t, value in zip(tensors, clones(self.values.values()), strict=True):
             t.data = value
@@ -218,7 +256,7 @@ class _Stage:
         self.model.eval()
         try:
             with torch.no_grad():
-                self.task.output(self.model, self.batch.x)
+                self.task.output(self.model, copied_batch(self.batch).x)
         except Exception:
             return ()
         finally:
@@ -228,6 +266,12 @@ class _Stage:
             if not torch.allclose(frozen[name].detach(), self.values[name], rtol=1e-3, atol=1e-5):
                 raise ConfigError(written_frozen(name))
         return tuple(changed)
+
+
+def _written(given: Tree, before: Tree) -> bool:
+    """Whether tensors of ``given``, copies of those ``before``, were written to."""
+    pairs = [(u, v) for u, v in zip(leaves(given), leaves(before), strict=True) if isinstance(u, Tensor)]
+    return any(u._version > 0 or u.shape != v.shape or not torch.equal(u, v) for u, v in pairs)
 
 
 def _content(cell: Any) -> Any:

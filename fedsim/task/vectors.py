@@ -15,7 +15,7 @@ from fedsim.rng import hash_tensors, layer_state, set_layer_state
 from fedsim.task.fixed import BATCH_NORM, converted
 from fedsim.task.gradients import Gradients
 from fedsim.task.habits import UNKNOWN, Habits
-from fedsim.task.installed import Installed
+from fedsim.task.installed import Installed, on_copies
 from fedsim.task.layout import Layout
 from fedsim.task.losses import Forward, LossFn
 from fedsim.task.remembered import Remembered
@@ -61,6 +61,8 @@ class FlatModel:
         """``aligned=False``: vectors without padding (see ``Layout``); ``habits``: what the model was seen to do;
         ``loss``: what may keep a state as the model's layers may."""
         self.module = converted(model, dtype, device)
+        if habits.overwrites:  # methods look at a batch several times
+            model.register_forward_pre_hook(on_copies, prepend=True, with_kwargs=True)
         self.layout = layout = Layout(model, dtype, aligned=aligned)
         named = dict(model.named_parameters())
         self._params = [p for p in named.values() if p.requires_grad]

@@ -78,11 +78,17 @@ class Trackers(Tracker):
         if not self.callbacks:
             return
         self._last, info.row, info.clients = info, copied(info.row), Copies(info.clients)
+        held = [(name, t, t._version) for name, pair in info.models.items() for t in pair]
         for callback in self.callbacks:
             if info.measured:
                 self._call(callback, "evaluated", info)
             if any(callback is other for other in self._with_models):
                 self._call(callback, "round", info)
+            if written := next((name for name, t, version in held if t._version != version), None):
+                raise CallbackError(
+                    f"the callback {type(callback).__name__} wrote to info.models[{written!r}] {self._at}, which the "
+                    "run goes on with; work on a .clone(), or on info.weights, a copy"
+                )
 
     def end(self, summary: Row) -> None:
         """Pass the end on; a second call does nothing, so every way out of a run may call it."""

@@ -1,0 +1,92 @@
+"""What code computes with that lies outside of layers: globals, variables of classes and closures, defaults, iterators.
+
+Nothing puts these back when another client's work begins, and each worker has its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from fedsim.config.code import Reader
+from fedsim.config.usermodules import is_users
+from fedsim.errors import ConfigError
+
+PLACES = ("global ", "closure variable ", "defaults of ", "attribute ")  # what is named, see ``Reader``
+TOLERANCE = 1e-6  # relative, between two losses of the same samples
+
+
+class _Noting(Reader):
+    """Notes the digest of every named part on the way, the inner ones first."""
+
+    def __init__(self) -> None:
+        super().__init__("code")
+        self.found: dict[str, bytes] = {}
+
+    def _named(self, name: str, x: Any) -> bytes:
+        found = super()._named(name, x)
+        if name.startswith(PLACES):
+            self.found[name] = self.found.get(name, b"") + found  # of positional and named defaults
+        return found
+
+
+def users(things: Iterable[Any]) -> list[Any]:
+    """Those functions, classes and objects among ``things`` that the user wrote."""
+
+    def module(thing: Any) -> str | None:
+        inner = getattr(thing, "func", thing)  # of a partial
+        return getattr(inner, "__module__", None) or type(inner).__module__
+
+    return [thing for thing in things if thing is not None and is_users(module(thing))]
+
+
+def noted(things: Iterable[Any]) -> dict[str, bytes]:
+    """Digests of what the code of ``things`` looks up, by name; what cannot be told apart by content is left out."""
+    out: dict[str, bytes] = {}
+    for thing in things:
+        reader = _Noting()
+        try:
+            reader.read(thing)
+        except ConfigError:
+            pass
+        except Exception:  # whatever the user's objects raise while they are pickled
+            pass
+        out = reader.found | out
+    return out
+
+
+def changed(before: Mapping[str, bytes], after: Mapping[str, bytes]) -> str | None:
+    """The first name that holds something else, or is new, and where that is looked up; inner ones come first."""
+    found = [name for name, digest in after.items() if before.get(name) != digest]
+    if not found:
+        return None
+    outer = next((name for name in found if not name.startswith("attribute ")), found[0])
+    return found[0] if found[0] == outer else f"{found[0]}, in {outer},"
+
+
+def check(what: str, first: float, second: float, moved: str | None) -> str | None:
+    """Compare what two passes over the same samples gave; ``moved``: what changed meanwhile.
+
+    Returns what is to be said, if that changed without an effect on the numbers.
+
+    Raises:
+        ConfigError: if the numbers differ.
+    """
+    same = math.isclose(first, second, rel_tol=TOLERANCE, abs_tol=1e-12) or (
+        first != first and second != second
+    )
+    if same and moved is None:
+        return None
+    seen = "clients of one worker would see it and those of another would not"
+    advice = "keep it in an attribute of a layer (self.n), where every client starts anew"
+    if same:
+        return f"{what}: {moved} changes with each batch: {seen}; {advice}, and report numbers by metrics="
+    named = (
+        f"{moved} has changed" if moved else "something outside of the layers takes part (a clock, a file?)"
+    )
+    raise ConfigError(
+        f"{what}: the same two samples give {first:.6g}, then {second:.6g}, with the same weights and seeds, since "
+        f"{named}: {seen}; {advice}, and draw from torch's, NumPy's or Python's own generators (torch.rand), which are "
+        "seeded for each client"
+    )
