@@ -9,26 +9,27 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from clients.sgd import SGDClient
+from clients.exact import ExactClient
 from fedsim.exchange.payload import Update
 from fedsim.local.job import Job
 from fedsim.task.layout import Layout
-from fedsim.task.lowrank import Adapter, adapters_of
+from fedsim.task.lowrank import Adapter
 from fedsim.task.task import Task
 
 
 @dataclass(frozen=True, kw_only=True)
-class FLoRAClient(SGDClient):
+class FLoRAClient(ExactClient):
     """Client k trains the first ``ranks[k mod n]`` rows of A and columns of B; the others are zero, so that they have
     no gradient, and are not sent: ``factors`` are the changes of everything else, end to end."""
 
     ranks: tuple[int, ...]
-    caches: ClassVar[frozenset[str]] = frozenset({"places"})
+    caches: ClassVar[frozenset[str]] = ExactClient.caches | {"places"}
     places: dict[int, Tensor] = field(default_factory=dict, compare=False, repr=False)
 
     def setup(self, task: Task, layout: Layout) -> None:
         """Where the numbers of each rank lie."""
-        adapters = adapters_of(task.model, layout)
+        super().setup(task, layout)
+        adapters = self.found["adapters"]
         self.places.clear()
         self.places.update({r: kept_places(adapters, layout, r) for r in set(self.ranks)})
 

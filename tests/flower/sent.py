@@ -38,6 +38,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {  # what an option needs beyond its entr
 }
 VARIANTS = (
     "fedproto strategy.share=model",
+    "fedsa strategy.new_client=mean",
     "flora strategy.ranks=[1]",
     "heterofl strategy.output_rows=classes",
     "logit_adjust strategy.prior=all",
@@ -67,7 +68,7 @@ def recorded(option: str) -> Sent:
     words = (f"strategy={name}", *SETTINGS[name]) if entry is None else entry.arguments
     if name in DEFAULTS:
         words = (f"strategy={name}", *(w for w in words if w.startswith("client.")), *more)
-    if name in ADAPTED or entry in ONE_SHOT:
+    if name in (*ADAPTED, "fedsa") or entry in ONE_SHOT:
         words = (*words, *more)
     words = tuple(w for w in words if not w.startswith("model="))
     found: Sent = {}

@@ -11,10 +11,10 @@ from problems import QUIET, hashes
 from torch import Tensor, nn
 
 import fedsim
+from clients.exact import entries, entry, fresh
 from fedsim.errors import ConfigError
 from fedsim.task.layout import Layout
 from fedsim.task.lowrank import Adapter, adapters_of
-from strategies.flora import fresh
 
 METHODS = ("fedit", "ffa", "fedsa", "rolora", "fedex", "flora")
 NAMES = (
@@ -180,7 +180,7 @@ def test_bytes_are_those_of_the_factors_that_move(method: str) -> None:
         "fedsa": [A] * 3,
         "rolora": [A, A + B, A + B],  # at first B is zero
         "fedex": [A + B, dense + A + B, dense + A + B],
-        "flora": [A + B, dense, dense],
+        "flora": [A + B, dense + 1, dense + 1],  # and under which round adapters are drawn
     }
     assert down == wanted[method]
 
@@ -188,8 +188,58 @@ def test_bytes_are_those_of_the_factors_that_move(method: str) -> None:
 def test_few_clients_are_sent_factors_and_who_was_away_what_it_missed() -> None:
     cohorts = [[0], [1], [0], [0], [2]]
     rows = run("flora", "rounds=5", "clients_per_round=1", "strategy.ranks=[1]", cohorts=cohorts).rows
-    assert [r["bytes_down"] // 8 for r in rows] == [30, 15 + 30, 28, 15, 28 + 30]
+    # a round: factors of rank 1; how many clients, rank, weight; a message: round of the draw, whether there is a copy
+    assert [r["bytes_down"] // 8 for r in rows] == [30, 15 + 3 + 1 + 30, 28 + 1, 15 + 3 + 2, 28 + 30]
     assert [r["base_change"]["dense"] for r in rows] == [0, 0, 1, 0, 1]
+
+
+def test_a_round_as_it_travels_is_what_was_put_in() -> None:
+    model = adapted()
+    layout = Layout(model, torch.float64)
+    adapters, g = adapters_of(model, layout), torch.Generator().manual_seed(0)
+    rounds = []
+    for ranks in ([2, 1], [1]):
+        rows = layout.expand(torch.randn(len(ranks), layout.size, generator=g, dtype=torch.float64))
+        for row, rank in zip(rows, ranks, strict=True):
+            for ad in adapters:
+                a, b = ad.factors(row)
+                a[rank:], b[:, rank:] = 0, 0
+        rounds.append((rows, torch.rand(len(ranks), generator=g, dtype=torch.float64), ranks))
+    flat = torch.cat([entry(adapters, *r) for r in rounds])
+    assert len(flat) == (1 + 4 + 15 + 30) + (1 + 2 + 15)
+    for (rows, q, _), (found, share) in zip(rounds, entries(adapters, flat, layout.dim), strict=True):
+        assert torch.equal(found, rows) and torch.equal(share, q)
+
+
+def test_newcomers_of_fedsa_begin_with_the_mean_of_the_others() -> None:
+    """Client 3 takes part in the last round only; its B begins as the mean of those of the second."""
+    cohorts = [[0, 1, 2], [0, 2], [3]]
+    words = ("strategy.new_client=mean", "clients_per_round=3")
+    result = run("fedsa", *words, cohorts=cohorts)
+    model = {k: v.double() for k, v in adapted().state_dict().items()}
+    kept = [{k: v for k, v in model.items() if k.endswith("lora_B")}] * 4
+    mean = kept[0]
+    for cohort in cohorts:
+        n = torch.tensor([SIZES[c] for c in cohort], dtype=torch.float64)
+        starts = [model | (mean if c == 3 else kept[c]) for c in cohort]
+        found = [
+            local_steps(s, clients()[c], ("lora_A", "lora_B")) for s, c in zip(starts, cohort, strict=True)
+        ]
+        for c, f in zip(cohort, found, strict=True):
+            kept[c] = {k: v for k, v in f.items() if k.endswith("lora_B")}
+        means = {
+            k: sum(w * f[k] for w, f in zip(n / n.sum(), found, strict=True)) for k in model if "lora" in k
+        }
+        mean = {k: v for k, v in means.items() if k.endswith("lora_B")}
+        model |= {k: v for k, v in means.items() if k.endswith("lora_A")}
+    for client in (1, 3):
+        own = result.model(client).state_dict()
+        for name, value in (model | kept[client]).items():
+            torch.testing.assert_close(own[name], value, rtol=0, atol=1e-12, msg=name)
+    assert [r["bytes_up"] // 8 for r in result.rows] == [3 * (A + B + 1), 2 * (A + B + 1), A + B + 1]
+    assert [r["bytes_down"] // 8 for r in result.rows] == [3 * A, 2 * A, A + B]
+    with pytest.raises(ConfigError, match=r"new_client.*nothing stays with clients"):
+        run("ffa", "+strategy.new_client=mean")
 
 
 def test_ranks_of_the_clients_own_are_what_they_train_and_send() -> None:
