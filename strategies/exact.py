@@ -37,9 +37,9 @@ class ExactAverage(Strategy):
 
     Parameters beside the adapters (``modules_to_save``) are averaged as usual. ``clip``: a client's change of all
     products ``s B A`` together is scaled down to this Frobenius norm, the rule that makes sense for factors whose bases
-    differ by client. The state's ``buffers`` hold what has been added to the bases, ``sent`` how many numbers all rounds
-    have come to as they travel, and ``held`` (m,) how many of them each client has received; in a deployment ``log``
-    holds the last of these numbers themselves, as many as are worth sending.
+    differ by client. The state's ``buffers`` hold what has been added to the bases, ``sent`` how many numbers
+    all rounds have come to as they travel, and ``held`` (m,) how many of them each client has received; in a deployment
+    ``log`` holds the last of these numbers themselves, as many as are worth sending.
     """
 
     traits: ClassVar[Traits] = Traits(
