@@ -324,3 +324,38 @@ def test_flora_begins_with_what_adapters_have_learnt_before() -> None:
 def test_the_base_changes_by_the_same_bits_on_workers(method: tuple[str, ...]) -> None:
     words = (*method[1:], "dtype=float32", "clients_per_round=3")
     assert hashes(run(method[0], *words, "engine=ray", "engine.workers=2")) == hashes(run(method[0], *words))
+
+
+@pytest.mark.parametrize("combine", ["pad", "svd"])
+def test_ranks_are_padded_or_cut_off_the_exact_sum(combine: str) -> None:
+    result = run("ranked_lora", "strategy.ranks=[2, 1]", f"strategy.combine={combine}", "rounds=1")
+    assert result.rows[0]["bytes_up"] == 8 * (2 * (A + B) + (A + B)) + 8 * 4
+    assert result.rows[0]["bytes_down"] == 8 * (2 * (A + B) + (A + B))
+    model, total = {k: v.double() for k, v in adapted().state_dict().items()}, sum(SIZES)
+    sums = {k: torch.zeros_like(v) for k, v in model.items()} | {i: torch.zeros(()) for i in "02"}
+    for client, data in enumerate(clients()):
+        start, share = dict(model), SIZES[client] / total
+        for i in "02":
+            start[f"{i}.lora_A"] = model[f"{i}.lora_A"].clone()
+            start[f"{i}.lora_A"][(2, 1)[client % 2] :] = 0
+        found = local_steps(start, data, ("lora_A", "lora_B"))
+        for i in "02":
+            a, b = found[f"{i}.lora_A"], found[f"{i}.lora_B"]
+            sums[i] = sums[i] + share * b @ a
+            sums[f"{i}.lora_A"] += share * a
+            sums[f"{i}.lora_B"] += share * b
+    end = result.model().state_dict()
+    for i in "02":
+        a, b = end[f"{i}.lora_A"], end[f"{i}.lora_B"]
+        if combine == "pad":
+            torch.testing.assert_close(a, sums[f"{i}.lora_A"], rtol=0, atol=1e-12)
+            torch.testing.assert_close(b, sums[f"{i}.lora_B"], rtol=0, atol=1e-12)
+            continue
+        values = torch.linalg.svdvals(sums[i])
+        for rank in (1, 2):  # what is left is as short as can be, of the first rank alone too
+            rest = torch.linalg.matrix_norm(sums[i] - b[:, :rank] @ a[:rank])
+            assert float(rest) == pytest.approx(
+                float(values[rank:].square().sum().sqrt()), rel=1e-9, abs=1e-12
+            )
+    with pytest.raises(ConfigError, match=r"strategy\.ranks=None.*give whole numbers from 1"):
+        run("ranked_lora")
