@@ -134,7 +134,9 @@ class ExactClient(SGDClient):
         if "buffers" in given:
             return
         base, factors, keeps = given.get(BASE), given.get(FACTORS), True
-        if base is None:
+        if base is not None:
+            base = job.layout.buffers.expand(base)
+        else:
             keeps = kept is not None or factors is None or not bool(factors[0])
             base = job.model.buffers.new_zeros(job.layout.buffer_dim) if kept is None else kept
             for rows, q in self._rounds(job, factors):

@@ -145,14 +145,19 @@ class ExactAverage(Strategy):
         for held in state["held"][list(round.cohort)].tolist():
             if held not in ways:
                 ways[held] = self.missed(state, held)
-        return Message(each={c: ways[int(state["held"][c])] for c in round.cohort})
+        own = {c: ways[int(state["held"][c])].joined(self.told(c)) for c in round.cohort}
+        return Message(each=own)
+
+    def told(self, client: int) -> Payload:
+        """What else a client is told."""
+        return Payload()
 
     def missed(self, state: State, held: int, log: Tensor | None = None) -> Payload:
         """What a node receives that has ``held`` so many of the numbers sent: factors of the rounds since, and whether
         it builds on a copy of its own; or the whole change of the base, where that is smaller."""
         model, numbers = self.model_for(state, self.layout, held), int(state["sent"]) - max(held, 0)
         if numbers > self.layout.buffer_size:
-            return model.joined(Payload({BASE: state["buffers"]}))
+            return model.joined(Payload({BASE: self.layout.buffers.compact(state["buffers"])}))
         if held == NEVER and not numbers:
             return model
         log = state["log"] if log is None else log
@@ -178,5 +183,5 @@ class ExactAverage(Strategy):
         for c in server.round.cohort:
             if (h := int(held[c])) not in sizes:
                 sizes[h] = sent_bytes(self.missed(state, h, blank), self.layout)
-            received[c] = sizes[h]
+            received[c] = sizes[h] + sent_bytes(self.told(c), self.layout)
         return Traffic(None, received)

@@ -67,8 +67,12 @@ class FLoRA(ExactAverage):
         """An update that is not as long as its client's rank makes it."""
         if self.ranks is None or "factors" not in update.arrays:
             return ""
-        wanted, found = len(self.places[rank_of(self.ranks, asked.client)]), update.arrays["factors"].numel()
-        return "" if found == wanted else f"'factors' holds {found} numbers, expected {wanted} by its rank"
+        wanted, found = asked.message.values.get("numbers"), update.arrays["factors"].numel()
+        return "" if found == wanted else f"'factors' holds {found} numbers, expected {wanted!r} by its rank"
+
+    def told(self, client: int) -> Payload:
+        """Where ranks differ, how many numbers it is to send."""
+        return Payload({}, {} if self.ranks is None else {"numbers": len(self.places[self.rank(client)])})
 
     def init(self, server: Server) -> State:
         """The model; what its adapters have learnt before goes into the bases, so that B = 0."""

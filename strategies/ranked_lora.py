@@ -70,7 +70,7 @@ class RankedLoRA(Strategy):
         """An update that is not as long as its client's rank makes it."""
         if "factors" not in update.arrays:
             return ""
-        wanted, found = len(self._own(asked.client)), update.arrays["factors"].numel()
+        wanted, found = (m.arrays["factors"].numel() for m in (asked.message, update))
         return "" if found == wanted else f"'factors' holds {found} numbers, expected {wanted} by its rank"
 
     def message(self, state: State, round: Round) -> Message:
