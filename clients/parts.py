@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
+import torch
 from torch import Tensor
 
 from clients.sgd import SGDClient
 from fedsim.data.local import Batch
+from fedsim.exchange.payload import Update
 from fedsim.local.job import Job
 from fedsim.task.layout import Layout
 
@@ -22,6 +24,24 @@ class PartClient(SGDClient):
     def keeps(self, layout: Layout) -> frozenset[str]:
         """The parameters that stay."""
         return frozenset(fitting(layout, self.local))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedStartClient(PartClient):
+    """The same, but what it keeps is also sent, as ``own`` (k,), so that others may begin with the mean of it: whoever
+    receives ``newcomer`` (k,) begins with that."""
+
+    def begin(self, job: Job, w: Tensor) -> Tensor:
+        """A newcomer's kept part is that of the others."""
+        if "newcomer" in job.message.arrays:
+            w[entries(job.layout, self.local)] = job.message.arrays["newcomer"]
+        return w
+
+    def finish(self, job: Job, w: Tensor) -> Update:
+        """What is kept too, as it is."""
+        own = w[entries(job.layout, self.local)]
+        update = super().finish(job, w)
+        return replace(update, arrays={**update.arrays, "own": own})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +70,14 @@ class TurnClient(PartClient):
 def fitting(layout: Layout, patterns: tuple[str, ...]) -> set[str]:
     """Names of the parameters that fit one of the patterns."""
     return {s.name for s in layout.params if any(fnmatchcase(s.name, p) for p in patterns)}
+
+
+def entries(layout: Layout, patterns: tuple[str, ...]) -> Tensor:
+    """Places (k,) in ``w``, ascending, of the parameters that fit one of the patterns."""
+    names, real = fitting(layout, patterns), layout.expand(torch.ones(layout.size, dtype=torch.bool))
+    return torch.cat(
+        [s.span.start + torch.nonzero(real[s.span]).flatten() for s in layout.params if s.name in names]
+    )
 
 
 def waiting(layout: Layout, turns: tuple[tuple[str, ...], ...], round: int) -> set[str]:

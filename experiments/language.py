@@ -3,8 +3,9 @@
     python -m experiments.language --model ../shared/data/gpt_histories --data ../shared/data/shakespeare
     python -m experiments.language ... --traces ../shared/data/traces      on measured phones: simulated seconds
 
-Prints perplexity by tokens after some rounds, bytes and seconds of each method, and writes a report. The command can be
-stopped and started again; finished runs are skipped. Further arguments are overrides for every run.
+Prints perplexity by tokens after some rounds, bytes and seconds of each method, and writes a report and the picture of
+docs/results/language.md. The command can be stopped and started again; finished runs are skipped. Further arguments
+are overrides for every run.
 """
 
 from __future__ import annotations
@@ -12,19 +13,23 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fedsim.cli.main import command
 from fedsim.report.runs import Run, load_runs
 
 LORA = "model.lora={r: 4, alpha: 8, target_modules: [c_attn, c_proj, c_fc]}"
-ZEROTH = ("one_byte", "fedkseed", "decomfl", "fedzo")  # of the strategies that there are
+SLOPES = (LORA, "strategy.lr=0.02", "evaluation.clients_every=0")  # all clients have the same model
 METHODS = {
     "full": ("strategy=fedavg", "strategy.weighting=samples", "client.lr=1e-3"),
     **{name: (f"strategy={name}", LORA) for name in ("fedit", "fedex", "flora", "rolora", "ffa", "fedsa")},
+    "one_byte": ("strategy=one_byte", *SLOPES, "strategy.samples=4", "rounds=150"),
+    "decomfl": ("strategy=decomfl", *SLOPES, "strategy.directions=4", "rounds=50"),
 }
-ROUNDS = (5, 10, 20)
+ROUNDS = (5, 10, 20, 50, 100, 150)
 PERSONAL = ("fedsa",)  # measured by each client's own model on its own test part
+PICTURED = ("full", "fedit", "ffa", "rolora", "one_byte")
 
 
 def main() -> int:
@@ -37,7 +42,9 @@ def main() -> int:
     parser.add_argument("--data", type=Path, required=True, help="folder with speeches.parquet")
     parser.add_argument("--traces", type=Path, help="folder of the device traces: runs on measured phones")
     parser.add_argument("--seeds", default="0,1,2,3,4", help="default: %(default)s")
-    parser.add_argument("--methods", default=",".join(available()), help="some of %(default)s")
+    parser.add_argument("--methods", default=",".join(METHODS), help="some of %(default)s")
+    parser.add_argument("--picture", type=Path, help="default: perplexity.png beside the runs")
+    parser.add_argument("--drawn", default=",".join(PICTURED), help="methods in it, default: %(default)s")
     args, overrides = parser.parse_known_args()
     overrides += [f"model.path={args.model}", f"data.path={args.data}"]
     if args.traces:
@@ -48,7 +55,7 @@ def main() -> int:
                 "-m",
                 "experiment=language",
                 f"method={name}",
-                *available()[name],
+                *METHODS[name],
                 f"seed={args.seeds}",
                 *overrides,
             ]
@@ -58,14 +65,8 @@ def main() -> int:
     folder = Path(next((o.split("=", 1)[1] for o in overrides if o.startswith("out=")), "runs")) / "language"
     runs = load_runs([folder])
     print(table(runs))
-    draw(runs, folder / "perplexity.png")
+    draw(runs, args.picture or folder / "perplexity.png", args.drawn.split(","))
     return max(*codes, command(["report", str(folder)]))
-
-
-def available() -> dict[str, tuple[str, ...]]:
-    """Methods by name, with their overrides; those of zeroth order where this version has them."""
-    there = {p.stem for p in (Path(__file__).parents[1] / "conf/strategy").glob("*.yaml")}
-    return METHODS | {name: (f"strategy={name}",) for name in ZEROTH if name in there}
 
 
 def measured(run: Run) -> dict[int, float]:
@@ -73,38 +74,43 @@ def measured(run: Run) -> dict[int, float]:
     return run.series("clients/perplexity_pooled" if run.method in PERSONAL else "perplexity")
 
 
-def draw(runs: list[Run], path: Path) -> None:
-    """Perplexity against rounds, megabytes up and down, and simulated minutes where devices have a clock."""
+def draw(runs: list[Run], path: Path, methods: Sequence[str]) -> None:
+    """Perplexity against megabytes up and down, and against simulated hours where devices have a clock, else rounds;
+    a line a seed."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    done = [run for run in runs if run.status == "done"]
-    columns: dict[str, tuple[str, ...]] = {
-        "round": (),
-        "MB up and down, all clients": ("bytes_up", "bytes_down"),
+    done = {m: [run for run in runs if run.status == "done" and run.method == m] for m in methods}
+    clocked = any(run.total("sim_seconds") for group in done.values() for run in group)
+    panels: dict[str, Callable[[Run, int], float]] = {
+        "megabytes up and down, all clients": lambda run, r: _moved(run, r) / 1e6,
+        "simulated hours on phones" if clocked else "round": lambda run, r: (
+            run.total("sim_seconds", until=r) / 3600 if clocked else r
+        ),
     }
-    if any(run.total("sim_seconds") for run in done):
-        columns["simulated minutes"] = ("sim_seconds",)
-    figure, panels = pyplot.subplots(
-        1, len(columns), figsize=(4.2 * len(columns), 3.6), sharey=True, squeeze=False
-    )
-    for panel, (words, names) in zip(panels[0], columns.items(), strict=True):
-        for i, method in enumerate(dict.fromkeys(run.method for run in done)):
-            for run in (r for r in done if r.method == method):
-                found, size = measured(run), 60 if names == ("sim_seconds",) else 1e6
-                at = [sum(run.total(n, until=r) for n in names) / size if names else r for r in found]
-                panel.plot(
-                    at, list(found.values()), ".-", color=f"C{i}", label=method if run.seed == 0 else None
-                )
-        panel.set_xlabel(words)
-        if names:
-            panel.set_xscale("log")
-    panels[0][0].set_ylabel("perplexity on the clients' test text")
-    panels[0][-1].legend(fontsize="small")
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(10, 3.8), sharey=True, squeeze=False)
+    for axis, (words, place) in zip(axes[0], panels.items(), strict=True):
+        for i, (method, group) in enumerate(done.items()):
+            for j, run in enumerate(group):
+                found = measured(run)
+                at = [place(run, r) for r in found]
+                axis.plot(at, list(found.values()), ".-", color=f"C{i}", label=method if not j else None)
+        axis.set_xlabel(words)
+        axis.set_xscale("log" if words != "round" else "linear")
+        axis.set_yscale("log")
+        axis.set_yticks([25, 30, 40, 60], labels=["25", "30", "40", "60"])
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+    axes[0][0].set_ylabel("perplexity on the clients' test text")
+    axes[0][-1].legend(fontsize="small")
     figure.tight_layout()
     figure.savefig(path, dpi=110)
+
+
+def _moved(run: Run, until: int) -> float:
+    return run.total("bytes_up", until=until) + run.total("bytes_down", until=until)
 
 
 def table(runs: list[Run]) -> str:

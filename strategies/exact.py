@@ -7,17 +7,17 @@ Single clients' factors are needed, side by side (M r (in + out) numbers a layer
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from clients.base import Client
-from clients.sgd import SGDClient
-from fedsim.errors import ClientError
+from clients.exact import BASE, FACTORS, ExactClient, entry
 from fedsim.exchange.fold import Fold
-from fedsim.exchange.payload import Replies
+from fedsim.exchange.packing import sent_bytes
+from fedsim.exchange.payload import Message, Payload, Replies
 from fedsim.local.kept import SERVER
 from fedsim.server.exchanges import Server
 from fedsim.server.round import Round
@@ -37,8 +37,9 @@ class ExactAverage(Strategy):
 
     Parameters beside the adapters (``modules_to_save``) are averaged as usual. ``clip``: a client's change of all
     products ``s B A`` together is scaled down to this Frobenius norm, the rule that makes sense for factors whose bases
-    differ by client. The state's ``buffers`` hold what has been added to the bases, ``sent`` how many numbers of
-    factors all rounds have come to, and ``held`` (m,) how many of them each client has received.
+    differ by client. The state's ``buffers`` hold what has been added to the bases, ``sent`` how many numbers
+    all rounds have come to as they travel, and ``held`` (m,) how many of them each client has received; in a deployment
+    ``log`` holds the last of these numbers themselves, as many as are worth sending.
     """
 
     traits: ClassVar[Traits] = Traits(
@@ -49,10 +50,12 @@ class ExactAverage(Strategy):
         "is the same update; type strategy.clip=1.0 to bound what a client changes, or strategy=ffa, whose clients "
         "share A",
     )
+    exact: ClassVar[str]  # of ``clients.exact.CHANGES``: what a round adds to the base
     weighting: str
     clip: float | None = None
     client: Client = field(init=False)
     adapters: tuple[Adapter, ...] = field(init=False, default=(), repr=False, compare=False)
+    layout: Layout = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_weighting(self.weighting)
@@ -66,15 +69,17 @@ class ExactAverage(Strategy):
 
     def make_client(self) -> Client:
         """Local SGD of both factors."""
-        return SGDClient(weighting=self.weighting)
+        return ExactClient(weighting=self.weighting, exact=self.exact)
 
     def setup(self, task: Task, layout: Layout) -> None:
         """Find the adapters."""
-        self.adapters = adapters_of(task.model, layout)
+        self.adapters, self.layout = adapters_of(task.model, layout), layout
 
     def init(self, server: Server) -> State:
         """The model, and nothing sent so far."""
-        return {**super().init(server), "sent": 0, "held": torch.full((len(server.sizes),), NEVER)}
+        state = super().init(server)
+        state |= {"sent": 0, "held": torch.full((len(server.sizes),), NEVER)}
+        return state | ({"log": state["w"].new_zeros(0)} if server.remote else {})
 
     def settle(self, state: State, rows: Tensor, q: Tensor, round: Round) -> tuple[Tensor, Tensor]:
         """Next ``w`` and ``buffers`` from single changes ``rows`` (M, d) and their weights ``q`` (M,), which sum to
@@ -83,19 +88,32 @@ class ExactAverage(Strategy):
 
     def update(self, state: State, replies: Replies, round: Round) -> State:
         """Weigh, clip, settle, and note who holds what."""
-        rows = self.rows(replies)
-        total = float(replies.weights.sum())
-        if not total > 0:
-            raise ClientError(f"the mean of the clients' products needs a positive total weight, got {total}")
-        q = (replies.weights / total).to(rows.dtype)
+        weights, held, lost = replies.weights, state["held"].clone(), list[int]()
+        there = weights > 0
+        if not bool(there.all()):  # nodes without their copy of the base: the whole of it, when next asked
+            lost = [c for c, here in zip(replies.clients, there.tolist(), strict=True) if not here]
+            held[lost], replies.log["out_of_sync"] = NEVER, lost
+            if not bool(there.any()):
+                return state | {"held": held}
+        rows, clients = self.rows(replies)[there], [c for c in replies.clients if c not in lost]
+        q = (weights[there] / weights.sum()).to(rows.dtype)
         if self.clip is not None:
             shrink = (self.clip / self.norms(state["w"], rows).clamp(min=1e-30)).clamp(max=1)
             replies.log["clipped_clients"] = int((shrink < 1).sum())
             q = q * shrink
         w, buffers = self.settle(state, rows, q, round)
-        held, sent = state["held"].clone(), int(state["sent"])
-        held[replies.clients] = sent
-        return state | {"w": w, "buffers": buffers, "held": held, "sent": sent + self.numbers(replies)}
+        held[clients] = state["sent"]
+        new = entry(self.adapters, self.trained(state, rows), q, [self.rank(c) for c in clients])
+        log = {"log": torch.cat([state["log"], new])[-len(buffers) :]} if "log" in state else {}
+        return state | {"w": w, "buffers": buffers, "held": held, "sent": state["sent"] + len(new)} | log
+
+    def trained(self, state: State, rows: Tensor) -> Tensor:
+        """Of single changes ``rows`` (M, d) what ``exact`` is worked out of."""
+        return rows
+
+    def rank(self, client: int) -> int:
+        """How many ranks of the adapters a client trains."""
+        return max(ad.rank for ad in self.adapters)
 
     def rows(self, replies: Replies) -> Tensor:
         """Single changes (M, d) of the model."""
@@ -117,44 +135,53 @@ class ExactAverage(Strategy):
         out: Tensor = w + torch.tensordot(q, rows, 1)
         return out
 
-    def numbers(self, replies: Replies) -> int:
-        """Numbers of all factors that the round's clients sent."""
-        return len(replies) * sum(ad.rank * ad.width for ad in self.adapters)
-
     # -- what goes over the links ---------------------------------------------------------------------------------
+
+    def message(self, state: State, round: Round) -> Message:
+        """The model; to nodes what each of them lacks."""
+        if "log" not in state:
+            return super().message(state, round)
+        ways: dict[int, Payload] = {}
+        for held in state["held"][list(round.cohort)].tolist():
+            if held not in ways:
+                ways[held] = self.missed(state, held)
+        own = {c: ways[int(state["held"][c])].joined(self.told(c)) for c in round.cohort}
+        return Message(each=own)
+
+    def told(self, client: int) -> Payload:
+        """What else a client is told."""
+        return Payload()
+
+    def missed(self, state: State, held: int, log: Tensor | None = None) -> Payload:
+        """What a node receives that has ``held`` so many of the numbers sent: factors of the rounds since, and whether
+        it builds on a copy of its own; or the whole change of the base, where that is smaller."""
+        model, numbers = self.model_for(state, self.layout, held), int(state["sent"]) - max(held, 0)
+        if numbers > self.layout.buffer_size:
+            return model.joined(Payload({BASE: self.layout.buffers.compact(state["buffers"])}))
+        if held == NEVER and not numbers:
+            return model
+        log = state["log"] if log is None else log
+        start = log.new_tensor([float(held != NEVER)])
+        return model.joined(Payload({FACTORS: torch.cat([start, log[len(log) - numbers :]])}))
+
+    def model_for(self, state: State, layout: Layout, held: int) -> Payload:
+        """What it receives of the adapters and of what is trained beside them."""
+        return Payload({"w": state["w"]})
 
     def traffic(self, server: Server, state: State) -> Traffic | None:
         """Downwards each client gets the factors of the rounds that it missed, and works the changes of the base out of
-        them, or the whole change where that is smaller. Counted so in simulations, where all of it lies in shared
-        memory once; nodes of a deployment are sent the whole change, since they keep nothing between rounds."""
+        them, or the whole change where that is smaller: of a simulation, where all lies in shared memory once, counted
+        as nodes of a deployment are sent it."""
+        held, sizes = state["held"], dict[int, int]()
+        whole = {h: int(state["sent"]) - max(h, 0) > self.layout.buffer_size for h in held.unique().tolist()}
+        dense = sum(whole[int(held[c])] for c in server.round.cohort)
+        server.log["base_change"] = {"factors": len(server.round.cohort) - dense, "dense": dense}
         if server.remote:
             return None
-        itemsize, cohort = state["w"].element_size(), server.round.cohort
-        received, held = np.zeros(len(server.sizes), dtype=np.int64), state["held"]
-        dense, ways = sum(ad.dense for ad in self.adapters), {"factors": 0, "dense": 0}
-        rest = server.layout.size - sum(ad.rank * ad.width for ad in self.adapters)
-        for c in cohort:
-            missed = int(state["sent"]) - max(int(held[c]), 0)
-            whole = missed > dense
-            ways["dense" if whole else "factors"] += 1
-            beside = server.layout.size if self.needs_model(whole, int(held[c])) else rest
-            received[c] = (min(missed, dense) + beside) * itemsize
-        server.log["base_change"] = ways
+        blank = state["w"].new_ones(self.layout.buffer_size)  # no vector of zeros, which would travel packed
+        received = np.zeros(len(server.sizes), dtype=np.int64)
+        for c in server.round.cohort:
+            if (h := int(held[c])) not in sizes:
+                sizes[h] = sent_bytes(self.missed(state, h, blank), self.layout)
+            received[c] = sizes[h] + sent_bytes(self.told(c), self.layout)
         return Traffic(None, received)
-
-    def needs_model(self, whole: bool, held: int) -> bool:
-        """Whether a client is sent the adapters too, by what it is sent of the base and has ``held``."""
-        return whole or held == NEVER
-
-
-def moved(state: State, adapters: tuple[Adapter, ...], changes: list[Tensor]) -> Tensor:
-    """The state's ``buffers`` with ``changes`` (out, in) added to those of the adapters' bases."""
-    buffers: Tensor = state["buffers"].clone()
-    for ad, change in zip(adapters, changes, strict=True):
-        ad.change_of(buffers).add_(change.to(buffers.dtype))
-    return buffers
-
-
-def wide(*tensors: Tensor) -> list[Any]:
-    """In float64, in which products are added up."""
-    return [t.double() for t in tensors]

@@ -5,13 +5,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
+from clients.exact import moved, residuals
 from fedsim.server.round import Round
-from fedsim.task.lowrank import cross_term
 from strategies.base import State
-from strategies.exact import ExactAverage, moved, wide
+from strategies.exact import ExactAverage
 
 
 @dataclass(kw_only=True)
@@ -23,12 +22,9 @@ class FedEx(ExactAverage):
     the base's orientation, transposed where a layer keeps (in, out).
     """
 
+    exact = "residual"
+
     def settle(self, state: State, rows: Tensor, q: Tensor, round: Round) -> tuple[Tensor, Tensor]:
         """Mean factors; what clipping takes from a client's weight falls to the factors from before."""
-        whole = torch.cat([rows, rows.new_zeros(1, rows.shape[1])])
-        p = torch.cat([q, (1 - q.sum()).clamp(min=0)[None]])
-        changes = []
-        for ad in self.adapters:
-            a, b, weights = wide(*ad.factors(whole), p)
-            changes.append(ad.scale * cross_term(a, b, weights / weights.sum()))
-        return self.averaged(state["w"], rows, q), moved(state, self.adapters, changes)
+        changes = residuals(self.adapters, rows, q)
+        return self.averaged(state["w"], rows, q), moved(state["buffers"], self.adapters, changes)

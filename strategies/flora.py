@@ -4,25 +4,22 @@ Low-Rank Adaptations, NeurIPS 2024."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from clients.base import Client
+from clients.exact import DRAWN, beside, fresh, moved, products, wide
 from clients.flora import FLoRAClient, kept_places, rank_of
-from clients.sgd import SGDClient
 from fedsim.exchange.fold import Fold
-from fedsim.exchange.payload import Message, Payload, Replies
-from fedsim.rng import torch_rng
+from fedsim.exchange.payload import Payload, Replies
 from fedsim.server.exchanges import Server
 from fedsim.server.round import Round
 from fedsim.server.traits import ClientQuestion
 from fedsim.task.layout import Layout
-from fedsim.task.lowrank import Adapter, exact_mean
 from fedsim.task.task import Task
 from strategies.base import State, check
-from strategies.exact import NEVER, ExactAverage, moved, wide
+from strategies.exact import NEVER, ExactAverage
 
 
 @dataclass(kw_only=True)
@@ -35,6 +32,7 @@ class FLoRA(ExactAverage):
     alpha_i = s r_i, as in the authors' settings.
     """
 
+    exact = "product"
     ranks: Sequence[int] | None = None
     dim: int = field(init=False, default=0, repr=False, compare=False)
     places: dict[int, Tensor] = field(init=False, default_factory=dict, repr=False, compare=False)
@@ -47,8 +45,8 @@ class FLoRA(ExactAverage):
     def make_client(self) -> Client:
         """Local SGD, of as many ranks as the client has."""
         if self.ranks is None:
-            return SGDClient(weighting=self.weighting)
-        return FLoRAClient(weighting=self.weighting, ranks=tuple(self.ranks))
+            return super().make_client()
+        return FLoRAClient(weighting=self.weighting, exact=self.exact, ranks=tuple(self.ranks))
 
     @property
     def fold(self) -> Fold:  # type: ignore[override]
@@ -72,22 +70,20 @@ class FLoRA(ExactAverage):
         wanted, found = asked.message.values.get("numbers"), update.arrays["factors"].numel()
         return "" if found == wanted else f"'factors' holds {found} numbers, expected {wanted!r} by its rank"
 
-    def message(self, state: State, round: Round) -> Message:
-        """The model; where ranks differ also how many numbers each client is to send."""
-        message = super().message(state, round)
-        if self.ranks is None:
-            return message
-        lengths = {c: len(self.places[rank_of(self.ranks, c)]) for c in round.cohort}
-        return replace(message, each={c: Payload(values={"numbers": n}) for c, n in lengths.items()})
+    def told(self, client: int) -> Payload:
+        """Where ranks differ, how many numbers it is to send."""
+        return Payload({}, {} if self.ranks is None else {"numbers": len(self.places[self.rank(client)])})
 
     def init(self, server: Server) -> State:
         """The model; what its adapters have learnt before goes into the bases, so that B = 0."""
         state = super().init(server)
         changes = [ad.scale * (b @ a) for ad in self.adapters for a, b in [wide(*ad.factors(state["w"]))]]
-        state["buffers"] = moved(state, self.adapters, changes)
+        state["buffers"] = moved(state["buffers"], self.adapters, changes)
+        if bool(state["buffers"].any()):
+            state["sent"] = server.layout.buffer_size + 1  # nobody can do without the whole of it
         for ad in self.adapters:
             ad.factors(state["w"])[1].zero_()
-        return state
+        return state | {"drawn": 0}
 
     def rows(self, replies: Replies) -> Tensor:
         """Single changes (M, d); ranks that a client has not stay zero."""
@@ -103,32 +99,28 @@ class FLoRA(ExactAverage):
 
     def settle(self, state: State, rows: Tensor, q: Tensor, round: Round) -> tuple[Tensor, Tensor]:
         """The sum of products into the bases, and the adapters of the next round."""
-        changes = []
-        for ad in self.adapters:
-            (a, b), (da, db) = ad.factors(state["w"]), ad.factors(rows)
-            a, b, weights = wide(a + da, b + db, q)
-            changes.append(ad.scale * exact_mean(a, b, weights))
+        changes = products(self.adapters, self.trained(state, rows), q)
         w = self.averaged(state["w"], rows, q)
         fresh(w, self.adapters, round.seed, round.index + 1)
-        return w, moved(state, self.adapters, changes)
+        return w, moved(state["buffers"], self.adapters, changes)
 
-    def numbers(self, replies: Replies) -> int:
-        """By the ranks of those who answered."""
-        if self.ranks is None:
-            return super().numbers(replies)
-        width = sum(ad.width for ad in self.adapters)
-        return sum(rank_of(self.ranks, c) * width for c in replies.clients)
+    def update(self, state: State, replies: Replies, round: Round) -> State:
+        """And note under which round adapters were drawn."""
+        new = super().update(state, replies, round)
+        return new | {"drawn": round.index + 1} if new["sent"] > state["sent"] else new
 
-    def needs_model(self, whole: bool, held: int) -> bool:
+    def trained(self, state: State, rows: Tensor) -> Tensor:
+        """The clients' own models."""
+        out: Tensor = state["w"] + rows
+        return out
+
+    def rank(self, client: int) -> int:
+        """Its own, or all."""
+        return super().rank(client) if self.ranks is None else rank_of(self.ranks, client)
+
+    def model_for(self, state: State, layout: Layout, held: int) -> Payload:
         """Fresh adapters follow from (seed, round); those of the first round are the model's."""
-        return held == NEVER
-
-
-def fresh(w: Tensor, adapters: tuple[Adapter, ...], seed: int, round: int) -> None:
-    """Draw A of all adapters anew in ``w`` (d,), in place, uniform on +-1/sqrt(in), and set B to zero."""
-    rng = torch_rng(seed, "lora", round)
-    for ad in adapters:
-        a, b = ad.factors(w)
-        bound = ad.a.shape[1] ** -0.5
-        a.copy_((2 * torch.rand(ad.a.shape, generator=rng, dtype=torch.float32) - 1) * bound)
-        b.zero_()
+        if held == NEVER:
+            return Payload({"w": state["w"]})
+        rest = state["w"][beside(self.adapters, layout)]
+        return Payload({"rest": rest} if len(rest) else {}, {DRAWN: state["drawn"]})

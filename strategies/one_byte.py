@@ -2,12 +2,12 @@
 Goodman: Just One Byte (per gradient), arXiv 2306.10015, 2023.
 
 The parts are plain functions, usable without the simulator: ``encode`` and ``decode``, ``direction``, ``slope``,
-``agreed``, ``nu``, ``update``.
+``nu``, ``update``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -28,9 +28,7 @@ from fedsim.server.traits import ClientQuestion, Traits
 from strategies.base import check
 from strategies.replicas import Logged
 
-__all__ = ["OneByte", "agreed", "decode", "direction", "encode", "nu", "slope", "update"]
-
-Entry = tuple[int, int, Any]  # machine m, sample s, code b
+__all__ = ["OneByte", "decode", "direction", "encode", "nu", "slope", "update"]
 
 
 def encode(g: ArrayLike, codec: str = "log8") -> Codes:
@@ -48,19 +46,12 @@ def direction(seed: int, t: int, m: int, s: int, size: int) -> np.ndarray:
     return generator(seed, "own", t, m, s).standard_normal(size, dtype=np.float32)
 
 
-def agreed(entries: Iterable[Entry]) -> list[Entry]:
-    """The entries (m, s, b) of a round that count, sorted by (m, s) whatever the order in which they came: one of those
-    that came twice alike, none of those that came twice and differ."""
-    seen: dict[tuple[int, int], set[Any]] = {}
-    for m, s, b in entries:
-        seen.setdefault((m, s), set()).add(b)
-    return [(m, s, next(iter(seen[m, s]))) for m, s in sorted(seen) if len(seen[m, s]) == 1]
-
-
 @dataclass(kw_only=True)
 class OneByte(Logged):
     """Each client measures S = ``samples`` slopes a round, each a byte (``codec``); all copies move by
-    ``theta <- theta - (lr / nu(K)) sum decode(b) z(t, m, s)``, K the number of slopes that arrived.
+    ``theta <- theta - (lr / nu(K)) sum decode(b) z(t, m, s)``, K the number of slopes that arrived. A client answers a
+    question once, with all S in their order, and answers are taken in order of clients: no entry can come twice, and
+    the order of arrival does not matter.
 
     ``nu``: ``mean`` (K) or ``sqrt``. ``batch``: a new mini-batch for each ``direction``, or one for the ``round``.
     ``weighting=samples``: a direction weighs n_m (and n_m travels with the log, four bytes).

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
+from safetensors import SafetensorError
 
 from fedsim.cli.arguments import Arguments, folder, place
 from fedsim.config.allowed import check_allowed, granted, listed
@@ -19,6 +20,8 @@ from fedsim.config.compose import load, plain
 from fedsim.errors import ConfigError
 from fedsim.replay.again import as_simulation
 from fedsim.run.key import version
+from fedsim.server.weightsfile import LAST
+from fedsim.task.frozen import FrozenBase, reference
 from fedsim.tracking.rows import read_rows, rows_of
 
 
@@ -59,6 +62,7 @@ def _verify(args: Namespace) -> int:
                 f"{recorded_dir}: {' and '.join(objects)} of this run were handed over in Python; to verify it, call "
                 "simulate again with the same arguments and compare the weights_hash of the rounds"
             )
+        _check_base(recorded_dir, recorded_config)
         config = as_simulation(recorded_config, again_dir)
         validate(config)
         if recorded_config.code:
@@ -72,7 +76,8 @@ def _verify(args: Namespace) -> int:
         if (record := DeploymentRecord.of(recorded_dir)) is not None:
             whole = len(record.cohorts) >= config.rounds
             handed = {"engine": ReplayEngine(record), "cohorts": record.cohorts if whole else None}
-        again = _hashes(run(config, **handed).dir)
+        computed = run(config, **handed).dir
+        again, base = _hashes(computed), _base(computed)
     differing = next((number for number, value in recorded.items() if again.get(number) != value), None)
     if args.json:
         print(
@@ -83,8 +88,28 @@ def _verify(args: Namespace) -> int:
     else:
         value, found = recorded[differing], again.get(differing, "nothing")
         print(f"round {differing} differs: recorded {value}, computed {found}")
+        if (then := _base(recorded_dir)) != base:
+            print(f"its base was {then or 'trained as a whole'}; in model.path lies {base or 'none'}")
         print(why_other_bits(recorded_dir, differing, recorded_config))
     return 0 if differing is None else 1
+
+
+def _check_base(run: Path, config: DictConfig) -> None:
+    """Refuse a run whose model was built on weights in a folder that is gone: nothing else holds them."""
+    path = config.model.get("path")
+    if isinstance(path, str) and not Path(path).expanduser().is_dir():
+        base = _base(run)
+        what = f"the base {base}" if base else "the weights that it began with"
+        raise ConfigError(
+            f"{run}: {what} lay in model.path={path}, which is gone, and the run has no copy; put the folder back there"
+        )
+
+
+def _base(run: Path) -> FrozenBase | None:
+    """The frozen base that the weights of a run refer to, if they do."""
+    with suppress(OSError, SafetensorError):
+        return reference(run / LAST)
+    return None
 
 
 def _document(

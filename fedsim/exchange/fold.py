@@ -93,7 +93,8 @@ def combine(parts: Iterable[Folder], count: int = 0) -> dict[tuple[str, str], Te
     rows: dict[tuple[str, str], Tensor] = {}
     filled: dict[tuple[str, str], int] = {}
     fresh: set[tuple[str, str]] = set()
-    for part in parts:
+
+    def take(part: Folder) -> None:
         for k, v in part.sums.items():
             if k not in totals:
                 totals[k] = v
@@ -118,6 +119,10 @@ def combine(parts: Iterable[Folder], count: int = 0) -> dict[tuple[str, str], Te
             else:
                 whole[at : at + len(block)] = block
             filled[k] += len(block)
+
+    for part in parts:
+        take(part)
+        del part  # or it would lie in memory while the next one is computed
     totals.update({k: whole[: filled[k]] for k, whole in rows.items()})
     return totals
 

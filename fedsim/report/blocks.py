@@ -190,6 +190,7 @@ def differences(a: Arm, b: Arm, seeds: Sequence[int]) -> list[str]:
     facts = [[arm.runs[s].facts for s in seeds] for arm in (a, b)]
     for key, words in (
         ("initial_hash", "initial weights differ"),
+        ("uploads_hash", "one-shot methods began with other models of the clients"),
         ("host.class", "computed on different machines"),
     ):
         values = [[fact.get(key) for fact in found] for found in facts]

@@ -101,7 +101,9 @@ class Exchanger:
                 _enforce(self.failures, result.outcomes, round)
                 for client, state in result.states.items():
                     self.states.propose(client, broadcast.round, state)
-                yield result.folder
+                folder = [result.folder]
+                del result
+                yield folder.pop()  # this frame does not hold it while the next one is computed
 
         folded = combine(accepted(), len(inquiry.clients))
         if self.collusion is not None:

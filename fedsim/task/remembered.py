@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ class Remembered:
         """``flat``: names of the buffers that ``buffers`` (b,) holds."""
         self._module = module
         self._frozen = frozen_layers(module)
+        self._modes = _modes(module)
         self._train()
         others = [b for n, b in module.named_buffers() if n not in flat]
         merged: list[Tensor] = [p for n, p in module.named_parameters() if n in set(habits.merges)]
@@ -79,7 +81,7 @@ class Remembered:
         first.restore()
         try:
             with torch.no_grad():
-                self._module.eval()
+                self._mode(False)
                 self.settle()
                 if self._evaluating is None or self._switches:  # what it does then may depend on the weights
                     self._evaluating = self._noted()
@@ -105,9 +107,30 @@ class Remembered:
         return Attributes(self._layers, self._registered, self._things)
 
     def _train(self) -> None:
-        self._module.train()
+        self._mode(True)
         for layer in self._frozen:
             layer.training = False
+
+    def _mode(self, training: bool) -> None:
+        """As ``train`` and ``eval`` do it; layer by layer where no layer has a way of its own, which costs less."""
+        if self._modes is None:
+            self._module.train(training)
+        else:
+            for held in self._modes:
+                held["training"] = training
+
+
+def _modes(module: nn.Module) -> list[dict[str, Any]] | None:
+    """The attributes of all layers of ``module``, if ``train`` does no more than to note the mode among them."""
+    layers = list(module.modules())
+    plain = all(
+        type(m).train is nn.Module.train
+        and type(m).eval is nn.Module.eval
+        and type(m).__setattr__ is nn.Module.__setattr__
+        and not {"train", "eval"} & vars(m).keys()
+        for m in layers
+    )
+    return [vars(m) for m in layers] if plain else None
 
 
 def _counted(module: nn.Module) -> set[str]:

@@ -33,11 +33,13 @@ SETTINGS: dict[str, tuple[str, ...]] = {  # what an option needs beyond its entr
     "fedsa": ('strategy.local=["*.bias"]',),
     "fedex": (),
     "flora": (),
+    "ranked_lora": ("strategy.ranks=[1]",),
     "fraug_digits": ("strategy.rounds=6",),
     "fraug_officehome": ("strategy.rounds=6",),
 }
 VARIANTS = (
     "fedproto strategy.share=model",
+    "fedsa strategy.new_client=mean",
     "flora strategy.ranks=[1]",
     "heterofl strategy.output_rows=classes",
     "logit_adjust strategy.prior=all",
@@ -49,7 +51,7 @@ DEFAULTS = (
     "heterofl",
     "logit_adjust",
 )  # whose entries in the contracts may be of another variant
-ADAPTED = ("fedex", "flora")  # whose models have adapters
+ADAPTED = ("fedex", "flora", "ranked_lora")  # whose models have adapters
 NOTHING = dict.fromkeys(("centralised", "mezo"), "not deployed: all data in one place")
 IMPLIED = {"sums"}  # arrays that a simulation folds, and that do not travel
 Sent = dict[str, tuple[set[str], set[str]]]  # question to arrays and values
@@ -67,7 +69,7 @@ def recorded(option: str) -> Sent:
     words = (f"strategy={name}", *SETTINGS[name]) if entry is None else entry.arguments
     if name in DEFAULTS:
         words = (f"strategy={name}", *(w for w in words if w.startswith("client.")), *more)
-    if name in ADAPTED or entry in ONE_SHOT:
+    if name in (*ADAPTED, "fedsa") or entry in ONE_SHOT:
         words = (*words, *more)
     words = tuple(w for w in words if not w.startswith("model="))
     found: Sent = {}

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from localgrid import deploy
+from localgrid import Spoiler, deploy
 from test_local import FRAMING, SMALL, simulated
 
 pytest.importorskip("peft", reason="peft is not installed (fedsim[hf])")
@@ -24,15 +26,27 @@ VIT = (
 @pytest.mark.slow
 @pytest.mark.parametrize("method", [("fedex",), ("flora", "strategy.ranks=[2, 1]")], ids=lambda m: m[0])
 def test_the_base_changes_at_nodes_as_in_a_simulation(method: tuple[str, ...], tmp_path: Path) -> None:
-    """Nodes are sent the whole change of the base, which a simulation prices as the factors that make it."""
+    """Nodes keep their copy of it, and are sent what a simulation prices."""
     settings = (
         tuple(s for s in SMALL if not s.startswith("model=")) + VIT + (f"strategy={method[0]}", *method[1:])
     )
     twin, grid = deploy(tmp_path, *settings)
     alone = simulated(*settings)
-    for key in ("weights_hash", "loss", "bytes_up"):
+    for key in ("weights_hash", "loss", "bytes_up", "bytes_down", "base_change"):
         assert [r[key] for r in twin.rows] == [r[key] for r in alone.rows], key
     messages = sum(kind == "train" for _, kind, _ in grid.log)
-    down = sum(r["bytes_down"] for r in twin.rows)
-    assert 0 <= grid.bytes_down - down <= FRAMING * messages
-    assert down > sum(r["bytes_down"] for r in alone.rows)
+    assert 0 <= grid.bytes_down - sum(r["bytes_down"] for r in twin.rows) <= FRAMING * messages
+
+
+@pytest.mark.slow
+def test_a_node_that_lost_its_copy_of_the_base_says_so_and_is_sent_it(tmp_path: Path) -> None:
+    def lose(message: Any) -> None:
+        shutil.rmtree(tmp_path / "state-1")
+
+    wide = tuple(
+        s.replace("hidden_size: 8", "hidden_size: 32") for s in VIT
+    )  # factors are smaller than the change
+    settings = tuple(s for s in SMALL if not s.startswith("model=")) + wide
+    words = ("strategy=fedex", "rounds=4", "clients_per_round=3", "engine.lost_state=restart")
+    run, _ = deploy(tmp_path, *settings, *words, spoil=Spoiler(lose, (2, 1)))
+    assert [r.get("out_of_sync") for r in run.rows] == [None, [1], None, None]

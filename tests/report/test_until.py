@@ -73,12 +73,19 @@ def test_the_objective_against_a_setting_that_was_swept(tmp_path):
         draw_metric(found, LAST, "client.epochs")
 
 
-def test_other_initial_weights_are_noted(tmp_path):
+@pytest.mark.parametrize(
+    ("fact", "said"),
+    [
+        ("initial_hash", "initial weights differ"),
+        ("uploads_hash", "one-shot methods began with other models of the clients"),
+    ],
+)
+def test_other_beginnings_are_noted(tmp_path, fact, said):
     for seed in range(3):
         for method in ("fedavg", "x"):
-            make(tmp_path, method, seed, [0.5 + seed / 10], summary={"initial_hash": f"{method}{seed}"})
+            make(tmp_path, method, seed, [0.5 + seed / 10], summary={fact: f"{method}{seed}"})
     (block,) = blocks.blocks_of(load_runs([tmp_path]), LAST)
-    assert "initial weights differ" in block.comparisons[0].notes
+    assert said in block.comparisons[0].notes
 
 
 @pytest.mark.parametrize("busy", [False, True])

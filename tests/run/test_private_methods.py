@@ -20,6 +20,7 @@ NEEDS = {
     **{name: ["topology=ring"] for name in ("gossip", "gossip_fedavg", "gossip_async", "dpsgd")},
     **{name: ["strategy.lr=0.05"] for name in ("one_byte", "decomfl", "fedkseed", "mezo")},
     "fedsgd": ["client.steps=1"],
+    "ranked_lora": ["strategy.ranks=[1]"],
 }
 BASE = ["engine=serial", "client.steps=3"]
 PRIVATE = ["privacy.z=1", "privacy.delta=1e-3"]

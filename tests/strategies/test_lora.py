@@ -7,113 +7,14 @@ from typing import Any
 import pytest
 import torch
 from adapting import adapted
-from problems import QUIET, hashes
+from lora_runs import METHODS, NAMES, SIZES, A, B, by_hand, clients, run, state
+from problems import hashes
 from torch import Tensor, nn
 
 import fedsim
 from fedsim.errors import ConfigError
 from fedsim.task.layout import Layout
 from fedsim.task.lowrank import Adapter, adapters_of
-from strategies.flora import fresh
-
-METHODS = ("fedit", "ffa", "fedsa", "rolora", "fedex", "flora")
-NAMES = (
-    "0.base.weight",
-    "0.base.bias",
-    "0.lora_A",
-    "0.lora_B",
-    "2.base.weight",
-    "2.base.bias",
-    "2.lora_A",
-    "2.lora_B",
-)
-SIZES, LR = (8, 12, 4, 8), 0.2
-
-
-def clients() -> list[tuple[Tensor, Tensor]]:
-    g = torch.Generator().manual_seed(1)
-    return [
-        (torch.randn(n, 4, generator=g) + i, torch.randint(0, 3, (n,), generator=g))
-        for i, n in enumerate(SIZES)
-    ]
-
-
-def run(method: str, *overrides: str, **given: Any) -> fedsim.RunResult:
-    settings = ("engine=serial", *QUIET, "dtype=float64", "rounds=3", f"strategy={method}", f"client.lr={LR}")
-    local = (
-        "client.epochs=2",
-        "client.batch_size=4",
-        "client.shuffle=false",
-        "clients_per_round=4",
-        "engine.chunks=2",
-    )
-    parts: dict[str, Any] = {"model": adapted, "clients": clients(), "test": clients()[0]}
-    return fedsim.simulate([*settings, *local, *overrides], **{**parts, **given})
-
-
-# -- the same by hand ---------------------------------------------------------------------------------------------
-
-
-Matrices = dict[str, Tensor]
-
-
-def local_steps(model: Matrices, data: tuple[Tensor, Tensor], trained: tuple[str, ...]) -> Matrices:
-    """Two passes of plain SGD over batches of 4, of the matrices whose names end as ``trained`` says."""
-    own = {k: v.clone().requires_grad_(k.endswith(trained)) for k, v in model.items()}
-    x, y = data[0].double(), data[1]
-    for _ in range(2):
-        for i in range(0, len(y), 4):
-            h = x[i : i + 4]
-            for layer in "02":
-                weight = own[f"{layer}.base.weight"] + 2 * own[f"{layer}.lora_B"] @ own[f"{layer}.lora_A"]
-                h = h @ weight.T + own[f"{layer}.base.bias"]
-                h = torch.tanh(h) if layer == "0" else h
-            names = [k for k, v in own.items() if v.requires_grad]
-            grads = torch.autograd.grad(nn.functional.cross_entropy(h, y[i : i + 4]), [own[k] for k in names])
-            with torch.no_grad():
-                for k, grad in zip(names, grads, strict=True):
-                    own[k] -= LR * grad
-    return {k: v.detach() for k, v in own.items()}
-
-
-def by_hand(method: str, rounds: int, p: Tensor) -> tuple[Matrices, list[Matrices]]:
-    """Global matrices, the bases with all that was added to them, and the clients' own after ``rounds``."""
-    model = {k: v.double() for k, v in adapted().state_dict().items()}
-    kept = [{k: v for k, v in model.items() if k.endswith("lora_B")} for _ in SIZES]
-    layout = Layout(adapted(), torch.float64)
-    for t in range(rounds):
-        trained: tuple[str, ...] = ("lora_A", "lora_B")
-        if method == "ffa" or (method == "rolora" and t % 2 == 0):
-            trained = ("lora_B",)
-        elif method == "rolora":
-            trained = ("lora_A",)
-        starts = [model | own if method == "fedsa" else model for own in kept]
-        found = [local_steps(start, data, trained) for start, data in zip(starts, clients(), strict=True)]
-        kept = [{k: v for k, v in f.items() if k.endswith("lora_B")} for f in found]
-        averaged = trained if method != "fedsa" else ("lora_A",)
-        new = {
-            k: sum(q * f[k] for q, f in zip(p, found, strict=True)) if k.endswith(averaged) else v
-            for k, v in model.items()
-        }
-        for layer in "02" if method in ("fedex", "flora") else "":
-            a, b, w = (f"{layer}.{k}" for k in ("lora_A", "lora_B", "base.weight"))
-            exact = model[w] + 2 * sum(q * f[b] @ f[a] for q, f in zip(p, found, strict=True))
-            new[w] = exact if method == "flora" else exact - 2 * new[b] @ new[a]
-        if method == "flora":
-            drawn = torch.zeros(layout.dim, dtype=torch.float64)
-            fresh(drawn, adapters_of(adapted(), layout), 0, t + 1)
-            new |= layout.named(drawn)
-        model = new
-    return model, kept
-
-
-def state(result: fedsim.RunResult) -> Matrices:
-    """The run's matrices, with what was added to the bases in them."""
-    out = dict(result.model().state_dict())
-    for name in [k for k in out if k.endswith("base_change")]:
-        weight = name.replace("base_change", "weight")
-        out[weight] = out[weight] + out.pop(name)
-    return out
 
 
 @pytest.mark.parametrize("weighting", ["samples", "uniform"])
@@ -156,7 +57,6 @@ def test_with_one_client_all_that_average_both_factors_are_local_lora() -> None:
 
 # -- what travels -------------------------------------------------------------------------------------------------
 
-A, B = 4 * 2 + 4 * 2, 4 * 2 + 3 * 2  # numbers of both layers' factors
 UP = {
     "fedit": [A + B] * 3,
     "fedex": [A + B] * 3,
@@ -180,7 +80,7 @@ def test_bytes_are_those_of_the_factors_that_move(method: str) -> None:
         "fedsa": [A] * 3,
         "rolora": [A, A + B, A + B],  # at first B is zero
         "fedex": [A + B, dense + A + B, dense + A + B],
-        "flora": [A + B, dense, dense],
+        "flora": [A + B, dense + 1, dense + 1],  # and under which round adapters are drawn
     }
     assert down == wanted[method]
 
@@ -188,28 +88,10 @@ def test_bytes_are_those_of_the_factors_that_move(method: str) -> None:
 def test_few_clients_are_sent_factors_and_who_was_away_what_it_missed() -> None:
     cohorts = [[0], [1], [0], [0], [2]]
     rows = run("flora", "rounds=5", "clients_per_round=1", "strategy.ranks=[1]", cohorts=cohorts).rows
-    assert [r["bytes_down"] // 8 for r in rows] == [30, 15 + 30, 28, 15, 28 + 30]
+    # a round: factors of rank 1; how many clients, rank, weight; a message: round of the draw, whether there is a copy,
+    # how many numbers to send
+    assert [r["bytes_down"] // 8 - 1 for r in rows] == [30, 15 + 3 + 1 + 30, 28 + 1, 15 + 3 + 2, 28 + 30]
     assert [r["base_change"]["dense"] for r in rows] == [0, 0, 1, 0, 1]
-
-
-def test_ranks_of_the_clients_own_are_what_they_train_and_send() -> None:
-    result = run("flora", "strategy.ranks=[2, 1]", "rounds=1")
-    assert result.rows[0]["bytes_up"] == 8 * (2 * (A + B) + (A + B)) + 8 * 4
-    model, total = {k: v.double() for k, v in adapted().state_dict().items()}, sum(SIZES)
-    learnt = {i: torch.zeros_like(model[f"{i}.base.weight"]) for i in "02"}
-    for client, data in enumerate(clients()):
-        rank = (2, 1)[client % 2]
-        start = dict(model) | {
-            f"{i}.lora_A": torch.cat([model[f"{i}.lora_A"][:rank], torch.zeros(2 - rank, 4)]) for i in "02"
-        }
-        found = local_steps(start, data, ("lora_A", "lora_B"))
-        for i in "02":
-            learnt[i] += SIZES[client] / total * 2 * found[f"{i}.lora_B"] @ found[f"{i}.lora_A"]
-    for i in "02":
-        expected = model[f"{i}.base.weight"] + learnt[i]
-        torch.testing.assert_close(state(result)[f"{i}.base.weight"], expected, rtol=0, atol=1e-12)
-    with pytest.raises(ConfigError, match=r"strategy\.ranks=\[3\].*at most 2; type model\.lora\.r=3"):
-        run("flora", "strategy.ranks=[3]")
 
 
 # -- the base that changes ----------------------------------------------------------------------------------------

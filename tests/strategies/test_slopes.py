@@ -19,7 +19,7 @@ from fedsim.exchange.payload import Payload
 from fedsim.server.traits import ClientQuestion
 from fedsim.task.layout import Layout
 from strategies.fedkseed import probabilities
-from strategies.one_byte import agreed, decode, direction, encode, nu, slope, update
+from strategies.one_byte import decode, direction, encode, nu, slope, update
 
 # -- codec ------------------------------------------------------------------------------------------------------------
 
@@ -123,11 +123,6 @@ def test_slope_and_update_are_the_equations() -> None:
         np.testing.assert_allclose(new, expected, atol=1e-12)
     assert slope(lambda v: float("nan"), torch.zeros(1), torch.ones(1), 1.0) == 0
     assert torch.equal(update(torch.ones(2), [], 1.0), torch.ones(2))
-
-
-def test_the_list_of_a_round_is_sorted_and_contradictions_are_left_out() -> None:
-    entries = [(2, 0, 7), (0, 1, 5), (0, 0, 4), (2, 0, 7), (1, 0, 3), (1, 0, 9)]
-    assert agreed(entries) == agreed(reversed(entries)) == [(0, 0, 4), (0, 1, 5), (2, 0, 7)]
 
 
 @pytest.mark.parametrize("clients", [5, BITMAP + 1])
