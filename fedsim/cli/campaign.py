@@ -90,6 +90,8 @@ class Campaign:
         trial = Trial(point)
         for seed in seeds:
             config = self.request.config(search.space, point, seed)
+            if score:  # test samples are looked at once, when the winners are compared
+                config.tracker.console.shows = "validation"
             words = ",".join([*search.space.overrides(point), f"seed={seed}"])
             outcome = self._do(config, JobResult(job=self._number, overrides=words))
             self._number += 1
@@ -99,7 +101,8 @@ class Campaign:
                 continue
             trial.folders[seed] = relative(outcome.dir, self.request.root)
             if score:
-                value, why = value_of(Path(outcome.dir), search.objective, config.rounds)
+                value, why, used = value_of(Path(outcome.dir), search.objective, config.rounds)
+                search.used.add(used)
                 trial.scores[seed], trial.reason = value, trial.reason or why
         return trial
 
@@ -152,10 +155,8 @@ class Campaign:
         if winner is None:
             print(f"{name}: no trial has a score; it has no winner", flush=True)
             return
-        settings = " ".join(search.space.overrides(winner.point))
-        print(
-            f"{name}: {settings}, {search.objective}: {winner.score:.4f}; best of {trials} trials", flush=True
-        )
+        settings, goal = " ".join(search.space.overrides(winner.point)), search.objective.said(search.used)
+        print(f"{name}: {settings}, {goal}: {winner.score:.4f}; best of {trials} trials", flush=True)
         for warning in (*search.warnings, *search.untried):
             print(warning, flush=True)
 

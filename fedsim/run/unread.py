@@ -76,6 +76,24 @@ def _beside(config: DictConfig, keys: Sequence[str], handed: Mapping[str, Any]) 
         yield f"num_clients={config.num_clients}: without effect; clients=... handed over are {count}"
 
 
+def limit_cohort(config: DictConfig, overrides: Sequence[str], count: int | None = None) -> str:
+    """Let all clients take part where there are fewer than the default of ``clients_per_round`` (in place).
+
+    A number that was typed, or that an experiment brings, stays as it is, to be refused if it is too large. ``count``:
+    of the clients handed over.
+
+    Returns:
+        What is to be said of it; empty if nothing changed.
+    """
+    count = config.num_clients if count is None else count
+    default = config.clients_per_round
+    chosen = {"clients_per_round", "experiment"} & set(typed_keys(overrides))
+    if chosen or not isinstance(count, int) or not 1 <= count < default:
+        return ""
+    config.clients_per_round = count
+    return f"clients_per_round={count}: all clients, since there are fewer than its default, {default}"
+
+
 def typed_keys(overrides: Sequence[str]) -> list[str]:
     """The keys that overrides set, dotted, those of options chosen among them."""
     keys = (o.partition("=")[0].lstrip("+").partition("@")[0] for o in overrides if "=" in o)
