@@ -43,7 +43,8 @@ def described(figure: Figure, axes: Axes) -> None:
 def labelled(axes: Axes) -> tuple[list[Any], list[str]]:
     """Curves and error bars that were given a label, and these; matplotlib's own leaves out those with an underscore
     before them."""
-    found = [(thing, str(thing.get_label())) for thing in (*axes.get_lines(), *axes.containers)]
+    things: list[Any] = [*axes.get_lines(), *axes.containers]
+    found = [(thing, str(thing.get_label())) for thing in things]
     named = [pair for pair in found if pair[1] and not _UNNAMED.match(pair[1])]
     return [thing for thing, _ in named], [label for _, label in named]
 
