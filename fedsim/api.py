@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -28,14 +29,14 @@ from fedsim.run.logged import describe, log_finished
 from fedsim.run.machine import ask_git
 from fedsim.run.needs import check_classes, check_cohort, check_labelled, check_task
 from fedsim.run.personal import Source
-from fedsim.run.preparation import learning_task, load_data, settle
+from fedsim.run.preparation import learning_task, load_data, settle, unmeasured
 from fedsim.run.pretraining import pretrained
 from fedsim.run.provenance import Record
 from fedsim.run.result import RunResult, load_run
 from fedsim.run.sendable import check_sent
 from fedsim.run.sound import check_privacy
 from fedsim.run.summary import execute, record_partition, summarise
-from fedsim.run.unread import say, say_unmeasured
+from fedsim.run.unread import limit_cohort, say
 from fedsim.server import weightsfile
 from fedsim.server.loop import Loop
 from fedsim.server.traits import StrategyLike
@@ -46,6 +47,8 @@ from fedsim.tracking.rows import lasting, rows_of
 
 if TYPE_CHECKING:
     from fedsim.topology import Topology
+
+log = logging.getLogger(__name__)
 
 __all__ = ["RunResult", "load_run", "run", "simulate"]
 
@@ -86,6 +89,10 @@ def simulate(
     say(config, overrides, {"strategy": strategy, "model": model, "clients": clients, "data": data})
     if isinstance(data, Dataset) and data.ids is not None:
         _by_owner(config, data, overrides)
+    if cohorts is None and (
+        line := limit_cohort(config, overrides, None if clients is None else len(clients))
+    ):
+        log.warning("%s", line)
     if strategy is not None and not any(o.startswith("method=") for o in overrides):
         named = strategy if isinstance(strategy, type) else type(strategy)
         config.method = named.__name__.lower()
@@ -127,7 +134,6 @@ def _by_owner(config: DictConfig, data: Dataset, overrides: Sequence[str]) -> No
     config.partition = compose(["partition=natural"]).partition
     if "num_clients" not in typed:
         config.num_clients = len(set(np.asarray(data.ids).tolist()))
-        config.clients_per_round = min(config.clients_per_round, config.num_clients)
 
 
 def run(
@@ -192,8 +198,9 @@ def _run(
     try:
         trackers.phase("loading data")
         data = data or load_data(config, given, method)
+        if line := unmeasured(config, data):
+            log.warning("%s", line)
         given, origin = pretrained(config, given, data, trackers.phase)
-        say_unmeasured(config, data.dataset.test is not None or given.validation is not None)
         check_classes(method, data)
         disjoint.prove(method, data, folder)
         task = learning_task(config, given, data, method)
@@ -204,7 +211,7 @@ def _run(
         if previous is not None:
             _go_on(loop, previous)
         record = Record(folder, config, key, data, loop.done, engine.workers)
-        trackers.start(describe(config, folder, loop.done))
+        trackers.start(describe(config, folder, loop.done, tuple(loop.history)))
         record_partition(folder, data)
         if loop.server.clock is not None:
             loop.server.clock.fleet.save(folder)

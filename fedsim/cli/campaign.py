@@ -90,6 +90,8 @@ class Campaign:
         trial = Trial(point)
         for seed in seeds:
             config = self.request.config(search.space, point, seed)
+            if score:  # test samples are looked at once, when the winners are compared
+                config.tracker.console.shows = "validation"
             words = ",".join([*search.space.overrides(point), f"seed={seed}"])
             outcome = self._do(config, JobResult(job=self._number, overrides=words))
             self._number += 1
@@ -99,7 +101,8 @@ class Campaign:
                 continue
             trial.folders[seed] = relative(outcome.dir, self.request.root)
             if score:
-                value, why = value_of(Path(outcome.dir), search.objective, config.rounds)
+                value, why, used = value_of(Path(outcome.dir), search.objective, config.rounds)
+                search.used.add(used)
                 trial.scores[seed], trial.reason = value, trial.reason or why
         return trial
 
@@ -173,7 +176,8 @@ def _chosen(search: Search) -> str:
     if search.winner is None:
         raise ValueError("there is no winner")
     settings = " ".join(search.space.overrides(search.winner.point))
-    return f"{search.space.method}: {settings}, {search.objective}: {search.winner.score:.4f}"
+    goal = search.objective.said(search.used)
+    return f"{search.space.method}: {settings}, {goal}: {search.winner.score:.4f}"
 
 
 def conclude(folders: Sequence[Path], root: Path) -> None:

@@ -29,7 +29,7 @@ from fedsim.engine.cores import available_cores
 from fedsim.errors import ConfigError, LockedError
 from fedsim.run.key import Finished, finished, run_dir
 from fedsim.run.resolve import resolve
-from fedsim.run.unread import refuse_contradictions, say
+from fedsim.run.unread import limit_cohort, refuse_contradictions, say
 
 
 def launch(argv: Sequence[str]) -> int:
@@ -98,6 +98,8 @@ def _attempt(
     summary: Mapping[str, Any] | None = None
     overrides = [] if info is None else list(info.overrides.task)
     try:
+        if info is not None and (line := limit_cohort(config, overrides)):
+            print(line, flush=True)
         validate(config)
         refuse_contradictions(config, overrides)
         resolve(config)

@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from fedsim.cli.spaces import Point, Space
+from fedsim.cli.spaces import Point, Space, untried
 from fedsim.cli.trials import overlap, seeds_of
 from fedsim.config.check import validate
 from fedsim.config.compose import compose, plain
@@ -19,6 +19,7 @@ from fedsim.errors import ConfigError
 from fedsim.report.objective import Objective
 from fedsim.run.key import finished
 from fedsim.run.resolve import resolve
+from fedsim.run.unread import limit_cohort
 
 SHARE = 0.1  # of the training samples, for choosing, where nothing is said
 
@@ -36,6 +37,7 @@ class Tuning:
     extend: int
     root: Path  # folder of the runs
     _composed: dict[tuple[str, ...], DictConfig] = field(default_factory=dict)  # by overrides
+    _said: set[str] = field(default_factory=set)
 
     @classmethod
     def of(cls, found: list[Space], common: list[str], args: argparse.Namespace) -> Tuning:
@@ -88,6 +90,9 @@ class Tuning:
         words = (*self.common, *space.overrides(point))
         if words not in self._composed:
             self._composed[words] = compose(words)
+            if (line := limit_cohort(self._composed[words], words)) and line not in self._said:
+                print(line, flush=True)
+                self._said.add(line)
         config = deepcopy(self._composed[words])
         config.seed = seed
         return config
@@ -111,5 +116,7 @@ class Tuning:
                 }
             )
             print(f"{space.method}: {count} trials on {len(self.seeds)} seeds, {done} runs done", flush=True)
+            for line in untried(space, points) if known else ():
+                print(line, flush=True)
         print(f"{total} runs in all with the winners' on {len(self.final_seeds)} fresh seeds, {there} done")
         return {"schema": 1, "budget": self.trials, "methods": methods, "runs": total, "done": there}

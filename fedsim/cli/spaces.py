@@ -65,10 +65,19 @@ class Space:
 
     @cached_property
     def order(self) -> Sequence[Point]:
-        """All points of the grid in the order in which a smaller budget takes them, by a fixed key of each."""
+        """All points of the grid in the order in which a smaller budget takes them: by a fixed key of each, but first
+        those that have as many values as possible that none before them has, until every value is there."""
         grid = list(itertools.product(*(a.values for a in self.axes)))
         at = sorted(range(len(grid)), key=lambda i: (key(0, f"{PURPOSE}/{self.method}", i), i))
-        return [grid[i] for i in at]
+        left, first = [grid[i] for i in at], list[Point]()
+        missing = [set(a.values) for a in self.axes]
+        while any(missing):
+            new = max(left, key=lambda p: sum(v in lack for v, lack in zip(p, missing, strict=True)))
+            left.remove(new)
+            first.append(new)
+            for value, lack in zip(new, missing, strict=True):
+                lack.discard(value)
+        return [*first, *left]
 
     def points(self, trials: int) -> list[Point]:
         """The points to try: in grid order as many as there are up to ``trials``; drawn, where there are intervals."""

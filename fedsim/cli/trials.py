@@ -110,6 +110,7 @@ class Search:
     space: Space
     sampler: Proposer
     objective: Objective  # of validation data
+    used: set[int] = field(default_factory=set)  # evaluations that scores are made of
     trials: list[Trial] = field(default_factory=list)
     exhausted: bool = False
     warnings: list[str] = field(default_factory=list)
@@ -189,8 +190,8 @@ class Search:
         }
 
 
-def value_of(folder: Path, objective: Objective, rounds: int) -> tuple[float | None, str | None]:
-    """What a run is worth after ``rounds`` rounds, ``None`` if that is not finite; and why.
+def value_of(folder: Path, objective: Objective, rounds: int) -> tuple[float | None, str | None, int]:
+    """What a run is worth after ``rounds`` rounds, ``None`` if that is not finite; why; of how many evaluations.
 
     Raises:
         ConfigError: if it has not measured the objective.
@@ -203,7 +204,8 @@ def value_of(folder: Path, objective: Objective, rounds: int) -> tuple[float | N
     if found.missing:
         check_column(objective, [rows])
         raise ConfigError(f"{folder}: {found.missing}")
-    return (found.value, None) if found.finite else (None, f"{objective.column} is not finite")
+    used = len(found.rounds)
+    return (found.value, None, used) if found.finite else (None, f"{objective.column} is not finite", used)
 
 
 def write(path: Path, facts: Mapping[str, Any]) -> None:

@@ -53,6 +53,7 @@ ADDED: Mapping[str, Any] = {
     "pretrain": None,
     "privacy": None,
     "secagg": None,
+    "tracker.console.shows": "all",
     "tracker.update_hashes": False,
     "tracker.prometheus": None,
     "views": {

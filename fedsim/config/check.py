@@ -45,6 +45,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "objective.direction": ("auto", "max", "min"),
     "objective.clients": ("mean", "weighted", "worst_tenth"),
     "tracker.console.mode": ("auto", "rich", "plain", "quiet"),
+    "tracker.console.shows": ("all", "validation"),
     "tracker.wandb.mode": ("disabled", "auto", "offline", "online"),
 }
 

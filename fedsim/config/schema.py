@@ -193,6 +193,7 @@ class ConsoleConfig:
     """Progress on the terminal."""
 
     mode: str = neutral_key()  # auto | rich | plain | quiet
+    shows: str = neutral_key()  # all | validation: no numbers of test samples, while settings are chosen
 
 
 @dataclass

@@ -134,8 +134,9 @@ def _follow(
     federation: Federation, run: str, config: DictConfig, folder: Path, console: ConsoleTracker
 ) -> Any:
     """Show rounds as they come; the summary of the finished run. EngineError if it failed or a process died."""
-    before = len(_rows(folder))
-    console.start(describe(config, folder, before))
+    begun = _rows(folder)
+    before = len(begun)
+    console.start(describe(config, folder, before, begun))
     console.phase("waiting for the nodes")
     seen, asked = before, time.monotonic()
     while True:

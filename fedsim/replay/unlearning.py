@@ -84,8 +84,26 @@ def plan(
         merged = before | {c: sorted({*before.get(c, []), *at}) for c, at in own.items()}
         changes["exclude_samples"] = {c: at for c, at in merged.items() if c not in set(clients)}
     config = base.without(clients, **changes)
+    if own:
+        _check_positions(base, own, config)
     why = base.reason(samples_only=not clients)
     return Forgetting(base, tuple(sorted(clients)), own, config, base.first_met(named), why)
+
+
+def _check_positions(base: BaseRun, samples: Mapping[int, Sequence[int]], config: DictConfig) -> None:
+    """Refuse positions beyond a client's last sample; data are read only where the partition on disk leaves doubts.
+
+    Raises:
+        ConfigError: naming client and range.
+    """
+    trained = base.trained  # fewer than what the partition gave, of which some are for tests
+    if trained and all(at < trained[c] for c, positions in samples.items() for at in positions):
+        return
+    from fedsim.run.given import Given
+    from fedsim.run.participants import strategy
+    from fedsim.run.preparation import load_data
+
+    load_data(config, Given(), strategy(config, None))
 
 
 def forget(todo: Forgetting, *, purge: bool = False) -> dict[str, Any]:

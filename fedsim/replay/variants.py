@@ -163,6 +163,11 @@ class BaseRun:
         drawn = (rule(people, count, t) for t in range(int(config.rounds)))
         return tuple(tuple(people.there(ids, t) if absent else ids) for t, ids in enumerate(drawn))
 
+    @property
+    def trained(self) -> list[int]:
+        """Samples that each client trains on; empty where the folder does not tell, or canaries are among them."""
+        return [] if self.config.audit.canaries else self._sizes
+
     @cached_property
     def _sizes(self) -> list[int]:
         try:

@@ -239,7 +239,7 @@ def find(todo: Valuing, workers: int = 1, say: Any = print) -> dict[str, Any]:
     return {
         "run": str(todo.base.dir),
         "kind": todo.kind,
-        "objective": str(todo.objective),
+        "objective": todo.objective.said([len(todo.objective.number(todo.base.rows).rounds)]),
         "seeds": list(todo.seeds),
         "exact": not todo.orders,
         "runs": costs,

@@ -147,14 +147,7 @@ def problem_words(block: ProblemBlock, blocks: int) -> str:
 def objective_words(blocks: Sequence[ProblemBlock], plan: ComparisonPlan) -> str:
     """The objective with the number of evaluations that it is made of: ``accuracy on test, mean of the last 3 ...``."""
     arms = [arm for block in blocks for arm in block.ranked]
-    used = sorted({len(n.rounds) for arm in arms for n in arm.numbers.values() if n.rounds})
-    words, k = str(plan.objective), plan.objective.k
-    if not plan.objective.at.startswith("mean") or not used or used == [k]:
-        return words
-    counts = " or ".join(map(str, used))
-    plural = "s" if used != [1] else ""
-    fewer = f"last {counts} evaluation{plural} (runs have fewer than {4 * k})"
-    return words.replace(f"last {k} evaluations", fewer)
+    return plan.objective.said(len(n.rounds) for arm in arms for n in arm.numbers.values() if n.rounds)
 
 
 def _lines(block: ProblemBlock, plan: ComparisonPlan, blocks: int) -> list[str]:

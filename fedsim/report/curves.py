@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from fedsim.report.placing import described, placed
+from fedsim.report.placing import described, labelled, placed
 from fedsim.report.runs import Group
 
 # Okabe and Ito's palette (without its yellow, too pale on white): told apart with any kind of colour vision.
@@ -114,7 +114,7 @@ def draw(histories: Histories, against: Axis = ROUNDS) -> Curves:
         _fill(right, "loss", histories, against)
         for axes, metric in ((left, "accuracy"), (right, "loss")):
             axes.set_title(TITLES[metric], loc="left", fontsize=11, fontweight="bold")
-        described(figure, left if left.get_legend_handles_labels()[0] else right)
+        described(figure, left if labelled(left)[0] else right)
     return figure
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -119,6 +119,15 @@ class Objective:
         }.get(self.at, f"mean of the last {self.k} evaluations")
         over = f", {self.clients.replace('_', ' ')} over them" if self.on.startswith("clients") else ""
         return f"{self.metric} on {where.get(self.on, self.on)}{over}, {when}"
+
+    def said(self, used: Iterable[int]) -> str:
+        """The same where ``mean:K`` is made of ``used`` evaluations, for runs that have fewer than 4K."""
+        counts = sorted(set(used))
+        if not self.at.startswith("mean") or not counts or counts == [self.k]:
+            return str(self)
+        listed, plural = " or ".join(map(str, counts)), "s" if counts != [1] else ""
+        fewer = f"last {listed} evaluation{plural} (runs have fewer than {4 * self.k})"
+        return str(self).replace(f"last {self.k} evaluations", fewer)
 
     def number(self, rows: Rows) -> Number:
         """The number of the run with these rows, those of unfinished ones as far as they go."""

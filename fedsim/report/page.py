@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
@@ -146,7 +147,7 @@ def _panel(histories: Mapping[str, Sequence[Any]], metric: str, words: str, axis
     return f"<figure><figcaption>{title}</figcaption>{_picture(figure, f'{title} {words.lower()}', points)}</figure>"
 
 
-def _picture(figure: Figure, alt: str, points: int, png: bytes = b"") -> str:
+def _picture(figure: Figure, alt: str, points: float, png: bytes = b"") -> str:
     """The figure as an image on a transparent ground, in vectors if that stays small, else as it is in ``png``."""
     from fedsim.report.curves import image
 
@@ -190,7 +191,7 @@ def _clients(groups: Sequence[Group], out: Path) -> str:
         png = image(figure, "png", dpi=150)
         (out / name).write_bytes(png)
         html.append(prose.paragraph(_SPREAD.get(metric, f"{metric}, as clients reported it.")))
-        points = sum(map(len, pooled.values()))
+        points = sum(map(len, pooled.values())) if len(pooled) <= MAX_PANELS else math.inf  # drawn once then
         html.append(f"<figure>{_picture(figure, f'{metric} over clients', points, png)}</figure>")
         html.append(_spread_table(pooled))
     if not html:

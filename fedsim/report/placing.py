@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+import re
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+_UNNAMED = re.compile(r"_(child|container)\d+$|_nolegend_$")  # what matplotlib calls what nobody named
 LINE, CHARACTER = (
     0.22,
     0.083,
@@ -19,7 +21,7 @@ def described(figure: Figure, axes: Axes) -> None:
 
     It is drawn by hand: matplotlib's own measures each of its texts some twenty times over.
     """
-    handles, labels = axes.get_legend_handles_labels()
+    handles, labels = labelled(axes)
     width, height = (float(inches) for inches in figure.get_size_inches())
     longest = max(map(len, labels), default=0)
     columns = max(1, min(len(labels), int((width - 0.2) / (0.75 + CHARACTER * longest))))
@@ -28,7 +30,7 @@ def described(figure: Figure, axes: Axes) -> None:
     figure.set_size_inches(width, height + below)
     column = min((width - 0.2) / columns, 0.75 + CHARACTER * longest)
     for at, (handle, label) in enumerate(zip(handles, labels, strict=True)):
-        drawn: Any = handle if isinstance(handle, Line2D) else cast(Any, handle)[0]  # of bars their line
+        drawn: Any = handle if isinstance(handle, Line2D) else handle[0]  # of bars their line
         x = (width - columns * column) / 2 + column * (at // rows)
         y = (below - LINE * (at % rows + 0.5)) / (height + below)
         look = {"color": drawn.get_color(), "linestyle": drawn.get_linestyle(), "marker": drawn.get_marker()}
@@ -36,6 +38,15 @@ def described(figure: Figure, axes: Axes) -> None:
         figure.add_artist(Line2D(ends, [y] * 3, linewidth=1.8, markersize=3.5, markevery=[1], **look))
         figure.text((x + 0.4) / width, y, label, va="center_baseline", parse_math=False)
     placed(figure, below)
+
+
+def labelled(axes: Axes) -> tuple[list[Any], list[str]]:
+    """Curves and error bars that were given a label, and these; matplotlib's own leaves out those with an underscore
+    before them."""
+    things: list[Any] = [*axes.get_lines(), *axes.containers]
+    found = [(thing, str(thing.get_label())) for thing in things]
+    named = [pair for pair in found if pair[1] and not _UNNAMED.match(pair[1])]
+    return [thing for thing, _ in named], [label for _, label in named]
 
 
 def placed(figure: Figure, below: float = 0.0) -> None:

@@ -33,7 +33,7 @@ from fedsim.server.examiner import Examiner
 from fedsim.server.exchanger import Exchanger
 from fedsim.server.exchanges import Server
 from fedsim.server.loop import Loop
-from fedsim.server.traits import StrategyLike
+from fedsim.server.traits import StrategyLike, aggregator_of
 from fedsim.server.workshop import Workshop
 from fedsim.task.copies import copied
 from fedsim.task.task import Task
@@ -157,7 +157,7 @@ def _server(
         failures=work.failures,
         chunks=data.num_clients if method.traits.client_by_client else config.engine.chunks or few,
         crowd=0 if work.device == "cpu" else GPU_CROWD,
-        collusion=colluding(*participants.attack(config), folder, getattr(method, "aggregator", None)),
+        collusion=colluding(*participants.attack(config), folder, aggregator_of(method)),
         landing=releasing.landing(config, work, context, method, folder, cohorts),
     )
     examiner = Examiner(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
@@ -16,8 +16,8 @@ from fedsim.tracking.jsonl import JsonlTracker
 from fedsim.tracking.rows import stream_rows
 
 
-def describe(config: DictConfig, folder: Path, start_round: int) -> RunInfo:
-    """The run's facts for trackers."""
+def describe(config: DictConfig, folder: Path, start_round: int, history: Sequence[Row] = ()) -> RunInfo:
+    """The run's facts for trackers; ``history``: rows of the rounds up to ``start_round``."""
     return RunInfo(
         dir=folder,
         name=run_name(config),
@@ -26,6 +26,7 @@ def describe(config: DictConfig, folder: Path, start_round: int) -> RunInfo:
         config=plain(config),
         rounds=config.rounds,
         start_round=start_round,
+        history=history,
         tags=tuple(config.tags),
     )
 

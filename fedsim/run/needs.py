@@ -26,7 +26,7 @@ from fedsim.run.assigning import absent
 from fedsim.run.given import Given
 from fedsim.run.misspelt import misspelt
 from fedsim.sampling.rules import Sampler
-from fedsim.server.traits import ChecksCohort, StrategyLike, Traits, missing
+from fedsim.server.traits import ChecksCohort, StrategyLike, Traits, aggregator_of, missing
 from fedsim.task.heads import HeadSlots, check_body, check_features, check_named_head
 from fedsim.task.layout import Layout
 from fedsim.task.task import Task
@@ -173,7 +173,7 @@ def check_labelled(method: StrategyLike, config: DictConfig, given: Given) -> No
 
 def other_rule(method: StrategyLike) -> str:
     """What a method uses in the mean's place, in words; empty if it is the mean, or if it has no aggregator."""
-    rule: Any = getattr(method, "aggregator", None)
+    rule: Any = aggregator_of(method)
     before: Any = ()
     while isinstance(rule, partial):
         rule, before = rule.func, before or rule.keywords.get("before", ())

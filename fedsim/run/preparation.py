@@ -58,6 +58,20 @@ def settle(config: DictConfig, given: Given) -> None:
     resolve(config)
 
 
+def unmeasured(config: DictConfig, data: FederatedData) -> str:
+    """What to say of a run that measures nothing; empty if it measures something."""
+    plan, roles = config.evaluation, data.roles
+    own = plan.clients_every and (plan.holdout or plan.local_test or plan.clients_on == "domain")
+    if data.dataset.test is not None and len(data.dataset.test):
+        return ""
+    if own or plan.client_validation or roles.validation is not None or roles.newcomers is not None:
+        return ""
+    return (
+        "nothing is measured: there is no test set; hand over test=(x, y), or type evaluation.holdout=0.2 "
+        "evaluation.clients_every=1 to measure on a part of each client's samples"
+    )
+
+
 def load_data(config: DictConfig, given: Given, method: StrategyLike) -> FederatedData:
     """Clients as handed over, or the configured source, split; all in one place if that is what the method is for."""
     if given.clients is not None:

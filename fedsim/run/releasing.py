@@ -25,7 +25,7 @@ from fedsim.exchange.terms import Terms
 from fedsim.local.kept import LocalPart
 from fedsim.run import budgeting
 from fedsim.run.budgeting import events, most_turns, rates, record_noise
-from fedsim.server.traits import ClientQuestion, JudgesUpdates, StrategyLike
+from fedsim.server.traits import ClientQuestion, JudgesUpdates, StrategyLike, statistics_of
 
 if TYPE_CHECKING:
     from fedsim.engine.assignments import Plan
@@ -53,7 +53,7 @@ def release(
         everybody = coins(config) or method.traits.meets_all_clients
         most = secure.most or most or (config.num_clients if everybody else config.clients_per_round)
         secure = replace(secure, most=most)
-    statistics = frozenset(getattr(method, "statistics", ()))
+    statistics = statistics_of(method)
     return Release(privacy, compression, secure, statistics, method.traits.public_values)
 
 

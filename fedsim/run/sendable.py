@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from omegaconf import DictConfig
 
 from fedsim.config.parts import part
@@ -12,7 +10,7 @@ from fedsim.exchange.compression import Compression
 from fedsim.exchange.fold import fold_kinds
 from fedsim.exchange.summing import SecureSums
 from fedsim.run.needs import other_rule
-from fedsim.server.traits import StrategyLike
+from fedsim.server.traits import StrategyLike, fold_of, statistics_of
 
 
 def check_sent(method: StrategyLike, config: DictConfig) -> None:
@@ -44,7 +42,7 @@ def check_sent(method: StrategyLike, config: DictConfig) -> None:
 
 
 def _check_compression(method: StrategyLike, config: DictConfig, compression: Compression) -> None:
-    privacy, fold = config.get("privacy"), _fold(method)
+    privacy, fold = config.get("privacy"), fold_of(method)
     if compression.zstd and (privacy or config.get("secagg")):
         raise ConfigError(
             "compression.zstd=true: how short a compressed frame is tells about the samples, so it goes with neither "
@@ -65,7 +63,7 @@ def _check_compression(method: StrategyLike, config: DictConfig, compression: Co
             f"compression: {type(method).__name__} sends weights ('w'), not differences, and this codec would set most "
             "of them to zero; type compression=qsgd or rotate"
         )
-    names = [n for n in fold if n not in getattr(method, "statistics", ())]
+    names = [n for n in fold if n not in statistics_of(method)]
     for wanted in compression.only or ():
         if fold and wanted not in names:
             raise ConfigError(
@@ -74,7 +72,7 @@ def _check_compression(method: StrategyLike, config: DictConfig, compression: Co
 
 
 def _check_secure(method: StrategyLike, config: DictConfig, secure: SecureSums) -> None:
-    name, traits, fold = type(method).__name__, method.traits, _fold(method)
+    name, traits, fold = type(method).__name__, method.traits, fold_of(method)
     if config.get("compression"):
         raise ConfigError(
             "secagg: sums of residues are no sums of frames; a compressed update cannot be masked. Leave compression "
@@ -102,7 +100,7 @@ def _check_secure(method: StrategyLike, config: DictConfig, secure: SecureSums) 
                 f"secagg: {name} needs '{array}' summed with weights and without, but only one sum is made; type "
                 "strategy.weighting=uniform"
             )
-        if array in getattr(method, "statistics", ()):
+        if array in statistics_of(method):
             raise ConfigError(
                 f"secagg: {name} sends '{array}', a statistic of each client that would pass unmasked; type "
                 "strategy=fedavg or another method that sends differences"
@@ -123,8 +121,3 @@ def _check_secure(method: StrategyLike, config: DictConfig, secure: SecureSums) 
             "Larger entries saturate and are counted (saturated); add secagg.reach=1"
         )
     secure.check(config.clients_per_round)
-
-
-def _fold(method: StrategyLike) -> Any:
-    """What the method asks of clients in its rounds."""
-    return getattr(method, "fold", {})

@@ -8,8 +8,6 @@ value of an update is refused unless the method calls it public; what a method s
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from typing import Any
 
 from omegaconf import DictConfig
 
@@ -22,7 +20,7 @@ from fedsim.exchange.privacy import Privacy
 from fedsim.local.interface import SaysHowItLooks
 from fedsim.run import budgeting
 from fedsim.run.needs import other_rule
-from fedsim.server.traits import StrategyLike
+from fedsim.server.traits import StrategyLike, fold_of, parts_of, statistics_of
 
 log = logging.getLogger(__name__)
 
@@ -58,13 +56,6 @@ def check_privacy(method: StrategyLike, config: DictConfig, given_cohorts: bool)
         log.warning("privacy.z=0: no noise, epsilon is infinite; only the clip is there")
 
 
-def parts_of(method: Any) -> Iterator[Any]:
-    """The method, and what it wraps."""
-    while method is not None:
-        yield method
-        method = getattr(method, "base", None)
-
-
 def _check_sent(method: StrategyLike, config: DictConfig, privacy: Privacy) -> None:
     name, how = type(method).__name__, f"privacy={privacy.level}"
     traits = method.traits
@@ -88,8 +79,8 @@ def _check_sent(method: StrategyLike, config: DictConfig, privacy: Privacy) -> N
                 f"strategy.weighting={weighting}: under {how} every update weighs 1, since another weight says how "
                 "many samples a client has and changes what one can do to the sum; type strategy.weighting=uniform"
             )
-    statistics: frozenset[str] = getattr(method, "statistics", frozenset())
-    for array, kinds in fold_kinds(getattr(method, "fold", {})).items():
+    statistics = statistics_of(method)
+    for array, kinds in fold_kinds(fold_of(method)).items():
         if array in statistics:
             raise ConfigError(
                 f"{how}: {name} sends '{array}', a statistic of the clients' samples that no noise covers; "

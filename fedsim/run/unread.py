@@ -51,16 +51,6 @@ def say(config: DictConfig, overrides: Sequence[str], handed: Mapping[str, Any] 
         log.warning("%s", line)
 
 
-def say_unmeasured(config: DictConfig, tested: bool) -> None:
-    """A line where nothing says how good the model is: no samples to test or to validate it on."""
-    own = ("validation", "client_validation", "clients_every", "held_out_clients")
-    if not tested and not any(config.evaluation[key] for key in own):
-        log.warning(
-            "no test samples: nothing but the training loss is measured; hand over test=(x, y), or type "
-            "evaluation.validation=0.1"
-        )
-
-
 _REPLACED = {
     "strategy": ("strategy",),
     "model": ("model",),
@@ -84,6 +74,24 @@ def _beside(config: DictConfig, keys: Sequence[str], handed: Mapping[str, Any]) 
     count = len(handed["clients"]) if hasattr(handed.get("clients"), "__len__") else config.num_clients
     if "num_clients" in keys and config.num_clients != count:
         yield f"num_clients={config.num_clients}: without effect; clients=... handed over are {count}"
+
+
+def limit_cohort(config: DictConfig, overrides: Sequence[str], count: int | None = None) -> str:
+    """Let all clients take part where there are fewer than the default of ``clients_per_round`` (in place).
+
+    A number that was typed, or that an experiment brings, stays as it is, to be refused if it is too large. ``count``:
+    of the clients handed over.
+
+    Returns:
+        What is to be said of it; empty if nothing changed.
+    """
+    count = config.num_clients if count is None else count
+    default = config.clients_per_round
+    chosen = {"clients_per_round", "experiment"} & set(typed_keys(overrides))
+    if chosen or not isinstance(count, int) or not 1 <= count < default:
+        return ""
+    config.clients_per_round = count
+    return f"clients_per_round={count}: all clients, since there are fewer than its default, {default}"
 
 
 def typed_keys(overrides: Sequence[str]) -> list[str]:

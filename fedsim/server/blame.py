@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import islice
 from types import FunctionType
 from typing import Any
 
@@ -16,6 +17,7 @@ from fedsim.engine.draws import ours
 from fedsim.engine.watch import Watch
 from fedsim.errors import CheckpointError, FedsimError, StrategyError
 from fedsim.server import checkpoint
+from fedsim.server.traits import parts_of
 
 log = logging.getLogger(__name__)
 
@@ -55,10 +57,8 @@ class Kept(Watch):
     which is resumed would be another one. Its client is watched where it works."""
 
     def __init__(self, strategy: Any):
-        self._clients, self._said, part = list[object](), set[str](), strategy
-        while part is not None and len(self._clients) < 8:  # of a method within a method, too
-            self._clients.append(part.client)
-            part = getattr(part, "base", None)
+        self._said = set[str]()
+        self._clients = [part.client for part in islice(parts_of(strategy), 8)]  # of a method within one, too
         super().__init__(strategy)
 
     def after(self, method: str, when: str) -> None:

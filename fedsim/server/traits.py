@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
@@ -12,6 +12,7 @@ from fedsim.local.work import num_steps
 
 if TYPE_CHECKING:
     from fedsim.config.schema import ClientConfig
+    from fedsim.exchange.fold import Fold
     from fedsim.exchange.payload import Message, Payload
     from fedsim.local.interface import ClientLike
     from fedsim.server.exchanges import Server
@@ -149,6 +150,65 @@ class OffersModels(Protocol):
 
     def newcomer_message(self, server: Server, state: State) -> Message:
         """What such a client receives."""
+
+
+@runtime_checkable
+class Folds(Protocol):
+    """A strategy that says what it asks of clients in its rounds, as ``strategies.base.Strategy`` does."""
+
+    @property
+    def fold(self) -> Fold:
+        """How each array of an update is summed up."""
+
+
+@runtime_checkable
+class SendsStatistics(Protocol):
+    """A strategy some of whose arrays are no vectors: counts and the like."""
+
+    @property
+    def statistics(self) -> frozenset[str]:
+        """Their names in the fold."""
+
+
+@runtime_checkable
+class Aggregates(Protocol):
+    """A strategy that takes its means from an aggregator, which another rule can take the place of."""
+
+    @property
+    def aggregator(self) -> Any:
+        """``(updates (n, d), weights (n,)) -> (d,)``."""
+
+
+@runtime_checkable
+class Wraps(Protocol):
+    """A strategy around another one."""
+
+    @property
+    def base(self) -> StrategyLike | None:
+        """The other one."""
+
+
+def fold_of(method: StrategyLike) -> Fold:
+    """What the method asks of clients in its rounds; empty if it does not say."""
+    return method.fold if isinstance(method, Folds) else {}
+
+
+def statistics_of(method: StrategyLike) -> frozenset[str]:
+    """Arrays of its fold that are statistics of single clients."""
+    return method.statistics if isinstance(method, SendsStatistics) else frozenset()
+
+
+def aggregator_of(method: StrategyLike) -> Any:
+    """Its aggregator; ``None`` if it has none."""
+    return method.aggregator if isinstance(method, Aggregates) else None
+
+
+def parts_of(method: StrategyLike) -> Iterator[StrategyLike]:
+    """The method, and what it wraps."""
+    part: StrategyLike | None = method
+    while part is not None:
+        yield part
+        part = part.base if isinstance(part, Wraps) else None
 
 
 @dataclass(frozen=True)

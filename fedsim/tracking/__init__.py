@@ -21,6 +21,7 @@ __all__ = ["Callback", "Ending", "RoundInfo", "Row", "RunInfo", "Tracker", "Trac
 log = logging.getLogger(__name__)
 
 CONSOLE_MODES = ("auto", "rich", "plain", "quiet")
+SHOWN = ("all", "validation")
 WANDB_MODES = ("disabled", "auto", "offline", "online")
 
 
@@ -154,8 +155,9 @@ def build(config: TrackerConfig, extra: Iterable[object] = ()) -> Trackers:
     from fedsim.tracking.console import ConsoleTracker
 
     check_choice("tracker.console.mode", config.console.mode, CONSOLE_MODES)
+    check_choice("tracker.console.shows", config.console.shows, SHOWN)
     check_choice("tracker.wandb.mode", config.wandb.mode, WANDB_MODES)
-    trackers: list[object] = [ConsoleTracker(config.console.mode), JsonlTracker()]
+    trackers: list[object] = [ConsoleTracker(config.console.mode, shows=config.console.shows), JsonlTracker()]
     if config.wandb.mode != "disabled":
         from fedsim.tracking.wandb import WandbTracker
 

@@ -21,6 +21,7 @@ class RunInfo:
     config: Mapping[str, Any]  # resolved, plain types
     rounds: int
     start_round: int = 0  # > 0 after a resume
+    history: Sequence[Row] = ()  # rows of the rounds before
     tags: Sequence[str] = field(default_factory=tuple)
 
 

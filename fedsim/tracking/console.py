@@ -33,12 +33,13 @@ class ConsoleTracker(Tracker):
 
     ``mode``: ``rich`` (a live view with a bar), ``plain`` (a line a round, about a hundred lines in a long
     run, the first and the last round always), ``quiet`` (failures only), ``auto`` (``rich`` on a terminal,
-    else ``plain``).
+    else ``plain``). ``shows``: numbers of ``all`` samples, or of ``validation`` samples only.
     """
 
-    def __init__(self, mode: str = "auto", console: Console | None = None) -> None:
+    def __init__(self, mode: str = "auto", console: Console | None = None, shows: str = "all") -> None:
         self.console = console or Console()
         self.mode = ("rich" if self.console.is_terminal else "plain") if mode == "auto" else mode
+        self._places = ("",) if shows == "all" else ("val/", "clients_val/")
         self._run: RunInfo | None = None
         self._phase = ""
         self._row: Row = {}
@@ -53,6 +54,8 @@ class ConsoleTracker(Tracker):
     def start(self, run: RunInfo) -> None:
         """Name the run and where it writes."""
         self._run = run
+        for row in run.history:
+            self._count(row)
         if self.mode == "quiet":
             return
         self._open()
@@ -71,13 +74,7 @@ class ConsoleTracker(Tracker):
     def round(self, row: Row, clients: Sequence[Row]) -> None:
         """Show the round and name each failed client."""
         self._phase, self._row = "", row
-        shown = ("accuracy", "loss", *OPEN_WORLD)
-        self._measured |= {key: float(row[key]) for key in shown if row.get(key) is not None}
-        if (accuracy := row.get("accuracy")) is not None and (
-            math.isnan(self._best) or accuracy > self._best
-        ):
-            self._best = float(accuracy)
-        self._bytes += float(row.get("bytes_up") or 0) + float(row.get("bytes_down") or 0)
+        self._count(row)
         self._seconds = [*self._seconds[-9:], float(row.get("seconds") or 0)]
         for text in _failures(row):
             self._print(text)
@@ -89,6 +86,19 @@ class ConsoleTracker(Tracker):
             self._last_line = time.monotonic()
             self._print(Text("  ".join(text for text, _ in self._facts())))
 
+    def _count(self, row: Row) -> None:
+        """Take the numbers of a round, also of one before this process."""
+        shown = [place + name for place in self._places for name in ("accuracy", "loss", *OPEN_WORLD)]
+        self._measured |= {key: float(row[key]) for key in shown if row.get(key) is not None}
+        accuracy = row.get(self._name("accuracy"))
+        if accuracy is not None and (math.isnan(self._best) or accuracy > self._best):
+            self._best = float(accuracy)
+        self._bytes += float(row.get("bytes_up") or 0) + float(row.get("bytes_down") or 0)
+
+    def _name(self, metric: str) -> str:
+        """The column of a metric that is shown; empty if none was measured."""
+        return next((p + metric for p in self._places if p + metric in self._measured), "")
+
     def end(self, summary: Row) -> None:
         """Close the live view and say how the run ended; failed runs are named in every mode."""
         self._close()
@@ -96,8 +106,8 @@ class ConsoleTracker(Tracker):
         if self._run is None or (self.mode == "quiet" and status == "done"):
             return
         parts = [f"round {self._at()}/{self._run.rounds}"]
-        if "accuracy" in self._measured:
-            parts.append(f"accuracy {_percent(self._measured['accuracy'])} (best {_percent(self._best)})")
+        if name := self._name("accuracy"):
+            parts.append(f"{name} {_percent(self._measured[name])} (best {_percent(self._best)})")
         if (spent := summary.get("privacy")) and spent["epsilon"] is not None:
             parts.append(f"epsilon {spent['epsilon']:.3g} at delta {spent['delta']:g} ({spent['relation']})")
         if reason := summary.get("error") or summary.get("reason") or summary.get("stopped"):
@@ -117,11 +127,11 @@ class ConsoleTracker(Tracker):
         assert self._run is not None
         at, rounds = self._at(), self._run.rounds
         facts = [(self._run.method, "bold"), (f"round {at:>{len(str(rounds))}}/{rounds}", "")]
-        if "accuracy" in self._measured:
-            facts.append((f"accuracy {_percent(self._measured['accuracy'])}", "green"))
-        if "loss" in self._measured:
-            facts.append((f"loss {self._measured['loss']:.4g}", ""))
-        if found := [f"{k} {_percent(self._measured[k])}" for k in OPEN_WORLD if k in self._measured]:
+        if name := self._name("accuracy"):
+            facts.append((f"{name} {_percent(self._measured[name])}", "green"))
+        if name := self._name("loss"):
+            facts.append((f"{name} {self._measured[name]:.4g}", ""))
+        if found := [f"{k} {_percent(self._measured[k])}" for k in map(self._name, OPEN_WORLD) if k]:
             facts.append((" ".join(found), "green"))
         if (spent := self._row.get("epsilon")) is not None:
             facts.append((f"epsilon {spent:.3g} (delta {self._row['delta']:g})", ""))

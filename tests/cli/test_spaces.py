@@ -49,6 +49,16 @@ def test_a_larger_grid_is_thinned_by_a_fixed_key_and_a_larger_budget_holds_a_sma
     assert len(one.points(100)) == 27
 
 
+@pytest.mark.parametrize("method", ["fedavg", "fedspeed", "scaffold", "term"])
+def test_a_thinned_grid_has_every_value_as_soon_as_the_budget_allows(method: str) -> None:
+    one = space(LR, RHO, "client.epochs=1,2,5,8,13", method=method)
+    for trials in (5, 7, 44):  # five trials are the fewest that can have five values
+        points = one.points(trials)
+        assert len(set(points)) == trials and untried(one, points) == []
+    assert len({p[2] for p in one.points(4)}) == 4
+    assert untried(one, one.points(4))[0].endswith("was in none of 4 trials; raise --trials")
+
+
 def test_values_that_no_trial_had_are_named() -> None:
     one = space(LR, RHO)
     said = "fedspeed: client.lr=0.03,0.1 was in none of 2 trials; raise --trials"

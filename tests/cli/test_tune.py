@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +224,21 @@ def test_what_is_wrong_is_said_before_anything_else(
     shown = capsys.readouterr()
     assert said in shown.err and shown.out == ""
     assert not Path("runs/t/tune.json").exists()
+
+
+def test_only_validation_is_shown_until_the_winners_are_run(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [w for w in BASE if w != "tracker=quiet"] + ["tracker.console.mode=plain", "--final-seeds", "5"]
+    assert command(["tune", "client.lr=0.01,0.1", *lines]) == 0
+    out = capsys.readouterr().out
+    trials, chosen, final = out.partition("best of 2 trials")
+    assert "val/accuracy" in trials and chosen
+    assert not re.search(r"(?<!/)(accuracy|loss) \d", trials) and re.search(r" accuracy \d", final)
+    assert "mean of the last 1 evaluation (runs have fewer than 40): " in trials
+
+
+def test_a_dry_run_says_which_values_no_trial_would_have(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(["tune", "client.lr=0.01,0.1", *BASE, "--trials", "1", "--dry-run"]) == 0
+    assert "was in none of 1 trials; raise --trials" in capsys.readouterr().out
 
 
 def test_a_dry_run_counts_and_runs_nothing(capsys: pytest.CaptureFixture[str]) -> None:

@@ -60,6 +60,18 @@ GOES_ON = [("fedavg",), ("ditto",), ("feddyn", ACTIVE), ("term",), ("ifca", ALON
 BEGINS_ANEW = [("scaffold",), ("feddyn",)]
 
 
+def test_positions_beyond_the_last_sample_are_refused_before_anything_is_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = base(tmp_path / "a" / "run", "rounds=1", "evaluation.holdout=0.3")
+    there = sorted(run.parent.iterdir())
+    for words in (["--samples", "1:3,12", "--dry-run"], ["--samples", "1:12"]):
+        assert command(["forget", str(run), *words]) == 2
+        assert "client 1 has 12 samples, at positions from 0 to 11" in capsys.readouterr().err
+    assert command(["forget", str(run), "--samples", "1:11", "--dry-run"]) == 0  # one of its tests, maybe
+    assert sorted(run.parent.iterdir()) == there
+
+
 @pytest.mark.parametrize("method", GOES_ON + BEGINS_ANEW, ids=" ".join)
 def test_it_equals_the_run_without_them_whatever_their_samples_were(
     method: tuple[str, ...], tmp_path: Path

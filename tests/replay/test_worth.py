@@ -27,6 +27,10 @@ def test_shapley_values_sum_to_what_all_achieve(tmp_path: Path) -> None:
     todo = plan(run, "shapley", objective=LAST)
     assert todo.costs() | {"seconds": 0} == {"coalitions": 7, "runs": 7, "done": 1, "todo": 6, "seconds": 0}
     found = find(todo, say=lambda text: None)
+    assert found["objective"] == "loss on val, last evaluation"
+    said = Objective(on="val").said([1])
+    assert said == "accuracy on val, mean of the last 1 evaluation (runs have fewer than 40)"
+    assert Objective(on="val").said([10]) == str(Objective(on="val"))
     total = sum(p["value"] for p in found["players"])
     assert total == pytest.approx(found["all"]["0"] - found["nobody"]["0"], abs=1e-9)
     assert plan(run, "banzhaf", objective=LAST).costs()["todo"] == 0  # the same runs
@@ -58,6 +62,7 @@ def test_over_seeds_there_are_intervals_and_verdicts(
     assert {p["verdict"] for p in found["players"]} <= {"better", "worse", "equivalent", "undecided"}
     assert command(words) == 0
     text = capsys.readouterr().out
+    assert "mean of the last 1 evaluation (runs have fewer than 40), 3 seeds" in text
     assert "9 runs: 9 there, 0 to compute" in text and "leave-one-out values points" in text
 
 

@@ -286,6 +286,12 @@ def test_figure_of_one_history_without_accuracy():
     assert loss.get_yscale() == "log"
 
 
+def test_a_label_that_begins_with_an_underscore_is_in_the_legend():
+    rows = [{"round": 1, "accuracy": 0.5}, {"round": 2, "accuracy": 0.6}]
+    figure = figure_of({"_mine": [rows], "other": [rows]})
+    assert [text.get_text() for text in figure.texts] == ["_mine", "other"]
+
+
 def test_importing_the_report_is_cheap():
     heavy = "('pandas', 'matplotlib', 'torch', 'wandb')"
     code = f"import sys, fedsim.report; print([name for name in {heavy} if name in sys.modules])"

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 from composing import compose_quickly
-from problems import classification
+from problems import QUIET, classes, classification, network
 from torch import nn
 
 import fedsim
 from fedsim.errors import ConfigError, FedsimError
-from fedsim.run.unread import say
+from fedsim.run.unread import limit_cohort, say
 from fedsim.server.weightsfile import BEST
 from strategies.fedavg import FedAvg
 
@@ -131,3 +131,34 @@ def test_a_load_of_nothing_and_a_client_of_text_are_refused() -> None:
         fedsim.load_run(None)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="client='0': give its number"):
         classification().run("rounds=1").model(client="0")  # type: ignore[arg-type]
+
+
+def test_fewer_clients_than_the_default_cohort_all_take_part_and_it_is_said(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    four = {"model": network(), "clients": classes((5, 6, 7, 8)), "test": classes((9,), seed=1)[0]}
+    result = fedsim.simulate(["engine=serial", *QUIET, "rounds=1", "client.batch_size=4"], **four)
+    assert sorted(result.rows[0]["cohort"]) == [0, 1, 2, 3]
+    said = [r.getMessage() for r in caplog.records]
+    assert said == ["clients_per_round=4: all clients, since there are fewer than its default, 5"]
+    with pytest.raises(ConfigError, match=r"clients_per_round=5: must be between 1 and num_clients \(4\)"):
+        fedsim.simulate(["engine=serial", "clients_per_round=5"], **four)
+
+
+def test_settings_alone_limit_the_default_cohort_too() -> None:
+    for typed, said in (
+        (["num_clients=4"], True),
+        (["num_clients=4", "clients_per_round=5"], False),
+        ([], False),
+    ):
+        config = compose_quickly(typed)
+        assert bool(limit_cohort(config, typed)) == said
+        assert config.clients_per_round == (4 if said else 5)
+
+
+def test_a_run_that_measures_nothing_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    classification(test=None).run("rounds=1")
+    assert [r.getMessage().partition(":")[0] for r in caplog.records] == ["nothing is measured"]
+    caplog.clear()
+    classification(test=None).run("rounds=1", "evaluation.holdout=0.3", "evaluation.clients_every=1")
+    assert not caplog.records

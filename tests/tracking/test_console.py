@@ -43,6 +43,20 @@ def test_plain_lines():
     ]
 
 
+def test_a_resumed_run_goes_on_counting():
+    rows = [{"round": 1, "accuracy": 0.9, "bytes_up": 1e6}, {"round": 2, "loss": 2.0, "bytes_down": 2e6}]
+    console = Console(file=io.StringIO(), width=140, record=True)
+    tracker = ConsoleTracker("plain", console)
+    tracker.start(RunInfo("runs/x", "fedavg-s0", "g", "fedavg", {}, 3, 2, history=rows))
+    tracker.round({"round": 3, "bytes_up": 5e5, "seconds": 0.5, "accuracy": 0.8}, [])
+    tracker.end({"status": "done"})
+    assert console.export_text().splitlines() == [
+        "fedavg-s0: 3 rounds, after round 2, in runs/x",
+        "fedavg  round 3/3  accuracy 80.00%  loss 2  3.5 MB  0.50 s/round  ETA 0:00:00",
+        "fedavg-s0 done: round 3/3, accuracy 80.00% (best 90.00%)",
+    ]
+
+
 def test_plain_lines_of_a_long_run_are_few_and_hold_the_first_and_the_last():
     lines = [line for line in play("plain", rounds=2001).export_text().splitlines() if "s/round" in line]
     found = [int(re.search(r"round +(\d+)/2001", line)[1]) for line in lines]

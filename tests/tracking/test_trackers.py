@@ -12,7 +12,7 @@ from fedsim.tracking.jsonl import JsonlTracker
 
 def config(console="quiet", wandb="disabled", tensorboard=False):
     return TrackerConfig(
-        ConsoleConfig(console), WandbConfig(wandb, "fedsim", None), tensorboard, prometheus=None
+        ConsoleConfig(console, "all"), WandbConfig(wandb, "fedsim", None), tensorboard, prometheus=None
     )
 
 
