@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from fedsim.flower import forkserver
+
 OWN = ("server", "authority")  # folders that are no node's
 ENVIRONMENT = {
     "FLWR_TELEMETRY_ENABLED": "0",
@@ -44,6 +46,7 @@ def texts(
         files[name] = {
             "node.toml": _node(name, client),
             "start.sh": _start_node(name, shown, port),
+            forkserver.PLACE: forkserver.as_command(),
             "compose.yaml": _compose_node(name, shown, port),
         }
     return files
@@ -119,6 +122,7 @@ def _start_node(name: str, host: str, port: int) -> str:
         f"The SuperNode {name}; PORT is of its own interface, on this machine only.",
         f"""\
 : "${{SUPERLINK:={host}:{port}}}" "${{PORT:=9094}}"
+export PATH="$PWD/bin:$PATH"  # processes for messages are forked, not started
 if command -v fedsim > /dev/null; then  # what is wrong, in one line
     fedsim deploy check "$SUPERLINK" --root-certificates ca.crt --port "$PORT"
 fi

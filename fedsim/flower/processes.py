@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsim.errors import EngineError
+from fedsim.flower import forkserver
 
 CONNECTION = "local"  # name of the link in Flower's configuration
 STOP = 10.0  # seconds from SIGTERM to SIGKILL
@@ -41,6 +42,7 @@ class Federation:
 
     def __enter__(self) -> Federation:
         self.folder.mkdir(parents=True, exist_ok=True)
+        forkserver.install(self.folder / "bin")
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -58,7 +60,7 @@ class Federation:
         code = [str(Path(__file__).resolve().parents[2]), *sys.path[1:]]
         return {
             **os.environ,
-            "PATH": os.pathsep.join([here, os.environ.get("PATH", "")]),
+            "PATH": os.pathsep.join([str(self.folder / "bin"), here, os.environ.get("PATH", "")]),
             "PYTHONPATH": os.pathsep.join(dict.fromkeys(p for p in code if p and "site-packages" not in p)),
             "PYTHONUNBUFFERED": "1",
             "OMP_NUM_THREADS": "1",
