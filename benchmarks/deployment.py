@@ -4,7 +4,8 @@
 three nodes, with two local steps a round. Memory is the proportional set size (what is shared counts once), looked at
 some times a second: the most of one process of each kind, and the most of all at one moment. Copies are that memory,
 less what the same takes with a tiny model, in sizes of the model. Seconds are those between rows of metrics.jsonl, the
-first round left out.
+first round left out; CPU seconds, those that all processes together were computing in them, hang less on what else
+the machine does.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ import threading
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
 
-from fedsim.flower.deploy import MODULE, PROJECT, for_nodes
+from fedsim.flower.deploy import MODULE, PRELOAD, PROJECT, for_nodes
 from fedsim.flower.options import deployed
 from fedsim.flower.processes import Federation
 from fedsim.models import MLP
@@ -49,6 +51,9 @@ class Peaks:
     most: dict[str, float] = field(default_factory=dict)  # of one kind at one moment
     single: dict[str, float] = field(default_factory=dict)  # of one process
     total: float = 0.0  # of all at one moment
+    spent: dict[tuple[int, float], float] = field(
+        default_factory=dict
+    )  # seconds of processor time by process
     _over: threading.Event = field(default_factory=threading.Event)
 
     def look(self) -> None:
@@ -56,6 +61,8 @@ class Peaks:
         for process in psutil.Process().children(recursive=True):
             try:
                 words, size = " ".join(process.cmdline()), process.memory_full_info().pss
+                times = process.cpu_times()
+                self.spent[process.pid, process.create_time()] = times.user + times.system
             except psutil.Error:
                 continue
             role = next((kind for word, kind in ROLES.items() if word in words), "others")
@@ -85,6 +92,7 @@ class Deployed:
 
     size: int  # bytes of the model
     seconds: list[float]  # of each round but the first
+    cpu: list[float]  # seconds of processor time in these rounds, of all processes
     first: float  # seconds from submitting to the end of the first round
     watch: Peaks
 
@@ -99,7 +107,7 @@ def measured(place: Path, hidden: list[int], nodes: int, rounds: int, more: list
     app.mkdir(parents=True)
     (app / "pyproject.toml").write_text(PROJECT)
     (app / "deployment.py").write_text(MODULE)
-    with Federation(place / "federation") as federation, Peaks() as watch:
+    with Federation(place / "federation", env=PRELOAD) as federation, Peaks() as watch:
         federation.link()
         federation.ready("link")
         ports = [
@@ -110,23 +118,25 @@ def measured(place: Path, hidden: list[int], nodes: int, rounds: int, more: list
             federation.ready(f"node-{k}", port)
         start = time.monotonic()
         federation.submit(app, shlex.join(overrides))
-        ends = _rounds(folder, rounds, start)
+        ends, spent = _rounds(folder, rounds, start, watch)
     size = 4 * sum(p.numel() for p in MLP((8, 8), 10, hidden).parameters())
-    return Deployed(size, [b - a for a, b in zip(ends, ends[1:], strict=False)], ends[0] - start, watch)
+    seconds, cpu = ([b - a for a, b in pairwise(found)] for found in (ends, spent))
+    return Deployed(size, seconds, cpu, ends[0] - start, watch)
 
 
-def _rounds(folder: Path, rounds: int, start: float) -> list[float]:
-    """When the row of each round was written."""
-    ends, path = list[float](), folder / "metrics.jsonl"
+def _rounds(folder: Path, rounds: int, start: float, watch: Peaks) -> tuple[list[float], list[float]]:
+    """When the row of each round was written, and how much processor time was spent by then."""
+    ends, spent, path = list[float](), list[float](), folder / "metrics.jsonl"
     while len(ends) < rounds:
         rows = path.read_text().count("\n") if path.exists() else 0
         ends += [time.monotonic()] * (rows - len(ends))
+        spent += [sum(list(watch.spent.values()))] * (rows - len(spent))
         if (folder / "summary.json").exists() and len(ends) < rounds:
             raise RuntimeError((folder / "summary.json").read_text())
         if time.monotonic() - start > LIMIT:
             raise RuntimeError(f"{folder}: {len(ends)} of {rounds} rounds within {LIMIT:g} s")
         time.sleep(0.05)
-    return ends
+    return ends, spent
 
 
 def table(tiny: Deployed, big: Deployed, nodes: int) -> str:
@@ -137,13 +147,13 @@ def table(tiny: Deployed, big: Deployed, nodes: int) -> str:
         lines.append(f"{kind:14}{a / MB:9.0f} MB{b / MB:9.0f} MB{(b - a) / big.size:9.1f}")
     a, b = tiny.watch.total, big.watch.total
     lines.append(f"{'all at once':14}{a / MB:9.0f} MB{b / MB:9.0f} MB{(b - a) / big.size:9.1f}")
-    lines.append(f"{'s a round':14}{_typical(tiny):12}{_typical(big):12}")
+    lines.append(f"{'s a round':14}{_typical(tiny.seconds):12}{_typical(big.seconds):12}")
+    lines.append(f"{'CPU s a round':14}{_typical(tiny.cpu):12}{_typical(big.cpu):12}")
     lines.append(f"{'s to round 1':14}{tiny.first:12.1f}{big.first:12.1f}")
     return "\n".join(lines) + f"\n{nodes} nodes; a row is the largest process of its kind; s: median (range)"
 
 
-def _typical(found: Deployed) -> str:
-    s = found.seconds
+def _typical(s: list[float]) -> str:
     return f"{statistics.median(s):5.1f} ({min(s):.1f}-{max(s):.1f})".rjust(12) if s else "-".rjust(12)
 
 

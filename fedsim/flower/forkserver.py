@@ -29,7 +29,7 @@ FURTHER = "FEDSIM_PRELOAD"  # modules to import as well, separated by spaces; on
 PLACE = "bin/flwr-clientapp"  # in a node's folder
 LOOK = 0.5  # seconds between looks whether the parent lives
 MOST = 1 << 16  # bytes of arguments
-SPACE = "MALLOC_MMAP_THRESHOLD_"  # of the node's own process: see ``fedsim.flower.processes``
+SPARING = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")  # read once, when a process starts
 
 
 def main() -> None:
@@ -41,9 +41,19 @@ def main() -> None:
             if _handed_over(arguments):
                 return
         else:
+            _as_usual(server)
             arguments = _serve(server, arguments)
     sys.argv = ["flwr-clientapp", *arguments]
     importlib.import_module(COMMAND).flwr_clientapp()
+
+
+def _as_usual(server: socket.socket) -> None:
+    """Start again without the node's settings of memory, which are for what passes messages on, not for training."""
+    if found := [name for name in SPARING if name in os.environ]:
+        for name in found:
+            del os.environ[name]
+        server.close()
+        os.execv(sys.executable, [sys.executable, "-P", str(Path(__file__).resolve()), *sys.argv[1:]])
 
 
 def _name() -> str:
@@ -133,7 +143,7 @@ def install(folder: Path, python: str = sys.executable) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     command = folder / "flwr-clientapp"
     here = Path(__file__).resolve()
-    command.write_text(f"#!/bin/sh\nunset {SPACE}\nexec '{python}' -P '{here}' \"$@\"\n")
+    command.write_text(f"#!/bin/sh\nexec '{python}' -P '{here}' \"$@\"\n")
     command.chmod(0o755)
     return command
 

@@ -12,6 +12,7 @@ ENVIRONMENT = {
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     "OMP_NUM_THREADS": "1",
+    "MALLOC_MMAP_THRESHOLD_": "1048576",  # what link, nodes and server app free of a model goes back at once
 }
 # No privileges, nothing writable but the machine's own folder, and no more memory and processes than a run needs
 HARDENED = """\

@@ -23,6 +23,9 @@ from fedsim.errors import EngineError
 from fedsim.flower import forkserver
 
 CONNECTION = "local"  # name of the link in Flower's configuration
+# Of link, nodes and server app, through which whole models pass: what they free goes back at once. Where messages are
+# worked on, activations come and go, and memory is kept (``fedsim.flower.forkserver`` takes the settings away)
+SPARING = {**dict.fromkeys(forkserver.SPARING, str(1 << 20)), "MALLOC_ARENA_MAX": "2"}
 STOP = 10.0  # seconds from SIGTERM to SIGKILL
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None)
@@ -70,6 +73,7 @@ class Federation:
             "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
             "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
             "RAY_USAGE_STATS_ENABLED": "0",
+            **SPARING,
             **self.env,
         }
 
