@@ -96,7 +96,7 @@ def _serve(server: socket.socket, arguments: list[str]) -> list[str]:
     """Fork a child for each message; returns only in a child, with its arguments. Ends with the parent."""
     parent = os.getppid()
     for name in (*LIBRARIES, COMMAND, *os.environ.get(FURTHER, "").split()):
-        with contextlib.suppress(ImportError):
+        with contextlib.suppress(Exception):  # the child will say what is wrong
             importlib.import_module(name)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children that ended need nobody to wait for them
     server.settimeout(LOOK)
