@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from fedsim.cli.arguments import Arguments, folder, place
+from fedsim.cli.arguments import Arguments, check_runs, place
 from fedsim.cli.value import add_shared, said, seeds_of
 from fedsim.errors import ConfigError
 
@@ -32,8 +32,7 @@ def audit(argv: Sequence[str]) -> int:
     parser.add_argument("--delta", type=float, default=0.0, help="of that claim; default: 0")
     add_shared(parser)
     args = parser.parse_args(argv)
-    for run in args.runs:
-        folder(run)
+    check_runs(args.runs, args.allow)
     if not 0 <= args.delta < 1:
         raise ConfigError(f"--delta {args.delta:g}: must be in [0, 1)")
     if args.claimed is not None and not args.claimed >= 0:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from fedsim.cli.arguments import Arguments, folder, place
+from fedsim.cli.arguments import Arguments, add_allow, check_runs, folder, place
 
 
 def diff(argv: Sequence[str]) -> int:
@@ -20,7 +20,10 @@ def diff(argv: Sequence[str]) -> int:
         "--metrics-only", action="store_true", help="read what is recorded; compute no round again"
     )
     parser.add_argument("--json", action="store_true", help="the same facts as JSON")
+    add_allow(parser)
     args = parser.parse_args(argv)
+    if not args.metrics_only:
+        check_runs([args.a, args.b], args.allow)
     from fedsim.replay import parting
 
     found = parting.diff(folder(args.a), folder(args.b), metrics_only=args.metrics_only)

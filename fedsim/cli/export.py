@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from fedsim.cli.arguments import Arguments, folder, place
+from fedsim.cli.arguments import Arguments, add_allow, check_runs, place
 
 FORMATS = ("state_dict", "safetensors", "onnx", "hf")
 
@@ -27,8 +27,9 @@ def export(argv: Sequence[str]) -> int:
     parser.add_argument("--out", type=place, metavar="PATH", help="file, or folder; default: RUN/export/")
     parser.add_argument("--force", action="store_true", help="overwrite what is there")
     parser.add_argument("--json", action="store_true", help="say what was written as JSON")
+    add_allow(parser)
     args = parser.parse_args(argv)
-    folder(args.run)
+    check_runs([args.run], args.allow)
     from fedsim.run.formats import export as write
     from fedsim.run.result import load_run
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from fedsim.cli.arguments import Arguments, folder, place
+from fedsim.cli.arguments import Arguments, add_allow, check_runs, place
 from fedsim.errors import ConfigError
 
 
@@ -29,8 +29,9 @@ def forget(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--dry-run", action="store_true", help="say what would be computed, and stop")
     parser.add_argument("--json", action="store_true", help="say it as JSON: what forget.json holds")
+    add_allow(parser)
     args = parser.parse_args(argv)
-    folder(args.run)
+    check_runs([args.run], args.allow)
     clients = {k for words in args.client for k in _numbers(words, "--client", "3 or 3,7")}
     samples: dict[int, list[int]] = {}
     for words in args.samples:

@@ -9,7 +9,7 @@ from argparse import ArgumentTypeError
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from fedsim.cli.arguments import Arguments, folder, place
+from fedsim.cli.arguments import Arguments, add_allow, check_runs, place
 from fedsim.errors import ConfigError
 
 
@@ -38,7 +38,7 @@ def value(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     if args.runs is not None and args.runs < 1:
         raise ConfigError(f"--runs {args.runs}: at least 1")
-    folder(args.run)
+    check_runs([args.run], args.allow)
     from fedsim.replay.worth import find, plan
     from fedsim.report.objective import Objective
 
@@ -79,6 +79,7 @@ def add_shared(parser: Arguments) -> None:
         "--dry-run", action="store_true", help="say how many runs, how many are there, and stop"
     )
     parser.add_argument("--json", action="store_true", help="the same as JSON")
+    add_allow(parser)
 
 
 def _margin(word: str) -> float:

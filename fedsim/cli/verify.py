@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf import DictConfig
 from safetensors import SafetensorError
 
-from fedsim.cli.arguments import Arguments, folder, place
+from fedsim.cli.arguments import Arguments, add_allow, folder, place
 from fedsim.config.allowed import check_allowed, granted, listed
 from fedsim.config.check import validate
 from fedsim.config.compose import load, plain
@@ -37,13 +37,7 @@ def verify(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--json", action="store_true", help="print what verify.schema.json says, and nothing else"
     )
-    parser.add_argument(
-        "--allow",
-        action="append",
-        default=[],
-        metavar="MODULE",
-        help="code of yours, a module or my.module.Class, that the run may name; also FEDSIM_ALLOW",
-    )
+    add_allow(parser)
     args = parser.parse_args(argv)
     with granted(listed(" ".join(args.allow), "--allow")):
         return _verify(args)

@@ -1,12 +1,13 @@
 """What a configuration that comes from elsewhere may build: names on a list, checked before anything is built.
 
-A node of a deployment (``fedsim.flower.options``), ``fedsim verify`` and ``encoder=from_run`` read settings that
-somebody else wrote. Each ``_target_`` in them names a callable of this process, so only these are built:
+A node of a deployment (``fedsim.flower.options``), ``encoder=from_run``, ``fedsim verify`` and whatever else computes a
+run again or rebuilds its model from its folder (``fedsim.cli.arguments.check_runs``) read settings that somebody else
+wrote. Each ``_target_`` in them names a callable of this process, so only these are built:
 
 * what the YAML files of ``conf/`` name, functions included;
 * public classes that ``strategies``, ``clients``, the rooms of parts (:data:`ROOMS`) and those parts of torchmetrics
   that only compute define themselves, by names that lead straight to them;
-* what the owner of this machine names: in ``FEDSIM_ALLOW``, in a node's ``allow``, after ``fedsim verify --allow``.
+* what the owner of this machine names: in ``FEDSIM_ALLOW``, in a node's ``allow``, after ``--allow``.
 
 Hydra's own list of blocked targets (1.3.4 and later, by identity since 1.3.6) stays in force behind this one.
 """
@@ -170,7 +171,7 @@ def _check_target(target: Any, key: str) -> None:
     raise ConfigError(
         f"{key}={target}: not among what settings from elsewhere may build here (what conf/ names, classes of "
         f"strategies, clients and fedsim's parts). If its code is to be trusted, the owner of this machine says so: "
-        f'{VARIABLE}={module}, or allow="{module}" in --node-config, or fedsim verify --allow {module}'
+        f'{VARIABLE}={module}, or allow="{module}" in --node-config, or --allow {module} behind the command'
     )
 
 

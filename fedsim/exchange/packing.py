@@ -6,7 +6,7 @@ whose padding is all zero. Any other array travels as it is, so nothing is ever 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 
 from torch import Tensor
@@ -14,7 +14,7 @@ from torch import Tensor
 from fedsim.errors import ClientError
 from fedsim.exchange.payload import Payload
 from fedsim.rng import hash_tensors
-from fedsim.task.layout import Layout
+from fedsim.task.layout import Layout, Slots
 
 Packed = dict[str, str]  # names of what was packed to its kind: ``w`` or ``b``, see ``Layout.vectors``
 
@@ -25,7 +25,7 @@ def pack(arrays: Mapping[str, Tensor], layout: Layout | None) -> tuple[dict[str,
     if layout is None:
         return out, packed
     for name, array in arrays.items():
-        if kind := _kind(array, layout):
+        if kind := kind_of(array, layout):
             out[name], packed[name] = layout.vectors[kind].compact(array), kind
     return out, packed
 
@@ -38,14 +38,23 @@ def unpack(arrays: Mapping[str, Tensor], packed: Mapping[str, str], layout: Layo
     """
     out = dict(arrays)
     for name, kind in packed.items():
-        slots, array = layout.vectors.get(kind), arrays[name]
-        if slots is None or not array.dim() or array.shape[-1] != slots.size:
-            raise ClientError(
-                f"array '{name}': {tuple(array.shape)} is no packed vector of kind '{kind}'; expected (..., "
-                f"{'?' if slots is None else slots.size}). Do both sides have the same model and version?"
-            )
-        out[name] = slots.expand(array)
+        out[name] = slots_of(name, kind, arrays[name].shape, layout).expand(arrays[name])
     return out
+
+
+def slots_of(name: str, kind: str, shape: Sequence[int], layout: Layout) -> Slots:
+    """Where the numbers of a packed array of that ``shape`` belong.
+
+    Raises:
+        ClientError: naming what cannot have been packed under this layout.
+    """
+    slots = layout.vectors.get(kind)
+    if slots is None or not shape or shape[-1] != slots.size:
+        raise ClientError(
+            f"array '{name}': {tuple(shape)} is no packed vector of kind '{kind}'; expected (..., "
+            f"{'?' if slots is None else slots.size}). Do both sides have the same model and version?"
+        )
+    return slots
 
 
 def hashes_of(payload: Payload, layout: Layout, prefix: str) -> dict[str, str]:
@@ -68,14 +77,14 @@ def row_bytes(rows: Mapping[str, Tensor], layout: Layout) -> int:
 
 
 def _padding(t: Tensor, layout: Layout) -> int:
-    kind = _kind(t, layout)
+    kind = kind_of(t, layout)
     if not kind:
         return 0
     slots = layout.vectors[kind]
     return t.numel() // slots.dim * (slots.dim - slots.size) * t.element_size()
 
 
-def _kind(t: Tensor, layout: Layout) -> str:
+def kind_of(t: Tensor, layout: Layout) -> str:
     """The kind of a vector that has padding to leave out, else nothing."""
     if t.dim():
         for kind, slots in layout.padded.get(t.shape[-1], ()):

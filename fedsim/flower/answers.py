@@ -15,11 +15,11 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
 from fedsim.errors import ClientError
-from fedsim.exchange.packing import sent_bytes, unpack
+from fedsim.exchange.packing import sent_bytes, slots_of
 from fedsim.exchange.payload import Outcome, Payload
-from fedsim.flower.headers import DTYPES, Header, header, tensor
+from fedsim.flower.parts import MOST_PARTS, arrived
 from fedsim.flower.records import AS_IS, Records, put
-from fedsim.task.layout import Layout
+from fedsim.task.layout import Layout, Slots
 
 Fits = Callable[
     [str, tuple[int, ...], torch.dtype], None
@@ -124,35 +124,29 @@ def said(text: str) -> str:
 
 
 def _update(content: RecordDict, layout: Layout, fits: Fits) -> Payload:
-    record = content["outcome.update"]
+    record: Any = content["outcome.update"]
     values: Any = content.get("outcome.update.values")
-    if values is None or len(values) > MOST or len(record) > MOST:
+    if values is None or len(values) > MOST or len(record) > MOST + MOST_PARTS:
         raise ClientError("the update has no values, or too many entries")
-    headers, packed = dict[str, Header](), dict[str, str]()
-    for key, array in record.items():
-        kind, name = key[:1], key[1:]
-        if not 0 < len(name) <= LONGEST or name in headers:
-            raise ClientError(f"array {said(key)!r:.80}: no name, or twice the same")
-        about = headers[name] = header(name, array)  # type: ignore[arg-type]
-        shape = about.shape
-        if kind != AS_IS:
-            packed[name], slots = kind, layout.vectors.get(kind)
-            if slots is None or shape[-1:] != (slots.size,):
-                raise ClientError(
-                    f"array '{name}': {shape} is no packed vector of kind '{kind}'; expected (..., "
-                    f"{'?' if slots is None else slots.size}). Do both sides have the same model and version?"
-                )
+    found, where = arrived(record, MOST), dict[str, Slots | None]()
+    for a in found:
+        if len(a.name) > LONGEST:
+            raise ClientError(f"array {said(a.name)!r:.80}: no name, or twice the same")
+        shape, slots = a.shape, None
+        if a.kind != AS_IS:
+            slots = slots_of(a.name, a.kind, shape, layout)
             shape = (*shape[:-1], slots.dim)
-        fits(name, shape, DTYPES[about.dtype.name])
-    arrays = {key[1:]: tensor(array, headers[key[1:]]) for key, array in record.items()}  # type: ignore[arg-type]
+        where[a.name] = slots
+        fits(a.name, shape, a.dtype)
+    arrays = {a.name: a.whole(where[a.name]) for a in found}
     for name, value in values.items():
         if not 0 < len(name) <= LONGEST or (isinstance(value, str | bytes | list) and len(value) > MOST):
             raise ClientError(f"value {said(name)!r:.80}: no name, or longer than {MOST}")
-    return Payload(unpack(arrays, packed, layout), Payload.of({}, dict(values)).values)
+    return Payload(arrays, Payload.of({}, dict(values)).values)
 
 
 def _metrics(record: Any) -> dict[str, float]:
-    if len(record) > MOST:
+    if len(record) > MOST + MOST_PARTS:
         raise ClientError(f"the reply holds {len(record)} metrics; at most {MOST} are taken")
     for name, value in record.items():
         if not 0 < len(name) <= LONGEST or not name.isprintable():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from flwr.app import Message, RecordDict
@@ -27,6 +27,9 @@ class GridExchange:
     The message is ``whole`` once the client said that it has not what the message relies on. ``read(content, client,
     whole)`` makes an answer of a reply to it, or says by a ``ClientError`` why it is none. A reply is that of the
     client whose node was asked, whatever it says; one that is none is that client's failure.
+
+    Answers wait at the link until they are pulled: ``one_by_one``, that of the client whose turn it is, and of the
+    others no more than one ahead.
     """
 
     grid: Grid
@@ -38,6 +41,8 @@ class GridExchange:
     retries: int  # further attempts for a client whose process broke down
     read: Callable[[RecordDict, int, bool], NodeAnswer]
     round: int
+    sent: Callable[[], None] = lambda: None  # called once messages are out
+    one_by_one: bool = False
     _began: float = field(default_factory=time.monotonic)
     _sent: dict[str, tuple[int, int]] = field(default_factory=dict)  # message to client and node
     _done: dict[int, NodeAnswer] = field(default_factory=dict)
@@ -48,7 +53,7 @@ class GridExchange:
     def answer(self, client: int) -> NodeAnswer:
         """The client's answer; after the deadline, that it is absent."""
         while client not in self._done:
-            self._look()
+            self._look(client)
             if client in self._done:
                 break
             if self.deadline is not None and time.monotonic() - self._began > self.deadline:
@@ -61,32 +66,38 @@ class GridExchange:
             time.sleep(self.poll)
         return self._done.pop(client)
 
-    def _look(self) -> None:
+    def _look(self, client: int) -> None:
         self.nodes.refresh()
         self._send()
-        for reply in self._pulled():
+        for reply in self._pulled(client):
             sent = self._sent.pop(reply.metadata.reply_to_message_id, None)
             if sent is None:
                 self.nodes.event("stray", round=self.round + 1, node=reply.metadata.src_node_id)
             elif sent[0] not in self._closed:
                 self._take(reply, *sent)
 
-    def _pulled(self) -> list[Message]:
-        """Replies that came. One that cannot even be unpacked is an answer too: that of a client that failed."""
-        if not self._sent:
+    def _pulled(self, client: int) -> Iterator[Message]:
+        """Replies that came, in the order in which they are to be looked at."""
+        if not self.one_by_one:
+            yield from self._pull(list(self._sent))
+            return
+        for name in sorted(self._sent, key=lambda name: self._sent[name][0] != client):
+            if name in self._sent and (self._sent[name][0] == client or not self._done):
+                yield from self._pull([name])
+
+    def _pull(self, names: list[str]) -> list[Message]:
+        """One that cannot even be unpacked is an answer too: that of a client that failed."""
+        if not names:
             return []
         try:
-            return list(self.grid.pull_messages(list(self._sent)))
-        except UNREADABLE:
-            found = list[Message]()
-        for name, (client, node) in list(self._sent.items()):
-            try:
-                found += self.grid.pull_messages([name])
-            except UNREADABLE as error:
-                del self._sent[name]
-                if client not in self._closed:
-                    self._refuse(client, node, f"{type(error).__name__}: {error}")
-        return found
+            return list(self.grid.pull_messages(names))
+        except UNREADABLE as error:
+            if len(names) > 1:
+                return [message for name in names for message in self._pull([name])]
+            client, node = self._sent.pop(names[0])
+            if client not in self._closed:
+                self._refuse(client, node, f"{type(error).__name__}: {error}")
+            return []
 
     def _take(self, reply: Message, client: int, node: int) -> None:
         """A reply to the message that went to ``client`` at ``node``."""
@@ -130,6 +141,7 @@ class GridExchange:
         for c, message in zip(todo, self.grid.push_messages(messages), strict=True):
             if message:
                 self._sent[message] = c, self.nodes.of[c].id
+        self.sent()
 
     def _hear(self, client: int, answer: NodeAnswer) -> None:
         outcome = answer.outcome

@@ -18,10 +18,11 @@ from torch import Tensor
 
 from fedsim.errors import ClientError
 from fedsim.exchange.landing import RECLIPPED
-from fedsim.exchange.payload import Payload
+from fedsim.exchange.payload import Outcome, Payload
 from fedsim.exchange.release import Leaving, Release
 from fedsim.flower.answers import UPDATE, NodeAnswer, ReplyTo, address_of, failed, read_answer
 from fedsim.flower.masking import LEGS, OTHERS
+from fedsim.local.work import step_size
 from fedsim.server.traits import ClientQuestion, JudgesUpdates
 from fedsim.task.layout import Layout
 
@@ -31,6 +32,7 @@ METRICS = frozenset(
     {"train_loss", "steps", "clipped", "retries", "loss", "accuracy"}
 )  # that any client may send
 HUGE = {torch.float32: 1e16, torch.float64: 1e100}  # no sum or square of numbers below overflows
+PASSES = 1000  # times the configured work that a client may say it did
 MOST_FRAME = 64  # bytes of a frame beyond those of the numbers that it stands for
 FREE = 64 << 20  # bytes of an array whose length is the client's affair; or four models
 
@@ -82,6 +84,7 @@ class Judge:
         answer = read_answer(content, self.layout, lambda *array: self._fits(question, *array))
         self._flags(answer, address_of(content), question)
         outcome = answer.outcome
+        _counts(outcome, question.asked)
         self._metrics(outcome.metrics, question)
         outcome.bytes_down = question.bytes_down
         if outcome.kind not in UPDATE:
@@ -245,6 +248,18 @@ class Judge:
                 f"the server cannot tell what an answer to '{question.asked.task}' looks like: {found.why}"
             )
         return found
+
+
+def _counts(outcome: Outcome, asked: ClientQuestion) -> None:
+    """Whether it can have done so much: up to ``PASSES`` times what is configured, for a method's own phases."""
+    local, n = asked.local, max(asked.samples, 1.0)
+    most = PASSES * (n * max(local.epochs, 1) + (local.steps or 0) * step_size(local))
+    for name in ("samples", "gradients", "forwards"):
+        if (count := getattr(outcome, name)) > most:
+            raise ClientError(
+                f"outcome.{name}={count:g}: it has {n:g} samples at most, and {PASSES} times the configured work are "
+                f"{most:g}"
+            )
 
 
 def _largest(t: Tensor) -> float:

@@ -5,27 +5,30 @@ from __future__ import annotations
 
 from typing import Any
 
-from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedsim.errors import FedsimError
 from fedsim.flower import contract
 from fedsim.flower.answers import absent, answer_records
+from fedsim.flower.introductions import introduction_records
 from fedsim.flower.options import at_node, plain_error
-from fedsim.flower.site import Site
+from fedsim.flower.site import Site, forget
 from fedsim.flower.wire import addressed, read_ask
+
+LARGE = 1 << 23  # numbers of a model whose worker is not kept beyond a message
 
 app = ClientApp()
 
 
 @app.query()
 def introduce(message: Message, context: Context) -> Message:
-    """Which client this node is and what it has; or why it can be none."""
+    """Which clients this node is and what they have; or why it can be none."""
     try:
-        about: dict[str, Any] = _site(context, message.content).describe()
+        about: list[dict[str, Any]] = [site.describe() for site in _sites(context, message.content)]
     except FedsimError as error:
-        about = {"refused": plain_error(error)}
-    return Message(RecordDict({"node": ConfigRecord(about)}), reply_to=message)
+        about = [{"refused": plain_error(error)}]
+    return Message(introduction_records(about), reply_to=message)
 
 
 @app.train()
@@ -33,16 +36,21 @@ def work(message: Message, context: Context) -> Message:
     """One client's part in one exchange, whatever the method calls it."""
     layout, to = None, addressed(message.content)
     try:
-        site = _site(context, message.content)
+        site = _sites(context, message.content, to.client)[0]
         layout = site.worker.model.layout
         answer = site.answer(read_ask(message.content, layout))
         site.node.count(answer.outcome)
     except FedsimError as error:
         answer = absent(to.client, "failed", plain_error(error))
-    return Message(answer_records(answer, layout, to), reply_to=message)
+    content = answer_records(answer, layout, to)
+    if layout is not None and layout.size > LARGE:
+        forget()  # a process of Flower's works on one message: room for what it makes of the reply
+    return Message(content, reply_to=message)
 
 
-def _site(context: Context, content: RecordDict) -> Site:
-    config, node = at_node(context.run_config, context.node_config)
-    with node.at_home():
-        return Site.of(contract.settle(config, content), node)
+def _sites(context: Context, content: RecordDict, client: int | None = None) -> list[Site]:
+    """The node as each of its clients, or as the one that is asked."""
+    config, nodes = at_node(context.run_config, context.node_config, client)
+    with nodes[0].at_home():
+        settled = contract.settle(config, content)
+        return [Site.of(settled, node) for node in nodes]

@@ -109,7 +109,7 @@ def gather(nodes: Nodes, config: DictConfig, engine: FlowerConfig) -> list[int]:
         nodes.wait(engine.wait_for or config.num_clients, engine.start, engine.poll)
     except EngineError:
         missing = [c for c in range(config.num_clients) if c not in nodes.of]
-        if config.failures.policy != "skip" or not nodes.of or len(missing) > len(nodes.refused):
+        if config.failures.policy != "skip" or not nodes.of or len(missing) > nodes.turned_away:
             raise
         for node, why in nodes.refused.items():
             log.warning("failures.policy=skip: the run goes on without node %d: %s", node, why)
@@ -125,7 +125,8 @@ def examine(nodes: Nodes, config: DictConfig) -> list[int]:
         EngineError: a line for each node that cannot take part.
     """
     assert nodes.check is not None
-    faults = {c: why for c, node in sorted(nodes.of.items()) if (why := nodes.check(node))}
+    bad = {node.id: why for _, node in sorted(nodes.of.items()) if (why := nodes.check(node))}
+    faults = {c: bad[node.id] for c, node in sorted(nodes.of.items()) if node.id in bad}
     lines = [f"client {c}, {nodes.of[c].name}: {why}" for c, why in faults.items()]
     if faults and (config.failures.policy != "skip" or len(faults) == len(nodes.of)):
         raise EngineError("\n".join(lines))

@@ -19,6 +19,7 @@ from fedsim.config.compose import compose, plain
 from fedsim.config.moved import targets
 from fedsim.config.usermodules import is_users
 from fedsim.errors import ConfigError, EngineError
+from fedsim.flower import forkserver
 from fedsim.flower.options import deployable, deployed, own_folder
 from fedsim.flower.processes import Federation
 from fedsim.run.key import finished
@@ -26,6 +27,9 @@ from fedsim.run.logged import describe
 from fedsim.tracking import read_rows
 from fedsim.tracking.console import ConsoleTracker
 
+PRELOAD = {
+    forkserver.FURTHER: "fedsim.flower.client"
+}  # nodes run the fedsim of this process, whoever packs the app
 POLL, ASK = 0.3, 20.0  # seconds between looks at the run folder, and between questions to the link
 
 PROJECT = """\
@@ -103,7 +107,7 @@ def _run(config: DictConfig, overrides: Sequence[str], folder: Path, nodes: int)
     )  # who submits owns these nodes
     console, summary = ConsoleTracker(config.tracker.console.mode), dict[str, Any]()
     try:
-        with Federation(place) as federation:
+        with Federation(place, env=PRELOAD) as federation:
             console.phase("starting the SuperLink")
             federation.link()
             federation.ready("link")

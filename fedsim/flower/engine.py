@@ -6,7 +6,6 @@ import json
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from fedsim.server.traits import StrategyLike
 from fedsim.task.layout import Layout
 
 EMPTY: Mapping[str, Any] = {}
+LARGE = 32 << 20  # bytes of a model of which no more answers are held than must be
 
 
 class FlowerEngine:
@@ -103,15 +103,15 @@ class FlowerEngine:
         layout = self._layout
         self._exchange = self._exchange + 1 if broadcast.round == self._round else 0
         self._round = broadcast.round
-        number, shared, whole = (
-            self._exchange,
-            self._shared(broadcast, layout),
-            cache(lambda: shared_records(broadcast, layout)),
+        number = self._exchange
+
+        shared = Outgoing(
+            lambda lacks: shared_records(broadcast, layout) if lacks else self._shared(broadcast, layout)
         )
         self._nodes.event("exchange", round=broadcast.round + 1, exchange=number, task=broadcast.task)
         place = {client: chunk for chunk in chunks for client in chunk.clients}
         if not masks(self._plan.release, broadcast.fold, broadcast.task):
-            exchange = self._asked(broadcast, place, number, lambda lacks: whole() if lacks else shared)
+            exchange = self._asked(broadcast, place, number, shared)
             for chunk in chunks:
                 yield self._fold(broadcast, chunk, exchange.answer, number)
             return
@@ -120,7 +120,7 @@ class FlowerEngine:
             self._plan.release, broadcast, list(place), self._run, self._plan.seed, self._leg
         )
         there = {c: _with(chunk, c, masked) for c, chunk in place.items() if c not in masked.lost}
-        exchange = self._asked(broadcast, there, number, lambda lacks: whole() if lacks else shared)
+        exchange = self._asked(broadcast, there, number, shared)
         results = [
             self._fold(broadcast, chunk, lambda c: masked.lost.get(c) or exchange.answer(c), number)
             for chunk in chunks
@@ -134,7 +134,7 @@ class FlowerEngine:
         broadcast: Broadcast,
         place: Mapping[int, Chunk],
         number: int,
-        shared: Callable[[bool], Records],
+        shared: Outgoing,
     ) -> GridExchange:
         """An exchange with the clients of ``place``; ``shared`` is what all receive, whole or not."""
         assert self._plan and self._layout and self._questions
@@ -151,13 +151,16 @@ class FlowerEngine:
             retries=self._plan.failures.retries,
             read=questions.reader(broadcast, place, self._run, number),
             round=broadcast.round,
+            sent=shared.forget,
+            one_by_one=layout.size * self._plan.dtype.itemsize > LARGE,
         )
 
     def _leg(self, broadcast: Broadcast, place: Mapping[int, Chunk]) -> Mapping[int, NodeAnswer]:
         """One leg of secure aggregation: the answers of all who were asked."""
         assert self._layout is not None
-        records = shared_records(broadcast, self._layout)
-        exchange = self._asked(broadcast, place, self._exchange, lambda lacks: records)
+        layout = self._layout
+        shared = Outgoing(lambda lacks: shared_records(broadcast, layout))
+        exchange = self._asked(broadcast, place, self._exchange, shared)
         return {client: exchange.answer(client) for client in place}
 
     def _undo(self, broadcast: Broadcast, results: Sequence[ChunkResult], number: int, why: str) -> None:
@@ -216,6 +219,24 @@ class FlowerEngine:
         if answer.restarted:
             outcome.metrics = {**outcome.metrics, "state_restarted": 1.0}
             self._nodes.event("restarted", **about)
+
+
+class Outgoing:
+    """What all clients of an exchange receive, whole or not: made when messages are, and kept no longer, since it is
+    as large as the model."""
+
+    def __init__(self, make: Callable[[bool], Records]):
+        self._make, self._made = make, dict[bool, Records]()
+
+    def __call__(self, lacks: bool) -> Records:
+        """The same object for all messages that go out together: the link stores it once."""
+        if lacks not in self._made:
+            self._made[lacks] = self._make(lacks)
+        return self._made[lacks]
+
+    def forget(self) -> None:
+        """The messages are out."""
+        self._made.clear()
 
 
 def _with(chunk: Chunk, client: int, masked: MaskedExchange) -> Chunk:

@@ -4,7 +4,7 @@ a size before it is known to be possible."""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,15 +52,33 @@ class Limits:
     classes: Callable[[], int] | None = None  # asked for once a node brings its own data
 
 
-def known(node: int, content: RecordDict, limits: Limits) -> Known:
-    """The node that introduced itself with ``content``.
+def introduction_records(about: Sequence[Mapping[str, Any]]) -> RecordDict:
+    """What a node says of each of its clients: records ``node``, ``node.1``, ``node.2``, ..."""
+    return RecordDict({_record(k): ConfigRecord(dict(one)) for k, one in enumerate(about)})
+
+
+def known(node: int, content: RecordDict, limits: Limits) -> list[Known]:
+    """The node that introduced itself with ``content``, as each of its clients.
 
     Raises:
         ConfigError: why it cannot take part.
     """
-    record = content.get("node")
-    if len(content) != 1 or not isinstance(record, ConfigRecord):
-        raise ConfigError("its introduction is none: expected one record 'node'")
+    names = [_record(k) for k in range(len(content))]
+    if not 0 < len(names) <= max(1, limits.num_clients) or any(name not in content for name in names):
+        raise ConfigError("its introduction is none: expected a record 'node' for each of its clients")
+    found = [_known(node, content[name], limits) for name in names]
+    if len({one.client for one in found}) < len(found) or len({one.own for one in found}) > 1:
+        raise ConfigError("its introduction names a client twice, or data of its own for some alone")
+    return found
+
+
+def _record(number: int) -> str:
+    return f"node.{number}" if number else "node"
+
+
+def _known(node: int, record: Any, limits: Limits) -> Known:
+    if not isinstance(record, ConfigRecord):
+        raise ConfigError("its introduction is none: expected a record 'node' for each of its clients")
     about: dict[str, Any] = dict(record)
     if (refused := about.get("refused")) is not None:
         raise ConfigError("\n".join(said(line) for line in str(refused).splitlines()[:LINES]))

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from fedsim.flower import forkserver
+
 OWN = ("server", "authority")  # folders that are no node's
 ENVIRONMENT = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     "OMP_NUM_THREADS": "1",
+    "MALLOC_MMAP_THRESHOLD_": "1048576",  # what link, nodes and server app free of a model goes back at once
 }
 # No privileges, nothing writable but the machine's own folder, and no more memory and processes than a run needs
 HARDENED = """\
@@ -44,6 +47,7 @@ def texts(
         files[name] = {
             "node.toml": _node(name, client),
             "start.sh": _start_node(name, shown, port),
+            forkserver.PLACE: forkserver.as_command(),
             "compose.yaml": _compose_node(name, shown, port),
         }
     return files
@@ -119,6 +123,7 @@ def _start_node(name: str, host: str, port: int) -> str:
         f"The SuperNode {name}; PORT is of its own interface, on this machine only.",
         f"""\
 : "${{SUPERLINK:={host}:{port}}}" "${{PORT:=9094}}"
+export PATH="$PWD/bin:$PATH"  # processes for messages are forked, not started
 if command -v fedsim > /dev/null; then  # what is wrong, in one line
     fedsim deploy check "$SUPERLINK" --root-certificates ca.crt --port "$PORT"
 fi

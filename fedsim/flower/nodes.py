@@ -38,6 +38,7 @@ class Nodes:
     limits: Limits | None = None  # of what a node may say of itself
     of: dict[int, Known] = field(default_factory=dict)
     refused: dict[int, str] = field(default_factory=dict)  # node id to reason
+    claims: dict[int, int] = field(default_factory=dict)  # refused node id to how many clients it would be
     names: dict[int, str] = field(
         default_factory=dict
     )  # node id to the name of its key, where keys are bound
@@ -58,7 +59,7 @@ class Nodes:
         while len(self.of) < wanted:
             self.refresh()
             now, idle = time.monotonic(), not self._asked and not self._rivals
-            stuck = idle and len(self.of) + len(self.refused) >= wanted > len(self.of)
+            stuck = idle and len(self.of) + self.turned_away >= wanted > len(self.of)
             enough = (enough or now) if stuck else 0.0
             if now > end or (stuck and now - enough > AGAIN / 2):
                 raise EngineError(self._missing(wanted, limit))
@@ -84,15 +85,21 @@ class Nodes:
                 if asked is not None:
                     self._hear(asked, reply)
 
+    @property
+    def turned_away(self) -> int:
+        """How many clients the refused nodes would have been."""
+        return sum(self.claims.get(n, 1) for n in self.refused)
+
     def lose(self, client: int, why: str) -> None:
-        """The client's node is gone; a rival, if there is one, was its successor."""
-        gone = self.of.pop(client, None)
-        if gone is None:
+        """The client's node is gone, with all clients that it is; a rival, if there is one, was its successor."""
+        if (gone := self.of.get(client)) is None:
             return
-        log.warning("client %d: %s is lost: %s", client, gone.name, why)
-        self.event("lost", client=client, node=gone.id, reason=why)
-        if (rival := self._rivals.pop(client, None)) is not None:
-            self._admit(rival)
+        for c in [c for c, one in self.of.items() if one.id == gone.id]:
+            del self.of[c]
+            log.warning("client %d: %s is lost: %s", c, gone.name, why)
+            self.event("lost", client=c, node=gone.id, reason=why)
+            if (rival := self._rivals.pop(c, None)) is not None:
+                self._admit(rival)
 
     def _strange(self, node: int) -> bool:
         """Whether the node's key is bound to no client: it is refused without a question."""
@@ -122,13 +129,19 @@ class Nodes:
         except ConfigError as error:
             self._refuse(node, str(error))
             return
-        why = self.binding.another(self.names.get(node, ""), found.client)
-        if mine := [c for c, k in self.of.items() if k.id == node and c != found.client]:
-            why = why or f"it says that it is client {found.client}, but it is client {mine[0]} already"
-        why = why or (self.check(found) if self.check else "")
+        mine, name = {c for c, k in self.of.items() if k.id == node}, self.names.get(node, "")
+        why = next((w for one in found if (w := self.binding.another(name, one.client))), "")
+        if gone := sorted(mine - {one.client for one in found}):
+            why = why or f"it says that it is client {found[0].client}, but it is client {gone[0]} already"
+        why = why or next((w for one in found if self.check and (w := self.check(one))), "")
         if why:
+            self.claims[node] = len(found)
             self._refuse(node, why)
             return
+        for one in found:
+            self._introduced(node, one)
+
+    def _introduced(self, node: int, found: Known) -> None:
         other = self.of.get(found.client)
         if other is None or other.instance == found.instance:
             self._admit(found)

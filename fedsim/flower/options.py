@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -28,6 +30,7 @@ log = logging.getLogger(__name__)
 Values = Mapping[str, bool | float | int | str]
 NODE_KEYS = (
     "partition-id",
+    "clients",
     "num-partitions",
     "data-path",
     "own-data",
@@ -49,8 +52,12 @@ def configuration(run_config: Values) -> DictConfig:
     return deployed(_words(run_config))
 
 
-def at_node(run_config: Values, node_config: Values) -> tuple[DictConfig, Node]:
+def at_node(
+    run_config: Values, node_config: Values, client: int | None = None
+) -> tuple[DictConfig, list[Node]]:
     """The same at a node, which does not trust who submitted: all keys are checked before anything is built.
+
+    The node is returned as each of its clients; as ``client`` alone, if it is one of them.
 
     Raises:
         ConfigError: also for what may not be built here, and where data of the node's own might leave it.
@@ -59,14 +66,30 @@ def at_node(run_config: Values, node_config: Values) -> tuple[DictConfig, Node]:
     check_words(words)
     with granted(listed(str(node_config.get("allow", "")), "allow")):
         config = deployed(words, check_allowed)
-        node = Node.of(node_config, config.num_clients)
+        node, *others = (Node.of(node_config, config.num_clients, c) for c in _clients(node_config))
         if config.data.get("cache") is not None:
             raise ConfigError(
                 f"data.cache={config.data.cache}: a node writes under its state-dir only; leave it out"
             )
         if node.own_data:
             keeps_samples(participants.strategy(config, None))
-    return node.localise(config), node
+    mine = [n for n in (node, *others) if n.client == client]
+    return node.localise(config), mine or [node, *others]
+
+
+def _clients(values: Values) -> Sequence[Any]:
+    """The clients that a node is, as written: one by ``partition-id``, or several by ``clients="0 1"``."""
+    if "clients" not in values:
+        return [values.get("partition-id")]
+    text = str(values["clients"])
+    numbers = re.findall(r"\d+", text)
+    if not re.fullmatch(r"\[?\s*\d+([\s,]+\d+)*\s*\]?", text) or len(set(map(int, numbers))) < len(numbers):
+        raise ConfigError(f'clients={text!r:.80}: expected numbers, each once, such as clients="0 1"')
+    if "partition-id" in values:
+        raise ConfigError(f"partition-id={values['partition-id']}, clients={text}: give one of the two")
+    if len(numbers) > 1 and values.get("own-data", False):
+        raise ConfigError(f"clients={text}: a node with own-data=true is one client; start a node for each")
+    return [int(n) for n in numbers]
 
 
 def keeps_samples(method: StrategyLike) -> None:
@@ -125,11 +148,12 @@ def deployable(config: DictConfig) -> StrategyLike:
 class Node:
     """A SuperNode's own settings, from ``--node-config``.
 
-    ``client`` (``partition-id``) is the client that the node is. ``data-path`` replaces ``data.path``. With
-    ``own-data=true`` all training samples found there are this client's; otherwise the node takes its client's part of
-    the configured partition of the common data set. ``state-dir`` is where client state is kept, and all else that is
-    written. ``allow`` names modules and classes of the node's own that settings may build (``fedsim.config.allowed``).
-    ``metrics`` is a text file of counts for dashboards (``fedsim.tracking.prometheus``).
+    ``client`` (``partition-id``, or one of ``clients``) is the client that the node is. ``data-path`` replaces
+    ``data.path``. With ``own-data=true`` all training samples found there are this client's; otherwise the node takes
+    its client's part of the configured partition of the common data set. ``state-dir`` is where client state is kept,
+    and all else that is written. ``allow`` names modules and classes of the node's own that settings may build
+    (``fedsim.config.allowed``). ``metrics`` is a text file of counts for dashboards
+    (``fedsim.tracking.prometheus``).
     """
 
     client: int
@@ -143,17 +167,17 @@ class Node:
     metrics: Path | None = None
 
     @staticmethod
-    def of(values: Values, num_clients: int) -> Node:
-        """Read and check; ConfigError names the key and what to give ``flower-supernode``."""
-        client = values.get("partition-id")
+    def of(values: Values, num_clients: int, client: Any) -> Node:
+        """As ``client``, read and checked; ConfigError names the key and what to give ``flower-supernode``."""
         if client is None:
             near = next((h for k in values if (h := hint(k, NODE_KEYS))), "")
             raise ConfigError(
                 f"the node has no partition-id{near}; start it with --node-config 'partition-id=0'"
             )
         if isinstance(client, bool) or not isinstance(client, int) or not 0 <= client < num_clients:
+            key = "clients" if "clients" in values else "partition-id"
             raise ConfigError(
-                f"partition-id={client}: the run has {num_clients} clients, so it must be an integer from 0 to "
+                f"{key}={client}: the run has {num_clients} clients, so it must be an integer from 0 to "
                 f"{num_clients - 1}; restart the node with another, or the run with num_clients=..."
             )
         parts = values.get("num-partitions", num_clients)

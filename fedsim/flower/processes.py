@@ -21,9 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from fedsim.errors import EngineError
+from fedsim.flower import forkserver
 
 CONNECTION = "local"  # name of the link in Flower's configuration
 PORTS = (20_000, 32_000)  # below those that Linux and macOS give to connections
+# Of link, nodes and server app, through which whole models pass: what they free goes back at once. Where messages are
+# worked on, activations come and go, and memory is kept (``fedsim.flower.forkserver`` takes the settings away)
+SPARING = {**dict.fromkeys(forkserver.SPARING, str(1 << 20)), "MALLOC_ARENA_MAX": "2"}
 STOP = 10.0  # seconds from SIGTERM to SIGKILL
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None)
@@ -43,6 +47,7 @@ class Federation:
 
     def __enter__(self) -> Federation:
         self.folder.mkdir(parents=True, exist_ok=True)
+        forkserver.install(self.folder / "bin")
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -60,7 +65,7 @@ class Federation:
         code = [str(Path(__file__).resolve().parents[2]), *sys.path[1:]]
         return {
             **os.environ,
-            "PATH": os.pathsep.join([here, os.environ.get("PATH", "")]),
+            "PATH": os.pathsep.join([str(self.folder / "bin"), here, os.environ.get("PATH", "")]),
             "PYTHONPATH": os.pathsep.join(dict.fromkeys(p for p in code if p and "site-packages" not in p)),
             "PYTHONUNBUFFERED": "1",
             "OMP_NUM_THREADS": "1",
@@ -70,6 +75,7 @@ class Federation:
             "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
             "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
             "RAY_USAGE_STATS_ENABLED": "0",
+            **SPARING,
             **self.env,
         }
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedsim.errors import ConfigError
-from fedsim.flower import machines
+from fedsim.flower import forkserver, machines
 from fedsim.flower.certificates import Authority, new_key, openssh, pem, public_line, readable_line
 
 PORT = 8000
@@ -143,7 +143,8 @@ def write(wanted: Membership, out: Path) -> dict[str, list[str]]:
 def _put(path: Path, content: bytes) -> None:
     """A new file with the rights it needs from its first byte on; one that exists is an error."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    mode = {".key": 0o600, ".sh": 0o755}.get(path.suffix, 0o644)
+    command = path.parent.name == Path(forkserver.PLACE).parent.name
+    mode = 0o755 if command else {".key": 0o600, ".sh": 0o755}.get(path.suffix, 0o644)
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     with os.fdopen(handle, "wb") as file:
         os.fchmod(file.fileno(), mode)  # whatever the process's mask

@@ -9,10 +9,13 @@ from __future__ import annotations
 from typing import Any, cast
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from torch import Tensor
 
 from fedsim.errors import EngineError
-from fedsim.exchange.packing import pack, unpack
+from fedsim.exchange.packing import kind_of, slots_of
 from fedsim.exchange.payload import Payload
+from fedsim.exchange.travelling import as_array
+from fedsim.flower.parts import Arrived, arrived, cut, is_long
 from fedsim.task.layout import Layout
 
 Records = dict[str, ArrayRecord | MetricRecord | ConfigRecord]
@@ -25,10 +28,9 @@ def put(
 ) -> None:
     """``value`` under ``name``: a payload as records, a plain one among ``plain``; None and "" are left out."""
     if isinstance(value, Payload):
-        arrays, packed = pack(value.arrays, layout)
-        held = {
-            packed.get(k, AS_IS) + k: Array(t.detach().cpu().contiguous().numpy()) for k, t in arrays.items()
-        }
+        held = dict[str, Array]()
+        for key, array in value.arrays.items():
+            held |= _held(key, array.detach().cpu(), layout)
         records[name], records[f"{name}.values"] = ArrayRecord(held), ConfigRecord(dict(value.values))
     elif isinstance(value, Plain):
         if value != "":
@@ -45,12 +47,27 @@ def taken(content: RecordDict, name: str, layout: Layout) -> dict[str, Any]:
     for key, record in content.items():
         inner = key.removeprefix(f"{name}.")
         if key != inner and isinstance(record, ArrayRecord):
-            found = Payload.of(
-                {k[1:]: a.numpy() for k, a in record.items()}, config_of(content, f"{key}.values")
-            )
-            packed = {k[1:]: k[:1] for k in record if k[:1] != AS_IS}
-            out[inner] = Payload(unpack(found.arrays, packed, layout), found.values)
+            arrays = {a.name: _array_of(a, layout) for a in arrived(record)}
+            out[inner] = Payload.of(arrays, config_of(content, f"{key}.values"))
     return out
+
+
+def _held(name: str, array: Tensor, layout: Layout | None) -> dict[str, Array]:
+    """An array under its key, in parts if it is long."""
+    kind = kind_of(array, layout) if layout is not None else ""
+    key, slots = (kind or AS_IS) + name, layout.vectors[kind] if kind and layout is not None else None
+    if is_long(array):
+        return cut(key, name, array, slots)
+    return {key: Array((slots.compact(array) if slots else array).contiguous().numpy())}
+
+
+def _array_of(found: Arrived, layout: Layout) -> Tensor:
+    """The inverse of :func:`_held`; memory of its own."""
+    slots = slots_of(found.name, found.kind, found.shape, layout) if found.kind != AS_IS else None
+    if len(found.parts) > 1:
+        return found.whole(slots)
+    array = as_array(found.name, found.parts[0].numpy())
+    return slots.expand(array) if slots else array
 
 
 def config_of(content: RecordDict, name: str) -> dict[str, Any]:

@@ -159,23 +159,31 @@ class Site:
 
 
 class Single(Folder):
-    """One client's update as it is, to be folded elsewhere; it travels, and counts, even if it is not finite."""
+    """One client's update as it is, to be folded elsewhere; it travels, and counts, even if it is not finite.
+
+    Its arrays may be the worker's own memory: they are to be sent before the worker does anything else.
+    """
 
     def __init__(self, fold: Mapping[str, tuple[str, ...]]):
         super().__init__(fold)
         self.arrays: dict[str, Tensor] = {}
 
     def check(self, arrays: Mapping[str, Tensor]) -> None:
-        """Keep what is not refused: ``arrays`` may be views of a buffer that is reused."""
+        """Keep what is not refused."""
         super().check(arrays)
-        self.arrays = {k: t.cpu().clone() for k, t in arrays.items()}
+        self.arrays = {k: t.cpu() for k, t in arrays.items()}
 
     def frames(self, frames: Mapping[str, Tensor]) -> None:
         """Frames travel in the place of what is folded."""
-        self.arrays |= {k: t.cpu().clone() for k, t in frames.items()}
+        self.arrays |= {k: t.cpu() for k, t in frames.items()}
 
     def add(self, arrays: Mapping[str, Tensor], weight: float) -> None:
         """Nothing to do."""
+
+
+def forget() -> None:
+    """Let go of what this process built."""
+    _built.clear()
 
 
 def layout_name(model: FlatModel) -> str:

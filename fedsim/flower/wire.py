@@ -27,7 +27,7 @@ from fedsim.flower.records import Records, config_of, put, taken
 from fedsim.task.layout import Layout
 
 Stamp = tuple[int, int]  # round and exchange in which a client's state was made
-WIRE = 5  # of this format: both sides must speak the same
+WIRE = 6  # of this format: both sides must speak the same
 
 
 @dataclass(frozen=True)

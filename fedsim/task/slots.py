@@ -133,6 +133,19 @@ class Slots(Sequence[Slot]):
             start = stop
         return out
 
+    def filled(self, parts: Iterable[Tensor], dtype: torch.dtype) -> Tensor:
+        """``expand(torch.cat(parts))`` of ``size`` numbers, (dim,), in memory for one vector and one part."""
+        out, runs, at, stop = torch.zeros(self.dim, dtype=dtype), iter(self.runs), 0, 0
+        for part in parts:
+            while len(part):
+                if at == stop:
+                    run = next(runs)
+                    at, stop = run.start, run.stop
+                count = min(len(part), stop - at)
+                out[at : at + count] = part[:count]
+                part, at = part[count:], at + count
+        return out
+
     def pieces(self, v: Tensor) -> Iterator[Tensor]:
         """The real entries of ``v`` (..., dim) row by row, in order, as views: those of ``compact(v)``."""
         for row in v.reshape(-1, self.dim) if self.dim else ():

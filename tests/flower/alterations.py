@@ -119,6 +119,12 @@ FIELDS: list[tuple[str, Change, str]] = [
     ("list for a number", put("outcome", seconds=[1.0]), N + "outcome: 'seconds' is list"),
     ("negative samples", put("outcome", samples=-1), N + "outcome.samples=-1: must lie between"),
     ("samples beyond count", put("outcome", samples=2**60), N + "outcome.samples="),
+    (
+        "samples beyond its own",
+        put("outcome", samples=10**7),
+        N + r"outcome.samples=1e\+07: it has \d+ samples at most",
+    ),
+    ("gradients beyond", put("outcome", gradients=1e12), N + r"outcome.gradients=1e\+12: it has"),
     ("seconds NaN", put("outcome", seconds=float("nan")), N + "outcome.seconds=nan"),
     ("lacks nothing", put("flags", lacks=True), N + "it says that it lacks"),
     ("the end", put("flags", lost=True), N + "it says that its state is lost and the run must end"),

@@ -42,7 +42,7 @@ def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def introduced(**changes: Any) -> Known:
     about = {k: v for k, v in {**HONEST, **changes}.items() if v is not None}
-    return known(7, RecordDict({"node": ConfigRecord(about)}), Limits(3, samples=1000, classes=lambda: 2))
+    return known(7, RecordDict({"node": ConfigRecord(about)}), Limits(3, samples=1000, classes=lambda: 2))[0]
 
 
 def test_an_honest_introduction_is_taken_as_it_is() -> None:

@@ -104,10 +104,10 @@ def test_how_long_is_the_nodes_own_setting(tmp_path: Path) -> None:
         os.utime(path, (1, 1))
     deploy(tmp_path, *SPEED, nodes={100 + c: node(tmp_path, c, **{"state.keep_days": 2}) for c in range(3)})
     assert not old.folder.exists()
-    assert Node.of({"partition-id": 0}, 1).keep_days == 30
+    assert Node.of({}, 1, 0).keep_days == 30
     for wrong in (0, -1, True, "long"):
         with pytest.raises(ConfigError, match=f"state.keep_days={wrong}: must be a positive number of days"):
-            Node.of({"partition-id": 0, "state.keep_days": wrong}, 1)
+            Node.of({"state.keep_days": wrong}, 1, 0)
 
 
 def test_nodes_leave_nothing_decoded_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,7 +105,7 @@ def test_caches_lie_in_the_state_dir_unless_the_owner_says_where(
     for name in CACHES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TORCH_HOME", "/elsewhere")
-    with Node.of(node(tmp_path, 0), 1).at_home():
+    with Node.of(node(tmp_path, 0), 1, 0).at_home():
         assert os.environ["HF_HOME"] == str(tmp_path / "state-0/cache/huggingface")
         assert os.environ["TORCH_HOME"] == "/elsewhere"
     assert "HF_HOME" not in os.environ

@@ -60,7 +60,8 @@ def test_a_folder_for_each_machine_with_private_keys_where_they_belong(made: Pat
     assert keys == {"authority/ca.key", "server/server.key", *(f"{n}/node.key" for n in NODES)}
     for path in made.rglob("*"):
         mode = stat.S_IMODE(path.stat().st_mode)
-        wanted = 0o700 if path.is_dir() else {".key": 0o600, ".sh": 0o755}.get(path.suffix, 0o644)
+        rights = {".key": 0o600, ".sh": 0o755}.get(path.suffix, 0o644)
+        wanted = 0o700 if path.is_dir() else 0o755 if path.parent.name == "bin" else rights
         assert mode == wanted, path
         private = path.is_file() and "PRIVATE KEY" in path.read_text()
         assert private == (path.suffix == ".key"), path
@@ -114,7 +115,7 @@ def test_scripts_and_settings_can_be_read(made: Path) -> None:
     registered = (made / "server/register.sh").read_text()
     for client, name in enumerate(NODES):
         values = parse_config_args([str(made / name / "node.toml")])  # as --node-config does
-        assert set(values) <= set(NODE_KEYS) and Node.of(values, 3).client == client
+        assert set(values) <= set(NODE_KEYS) and Node.of(values, 3, values["partition-id"]).client == client
         assert f"keys/{name}.pub lab --name {name}\n" in registered
         assert ': "${SUPERLINK:=fl.lab.org:7443}"' in (made / name / "start.sh").read_text()
 

@@ -28,6 +28,7 @@ SETTINGS = (
 @pytest.fixture(autouse=True)
 def found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    monkeypatch.setenv("FEDSIM_ALLOW", "owned")  # the commands build it from run folders
 
 
 def settings(folder: Path, *more: str) -> list[str]:

@@ -246,14 +246,3 @@ def test_cohorts_of_a_few_clients_are_all_of_them_unless_typed(settings: tuple[s
         return
     (row,) = fedsim.simulate(wanted, model=network(), clients=clients).rows
     assert len(row["cohort"]) == (2 if settings else 3)
-
-
-@pytest.mark.parametrize("settings", [(), ("evaluation.validation=0.2",)])
-def test_a_run_without_test_samples_says_so(
-    settings: tuple[str, ...], caplog: pytest.LogCaptureFixture
-) -> None:
-    data = classes((30,))[0]
-    wanted = ["engine=serial", "tracker=quiet", "rounds=1", "num_clients=2", "partition=iid", *settings]
-    fedsim.simulate(wanted, model=network(), data=data)
-    said = [r.getMessage() for r in caplog.records if "no test samples" in r.getMessage()]
-    assert len(said) == (0 if settings else 1)
