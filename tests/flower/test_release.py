@@ -19,9 +19,13 @@ import fedsim
 RING = ("secagg=ring", "secagg.reach=1")
 MASKS = ("secagg=masks", "secagg.reach=1")
 DOWN = "compression.down={codec: qsgd, levels: 127}"
+KEYED = ("privacy.z=1", "privacy.delta=1e-2", "privacy.noise=keyed", "privacy.metrics=plain")
+UNIFORM = "strategy.weighting=uniform"
+ADAPTIVE = ("privacy.clip=adaptive", "privacy.adaptive.noise=2", "participation=bernoulli")
 TWINS = (
     ("strategy=scaffold", "compression=top_k", DOWN),
     ("strategy=scaffold", *MASKS),
+    ("privacy=client", "compression=qsgd", *KEYED, *ADAPTIVE, UNIFORM),
 )
 MORE = (
     ("strategy=feddyn", *RING),
@@ -30,6 +34,10 @@ MORE = (
     ("strategy=fedavg", "compression=random_k", "compression.scale=contractive"),
     ("strategy=fedavg", "compression=low_rank", "compression.rank=1"),
     ("strategy=fedavg", "compression=sign"),
+    ("privacy=client", "strategy=scaffold", *KEYED, UNIFORM, "secagg=masks"),
+    ("privacy=client", "privacy.mechanism=banded", *KEYED, UNIFORM, "sampling=round_robin", "clients_per_round=1"),
+    ("privacy=local", "compression=rotate", *KEYED, UNIFORM),
+    ("privacy=record", "strategy=fedprox", *KEYED),
 )
 
 
