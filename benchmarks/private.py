@@ -60,7 +60,13 @@ def serve(kind: str, engine: str, work: Workload, pairs: int) -> None:
 
     workers = ["engine.workers=2"] if engine == "ray" else []
     with tempfile.TemporaryDirectory() as out:
-        given = [f"engine={engine}", *workers, *settings(work, rounds), "strategy.weighting=uniform", f"out={out}"]
+        given = [
+            f"engine={engine}",
+            *workers,
+            *settings(work, rounds),
+            "strategy.weighting=uniform",
+            f"out={out}",
+        ]
         fedsim.simulate(
             [*given, *KINDS[kind]],
             model=work.model(),
@@ -73,7 +79,16 @@ class Side:
     """One of the two processes."""
 
     def __init__(self, kind: str, args: argparse.Namespace):
-        words = ["--only", kind, "--engine", args.engine, "--workload", args.workload, "--pairs", str(args.pairs)]
+        words = [
+            "--only",
+            kind,
+            "--engine",
+            args.engine,
+            "--workload",
+            args.workload,
+            "--pairs",
+            str(args.pairs),
+        ]
         words += ["--segment", str(args.segment)] if args.segment else []
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.private", *words],

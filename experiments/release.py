@@ -6,8 +6,8 @@
     python -m experiments.release link        codecs and masked sums over narrow links
 
 Nothing is fetched. Seeds are paired: with one seed all methods of a part ask the same clients. Prints tables, says of
-each bar of the specification whether it is met, draws ``release_privacy.png`` and ``release_link.png`` beside the runs. It
-can be stopped and started again; finished runs are skipped. Further arguments are overrides for every run.
+each bar of the specification whether it is met, draws ``release_privacy.png`` and ``release_link.png`` beside the runs.
+It can be stopped and started again; finished runs are skipped. Further arguments are overrides for every run.
 """
 
 from __future__ import annotations
@@ -43,8 +43,7 @@ PRIVACY: Mapping[str, Sequence[str]] = {
 RECORDS: Mapping[str, Sequence[str]] = {
     "plain": RECORD,
     **{
-        f"records{e}": (*RECORD, "privacy=record", "privacy.delta=1e-4", f"privacy.epsilon={e}")
-        for e in "82"
+        f"records{e}": (*RECORD, "privacy=record", "privacy.delta=1e-4", f"privacy.epsilon={e}") for e in "82"
     },
 }
 LINK: Mapping[str, Sequence[str]] = {
@@ -126,7 +125,9 @@ def table(part: str, runs: Sequence[Run], last: Accuracies) -> str:
     link = part == "link"
     head = ["method", "accuracy, each seed", "mean ± deviation"]
     head += (
-        ["bytes up a client and round", "MB up", "MB down", "simulated h"] if link else ["epsilon", "z", "relation"]
+        ["bytes up a client and round", "MB up", "MB down", "simulated h"]
+        if link
+        else ["epsilon", "z", "relation"]
     )
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for name, values in last.items():
@@ -140,7 +141,9 @@ def table(part: str, runs: Sequence[Run], last: Accuracies) -> str:
 
 def _sent(group: Sequence[Run]) -> list[str]:
     """Bytes and hours, means over seeds."""
-    one = statistics.mean(run.total("bytes_up") / sum(len(row["cohort"]) for row in run.rows) for run in group)
+    one = statistics.mean(
+        run.total("bytes_up") / sum(len(row["cohort"]) for row in run.rows) for run in group
+    )
     up, down, seconds = (
         statistics.mean(run.total(k) for run in group) for k in ("bytes_up", "bytes_down", "sim_seconds")
     )
@@ -176,7 +179,9 @@ def draw_privacy(runs: Sequence[Run], last: Accuracies, path: Path) -> None:
             x = [e * 1.03**at for e in there]
             left.errorbar(x, middle, spread, fmt="o-" if at == 0 else "s^D"[at - 1], capsize=3, label=label)
     if "clipped" in last:
-        left.axhline(statistics.mean(last["clipped"].values()), color="grey", ls="--", label="clipped, no noise")
+        left.axhline(
+            statistics.mean(last["clipped"].values()), color="grey", ls="--", label="clipped, no noise"
+        )
     left.set(xscale="log", xlabel="epsilon of the run (delta 0.001)", ylabel="accuracy after the last round")
     left.set_xticks([float(e) for e in BUDGETS], BUDGETS)
     for name in ("clipped", "eps8", "eps2", "eps1", "eps0.5"):
@@ -198,7 +203,11 @@ def draw_link(runs: Sequence[Run], path: Path) -> None:
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for panel, column, size, words in zip(
-        panels, ("bytes_up", "sim_seconds"), (1e6, 3600), ("MB up, all clients", "simulated hours"), strict=True
+        panels,
+        ("bytes_up", "sim_seconds"),
+        (1e6, 3600),
+        ("MB up, all clients", "simulated hours"),
+        strict=True,
     ):
         for name in SHOWN:
             group = [run for run in runs if run.method == name]

@@ -132,7 +132,9 @@ def leave_word(found: Mapping[str, Any]) -> None:
     """Put each run's bound into its folder, ``audit.json``, from where a report takes it; a full disk is no error."""
     for run in found["runs"]:
         with suppress(OSError):
-            text = json.dumps({**run, "delta": found["delta"], "level": found["level"], "score": found["score"]})
+            text = json.dumps(
+                {**run, "delta": found["delta"], "level": found["level"], "score": found["score"]}
+            )
             (Path(run["run"]) / "audit.json").write_text(text + "\n", encoding="utf-8")
 
 

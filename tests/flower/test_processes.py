@@ -52,7 +52,13 @@ def test_the_twin_survives_a_killed_node_and_a_killed_server(tmp_path: Path) -> 
 
 def test_what_leaves_is_that_of_the_simulation(tmp_path: Path) -> None:
     """Clipped, with keyed noise, compressed by the nodes; and masked, in the same federation."""
-    private = ("privacy=client", "privacy.z=1", "privacy.delta=1e-2", "privacy.noise=keyed", "privacy.metrics=plain")
+    private = (
+        "privacy=client",
+        "privacy.z=1",
+        "privacy.delta=1e-2",
+        "privacy.noise=keyed",
+        "privacy.metrics=plain",
+    )
     given = (*private, "strategy.weighting=uniform", "rounds=3")
     runs = {tmp_path / "sent": ("compression=qsgd",), tmp_path / "masked": ("secagg=masks",)}
     with federation(tmp_path, nodes=2) as fed:

@@ -26,6 +26,7 @@ TWINS = (
     ("strategy=scaffold", "compression=top_k", DOWN),
     ("strategy=scaffold", *MASKS),
     ("privacy=client", "compression=qsgd", *KEYED, *ADAPTIVE, UNIFORM),
+    ("compression=random_k", "compression.shared=true", *MASKS),
 )
 MORE = (
     ("strategy=feddyn", *RING),
@@ -35,7 +36,14 @@ MORE = (
     ("strategy=fedavg", "compression=low_rank", "compression.rank=1"),
     ("strategy=fedavg", "compression=sign"),
     ("privacy=client", "strategy=scaffold", *KEYED, UNIFORM, "secagg=masks"),
-    ("privacy=client", "privacy.mechanism=banded", *KEYED, UNIFORM, "sampling=round_robin", "clients_per_round=1"),
+    (
+        "privacy=client",
+        "privacy.mechanism=banded",
+        *KEYED,
+        UNIFORM,
+        "sampling=round_robin",
+        "clients_per_round=1",
+    ),
     ("privacy=local", "compression=rotate", *KEYED, UNIFORM),
     ("privacy=record", "strategy=fedprox", *KEYED),
 )
@@ -171,6 +179,21 @@ def test_no_residue_of_a_client_reaches_the_server_without_masks(tmp_path: Path)
     for client, open_one in seen["ring"].items():
         equal = (open_one.reshape(-1, 4) == seen["masks"][client].reshape(-1, 4)).all(1).mean()
         assert equal < 0.01
+
+
+def test_weights_are_masked(tmp_path: Path) -> None:
+    """The frame beside the update's is one residue, and no weight is told."""
+    seen: dict[int, tuple[float, list[str], int]] = {}
+
+    def note(message: Any, content: Any) -> None:
+        if "ask" in message.content and message.content["broadcast"]["task"] == "fit":
+            frame = content["outcome.update"]["=release/weight"].numpy()
+            told = [*content["outcome"], *content.get("outcome.update.values", {})]
+            seen[message.content["ask"]["client"]] = (content["outcome"]["weight"], told, len(frame))
+
+    result, _ = deploy(tmp_path, *FOUR, *MASKS, clients=4, alter=note)
+    assert {weight for weight, _, _ in seen.values()} == {1.0} and {n for _, _, n in seen.values()} == {12}
+    assert result.rows[0]["weights_hash"] == plain()["weights_hash"]
 
 
 def test_a_node_sends_nothing_unmasked(tmp_path: Path) -> None:

@@ -121,7 +121,9 @@ def test_memorised_canaries_are_told_and_others_are_not(
     assert command(["audit", str(long), "--score", "gap"]) == 1
     said = capsys.readouterr().out
     assert "; accounted 0.10" in said and "the claimed epsilon 0.1 is below it: the claim is broken" in said
-    assert json.loads((long / "audit.json").read_text())["epsilon"] == pytest.approx(strong["epsilon"], abs=0.2)
+    assert json.loads((long / "audit.json").read_text())["epsilon"] == pytest.approx(
+        strong["epsilon"], abs=0.2
+    )
     say_spent(long, 50.0)
     assert command(["audit", str(long), "--score", "gap"]) == 0
 

@@ -14,7 +14,14 @@ from fedsim.report.budget import budget_table
 from fedsim.report.choosing import first_rounds
 from fedsim.report.tables import layout, to_csv
 
-SAID = {"level": "client", "delta": 1e-3, "relation": "add_remove", "z": 1.02, "private": True, "noise": "keyed"}
+SAID = {
+    "level": "client",
+    "delta": 1e-3,
+    "relation": "add_remove",
+    "z": 1.02,
+    "private": True,
+    "noise": "keyed",
+}
 
 
 def runs(folder: Path) -> list[Any]:

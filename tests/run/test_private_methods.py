@@ -89,7 +89,9 @@ def test_a_rule_of_ones_own_says_how_it_looks_at_samples() -> None:
             check_privacy(method, private, given_cohorts=False)
         method.client = type("Says", (changed,), {"grad_only": True})(weighting="uniform")
         check_privacy(method, private, given_cohorts=False)
-        assert not type("Again", (type("Says", (changed,), {"grad_only": True}),), {name: lambda *a: 1}).grad_only
+        assert not type(
+            "Again", (type("Says", (changed,), {"grad_only": True}),), {name: lambda *a: 1}
+        ).grad_only
     for harmless in ("keeps", "evaluate", "own_weights"):
         assert type("Measured", (SGDClient,), {harmless: step}).grad_only
     assert not type("Second", (ScaffoldClient,), {"finish": step}).grad_only
