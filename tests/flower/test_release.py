@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from composing import compose_quickly
 from flwr.app import Array, ArrayRecord, Error
 from hooks import Fail, hooked
 
 sys.path.insert(0, str(Path(__file__).parent))
 from localgrid import asked, deploy
-from test_local import SMALL, check_twin
+from registry import Entry
+from test_local import DEPLOYED, SMALL, check_twin, simulated
 
 import fedsim
+from fedsim.errors import ConfigError
 
 RING = ("secagg=ring", "secagg.reach=1")
 MASKS = ("secagg=masks", "secagg.reach=1")
@@ -57,6 +60,27 @@ MORE = (
 def test_bits_and_bytes_are_those_of_the_simulation(given: tuple[str, ...], tmp_path: Path) -> None:
     """Residuals lie at the nodes, as all client states do."""
     check_twin(tmp_path, *SMALL, *given)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("entry", DEPLOYED, ids=lambda e: e.label)
+def test_every_private_method_gives_the_bits_of_its_simulation(
+    entry: Entry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With keyed noise; those that are refused are told in docs/privacy.md."""
+    monkeypatch.setenv("FEDSIM_ALLOW", "problems")
+    strategy = compose_quickly(list(entry.arguments)).strategy
+    nodes = {"strategy": strategy, "strategy.base": strategy.get("base")}
+    weights = [
+        f"{k}.weighting=uniform" for k, node in nodes.items() if node is not None and "weighting" in node
+    ]
+    model = ["model=mlp"] if entry.needs_head else []
+    given = (*SMALL, *model, "client.steps=2", *entry.arguments, "privacy=client", *KEYED, *weights)
+    try:
+        simulated(*given)
+    except ConfigError:
+        pytest.skip("goes with no noise on sums")
+    check_twin(tmp_path, *given)
 
 
 def replaced(change: Any) -> Any:
