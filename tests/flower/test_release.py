@@ -12,6 +12,7 @@ from flwr.app import Array, ArrayRecord, Error
 from hooks import Fail, hooked
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "contracts"))
 from localgrid import asked, deploy
 from registry import Entry
 from test_local import DEPLOYED, SMALL, check_twin, simulated
