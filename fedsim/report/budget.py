@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from statistics import median
-from typing import Any
 
 from fedsim.report import prose
 from fedsim.report.runs import Group, Run
+from fedsim.report.spent import invalid, spent
 from fedsim.report.tables import html_table
 
-EPSILON, DELTA = "epsilon_spent", "at_delta"  # columns of the table of results
 HEADER = ("method", "protects", "against", "epsilon", "delta", "z", "noise", "audit: at least", "remarks")
 RELATIONS = {"add_remove": "one more or less", "zero_out": "one left out", "replace_one": "one replaced"}
 PROTECTS = {"client": "a client", "local": "a client, from the server too", "record": "a sample"}
@@ -22,28 +20,6 @@ WORDS = (
     "fedsim audit RUN bounds epsilon from below by canaries and leaves its bound here, the median over seeds: a claim "
     "below it is broken. Nothing shown is no proof."
 )
-
-
-def spent(run: Run) -> Mapping[str, Any] | None:
-    """What a run says of its privacy: its summary, else its last row; None: there is none to speak of."""
-    if run.until is None and (found := run.summary.get("privacy")):
-        return dict(found)
-    last = next((row for row in reversed(run.rows) if row.get("epsilon") is not None), None)
-    return None if last is None else last
-
-
-def spent_most(runs: Sequence[Run]) -> dict[str, float]:
-    """The two columns of an arm: the largest epsilon of its runs, and delta; NaN where they have no budget."""
-    found = [one for run in runs if (one := spent(run)) and one.get("epsilon") is not None]
-    return {
-        EPSILON: max((float(one["epsilon"]) for one in found), default=math.nan),
-        DELTA: max((float(one["delta"]) for one in found), default=math.nan),
-    }
-
-
-def invalid(runs: Sequence[Run]) -> bool:
-    """Whether some epsilon of these runs is no bound."""
-    return any((one := spent(run)) is not None and not one.get("epsilon_valid", True) for run in runs)
 
 
 def budget_table(groups: Sequence[Group]) -> str:
@@ -61,7 +37,7 @@ def _row(group: Group) -> list[str]:
     if not there:
         return []
     most = max(there, key=lambda one: float(one["epsilon"]))
-    bounds = [one for run in group.runs if (one := audited(run)) is not None]
+    bounds = [bound for run in group.runs if (bound := audited(run)) is not None]
     shown = f"{median(bounds):.3g}" if bounds else "-"
     remarks = ["no bound: fixed cohorts accounted as coins"] if invalid(group.runs) else []
     if not most.get("private", True):
@@ -72,7 +48,7 @@ def _row(group: Group) -> list[str]:
     return [
         group.label,
         PROTECTS.get(level, level),
-        RELATIONS.get(str(most.get("relation")), str(most.get("relation"))),
+        RELATIONS.get(str(most.get("relation")), "-"),
         f"{float(most['epsilon']):.3g}",
         f"{float(most['delta']):g}",
         f"{float(most['z']):.4g}",

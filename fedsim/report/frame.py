@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from fedsim.errors import ConfigError, hint
 from fedsim.report.arms import Arm
 from fedsim.report.blocks import ComparisonPlan, ProblemBlock
-from fedsim.report.budget import DELTA, EPSILON, invalid, spent_most
 from fedsim.report.comparison import differing_words, footer, objective_words, ranges
 from fedsim.report.marks import TOTALS, first, marks_of, quiet
 from fedsim.report.objective import Objective
 from fedsim.report.runs import Run, column_order
+from fedsim.report.spent import DELTA, EPSILON, invalid, spent_most
 from fedsim.report.verdict import UNDECIDED, Comparison
 
 if TYPE_CHECKING:
