@@ -26,8 +26,7 @@ def clip(v: Tensor, bound: float) -> tuple[Tensor, float]:
 
 
 def length_of(v: Tensor) -> float:
-    """The L2 norm, summed in float64; of float32 pairwise in float32, which is off by less than 1e-6 of it and reads the
-    vector once."""
+    """The L2 norm, summed in float64; of float32 pairwise, off by less than 1e-6 of it, which reads the vector once."""
     if v.dtype == torch.float32:
         square = float(v.square().sum())
         if 1e-30 < square < math.inf:
