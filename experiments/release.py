@@ -1,9 +1,9 @@
 """What leaves a client, and what that costs: accuracy against epsilon, bytes and simulated hours, on digits.
 
-    python -m experiments.release             all three parts, five seeds; about 20 minutes on one core
-    python -m experiments.release privacy     epsilon, fixed and adaptive clipping, correlated and local noise, codecs
-    python -m experiments.release records     DP-SGD inside each client
-    python -m experiments.release link        codecs and masked sums over narrow links
+    python -m experiments.release                   all three parts, five seeds; about 20 minutes on one core
+    python -m experiments.release --part privacy    epsilon, fixed and adaptive clipping, correlated and local noise
+    python -m experiments.release --part records    DP-SGD inside each client
+    python -m experiments.release --part link       codecs and masked sums over narrow links
 
 Nothing is fetched. Seeds are paired: with one seed all methods of a part ask the same clients. Prints tables, says of
 each bar of the specification whether it is met, draws ``release_privacy.png`` and ``release_link.png`` beside the runs.
@@ -75,7 +75,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("part", nargs="?", choices=PARTS, help="default: all")
+    parser.add_argument("--part", choices=PARTS, help="default: all")
     parser.add_argument("--seeds", default="0,1,2,3,4", help="default: %(default)s")
     args, overrides = parser.parse_known_args()
     out = Path(next((o.split("=", 1)[1] for o in overrides if o.startswith("out=")), "runs"))
