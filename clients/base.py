@@ -45,17 +45,21 @@ class Client:
     ``vectorisable``: ``begin`` and ``step`` are written over vectors (..., d) whose leading axes are clients, treat
     every client alike and use only what ``fedsim.engine.vectorised.ChunkJob`` has, and ``fit`` is the one below. A
     subclass that changes anything of the rule must say so again; else its clients run one by one.
+
+    ``grad_only``: samples are looked at by ``job.grad`` and ``job.descend`` alone, and nothing else of them is sent:
+    what ``privacy=record`` needs. A subclass that changes anything of the rule must say so again; else it is refused.
     """
 
     vectorisable: ClassVar[bool] = False
     caches: ClassVar[frozenset[str]] = frozenset()
-    grad_only: bool = True  # it looks at samples by ``job.grad`` and ``job.descend`` alone (privacy=record)
+    grad_only: bool = True
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
-        declared = next(c for c in cls.__mro__ if "vectorisable" in vars(c))
-        if cls.vectorisable and any(_differs(cls, declared, name) for name in dir(declared)):
+        if cls.vectorisable and _changed(cls, "vectorisable"):
             cls.vectorisable = False
+        if cls.grad_only and _changed(cls, "grad_only", besides="keeps"):
+            cls.grad_only = False
 
     def setup(self, task: Task, layout: Layout) -> None:
         """Once per worker, before the first job: build further networks here."""
@@ -149,6 +153,12 @@ class Client:
         if job.holdout is None or len(job.holdout) == 0:
             raise Refusal("no held-out samples")
         return Update(metrics=job.measure(job.holdout, self.own_weights(job)), weight=job.units(job.holdout))
+
+
+def _changed(cls: type, trait: str, besides: str = "") -> bool:
+    """Whether ``cls`` changes anything of the rule since ``trait`` was declared; ``besides``: but this method."""
+    declared = next(c for c in cls.__mro__ if trait in vars(c))
+    return any(_differs(cls, declared, name) for name in dir(declared) if name != besides)
 
 
 def _differs(cls: type, declared: type, name: str) -> bool:

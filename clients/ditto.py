@@ -19,6 +19,7 @@ class DittoClient(SGDClient):
     client's first turn.
     """
 
+    grad_only = True
     lam: float
 
     def fit(self, job: Job) -> Update:

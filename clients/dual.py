@@ -26,7 +26,7 @@ class DualClient(Client):
     ``beta > 0`` also ``last`` (d,), its last local model, for the start ``x + beta (x - last)``.
     """
 
-    vectorisable = True
+    vectorisable = grad_only = True
     lamb: float
     beta: float = 0.0
     dual_mean: str = "all"

@@ -18,7 +18,7 @@ from fedsim.local.job import Job
 class FedCMClient(SGDClient):
     """Steps along ``alpha g + (1 - alpha) D``, D the direction in the message; ``rho > 0`` takes g as SAM does."""
 
-    vectorisable = True
+    vectorisable = grad_only = True
     alpha: float
     rho: float = 0.0
 

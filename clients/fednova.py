@@ -15,7 +15,7 @@ from fedsim.local.job import Job
 class FedNovaClient(SGDClient):
     """Sends ``delta = (x_K - x^t) / |a_i|_1`` and the value ``work = |a_i|_1``."""
 
-    vectorisable = True
+    vectorisable = grad_only = True
 
     def finish(self, job: Job, w: Tensor) -> Update:
         """Normalise; the weight stays n_i."""

@@ -15,7 +15,7 @@ from fedsim.local.job import Job
 class FedProxClient(SGDClient):
     """Steps along ``g + mu (x - x^t)``."""
 
-    vectorisable = True
+    vectorisable = grad_only = True
     mu: float
 
     def begin(self, job: Job, w: Tensor) -> Tensor:

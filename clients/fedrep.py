@@ -35,6 +35,7 @@ class FedPerClient(SGDClient):
 class FedRepClient(FedPerClient):
     """First ``head_epochs`` on the head alone, then the configured work on the body alone."""
 
+    grad_only = True
     head_epochs: int
 
     def fit(self, job: Job) -> Update:

@@ -16,7 +16,7 @@ from fedsim.local.job import Job
 class FedSpeedClient(DualClient):
     """FedDyn's steps along ``(1 - alpha) g1 + alpha g2``, both of one mini-batch, ``g2`` after an ascent by ``rho``."""
 
-    vectorisable = True
+    vectorisable = grad_only = True
     rho: float
     alpha: float
     normalize: bool

@@ -23,6 +23,7 @@ class FLoRAClient(ExactClient):
     """Client k trains the first ``ranks[k mod n]`` rows of A and columns of B; the others are zero, so that they have
     no gradient, and are not sent: ``factors`` are the changes of everything else, end to end."""
 
+    grad_only = True
     ranks: tuple[int, ...]
     caches: ClassVar[frozenset[str]] = ExactClient.caches | {"places"}
     places: dict[int, Tensor] = field(default_factory=dict, compare=False, repr=False)

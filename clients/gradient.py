@@ -15,7 +15,7 @@ from fedsim.local.job import Job
 class GradientClient(SGDClient):
     """Sends minus the mini-batch gradient as ``delta`` (d,): its one local step, divided by the learning rate."""
 
-    vectorisable = True
+    vectorisable = grad_only = True
 
     def begin(self, job: Job, w: Tensor) -> Tensor:
         """From the received model."""

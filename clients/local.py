@@ -15,7 +15,7 @@ from fedsim.local.job import Job
 class LocalClient(Client):
     """Trains its own model, client state ``w`` (d,), from the common start; sends nothing."""
 
-    vectorisable = True
+    vectorisable = grad_only = True
 
     def begin(self, job: Job, w: Tensor) -> Tensor:
         """Continue from the own model."""

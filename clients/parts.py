@@ -51,6 +51,7 @@ class TurnClient(PartClient):
     The others have no gradient in effect: they neither move nor decay, and their part of the update is zero.
     """
 
+    grad_only = True
     turns: tuple[tuple[str, ...], ...] = ()
 
     def step(self, job: Job, w: Tensor, batch: Batch) -> Tensor:

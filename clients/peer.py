@@ -19,7 +19,7 @@ class PeerClient(Client):
     it starts at zero each time.
     """
 
-    vectorisable = True
+    vectorisable = grad_only = True
     keep_momentum: bool
 
     def begin(self, job: Job, w: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ def sam_gradient(
 class SAMClient(SGDClient):
     """Local SAM steps (FedSAM)."""
 
-    vectorisable = True
+    vectorisable = grad_only = True
     rho: float
 
     def step(self, job: Job, w: Tensor, batch: Batch) -> Tensor:

@@ -15,7 +15,7 @@ from fedsim.local.job import Job
 class SGDClient(Client):
     """Plain local SGD; the update weighs n_i (``samples``) or 1 (``uniform``)."""
 
-    vectorisable = True
+    vectorisable = grad_only = True
     weighting: str
 
     def finish(self, job: Job, w: Tensor) -> Update:

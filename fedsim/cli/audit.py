@@ -38,9 +38,10 @@ def audit(argv: Sequence[str]) -> int:
     if args.claimed is not None and not args.claimed >= 0:
         raise ConfigError(f"--claimed {args.claimed:g}: must be a number, not negative")
     if not args.clients:
-        from fedsim.replay.membership import lines, membership
+        from fedsim.replay.membership import leave_word, lines, membership
 
         bound = membership(args.runs, score=args.score, claimed=args.claimed, delta=args.delta)
+        leave_word(bound)
         print(json.dumps(bound) if args.json else "\n".join(lines(bound)), flush=True)
         return int(bool(bound["broken"]))
     if len(args.runs) > 1:

@@ -72,6 +72,7 @@ ADDED: Mapping[str, Any] = {
 DEPLOYED = ("engine.most_samples", "engine.nodes")  # of these, settings of one engine only
 # Options that runs of before did not have, by the class that takes them, and the value by which nothing changes
 OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "fedsim.exchange.compression.random_k": {"shared": False},
     "fedsim.data.huggingface.load": {"tokenizer": None, "length": 64},
     "strategies.fedproto.FedProto": {"pull": "samples"},
     "strategies.heterofl.HeteroFL": {"output_rows": "width"},

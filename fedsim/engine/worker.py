@@ -25,7 +25,7 @@ from fedsim.engine.watch import KeptError
 from fedsim.exchange.downlink import opened_down
 from fedsim.exchange.fold import Folder
 from fedsim.exchange.packing import hashes_of, sent_bytes
-from fedsim.exchange.payload import NonFinite, Outcome, Payload, Refusal, Update
+from fedsim.exchange.payload import WEIGHT, NonFinite, Outcome, Payload, Refusal, Update
 from fedsim.exchange.privacy import Privacy
 from fedsim.exchange.release import Leaving, Release
 from fedsim.local.answer import check_shape
@@ -270,13 +270,14 @@ class Worker:
         sent = release.leave(payload.arrays, payload.values, broadcast.fold, about)
         folder.check(sent.arrays)
         folder.frames(sent.frames)
-        travels = Payload(sent.travelling, {**payload.values, **sent.values})
+        travels = sent.payload(payload.values)
         outcome.values, outcome.metrics = travels.values, {**outcome.metrics, **sent.metrics}
         outcome.bytes_up = sent_bytes(travels, layout)
         if outcome.hashes is not None:
             outcome.hashes = {k: v for k, v in outcome.hashes.items() if not k.startswith("update/")}
             outcome.hashes |= hashes_of(travels, layout, "update/")
         folder.add(sent.arrays, float(update.weight))
+        outcome.weight = 1.0 if WEIGHT in sent.arrays else outcome.weight
         return _new_state(job, update, sent.state)
 
 

@@ -54,6 +54,16 @@ class Compression:
         """See ``FrameCodec``."""
         return self.codec.linear
 
+    @property
+    def shared(self) -> bool:
+        """See ``FrameCodec``."""
+        return self.codec.shared
+
+    def support(self, d: int, draws: Draws) -> Tensor | None:
+        """Places (k,) that frames of ``d`` entries hold, where they are the same for all clients; None: all."""
+        found = self.codec.support(d, StageDraws(draws))
+        return None if found is None else torch.from_numpy(found)
+
     def takes(self, vector: str) -> bool:
         """Whether vectors of this name are encoded."""
         return self.only is None or vector in self.only
@@ -98,14 +108,18 @@ def top_k(
 def random_k(
     rate: float,
     scale: str = "unbiased",
+    shared: bool = False,
     feedback: bool | None = None,
     feedback_decay: float = 1.0,
     only: Sequence[str] | None = None,
     zstd: bool = False,
     down: Mapping[str, Any] | None = None,
 ) -> Compression:
-    """The share ``rate`` of entries at places drawn by the key, times d/k if ``unbiased``."""
-    return _of(codecs.RandomK(rate, scale), feedback, feedback_decay, only, zstd, down)
+    """The share ``rate`` of entries at places drawn by the key, times d/k if ``unbiased``.
+
+    ``shared``: all clients of a round send the same places, so that their sums stay sparse and can be masked.
+    """
+    return _of(codecs.RandomK(rate, scale, shared), feedback, feedback_decay, only, zstd, down)
 
 
 def qsgd(

@@ -17,22 +17,11 @@ from torch import Tensor
 
 from fedsim.errors import EngineError, StrategyError
 from fedsim.exchange.central import CentralNoise
+from fedsim.exchange.entries import clip, flat, shaped, shared_entries, slots_of
 from fedsim.exchange.ledger import Ledger
 from fedsim.exchange.measured_tasks import is_measuring
-from fedsim.exchange.payload import DENOMINATOR, Outcome, Payload
-from fedsim.exchange.release import (
-    CLIP,
-    FITS,
-    OWN,
-    SATURATED,
-    Kinds,
-    Release,
-    _flat,
-    _shaped,
-    _slots,
-    clip,
-    shared_entries,
-)
+from fedsim.exchange.payload import DENOMINATOR, WEIGHT, Outcome, Payload
+from fedsim.exchange.release import CLIP, FITS, OWN, SATURATED, Kinds, Release
 from fedsim.exchange.spending import Spending
 from fedsim.exchange.summing import void, weighted_sums
 from fedsim.exchange.terms import Terms
@@ -107,6 +96,9 @@ class Landing:
         elif ring is None:
             return folded
         out = dict(folded)
+        shares = out.pop((WEIGHT, "sum"), None)
+        if shares is not None:
+            out[WEIGHT, DENOMINATOR] = shares
         for name in names:
             bound = self.release.bound(name, self.values)
             total = out.pop((name, "sum"), None)
@@ -120,7 +112,7 @@ class Landing:
                 assert bound is not None
                 total = self._noised(self.central, name, total, bound, len(names), round)
             out[name, "sum"] = total
-            by = self._divisor(name, ok, message)
+            by = self._divisor(name, ok, message, shares)
             out[name, DENOMINATOR] = torch.tensor(by, dtype=torch.float64)
         if self.central is not None:
             self._note(self.central, ok, round)
@@ -140,12 +132,12 @@ class Landing:
         bound = self.release.bound(name, self.values) if self.central is not None and vector else None
         return v if bound is None else clip(v, bound)[0]
 
-    def _divisor(self, name: str, ok: Sequence[Outcome], message: Payload) -> float:
+    def _divisor(self, name: str, ok: Sequence[Outcome], message: Payload, shares: Tensor | None) -> float:
         """What the sum of a vector is divided by for its mean."""
         if self.release.privacy is not None and self.release.privacy.central:
             return self.terms.cohort
         assert self.release.secure is not None
-        return self.release.secure.denominator(name, [o.weight for o in ok], message.values)
+        return self.release.secure.denominator(name, [o.weight for o in ok], message.values, shares)
 
     def _number(self, round: int) -> None:
         """Count exchanges that release something in a round."""
@@ -177,15 +169,15 @@ class Landing:
     ) -> Tensor:
         """The sum with noise, drawn for entries that leave clients."""
         layout = self.terms.layout
-        slots = _slots(total, layout)
-        x = _flat(total, slots).double()
+        slots = slots_of(total, layout)
+        x = flat(total, slots).double()
         added = central.of(name, x.numel(), bound, count, round, self._exchange, self._made)
         if (mask := shared_entries(layout, self.terms.stays, total, slots)) is not None:
             added = added * mask
         sums = self.row.setdefault("_sums", [0.0, 0.0])
         sums[0] += float(x.square().sum())
         sums[1] += float(added.square().sum())
-        return _shaped((x + added).to(total.dtype), slots, total)
+        return shaped((x + added).to(total.dtype), slots, total)
 
     def _check_cohort(self, ok: Sequence[Outcome], round: int) -> None:
         """Refuse a client that is back before its turn: correlated noise does not hide it then."""

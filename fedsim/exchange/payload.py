@@ -15,11 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.errors import ClientError
+from fedsim.errors import ClientError, StrategyError
 from fedsim.exchange.travelling import Value as Value
 from fedsim.exchange.travelling import as_array, as_value, checked_name, value_bytes
 
 DENOMINATOR = "denominator"  # in the place of a kind: what the sum of an array is divided by for its mean
+WEIGHT = (
+    "release/weight"  # array of an update: its weight in fixed point, (1,), where nobody may see single ones
+)
 Named = Mapping[str, Any] | None
 
 
@@ -193,7 +196,15 @@ class Replies:
 
     @property
     def weights(self) -> Tensor:
-        """Aggregation weights ``(n,)``, float64, in the order of ``clients``."""
+        """Aggregation weights ``(n,)``, float64, in the order of ``clients``.
+
+        Raises:
+            StrategyError: where masks hide them (``secagg=masks``): their sum is all that is known.
+        """
+        if (WEIGHT, DENOMINATOR) in self.folded:
+            raise StrategyError(
+                "secagg=masks hides what single clients weigh, which this method reads; type strategy.weighting=uniform"
+            )
         return torch.tensor([o.weight for o in self.ok], dtype=torch.float64)
 
     @property

@@ -73,6 +73,15 @@ class Privacy:
     def __post_init__(self) -> None:
         if isinstance(self.adaptive, Mapping):
             object.__setattr__(self, "adaptive", AdaptiveClip(**self.adaptive))
+        if self.noise == "distributed":
+            check(
+                False,
+                "noise",
+                self.noise,
+                "noise that clients add below the ring is rounded, and no accountant here knows the sum of rounded "
+                "Gaussians: epsilon would be no bound; type secagg=masks with privacy.noise=auto: the server adds it "
+                "to the unmasked sum",
+            )
         for name, value, allowed in (
             ("level", self.level, LEVELS),
             ("mechanism", self.mechanism, MECHANISMS),

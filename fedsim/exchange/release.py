@@ -20,7 +20,6 @@ A vector is an array of real numbers of the fold that the method does not call a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -30,9 +29,10 @@ from torch import Tensor
 
 from fedsim.errors import ClientError
 from fedsim.exchange.codecs.feedback import compensated, remainder
+from fedsim.exchange.entries import clip, flat, length_of, shaped, shared_entries, slots_of, spread
 from fedsim.exchange.measured_tasks import is_measuring
 from fedsim.exchange.normals import Draws
-from fedsim.exchange.payload import Value
+from fedsim.exchange.payload import WEIGHT, Payload, Value
 from fedsim.rng import torch_rng
 
 if TYPE_CHECKING:
@@ -73,8 +73,8 @@ class Leaving:
 
     def draws(self, vector: str) -> Draws:
         """Generators keyed by (seed, ``release/<vector>/<stage>``, round, client); tasks but ``fit`` go before."""
-        first = "" if self.task == "fit" else f"{self.task}/"
-        return lambda stage: torch_rng(self.seed, f"{first}{OWN}{vector}/{stage}", self.round, self.client)
+        key = _key(self.task, vector)
+        return lambda stage: torch_rng(self.seed, f"{key}/{stage}", self.round, self.client)
 
 
 @dataclass
@@ -87,10 +87,10 @@ class Released:
     state: dict[str, Tensor] = field(default_factory=dict)  # the client's new residuals
     metrics: dict[str, float] = field(default_factory=dict)  # for the log
 
-    @property
-    def travelling(self) -> dict[str, Tensor]:
-        """All arrays as they travel."""
-        return {**self.arrays, **self.frames}
+    def payload(self, values: Mapping[str, Value]) -> Payload:
+        """All as it travels, of an update with these ``values``: no weight beside the one in fixed point."""
+        shown = {k: v for k, v in values.items() if k != "weight" or WEIGHT not in self.arrays}
+        return Payload({**self.arrays, **self.frames}, {**shown, **self.values})
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,12 @@ class Release:
         """Names of what passes the pipeline in an exchange; nothing of what only measures."""
         if is_measuring(task):
             return []
-        return [n for n, k in kinds.items() if n != "buffers" and "cat" not in k and n not in self.statistics]
+        others = {"buffers", WEIGHT, *self.statistics}
+        return [n for n, k in kinds.items() if n not in others and "cat" not in k]
+
+    def summed(self, kinds: Kinds, task: str) -> list[str]:
+        """Names of what is summed in fixed point, if anything is: the vectors, and weights that nobody may see."""
+        return [*self.vectors(kinds, task), *([WEIGHT] if WEIGHT in kinds else [])]
 
     def kinds(self, kinds: Kinds, task: str) -> dict[str, tuple[str, ...]]:
         """What is asked of the workers: plain sums where noise is added to the sum, or the sum is of integers."""
@@ -146,6 +151,9 @@ class Release:
             if self.compression is not None or self.secure is not None or self._noisy:
                 weight = float(values.get("weight", 1.0))  # type: ignore[arg-type]
                 self._encoded(name, v, bound, about, sent, len(names), weight)
+        if WEIGHT in kinds and self.secure is not None:
+            share = self.secure.share(float(values.get("weight", 1.0)), about.values)  # type: ignore[arg-type]
+            sent.arrays[WEIGHT], sent.frames[WEIGHT] = share, self.secure.frame(share)
         if self.privacy is not None and self.privacy.central and names:
             sent.values[FITS] = float(fits)
         if about.events:
@@ -167,8 +175,8 @@ class Release:
         weight: float,
     ) -> None:
         """The stages after the clip, on one of ``count`` vectors, without padding and in float64."""
-        slots, draws, codec = _slots(v, about.layout), about.draws(name), self.compression
-        x = _flat(v, slots).double().cpu()
+        slots, draws, codec = slots_of(v, about.layout), about.draws(name), self.compression
+        x = flat(v, slots).double().cpu()
         if self.privacy is not None and self.privacy.local:
             keeps = about.private(v, slots)
             noise = self.privacy.local_noise(x, bound, count, draws)
@@ -178,21 +186,38 @@ class Release:
             residual = about.kept.get(RESIDUAL + name)
             if codec.feedback and residual is not None:
                 x = compensated(x, residual.flatten().cpu())
-            frame = codec.encode(x, draws, layout)
-            y = codec.decode(frame, draws, layout)
-            if bound is not None and not self._noisy and (length := _length(y)) > bound * (1 + TOLERANCE):
+            coded = self.common(name, about.seed, about.task, about.round) if codec.shared else draws
+            frame = codec.encode(x, coded, layout)
+            y = codec.decode(frame, coded, layout)
+            if bound is not None and not self._noisy and (length := length_of(y)) > bound * (1 + TOLERANCE):
                 frame = codec.shrink(frame, bound / length, layout)
-                y = codec.decode(frame, draws, layout)
+                y = codec.decode(frame, coded, layout)
             if codec.feedback:
                 sent.state[RESIDUAL + name] = remainder(x, y, codec.feedback_decay).to(v.dtype)
             sent.frames[name], x = frame, y
         if self.secure is not None:
             factor = self.secure.factor(name, weight, about.values)
-            whole, saturated = self.secure.enter(name, x, bound, draws, factor)
-            sent.arrays[name], sent.frames[name] = _shaped(whole, slots, v), self.secure.frame(whole)
+            places = self.places(name, len(x), about.seed, about.task, about.round)
+            part = x if places is None else x[places]
+            whole, saturated = self.secure.enter(name, part, bound, draws, factor)
+            sent.frames[name] = self.secure.frame(whole)
+            sent.arrays[name] = shaped(spread(whole, places, len(x)), slots, v)
             sent.metrics[SATURATED] = sent.metrics.get(SATURATED, 0.0) + saturated
             return
-        sent.arrays[name] = _shaped(x.to(v.device, v.dtype), slots, v)
+        sent.arrays[name] = shaped(x.to(v.device, v.dtype), slots, v)
+
+    @staticmethod
+    def common(vector: str, seed: int, task: str, round: int) -> Draws:
+        """Generators that all clients of an exchange have in common."""
+        key = _key(task, vector)
+        return lambda stage: torch_rng(seed, f"{key}/shared/{stage}", round)
+
+    def places(self, vector: str, d: int, seed: int, task: str, round: int) -> Tensor | None:
+        """Which of ``d`` entries are summed in fixed point, (k,), ascending; None: all of them."""
+        codec = self.compression
+        if self.secure is None or codec is None or not codec.takes(vector):
+            return None
+        return codec.support(d, self.common(vector, seed, task, round))
 
     def frames(self, vector: str, dtype: torch.dtype) -> bool:
         """Whether a vector of ``dtype`` travels as a frame."""
@@ -209,62 +234,28 @@ class Release:
             ClientError: for a frame that no encoder makes.
         """
         arrays, codec, long = dict(travelled), self.compression, 0
-        for name in self.vectors(kinds, about.task):
+        for name in self.summed(kinds, about.task):
             v = arrays[name]
             like = shapes[name]
             if like.numel() and self.frames(name, like.dtype):
-                slots = _slots(like, about.layout)
+                slots = slots_of(like, about.layout)
                 size = like.numel() if slots is None else slots.size
+                key = (about.seed, about.task, about.round)
                 if self.secure is not None:
-                    v = _shaped(self.secure.opened(v, size), slots, like)
+                    places = self.places(name, size, *key)
+                    whole = self.secure.opened(v, size if places is None else len(places))
+                    v = shaped(spread(whole, places, size), slots, like)
                 elif codec is not None:
                     layout = about.layout if slots is about.layout.params else None
-                    x = codec.decode(v, about.draws(name), layout, size)
-                    v = _shaped(x.to(like.dtype), slots, like)
+                    coded = self.common(name, *key) if codec.shared else about.draws(name)
+                    x = codec.decode(v, coded, layout, size)
+                    v = shaped(x.to(like.dtype), slots, like)
             bound = None if self.secure is not None or self._noisy else self.bound(name, about.values)
-            if bound is not None and _length(v) > bound * (1 + TOLERANCE):
+            if bound is not None and length_of(v) > bound * (1 + TOLERANCE):
                 v, long = clip(v, bound)[0], long + 1
             arrays[name] = v
         return arrays, long
 
 
-def clip(v: Tensor, bound: float) -> tuple[Tensor, float]:
-    """``v min(1, C/|v|)`` and the factor; zero stays zero, and what fits is returned as it is.
-
-    McMahan, Ramage, Talwar, Zhang: Learning Differentially Private Recurrent Language Models, ICLR 2018.
-    """
-    length = _length(v)
-    if length <= bound:
-        return v, 1.0
-    factor = bound / length
-    return v * factor, factor
-
-
-def shared_entries(layout: Layout, stays: tuple[slice, ...], v: Tensor, slots: Slots | None) -> Tensor | None:
-    """1 for entries of a flat vector, without padding, that leave clients, else 0 (size,); None: all of them do."""
-    if not stays or slots is not layout.params:
-        return None
-    mask = torch.ones(slots.dim, dtype=torch.float64)
-    for span in stays:
-        mask[span] = 0
-    return slots.compact(mask)
-
-
-def _length(v: Tensor) -> float:
-    """The L2 norm, summed in float64."""
-    return math.sqrt(float(v.flatten().double().square().sum())) if v.numel() else 0.0
-
-
-def _slots(v: Tensor, layout: Layout) -> Slots | None:
-    """How ``v`` lies in the layout, if it is one of its flat vectors."""
-    if v.dim() != 1:
-        return None
-    return next((s for s in layout.vectors.values() if s.dim == len(v) and s.holds(v)), None)
-
-
-def _flat(v: Tensor, slots: Slots | None) -> Tensor:
-    return v.reshape(-1) if slots is None else slots.compact(v)
-
-
-def _shaped(x: Tensor, slots: Slots | None, like: Tensor) -> Tensor:
-    return x.reshape(like.shape) if slots is None else slots.expand(x)
+def _key(task: str, vector: str) -> str:
+    return f"{'' if task == 'fit' else f'{task}/'}{OWN}{vector}"

@@ -20,7 +20,8 @@ class Codec(Protocol):
 
     unbiased: bool  # the mean over draws of what is decoded is the vector
     lengthens: bool  # what is decoded may be longer than the vector
-    linear: bool  # decoded sums are sums of what is decoded, wherever it is computed: passes secure sums
+    linear: bool  # what it decodes are the entries at places that the key alone says: passes secure sums
+    shared: bool  # one draw for all clients of an exchange
     feedback: bool  # what was left out is added to the client's next vector
     feedback_decay: float  # factor in [0, 1] on what was left out
     downlink: FrameCodec | None  # what the model is sent to clients by: see ``fedsim.exchange.downlink``
@@ -37,6 +38,9 @@ class Codec(Protocol):
         Raises:
             ClientError: for a frame that no encoder makes.
         """
+
+    def support(self, d: int, draws: Draws) -> Tensor | None:
+        """Of a linear codec, the places (k,), ascending, of ``d`` entries that are not zero; None: all of them."""
 
     def shrink(self, frame: Tensor, factor: float, layout: Layout | None) -> Tensor:
         """The frame of what is decoded times ``factor`` < 1: its scale fields are smaller, its codes the same."""
@@ -73,7 +77,15 @@ class Ring(Protocol):
     def opened(self, frame: Tensor, d: int) -> Tensor:
         """The inverse of ``frame``."""
 
-    def denominator(self, vector: str, weights: Sequence[float], said: Mapping[str, Value]) -> float:
+    def hidden(self, said: Mapping[str, Value]) -> bool:
+        """Whether clients' weights travel in fixed point, by the message's values."""
+
+    def share(self, weight: float, said: Mapping[str, Value]) -> Tensor:
+        """A weight in fixed point, (1,)."""
+
+    def denominator(
+        self, vector: str, weights: Sequence[float], said: Mapping[str, Value], total: Tensor | None = None
+    ) -> float:
         """What the sum of a vector is divided by for its mean."""
 
     def enough(self, asked: int) -> int:

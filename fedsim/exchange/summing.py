@@ -58,6 +58,7 @@ class SecureSums:
     threshold: int | None = None  # clients that must answer; None: two thirds of those asked
     neighbours: int | None = None  # clients that each masks with, even; None: all
     most: int | None = None  # clients of a sum; None: filled in by the run
+    hides: bool = False  # weights are masked too; filled in by the run
 
     def __post_init__(self) -> None:
         check_choice("secagg.round", self.round, ROUNDING)
@@ -131,10 +132,24 @@ class SecureSums:
             )
         return weight / most
 
-    def denominator(self, vector: str, weights: Sequence[float], said: Mapping[str, Value]) -> float:
-        """What the sum of a vector is divided by for its mean: how many came, or the sum of their weights."""
+    def hidden(self, said: Mapping[str, Value]) -> bool:
+        """Whether clients' weights travel in fixed point, as one more number of the sum."""
+        return self.hides and bool(_names(said))
+
+    def share(self, weight: float, said: Mapping[str, Value]) -> Tensor:
+        """weight/max_weight in fixed point, (1,) int64; refused as by ``factor``."""
+        found = self.factor(_names(said)[0], weight, said)
+        return torch.from_numpy(to_levels(np.array([found]), 1.0, self.ring.L).q)
+
+    def denominator(
+        self, vector: str, weights: Sequence[float], said: Mapping[str, Value], total: Tensor | None = None
+    ) -> float:
+        """What the sum of a vector is divided by for its mean: how many came, or the sum of their weights, of which
+        ``total`` is the one in fixed point where single ones are hidden."""
         if vector not in _names(said):
             return float(len(weights))
+        if total is not None:
+            return float(self.leave(vector, total, 1.0))
         shares = np.array([self.factor(vector, w, said) for w in weights])
         L = self.ring.L
         return float(to_levels(shares, 1.0, L).q.sum()) / L

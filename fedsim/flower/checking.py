@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fedsim.errors import ClientError
 from fedsim.exchange.landing import RECLIPPED
-from fedsim.exchange.payload import Outcome, Payload
+from fedsim.exchange.payload import WEIGHT, Outcome, Payload
 from fedsim.exchange.release import Leaving, Release
 from fedsim.flower.answers import UPDATE, NodeAnswer, ReplyTo, address_of, failed, read_answer
 from fedsim.flower.masking import LEGS, OTHERS
@@ -101,7 +101,7 @@ class Judge:
             return answer
         asked = question.asked
         about = Leaving(self.seed, question.turn, asked.client, asked.task, self.layout, asked.message.values)
-        names = self.release.vectors(question.fold, asked.task)
+        names = self.release.summed(question.fold, asked.task)
         like = {
             n: torch.zeros(shape, dtype=kind) for n in names for shape, kind in [self._wanted(n, question)]
         }
@@ -151,7 +151,7 @@ class Judge:
 
     def _framed(self, name: str, dtype: torch.dtype, question: Question) -> bool:
         release = self.release
-        if release is None or name not in release.vectors(question.fold, question.asked.task):
+        if release is None or name not in release.summed(question.fold, question.asked.task):
             return False
         return release.frames(name, dtype)
 
@@ -163,6 +163,8 @@ class Judge:
             return tuple(received["w"].shape), received["w"].dtype
         if name == "buffers":
             return (self.layout.buffer_dim,), self.dtype
+        if name == WEIGHT:
+            return (1,), self.dtype
         return self._sample(question).arrays[name]
 
     def _update(self, answer: NodeAnswer, question: Question) -> None:

@@ -120,7 +120,7 @@ class Site:
             update = Single(broadcast.fold)
             result = self.worker.run(broadcast, chunk, update)
             if result.outcomes[0].kind == "ok" and release and masks(release, broadcast.fold, broadcast.task):
-                names = release.vectors(broadcast.fold, broadcast.task)
+                names = release.summed(broadcast.fold, broadcast.task)
                 update.arrays = masking.masked(names, update.arrays)
         except ClientError as error:  # it wrote to what is read-only
             return absent(ask.client, "failed", str(error))

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from fedsim.engine.assignments import Broadcast, Chunk, ChunkResult
+from fedsim.exchange.entries import shaped, slots_of, spread
 from fedsim.exchange.payload import Payload
-from fedsim.exchange.release import Release, _shaped, _slots
+from fedsim.exchange.release import Release
 from fedsim.exchange.secagg import TooFewSurvivors, UnmaskingServer, neighbours, signed
 from fedsim.exchange.summing import SecureSums
 from fedsim.flower.answers import NodeAnswer, absent
@@ -30,6 +31,7 @@ class MaskedExchange:
     ):
         secure = cast(SecureSums, release.secure)  # there is one: see ``masks``
         self._release, self._secure, self._broadcast, self._ask = release, secure, broadcast, ask
+        self._seed = seed
         near = neighbours(clients, secure.neighbours, seed, broadcast.round)
         self._server = UnmaskingServer(broadcast.round, run, secure.enough(len(clients)), near)
         self.lost: dict[int, NodeAnswer] = {}  # who did not come as far as the update
@@ -68,18 +70,21 @@ class MaskedExchange:
         for c, answer in self._leg(UNMASK, asked).items():
             found = by_client(asked[c].arrays[OTHERS], answer["revealed"])
             revealed[c] = {j: share for j, share in found.items() if any(share)}
-        names = self._release.vectors(self._broadcast.fold, self._broadcast.task)
-        places = [(name, _slots(sums[name, "sum"], layout)) for name in names]
-        sizes = [sums[n, "sum"].numel() if slots is None else slots.size for n, slots in places]
+        names = self._release.summed(self._broadcast.fold, self._broadcast.task)
+        places = [(name, slots_of(sums[name, "sum"], layout)) for name in names]
+        whole = [sums[n, "sum"].numel() if slots is None else slots.size for n, slots in places]
+        about = (self._seed, self._broadcast.task, self._broadcast.round)
+        spans = [self._release.places(n, d, *about) for (n, _), d in zip(places, whole, strict=True)]
+        sizes = [d if span is None else len(span) for d, span in zip(whole, spans, strict=True)]
         try:
             off = server.correction(survivors, revealed, sum(sizes), self._secure.bits)
         except TooFewSurvivors as why:
             return f"secure aggregation is void: {why}"
         levels = torch.from_numpy(np.ascontiguousarray(signed(off, self._secure.bits)))
         ends = np.cumsum(sizes).tolist()
-        for (name, slots), size, end in zip(places, sizes, ends, strict=True):
-            total, part = sums[name, "sum"], levels[end - size : end]
-            sums[name, "sum"] = total + _shaped(part, slots, total)
+        for (name, slots), d, span, size, end in zip(places, whole, spans, sizes, ends, strict=True):
+            total, part = sums[name, "sum"], spread(levels[end - size : end], span, d)
+            sums[name, "sum"] = total + shaped(part, slots, total)
         return ""
 
     def _leg(self, task: str, asked: Mapping[int, Payload]) -> dict[int, Mapping[str, Tensor]]:

@@ -16,6 +16,7 @@ from fedsim.report.comparison import differing_words, footer, objective_words, r
 from fedsim.report.marks import TOTALS, first, marks_of, quiet
 from fedsim.report.objective import Objective
 from fedsim.report.runs import Run, column_order
+from fedsim.report.spent import DELTA, EPSILON, invalid, spent_most
 from fedsim.report.verdict import UNDECIDED, Comparison
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 
 TO_TARGET = ("rounds_to_target", "time_to_target")
 BEST_TEST = "best_test"
-DEFAULT = ("difference", "verdict", *TO_TARGET, "megabytes", "sim_seconds", "joules")
+DEFAULT = ("difference", "verdict", *TO_TARGET, EPSILON, DELTA, "megabytes", "sim_seconds", "joules")
+WHERE_THERE = ("note", "sim_seconds", "time_to_target", "joules", EPSILON, DELTA)  # else no column
 COLUMNS = (*DEFAULT, "seconds", BEST_TEST)  # and every column of metrics.jsonl
 
 
@@ -59,7 +61,7 @@ def frame_of(blocks: Sequence[ProblemBlock], plan: ComparisonPlan, shown: Shown)
             c for c in frame if c not in {*settings, "method", "seeds", "verdict", "note", "n", "reached"}
         ]
         frame = frame.astype(dict.fromkeys(numbers, float))
-    for column in [c for c in ("note", "sim_seconds", "time_to_target", "joules") if c in frame]:
+    for column in [c for c in WHERE_THERE if c in frame]:
         values = frame[column]
         if not (values.astype(bool) & values.notna()).any():
             frame = frame.drop(columns=column)
@@ -125,6 +127,7 @@ def _line(
         line |= _against(next((c for c in block.comparisons if c.a == arm.name), None))
     if set(TO_TARGET) & set(wanted):
         line |= _to_target(runs, shown.target)
+    line |= {column: value for column, value in spent_most(runs).items() if column in wanted}
     line |= {
         column: _mean([sum(run.total(part) for part in parts) for run in runs])
         / (1e6 if column == "megabytes" else 1)
@@ -175,6 +178,8 @@ def _notes(arm: Arm) -> list[str]:
     if arm.excluded:
         told = "; ".join(f"seed {seed} {reason}" for seed, reason in sorted(arm.excluded))
         out.append(f"{len(arm.values)} of {len(arm.values) + len(arm.excluded)} seeds; {told}")
+    if invalid(list(arm.runs.values())):
+        out.append("epsilon is no bound: cohorts of fixed size, accounted as coins")
     lost = [seed for seed, value in arm.values.items() if not math.isfinite(value)]
     if lost:
         out.append(f"not finite: {len(lost)} of {len(arm.values)} seeds ({ranges(sorted(lost))})")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from fedsim.errors import DataError
 from fedsim.report import clientpoints, heterogeneity, prose
 from fedsim.report.boxpictures import box_pictures
+from fedsim.report.budget import budget_table
 from fedsim.report.latex import to_latex
 from fedsim.report.openclasses import open_table
 from fedsim.report.runs import Group, Run
@@ -53,6 +54,7 @@ def write_report(
         "lead": escape(prose.lead(groups)),
         "facts": prose.facts(groups),
         "results": _results(frame)
+        + budget_table(groups)
         + open_table(groups)
         + text_table(groups)
         + box_pictures(groups, out, _embedded),

@@ -26,7 +26,10 @@ _WORDS = {
     "sim_seconds": "sim. s",
     "time_to_target": "sim. s to {target}%",
     "joules": "J",
+    "epsilon_spent": "epsilon spent",
+    "at_delta": "at delta",
 }
+_BUDGET = ("epsilon_spent", "at_delta")
 _TOTALS = ("megabytes", "seconds", "sim_seconds", "time_to_target", "joules")
 _INSIDE = {
     "seeds",
@@ -93,7 +96,7 @@ def layout(frame: pd.DataFrame) -> TextTable:
         for at, row in enumerate(records)
     ]
     header = [said.get(c, names.get(c, c)) for c in shown]
-    numeric = [c in {"n", "difference", "rounds_to_target", *_TOTALS, *values} for c in shown]
+    numeric = [c in {"n", "difference", "rounds_to_target", *_TOTALS, *_BUDGET, *values} for c in shown]
     notes = [str(row.get("note") or "") for row in records]
     return TextTable(header, numeric, rows, notes, frame.attrs["blocks"], frame.attrs["below"])
 
@@ -208,6 +211,8 @@ def _text(row: Mapping[str, Any], c: str, objective: Objective, values: set[str]
         return verdict_words(value, row["needed"]) or "-"
     if c == "rounds_to_target":
         return _rounds(row)
+    if c in _BUDGET:
+        return "-" if math.isnan(value) else f"{value:.3g}"
     if c in _TOTALS:
         return "-" if math.isnan(value) else f"{value:,.{digits}f}"
     return "-" if value is None else short_value(c, value)

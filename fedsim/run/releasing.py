@@ -25,7 +25,7 @@ from fedsim.exchange.terms import Terms
 from fedsim.local.kept import LocalPart
 from fedsim.run import budgeting
 from fedsim.run.budgeting import events, most_turns, rates, record_noise
-from fedsim.server.traits import ClientQuestion, JudgesUpdates, StrategyLike, statistics_of
+from fedsim.server.traits import ClientQuestion, JudgesUpdates, StrategyLike, parts_of, statistics_of
 
 if TYPE_CHECKING:
     from fedsim.engine.assignments import Plan
@@ -52,9 +52,15 @@ def release(
         most = None if privacy is None else privacy.cap
         everybody = coins(config) or method.traits.meets_all_clients
         most = secure.most or most or (config.num_clients if everybody else config.clients_per_round)
-        secure = replace(secure, most=most)
+        secure = replace(secure, most=most, hides=secure.masks and not alike(method))
     statistics = statistics_of(method)
     return Release(privacy, compression, secure, statistics, method.traits.public_values)
+
+
+def alike(method: StrategyLike) -> bool:
+    """Whether all updates are known to weigh the same: then weights say nothing."""
+    said = [vars(one)["weighting"] for one in parts_of(method) if "weighting" in vars(one)]
+    return bool(said) and set(said) == {"uniform"}
 
 
 def coins(config: DictConfig) -> bool:

@@ -73,10 +73,10 @@ def _check_compression(method: StrategyLike, config: DictConfig, compression: Co
 
 def _check_secure(method: StrategyLike, config: DictConfig, secure: SecureSums) -> None:
     name, traits, fold = type(method).__name__, method.traits, fold_of(method)
-    if config.get("compression"):
+    if config.get("compression") and not part(config.compression, "compression").linear:
         raise ConfigError(
             "secagg: sums of residues are no sums of frames; a compressed update cannot be masked. Leave compression "
-            "or secagg out"
+            "or secagg out, or type compression=random_k compression.shared=true: the same places for all clients"
         )
     if traits.asynchronous or traits.peers:
         raise ConfigError(
@@ -105,6 +105,11 @@ def _check_secure(method: StrategyLike, config: DictConfig, secure: SecureSums) 
                 f"secagg: {name} sends '{array}', a statistic of each client that would pass unmasked; type "
                 "strategy=fedavg or another method that sends differences"
             )
+    if secure.masks and traits.public_values and vars(method).get("weighting") != "uniform":
+        raise ConfigError(
+            f"secagg=masks: {name} reads what single clients weigh, which masks hide; type strategy.weighting=uniform, "
+            "or secagg=ring, which hides nothing"
+        )
     attack = config.get("attack")
     if attack and part(attack, "attack").omniscient:
         raise ConfigError(

@@ -176,7 +176,9 @@ def _check_records(method: StrategyLike, config: DictConfig, privacy: Privacy) -
         name = type(method).__name__
         raise ConfigError(
             f"privacy=record: clients of {name} look at their samples by more than the gradient of each one's loss, "
-            "which no noise covers; type strategy=fedavg, fedprox, scaffold or another of the table in docs/privacy.md"
+            "which no noise covers, or do not say that they don't; type strategy=fedavg, fedprox, scaffold or another "
+            f"of the table in docs/privacy.md. A class of your own ({type(method.client).__name__}) that takes samples "
+            "by job.grad and job.descend alone says so by grad_only = True"
         )
     if privacy.epsilon is not None and config.engine.name == "flower":
         raise ConfigError(

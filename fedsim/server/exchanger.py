@@ -16,7 +16,7 @@ from fedsim.errors import ClientError
 from fedsim.exchange.downlink import opened_down, packed_down
 from fedsim.exchange.fold import Fold, Folder, combine, fold_kinds
 from fedsim.exchange.landing import Landing
-from fedsim.exchange.payload import Message, Outcome, Payload
+from fedsim.exchange.payload import WEIGHT, Message, Outcome, Payload
 from fedsim.exchange.secagg import LegBytes
 from fedsim.exchange.summing import price
 from fedsim.local.work import Work, work_of
@@ -189,7 +189,9 @@ class Exchanger:
                 shared = Payload({k: v for k, v in shared.arrays.items() if k != "buffers"}, shared.values)
         if self.landing is not None:
             said = self.landing.values | self.landing.weighted(kinds, task)
-            kinds = self.landing.release.kinds(kinds, task)
+            kinds, secure = self.landing.release.kinds(kinds, task), self.landing.release.secure
+            if secure is not None and secure.hidden(said):
+                kinds[WEIGHT] = ("sum",)
             if kinds and said:
                 shared = Payload(shared.arrays, {**shared.values, **said})
             if kinds and not message.keep:

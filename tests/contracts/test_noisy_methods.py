@@ -39,15 +39,29 @@ DAILY = {"fednova", "scaffold"}
 CASES = [pytest.param(e, id=e.label, marks=[] if e.label in DAILY else pytest.mark.nightly) for e in TABLE]
 
 
-@pytest.mark.parametrize("entry", CASES)
-def test_runs_and_resumes_or_is_refused(entry: Entry, tmp_path: Path) -> None:
+def settings(entry: Entry) -> tuple[str, ...]:
+    """A private run of the method, all updates of which weigh the same."""
     strategy = compose_quickly(list(entry.arguments)).strategy
     weights = [
         f"strategy{part}.weighting=uniform"
         for part, node in (("", strategy), (".base", strategy.get("base")))
         if node is not None and "weighting" in node
     ]
-    given = (*PRIVATE, *entry.arguments, *weights, "checkpoint.every=1")
+    return (*PRIVATE, *entry.arguments, *weights)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("entry", [pytest.param(e, id=e.label) for e in TABLE if e.label not in REFUSED])
+def test_any_workers_give_the_same_bits(entry: Entry, ray: str) -> None:
+    alone = classification(cohorts=None).run(*settings(entry))
+    for workers in (1, 2, 4):
+        result = classification(cohorts=None).run(*settings(entry), ray, f"engine.workers={workers}")
+        assert hashes(result) == hashes(alone)
+
+
+@pytest.mark.parametrize("entry", CASES)
+def test_runs_and_resumes_or_is_refused(entry: Entry, tmp_path: Path) -> None:
+    given = (*settings(entry), "checkpoint.every=1")
     problem = classification(cohorts=None)
     if entry.label in REFUSED:
         with pytest.raises(ConfigError, match=r"privacy=client|aggregator|sampling"):

@@ -163,6 +163,7 @@ def test_deviation_and_keys_of_noise() -> None:
         ({"level": "local", "mechanism": "tree"}, "privacy=client only"),
         ({"level": "record", "accountant": "pld"}, "privacy=client only"),
         ({"mechanism": "banded", "clip": "adaptive"}, "one bound"),
+        ({"noise": "distributed"}, "sum of rounded Gaussians"),
         ({"accountant": "prv"}, "choose one of rdp, pld"),
     ],
 )
@@ -188,7 +189,7 @@ def test_what_else_an_update_holds_is_refused() -> None:
 class Doubling:
     """A codec whose vectors arrive twice as long."""
 
-    unbiased = linear = False
+    unbiased = linear = shared = False
     lengthens = feedback = True
     feedback_decay = 1.0
 

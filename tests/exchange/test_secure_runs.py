@@ -10,11 +10,12 @@ import torch
 from hooks import hooked
 from problems import classification
 
-from fedsim.errors import ClientError, EngineError
+from fedsim.errors import ClientError, ConfigError, EngineError, StrategyError
 from fedsim.exchange.payload import Outcome
 from fedsim.exchange.secagg import neighbours, ring_levels, to_levels
 from fedsim.exchange.summing import MAX_WEIGHT, WEIGHTED, SecureSums, void
 from fedsim.rng import torch_rng
+from strategies.fedavg import FedAvg
 
 RING = ("secagg=ring", "secagg.reach=1")
 MASKS = ("secagg=masks", "secagg.reach=1")
@@ -83,7 +84,49 @@ def test_masks_give_the_bits_of_the_ring_and_count_their_legs() -> None:
     assert hashes(ring) == hashes(masks)
     up, down = 64 + 152 * 2 + 52 * 3, 64 * 2 + 152 * 2 + 8 * 3  # each of three clients has two neighbours
     for a, b in zip(ring.rows, masks.rows, strict=True):
-        assert b["bytes_up"] - a["bytes_up"] == 3 * up and b["bytes_down"] - a["bytes_down"] == 3 * down
+        weight = 8 + 4 - 8  # in fixed point, in a frame of its own, in the place of the value
+        assert b["bytes_up"] - a["bytes_up"] == 3 * (up + weight)
+        assert b["bytes_down"] - a["bytes_down"] == 3 * down
+
+
+def test_masks_hide_weights_but_where_all_are_alike() -> None:
+    """What nobody sees is in no row; who reads single weights is told so."""
+    shown = classification().run(*RING).per_client.query("metric == 'weight'").value
+    hidden = classification().run(*MASKS).per_client.query("metric == 'weight'").value
+    assert set(hidden) == {1.0} and max(shown) > 1
+    with pytest.raises(ConfigError, match=r"FedNova reads what single clients weigh.*weighting=uniform"):
+        classification().run(*MASKS, "strategy=fednova", "strategy.weighting=samples")
+    classification().run(*MASKS, "strategy=fednova", "strategy.weighting=uniform", "rounds=1")
+    strategy = FedAvg(server_lr=1.0, weighting="samples")
+    reads = type("Reads", (FedAvg,), {"update": lambda self, state, replies, round: replies.weights})
+    with pytest.raises(StrategyError, match="hides what single clients weigh"):
+        classification().run(*MASKS, strategy=reads(server_lr=1.0, weighting="samples"))
+    assert hashes(classification().run(*MASKS, strategy=strategy)) == hashes(classification().run(*RING))
+
+
+SHARED = ("compression=random_k", "compression.shared=true", "compression.rate=0.2")
+
+
+@pytest.mark.parametrize("more", [(), ("compression.scale=contractive",), ("strategy=scaffold",)])
+def test_places_in_common_are_summed_alone(more: tuple[str, ...]) -> None:
+    """k = 9 residues a vector travel, of the numbers that a run without the ring sums at these places."""
+    plain = classification().run(*SHARED, *more)
+    far = "secagg.reach=20"  # d/k times what is sent whole
+    ring, masks = (classification().run(*SHARED, *more, *one, far) for one in (RING, MASKS))
+    for name, w in plain.weights.items():
+        np.testing.assert_allclose(ring.weights[name], w, atol=1e-4)
+    assert (
+        hashes(ring)
+        == hashes(masks)
+        == hashes(classification().run(*SHARED, *more, *RING, far, "engine.chunks=1"))
+    )
+    vectors = 2 if "strategy=scaffold" in more else 1
+    assert all(row["bytes_up"] == len(row["cohort"]) * (vectors * (8 + 9 * 4) + 8) for row in ring.rows)
+    moved = torch.cat([w.flatten() for w in classification().run(*SHARED, "rounds=1").weights.values()])
+    start = torch.cat(
+        [w.flatten() for w in classification().run("client.lr=1e-30", "rounds=1").weights.values()]
+    )
+    assert int((moved != start).sum()) == 9  # of one round all clients' places are the same
 
 
 def test_a_cohort_that_is_too_large_for_the_ring_is_not_asked() -> None:

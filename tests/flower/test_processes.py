@@ -50,6 +50,27 @@ def test_the_twin_survives_a_killed_node_and_a_killed_server(tmp_path: Path) -> 
     wait_until(lambda: not left_over(tmp_path), 60, "an end of all processes")
 
 
+def test_what_leaves_is_that_of_the_simulation(tmp_path: Path) -> None:
+    """Clipped, with keyed noise, compressed by the nodes; and masked, in the same federation."""
+    private = (
+        "privacy=client",
+        "privacy.z=1",
+        "privacy.delta=1e-2",
+        "privacy.noise=keyed",
+        "privacy.metrics=plain",
+    )
+    given = (*private, "strategy.weighting=uniform", "rounds=3")
+    runs = {tmp_path / "sent": ("compression=qsgd",), tmp_path / "masked": ("secagg=masks",)}
+    with federation(tmp_path, nodes=2) as fed:
+        for folder, more in runs.items():
+            text = " ".join([*SETTINGS, *given, *more, f"dir={folder}"])
+            assert wait(fed, fed.submit(ROOT, text), folder)["status"] == "done"
+    for folder, more in runs.items():
+        check_twin(folder, *given, *more)
+        assert all(row["private"] is False for row in rows(folder))
+    assert left_over(tmp_path) == []
+
+
 def kill_server(mark: str, run: str) -> None:
     """SIGKILL to the process that runs the ServerApp of ``run``, and to no other."""
     found = []

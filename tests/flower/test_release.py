@@ -7,21 +7,30 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from composing import compose_quickly
 from flwr.app import Array, ArrayRecord, Error
 from hooks import Fail, hooked
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "contracts"))
 from localgrid import asked, deploy
-from test_local import SMALL, check_twin
+from registry import Entry
+from test_local import DEPLOYED, SMALL, check_twin, simulated
 
 import fedsim
+from fedsim.errors import ConfigError
 
 RING = ("secagg=ring", "secagg.reach=1")
 MASKS = ("secagg=masks", "secagg.reach=1")
 DOWN = "compression.down={codec: qsgd, levels: 127}"
+KEYED = ("privacy.z=1", "privacy.delta=1e-2", "privacy.noise=keyed", "privacy.metrics=plain")
+UNIFORM = "strategy.weighting=uniform"
+ADAPTIVE = ("privacy.clip=adaptive", "privacy.adaptive.noise=2", "participation=bernoulli")
 TWINS = (
     ("strategy=scaffold", "compression=top_k", DOWN),
     ("strategy=scaffold", *MASKS),
+    ("privacy=client", "compression=qsgd", *KEYED, *ADAPTIVE, UNIFORM),
+    ("compression=random_k", "compression.shared=true", *MASKS),
 )
 MORE = (
     ("strategy=feddyn", *RING),
@@ -30,6 +39,17 @@ MORE = (
     ("strategy=fedavg", "compression=random_k", "compression.scale=contractive"),
     ("strategy=fedavg", "compression=low_rank", "compression.rank=1"),
     ("strategy=fedavg", "compression=sign"),
+    ("privacy=client", "strategy=scaffold", *KEYED, UNIFORM, "secagg=masks"),
+    (
+        "privacy=client",
+        "privacy.mechanism=banded",
+        *KEYED,
+        UNIFORM,
+        "sampling=round_robin",
+        "clients_per_round=1",
+    ),
+    ("privacy=local", "compression=rotate", *KEYED, UNIFORM),
+    ("privacy=record", "strategy=fedprox", *KEYED),
 )
 
 
@@ -41,6 +61,27 @@ MORE = (
 def test_bits_and_bytes_are_those_of_the_simulation(given: tuple[str, ...], tmp_path: Path) -> None:
     """Residuals lie at the nodes, as all client states do."""
     check_twin(tmp_path, *SMALL, *given)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("entry", DEPLOYED, ids=lambda e: e.label)
+def test_every_private_method_gives_the_bits_of_its_simulation(
+    entry: Entry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With keyed noise; those that are refused are told in docs/privacy.md."""
+    monkeypatch.setenv("FEDSIM_ALLOW", "problems")
+    strategy = compose_quickly(list(entry.arguments)).strategy
+    nodes = {"strategy": strategy, "strategy.base": strategy.get("base")}
+    weights = [
+        f"{k}.weighting=uniform" for k, node in nodes.items() if node is not None and "weighting" in node
+    ]
+    model = ["model=mlp"] if entry.needs_head else []
+    given = (*SMALL, *model, "client.steps=2", *entry.arguments, "privacy=client", *KEYED, *weights)
+    try:
+        simulated(*given)
+    except ConfigError:
+        pytest.skip("goes with no noise on sums")
+    check_twin(tmp_path, *given)
 
 
 def replaced(change: Any) -> Any:
@@ -163,6 +204,21 @@ def test_no_residue_of_a_client_reaches_the_server_without_masks(tmp_path: Path)
     for client, open_one in seen["ring"].items():
         equal = (open_one.reshape(-1, 4) == seen["masks"][client].reshape(-1, 4)).all(1).mean()
         assert equal < 0.01
+
+
+def test_weights_are_masked(tmp_path: Path) -> None:
+    """The frame beside the update's is one residue, and no weight is told."""
+    seen: dict[int, tuple[float, list[str], int]] = {}
+
+    def note(message: Any, content: Any) -> None:
+        if "ask" in message.content and message.content["broadcast"]["task"] == "fit":
+            frame = content["outcome.update"]["=release/weight"].numpy()
+            told = [*content["outcome"], *content.get("outcome.update.values", {})]
+            seen[message.content["ask"]["client"]] = (content["outcome"]["weight"], told, len(frame))
+
+    result, _ = deploy(tmp_path, *FOUR, *MASKS, clients=4, alter=note)
+    assert {weight for weight, _, _ in seen.values()} == {1.0} and {n for _, _, n in seen.values()} == {12}
+    assert result.rows[0]["weights_hash"] == plain()["weights_hash"]
 
 
 def test_a_node_sends_nothing_unmasked(tmp_path: Path) -> None:

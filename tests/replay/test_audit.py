@@ -117,6 +117,22 @@ def test_memorised_canaries_are_told_and_others_are_not(
     assert "the claim is broken" in capsys.readouterr().out
     assert command(["audit", str(long), "--claimed", "50"]) == 0
     assert membership([long])["runs"][0]["guesses"] == 40
+    say_spent(long, 0.1)
+    assert command(["audit", str(long), "--score", "gap"]) == 1
+    said = capsys.readouterr().out
+    assert "; accounted 0.10" in said and "the claimed epsilon 0.1 is below it: the claim is broken" in said
+    assert json.loads((long / "audit.json").read_text())["epsilon"] == pytest.approx(
+        strong["epsilon"], abs=0.2
+    )
+    say_spent(long, 50.0)
+    assert command(["audit", str(long), "--score", "gap"]) == 0
+
+
+def say_spent(run: Path, epsilon: float) -> None:
+    """Let the run claim that it kept ``epsilon`` for each sample."""
+    summary = json.loads((run / "summary.json").read_text())
+    said = {"level": "record", "epsilon": epsilon, "delta": 1e-5, "epsilon_valid": True}
+    (run / "summary.json").write_text(json.dumps({**summary, "privacy": said}))
 
 
 def test_what_nothing_can_be_concluded_from_is_refused(

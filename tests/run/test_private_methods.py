@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from composing import compose_quickly
 from omegaconf import DictConfig
 
+from clients.scaffold import ScaffoldClient
+from clients.sgd import SGDClient
 from fedsim.errors import ConfigError
 from fedsim.run.participants import strategy
 from fedsim.run.sound import check_privacy
@@ -70,6 +73,29 @@ def test_every_method_is_let_through_or_refused_as_the_table_says() -> None:
             if found != verdicts[level]:
                 wrong[name, level] = "let through" if found else why
     assert not wrong
+
+
+def test_a_rule_of_ones_own_says_how_it_looks_at_samples() -> None:
+    """A subclass that changes anything of the rule is refused under ``record`` until it says so itself."""
+
+    def step(self: Any, *args: Any) -> None:
+        return None
+
+    private = settings("fedavg", "privacy=record", *PRIVATE)
+    for name in ("prepare", "begin", "step", "finish", "fit"):
+        changed = type("Changed", (SGDClient,), {name: step})
+        method = strategy(private, None)
+        method.client = changed(weighting="uniform")
+        with pytest.raises(ConfigError, match=r"or do not say .* of your own \(Changed\) .*grad_only = True"):
+            check_privacy(method, private, given_cohorts=False)
+        method.client = type("Says", (changed,), {"grad_only": True})(weighting="uniform")
+        check_privacy(method, private, given_cohorts=False)
+        assert not type(
+            "Again", (type("Says", (changed,), {"grad_only": True}),), {name: lambda *a: 1}
+        ).grad_only
+    for harmless in ("keeps", "evaluate", "own_weights"):
+        assert type("Measured", (SGDClient,), {harmless: step}).grad_only
+    assert not type("Second", (ScaffoldClient,), {"finish": step}).grad_only
 
 
 @pytest.mark.parametrize(

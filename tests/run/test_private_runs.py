@@ -195,3 +195,25 @@ def test_the_core_runs_without_the_library(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(__import__("sys").modules, "dp_accounting", None)
     with pytest.raises(fedsim.errors.ConfigError, match=r"fedsim-lab\[privacy\]"):
         little().run(*CLIENT, "privacy.epsilon=1")
+
+
+def test_noise_of_200_rounds_has_mean_zero_and_the_deviation_of_the_budget() -> None:
+    """Updates are zero, so the model walks by noise alone: std zC/E an entry, no matter who was there."""
+    seen: list[torch.Tensor] = []
+
+    class Watcher:
+        def round(self, info: Any) -> None:
+            seen.append(info.models["global"].w.double().clone())
+
+    settings = (*CLIENT, "privacy.z=1.5", "privacy.clip=0.2", "participation=bernoulli", "client.lr=1e-30")
+    run = Problem(
+        network(), classes(), ("rounds=200", "clients_per_round=2", "client.steps=1", "dtype=float64")
+    )
+    run.run(*settings, callbacks=[Watcher()])
+    steps = torch.stack(seen).diff(dim=0)
+    steps = steps[:, steps.abs().sum(0) > 0]  # without padding
+    deviation = 1.5 * 0.2 / 2
+    assert steps.shape == (199, 43) and float(steps.std()) == pytest.approx(deviation, rel=0.03)
+    assert abs(float(steps.mean())) < 4 * deviation / steps.numel() ** 0.5
+    spread = steps.mean(0) / (deviation / 199**0.5)
+    assert float(spread.abs().max()) < 4

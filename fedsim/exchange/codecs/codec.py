@@ -80,6 +80,7 @@ class FrameCodec:
     unbiased: ClassVar[bool] = False  # E[decode(encode(v))] = v
     lengthens: ClassVar[bool] = False  # |decode(encode(v))| may exceed |v|
     linear: ClassVar[bool] = False  # sums of frames of several clients are frames of the sum
+    shared: ClassVar[bool] = False  # clients of an exchange have their draws in common
     shrinks: ClassVar[bool] = (
         False  # it may set entries to zero or to one size: for differences, not for weights
     )
@@ -95,6 +96,10 @@ class FrameCodec:
     def body(self, head: FrameHeader, body: bytes, draws: CodecDraws, layout: Shapes) -> Vector:
         """The vector of a body; its header is known to be of this codec."""
         raise NotImplementedError
+
+    def support(self, d: int, draws: CodecDraws) -> NDArray[np.int64] | None:
+        """Of a linear codec, the places (k,), ascending, of a vector (d,) that frames hold; None: all of them."""
+        return None
 
     def lengths(self, head: FrameHeader, size: int, layout: Shapes) -> Sequence[slice]:
         """Which parts of a body of ``size`` bytes are float32 that the decoded vector is linear in."""

@@ -135,6 +135,7 @@ class RandomK(FrameCodec):
 
     rate: float = 0.1
     scale: str = "unbiased"  # unbiased | contractive
+    shared: bool = False  # type: ignore[misc]  # the same places for all clients of an exchange
     id: ClassVar[int] = NAMES.index("random_k")
     shrinks: ClassVar[bool] = True
 
@@ -152,6 +153,15 @@ class RandomK(FrameCodec):
     def lengthens(self) -> bool:  # type: ignore[override]
         """What is unbiased lengthens."""
         return self.unbiased
+
+    @property
+    def linear(self) -> bool:  # type: ignore[override]
+        """Where all clients send the same places, their sum is at these places."""
+        return self.shared
+
+    def support(self, d: int, draws: CodecDraws) -> NDArray[np.int64] | None:
+        """The places of all clients."""
+        return draws.places(d, kept(d, self.rate)) if self.shared else None
 
     def size(self, d: int, layout: Shapes = ()) -> int:
         """Bytes of a frame, header included."""
