@@ -24,7 +24,7 @@ from fedsim.run.assembly import assemble, start_engine
 from fedsim.run.denser import complete_rows, take_over
 from fedsim.run.folder import adopt, complete, enter, locked, tidied
 from fedsim.run.given import Given
-from fedsim.run.key import marked, run_dir, run_key, run_name
+from fedsim.run.key import Finished, marked, run_dir, run_key, run_name
 from fedsim.run.logged import describe, log_finished
 from fedsim.run.machine import ask_git
 from fedsim.run.needs import check_classes, check_cohort, check_labelled, check_task
@@ -186,10 +186,7 @@ def _run(
     source = Source(config, given, key)
     if (done := complete(folder, config, key, stoppable=bool(given.callbacks))) is not None:
         log_finished(config, done)
-        state = weightsfile.read(folder / weightsfile.LAST)
-        rows = [lasting(row) for row in rows_of(folder, done.rounds)]
-        card = modelcard.read(folder)
-        return RunResult(folder, state, dict(done.summary), rows, str(done.summary["method"]), source, card)
+        return _finished(folder, done, source)
     previous = enter(folder, config, key)
     trackers = build_trackers(config.tracker, extra=given.callbacks)
     summary: dict[str, Any] = {}
@@ -234,6 +231,14 @@ def _run(
                 record.finish(summary)
             if engine is not None:
                 engine.close()
+
+
+def _finished(folder: Path, done: Finished, source: Source) -> RunResult:
+    """What the run gave that lies complete in ``folder``."""
+    state = weightsfile.read(folder / weightsfile.LAST)
+    rows = [lasting(row) for row in rows_of(folder, done.rounds)]
+    card = modelcard.read(folder)
+    return RunResult(folder, state, dict(done.summary), rows, str(done.summary["method"]), source, card)
 
 
 def _go_on(loop: Loop, previous: Path) -> None:
