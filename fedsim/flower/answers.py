@@ -17,7 +17,7 @@ from torch import Tensor
 from fedsim.errors import ClientError
 from fedsim.exchange.packing import sent_bytes, slots_of
 from fedsim.exchange.payload import Outcome, Payload
-from fedsim.flower.parts import MOST_PARTS, arrived
+from fedsim.flower.arrayparts import MOST_PARTS, arrived
 from fedsim.flower.records import AS_IS, Records, put
 from fedsim.task.layout import Layout, Slots
 

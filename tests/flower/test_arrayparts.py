@@ -22,7 +22,7 @@ from fedsim.errors import ClientError
 from fedsim.exchange.payload import Outcome
 from fedsim.flower import asking, parts
 from fedsim.flower.answers import NodeAnswer, ReplyTo, answer_records, read_answer
-from fedsim.flower.parts import arrived, cut, is_long
+from fedsim.flower.arrayparts import arrived, cut, is_long
 from fedsim.task.layout import Layout
 
 LAYOUT = Layout(
