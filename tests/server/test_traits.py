@@ -8,7 +8,6 @@ import inspect
 import pkgutil
 from dataclasses import dataclass, fields
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -20,15 +19,7 @@ from clients.base import Client
 from fedsim.errors import ConfigError
 from fedsim.local.interface import ClientLike
 from fedsim.run import participants
-from fedsim.server.traits import (
-    StrategyLike,
-    Traits,
-    aggregator_of,
-    fold_of,
-    missing,
-    parts_of,
-    statistics_of,
-)
+from fedsim.server.traits import StrategyLike, Traits, missing
 from strategies.base import Strategy
 from strategies.fedavg import FedAvg
 from strategies.semisupervised import OF_SOME
@@ -164,26 +155,6 @@ def test_only_a_method_that_reads_the_number_of_rounds_has_a_horizon() -> None:
     for path in [*(ROOT / "strategies").rglob("*.py"), *(ROOT / "clients").rglob("*.py")]:
         reads = {a.attr for a in ast.walk(ast.parse(path.read_text())) if isinstance(a, ast.Attribute)}
         assert "rounds" not in reads or path.name == "fraug_options.py", path
-
-
-def test_nothing_else_is_asked_of_a_method_by_name() -> None:
-    asked = [
-        f"{path.relative_to(ROOT)}:{call.lineno}"
-        for path in (ROOT / "fedsim").rglob("*.py")
-        for call in ast.walk(ast.parse(path.read_text()))
-        if isinstance(call, ast.Call) and ast.unparse(call.func) in ("getattr", "hasattr")
-        if ast.unparse(call.args[0]).rpartition(".")[2] in ("method", "strategy")
-        if isinstance(call.args[1], ast.Constant)
-    ]
-    assert not asked, "give it a protocol in fedsim/server/traits.py"
-
-
-def test_a_method_of_ones_own_need_not_have_a_fold_or_an_aggregator() -> None:
-    bare: Any = SimpleNamespace(client=Client())
-    assert (fold_of(bare), statistics_of(bare), aggregator_of(bare)) == ({}, frozenset(), None)
-    outer: Any = SimpleNamespace(base=FedAvg(weighting="uniform", server_lr=1.0))
-    assert list(parts_of(outer)) == [outer, outer.base]
-    assert fold_of(outer.base) == {"delta": "mean"} and aggregator_of(outer.base) is outer.base.aggregator
 
 
 # -- what is refused ----------------------------------------------------------------------------------------------
