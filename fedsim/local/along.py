@@ -19,8 +19,10 @@ def step(sgd: LocalSteps, model: FlatModel, grads: Grads) -> None:
     """
     local, w, views = sgd.local, model.w, model.views
     bound, own, sgd.idle = local.clip_norm, local.weight_decay, model.idle
-    if sgd.idle or (bound is not None and not model.backward.shorter(grads, bound)):
+    if sgd.idle or (bound is not None and (sgd.near or not model.backward.shorter(grads, bound))):
+        before = sgd.clipped
         sgd(w, model.backward.joined(grads))
+        sgd.near = bool(sgd.clipped != before)
         return
     lr = sgd.rate
     if own and local.momentum and not local.decoupled:

@@ -52,6 +52,7 @@ class LocalSteps:
         self.adam_steps = 0
         self.idle: tuple[slice, ...] = ()
         self.clipped: int | Tensor = 0
+        self.near = False  # whether the last step along single gradients was clipped, so that the next may be
         self._skipped: Tensor | None = None  # (d,) Adam's steps that passed a parameter by
         self._spans: Sequence[slice] | None = None  # where the next step's vectors lie, if not whole
         self._sums = Sums() if self.local.accumulate > 1 else None  # of the step's micro-batches so far

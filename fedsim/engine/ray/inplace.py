@@ -20,6 +20,7 @@ from torch import Tensor
 from fedsim.task.mapped import SUPPORTED, Memory, Place
 
 LEAST = 4 << 20  # bytes of a block that is worth a mapping
+MOST = 64  # blocks: each takes a descriptor here and in every worker
 PIECE = 16 << 20  # bytes that lie in memory twice for a moment
 IS_MAPPING, FLAGS = 2, 7  # of the size that glibc writes before a block
 FAILED = ctypes.c_void_p(-1).value
@@ -43,7 +44,12 @@ class InPlace:
             return None
         start, size = found
         if start not in self._blocks:
-            self._blocks[start] = _moved(start, size)
+            if len(self._blocks) >= MOST:
+                return None
+            try:
+                self._blocks[start] = _moved(start, size)
+            except OSError:  # no descriptor, or no room, is left: what was moved by then holds the same bytes
+                return None
         return Place(self._blocks[start], t.data_ptr() - start, t.dtype, tuple(t.shape), t.stride())
 
 
