@@ -71,7 +71,8 @@ class Arrived:
     @property
     def dtype(self) -> torch.dtype:
         """Of all parts."""
-        return DTYPES[self.headers[0].dtype.name]
+        found: torch.dtype = DTYPES[self.headers[0].dtype.name]
+        return found
 
     def taken(self) -> Iterator[Tensor]:
         """The numbers part by part, as views; each is gone once the next is asked for."""
