@@ -184,6 +184,7 @@ def draw_privacy(runs: Sequence[Run], last: Accuracies, path: Path) -> None:
         )
     left.set(xscale="log", xlabel="epsilon of the run (delta 0.001)", ylabel="accuracy after the last round")
     left.set_xticks([float(e) for e in BUDGETS], BUDGETS)
+    left.minorticks_off()
     for name in ("clipped", "eps8", "eps2", "eps1", "eps0.5"):
         if group := [run.series("accuracy") for run in runs if run.method == name]:
             right.plot(
