@@ -31,7 +31,7 @@ nightly: test docs dist oldest
 
 # build/site: all pages, a page per method and the reference; no network, and a warning or a dead link is an error
 docs: .venv/test.stamp
-	$(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 lint: .venv/test.stamp
 	$(BIN)/python -m ruff check .

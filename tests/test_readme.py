@@ -63,6 +63,14 @@ def test_the_example_is_the_one_of_the_page_on_python_and_runs_as_printed() -> N
     assert set(result.weights) == {"weight", "bias"}
 
 
+def test_the_first_task_of_ones_own_learns() -> None:
+    (code,) = blocks("docs/tasks_and_data.md")
+    scope: dict[str, object] = {}
+    exec(code, scope)
+    history = scope["result"].history  # type: ignore[attr-defined]
+    assert history["loss"].iloc[-1] < history["loss"].iloc[0] and 0 <= history["farther"].iloc[-1] < 1
+
+
 def test_plain_torch_loads_and_predicts_from_the_folder() -> None:
     scope: dict[str, object] = {}
     exec(BLOCKS[0], scope)
