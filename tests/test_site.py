@@ -59,7 +59,7 @@ def test_a_methods_page_shows_its_options_with_their_defaults(name: str) -> None
         assert yaml.safe_load(option.default) == value, key
     assert {k for k in leaves(real) if not k.endswith("_target_")} <= set(found)
     text = methods.page(name)
-    assert text.startswith(f"# `{name}`: ") and all(f"`strategy.{key}`" in text for key in found)
+    assert text.startswith(f"# `{name}`: ") and all(f"| `{key}` |" in text for key in found)
     assert (
         "## Equation" in text
         and "## Results" in text

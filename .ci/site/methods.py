@@ -93,7 +93,7 @@ def page(name: str) -> str:
     parts += [
         "## Options",
         f"`strategy={name}`, and to change one `strategy.OPTION=VALUE`:",
-        table(options(file), "strategy."),
+        table(options(file)),
     ]
     parts += [
         "## Results",
@@ -129,7 +129,8 @@ def _results(name: str, method: str) -> str:
     if others:
         parts.append(f"Named in {', '.join(others)}.")
     guides = [file for file in sorted((ROOT / "docs").glob("*.md")) if file.name not in TABLES]
-    found = [f"[{_title(file)}]({file.name})" for file in guides if said.search(file.read_text())]
+    quoted = re.compile(rf"`(?:strategy=)?{name}`")
+    found = [f"[{_title(file)}]({file.name})" for file in guides if quoted.search(file.read_text())]
     seen = f"In the guides: {', '.join(found)}." if found else ""
     return "\n\n".join([*(parts or [WITHOUT]), seen])
 
