@@ -114,4 +114,6 @@ def _code(value: str) -> str:
 def _cell(text: str) -> str:
     """Text of a comment inside a table: its bars separate nothing, its angles and stars are no marks; code stays."""
     parts = re.split(r"(`[^`]*`)", text)
-    return "".join(part if part.startswith("`") else re.sub(r"([|<*])", r"\\\1", part) for part in parts)
+    plain = [re.sub(r"([|*])", r"\\\1", part.replace("<", "&lt;")) for part in parts[::2]]
+    parts[::2] = plain
+    return "".join(parts)
