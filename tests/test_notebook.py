@@ -1,4 +1,4 @@
-"""The notebook of ``experiments/``: it runs from the first cell to the last, quickly; what it gives is stored with it."""
+"""The notebook of ``experiments/`` runs from the first cell to the last, quickly; what it gives is stored with it."""
 
 import json
 import re
