@@ -8,7 +8,8 @@ from typing import ClassVar
 
 from clients.base import Client
 from clients.fedlabel import CONFIDENCES, DENOMINATORS, KL, KL_INPUTS, TEACHERS, WEIGHTINGS, FedLabelClient
-from fedsim.server.traits import Traits
+from fedsim.local.work import step_size
+from fedsim.server.traits import ClientQuestion, Traits
 from strategies.base import check
 from strategies.semisupervised import SemiSupervised
 
@@ -31,6 +32,15 @@ class FedLabel(SemiSupervised):
     view: str = "strong"
     unlabelled_steps: int | None = None
     teachers: str = "both"
+
+    def most_weight(self, asked: ClientQuestion) -> float:
+        """Of ``used``: all samples of both branches in all their steps."""
+        if asked.task != "fit" or self.weighting != "used":
+            return super().most_weight(asked)
+        first = asked.local.steps
+        branches = (first, first if self.unlabelled_steps is None else self.unlabelled_steps)
+        batch, pass_over = step_size(asked.local), asked.local.epochs * asked.samples
+        return max(1.0, sum(pass_over if steps is None else steps * batch for steps in branches))
 
     def make_client(self) -> Client:
         """The two branches."""

@@ -50,6 +50,13 @@ def ray() -> Iterator[str]:
         cluster.shutdown()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whatever runs on Ray counts as slow: ``make quick`` starts none."""
+    for item in items:
+        if "ray" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture
 def traces() -> Path:
     """The folder of real device traces."""

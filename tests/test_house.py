@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,8 +31,13 @@ SAME_MEANING = {  # file names that several rooms may use
 def modules(*packages: str) -> Iterator[tuple[Path, ast.Module, str]]:
     for package in packages:
         for path in sorted((ROOT / package).rglob("*.py")):
-            text = path.read_text()
-            yield path.relative_to(ROOT), ast.parse(text), text
+            yield path.relative_to(ROOT), *parsed(path)
+
+
+@lru_cache(None)
+def parsed(path: Path) -> tuple[ast.Module, str]:
+    text = path.read_text()
+    return ast.parse(text), text
 
 
 def code_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:

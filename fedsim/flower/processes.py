@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import http.client
 import json
 import os
+import random
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from typing import Any
 from fedsim.errors import EngineError
 
 CONNECTION = "local"  # name of the link in Flower's configuration
+PORTS = (20_000, 32_000)  # below those that Linux and macOS give to connections
 STOP = 10.0  # seconds from SIGTERM to SIGKILL
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None)
@@ -98,7 +100,7 @@ class Federation:
         while time.monotonic() < end:
             if self.running[name].poll() is not None:
                 raise EngineError(f"{name} ended with {self.running[name].returncode}:\n{self.log(name)}")
-            with contextlib.suppress(OSError, urllib.error.URLError):
+            with contextlib.suppress(OSError, http.client.HTTPException):  # URLError is an OSError
                 insecure = _unchecked() if scheme == "https" else None
                 with urllib.request.urlopen(url, timeout=2, context=insecure):
                     return
@@ -178,10 +180,13 @@ class Federation:
 
 
 def free_port() -> int:
-    """A port that nobody listens on at this moment."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
+    """A port that nobody listens on, of those that no system hands out by itself: it stays free until it is taken."""
+    draw = random.SystemRandom()
+    for port in (*(draw.randrange(*PORTS) for _ in range(100)), 0):
+        with socket.socket() as s, contextlib.suppress(OSError):
+            s.bind(("127.0.0.1", port))
+            return int(s.getsockname()[1])
+    raise EngineError("no free port on 127.0.0.1")
 
 
 def _end_with_parent() -> None:

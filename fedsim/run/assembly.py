@@ -158,7 +158,7 @@ def _server(
         chunks=data.num_clients if method.traits.client_by_client else config.engine.chunks or few,
         crowd=0 if work.device == "cpu" else GPU_CROWD,
         collusion=colluding(*participants.attack(config), folder, getattr(method, "aggregator", None)),
-        landing=releasing.landing(config, work, context, folder, cohorts),
+        landing=releasing.landing(config, work, context, method, folder, cohorts),
     )
     examiner = Examiner(
         context=context,

@@ -17,6 +17,7 @@ from fedsim.exchange.central import CentralNoise
 from fedsim.exchange.correlated import column
 from fedsim.exchange.landing import Landing
 from fedsim.exchange.ledger import Ledger
+from fedsim.exchange.payload import Payload
 from fedsim.exchange.privacy import Privacy
 from fedsim.exchange.release import Release
 from fedsim.exchange.spending import Spending
@@ -24,7 +25,7 @@ from fedsim.exchange.terms import Terms
 from fedsim.local.kept import LocalPart
 from fedsim.run import budgeting
 from fedsim.run.budgeting import events, most_turns, rates, record_noise
-from fedsim.server.traits import StrategyLike
+from fedsim.server.traits import ClientQuestion, JudgesUpdates, StrategyLike
 
 if TYPE_CHECKING:
     from fedsim.engine.assignments import Plan
@@ -67,7 +68,12 @@ def deployed(config: DictConfig) -> bool:
 
 
 def landing(
-    config: DictConfig, work: Plan, context: Context, folder: Path, cohorts: bool = False
+    config: DictConfig,
+    work: Plan,
+    context: Context,
+    method: StrategyLike,
+    folder: Path,
+    cohorts: bool = False,
 ) -> Landing | None:
     """The server's half, if there is a release; ``cohorts``: they were handed over."""
     if work.release is None:
@@ -81,9 +87,7 @@ def landing(
         cohort=float(config.clients_per_round),
         stays=stays,
         deployed=deployed(config),
-        heaviest=float(
-            max((context.sizes + (0 if context.unlabelled is None else context.unlabelled)).max(), 1)
-        ),
+        heaviest=_heaviest(work, context, method),
     )
     _say_memory(config, work.release, context)
     if work.release.secure is not None and context.share_buffers and context.layout.buffer_dim:
@@ -120,6 +124,17 @@ def landing(
     terms = replace(terms, events=events(work.local, context.sizes))
     spending = Spending(privacy, rates(work.local, context.sizes))
     return _spending(Landing(work.release, terms, spending=spending), privacy)
+
+
+def _heaviest(work: Plan, context: Context, method: StrategyLike) -> float:
+    """The most that a client can weigh in a mean."""
+    others = 0 if context.unlabelled is None else context.unlabelled
+    samples = max(1.0, float((context.sizes + others).max()))
+    if not isinstance(method, JudgesUpdates):
+        return samples
+    kinds = (work.local,) if work.classes is None else work.classes.settings
+    asked = [ClientQuestion(0, "fit", Payload(), samples, local, 0) for local in kinds]
+    return max(map(method.most_weight, asked))
 
 
 def _spending(made: Landing, privacy: Privacy) -> Landing:

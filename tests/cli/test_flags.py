@@ -80,7 +80,7 @@ def test_the_command_says_it_and_leaves_no_folder(
 ) -> None:
     assert command(argv.split()) == 2
     out, err = capsys.readouterr()
-    assert line in err and "Traceback" not in err and "usage" not in err + out
+    assert line in err and "Traceback" not in err and "usage:" not in err + out
     assert not list(Path().iterdir())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from callbacks import Interrupt
 from problems import classification, hashes
 from registry import TABLE, Entry
 
@@ -68,5 +69,6 @@ def test_runs_and_resumes_or_is_refused(entry: Entry, stage: str, tmp_path: Path
     through = problem.run(*given, "rounds=3")
     assert len(set(hashes(through))) > 1
     if not entry.asynchronous:
-        problem.run(*given, "rounds=2", f"dir={tmp_path}")
+        with pytest.raises(KeyboardInterrupt):
+            problem.run(*given, "rounds=3", f"dir={tmp_path}", callbacks=[Interrupt(2)])
         assert hashes(problem.run(*given, "rounds=3", f"dir={tmp_path}")) == hashes(through)

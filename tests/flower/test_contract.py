@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from localgrid import deploy, node
+from localgrid import deploy, node, wait_until
 from real import ROOT, events, federation, hashes, left_over, start_node, wait
 
 import fedsim
@@ -230,4 +230,4 @@ def test_real_nodes_agree_on_statistics_and_have_the_bits_of_the_simulation(tmp_
         run = fed.submit(ROOT, shlex.join([*settings, *more, "tracker=quiet", f"dir={tmp_path / 'run'}"]))
         assert wait(fed, run, tmp_path / "run")["status"] == "done"
     assert hashes(tmp_path / "run") == [r["weights_hash"] for r in together(tmp_path, *more).rows]
-    assert left_over(tmp_path) == []
+    wait_until(lambda: not left_over(tmp_path), 60, "an end of all processes")

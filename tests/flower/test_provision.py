@@ -234,4 +234,4 @@ def test_a_run_over_tls_between_machines_started_by_their_own_scripts(tmp_path: 
         *("ca.crt", "node.key", "node.pub", "node.toml", "start.sh", "compose.yaml"),
         *("state", "flwr"),
     }
-    assert left_over(tmp_path) == []
+    wait_until(lambda: not left_over(tmp_path), 60, "an end of all processes")
