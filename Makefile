@@ -12,7 +12,7 @@ QUICK := tests/test_house.py tests/test_docs.py tests/test_readme.py $(addprefix
 # what `make oldest` runs
 SMOKE := tests/test_readme.py $(addprefix tests/,config exchange run system task tracking)
 
-.PHONY: run quick test nightly lint format bench dist oldest clean
+.PHONY: run quick test nightly docs lint format bench dist oldest clean
 
 run: .venv/run.stamp
 	$(BIN)/fedsim -m experiment=quickstart strategy=fedavg,fedspeed
@@ -25,9 +25,13 @@ test: .venv/test.stamp lint
 	$(BIN)/python -m mypy
 	$(PYTEST)
 
-# trends, the notebook, the pages' command lines; then the built distributions and the oldest versions allowed
-nightly: test dist oldest
+# trends, the notebook, the pages' command lines; the site, the built distributions and the oldest versions allowed
+nightly: test docs dist oldest
 	$(PYTEST) -m nightly
+
+# build/site: all pages, a page per method and the reference; no network, and a warning or a dead link is an error
+docs: .venv/test.stamp
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 lint: .venv/test.stamp
 	$(BIN)/python -m ruff check .
@@ -41,13 +45,14 @@ format: .venv/test.stamp
 bench: .venv/test.stamp
 	$(BIN)/python -m benchmarks.overhead
 
-# build/dist: the wheel and the source distribution; a run of what the wheel holds, from a folder of its own
+# build/dist: the wheel and the source distribution; a run of the wheel in an environment that holds nothing else
 dist: .venv/test.stamp
-	rm -rf build/dist build/wheel build/tools
-	$(PIP) --upgrade --target build/tools hatchling
-	PYTHONPATH=build/tools $(BIN)/python -m hatchling build --directory build/dist
-	$(BIN)/python -m pip install --quiet --no-deps --target build/wheel build/dist/*.whl
-	cd build/wheel && PYTHONPATH=. ../../$(BIN)/python -m fedsim.cli experiment=quickstart rounds=2 engine=serial resume=never
+	rm -rf build/dist build/empty
+	$(BIN)/python -m hatchling build --directory build/dist
+	$(PYTHON) -m venv build/empty
+	build/empty/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt build/dist/*.whl
+	mkdir build/empty/run
+	cd build/empty/run && ../bin/fedsim -m experiment=quickstart strategy=fedavg,fedspeed rounds=2 resume=never
 
 # the oldest versions that pyproject.toml allows, in a venv of their own
 oldest:

@@ -1,4 +1,7 @@
-"""Build hook of hatchling: a distribution carries the commit that it was built from, as runs record it."""
+"""Build hook of hatchling: a distribution carries the commit that it was built from, as runs record it.
+
+A version is a tag ``vX.Y.Z``: a commit with tags of versions is built only if one is that of ``pyproject.toml``.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,11 @@ class CommitHook(BuildHookInterface):  # type: ignore[type-arg]
         commit = subprocess.run(
             [*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
         ).stdout
+        tags = subprocess.run(
+            [*git, "tag", "--points-at", "HEAD", "v*"], capture_output=True, text=True, check=True
+        ).stdout.split()
+        if tags and f"v{self.metadata.version}" not in tags:
+            raise ValueError(f"tagged {' '.join(tags)}, but pyproject.toml says {self.metadata.version}")
         changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, check=True).stdout
         file = Path(tempfile.mkdtemp()) / "commit.txt"
         file.write_text(f"{commit.strip()} {'changed' if changed else 'clean'}\n")

@@ -1,4 +1,4 @@
-"""The README's Python examples run as they stand there."""
+"""The README is short and what it shows runs; so do the Python examples of the pages that it leads to."""
 
 from __future__ import annotations
 
@@ -11,19 +11,64 @@ import torch
 
 import fedsim
 
-README = Path(__file__).resolve().parents[1] / "README.md"
-BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-METHOD = next(block for block in BLOCKS if "SignFedAvg" in block)
+ROOT = Path(__file__).resolve().parents[1]
 
 
-def test_the_notebook_example_runs_as_printed() -> None:
+def blocks(page: str) -> list[str]:
+    """The Python of a page."""
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+
+
+(EXAMPLE,) = blocks("README.md")
+BLOCKS = blocks("docs/from_python.md")
+(METHOD,) = blocks("docs/own_method.md")
+
+
+def test_the_readme_is_two_screens_with_the_two_commands_and_the_layout_as_it_is() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 120
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    named = re.findall(r"\bmake ([a-z]+)", text)
+    assert set(named) >= {"run", "test", "docs"} and set(named) <= set(targets)
+    layout = text.partition("## Layout")[2]
+    rooms = {f.name for f in (ROOT / "fedsim").iterdir() if (f / "__init__.py").exists()}
+    folders = {"conf", "strategies", "clients", "fedsim", "experiments", "benchmarks"}
+    assert set(re.findall(r"\b([a-z]+)/", layout)) == rooms | folders
+
+
+def test_the_readmes_methods_are_those_that_there_are() -> None:
+    known = {file.stem for file in (ROOT / "conf/strategy").glob("*.yaml")}
+    table = (ROOT / "README.md").read_text().partition("## Methods")[2].partition("## Layout")[0]
+    cells = [
+        line.split("|")[2]
+        for line in table.splitlines()
+        if line.startswith("| [") and "aggregator" not in line
+    ]
+    assert set(re.findall(r"`(\w+)`", " ".join(cells))) <= known
+    page = (ROOT / "docs/methods.md").read_text()
+    listed = re.findall(
+        r"`(\w+)`", " ".join(line.split("|")[1] for line in page.splitlines() if line.startswith("| `"))
+    )
+    assert sorted(listed) == sorted(known), "every method once in docs/methods.md"
+
+
+def test_the_example_is_the_one_of_the_page_on_python_and_runs_as_printed() -> None:
+    assert BLOCKS[0] == EXAMPLE
     scope: dict[str, object] = {}
-    exec(BLOCKS[0], scope)
+    exec(EXAMPLE, scope)
     result = scope["result"]
     assert isinstance(result, fedsim.RunResult)
     assert len(result.history) == 10
     assert set(result.per_client.columns) == {"round", "client", "metric", "value"}
     assert set(result.weights) == {"weight", "bias"}
+
+
+def test_the_first_task_of_ones_own_learns() -> None:
+    (code,) = blocks("docs/tasks_and_data.md")
+    scope: dict[str, object] = {}
+    exec(code, scope)
+    history = scope["result"].history  # type: ignore[attr-defined]
+    assert history["loss"].iloc[-1] < history["loss"].iloc[0] and 0 <= history["farther"].iloc[-1] < 1
 
 
 def test_plain_torch_loads_and_predicts_from_the_folder() -> None:
@@ -37,8 +82,7 @@ def test_plain_torch_loads_and_predicts_from_the_folder() -> None:
 
 
 def test_the_pages_lines_for_plain_torch_give_what_the_model_of_the_result_gives(tmp_path: Path) -> None:
-    page = (README.parent / "docs/using_results.md").read_text()
-    code = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[1]
+    code = blocks("docs/using_results.md")[1]
     settings = ["engine=serial", "tracker=quiet", "rounds=1", "client.epochs=1", "num_clients=4"]
     result = fedsim.simulate([*settings, "clients_per_round=2", "model=mlp", f"dir={tmp_path}"])
     x = torch.randint(0, 17, (6, 1, 8, 8)).to(torch.uint8)

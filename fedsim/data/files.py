@@ -227,7 +227,7 @@ def hub_tables(
 
     Raises:
         DataError: ``datasets`` is not installed or the hub cannot be reached; says what ``data.path`` may be
-        instead.
+            instead.
     """
     remedy = f"or pass data.path=<folder>, holding {expected}"
     try:
