@@ -17,7 +17,7 @@ from torch import Tensor
 from fedsim.errors import ClientError
 from fedsim.exchange.packing import sent_bytes, slots_of
 from fedsim.exchange.payload import Outcome, Payload
-from fedsim.flower.arrayparts import MOST_PARTS, arrived
+from fedsim.flower.longvectors import MOST_PARTS, arrived
 from fedsim.flower.records import AS_IS, Records, put
 from fedsim.task.layout import Layout, Slots
 
@@ -146,7 +146,7 @@ def _update(content: RecordDict, layout: Layout, fits: Fits) -> Payload:
 
 
 def _metrics(record: Any) -> dict[str, float]:
-    if len(record) > MOST + MOST_PARTS:
+    if len(record) > MOST:
         raise ClientError(f"the reply holds {len(record)} metrics; at most {MOST} are taken")
     for name, value in record.items():
         if not 0 < len(name) <= LONGEST or not name.isprintable():

@@ -15,7 +15,7 @@ from fedsim.errors import EngineError
 from fedsim.exchange.packing import kind_of, slots_of
 from fedsim.exchange.payload import Payload
 from fedsim.exchange.travelling import as_array
-from fedsim.flower.arrayparts import Arrived, arrived, cut, is_long
+from fedsim.flower.longvectors import Arrived, arrived, cut, is_long
 from fedsim.task.layout import Layout
 
 Records = dict[str, ArrayRecord | MetricRecord | ConfigRecord]

@@ -189,7 +189,7 @@ def test_a_wrong_node_is_refused_by_name(config: dict[str, Any], reason: str, tm
 @pytest.mark.parametrize(
     ("name", "value", "reason"),
     [
-        ("WIRE", 1, "its fedsim speaks version 1 to nodes, this one 5; install the same"),
+        ("WIRE", 1, "its fedsim speaks version 1 to nodes, this one 6; install the same"),
         ("layout_name", lambda model: "[]", "its model has other parameters than the server's"),
         (
             "base_of",

@@ -20,9 +20,9 @@ from real import hashes
 import fedsim
 from fedsim.errors import ClientError
 from fedsim.exchange.payload import Outcome
-from fedsim.flower import arrayparts, asking
+from fedsim.flower import asking, longvectors
 from fedsim.flower.answers import NodeAnswer, ReplyTo, answer_records, read_answer
-from fedsim.flower.arrayparts import arrived, cut, is_long
+from fedsim.flower.longvectors import arrived, cut, is_long
 from fedsim.task.layout import Layout
 
 LAYOUT = Layout(
@@ -34,7 +34,7 @@ TO = ReplyTo("run", 0, 0, 0)
 
 @pytest.fixture
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arrayparts, "PART", 40)  # bytes: 10 numbers
+    monkeypatch.setattr(longvectors, "PART", 40)  # bytes: 10 numbers
 
 
 def record(*keys: str) -> dict[str, Any]:
