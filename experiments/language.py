@@ -125,7 +125,7 @@ def table(runs: list[Run]) -> str:
         found = [[measured(run).get(r) for run in group] for r in ROUNDS]
         cells = [" ".join(f"{v:.2f}" for v in values if v is not None) or "-" for values in found]
         moved = [
-            f"{statistics.mean(run.total(k) for run in group) / 1e6:.1f}" for k in ("bytes_up", "bytes_down")
+            f"{statistics.mean(run.total(k) for run in group) / 1e6:.4g}" for k in ("bytes_up", "bytes_down")
         ]
         seconds = statistics.mean(run.total("sim_seconds") for run in group)
         minutes = f"{seconds / 60:.1f}" if seconds else "-"
