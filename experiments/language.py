@@ -101,6 +101,8 @@ def draw(runs: list[Run], path: Path, methods: Sequence[str]) -> None:
         axis.set_xscale("log" if words != "round" else "linear")
         axis.set_yscale("log")
         axis.set_yticks([25, 30, 40, 60], labels=["25", "30", "40", "60"])
+        if words.startswith("simulated"):
+            axis.set_xticks([0.02, 0.05, 0.1, 0.2, 0.5], labels=["0.02", "0.05", "0.1", "0.2", "0.5"])
         axis.minorticks_off()
         axis.grid(alpha=0.3)
     axes[0][0].set_ylabel("perplexity on the clients' test text")
