@@ -101,6 +101,8 @@ def draw(runs: list[Run], path: Path, methods: Sequence[str]) -> None:
         axis.set_xscale("log" if words != "round" else "linear")
         axis.set_yscale("log")
         axis.set_yticks([25, 30, 40, 60], labels=["25", "30", "40", "60"])
+        if words.startswith("simulated"):
+            axis.set_xticks([0.02, 0.05, 0.1, 0.2, 0.5], labels=["0.02", "0.05", "0.1", "0.2", "0.5"])
         axis.minorticks_off()
         axis.grid(alpha=0.3)
     axes[0][0].set_ylabel("perplexity on the clients' test text")
@@ -125,7 +127,7 @@ def table(runs: list[Run]) -> str:
         found = [[measured(run).get(r) for run in group] for r in ROUNDS]
         cells = [" ".join(f"{v:.2f}" for v in values if v is not None) or "-" for values in found]
         moved = [
-            f"{statistics.mean(run.total(k) for run in group) / 1e6:.1f}" for k in ("bytes_up", "bytes_down")
+            f"{statistics.mean(run.total(k) for run in group) / 1e6:.4g}" for k in ("bytes_up", "bytes_down")
         ]
         seconds = statistics.mean(run.total("sim_seconds") for run in group)
         minutes = f"{seconds / 60:.1f}" if seconds else "-"

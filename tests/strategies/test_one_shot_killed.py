@@ -20,6 +20,7 @@ WORDS = (
     "model=mlp",
     "model.hidden=[16]",
     "num_clients=3",
+    "clients_per_round=3",
     "rounds=40",
     "engine=serial",
     "checkpoint.every=3",
