@@ -119,7 +119,7 @@ class ExactClient(SGDClient):
     and has none says so: a change of zero that weighs nothing.
     """
 
-    vectorisable = True
+    grad_only = True
     caches: ClassVar[frozenset[str]] = frozenset({"found"})
     exact: str
     found: dict[str, tuple[Adapter, ...]] = field(default_factory=dict, compare=False, repr=False)

@@ -55,6 +55,7 @@ class RankedClient(SGDClient):
     """Client k receives, trains and sends the first ``ranks[k mod n]`` ranks and everything beside the adapters, as
     ``factors`` end to end; the other ranks are zero."""
 
+    grad_only = True
     ranks: tuple[int, ...]
     caches: ClassVar[frozenset[str]] = frozenset({"places"})
     places: dict[int, Tensor] = field(default_factory=dict, compare=False, repr=False)

@@ -13,7 +13,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fedsim.config.compose import compose, within
+from fedsim.config.compose import compose
 
 PLAIN = (
     "seed",
@@ -39,7 +39,7 @@ def compose_quickly(overrides: Sequence[str] = ()) -> DictConfig:
             OmegaConf.update(config, value.key_or_group, value.value(), merge=True)
     except OmegaConfBaseException:
         return compose(overrides)  # which says what is wrong
-    return within(config, overrides)
+    return config
 
 
 @cache

@@ -20,7 +20,7 @@ from fedsim.cli.flags import arranged
 from fedsim.cli.sweep import JobResult, Journal
 from fedsim.cli.tuning import check_search, optimises, result_of
 from fedsim.config.check import validate
-from fedsim.config.compose import COMPOSE_ERRORS, label_method, plain, typed, within
+from fedsim.config.compose import COMPOSE_ERRORS, label_method, plain, typed
 from fedsim.config.explain import explain
 from fedsim.config.reading import chosen_method
 from fedsim.config.tree import VERSION_BASE, register
@@ -67,7 +67,7 @@ def run_job(config: DictConfig) -> float:
     """
     info = HydraConfig.get()
     sweep = info.mode == RunMode.MULTIRUN
-    label_method(within(config, info.overrides.task), chosen_method(info.runtime.choices))
+    label_method(config, chosen_method(info.runtime.choices))
     outcome = JobResult(
         job=info.job.num if sweep else 0, overrides=info.job.override_dirname if sweep else ""
     )

@@ -38,7 +38,7 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
         config, choice = composed(readable(overrides))
     except COMPOSE_ERRORS as error:
         raise ConfigError(explain(error, overrides)) from error
-    return label_method(within(config, overrides), choice)
+    return label_method(config, choice)
 
 
 def load(path: Path) -> DictConfig:
@@ -68,14 +68,6 @@ def typed(values: dict[str, Any]) -> DictConfig:
 def plain(config: DictConfig) -> dict[str, Any]:
     """The resolved configuration as plain Python values, for workers, trackers and files."""
     return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
-
-
-def within(config: DictConfig, overrides: Sequence[str], clients: int | None = None) -> DictConfig:
-    """Lower ``clients_per_round`` to the number of ``clients`` (in place), unless the user typed it."""
-    most = config.num_clients if clients is None else clients
-    if most > 0 and not any(o.lstrip("+").startswith("clients_per_round=") for o in overrides):
-        config.clients_per_round = min(config.clients_per_round, most)
-    return config
 
 
 def label_method(config: DictConfig, choice: str | None) -> DictConfig:

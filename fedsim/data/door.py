@@ -9,6 +9,7 @@ integers stay, for models that look them up (``fedsim.run.trial`` makes them num
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NoReturn
@@ -72,7 +73,7 @@ def admit_parts(parts: Sequence[Part], rules: TargetRules) -> tuple[Pairs, tuple
     """
     theirs = [len(part) for part in parts if part.name.startswith(("client ", "data"))]
     if theirs and not any(theirs):
-        raise DataError("clients: none of them has a sample; hand over (x, y) with n rows")
+        warnings.warn("clients: none of them has a sample, so nothing is trained", stacklevel=2)
     if not all(part.plain for part in parts):
         return admit_trees(parts, rules, _inputs)
     _check_shapes(parts, rules.own_loss)

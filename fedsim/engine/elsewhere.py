@@ -3,7 +3,8 @@ defaults, attributes of functions, generators, iterators and objects among the g
 
 from __future__ import annotations
 
-from fedsim.engine.watch import KeptError, refusal
+import warnings
+
 from fedsim.task.outside import changed, noted, users
 
 
@@ -17,11 +18,15 @@ class Elsewhere:
         self._before = noted(self._kinds)
 
     def check(self, number: int, round: int) -> None:
-        """After a job of client ``number`` in ``round`` (from 0).
+        """After a job of client ``number`` in ``round`` (from 0): a warning that names what has changed.
 
-        Raises:
-            KeptError: naming what has changed.
+        It is no error, since a list that somebody looks at afterwards changes no result.
         """
         kinds, self._kinds = self._kinds, []
         if kinds and (name := changed(self._before, noted(kinds))) is not None:
-            raise KeptError(refusal(name, number, round))
+            warnings.warn(
+                f"client {number} in round {round + 1}: {name} has changed. Every worker has its own, and resumed runs "
+                "begin anew: if training depends on it, results depend on the number of workers. Update.state keeps "
+                "what a client needs in later rounds, Update.metrics reports numbers, job.rng(...) draws",
+                stacklevel=2,
+            )

@@ -92,7 +92,12 @@ class Watch:
     def _refuse(self, path: str, number: int, round: int) -> None:
         where = path if path.startswith("global ") else f"{type(self.client).__name__}.{path}"
         where = re.sub(r"\._(?:parameters|buffers|modules)\['([^']*)'\]", r".\1", where)  # of a module
-        raise KeptError(refusal(where, number, round))
+        raise KeptError(
+            f"client {number} in round {round + 1}: {where} has changed since setup. Clients of the same process would "
+            "see that and those of other workers would not. Return what a client needs in later rounds in "
+            "Update.state (it is in job.state then), put what it needs in this job into job.keep, report numbers in "
+            "Update.metrics, draw from job.rng(...), and change copies of what setup made"
+        )
 
     # -- what there is to watch ---------------------------------------------------------------------------------------
 
@@ -166,16 +171,6 @@ class Watch:
         self._tensors.append((path, value, value._version, value.data_ptr()))
         if self._users and value.device.type == "cpu" and value.numel() <= SMALL:  # .data hides from versions
             self._read.append((path, partial(_tensor_bytes, value), _tensor_bytes(value)))
-
-
-def refusal(where: str, number: int, round: int) -> str:
-    """Why a client may not change ``where``, and what to do instead."""
-    return (
-        f"client {number} in round {round + 1}: {where} has changed since setup. Clients of the same process would "
-        "see that and those of other workers would not. Return what a client needs in later rounds in "
-        "Update.state (it is in job.state then), put what it needs in this job into job.keep, report numbers in "
-        "Update.metrics, draw from job.rng(...), and change copies of what setup made"
-    )
 
 
 def _reader(value: Any) -> Callable[[], Any] | None:

@@ -48,11 +48,6 @@ def test_defaults_are_valid_and_typed() -> None:
     assert "hydra" not in config
 
 
-def test_fewer_clients_than_a_round_asks_for_by_default_all_take_part() -> None:
-    assert compose(["num_clients=3"]).clients_per_round == 3
-    assert compose(["num_clients=3", "clients_per_round=5"]).clients_per_round == 5  # refused: see below
-
-
 def test_experiment_wins_over_defaults_and_overrides_win_over_it() -> None:
     assert (
         compose(["experiment=quickstart"]).rounds,

@@ -208,6 +208,7 @@ ELSEWHERE = (
         "fedsa",
         "ffa",
         "flora",
+        "ranked_lora",
     ),
     *(
         "fraug_digits",

@@ -124,7 +124,11 @@ def test_what_cannot_be_deployed_is_refused_by_name(option: str, tmp_path: Path)
 
 
 def test_every_strategy_is_either_deployed_or_refused_here() -> None:
-    tried = {e.strategy for e in DEPLOYED} | {"fedex", "flora"}  # see tests/flower/test_adapted.py
+    tried = {e.strategy for e in DEPLOYED} | {
+        "fedex",
+        "flora",
+        "ranked_lora",
+    }  # see tests/flower/test_adapted.py
     assert tried | set(REFUSED) == {path.stem for path in (ROOT / "conf/strategy").glob("*.yaml")}
 
 

@@ -1,5 +1,5 @@
-"""What model, loss, metrics or clients keep outside of layers and states is refused by name before it passes to others;
-what writes to its inputs is given copies, and nobody writes to the samples."""
+"""What model, loss, metrics or clients keep outside of layers and states is refused or said by name before it passes to
+others; what writes to its inputs is given copies, and nobody writes to the samples."""
 
 from __future__ import annotations
 
@@ -192,12 +192,16 @@ class Writing(SGDClient):
         (Ticking, "defaults of Ticking.step has changed"),
         (Random, "in global 'DRAWN' of Random.step, has changed"),
         (Helped, "attribute 'n' of helper"),
-        (Writing, "wrote to the samples"),
     ],
 )
-def test_what_clients_keep_elsewhere_is_named(kind: type, named: str) -> None:
-    with pytest.raises(ClientError, match=named):
+def test_what_clients_keep_elsewhere_is_said(kind: type, named: str) -> None:
+    with pytest.warns(UserWarning, match=named):
         simulated(seeded(linear), strategy=own(kind))
+
+
+def test_who_writes_to_the_samples_is_refused() -> None:
+    with pytest.raises(ClientError, match="wrote to the samples"):
+        simulated(seeded(linear), strategy=own(Writing))
 
 
 def test_callbacks_do_not_change_the_model() -> None:

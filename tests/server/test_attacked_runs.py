@@ -150,7 +150,11 @@ def stormy(strategy: str, attack: str) -> None:
         for n in (5, 3, 4, 6)
     ]
     settings = [f"strategy={strategy}", *NEEDS.get(strategy, ()), f"attack={attack}", "attack.fraction=0.5"]
-    model = (lambda: adapted(nn.Flatten(), features=36)) if strategy in ("fedex", "flora") else Camera
+    model = (
+        (lambda: adapted(nn.Flatten(), features=36))
+        if strategy in ("fedex", "flora", "ranked_lora")
+        else Camera
+    )
     problem = Problem(model, pictures, ("rounds=2", "clients_per_round=4", "client.steps=1"))
     if strategy == "mezo" or (strategy in SLOPES and attack not in ON_DATA):
         with pytest.raises(ConfigError, match=r"attack: (this one changes vectors|MeZO has all samples)"):
