@@ -59,7 +59,8 @@ oldest:
 	mkdir -p build
 	$(PYTHON) .ci/oldest.py > build/oldest.txt
 	test -x $(OLD)/bin/python || $(PYTHON) -m venv $(OLD)
-	$(OLD)/bin/python -m pip install --quiet --constraint build/oldest.txt --editable . pytest pytest-timeout hypothesis psutil pyarrow
+	$(OLD)/bin/python -m pip install --quiet --constraint build/oldest.txt --editable '.[data,detection,privacy,compression,flower]' \
+		pytest pytest-timeout hypothesis psutil
 	$(OLD)/bin/python -m pip freeze --exclude-editable > build/oldest-installed.txt
 	$(OLD)/bin/python -m pytest -m "not slow and not nightly" $(SMOKE)
 	$(OLD)/bin/fedsim -m experiment=quickstart strategy=fedavg,fedspeed rounds=2 out=build/runs resume=never

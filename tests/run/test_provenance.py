@@ -39,7 +39,8 @@ def test_a_finished_run_says_where_and_on_what_it_was_computed(tmp_path: Path) -
     (entry,) = entries(tmp_path)
     assert entry["rounds"] == {"from": 1, "to": 2} and entry["status"] == "done"
     assert entry["start"] <= entry["end"] and entry["end"].endswith("Z")
-    assert entry["versions"]["torch"] == torch.__version__
+    installed = torch.__version__.partition("+")[0]  # pip may leave the build out
+    assert entry["versions"]["torch"].partition("+")[0] == installed
     assert entry["cpu"]["capability"] == torch.backends.cpu.get_cpu_capability()
     assert entry["engine"] == {"name": "serial", "workers": 1} and entry["threads"] == 1
     assert entry["key"] == result.summary["key"]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from adapting import adapted
 from lora_runs import METHODS, NAMES, SIZES, A, B, by_hand, clients, run, state
-from problems import hashes
+from problems import classification, hashes
 from torch import Tensor, nn
 
 import fedsim
@@ -156,3 +156,10 @@ def test_flora_begins_with_what_adapters_have_learnt_before() -> None:
 def test_the_base_changes_by_the_same_bits_on_workers(method: tuple[str, ...]) -> None:
     words = (*method[1:], "dtype=float32", "clients_per_round=3")
     assert hashes(run(method[0], *words, "engine=ray", "engine.workers=2")) == hashes(run(method[0], *words))
+
+
+def test_fedit_without_adapters_says_that_it_is_fedavg(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("WARNING"):
+        found = [hashes(classification().run(f"strategy={name}", "rounds=1")) for name in ("fedit", "fedavg")]
+    assert found[0] == found[1]
+    assert ["no low-rank adapters" in r.getMessage() for r in caplog.records].count(True) == 1
