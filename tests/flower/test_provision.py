@@ -233,6 +233,6 @@ def test_a_run_over_tls_between_machines_started_by_their_own_scripts(tmp_path: 
     )
     assert {p.name for p in (lab / "h0").iterdir()} == {
         *("ca.crt", "node.key", "node.pub", "node.toml", "start.sh", "compose.yaml"),
-        *("state", "flwr"),
+        *("state", "flwr", "bin"),  # made at the first start
     }
     wait_until(lambda: not left_over(tmp_path), 60, "an end of all processes")

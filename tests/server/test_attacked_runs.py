@@ -118,6 +118,7 @@ NEEDS = {  # what a method cannot do without
     "ffa": ('strategy.frozen=["*bias"]',),
     "fedsa": ('strategy.local=["*bias"]',),
     "rolora": ('strategy.turns=[["*weight"], ["*bias"]]',),
+    "ranked_lora": ("strategy.ranks=[2, 1]",),
     "fedbuff": ("system=lognormal",),
     "feddf": ("strategy.data=noise", "strategy.steps=4"),
     "fedasync": ("system=lognormal",),
