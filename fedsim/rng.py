@@ -21,7 +21,7 @@ LARGE = 64 << 20  # bytes of a model that is hashed beside other work
 
 def key(seed: int, purpose: str, *numbers: int) -> int:
     """64-bit key of (seed, purpose, numbers); the same on every machine and Python version."""
-    text = "/".join([str(int(seed)), purpose, *map(str, map(int, numbers))])
+    text = ("%d/%s" + "/%d" * len(numbers)) % (seed, purpose, *numbers)
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
 
 

@@ -170,13 +170,12 @@ class ReadOnly:
 
     def __init__(self, jobs: Sequence[Job], watch: Watch):
         self._watch, self._last = watch, jobs[-1]
-        self._seen: list[tuple[Job, str, str, Tensor, int]] = []
-        seen = self._seen
-        for job in jobs:
-            for name, t in job.message.arrays.items():
-                seen.append((job, "message", name, t, t._version))
-            for name, t in job.state.items():
-                seen.append((job, "state", name, t, t._version))
+        self._seen = [
+            (job, kind, name, t, t._version)
+            for job in jobs
+            for kind, held in (("message", job.message.arrays), ("state", job.state))
+            for name, t in held.items()
+        ]
 
     def __enter__(self) -> None:
         pass

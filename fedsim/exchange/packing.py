@@ -68,7 +68,10 @@ def hashes_of(payload: Payload, layout: Layout, prefix: str) -> dict[str, str]:
 
 def sent_bytes(payload: Payload, layout: Layout) -> int:
     """Bytes of the payload's content as it travels: ``nbytes`` without the padding of flat vectors."""
-    return payload.nbytes - sum(_padding(t, layout) for t in payload.arrays.values())
+    found = payload.nbytes
+    for t in payload.arrays.values():
+        found -= _padding(t, layout)
+    return found
 
 
 def row_bytes(rows: Mapping[str, Tensor], layout: Layout) -> int:
@@ -86,8 +89,9 @@ def _padding(t: Tensor, layout: Layout) -> int:
 
 def kind_of(t: Tensor, layout: Layout) -> str:
     """The kind of a vector that has padding to leave out, else nothing."""
-    if t.dim():
-        for kind, slots in layout.padded.get(t.shape[-1], ()):
+    shape = t.shape
+    if shape and shape[-1] in layout.padded:
+        for kind, slots in layout.padded[shape[-1]]:
             if slots.holds(t):
                 return kind
     return ""

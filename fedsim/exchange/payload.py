@@ -54,9 +54,10 @@ class Payload:
     def nbytes(self) -> int:
         """Bytes of the content: array data, 8 per number, the encoded length of text; what travels may be less, see
         ``fedsim.exchange.packing.sent_bytes``."""
-        return sum(t.numel() * t.element_size() for t in self.arrays.values()) + sum(
-            map(value_bytes, self.values.values())
-        )
+        found = sum(map(value_bytes, self.values.values())) if self.values else 0
+        for t in self.arrays.values():
+            found += t.nbytes
+        return found
 
 
 @dataclass(frozen=True)

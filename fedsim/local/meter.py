@@ -50,7 +50,7 @@ class Meter:
             return {}
         mean: Any
         if self.losses[0].is_cpu:
-            mean = sum(loss.item() for loss in self.losses) / len(self.losses)
+            mean = sum(map(Tensor.item, self.losses)) / len(self.losses)
         else:
             mean = torch.stack(self.losses).double().mean()
         return {"train_loss": mean, "steps": float(self.steps)}

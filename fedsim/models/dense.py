@@ -33,14 +33,18 @@ class MLP(Model):
     ) -> None:
         super().__init__()
         widths = [math.prod(input_shape), *hidden]
+        self.batch_norm = batch_norm
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
         self.norms = nn.ModuleList(nn.BatchNorm1d(b) if batch_norm else nn.Identity() for b in hidden)
         self.head = nn.Linear(widths[-1], num_classes)
 
     def features(self, x: Tensor) -> Tensor:
         """Output of the last hidden layer ``(B, hidden[-1])``."""
-        x = x.flatten(1)
+        x = x if x.dim() == 2 else x.flatten(1)
+        if not self.batch_norm:
+            for layer in self.layers:
+                x = torch.relu(layer(x))
+            return x
         for layer, norm in zip(self.layers, self.norms, strict=True):
-            x = layer(x)
-            x = torch.relu(x if type(norm) is nn.Identity else norm(x))
+            x = torch.relu(norm(layer(x)))
         return x
