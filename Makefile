@@ -59,7 +59,7 @@ oldest:
 	mkdir -p build
 	$(PYTHON) .ci/oldest.py > build/oldest.txt
 	test -x $(OLD)/bin/python || $(PYTHON) -m venv $(OLD)
-	$(OLD)/bin/python -m pip install --quiet --constraint build/oldest.txt --editable '.[data,detection,privacy,compression,flower]' \
+	$(OLD)/bin/python -m pip install --quiet --constraint build/oldest.txt --editable '.[data,detection,privacy,compression]' \
 		pytest pytest-timeout hypothesis psutil
 	$(OLD)/bin/python -m pip freeze --exclude-editable > build/oldest-installed.txt
 	$(OLD)/bin/python -m pytest -m "not slow and not nightly" $(SMOKE)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 MEASURING = (
     "evaluate",
     "test",
@@ -16,6 +18,7 @@ ELSEWHERE = (
 )  # begin tasks that measure on other samples than tests (``Server.on``)
 
 
+@lru_cache  # asked of every client's answer
 def is_measuring(task: str) -> bool:
     """Whether a task is the simulator's own measuring."""
     return task in MEASURING or task.startswith(ELSEWHERE)

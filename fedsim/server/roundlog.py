@@ -146,4 +146,4 @@ def _numbers(o: Outcome) -> dict[str, float]:
 
 def _unmeasured(o: Outcome) -> bool:
     """A client that had nothing to be measured on: no failure."""
-    return is_measuring(o.task) and o.kind == "refused"
+    return o.kind == "refused" and is_measuring(o.task)
