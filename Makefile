@@ -59,8 +59,8 @@ oldest:
 	mkdir -p build
 	$(PYTHON) .ci/oldest.py > build/oldest.txt
 	test -x $(OLD)/bin/python || $(PYTHON) -m venv $(OLD)
-	$(OLD)/bin/python -m pip install --quiet --constraint build/oldest.txt --editable '.[data,detection,privacy,compression]' \
-		pytest pytest-timeout hypothesis psutil
+	$(OLD)/bin/python -m pip install --quiet --constraint build/oldest.txt --editable '.[data,detection,privacy,compression,sweep]' \
+		pytest pytest-timeout hypothesis psutil pycryptodome cryptography
 	$(OLD)/bin/python -m pip freeze --exclude-editable > build/oldest-installed.txt
 	$(OLD)/bin/python -m pytest -m "not slow and not nightly" $(SMOKE)
 	$(OLD)/bin/fedsim -m experiment=quickstart strategy=fedavg,fedspeed rounds=2 out=build/runs resume=never
