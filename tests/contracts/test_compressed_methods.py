@@ -43,6 +43,7 @@ SUMMED = {  # refused: they need more of a client than a sum
         "fedmatch",
     ),
     *("fedbuff", "fedasync", "centered", *SLOPES),
+    *("one-shot", "co-boosting", "dense", "feddf", "fens", "analytic"),
 }
 REFUSED = {
     "top_k": COMPRESSED | {"rolora"},  # whose parts take turns
