@@ -33,7 +33,7 @@ class Entry:
     still: bool = False  # slopes: the model is never in training mode, so no statistics are collected
     scalars: bool = False  # clients send numbers, of which no vector is folded
     once: bool = False  # asks for all clients' models in its first round, and for none after it
-    frozen: bool = False  # of those: the model is what it was after the first round
+    frozen: bool = False  # once all clients have answered, the model stays what it is
 
     def model(self, kind: str) -> str:
         """The kind of network, without BatchNorm where the method cannot train it."""
@@ -71,7 +71,7 @@ ONE_SHOT = (
     Entry("dense", "dense", SMALL_GENERATOR, once=True),
     Entry("feddf", "feddf", ON_NOISE, once=True),
     Entry("fens", "fens", once=True, frozen=True),
-    Entry("analytic", "analytic", once=True, frozen=True, needs_head=True),
+    Entry("analytic", "analytic", frozen=True, needs_head=True),
 )
 STABLE = (
     "strategy.lam_2=1",
