@@ -1,7 +1,7 @@
 """Contracts that one-shot methods keep in another way than the others, or have no part in, and why.
 
-``WHY`` gives reasons by contract (name of its test) and label of the method, ``*`` for all that ask once. Every contract
-that is not named here is tried on all of them as it is.
+``WHY`` gives reasons by contract (name of its test) and label of the method, ``*`` for all that ask once. What is not
+named here is tried on all of them as it is.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 import fedsim
+from fedsim.config.yamlfile import read_yaml
 from fedsim.errors import ConfigError
 from fedsim.models import MLP, Linear
 from fedsim.rng import numpy_rng
@@ -232,6 +233,14 @@ def test_settings_are_needed_where_the_runs_model_was_handed_over() -> None:
         "strategy=dense", *SMALL, OTHER.replace("linear", "{option: mlp, hidden: [2]}"), "rounds=1"
     )
     assert sorted(line["architecture"] for line in lines(found).values()) == ["MLP"] * 3 + ["Network"] * 3
+
+
+def test_a_model_of_ones_own_by_its_name(tmp_path: Path) -> None:
+    own = OTHER.replace("linear", "{_target_: problems.network, kind: bn}")
+    found = run("dense", own, "rounds=1", f"out={tmp_path}")
+    recorded = read_yaml(found.dir / "config.yaml")
+    assert list(recorded["code"]) == ["client.classes.1.model"]  # an edit of it is another run
+    assert sorted(line["architecture"] for line in lines(found).values()) == ["MLP"] * 3 + ["network"] * 3
 
 
 def test_a_model_that_is_the_runs_own_is_no_other(tmp_path: Path) -> None:
