@@ -1,4 +1,4 @@
-"""What one-shot methods promise beyond their equations: a bad client loses its say, models stay, a kill costs nothing."""
+"""What one-shot methods promise beyond equations: a bad client loses its say, models stay, a kill costs nothing."""
 
 from __future__ import annotations
 
