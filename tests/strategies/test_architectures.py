@@ -39,9 +39,9 @@ HALF = "client.classes=[{share: 0.5}, {share: 0.5, model: linear}]"
 NONE_OF_OURS = "client.classes=[{share: 0.5, model: {hidden: [4]}}, {share: 0.5, model: linear}]"
 
 
-def run(name: str, *overrides: str, callbacks: Any = (), **given: Any) -> fedsim.RunResult:
-    options = (f"strategy={name}", *MODEL, *METHODS.get(name, ()), "evaluation.every=1", "dtype=float64")
-    return classification(model=None, **given).run(*options, *overrides, callbacks=callbacks)
+def run(name: str, *overrides: str, model: tuple[str, ...] = MODEL, **given: Any) -> fedsim.RunResult:
+    options = (f"strategy={name}", *model, *METHODS.get(name, ()), "evaluation.every=1", "dtype=float64")
+    return classification(model=None).run(*options, *overrides, **given)
 
 
 def lines(result: fedsim.RunResult) -> dict[int, dict[str, Any]]:
@@ -53,7 +53,7 @@ def test_each_client_trains_what_it_would_if_all_had_its_model(tmp_path: Path) -
     mixed = lines(run("one_shot", HALF, "rounds=1", f"out={tmp_path}"))
     alike = {
         "MLP": lines(run("one_shot", "rounds=1", f"out={tmp_path}")),
-        "Linear": lines(run("one_shot", "model=linear", "~model.hidden", "rounds=1", f"out={tmp_path}")),
+        "Linear": lines(run("one_shot", "rounds=1", f"out={tmp_path}", model=("model=linear",))),
     }
     order = numpy_rng(0, "classes").permutation(6)
     for client, line in mixed.items():
@@ -97,7 +97,7 @@ def test_ensembles_are_those_of_the_models_by_hand() -> None:
 def test_all_methods_start_from_the_same_models(classes: str, tmp_path: Path) -> None:
     names = [n for n in METHODS if n != "one_shot" or classes == HALF]
     found = [run(n, classes, "rounds=2", f"out={tmp_path}") for n in names]
-    assert len({r.summary["uploads_hash"] for r in found}) == len({r.rows[0]["bytes_up"] for r in found}) == 1
+    assert len({r.summary["uploads_hash"] for r in found}) == 1
     assert len(list((tmp_path / "uploads").iterdir())) == 1  # asked for once, by the first
     for result in found:
         first, later = result.rows
@@ -105,6 +105,7 @@ def test_all_methods_start_from_the_same_models(classes: str, tmp_path: Path) ->
         assert first["train_loss"] == found[0].rows[0]["train_loss"]
         assert ("fedavg/accuracy" in first) == (classes == HALF)
         if "aggregator_hash" not in first:
+            assert first["bytes_up"] == found[0].rows[0]["bytes_up"]
             assert (later["bytes_up"], later["bytes_down"]) == (0, 0)
 
 
@@ -171,7 +172,7 @@ def test_any_number_of_workers_gives_the_same_bits(name: str, ray: str, tmp_path
     assert hashes(spread) == hashes(serial)
     assert spread.summary["uploads_hash"] == serial.summary["uploads_hash"]
     for key in ("ensemble/loss", "uniform/loss", "fedavg/loss", "train_loss", "bytes_up"):
-        assert [r[key] for r in spread.rows] == [r[key] for r in serial.rows]
+        assert [r.get(key) for r in spread.rows] == [r.get(key) for r in serial.rows]
 
 
 OTHER = "client.classes=[{share: 1}, {share: 1, model: linear}]"
@@ -251,4 +252,4 @@ def test_a_model_that_is_the_runs_own_is_no_other(tmp_path: Path) -> None:
         "rounds=1",
         f"out={tmp_path}/a",
     )
-    assert named.dir == plain.dir
+    assert named.dir.name.split("-")[:3] == plain.dir.name.split("-")[:3]  # the same key
