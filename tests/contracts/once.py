@@ -19,6 +19,8 @@ ONE_POLICY = (
     "models travel whole: whatever `buffers` says, statistics are part of what is sent (traits.buffers)"
 )
 SINGLE = "it works on the models of single clients"
+APART = "each of its clients keeps samples of its own choice apart"
+AGAIN = "it asks the same clients in every round, for its aggregator"
 LEARNS_ON = "who failed in training still learns the aggregator"
 LABELS = "needs class labels, which the quadratic problem has not"
 WHOLE_NUMBERS = "labels of the samples that it makes are whole numbers"
@@ -35,6 +37,7 @@ WHY: Mapping[str, Mapping[str, str]] = {
         "co-boosting": OWN,
         "dense": OWN,
         "feddf": OWN,
+        "fens": APART,
         "analytic": FROZEN,
     },
     "test_local_statistics_stay_with_their_client": {"*": ONE_POLICY, "analytic": FROZEN},
@@ -43,8 +46,17 @@ WHY: Mapping[str, Mapping[str, str]] = {
     "test_with_the_configured_mean_no_single_update_leaves_its_worker": {"*": SINGLE},
     "test_float32_and_float64_agree_to_rounding": {"*": LABELS},
     "test_float64_means_float64_everywhere": {"co-boosting": WHOLE_NUMBERS, "dense": WHOLE_NUMBERS},
+    "test_padding_of_states_and_updates_stays_zero": {
+        "analytic": "its clients send sums, no vector of the model"
+    },
+    "test_a_nonfinite_client_is_named_and_left_out": {"fens": AGAIN},
+    "test_a_dropped_client_is_as_if_it_had_not_been_asked": {"fens": AGAIN},
+    "test_under_a_rule_no_vector_is_summed_up_before_it": {
+        "analytic": "there is no vector: rules are refused"
+    },
     "test_identical_clients_are_one_client": {
-        "analytic": "the ridge stands against all samples together, five times as many as of one client"
+        "feddf": "where student and teacher are equal, Adam takes steps along rounding",
+        "analytic": "the ridge stands against all samples together, five times as many as of one client",
     },
 }
 

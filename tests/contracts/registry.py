@@ -62,15 +62,16 @@ SMALL_GENERATOR = (
     "strategy.noise=4",
     "strategy.width=6",
     "strategy.generator_steps=3",
+    "strategy.epochs=5",
 )
-ON_NOISE = ("strategy.data=noise", "strategy.noise_samples=12", "strategy.steps=6")
+ON_NOISE = ("strategy.data=noise", "strategy.noise_samples=12", "strategy.steps=6", "strategy.epochs=5")
 # These ask all clients in the first round, most of them nobody after it: once.py says what becomes of contracts
 ONE_SHOT = (
     Entry("one-shot", "one_shot", once=True, frozen=True),
     Entry("co-boosting", "co_boosting", SMALL_GENERATOR, once=True),
     Entry("dense", "dense", SMALL_GENERATOR, once=True),
     Entry("feddf", "feddf", ON_NOISE, once=True),
-    Entry("fens", "fens", once=True, frozen=True),
+    Entry("fens", "fens", once=True, frozen=True, draws=True),
     Entry("analytic", "analytic", frozen=True, needs_head=True),
 )
 STABLE = (
