@@ -16,6 +16,7 @@ from fedsim.local.job import Job
 from fedsim.rng import torch_rng
 from fedsim.task.problems import logits_of
 
+OUTPUTS = "z"  # what a client keeps of all models
 LEAST, BATCH = 4, 512  # samples of a proxy part; that models look at together
 
 
@@ -46,7 +47,8 @@ class OneShotClient(SGDClient):
         return job.data
 
     def outputs(self, job: Job) -> Update:
-        """Logits ``z`` (n, K, C) of all models on the proxy part, kept here; nothing is sent."""
+        """Logits ``z`` (n, K, C) of all models on the proxy part, kept here; nothing is sent. Where there are models of
+        several architectures, those of one at a time: ``z/1``, ``z/2``, ... beside ``z``."""
         data = self.apart(job)
         if not len(data):
             raise Refusal("no samples for the aggregator")
@@ -61,14 +63,18 @@ class OneShotClient(SGDClient):
                     found.append(logits_of(job.task.output(job.model.module, data.read(rows).x)))
                 out.append(torch.cat(found))
         job.meter.forward(len(data) * len(stack))
-        return Update(state={"z": torch.stack(out, dim=1).contiguous()}, weight=len(data))
+        number = int(job.values.get("architecture", 0))  # type: ignore[arg-type]
+        held = {f"{OUTPUTS}/{number}" if number else OUTPUTS: torch.stack(out, dim=1).contiguous()}
+        return Update(state={**job.state, **held}, weight=len(data))
 
     def aggregate(self, job: Job) -> Update:
         """``steps`` full-batch steps of the aggregator, the message's ``w``; sends how far it went."""
-        if "z" not in job.state:
+        held = sorted((k for k in job.state if k.partition("/")[0] == OUTPUTS), key=_number)
+        if not held:
             raise Refusal("has no outputs of the models")
         data = self.apart(job)
-        z, y = job.state["z"].transpose(0, 1), data.everything().y
+        each = [job.state[k].transpose(0, 1) for k in held]
+        z, y = each[0] if len(each) == 1 else torch.cat(each), data.everything().y
         start, kind = job.message.arrays["w"], str(job.values["kind"])
         module = with_vector(aggregator(kind, len(z), z.shape[2], 0, z.dtype).to(z.device), start)
         loss = torch.zeros(())
@@ -100,6 +106,11 @@ class ProxyClient(OneShotClient):
     def apart(self, job: Job) -> LocalData:
         """The proxy part."""
         return replace(job.data, index=job.data.index[self.split(job, job.data)[1]])
+
+
+def _number(name: str) -> int:
+    """Of the architecture whose outputs a client keeps under ``name``."""
+    return int(name.partition("/")[2] or 0)
 
 
 def client_of(proxy: float) -> OneShotClient:

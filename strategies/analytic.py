@@ -12,6 +12,7 @@ from torch import Tensor
 
 from clients.ridge import RidgeClient, unpacked
 from fedsim.errors import ConfigError, StrategyError, TooFewUpdates
+from fedsim.exchange.fold import Fold
 from fedsim.exchange.payload import Message, Payload, Replies
 from fedsim.server.exchanges import Server
 from fedsim.server.round import Round
@@ -94,6 +95,8 @@ class Analytic(Strategy):
         "strategy=fedavg or another method of the table in docs/privacy.md",
         unread={"gamma": ("send", ("moments",))},
     )
+    fold: ClassVar[Fold] = SUMS
+    statistics: ClassVar[frozenset[str]] = frozenset(SUMS)
     send: str
     gamma: float
     ridge: float

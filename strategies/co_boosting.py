@@ -37,7 +37,7 @@ from strategies.ensembles import (
     weight_gradient,
     weight_step,
 )
-from strategies.one_shot import OneShot, check_images, logits_of_teachers, teachers
+from strategies.one_shot import OneShot, check_images, fedavg, logits_of_teachers, teachers
 from strategies.synthesis import KINDS, Statistics, generator, synthesised
 
 log = logging.getLogger(__name__)
@@ -111,12 +111,17 @@ class CoBoosting(OneShot):
             check((value := getattr(self, name)) in known, name, value, f"choose one of {listed}")
         super().__post_init__()
 
+    @property
+    def averages(self) -> bool:
+        """Only for ``start=fedavg``."""
+        return self.start == "fedavg"
+
     def begun(self, server: Server, state: State, uploads: Uploads) -> State:
         """A student, at rest, equal weights ``ensemble/w`` (K,), an empty pool."""
         shape = check_images(server, type(self).__name__)
         w = Weights(state["w"], state["buffers"])
         if self.start == "fedavg":
-            w = uploads.average
+            w = fedavg(state, uploads)
         elif self.start == "fresh" and server.fresh is not None:
             w = server.fresh(0)
         kind = torch.uint8 if self.pool_bits == 8 else server.dtype

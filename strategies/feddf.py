@@ -62,6 +62,11 @@ class FedDF(OneShot):
             check((value := getattr(self, name)) > 0, name, value, "must be positive")
         super().__post_init__()
 
+    @property
+    def averages(self) -> bool:
+        """Where no client trains the run's model, the student begins as it was drawn."""
+        return False
+
     def init(self, server: Server) -> State:
         """Refuses to begin without samples to learn from."""
         if self.data == "server" and server.data is None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from clients.fens import KINDS, aggregator, vector_of, with_vector
 from fedsim.exchange.payload import Message
 from fedsim.rng import hash_tensors, key
-from fedsim.server.depot import Uploads
+from fedsim.server.depot import Upload, Uploads
 from fedsim.server.exchanges import Server
 from fedsim.server.traits import Traits
 from strategies.base import State, check
@@ -55,6 +55,11 @@ class FENS(OneShot):
             )
         super().__post_init__()
 
+    @property
+    def averages(self) -> bool:
+        """Its result is the aggregated ensemble."""
+        return False
+
     def begun(self, server: Server, state: State, uploads: Uploads) -> State:
         """FedAvg of the models, and a fresh aggregator."""
         state = super().begun(server, state, uploads)
@@ -62,7 +67,9 @@ class FENS(OneShot):
             self.kind, len(uploads), server.workshop.num_classes, key(server.seed, "fens") >> 1, server.dtype
         )
         known = torch.zeros(len(server.sizes), dtype=torch.float64)
-        return state | {"fens/h": vector_of(drawn), "fens/known": known}
+        numbers = [m.architecture for m in uploads.models]
+        mixed = {"fens/architectures": numbers} if any(numbers) else {}
+        return state | {"fens/h": vector_of(drawn), "fens/known": known} | mixed
 
     def epoch(self, server: Server, state: State, uploads: Uploads, e: int) -> State:
         """One round of FedAvg of the aggregator, of those who have the outputs of all models."""
@@ -82,17 +89,24 @@ class FENS(OneShot):
         needy = [c for c in server.round.cohort if not known[c]]
         if not needy:
             return known
-        arrays = {"models": torch.stack([m.weights.w for m in uploads.models])}
-        if len(state["buffers"]):
-            arrays["model_buffers"] = torch.stack([m.weights.buffers for m in uploads.models])
+        having = set(needy)
         with server.apart("models_down"):
-            replies = server.exchange(Message.of(arrays), {}, task="outputs", clients=needy)
+            for number, models in _by_architecture(uploads).items():
+                arrays = {"models": torch.stack([m.weights.w for m in models])}
+                if len(models[0].weights.buffers):
+                    arrays["model_buffers"] = torch.stack([m.weights.buffers for m in models])
+                message = Message.of(arrays, {"architecture": number} if number else {})
+                asked = [c for c in needy if c in having]
+                replies = server.exchange(message, {}, task="outputs", clients=asked, architecture=number)
+                having &= set(replies.clients)
         known = known.clone()
-        known[replies.clients] = 1
+        known[sorted(having)] = 1
         return known
 
     def combined(self, f: Tensor, state: State) -> dict[str, Tensor]:
-        """The aggregator over all models."""
+        """The aggregator over all models; those of one architecture side by side, as clients have their outputs."""
+        if "fens/architectures" in state:
+            f = f[torch.argsort(torch.tensor(state["fens/architectures"]), stable=True)]
         module = aggregator(self.kind, len(f), f.shape[2], 0, f.dtype)
         with torch.no_grad():
             found: Tensor = with_vector(module, state["fens/h"])(f)
@@ -103,3 +117,10 @@ class FENS(OneShot):
         out = super().evaluate(server, state)
         own = {k.partition("/")[2]: v for k, v in out.items() if k.startswith("ensemble/")}
         return out | own
+
+
+def _by_architecture(uploads: Uploads) -> dict[int, list[Upload]]:
+    out: dict[int, list[Upload]] = {}
+    for model in uploads.models:
+        out.setdefault(model.architecture, []).append(model)
+    return dict(sorted(out.items()))

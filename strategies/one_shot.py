@@ -6,6 +6,7 @@ is one epoch of the server's work, not an exchange: only the first has one.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
@@ -14,14 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from clients.one_shot import OneShotClient, client_of
-from fedsim.errors import StrategyError
+from fedsim.errors import ConfigError, StrategyError
 from fedsim.server.depot import Uploads
 from fedsim.server.exchanges import Server
 from fedsim.server.round import Round
 from fedsim.server.traits import Traits
 from fedsim.server.uploads import gathered, recalled
+from fedsim.task.vectors import Weights
 from strategies.base import State, Strategy
 from strategies.ensembles import majority, mean_probabilities, uniform
+
+log = logging.getLogger(__name__)
 
 ONCE = "one-shot methods work on the single models; leave it out"
 
@@ -41,6 +45,7 @@ class OneShot(Strategy):
         uploads="auto",
         disjoint=True,
         asked_only=True,
+        architectures=True,
         buffers="average",
         labels=True,
         mean_only=ONCE,
@@ -60,6 +65,21 @@ class OneShot(Strategy):
         """The local half: the same for all methods that start from models."""
         return client_of(self.proxy)
 
+    @property
+    def averages(self) -> bool:
+        """Whether it cannot do without FedAvg of the models, which is of those like the run's own."""
+        return True
+
+    def init(self, server: Server) -> State:
+        """Refuses to begin if it needs FedAvg and no class of clients trains the run's model."""
+        classes = server.classes
+        if self.averages and server.others and classes is not None and 0 not in classes.architectures:
+            raise ConfigError(
+                f"client.classes: {type(self).__name__} averages models of the run's architecture, which no class "
+                "trains; leave `model` out of one of them, or type strategy=co_boosting, dense, feddf or fens"
+            )
+        return super().init(server)
+
     def round(self, server: Server, state: State, round: Round) -> State:
         """Models, unless they are there; then an epoch of the server's work."""
         if "uploads" not in state:
@@ -74,8 +94,9 @@ class OneShot(Strategy):
         return state | {"epoch": state["epoch"] + 1}
 
     def begun(self, server: Server, state: State, uploads: Uploads) -> State:
-        """The state in which the server's work begins: by default FedAvg of the models."""
-        return state | uploads.average._asdict()
+        """The state in which the server's work begins: by default FedAvg of the models; if none is like the run's own,
+        this as it was drawn."""
+        return state | fedavg(state, uploads)._asdict()
 
     def epoch(self, server: Server, state: State, uploads: Uploads, e: int) -> State:
         """One epoch of the server's work, the e-th from 0."""
@@ -99,22 +120,32 @@ class OneShot(Strategy):
         return out | kept(f"references/{name}", lambda: references(server, found, f))
 
 
+def fedavg(state: State, uploads: Uploads) -> Weights:
+    """FedAvg of the models like the run's own; if none of them came, this as it was drawn, which is said."""
+    average = uploads.average
+    if average is None:
+        log.warning("nobody sent a model like the run's, so there is no FedAvg: it begins as it was drawn")
+        return Weights(state["w"], state["buffers"])
+    return average
+
+
 def logits_of_all(server: Server, uploads: Uploads) -> Tensor:
     """Logits (K, n, C) of every model on the samples that the server measures on; computed by the workers."""
-    return torch.stack([server.logits(m.weights) for m in uploads.models])
+    return torch.stack([server.logits(m.weights, m.architecture) for m in uploads.models])
 
 
 def references(server: Server, uploads: Uploads, f: Tensor) -> dict[str, Any]:
-    """What every one-shot method is measured against, of the same models: FedAvg, the best single one, the mean of
-    logits, the mean of probabilities, the majority's vote."""
+    """What every one-shot method is measured against, of the same models: the best single one, the mean of logits, the
+    mean of probabilities, the majority's vote, and FedAvg of those that are like the run's own, if there are any."""
     k = best_client(server, uploads)
     scored = {
         "uniform": server.score(uniform(f)),
         "probabilities": server.score(mean_probabilities(f)),
         "vote": {name: v for name, v in server.score(majority(f)).items() if name != "loss"},
         "best_client": server.score(f[k]) | {"client": uploads.models[k].client},
-        "fedavg": server.evaluate(uploads.average),
     }
+    if (average := uploads.average) is not None:
+        scored["fedavg"] = server.evaluate(average)
     return {f"{name}/{metric}": v for name, found in scored.items() for metric, v in found.items()}
 
 
@@ -124,14 +155,17 @@ def best_client(server: Server, uploads: Uploads) -> int:
     if server.validator is None:
         return int(uploads.samples.argmax())
     on = server.on("val")
-    found = [on.score(on.logits(m.weights)).get("accuracy", 0.0) for m in uploads.models]
+    logits = (on.logits(m.weights, m.architecture) for m in uploads.models)
+    found = [on.score(f).get("accuracy", 0.0) for f in logits]
     return max(range(len(found)), key=found.__getitem__)
 
 
 def teachers(server: Server, uploads: Uploads) -> Sequence[nn.Module]:
     """All models as modules that are frozen and in evaluation mode."""
     shop = server.workshop
-    return shop.kept(f"teachers/{uploads.hash}", lambda: [shop.frozen(m.weights) for m in uploads.models])
+    return shop.kept(
+        f"teachers/{uploads.hash}", lambda: [shop.frozen(m.weights, m.architecture) for m in uploads.models]
+    )
 
 
 def logits_of_teachers(server: Server, models: Sequence[nn.Module]) -> Callable[[Tensor], Tensor]:

@@ -40,12 +40,23 @@ class Plan:
     views: Mapping[str, View] = field(default_factory=dict)  # named augmentations, for ``job.view``
     hashes: bool = False  # whether outcomes say what was sent, by hashes
     release: Release | None = None  # what is done to updates before they leave; None: they leave as they are
+    others: tuple[Task, ...] = ()  # of models 1, 2, ... that some clients train instead (``client.classes``)
+    efforts: tuple[float, ...] = ()  # what each of these costs, as a share of the run's model
+    effort: float = 1.0  # the same of this plan's own model
     declared: bool = field(
         init=False
     )  # the client's class is ``vectorisable``; a class sent by value may forget it
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "declared", self.client.vectorisable)
+
+    def of(self, number: int) -> Plan:
+        """The same work on the model ``number`` of ``others``, counted from 1."""
+        other = replace(
+            self, task=self.others[number - 1], effort=self.efforts[number - 1], others=(), efforts=()
+        )
+        object.__setattr__(other, "declared", self.declared)
+        return other
 
 
 @dataclass(frozen=True)
@@ -58,6 +69,7 @@ class Broadcast:
     fold: Mapping[str, tuple[str, ...]]
     standing: Payload | None = None  # what the clients hold already
     keep: bool = False  # they are to hold the payload from now on
+    architecture: int = 0  # of the model that it is about: 0 the run's, others as ``Plan.others`` counts them
 
     def to(self, device: str) -> Broadcast:
         """The same with its arrays on ``device``."""

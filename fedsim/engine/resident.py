@@ -81,7 +81,7 @@ class Resident:
         if plan.release is not None and state:
             residuals = {k: v for k, v in state.items() if k.startswith(OWN)}
             state = {k: v for k, v in state.items() if k not in residuals}
-        return Job(
+        job = Job(
             client=client,
             round=chunk.turns.get(client, broadcast.round),
             task=plan.task,
@@ -98,6 +98,8 @@ class Resident:
             residuals=residuals,
             private=None if self._private is None or is_measuring(broadcast.task) else self._private,
         )
+        job.meter.effort = plan.effort
+        return job
 
     def own_model(self, job: Job) -> nn.Module:
         """The model that the client of ``job`` is measured with, as a module by itself."""

@@ -18,6 +18,7 @@ from fedsim.data.door import remedy
 from fedsim.data.federated import FederatedData
 from fedsim.data.local import Batch, LocalData
 from fedsim.engine import lanes, vectorised
+from fedsim.engine.acceptance import State, new_state, not_finite
 from fedsim.engine.assignments import Broadcast, Chunk, ChunkResult, Plan
 from fedsim.engine.lanes import Ahead, Begun, Lane
 from fedsim.engine.resident import ReadOnlyError, Resident
@@ -32,9 +33,7 @@ from fedsim.local.answer import check_shape
 from fedsim.local.job import Job
 from fedsim.task.captured import exact
 from fedsim.task.evaluation import evaluate, features, logits
-from fedsim.task.vectors import finite
 
-State = dict[str, Tensor]
 Span = tuple[int, int]  # test rows [start, stop)
 TERMINATED = 143  # how a process leaves that is asked to end by SIGTERM
 LEAKS = (ReadOnlyError, KeptError)  # whatever the failure policy: other clients are touched
@@ -43,8 +42,10 @@ LEAKS = (ReadOnlyError, KeptError)  # whatever the failure policy: other clients
 class Worker:
     """One resident model that serves one client after the other."""
 
-    def __init__(self, plan: Plan):
-        self.plan, self._resident = plan, Resident(plan)
+    def __init__(self, plan: Plan, data: FederatedData | None = None):
+        """``data``: those of ``plan``, on its device already."""
+        self.plan, self._resident = plan, Resident(plan, data)
+        self._others: dict[int, Worker] = {}  # of models of other architectures
         self.model, self.data = self._resident.model, self._resident.data
         self._together = vectorised.wanted(plan, self.model) and vectorised.obstacle(plan, self.model) is None
         self._lanes: list[Lane] = []
@@ -61,6 +62,11 @@ class Worker:
 
     def run(self, broadcast: Broadcast, chunk: Chunk, folder: Folder | None = None) -> ChunkResult:
         """Run the clients of ``chunk`` and fold their updates in client order (into ``folder``, if given)."""
+        if broadcast.architecture:
+            self.serving, other = chunk.clients, self._other(broadcast.architecture)
+            found = other.run(replace(broadcast, architecture=0), chunk, folder)
+            self.serving = None
+            return found
         with self._numbers():
             return self._run(broadcast, chunk, folder or Folder(broadcast.fold))
 
@@ -109,10 +115,20 @@ class Worker:
             return [x.cpu() for x in features(self.model, w, batches)]
 
     def logits(self, weights: Payload, rows: Sequence[Span]) -> list[Tensor]:
-        """Logits of test rows ``[start, stop)``, one (stop - start, C) tensor per range."""
+        """Logits of test rows ``[start, stop)``, one (stop - start, C) tensor per range, of the model whose number
+        ``weights`` may say (``architecture``)."""
+        if number := int(weights.values.get("architecture", 0)):  # type: ignore[arg-type]
+            values = {k: v for k, v in weights.values.items() if k != "architecture"}
+            return self._other(number).logits(Payload(weights.arrays, values), rows)
         data, w = self._test(weights)
         with self._numbers():
             return logits(self.model, w, map(data.read, self._each(rows)), self.plan.task)
+
+    def _other(self, number: int) -> Worker:
+        """Who does the same on the model ``number`` of the plan's others; made when it is first needed."""
+        if number not in self._others:
+            self._others[number] = Worker(self.plan.of(number), self.data)
+        return self._others[number]
 
     def _each(self, rows: Sequence[Span]) -> Iterator[Tensor]:
         """The rows of each range in turn; what is drawn while it is measured hangs on nothing but the range."""
@@ -234,14 +250,14 @@ class Worker:
         outcome.bytes_up = sent_bytes(payload, self.model.layout)
         if outcome.hashes is not None:
             outcome.hashes |= hashes_of(payload, self.model.layout, "update/")
-        if (bad := _not_finite(payload, update)) is not None:
+        if (bad := not_finite(payload, update)) is not None:
             outcome.kind = "nonfinite"
             outcome.reason = f"non-finite values in {bad}; {remedy(job.data, job.meter.first_loss)}"
             return None
         if release is not None:
             return self._released(release, job, update, payload, broadcast, folder, outcome)
         folder.add(arrays, float(update.weight))
-        return _new_state(job, update)
+        return new_state(job, update)
 
     def _released(
         self,
@@ -278,22 +294,4 @@ class Worker:
             outcome.hashes |= hashes_of(travels, layout, "update/")
         folder.add(sent.arrays, float(update.weight))
         outcome.weight = 1.0 if WEIGHT in sent.arrays else outcome.weight
-        return _new_state(job, update, sent.state)
-
-
-def _not_finite(payload: Payload, update: Update) -> str | None:
-    """Names of arrays and state with NaN or infinity, or the weight if that is unusable; ``None`` if all is well."""
-    bad = [k for k, t in payload.arrays.items() if not finite(t)]
-    bad += [f"its state '{k}'" for k, t in (update.state or {}).items() if not finite(t)]
-    if bad or not 0 <= update.weight < float("inf"):
-        return ", ".join(bad) or f"the weight ({update.weight})"
-    return None
-
-
-def _new_state(job: Job, update: Update, residuals: State | None = None) -> State | None:
-    """What the client keeps from now on; ``None``: what it had."""
-    if update.state is None and not job.kept and not residuals:
-        return None
-    new = {**(job.state if update.state is None else update.state), **(job.kept or {})}
-    new |= {**job.residuals, **(residuals or {})}
-    return {k: v.detach().clone() for k, v in new.items()}  # the next client overwrites resident vectors
+        return new_state(job, update, sent.state)

@@ -42,7 +42,10 @@ if TYPE_CHECKING:
     from fedsim.task.slots import Slots
 
 OWN = "release/"  # begins names of the pipeline's own: client states, values of messages and updates
-RESIDUAL = f"{OWN}residual/"  # and the vector's name: what encoding left out, (size,) without padding
+RESIDUAL = (
+    f"{OWN}residual/"  # and the task, unless that is ``fit``, and the vector's name: what encoding left out,
+)
+# (size,) without padding
 CLIP = f"{OWN}clip"  # value of a message: the bound of this exchange, where it changes from round to round
 SATURATED = f"{OWN}saturated"  # metric of an update: entries that were beyond reach of the fixed point
 FITS = f"{OWN}fits"  # value of an update: 1 where no vector had to be clipped, else 0
@@ -183,7 +186,8 @@ class Release:
             x = x + (noise if keeps is None else noise * keeps)
         if codec is not None and codec.takes(name):
             layout = about.layout if slots is about.layout.params else None
-            residual = about.kept.get(RESIDUAL + name)
+            kept = f"{RESIDUAL}{'' if about.task == 'fit' else f'{about.task}/'}{name}"  # each exchange's own
+            residual = about.kept.get(kept)
             if codec.feedback and residual is not None:
                 x = compensated(x, residual.flatten().cpu())
             coded = self.common(name, about.seed, about.task, about.round) if codec.shared else draws
@@ -193,7 +197,7 @@ class Release:
                 frame = codec.shrink(frame, bound / length, layout)
                 y = codec.decode(frame, coded, layout)
             if codec.feedback:
-                sent.state[RESIDUAL + name] = remainder(x, y, codec.feedback_decay).to(v.dtype)
+                sent.state[kept] = remainder(x, y, codec.feedback_decay).to(v.dtype)
             sent.frames[name], x = frame, y
         if self.secure is not None:
             factor = self.secure.factor(name, weight, about.values)

@@ -128,7 +128,13 @@ def deployed(overrides: list[str], check: Callable[[DictConfig], None] | None = 
             "what it compares)"
         )
     validate(config)
-    return resolve(config)
+    resolve(config)
+    if any("model" in row for row in config.client.classes or () if isinstance(row, Mapping)):
+        raise ConfigError(
+            "client.classes: nodes agree on one model before round 1, so no class of a deployment can have a `model` "
+            "of its own; simulate it, or leave `model` out of the classes"
+        )
+    return config
 
 
 def deployable(config: DictConfig) -> StrategyLike:

@@ -1,7 +1,8 @@
-"""Classes of clients that do different amounts of local work, or train models of different widths."""
+"""Classes of clients that do different amounts of local work, or train models of different widths or architectures."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,16 +19,18 @@ WORK = (
     "batch_size",
     "accumulate",
 )  # settings of the group `client` that a class may change
-KEYS = ("share", "width", *WORK)
+KEYS = ("share", "width", "model", *WORK)
 
 
 @dataclass(frozen=True, eq=False)
 class Classes:
-    """``member`` (m,) is each client's class; ``settings`` and ``widths`` are those of the classes."""
+    """``member`` (m,) is each client's class; ``settings`` and ``widths`` are those of the classes, and
+    ``architectures`` the number of the model that each trains: 0 the run's, others as ``models`` counts them."""
 
     member: np.ndarray
     settings: tuple[ClientConfig, ...]
     widths: tuple[float, ...]
+    architectures: tuple[int, ...] = ()
 
     def local(self, client: int) -> ClientConfig:
         """Local optimiser of one client."""
@@ -36,6 +39,10 @@ class Classes:
     def width(self, client: int) -> float:
         """Share of each hidden layer that one client trains."""
         return self.widths[int(self.member[client])]
+
+    def architecture(self, client: int) -> int:
+        """Number of the model that one client trains."""
+        return self.architectures[int(self.member[client])]
 
     @staticmethod
     def of(local: ClientConfig, num_clients: int, seed: int, speed: np.ndarray | None) -> Classes:
@@ -65,7 +72,18 @@ class Classes:
                 raise ConfigError(
                     f"client.classes[{i}]: min_epochs={one.min_epochs} exceeds epochs ({one.epochs})"
                 )
-        return Classes(member, settings, tuple(float(row.get("width", 1.0)) for row in rows))
+        kinds, widths = models(rows), tuple(float(row.get("width", 1.0)) for row in rows)
+        numbers = tuple(kinds.index(row["model"]) + 1 if "model" in row else 0 for row in rows)
+        return Classes(member, settings, widths, numbers)
+
+
+def models(rows: Sequence[Any] | None) -> list[Mapping[str, Any]]:
+    """The models that the classes ``rows`` name, each once, in their order: numbers 1, 2, ... of architectures."""
+    found = list[Mapping[str, Any]]()
+    for row in rows or ():
+        if isinstance(row, Mapping) and row.get("model") is not None and row["model"] not in found:
+            found.append(row["model"])
+    return found
 
 
 def _check_class(i: int, row: Any) -> float:
@@ -78,11 +96,27 @@ def _check_class(i: int, row: Any) -> float:
             raise ConfigError(
                 f"{where}: unknown key {key!r}{hint(str(key), KEYS)}; classes have {', '.join(KEYS)}"
             )
+        if key == "model":
+            _check_model(where, value)
+            continue
         whole = key in WORK
         if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or value <= 0:
             raise ConfigError(f"{where}.{key}={value}: must be a positive {'whole ' if whole else ''}number")
     if not 0 < row.get("width", 1.0) <= 1:
         raise ConfigError(f"{where}.width={row['width']}: must be in (0, 1]")
+    if "model" in row and "width" in row:
+        raise ConfigError(
+            f"{where}: a width is a share of the run's model, so there is no model beside it; leave one out"
+        )
     if "share" not in row:
         raise ConfigError(f"{where}: needs a share of the clients, e.g. share: 0.5")
     return float(row["share"])
+
+
+def _check_model(where: str, node: Any) -> None:
+    """Refuse what names no model (``fedsim.run.architectures`` has written it out)."""
+    if not isinstance(node, Mapping) or "_target_" not in node:
+        raise ConfigError(
+            f"{where}.model={node}: must be an option of `model`, such as model: lenet, its settings, such as "
+            "model: {option: mlp, hidden: [32]}, or {_target_: my_module.MyNet}"
+        )

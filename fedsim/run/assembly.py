@@ -17,7 +17,7 @@ from fedsim.engine.assignments import Plan
 from fedsim.engine.base import Engine, SerialEngine
 from fedsim.errors import ConfigError
 from fedsim.local.kept import SERVER
-from fedsim.run import assigning, initial, participants, releasing, unseen
+from fedsim.run import architectures, assigning, initial, participants, releasing, unseen
 from fedsim.run.given import Given
 from fedsim.run.key import run_dir
 from fedsim.run.preparation import plan
@@ -77,7 +77,8 @@ def assemble(
     cohorts = _cohorts(config, given, method)
     folder, start = run_dir(config), FlatModel(copied(task.model), initial.DTYPES[config.dtype])
     clock = participants.clock(config, task, data, start.layout.size)
-    work = plan(config, method, task, data, clock)
+    others = architectures.tasks(config, given, data)
+    work = plan(config, method, task, data, clock, others, architectures.efforts(config, task, others, data))
     context = _context(config, given, work, data, start, topology)
     method.setup(task, start.layout)
     engine.start(work)
@@ -87,7 +88,7 @@ def assemble(
             _server(config, context, work, data, start, engine, clock, method, cohorts is not None),
             depot=None
             if method.traits.uploads is None
-            else UploadStore(config, given, method, data, start.weights.hash(start.layout)),
+            else UploadStore(config, given, method, data, context),
         ),
         trackers=trackers,
         rounds=config.rounds,
@@ -132,6 +133,7 @@ def _context(
         topology=topology,
         fresh=None if given.initial is not None else initial.fresh(config, data.dataset, given.model),
         classes=work.classes,
+        others=architectures.with_layouts(config, work.others),
     )
 
 

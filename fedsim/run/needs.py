@@ -210,15 +210,29 @@ def check_parts(method: StrategyLike, config: DictConfig, topology: Topology | N
     check_values(local.groups)
     if local.classes is not None:
         speed = np.ones(config.num_clients) if devices else None
-        check_widths(Classes.of(local, config.num_clients, config.seed, speed), method)
+        check_models(Classes.of(local, config.num_clients, config.seed, speed), method, config)
 
 
-def check_widths(classes: Classes, method: StrategyLike) -> None:
-    """Refuse widths of clients' models that the method does not know."""
+def check_models(classes: Classes, method: StrategyLike, config: DictConfig) -> None:
+    """Refuse widths and architectures of clients' models that the method does not know, or that what else is done with
+    vectors does not fit."""
     if set(classes.widths) != {1.0} and not method.traits.widths:
         raise ConfigError(
             "client.classes: a width needs a method that trains parts of the model; strategy=heterofl"
         )
+    if not any(classes.architectures):
+        return
+    if not method.traits.architectures:
+        raise ConfigError(
+            f"client.classes: {type(method).__name__} puts vectors of one model together, so no class can have another "
+            "`model`; leave it out, or type strategy=co_boosting, dense, feddf, fens or one_shot"
+        )
+    for key in ("attack", "privacy", "compression", "secagg", "pretrain"):
+        if OmegaConf.select(config, key):
+            raise ConfigError(
+                f"{key}: it is for one model of all clients, but classes of client.classes have a `model` of their "
+                f"own; leave {key} out"
+            )
 
 
 def check_task(method: StrategyLike, task: Task, data: FederatedData, buffers: str = "average") -> None:

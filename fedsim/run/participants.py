@@ -15,7 +15,7 @@ from fedsim.errors import ConfigError
 from fedsim.local.kinds import Classes
 from fedsim.run import assigning
 from fedsim.run.initial import DTYPES
-from fedsim.run.needs import check_parts, check_settings, check_whole, check_widths, refuse_partial
+from fedsim.run.needs import check_models, check_parts, check_settings, check_whole, refuse_partial
 from fedsim.run.samples import example
 from fedsim.server.collusion import AttackLike, draw_attackers
 from fedsim.server.traits import StrategyLike
@@ -146,5 +146,5 @@ def client_classes(
     if local.classes is None:
         return None
     found = Classes.of(local, num_clients, config.seed, None if clock is None else clock.fleet.speed)
-    check_widths(found, method)
+    check_models(found, method, config)
     return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from omegaconf import DictConfig
@@ -130,9 +130,16 @@ def learning_task(
 
 
 def plan(
-    config: DictConfig, method: StrategyLike, task: Task, data: FederatedData, clock: Clock | None
+    config: DictConfig,
+    method: StrategyLike,
+    task: Task,
+    data: FederatedData,
+    clock: Clock | None,
+    others: Sequence[Task] = (),
+    efforts: Sequence[float] = (),
 ) -> Plan:
-    """All that a worker must know, in a simulation or at a client's node."""
+    """All that a worker must know, in a simulation or at a client's node; ``others`` and ``efforts`` are of the models
+    that some clients train instead (``fedsim.run.architectures``)."""
     local = prepared(typed(config.client, ClientConfig), config.rounds)
     attack, attackers = participants.attack(config)
     if isinstance(attack, Planting) and attackers:
@@ -155,4 +162,6 @@ def plan(
         views=configured(config.views),
         hashes=config.tracker.update_hashes,
         release=releasing.release(config, method, local, data),
+        others=tuple(others),
+        efforts=tuple(efforts),
     )

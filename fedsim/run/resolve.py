@@ -11,6 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from fedsim.config.classmodels import write_out
 from fedsim.config.code import digest
 from fedsim.config.compose import plain
 from fedsim.config.roles import telling
@@ -32,8 +33,10 @@ def resolve(config: DictConfig) -> DictConfig:
     Only the user's modules are imported. A target that cannot be is left to whoever builds it: that says what is wrong.
 
     Raises:
-        ConfigError: if the user's code holds what cannot be told apart by content.
+        ConfigError: if the user's code holds what cannot be told apart by content; for a class's model that there is
+            not.
     """
+    write_out(config)
     if config.engine.name != "flower":  # whose nodes each see for themselves
         config.engine.device = device(config.engine.device)
         if config.engine.device == "cpu" and config.engine.vectorize == "auto":
@@ -50,6 +53,10 @@ def code_of(values: Mapping[str, Any]) -> dict[str, str]:
     """By dotted key, a digest of the code of each ``_target_`` of the user's that can be imported, and of the content
     of each file or folder of weights that the model is built from."""
     found = dict(_weights(values.get("model"), "model"))
+    for at, node in enumerate((values.get("client") or {}).get("classes") or ()):
+        found |= _weights(
+            node.get("model") if isinstance(node, Mapping) else None, f"client.classes.{at}.model"
+        )
     for key, name in _targets(telling(values)):
         top = name.partition(".")[0]
         if not importable(top) or not is_users(top):

@@ -64,6 +64,11 @@ def _check_compression(method: StrategyLike, config: DictConfig, compression: Co
             "of them to zero; type compression=qsgd or rotate"
         )
     names = [n for n in fold if n not in statistics_of(method)]
+    if fold and not names:
+        raise ConfigError(
+            f"compression: clients of {type(method).__name__} send statistics ({', '.join(fold)}), which would be none "
+            "if some of them were left out; leave compression out"
+        )
     for wanted in compression.only or ():
         if fold and wanted not in names:
             raise ConfigError(

@@ -29,13 +29,14 @@ from fedsim.config.roles import telling
 from fedsim.data.federated import FederatedData
 from fedsim.errors import ConfigError
 from fedsim.exchange.payload import Outcome
+from fedsim.local.kinds import models
 from fedsim.run.given import Given
 from fedsim.run.key import run_dir, version
 from fedsim.run.provenance import data_hash
 from fedsim.run.weightstore import alone
+from fedsim.server.context import Context
 from fedsim.server.depot import Upload, Uploads, told
 from fedsim.server.traits import StrategyLike
-from fedsim.task.layout import Layout
 from fedsim.task.vectors import Weights
 
 log = logging.getLogger(__name__)
@@ -52,21 +53,25 @@ class UploadStore:
     """The uploads of one run."""
 
     def __init__(
-        self, config: DictConfig, given: Given, method: StrategyLike, data: FederatedData, start: str
+        self, config: DictConfig, given: Given, method: StrategyLike, data: FederatedData, context: Context
     ):
-        """``start``: hash of the model that clients start from."""
+        """``context``: of the run, which knows the model that each client starts from."""
         self._config, self._given, self._method = config, given, method
-        self._data, self._start = data, start
+        self._data, self._context = data, context
         self._own = run_dir(config) / FOLDER
         asked = method.traits.uploads
         self._named = None if asked in (None, "auto") else _folder(Path(str(asked)))
         self._read: Uploads | None = None
 
     def facts(self, client: int) -> Mapping[str, Any]:
-        """Architecture, hash of the split and, of labels that are classes, how many samples each class has."""
-        data, rows = self._data, self._data.shards.part(client)
+        """Architecture, hash of the split and, of labels that are classes, how many samples each class has; where
+        clients train several architectures also the client's class and a digest of its model's settings."""
+        data, rows, context = self._data, self._data.shards.part(client), self._context
         split = hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()
-        found: dict[str, Any] = {"architecture": self._architecture, "split": split}
+        name, _ = self._architectures[context.architecture_of(client)]
+        found: dict[str, Any] = {"architecture": name, "split": split}
+        if context.others and context.classes is not None:
+            found |= {"class": int(context.classes.member[client]), "model": self._settings(client)}
         if data.dataset.class_labels() is not None:
             found["class_counts"] = data.class_counts(client).tolist()
         return found
@@ -80,30 +85,47 @@ class UploadStore:
         with alone(self._shared, log.info):
             yield
 
-    def read(self, layout: Layout, *, own: bool = False) -> Uploads | None:
+    def read(self, *, own: bool = False) -> Uploads | None:
         """See ``Depot``."""
         if self._read is None:
             places = (self._own,) if own else (self._named or self._shared,)
-            found = (_read(place, layout, wanted=self._named is not None and not own) for place in places)
+            found = (self._found(place, wanted=self._named is not None and not own) for place in places)
             self._read = next((f for f in found if f is not None), None)
         return self._read
 
-    def write(self, uploads: Uploads, layout: Layout, *, share: bool = False, found: bool = False) -> None:
+    def write(self, uploads: Uploads, *, share: bool = False, found: bool = False) -> None:
         """See ``Depot``."""
         self._read = uploads
         if share:
-            _write(self._shared, uploads, layout)
+            self._write(self._shared, uploads)
         if share or found:
             _link(self._named or self._shared, self._own)
         else:
-            _write(self._own, uploads, layout)
+            self._write(self._own, uploads)
 
     @cached_property
-    def _architecture(self) -> str:
-        given, node = self._given.model, self._config.model
+    def _architectures(self) -> list[tuple[str, str]]:
+        """Name, and digest of the settings, of each model that clients train, by its number."""
+        values, given = plain(self._config), self._given.model
+        out = []
+        for node in (values["model"], *models(values["client"]["classes"])):
+            text = json.dumps(node, sort_keys=True, default=str)
+            name = str(node.get("_target_", "")).rpartition(".")[2]
+            out.append((name, hashlib.sha256(text.encode()).hexdigest()[:16]))
         if given is not None:
-            return getattr(given, "__name__", type(given).__name__)
-        return str(node.get("_target_", "")).rpartition(".")[2]
+            out[0] = getattr(given, "__name__", type(given).__name__), out[0][1]
+        return out
+
+    def _settings(self, client: int) -> str | None:
+        """Digest of the settings of the client's model; ``None`` where all clients train one."""
+        number = self._context.architecture_of(client)
+        return self._architectures[number][1] if self._context.others else None
+
+    @property
+    def _used(self) -> list[int]:
+        """Numbers of the models that some client trains."""
+        context = self._context
+        return sorted(set(context.classes.architectures)) if context.others and context.classes else [0]
 
     @cached_property
     def _shared(self) -> Path:
@@ -116,13 +138,14 @@ class UploadStore:
         mark = replace(self._given, strategy=None, cohorts=None, callbacks=()).fingerprint(alone=True)
         held = data.roles.client_validation
         source = {k: v for k, v in (values.get("data") or {}).items() if k != "server"}
+        free = () if 0 in self._used else ("model",)  # which no client trains
         return {
-            **{k: v for k, v in values.items() if k not in OF_THE_SERVER},
+            **{k: v for k, v in values.items() if k not in (*OF_THE_SERVER, *free)},
             "data": source,
             "client_code": digest("client", self._method.client),
             "own_code": {k: v for k, v in (values.get("code") or {}).items() if not k.startswith("strategy")},
             "handed": mark,
-            "start": self._start,
+            "start": self._starts(),
             "samples": data_hash(data.dataset),
             "augment": None if data.dataset.augment is None else digest("data.augment", data.dataset.augment),
             "normalize": str(data.dataset.normalize),
@@ -132,6 +155,68 @@ class UploadStore:
             "fedsim": version(),
             "format": FORMAT,
         }
+
+    def _starts(self) -> str | list[str]:
+        """Hash of the model that clients start from, or of each."""
+        every = [self._context.architecture(number) for number in self._used]
+        hashes = [one.start.hash(one.layout) for one in every]
+        return hashes if self._context.others else hashes[0]
+
+    def _found(self, folder: Path, wanted: bool) -> Uploads | None:
+        """What lies in the folder; ``None`` if nothing was finished there, or, which is said, if it is damaged.
+
+        Raises:
+            ConfigError: if what was asked for by name is not there or does not fit.
+        """
+        try:
+            index = json.loads((folder / INDEX).read_text())
+            found = [self._model(folder, line) for line in index["clients"]]
+            return Uploads(found, [Outcome(**o) for o in index["outcomes"]], index["clients"])
+        except FileNotFoundError:
+            if wanted or (folder / INDEX).is_file():
+                log.warning("%s: models are missing; made again", folder)
+        except (OSError, ValueError, LookupError, TypeError, SafetensorError, ConfigError) as error:
+            if wanted:
+                raise ConfigError(f"strategy.uploads: {folder} cannot be used here: {error}") from error
+            log.warning("%s: cannot be read (%s); made again", folder, error)
+        return None
+
+    def _model(self, folder: Path, line: Mapping[str, Any]) -> Upload:
+        """The model of one line, if it is the one that was written, of the architecture that its client trains."""
+        client = int(line["client"])
+        path, number = folder / f"{client}.safetensors", self._context.architecture_of(client)
+        if line.get("model") != self._settings(client):
+            raise ValueError(
+                f"the model of client {client} is {line['architecture']} of another class of clients"
+            )
+        layout, tensors = self._context.architecture(number).layout, load_file(path)
+        dtypes = {t.dtype for t in tensors.values()}
+        if len(dtypes) != 1:
+            raise ValueError(f"{path.name} holds numbers of several types")
+        dtype = dtypes.pop()
+        weights = Weights(layout.flatten(tensors, dtype), layout.buffers.flatten(tensors, dtype))
+        if weights.hash(layout) != line["sha256"]:
+            raise ValueError(f"{path.name} is not what was written, by its hash")
+        told_apart = ("client", "sha256", "samples")
+        facts = {k: v for k, v in line.items() if k not in told_apart}
+        return Upload(client, weights, float(line["samples"]), facts, number)
+
+    def _write(self, folder: Path, uploads: Uploads) -> None:
+        """The models, then in one piece the index, without which there is nothing."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in folder.glob("*.safetensors"):
+            old.unlink()
+        for model in uploads.models:
+            layout = self._context.architecture(model.architecture).layout
+            held = layout.named(model.weights.w) | layout.named_buffers(model.weights.buffers)
+            tensors = {k: v.detach().cpu().clone().contiguous() for k, v in held.items()}
+            save_file(tensors, folder / f"{model.client}.safetensors")
+        lines = ",\n".join(json.dumps(line, sort_keys=True) for line in uploads.lines)
+        outcomes = ",\n".join(json.dumps(told(o), sort_keys=True, default=str) for o in uploads.outcomes)
+        text = f'{{"uploads_hash": "{uploads.hash}",\n"clients": [\n{lines}\n],\n"outcomes": [\n{outcomes}\n]}}\n'
+        scratch = folder / f".{INDEX}.part"
+        scratch.write_text(text)
+        scratch.replace(folder / INDEX)
 
 
 def _folder(path: Path) -> Path:
@@ -143,63 +228,6 @@ def _folder(path: Path) -> Path:
         f"strategy.uploads={path}: there is no {FOLDER}/{INDEX}; give the folder of a run of a one-shot method, or "
         "strategy.uploads=auto"
     )
-
-
-def _read(folder: Path, layout: Layout, wanted: bool) -> Uploads | None:
-    """What lies in the folder; ``None`` if nothing was finished there, or, which is said, if it is damaged.
-
-    Raises:
-        ConfigError: if what was asked for by name is not there or does not fit.
-    """
-    try:
-        index = json.loads((folder / INDEX).read_text())
-        models = [_model(folder, line, layout) for line in index["clients"]]
-        found = Uploads(models, [Outcome(**o) for o in index["outcomes"]], index["clients"])
-    except FileNotFoundError:
-        if wanted or (folder / INDEX).is_file():
-            log.warning("%s: models are missing; made again", folder)
-        return None
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError, ConfigError) as error:
-        if wanted:
-            raise ConfigError(f"strategy.uploads: {folder} cannot be used here: {error}") from error
-        log.warning("%s: cannot be read (%s); made again", folder, error)
-        return None
-    return found
-
-
-def _model(folder: Path, line: Mapping[str, Any], layout: Layout) -> Upload:
-    """The model of one line, if it is the one that was written."""
-    client = int(line["client"])
-    path = folder / f"{client}.safetensors"
-    tensors = load_file(path)
-    dtypes = {t.dtype for t in tensors.values()}
-    if len(dtypes) != 1:
-        raise ValueError(f"{path.name} holds numbers of several types")
-    dtype = dtypes.pop()
-    weights = Weights(layout.flatten(tensors, dtype), layout.buffers.flatten(tensors, dtype))
-    if weights.hash(layout) != line["sha256"]:
-        raise ValueError(f"{path.name} is not what was written, by its hash")
-    told_apart = ("client", "sha256", "samples")
-    return Upload(
-        client, weights, float(line["samples"]), {k: v for k, v in line.items() if k not in told_apart}
-    )
-
-
-def _write(folder: Path, uploads: Uploads, layout: Layout) -> None:
-    """The models, then in one piece the index, without which there is nothing."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("*.safetensors"):
-        old.unlink()
-    for model in uploads.models:
-        held = layout.named(model.weights.w) | layout.named_buffers(model.weights.buffers)
-        tensors = {k: v.detach().cpu().clone().contiguous() for k, v in held.items()}
-        save_file(tensors, folder / f"{model.client}.safetensors")
-    lines = ",\n".join(json.dumps(line, sort_keys=True) for line in uploads.lines)
-    outcomes = ",\n".join(json.dumps(told(o), sort_keys=True, default=str) for o in uploads.outcomes)
-    text = f'{{"uploads_hash": "{uploads.hash}",\n"clients": [\n{lines}\n],\n"outcomes": [\n{outcomes}\n]}}\n'
-    scratch = folder / f".{INDEX}.part"
-    scratch.write_text(text)
-    scratch.replace(folder / INDEX)
 
 
 def _link(source: Path, target: Path) -> None:

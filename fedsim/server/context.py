@@ -22,6 +22,15 @@ if TYPE_CHECKING:
     from fedsim.topology import Topology
 
 
+@dataclass(frozen=True)
+class Architecture:
+    """A model that clients train: its task, the layout of its vectors, and what it starts from."""
+
+    task: Task
+    layout: Layout
+    start: Weights
+
+
 @dataclass(frozen=True, kw_only=True)
 class Context:
     """What a strategy may know of a run, from its first round to its last."""
@@ -45,6 +54,7 @@ class Context:
     data: LocalData | None = None  # labelled samples of the server's own
     roster: Roster | None = None  # who is there; None: all who are registered
     newcomers: np.ndarray | None = None  # (m,) samples of the clients held out for good, 0 of others
+    others: tuple[Architecture, ...] = ()  # that some clients train instead of the run's model
 
     @property
     def num_clients(self) -> int:
@@ -55,6 +65,21 @@ class Context:
     def clients(self) -> Sequence[int]:
         """Their ids, ascending."""
         return range(len(self.sizes)) if self.roster is None else self.roster.present
+
+    def architecture(self, number: int) -> Architecture:
+        """The run's model for 0, and ``others`` from 1."""
+        return self.others[number - 1] if number else Architecture(self.task, self.layout, self.start)
+
+    def architecture_of(self, client: int) -> int:
+        """Number of the model that ``client`` trains."""
+        return self.classes.architecture(client) if self.classes and self.others else 0
+
+    def by_architecture(self, clients: Sequence[int]) -> dict[int, list[int]]:
+        """``clients`` by the number of the model that they train, ascending."""
+        out: dict[int, list[int]] = {}
+        for client in clients:
+            out.setdefault(self.architecture_of(client), []).append(client)
+        return dict(sorted(out.items()))
 
     def initial(self) -> Weights:
         """A copy of the initial model."""

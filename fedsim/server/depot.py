@@ -27,6 +27,7 @@ class Upload:
     weights: Weights
     samples: float
     facts: Mapping[str, Any]  # architecture, hash of the split, class counts where the simulator knows them
+    architecture: int = 0  # number of the model; 0: the run's (``Context.architecture``)
 
     def line(self, layout: Layout) -> dict[str, Any]:
         """What it is told apart by."""
@@ -58,9 +59,13 @@ class Uploads:
         return torch.tensor([m.samples for m in self.models], dtype=torch.float64)
 
     @property
-    def average(self) -> Weights:
-        """FedAvg of the models: their mean, weighted by samples (by nothing, if nobody says how many)."""
-        share = self.samples
+    def average(self) -> Weights | None:
+        """FedAvg of the models: their mean, weighted by samples (by nothing, if nobody says how many). Where clients
+        train several architectures, of those of the run's own; ``None`` if there are none."""
+        models = [m for m in self.models if not m.architecture]
+        if not models:
+            return None
+        share = torch.tensor([m.samples for m in models], dtype=torch.float64)
         share = share / share.sum() if float(share.sum()) > 0 else torch.full_like(share, 1 / len(share))
 
         def mean(parts: Sequence[Tensor]) -> Tensor:
@@ -69,9 +74,7 @@ class Uploads:
                 out.add_(part.double(), alpha=s)
             return out.to(parts[0].dtype)
 
-        return Weights(
-            mean([m.weights.w for m in self.models]), mean([m.weights.buffers for m in self.models])
-        )
+        return Weights(mean([m.weights.w for m in models]), mean([m.weights.buffers for m in models]))
 
     def __len__(self) -> int:
         return len(self.models)
@@ -86,10 +89,10 @@ class Depot(Protocol):
     def alone(self) -> AbstractContextManager[None]:
         """Inside, nobody else makes the same uploads."""
 
-    def read(self, layout: Layout, *, own: bool = False) -> Uploads | None:
+    def read(self, *, own: bool = False) -> Uploads | None:
         """Uploads of this run (``own``), or of any that asked for the same; ``None`` if there are none."""
 
-    def write(self, uploads: Uploads, layout: Layout, *, share: bool = False, found: bool = False) -> None:
+    def write(self, uploads: Uploads, *, share: bool = False, found: bool = False) -> None:
         """Write them into the run's folder and, to ``share`` them, for others; or what was ``found`` there."""
 
 

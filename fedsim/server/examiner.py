@@ -57,9 +57,9 @@ class Examiner:
             self._features = weights.w, torch.cat(list(self._over_test("features", weights)))
         return self._features[1]
 
-    def logits(self, weights: Weights) -> Tensor:
-        """Logits (n, C) of the whole common test set."""
-        return torch.cat(list(self._over_test("logits", weights)))
+    def logits(self, weights: Weights, architecture: int = 0) -> Tensor:
+        """Logits (n, C) of the whole common test set; of a model of another ``architecture``, by its number."""
+        return torch.cat(list(self._over_test("logits", weights, architecture)))
 
     def score(self, logits: Tensor) -> dict[str, Any]:
         """What ``evaluate`` gives, of ``logits`` (n, C) of the whole common test set."""
@@ -124,11 +124,14 @@ class Examiner:
             out += [(a, b, name) for a, b in itertools.pairwise(edges)]
         return out
 
-    def _over_test(self, method: str, weights: Weights) -> list[Any]:
+    def _over_test(self, method: str, weights: Weights, architecture: int = 0) -> list[Any]:
         rows = [(a, b) for a, b, _ in self._test_batches()]
         parts = max(1, min(len(rows), GROUPS * self.engine.workers))
         groups = [rows[i * len(rows) // parts : (i + 1) * len(rows) // parts] for i in range(parts)]
-        payload = Payload(weights._asdict(), {"on": self.on} if self.on else {})
+        values = ({"on": self.on} if self.on else {}) | (
+            {"architecture": architecture} if architecture else {}
+        )
+        payload = Payload(weights._asdict(), values)
         return [found for part in self.engine.map(method, payload, groups) for found in part]
 
     def _summary(self, sums: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -45,7 +45,8 @@ class Inquiry:
     @property
     def kind(self) -> str:
         """Exchanges of one kind cost alike: the same task on a message of the same size."""
-        return f"{self.broadcast.task}/{self.broadcast.payload.nbytes}"
+        kind, model = f"{self.broadcast.task}/{self.broadcast.payload.nbytes}", self.broadcast.architecture
+        return f"{kind}/{model}" if model else kind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,12 +70,14 @@ class Exchanger:
         clients: Sequence[int],
         index: int,
         turns: Mapping[int, int] | None = None,
+        architecture: int = 0,
     ) -> Inquiry:
-        """What is to be asked of ``clients``, ascending; their draws are keyed by ``index`` unless by ``turns``."""
+        """What is to be asked of ``clients``, ascending; their draws are keyed by ``index`` unless by ``turns``. It is
+        about the model that is the run's ``architecture``."""
         if message.rows:
             without = () if self.context.share_buffers else ("buffers",)
             message = message.addressed(clients, without=without)
-        broadcast = self._broadcast(message, fold, task, index)
+        broadcast = replace(self._broadcast(message, fold, task, index), architecture=architecture)
         return Inquiry(broadcast, message, clients, self._works(clients, index), turns, tuple(clients))
 
     def run(self, inquiry: Inquiry, round: int) -> tuple[list[Outcome], Folded]:

@@ -140,6 +140,7 @@ class Server(Context):
         wait: bool = True,
         turns: Mapping[int, int] | None = None,
         traffic: Traffic | None = None,
+        architecture: int = 0,
     ) -> Replies:
         """Send ``message`` to ``clients`` (the round's cohort), run their method ``task``, fold the updates.
 
@@ -148,7 +149,8 @@ class Server(Context):
         ``wait=False`` virtual time stands still, for exchanges that go on side by side: ``Clock.elapse`` ends them.
         ``turns`` are numbers that key the draws and the learning rate of clients instead of the round: how often each
         has trained, where rounds mean nothing to them. ``traffic`` is what goes over the clients' links, if that is not
-        the message and the answers.
+        the message and the answers. ``architecture`` is the number of the model that it is about, 0 the run's: vectors
+        have its layout, and clients work with it, whatever they train.
         """
         round, record, clock = self.round, self.record, self.clock
         if self.measured_on:
@@ -158,7 +160,7 @@ class Server(Context):
         if clients is not None and self.exchanger.landing is not None:
             self.exchanger.landing.check_asked(task, clients, round.cohort)
         asked = sorted(round.cohort if clients is None else clients)
-        inquiry = self.exchanger.inquiry(message, fold, task, asked, round.index, turns)
+        inquiry = self.exchanger.inquiry(message, fold, task, asked, round.index, turns, architecture)
         schedule = None
         if clock is not None and not is_measuring(task):
             wanted = round.wanted if clients is None else None
@@ -232,9 +234,9 @@ class Server(Context):
         """``model.features`` (n, d) of the whole common test set; computed once a round for the same vector."""
         return self.examiner.features(weights)
 
-    def logits(self, weights: Weights) -> Tensor:
-        """Logits (n, C) of the whole common test set."""
-        return self.examiner.logits(weights)
+    def logits(self, weights: Weights, architecture: int = 0) -> Tensor:
+        """Logits (n, C) of the whole common test set; of a model of another ``architecture``, by its number."""
+        return self.examiner.logits(weights, architecture)
 
     def score(self, logits: Tensor) -> dict[str, Any]:
         """What ``evaluate`` gives, of ``logits`` (n, C) of the whole common test set."""

@@ -41,7 +41,8 @@ def plan(
     """Who will answer an exchange that starts now, and when; see ``Clock.plan``."""
     if clock.predicts:
         _try_out(clock, exchanger, inquiry)
-    message, works, layout = inquiry.message, inquiry.works, exchanger.context.layout
+    message, works = inquiry.message, inquiry.works
+    layout = exchanger.context.architecture(inquiry.broadcast.architecture).layout
     legs = exchanger.legs(inquiry)
     size = legs.down + sent_bytes(inquiry.broadcast.payload, layout) + row_bytes(message.rows, layout)
     down = [size + (sent_bytes(message.each[c], layout) if c in message.each else 0) for c in works]

@@ -37,6 +37,7 @@ class Traits:
     pooled: bool = False  # all training samples lie in one place, as if of one client
     buffers: str | None = None  # policy for BatchNorm instead of the configured: average, local or all_local
     widths: bool = False  # clients may train sub-models of the model (``width`` of their class)
+    architectures: bool = False  # clients may train models other than the run's (``model`` of their class)
     personal: bool = False  # its results are the clients' own models: no global one is meant to be used
     horizon: bool = False  # a schedule depends on the total number of rounds: a longer run is another run
     everybody: bool = (

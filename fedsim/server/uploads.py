@@ -6,7 +6,6 @@ code and samples is not asked for again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -24,15 +23,15 @@ def gathered(server: Server, message: Message) -> Uploads | None:
     ``message`` holds the model ``w`` (and ``buffers``) that clients start from. Where devices are simulated, or clients
     are real, everybody is asked in every run. What was found is in the round's log as if it had been asked for.
     """
-    depot, layout = server.depot, server.layout
+    depot = server.depot
     shared = server.clock is None and not server.remote
     if depot is None or not shared:
         return _asked(server, message, share=False)
     with depot.alone():
-        found = depot.read(layout)
+        found = depot.read()
         if found is None:
             return _asked(server, message, share=True)
-    depot.write(found, layout, found=True)
+    depot.write(found, found=True)
     server.record.begins.append(len(server.record.outcomes))
     server.record.outcomes.extend(replace(o) for o in found.outcomes)
     server.facts["uploads_hash"] = found.hash
@@ -45,7 +44,7 @@ def recalled(server: Server, expected: str) -> Uploads:
     Raises:
         CheckpointError: if they are gone, or others.
     """
-    found = None if server.depot is None else server.depot.read(server.layout, own=True)
+    found = None if server.depot is None else server.depot.read(own=True)
     if found is None or found.hash != expected:
         what = "are missing" if found is None else f"are others (uploads_hash {found.hash[:8]})"
         raise CheckpointError(
@@ -57,28 +56,46 @@ def recalled(server: Server, expected: str) -> Uploads:
 
 
 def _asked(server: Server, message: Message, share: bool) -> Uploads | None:
-    fold = {"delta": "stack"} | ({"buffers": "stack"} if "buffers" in message.shared.arrays else {})
+    """One exchange with everybody; where clients train several architectures, one with those of each, side by side."""
+    groups = server.by_architecture(server.round.cohort) or {0: []}
     turns = dict.fromkeys(server.round.cohort, 0) if server.round.index else None
-    before = len(server.outcomes)
-    replies = server.exchange(message, fold, turns=turns)
-    if not len(replies):
+    alone, longest = len(groups) == 1, 0.0
+    models, outcomes = list[Upload](), list[Outcome]()
+    for number, clients in groups.items():
+        sent, before = message if not number else _first(server, number), len(server.outcomes)
+        fold = {"delta": "stack"} | ({"buffers": "stack"} if "buffers" in sent.shared.arrays else {})
+        asked = None if alone else clients
+        replies = server.exchange(sent, fold, clients=asked, wait=alone, turns=turns, architecture=number)
+        longest = max(longest, replies.sim_seconds)
+        outcomes += server.outcomes[before:]
+        if len(replies):
+            models += _models(server, sent, replies, number)
+    if server.clock is not None and not alone:
+        server.clock.elapse(longest)
+    if not models:
         return None
-    found = _uploads(server, message, replies, server.outcomes[before:])
+    models.sort(key=lambda m: m.client)
+    found = Uploads(models, outcomes, [m.line(server.architecture(m.architecture).layout) for m in models])
     if server.depot is not None:
-        server.depot.write(found, server.layout, share=share)
+        server.depot.write(found, share=share)
     server.facts["uploads_hash"] = found.hash
     return found
 
 
-def _uploads(server: Server, message: Message, replies: Replies, outcomes: Sequence[Outcome]) -> Uploads:
+def _first(server: Server, number: int) -> Message:
+    """What clients receive that train the model ``number``: its first weights."""
+    start = server.architecture(number).start
+    return Message.of({"w": start.w} | ({"buffers": start.buffers} if len(start.buffers) else {}))
+
+
+def _models(server: Server, message: Message, replies: Replies, number: int) -> list[Upload]:
     arrays, deltas = message.shared.arrays, replies.stack("delta")
     none = torch.zeros(0, dtype=deltas.dtype)
     buffers = replies.stack("buffers") if "buffers" in arrays else [none] * len(deltas)
     facts = (lambda client: {}) if server.depot is None else server.depot.facts
-    models = [
-        Upload(c, Weights(arrays["w"] + delta, own.clone()), weight, facts(c))
+    return [
+        Upload(c, Weights(arrays["w"] + delta, own.clone()), weight, facts(c), number)
         for c, delta, own, weight in zip(
             replies.clients, deltas, buffers, replies.weights.tolist(), strict=True
         )
     ]
-    return Uploads(models, list(outcomes), [m.line(server.layout) for m in models])

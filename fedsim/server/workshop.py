@@ -52,9 +52,10 @@ class Workshop:
         """A resident model to train, in training mode; whoever uses it loads weights first."""
         return self._flat()
 
-    def frozen(self, weights: Weights) -> nn.Module:
-        """A copy of the model with ``weights`` in evaluation mode, none of which has a gradient."""
-        model = self._flat()
+    def frozen(self, weights: Weights, architecture: int = 0) -> nn.Module:
+        """A copy of the model (by its number, of another ``architecture``) with ``weights`` in evaluation mode, none of
+        which has a gradient."""
+        model = self._flat(architecture)
         model.load(weights.w.to(self.device), weights.buffers.to(self.device))
         return model.module.eval().requires_grad_(False)
 
@@ -84,8 +85,9 @@ class Workshop:
         """A batch on the device."""
         return Batch(*(tree_map(lambda t: t.to(self.device), part) for part in (batch.x, batch.y)))
 
-    def _flat(self) -> FlatModel:
-        plan, task = self._plan, self._plan.task
+    def _flat(self, architecture: int = 0) -> FlatModel:
+        plan = self._plan
+        task = plan.others[architecture - 1] if architecture else plan.task
         return FlatModel(copied(task.model), plan.dtype, plan.device, habits=task.habits, loss=task.loss)
 
 

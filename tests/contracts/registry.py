@@ -32,10 +32,16 @@ class Entry:
     single: bool = False  # the server looks at single updates, as at centroids of each client
     still: bool = False  # slopes: the model is never in training mode, so no statistics are collected
     scalars: bool = False  # clients send numbers, of which no vector is folded
+    once: bool = False  # asks for all clients' models in its first round, and for none after it
+    frozen: bool = False  # once all clients have answered, the model stays what it is
 
     def model(self, kind: str) -> str:
         """The kind of network, without BatchNorm where the method cannot train it."""
         return "tanh" if self.parts and kind == "bn" else kind
+
+    def moves(self, rounds: int) -> int:
+        """How many different models so many rounds give."""
+        return 1 if self.frozen else rounds
 
     @property
     def arguments(self) -> tuple[str, ...]:
@@ -56,16 +62,17 @@ SMALL_GENERATOR = (
     "strategy.noise=4",
     "strategy.width=6",
     "strategy.generator_steps=3",
+    "strategy.epochs=5",
 )
-ON_NOISE = ("strategy.data=noise", "strategy.noise_samples=12", "strategy.steps=6")
-# These ask clients in the first round alone, which most contracts are not about: tests/strategies/test_one_shot.py
+ON_NOISE = ("strategy.data=noise", "strategy.noise_samples=12", "strategy.steps=6", "strategy.epochs=5")
+# These ask all clients in the first round, most of them nobody after it: once.py says what becomes of contracts
 ONE_SHOT = (
-    Entry("one-shot", "one_shot"),
-    Entry("co-boosting", "co_boosting", SMALL_GENERATOR),
-    Entry("dense", "dense", SMALL_GENERATOR),
-    Entry("feddf", "feddf", ON_NOISE),
-    Entry("fens", "fens"),
-    Entry("analytic", "analytic", needs_head=True),
+    Entry("one-shot", "one_shot", once=True, frozen=True),
+    Entry("co-boosting", "co_boosting", SMALL_GENERATOR, once=True),
+    Entry("dense", "dense", SMALL_GENERATOR, once=True),
+    Entry("feddf", "feddf", ON_NOISE, once=True),
+    Entry("fens", "fens", once=True, frozen=True, draws=True),
+    Entry("analytic", "analytic", frozen=True, needs_head=True),
 )
 STABLE = (
     "strategy.lam_2=1",
@@ -194,6 +201,7 @@ LISTED = (
     ),
     Entry("fedbuff", "fedbuff", (*TWO_AT_A_TIME, "strategy.buffer=3"), asynchronous=True),
     Entry("fedasync", "fedasync", (*TWO_AT_A_TIME, "strategy.answers_per_round=3"), asynchronous=True),
+    *ONE_SHOT,
 )
 # Options that tests of their own try: settings of a method above, references, what needs adapters or other peers.
 ELSEWHERE = (
@@ -226,7 +234,7 @@ ELSEWHERE = (
 def unlisted() -> list[str]:
     """Options of ``conf/strategy`` that nothing above names: new methods."""
     options = sorted(p.stem for p in (Path(__file__).parents[2] / "conf/strategy").glob("*.yaml"))
-    known = {*ELSEWHERE, *(e.strategy for e in (*LISTED, *ONE_SHOT))}
+    known = {*ELSEWHERE, *(e.strategy for e in LISTED)}
     return [option for option in options if option not in known]
 
 

@@ -57,7 +57,7 @@ def test_nobody_uses_the_samples_of_a_client_that_is_excluded(entry: Entry, tmp_
     settings = [*arguments, f"exclude=[{ABSENT}]"]
     first, again = problem().run(*settings), problem(clients=others()).run(*settings)
     assert [*map(facts, first.rows)] == [*map(facts, again.rows)]
-    assert len({*hashes(first)}) == 2  # every round moved the model
+    assert len({*hashes(first)}) == entry.moves(2)  # every round moved the model
     assert ABSENT not in first.per_client["client"].to_numpy()
     assert {c for row in first.rows for c in row["cohort"]} <= {0, 1, 3, 4, 5}
 

@@ -34,6 +34,7 @@ REFUSED = {  # more than sums leaves their clients, or another rule than the mea
         "fedbuff",
         "fedasync",
     ),
+    *("one-shot", "co-boosting", "dense", "feddf", "fens", "analytic"),
 }
 DAILY = {"fednova", "scaffold"}
 CASES = [pytest.param(e, id=e.label, marks=[] if e.label in DAILY else pytest.mark.nightly) for e in TABLE]

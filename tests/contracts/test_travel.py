@@ -43,7 +43,7 @@ def test_averaged_statistics_are_the_weighted_mean_and_counters_stay(entry: Entr
         expected = sum(w * s[i] for w, s in zip(weights, statistics, strict=True)) / weights.sum()
         torch.testing.assert_close(result.weights[name], expected, rtol=0, atol=1e-12)
     assert int(result.weights["1.num_batches_tracked"]) == 0
-    assert all(v.is_floating_point() for v in strategy.states[0].values())
+    assert all(v.is_floating_point() for v in strategy.states[0].values() if isinstance(v, Tensor))
 
 
 @pytest.mark.parametrize("policy", ["local", "all_local"])

@@ -65,7 +65,7 @@ def options() -> list[str]:
 def recorded(option: str) -> Sent:
     """Names of what clients send in three rounds of a tiny problem, by question; weights, which all send, left out."""
     name, *more = option.split()
-    entry = next((e for e in (*TABLE, *ONE_SHOT) if e.strategy == name), None)
+    entry = next((e for e in TABLE if e.strategy == name), None)
     words = (f"strategy={name}", *SETTINGS[name]) if entry is None else entry.arguments
     if name in DEFAULTS:
         words = (f"strategy={name}", *(w for w in words if w.startswith("client.")), *more)

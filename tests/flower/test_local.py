@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "contracts"))
 from localgrid import LocalGrid, deploy
 from real import ROOT
-from registry import AT_SERVER, BOXES, ONE_SHOT, SPREAD, TABLE, Entry, often
+from registry import AT_SERVER, BOXES, SPREAD, TABLE, Entry, often
 
 import fedsim
 from fedsim.errors import ConfigError
@@ -28,7 +28,6 @@ REFUSED = {  # by name: what a deployment cannot be
 }
 WIDTHS = "client.classes=[{share: 0.5, width: 1}, {share: 0.5, width: 0.5}]"
 FURTHER = (  # options that the contract table leaves to tests of their own
-    *ONE_SHOT,
     Entry("dpsgd", "dpsgd", ("topology=ring",)),
     Entry("gossip-fedavg", "gossip_fedavg", ("topology=complete",)),
     Entry("heterofl", "heterofl", (WIDTHS,), needs_head=True),
@@ -109,6 +108,12 @@ def test_roles_are_those_of_the_simulation(tmp_path: Path) -> None:
     assert twin.summary["weights_hash"] == alone.summary["weights_hash"]
     for key in ("val/loss", "clients_val/loss", "clients/loss", "held_out/loss", "participation_gap"):
         assert [r[key] for r in twin.rows] == [r[key] for r in alone.rows], key
+
+
+def test_a_model_for_some_clients_alone_is_refused(tmp_path: Path) -> None:
+    classes = "client.classes=[{share: 1}, {share: 1, model: mlp}]"
+    with pytest.raises(ConfigError, match=r"client\.classes: nodes agree on one model before round 1"):
+        deploy(tmp_path, "strategy=one_shot", *SMALL, classes)
 
 
 @pytest.mark.parametrize("option", sorted(REFUSED))
