@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import traceback
 import warnings
@@ -231,15 +232,20 @@ class Worker:
         outcome.kind, outcome.reason, outcome.error, outcome.weight = "ok", "", None, float(update.weight)
         outcome.values, outcome.metrics = payload.values, dict(update.metrics)
         outcome.guesses = update.guesses
-        outcome.bytes_up = sent_bytes(payload, self.model.layout)
-        if outcome.hashes is not None:
-            outcome.hashes |= hashes_of(payload, self.model.layout, "update/")
-        if (bad := _not_finite(payload, update)) is not None:
+        layout, lengths = self.model.layout, dict[str, float]()
+        if release is not None:
+            lengths = release.lengths(payload.arrays, job.message.values, broadcast.fold, broadcast.task)
+        bad = _not_finite(payload, update, lengths)
+        if bad is not None or release is None:
+            outcome.bytes_up = sent_bytes(payload, layout)
+            if outcome.hashes is not None:
+                outcome.hashes |= hashes_of(payload, layout, "update/")
+        if bad is not None:
             outcome.kind = "nonfinite"
             outcome.reason = f"non-finite values in {bad}; {remedy(job.data, job.meter.first_loss)}"
             return None
         if release is not None:
-            return self._released(release, job, update, payload, broadcast, folder, outcome)
+            return self._released(release, job, update, payload, lengths, broadcast, folder, outcome)
         folder.add(arrays, float(update.weight))
         return _new_state(job, update)
 
@@ -249,6 +255,7 @@ class Worker:
         job: Job,
         update: Update,
         payload: Payload,
+        lengths: Mapping[str, float],
         broadcast: Broadcast,
         folder: Folder,
         outcome: Outcome,
@@ -256,17 +263,8 @@ class Worker:
         """Fold what the release makes of an update that is finite; the client's new state, residuals in it."""
         layout, stays = self.model.layout, job.local_part.spans
         events = 0 if job.private is None else job.noisy.events
-        about = Leaving(
-            job.seed,
-            job.round,
-            job.client,
-            broadcast.task,
-            layout,
-            job.message.values,
-            job.residuals,
-            stays,
-            events,
-        )
+        who = job.seed, job.round, job.client, broadcast.task, layout
+        about = Leaving(*who, job.message.values, job.residuals, stays, events, lengths)
         sent = release.leave(payload.arrays, payload.values, broadcast.fold, about)
         folder.check(sent.arrays)
         folder.frames(sent.frames)
@@ -274,16 +272,17 @@ class Worker:
         outcome.values, outcome.metrics = travels.values, {**outcome.metrics, **sent.metrics}
         outcome.bytes_up = sent_bytes(travels, layout)
         if outcome.hashes is not None:
-            outcome.hashes = {k: v for k, v in outcome.hashes.items() if not k.startswith("update/")}
             outcome.hashes |= hashes_of(travels, layout, "update/")
         folder.add(sent.arrays, float(update.weight))
         outcome.weight = 1.0 if WEIGHT in sent.arrays else outcome.weight
         return _new_state(job, update, sent.state)
 
 
-def _not_finite(payload: Payload, update: Update) -> str | None:
-    """Names of arrays and state with NaN or infinity, or the weight if that is unusable; ``None`` if all is well."""
-    bad = [k for k, t in payload.arrays.items() if not finite(t)]
+def _not_finite(payload: Payload, update: Update, lengths: Mapping[str, float]) -> str | None:
+    """Names of arrays and state with NaN or infinity, or the weight if that is unusable; ``None`` if all is well.
+    ``lengths``: of some of the arrays, which say it without another look."""
+    unknown = {k: t for k, t in payload.arrays.items() if not math.isfinite(lengths.get(k, math.inf))}
+    bad = [k for k, t in unknown.items() if not finite(t)]
     bad += [f"its state '{k}'" for k, t in (update.state or {}).items() if not finite(t)]
     if bad or not 0 <= update.weight < float("inf"):
         return ", ".join(bad) or f"the weight ({update.weight})"

@@ -66,6 +66,7 @@ class Leaving:
     )  # of the client's state, what begins with ``OWN``
     stays: tuple[slice, ...] = ()  # spans of ``w`` that never leave the client: nothing is drawn for them
     events: int = 0  # noisy gradients of single samples that the update is made of
+    lengths: Mapping[str, float] = field(default_factory=dict)  # of vectors, where they are known already
 
     def private(self, v: Tensor, slots: Slots | None) -> Tensor | None:
         """0 where entries of ``v``, without padding, never leave the client, else 1; None: all of them leave."""
@@ -124,6 +125,16 @@ class Release:
         """How long the vector may be; None: as long as it is."""
         return None if self.privacy is None else self.privacy.bound(vector, values.get(CLIP))
 
+    def lengths(
+        self, arrays: Mapping[str, Tensor], values: Mapping[str, Value], kinds: Kinds, task: str
+    ) -> dict[str, float]:
+        """Lengths of the vectors that are clipped, by the message's ``values``: one that is finite tells that all
+        entries are."""
+        if self.privacy is None:
+            return {}
+        bounded = [n for n in self.vectors(kinds, task) if n in arrays and arrays[n].is_floating_point()]
+        return {n: length_of(arrays[n]) for n in bounded if self.bound(n, values) is not None}
+
     def leave(
         self, arrays: Mapping[str, Tensor], values: Mapping[str, Value], kinds: Kinds, about: Leaving
     ) -> Released:
@@ -145,7 +156,7 @@ class Release:
                 continue
             bound = self.bound(name, about.values)
             if bound is not None:
-                v, factor = clip(v, bound)
+                v, factor = clip(v, bound, about.lengths.get(name))
                 fits = fits and factor == 1.0
             sent.arrays[name] = v
             if self.compression is not None or self.secure is not None or self._noisy:
