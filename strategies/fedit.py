@@ -20,6 +20,6 @@ class FedIT(FedAvg):
         super().setup(task, layout)
         if not adapters_of(task.model, layout):
             raise ConfigError(
-                "strategy=fedit: the model has no low-rank adapters (lora_A, lora_B) that are trained, and without them "
-                "this is FedAvg; type model=hf 'model.lora={r: 4}', hand over a peft model, or type strategy=fedavg"
+                "strategy=fedit: the model has no low-rank adapters (lora_A, lora_B) that are trained, and without "
+                "them this is FedAvg; type model=hf 'model.lora={r: 4}', hand over a peft model, or type strategy=fedavg"
             )

@@ -111,8 +111,8 @@ class Slopes(Strategy):
         if blind:
             server.log["no_finite_slope"] = blind
             log.warning(
-                "round %d: no slope of clients %s was finite, so all count as 0; look at their samples, at strategy.eps "
-                "and at strategy.lr",
+                "round %d: no slope of clients %s was finite, so all count as 0; look at their samples, strategy.eps and "
+                "strategy.lr",
                 round.index + 1,
                 blind,
             )

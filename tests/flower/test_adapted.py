@@ -1,4 +1,4 @@
-"""Methods of adapters, those that change their base above all, on a grid in this process: the same bits as in a simulation."""
+"""Methods of adapters, above all those that change their base, on a grid in this process: the bits of a simulation."""
 
 from __future__ import annotations
 

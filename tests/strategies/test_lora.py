@@ -176,7 +176,7 @@ def test_rules_that_judge_factors_and_models_without_adapters_are_refused() -> N
             run(method, "aggregator=coordinate_median")
         with pytest.raises(ConfigError, match="no adapter of which both factors"):
             run(method, model=lambda: nn.Linear(4, 3))
-        with pytest.raises(ConfigError, match="secagg: .* looks at single updates"):
+        with pytest.raises(ConfigError, match=r"secagg: .* looks at single updates"):
             run(method, "secagg=ring", "secagg.reach=1")
         with pytest.raises(ConfigError, match="server_momentum"):
             run(method, "strategy.server_momentum=0.9")
