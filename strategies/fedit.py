@@ -21,5 +21,5 @@ class FedIT(FedAvg):
         if not adapters_of(task.model, layout):
             raise ConfigError(
                 "strategy=fedit: the model has no low-rank adapters (lora_A, lora_B) that are trained, and without "
-                "them this is FedAvg; type model=hf 'model.lora={r: 4}', hand over a peft model, or type strategy=fedavg"
+                "them this is FedAvg; type model=hf 'model.lora={r: 4}', hand over a peft model, or strategy=fedavg"
             )

@@ -111,8 +111,8 @@ class Slopes(Strategy):
         if blind:
             server.log["no_finite_slope"] = blind
             log.warning(
-                "round %d: no slope of clients %s was finite, so all count as 0; look at their samples, strategy.eps and "
-                "strategy.lr",
+                "round %d: no slope of clients %s was finite, so they are 0; look at their samples, strategy.lr and "
+                "strategy.eps",
                 round.index + 1,
                 blind,
             )

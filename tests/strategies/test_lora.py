@@ -202,5 +202,5 @@ def test_the_base_changes_by_the_same_bits_on_workers(method: tuple[str, ...]) -
 
 
 def test_fedit_without_adapters_is_refused_as_fedavg() -> None:
-    with pytest.raises(ConfigError, match=r"strategy=fedit: .*no low-rank adapters.*type strategy=fedavg"):
+    with pytest.raises(ConfigError, match=r"strategy=fedit: .*no low-rank adapters.*or strategy=fedavg"):
         classification().run("strategy=fedit", "rounds=1")
