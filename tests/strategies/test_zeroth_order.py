@@ -61,11 +61,10 @@ def test_clients_that_are_alike_are_one_client_on_shared_directions() -> None:
     assert run(1) == run(4)
 
 
-@pytest.mark.parametrize(
-    "method",
-    [(*DECOMFL, "client.lr_decay=0.7"), ("strategy=fedkseed", "strategy.lr=0.02", "strategy.pool=6", "strategy.local_steps=4")],
-    ids=["decomfl", "fedkseed"],
-)  # fmt: skip
+SEEDS = ("strategy=fedkseed", "strategy.lr=0.02", "strategy.pool=6", "strategy.local_steps=4")
+
+
+@pytest.mark.parametrize("method", [(*DECOMFL, "client.lr_decay=0.7"), SEEDS], ids=["decomfl", "fedkseed"])
 def test_copies_of_who_was_away_are_the_servers_bit_for_bit(method: tuple[str, ...]) -> None:
     """Whatever the rate was; every round the copies are compared. Client 3 joins late, 1 skips two rounds."""
     cohorts = [[0, 1], [0, 2], [0, 2], [0, 1, 3], [1, 2, 3]]
