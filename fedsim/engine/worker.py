@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 import traceback
 import warnings
@@ -19,6 +18,7 @@ from fedsim.data.door import remedy
 from fedsim.data.federated import FederatedData
 from fedsim.data.local import Batch, LocalData
 from fedsim.engine import lanes, vectorised
+from fedsim.engine.accepting import State, new_state, not_finite, resident_alone
 from fedsim.engine.assignments import Broadcast, Chunk, ChunkResult, Plan
 from fedsim.engine.lanes import Ahead, Begun, Lane
 from fedsim.engine.resident import ReadOnlyError, Resident
@@ -33,9 +33,7 @@ from fedsim.local.answer import check_shape
 from fedsim.local.job import Job
 from fedsim.task.captured import exact
 from fedsim.task.evaluation import evaluate, features, logits
-from fedsim.task.vectors import finite
 
-State = dict[str, Tensor]
 Span = tuple[int, int]  # test rows [start, stop)
 TERMINATED = 143  # how a process leaves that is asked to end by SIGTERM
 LEAKS = (ReadOnlyError, KeptError)  # whatever the failure policy: other clients are touched
@@ -235,7 +233,7 @@ class Worker:
         layout, lengths = self.model.layout, dict[str, float]()
         if release is not None:
             lengths = release.lengths(payload.arrays, job.message.values, broadcast.fold, broadcast.task)
-        bad = _not_finite(payload, update, lengths)
+        bad = not_finite(payload, update, lengths)
         if bad is not None or release is None:
             outcome.bytes_up = sent_bytes(payload, layout)
             if outcome.hashes is not None:
@@ -247,7 +245,7 @@ class Worker:
         if release is not None:
             return self._released(release, job, update, payload, lengths, broadcast, folder, outcome)
         folder.add(arrays, float(update.weight))
-        return _new_state(job, update)
+        return new_state(job, update)
 
     def _released(
         self,
@@ -264,7 +262,8 @@ class Worker:
         layout, stays = self.model.layout, job.local_part.spans
         events = 0 if job.private is None else job.noisy.events
         who = job.seed, job.round, job.client, broadcast.task, layout
-        about = Leaving(*who, job.message.values, job.residuals, stays, events, lengths)
+        spare = "delta" if resident_alone(job, update, payload) else ""
+        about = Leaving(*who, job.message.values, job.residuals, stays, events, lengths, spare)
         sent = release.leave(payload.arrays, payload.values, broadcast.fold, about)
         folder.check(sent.arrays)
         folder.frames(sent.frames)
@@ -275,24 +274,4 @@ class Worker:
             outcome.hashes |= hashes_of(travels, layout, "update/")
         folder.add(sent.arrays, float(update.weight))
         outcome.weight = 1.0 if WEIGHT in sent.arrays else outcome.weight
-        return _new_state(job, update, sent.state)
-
-
-def _not_finite(payload: Payload, update: Update, lengths: Mapping[str, float]) -> str | None:
-    """Names of arrays and state with NaN or infinity, or the weight if that is unusable; ``None`` if all is well.
-    ``lengths``: of some of the arrays, which say it without another look."""
-    unknown = {k: t for k, t in payload.arrays.items() if not math.isfinite(lengths.get(k, math.inf))}
-    bad = [k for k, t in unknown.items() if not finite(t)]
-    bad += [f"its state '{k}'" for k, t in (update.state or {}).items() if not finite(t)]
-    if bad or not 0 <= update.weight < float("inf"):
-        return ", ".join(bad) or f"the weight ({update.weight})"
-    return None
-
-
-def _new_state(job: Job, update: Update, residuals: State | None = None) -> State | None:
-    """What the client keeps from now on; ``None``: what it had."""
-    if update.state is None and not job.kept and not residuals:
-        return None
-    new = {**(job.state if update.state is None else update.state), **(job.kept or {})}
-    new |= {**job.residuals, **(residuals or {})}
-    return {k: v.detach().clone() for k, v in new.items()}  # the next client overwrites resident vectors
+        return new_state(job, update, sent.state)

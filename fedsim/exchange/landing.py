@@ -172,7 +172,7 @@ class Landing:
         """The sum with noise, drawn for entries that leave clients."""
         layout = self.terms.layout
         slots = slots_of(total, layout)
-        x = flat(total, slots).double()
+        x = flat(total, slots).to(torch.float64, copy=True)
         if central.privacy.distributed:  # it is in the sum
             self.row.setdefault("_sums", [0.0, 0.0])[0] += float(x.square().sum())
             return total
@@ -182,7 +182,7 @@ class Landing:
         sums = self.row.setdefault("_sums", [0.0, 0.0])
         sums[0] += float(x.square().sum())
         sums[1] += float(added.square().sum())
-        return shaped((x + added).to(total.dtype), slots, total)
+        return shaped(x.add_(added).to(total.dtype), slots, total)
 
     def _check_cohort(self, ok: Sequence[Outcome], round: int) -> None:
         """Refuse a client that is back before its turn: correlated noise does not hide it then."""

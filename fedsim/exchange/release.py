@@ -68,6 +68,7 @@ class Leaving:
     stays: tuple[slice, ...] = ()  # spans of ``w`` that never leave the client: nothing is drawn for them
     events: int = 0  # noisy gradients of single samples that the update is made of
     lengths: Mapping[str, float] = field(default_factory=dict)  # of vectors, where they are known already
+    spare: str = ""  # a vector that nobody reads afterwards
 
     def private(self, v: Tensor, slots: Slots | None) -> Tensor | None:
         """0 where entries of ``v``, without padding, never leave the client, else 1; None: all of them leave."""
@@ -157,7 +158,7 @@ class Release:
                 continue
             bound = self.bound(name, about.values)
             if bound is not None:
-                v, factor = clip(v, bound, about.lengths.get(name))
+                v, factor = clip(v, bound, about.lengths.get(name), inplace=name == about.spare)
                 fits = fits and factor == 1.0
             sent.arrays[name] = v
             if self.compression is not None or self.secure is not None or self._noisy:
@@ -208,11 +209,11 @@ class Release:
         if self.secure is not None:
             factor = self.secure.factor(name, weight, about.values)
             places = self.places(name, len(x), about.seed, about.task, about.round)
-            spread = self.spread(bound, count)
-            noise = self._own_noise(x, v, bound, about, count, draws) if spread else None
+            deviation = self.spread(bound, count)
+            noise = self._own_noise(x, v, bound, about, count, draws) if deviation else None
             part, added = (t if t is None or places is None else t[places] for t in (x, noise))
             assert part is not None
-            whole, saturated = self.secure.enter(name, part, bound, draws, factor, added, spread)
+            whole, saturated = self.secure.enter(name, part, bound, draws, factor, added, deviation)
             sent.frames[name] = self.secure.frame(whole)
             sent.arrays[name] = shaped(spread(whole, places, len(x)), slots, v)
             sent.metrics[SATURATED] = sent.metrics.get(SATURATED, 0.0) + saturated
