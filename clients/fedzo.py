@@ -9,7 +9,7 @@ import torch
 from clients.base import Client
 from clients.directions import Directions, add_scaled
 from clients.slopes import Probe
-from fedsim.exchange.payload import Update
+from fedsim.exchange.payload import NonFinite, Update
 from fedsim.local.job import Job
 
 
@@ -26,7 +26,11 @@ class FedZOClient(Client):
     measure: str
 
     def fit(self, job: Job) -> Update:
-        """H local steps; sends the model's change."""
+        """H local steps; sends the model's change.
+
+        Raises:
+            NonFinite: if no slope was finite: the model did not move by what the client has.
+        """
         x, z = job.anchor.clone(), None
         drawn, d, step = Directions(job.seed, "local", job.layout.params), job.layout.size, 0
         with Probe(job, x, job.message.arrays.get("buffers"), self.mu, self.measure) as probe:
@@ -37,4 +41,6 @@ class FedZOClient(Client):
                     z, step = drawn.sphere(job.round, job.client, step, x, z), step + 1
                     add_scaled(g, d / self.directions * probe.slope(batch, z), z)
                 x = job.sgd(x, g)
+            if probe.blind:
+                raise NonFinite("the loss on either side of every direction")
         return Update({"delta": job.delta(x)}, weight=job.weight(self.weighting), metrics=probe.report())

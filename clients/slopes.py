@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fedsim.data.local import Batch
 from fedsim.errors import ClientError
-from fedsim.exchange.payload import NonFinite, Refusal
+from fedsim.exchange.payload import Refusal
 from fedsim.local.job import Job
 from fedsim.task.fixed import BATCH_NORM
 from fedsim.task.task import Task
@@ -94,14 +94,13 @@ class Probe:
         self.nonfinite += not math.isfinite(c)
         return _finite(c)
 
-    def report(self, **more: float) -> dict[str, float]:
-        """Metrics of the job, with the number of slopes that were not finite.
+    @property
+    def blind(self) -> bool:
+        """Whether slopes were measured, and none of them was finite."""
+        return 0 < self.measured == self.nonfinite
 
-        Raises:
-            NonFinite: if none was finite: the client knows nothing, and zeros would only shorten everybody's step.
-        """
-        if self.measured and self.nonfinite == self.measured:
-            raise NonFinite("the loss on either side of every direction")
+    def report(self, **more: float) -> dict[str, float]:
+        """Metrics of the job, with the number of slopes that were not finite."""
         return {**self.job.report(), "nonfinite_slopes": float(self.nonfinite), **more}
 
     def _base(self, batch: Batch) -> float:

@@ -99,6 +99,7 @@ class FedKSeed(Slopes):
         heard = [(o.client, *found) for o in replies.ok if (found := self._entries(o)) is not None]
         if lost := sorted(set(replies.clients) - {c for c, *_ in heard}):
             server.log["out_of_sync"] = lost
+        self.name_the_blind(server, replies, self.local_steps, round)
         if not heard:
             return state
         G, history, uses = (np.array(state[name], np.float64) for name in ("G", "history", "uses"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
@@ -21,6 +22,7 @@ from fedsim.server.round import Round
 from fedsim.server.traits import ClientQuestion, Traits
 from strategies.base import State, Strategy, check, check_weighting
 
+log = logging.getLogger(__name__)
 SLOPES = "clients measure slopes, they do not train; type strategy.lr and the other settings of strategy"
 REPLICAS = ("one", "each")
 STEEPEST = 1e16  # slope that a server takes from a node
@@ -103,6 +105,18 @@ class Slopes(Strategy):
         codes = codec.unpack(data, count)
         return None if bool(codec.is_absent(codes).all()) else codes
 
+    def name_the_blind(self, server: Server, replies: Replies, count: int, round: Round) -> None:
+        """Say of which clients none of the ``count`` slopes was finite: these count as 0."""
+        blind = [o.client for o in replies.ok if o.metrics.get("nonfinite_slopes", 0.0) >= count]
+        if blind:
+            server.log["no_finite_slope"] = blind
+            log.warning(
+                "round %d: no slope of clients %s was finite, so they are 0; look at their samples, strategy.lr and "
+                "strategy.eps",
+                round.index + 1,
+                blind,
+            )
+
     def misfit(self, update: Payload, count: int, before: int = 0) -> str:
         """Why an update cannot be ``count`` codes behind ``before`` bytes, else nothing."""
         codec, data = CODECS[self.codec], update.values.get("slopes")
@@ -142,6 +156,7 @@ class Logged(Slopes):
         lost = [o.client for o in replies.ok if self.codes(o, self.heard) is None]
         if lost:
             server.log["out_of_sync"] = lost
+        self.name_the_blind(server, replies, self.heard, round)
         here = replace(replies, outcomes=[o for o in replies.ok if o.client not in lost])
         w, frame = self.advance(server, state["w"], here, round)
         log, since = [*state["log"], [part.hex() for part in frame]], state["log_from"]

@@ -7,14 +7,14 @@ from torch import Tensor, nn
 
 
 class LoRALinear(nn.Module):
-    """A frozen layer with adapters of rank 2 and scale 2."""
+    """A frozen layer with adapters, by default of rank 2 and scale 2."""
 
-    def __init__(self, size_in: int, size_out: int):
+    def __init__(self, size_in: int, size_out: int, rank: int = 2, scaling: float = 2.0):
         super().__init__()
         self.base = nn.Linear(size_in, size_out).requires_grad_(False)
-        self.lora_A = nn.Parameter((2 * torch.rand(2, size_in) - 1) / size_in**0.5)
-        self.lora_B = nn.Parameter(torch.zeros(size_out, 2))
-        self.scaling = 2.0
+        self.lora_A = nn.Parameter((2 * torch.rand(rank, size_in) - 1) / size_in**0.5)
+        self.lora_B = nn.Parameter(torch.zeros(size_out, rank))
+        self.scaling = scaling
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.base(x) + self.scaling * (x @ self.lora_A.T) @ self.lora_B.T

@@ -73,6 +73,7 @@ DEPLOYED = ("engine.most_samples", "engine.nodes")  # of these, settings of one 
 # Options that runs of before did not have, by the class that takes them, and the value by which nothing changes
 OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "fedsim.exchange.compression.random_k": {"shared": False},
+    "fedsim.exchange.privacy.Privacy": {"where": "server", "least": None},
     "fedsim.data.huggingface.load": {"tokenizer": None, "length": 64},
     "strategies.fedproto.FedProto": {"pull": "samples"},
     "strategies.heterofl.HeteroFL": {"output_rows": "width"},

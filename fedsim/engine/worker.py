@@ -18,7 +18,7 @@ from fedsim.data.door import remedy
 from fedsim.data.federated import FederatedData
 from fedsim.data.local import Batch, LocalData
 from fedsim.engine import lanes, vectorised
-from fedsim.engine.acceptance import State, new_state, not_finite
+from fedsim.engine.accepting import State, new_state, not_finite, resident_alone
 from fedsim.engine.assignments import Broadcast, Chunk, ChunkResult, Plan
 from fedsim.engine.lanes import Ahead, Begun, Lane
 from fedsim.engine.resident import ReadOnlyError, Resident
@@ -247,15 +247,20 @@ class Worker:
         outcome.kind, outcome.reason, outcome.error, outcome.weight = "ok", "", None, float(update.weight)
         outcome.values, outcome.metrics = payload.values, dict(update.metrics)
         outcome.guesses = update.guesses
-        outcome.bytes_up = sent_bytes(payload, self.model.layout)
-        if outcome.hashes is not None:
-            outcome.hashes |= hashes_of(payload, self.model.layout, "update/")
-        if (bad := not_finite(payload, update)) is not None:
+        layout, lengths = self.model.layout, dict[str, float]()
+        if release is not None:
+            lengths = release.lengths(payload.arrays, job.message.values, broadcast.fold, broadcast.task)
+        bad = not_finite(payload, update, lengths)
+        if bad is not None or release is None:
+            outcome.bytes_up = sent_bytes(payload, layout)
+            if outcome.hashes is not None:
+                outcome.hashes |= hashes_of(payload, layout, "update/")
+        if bad is not None:
             outcome.kind = "nonfinite"
             outcome.reason = f"non-finite values in {bad}; {remedy(job.data, job.meter.first_loss)}"
             return None
         if release is not None:
-            return self._released(release, job, update, payload, broadcast, folder, outcome)
+            return self._released(release, job, update, payload, lengths, broadcast, folder, outcome)
         folder.add(arrays, float(update.weight))
         return new_state(job, update)
 
@@ -265,6 +270,7 @@ class Worker:
         job: Job,
         update: Update,
         payload: Payload,
+        lengths: Mapping[str, float],
         broadcast: Broadcast,
         folder: Folder,
         outcome: Outcome,
@@ -272,17 +278,9 @@ class Worker:
         """Fold what the release makes of an update that is finite; the client's new state, residuals in it."""
         layout, stays = self.model.layout, job.local_part.spans
         events = 0 if job.private is None else job.noisy.events
-        about = Leaving(
-            job.seed,
-            job.round,
-            job.client,
-            broadcast.task,
-            layout,
-            job.message.values,
-            job.residuals,
-            stays,
-            events,
-        )
+        who = job.seed, job.round, job.client, broadcast.task, layout
+        spare = "delta" if resident_alone(job, update, payload) else ""
+        about = Leaving(*who, job.message.values, job.residuals, stays, events, lengths, spare)
         sent = release.leave(payload.arrays, payload.values, broadcast.fold, about)
         folder.check(sent.arrays)
         folder.frames(sent.frames)
@@ -290,7 +288,6 @@ class Worker:
         outcome.values, outcome.metrics = travels.values, {**outcome.metrics, **sent.metrics}
         outcome.bytes_up = sent_bytes(travels, layout)
         if outcome.hashes is not None:
-            outcome.hashes = {k: v for k, v in outcome.hashes.items() if not k.startswith("update/")}
             outcome.hashes |= hashes_of(travels, layout, "update/")
         folder.add(sent.arrays, float(update.weight))
         outcome.weight = 1.0 if WEIGHT in sent.arrays else outcome.weight

@@ -13,6 +13,7 @@ from fedsim.errors import ArgumentError
 from fedsim.exchange import normals as noise
 from fedsim.exchange.accounting import ADD_REMOVE, Mechanism
 from fedsim.exchange.correlated import next_noise, nodes
+from fedsim.exchange.payload import Outcome
 from fedsim.exchange.privacy import Privacy
 from fedsim.exchange.release import OWN
 
@@ -92,17 +93,18 @@ class CentralNoise:
         assert privacy.delta is not None
         slow = mechanism.event == "truncated"  # by loss distributions alone: told at the end
         eps, relation = (None, ADD_REMOVE) if slow else mechanism.epsilon(released, privacy.delta)
+        hidden = privacy.distributed  # nobody knows of single clients, nor of the noise by itself
         return {
             "epsilon": eps,
             "delta": privacy.delta,
             "relation": relation,
             "z": privacy.multiplier,
             "C": self.bound,
-            "clipped": 1 - sum(fits) / len(fits) if fits else 0.0,
+            "clipped": None if hidden else 1 - sum(fits) / len(fits) if fits else 0.0,
             "reclipped": long,
-            "noise_norm": math.sqrt(squares[1]),
+            "noise_norm": None if hidden else math.sqrt(squares[1]),
             "sum_norm": math.sqrt(squares[0]),
-            "epsilon_valid": not privacy.assume_poisson,
+            "epsilon_valid": not (privacy.assume_poisson or privacy.distributed),
         }
 
     def save(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -114,6 +116,14 @@ class CentralNoise:
         """Go on from what ``save`` gave."""
         self.bound = plain["bound"]
         self._past = {n: [tensors[f"/{n}/{i}"] for i in range(k)] for n, k in plain["past"].items()}
+
+
+def too_few_shares(privacy: Privacy | None, outcomes: Sequence[Outcome]) -> str:
+    """Why clients' shares of the noise do not suffice, if they add it and so few came."""
+    came = sum(o.kind == "ok" for o in outcomes)
+    if privacy is None or not privacy.distributed or privacy.least is None or came >= privacy.least:
+        return ""
+    return f"privacy.where=distributed: {came} clients answered, the noise is made of {privacy.least} shares"
 
 
 def z_delta(z: float, sigma_b: float) -> float:

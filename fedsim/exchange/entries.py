@@ -13,16 +13,17 @@ if TYPE_CHECKING:
     from fedsim.task.slots import Slots
 
 
-def clip(v: Tensor, bound: float) -> tuple[Tensor, float]:
-    """``v min(1, C/|v|)`` and the factor; zero stays zero, and what fits is returned as it is.
+def clip(v: Tensor, bound: float, length: float | None = None, inplace: bool = False) -> tuple[Tensor, float]:
+    """``v min(1, C/|v|)`` and the factor; zero stays zero, and what fits is returned as it is. ``length``: |v|, where
+    it is known; ``inplace``: nobody else reads ``v``.
 
     McMahan, Ramage, Talwar, Zhang: Learning Differentially Private Recurrent Language Models, ICLR 2018.
     """
-    length = length_of(v)
+    length = length_of(v) if length is None else length
     if length <= bound:
         return v, 1.0
     factor = bound / length
-    return v * factor, factor
+    return (v.mul_(factor) if inplace else v * factor), factor
 
 
 def length_of(v: Tensor) -> float:

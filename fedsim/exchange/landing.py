@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fedsim.errors import EngineError, StrategyError
-from fedsim.exchange.central import CentralNoise
+from fedsim.exchange.central import CentralNoise, too_few_shares
 from fedsim.exchange.entries import clip, flat, shaped, shared_entries, slots_of
 from fedsim.exchange.ledger import Ledger
 from fedsim.exchange.measured_tasks import is_measuring
@@ -66,6 +66,7 @@ class Landing:
         """Why the server cannot take masks off the sum, if so; noted in the round's row."""
         secure = self.release.secure
         why = "" if secure is None else void(secure, cohort, outcomes, self.terms.seed, round)
+        why = why or too_few_shares(self.release.privacy, outcomes)
         if why:
             self.row["secagg"] = "void"
         return why
@@ -107,7 +108,8 @@ class Landing:
             if total is None:
                 total = torch.zeros_like(self._like(name, message))
             elif ring is not None and not total.is_floating_point():
-                total = ring.leave(name, total, bound).to(self.terms.dtype)
+                spread = self.release.spread(bound, len(names))
+                total = ring.leave(name, total, bound, spread).to(self.terms.dtype)
             if self.central is not None:
                 assert bound is not None
                 total = self._noised(self.central, name, total, bound, len(names), round)
@@ -170,14 +172,17 @@ class Landing:
         """The sum with noise, drawn for entries that leave clients."""
         layout = self.terms.layout
         slots = slots_of(total, layout)
-        x = flat(total, slots).double()
+        x = flat(total, slots).to(torch.float64, copy=True)
+        if central.privacy.distributed:  # it is in the sum
+            self.row.setdefault("_sums", [0.0, 0.0])[0] += float(x.square().sum())
+            return total
         added = central.of(name, x.numel(), bound, count, round, self._exchange, self._made)
         if (mask := shared_entries(layout, self.terms.stays, total, slots)) is not None:
             added = added * mask
         sums = self.row.setdefault("_sums", [0.0, 0.0])
         sums[0] += float(x.square().sum())
         sums[1] += float(added.square().sum())
-        return shaped((x + added).to(total.dtype), slots, total)
+        return shaped(x.add_(added).to(total.dtype), slots, total)
 
     def _check_cohort(self, ok: Sequence[Outcome], round: int) -> None:
         """Refuse a client that is back before its turn: correlated noise does not hide it then."""

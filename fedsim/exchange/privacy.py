@@ -25,6 +25,7 @@ check = partial(check_setting, "privacy")
 LEVELS = ("client", "local", "record")
 MECHANISMS = ("gaussian", "banded", "tree")
 ACCOUNTANTS = ("rdp", "pld")
+WHERE = ("server", "distributed")
 CENTRAL_ONLY = {
     "mechanism": "gaussian",
     "cap": None,
@@ -66,6 +67,8 @@ class Privacy:
     cap: int | None = None  # most clients of a bernoulli cohort
     assume_poisson: bool = False
     metrics: str = "drop"
+    where: str = "server"  # who adds noise to a sum: the server, or each client a share below the ring
+    least: int | None = None  # clients whose shares are enough; None: two thirds of the cohort
     micro: int = 32  # samples whose gradients are computed together
     found: float | None = None
     span: int | None = None
@@ -73,21 +76,19 @@ class Privacy:
     def __post_init__(self) -> None:
         if isinstance(self.adaptive, Mapping):
             object.__setattr__(self, "adaptive", AdaptiveClip(**self.adaptive))
-        if self.noise == "distributed":
-            check(
-                False,
-                "noise",
-                self.noise,
-                "noise that clients add below the ring is rounded, and no accountant here knows the sum of rounded "
-                "Gaussians: epsilon would be no bound; type secagg=masks with privacy.noise=auto: the server adds it "
-                "to the unmasked sum",
-            )
+        check(
+            self.noise != "distributed",
+            "noise",
+            self.noise,
+            "where noise is added says another setting; type privacy.where=distributed with secagg=masks",
+        )
         for name, value, allowed in (
             ("level", self.level, LEVELS),
             ("mechanism", self.mechanism, MECHANISMS),
             ("accountant", self.accountant, ACCOUNTANTS),
             ("noise", self.noise, ("auto", "keyed", "os")),
             ("metrics", self.metrics, ("drop", "plain")),
+            ("where", self.where, WHERE),
         ):
             check(value in allowed, name, value, f"choose one of {', '.join(allowed)}")
         _check_amounts(self)
@@ -97,6 +98,8 @@ class Privacy:
                 ("cap", None),
                 ("assume_poisson", False),
                 ("accountant", "rdp"),
+                ("where", "server"),
+                ("least", None),
             ):
                 value = getattr(self, name)
                 check(value == off, name, value, f"goes with privacy=client only; leave {name} out")
@@ -107,11 +110,18 @@ class Privacy:
             check(
                 self.clip != "adaptive", "clip", self.clip, "correlated noise needs one bound; type a number"
             )
+        if self.distributed:
+            _check_shares(self)
 
     @property
     def central(self) -> bool:
         """Whether the server adds the noise to sums."""
         return self.level == "client"
+
+    @property
+    def distributed(self) -> bool:
+        """Whether clients add the noise of the sum, each a share of it, in the fixed point of secure sums."""
+        return self.central and self.where == "distributed"
 
     @property
     def local(self) -> bool:
@@ -184,11 +194,36 @@ class Privacy:
                 "it in the strategy's traits.public_values if it says nothing of the samples"
             )
 
-    def local_noise(self, x: Tensor, bound: float | None, count: int, draws: Draws) -> Tensor:
-        """Noise for one of ``count`` vectors of a client, of the size of ``x``: std z C sqrt(count)."""
+    def own_spread(self, bound: float, count: int) -> float:
+        """Standard deviation of what a client adds to one of ``count`` vectors: z C sqrt(count), of ``least`` shares
+        one; 0 where it adds nothing."""
+        whole = self.multiplier * bound * math.sqrt(count)
+        if self.distributed:
+            assert self.least is not None, "a run fills it in"
+            return whole / math.sqrt(self.least)
+        return whole if self.local else 0.0
+
+    def own_noise(self, x: Tensor, bound: float | None, count: int, draws: Draws) -> Tensor:
+        """Noise for one of ``count`` vectors of a client, of the size of ``x``."""
         assert bound is not None
         normals = noise.secret if self.noise == "os" else noise.of(draws("noise"))
-        return normals(x.numel()).to(x.device) * (self.multiplier * bound * math.sqrt(count))
+        return normals(x.numel()).to(x.device) * self.own_spread(bound, count)
+
+
+def _check_shares(p: Privacy) -> None:
+    """Noise in shares is plain Gaussian, and nothing in the clear tells what it hides."""
+    check(
+        p.mechanism == "gaussian",
+        "mechanism",
+        p.mechanism,
+        "shares of clients are drawn afresh each round; with privacy.where=distributed type privacy.mechanism=gaussian",
+    )
+    check(
+        not p.adapts,
+        "clip",
+        p.clip,
+        "clients would say in the clear whether they fit; with privacy.where=distributed type a number",
+    )
 
 
 def _check_amounts(p: Privacy) -> None:
@@ -204,7 +239,7 @@ def _check_amounts(p: Privacy) -> None:
     )
     assert p.delta is not None
     check(0 < p.delta < 1, "delta", p.delta, "must lie in (0, 1)")
-    for name in ("epsilon", "epsilon_max", "cap", "micro", "band"):
+    for name in ("epsilon", "epsilon_max", "cap", "micro", "band", "least"):
         value = getattr(p, name)
         check(value is None or value > 0, name, value, "must be positive")
     check(p.z is None or p.z >= 0, "z", p.z, "must not be negative")

@@ -13,7 +13,8 @@ Where parts plug in:
   makes of it one frame (n,) of uint8. Error feedback, fitting to the clip bound, residuals and bytes are done here.
 * secure sums (``secure``) are a ``stages.Ring``: what it makes of a vector is folded in the place of that, as a sum of
   integers, and ``Landing`` takes the sum out of the ring. Masks belong to whoever sends the frame.
-* privacy (``privacy``) is ``fedsim.exchange.privacy.Privacy``: clip and local noise here, central noise in ``Landing``.
+* privacy (``privacy``) is ``fedsim.exchange.privacy.Privacy``: clip and local noise here, central noise in ``Landing``,
+  or a share of it here, in the fixed point.
 
 A vector is an array of real numbers of the fold that the method does not call a statistic; ``buffers`` are none.
 """
@@ -69,6 +70,8 @@ class Leaving:
     )  # of the client's state, what begins with ``OWN``
     stays: tuple[slice, ...] = ()  # spans of ``w`` that never leave the client: nothing is drawn for them
     events: int = 0  # noisy gradients of single samples that the update is made of
+    lengths: Mapping[str, float] = field(default_factory=dict)  # of vectors, where they are known already
+    spare: str = ""  # a vector that nobody reads afterwards
 
     def private(self, v: Tensor, slots: Slots | None) -> Tensor | None:
         """0 where entries of ``v``, without padding, never leave the client, else 1; None: all of them leave."""
@@ -127,6 +130,16 @@ class Release:
         """How long the vector may be; None: as long as it is."""
         return None if self.privacy is None else self.privacy.bound(vector, values.get(CLIP))
 
+    def lengths(
+        self, arrays: Mapping[str, Tensor], values: Mapping[str, Value], kinds: Kinds, task: str
+    ) -> dict[str, float]:
+        """Lengths of the vectors that are clipped, by the message's ``values``: one that is finite tells that all
+        entries are."""
+        if self.privacy is None:
+            return {}
+        bounded = [n for n in self.vectors(kinds, task) if n in arrays and arrays[n].is_floating_point()]
+        return {n: length_of(arrays[n]) for n in bounded if self.bound(n, values) is not None}
+
     def leave(
         self, arrays: Mapping[str, Tensor], values: Mapping[str, Value], kinds: Kinds, about: Leaving
     ) -> Released:
@@ -148,7 +161,7 @@ class Release:
                 continue
             bound = self.bound(name, about.values)
             if bound is not None:
-                v, factor = clip(v, bound)
+                v, factor = clip(v, bound, about.lengths.get(name), inplace=name == about.spare)
                 fits = fits and factor == 1.0
             sent.arrays[name] = v
             if self.compression is not None or self.secure is not None or self._noisy:
@@ -157,7 +170,7 @@ class Release:
         if WEIGHT in kinds and self.secure is not None:
             share = self.secure.share(float(values.get("weight", 1.0)), about.values)  # type: ignore[arg-type]
             sent.arrays[WEIGHT], sent.frames[WEIGHT] = share, self.secure.frame(share)
-        if self.privacy is not None and self.privacy.central and names:
+        if self.privacy is not None and self.privacy.central and names and not self.privacy.distributed:
             sent.values[FITS] = float(fits)
         if about.events:
             sent.values[EVENTS] = about.events
@@ -181,9 +194,7 @@ class Release:
         slots, draws, codec = slots_of(v, about.layout), about.draws(name), self.compression
         x = flat(v, slots).double().cpu()
         if self.privacy is not None and self.privacy.local:
-            keeps = about.private(v, slots)
-            noise = self.privacy.local_noise(x, bound, count, draws)
-            x = x + (noise if keeps is None else noise * keeps)
+            x = x + self._own_noise(x, v, bound, about, count, draws)
         if codec is not None and codec.takes(name):
             layout = about.layout if slots is about.layout.params else None
             kept = f"{RESIDUAL}{'' if about.task == 'fit' else f'{about.task}/'}{name}"  # each exchange's own
@@ -202,13 +213,33 @@ class Release:
         if self.secure is not None:
             factor = self.secure.factor(name, weight, about.values)
             places = self.places(name, len(x), about.seed, about.task, about.round)
-            part = x if places is None else x[places]
-            whole, saturated = self.secure.enter(name, part, bound, draws, factor)
+            deviation = self.spread(bound, count)
+            noise = self._own_noise(x, v, bound, about, count, draws) if deviation else None
+            part, added = (t if t is None or places is None else t[places] for t in (x, noise))
+            assert part is not None
+            whole, saturated = self.secure.enter(name, part, bound, draws, factor, added, deviation)
             sent.frames[name] = self.secure.frame(whole)
             sent.arrays[name] = shaped(spread(whole, places, len(x)), slots, v)
             sent.metrics[SATURATED] = sent.metrics.get(SATURATED, 0.0) + saturated
             return
         sent.arrays[name] = shaped(x.to(v.device, v.dtype), slots, v)
+
+    def _own_noise(
+        self, x: Tensor, v: Tensor, bound: float | None, about: Leaving, count: int, draws: Draws
+    ) -> Tensor:
+        """What a client adds to ``x``, the entries of ``v`` without padding; nothing where entries stay with it."""
+        assert self.privacy is not None
+        noise, keeps = (
+            self.privacy.own_noise(x, bound, count, draws),
+            about.private(v, slots_of(v, about.layout)),
+        )
+        return noise if keeps is None else noise * keeps
+
+    def spread(self, bound: float | None, count: int) -> float:
+        """Deviation of the noise below the ring that a client adds to one of ``count`` vectors; 0: none."""
+        if self.privacy is None or bound is None or not self.privacy.distributed:
+            return 0.0
+        return self.privacy.own_spread(bound, count)
 
     @staticmethod
     def common(vector: str, seed: int, task: str, round: int) -> Draws:

@@ -56,12 +56,19 @@ class Ring(Protocol):
     """Fixed-point numbers, whose sums do not depend on their order and can be masked."""
 
     def enter(
-        self, vector: str, v: Tensor, bound: float | None, draws: Draws, factor: float
+        self,
+        vector: str,
+        v: Tensor,
+        bound: float | None,
+        draws: Draws,
+        factor: float,
+        noise: Tensor | None = None,
+        spread: float = 0.0,
     ) -> tuple[Tensor, int]:
         """``v`` (d,), float64, times ``factor`` as integers (d,), int64; and how many were beyond reach.
-        ``bound``: of its length, where it was clipped."""
+        ``bound``: of its length, where it was clipped; ``noise`` (d,), if any, of deviation ``spread``."""
 
-    def leave(self, vector: str, total: Tensor, bound: float | None) -> Tensor:
+    def leave(self, vector: str, total: Tensor, bound: float | None, spread: float = 0.0) -> Tensor:
         """The real sum (d,), float64, of which the sum of integers is ``total``."""
 
     masks: bool  # clients mask what they send

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 WEIGHTED = (
     "release/weighted"  # value of a message: names of vectors that are summed times the client's weight
 )
+TAIL = 8  # deviations of noise that fit the ring beside the vector: beyond is one entry in 10^15
 MAX_WEIGHT = "release/max_weight"  # and the weight that counts as 1
 
 
@@ -59,6 +60,7 @@ class SecureSums:
     neighbours: int | None = None  # clients that each masks with, even; None: all
     most: int | None = None  # clients of a sum; None: filled in by the run
     hides: bool = False  # weights are masked too; filled in by the run
+    firm: bool = False  # no fewer than the threshold will do, whoever was asked; filled in by the run
 
     def __post_init__(self) -> None:
         check_choice("secagg.round", self.round, ROUNDING)
@@ -78,14 +80,22 @@ class SecureSums:
         return FixedPoint(self.bits, self.most, self.round)
 
     def enter(
-        self, vector: str, v: Tensor, bound: float | None, draws: Draws, factor: float = 1.0
+        self,
+        vector: str,
+        v: Tensor,
+        bound: float | None,
+        draws: Draws,
+        factor: float = 1.0,
+        noise: Tensor | None = None,
+        spread: float = 0.0,
     ) -> tuple[Tensor, int]:
         """Levels (d,), int64, of ``v`` (d,) times ``factor``; and how many entries were beyond reach.
 
+        ``noise`` (d,) of deviation ``spread`` is rounded to levels by itself, and added to them.
         Where lengths are bounded, so is that of the levels: rounding may add to it, and ``v`` leaves room for that.
         """
         u = StageDraws(draws).uniforms(len(v)) if self.round == "stochastic" else None
-        x, reach = v.cpu().numpy() * factor, self._reach(bound)
+        x, reach = v.cpu().numpy() * factor, self._reach(bound, spread)
         if bound is not None:
             room = bound - rounding_growth(len(x), reach / self.ring.L, self.round)
             if room <= bound / 2:
@@ -93,13 +103,17 @@ class SecureSums:
                     f"secagg.bits={self.bits}: rounding {len(x)} entries is as long as the clip bound; more bits"
                 )
             x = x * min(1.0, room / max(float(np.sqrt(np.sum(x * x))), room))
-        found = self.ring.levels(x, reach, u)
-        return torch.from_numpy(found.q), found.saturated
+        found, L = self.ring.levels(x, reach, u), self.ring.L
+        if noise is None:
+            return torch.from_numpy(found.q), found.saturated
+        whole = found.q + np.rint(noise.cpu().numpy() / (reach / L)).astype(np.int64)
+        q = np.clip(whole, -L, L)
+        return torch.from_numpy(q), found.saturated + int(np.count_nonzero(q != whole))
 
-    def leave(self, vector: str, total: Tensor, bound: float | None) -> Tensor:
+    def leave(self, vector: str, total: Tensor, bound: float | None, spread: float = 0.0) -> Tensor:
         """The real sum, of any shape, float64: the integer one, mod R and read as signed, times step = reach/L."""
         whole = torch.from_numpy(np.asarray(signed(residues_of(total.cpu().numpy(), self.bits), self.bits)))
-        return whole.double() * (self._reach(bound) / self.ring.L)
+        return whole.double() * (self._reach(bound, spread) / self.ring.L)
 
     def frame(self, levels: Tensor) -> Tensor:
         """Levels (d,) as they travel: residues of ``bits`` bits each."""
@@ -163,6 +177,8 @@ class SecureSums:
         self.ring.check_cohort(asked)
         if not self.masks or not asked:
             return 0
+        if self.firm and self.threshold is not None:
+            return self.threshold
         if self.neighbours is not None:
             asked = min(asked, self.neighbours + 1)
         if self.threshold is None:
@@ -184,8 +200,8 @@ class SecureSums:
             size = cohort if self.neighbours is None else min(cohort, self.neighbours + 1)
             check_threshold(self.threshold, size)
 
-    def _reach(self, bound: float | None) -> float:
-        reach = bound if bound is not None else self.reach
+    def _reach(self, bound: float | None, spread: float = 0.0) -> float:
+        reach = bound + TAIL * spread if bound is not None else self.reach
         if reach is None:
             raise EngineError(
                 "secagg.reach is missing: no entry of an update may be larger; add secagg.reach=1"

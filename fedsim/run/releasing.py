@@ -20,6 +20,7 @@ from fedsim.exchange.ledger import Ledger
 from fedsim.exchange.payload import Payload
 from fedsim.exchange.privacy import Privacy
 from fedsim.exchange.release import Release
+from fedsim.exchange.secagg import default_threshold
 from fedsim.exchange.spending import Spending
 from fedsim.exchange.terms import Terms
 from fedsim.local.kept import LocalPart
@@ -53,6 +54,10 @@ def release(
         everybody = coins(config) or method.traits.meets_all_clients
         most = secure.most or most or (config.num_clients if everybody else config.clients_per_round)
         secure = replace(secure, most=most, hides=secure.masks and not alike(method))
+        if privacy is not None and privacy.distributed:
+            least = privacy.least or default_threshold(config.clients_per_round)
+            privacy = replace(privacy, least=least)
+            secure = replace(secure, threshold=max(least, secure.threshold or 0), firm=True)
     statistics = statistics_of(method)
     return Release(privacy, compression, secure, statistics, method.traits.public_values)
 

@@ -133,7 +133,37 @@ def _check_central(method: StrategyLike, config: DictConfig, privacy: Privacy, g
         )
     if privacy.cap is not None and config.participation != "bernoulli":
         raise ConfigError(f"privacy.cap={privacy.cap}: caps a bernoulli cohort; add participation=bernoulli")
+    if privacy.distributed:
+        _check_shares(config, privacy)
     _check_budget(config, privacy, given_cohorts)
+
+
+def _check_shares(config: DictConfig, privacy: Privacy) -> None:
+    """Refuse shares of the noise that somebody could see, or that would be too few."""
+    key, m = "privacy.where=distributed", int(config.clients_per_round)
+    if not config.get("secagg"):
+        raise ConfigError(
+            f"{key}: a share of the noise hides no single update; type secagg=masks, by which only the sum is seen"
+        )
+    if config.secagg.get("neighbours") is not None:
+        raise ConfigError(
+            f"{key}: with secagg.neighbours sums of fewer clients than privacy.least could be unmasked; leave "
+            "secagg.neighbours out"
+        )
+    if config.participation == "bernoulli":
+        raise ConfigError(
+            f"{key}: in a small cohort of coins the shares would be too few; type participation=fixed, or "
+            "privacy.where=server"
+        )
+    if privacy.least is not None and not m / 2 < privacy.least <= m:
+        raise ConfigError(
+            f"privacy.least={privacy.least}: must be more than half of the clients of a round, and at most all {m}"
+        )
+    log.warning(
+        "%s: no accountant here knows the sum of rounded Gaussians, so epsilon is that of one Gaussian and rows say "
+        "epsilon_valid: false",
+        key,
+    )
 
 
 def _check_budget(config: DictConfig, privacy: Privacy, given_cohorts: bool) -> None:

@@ -163,7 +163,10 @@ def test_deviation_and_keys_of_noise() -> None:
         ({"level": "local", "mechanism": "tree"}, "privacy=client only"),
         ({"level": "record", "accountant": "pld"}, "privacy=client only"),
         ({"mechanism": "banded", "clip": "adaptive"}, "one bound"),
-        ({"noise": "distributed"}, "sum of rounded Gaussians"),
+        ({"noise": "distributed"}, "type privacy.where=distributed"),
+        ({"where": "distributed", "clip": "adaptive"}, "whether they fit"),
+        ({"where": "distributed", "mechanism": "banded"}, "drawn afresh"),
+        ({"where": "distributed", "level": "local"}, "goes with privacy=client only"),
         ({"accountant": "prv"}, "choose one of rdp, pld"),
     ],
 )

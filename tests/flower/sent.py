@@ -51,7 +51,7 @@ DEFAULTS = (
     "heterofl",
     "logit_adjust",
 )  # whose entries in the contracts may be of another variant
-ADAPTED = ("fedex", "flora", "ranked_lora")  # whose models have adapters
+ADAPTED = ("fedex", "fedit", "flora", "ranked_lora")  # whose models have adapters
 NOTHING = dict.fromkeys(("centralised", "mezo"), "not deployed: all data in one place")
 IMPLIED = {"sums"}  # arrays that a simulation folds, and that do not travel
 Sent = dict[str, tuple[set[str], set[str]]]  # question to arrays and values

@@ -36,7 +36,6 @@ FURTHER = (  # options that the contract table leaves to tests of their own
     Entry("fixmatch-server", "fixmatch", (*AT_SERVER, "strategy.tau=0.2")),
     Entry("pseudo-ema", "pseudo_ema", (*AT_SERVER, *BOXES, "strategy.lo=0.06"), needs_head=True),
     Entry("fedbn", "fedbn"),
-    Entry("fedit", "fedit"),
     Entry("ffa", "ffa", ('strategy.frozen=["*.bias"]',)),
     Entry("fedsa", "fedsa", ('strategy.local=["*.bias"]',)),
     Entry("fraug-digits", "fraug_digits", ("strategy.rounds=6",), needs_head=True),
@@ -131,6 +130,7 @@ def test_what_cannot_be_deployed_is_refused_by_name(option: str, tmp_path: Path)
 def test_every_strategy_is_either_deployed_or_refused_here() -> None:
     tried = {e.strategy for e in DEPLOYED} | {
         "fedex",
+        "fedit",
         "flora",
         "ranked_lora",
     }  # see tests/flower/test_adapted.py

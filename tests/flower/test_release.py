@@ -48,6 +48,7 @@ MORE = (
         "sampling=round_robin",
         "clients_per_round=1",
     ),
+    ("privacy=client", "privacy.where=distributed", *KEYED, UNIFORM, "secagg=masks", "privacy.least=2"),
     ("privacy=local", "compression=rotate", *KEYED, UNIFORM),
     ("privacy=record", "strategy=fedprox", *KEYED),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -171,6 +172,36 @@ def test_golden_gradients_of_samples() -> None:
     np.testing.assert_allclose(each.numpy(), z["sample_grads"], atol=1e-12)
     total = records.clipped_sum(each, float(z["C"])) + float(z["z"] * z["C"]) * torch.from_numpy(z["noise"])
     np.testing.assert_allclose((total / float(z["expected"])).numpy(), z["gradient"], atol=1e-12)
+
+
+def by_autograd(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """A backward pass for each sample."""
+    rows = []
+    for one in range(len(y)):
+        loss = torch.nn.functional.cross_entropy(model(x[one : one + 1]), y[one : one + 1])
+        rows.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))]))
+    return torch.stack(rows)
+
+
+def by_opacus(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Opacus' hooks; with the mean it would multiply by the number of samples."""
+    wrapped = pytest.importorskip("opacus").GradSampleModule(model, loss_reduction="sum")
+    torch.nn.functional.cross_entropy(wrapped(x), y, reduction="sum").backward()
+    return torch.cat([p.grad_sample.flatten(1) for p in model.parameters()], dim=1)
+
+
+@pytest.mark.parametrize("reference", [by_autograd, by_opacus])
+def test_gradients_of_samples_are_those_of_others(reference: Any) -> None:
+    """Of a convolution with GroupNorm too."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        layers = (torch.nn.Conv2d(2, 4, 3), torch.nn.GroupNorm(2, 4), torch.nn.Tanh(), torch.nn.Flatten())
+        model = torch.nn.Sequential(*layers, torch.nn.Linear(36, 3)).double()
+        x, y = torch.randn(6, 2, 5, 5, dtype=torch.float64), torch.randint(3, (6,))
+    expected = reference(copy.deepcopy(model), x, y)
+    flat = FlatModel(model, torch.float64)
+    g, _ = records.sample_gradients(flat, torch.nn.functional.cross_entropy)(flat.w, x, y)
+    torch.testing.assert_close(flat.layout.compact(g), expected, rtol=0, atol=1e-10)
 
 
 def test_record_level_runs(tmp_path: Path) -> None:

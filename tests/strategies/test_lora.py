@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from adapting import adapted
-from lora_runs import METHODS, NAMES, SIZES, A, B, by_hand, clients, run, state
+from adapting import LoRALinear, adapted
+from lora_runs import METHODS, NAMES, SIZES, A, B, by_hand, clients, local_steps, run, state
 from problems import classification, hashes
 from torch import Tensor, nn
 
@@ -44,15 +44,54 @@ def test_one_round_of_fedex_and_of_flora_gives_the_same_effective_weights() -> N
         assert (a - c).abs().max() > 1e-4
 
 
-def test_with_one_client_all_that_average_both_factors_are_local_lora() -> None:
-    one = {"clients": clients()[:1]}
-    done = {m: state(run(m, "rounds=1", "clients_per_round=1", **one)) for m in ("fedit", "fedex", "flora")}
+@pytest.mark.parametrize("many", [1, 4])
+def test_with_clients_that_are_alike_all_that_average_both_factors_are_local_lora(many: int) -> None:
+    words = ("rounds=1", f"clients_per_round={many}")
+    alike = {"clients": clients()[:1] * many}
+    done = {m: state(run(m, *words, **alike)) for m in ("fedit", "fedex", "flora")}
+    local = local_steps(
+        {k: v.double() for k, v in adapted().state_dict().items()}, clients()[0], ("lora_A", "lora_B")
+    )
     for name in NAMES:
-        torch.testing.assert_close(done["fedex"][name], done["fedit"][name], rtol=0, atol=1e-12)
+        torch.testing.assert_close(done["fedit"][name], local[name], rtol=0, atol=1e-12)
+        torch.testing.assert_close(done["fedex"][name], local[name], rtol=0, atol=1e-12)
     for i in "02":
-        learnt = 2 * done["fedit"][f"{i}.lora_B"] @ done["fedit"][f"{i}.lora_A"]
-        base = adapted().state_dict()[f"{i}.base.weight"].double()
-        torch.testing.assert_close(done["flora"][f"{i}.base.weight"], base + learnt, rtol=0, atol=1e-12)
+        effective = local[f"{i}.base.weight"] + 2 * local[f"{i}.lora_B"] @ local[f"{i}.lora_A"]
+        torch.testing.assert_close(done["flora"][f"{i}.base.weight"], effective, rtol=0, atol=1e-12)
+
+
+def test_ffa_of_full_rank_with_an_orthogonal_a_is_full_fine_tuning_of_the_layer() -> None:
+    """Of scale 1, under SGD: W moves by -lr G A'A = -lr G."""
+
+    def layer() -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(2)
+            one = LoRALinear(4, 3, rank=4, scaling=1.0).double()
+            one.lora_A.data = torch.linalg.qr(torch.randn(4, 4, dtype=torch.float64))[0]
+        return nn.Sequential(one)
+
+    def plain() -> nn.Module:
+        base = layer()[0].base
+        base.weight.requires_grad_(True)
+        return nn.Sequential(base)
+
+    low, full = run("ffa", model=layer).model(), run("fedavg", model=plain).model()
+    found = low[0].base.weight + low[0].lora_B @ low[0].lora_A
+    torch.testing.assert_close(found, full[0].weight, rtol=0, atol=1e-12)
+    assert (full[0].weight - plain()[0].weight).abs().max() > 0.01
+
+
+def test_where_b_is_zero_a_does_not_move() -> None:
+    """In RoLoRA's first round by its mask; in FLoRA's rounds of one step of SGD since its gradient is zero: then they
+    are FFA's."""
+    start, first = adapted().state_dict(), state(run("rolora", "rounds=1"))
+    one_step = ("rounds=1", "client.steps=1")
+    flora, ffa = (state(run(m, *one_step)) for m in ("flora", "ffa"))
+    for i in "02":
+        assert torch.equal(first[f"{i}.lora_A"], start[f"{i}.lora_A"].double())
+        assert bool(first[f"{i}.lora_B"].any())
+        effective = ffa[f"{i}.base.weight"] + 2 * ffa[f"{i}.lora_B"] @ start[f"{i}.lora_A"].double()
+        torch.testing.assert_close(flora[f"{i}.base.weight"], effective, rtol=0, atol=1e-12)
 
 
 # -- what travels -------------------------------------------------------------------------------------------------
@@ -137,6 +176,10 @@ def test_rules_that_judge_factors_and_models_without_adapters_are_refused() -> N
             run(method, "aggregator=coordinate_median")
         with pytest.raises(ConfigError, match="no adapter of which both factors"):
             run(method, model=lambda: nn.Linear(4, 3))
+        with pytest.raises(ConfigError, match=r"secagg: .* looks at single updates"):
+            run(method, "secagg=ring", "secagg.reach=1")
+        with pytest.raises(ConfigError, match="server_momentum"):
+            run(method, "strategy.server_momentum=0.9")
     with pytest.raises(ConfigError, match=r"no trained parameter fits the pattern '\*lora_A\*'"):
         run("ffa", model=lambda: nn.Linear(4, 3))
     assert run("rolora", "aggregator=coordinate_median", "rounds=1").rows[0]["bytes_up"] == 4 * 8 * (B + 1)
@@ -158,8 +201,6 @@ def test_the_base_changes_by_the_same_bits_on_workers(method: tuple[str, ...]) -
     assert hashes(run(method[0], *words, "engine=ray", "engine.workers=2")) == hashes(run(method[0], *words))
 
 
-def test_fedit_without_adapters_says_that_it_is_fedavg(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level("WARNING"):
-        found = [hashes(classification().run(f"strategy={name}", "rounds=1")) for name in ("fedit", "fedavg")]
-    assert found[0] == found[1]
-    assert ["no low-rank adapters" in r.getMessage() for r in caplog.records].count(True) == 1
+def test_fedit_without_adapters_is_refused_as_fedavg() -> None:
+    with pytest.raises(ConfigError, match=r"strategy=fedit: .*no low-rank adapters.*or strategy=fedavg"):
+        classification().run("strategy=fedit", "rounds=1")

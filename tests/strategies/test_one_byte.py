@@ -117,7 +117,7 @@ def test_each_direction_is_drawn_once_for_all(monkeypatch: pytest.MonkeyPatch) -
     )
 
 
-def test_a_loss_that_is_nan_on_one_side_is_a_slope_of_zero() -> None:
+def test_a_loss_that_is_nan_on_one_side_is_a_slope_of_zero(caplog: pytest.LogCaptureFixture) -> None:
     class Half(torch.nn.Linear):
         """NaN where the first weight is above its start."""
 
@@ -129,11 +129,28 @@ def test_a_loss_that_is_nan_on_one_side_is_a_slope_of_zero() -> None:
     model = Half(4, 3)
     model.load_state_dict(p.model.state_dict())  # type: ignore[union-attr]
     model.first = float(model.weight[0, 0].detach())
-    result = p.run(*ONE, model=model)
-    assert [(f["client"], f["kind"]) for f in result.rows[0]["failures"]] == [
-        (c, "nonfinite") for c in range(3)
-    ]
+    with caplog.at_level("WARNING"):
+        result = p.run(*ONE, model=model)
+    assert result.rows[0]["no_finite_slope"] == [0, 1, 2] and not result.rows[0].get("failures")
+    assert "round 1: no slope of clients [0, 1, 2] was finite" in caplog.text
     np.testing.assert_array_equal(hand.flat(result.weights), hand.start(p))
+
+
+def test_slopes_that_are_not_finite_count_in_k() -> None:
+    """A client that sends zeros for that reason: the others' step is as long as with its directions."""
+
+    def loss(output: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(output, y) + (torch.nan if len(y) == 6 else 0.0)
+
+    p = hand.problem([[0, 1, 2]])
+    result = p.run(*ONE, "strategy.samples=2", loss=loss)
+    assert result.rows[0]["no_finite_slope"] == [1]
+    total = sum(
+        hand.byte(hand.slope(hand.start(p), hand.z("own", 0, m, s), p.clients[m])) * hand.z("own", 0, m, s)
+        for m in (0, 2)
+        for s in range(2)
+    )
+    np.testing.assert_allclose(hand.flat(result.weights), hand.start(p) - 0.05 * total / 6, rtol=0, atol=1e-8)
 
 
 def test_the_generator_and_what_travels_are_said() -> None:

@@ -61,6 +61,19 @@ def test_clients_that_are_alike_are_one_client_on_shared_directions() -> None:
     assert run(1) == run(4)
 
 
+SEEDS = ("strategy=fedkseed", "strategy.lr=0.02", "strategy.pool=6", "strategy.local_steps=4")
+
+
+@pytest.mark.parametrize("method", [(*DECOMFL, "client.lr_decay=0.7"), SEEDS], ids=["decomfl", "fedkseed"])
+def test_copies_of_who_was_away_are_the_servers_bit_for_bit(method: tuple[str, ...]) -> None:
+    """Whatever the rate was; every round the copies are compared. Client 3 joins late, 1 skips two rounds."""
+    cohorts = [[0, 1], [0, 2], [0, 2], [0, 1, 3], [1, 2, 3]]
+    p = hand.problem(cohorts, (5, 6, 4, 8))
+    one, each = (p.run(*method, "strategy.hash_every=1", f"strategy.replicas={r}") for r in ("one", "each"))
+    assert hashes(one) == hashes(each) and len(set(hashes(one))) == 5
+    assert not any("out_of_sync" in row for row in each.rows)
+
+
 def test_a_rule_over_shared_slopes_ignores_a_client_that_lies_elsewhere() -> None:
     clients = classes((8,)) * 4
     clients.append((clients[0][0] * 50, 2 - clients[0][1]))

@@ -59,6 +59,16 @@ def test_two_clients_as_in_the_golden_arrays(weighting: str) -> None:
     close(z["W0"] + scale * exact_mean(z["A0"].expand(2, -1, -1), ffa, p), said["ffa_W"])
 
 
+def test_the_error_of_averaged_factors_is_the_covariance_of_the_clients() -> None:
+    g = torch.Generator().manual_seed(0)
+    p = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64)
+    a = torch.randn(4, 2, 5, generator=g, dtype=torch.float64)
+    b = torch.randn(4, 6, 2, generator=g, dtype=torch.float64)
+    mean_a, mean_b = torch.tensordot(p, a, 1), torch.tensordot(p, b, 1)
+    close(exact_mean(a, b, p) - mean_b @ mean_a, cross_term(a, b, p))
+    close(cross_term(a, b, p), sum(q * (y - mean_b) @ (x - mean_a) for q, x, y in zip(p, a, b, strict=True)))
+
+
 def test_stacking_takes_any_ranks_and_scales() -> None:
     g = torch.Generator().manual_seed(0)
     sizes, p, scales = (1, 3, 2), [0.2, 0.5, 0.3], [2.0, 1.0, 0.5]
