@@ -58,6 +58,17 @@ def norms(rows: Rows, around: Tensor | None = None) -> Tensor:
     return total.cpu().sqrt()
 
 
+def squared_from(rows: Rows, own: int) -> Tensor:
+    """``|u_i - u_own|^2`` (n,), float64, of rows as they were given; one pass, NaN throughout where ``own`` is not
+    finite."""
+    total = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
+    for start, stop in rows.spans():
+        x = rows.read(start, stop)
+        x -= x[own].clone()
+        total += torch.linalg.vecdot(x, x)
+    return total.cpu()
+
+
 def squared_distances(k: Tensor) -> Tensor:
     """``|u_i - u_j|^2 = K_ii + K_jj - 2 K_ij`` (n, n), not negative, zero on the diagonal."""
     size = k.diagonal()
