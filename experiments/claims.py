@@ -142,22 +142,23 @@ def spread(values: Mapping[str, Sequence[float]], scale: float, where: str = "")
 
 def exact(seeds: Sequence[int], root: Path, rates: Mapping[float, int] = theory.RATES) -> list[str]:
     """The block of the theory page."""
-    least = min(rates)
-    table = theory.optimisers(seeds, root, rates)
-    plan = ComparisonPlan(Objective("distance", at="last", direction="min"), "fedavg")
-    said_of = lines(blocks_of(load_runs([root / f"lr{least:g}"]), plan), plan)
+    table, least = theory.optimisers(seeds, root, rates), f"lr{min(rates):g}"
+    asked = {
+        f"clients that weigh alike, half of them a round, {least}": ("half", "distance"),
+        f"clients that weigh by samples, all of them a round, {least}": ("whole", "weighted_distance"),
+    }
+    told = []
+    for words, (part, column) in asked.items():
+        plan = ComparisonPlan(Objective(column, at="last", direction="min"), "fedavg")
+        found = lines(blocks_of(load_runs([root / part / least]), plan), plan)
+        told += ["", f"Distance to the optimum of {words}:", "", "```", *found, "```"]
     return [
         "Largest distance over seeds to the optimum, of clients that weigh alike and of clients that weigh by samples:",
         "",
         *table,
+        *told,
         "",
-        f"Distance to the optimum of clients that weigh alike, lr {least:g}:",
-        "",
-        "```",
-        *said_of,
-        "```",
-        "",
-        "Distance from the honest mean in deviations of one honest update, the worst of three attacks, by hostile ones:",
+        "Distance from the honest mean in deviations of an honest update, the worst of three attacks, by hostile ones:",
         "",
         *theory.breakdown(seeds),
         "",

@@ -1,7 +1,8 @@
 """What theory says exactly, measured: seconds to minutes on one core. ``python -m experiments.claims theory``.
 
 ``optimisers``: ten quadratics in R^5 in float64, clients of 2 to 12 local steps, half of them a round. Who reaches the
-optimum of equally weighted clients, whose distance to the optimum falls with the learning rate, and who stalls.
+optimum of equally weighted clients, whose distance to the optimum falls with the learning rate, and who stalls; some of
+them with all clients a round, where cohorts add no noise.
 ``breakdown``: distance of a rule's result from the honest mean against the share of attackers, the worst of three
 attacks. ``variance``: of weights under gossip averaging without training, against what the mixing matrix predicts.
 """
@@ -26,7 +27,7 @@ from strategies.averaging import Correction, mix, variances
 
 CLIENTS, DIM = 10, 5
 STEPS = np.linspace(2, 12, CLIENTS).round().astype(int)  # of each client in a round
-RATES: Mapping[float, int] = {0.1: 400, 0.03: 800, 0.01: 1600}  # learning rate: rounds
+RATES: Mapping[float, int] = {0.1: 100, 0.04: 250, 0.016: 600}  # learning rate: rounds
 METHODS: Mapping[str, Sequence[str]] = {
     "fedavg": ("strategy=fedavg", "strategy.weighting=uniform"),
     "fednova": ("strategy=fednova",),
@@ -34,6 +35,7 @@ METHODS: Mapping[str, Sequence[str]] = {
     "feddyn": ("strategy=feddyn",),
     "fedspeed_rho0": ("strategy=fedspeed", "strategy.rho=0"),
 }
+WHOLE = ("fedavg", "fednova", "scaffold")  # also with all clients in every round
 RULES: Mapping[str, Callable[[int], Callable[[Tensor], Tensor]]] = {  # of f
     "mean": lambda f: aggregators.mean,
     "coordinate median": lambda f: aggregators.coordinate_median,
@@ -50,7 +52,7 @@ TIMES = (0, 1, 2, 3, 5, 10, 20, 50)
 
 
 class Bowl(nn.Module):
-    """One vector ``x`` (d,); a sample is a matrix ``A`` (d, d) and a vector that begins with ``b`` (d,)."""
+    """One vector ``x`` (d,); a sample is a matrix ``A`` (d, d) and, twice, a vector ``b`` (d,)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -85,14 +87,16 @@ def bowls(seed: int) -> tuple[list[tuple[Tensor, Tensor]], tuple[Tensor, Tensor]
         np.linalg.solve(np.einsum("i,ijk->jk", w, a), w @ b) for w in (np.ones(CLIENTS), STEPS.astype(float))
     ]
     clients = [
-        (torch.tensor(a[i]).expand(k, -1, -1).clone(), torch.tensor(b[i]).expand(k, -1).clone())
+        (torch.tensor(a[i]).expand(k, -1, -1).clone(), torch.tensor([*b[i], *b[i]]).expand(k, -1).clone())
         for i, k in enumerate(STEPS)
     ]
     return clients, (torch.eye(DIM, dtype=torch.float64)[None], torch.tensor(np.concatenate(best))[None])
 
 
-def descend(method: str, lr: float, rounds: int, seed: int, out: Path) -> fedsim.RunResult:
-    """One run; it measures ``distance`` and ``weighted_distance`` at every tenth of its rounds."""
+def descend(
+    method: str, lr: float, rounds: int, seed: int, out: Path, asked: int = CLIENTS // 2
+) -> fedsim.RunResult:
+    """One run with ``asked`` clients a round; ``distance`` and ``weighted_distance`` are measured ten times."""
     clients, test = bowls(seed)
     settings = [
         f"dir={out / f'{method}-{lr}-s{seed}'}",
@@ -106,7 +110,7 @@ def descend(method: str, lr: float, rounds: int, seed: int, out: Path) -> fedsim
         "tracker=quiet",
         "client.epochs=1",
         "client.batch_size=1",
-        f"clients_per_round={CLIENTS // 2}",
+        f"clients_per_round={asked}",
         f"evaluation.every={max(1, rounds // 10)}",
         "checkpoint.every=0",
     ]
@@ -121,17 +125,18 @@ def descend(method: str, lr: float, rounds: int, seed: int, out: Path) -> fedsim
 
 
 def optimisers(seeds: Sequence[int], out: Path, rates: Mapping[float, int] = RATES) -> list[str]:
-    """A table: the largest distance over seeds at the end of the runs."""
-    lines = ["| method | optimum | " + " | ".join(f"lr {lr:g}, {n} rounds" for lr, n in rates.items()) + " |"]
-    lines.append("|---|---|" + "---|" * len(rates))
-    for method in METHODS:
-        rows = {
-            lr: [descend(method, lr, n, s, out / f"lr{lr:g}").rows[-1] for s in seeds]
+    """A table: the largest distance over seeds at the end of the runs, in ``out``/half or whole/lr..."""
+    head = " | ".join(f"lr {lr:g}, {n} rounds" for lr, n in rates.items())
+    lines = [f"| method | a round | optimum | {head} |", "|---|---|---|" + "---|" * len(rates)]
+    parts = [("half", CLIENTS // 2, m) for m in METHODS] + [("whole", CLIENTS, m) for m in WHOLE]
+    for part, asked, method in parts:
+        rows = [
+            [descend(method, lr, n, s, out / part / f"lr{lr:g}", asked).rows[-1] for s in seeds]
             for lr, n in rates.items()
-        }
+        ]
         for column, name in (("distance", "clients alike"), ("weighted_distance", "by samples")):
-            cells = [f"{max(r[column] for r in found):.2g}" for found in rows.values()]
-            lines.append(f"| {method} | {name} | {' | '.join(cells)} |")
+            cells = [f"{max(r[column] for r in found):.2g}" for found in rows]
+            lines.append(f"| {method} | {asked} of {CLIENTS} | {name} | {' | '.join(cells)} |")
     return lines
 
 
