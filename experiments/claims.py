@@ -27,7 +27,7 @@ from experiments import theory
 from experiments.claims_listed import CLAIMS, Claim, Question
 from fedsim.cli.main import command
 from fedsim.report.blocks import ComparisonPlan, blocks_of
-from fedsim.report.comparison import lines, said
+from fedsim.report.comparison import differing_words, lines, said
 from fedsim.report.objective import Objective
 from fedsim.report.runs import Run, load_runs
 from fedsim.report.verdict import judge, pair
@@ -48,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", default="1,2,3,4,5", help="default: %(default)s")
     parser.add_argument("--arms", help="comma-separated; default: all of the claim")
     parser.add_argument("--engine", default="serial", help="default: %(default)s; no result depends on it")
+    parser.add_argument("--read", action="store_true", help="make no runs, read those that are there")
     parser.add_argument("--write", action="store_true", help="put the block into the page")
     args, overrides = parser.parse_known_args(argv)
     seeds, root, code = [int(s) for s in args.seeds.split(",")], args.out / args.claim, 0
@@ -56,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         claim = CLAIMS[args.claim].with_arms(args.arms.split(",") if args.arms else ())
         overrides += [f"{k}={v}" for k, v in (("data.path", args.data), ("system.traces", args.traces)) if v]
-        code = make(claim, seeds, root, [f"engine={args.engine}", *QUIET, *overrides])
+        if not args.read:
+            code = make(claim, seeds, root, [f"engine={args.engine}", *QUIET, *overrides])
         runs = [r for r in load_runs([root / "runs"]) if r.method in claim.arms and r.seed in seeds]
         page = claim.page
         block = [line for question in claim.questions for line in [*answered(question, runs, claim), ""]]
@@ -98,13 +100,21 @@ def answered(question: Question, runs: Sequence[Run], claim: Claim) -> list[str]
         return totalled(question, runs, claim)
     objective = Objective.parse(question.objective, at=question.at)
     plan = ComparisonPlan(objective, question.reference, question.against)
-    blocks = blocks_of([r for r in runs if not question.only or r.method in question.only], plan)
-    spreads = []
-    for block in blocks:
-        where = ", ".join(str(v).rpartition(".")[2] for v in block.setting.differing.values())
-        found = {arm.name: list(arm.values.values()) for arm in block.ranked}
-        spreads.append(spread(found, plan.scale, where if len(blocks) > 1 else ""))
-    return [f"**{question.words}**", "", "```", *lines(blocks, plan), "```", "", *spreads]
+    blocks = blocks_of(runs, plan)
+    columns = {differing_words(block) if block.setting.differing else "as it is": block for block in blocks}
+    values = {
+        where: {arm.group.method: list(arm.values.values()) for arm in block.ranked}
+        for where, block in columns.items()
+    }
+    return [
+        f"**{question.words}**",
+        "",
+        "```",
+        *lines(blocks, plan),
+        "```",
+        "",
+        *spread(question.objective, values, plan.scale),
+    ]
 
 
 def totalled(question: Question, runs: Sequence[Run], claim: Claim) -> list[str]:
@@ -127,17 +137,27 @@ def totalled(question: Question, runs: Sequence[Run], claim: Claim) -> list[str]
     ]
     head = f"{question.total} in all; less is better, positive differences are in the method's favour"
     foot = f"paired over seeds; Holm over {len(family)} comparisons, intervals unadjusted"
-    told = spread({a: list(v.values()) for a, v in values.items()}, 1.0)
-    return [f"**{question.words}**", "", "```", head, *rows, foot, "```", "", told]
+    told = spread(question.total, {"as it is": {a: list(v.values()) for a, v in values.items()}}, 1.0)
+    return [f"**{question.words}**", "", "```", head, *rows, foot, "```", "", *told]
 
 
-def spread(values: Mapping[str, Sequence[float]], scale: float, where: str = "") -> str:
-    """Mean ± sample deviation by arm, the best mean first where more is better."""
-    told = [
-        f"{name} {scale * fmean(found):.4g}" + (f" ± {scale * stdev(found):.2g}" if len(found) > 1 else "")
-        for name, found in values.items()
-    ]
-    return f"{f'{where}: ' if where else ''}mean ± sample deviation: {'; '.join(told)}."
+def spread(what: str, values: Mapping[str, Mapping[str, Sequence[float]]], scale: float) -> list[str]:
+    """A table of means ± sample deviations over seeds: an arm a row, a problem a column."""
+    share = f"{what}, %" if scale > 1 else what
+    out = [f"| mean ± sample deviation of {share} | {' | '.join(values)} |", "|---|" + "---|" * len(values)]
+    for arm in dict.fromkeys(arm for found in values.values() for arm in found):
+        cells = [cell(found.get(arm, ()), scale) for found in values.values()]
+        out.append(f"| {arm} | {' | '.join(cells)} |")
+    return out
+
+
+def cell(found: Sequence[float], scale: float) -> str:
+    """``95.1 ± 0.4``."""
+    if not found:
+        return "-"
+    digits = ".1f" if scale > 1 else ".4g"
+    deviation = f" ± {scale * stdev(found):{digits if scale > 1 else '.2g'}}" if len(found) > 1 else ""
+    return f"{scale * fmean(found):{digits}}{deviation}"
 
 
 def exact(seeds: Sequence[int], root: Path, rates: Mapping[float, int] = theory.RATES) -> list[str]:

@@ -19,7 +19,6 @@ class Question:
     objective: str = "accuracy"  # a column of metrics.jsonl
     reference: str = "fedavg"  # the arm compared with
     against: tuple[str, ...] = ()  # the arms compared with it; none named: every one
-    only: tuple[str, ...] = ()  # the arms that are looked at; none named: every one
     at: str = "mean:10"
     total: str = ""  # a column summed over the run instead, of which less is better
 
