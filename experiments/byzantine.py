@@ -154,12 +154,14 @@ def grid(args: argparse.Namespace) -> Results:
         for attack, hostile in attacks.items():
             for rule, options in rules.items():
                 settings = (*train("local" if fashion else "gradients", rule), *data, *options, *hostile)
+                settings = tuple(f"rounds={args.rounds}" if o.startswith("rounds=") else o for o in settings)
                 row = summary(settings, cohort(args, 15, seed))
                 out.setdefault((rule, attack), []).append(100 * float(row["accuracy"]))
                 if "attack_success" in row:
                     out.setdefault((rule, SUCCESS), []).append(100 * float(row["attack_success"]))
         done = args.seeds[: args.seeds.index(seed) + 1]
-        report(args, out, f"Accuracy %, {args.what}, 3 of 15 hostile, seeds {done}")
+        what = f"{args.what}, 3 of 15 hostile, {args.rounds} rounds, seeds {done}"
+        report(args, out, f"Accuracy %, {what}")
     return out
 
 
@@ -247,6 +249,7 @@ def main() -> int:
     parser.add_argument("--rules", nargs="+", help="names of rules, as in the table; default: all")
     parser.add_argument("--attacks", nargs="+", help="names of attacks, as in the table; default: all")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--rounds", type=int, default=40, help="default: %(default)s")
     parser.add_argument("--picture", type=Path, help="a copy of heatmap.png")
     args = parser.parse_args()
     logging.getLogger("fedsim").setLevel(

@@ -155,9 +155,9 @@ def cell(found: Sequence[float], scale: float) -> str:
     """``95.1 ± 0.4``."""
     if not found:
         return "-"
-    digits = ".1f" if scale > 1 else ".4g"
-    deviation = f" ± {scale * stdev(found):{digits if scale > 1 else '.2g'}}" if len(found) > 1 else ""
-    return f"{scale * fmean(found):{digits}}{deviation}"
+    mean = scale * fmean(found)
+    digits = 1 if scale > 1 or abs(mean) < 100 else 0
+    return f"{mean:.{digits}f}" + (f" ± {scale * stdev(found):.{digits}f}" if len(found) > 1 else "")
 
 
 def exact(seeds: Sequence[int], root: Path, rates: Mapping[float, int] = theory.RATES) -> list[str]:
