@@ -43,6 +43,10 @@ THEIRS = {  # its classes by our names
     "smea": "SMEA",
 }
 BEFORE = {"nnm": "NNM", "arc": "ARC", "bucketing": "Bucketing", "clipping": "Clipping"}
+IN_PLACE = (
+    "byzfl arc",
+    "byzfl clipping",
+)  # they change what they are given: a copy, which is not counted; ``copy`` says what it costs
 
 
 def svd_form(updates: Tensor, iterations: int = 5) -> Tensor:
@@ -97,7 +101,7 @@ def rules(n: int, wish: str | None) -> dict[str, Callable[[Tensor], Any]]:
 
 
 def byzfl(n: int, wish: Sequence[str]) -> dict[str, Callable[[Tensor], Any]]:
-    """ByzFL's form of these rules, as ``byzfl NAME``; pre-aggregators before its average, on a copy."""
+    """ByzFL's form of these rules, as ``byzfl NAME``; pre-aggregators before its average."""
     found, f = byzfl_rules.load(), (n - 3) // 4
     out: dict[str, Callable[[Tensor], Any]] = {}
     for name in wish if found else ():
@@ -106,8 +110,16 @@ def byzfl(n: int, wish: Sequence[str]) -> dict[str, Callable[[Tensor], Any]]:
             out[f"byzfl {name}"] = found[THEIRS[name]](**own)
         elif name in BEFORE:
             first, average = found[BEFORE[name]](**own), found["Average"]()
-            out[f"byzfl {name}"] = lambda u, first=first, average=average: average(first(u.clone()))
+            out[f"byzfl {name}"] = lambda u, first=first, average=average: average(first(u))
     return out
+
+
+def too_large(name: str, n: int, d: int) -> str:
+    """Why a form is not tried: ByzFL's NNM copies n - f updates for each of n."""
+    needed, there = 4 * n * (n - (n - 3) // 4) * d, psutil.virtual_memory().available
+    if name != "byzfl nnm" or needed < there / 2:
+        return ""
+    return f"needs {needed / 1e9:.0f} GB of memory"
 
 
 def main() -> None:
@@ -129,6 +141,7 @@ def main() -> None:
         row.normal_(generator=torch.Generator().manual_seed(i))
     size = updates.numel() * 4
     calls: dict[str, Callable[[Tensor], Any]] = {"read": torch.sum, "torch mean": lambda u: u.mean(0)}
+    calls |= {"copy": torch.clone} if args.byzfl else {}
     calls |= rules(args.n, args.rules)
     calls |= byzfl(args.n, list(calls)) if args.byzfl else {}
     calls |= {"svd": svd_form} if args.svd else {}
@@ -138,8 +151,14 @@ def main() -> None:
     )
     base = 0.0
     for name, call in calls.items():
+        if refused := too_large(name, args.n, args.d):
+            print(f"| {name} | {refused} | | | |", flush=True)
+            continue
         try:
-            runs = [measured(partial(call, updates)) for _ in range(1 if name == "svd" else args.repeat)]
+            runs = [
+                measured(partial(call, updates.clone() if name in IN_PLACE else updates))
+                for _ in range(1 if name == "svd" else args.repeat)
+            ]
         except (
             RuntimeError
         ) as error:  # torch's quantile takes no more than 16 million numbers, NNM's copies may not fit

@@ -10,8 +10,9 @@
 ``--attacks`` choose among them; a backdoor's success rates are a column of their own. ``digits`` is the flag
 aggregator's way to train (gradients of one step, server SGD with momentum) on IID data;
 ``fashion`` is federated averaging with label skew (Dirichlet 0.3, five local steps) on 6000 images of Fashion-MNIST.
-Each ends in a table of accuracies in percent, ``table.csv`` (mean and range over seeds) and ``heatmap.png`` under
-``--out``. Finished runs are skipped, so it can be stopped and started again. ``--seeds 0`` takes one seed only.
+Each ends in a table of accuracies in percent (mean ± sample deviation over seeds, and the worst over attacks),
+``table.csv`` and ``heatmap.png`` under ``--out``. Finished runs are skipped, so it can be stopped and started again.
+``--seeds 0`` takes one seed only; ``--picture FILE`` copies the picture.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from __future__ import annotations
 import argparse
 import csv
 import logging
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,6 +30,7 @@ import numpy as np
 
 from fedsim.api import run
 from fedsim.config.compose import compose
+from fedsim.report.heatmap import draw_heat_map
 
 RULES: Mapping[str, tuple[str, ...]] = {
     "mean": ("aggregator=mean",),
@@ -84,6 +87,7 @@ MORE_ATTACKS: Mapping[str, tuple[str, ...]] = {
     "backdoor": ("attack=backdoor",),
 }
 SUCCESS = "backdoor, success"  # a column of its own: the lower the better
+WORST = "worst"  # over the attacks, of accuracies
 GRADIENTS = (
     "strategy=fedsgd",
     "strategy.server_lr={lr}",
@@ -150,12 +154,14 @@ def grid(args: argparse.Namespace) -> Results:
         for attack, hostile in attacks.items():
             for rule, options in rules.items():
                 settings = (*train("local" if fashion else "gradients", rule), *data, *options, *hostile)
+                settings = tuple(f"rounds={args.rounds}" if o.startswith("rounds=") else o for o in settings)
                 row = summary(settings, cohort(args, 15, seed))
                 out.setdefault((rule, attack), []).append(100 * float(row["accuracy"]))
                 if "attack_success" in row:
                     out.setdefault((rule, SUCCESS), []).append(100 * float(row["attack_success"]))
         done = args.seeds[: args.seeds.index(seed) + 1]
-        report(args, out, f"Accuracy %, {args.what}, 3 of 15 hostile, seeds {done}")
+        what = f"{args.what}, 3 of 15 hostile, {args.rounds} rounds, seeds {done}"
+        report(args, out, f"Accuracy %, {what}")
     return out
 
 
@@ -197,40 +203,40 @@ def cohort(args: argparse.Namespace, p: int, seed: int, share: float = 0.2) -> d
 
 
 def report(args: argparse.Namespace, results: Results, title: str) -> None:
-    """Print a table, write ``table.csv`` and draw ``heatmap.png``."""
+    """Print a table with deviations, write ``table.csv`` and draw ``heatmap.png``, both with the worst over attacks."""
     rows, columns = list(dict.fromkeys(r for r, _ in results)), list(dict.fromkeys(c for _, c in results))
     folder = Path(args.out) / args.what
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "table.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["rule", "attack", "mean", "lowest", "highest", "seeds"])
+        writer.writerow(["rule", "attack", "mean", "deviation", "lowest", "highest", "seeds"])
         for (rule, attack), found in results.items():
-            writer.writerow([rule, attack, np.mean(found), min(found), max(found), len(found)])
-    print(f"\n{title}\n| rule | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
-    for rule in rows:
-        cells = [results.get((rule, c), [float("nan")]) for c in columns]
-        print(f"| {rule} | {' | '.join(f'{np.mean(c):.1f}' for c in cells)} |", flush=True)
-    draw(results, rows, columns, title, folder / "heatmap.png")
-
-
-def draw(results: Results, rows: list[str], columns: list[str], title: str, path: Path) -> None:
-    """Mean accuracies as colours and numbers."""
-    import matplotlib.pyplot as plt
-
-    values = np.array([[np.mean(results.get((r, c), [np.nan])) for c in columns] for r in rows])
-    figure, axes = plt.subplots(
-        figsize=(1.5 + 0.95 * len(columns), 1.2 + 0.38 * len(rows)), layout="constrained"
+            ends = [np.mean(found), deviation(found), min(found), max(found), len(found)]
+            writer.writerow([rule, attack, *ends])
+    print(f"\n{title}\n| rule | {' | '.join([*columns, WORST])} |\n|---|{'---|' * (len(columns) + 1)}")
+    means = np.array([[np.mean(results.get((r, c), [np.nan])) for c in columns] for r in rows])
+    attacked = [j for j, c in enumerate(columns) if not c.startswith("none") and c != SUCCESS]
+    worst = (
+        np.fmin.reduce(means[:, attacked], axis=1, keepdims=True)
+        if attacked
+        else np.full((len(rows), 1), np.nan)
     )
-    axes.imshow(values, cmap="RdYlGn", vmin=0, vmax=100, aspect="auto")
-    axes.set_xticks(range(len(columns)), columns, rotation=30, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(len(rows)), rows)
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    for i, j in np.ndindex(values.shape):
-        axes.text(j, i, f"{values[i, j]:.1f}", ha="center", va="center", fontsize=9)
-    axes.set_title(title, fontsize=10)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    for rule, least in zip(rows, worst[:, 0], strict=True):
+        cells = [said(results.get((rule, c), [])) for c in columns]
+        print(f"| {rule} | {' | '.join(cells)} | {said([least] if attacked else [])} |", flush=True)
+    values = np.hstack([means, worst])
+    draw_heat_map(values, rows, [*columns, WORST], folder / "heatmap.png", title=title, apart=[len(columns)])
+
+
+def deviation(found: Sequence[float]) -> float:
+    """Sample deviation over seeds; NaN of one."""
+    return float(np.std(found, ddof=1)) if len(found) > 1 else float("nan")
+
+
+def said(found: Sequence[float]) -> str:
+    """``95.1 ± 0.4``."""
+    spread = f" ± {deviation(found):.1f}" if len(found) > 1 else ""
+    return f"{np.mean(found):.1f}{spread}" if found else "-"
 
 
 def main() -> int:
@@ -243,6 +249,8 @@ def main() -> int:
     parser.add_argument("--rules", nargs="+", help="names of rules, as in the table; default: all")
     parser.add_argument("--attacks", nargs="+", help="names of attacks, as in the table; default: all")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--rounds", type=int, default=40, help="default: %(default)s")
+    parser.add_argument("--picture", type=Path, help="a copy of heatmap.png")
     args = parser.parse_args()
     logging.getLogger("fedsim").setLevel(
         logging.ERROR
@@ -252,6 +260,8 @@ def main() -> int:
     else:
         results = lambdas(args) if args.what == "lam" else scaling(args)
         report(args, results, f"Accuracy %, {args.what}, seeds {args.seeds}")
+    if args.picture:
+        shutil.copyfile(Path(args.out) / args.what / "heatmap.png", args.picture)
     return 0
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from strategies.aggregators.before import Before, prepared
 from strategies.aggregators.coordinates import ascending, closest_mean, lower_middle, middle, sorted_columns
-from strategies.aggregators.gram import finite_gram, squared_distances
+from strategies.aggregators.gram import finite_gram, squared_distances, squared_from
 from strategies.aggregators.rows import Report, Rows, RuleError, TooFewError, choice, tolerated, whole
 
 VARIANTS = ("canonical", "garfield", "byzfl")
@@ -114,17 +114,28 @@ def monna(
     rows = prepared("monna", updates, weights, before, f, removed, report)
     if idx >= (rows.total if rows.mix is None else len(rows)) and len(rows):
         raise RuleError(f"monna: idx={idx}: there are {rows.total} updates, from 0")
-    k, rows = finite_gram("monna", rows, report)
+    squared, rows = _from_trusted(rows, idx, report)
     if not len(rows):
         return rows.zeros()
     f = tolerated("monna", rows, f, removed)
     if rows.mix is None and idx not in rows.index:
         raise TooFewError(f"monna: the trusted update, idx={idx}, is not finite")
     own = list(rows.index).index(idx) if rows.mix is None else idx
-    nearest = squared_distances(k)[own].sort(stable=True).indices.tolist()
+    nearest = squared.sort(stable=True).indices.tolist()
     nearest.remove(own)
     picked = [own, *nearest[: len(rows) - f - 1]]
     return mean_of(rows, picked, report)
+
+
+def _from_trusted(rows: Rows, idx: int, report: Report | None) -> tuple[Tensor, Rows]:
+    """Squared distances (n,) of the finite rows to the trusted one, and those rows."""
+    if rows.mix is None:
+        squared = squared_from(rows, idx)
+        good = torch.nonzero(torch.isfinite(squared)).flatten().tolist()
+        if idx in good:  # else nothing is known of the others
+            return squared[good], rows.without("monna", good, report)
+    k, rows = finite_gram("monna", rows, report)
+    return squared_distances(k)[idx] if idx < len(rows) else k.diagonal(), rows
 
 
 def mean_of(rows: Rows, picked: list[int], report: Report | None) -> Any:

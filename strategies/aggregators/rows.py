@@ -15,6 +15,7 @@ from torch import Tensor
 from fedsim.errors import ConfigError, TooFewUpdates
 
 PIECE = 1 << 18  # numbers read at once (2 MiB of float64, which stays in a core's cache)
+WIDE = 1 << 20  # where they are looked at in their place
 Report = dict[str, Any]  # diagnostics that a rule fills in on request
 NEEDED = {  # rule: (slope, offset), where it needs slope f + offset updates
     "trimmed_mean": (2, 1),
@@ -134,9 +135,9 @@ class Rows:
         picked = [self.index[i] for i in at]
         return replace(self, index=picked, weights=self.weights[at], products=None, sizes=None)
 
-    def spans(self) -> Iterator[tuple[int, int]]:
-        """Borders of the pieces; they depend on the shape alone."""
-        step = max(1, PIECE // max(1, len(self.index)))
+    def spans(self, piece: int = PIECE) -> Iterator[tuple[int, int]]:
+        """Borders of the pieces of ``piece`` numbers; they depend on the shape alone."""
+        step = max(1, piece // max(1, len(self.index)))
         for start in range(0, self.dim, step):
             yield start, min(start + step, self.dim)
 
@@ -183,6 +184,14 @@ class Rows:
         rows, c = (self, coefficients) if len(used) == len(self) else (self.keep(used), coefficients[used])
         c = c.to(self.device)
         return rows.fill(c @ rows.read(a, b) for a, b in rows.spans())
+
+    def single(self, start: int, stop: int) -> Tensor | None:
+        """Columns ``[start, stop)`` of the rows in use as they lie there, (n, stop - start), if they are a float32
+        matrix of which nothing is left out; not to be changed."""
+        if isinstance(self.source, list) or self.mix is not None or len(self.index) < self.total:
+            return None
+        part = _tensor(self.source[:, start:stop])
+        return part if part.dtype == torch.float32 and part.stride(1) == 1 else None
 
     def finite(self) -> list[int]:
         """Positions of rows whose entries are all finite; one pass, none where they were looked at before."""

@@ -89,10 +89,16 @@ def test_the_grid_composes_and_reports(tmp_path: Path, capsys: pytest.CaptureFix
         for kind in ("gradients", "local"):
             settings = (*byzantine.train(kind, rule), *byzantine.RULES[rule], *byzantine.ATTACKS[attack])
             validate(compose([o.format(**values) for o in (*byzantine.COMMON, *settings)]))
-    byzantine.report(args, {("mean", "none"): [90.0, 80.0], ("flag", "none"): [70.0, 71.0]}, "title")
-    assert "| mean | 85.0 |\n| flag | 70.5 |" in capsys.readouterr().out
+    found = {("mean", "none"): [90.0, 80.0], ("mean", "reverse"): [10.0], ("mean", byzantine.SUCCESS): [1.0]}
+    byzantine.report(args, {**found, ("flag", "none"): [70.0, 71.0], ("flag", "drop"): [60.0]}, "title")
+    said = capsys.readouterr().out
+    assert (
+        "| mean | 85.0 ± 7.1 | 10.0 | 1.0 | - | 10.0 |\n| flag | 70.5 ± 0.7 | - | - | 60.0 | 60.0 |" in said
+    )
     rows = (tmp_path / "digits/table.csv").read_text().splitlines()
-    assert rows[1:] == ["mean,none,85.0,80.0,90.0,2", "flag,none,70.5,70.0,71.0,2"]
+    assert (
+        rows[1] == f"mean,none,85.0,{50**0.5},80.0,90.0,2" and rows[2] == "mean,reverse,10.0,nan,10.0,10.0,1"
+    )
     assert (tmp_path / "digits/heatmap.png").stat().st_size > 5000
 
 

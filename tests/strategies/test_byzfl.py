@@ -16,12 +16,17 @@ from benchmarks import byzfl_rules
 from clients.attacks import OptimalALIE, OptimalIPM, line_search
 from strategies.aggregators import (
     arc,
+    bucketing,
     caf,
     centered_clipping,
     clipping,
+    coordinate_median,
+    geometric_median,
     krum,
     mda,
+    meamed,
     monna,
+    multi_krum,
     nnm,
     smea,
     trimmed_mean,
@@ -50,7 +55,10 @@ def test_rules_equal_byzfl(byzfl: SimpleNamespace, f: int, shape: tuple[int, int
         "ARC": (arc(u, f=f), byzfl.ARC(f)),
         "Clipping": (clipping(u, c=2.0), byzfl.Clipping(2.0)),
         "Krum": (krum(u, f=f, variant="byzfl"), byzfl.Krum(f)),
+        "MultiKrum": (multi_krum(u, f=f, variant="byzfl"), byzfl.MultiKrum(f)),
         "TrMean": (trimmed_mean(u, f=f), byzfl.TrMean(f)),
+        "Median": (coordinate_median(u), byzfl.Median()),
+        "Meamed": (meamed(u, f=f), byzfl.Meamed(f)),
     }
     for name, (ours, theirs) in pairs.items():
         np.testing.assert_allclose(ours, theirs(u.copy()), rtol=0, atol=1e-9, err_msg=name)
@@ -58,6 +66,43 @@ def test_rules_equal_byzfl(byzfl: SimpleNamespace, f: int, shape: tuple[int, int
     for _ in range(2):  # each goes on from its last result
         centre = centered_clipping(u, tau=4.0, L=3, centre=centre)
         np.testing.assert_allclose(centre, memory(u.copy()), rtol=0, atol=1e-9)
+
+
+def test_the_geometric_median_is_where_byzfl_converges_to(byzfl: SimpleNamespace) -> None:
+    """It takes three steps from zero by default."""
+    u = draw(N, D, 3)
+    theirs = byzfl.GeometricMedian(nu=1e-6, T=300)(u.copy())
+    np.testing.assert_allclose(geometric_median(u), theirs, rtol=0, atol=1e-9)
+
+
+def test_buckets_of_one_permutation_equal_byzfls(byzfl: SimpleNamespace) -> None:
+    u = draw(N, D, 6)
+    np.random.seed(5)
+    order = np.random.permutation(N)
+    np.random.seed(5)
+    np.testing.assert_allclose(bucketing(u, s=3, permutation=order), byzfl.Bucketing(3)(u.copy()), atol=1e-12)
+
+
+@pytest.mark.parametrize("f", [0, 1, 3, 5])
+def test_both_clippings_equal_byzfls_in_single_precision(byzfl: SimpleNamespace, f: int) -> None:
+    """Rows of zeros, and rows of equal norms at the threshold, among them; before a rule as by themselves."""
+    u = torch.tensor(draw(N, D, f), dtype=torch.float32)
+    u[0], u[2] = 0, -u[1]
+    found = {"ARC": (arc(u, f=f), byzfl.ARC(f)), "Clipping": (clipping(u, c=3.0), byzfl.Clipping(3.0))}
+    for name, (ours, theirs) in found.items():
+        torch.testing.assert_close(ours, theirs(u.clone()), rtol=1e-6, atol=1e-6, msg=name)
+    both = byzfl.ARC(f)(u.clone())
+    before = coordinate_median(u, before=[{"arc": {"f": f}}, {"clipping": {"c": 3.0}}])
+    wanted = np.median(byzfl.Clipping(3.0)(both).numpy(), axis=0)
+    np.testing.assert_allclose(before.numpy(), wanted, rtol=1e-6, atol=1e-6)
+
+
+def test_arc_clips_as_many_as_published_where_a_rounded_product_is_one_less() -> None:
+    """Of n = 242 rows and f = 33, k = 2 f (n - f) / n is 57; in floating point 56.99..., which ByzFL cuts to 56."""
+    n, f = 242, 33
+    out = arc(np.arange(1.0, n + 1)[:, None], f=f)[:, 0]
+    assert 2 * f * (n - f) == 57 * n and np.isclose(out, n - 57).sum() == 58
+    assert int((2 * f / n) * (n - f)) == 56
 
 
 def test_arc_clips_as_many_as_byzfl_for_any_count(byzfl: SimpleNamespace) -> None:
