@@ -37,6 +37,7 @@ from fedsim.run.sendable import check_sent
 from fedsim.run.sound import check_privacy
 from fedsim.run.summary import execute, record_partition, summarise
 from fedsim.run.unread import limit_cohort, say
+from fedsim.run.unscaled import unscaled
 from fedsim.server import weightsfile
 from fedsim.server.loop import Loop
 from fedsim.server.traits import StrategyLike
@@ -193,7 +194,7 @@ def _run(
     try:
         trackers.phase("loading data")
         data = data or load_data(config, given, method)
-        if line := unmeasured(config, data):
+        for line in filter(None, (unmeasured(config, data), unscaled(config, given, data))):
             log.warning("%s", line)
         given, origin = pretrained(config, given, data, trackers.phase)
         check_classes(method, data)

@@ -24,7 +24,7 @@ from fedsim.config.compose import COMPOSE_ERRORS, label_method, plain, typed
 from fedsim.config.explain import explain
 from fedsim.config.reading import chosen_method
 from fedsim.config.tree import VERSION_BASE, register
-from fedsim.config.words import readable, refuse_empty
+from fedsim.config.words import readable, refuse_empty, refuse_twice
 from fedsim.engine.cores import available_cores
 from fedsim.errors import ConfigError, LockedError
 from fedsim.run.key import Finished, finished, run_dir
@@ -36,6 +36,7 @@ def launch(argv: Sequence[str]) -> int:
     """Hand ``argv`` to Hydra, run the jobs it makes of them, report. Returns the exit code."""
     register()
     flags, settings = arranged(argv)
+    refuse_twice(settings, "-m for a run of each")
     argv = [*flags, *readable(settings)]
     if sweep := not {"-m", "--multirun"}.isdisjoint(flags):
         refuse_empty(settings)

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf, open_dict
 from fedsim.config.check import validate
 from fedsim.config.compose import compose
 from fedsim.config.parts import check_types, part
-from fedsim.config.words import readable, refuse_empty
+from fedsim.config.words import readable, refuse_empty, refuse_twice
 from fedsim.errors import ConfigError
 
 
@@ -193,3 +193,12 @@ def test_ranges_of_parts_hold_for_fedsims_own() -> None:
     with open_dict(config):
         config.data = {"_target_": "math.floor", "alpha": "my own", "seed": -1}
     validate(config)
+
+
+def test_a_key_with_two_values_is_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match="^strategy=a and strategy=b: one setting typed twice; type one of them, or "
+                       "strategy=a,b -m for a run of each$"):
+        refuse_twice(["rounds=1", "strategy=a", "strategy=b"], "-m for a run of each")
+    with pytest.raises(ConfigError, match="seed=0 and \\+seed=1: one setting typed twice; type one of them$"):
+        refuse_twice(["seed=0", "+seed=1"])
+    refuse_twice(["strategy=a", "strategy.base=b", "data@x=a", "data=a", "seed=1", "seed=1", "~model", "model=mlp"])
