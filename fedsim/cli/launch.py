@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fedsim.cli.exits import BAD_CONFIG, DONE, FAILED, TERMINATED, Terminated, diagnose, terminable
 from fedsim.cli.flags import arranged
-from fedsim.cli.sweep import JobResult, Journal
+from fedsim.cli.sweep import JobResult, Journal, leave_nothing
 from fedsim.cli.tuning import check_search, optimises, result_of
 from fedsim.config.check import validate
 from fedsim.config.compose import COMPOSE_ERRORS, label_method, plain, typed
@@ -46,6 +46,7 @@ def launch(argv: Sequence[str]) -> int:
             app()
             _come_back(journal)
         except COMPOSE_ERRORS as error:
+            leave_nothing()
             raise ConfigError(explain(error, argv)) from error
         except KeyboardInterrupt:
             _conclude(journal.read())

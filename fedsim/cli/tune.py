@@ -13,7 +13,6 @@ from fedsim.cli.exits import DONE
 from fedsim.cli.request import Tuning
 from fedsim.cli.spaces import spaces
 from fedsim.cli.trials import RECORD, SAMPLERS, text_of
-from fedsim.config.words import refuse_twice
 from fedsim.errors import ConfigError
 
 
@@ -55,7 +54,6 @@ def _parsed(argv: Sequence[str]) -> argparse.Namespace:
         least = 1 if name == "trials" else 0
         if getattr(args, name) is not None and getattr(args, name) < least:
             raise ConfigError(f"--{name} {getattr(args, name)}: must be at least {least}")
-    refuse_twice(args.settings, "to try both")
     for word in args.settings:
         if word.partition("=")[0].lstrip("+") in ("seed", "dir"):
             raise ConfigError(f"{word}: type --seeds and --final-seeds, or out= and name=, instead")
