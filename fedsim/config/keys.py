@@ -51,15 +51,17 @@ def _of_some(loader: ConfigLoader, bad: str, group: str, name: str, overrides: S
     """What to say where a sweep is over options of which only some have ``name``; empty if that is not so."""
     chosen = next((o for o in overrides if o.partition("=")[0] == group), "")
     swept = chosen.partition("=")[2].split(",")
-    have = [option for option in swept if _gives(loader, group.partition("@")[0], option, name.split("."), True)]
+    have = [
+        option for option in swept if _gives(loader, group.partition("@")[0], option, name.split("."), True)
+    ]
     lack = [option for option in swept if option not in have]
     if not have or not lack:
         return ""
     value = next((o for o in overrides if o.partition("=")[0].lstrip("+") == bad), f"{bad}=VALUE")
     tuned = f" (fedsim tune takes {have[0]}:{value})" if group == "strategy" else ""
     return (
-        f"{value}: {listed(lack, 'and')} {'has' if len(lack) == 1 else 'have'} no {name}, and a sweep gives a setting to "
-        f"all; type two commands, which share a folder: -m {group}={','.join(have)} {value} and then -m "
+        f"{value}: {listed(lack, 'and')} {'has' if len(lack) == 1 else 'have'} no {name}, and a sweep gives a setting "
+        f"to all; type two commands, which share a folder: -m {group}={','.join(have)} {value} and then -m "
         f"{group}={','.join(lack)} without it{tuned}"
     )
 

@@ -54,7 +54,14 @@ def refuse_twice(overrides: Sequence[str], several: str | None = None) -> None:
             continue
         if (before := given.setdefault(name, value)) != value:
             both = "" if several is None else f", or {name}={before},{value} {several}"
-            raise ConfigError(f"{name}={before} and {key}={value}: one setting typed twice; type one of them{both}")
+            raise ConfigError(
+                f"{name}={before} and {key}={value}: one setting typed twice; type one of them{both}"
+            )
+
+
+def last_of_each(settings: Sequence[str]) -> list[str]:
+    """Settings that were put together from several lists, without those that a later one of the same key replaces."""
+    return list({o.partition("=")[0].lstrip("+") if "=" in o else o: o for o in settings}.values())
 
 
 def refuse_empty(overrides: Sequence[str]) -> None:

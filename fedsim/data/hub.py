@@ -28,7 +28,9 @@ def within_reach() -> Iterator[None]:
     places = [place for place in known if getattr(place, SWITCH, True) is False]
     off = bool(places) and not _answers(str(constants.ENDPOINT))
     if off:
-        log.warning("%s does not answer within %.0f s: only the cache is looked into", constants.ENDPOINT, PATIENCE)
+        log.warning(
+            "%s does not answer within %.0f s: only the cache is looked into", constants.ENDPOINT, PATIENCE
+        )
     for place in places if off else ():
         setattr(place, SWITCH, True)
     try:
@@ -44,7 +46,7 @@ def _answers(url: str) -> bool:
 
     def ask() -> None:
         try:
-            with urlopen(Request(url, method="HEAD"), timeout=PATIENCE):  # noqa: S310 - the hub's own address
+            with urlopen(Request(url, method="HEAD"), timeout=PATIENCE):
                 found.append(True)
         except HTTPError:
             found.append(True)

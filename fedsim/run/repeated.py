@@ -28,8 +28,8 @@ GIVEN = f"draw from the generator that it is given, or from {ADVICE}"
 
 
 def check_views(data: Dataset, views: Mapping[str, View]) -> None:
-    """Refuse an augmentation, a view or a data set of the user's that gives another batch for the same samples and seeds;
-    say it of one that changes something without another result.
+    """Refuse an augmentation, a view or a data set of the user's that gives another batch for the same samples and
+    seeds; say it of one that changes something without another result.
 
     Raises:
         ConfigError: naming what has changed meanwhile.
@@ -66,11 +66,18 @@ def _check(what: str, things: list[Any], show: Callable[[], Any], advice: str) -
             )
         first = found
     if moved is not None:
-        log.warning("%s: %s changes with each batch, and each worker has its own; if it draws, %s", what, moved, advice)
+        log.warning(
+            "%s: %s changes with each batch, and each worker has its own; if it draws, %s",
+            what,
+            moved,
+            advice,
+        )
 
 
 def _same(one: list[Any], other: list[Any]) -> bool:
     if len(one) != len(other):
         return False
-    pairs = [(a, b) for a, b in zip(one, other, strict=True) if isinstance(a, Tensor) and isinstance(b, Tensor)]
+    pairs = [
+        (a, b) for a, b in zip(one, other, strict=True) if isinstance(a, Tensor) and isinstance(b, Tensor)
+    ]
     return all(a.shape == b.shape and torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in pairs)

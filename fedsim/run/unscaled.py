@@ -30,10 +30,14 @@ def unscaled(config: DictConfig, given: Given, data: FederatedData) -> str:
     taken, _ = train.take(torch.arange(min(ROWS if train.cut else 2, len(train))))
     for name, kind, high in _pixels(before, taken):
         top = 255 if high < 256 else 65535
-        way = f", or Dataset(Samples(x, y), normalize=Normalize(1 / {top})), which takes less memory" if whole else ""
+        way = (
+            f", or Dataset(Samples(x, y), normalize=Normalize(1 / {top})), which takes less memory"
+            if whole
+            else ""
+        )
         return (
-            f"{'data' if whole else 'clients'}: x{name} holds whole numbers up to {high} ({kind}) and is trained on as it "
-            f"is, not scaled to [0, 1]; hand over x / {top}{way}, unless the model scales it"
+            f"{'data' if whole else 'clients'}: x{name} holds whole numbers up to {high} ({kind}) and is trained on as "
+            f"it is, not scaled to [0, 1]; hand over x / {top}{way}, unless the model scales it"
         )
     return ""
 
@@ -49,7 +53,9 @@ def _pixels(before: Any, taken: Any) -> Iterator[tuple[str, str, int]]:
             image = t.dim() > 2 or t[0].numel() >= FEW
         elif kind is not None and not kind.is_floating_point and kind != torch.bool:
             taken_as_numbers = t.is_floating_point()  # else they may be tokens
-            image = t.dim() > 3 or (taken_as_numbers and (t.dim() == 3 or (t[0].numel() >= FEW and 127 < high < 256)))
+            image = t.dim() > 3 or (
+                taken_as_numbers and (t.dim() == 3 or (t[0].numel() >= FEW and 127 < high < 256))
+            )
         else:
             continue
         if image and low >= 0 and high > 1:

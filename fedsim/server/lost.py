@@ -48,7 +48,9 @@ def check_moved(rows: Sequence[Mapping[str, Any]]) -> None:
     """
     said = [str(row.get("thin_round", "")) for row in rows]
     if all(text.startswith((NOBODY, "nobody answered: ")) for text in said):
-        first = next(((row["round"], t) for row, t in zip(rows, said, strict=True) if t.startswith(NOBODY)), None)
+        first = next(
+            ((row["round"], t) for row, t in zip(rows, said, strict=True) if t.startswith(NOBODY)), None
+        )
         if first is not None:
             raise ThinRoundError(
                 f"no update of any client counted in any of the {len(rows)} rounds, so the model learned nothing from "

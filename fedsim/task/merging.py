@@ -38,9 +38,9 @@ def check_merging(name: str, counted: Counted, output: Any, y: Any) -> None:
     wanted = counted.named(given := whole.compute())
     if isinstance(given, tuple | list) and once.keys() != wanted.keys():
         raise ConfigError(
-            f"metrics: {name!r} ({type(counted.metric).__name__}) gives curves, {len(once)} numbers for {n // 2} samples "
-            f"and {len(wanted)} for {n}, so there is no column for each; give one of a fixed size (thresholds=10), or "
-            "the area under it"
+            f"metrics: {name!r} ({type(counted.metric).__name__}) gives curves, {len(once)} numbers for {n // 2} "
+            f"samples and {len(wanted)} for {n}, so there is no column for each; give one of a fixed "
+            "size (thresholds=10), or the area under it"
         )
     if found.keys() != wanted.keys() or any(_differ(found[k], wanted[k]) for k in wanted):
         raise ConfigError(

@@ -81,11 +81,16 @@ class Drawn(Dataset):
     [
         (lambda x, generator: x * float(OWN.random()), "'OWN'"),
         (Compose((Shaken(),)), "attribute 'own' of Shaken has changed"),
-        ((lambda own: lambda x, _: x + torch.rand(x.shape, generator=own))(keyed()), "closure variable 'own'"),
+        (
+            (lambda own: lambda x, _: x + torch.rand(x.shape, generator=own))(keyed()),
+            "closure variable 'own'",
+        ),
     ],
 )
 def test_an_augmentation_with_a_generator_of_its_own_is_refused_by_name(augment, named):
-    with pytest.raises(ConfigError, match=rf"augment: the same samples and seeds give another batch.*{named}"):
+    with pytest.raises(
+        ConfigError, match=rf"augment: the same samples and seeds give another batch.*{named}"
+    ):
         classification().run("rounds=1", augment=augment)
 
 
@@ -93,7 +98,9 @@ def test_a_data_set_with_a_generator_of_its_own_is_refused():
     def clients(draw):
         return {"clients": [Drawn(pair, draw) for pair in classes()], "test": None}
 
-    with pytest.raises(ConfigError, match="data: the same samples and seeds give another batch the second time"):
+    with pytest.raises(
+        ConfigError, match="data: the same samples and seeds give another batch the second time"
+    ):
         classification().run("rounds=1", **clients(lambda: float(OWN.random())))
     classification().run("rounds=1", **clients(lambda: float(torch.rand(())) + random.random()))
 

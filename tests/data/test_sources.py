@@ -196,7 +196,9 @@ def test_without_network_the_hub_is_asked_once_and_the_cache_looked_into(monkeyp
     library.load_dataset = load
     monkeypatch.setitem(sys.modules, "datasets", library)
     monkeypatch.delitem(sys.modules, "datasets.config", raising=False)
-    with pytest.raises(DataError, match=r"\(uoft-cs/cifar10 is not cached\); .* data\.path=<folder>, holding train"):
+    with pytest.raises(
+        DataError, match=r"\(uoft-cs/cifar10 is not cached\); .* data\.path=<folder>, holding train"
+    ):
         sources.cifar10()
     assert seen == [True] and constants.HF_HUB_OFFLINE is False and "does not answer" in caplog.text
 

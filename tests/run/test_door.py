@@ -280,7 +280,10 @@ class Named(nn.Sequential):
         ({"data": {"x": PIXELS.numpy().astype(np.int64), "y": THREE}}, "data: " + SAID.format("", "int64")),
         ({"data": ({"image": PIXELS}, THREE)}, "data: " + SAID.format("['image']", "uint8")),
         ({"clients": [(PIXELS, THREE)] * 2}, "clients: " + SAID.format("", "uint8")),
-        ({"clients": dict.fromkeys("ab", (PIXELS.flatten(1), THREE))}, "clients: " + SAID.format("", "uint8")),
+        (
+            {"clients": dict.fromkeys("ab", (PIXELS.flatten(1), THREE))},
+            "clients: " + SAID.format("", "uint8"),
+        ),
         ({"clients": [(PIXELS / 255, THREE)] * 2}, ""),
         ({"clients": [(PIXELS > 9, THREE)] * 2}, ""),
         ({"data": Dataset(Samples(PIXELS, THREE), normalize=Normalize(1 / 255))}, ""),

@@ -229,7 +229,11 @@ def test_several_numbers_of_one_metric_are_columns_also_of_clients() -> None:
         found = [row[f"{place}recall/{k}"] for k in range(3)]
         assert all(type(v) is float for v in found) and f"{place}recall" not in row
     counted = Counted("own", tm.MeanSquaredError())
-    assert counted.named({"a": torch.tensor(1), "b": [2.0, torch.tensor([3.0])]}) == {"a": 1, "b/0": 2, "b/1": 3}
+    assert counted.named({"a": torch.tensor(1), "b": [2.0, torch.tensor([3.0])]}) == {
+        "a": 1,
+        "b/0": 2,
+        "b/1": 3,
+    }
 
 
 def test_curves_whose_size_hangs_on_the_samples_are_refused() -> None:

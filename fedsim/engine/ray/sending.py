@@ -17,7 +17,6 @@ from fedsim.engine.ray.cluster import ours
 from fedsim.engine.ray.tensors import referring
 from fedsim.errors import ConfigError, EngineError
 
-
 _WORKERS_OWN = ("CUDA_", "RAY_")  # variables of which each worker has its own
 
 
@@ -28,7 +27,9 @@ class Sent(NamedTuple):
     code: str | None  # digest of the plan's code; None: all of it travels by value, or is not the user's
     modules: tuple[str, ...]  # of the user's, which workers import by themselves
     kept: tuple[Any, ...] = ()  # what the plan refers to in the object store
-    environment: Mapping[str, str | None] = {}  # variables that the code asks for, as they are in this process
+    environment: Mapping[
+        str, str | None
+    ] = {}  # variables that the code asks for, as they are in this process
 
 
 def _without_lock(of: cached_property[Any]) -> tuple[Any, ...]:
