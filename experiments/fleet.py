@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from fedsim.cli.main import command
+from fedsim.config.words import last_of_each
 
 DEADLINE = "system.deadline=4"  # virtual seconds
 FIRST = ("system.over_selection=1.3", "system.stragglers=drop")
@@ -41,7 +42,9 @@ def main() -> int:
     overrides += [f"data.path={args.data}", f"system.traces={args.traces}"]
     codes = [
         command(
-            ["-m", "experiment=fleet", f"method={name}", *METHODS[name], f"seed={args.seeds}", *overrides]
+            last_of_each(
+                ["-m", "experiment=fleet", f"method={name}", *METHODS[name], f"seed={args.seeds}", *overrides]
+            )
         )
         for name in args.methods.split(",")
     ]

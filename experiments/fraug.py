@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 
 from fedsim.cli.main import command
+from fedsim.config.words import last_of_each
 from fedsim.report.runs import Run, load_runs
 
 BASELINES = ("fedbn", "silobn", "fedavg", "fedprox", "moon", "local_only")
@@ -42,7 +43,10 @@ def main() -> int:
         [f"strategy={fraug}", "strategy.use_rtnet=false", "method=fraug-no-rtnet"],
         [f"strategy={','.join(BASELINES)}"],
     ]
-    codes = [command(["-m", f"experiment={experiment}", *s, "seed=0,1,2", *overrides]) for s in sweeps]
+    codes = [
+        command(last_of_each(["-m", f"experiment={experiment}", *s, "seed=0,1,2", *overrides]))
+        for s in sweeps
+    ]
     folder = Path(next((o.split("=", 1)[1] for o in overrides if o.startswith("out=")), "runs")) / experiment
     print(table(load_runs([folder])))
     return max(*codes, command(["report", str(folder)]))

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fedsim.cli.main import command
+from fedsim.config.words import last_of_each
 from fedsim.report.runs import Run, load_runs
 
 LORA = "model.lora={r: 4, alpha: 8, target_modules: [c_attn, c_proj, c_fc]}"
@@ -51,14 +52,16 @@ def main() -> int:
         overrides += ["system=phones", "system/availability=always", f"system.traces={args.traces}"]
     codes = [
         command(
-            [
-                "-m",
-                "experiment=language",
-                f"method={name}",
-                *METHODS[name],
-                f"seed={args.seeds}",
-                *overrides,
-            ]
+            last_of_each(
+                [
+                    "-m",
+                    "experiment=language",
+                    f"method={name}",
+                    *METHODS[name],
+                    f"seed={args.seeds}",
+                    *overrides,
+                ]
+            )
         )
         for name in args.methods.split(",")
     ]

@@ -22,6 +22,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from fedsim.cli.main import command
+from fedsim.config.words import last_of_each
 from fedsim.tracking import read_rows
 
 EXPERIMENTS = {"digits": "digits_lt", "cifar": "cifar10_lt_small", "paper": "cifar10_lt"}
@@ -150,7 +151,11 @@ def main() -> int:
         overrides.append(f"data.path={args.data}")
     sweep = ["data.imbalance=50,100"] if args.size == "paper" else ["seed=0,1,2"]
     codes = [
-        command(["-m", f"experiment={experiment}", f"method={label}", *METHODS[label], *sweep, *overrides])
+        command(
+            last_of_each(
+                ["-m", f"experiment={experiment}", f"method={label}", *METHODS[label], *sweep, *overrides]
+            )
+        )
         for label in args.only
     ]
     if args.size != "paper":

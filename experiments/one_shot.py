@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 from fedsim.cli.main import command
+from fedsim.config.words import last_of_each
 from fedsim.report.runs import Run, load_runs
 
 SEEDS = "0,1,2,3,4"
@@ -60,14 +61,16 @@ def main() -> int:
     chosen = [m for m in args.methods.split(";") if m]
     codes = [
         command(
-            [
-                "-m",
-                f"experiment={experiment}",
-                f"method={_slug(name)}",
-                *words,
-                f"seed={args.seeds}",
-                *overrides,
-            ]
+            last_of_each(
+                [
+                    "-m",
+                    f"experiment={experiment}",
+                    f"method={_slug(name)}",
+                    *words,
+                    f"seed={args.seeds}",
+                    *overrides,
+                ]
+            )
         )
         for name, words in methods(args.setting).items()
         if not chosen or name in chosen

@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 from fedsim.cli.main import command
+from fedsim.config.words import last_of_each
 
 SEEDED = ("fedavg", "scaffold", "feddyn", "fedspeed")
 OTHERS = ("fedprox", "fedcm", "fedadam", "fedsam", "mofedsam", "fedavgm", "fedyogi", "fedadagrad", "moon")
@@ -40,7 +41,9 @@ def main() -> int:
             [f"strategy={','.join((*SEEDED, *OTHERS))}", "seed=0"],
             [f"strategy={','.join(SEEDED)}", "seed=1,2"],
         ]
-    codes = [command(["-m", f"experiment={experiment}", *sweep, *overrides]) for sweep in sweeps]
+    codes = [
+        command(last_of_each(["-m", f"experiment={experiment}", *sweep, *overrides])) for sweep in sweeps
+    ]
     out = next((o.split("=", 1)[1] for o in overrides if o.startswith("out=")), "runs")
     return max(*codes, command(["report", f"{out}/{experiment}"]))
 

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from experiments.release_bars import Accuracies, bars
 from fedsim.cli.main import command
+from fedsim.config.words import last_of_each
 from fedsim.report.runs import Run, load_runs
 
 CLIENT = ("privacy=client", "privacy.delta=1e-3")
@@ -84,7 +85,7 @@ def main() -> int:
         experiment, methods = PARTS[part]
         common = [f"experiment={experiment}", f"name=release_{part}", "tracker=quiet"]
         codes += [
-            command(["-m", *common, f"method={name}", *given, f"seed={args.seeds}", *overrides])
+            command(last_of_each(["-m", *common, f"method={name}", *given, f"seed={args.seeds}", *overrides]))
             for name, given in methods.items()
         ]
         codes.append(command(["report", str(out / f"release_{part}")]))

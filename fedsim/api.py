@@ -22,7 +22,7 @@ from fedsim.rng import undisturbed
 from fedsim.run import assigning, disjoint, initial, modelcard, participants, samples
 from fedsim.run.assembly import assemble, start_engine
 from fedsim.run.denser import complete_rows, take_over
-from fedsim.run.folder import adopt, complete, enter, locked, tidied
+from fedsim.run.folder import adopt, complete, enter, locked, said_if_full, tidied
 from fedsim.run.given import Given
 from fedsim.run.key import Finished, marked, run_dir, run_key, run_name
 from fedsim.run.logged import describe, log_finished
@@ -37,6 +37,7 @@ from fedsim.run.sendable import check_sent
 from fedsim.run.sound import check_privacy
 from fedsim.run.summary import execute, record_partition, summarise
 from fedsim.run.unread import limit_cohort, say
+from fedsim.run.unscaled import unscaled
 from fedsim.server import weightsfile
 from fedsim.server.loop import Loop
 from fedsim.server.traits import StrategyLike
@@ -165,7 +166,7 @@ def run(
     check_labelled(method, config, given)
     mark = given.fingerprint(alone=fresh) + (f"/{config.engine.name}" if engine is not None else "")
     folder, key = run_dir(config), marked(run_key(config), mark)
-    with tidied(folder), locked(folder), undisturbed(), keeping():
+    with tidied(folder), locked(folder), said_if_full(folder), undisturbed(), keeping():
         adopt(folder, config, mark)
         take_over(folder, config, mark)
         return _run(config, given, method, topology, folder, key, engine, split)
@@ -193,7 +194,7 @@ def _run(
     try:
         trackers.phase("loading data")
         data = data or load_data(config, given, method)
-        if line := unmeasured(config, data):
+        for line in filter(None, (unmeasured(config, data), unscaled(config, given, data))):
             log.warning("%s", line)
         given, origin = pretrained(config, given, data, trackers.phase)
         check_classes(method, data)

@@ -54,7 +54,8 @@ class TooFewUpdates(FedsimError):  # noqa: N818 - what became of a round, before
 
 
 class ThinRoundError(FedsimError):
-    """A round had too few updates for the aggregator, and ``failures.thin_round=stop`` (exit code 1)."""
+    """A round had too few updates for the aggregator, and ``failures.thin_round=stop``; or no round of the run had any
+    that counted (exit code 1)."""
 
 
 class ArgumentError(ConfigError, ValueError):

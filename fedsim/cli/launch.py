@@ -17,14 +17,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from fedsim.cli.exits import BAD_CONFIG, DONE, FAILED, TERMINATED, Terminated, diagnose, terminable
 from fedsim.cli.flags import arranged
-from fedsim.cli.sweep import JobResult, Journal
+from fedsim.cli.sweep import JobResult, Journal, leave_nothing
 from fedsim.cli.tuning import check_search, optimises, result_of
 from fedsim.config.check import validate
 from fedsim.config.compose import COMPOSE_ERRORS, label_method, plain, typed
 from fedsim.config.explain import explain
 from fedsim.config.reading import chosen_method
 from fedsim.config.tree import VERSION_BASE, register
-from fedsim.config.words import readable, refuse_empty
+from fedsim.config.words import readable, refuse_empty, refuse_twice
 from fedsim.engine.cores import available_cores
 from fedsim.errors import ConfigError, LockedError
 from fedsim.run.key import Finished, finished, run_dir
@@ -36,6 +36,7 @@ def launch(argv: Sequence[str]) -> int:
     """Hand ``argv`` to Hydra, run the jobs it makes of them, report. Returns the exit code."""
     register()
     flags, settings = arranged(argv)
+    refuse_twice(settings, "-m for a run of each")
     argv = [*flags, *readable(settings)]
     if sweep := not {"-m", "--multirun"}.isdisjoint(flags):
         refuse_empty(settings)
@@ -45,6 +46,7 @@ def launch(argv: Sequence[str]) -> int:
             app()
             _come_back(journal)
         except COMPOSE_ERRORS as error:
+            leave_nothing()
             raise ConfigError(explain(error, argv)) from error
         except KeyboardInterrupt:
             _conclude(journal.read())

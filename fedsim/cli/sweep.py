@@ -18,6 +18,7 @@ from fedsim.errors import headline
 
 _JOURNAL = "FEDSIM_JOURNAL"
 _opened_here = False
+_made: list[Path] = []  # folders that the sweep of this process made, the inner ones first
 
 
 @dataclass
@@ -90,12 +91,11 @@ class RaySweep(Callback):
 
     def __init__(self) -> None:
         self.started = False
-        self.made: list[Path] = []  # folders that the sweep made, the inner ones first
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Note which folders the sweep will make; start Ray and export its address."""
         folder = Path(str(OmegaConf.select(config, "hydra.sweep.dir", default=".")))
-        self.made = [place for place in (folder, *folder.parents) if not place.exists()]
+        _made[:] = [place for place in (folder, *folder.parents) if not place.exists()]
         if not _needs_ray(config):
             return
         from fedsim.engine.ray import cluster
@@ -106,16 +106,22 @@ class RaySweep(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Stop what was started; leave no folder behind for a sweep of which no job was begun."""
-        outcomes = Journal(Path(os.environ.get(_JOURNAL, ""))).read()
-        if self.made and not any(outcome.dir and Path(outcome.dir).exists() for outcome in outcomes):
-            (self.made[0] / "multirun.yaml").unlink(missing_ok=True)
-            with suppress(OSError):  # something else lies there
-                for place in self.made:
-                    place.rmdir()
+        leave_nothing()
         if self.started:
             from fedsim.engine.ray import cluster
 
             cluster.unshare()
+
+
+def leave_nothing() -> None:
+    """Take away the folders that a sweep has made, if no job of it was begun."""
+    outcomes = Journal(Path(os.environ.get(_JOURNAL, ""))).read()
+    if _made and not any(outcome.dir and Path(outcome.dir).exists() for outcome in outcomes):
+        (_made[0] / "multirun.yaml").unlink(missing_ok=True)
+        with suppress(OSError):  # something else lies there
+            for place in _made:
+                place.rmdir()
+    _made.clear()
 
 
 def _needs_ray(config: DictConfig) -> bool:

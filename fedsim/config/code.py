@@ -8,9 +8,10 @@ standard library's and that of installed packages the name suffices. No source i
 from __future__ import annotations
 
 import functools
+import os
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib import import_module
 from typing import Any
 
@@ -44,6 +45,7 @@ class Reader(ValueReader):
         patched: attributes of other people's classes that are the user's functions.
         imported: the user's modules that a process has to import to run the code.
         modules: all the user's modules that hold some of the code, but for the script or notebook itself.
+        environment: variables of the environment that the code asks for by a constant name, ``None`` if not set.
     """
 
     def __init__(self, what: str, *, content: bool = True) -> None:
@@ -51,6 +53,7 @@ class Reader(ValueReader):
         self.patched: dict[str, None] = {}
         self.imported: dict[str, None] = {}
         self.modules: dict[str, None] = {}
+        self.environment: dict[str, str | None] = {}
 
     def _parts(self, x: Any) -> Iterator[bytes]:
         if isinstance(x, types.FunctionType):
@@ -59,6 +62,8 @@ class Reader(ValueReader):
             return self._class(x)
         if isinstance(x, types.CodeType):
             return self._code(x)
+        if isinstance(x, type(os.environ)):  # of which single variables are looked up
+            return iter((b"environment",))
         if isinstance(x, types.ModuleType):
             return iter((b"module", b"" if is_users(x.__name__) else x.__name__.encode()))
         if isinstance(x, _LRU):  # which travels by name
@@ -98,8 +103,12 @@ class Reader(ValueReader):
 
     def _globals(self, f: types.FunctionType) -> Iterator[bytes]:
         """What the globals named in the code are now, and what it imports when it runs; of a module what it names."""
-        names = bytecode.names(f.__code__)
+        names = bytecode.names(f.__code__).spelt
         space = f.__globals__
+        values = [space[name] for name in names.globals if name in space]
+        if names.reads_environment or any(v is os.environ or v is os.getenv for v in values):
+            values += f.__defaults__ or ()
+            yield from self._environment({*names.texts, *(v for v in values if type(v) is str)})
         for name in sorted(names.globals):
             if name in space:
                 what = f"global '{name}' of {f.__qualname__}"
@@ -114,6 +123,15 @@ class Reader(ValueReader):
                 continue
             self.imported[name] = None
             yield from self._inside(module, names.others, f"module '{name}' of {f.__qualname__}")
+
+    def _environment(self, names: Iterable[str]) -> Iterator[bytes]:
+        """What variables of the environment are now, those of ``names`` that are set."""
+        for name in sorted(names):
+            value = os.environ.get(name) if name.isidentifier() else None
+            if name.isidentifier():
+                self.environment[name] = value
+            if value is not None:
+                yield f"{name}={value}".encode("utf-8", "surrogateescape")
 
     def _looked_up(self, name: str, value: Any, names: frozenset[str], what: str) -> Iterator[bytes]:
         yield name.encode()

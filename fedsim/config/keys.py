@@ -36,6 +36,8 @@ def refusal(bad: str, overrides: Sequence[str]) -> str:
                 return (
                     f"{bad}: there {ABSENT.get(off, f'is no {off}')} yet; add {group}={listed(there, 'or')}"
                 )
+        if group and (text := _of_some(loader, bad, group, rest, overrides)):
+            return text
         keys = [k for k in _flatten(config, "") if not k.endswith("_") and k != bad]
         if near := _alike(bad, keys):
             return f"unknown key {bad!r}{near}"
@@ -43,6 +45,25 @@ def refusal(bad: str, overrides: Sequence[str]) -> str:
             have = "has" if len(there) == 1 else "have"
             return f"unknown key {bad!r}: {option} has no {rest}; {listed(there, 'and')} {have}"
     return f"unknown key {bad!r}{_beside(bad, keys)}"
+
+
+def _of_some(loader: ConfigLoader, bad: str, group: str, name: str, overrides: Sequence[str]) -> str:
+    """What to say where a sweep is over options of which only some have ``name``; empty if that is not so."""
+    chosen = next((o for o in overrides if o.partition("=")[0] == group), "")
+    swept = chosen.partition("=")[2].split(",")
+    have = [
+        option for option in swept if _gives(loader, group.partition("@")[0], option, name.split("."), True)
+    ]
+    lack = [option for option in swept if option not in have]
+    if not have or not lack:
+        return ""
+    value = next((o for o in overrides if o.partition("=")[0].lstrip("+") == bad), f"{bad}=VALUE")
+    tuned = f" (fedsim tune takes {have[0]}:{value})" if group == "strategy" else ""
+    return (
+        f"{value}: {listed(lack, 'and')} {'has' if len(lack) == 1 else 'have'} no {name}, and a sweep gives a setting "
+        f"to all; type two commands, which share a folder: -m {group}={','.join(have)} {value} and then -m "
+        f"{group}={','.join(lack)} without it{tuned}"
+    )
 
 
 def misplaced(overrides: Sequence[str]) -> str | None:

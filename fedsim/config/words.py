@@ -38,6 +38,32 @@ def readable(overrides: Sequence[str]) -> list[str]:
     return [_quoted(override) for override in overrides]
 
 
+def refuse_twice(overrides: Sequence[str], several: str | None = None) -> None:
+    """Refuse a key that is given two values, of which Hydra would take the last.
+
+    ``several`` says what values beside each other are, where they may be (``-m for a run of each``).
+
+    Raises:
+        ConfigError: naming both, and what to type.
+    """
+    given: dict[str, str] = {}
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        name = key.lstrip("+").replace("/", ".")
+        if not equals or key.startswith("~"):
+            continue
+        if (before := given.setdefault(name, value)) != value:
+            both = "" if several is None else f", or {name}={before},{value} {several}"
+            raise ConfigError(
+                f"{name}={before} and {key}={value}: one setting typed twice; type one of them{both}"
+            )
+
+
+def last_of_each(settings: Sequence[str]) -> list[str]:
+    """Settings that were put together from several lists, without those that a later one of the same key replaces."""
+    return list({o.partition("=")[0].lstrip("+") if "=" in o else o: o for o in settings}.values())
+
+
 def refuse_empty(overrides: Sequence[str]) -> None:
     """Refuse a sweep over a range without values, of which no run would come."""
     for override in overrides:

@@ -14,6 +14,7 @@ import numpy as np
 
 from fedsim.data.cache import Arrays, cached, fingerprint
 from fedsim.data.decoding import decode
+from fedsim.data.hub import within_reach
 from fedsim.errors import DataError
 
 PathLike = str | os.PathLike[str]
@@ -236,9 +237,11 @@ def hub_tables(
         raise DataError(f"{name} comes from the hub: pip install 'fedsim-lab[hub]', {remedy}") from error
     try:
         which = () if config is None else (config,)
-        parts = {key: load_dataset(name, *which, split=split) for key, split in splits.items()}
+        with within_reach():
+            parts = {key: load_dataset(name, *which, split=split) for key, split in splits.items()}
     except (
         Exception
     ) as error:  # the library raises many unrelated types: connection, HTTP, file, value errors
-        raise DataError(f"cannot load {name} from the hub ({error}); check the network, {remedy}") from error
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DataError(f"cannot load {name} from the hub ({said}); check the network, {remedy}") from error
     return {key: (part.with_format("arrow")[:], str(part._fingerprint)) for key, part in parts.items()}

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fedsim.data.dataset import Augment, Dataset
+from fedsim.data.hub import within_reach
 from fedsim.data.textcolumns import TOKENS, tokenised
 from fedsim.data.trees import Tree
 from fedsim.errors import DataError, hint
@@ -207,7 +208,8 @@ def _read(datasets: Any, path: str, cache: str | None) -> Mapping[str, Any]:
         if files is None:
             if place.is_absolute() or path.startswith((".", "~")):
                 raise DataError(f"data.path={path}: there is no such file or folder")
-            return dict(datasets.load_dataset(path, cache_dir=cache))
+            with within_reach():
+                return dict(datasets.load_dataset(path, cache_dir=cache))
         kind = FORMATS[files[0].suffix]
         named: dict[str, list[str]] = {}
         for file in files:

@@ -40,6 +40,11 @@ def may_draw(plan: Plan) -> bool:
     return not dataset.train.cut or not _known(own, set())
 
 
+def theirs(thing: object) -> bool:
+    """Whether ``thing`` is, or holds, code neither the simulator's nor torch's."""
+    return not _known(thing, set())
+
+
 def _known(thing: Any, seen: set[int]) -> bool:
     """Whether all code that ``thing`` is, or holds, is ours."""
     if id(thing) in seen:

@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 from fedsim.config.compose import compose, plain
 from fedsim.config.moved import targets
 from fedsim.config.usermodules import is_users
+from fedsim.config.words import refuse_twice
 from fedsim.errors import ConfigError, EngineError
 from fedsim.flower import forkserver
 from fedsim.flower.options import deployable, deployed, own_folder
@@ -63,6 +64,7 @@ def deploy(argv: Sequence[str]) -> int:
     args = parser.parse_intermixed_args(argv)
     if args.nodes < 1:
         raise ConfigError(f"--nodes {args.nodes}: must be at least 1")
+    refuse_twice(args.overrides)
     overrides = for_nodes(args.overrides, args.nodes)
     config = deployed(overrides)
     deployable(config)

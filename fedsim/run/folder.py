@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import shutil
@@ -29,6 +30,7 @@ from fedsim.server.weightsfile import BEST, LAST
 log = logging.getLogger(__name__)
 
 HANDED = "other things, or other code, were handed over in Python"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 RESULTS = ("summary.json", LAST, CARD, PREDICTIONS, TEXTS, BOXES)  # written at the end of a run
 
 
@@ -46,6 +48,25 @@ def tidied(folder: Path) -> Iterator[None]:
                 for place in made[1:]:
                     place.rmdir()
         raise
+
+
+@contextmanager
+def said_if_full(folder: Path) -> Iterator[None]:
+    """A disk that is full, or has become read-only, is said in one line, whichever file of the run it was.
+
+    Raises:
+        CheckpointError: naming the folder, and the file where the system does.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        what = error.filename or folder
+        raise CheckpointError(
+            f"{what} could not be written ({error.strerror}); make room and type the same command again: it goes on "
+            "from the last checkpoint"
+        ) from error
 
 
 @contextmanager

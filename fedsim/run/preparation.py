@@ -21,6 +21,7 @@ from fedsim.local.groups import check_groups
 from fedsim.local.rates import prepared
 from fedsim.run import assigning, canaries, initial, participants, releasing, samples, tasks, trial, unseen
 from fedsim.run.given import Given
+from fedsim.run.repeated import check_views
 from fedsim.run.resolve import resolve
 from fedsim.sampling.cohort import check_cohorts
 from fedsim.server.collusion import Planting
@@ -126,6 +127,7 @@ def learning_task(
     if problem.loss is None and task.loss is not own_loss:
         trial.check_labels(data, output, type(model).__name__)
     trial.check_measures(task, example, dtype)
+    check_views(data.dataset, configured(config.views))
     return replace(task, habits=rehearsed(task, example, dtype))
 
 

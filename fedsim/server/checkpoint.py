@@ -131,7 +131,9 @@ def load(path: Path, key: str, layout: Layout | None = None) -> Checkpoint:
     try:
         meta = json.loads((path / "checkpoint.json").read_text())
         digest = _sha256(path / "state.safetensors")
-    except (OSError, json.JSONDecodeError) as e:
+        if lacking := sorted({"format", "key", "rounds", "values", "sha256", "clients"} - set(meta)):
+            raise ValueError(f"checkpoint.json lacks {lacking[0]}")
+    except (OSError, ValueError, TypeError) as e:  # no JSON, no text
         raise CheckpointError(f"checkpoint {path} is damaged ({e}); {afresh}") from e
     if meta.get("format") not in (1, FORMAT):
         raise CheckpointError(
@@ -156,7 +158,7 @@ def key_of(path: Path) -> str | None:
     """The key of the run that a checkpoint belongs to; ``None`` if it cannot be read."""
     try:
         return str(json.loads((path / "checkpoint.json").read_text())["key"])
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 

@@ -100,7 +100,7 @@ class Server(Context):
         return self.exchanger.engine.remote
 
     def thin(self, why: str, *, whole: bool = False) -> None:
-        """The round, or a part of it, had too few updates for the aggregator: note it in the round's row.
+        """The round, or a part of it, had too few updates for the aggregator, or none: note it in the round's row.
 
         If it is the ``whole`` round, nothing of it counts: what its clients would keep is forgotten.
 

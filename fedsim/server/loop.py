@@ -19,6 +19,7 @@ from fedsim.server import checkpoint, weightsfile
 from fedsim.server.blame import Kept, blamed, check_numbers, check_state
 from fedsim.server.exchanges import Server
 from fedsim.server.handed import Handed, as_state, models_of
+from fedsim.server.lost import check_moved, lost
 from fedsim.server.measuring import measured
 from fedsim.server.round import Round
 from fedsim.server.roundlog import Row
@@ -76,6 +77,9 @@ class Loop:
         """All remaining rounds. If one fails or is interrupted, the last finished round is checkpointed first.
 
         A round is finished once it has been measured; if it was not, it is done again on resumption.
+
+        Raises:
+            ThinRoundError: at the end, if no update of any client counted in any round (see ``lost``).
         """
         self.kept = Kept(self.strategy)
         if not self.state:
@@ -89,6 +93,7 @@ class Loop:
             while self.done < self.rounds and not self._spent():
                 self._round()
             self.save()
+            check_moved(self.history)
         except BaseException as e:
             self.server.states.discard()
             try:
@@ -157,6 +162,8 @@ class Loop:
         except TooFewUpdates as thin:
             server.thin(str(thin), whole=True)
             state = self.state
+        if "thin_round" not in server.log and (why := lost(server.outcomes)):
+            server.thin(why)
         self.given.check("round")
         check_numbers(strategy, state, self.state, when)
         if not self.done:

@@ -34,8 +34,14 @@ def check_merging(name: str, counted: Counted, output: Any, y: Any) -> None:
     pair = (output, y)
     halves = [tree_map(lambda t: t[: n // 2], pair), tree_map(lambda t: t[n // 2 :], pair)]
     first, second = (copy.deepcopy(counted)(*half) for half in halves)
-    found = counted.value(first + second)
-    wanted = counted.named(whole.compute())
+    found, once = counted.value(first + second), counted.value(first)
+    wanted = counted.named(given := whole.compute())
+    if isinstance(given, tuple | list) and once.keys() != wanted.keys():
+        raise ConfigError(
+            f"metrics: {name!r} ({type(counted.metric).__name__}) gives curves, {len(once)} numbers for {n // 2} "
+            f"samples and {len(wanted)} for {n}, so there is no column for each; give one of a fixed "
+            "size (thresholds=10), or the area under it"
+        )
     if found.keys() != wanted.keys() or any(_differ(found[k], wanted[k]) for k in wanted):
         raise ConfigError(
             f"metrics: {name!r} ({type(counted.metric).__name__}) is {_shown(found)} put together from two parts, and "
@@ -59,12 +65,8 @@ def _numbers(metric: Any) -> dict[str, Any]:
 def _differ(a: Any, b: Any) -> bool:
     if isinstance(a, Tensor) or isinstance(b, Tensor):
         return a is not b and (not isinstance(a, Tensor) or not isinstance(b, Tensor) or not a.equal(b))
-    if isinstance(a, list) or isinstance(b, list):
-        return not (isinstance(a, list) and isinstance(b, list) and len(a) == len(b)) or any(
-            _differ(u, v) for u, v in zip(a, b, strict=True)
-        )
     return not (math.isclose(a, b, rel_tol=TOLERANCE, abs_tol=TOLERANCE) or (a != a and b != b))
 
 
 def _shown(values: Any) -> str:
-    return ", ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in values.values())
+    return ", ".join(f"{v:.4g}" for v in values.values())

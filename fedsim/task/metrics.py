@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -116,7 +117,7 @@ class Counted:
         metric.reset()  # which empties its lists
         return State(values, self._reduced)
 
-    def value(self, state: State) -> dict[str, Any]:
+    def value(self, state: State) -> dict[str, float]:
         """Numbers by name, ``""`` for the only one."""
         metric = self.metric
         metric.reset()
@@ -127,10 +128,9 @@ class Counted:
         metric.reset()
         return found
 
-    def named(self, found: Any) -> dict[str, Any]:
-        """What ``compute`` gave, by name."""
-        each = found if isinstance(found, Mapping) else {"": found}
-        return {k: _number(v) for k, v in each.items()}
+    def named(self, found: Any) -> dict[str, float]:
+        """What ``compute`` gave, by name: a dict's own names, of several numbers their places (``0``, ``1``, ...)."""
+        return dict(_numbers("", found))
 
 
 def admitted_metrics(metrics: Mapping[str, Any]) -> dict[str, MetricFn]:
@@ -220,10 +220,17 @@ def _held(value: Any) -> Any:
     )
 
 
-def _number(value: Any) -> Any:
-    if isinstance(value, Tensor) and value.numel() > 1:
-        return [float(v) for v in value.reshape(-1)]
-    return float(value)
+def _numbers(name: str, value: Any) -> Iterator[tuple[str, float]]:
+    """Each number of ``value`` under a name of its own."""
+    if isinstance(value, Mapping):
+        parts: Iterable[tuple[Any, Any]] = value.items()
+    elif isinstance(value, list | tuple) or math.prod(getattr(value, "shape", ())) != 1:
+        parts = enumerate(value)
+    else:
+        yield name, float(value)
+        return
+    for key, part in parts:
+        yield from _numbers(f"{name}/{key}" if name else str(key), part)
 
 
 def added(sums: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

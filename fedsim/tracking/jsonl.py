@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from io import FileIO
 from pathlib import Path
 
@@ -143,8 +144,13 @@ def truncate(path: Path, last_round: int) -> None:
 def replaced(path: Path, lines: Iterable[str]) -> None:
     """Write a file of lines anew, in one step; ``lines`` may be read from it meanwhile."""
     temporary = path.with_name(path.name + ".part")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.writelines(line + "\n" for line in lines)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.writelines(line + "\n" for line in lines)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        with suppress(OSError):  # what was begun takes no room
+            temporary.unlink(missing_ok=True)
+        raise

@@ -11,8 +11,9 @@ from omegaconf import OmegaConf, open_dict
 
 from fedsim.config.check import validate
 from fedsim.config.compose import compose
+from fedsim.config.keys import refusal
 from fedsim.config.parts import check_types, part
-from fedsim.config.words import readable, refuse_empty
+from fedsim.config.words import last_of_each, readable, refuse_empty, refuse_twice
 from fedsim.errors import ConfigError
 
 
@@ -193,3 +194,23 @@ def test_ranges_of_parts_hold_for_fedsims_own() -> None:
     with open_dict(config):
         config.data = {"_target_": "math.floor", "alpha": "my own", "seed": -1}
     validate(config)
+
+
+def test_a_key_with_two_values_is_refused_by_name() -> None:
+    said = "strategy=a and strategy=b: one setting typed twice; type one of them"
+    with pytest.raises(ConfigError, match=f"^{said}, or strategy=a,b -m for a run of each$"):
+        refuse_twice(["rounds=1", "strategy=a", "strategy=b"], "-m for a run of each")
+    with pytest.raises(ConfigError, match=r"seed=0 and \+seed=1: one setting typed twice; type one of them$"):
+        refuse_twice(["seed=0", "+seed=1"])
+    fine = ["strategy=a", "strategy.base=b", "data@x=a", "data=a", "seed=1", "seed=1", "~model", "model=mlp"]
+    refuse_twice(fine)
+    assert last_of_each(["-m", *fine, "+seed=2"]) == ["-m", *fine[:4], "+seed=2", *fine[6:]]
+
+
+def test_a_setting_that_only_some_methods_of_a_sweep_have_is_given_to_those() -> None:
+    said = refusal("strategy.mu", ["strategy=fedavg,fedprox", "strategy.mu=0.5"])
+    assert said.startswith(
+        "strategy.mu=0.5: fedavg has no mu, and a sweep gives a setting to all; type two commands"
+    )
+    assert "-m strategy=fedprox strategy.mu=0.5 and then -m strategy=fedavg without it" in said
+    assert refusal("strategy.zzz", ["strategy=fedavg,fedprox"]).startswith("unknown key 'strategy.zzz'")

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import pickle
+import random
 
+import numpy as np
 import pytest
 import torch
+from problems import classes, classification, hashes
 from torch.nn import functional as F
+from torch.utils.data import Dataset
 
 from fedsim.data.augment import Compose, Flip, PadCrop, flip_and_crop
+from fedsim.errors import ConfigError
 
 
 def keyed(seed=0):
@@ -45,3 +50,62 @@ def test_key_decides_and_share_is_p():
 def test_transforms_travel_between_processes():
     augment = flip_and_crop()
     assert pickle.loads(pickle.dumps(augment)) == augment
+
+
+OWN, NOTES = np.random.default_rng(0), []
+
+
+class Shaken:
+    def __init__(self):
+        self.own = keyed()
+
+    def __call__(self, x, generator):
+        return x + torch.rand(x.shape, generator=self.own)
+
+
+class Drawn(Dataset):
+    """Samples whose transform draws from ``draw``."""
+
+    def __init__(self, pair, draw):
+        self.pair, self.draw = pair, draw
+
+    def __len__(self):
+        return len(self.pair[0])
+
+    def __getitem__(self, row):
+        return self.pair[0][row] * self.draw(), self.pair[1][row]
+
+
+@pytest.mark.parametrize(
+    ("augment", "named"),
+    [
+        (lambda x, generator: x * float(OWN.random()), "'OWN'"),
+        (Compose((Shaken(),)), "attribute 'own' of Shaken has changed"),
+        (
+            (lambda own: lambda x, _: x + torch.rand(x.shape, generator=own))(keyed()),
+            "closure variable 'own'",
+        ),
+    ],
+)
+def test_an_augmentation_with_a_generator_of_its_own_is_refused_by_name(augment, named):
+    with pytest.raises(
+        ConfigError, match=rf"augment: the same samples and seeds give another batch.*{named}"
+    ):
+        classification().run("rounds=1", augment=augment)
+
+
+def test_a_data_set_with_a_generator_of_its_own_is_refused():
+    def clients(draw):
+        return {"clients": [Drawn(pair, draw) for pair in classes()], "test": None}
+
+    with pytest.raises(
+        ConfigError, match="data: the same samples and seeds give another batch the second time"
+    ):
+        classification().run("rounds=1", **clients(lambda: float(OWN.random())))
+    classification().run("rounds=1", **clients(lambda: float(torch.rand(())) + random.random()))
+
+
+def test_one_that_only_takes_notes_is_said_and_changes_nothing(caplog):
+    plain = classification().run("rounds=1", augment=lambda x, generator: x)
+    noting = classification().run("rounds=1", augment=lambda x, generator: NOTES.append(1) or x)
+    assert hashes(noting) == hashes(plain) and "'NOTES'" in caplog.text

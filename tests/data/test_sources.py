@@ -181,6 +181,28 @@ def test_hub_tables_are_decoded(monkeypatch, colours):
         sources.cifar10()
 
 
+def test_without_network_the_hub_is_asked_once_and_the_cache_looked_into(monkeypatch, caplog):
+    """Its library tries again for a minute; 192.0.2.1 is an address that nobody has (RFC 5737)."""
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr("fedsim.data.hub.PATIENCE", 0.3)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://192.0.2.1")
+    library, seen = types.ModuleType("datasets"), []
+
+    def load(name, split):
+        seen.append(constants.HF_HUB_OFFLINE)
+        raise FileNotFoundError(f"{name} is not cached\nand more")
+
+    library.load_dataset = load
+    monkeypatch.setitem(sys.modules, "datasets", library)
+    monkeypatch.delitem(sys.modules, "datasets.config", raising=False)
+    with pytest.raises(
+        DataError, match=r"\(uoft-cs/cifar10 is not cached\); .* data\.path=<folder>, holding train"
+    ):
+        sources.cifar10()
+    assert seen == [True] and constants.HF_HUB_OFFLINE is False and "does not answer" in caplog.text
+
+
 def test_digits_subset_and_augment():
     data = sources.digits()
     assert (len(data.train), len(data.test), data.input_shape) == (1433, 364, (1, 8, 8))

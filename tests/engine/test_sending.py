@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 from problems import classification, hashes, method
+from torch.nn.functional import cross_entropy
 
 from clients.base import Client
 from fedsim.engine.ray import cluster
@@ -87,6 +89,28 @@ def test_what_workers_must_import_is_refused_where_its_file_is_newer(
             EngineError, match=r"import other code than this process runs, from one of lent: "
         ):
             bits(ray, lent, loss=loss)
+
+
+def test_workers_have_the_variables_of_the_environment_that_the_code_asks_for(
+    ray: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of idle workers are from when they were started."""
+
+    def loss(o: Any, y: Any) -> Any:
+        return float(os.environ.get("FEDSIM_TEST_SCALE", "1")) * cross_entropy(o, y)
+
+    found = []
+    for scale in (None, "2", None):
+        monkeypatch.delenv("FEDSIM_TEST_SCALE", raising=False)
+        if scale is not None:
+            monkeypatch.setenv("FEDSIM_TEST_SCALE", scale)
+        here, there = (
+            hashes(classification().run("rounds=1", engine, "engine.workers=1", loss=loss))
+            for engine in ("engine=serial", ray)
+        )
+        assert here == there
+        found += here
+    assert found[0] == found[2] != found[1]
 
 
 @pytest.mark.nightly

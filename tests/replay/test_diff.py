@@ -11,6 +11,7 @@ import torch
 from problems import Problem, classes, classification
 
 from fedsim.cli.main import command
+from fedsim.config.words import last_of_each
 from fedsim.replay.parting import diff
 from fedsim.tracking.rows import read_rows
 
@@ -21,7 +22,7 @@ DIGITS = (
 
 
 def digits(folder: Path, *overrides: str) -> str:
-    assert command([*DIGITS, f"dir={folder}", *overrides]) == 0
+    assert command(last_of_each([*DIGITS, f"dir={folder}", *overrides])) == 0
     return str(folder)
 
 

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import fedsim
 from fedsim.api import run
-from fedsim.data.dataset import Dataset, Samples
+from fedsim.data.dataset import Dataset, Normalize, Samples
 from fedsim.errors import ConfigError, DataError, FedsimError
 from fedsim.run import samples
 
@@ -262,3 +262,38 @@ def test_classification_of_before_is_untouched() -> None:
         for a, b in zip(p, q, strict=True)
     )
     assert given.classes == ("0", "1", "2")
+
+
+PIXELS, THREE = torch.arange(64 * 6, dtype=torch.uint8).view(6, 1, 8, 8), torch.tensor([0, 1, 2] * 2)
+SAID = "x{} holds whole numbers up to 255 ({}) and is trained on as it is, not scaled to [0, 1]; hand over x / 255"
+
+
+class Named(nn.Sequential):
+    def forward(self, image: Tensor) -> Tensor:
+        return super().forward(image.float())
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"data": (PIXELS, THREE)}, "data: " + SAID.format("", "uint8")),
+        ({"data": {"x": PIXELS.numpy().astype(np.int64), "y": THREE}}, "data: " + SAID.format("", "int64")),
+        ({"data": ({"image": PIXELS}, THREE)}, "data: " + SAID.format("['image']", "uint8")),
+        ({"clients": [(PIXELS, THREE)] * 2}, "clients: " + SAID.format("", "uint8")),
+        (
+            {"clients": dict.fromkeys("ab", (PIXELS.flatten(1), THREE))},
+            "clients: " + SAID.format("", "uint8"),
+        ),
+        ({"clients": [(PIXELS / 255, THREE)] * 2}, ""),
+        ({"clients": [(PIXELS > 9, THREE)] * 2}, ""),
+        ({"data": Dataset(Samples(PIXELS, THREE), normalize=Normalize(1 / 255))}, ""),
+    ],
+)
+def test_pixels_that_nobody_scales_are_said_once(
+    given: dict[str, Any], said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    layers = Named if "image" in str(given)[:20] else nn.Sequential
+    settings = ["engine=serial", *QUIET, "rounds=1", "num_clients=2", "clients_per_round=2", "partition=iid"]
+    fedsim.simulate(settings, model=lambda: layers(nn.Flatten(), nn.Linear(64, 3)), **given)
+    lines = [r.getMessage() for r in caplog.records if "not scaled" in r.getMessage()]
+    assert [line.startswith(said) for line in lines] == [True] * bool(said)

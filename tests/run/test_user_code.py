@@ -19,6 +19,7 @@ import fedsim
 from clients.base import Client
 from fedsim.cli.main import command
 from fedsim.config.compose import load
+from fedsim.config.words import last_of_each
 from fedsim.errors import CheckpointError, ConfigError
 from fedsim.run.key import finished, run_dir, run_key
 from fedsim.run.resolve import resolve
@@ -111,7 +112,7 @@ def fresh(*overrides: str) -> int:
     """The command as a new process gives it."""
     sys.modules.pop("mymethod", None)
     importlib.invalidate_caches()
-    return command([*SETTINGS, *overrides])
+    return command(last_of_each([*SETTINGS, *overrides]))
 
 
 def edited(path: Path, old: str, new: str) -> None:

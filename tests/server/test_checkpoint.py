@@ -83,6 +83,10 @@ def test_a_damaged_file_is_refused(saved: Path, name: str) -> None:
     (saved / name).write_bytes(whole[: len(whole) // 2])
     with pytest.raises(CheckpointError, match=rf"{saved.name} is damaged.*resume=never"):
         checkpoint.load(saved, "key")
+    for other in ("größe".encode("latin-1"), b"[]"):  # neither UTF-8 nor an index
+        (saved / name).write_bytes(other)
+        with pytest.raises(CheckpointError, match=rf"{saved.name} is damaged.*resume=never"):
+            checkpoint.load(saved, "key")
     (saved / name).unlink()
     with pytest.raises(CheckpointError, match="is damaged"):
         checkpoint.load(saved, "key")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +16,7 @@ from problems import Recorded, classification, hashes, method, network
 from rich.console import Console
 from scipy.sparse import csr_array
 
+from clients.sgd import SGDClient
 from fedsim.errors import ConfigError, FedsimError, ThinRoundError
 from fedsim.exchange.packing import pack
 from fedsim.report.prose import failures
@@ -161,6 +163,41 @@ def test_a_rule_for_more_updates_than_there_can_be_is_refused(
 def test_the_largest_of_the_given_cohorts_counts() -> None:
     with pytest.raises(ConfigError, match=r"clients_per_round=4 gives 4; type clients_per_round=5 or aggreg"):
         classification(cohorts=[[0, 1, 2], [0, 1, 2, 3]]).run("rounds=2", *FIVE)
+
+
+# -- rounds without any update ----------------------------------------------------------------------------------------
+
+LOST = ("attack=nonfinite", "attack.fraction=1", "rounds=2")
+NONE = "no update counted: 3 not finite (client "
+
+
+class Broken(SGDClient):
+    def step(self, job: Any, w: torch.Tensor, batch: Any) -> torch.Tensor:
+        raise ValueError("boom")
+
+
+def test_a_run_without_any_finite_update_is_no_success(tmp_path: Path) -> None:
+    said = r"no update of any client counted in any of the 2 rounds.*round 1: no update counted: 3 not finite"
+    for _ in range(2):  # asked for again it is not done either
+        with pytest.raises(ThinRoundError, match=said):
+            classification().run(*LOST, f"dir={tmp_path}")
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["status"], summary["thin_rounds"], summary["rounds"]) == ("failed", 2, 2)
+    assert not (tmp_path / "weights.safetensors").exists()
+    strategy = method("fedavg")
+    strategy.client = Broken(weighting="samples")
+    with pytest.raises(ThinRoundError, match=r"no update counted: 3 failed \(client \d: ValueError: boom"):
+        classification().run("rounds=2", "failures.policy=skip", strategy=strategy)
+
+
+def test_a_single_round_without_any_update_is_named_or_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedsim.run.participants.draw_attackers", lambda *_: [0, 1, 2])
+    problem = classification(cohorts=[[0, 1, 2], [0, 3, 4]])
+    result = problem.run(*LOST)
+    first, second = (row.get("thin_round") for row in result.rows)
+    assert first.startswith(NONE + "0: ") and second is None and result.summary["thin_rounds"] == 1
+    with pytest.raises(ThinRoundError, match="round 1: no update counted: 3 not finite"):
+        problem.run(*LOST, "failures.thin_round=stop")
 
 
 # -- peers ------------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torchmetrics as tm
+from problems import classification
 from torch import Tensor, nn
 
 from fedsim.errors import ConfigError
@@ -48,14 +49,14 @@ METRICS = {
 def test_torchmetrics_objects_are_exact_over_parts(sizes: list[int]) -> None:
     task = Task(nn.Identity(), metrics=admitted_metrics(METRICS))
     found = cut(task, LOGITS, Y, sizes, pickled=True)
-    assert list(found) == ["loss", "accuracy", "f1", "auroc", "binned", "calibration", "confusion", "recall"]
+    confusion = [f"confusion/{i}/{j}" for i in range(4) for j in range(4)]
+    assert list(found) == ["loss", "accuracy", "f1", "auroc", "binned", "calibration", *confusion, "recall"]
     for name, metric in METRICS.items():
         if name == "several":
             continue
         whole = metric.clone().set_dtype(torch.float64)(LOGITS, Y)
-        assert found[name] == pytest.approx(
-            whole.flatten().tolist() if whole.dim() else float(whole), abs=1e-12
-        )
+        columns = [v for k, v in found.items() if k.partition("/")[0] == name]
+        assert columns == pytest.approx(whole.flatten().tolist(), abs=1e-12)
 
 
 def test_the_users_object_stays_as_it_is() -> None:
@@ -218,3 +219,23 @@ def test_a_loss_weighted_by_class_is_that_of_the_whole_set(size: int) -> None:
         task = Task(nn.Identity(), loss, {}, weighed=weighed(loss))
         sizes = [size] * (200 // size) + [200 % size] * (200 % size > 0)
         assert cut(task, LOGITS, Y, sizes)["loss"] == pytest.approx(float(loss(LOGITS, Y)), abs=1e-12)
+
+
+def test_several_numbers_of_one_metric_are_columns_also_of_clients() -> None:
+    metrics = {"recall": tm.Recall("multiclass", num_classes=3, average=None)}
+    settings = ("rounds=1", "evaluation.holdout=0.3", "evaluation.clients_every=1")
+    (row,) = classification().run(*settings, metrics=metrics).rows
+    for place in ("", "clients/"):
+        found = [row[f"{place}recall/{k}"] for k in range(3)]
+        assert all(type(v) is float for v in found) and f"{place}recall" not in row
+    counted = Counted("own", tm.MeanSquaredError())
+    assert counted.named({"a": torch.tensor(1), "b": [2.0, torch.tensor([3.0])]}) == {
+        "a": 1,
+        "b/0": 2,
+        "b/1": 3,
+    }
+
+
+def test_curves_whose_size_hangs_on_the_samples_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"'roc' \(MulticlassROC\) gives curves, .* fixed size"):
+        classification().run("rounds=1", metrics={"roc": tm.ROC("multiclass", num_classes=3)})

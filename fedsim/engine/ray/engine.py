@@ -21,7 +21,7 @@ from fedsim.engine.cores import available_cores
 from fedsim.engine.ray import idle
 from fedsim.engine.ray.cluster import connect, ours
 from fedsim.engine.ray.said import Ear, Speaker
-from fedsim.engine.ray.sending import Sent, check, forget_classes, send
+from fedsim.engine.ray.sending import Sent, adopt, check, forget_classes, send
 from fedsim.engine.ray.tensors import share_tensors
 from fedsim.engine.ray.transport.driver import Found, NotReady, Shared, Transport
 from fedsim.engine.ray.transport.pipe import Offer
@@ -48,10 +48,11 @@ class _Actor:
         self._ear.install()
         self.stop()
 
-    def start(self, plan: Plan, offer: Offer | None, code: str | None, modules: tuple[str, ...]) -> None:
+    def start(self, plan: Plan, offer: Offer | None, sent: Sent) -> None:
         """Build the worker, to be called by pipe if it can be: ``serve`` is to follow."""
         forget_classes()
-        check(plan, code, modules)
+        adopt(sent.environment)
+        check(plan, sent.code, sent.modules)
         torch.set_num_threads(plan.threads)
         self._ear.begin(lambda: None)
         worker = self._ear.hear(lambda: Worker(plan))
@@ -248,8 +249,8 @@ class RayEngine:
     def _start(self, actor: Any) -> Any:
         """Send the plan; the reference says when it has arrived."""
         assert self._plan is not None, "start(plan) comes first"
-        sent = self._plan
-        started = actor.start.remote(sent.stored, self._transport.open(actor), sent.code, sent.modules)
+        sent = self._plan._replace(stored=None, kept=())
+        started = actor.start.remote(self._plan.stored, self._transport.open(actor), sent)
         actor.serve.remote()
         return started
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copyreg
+import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -16,6 +17,8 @@ from fedsim.engine.ray.cluster import ours
 from fedsim.engine.ray.tensors import referring
 from fedsim.errors import ConfigError, EngineError
 
+_WORKERS_OWN = ("CUDA_", "RAY_")  # variables of which each worker has its own
+
 
 class Sent(NamedTuple):
     """A plan in Ray's object store, and what whoever reads it must have imported alike."""
@@ -24,6 +27,9 @@ class Sent(NamedTuple):
     code: str | None  # digest of the plan's code; None: all of it travels by value, or is not the user's
     modules: tuple[str, ...]  # of the user's, which workers import by themselves
     kept: tuple[Any, ...] = ()  # what the plan refers to in the object store
+    environment: Mapping[
+        str, str | None
+    ] = {}  # variables that the code asks for, as they are in this process
 
 
 def _without_lock(of: cached_property[Any]) -> tuple[Any, ...]:
@@ -61,7 +67,17 @@ def send(ray: Any, plan: Plan) -> Sent:
             "it from its files instead, and the run stops if those hold another code than this process has loaded",
             stacklevel=3,
         )
-    return Sent(stored, code if modules else None, modules, tuple(kept))
+    environment = {k: v for k, v in found.environment.items() if not k.startswith(_WORKERS_OWN)}
+    return Sent(stored, code if modules else None, modules, tuple(kept), environment)
+
+
+def adopt(environment: Mapping[str, str | None]) -> None:
+    """In a worker: let the code find the variables of the environment that it asks for as the driver has them."""
+    for name, value in environment.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 def check(plan: Plan, code: str | None, modules: tuple[str, ...]) -> None:
@@ -82,11 +98,13 @@ def forget_classes() -> None:
 
 def _read(plan: Plan) -> tuple[str | None, Reader]:
     """Digest of the plan's code, without the content of tensors, and what was met on the way."""
-    reader = Reader("code", content=False)
-    try:
-        return reader.read((plan.client, plan.task.loss, plan.task.model)), reader
-    except ConfigError:  # it holds what pickle, which comes next, will name
-        return None, reader
+    reader, code = Reader("code", content=False), None
+    with suppress(ConfigError):  # it holds what pickle, which comes next, will name
+        code = reader.read((plan.client, plan.task.loss, plan.task.model))
+    for other in (plan.task.forward, plan.task.metrics, plan.data.dataset.augment, plan.views):
+        with suppress(Exception):  # whatever users' objects raise: what was met before is noted
+            reader.read(other)
+    return code, reader
 
 
 @contextmanager

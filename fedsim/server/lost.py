@@ -1,0 +1,58 @@
+"""Rounds in which no update of any client counted, and runs that are made of such rounds alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from fedsim.errors import ThinRoundError, headline
+from fedsim.exchange.measured_tasks import is_measuring
+from fedsim.exchange.payload import Outcome
+
+NOBODY = "no update counted: "  # begins what the row of such a round says, if a client was at fault
+SAID = {
+    "nonfinite": "not finite",
+    "failed": "failed",
+    "dropped": "dropped out",
+    "refused": "had nothing to send",
+}
+
+
+def lost(outcomes: Iterable[Outcome]) -> str:
+    """What became of an exchange of a round whose every update was lost; empty if there is none.
+
+    Clients that all have nothing to send, and an empty cohort, are no loss.
+    """
+    tasks: dict[str, list[Outcome]] = {}
+    for o in outcomes:
+        if not is_measuring(o.task):
+            tasks.setdefault(o.task, []).append(o)
+    for found in tasks.values():
+        kinds = Counter(o.kind for o in found)
+        if kinds["ok"] or not kinds.keys() - {"refused", "ok"}:
+            continue
+        counted = ", ".join(f"{kinds[kind]} {said}" for kind, said in SAID.items() if kinds[kind])
+        first = next((o for o in found if o.kind in ("nonfinite", "failed")), None)
+        if first is None:
+            return f"nobody answered: {counted}"
+        return f"{NOBODY}{counted} (client {first.client}: {headline(first.reason)})"
+    return ""
+
+
+def check_moved(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse to call a run done in which no update of any client counted, by clients' fault.
+
+    Raises:
+        ThinRoundError: naming the first.
+    """
+    said = [str(row.get("thin_round", "")) for row in rows]
+    if all(text.startswith((NOBODY, "nobody answered: ")) for text in said):
+        first = next(
+            ((row["round"], t) for row, t in zip(rows, said, strict=True) if t.startswith(NOBODY)), None
+        )
+        if first is not None:
+            raise ThinRoundError(
+                f"no update of any client counted in any of the {len(rows)} rounds, so the model learned nothing from "
+                f"them; round {first[0]}: {first[1]}"
+            )
