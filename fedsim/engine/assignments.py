@@ -40,6 +40,7 @@ class Plan:
     views: Mapping[str, View] = field(default_factory=dict)  # named augmentations, for ``job.view``
     hashes: bool = False  # whether outcomes say what was sent, by hashes
     release: Release | None = None  # what is done to updates before they leave; None: they leave as they are
+    sole: bool = False  # the task's model is nobody else's: the worker trains it, not a copy
     declared: bool = field(
         init=False
     )  # the client's class is ``vectorisable``; a class sent by value may forget it
