@@ -39,6 +39,8 @@ class FedAvg(Strategy):
     def update(self, state: State, replies: Replies, round: Round) -> State:
         """Move along the mean update."""
         step, w = self.aggregate(replies), state["w"]
-        if is_mean(self.aggregator) and type(self).aggregate is Strategy.aggregate:  # fresh: w + lr * step in its place
+        if (
+            is_mean(self.aggregator) and type(self).aggregate is Strategy.aggregate
+        ):  # fresh: w + lr * step in its place
             return state | {"w": step.mul_(self.server_lr).add_(w)}
         return state | {"w": w + self.server_lr * step}

@@ -28,8 +28,8 @@ class GridExchange:
     whole)`` makes an answer of a reply to it, or says by a ``ClientError`` why it is none. A reply is that of the
     client whose node was asked, whatever it says; one that is none is that client's failure.
 
-    Answers wait at the link until they are pulled: ``one_by_one``, that of the client whose turn it is. Once half of the
-    deadline has passed, others are looked at too, no more than one ahead: who must be asked again needs the rest.
+    Answers wait at the link until they are pulled: ``one_by_one``, that of the client whose turn it is. Once half of
+    the deadline has passed, others are looked at too, no more than one ahead: who must be asked again needs the rest.
     """
 
     grid: Grid

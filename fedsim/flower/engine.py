@@ -31,11 +31,10 @@ from fedsim.flower.unmasking import MaskedExchange
 from fedsim.flower.wire import ask_records, shared_records, stamp_state
 from fedsim.server import checkpoint
 from fedsim.server.traits import StrategyLike
+from fedsim.task import room
 from fedsim.task.layout import Layout
-from fedsim.task.room import emptied
 
 EMPTY: Mapping[str, Any] = {}
-LARGE = 32 << 20  # bytes of a model of which no more answers are held than must be
 
 
 class FlowerEngine:
@@ -91,12 +90,13 @@ class FlowerEngine:
             yield
         finally:
             if self._large:
-                emptied(self._local.worker.model)
+                room.emptied(self._local.worker.model)
+            room.rest()
 
     @property
     def _large(self) -> bool:
         assert self._plan and self._layout, "start(plan) comes first"
-        return self._layout.size * self._plan.dtype.itemsize > LARGE
+        return self._layout.size * self._plan.dtype.itemsize > room.LARGE
 
     @property
     def own_data(self) -> bool:
@@ -123,7 +123,7 @@ class FlowerEngine:
         self._exchange = self._exchange + 1 if broadcast.round == self._round else 0
         self._round = broadcast.round
         number = self._exchange
-
+        room.rest()
         shared = Outgoing(
             lambda lacks: shared_records(broadcast, layout) if lacks else self._shared(broadcast, layout)
         )

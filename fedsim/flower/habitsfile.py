@@ -49,4 +49,5 @@ class HabitsFile:
         names = {f.name for f in fields(Habits)}
         if kept.pop("about", None) != self._about or kept.keys() != names:
             return None
-        return Habits(**{k: tuple(v) if isinstance(v, list) else bool(v) for k, v in kept.items()})
+        found: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else bool(v) for k, v in kept.items()}
+        return Habits(**found)

@@ -62,9 +62,7 @@ class Pieces(Array):
         return found
 
     @classmethod
-    def inflate(
-        cls, object_content: bytes, children: dict[str, InflatableObject] | None = None
-    ) -> Pieces:
+    def inflate(cls, object_content: bytes, children: dict[str, InflatableObject] | None = None) -> Pieces:
         """What Flower makes an array of, its pieces left apart."""
         there: dict[str, Any] = dict(children or {})
         checked = Array.inflate(object_content, dict.fromkeys(there, ArrayChunk(memoryview(b""))))
@@ -124,6 +122,4 @@ def lent(numbers: Sequence[Tensor], shape: tuple[int, ...]) -> Array:
         pieces += [bytes(gathered)] if gathered else []
         gathered = bytearray()
         pieces += [data[at : at + MOST] for at in range(0, len(data), MOST)]
-    return Pieces(
-        str(dtype), shape, "numpy.ndarray", [*pieces, *([bytes(gathered)] if gathered else [])]
-    )
+    return Pieces(str(dtype), shape, "numpy.ndarray", [*pieces, *([bytes(gathered)] if gathered else [])])

@@ -35,8 +35,8 @@ from fedsim.server.exchanges import Server
 from fedsim.server.loop import Loop
 from fedsim.server.traits import StrategyLike, aggregator_of
 from fedsim.server.workshop import Workshop
+from fedsim.task import room
 from fedsim.task.copies import copied
-from fedsim.task.room import lend
 from fedsim.task.task import Task
 from fedsim.task.vectors import FlatModel
 from fedsim.tracking import Trackers
@@ -78,7 +78,9 @@ def assemble(
     cohorts = _cohorts(config, given, method)
     folder, start = run_dir(config), FlatModel(copied(task.model), initial.DTYPES[config.dtype])
     if engine.remote:
-        lend(start, task.model)
+        if start.w.nbytes > room.LARGE:
+            room.on_disk(start, folder)
+        room.lend(start, task.model)
     clock = participants.clock(config, task, data, start.layout.size)
     work = plan(config, method, task, data, clock)
     context = _context(config, given, work, data, start, topology)

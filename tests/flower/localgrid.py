@@ -84,7 +84,7 @@ class LocalGrid(Grid):
         if message.metadata.message_type == "train":
             self.bytes_down += wire.ByteSize()
             self.bytes_up += back.ByteSize()
-        reply.content = in_objects(recorddict_from_proto(back))
+        reply.content = in_objects(reply.content if altered is None else altered)
         return reply
 
     # what a grid must have and the apps do not use
