@@ -51,6 +51,7 @@ class Peaks:
     most: dict[str, float] = field(default_factory=dict)  # of one kind at one moment
     single: dict[str, float] = field(default_factory=dict)  # of one process
     total: float = 0.0  # of all at one moment
+    parts: dict[str, float] = field(default_factory=dict)  # of that, by kind
     spent: dict[tuple[int, float], float] = field(
         default_factory=dict
     )  # seconds of processor time by process
@@ -68,7 +69,8 @@ class Peaks:
             role = next((kind for word, kind in ROLES.items() if word in words), "others")
             now, kinds[role] = now + size, kinds[role] + size
             self.single[role] = max(self.single.get(role, 0.0), size)
-        self.total = max(self.total, now)
+        if now > self.total:
+            self.total, self.parts = now, dict(kinds)
         for kind, size in kinds.items():
             self.most[kind] = max(self.most.get(kind, 0.0), size)
 
@@ -145,6 +147,11 @@ def table(tiny: Deployed, big: Deployed, nodes: int) -> str:
     for kind in dict.fromkeys(ROLES.values()):
         a, b = tiny.watch.single.get(kind, 0.0), big.watch.single.get(kind, 0.0)
         lines.append(f"{kind:14}{a / MB:9.0f} MB{b / MB:9.0f} MB{(b - a) / big.size:9.1f}")
+    for kind, b in big.watch.parts.items():
+        a = tiny.watch.parts.get(kind, 0.0)
+        lines.append(
+            f"{'  ' + kind:14}{a / MB:9.0f} MB{b / MB:9.0f} MB{(b - a) / big.size:9.1f}  of all at once"
+        )
     a, b = tiny.watch.total, big.watch.total
     lines.append(f"{'all at once':14}{a / MB:9.0f} MB{b / MB:9.0f} MB{(b - a) / big.size:9.1f}")
     lines.append(f"{'s a round':14}{_typical(tiny.seconds):12}{_typical(big.seconds):12}")

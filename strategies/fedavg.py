@@ -11,6 +11,7 @@ from clients.sgd import SGDClient
 from fedsim.exchange.payload import Replies
 from fedsim.server.round import Round
 from fedsim.server.traits import Traits
+from strategies.aggregators import is_mean
 from strategies.base import State, Strategy, check, check_weighting
 
 
@@ -37,4 +38,9 @@ class FedAvg(Strategy):
 
     def update(self, state: State, replies: Replies, round: Round) -> State:
         """Move along the mean update."""
-        return state | {"w": state["w"] + self.server_lr * self.aggregate(replies)}
+        step, w = self.aggregate(replies), state["w"]
+        if (
+            is_mean(self.aggregator) and type(self).aggregate is Strategy.aggregate
+        ):  # fresh: w + lr * step in its place
+            return state | {"w": step.mul_(self.server_lr).add_(w)}
+        return state | {"w": w + self.server_lr * step}

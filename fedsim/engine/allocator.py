@@ -40,6 +40,12 @@ def keeping() -> Iterator[None]:
         _count(libc, -1)
 
 
+def give_back() -> None:
+    """What is free goes back to the system now, where malloc is glibc's."""
+    if (libc := _glibc()) is not None:
+        libc.malloc_trim(0)
+
+
 def _count(libc: Any, change: int) -> None:
     global _users
     with _lock:

@@ -43,6 +43,7 @@ class Plan:
     others: tuple[Task, ...] = ()  # of models 1, 2, ... that some clients train instead (``client.classes``)
     efforts: tuple[float, ...] = ()  # what each of these costs, as a share of the run's model
     effort: float = 1.0  # the same of this plan's own model
+    sole: bool = False  # the task's model is nobody else's: the worker trains it, not a copy
     declared: bool = field(
         init=False
     )  # the client's class is ``vectorisable``; a class sent by value may forget it

@@ -40,7 +40,7 @@ class Resident:
         """``data``: those of ``plan``, on its device already."""
         self.plan, self.client = plan, plan.client
         task = plan.task
-        model, habits = copied(task.model), task.habits
+        model, habits = task.model if plan.sole else copied(task.model), task.habits
         kind = FlatModel if plan.device == "cpu" else CapturedModel
         self.model = kind(model, plan.dtype, plan.device, habits=habits, loss=task.loss)
         self.model.autocast = torch.bfloat16 if plan.local.autocast else None

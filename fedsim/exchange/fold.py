@@ -64,13 +64,20 @@ class Folder:
                     self.rows[name, kind].append(array.clone())
                 elif (name, kind) not in self.sums:
                     first = array.to(_sum_dtype(array.dtype, kind))
-                    self.sums[name, kind] = first * weight if kind == "mean" else first.clone()
+                    if len(kinds) > 1 or not self.owns(first):
+                        self.sums[name, kind] = first * weight if kind == "mean" else first.clone()
+                    else:
+                        self.sums[name, kind] = first.mul_(weight) if kind == "mean" else first
                 else:
                     self.sums[name, kind].add_(array, alpha=weight if kind == "mean" else 1)
 
     def _kind(self, name: str, array: Tensor) -> tuple[torch.Size, torch.dtype]:
         """What must agree between clients: all of the shape, or all but its length."""
         return (array.shape[1:] if self._fold[name] == ("cat",) else array.shape), array.dtype
+
+    def owns(self, array: Tensor) -> bool:
+        """Whether an array that was folded is nobody else's, so that sums may be written in its place."""
+        return False
 
     def cpu(self) -> Folder:
         """The same sums in main memory, and rows as one block each."""
@@ -98,6 +105,7 @@ def combine(parts: Iterable[Folder], count: int = 0) -> dict[tuple[str, str], Te
         for k, v in part.sums.items():
             if k not in totals:
                 totals[k] = v
+                fresh.update({k} if part.owns(v) else ())
             elif totals[k].shape != v.shape:  # adding them would broadcast
                 raise ClientError(_unlike(k[0], (v.shape, v.dtype), (totals[k].shape, totals[k].dtype)))
             elif k in fresh:

@@ -28,8 +28,8 @@ class GridExchange:
     whole)`` makes an answer of a reply to it, or says by a ``ClientError`` why it is none. A reply is that of the
     client whose node was asked, whatever it says; one that is none is that client's failure.
 
-    Answers wait at the link until they are pulled: ``one_by_one``, that of the client whose turn it is, and of the
-    others no more than one ahead.
+    Answers wait at the link until they are pulled: ``one_by_one``, that of the client whose turn it is. Once half of
+    the deadline has passed, others are looked at too, no more than one ahead: who must be asked again needs the rest.
     """
 
     grid: Grid
@@ -81,8 +81,9 @@ class GridExchange:
         if not self.one_by_one:
             yield from self._pull(list(self._sent))
             return
+        late = self.deadline is not None and time.monotonic() - self._began > self.deadline / 2
         for name in sorted(self._sent, key=lambda name: self._sent[name][0] != client):
-            if name in self._sent and (self._sent[name][0] == client or not self._done):
+            if name in self._sent and (self._sent[name][0] == client or (late and not self._done)):
                 yield from self._pull([name])
 
     def _pull(self, names: list[str]) -> list[Message]:

@@ -95,6 +95,11 @@ class Judge:
             return replace(answer, arrays={})
         return self._weighed(self._opened(answer, question), question)
 
+    def foresee(self, question: Question) -> None:
+        """Find out what an answer looks like before one comes."""
+        if question.asked.task not in LEGS:
+            self._sample(question, quietly=True)
+
     def _opened(self, answer: NodeAnswer, question: Question) -> NodeAnswer:
         """The answer with what it is folded as in the place of frames; vectors that are too long are clipped."""
         if self.release is None:

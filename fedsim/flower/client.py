@@ -8,6 +8,7 @@ from typing import Any
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from fedsim.engine.allocator import give_back
 from fedsim.errors import FedsimError
 from fedsim.flower import contract
 from fedsim.flower.answers import absent, answer_records
@@ -15,8 +16,6 @@ from fedsim.flower.introductions import introduction_records
 from fedsim.flower.options import at_node, plain_error
 from fedsim.flower.site import Site, forget
 from fedsim.flower.wire import addressed, read_ask
-
-LARGE = 1 << 23  # numbers of a model whose worker is not kept beyond a message
 
 app = ClientApp()
 
@@ -35,6 +34,7 @@ def introduce(message: Message, context: Context) -> Message:
 def work(message: Message, context: Context) -> Message:
     """One client's part in one exchange, whatever the method calls it."""
     layout, to = None, addressed(message.content)
+    give_back()  # what Flower needed to put the message together
     try:
         site = _sites(context, message.content, to.client)[0]
         layout = site.worker.model.layout
@@ -43,8 +43,8 @@ def work(message: Message, context: Context) -> Message:
     except FedsimError as error:
         answer = absent(to.client, "failed", plain_error(error))
     content = answer_records(answer, layout, to)
-    if layout is not None and layout.size > LARGE:
-        forget()  # a process of Flower's works on one message: room for what it makes of the reply
+    forget(layout)
+    give_back()
     return Message(content, reply_to=message)
 
 
@@ -53,4 +53,4 @@ def _sites(context: Context, content: RecordDict, client: int | None = None) -> 
     config, nodes = at_node(context.run_config, context.node_config, client)
     with nodes[0].at_home():
         settled = contract.settle(config, content)
-        return [Site.of(settled, node) for node in nodes]
+        return [Site.of(settled, node, context.run_id) for node in nodes]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from flwr.serverapp import Grid
+from torch import Tensor
 
 from fedsim.config.schema import FlowerConfig
 from fedsim.engine.assignments import Broadcast, Chunk, ChunkResult, Plan
@@ -19,6 +21,7 @@ from fedsim.exchange.fold import Folder
 from fedsim.exchange.payload import Payload
 from fedsim.flower.answers import NodeAnswer, failed
 from fedsim.flower.asking import GridExchange
+from fedsim.flower.longvectors import is_long
 from fedsim.flower.masking import masks
 from fedsim.flower.nodes import Nodes
 from fedsim.flower.questions import Questions
@@ -28,10 +31,10 @@ from fedsim.flower.unmasking import MaskedExchange
 from fedsim.flower.wire import ask_records, shared_records, stamp_state
 from fedsim.server import checkpoint
 from fedsim.server.traits import StrategyLike
+from fedsim.task import room
 from fedsim.task.layout import Layout
 
 EMPTY: Mapping[str, Any] = {}
-LARGE = 32 << 20  # bytes of a model of which no more answers are held than must be
 
 
 class FlowerEngine:
@@ -67,7 +70,7 @@ class FlowerEngine:
         """Prepare this process; take up the state of the nodes if the run folder has a checkpoint to go on from."""
         self._plan, self._layout = plan, Layout(plan.task.model, plan.dtype)
         self._local.start(plan)
-        self._questions = Questions(self._local, self._method, self._config.lost_state == "stop")
+        self._questions = Questions(self._local, self._method, self._config.lost_state == "stop", self._awake)
         path = self._folder / "deployment.json"
         resumes = checkpoint.latest(self._folder / "checkpoint") is not None
         if resumes and not path.exists():
@@ -79,6 +82,21 @@ class FlowerEngine:
         self._run = json.loads(path.read_text())["run"]
         if not resumes:
             self._nodes.event("run", run=self._run)
+
+    @contextmanager
+    def _awake(self) -> Iterator[None]:
+        """Within, this process's own worker computes; of large models it has no memory otherwise."""
+        try:
+            yield
+        finally:
+            if self._large:
+                room.emptied(self._local.worker.model)
+            room.rest()
+
+    @property
+    def _large(self) -> bool:
+        assert self._plan and self._layout, "start(plan) comes first"
+        return self._layout.size * self._plan.dtype.itemsize > room.LARGE
 
     @property
     def own_data(self) -> bool:
@@ -92,7 +110,8 @@ class FlowerEngine:
         if method == "run":
             yield from self._over_the_grid(shared, items)
         else:
-            yield from self._local.map(method, shared, items, costs)
+            with self._awake():
+                yield from self._local.map(method, shared, items, costs)
 
     def close(self) -> None:
         """Nodes go on for other runs; nothing to stop but this process's own worker."""
@@ -104,7 +123,7 @@ class FlowerEngine:
         self._exchange = self._exchange + 1 if broadcast.round == self._round else 0
         self._round = broadcast.round
         number = self._exchange
-
+        room.rest()
         shared = Outgoing(
             lambda lacks: shared_records(broadcast, layout) if lacks else self._shared(broadcast, layout)
         )
@@ -114,6 +133,7 @@ class FlowerEngine:
             exchange = self._asked(broadcast, place, number, shared)
             for chunk in chunks:
                 yield self._fold(broadcast, chunk, exchange.answer, number)
+            self._questions.forget()
             return
         assert self._plan.release is not None
         masked = MaskedExchange(
@@ -139,6 +159,12 @@ class FlowerEngine:
         """An exchange with the clients of ``place``; ``shared`` is what all receive, whole or not."""
         assert self._plan and self._layout and self._questions
         layout, questions = self._layout, self._questions
+
+        def sent() -> None:
+            shared.forget()
+            if self._large:
+                questions.foresee()
+
         return GridExchange(
             grid=self._grid,
             nodes=self._nodes,
@@ -151,8 +177,8 @@ class FlowerEngine:
             retries=self._plan.failures.retries,
             read=questions.reader(broadcast, place, self._run, number),
             round=broadcast.round,
-            sent=shared.forget,
-            one_by_one=layout.size * self._plan.dtype.itemsize > LARGE,
+            sent=sent,
+            one_by_one=self._large,
         )
 
     def _leg(self, broadcast: Broadcast, place: Mapping[int, Chunk]) -> Mapping[int, NodeAnswer]:
@@ -184,7 +210,7 @@ class FlowerEngine:
         self, broadcast: Broadcast, chunk: Chunk, answers: Callable[[int], NodeAnswer], number: int
     ) -> ChunkResult:
         """A chunk's sums in client order, as ``Worker.run`` makes them."""
-        folder = Folder(broadcast.fold)
+        folder = Received(broadcast.fold)
         result = ChunkResult(folder, [], {})
         for client in chunk.clients:
             answer = self._checked(folder, answers(client))
@@ -219,6 +245,14 @@ class FlowerEngine:
         if answer.restarted:
             outcome.metrics = {**outcome.metrics, "state_restarted": 1.0}
             self._nodes.event("restarted", **about)
+
+
+class Received(Folder):
+    """Sums of what nodes sent; long vectors are put together here, and nobody else's."""
+
+    def owns(self, array: Tensor) -> bool:
+        """Whether it was put together of parts."""
+        return is_long(array)
 
 
 class Outgoing:

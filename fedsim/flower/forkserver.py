@@ -13,7 +13,9 @@ what Flower's does. This file stands for itself: it imports nothing of fedsim, s
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
+import itertools
 import json
 import os
 import signal
@@ -34,17 +36,24 @@ SPARING = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")  # read once, whe
 
 def main() -> None:
     """Hand over, or become the server; in a child, or where neither is possible, be Flower's command."""
-    arguments = sys.argv[1:]
+    arguments, parent = sys.argv[1:], os.getppid()
     with contextlib.suppress(OSError, AttributeError):  # not Linux, or no sockets: as without a server
-        server = _listening()
+        server = _listening() if _starts(parent, arguments) else None
         if server is None:
             if _handed_over(arguments):
                 return
         else:
             _as_usual(server)
-            arguments = _serve(server, arguments)
+            arguments = _serve(server, arguments, parent)
     sys.argv = ["flwr-clientapp", *arguments]
     importlib.import_module(COMMAND).flwr_clientapp()
+
+
+def _starts(parent: int, arguments: list[str]) -> bool:
+    """Whether ``parent`` is the process that Flower names as this one's starter. If that has died, another one took
+    its place, which may never end, and no server must hang on it."""
+    named = [b for a, b in itertools.pairwise(arguments) if a == "--parent-pid"]
+    return not named or named[-1] == str(parent)
 
 
 def _as_usual(server: socket.socket) -> None:
@@ -92,12 +101,13 @@ def _ours(link: socket.socket) -> bool:
     return bool(user == os.getuid())
 
 
-def _serve(server: socket.socket, arguments: list[str]) -> list[str]:
+def _serve(server: socket.socket, arguments: list[str], parent: int) -> list[str]:
     """Fork a child for each message; returns only in a child, with its arguments. Ends with the parent."""
-    parent = os.getppid()
     for name in (*LIBRARIES, COMMAND, *os.environ.get(FURTHER, "").split()):
         with contextlib.suppress(Exception):  # the child will say what is wrong
             importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # what is imported stays in memory that children share: their collector does not look at it
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children that ended need nobody to wait for them
     server.settimeout(LOOK)
     wanted: list[str] | None = arguments

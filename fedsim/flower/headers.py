@@ -17,6 +17,7 @@ from flwr.app import Array
 from torch import Tensor
 
 from fedsim.errors import ClientError
+from fedsim.flower.pieces import Pieces
 
 HEADER = 1024  # bytes of a header, at most; those of plain arrays have 128
 DIMENSIONS = 8
@@ -53,13 +54,15 @@ def header(name: str, array: Array) -> Header:
     """
     if array.stype != "numpy.ndarray":
         raise ClientError(f"array '{name}': serialised as {array.stype!r:.40}, expected 'numpy.ndarray'")
-    found = _parsed(name, array.data)
+    apart = array if isinstance(array, Pieces) else None
+    found = _parsed(name, apart.start(HEADER + 16) if apart else array.data[: HEADER + 16])
     if (tuple(array.shape), array.dtype) != (found.shape, found.dtype.name):
         raise ClientError(
             f"array '{name}': its record says {array.dtype!r:.40} {_few(array.shape)}, its bytes say "
             f"{found.dtype.name} {_few(found.shape)}"
         )
-    needed, here = found.numel * found.dtype.itemsize, len(array.data) - found.offset
+    needed = found.numel * found.dtype.itemsize
+    here = (apart.nbytes if apart else len(array.data)) - found.offset
     if needed != here:
         raise ClientError(
             f"array '{name}': {_few(found.shape)} of {found.dtype.name} are {needed} bytes, but {here} arrived"
@@ -68,7 +71,7 @@ def header(name: str, array: Array) -> Header:
 
 
 def tensor(array: Array, about: Header) -> Tensor:
-    """The numbers of ``array``, a view of its bytes; not to be written to."""
+    """The numbers of ``array``, a view of its bytes (in pieces: of these joined); not to be written to."""
     if not about.numel:
         return torch.empty(about.shape, dtype=DTYPES[about.dtype.name])
     flat = np.frombuffer(array.data, about.dtype, about.numel, about.offset)
@@ -78,7 +81,7 @@ def tensor(array: Array, about: Header) -> Tensor:
 
 
 def _parsed(name: str, data: bytes) -> Header:
-    file = io.BytesIO(data[: HEADER + 16])
+    file = io.BytesIO(data)
     try:
         read = READERS[np.lib.format.read_magic(file)]
         shape, by_columns, dtype = read(file, max_header_size=HEADER)

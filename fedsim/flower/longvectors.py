@@ -1,25 +1,24 @@
 """Long vectors travel in parts, so that neither side ever needs the whole of one twice.
 
-Flower makes several copies of an array on its way: of the bytes as they are sent, of the pieces as they arrive, of all
-of them joined. Of a part these are small. Whoever sends makes each part of the vector's own memory, padding left out;
+Flower makes several copies of an array on its way: of the pieces as they arrive, of all of them joined. Of a part these
+are small. Whoever sends lends the vector's own memory, padding left out (``fedsim.flower.pieces``);
 whoever receives puts one after the other into place and lets it go. A vector of up to one part travels as it always
 did. The first part stands under the vector's name in the record, the others under ``+``, their number and the name.
 """
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from flwr.app import Array
 from torch import Tensor
 
 from fedsim.errors import ClientError
 from fedsim.flower.headers import DTYPES, Header, header, tensor
+from fedsim.flower.pieces import lent
 from fedsim.task.slots import Slots
 
 FLOWERS = 5 << 20  # bytes of the pieces that Flower cuts an array into
@@ -40,11 +39,11 @@ def cut(key: str, name: str, vector: Tensor, slots: Slots | None) -> dict[str, A
             numbers.append(some)
             held, piece = held + len(some), piece[len(some) :]
             if held == each:
-                found[_key(len(found), key, name)] = _array(numbers, held)
+                found[_key(len(found), key, name)] = lent(numbers, (held,))
                 numbers, held = [], 0
     if numbers or not found:
         numbers = numbers or [vector[:0]]
-        found[_key(len(found), key, name)] = _array(numbers, held)
+        found[_key(len(found), key, name)] = lent(numbers, (held,))
     return found
 
 
@@ -80,10 +79,14 @@ class Arrived:
             yield tensor(self.parts.pop(0), self.headers.pop(0))
 
     def whole(self, slots: Slots | None) -> Tensor:
-        """All of it, of several parts once: joined, with padding as ``slots`` say. What is one part stays a view."""
+        """All of it, of several parts once: joined, with padding as ``slots`` say.
+
+        What is long is memory of its own; other arrays may be views of what arrived.
+        """
         if len(self.parts) == 1:
             one = next(self.taken())
-            return one if slots is None else slots.expand(one)
+            whole = one if slots is None else slots.expand(one)
+            return whole.clone() if whole is one and is_long(one) else whole
         shape, dtype = self.shape, self.dtype
         if slots is not None:
             return slots.filled(self.taken(), dtype)
@@ -144,17 +147,3 @@ def _number(key: str) -> tuple[int, str]:
     if len(digits) != 5 or not (digits.isascii() and digits.isdigit()) or not int(digits):
         raise ClientError(f"array {key!r:.80}: no name, or twice the same")
     return int(digits), key[6:]
-
-
-def _array(numbers: Sequence[Tensor], count: int) -> Array:
-    """The same as ``Array(numpy array)``, by one copy."""
-    views = [n.contiguous().numpy() for n in numbers]
-    dtype, file = views[0].dtype, io.BytesIO()
-    about: Mapping[str, Any] = {
-        "descr": np.lib.format.dtype_to_descr(dtype),
-        "fortran_order": False,
-        "shape": (count,),
-    }
-    np.lib.format.write_array_header_1_0(file, dict(about))
-    data = b"".join([file.getvalue(), *(v.view(np.uint8).data for v in views)])
-    return Array(dtype=str(dtype), shape=(count,), stype="numpy.ndarray", data=data)

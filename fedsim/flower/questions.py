@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 
 from flwr.app import RecordDict
 
@@ -16,7 +17,7 @@ from fedsim.exchange.downlink import opened_down
 from fedsim.exchange.packing import sent_bytes
 from fedsim.exchange.payload import Payload
 from fedsim.flower.answers import NodeAnswer, ReplyTo
-from fedsim.flower.checking import Judge, Question
+from fedsim.flower.checking import Judge, OwnAnswer, Question
 from fedsim.flower.masking import LEGS, bare
 from fedsim.flower.ownanswer import trial
 from fedsim.server.traits import ClientQuestion, StrategyLike
@@ -25,17 +26,24 @@ Reader = Callable[[RecordDict, int, bool], NodeAnswer]
 
 
 class Questions:
-    """The questions of one run. ``local`` is the server's own engine, which answers the first of a kind."""
+    """The questions of one run. ``local`` is the server's own engine, which answers the first of a kind, within
+    ``awake()``."""
 
-    def __init__(self, local: SerialEngine, method: StrategyLike, lost_is_the_end: bool):
+    def __init__(
+        self,
+        local: SerialEngine,
+        method: StrategyLike,
+        lost_is_the_end: bool,
+        awake: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ):
         plan = local.worker.plan
-        self._local, self._plan, self._layout = local, plan, local.worker.model.layout
-        self._asking: tuple[Broadcast, Mapping[int, Chunk]]
+        self._local, self._plan, self._layout, self._awake = local, plan, local.worker.model.layout, awake
+        self._asking: tuple[Broadcast, Mapping[int, Chunk]] | None = None
         self._opened: tuple[Broadcast | None, Payload] = None, Payload()
         self._judge = Judge(
             method, self._layout, plan.dtype,
             method.traits.metrics | frozenset(plan.task.metrics or ()),
-            lambda question: trial(local.worker, self._asking[0], self._asking[1][question.to.client], question),
+            self._trial,
             lost_is_the_end,
             plan.release,
             plan.seed,
@@ -45,12 +53,31 @@ class Questions:
     def reader(self, broadcast: Broadcast, place: Mapping[int, Chunk], run: str, exchange: int) -> Reader:
         """Makes an answer of what ``client`` replied to its message, ``whole`` or without what it holds."""
         self._asking = broadcast, place
+        self._first = ReplyTo(run, broadcast.round, exchange, next(iter(place), -1))
 
         def read(content: RecordDict, client: int, whole: bool) -> NodeAnswer:
             to = ReplyTo(run, broadcast.round, exchange, client)
             return self._judge.read(content, self.question(broadcast, place[client], to, whole))
 
         return read
+
+    def foresee(self) -> None:
+        """Answer the question of one client now, while its node works: there is more room than once replies come."""
+        assert self._asking, "reader comes first"
+        broadcast, place = self._asking
+        if self._first.client in place:
+            question = self.question(broadcast, place[self._first.client], self._first, whole=True)
+            self._judge.foresee(question)
+
+    def forget(self) -> None:
+        """The exchange is over: its message, as large as the model, may go."""
+        self._asking, self._opened = None, (None, Payload())
+
+    def _trial(self, question: Question) -> OwnAnswer:
+        assert self._asking, "reader comes first"
+        broadcast, place = self._asking
+        with self._awake():
+            return trial(self._local.worker, broadcast, place[question.to.client], question)
 
     def question(self, broadcast: Broadcast, chunk: Chunk, to: ReplyTo, whole: bool) -> Question:
         """What one client was asked."""

@@ -16,6 +16,7 @@ from fedsim.exchange.packing import kind_of, slots_of
 from fedsim.exchange.payload import Payload
 from fedsim.exchange.travelling import as_array
 from fedsim.flower.longvectors import Arrived, arrived, cut, is_long
+from fedsim.flower.pieces import record_of
 from fedsim.task.layout import Layout
 
 Records = dict[str, ArrayRecord | MetricRecord | ConfigRecord]
@@ -31,7 +32,7 @@ def put(
         held = dict[str, Array]()
         for key, array in value.arrays.items():
             held |= _held(key, array.detach().cpu(), layout)
-        records[name], records[f"{name}.values"] = ArrayRecord(held), ConfigRecord(dict(value.values))
+        records[name], records[f"{name}.values"] = record_of(held), ConfigRecord(dict(value.values))
     elif isinstance(value, Plain):
         if value != "":
             plain[name] = value

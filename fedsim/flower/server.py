@@ -31,6 +31,7 @@ from fedsim.flower.engine import FlowerEngine
 from fedsim.flower.introductions import Known, Limits
 from fedsim.flower.nodes import Nodes
 from fedsim.flower.options import configuration, deployable, keeps_samples, own_folder
+from fedsim.flower.pieces import leave_apart
 from fedsim.flower.site import layout_name
 from fedsim.flower.stopping import StoppableGrid, alone, stoppable
 from fedsim.run import agreement, assigning, initial, samples
@@ -65,6 +66,7 @@ def serve(grid: Grid, config: DictConfig) -> RunResult:
         raise CheckpointError(
             f"{folder} holds another run; give another dir, or resume=never to start afresh"
         )
+    leave_apart()
     with alone(folder):
         return _serve(grid, config, method, folder, engine)
 

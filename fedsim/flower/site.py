@@ -23,6 +23,7 @@ from fedsim.exchange.fold import Folder
 from fedsim.exchange.payload import Payload
 from fedsim.flower import contract
 from fedsim.flower.answers import NodeAnswer, absent
+from fedsim.flower.habitsfile import HabitsFile
 from fedsim.flower.masking import LEGS, MaskingSite, masks
 from fedsim.flower.nodelog import briefly
 from fedsim.flower.options import Node
@@ -37,6 +38,8 @@ from fedsim.task.frozen import base_of
 from fedsim.task.layout import Layout
 from fedsim.task.vectors import FlatModel
 
+LARGE = 1 << 23  # numbers of a model of which a process holds no copy that it can do without
+
 _built: dict[tuple[str, int | None], Worker] = {}
 
 
@@ -49,15 +52,16 @@ class Site:
     worker: Worker
 
     @staticmethod
-    def of(config: DictConfig, node: Node) -> Site:
-        """Build it, or take what this process built before for the same settings and data."""
+    def of(config: DictConfig, node: Node, run: int) -> Site:
+        """Build it, or take what this process built before for the same settings and data; ``run``: Flower's number,
+        which stands for the code."""
         config = node.localise(config)
         owner = node.client if node.own_data else None
         key = (json.dumps(plain(config), sort_keys=True), owner)
         if key not in _built:
             _built.clear()
             with contract.reading(config, node), not_cached():
-                _built[key] = _build(config, owner)
+                _built[key] = _build(config, owner, HabitsFile(node.state_dir, node.client, (*key, run)))
         return Site(node, config, _built[key])
 
     def describe(self) -> dict[str, Any]:
@@ -181,9 +185,10 @@ class Single(Folder):
         """Nothing to do."""
 
 
-def forget() -> None:
-    """Let go of what this process built."""
-    _built.clear()
+def forget(layout: Layout | None) -> None:
+    """Let go of what this process built, if that is large: it works on one message, and needs room for its reply."""
+    if layout is not None and layout.size > LARGE:
+        _built.clear()
 
 
 def layout_name(model: FlatModel) -> str:
@@ -192,16 +197,17 @@ def layout_name(model: FlatModel) -> str:
     return json.dumps([[s.name, list(s.shape)] for s in (*layout.params, *layout.buffers)])
 
 
-def _build(config: DictConfig, owner: int | None) -> Worker:
+def _build(config: DictConfig, owner: int | None, habits: HabitsFile) -> Worker:
     """The worker of a simulation, on all data, or on those of the one client who owns what lies here."""
     method = participants.strategy(config, None)
     if owner is None:
         data = load_data(config, Given(), method)
     else:
         data = samples.owned(config, samples.dataset(config), owner)
-    task = learning_task(config, Given(), data, method)
+    task = learning_task(config, Given(), data, method, habits.found)
     size = Layout(task.model).size
-    return Worker(plan(config, method, task, data, participants.clock(config, task, data, size)))
+    work = plan(config, method, task, data, participants.clock(config, task, data, size))
+    return Worker(replace(work, sole=size > LARGE))
 
 
 def _claim(node: Node) -> str:

@@ -35,6 +35,7 @@ from fedsim.server.exchanges import Server
 from fedsim.server.loop import Loop
 from fedsim.server.traits import StrategyLike, aggregator_of
 from fedsim.server.workshop import Workshop
+from fedsim.task import room
 from fedsim.task.copies import copied
 from fedsim.task.task import Task
 from fedsim.task.vectors import FlatModel
@@ -76,6 +77,10 @@ def assemble(
     """Give the engine its plan and put the loop together."""
     cohorts = _cohorts(config, given, method)
     folder, start = run_dir(config), FlatModel(copied(task.model), initial.DTYPES[config.dtype])
+    if engine.remote:
+        if start.w.nbytes > room.LARGE:
+            room.on_disk(start, folder)
+        room.lend(start, task.model)
     clock = participants.clock(config, task, data, start.layout.size)
     others = architectures.tasks(config, given, data)
     work = plan(config, method, task, data, clock, others, architectures.efforts(config, task, others, data))

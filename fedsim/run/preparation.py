@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+import torch
 from omegaconf import DictConfig
 
 from fedsim.config.check import validate
@@ -13,6 +14,7 @@ from fedsim.config.schema import ClientConfig, EmbedConfig, FailureConfig
 from fedsim.data.dataset import Samples
 from fedsim.data.embedding import embedded
 from fedsim.data.federated import FederatedData
+from fedsim.data.local import Batch
 from fedsim.data.views import configured
 from fedsim.engine.assignments import Plan
 from fedsim.engine.base import pick_device
@@ -28,6 +30,7 @@ from fedsim.server.collusion import Planting
 from fedsim.server.traits import StrategyLike
 from fedsim.system.clock import Clock
 from fedsim.task.admission import refuse_nonfinite
+from fedsim.task.habits import Habits
 from fedsim.task.losses import own_loss
 from fedsim.task.rehearsal import rehearsed
 from fedsim.task.task import Task
@@ -99,9 +102,14 @@ def load_data(config: DictConfig, given: Given, method: StrategyLike) -> Federat
 
 
 def learning_task(
-    config: DictConfig, given: Given, data: FederatedData, method: StrategyLike | None = None
+    config: DictConfig,
+    given: Given,
+    data: FederatedData,
+    method: StrategyLike | None = None,
+    rehearse: Callable[[Task, Batch, torch.dtype], Habits] = rehearsed,
 ) -> Task:
-    """The initial model, configured or handed over, as ``method`` trains it, and its loss."""
+    """The initial model, configured or handed over, as ``method`` trains it, and its loss; ``rehearse`` finds out what
+    the model does beside computing."""
     model = initial.model(config, data.dataset, given.model)
     if given.initial is not None:
         model = initial.initialised(model, given.initial, initial.DTYPES[config.dtype])
@@ -128,7 +136,7 @@ def learning_task(
         trial.check_labels(data, output, type(model).__name__)
     trial.check_measures(task, example, dtype)
     check_views(data.dataset, configured(config.views))
-    return replace(task, habits=rehearsed(task, example, dtype))
+    return replace(task, habits=rehearse(task, example, dtype))
 
 
 def plan(

@@ -33,6 +33,21 @@ def copied(model: nn.Module, others: Mapping[int, Tensor] | None = None) -> nn.M
     return copy.deepcopy(model, memo)
 
 
+def values_of(named: Mapping[str, Tensor], prototype: nn.Module) -> dict[str, Tensor]:
+    """What the tensors ``named`` of a copy hold, to be read: where these are the same, those of its ``prototype``, to
+    which nobody writes."""
+    held = {**dict(prototype.named_parameters()), **dict(prototype.named_buffers())}
+    found, others = dict[str, Tensor](), dict[str, Tensor]()
+    for name, t in named.items():
+        like = held.get(name)
+        apart = like is not None and like.data_ptr() != t.data_ptr() and like.dtype == t.dtype
+        if like is not None and apart and like.shape == t.shape and like.device == t.device:
+            found[name] = like.detach()
+        else:
+            others[name] = t
+    return {**found, **dict(zip(others, clones(others.values()), strict=True))}
+
+
 def _results(values: list[Any], depth: int) -> Iterator[Tensor]:
     for value in values:
         if isinstance(value, Tensor):

@@ -17,7 +17,7 @@ from fedsim.data.local import copied as copied_batch
 from fedsim.data.trees import Tree, leaves
 from fedsim.errors import ConfigError
 from fedsim.task.attributes import Attributes
-from fedsim.task.copies import copied
+from fedsim.task.copies import copied, values_of
 from fedsim.task.fixed import converted, frozen_layers
 from fedsim.task.habits import UNKNOWN, Habits
 from fedsim.task.installed import moved, written_frozen
@@ -69,7 +69,7 @@ class _Stage:
         self._train()
         self.params, self.buffers = dict(model.named_parameters()), dict(model.named_buffers())
         named = {**self.params, **self.buffers}
-        self.values = dict(zip(named, clones(named.values()), strict=True))
+        self.values = values_of(named, task.model)
         self.places = {n: p.data_ptr() for n, p in self.params.items()}
         registered = [*model.modules(), *self.params.values(), *self.buffers.values()]
         self.layers = dict(model.named_modules())

@@ -135,7 +135,8 @@ class Slots(Sequence[Slot]):
 
     def filled(self, parts: Iterable[Tensor], dtype: torch.dtype) -> Tensor:
         """``expand(torch.cat(parts))`` of ``size`` numbers, (dim,), in memory for one vector and one part."""
-        out, runs, at, stop = torch.zeros(self.dim, dtype=dtype), iter(self.runs), 0, 0
+        out, runs, at, stop = torch.empty(self.dim, dtype=dtype), iter(self.runs), 0, 0
+        out[self.gaps] = 0  # the rest takes memory as it is filled
         for part in parts:
             while len(part):
                 if at == stop:

@@ -70,6 +70,20 @@ def oversized() -> Array:
     return raw(b"\x93NUMPY\x02\x00" + len(text).to_bytes(4, "little") + text + bytes(2600))
 
 
+class Repeated(Array):
+    """Says that its bytes are one piece of its data ten thousand times."""
+
+    def slice_array(self) -> Any:
+        return [*super().slice_array()] * 10_000
+
+
+def repeated() -> Array:
+    return Repeated("float32", (650,), "numpy.ndarray", npy(np.ones(650, np.float32)))
+
+
+Repeated.__qualname__ = Array.__qualname__
+
+
 def extra(name: str, record: Any) -> Change:
     return lambda content: content.update({name: record})
 
@@ -178,6 +192,7 @@ ARRAYS: list[tuple[str, Change, str]] = [
     ("more", delta(lambda d: raw(npy(d) + b"more")), N + ".*2600 bytes, but 2604 arrived"),
     ("a header of 100 kB", delta(lambda d: oversized()), N + "array 'delta': its bytes are no array"),
     ("a terabyte, it says", delta(lambda d: stating((2**20, 2**20))), N + ".*4398046511104 bytes, but 64 arrived"),
+    ("one piece for ever", delta(lambda d: repeated()), N + ".*are 2600 bytes, but 27279872 arrived"),
     ("negative sizes", delta(lambda d: stating((-1,))), N + r"array 'delta': \(-1,\) is no shape"),
     ("another record", delta(lambda d: raw(npy(d), (65, 10))), N + ".*its record says 'float32'"),
     ("another serialisation", delta(lambda d: raw(npy(d), stype="pickle")), N + ".*: serialised as 'pickle'"),

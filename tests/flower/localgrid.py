@@ -11,12 +11,14 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedsim.flower import client, server
@@ -82,7 +84,7 @@ class LocalGrid(Grid):
         if message.metadata.message_type == "train":
             self.bytes_down += wire.ByteSize()
             self.bytes_up += back.ByteSize()
-        reply.content = recorddict_from_proto(back)
+        reply.content = in_objects(reply.content if altered is None else altered)
         return reply
 
     # what a grid must have and the apps do not use
@@ -110,6 +112,12 @@ def deploy(
     default = {100 + k: {"partition-id": k, "state-dir": str(folder / f"state-{k}")} for k in range(clients)}
     local = LocalGrid(run_config, nodes if nodes is not None else default, **grid)
     return server.serve(local, configuration(run_config)), local
+
+
+def in_objects(content: RecordDict) -> RecordDict:
+    """As the ServerApp receives it: taken apart into Flower's objects, and made of these again."""
+    there = {name: part.deflate() for name, part in get_all_nested_objects(content).items()}
+    return cast(RecordDict, inflate_object_from_contents(content.object_id, there))
 
 
 def node(folder: Path, client: int, **config: Any) -> dict[str, Any]:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
+
+sys.path.insert(0, str(Path(__file__).parent))
+from localgrid import wait_until
 
 from fedsim.flower import forkserver
 
@@ -79,6 +84,49 @@ def test_messages_have_processes_of_their_own_forked_from_one(tmp_path: Path) ->
     finally:
         starter.kill()
         starter.wait()
+
+
+def started(place: Path, out: Path, command: Path, count: int) -> subprocess.Popen[bytes]:
+    """A process that starts the command as often, like a SuperExec, and waits."""
+    environment = {"PYTHONPATH": str(place), "OUT": str(out), "PATH": "/usr/bin:/bin"}
+    words = [sys.executable, "-c", STARTER, str(command), str(out), str(count)]
+    return subprocess.Popen(words, stdin=subprocess.PIPE, env=environment)
+
+
+def told(out: Path, count: int) -> list[dict[str, Any]]:
+    """What so many messages' processes wrote."""
+    wait_until(lambda: len(list(out.glob("t ?"))) >= count, 60, "processes for all messages")
+    return [json.loads(p.read_text()) for p in sorted(out.glob("t ?"))]
+
+
+def test_killed_starters_leave_no_server_and_killed_servers_no_message(tmp_path: Path) -> None:
+    out, place = tmp_path / "out", stand_ins(tmp_path)
+    out.mkdir()
+    command = forkserver.install(tmp_path / "bin")
+    starter = started(place, out, command, 2)
+    try:
+        first = told(out, 1)[0]["parent"]
+        with contextlib.suppress(psutil.NoSuchProcess):
+            psutil.Process(first).kill()  # before or after it took the second message
+        servers = {one["parent"] for one in told(out, 2)}
+        starter.kill()
+        starter.wait()
+        wait_until(lambda: not any(map(lives, servers)), 10, "an end of the servers")
+    finally:
+        starter.kill()
+        starter.wait()
+
+
+def lives(pid: int) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def test_a_process_whose_starter_is_gone_becomes_no_server() -> None:
+    assert forkserver._starts(7, ["--token", "x", "--parent-pid", "7"])
+    assert not forkserver._starts(1, ["--token", "x", "--parent-pid", "7"])
+    assert forkserver._starts(7, ["--token", "--parent-pid"])
 
 
 def test_the_command_stands_for_itself() -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, RecordDict
+from safetensors.torch import load_file
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -24,6 +25,7 @@ from fedsim.flower import asking, longvectors
 from fedsim.flower.answers import NodeAnswer, ReplyTo, answer_records, read_answer
 from fedsim.flower.longvectors import arrived, cut, is_long
 from fedsim.task.layout import Layout
+from fedsim.task.rehearsal import rehearsed
 
 LAYOUT = Layout(
     nn.Sequential(nn.Linear(7, 5), nn.Linear(5, 3))
@@ -115,7 +117,7 @@ TINY = ("model=mlp", "rounds=2", "client.epochs=1")
 def test_a_deployment_in_parts_whose_answers_are_pulled_one_by_one_has_the_simulations_bits(
     method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fedsim.flower.engine.LARGE", 0)
+    monkeypatch.setattr("fedsim.task.room.LARGE", 0)
     held: list[int] = []
     hear = asking.GridExchange._hear
 
@@ -128,7 +130,38 @@ def test_a_deployment_in_parts_whose_answers_are_pulled_one_by_one_has_the_simul
     deploy(tmp_path, *settings)
     alone = fedsim.simulate(["engine=serial", "tracker=quiet", "num_clients=3", *settings])
     assert hashes(tmp_path / "run") == [r["weights_hash"] for r in alone.rows]
-    assert max(held) <= 2  # the one that is waited for, and one ahead
+    assert max(held) == 1  # the one that is waited for
+
+
+@pytest.mark.usefixtures("_small")
+@pytest.mark.parametrize("buffers", ["average", "local"])
+def test_what_spares_memory_where_models_are_large_keeps_the_bits(
+    buffers: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nodes train the model itself, build it for each message and rehearse it once; the server empties its own."""
+    monkeypatch.setattr("fedsim.task.room.LARGE", 0)
+    monkeypatch.setattr("fedsim.flower.site.LARGE", 0)
+    monkeypatch.setattr("fedsim.flower.site._built", {})
+    rehearsals: list[str] = []
+    monkeypatch.setattr(
+        "fedsim.flower.habitsfile.rehearsed", lambda *about: rehearsals.append("node") or rehearsed(*about)
+    )
+    settings = (*TINY, "strategy=scaffold", "clients_per_round=3", "model.batch_norm=true")
+    own = (
+        *settings,
+        "data=digits",
+        f"buffers={buffers}",
+        "evaluation.clients_every=1",
+        "evaluation.holdout=0.2",
+    )
+    twin, _ = deploy(tmp_path, *own)
+    alone = fedsim.simulate(["engine=serial", "tracker=quiet", "num_clients=3", *own])
+    for key in ("weights_hash", "loss", "clients/loss", "train_loss"):
+        assert [r.get(key) for r in twin.rows] == [r.get(key) for r in alone.rows], key
+    assert len(rehearsals) == 3  # one a node
+    weights = [load_file(run.dir / "weights.safetensors") for run in (twin, alone)]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
 
 
 def test_a_model_with_batchnorm_deploys_with_the_simulations_bits(tmp_path: Path) -> None:
