@@ -74,6 +74,7 @@ DEPLOYED = ("engine.most_samples", "engine.nodes")  # of these, settings of one 
 OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "fedsim.exchange.compression.random_k": {"shared": False},
     "fedsim.data.huggingface.load": {"tokenizer": None, "length": 64},
+    "strategies.fedmatch.FedMatch": {"sparse": None, "plateau": None},
     "strategies.fedproto.FedProto": {"pull": "samples"},
     "strategies.heterofl.HeteroFL": {"output_rows": "width"},
     "strategies.moon.Moon": {"contrast": "turn"},

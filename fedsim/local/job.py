@@ -16,7 +16,7 @@ from fedsim.data.federated import FederatedData
 from fedsim.data.local import Batch, LocalData
 from fedsim.data.longtail import class_groups
 from fedsim.data.trees import size
-from fedsim.data.views import View
+from fedsim.data.views import Traced, View
 from fedsim.errors import ClientError
 from fedsim.exchange.payload import Payload, Value
 from fedsim.exchange.privacy import Privacy
@@ -125,6 +125,10 @@ class Job(Belongings):
         Drawn by client, round, step and how often it was asked for in the step: whoever computes it, and whatever else.
         """
         return self._showing.show(self, self.source.dataset, name, batch)
+
+    def traced_view(self, name: str, batch: Batch) -> tuple[Batch, Traced]:
+        """The same of a ``batch`` without targets, with the view, which knows how it moved the images."""
+        return self._showing.traced(self, self.source.dataset, name, batch)
 
     @cached_property
     def _showing(self) -> Showing:
