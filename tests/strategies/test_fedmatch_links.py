@@ -65,7 +65,7 @@ def test_where_nothing_moves_enough_nothing_but_headers_travels() -> None:
 
 
 def test_the_rate_falls_where_validation_no_longer_gets_better(tmp_path: Any) -> None:
-    given = (LABELLED, "evaluation.validation=0.2", "strategy.plateau={patience: 2, factor: 4}", "client.lr=3", "evaluation.every=1")
+    given = (LABELLED, "evaluation.validation=0.2", "strategy.plateau={patience: 1, factor: 4}", "client.lr=3", "evaluation.every=1")
     strategy, found = recorded("fedmatch", problem(), *LOOSE, *given, "rounds=4")
     lowest, waited, pace = float("inf"), 0, 1.0
     for row, held in zip(found.rows, strategy.series("plateau"), strict=True):
@@ -73,7 +73,7 @@ def test_the_rate_falls_where_validation_no_longer_gets_better(tmp_path: Any) ->
             lowest, waited = row["val/loss"], 0
         else:
             waited += 1
-        if waited == 2:
+        if waited == 1:
             waited, pace = 0, pace / 4
         assert held.tolist() == pytest.approx([lowest, waited, pace])
     assert pace < 1
