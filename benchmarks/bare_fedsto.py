@@ -1,8 +1,8 @@
 """The bare loop of FedSTO: a round of either phase in plain torch, as the yardstick of ``detection``.
 
-One process, no framework: images and boxes in memory, torch's SGD, a teacher in a second module, views on whole batches,
-losses of the cells that count alone, boxes of a batch suppressed together, models averaged in place. The detector's
-module, the sizes and the settings are those of ``experiment=fedsto_weather``; all else is written here.
+One process, no framework: images and boxes in memory, torch's SGD, a teacher in a second module, views on whole
+batches, losses of the cells that count alone, boxes of a batch suppressed together, models averaged in place. The
+detector's module, sizes and settings are those of ``experiment=fedsto_weather``; all else is written here.
 """
 
 from __future__ import annotations
@@ -108,7 +108,9 @@ def moved(boxes: Tensor, labels: Tensor, move: Tensor, side: int) -> Boxes:
     """Boxes that go with the images; those of which less than a quarter is left are dropped."""
     middle, factor = side / 2, move.repeat(1, 2)[:, None]
     ends = (boxes - middle) * factor + middle
-    ends = torch.cat([torch.minimum(ends[..., :2], ends[..., 2:]), torch.maximum(ends[..., :2], ends[..., 2:])], -1)
+    ends = torch.cat(
+        [torch.minimum(ends[..., :2], ends[..., 2:]), torch.maximum(ends[..., :2], ends[..., 2:])], -1
+    )
     cut = ends.clamp(0, side)
     left, whole = ((b[..., 2:] - b[..., :2]).prod(-1) for b in (cut, ends))
     return cut, torch.where((labels >= 0) & (left > 0) & (left >= 0.25 * whole), labels, -1)
@@ -176,7 +178,9 @@ def decoded(output: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def overlap(a: Tensor, b: Tensor) -> Tensor:
     """Intersection over union."""
-    shared = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0).prod(-1)
+    shared = (
+        (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0).prod(-1)
+    )
     return shared / (area(a) + area(b) - shared).clamp(min=1e-9)
 
 

@@ -1,8 +1,8 @@
 """Does a round of FedSTO cost what its gradients cost? Its speed against a bare loop (``bare_fedsto``).
 
 ``experiment=fedsto_weather``: 300 pictures at each of three clients, 500 at the server, one pass each, one process, one
-thread. Both sides go on from a detector that the bare loop has trained, so that their teachers find boxes, and take turns
-round by round within one process. Reported for each phase: the median over rounds of (fedsim's seconds / the bare
+thread. Both sides go on from a detector that the bare loop has trained, so that their teachers find boxes, and take
+turns round by round within one process. Reported for each phase: the median over rounds of (fedsim's seconds / the bare
 loop's), and of CPU seconds. A fedsim round is everything between two calls of a callback.
 """
 
@@ -21,7 +21,6 @@ import fedsim
 from benchmarks.bare_fedsto import ALPHA, Bare
 from fedsim.data.sources import weather_shapes
 from fedsim.models.detector import Detector
-from fedsim.task.layout import Layout
 
 TRAIN = {"cloudy": 500, "overcast": 300, "rainy": 300, "snowy": 300}
 CONTRAST = {"cloudy": 1.0, "overcast": 0.36, "rainy": 0.5, "snowy": 0.4}
@@ -41,7 +40,9 @@ SETTINGS = (
 
 def bare(warm: int) -> Bare:
     """The loop on the experiment's pictures, its detector trained by ``warm`` passes of the server."""
-    data = weather_shapes(train=TRAIN, test=0, side=64, shapes=[9, 22], contrast=CONTRAST, domains=None, seed=0)
+    data = weather_shapes(
+        train=TRAIN, test=0, side=64, shapes=[9, 22], contrast=CONTRAST, domains=None, seed=0
+    )
     x, y = data.train.take(torch.arange(len(data.train)))
     parts = [torch.split(t, list(TRAIN.values())) for t in (x, y["boxes"], y["labels"])]
     torch.manual_seed(0)
@@ -79,7 +80,9 @@ class Turns:
 
 def main() -> None:
     """Print both phases."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=7, help="of each phase, beside one to warm up")
     parser.add_argument("--warm", type=int, default=20, help="passes of the server before")
     parser.add_argument("--only", choices=["backbone", "everything"], help="one phase")
@@ -97,8 +100,8 @@ def main() -> None:
         if pairs:
             wall, cpu = (sorted(p[i] for p in pairs) for i in (0, 1))
             print(
-                f"{phase}: {statistics.median(wall):.2f} times the bare loop ({wall[0]:.2f}-{wall[-1]:.2f}, {len(wall)} "
-                f"rounds), CPU {statistics.median(cpu):.2f}"
+                f"{phase}: {statistics.median(wall):.2f} times the bare loop ({wall[0]:.2f}-{wall[-1]:.2f}, "
+                f"{len(wall)} rounds), CPU {statistics.median(cpu):.2f}"
             )
 
 

@@ -69,7 +69,9 @@ class BoxTally:
         """A step trains on ``target`` in the images at positions ``at``, shown as ``x`` by ``view``."""
         masks = (target["labels"] >= 0, target["classed"], target["boxed"])
         self.counts["images"] += len(at)
-        for name, number in zip(("boxes", "classed", "placed"), torch.stack(masks).sum((1, 2)).tolist(), strict=True):
+        for name, number in zip(
+            ("boxes", "classed", "placed"), torch.stack(masks).sum((1, 2)).tolist(), strict=True
+        ):
             self.counts[name] += number
         if view is None or view.moves is None or not isinstance(x, Tensor) or x.dim() != 4:
             self._blind = True
@@ -89,7 +91,9 @@ class BoxTally:
 
         def whole(name: int, empty: float) -> Tensor:
             parts = [part[name] for part in self._kept]
-            return torch.cat([F.pad(t, (0, 0) * (t.dim() - 2) + (0, most - t.shape[1]), value=empty) for t in parts])
+            return torch.cat(
+                [F.pad(t, (0, 0) * (t.dim() - 2) + (0, most - t.shape[1]), value=empty) for t in parts]
+            )
 
         at, moves = (torch.cat([part[i] for part in self._kept]) for i in (0, 4))
         first = self._kept[0]
@@ -181,13 +185,15 @@ class FedSTOClient(SGDClient):
         """A batch in the weak view, and that, if it is to be followed: where true boxes are told they go along."""
         if self.weak is None:
             return batch, None if batch.y is not None else Traced(Unchanged(), [])
-        return (job.view(self.weak, batch), None) if batch.y is not None else job.traced_view(self.weak, batch)
+        return (
+            (job.view(self.weak, batch), None) if batch.y is not None else job.traced_view(self.weak, batch)
+        )
 
     def found(
         self, job: Job, teacher: Tensor, statistics: Tensor, shown: Batch
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """Boxes to train on in the images ``shown``, padded to (B, M), with what each counts for, and their scores; true
-        ones where the client is told them."""
+        """Boxes to train on in the images ``shown``, padded to (B, M), with what each counts for, and their scores;
+        true ones where the client is told them."""
         if shown.y is not None:
             boxes = {"boxes": shown.y["boxes"], "labels": shown.y["labels"]}
             certain = (boxes["labels"] >= 0).to(boxes["boxes"].dtype)

@@ -261,6 +261,11 @@ def test_what_is_not_zero_travels_and_nothing_is_lost(share: float) -> None:
     np.testing.assert_array_equal(codec.decode(frame, draws(), d=d), v)
     if exact < 8 + 4 * d:
         np.testing.assert_array_equal(codec.decode(scaled(codec, frame, 0.5), draws(), d=d), 0.5 * v)
-        for wrong in (frame[:-1], frame + b"\0", frame[:8] + b"\xff" * (len(frame) - 8), bytes([1]) + frame[1:]):
+        for wrong in (
+            frame[:-1],
+            frame + b"\0",
+            frame[:8] + b"\xff" * (len(frame) - 8),
+            bytes([1]) + frame[1:],
+        ):
             with pytest.raises(ClientError):
                 codec.decode(wrong, draws(), d=d)

@@ -62,7 +62,9 @@ def test_true_boxes_are_moved_as_the_images_were() -> None:
     def graded(label: int) -> dict[str, int]:
         labels, scores = torch.tensor([[label, -1]]), torch.tensor([[0.9, 0.0]])
         moves = torch.stack([mirror, away])[None]
-        return boxes_found(BoxGuesses(torch.tensor([1]), found, labels, scores, moves, (50, 100), 0.25), truth)
+        return boxes_found(
+            BoxGuesses(torch.tensor([1]), found, labels, scores, moves, (50, 100), 0.25), truth
+        )
 
     assert graded(2) == {"right": 1, "there": 1} and graded(1) == {"right": 0, "there": 1}
 

@@ -20,9 +20,7 @@ CUT = "strategy.sparse={small: 0.07, change: 0.01}"
 
 
 def problem(**changes: Any) -> Any:
-    return classification(
-        clients=classes((20, 30, 25, 40, 22, 31)), **{"cohorts": [range(6)] * 4, **changes}
-    )
+    return classification(clients=classes((20, 30, 25, 40, 22, 31)), **{"cohorts": [range(6)] * 4, **changes})
 
 
 def run(*settings: str, **changes: Any) -> Any:
@@ -65,7 +63,13 @@ def test_where_nothing_moves_enough_nothing_but_headers_travels() -> None:
 
 
 def test_the_rate_falls_where_validation_no_longer_gets_better(tmp_path: Any) -> None:
-    given = (LABELLED, "evaluation.validation=0.2", "strategy.plateau={patience: 1, factor: 4}", "client.lr=3", "evaluation.every=1")
+    given = (
+        LABELLED,
+        "evaluation.validation=0.2",
+        "strategy.plateau={patience: 1, factor: 4}",
+        "client.lr=3",
+        "evaluation.every=1",
+    )
     strategy, found = recorded("fedmatch", problem(), *LOOSE, *given, "rounds=4")
     lowest, waited, pace = float("inf"), 0, 1.0
     for row, held in zip(found.rows, strategy.series("plateau"), strict=True):
