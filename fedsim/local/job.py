@@ -120,8 +120,8 @@ class Job(Belongings):
         return self.message.values
 
     def view(self, name: str, batch: Batch) -> Batch:
-        """``batch`` as ``views.NAME`` of the configuration (weak, strong) shows it, boxes and maps with their images; drawn
-        by client, round, step and how often it was asked for in the step: whoever computes it, and whatever else."""
+        """``batch`` as ``views.NAME`` of the configuration (weak, strong) shows it, boxes and maps with their images;
+        drawn by client, round, step and how often it was asked for in the step, whoever computes it and what else."""
         return self._showing.show(self, self.source.dataset, name, batch)
 
     def traced_view(self, name: str, batch: Batch) -> tuple[Batch, Traced]:
