@@ -147,8 +147,8 @@ class FedMatchClient(SGDClient):
         """Both parts in turn."""
         refuse_accumulation(job, "FedMatch")
         own, tally = unlabelled(job), Tally()
-        if "pace" in job.values:
-            job.local = replace(job.local, lr=job.local.lr * float(job.values["pace"]))
+        if isinstance(pace := job.values.get("pace"), float):
+            job.local = replace(job.local, lr=job.local.lr * pace)
             job.sgd = LocalSteps(job.local, job.round, job.layout, job.sgd.pace)
         w = job.start()
         received = received_psi("psi", job.message.arrays, w)

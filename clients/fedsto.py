@@ -87,17 +87,23 @@ class BoxTally:
         """All of them, padded to the same M; ``None`` where views move images in ways that cannot be followed."""
         if self._blind or not self._kept:
             return None
-        most = max(part.labels.shape[1] for part in self._kept)
+        kept = self._kept
+        most = max(part.labels.shape[1] for part in kept)
 
-        def whole(name: int, empty: float) -> Tensor:
-            parts = [part[name] for part in self._kept]
+        def whole(parts: list[Tensor], empty: float) -> Tensor:
             return torch.cat(
                 [F.pad(t, (0, 0) * (t.dim() - 2) + (0, most - t.shape[1]), value=empty) for t in parts]
             )
 
-        at, moves = (torch.cat([part[i] for part in self._kept]) for i in (0, 4))
-        first = self._kept[0]
-        return BoxGuesses(at, whole(1, 0), whole(2, -1), whole(3, 0), moves, first.size, first.visible)
+        return BoxGuesses(
+            torch.cat([part.at for part in kept]),
+            whole([part.boxes for part in kept], 0),
+            whole([part.labels for part in kept], -1),
+            whole([part.scores for part in kept], 0),
+            torch.cat([part.moves for part in kept]),
+            kept[0].size,
+            kept[0].visible,
+        )
 
 
 @dataclass(frozen=True)
