@@ -7,8 +7,9 @@ Usable by itself: ``fedmatch_loss``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any, NamedTuple
 
 import torch
@@ -44,6 +45,40 @@ class Matched(NamedTuple):
     loss: Tensor
     keep: Tensor
     label: Tensor
+
+
+class Sparse(NamedTuple):
+    """What does not travel: entries of psi of at most ``small``, and moves of at most ``change``."""
+
+    small: float
+    change: float
+
+    def kept(self, psi: Tensor) -> Tensor:
+        """``psi`` without its small entries."""
+        return torch.where(psi.abs() > self.small, psi, 0.0)
+
+    def moved(self, now: Tensor, before: Tensor) -> Tensor:
+        """The move from ``before`` to ``now`` without what hardly moved."""
+        move = now - before
+        return torch.where(move.abs() > self.change, move, 0.0)
+
+
+def sent_psi(name: str, psi: Tensor, size: int) -> dict[str, Tensor]:
+    """``psi`` (d,) of ``size`` numbers as it travels down, an array of that name; places and values of what is not zero
+    where that is shorter."""
+    places = psi.nonzero().flatten()
+    if len(places) * (4 + psi.element_size()) >= size * psi.element_size() or len(psi) > 2**31:
+        return {name: psi}
+    return {f"{name}/places": places.int(), f"{name}/values": psi[places]}
+
+
+def received_psi(name: str, arrays: Mapping[str, Tensor], like: Tensor) -> Tensor | None:
+    """What ``sent_psi`` sent, (d,) as ``like`` is; ``None`` if it did not."""
+    if f"{name}/places" not in arrays:
+        return arrays.get(name)
+    psi = torch.zeros_like(like)
+    psi[arrays[f"{name}/places"].long()] = arrays[f"{name}/values"]
+    return psi
 
 
 def votes(z: Tensor, helpers: Tensor) -> Tensor:
@@ -90,8 +125,9 @@ class FedMatchClient(SGDClient):
     that of ``fedmatch_loss`` on ``mu`` times as many unlabelled samples; the model is ``sigma + psi``.
 
     The message: ``w`` (d,) their sum, ``psi`` (d,), and for a client with helpers their psi ``helpers`` (H, d), each of
-    which is put to the received sigma. Sent: the moves of the sum and of psi, and where there are helpers at all the
-    trained model's probabilities on one fixed noise input, ``embedding`` (C,).
+    which is put to the received sigma (``sparse``: psi, and each as ``helper/0``, ..., as ``sent_psi`` makes them).
+    Sent: the moves of the sum and of psi, and where there are helpers at all the trained model's probabilities on one
+    fixed noise input, ``embedding`` (C,). A value ``pace`` multiplies the learning rate.
     """
 
     grad_only = False
@@ -105,12 +141,18 @@ class FedMatchClient(SGDClient):
     mu: int
     strong: str
     embeds: bool
+    sparse: Sparse | None = None
 
     def fit(self, job: Job) -> Update:
         """Both parts in turn."""
         refuse_accumulation(job, "FedMatch")
         own, tally = unlabelled(job), Tally()
-        w, received = job.start(), job.message.arrays["psi"]
+        if isinstance(pace := job.values.get("pace"), float):
+            job.local = replace(job.local, lr=job.local.lr * pace)
+            job.sgd = LocalSteps(job.local, job.round, job.layout, job.sgd.pace)
+        w = job.start()
+        received = received_psi("psi", job.message.arrays, w)
+        assert received is not None
         run = _Parts(self, job, w, received)
         for batch, at in self._batches(job, own):
             if batch is not None:
@@ -119,10 +161,16 @@ class FedMatchClient(SGDClient):
                 run.unsupervised(own, at, tally)
         if not job.steps:
             raise nothing(job)
-        arrays = {"psi": job.shared(run.psi - received)}
+        arrays = dict[str, Tensor]()
         if self.embeds:
             arrays["embedding"] = self._embedding(job, w, own or job.data)
-        arrays["delta"] = job.delta(w)
+        delta = job.delta(w)
+        if self.sparse is None:
+            arrays |= {"delta": delta, "psi": job.shared(run.psi - received)}
+        else:
+            psi = job.shared(self.sparse.moved(self.sparse.kept(run.psi), received))
+            sigma = job.shared(self.sparse.moved(run.sigma, job.anchor - received))
+            arrays |= {"delta": psi + sigma, "psi": psi}
         weight = float(len(job.data) + len(own or ())) if self.weighting == "samples" else 1.0
         return Update(
             arrays, weight=weight, metrics={**job.report(), **tally.metrics()}, guesses=tally.guesses
@@ -153,6 +201,16 @@ class FedMatchClient(SGDClient):
         return look(job, w, [noise.to(x)]).softmax(dim=1)[0]
 
 
+def _helpers(arrays: Mapping[str, Tensor], like: Tensor) -> Iterator[Tensor]:
+    """Each helper's psi (d,)."""
+    yield from arrays.get("helpers", ())
+    for i in count():
+        one = received_psi(f"helper/{i}", arrays, like)
+        if one is None:
+            return
+        yield one
+
+
 class _Parts:
     """``sigma`` and ``psi`` (d,) of one job, and the resident vector ``w`` (d,) that is their sum."""
 
@@ -160,8 +218,7 @@ class _Parts:
         self.options, self.job, self.w = options, job, w
         self.psi, self.sigma = psi.clone(), job.anchor - psi
         self.descend = LocalSteps(job.local, job.round, job.layout, job.sgd.pace)
-        theirs = job.message.arrays.get("helpers")
-        self.helpers = [] if theirs is None else [self.sigma + one for one in theirs]
+        self.helpers = [self.sigma + one for one in _helpers(job.message.arrays, w)]
         self.statistics = job.model.buffers.clone()
 
     def supervised(self, batch: Batch) -> None:

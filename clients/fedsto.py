@@ -12,22 +12,18 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clients.detector_parts import DetectorParts
 from clients.orthogonal import orthogonality, starting
-from clients.pseudo import UNLABELLED, outputs, refuse_accumulation
+from clients.pseudo import UNLABELLED, Positions, outputs, refuse_accumulation
 from clients.sgd import SGDClient
 from fedsim.data.local import Batch, LocalData
-from fedsim.exchange.payload import Refusal, Update
+from fedsim.data.views import Traced, Unchanged
+from fedsim.exchange.payload import BoxGuesses, Refusal, Update
 from fedsim.local.job import Job
 
-COUNTS = (
-    "images",
-    "boxes",
-    "classed",
-    "placed",
-)  # looked at; kept; of these, those that train class and place
 KEPT = 0.86  # of the teacher after a local epoch in the paper: .999 over some 156 steps
 Boxes = Mapping[str, Tensor]
 PartLosses = Callable[[Any, Boxes], Mapping[str, Tensor]]
@@ -56,6 +52,58 @@ def ema(teacher: Tensor, w: Tensor, alpha: float) -> Tensor:
 def auto_alpha(steps: int) -> float:
     """The ``alpha`` of which as much of a teacher is left after ``steps`` as in the paper after a local epoch."""
     return float(KEPT ** (1 / max(steps, 1)))
+
+
+class BoxTally:
+    """The boxes that one job finds, over all its steps: images looked at, boxes kept, and of these those that train
+    class and place; and what the evaluator needs to tell how right they are."""
+
+    def __init__(self) -> None:
+        self.counts = dict.fromkeys(("images", "boxes", "classed", "placed"), 0)
+        self._kept: list[BoxGuesses] = []
+        self._blind = False  # not all of them can be followed
+
+    def add(
+        self, at: Tensor, target: Mapping[str, Tensor], scores: Tensor, x: Any, view: Traced | None
+    ) -> None:
+        """A step trains on ``target`` in the images at positions ``at``, shown as ``x`` by ``view``."""
+        masks = (target["labels"] >= 0, target["classed"], target["boxed"])
+        self.counts["images"] += len(at)
+        for name, number in zip(
+            ("boxes", "classed", "placed"), torch.stack(masks).sum((1, 2)).tolist(), strict=True
+        ):
+            self.counts[name] += number
+        if view is None or view.moves is None or not isinstance(x, Tensor) or x.dim() != 4:
+            self._blind = True
+            return
+        moves = torch.stack(view.moves, dim=1) if view.moves else torch.zeros(len(at), 0, 2, 3)
+        size = (int(x.shape[2]), int(x.shape[3]))
+        self._kept.append(
+            BoxGuesses(at, target["boxes"], target["labels"], scores, moves.double(), size, view.visible)
+        )
+
+    @property
+    def guesses(self) -> BoxGuesses | None:
+        """All of them, padded to the same M; ``None`` where views move images in ways that cannot be followed."""
+        if self._blind or not self._kept:
+            return None
+        kept = self._kept
+        most = max(part.labels.shape[1] for part in kept)
+
+        def whole(parts: list[Tensor], empty: float) -> Tensor:
+            return torch.cat(
+                [F.pad(t, (0, 0) * (t.dim() - 2) + (0, most - t.shape[1]), value=empty) for t in parts]
+            )
+
+        return BoxGuesses(
+            torch.cat([part.at for part in kept]),
+            whole([part.boxes for part in kept], 0),
+            whole([part.labels for part in kept], -1),
+            whole([part.scores for part in kept], 0),
+            torch.cat([part.moves for part in kept]),
+            kept[0].size,
+            kept[0].visible,
+        )
 
 
 @dataclass(frozen=True)
@@ -121,27 +169,37 @@ class FedSTOClient(SGDClient):
         steps = job.steps_over(own)
         alpha = auto_alpha(steps) if self.alpha is None else self.alpha
         penalised = (lambda loss: loss) if selective else self.orthogonal.added(job)
-        counts = dict.fromkeys(COUNTS, 0)
-        for batch in job.batches(UNLABELLED, data=own):
-            shown = batch if self.weak is None else job.view(self.weak, batch)
-            target = self.found(job, teacher, statistics, shown, counts)
+        tally = BoxTally()
+        for batch in job.batches(UNLABELLED, data=Positions.of(own)):
+            shown, traced = self._weakly(job, own.read(batch.y))
+            target, scores = self.found(job, teacher, statistics, shown)
+            tally.add(batch.y, target, scores, shown.x, traced)
             w = self._step(job, w, Batch(shown.x, target), selective, penalised)
             ema(teacher, w, alpha)
             ema(statistics, job.model.buffers, alpha)
         if not job.steps:
             raise Refusal("one sample, too few for BatchNorm")
+        counts = tally.counts
         if not counts["boxes"]:
             raise Refusal(f"its teacher found no box of at least {self.lo} in {counts['images']} images")
         update = self._sent(job, w, selective, float(len(own)))
         metrics = {**update.metrics, **{f"pseudo/{k}": float(v) for k, v in counts.items()}}
         state = {"teacher": teacher} | ({"statistics": statistics} if len(statistics) else {})
-        return replace(update, metrics=metrics, state=state)
+        return replace(update, metrics=metrics, state=state, guesses=tally.guesses)
+
+    def _weakly(self, job: Job, batch: Batch) -> tuple[Batch, Traced | None]:
+        """A batch in the weak view, and that, if it is to be followed: where true boxes are told they go along."""
+        if self.weak is None:
+            return batch, None if batch.y is not None else Traced(Unchanged(), [])
+        return (
+            (job.view(self.weak, batch), None) if batch.y is not None else job.traced_view(self.weak, batch)
+        )
 
     def found(
-        self, job: Job, teacher: Tensor, statistics: Tensor, shown: Batch, counts: dict[str, int]
-    ) -> dict[str, Tensor]:
-        """Boxes to train on in the images ``shown``, padded to (B, M), with what each counts for; true ones where the
-        client is told them."""
+        self, job: Job, teacher: Tensor, statistics: Tensor, shown: Batch
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Boxes to train on in the images ``shown``, padded to (B, M), with what each counts for, and their scores;
+        true ones where the client is told them."""
         if shown.y is not None:
             boxes = {"boxes": shown.y["boxes"], "labels": shown.y["labels"]}
             certain = (boxes["labels"] >= 0).to(boxes["boxes"].dtype)
@@ -153,17 +211,14 @@ class FedSTOClient(SGDClient):
         most = max(1, int((kept * torch.arange(1, kept.shape[1] + 1, device=kept.device)).max()))
         kept, boxes = kept[:, :most], {k: v[:, :most] for k, v in boxes.items()}
         routes = route(boxes["scores"], boxes["objectness"], self.lo, self.hi, self.sure)
-        classed, boxed = routes.classed & kept, routes.boxed & kept
-        counts["images"] += len(kept)
-        for name, mask in (("boxes", kept), ("classed", classed), ("placed", boxed)):
-            counts[name] += int(mask.sum())
-        return {
+        target = {
             "boxes": boxes["boxes"],
             "labels": boxes["labels"].masked_fill(~kept, -1),
             "objectness": routes.objectness,
-            "classed": classed,
-            "boxed": boxed,
+            "classed": routes.classed & kept,
+            "boxed": routes.boxed & kept,
         }
+        return target, boxes["scores"]
 
     def _step(
         self, job: Job, w: Tensor, batch: Batch, selective: bool, penalised: Callable[[Tensor], Tensor]

@@ -162,10 +162,18 @@ class FedSTO(ServerTrains):
 
 def box_shares(outcomes: Sequence[Outcome]) -> dict[str, float]:
     """What the boxes of a cohort come to: ``pseudo/boxes_per_image``, those kept (score of at least lo); of them
-    ``pseudo/class_share`` trained the class, and ``pseudo/place_share`` the place."""
-    names = ("images", "boxes", "classed", "placed")
-    images, boxes, classed, placed = (sum(o.metrics.get(f"pseudo/{n}", 0.0) for o in outcomes) for n in names)
+    ``pseudo/class_share`` trained the class, and ``pseudo/place_share`` the place. Where the evaluator could tell:
+    ``pseudo/precision``, the share of those kept that is right, and ``pseudo/recall``, of those that are there."""
+    names = ("images", "boxes", "classed", "placed", "right", "there")
+    images, boxes, classed, placed, right, there = (
+        sum(o.metrics.get(f"pseudo/{n}", 0.0) for o in outcomes) for n in names
+    )
     if not images:
         return {}
-    shares = {"pseudo/class_share": classed / boxes, "pseudo/place_share": placed / boxes} if boxes else {}
-    return {"pseudo/boxes_per_image": boxes / images} | shares
+    shares = {"pseudo/boxes_per_image": boxes / images}
+    if boxes:
+        shares |= {"pseudo/class_share": classed / boxes, "pseudo/place_share": placed / boxes}
+    if outcomes and all("pseudo/there" in o.metrics for o in outcomes):
+        shares |= {"pseudo/precision": right / boxes} if boxes else {}
+        shares |= {"pseudo/recall": right / there} if there else {}
+    return shares

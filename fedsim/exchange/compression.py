@@ -122,6 +122,12 @@ def random_k(
     return _of(codecs.RandomK(rate, scale, shared), feedback, feedback_decay, only, zstd, down)
 
 
+def nonzero(only: Sequence[str] | None = None, zstd: bool = False) -> Compression:
+    """The entries that are not zero: for methods that leave most of them out. Nothing is lost but what a float32 cannot
+    hold."""
+    return _of(codecs.Nonzero(), False, 1.0, only, zstd, None)
+
+
 def qsgd(
     levels: int,
     norm: str = "max",

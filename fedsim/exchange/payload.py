@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -107,12 +107,25 @@ class Message:
         return Message(Payload.of(arrays, values), dict(each or {}), rows=Payload.of(rows).arrays)
 
 
+class BoxGuesses(NamedTuple):
+    """Boxes that a client found in n of its unlabelled images, as a view showed these; of labels -1 is none."""
+
+    at: Tensor  # (n,) positions of the images
+    boxes: Tensor  # (n, M, 4)
+    labels: Tensor  # (n, M)
+    scores: Tensor  # (n, M)
+    moves: Tensor  # (n, K, 2, 3) float64, by which the images came to be shown so: ``fedsim.data.views.geometry``
+    size: tuple[int, int]  # (H, W) of an image
+    visible: float  # share of a box that must be left for it to be there
+
+
 @dataclass(frozen=True)
 class Update:
     """Client to server: what one client contributes. ``weight`` enters every "mean" fold (sample count, or 1).
 
     ``state``: the client's new one, committed only if the server takes the update (``None``: the old one). ``metrics``
-    go to the log alone, ``guesses`` (2, k), positions of unlabelled samples and their classes, to the evaluator alone.
+    go to the log alone, ``guesses`` to the evaluator alone: (2, k), positions of unlabelled samples and their classes,
+    or boxes in them.
     """
 
     arrays: Mapping[str, Any] = field(default_factory=dict)
@@ -120,7 +133,7 @@ class Update:
     values: Mapping[str, Any] = field(default_factory=dict)
     state: Mapping[str, Tensor] | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
-    guesses: Tensor | None = None
+    guesses: Tensor | BoxGuesses | None = None
     implied: Mapping[str, Tensor] = field(default_factory=dict)  # what the server can work out: not sent
     weighs: bool = True  # False: the server knows the weight, which does not travel
 
@@ -162,7 +175,7 @@ class Outcome:
     phase: str = ""  # of a method, reported apart from the rounds
     hashes: dict[str, str] | None = None  # of message/NAME and update/NAME, where they are asked for
     error: BaseException | None = None  # what its code raised, where that is to end the run
-    guesses: Tensor | None = None  # see ``Update``; gone once they were looked at
+    guesses: Tensor | BoxGuesses | None = None  # see ``Update``; gone once they were looked at
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Outcome, _told(self)

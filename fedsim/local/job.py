@@ -16,7 +16,7 @@ from fedsim.data.federated import FederatedData
 from fedsim.data.local import Batch, LocalData
 from fedsim.data.longtail import class_groups
 from fedsim.data.trees import size
-from fedsim.data.views import View
+from fedsim.data.views import Traced, View
 from fedsim.errors import ClientError
 from fedsim.exchange.payload import Payload, Value
 from fedsim.exchange.privacy import Privacy
@@ -120,11 +120,13 @@ class Job(Belongings):
         return self.message.values
 
     def view(self, name: str, batch: Batch) -> Batch:
-        """``batch`` as ``views.NAME`` of the configuration (weak, strong) shows it, boxes and maps with their images.
-
-        Drawn by client, round, step and how often it was asked for in the step: whoever computes it, and whatever else.
-        """
+        """``batch`` as ``views.NAME`` of the configuration (weak, strong) shows it, boxes and maps with their images;
+        drawn by client, round, step and how often it was asked for in the step, whoever computes it and what else."""
         return self._showing.show(self, self.source.dataset, name, batch)
+
+    def traced_view(self, name: str, batch: Batch) -> tuple[Batch, Traced]:
+        """The same of a ``batch`` without targets, with the view, which knows how it moved the images."""
+        return self._showing.traced(self, self.source.dataset, name, batch)
 
     @cached_property
     def _showing(self) -> Showing:

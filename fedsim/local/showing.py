@@ -9,7 +9,7 @@ import torch
 
 from fedsim.data.dataset import Dataset
 from fedsim.data.local import Batch
-from fedsim.data.views import View, seen_prepared
+from fedsim.data.views import Traced, View, seen_prepared
 from fedsim.errors import ConfigError, hint
 
 
@@ -34,10 +34,21 @@ class Showing:
 
     def show(self, job: Keyed, data: Dataset, name: str, batch: Batch) -> Batch:
         """``batch`` as the view ``name`` shows it: keyed by (seed, name, round, client, phase, step, times before)."""
+        return self._shown(job, data, self._named(name), name, batch)
+
+    def traced(self, job: Keyed, data: Dataset, name: str, batch: Batch) -> tuple[Batch, Traced]:
+        """The same, with the view, which knows how it moved the images; targets stay as they are."""
+        view = Traced(self._named(name))
+        return self._shown(job, data, view, name, batch), view
+
+    def _named(self, name: str) -> View:
         if (view := self.views.get(name)) is None:
             raise ConfigError(
                 f"views.{name}: there is no such view{hint(name, self.views)}; type +view@views.{name}=OPTION"
             )
+        return view
+
+    def _shown(self, job: Keyed, data: Dataset, view: View, name: str, batch: Batch) -> Batch:
         if (at := (self.phase, job.steps)) != self._at:
             self._at, self._times = at, {}
         times = self._times.get(name, 0)

@@ -53,6 +53,26 @@ def _slope(boxes: Tensor) -> Tensor:
     return torch.atan(width / height.clamp(min=1e-9))
 
 
+def right_ones(
+    boxes: Tensor, labels: Tensor, scores: Tensor, there: Tensor, classes: Tensor, least: float = 0.5
+) -> Tensor:
+    """How many of ``boxes`` (B, K, 4) with ``labels`` (B, K) are right, (B,): the surer first, each takes the box
+    ``there`` (B, M, 4) of its class, of ``classes`` (B, M), that it overlaps most and that nobody has, if by ``least``
+    IoU. Labels below 0 are no boxes."""
+    order = scores.masked_fill(labels < 0, -math.inf).argsort(dim=1, descending=True, stable=True)
+    boxes, labels = boxes.gather(1, order[..., None].expand(-1, -1, 4)), labels.gather(1, order)
+    free, right = classes >= 0, torch.zeros(len(boxes), dtype=torch.long)
+    if not there.shape[1]:
+        return right
+    for box, label in zip(boxes.unbind(1), labels.unbind(1), strict=True):
+        shared = iou(box[:, None].double(), there.double())
+        most, which = shared.masked_fill(~free | (classes != label[:, None]), -1).max(dim=1)
+        hit = (most >= least) & (label >= 0)
+        free[hit, which[hit]] = False
+        right += hit
+    return right
+
+
 def suppressed(boxes: Tensor, labels: Tensor, kept: Tensor, threshold: float) -> Tensor:
     """Non-maximum suppression: which of ``boxes`` (B, K, 4), best first, remain of those ``kept`` (B, K) bool.
 
@@ -60,7 +80,14 @@ def suppressed(boxes: Tensor, labels: Tensor, kept: Tensor, threshold: float) ->
     """
     rivals = iou(boxes[:, :, None], boxes[:, None, :]) > threshold
     rivals &= labels[:, :, None] == labels[:, None, :]
-    out = kept.clone()
-    for i in range(boxes.shape[1] - 1):
-        out[:, i + 1 :] &= ~(out[:, i : i + 1] & rivals[:, i, i + 1 :])
+    rivals &= torch.ones(rivals.shape[1:], dtype=torch.bool, device=rivals.device).tril(
+        -1
+    )  # better ones alone
+    out = kept
+    for _ in range(
+        boxes.shape[1]
+    ):  # the first i boxes are settled after i turns, mostly all after two or three
+        before, out = out, kept & ~(rivals & out[:, None, :]).any(-1)
+        if torch.equal(before, out):
+            break
     return out

@@ -196,7 +196,7 @@ def part_losses(output: Tensor, y: Boxes) -> dict[str, Tensor]:
 def decode(
     output: Tensor, *, score: float = 0.05, threshold: float = 0.65, top: int = 100
 ) -> dict[str, Tensor]:
-    """Boxes of a detector's output, best first, padded like targets, at most ``top`` an image.
+    """Boxes of a detector's output, best first, padded like targets to the K of the fullest image, at most ``top``.
 
     A cell's score is objectness times its likeliest class; those above ``score`` go through non-maximum suppression at
     IoU ``threshold``. Gives ``boxes`` (B, K, 4), inside the image, ``labels`` (B, K), -1 where there is none, and
@@ -206,7 +206,8 @@ def decode(
     likeliest, labels = found.classes.sigmoid().max(dim=-1)
     objectness = found.objectness.sigmoid()
     scores, order = (objectness * likeliest).sort(dim=1, descending=True, stable=True)
-    scores, order = scores[:, :top], order[:, :top]
+    most = max(1, min(top, int((scores > score).sum(dim=1).max())))  # the others cannot be kept
+    scores, order = scores[:, :most], order[:, :most]
     height, width = (STRIDE * n for n in output.shape[-2:])
     boxes = found.boxes.gather(1, order[..., None].expand(-1, -1, 4))
     boxes = boxes.clamp(min=0).minimum(boxes.new_tensor([width, height, width, height]))

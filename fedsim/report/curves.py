@@ -46,6 +46,8 @@ PSEUDO = {  # columns of methods that label samples themselves, shown where ther
     "pseudo/accuracy": "Of those kept, right",
     "pseudo/global_share": "By the global model",
     "pseudo/class_share": "Of boxes kept, those that train the class",
+    "pseudo/precision": "Of boxes kept, right at IoU .5",
+    "pseudo/recall": "Of boxes there, found at IoU .5",
     "pseudo/most_frequent_share": "Of each client's most frequent class",
 }
 

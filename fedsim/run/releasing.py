@@ -14,6 +14,7 @@ from fedsim.config.schema import ClientConfig
 from fedsim.data.federated import FederatedData
 from fedsim.errors import ConfigError
 from fedsim.exchange.central import CentralNoise
+from fedsim.exchange.compression import nonzero
 from fedsim.exchange.correlated import column
 from fedsim.exchange.landing import Landing
 from fedsim.exchange.ledger import Ledger
@@ -38,8 +39,11 @@ log = logging.getLogger(__name__)
 def release(
     config: DictConfig, method: StrategyLike, local: ClientConfig, data: FederatedData
 ) -> Release | None:
-    """What is done to updates before they leave; None where all three groups are none."""
+    """What is done to updates before they leave; None where all three groups are none, and the method's vectors are not
+    ``sparse``."""
     privacy, compression, secure = (_built(config, name) for name in ("privacy", "compression", "secagg"))
+    if method.traits.sparse and privacy is None and compression is None and secure is None:
+        compression = nonzero()
     if privacy is None and compression is None and secure is None:
         return None
     if privacy is not None and privacy.noise == "auto":

@@ -119,7 +119,8 @@ def summarise(loop: Loop, config: DictConfig, data: FederatedData) -> dict[str, 
     }
     if data.label_skew is not None:
         out["non_iid"] = data.label_skew.summary()
-    for name in ("loss", "accuracy", "clients/loss", "clients/accuracy", *OPEN_WORLD, "pseudo/accuracy"):
+    labelled = ("pseudo/accuracy", "pseudo/precision", "pseudo/recall")
+    for name in ("loss", "accuracy", "clients/loss", "clients/accuracy", *OPEN_WORLD, *labelled):
         values = [r[name] for r in rows if r.get(name) is not None]
         if values:
             out[name] = values[-1]

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from fedsim.data.longtail import class_groups
+from fedsim.data.views.geometry import moved
 from fedsim.errors import StrategyError
-from fedsim.exchange.payload import Outcome, Payload
+from fedsim.exchange.payload import BoxGuesses, Outcome, Payload
+from fedsim.models.boxes import right_ones
 from fedsim.server.context import Context
 from fedsim.task.evaluation import class_accuracy, mean_of, measured, over_domains
 from fedsim.task.matching import matched_accuracy, open_world
@@ -96,13 +98,17 @@ class Examiner:
 
     def grade(self, outcome: Outcome) -> None:
         """Count how many of the pseudo labels that a client gave in its training are right (``pseudo/right``, among its
-        metrics), and forget them."""
+        metrics; of boxes also how many there were to find, ``pseudo/there``), and forget them."""
         guesses, outcome.guesses = outcome.guesses, None
         truth = None if self.truth is None else self.truth(outcome.client)
-        if guesses is not None and isinstance(truth, Tensor):
-            at, found = guesses.cpu()
-            right = int((truth[at] == found).sum())
-            outcome.metrics = {**outcome.metrics, "pseudo/right": float(right)}
+        if isinstance(guesses, BoxGuesses):
+            found = boxes_found(guesses, truth) if isinstance(truth, Mapping) else {}
+        elif guesses is not None and isinstance(truth, Tensor):
+            at, classes = guesses.cpu()
+            found = {"right": int((truth[at] == classes).sum())}
+        else:
+            return
+        outcome.metrics = {**outcome.metrics, **{f"pseudo/{k}": float(v) for k, v in found.items()}}
 
     def pseudo_clusters(self, clients: Sequence[int], guesses: Tensor) -> dict[str, float]:
         """``pseudo/accuracy`` of guesses (n,) for all unlabelled samples of ``clients``, one client after the other:
@@ -148,3 +154,14 @@ class Examiner:
         if not task.by_class or counts is None:
             return mean_of(sums, task=task) | more
         return {**mean_of(sums, class_groups(counts), task), **class_accuracy(sums), **more}
+
+
+def boxes_found(guesses: BoxGuesses, truth: Mapping[str, Any]) -> dict[str, int]:
+    """How many boxes of a client's guesses are ``right`` (its class, IoU of at least .5), and how many true ones were
+    ``there``, of its ``truth`` ``{"boxes": (N, M, 4), "labels": (N, M)}``, which is moved as the images were."""
+    at, boxes, labels, scores, moves = (t.cpu() for t in guesses[:5])
+    there = {k: truth[k][at] for k in ("boxes", "labels")}
+    for back in moves.unbind(1):
+        there = moved(there, back, guesses.size, guesses.visible)
+    right = right_ones(boxes, labels, scores, there["boxes"], there["labels"])
+    return {"right": int(right.sum()), "there": int((there["labels"] >= 0).sum())}

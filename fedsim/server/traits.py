@@ -44,6 +44,7 @@ class Traits:
         False  # cohorts that are not handed over are all clients, whatever clients_per_round says
     )
     uploads: str | None = None  # asks clients for their models once: auto, or a folder where these are
+    sparse: bool = False  # its vectors are mostly zero: what is not travels, with its places
     disjoint: bool = False  # no sample may be in two places, which is checked
     meets_all_clients: bool = (
         False  # every client is asked for something at least once, whatever the sampling

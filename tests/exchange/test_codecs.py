@@ -11,12 +11,13 @@ import pytest
 from codec_cases import SHAPES, draws, heavy
 from problems import GOLDEN
 
-from fedsim.errors import ArgumentError
+from fedsim.errors import ArgumentError, ClientError
 from fedsim.exchange.codecs import (
     CENTROIDS,
     QSGD,
     FrameCodec,
     LowRank,
+    Nonzero,
     RandomK,
     Rotate,
     Sign,
@@ -31,6 +32,7 @@ from fedsim.exchange.codecs import (
     rotated,
     rotation_codes,
     rotation_decoded,
+    scaled,
     sign,
     sign_decoded,
     to_frame,
@@ -245,3 +247,25 @@ def test_random_k_and_rotation_are_unbiased() -> None:
     assert np.linalg.norm(found.mean(0) - v) < 0.06 * np.linalg.norm(v)  # sqrt(0.571/300) = 0.044
     error = ((found - v) ** 2).sum(1).mean() / (v @ v)
     assert error == pytest.approx(0.5708, abs=0.03)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.003, 0.05, 0.6, 1.0])
+def test_what_is_not_zero_travels_and_nothing_is_lost(share: float) -> None:
+    """Frames of as many bytes as the places or a bitmap take, and the values; believed no more than others."""
+    d, codec, rng = 900, Nonzero(), np.random.default_rng(3)
+    v = np.where(rng.random(d) < share, rng.standard_normal(d).astype(np.float32), 0).astype(np.float64)
+    count = max(1, int(np.count_nonzero(v)))
+    frame = to_frame(codec, v, draws())
+    exact = 8 + 4 * count + min(-(-count * 10 // 8), -(-d // 8))
+    assert len(frame) == min(exact, 8 + 4 * d)
+    np.testing.assert_array_equal(codec.decode(frame, draws(), d=d), v)
+    if exact < 8 + 4 * d:
+        np.testing.assert_array_equal(codec.decode(scaled(codec, frame, 0.5), draws(), d=d), 0.5 * v)
+        for wrong in (
+            frame[:-1],
+            frame + b"\0",
+            frame[:8] + b"\xff" * (len(frame) - 8),
+            bytes([1]) + frame[1:],
+        ):
+            with pytest.raises(ClientError):
+                codec.decode(wrong, draws(), d=d)

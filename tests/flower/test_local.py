@@ -91,6 +91,13 @@ def test_every_method_gives_the_bits_and_bytes_of_its_simulation(
     check_twin(tmp_path, *SMALL, *model, *entry.arguments)
 
 
+def test_what_is_left_out_does_not_travel_here_either(tmp_path: Path) -> None:
+    """FedMatch's frames and places of what is not zero, and its learning rate, which falls on a plateau."""
+    entry = next(e for e in TABLE if e.label == "fedmatch")
+    cut = ("strategy.sparse={small: 0.02, change: 0.002}", "strategy.plateau={patience: 1, factor: 2}")
+    check_twin(tmp_path, *SMALL, "model=mlp", *entry.arguments, *cut, "evaluation.validation=0.1")
+
+
 def test_roles_are_those_of_the_simulation(tmp_path: Path) -> None:
     settings = (
         *SMALL,

@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from fedsim.config.parts import part
-from fedsim.data.views.base import Joint, Unchanged, View, as_view, seen, seen_prepared
+from fedsim.data.views.base import Joint, Traced, Unchanged, View, as_view, seen, seen_prepared
 from fedsim.data.views.noise import MaskedFeatures, Noise, SwappedFeatures, Tokens
 from fedsim.data.views.photometric import Colour, Cutout
 from fedsim.data.views.randaugment import RandAugment, Strong
@@ -31,6 +31,7 @@ __all__ = [
     "Strong",
     "SwappedFeatures",
     "Tokens",
+    "Traced",
     "Unchanged",
     "View",
     "Weak",

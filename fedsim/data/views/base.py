@@ -204,6 +204,31 @@ def seen_prepared(
     return (plain - mean) / std, y
 
 
+@dataclass
+class Traced:
+    """A view that notes how it moved the images that it showed last: ``moves`` (``fedsim.data.views.geometry``) of each
+    sample, none where it moves nothing, and ``None`` where nobody can tell."""
+
+    view: View
+    moves: list[Tensor] | None = None
+
+    def __call__(self, x: Any, generator: torch.Generator) -> Any:
+        """What the view makes of ``x``."""
+        view, self.moves = self.view, None
+        usual = isinstance(view, ImageView) and type(view).with_targets is ImageView.with_targets
+        if isinstance(view, ImageView) and usual and isinstance(x, Tensor) and is_image(x):
+            x, self.moves = view.moves(x, generator)
+            return x
+        if not isinstance(view, Joint | Moving):
+            self.moves = []
+        return view(x, generator)
+
+    @property
+    def visible(self) -> float:
+        """Share of a box that must be left, or it is dropped."""
+        return self.view.visible if isinstance(self.view, ImageView) else 0.0
+
+
 def uniforms(count: int, each: int, generator: torch.Generator, device: torch.device) -> Tensor:
     """A row of ``each`` float64 numbers in [0, 1) per sample: row i depends on the key and i alone."""
     drawn = torch.rand(count, each, generator=generator, device=generator.device, dtype=torch.float64)

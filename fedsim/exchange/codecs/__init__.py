@@ -17,7 +17,16 @@ from fedsim.exchange.codecs.rotation import (
     rotation_decoded,
     unrotated,
 )
-from fedsim.exchange.codecs.sparse import RandomK, TopK, kept, random_k, read_top_k, top_k, top_k_frame
+from fedsim.exchange.codecs.sparse import (
+    Nonzero,
+    RandomK,
+    TopK,
+    kept,
+    random_k,
+    read_top_k,
+    top_k,
+    top_k_frame,
+)
 
 __all__ = [
     "CENTROIDS",
@@ -26,6 +35,7 @@ __all__ = [
     "FrameCodec",
     "FrameHeader",
     "LowRank",
+    "Nonzero",
     "RandomK",
     "Rotate",
     "Sign",

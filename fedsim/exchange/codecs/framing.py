@@ -18,7 +18,17 @@ from fedsim.errors import ClientError, ConfigError
 
 FORMAT = struct.Struct("<BBBBI")
 HEADER = FORMAT.size  # bytes
-NAMES = ("float32", "top_k", "random_k", "qsgd", "sign", "rotate", "low_rank", "ring")  # by codec id
+NAMES = (
+    "float32",
+    "top_k",
+    "random_k",
+    "qsgd",
+    "sign",
+    "rotate",
+    "low_rank",
+    "ring",
+    "nonzero",
+)  # by codec id
 FLOAT32, RING = NAMES.index("float32"), NAMES.index("ring")
 BITMAP, ZSTD = 1, 2  # flags
 ZSTD_LEVEL = 3

@@ -1,4 +1,4 @@
-"""Codecs that send a few entries: the largest (top_k), or k drawn from a key (random_k).
+"""Codecs that send a few entries: the largest (top_k), k drawn from a key (random_k), or those that are not zero.
 
 Top-k is biased, |v - Q|^2 <= (1 - k/d) |v|^2, and needs error feedback (Stich et al. 2018; Karimireddy et al. 2019).
 Random-k times d/k is unbiased; without the factor it is contractive and goes with feedback.
@@ -95,30 +95,62 @@ class TopK(FrameCodec):
         return [slice(size - 4 * kept(head.d, self.rate), size)]
 
 
-def top_k_frame(d: int, places: NDArray[np.int64], values: NDArray[np.float64]) -> bytes:
+@dataclass(frozen=True)
+class Nonzero(FrameCodec):
+    """The entries that are not zero, as ``TopK`` sends its; of a vector of zeros its first entry. Nothing is lost but
+    what a float32 cannot hold."""
+
+    id: ClassVar[int] = NAMES.index("nonzero")
+    unbiased: ClassVar[bool] = True
+
+    def size(self, d: int, layout: Shapes = ()) -> int:
+        """Bytes of the shortest frame, header included."""
+        return HEADER + _top_bytes(1, d)
+
+    def encode(self, v: ArrayLike, draws: CodecDraws | None = None, layout: Shapes = ()) -> bytes:
+        """The frame of ``v`` (d,)."""
+        vector = as_vector(v)
+        places = np.flatnonzero(vector.astype("<f4"))
+        places = places if len(places) else np.zeros(1, np.int64)
+        return top_k_frame(len(vector), places, vector[places], self.id)
+
+    def body(self, head: FrameHeader, body: bytes, draws: CodecDraws, layout: Shapes) -> Vector:
+        """The vector of a body."""
+        places, values = read_top_k(head, body, self.id)
+        out = np.zeros(head.d)
+        out[places] = values
+        return out
+
+    def lengths(self, head: FrameHeader, size: int, layout: Shapes) -> Sequence[slice]:
+        """Where the body holds float32 that the vector is linear in."""
+        return [slice(size - 4 * _count(head, size), size)]
+
+
+def top_k_frame(
+    d: int, places: NDArray[np.int64], values: NDArray[np.float64], codec: int = TopK.id
+) -> bytes:
     """The frame of a vector (d,) that is zero but for ``values`` (k,) at ``places`` (k,), ascending."""
     if _as_bitmap(len(places), d):
         bitmap = np.zeros(d, np.uint8)
         bitmap[places] = 1
-        where, head = pack_bits(bitmap, 1), FrameHeader(TopK.id, 1, d, BITMAP)
+        where, head = pack_bits(bitmap, 1), FrameHeader(codec, 1, d, BITMAP)
     else:
         bits = place_bits(d)
-        where, head = pack_bits(places, bits), FrameHeader(TopK.id, bits, d)
+        where, head = pack_bits(places, bits), FrameHeader(codec, bits, d)
     return head.pack() + where + float32_bytes(values)
 
 
-def read_top_k(head: FrameHeader, body: bytes) -> tuple[NDArray[np.int64], Vector]:
+def read_top_k(head: FrameHeader, body: bytes, codec: int = TopK.id) -> tuple[NDArray[np.int64], Vector]:
     """Places (k,), ascending, and values (k,) of a body; k follows from its length.
 
     Raises:
         ClientError: if the body has an impossible length, or places that are not ascending or outside the vector.
     """
     d, size = head.d, len(body)
-    bitmap, bits = bool(head.flags & BITMAP), place_bits(d)
-    k = (size - stream_bytes(d, 1)) // 4 if bitmap else 8 * size // (32 + bits)
+    bitmap, bits, k = bool(head.flags & BITMAP), place_bits(d), _count(head, size)
     if not 1 <= k <= d or size != _top_bytes(k, d):
         raise ClientError(f"a frame's body has {size} bytes, which no number of places among {d} takes")
-    check_header(head, FrameHeader(TopK.id, 1 if bitmap else bits, d, BITMAP if _as_bitmap(k, d) else 0))
+    check_header(head, FrameHeader(codec, 1 if bitmap else bits, d, BITMAP if _as_bitmap(k, d) else 0))
     try:
         codes = unpack_bits(body[: -4 * k], d if bitmap else k, head.bits)
     except ArgumentError as error:
@@ -189,6 +221,13 @@ class RandomK(FrameCodec):
 
 def _top_bytes(k: int, d: int) -> int:
     return 4 * k + min(stream_bytes(k, place_bits(d)), stream_bytes(d, 1))
+
+
+def _count(head: FrameHeader, size: int) -> int:
+    """How many entries a body of ``size`` bytes holds."""
+    if head.flags & BITMAP:
+        return (size - stream_bytes(head.d, 1)) // 4
+    return 8 * size // (32 + place_bits(head.d))
 
 
 def _as_bitmap(k: int, d: int) -> bool:
