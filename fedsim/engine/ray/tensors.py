@@ -61,14 +61,14 @@ _memories: WeakValueDictionary[str, Memory] = WeakValueDictionary()
 
 
 @contextmanager
-def referring(store: Any) -> Iterator[list[Any]]:
+def referring(store: Any, moved: InPlace | None = None) -> Iterator[list[Any]]:
     """Within it, tensors in shared memory are pickled as references; ``store`` is Ray where other machines take part.
-    Where none does, large tensors are moved there (``fedsim.engine.ray.inplace``).
+    Where none does, large tensors are moved there by ``moved``, unless it has moved them already.
 
     Gives a list that, at the end, holds what must be kept as long as the references are used.
     """
     kept: list[Any] = []
-    moved = InPlace()
+    moved = moved or InPlace()
     _referring.on, _referring.store, _referring.moved = True, store, moved if store is None else None
     try:
         yield kept
