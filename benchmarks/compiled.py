@@ -2,10 +2,10 @@
 
     python -m benchmarks.compiled --workload M
 
-Three ways, in turns, each in the same process with one thread: fedsim's own step; ``torch.compile`` of the step over the
-parameters, updated in place; the same exported and compiled ahead (AOTInductor). Seconds of a step are CPU seconds of this
-process, the median over turns. Compiling is measured with an empty cache and, in a second process, with the cache of
-the first. A compiled step pays after ``compile / (step - compiled step)`` steps.
+Three ways, in turns, in one process with one thread: fedsim's own step; ``torch.compile`` of the step over the
+parameters, updated in place; the same exported and compiled ahead (AOTInductor). Seconds of a step are CPU seconds of
+this process, the median over turns. Compiling is measured with an empty cache and, in a second process, with the cache
+of the first. A compiled step pays after ``compile / (step - compiled step)`` steps.
 """
 
 from __future__ import annotations

@@ -126,7 +126,8 @@ def line(found: dict[str, Any], steps: float | None) -> str:
     med, cohort = statistics.median, found["cohort"]
     ratios = sorted(b / a for a, b in zip(found["cpu"], found["bare_cpu"], strict=True))
     text = (
-        f"{found['name']:<13} cohort {cohort:>6}: {med(found['cpu']):8.4f} CPU s a round (bare {med(found['bare_cpu']):.4f}), "
+        f"{found['name']:<13} cohort {cohort:>6}: {med(found['cpu']):8.4f} CPU s a round "
+        f"(bare {med(found['bare_cpu']):.4f}), "
         f"{med(found['wall']):8.4f} s (bare {med(found['bare']):.4f}); bare / fedsim in CPU {med(ratios):.2f} "
         f"({ratios[0]:.2f}-{ratios[-1]:.2f}, {len(ratios)} pairs)"
     )

@@ -1,10 +1,10 @@
-"""Ray on three nodes, started on this machine, against Ray on one: the same run, the same bits, how much longer a round?
+"""Ray on three nodes of one machine against Ray on one: the same run, the same bits, how much longer a round?
 
     python -m benchmarks.nodes --workload M
 
-Three ``ray start`` processes with ports of their own make a cluster: a head without CPUs and two nodes with one each. A
-worker on another node than the driver's has no pipe to it, so that calls and vectors go through Ray and its object store;
-here all nodes are one machine, so ``--far`` (the default) takes the pipes away, as the network would. Wall and CPU
+The cluster is a head without CPUs and two nodes with one each, with ports of their own. A worker on another machine
+than the driver's has no pipe to it, so that calls and vectors go through Ray and its object store; here all nodes are
+on one machine, so ``--far`` (the default) takes the pipes away, as the network would. Wall and CPU
 seconds of a round, runs in turns; CPU seconds are those of the run's processes, Ray's own included.
 """
 
@@ -121,7 +121,7 @@ def main() -> None:
         ones = statistics.median(one[what] for one, _ in pairs)
         print(
             f"{args.workload}: three nodes against one, {what} seconds of a round x{statistics.median(ratios):.2f} "
-            f"({ratios[0]:.2f}-{ratios[-1]:.2f}, {len(pairs)} pairs), one node {1e3 * ones:.1f} ms; wanted 1.3; same bits"
+            f"({ratios[0]:.2f}-{ratios[-1]:.2f}, {len(pairs)} pairs), one node {1e3 * ones:.1f} ms; wanted 1.3"
         )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from fedsim.engine.ray.cluster import connect, ours
 from fedsim.engine.ray.hosting import Host, Switches
 from fedsim.engine.ray.inplace import InPlace
 from fedsim.engine.ray.sending import Sent, check, forget_classes, send
-from fedsim.engine.ray.tensors import share_tensors
+from fedsim.engine.ray.tensors import light, share_tensors
 from fedsim.engine.ray.transport.driver import NotReady, Transport
 from fedsim.engine.ray.transport.pipe import Offer
 from fedsim.engine.ray.transport.receiver import Receiver
@@ -37,7 +38,8 @@ class _Actor:
     _receiver: Receiver | None = None
 
     def __init__(self) -> None:
-        share_tensors()
+        with light():
+            share_tensors()
         self._host = Host()
 
     def start(
@@ -78,8 +80,9 @@ class Actors:
         import ray
 
         self._ray, self._moved = ray, moved
-        share_tensors()
         own = ours()  # asking it what it has takes a second after its start
+        with light() if own else nullcontext():
+            share_tensors()
         resources = {"GPU": torch.cuda.device_count()} if own else ray.cluster_resources()
         cores = available_cores() if own else int(resources.get("CPU", 1))
         gpus = int(resources.get("GPU", 0)) if config.device != "cpu" else 0

@@ -1,4 +1,4 @@
-"""What a worker process is made of: its worker, its streams that are heard, and torch's switches as the driver has them."""
+"""What a worker process is made of: its worker, its streams, which are heard, and torch's switches."""
 
 from __future__ import annotations
 
@@ -64,6 +64,8 @@ class Switches(NamedTuple):
 
     def set(self) -> None:
         """Make this process compute as the one that they are of."""
+        if self == Switches.here():  # what follows imports torch's compiler, tens of megabytes
+            return
         torch.set_default_dtype(self.dtype)
         torch.set_float32_matmul_precision(self.precision)
         torch.use_deterministic_algorithms(self.deterministic[0], warn_only=self.deterministic[1])
