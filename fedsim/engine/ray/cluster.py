@@ -57,12 +57,13 @@ class Head:
             env=KEEPING | os.environ,
             start_new_session=True,
         )
-        self._address = ""
+        assert self._process.stdout is not None
+        self._address, self._out = "", self._process.stdout
 
     @property
     def ready(self) -> bool:
         """Whether ``address`` returns, or raises, at once."""
-        return bool(self._address or select.select([self._process.stdout], [], [], 0)[0])
+        return bool(self._address or select.select([self._out], [], [], 0)[0])
 
     def address(self) -> str:
         """Waits until Ray is up.
@@ -70,9 +71,8 @@ class Head:
         Raises:
             EngineError: if it could not be started, with what it said.
         """
-        assert self._process.stdout is not None
         while not self._address:
-            line = self._process.stdout.readline().decode()
+            line = self._out.readline().decode()
             if not line:
                 self._said.seek(0)
                 said = self._said.read().decode(errors="replace").strip().splitlines() or ["it says nothing"]
@@ -85,7 +85,7 @@ class Head:
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout, self._said):
+        for pipe in (self._process.stdin, self._out, self._said):
             if pipe is not None:
                 pipe.close()
 

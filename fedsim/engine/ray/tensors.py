@@ -20,7 +20,6 @@ from fedsim.engine.ray.inplace import InPlace
 from fedsim.engine.ray.transport.memory import Address
 from fedsim.task.mapped import Memory, Place, place_of
 
-
 UNUSED = ("pyarrow", "pydantic", "starlette")  # packages that Ray imports to send objects of theirs
 
 
@@ -28,7 +27,8 @@ UNUSED = ("pyarrow", "pydantic", "starlette")  # packages that Ray imports to se
 def light() -> Iterator[None]:
     """Within it, Ray finds none of ``UNUSED`` and does without: they are some 40 MB of a worker's memory."""
     hidden = [name for name in UNUSED if name not in sys.modules]
-    sys.modules.update(dict.fromkeys(hidden))
+    absent: dict[str, Any] = dict.fromkeys(hidden)
+    sys.modules.update(absent)
     try:
         yield
     finally:
