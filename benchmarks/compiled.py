@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from benchmarks.workloads import WORKLOADS, Workload
 from fedsim.task.losses import cross_entropy
@@ -92,7 +93,10 @@ def ahead(work: Workload, folder: str) -> Step:
 
     x, y = batch(work)
     step, params = Ahead(work), [p.detach().clone() for p in work.model().parameters()]
-    exported = torch.export.export(step, (params, x, y))
+    traced = make_fx(step)(
+        params, x, y
+    )  # forward and backward as one list of operations, which export can read
+    exported = torch.export.export(traced, (params, x, y))
     package = inductor.aoti_compile_and_package(exported, package_path=str(Path(folder, "step.pt2")))
     run = inductor.aoti_load_package(package)
     held = [params]
