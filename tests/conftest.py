@@ -39,6 +39,12 @@ def _compose_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fedsim.api.compose", compose_quickly)
 
 
+@pytest.fixture(autouse=True)
+def _wait_for_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short runs would never use Ray's workers, which the tests are about: see ``tests/engine/test_early.py``."""
+    monkeypatch.setattr("fedsim.engine.ray.cluster.early", lambda config: False)
+
+
 @pytest.fixture(scope="session")
 def ray() -> Iterator[str]:
     """The override that selects the Ray engine; Ray starts with the first test that asks and ends with the last."""

@@ -27,6 +27,7 @@ ADDED: Mapping[str, Any] = {
     | {"per_class": True, "withhold": True},
     "data.labelled.withhold": True,
     "data.server": None,
+    "engine.early": True,
     "engine.nodes": None,
     "engine.most_samples": 10_000_000,
     "engine.lanes": 0,

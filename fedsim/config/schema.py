@@ -102,6 +102,7 @@ class RayConfig(EngineConfig):
     address: str | None = neutral_key()  # of a running Ray cluster
     store_mb: int = neutral_key()  # object store of an own Ray instance; 0: Ray's default, 30 % of memory
     timeout: float | None = neutral_key()  # seconds that a chunk may take, else the run stops; null: no limit
+    early: bool = neutral_key()  # forked workers compute while Ray starts
 
 
 @dataclass

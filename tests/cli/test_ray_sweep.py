@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import sys
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
@@ -16,14 +14,13 @@ from fedsim.engine.ray import cluster
 
 def test_ray_sweep_starts_ray_only_for_jobs_in_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     cluster.shutdown()  # what follows would leave a real Ray half ended
-    started: list[dict[str, Any]] = []
+    started: list[tuple[int, int]] = []
 
-    def init(**options: Any) -> SimpleNamespace:
-        started.append(options)
-        return SimpleNamespace(address_info={"address": "1.2.3.4:5"})
+    def head(cpus: int, store_mb: int) -> SimpleNamespace:
+        started.append((cpus, store_mb))
+        return SimpleNamespace(address=lambda: "1.2.3.4:5", end=lambda: None, owner=os.getpid())
 
-    ray = SimpleNamespace(init=init, shutdown=lambda: None, is_initialized=lambda: True)
-    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setattr(cluster, "Head", head)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
     def sweep(launcher: dict[str, int], engine: str, *task: str) -> str | None:
@@ -46,4 +43,4 @@ def test_ray_sweep_starts_ray_only_for_jobs_in_several_processes(monkeypatch: py
     assert not started
     assert sweep({"n_jobs": 2}, "serial", "engine=serial,ray") == "1.2.3.4:5"
     assert sweep({"n_jobs": 2}, "ray") == "1.2.3.4:5"
-    assert started[-1]["num_cpus"] >= 6 and started[-1]["object_store_memory"] == 7 * 2**20
+    assert started[-1][0] >= 6 and started[-1][1] == 7

@@ -79,7 +79,7 @@ from problems import classification, classes, hashes, network
 
 wide = [(torch.cat([x, torch.zeros(len(x), 500_000)], 1), y) for x, y in classes()]  # 98 MB
 problem = classification(clients=wide, model=network(features=500_004), test=None)
-small = ["engine=ray", "engine.workers=2", "engine.store_mb=80"]
+small = ["engine=ray", "engine.workers=2", "engine.store_mb=80", "engine.early=false"]
 print("RESULT" + json.dumps([hashes(problem.run("rounds=2", *engine)) for engine in ([], small)]))
 """
 
@@ -103,9 +103,9 @@ found = []
 try:
     from hooks import Die, hooked
     from problems import classification, hashes, of_strategy
-    from fedsim.engine.ray import engine as engine
+    from fedsim.engine.ray import actors
 
-    engine.PATIENCE = 3.0  # s: there is no other node whose room would be worth waiting for
+    actors.PATIENCE = 3.0  # s: there is no other node whose room would be worth waiting for
 
     for name, overrides in json.loads(sys.argv[1]):
         cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20)  # in place of the one lost before
@@ -148,7 +148,7 @@ from problems import classification, hashes
 import mine
 
 def both():
-    engines = (["engine=serial"], ["engine=ray", "engine.workers=2"])
+    engines = (["engine=serial"], ["engine=ray", "engine.workers=2", "engine.early=false"])
     found = [hashes(classification().run(*engine, "rounds=2", loss=mine.loss)) for engine in engines]
     pids = {p.name for p in Path("pids").iterdir()} - {str(os.getpid())}
     for p in Path("pids").iterdir():

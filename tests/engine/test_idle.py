@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fedsim.engine.ray import idle
-from fedsim.engine.ray.engine import gpu_share
+from fedsim.engine.ray.actors import gpu_share
 
 
 @pytest.fixture

@@ -6,16 +6,20 @@ import atexit
 import ctypes
 import os
 import re
+import select
 import signal
 import socket
+import subprocess
+import sys
+import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from fedsim.engine.cores import available_cores
+from fedsim.engine.ray import head
 from fedsim.errors import ConfigError, EngineError, shadow
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -27,11 +31,63 @@ INLINE = (
 
 JOIN = 25  # seconds that a running cluster has to let us in; Ray itself waits for minutes, or without end
 
-_started_here = False
-_warming: threading.Thread | None = None
-_failure: Exception | None = None  # what went wrong in the background, to be raised when Ray is asked for
-_warm, _left = threading.Event(), threading.Event()
+_head: Head | None = None  # of the Ray that this process has started
 _at_shutdown: set[Callable[[], None]] = set()
+KEEPING = dict.fromkeys(
+    ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"), str(1 << 32)
+)  # freed memory stays
+
+
+class Head:
+    """Ray's own processes on this machine, in a session that ends with this process or by ``end``.
+
+    Its start takes seconds, and can be given up at any moment.
+    """
+
+    command = (sys.executable, "-P", head.__file__)
+
+    def __init__(self, cpus: int, store_mb: int) -> None:
+        self.owner = os.getpid()
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the process
+        self._process = subprocess.Popen(
+            [*self.command, str(cpus), str(store_mb << 20)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._said,
+            env=KEEPING | os.environ,
+            start_new_session=True,
+        )
+        assert self._process.stdout is not None
+        self._address, self._out = "", self._process.stdout
+
+    @property
+    def ready(self) -> bool:
+        """Whether ``address`` returns, or raises, at once."""
+        return bool(self._address or select.select([self._out], [], [], 0)[0])
+
+    def address(self) -> str:
+        """Waits until Ray is up.
+
+        Raises:
+            EngineError: if it could not be started, with what it said.
+        """
+        while not self._address:
+            line = self._out.readline().decode()
+            if not line:
+                self._said.seek(0)
+                said = self._said.read().decode(errors="replace").strip().splitlines() or ["it says nothing"]
+                raise EngineError(f"Ray could not be started: {said[-1]}")
+            self._address = line.partition(head.ADDRESS)[2].strip()
+        return self._address
+
+    def end(self) -> None:
+        """Kill all processes, up or not."""
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        for pipe in (self._process.stdin, self._out, self._said):
+            if pipe is not None:
+                pipe.close()
 
 
 def connect(config: Any) -> None:
@@ -41,23 +97,48 @@ def connect(config: Any) -> None:
         ConfigError: if the working directory holds what would hide a package of fedsim from the workers.
         EngineError: if it can't be started, or no cluster answers at the address.
     """
-    global _failure
     import ray
 
     if (hidden := shadow(Path.cwd())) is not None:  # workers look there first
         raise ConfigError(hidden)
-    if _warming is not None and _warming is not threading.current_thread():
-        _warm.wait()
-        if _failure is not None:
-            failure, _failure = _failure, None
-            raise failure
     if ray.is_initialized():
         return
     _forget()
     if address := config.address or os.environ.get("RAY_ADDRESS"):
         _join(address, "engine.address" if config.address else "RAY_ADDRESS")
-    else:
-        _start(config.store_mb)
+        return
+    try:
+        _init(_started(config.store_mb).address())
+    except EngineError:
+        shutdown()
+        raise
+    except Exception as e:
+        shutdown()
+        raise EngineError(f"Ray could not be started: {e}") from e
+
+
+def connected() -> bool:
+    """Whether this process takes part in a Ray."""
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
+
+
+def early(config: Any) -> bool:
+    """Whether clients may be computed by forked workers until Ray is up (see ``fedsim.engine.ray.forked``).
+
+    Ray must be one of our own that is not up yet; torch's threads and a GPU in use do not survive a fork.
+    """
+    alone = config.early and config.threads == 1 and _startable(config) and not connected()
+    return alone and hasattr(os, "memfd_create") and not list(Path("/dev").glob("nvidia[0-9]*"))
+
+
+def _startable(config: Any) -> bool:
+    return not config.address and not os.environ.get("RAY_ADDRESS")
+
+
+def starts(config: Any) -> bool:
+    """Begin to start Ray, unless that is done; whether ``connect`` need not wait for it."""
+    return connected() or _started(config.store_mb).ready
 
 
 def share(workers: int, jobs: int, store_mb: int = 0) -> None:
@@ -66,7 +147,9 @@ def share(workers: int, jobs: int, store_mb: int = 0) -> None:
     It has a CPU for each of the ``workers`` of ``jobs`` processes at once (as many as cores if not positive).
     """
     cores = available_cores()
-    os.environ["RAY_ADDRESS"] = _start(store_mb, max(cores, workers * (jobs if jobs > 0 else cores)))
+    os.environ["RAY_ADDRESS"] = _started(
+        store_mb, max(cores, workers * (jobs if jobs > 0 else cores))
+    ).address()
 
 
 def unshare() -> None:
@@ -75,27 +158,15 @@ def unshare() -> None:
     os.environ.pop("RAY_ADDRESS", None)
 
 
-def _start(store_mb: int, cpus: int | None = None) -> str:
-    """Start a Ray of our own; its address."""
-    global _started_here
-    for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"):  # workers keep freed memory
-        os.environ.setdefault(name, str(1 << 32))
-    os.environ.setdefault("RAY_max_direct_call_object_size", str(INLINE))
-    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 lets any other program take the cores
-    own: dict[str, Any] = {"include_dashboard": False, "num_cpus": cpus or available_cores()}
-    if store_mb:
-        own["object_store_memory"] = store_mb << 20
-    for attempt in range(2):
-        try:
-            context = _init("local", **own)
-            break
-        except Exception as e:
-            if attempt or "timed out during startup" not in str(e):
-                raise EngineError(f"Ray could not be started: {e}") from e
-            time.sleep(3)
-    _started_here = True
-    atexit.register(shutdown)
-    return str(context.address_info["address"])
+def _started(store_mb: int, cpus: int | None = None) -> Head:
+    """The Ray of our own, which may still be starting."""
+    global _head
+    if _head is None:
+        os.environ.setdefault("RAY_max_direct_call_object_size", str(INLINE))
+        os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 lets any other program take the cores
+        _head = Head(cpus or available_cores(), store_mb)
+        atexit.register(shutdown)
+    return _head
 
 
 def _join(address: str, named: str) -> None:
@@ -160,29 +231,14 @@ def _own_sigterm() -> Iterator[None]:
 
 
 def warm_up(config: Any) -> None:
-    """Start Ray in the background, beside other imports; errors surface when the engine is built.
-
-    The thread stays until ``shutdown``: Ray's processes are killed when the thread that started them ends.
-    """
-    global _warming
-
-    def quietly() -> None:
-        global _failure
-        try:
-            connect(config)
-        except Exception as e:
-            _failure = e
-        _warm.set()
-        _left.wait()
-
-    if _warming is None:
-        _warming = threading.Thread(target=quietly, name="fedsim-ray", daemon=True)
-        _warming.start()
+    """Start Ray beside other imports, if the run will wait for it; errors surface when it is asked for."""
+    if _startable(config) and not early(config):
+        _started(config.store_mb)
 
 
 def ours() -> bool:
     """Whether the Ray in use was started by this process."""
-    return _started_here
+    return _head is not None
 
 
 def on_shutdown(call: Callable[[], None]) -> None:
@@ -191,23 +247,19 @@ def on_shutdown(call: Callable[[], None]) -> None:
 
 
 def shutdown() -> None:
-    """Stop Ray if this process started it; forget what lived there in any case."""
-    global _started_here, _warming, _failure
-    if _warming is not None:
-        _warm.wait()
+    """Stop Ray if this process started it, also in the middle of its start; forget what lived there in any case."""
+    global _head
+    if _head is not None and _head.owner != os.getpid():  # forked
+        return
     _forget()
-    if _started_here:
-        import ray
-
-        if ray.is_initialized():
-            ray.shutdown()
-    _started_here = False
-    if _warming is not None:
-        _left.set()
-        _warming.join()
-        _warming = _failure = None
-        _warm.clear()
-        _left.clear()
+    if _head is None:
+        return
+    ending, _head = _head, None
+    try:
+        if connected():
+            sys.modules["ray"].shutdown()
+    finally:
+        ending.end()
 
 
 def _forget() -> None:

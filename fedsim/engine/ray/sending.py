@@ -14,6 +14,7 @@ from fedsim.config.code import Reader
 from fedsim.config.usermodules import users_modules
 from fedsim.engine.assignments import Plan
 from fedsim.engine.ray.cluster import ours
+from fedsim.engine.ray.inplace import InPlace
 from fedsim.engine.ray.tensors import referring
 from fedsim.errors import ConfigError, EngineError
 
@@ -40,25 +41,31 @@ def _without_lock(of: cached_property[Any]) -> tuple[Any, ...]:
 copyreg.pickle(cached_property, _without_lock)
 
 
-def send(ray: Any, plan: Plan) -> Sent:
-    """Put ``plan`` into the object store once.
+def refuse_patched(plan: Plan) -> tuple[str | None, Reader]:
+    """What ``_read`` gives.
 
     Raises:
         EngineError: if the user's functions have replaced some of a package's, which workers would not see.
     """
     code, found = _read(plan)
-    others = ray if not ours() and sum(node["Alive"] for node in ray.nodes()) > 1 else None
     if found.patched:
         raise EngineError(
             f"{', '.join(found.patched)} was replaced in this process, but Ray's workers run the package's own: "
             "write a subclass instead, or give engine=serial"
         )
+    return code, found
+
+
+def send(ray: Any, plan: Plan, moved: InPlace) -> Sent:
+    """Put ``plan`` into the object store once; ``moved``: what of it lies where workers map it. Raises as above."""
+    code, found = refuse_patched(plan)
+    others = ray if not ours() and sum(node["Alive"] for node in ray.nodes()) > 1 else None
     modules = tuple(found.imported)
     try:
-        with _by_value([module.__name__ for module in users_modules()]), referring(others) as kept:
+        with _by_value([module.__name__ for module in users_modules()]), referring(others, moved) as kept:
             stored = ray.put(plan)
     except Exception as error:  # whatever the user's objects raise when pickled
-        with referring(others) as kept:
+        with referring(others, moved) as kept:
             stored = ray.put(plan)
         modules = tuple(found.modules)
         reason = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]

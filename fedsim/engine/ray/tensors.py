@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,21 @@ from torch import Tensor
 from fedsim.engine.ray.inplace import InPlace
 from fedsim.engine.ray.transport.memory import Address
 from fedsim.task.mapped import Memory, Place, place_of
+
+UNUSED = ("pyarrow", "pydantic", "starlette")  # packages that Ray imports to send objects of theirs
+
+
+@contextmanager
+def light() -> Iterator[None]:
+    """Within it, Ray finds none of ``UNUSED`` and does without: they are some 40 MB of a worker's memory."""
+    hidden = [name for name in UNUSED if name not in sys.modules]
+    absent: dict[str, Any] = dict.fromkeys(hidden)
+    sys.modules.update(absent)
+    try:
+        yield
+    finally:
+        for name in hidden:
+            sys.modules.pop(name, None)
 
 
 def share_tensors() -> None:
@@ -61,14 +77,14 @@ _memories: WeakValueDictionary[str, Memory] = WeakValueDictionary()
 
 
 @contextmanager
-def referring(store: Any) -> Iterator[list[Any]]:
+def referring(store: Any, moved: InPlace | None = None) -> Iterator[list[Any]]:
     """Within it, tensors in shared memory are pickled as references; ``store`` is Ray where other machines take part.
-    Where none does, large tensors are moved there (``fedsim.engine.ray.inplace``).
+    Where none does, large tensors are moved there by ``moved``, unless it has moved them already.
 
     Gives a list that, at the end, holds what must be kept as long as the references are used.
     """
     kept: list[Any] = []
-    moved = InPlace()
+    moved = moved or InPlace()
     _referring.on, _referring.store, _referring.moved = True, store, moved if store is None else None
     try:
         yield kept

@@ -89,6 +89,16 @@ class Transport:
         self._pipes[worker] = pipe = DriverEnd(self._proof.address)
         return pipe.offer
 
+    def accepted(self, worker: Any, timeout: float) -> bool:
+        """Whether ``worker`` accepts what it was offered within ``timeout`` seconds."""
+        pipe = self._pipes[worker]
+        return bool(wait([pipe.responses], timeout)) and pipe.accepted()
+
+    def leave(self) -> None:
+        """In a forked process, which holds copies of the driver's ends: close them, or no pipe would end."""
+        for pipe in self._pipes.values():
+            pipe.close()
+
     def send(self, worker: Any, method: str, shared: Sequence[Shared], item: Any) -> int:
         """Start the call ``method(*shared, item)``; the number under which it will be ``Found``."""
         number, pipe = next(_numbers), self._pipes.get(worker)
