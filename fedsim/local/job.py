@@ -196,13 +196,9 @@ class Job(Belongings):
             smallest=self._smallest,
         ):
             for batch in block:
-                if pace is None:
-                    yield batch
-                    meter.samples += batch.size
-                else:
-                    for part in pace.parts(batch, local.batch_size, self._smallest):
-                        yield part
-                        meter.samples += part.size
+                for part in (batch,) if pace is None else pace.parts(batch, local.batch_size, self._smallest):
+                    yield part
+                    meter.samples += part.size
                 meter.steps += 1
 
     @property

@@ -45,7 +45,8 @@ def values_of(named: Mapping[str, Tensor], prototype: nn.Module) -> dict[str, Te
             found[name] = like.detach()
         else:
             others[name] = t
-    return {**found, **dict(zip(others, clones(others.values()), strict=True))}
+    found |= dict(zip(others, clones(others.values()), strict=True))
+    return {name: found[name] for name in named}
 
 
 def _results(values: list[Any], depth: int) -> Iterator[Tensor]:
