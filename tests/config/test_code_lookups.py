@@ -21,7 +21,6 @@ def made(source: str) -> Any:
     return space["thing"]
 
 
-
 ENVIRONMENT = """
 import os
 from os import environ as held, getenv

@@ -83,7 +83,7 @@ def test_the_rate_falls_where_validation_no_longer_gets_better(tmp_path: Any) ->
     assert pace < 1
     saved = (*given, f"dir={tmp_path}", "checkpoint.every=1")
     with pytest.raises(KeyboardInterrupt):
-        run(*saved, callbacks=[Interrupt(3)])
+        problem().run("strategy=fedmatch", *LOOSE, *saved, callbacks=[Interrupt(3)])
     assert hashes(run(*saved)) == hashes(found) != hashes(run(*given[:2], *given[3:]))
 
 
