@@ -163,19 +163,14 @@ def cell(found: Sequence[float], scale: float) -> str:
 def exact(seeds: Sequence[int], root: Path, rates: Mapping[float, int] = theory.RATES) -> list[str]:
     """The block of the theory page."""
     table, least = theory.optimisers(seeds, root, rates), f"lr{min(rates):g}"
-    asked = {
-        f"clients that weigh alike, half of them a round, {least}": ("half", "distance"),
-        f"clients that weigh by samples, all of them a round, {least}": ("whole", "weighted_distance"),
-    }
-    told = []
-    for words, (part, column) in asked.items():
-        plan = ComparisonPlan(Objective(column, at="last", direction="min"), "fedavg")
-        found = lines(blocks_of(load_runs([root / part / least]), plan), plan)
-        told += ["", f"Distance to the optimum of {words}:", "", "```", *found, "```"]
+    plan = ComparisonPlan(Objective("distance", at="last", direction="min"), "fedavg")
+    found = lines(blocks_of(load_runs([root / least]), plan), plan)
+    told = [f"Distance to the optimum of clients that weigh alike, {least}:", "", "```", *found, "```"]
     return [
         "Largest distance over seeds to the optimum, of clients that weigh alike and of clients that weigh by samples:",
         "",
         *table,
+        "",
         *told,
         "",
         "Distance from the honest mean in deviations of an honest update, the worst of three attacks, by hostile ones:",

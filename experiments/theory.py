@@ -1,8 +1,7 @@
 """What theory says exactly, measured: seconds to minutes on one core. ``python -m experiments.claims theory``.
 
 ``optimisers``: ten quadratics in R^5 in float64, clients of 2 to 12 local steps, half of them a round. Who reaches the
-optimum of equally weighted clients, whose distance to the optimum falls with the learning rate, and who stalls; some of
-them with all clients a round, where cohorts add no noise.
+optimum of equally weighted clients, whose distance to the optimum falls with the learning rate, and who stalls.
 ``breakdown``: distance of a rule's result from the honest mean against the share of attackers, the worst of three
 attacks. ``variance``: of weights under gossip averaging without training, against what the mixing matrix predicts.
 """
@@ -35,7 +34,6 @@ METHODS: Mapping[str, Sequence[str]] = {
     "feddyn": ("strategy=feddyn",),
     "fedspeed_rho0": ("strategy=fedspeed", "strategy.rho=0"),
 }
-WHOLE = ("fedavg", "fednova", "scaffold")  # also with all clients in every round
 RULES: Mapping[str, Callable[[int], Callable[[Tensor], Tensor]]] = {  # of f
     "mean": lambda f: aggregators.mean,
     "coordinate median": lambda f: aggregators.coordinate_median,
@@ -93,10 +91,8 @@ def bowls(seed: int) -> tuple[list[tuple[Tensor, Tensor]], tuple[Tensor, Tensor]
     return clients, (torch.eye(DIM, dtype=torch.float64)[None], torch.tensor(np.concatenate(best))[None])
 
 
-def descend(
-    method: str, lr: float, rounds: int, seed: int, out: Path, asked: int = CLIENTS // 2
-) -> fedsim.RunResult:
-    """One run with ``asked`` clients a round; ``distance`` and ``weighted_distance`` are measured ten times."""
+def descend(method: str, lr: float, rounds: int, seed: int, out: Path) -> fedsim.RunResult:
+    """One run; it measures ``distance`` and ``weighted_distance`` ten times."""
     clients, test = bowls(seed)
     settings = [
         f"dir={out / f'{method}-{lr}-s{seed}'}",
@@ -110,7 +106,7 @@ def descend(
         "tracker=quiet",
         "client.epochs=1",
         "client.batch_size=1",
-        f"clients_per_round={asked}",
+        f"clients_per_round={CLIENTS // 2}",
         f"evaluation.every={max(1, rounds // 10)}",
         "checkpoint.every=0",
     ]
@@ -125,18 +121,16 @@ def descend(
 
 
 def optimisers(seeds: Sequence[int], out: Path, rates: Mapping[float, int] = RATES) -> list[str]:
-    """A table: the largest distance over seeds at the end of the runs, in ``out``/half or whole/lr..."""
+    """A table: the largest distance over seeds at the end of the runs, which lie in ``out``/lr..."""
     head = " | ".join(f"lr {lr:g}, {n} rounds" for lr, n in rates.items())
-    lines = [f"| method | a round | optimum | {head} |", "|---|---|---|" + "---|" * len(rates)]
-    parts = [("half", CLIENTS // 2, m) for m in METHODS] + [("whole", CLIENTS, m) for m in WHOLE]
-    for part, asked, method in parts:
+    lines = [f"| method | optimum | {head} |", "|---|---|" + "---|" * len(rates)]
+    for method in METHODS:
         rows = [
-            [descend(method, lr, n, s, out / part / f"lr{lr:g}", asked).rows[-1] for s in seeds]
-            for lr, n in rates.items()
+            [descend(method, lr, n, s, out / f"lr{lr:g}").rows[-1] for s in seeds] for lr, n in rates.items()
         ]
         for column, name in (("distance", "clients alike"), ("weighted_distance", "by samples")):
             cells = [f"{max(r[column] for r in found):.2g}" for found in rows]
-            lines.append(f"| {method} | {asked} of {CLIENTS} | {name} | {' | '.join(cells)} |")
+            lines.append(f"| {method} | {name} | {' | '.join(cells)} |")
     return lines
 
 

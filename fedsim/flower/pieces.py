@@ -62,7 +62,9 @@ class ArrayInPieces(Array):
         return found
 
     @classmethod
-    def inflate(cls, object_content: bytes, children: dict[str, InflatableObject] | None = None) -> ArrayInPieces:
+    def inflate(
+        cls, object_content: bytes, children: dict[str, InflatableObject] | None = None
+    ) -> ArrayInPieces:
         """What Flower makes an array of, its pieces left apart."""
         there: dict[str, Any] = dict(children or {})
         checked = Array.inflate(object_content, dict.fromkeys(there, ArrayChunk(memoryview(b""))))
@@ -122,4 +124,6 @@ def lent(numbers: Sequence[Tensor], shape: tuple[int, ...]) -> Array:
         pieces += [bytes(gathered)] if gathered else []
         gathered = bytearray()
         pieces += [data[at : at + MOST] for at in range(0, len(data), MOST)]
-    return ArrayInPieces(str(dtype), shape, "numpy.ndarray", [*pieces, *([bytes(gathered)] if gathered else [])])
+    return ArrayInPieces(
+        str(dtype), shape, "numpy.ndarray", [*pieces, *([bytes(gathered)] if gathered else [])]
+    )
