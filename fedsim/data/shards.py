@@ -8,10 +8,24 @@ import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from fedsim.errors import DataError
+
+
+def put(path: str | os.PathLike[str], **arrays: Any) -> None:
+    """Write arrays to an ``.npz`` file, whole or not at all; what was begun on a full disk takes no room."""
+    target = Path(path)
+    scratch = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        with scratch.open("wb") as out:
+            np.savez(out, **arrays)
+        scratch.replace(target)
+    except OSError:
+        scratch.unlink(missing_ok=True)
+        raise
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,11 +96,7 @@ class Shards:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write both arrays to an ``.npz`` file, whole or not at all."""
-        target = Path(path)
-        scratch = target.with_name(f".{target.name}.{os.getpid()}")
-        with scratch.open("wb") as out:
-            np.savez(out, index=self.index, offsets=self.offsets)
-        scratch.replace(target)
+        put(path, index=self.index, offsets=self.offsets)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Shards:

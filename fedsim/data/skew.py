@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import zipfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fedsim.data.shards import Shards
+from fedsim.data.shards import Shards, put
 from fedsim.errors import DataError
 
 FILE = "skew.npz"  # in a run folder
@@ -56,11 +55,7 @@ class LabelSkew:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the arrays to an ``.npz`` file, whole or not at all."""
-        target = Path(path)
-        scratch = target.with_name(f".{target.name}.{os.getpid()}")
-        with scratch.open("wb") as out:
-            np.savez(out, sizes=self.sizes, **{name: getattr(self, name) for name in MEASURES})
-        scratch.replace(target)
+        put(path, sizes=self.sizes, **{name: getattr(self, name) for name in MEASURES})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> LabelSkew:

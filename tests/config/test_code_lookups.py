@@ -1,25 +1,13 @@
-"""What code looks up beside itself counts too: variables of the environment, and what it finds by a constant name."""
+"""What code looks up by names that stand in it is part of its digest: the environment, modules, globals."""
 
 from __future__ import annotations
 
-import importlib
-import sys
-from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
+from test_code import made, module  # noqa: F401 - a fixture
 
 from fedsim.config.code import Reader, digest
-
-
-def made(source: str) -> Any:
-    """``thing`` of the source, run as a notebook runs a cell: there is no file."""
-    space: dict[str, Any] = {"__name__": "__main__"}
-    exec(compile(source, "<cell>", "exec", dont_inherit=True), space)
-    return space["thing"]
-
 
 ENVIRONMENT = """
 import os
@@ -50,22 +38,16 @@ def test_variables_of_the_environment_with_constant_names_count(
     assert reader.read(thing) != here and reader.environment["FEDSIM_TEST_RATE"] == "1"
 
 
-@pytest.fixture
-def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """A module of the user's beside the one that uses it."""
-    monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "beside.py").write_text("scale = 2\nunused = 3\ndef f(x): return x * scale\n")
-    yield importlib.import_module("beside")
-    del sys.modules["beside"]
-
-
 @pytest.mark.parametrize("body", ["getattr(beside, 'f')(x)", "importlib.import_module('beside').f(x)"])
-def test_what_is_looked_up_by_a_constant_name_counts(beside: ModuleType, body: str) -> None:
+def test_what_is_looked_up_by_a_constant_name_counts(
+    module: ModuleType,  # noqa: F811
+    body: str,
+) -> None:
     thing = made(f"import beside, importlib\ndef thing(x): return {body}")
     here = digest("", thing)
-    beside.unused = 4
+    module.unused = 4
     assert digest("", thing) == here
-    beside.scale = 5
+    module.scale = 5
     assert digest("", thing) != here
     space = made("RATE = 1\ndef thing(x): return x * globals()['RATE']")
     here, space.__globals__["RATE"] = digest("", space), 2
