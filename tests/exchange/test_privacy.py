@@ -130,6 +130,15 @@ def test_noise_of_rounds_is_the_matrix_applied(monkeypatch: pytest.MonkeyPatch) 
     np.testing.assert_allclose(steps.cumsum(0).numpy(), z["tree_prefix"] - z["x"].cumsum(0), atol=1e-10)
 
 
+@pytest.mark.parametrize("n", [1, 15, 16, 43, 1000, 4810])
+def test_numbers_are_those_of_torch(n: int) -> None:
+    """To the last bits of float64, and what is drawn next too."""
+    ours, theirs = (torch_rng(3, "numbers") for _ in range(2))
+    for size in (n, 20):
+        expected = torch.randn(size, generator=theirs, dtype=torch.float64)
+        torch.testing.assert_close(noise.of(ours)(size), expected, rtol=0, atol=1e-14)
+
+
 def test_deviation_and_keys_of_noise() -> None:
     made = CentralNoise(settings(z=0.8), 5, 4.0, True)
     draw = made.of("delta", 100_000, 2.0, 1, 7, 0, 1)
