@@ -1,6 +1,6 @@
 """Memory of Just One Byte: bytes of all tensors alive at once, beside those of a loop that only measures the loss.
 
-A GPT-2 of two layers and width 768 (30.4 million parameters), all of it trained (``full``) or frozen under adapters of
+A GPT-2 of two layers and width 768 (29.6 million parameters), all of it trained (``full``) or frozen under adapters of
 rank 8 (``adapters``); batches of 4 x 64 tokens, one process, one thread. Counted is what torch's allocator was asked
 for and not yet given back, as its profiler saw it, and the base that lies in mapped memory, once: not the process's
 RSS, of which most is libraries, and which shows what the C library keeps. The peak is taken after the first round, so

@@ -15,6 +15,7 @@ from fedsim.exchange.central import CentralNoise, adapted, z_delta
 from fedsim.exchange.correlated import column, correlated, levels, nodes, sensitivity
 from fedsim.exchange.privacy import AdaptiveClip, Privacy
 from fedsim.exchange.release import RESIDUAL, Leaving, Release, clip
+from fedsim.rng import torch_rng
 from fedsim.task.layout import Layout
 
 
