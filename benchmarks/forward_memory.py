@@ -1,11 +1,13 @@
 """Memory of Just One Byte: bytes of all tensors alive at once, beside those of a loop that only measures the loss.
 
-A GPT-2 of two layers and width 768 (30.4 million parameters), all of it trained (``full``) or frozen under adapters of
+A GPT-2 of two layers and width 768 (29.6 million parameters), all of it trained (``full``) or frozen under adapters of
 rank 8 (``adapters``); batches of 4 x 64 tokens, one process, one thread. Counted is what torch's allocator was asked
 for and not yet given back, as its profiler saw it, and the base that lies in mapped memory, once: not the process's
 RSS, of which most is libraries, and which shows what the C library keeps. The peak is taken after the first round, so
-that what a run does once, at its start, is left out; ``--start`` takes it in. FedAvg, which backpropagates, is there
-for comparison. Wanted: inference and four vectors of the trained numbers, with adapters 1.2 times inference.
+that what a run does once, at its start, is left out; ``--start`` takes it in. ``at rest`` is what is alive between two
+rounds: a run in one process is server and client, and holds the model that was handed over, the initial weights and the
+server's beside the one that is measured. FedAvg, which backpropagates, is there for comparison. Wanted: inference and
+four vectors of the trained numbers, with adapters 1.2 times inference.
 """
 
 from __future__ import annotations
@@ -117,16 +119,22 @@ def measure(kind: str, side: str) -> dict[str, int]:
         shared = mapped()
     found: Any = seen.profiler
     events = sorted(found.kineto_results.events(), key=lambda e: e.start_ns())
-    alive, peaks = 0, [0]
+    alive, peaks, rest = 0, [0], 0
     for event in events:
         if event.name() == "[memory]":
             alive += event.nbytes()
             peaks[-1] = max(peaks[-1], alive)
         elif event.name() == MARK:
             peaks.append(alive)
+            rest = alive
     model = build(kind)
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-    return {"rounds": max(peaks[1:-1]) + shared, "start": max(peaks) + shared, "trained": trained}
+    return {
+        "rounds": max(peaks[1:-1]) + shared,
+        "start": max(peaks) + shared,
+        "rest": rest + shared,
+        "trained": trained,
+    }
 
 
 def main() -> None:
@@ -142,17 +150,19 @@ def main() -> None:
         print(json.dumps(measure(*args.only)))
         return
     for kind in args.kinds.split(","):
-        bare = 0
+        bare, passes = 0, 0
         for side in args.sides.split(","):
             words = [sys.executable, "-m", "benchmarks.forward_memory", "--only", kind, side]
             done = subprocess.run(words, check=True, capture_output=True, text=True)
             found = json.loads(done.stdout.splitlines()[-1])
             peak = found["start" if args.start else "rounds"]
-            bare = bare or peak
+            bare, passes = bare or peak, passes or peak - found["rest"]  # a forward pass of the first side
             vectors, times = (peak - bare) / found["trained"], peak / bare
+            inside = (peak - found["rest"] - passes) / found["trained"]
             print(
                 f"{kind} {side}: {peak / 1e6:.1f} MB, x{times:.2f} of inference, {vectors:.2f} vectors of "
-                f"{found['trained'] / 1e6:.1f} MB beyond it (wanted for slopes: {VECTORS} vectors, or x{TIMES} with "
+                f"{found['trained'] / 1e6:.1f} MB beyond it; at rest {found['rest'] / 1e6:.1f} MB, in a round "
+                f"{inside:.2f} vectors beside a forward pass (wanted for slopes: {VECTORS} vectors, or x{TIMES} with "
                 "adapters)",
                 flush=True,
             )

@@ -15,6 +15,7 @@ from fedsim.exchange.central import CentralNoise, adapted, z_delta
 from fedsim.exchange.correlated import column, correlated, levels, nodes, sensitivity
 from fedsim.exchange.privacy import AdaptiveClip, Privacy
 from fedsim.exchange.release import RESIDUAL, Leaving, Release, clip
+from fedsim.rng import torch_rng
 from fedsim.task.layout import Layout
 
 
@@ -128,6 +129,15 @@ def test_noise_of_rounds_is_the_matrix_applied(monkeypatch: pytest.MonkeyPatch) 
     tree = CentralNoise(settings(), 0, 1.0, True, epoch=12)
     steps = torch.stack([tree.of("delta", 3, 1.0, 1, t, 0, t + 1) for t in range(12)])
     np.testing.assert_allclose(steps.cumsum(0).numpy(), z["tree_prefix"] - z["x"].cumsum(0), atol=1e-10)
+
+
+@pytest.mark.parametrize("n", [1, 15, 16, 43, 1000, 4810])
+def test_numbers_are_those_of_torch(n: int) -> None:
+    """To the last bits of float64, and what is drawn next too."""
+    ours, theirs = (torch_rng(3, "numbers") for _ in range(2))
+    for size in (n, 20):
+        expected = torch.randn(size, generator=theirs, dtype=torch.float64)
+        torch.testing.assert_close(noise.of(ours)(size), expected, rtol=0, atol=1e-14)
 
 
 def test_deviation_and_keys_of_noise() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,17 @@ import torch
 from problems import GOLDEN, Problem, Quadratic, classes, linear_loss, network
 
 import fedsim
+from clients.sgd import SGDClient
 from fedsim.errors import CheckpointError
 from fedsim.exchange import normals as noise
 from fedsim.exchange.landing import Landing
+from fedsim.exchange.payload import Update
 from fedsim.local import sample_noise as records
+from fedsim.local.job import Job
 from fedsim.replay.membership import accounted
+from fedsim.task.layout import Layout
 from fedsim.task.vectors import FlatModel
+from strategies.fedavg import FedAvg
 
 CLIENT = ("privacy=client", "strategy.weighting=uniform", "privacy.delta=1e-2")
 
@@ -172,6 +178,31 @@ def test_golden_gradients_of_samples() -> None:
     np.testing.assert_allclose(each.numpy(), z["sample_grads"], atol=1e-12)
     total = records.clipped_sum(each, float(z["C"])) + float(z["z"] * z["C"]) * torch.from_numpy(z["noise"])
     np.testing.assert_allclose((total / float(z["expected"])).numpy(), z["gradient"], atol=1e-12)
+
+
+class Remembering(SGDClient):
+    """Keeps its last update, and sees at its next turn that nobody shortened that one."""
+
+    def init_state(self, layout: Layout) -> dict[str, torch.Tensor]:
+        return {"last": torch.ones(layout.dim)}
+
+    def finish(self, job: Job, w: torch.Tensor) -> Update:
+        assert float(job.state["last"].norm()) > 0.05
+        update = super().finish(job, w)
+        return replace(update, state={"last": update.arrays["delta"]})
+
+
+def test_what_a_client_keeps_of_its_update_is_not_clipped() -> None:
+    method = FedAvg(server_lr=1.0, weighting="uniform")
+    method.client = Remembering(weighting="uniform")
+    words = (
+        "privacy=client",
+        "privacy.z=1",
+        "privacy.delta=1e-2",
+        "privacy.clip=1e-3",
+        "clients_per_round=4",
+    )
+    assert little().run(*words, "client.lr=1", strategy=method).rows[-1]["clipped"] == 1.0
 
 
 def by_autograd(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
