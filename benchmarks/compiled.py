@@ -2,8 +2,8 @@
 
     python -m benchmarks.compiled --workload M
 
-Three ways, in turns, in one process with one thread: fedsim's own step; ``torch.compile`` of the step over the
-parameters, updated in place; the same exported and compiled ahead (AOTInductor). Seconds of a step are CPU seconds of
+Fedsim's own step in turns with ``torch.compile`` of the step over the parameters, updated in place, and, in another
+process, with the same exported and compiled ahead (AOTInductor); one thread. Seconds of a step are CPU seconds of
 this process, the median over turns. Compiling is measured with an empty cache and, in a second process, with the cache
 of the first. A compiled step pays after ``compile / (step - compiled step)`` steps.
 """
@@ -33,6 +33,7 @@ from fedsim.task.vectors import FlatModel
 
 Step = Callable[[Tensor, Tensor], Tensor]
 MARK = "result: "
+WAYS = ("torch.compile", "AOTInductor")
 ROUNDS = 20  # after which compiling is to have paid
 
 
@@ -124,15 +125,14 @@ def turn(step: Step, x: Tensor, y: Tensor, times: int) -> float:
     return (time.process_time() - start) / times
 
 
-def measure(work: Workload, turns: int, times: int) -> dict[str, Any]:
-    """Compile, check that all ways learn the same, and time them in turns."""
+def measure(work: Workload, way: str, turns: int, times: int) -> dict[str, Any]:
+    """Compile in one ``way``, let it and fedsim's own step learn the same, and time them in turns."""
     torch.set_num_threads(1)
     x, y = batch(work)
     with tempfile.TemporaryDirectory() as folder:
         makers: dict[str, Callable[[], Step]] = {
             "own": lambda: own(work),
-            "torch.compile": lambda: compiled(work),
-            "AOTInductor": lambda: ahead(work, folder),
+            way: lambda: compiled(work) if way == WAYS[0] else ahead(work, folder),
         }
         steps, seconds, losses, failed = dict[str, Step](), {}, {}, {}
         for name, make in makers.items():
@@ -166,24 +166,35 @@ def main() -> None:
     parser.add_argument("--workload", default="M", choices=("M", "L"))
     parser.add_argument("--turns", type=int, default=15)
     parser.add_argument("--times", type=int, default=200, help="steps in a turn")
-    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--child", choices=WAYS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     work = WORKLOADS[args.workload]
     if args.child:
-        print(MARK + json.dumps(measure(work, args.turns, args.times)), flush=True)
+        print(MARK + json.dumps(measure(work, args.child, args.turns, args.times)), flush=True)
         return
     a_round = work.cohort * -(-work.samples // work.batch)
-    with tempfile.TemporaryDirectory() as cache:
-        for kind in ("empty", "filled"):
-            command = [sys.executable, "-m", "benchmarks.compiled", "--child", "--workload", args.workload]
-            command += ["--turns", str(args.turns), "--times", str(args.times)]
-            done = subprocess.run(
-                command, env=os.environ | {"TORCHINDUCTOR_CACHE_DIR": cache}, capture_output=True, text=True
-            )
-            lines = [line for line in done.stdout.splitlines() if line.startswith(MARK)]
-            if not lines:
-                raise SystemExit(done.stderr)
-            report(args.workload, kind, json.loads(lines[0].removeprefix(MARK)), a_round)
+    for way in WAYS:
+        with tempfile.TemporaryDirectory() as cache:
+            for kind in ("empty", "filled"):
+                command = [sys.executable, "-m", "benchmarks.compiled", "--child", way]
+                command += [
+                    "--workload",
+                    args.workload,
+                    "--turns",
+                    str(args.turns),
+                    "--times",
+                    str(args.times),
+                ]
+                done = subprocess.run(
+                    command,
+                    env=os.environ | {"TORCHINDUCTOR_CACHE_DIR": cache},
+                    capture_output=True,
+                    text=True,
+                )
+                lines = [line for line in done.stdout.splitlines() if line.startswith(MARK)]
+                if not lines:
+                    raise SystemExit(done.stderr)
+                report(args.workload, kind, json.loads(lines[0].removeprefix(MARK)), a_round)
 
 
 def report(workload: str, cache: str, found: dict[str, Any], a_round: int) -> None:

@@ -104,6 +104,10 @@ def main() -> None:
         return
     from ray.cluster_utils import Cluster
 
+    from fedsim.engine.ray.cluster import INLINE
+
+    os.environ.setdefault("RAY_max_direct_call_object_size", str(INLINE))  # as docs/cluster.md says
+
     store = 300 << 20
     cluster = Cluster(
         initialize_head=True,

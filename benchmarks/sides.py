@@ -51,7 +51,8 @@ def fedsim(engine: str, workers: int, extra: Sequence[str], pairs: Pairs) -> Wei
         result = package.simulate(
             [
                 f"engine={engine}",
-                *([f"engine.workers={workers}"] if engine == "ray" else []),
+                # what Ray's start costs is `startup`'s to say
+                *([f"engine.workers={workers}", "engine.early=false"] if engine == "ray" else []),
                 *settings(work, pairs.rounds),
                 f"out={out}",
                 *extra,

@@ -20,7 +20,7 @@ def test_ray_sweep_starts_ray_only_for_jobs_in_several_processes(monkeypatch: py
         started.append((cpus, store_mb))
         return SimpleNamespace(address=lambda: "1.2.3.4:5", end=lambda: None, owner=os.getpid())
 
-    monkeypatch.setattr(cluster, "Head", head)
+    monkeypatch.setattr(cluster, "OwnRay", head)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
     def sweep(launcher: dict[str, int], engine: str, *task: str) -> str | None:

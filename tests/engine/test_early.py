@@ -35,7 +35,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     cluster.shutdown()
     monkeypatch.setattr(cluster, "early", EARLY)
     monkeypatch.setattr(engine, "ALONE", 0.0)
-    monkeypatch.setattr(cluster.HeadNode, "command", (sys.executable, "-c", "import time; time.sleep(3600)"))
+    monkeypatch.setattr(cluster.OwnRay, "command", (sys.executable, "-c", "import time; time.sleep(3600)"))
     yield
     cluster.shutdown()
 

@@ -31,14 +31,14 @@ INLINE = (
 
 JOIN = 25  # seconds that a running cluster has to let us in; Ray itself waits for minutes, or without end
 
-_head: HeadNode | None = None  # of the Ray that this process has started
+_head: OwnRay | None = None  # of the Ray that this process has started
 _at_shutdown: set[Callable[[], None]] = set()
 KEEPING = dict.fromkeys(
     ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"), str(1 << 32)
 )  # freed memory stays
 
 
-class HeadNode:
+class OwnRay:
     """Ray's own processes on this machine, in a session that ends with this process or by ``end``.
 
     Its start takes seconds, and can be given up at any moment.
@@ -158,13 +158,13 @@ def unshare() -> None:
     os.environ.pop("RAY_ADDRESS", None)
 
 
-def _started(store_mb: int, cpus: int | None = None) -> HeadNode:
+def _started(store_mb: int, cpus: int | None = None) -> OwnRay:
     """The Ray of our own, which may still be starting."""
     global _head
     if _head is None:
         os.environ.setdefault("RAY_max_direct_call_object_size", str(INLINE))
         os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 lets any other program take the cores
-        _head = HeadNode(cpus or available_cores(), store_mb)
+        _head = OwnRay(cpus or available_cores(), store_mb)
         atexit.register(shutdown)
     return _head
 
