@@ -303,4 +303,6 @@ def test_an_objective_that_no_run_has_is_said(tmp_path, caplog):
     make(tmp_path, "fedavg", 0, [0.5], objective={"metric": "acuracy"})
     with caplog.at_level("WARNING", logger="fedsim.report"):
         assert default_plan(load_runs([tmp_path])).objective.metric == "loss"
-    assert "objective.metric=acuracy: no run has that; its loss is shown; nearest is 'accuracy'" in caplog.text
+    assert (
+        "objective.metric=acuracy: no run has that; its loss is shown; nearest is 'accuracy'" in caplog.text
+    )
