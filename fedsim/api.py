@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from fedsim.config.compose import compose
+from fedsim.data.containers import listed
 from fedsim.data.dataset import Augment, Dataset, Pair
 from fedsim.data.federated import FederatedData
 from fedsim.engine.allocator import keeping
@@ -85,6 +86,8 @@ def simulate(
         StrategyError, CallbackError: if code of those is at fault. Rows and the last finished round are kept.
     """
     config = compose(_listed(overrides))
+    if clients is not None and not hasattr(clients, "__len__"):
+        clients = listed(clients)  # a generator is read once
     say(config, overrides, {"strategy": strategy, "model": model, "clients": clients, "data": data})
     if isinstance(data, Dataset) and data.ids is not None:
         _by_owner(config, data, overrides)

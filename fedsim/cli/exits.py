@@ -80,4 +80,6 @@ def diagnose(error: Exception, overrides: Sequence[str] = ()) -> tuple[int, str]
         from fedsim.config.explain import explain
 
         return BAD_CONFIG, f"fedsim: {explain(error, overrides)}"
+    if isinstance(error, FileExistsError | NotADirectoryError | PermissionError) and error.filename:
+        return FAILED, f"fedsim: {error.filename}: {error.strerror}; give another folder or file"
     return FAILED, "".join(traceback.format_exception(error)).rstrip()

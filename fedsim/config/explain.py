@@ -107,6 +107,8 @@ def _unreadable(error: OverrideParseException, overrides: Sequence[str]) -> str:
         way = f"{given}={after[0]}" if after and given in known_keys() else "key=value"
         near = hint(given, COMMANDS)
         return f"{given!r} is neither a command (fedsim --help names them{near}) nor a setting: write {way}"
+    if colon := re.fullmatch(r"([\w.]+):(\S+)", given, re.ASCII):
+        return f"cannot read the setting {given!r}: type {colon[1]}={colon[2]}"
     key, _, value = given.partition("=")
     if value.endswith(",") or value.startswith(","):
         return f"{given}: a value is missing beside a comma; type {key}={value.strip(',')}"

@@ -17,6 +17,13 @@ from fedsim.errors import hint
 
 ABSENT = {"system": "are no devices", "topology": "is no graph of peers"}  # else: is no attack, is no encoder
 
+MEANT = {  # names that other tools have
+    "clients": "num_clients",
+    "learning_rate": "client.lr",
+    "optimizer": "client=adam",
+    "optimiser": "client=adam",
+}
+
 
 def known_keys(overrides: Sequence[str] = ()) -> list[str]:
     """All keys, dotted, of the configuration that the valid group choices among ``overrides`` make."""
@@ -26,6 +33,8 @@ def known_keys(overrides: Sequence[str] = ()) -> list[str]:
 
 def refusal(bad: str, overrides: Sequence[str]) -> str:
     """One line on the key ``bad``, which the configuration of these overrides has not."""
+    if bad.removeprefix("client.") in MEANT:
+        return f"unknown key {bad!r}; did you mean {MEANT[bad.removeprefix('client.')]!r}?"
     with config_loader() as loader:
         config = _chosen(loader, overrides)
         group, option, rest = _place(bad, config.hydra.runtime.choices)

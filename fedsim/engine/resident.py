@@ -67,6 +67,11 @@ class Resident:
         fresh = self.client.init_state(self.model.layout)
         if not isinstance(fresh, Mapping):
             raise ClientError(returned(self.client, "init_state", fresh, "a dict of tensors by name"))
+        for name, value in fresh.items():
+            if not isinstance(value, Tensor):
+                raise ClientError(
+                    returned(self.client, "init_state", value, "a tensor (torch.as_tensor)", f"[{name!r}]")
+                )
         device, dtype = self.plan.device, self.plan.dtype
         return {k: v.to(device, dtype if v.is_floating_point() else v.dtype) for k, v in fresh.items()}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,8 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedsim.errors import hint
 from fedsim.report.runs import Group, Run, group_runs, load_runs
 from fedsim.report.tables import print_table
+
+log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -63,6 +67,9 @@ def default_plan(runs: Sequence[Run]) -> ComparisonPlan:
     objective = replace(told.pop(), on="test") if len(told) == 1 else Objective()
     measured = {name for run in runs for row in run.rows for name in row if row[name] is not None}
     if objective.column not in measured and "loss" in measured:
+        if objective.metric != Objective().metric:
+            near = hint(objective.metric, sorted(measured - {"loss"}))
+            log.warning("objective.metric=%s: no run has that; its loss is shown%s", objective.metric, near)
         objective = replace(objective, metric="loss", direction="auto")
     return ComparisonPlan(objective)
 

@@ -22,6 +22,7 @@ from fedsim.errors import ConfigError
 from fedsim.local.groups import check_groups
 from fedsim.local.rates import prepared
 from fedsim.run import assigning, canaries, initial, participants, releasing, samples, tasks, trial, unseen
+from fedsim.run.augmented import check_augment
 from fedsim.run.given import Given
 from fedsim.run.repeated import check_views
 from fedsim.run.resolve import resolve
@@ -130,6 +131,8 @@ def learning_task(
     known = {"by_class": by_class, "confusion": confusion, "num_classes": whole, "example": example.x}
     if not example.size:
         return tasks.task_of(problem, model, **known)
+    if given.augment is not None:
+        check_augment(given.augment, data.dataset)
     output = trial.check(data, model, problem, example, dtype)
     task = tasks.task_of(problem, model, output, **known)
     if problem.loss is None and task.loss is not own_loss:

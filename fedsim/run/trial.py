@@ -84,6 +84,10 @@ def check(data: FederatedData, model: nn.Module, problem: Problem, batch: Batch,
         ConfigError: one line, naming the model.
     """
     name = type(model).__name__
+    if problem.forward is not None and (isinstance(problem.forward, type) or not callable(problem.forward)):
+        raise ConfigError(
+            f"forward: is a {type(problem.forward).__name__}; expected a function (model, x) -> output"
+        )
     if problem.loss is not None and isinstance(admitted_loss(problem.loss), WholeLoss):
         return None
     try:
@@ -98,9 +102,27 @@ def check(data: FederatedData, model: nn.Module, problem: Problem, batch: Batch,
             if named
             else ""
         )
+        way = _narrow(model, dtype) if "dtype" in said[-1] else way
+        whose = f"model: {name}" if problem.forward is None else f"forward: {_called(problem.forward)}"
         raise ConfigError(
-            f"model: {name} cannot compute two samples of shape {shown}: {type(error).__name__}: {said[-1]}{way}"
+            f"{whose} cannot compute two samples of shape {shown}: {type(error).__name__}: {said[-1]}{way}"
         ) from error
+
+
+def _called(function: Any) -> str:
+    return str(getattr(function, "__qualname__", type(function).__name__))
+
+
+def _narrow(model: nn.Module, dtype: torch.dtype) -> str:
+    """What to say of parameters that are trained in a wider type than theirs; empty if there are none."""
+    for name, p in model.named_parameters():
+        if p.requires_grad and p.is_floating_point() and p.dtype.itemsize < dtype.itemsize:
+            narrow, wide = (str(d).removeprefix("torch.") for d in (p.dtype, dtype))
+            return (
+                f". {name!r} is {narrow}, but is trained in {wide}: turn inputs into the type of the weight in the "
+                f"forward pass (x.to(weight.dtype)), or hand over model.float() with client.autocast=bfloat16"
+            )
+    return ""
 
 
 def check_measures(task: Task, batch: Batch, dtype: torch.dtype) -> None:

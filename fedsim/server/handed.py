@@ -68,7 +68,8 @@ def as_state(strategy: object, method: str, found: Any, before: Mapping[str, Any
         if not isinstance(new, Tensor) or (new.shape, new.dtype) != (old.shape, old.dtype):
             expected = f"a tensor of shape {tuple(old.shape)}, {old.dtype}"
             got = returned(strategy, method, new, expected, f"state[{name!r}]")
-            raise StrategyError(got + (f", not {new.dtype}" if isinstance(new, Tensor) else ""))
+            other = isinstance(new, Tensor) and new.dtype != old.dtype
+            raise StrategyError(got + (f", not {new.dtype}" if other else ""))
     return found if isinstance(found, dict) else dict(found)
 
 

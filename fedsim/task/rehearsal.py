@@ -25,6 +25,7 @@ from fedsim.task.losses import WholeLoss
 from fedsim.task.mapped import clones, trim
 from fedsim.task.outside import changed, check, noted, users
 from fedsim.task.task import Task
+from fedsim.task.unregistered import unregistered
 
 NAMED = 5  # parameters named in a message
 TRIED = 50  # parameters moved one by one, to see whether the loss does
@@ -47,8 +48,8 @@ def rehearsed(task: Task, batch: Batch, dtype: torch.dtype) -> Habits:
         finally:
             stage.leave()
             trim(task.model)
-    if kept:
-        warnings.warn(kept, stacklevel=2)
+    for line in filter(None, (kept, stage.strangers)):
+        warnings.warn(line, stacklevel=2)
     if silent:
         more = f" and {len(silent) - NAMED} more" if len(silent) > NAMED else ""
         warnings.warn(
@@ -94,6 +95,7 @@ class _Stage:
             for h in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())
         ]
         kinds = {type(m): None for m in self.layers.values()}
+        self.strangers = ""
         self.users = users([*kinds, *hooks, loss, task.forward])
 
     def habits(self) -> Habits:
@@ -233,6 +235,7 @@ class _Stage:
             raise ConfigError(
                 "model: the loss depends on no trainable parameter; look for .detach() and no_grad"
             )
+        self.strangers = unregistered(value, self.model)
         try:
             grads = torch.autograd.grad(value, list(trained.values()), allow_unused=True)
         except Exception as error:
