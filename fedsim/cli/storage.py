@@ -86,7 +86,8 @@ def _chosen(dirs: Sequence[Path], status: str | None) -> list[Holding]:
     """What lies in ``dirs``, of the runs those with one of the words in ``status``.
 
     Raises:
-        ConfigError: for a folder in which there is nothing of fedsim's.
+        ConfigError: for a folder in which there is nothing of fedsim's; for the home folder and those above the
+            working directory, in which runs of others may lie.
     """
     from fedsim.run.holdings import STATUS, holdings
 
@@ -95,11 +96,17 @@ def _chosen(dirs: Sequence[Path], status: str | None) -> list[Holding]:
         raise ConfigError(f"--status {wrong[0]}: choose of {', '.join(STATUS)}")
     found: dict[Path, Holding] = {}
     for path in dirs:
-        here = list(holdings(path, cache=False))
-        if not here:
+        at, here = path.resolve(), Path.cwd().resolve()
+        if at in (Path(at.anchor), Path.home().resolve(), *here.parents):
+            raise ConfigError(
+                f"{path}: holds more than one project's runs, so nothing is removed; name a folder of runs "
+                f"(fedsim ls {path} lists them)"
+            )
+        held = list(holdings(path, cache=False))
+        if not held:
             raise ConfigError(f"{path}: no run, no folder of runs and no store of fedsim; nothing is removed")
         found |= {
-            h.folder.resolve(): h for h in here if not status or (h.kind == "run" and h.status in words)
+            h.folder.resolve(): h for h in held if not status or (h.kind == "run" and h.status in words)
         }
     return list(found.values())
 

@@ -60,6 +60,8 @@ def table(
     if faults := [fault for part in found.values() for fault in part.faults]:
         raise ContractError("\n".join(faults))
     empty = _Read(torch.zeros(0, len(agreed.features), dtype=torch.float64), _no_targets(agreed))
+    if not any(len(part.y) for part in found.values()):
+        raise DataError(f"{path}: no rows below the header")
     train = found.get("train", empty)
     return Dataset(
         train=Samples(train.x, train.y),
@@ -119,10 +121,14 @@ def _cells(file: Path) -> dict[str, np.ndarray]:
 def _csv(file: Path) -> dict[str, np.ndarray]:
     try:
         with file.open(newline="", encoding="utf-8-sig") as lines:
-            head, *rows = [row for row in csv.reader(lines) if row]
+            head, *rows = [row for row in csv.reader(lines) if row] or [[]]
     except (OSError, UnicodeDecodeError, csv.Error, ValueError) as error:
         raise DataError(f"{file} is not a readable CSV file with a header, in UTF-8 ({error})") from error
+    if not head:
+        raise DataError(f"{file}: the file is empty; expected a header and a row per sample")
     head = [name.strip() for name in head]
+    if len(head) == 1 and (marks := [mark for mark in (";", "\t", "|") if mark in head[0]]):
+        raise DataError(f"{file}: cells are separated by {marks[0]!r} in its header; write commas")
     if len(set(head)) < len(head):
         raise DataError(f"{file}: two columns have the same name; the header is {', '.join(head)}")
     if odd := [i for i, row in enumerate(rows) if len(row) != len(head)]:

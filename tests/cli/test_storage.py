@@ -169,3 +169,15 @@ def test_the_size_counts_a_file_once(tmp_path: Path) -> None:
     (tmp_path / "b").hardlink_to(tmp_path / "a")
     assert before >= 100_000 and size(tmp_path) == before
     assert list(holdings(tmp_path, cache=False)) == [] and Holding("run", tmp_path, "done", 0).rounds is None
+
+
+def test_places_that_hold_others_runs_are_refused(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    below = root / "here"
+    below.mkdir(exist_ok=True)
+    monkeypatch.chdir(below)
+    monkeypatch.setenv("HOME", str(root))
+    for place in ("/", str(root), ".."):
+        assert command(["rm", place, "--dry-run"]) == 2
+        assert "holds more than one project's runs, so nothing is removed" in capsys.readouterr().err

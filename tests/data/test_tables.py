@@ -118,3 +118,20 @@ def test_tensors_go_through_the_same_door():
         sources.tensors(x, torch.tensor([1, 2, 1])).classes == ()
     )  # a run reads them: see fedsim.data.labels
     assert sources.tensors(x, torch.tensor([0, 10**12, 3])).classes == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "the file is empty"),
+        ("u,target\n", "no rows below the header"),
+        ("u;target\n1,5;a\n", "cells are separated by ';' in its header; write commas"),
+        ("u\ttarget\n1\ta\n", "cells are separated by .* in its header; write commas"),
+    ],
+)
+def test_files_that_are_no_table_of_commas_are_named(tmp_path, text, words):
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(DataError, match=words):
+        sources.table(
+            tmp_path / "t.csv", target="target", contract={"classes": ["a", "b"], "columns": {"u": {}}}
+        )
