@@ -17,7 +17,7 @@ from flwr.app import Array
 from torch import Tensor
 
 from fedsim.errors import ClientError
-from fedsim.flower.pieces import ArrayInPieces
+from fedsim.flower.pieces import PieceArray
 
 HEADER = 1024  # bytes of a header, at most; those of plain arrays have 128
 DIMENSIONS = 8
@@ -54,7 +54,7 @@ def header(name: str, array: Array) -> Header:
     """
     if array.stype != "numpy.ndarray":
         raise ClientError(f"array '{name}': serialised as {array.stype!r:.40}, expected 'numpy.ndarray'")
-    apart = array if isinstance(array, ArrayInPieces) else None
+    apart = array if isinstance(array, PieceArray) else None
     found = _parsed(name, apart.start(HEADER + 16) if apart else array.data[: HEADER + 16])
     if (tuple(array.shape), array.dtype) != (found.shape, found.dtype.name):
         raise ClientError(

@@ -28,7 +28,7 @@ SMALL = 1 << 18  # bytes of numbers that are put together with their neighbours
 Piece = bytes | memoryview
 
 
-class ArrayInPieces(Array):
+class PieceArray(Array):
     """An array in pieces, each of up to ``MOST`` bytes where it is sent."""
 
     def __init__(self, dtype: str, shape: tuple[int, ...], stype: str, pieces: Sequence[Piece]):
@@ -64,7 +64,7 @@ class ArrayInPieces(Array):
     @classmethod
     def inflate(
         cls, object_content: bytes, children: dict[str, InflatableObject] | None = None
-    ) -> ArrayInPieces:
+    ) -> PieceArray:
         """What Flower makes an array of, its pieces left apart."""
         there: dict[str, Any] = dict(children or {})
         checked = Array.inflate(object_content, dict.fromkeys(there, ArrayChunk(memoryview(b""))))
@@ -73,7 +73,7 @@ class ArrayInPieces(Array):
         return cls(checked.dtype, checked.shape, checked.stype, [there[ids[i]].data for i in order])
 
 
-ArrayInPieces.__qualname__ = Array.__qualname__  # it is one on the wire
+PieceArray.__qualname__ = Array.__qualname__  # it is one on the wire
 
 
 def record_of(arrays: Mapping[str, Array]) -> ArrayRecord:
@@ -102,7 +102,7 @@ class PiecesRecord(ArrayRecord):
 
 def leave_apart() -> None:
     """Arrays that this process receives from now on stay in pieces."""
-    inflatable_class_registry[Array.__qualname__] = ArrayInPieces
+    inflatable_class_registry[Array.__qualname__] = PieceArray
     inflatable_class_registry[ArrayRecord.__qualname__] = PiecesRecord
 
 
@@ -124,6 +124,4 @@ def lent(numbers: Sequence[Tensor], shape: tuple[int, ...]) -> Array:
         pieces += [bytes(gathered)] if gathered else []
         gathered = bytearray()
         pieces += [data[at : at + MOST] for at in range(0, len(data), MOST)]
-    return ArrayInPieces(
-        str(dtype), shape, "numpy.ndarray", [*pieces, *([bytes(gathered)] if gathered else [])]
-    )
+    return PieceArray(str(dtype), shape, "numpy.ndarray", [*pieces, *([bytes(gathered)] if gathered else [])])

@@ -13,7 +13,7 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.inflatable.inflatable_utils import inflatable_class_registry, inflate_object_from_contents
 
 from fedsim.flower.headers import header, tensor
-from fedsim.flower.pieces import MOST, SMALL, ArrayInPieces, leave_apart, lent, record_of
+from fedsim.flower.pieces import MOST, SMALL, PieceArray, leave_apart, lent, record_of
 
 LONG = torch.arange(MOST // 4 + SMALL, dtype=torch.float32)  # more than one piece
 
@@ -40,13 +40,13 @@ def test_lent_numbers_have_the_bytes_of_an_array(dtype: torch.dtype) -> None:
     whole = torch.cat(numbers)
     array = lent(numbers, tuple(whole.shape))
     assert array.data == Array(whole.numpy()).data
-    assert isinstance(array, ArrayInPieces) and array.nbytes == len(array.data)
+    assert isinstance(array, PieceArray) and array.nbytes == len(array.data)
     assert array.start(200) == array.data[:200] and array.start(10**9) == array.data
 
 
 def test_long_numbers_are_not_copied_and_what_is_short_is_put_together() -> None:
     array = lent([LONG[:3], LONG, LONG[:4], LONG[:5]], (len(LONG) + 12,))
-    assert isinstance(array, ArrayInPieces)
+    assert isinstance(array, PieceArray)
     shared = [np.shares_memory(np.frombuffer(piece, np.uint8), LONG.numpy()) for piece in array.pieces]
     assert shared == [False, True, True, False]  # header and 3 numbers; two pieces; 9 numbers
     assert max(map(len, array.pieces)) == MOST
@@ -66,7 +66,7 @@ def test_what_arrives_stays_in_pieces(own: bool) -> None:
     record = record_of({"=v": array, "=w": Array(np.ones(2))})
     back = received(record, sent(record))
     assert type(back) is ArrayRecord and list(back) == ["=v", "=w"]
-    assert isinstance(back["=v"], ArrayInPieces) and len(back["=v"].pieces) > 1
+    assert isinstance(back["=v"], PieceArray) and len(back["=v"].pieces) > 1
     assert torch.equal(tensor(back["=v"], header("v", back["=v"])), LONG)
 
 
