@@ -70,7 +70,11 @@ ADDED: Mapping[str, Any] = {
         },
     },
 }
-DEPLOYED = ("engine.most_samples", "engine.nodes")  # of these, settings of one engine only
+OF_ENGINES = {  # of these, settings of one engine only
+    "engine.early": "ray",
+    "engine.most_samples": "flower",
+    "engine.nodes": "flower",
+}
 # Options that runs of before did not have, by the class that takes them, and the value by which nothing changes
 OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "fedsim.exchange.compression.random_k": {"shared": False},

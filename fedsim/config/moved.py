@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from hydra.utils import get_object
 
-from fedsim.config.added import ADDED, DEPLOYED, OPTIONS, SILENT
+from fedsim.config.added import ADDED, OF_ENGINES, OPTIONS, SILENT
 
 _ROOMS = {  # modules that moved under their own name: room, modules
     "cli": "launch sweep exits",
@@ -216,7 +216,7 @@ def as_today(recorded: Any) -> Any:
     new = renamed(recorded, now)
     for key, unchanged in ADDED.items():
         section, name = _place(new, key)
-        if key not in DEPLOYED or section.get("name") == "flower":
+        if key not in OF_ENGINES or section.get("name") == OF_ENGINES[key]:
             section.setdefault(name, unchanged)
     for part, options in _with_options(new):
         for name, unchanged in options.items():

@@ -196,7 +196,7 @@ def part_losses(output: Tensor, y: Boxes) -> dict[str, Tensor]:
 def decode(
     output: Tensor, *, score: float = 0.05, threshold: float = 0.65, top: int = 100
 ) -> dict[str, Tensor]:
-    """Boxes of a detector's output, best first, padded like targets to the K of the fullest image, at most ``top``.
+    """Boxes of a detector's output, best first, padded like targets, at most ``top`` an image.
 
     A cell's score is objectness times its likeliest class; those above ``score`` go through non-maximum suppression at
     IoU ``threshold``. Gives ``boxes`` (B, K, 4), inside the image, ``labels`` (B, K), -1 where there is none, and
@@ -206,6 +206,7 @@ def decode(
     likeliest, labels = found.classes.sigmoid().max(dim=-1)
     objectness = found.objectness.sigmoid()
     scores, order = (objectness * likeliest).sort(dim=1, descending=True, stable=True)
+    left = min(top, scores.shape[1])
     most = max(1, min(top, int((scores > score).sum(dim=1).max())))  # the others cannot be kept
     scores, order = scores[:, :most], order[:, :most]
     height, width = (STRIDE * n for n in output.shape[-2:])
@@ -215,9 +216,12 @@ def decode(
     kept = suppressed(boxes, labels, scores > score, threshold)
     order = order.gather(1, first := (~kept).long().argsort(dim=1, stable=True))
     kept = kept.gather(1, first)
+    left -= kept.shape[1]  # padding that was not looked at
     return {
-        "boxes": boxes.gather(1, first[..., None].expand(-1, -1, 4)) * kept[..., None],
-        "labels": labels.gather(1, first).masked_fill(~kept, -1),
-        "scores": scores.gather(1, first) * kept,
-        "objectness": objectness.gather(1, order) * kept,
+        "boxes": F.pad(
+            boxes.gather(1, first[..., None].expand(-1, -1, 4)) * kept[..., None], (0, 0, 0, left)
+        ),
+        "labels": F.pad(labels.gather(1, first).masked_fill(~kept, -1), (0, left), value=-1),
+        "scores": F.pad(scores.gather(1, first) * kept, (0, left)),
+        "objectness": F.pad(objectness.gather(1, order) * kept, (0, left)),
     }

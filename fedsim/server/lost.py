@@ -41,13 +41,14 @@ def lost(outcomes: Iterable[Outcome]) -> str:
 
 
 def check_moved(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse to call a run done in which no update of any client counted, by clients' fault.
+    """Refuse to call a run done in which no update of any client counted, by clients' fault. One round is a trial,
+    whose row and warnings say it.
 
     Raises:
         ThinRoundError: naming the first.
     """
     said = [str(row.get("thin_round", "")) for row in rows]
-    if all(text.startswith((NOBODY, "nobody answered: ")) for text in said):
+    if len(rows) > 1 and all(text.startswith((NOBODY, "nobody answered: ")) for text in said):
         first = next(
             ((row["round"], t) for row, t in zip(rows, said, strict=True) if t.startswith(NOBODY)), None
         )

@@ -95,6 +95,10 @@ def test_a_nonfinite_client_is_named_and_left_out(entry: Entry) -> None:
         )
     if entry.trains_alone:
         pytest.skip("a client of whose samples nobody knows anything has no pseudo labels, and refuses")
+    if entry.still:
+        pytest.skip(
+            "slopes that are not finite count as 0, named in the row: tests/strategies/test_one_byte.py"
+        )
     clients = classes()
     clients[3] = (torch.full_like(clients[3][0], 1e7), clients[3][1])
     cohorts = [[0, 3], [1, 2], [3, 4], [3, 5]]

@@ -4,10 +4,12 @@ import math
 
 import pytest
 from composing import compose_quickly
+from runfolder import make
 
 from fedsim.config.check import validate
 from fedsim.config.compose import plain
 from fedsim.errors import ConfigError
+from fedsim.report import default_plan, load_runs
 from fedsim.report.objective import Objective, check_column, number_of
 from fedsim.run.key import run_key
 from fedsim.tracking.rows import to_json
@@ -124,3 +126,12 @@ def test_it_is_in_no_key():
 def test_numbers_beyond_all_sums_are_not_finite(value):
     number = Objective("loss").number(rows(loss=[1.0] * 36 + [value] * 10))
     assert math.isnan(number.value) and len(number.rounds) == 10
+
+
+def test_an_objective_that_no_run_has_is_said(tmp_path, caplog):
+    make(tmp_path, "fedavg", 0, [0.5], objective={"metric": "acuracy"})
+    with caplog.at_level("WARNING", logger="fedsim.report"):
+        assert default_plan(load_runs([tmp_path])).objective.metric == "loss"
+    assert (
+        "objective.metric=acuracy: no run has that; its loss is shown; nearest is 'accuracy'" in caplog.text
+    )

@@ -297,12 +297,3 @@ def test_importing_the_report_is_cheap():
     code = f"import sys, fedsim.report; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-
-
-def test_an_objective_that_no_run_has_is_said(tmp_path, caplog):
-    make(tmp_path, "fedavg", 0, [0.5], objective={"metric": "acuracy"})
-    with caplog.at_level("WARNING", logger="fedsim.report"):
-        assert default_plan(load_runs([tmp_path])).objective.metric == "loss"
-    assert (
-        "objective.metric=acuracy: no run has that; its loss is shown; nearest is 'accuracy'" in caplog.text
-    )

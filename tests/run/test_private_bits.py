@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import textwrap
@@ -41,14 +40,14 @@ def test_any_workers_give_the_same_bits(ray: str, stage: str) -> None:
 
 
 SCRIPT = """
-import os, sys, time
+import sys
 from hooks import hooked
 from problems import classification
 
 def slow(job):
     if job.round == 3:
         print("in round 4", flush=True)
-        time.sleep(float(os.environ["DELAY"]))
+        sys.stdin.readline()
 
 folder, *given = sys.argv[1:]
 strategy = hooked("fedavg", slow, "strategy.weighting=uniform")
@@ -57,11 +56,11 @@ print("finished", flush=True)
 """
 
 
-def start(folder: Path, delay: float) -> subprocess.Popen[str]:
+def start(folder: Path, waits: bool = False) -> subprocess.Popen[str]:
     given = [one for one in STAGES["adaptive-qsgd"] if not one.startswith("strategy")]
     words = [sys.executable, "-c", textwrap.dedent(SCRIPT), str(folder), *given]
-    environment = {**os.environ, "DELAY": str(delay)}
-    return subprocess.Popen(words, stdout=subprocess.PIPE, text=True, start_new_session=True, env=environment)
+    given_in = subprocess.PIPE if waits else subprocess.DEVNULL
+    return subprocess.Popen(words, stdin=given_in, stdout=subprocess.PIPE, text=True, start_new_session=True)
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -73,14 +72,14 @@ def test_killed_in_the_middle_of_a_round_it_goes_on_to_the_same_bits_and_spends_
 ) -> None:
     """Round 3 is released a second time with the same noise: the checkpoint is of round 2."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert "finished" in start(whole, 0).communicate(timeout=120)[0]
-    process = start(killed, 60)
+    assert "finished" in start(whole).communicate(timeout=120)[0]
+    process = start(killed, waits=True)
     assert process.stdout is not None
     assert any("in round 4" in line for line in process.stdout)
     process.kill()
     process.wait(30)
     assert [one["round"] for one in lines(killed / "privacy.jsonl")] == [1, 2, 3]
-    assert "finished" in start(killed, 0).communicate(timeout=120)[0]
+    assert "finished" in start(killed).communicate(timeout=120)[0]
     rows, expected = lines(killed / "metrics.jsonl"), lines(whole / "metrics.jsonl")
     assert [row["weights_hash"] for row in rows] == [row["weights_hash"] for row in expected]
     assert spending(rows) == spending(expected)
