@@ -64,6 +64,7 @@ oldest:
 	$(OLD)/bin/python -m pip freeze --exclude-editable > build/oldest-installed.txt
 	$(OLD)/bin/python -m pytest -m "not slow and not nightly" $(SMOKE)
 	$(OLD)/bin/fedsim -m experiment=quickstart strategy=fedavg,fedspeed rounds=2 out=build/runs resume=never
+	$(OLD)/bin/fedsim experiment=quickstart engine=ray engine.early=false engine.workers=2 rounds=2 out=build/runs resume=never
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build
