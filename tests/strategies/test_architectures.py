@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from callbacks import Interrupt
+from one_shot_settings import METHODS, SMALL
 from problems import classification, hashes
 from safetensors.torch import load_file
 from torch.nn import functional as F
@@ -20,20 +21,6 @@ from fedsim.errors import ConfigError
 from fedsim.models import MLP, Linear
 from fedsim.rng import numpy_rng
 
-SMALL = (
-    "strategy.samples=8",
-    "strategy.batch_size=4",
-    "strategy.noise=3",
-    "strategy.width=5",
-    "strategy.generator_steps=3",
-)
-METHODS = {
-    "one_shot": (),
-    "co_boosting": SMALL,
-    "dense": SMALL,
-    "feddf": ("strategy.data=noise", "strategy.noise_samples=12", "strategy.steps=7"),
-    "fens": ("strategy.proxy=0",),
-}
 MODEL = ("model=mlp", "model.hidden=[5]")
 HALF = "client.classes=[{share: 0.5}, {share: 0.5, model: linear}]"
 NONE_OF_OURS = "client.classes=[{share: 0.5, model: {hidden: [4]}}, {share: 0.5, model: linear}]"

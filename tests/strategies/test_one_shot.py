@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from callbacks import Interrupt
+from one_shot_settings import METHODS
 from problems import GOLDEN, classification, hashes
 from torch import Tensor, nn
 
@@ -19,21 +20,6 @@ from clients.one_shot import parts
 from fedsim.errors import CheckpointError, ConfigError
 from strategies.ensembles import uniform
 from strategies.synthesis import Statistics, generator, synthesised
-
-SMALL = (
-    "strategy.samples=8",
-    "strategy.batch_size=4",
-    "strategy.noise=3",
-    "strategy.width=5",
-    "strategy.generator_steps=3",
-)
-METHODS = {
-    "one_shot": (),
-    "co_boosting": SMALL,
-    "dense": SMALL,
-    "feddf": ("strategy.data=noise", "strategy.noise_samples=12", "strategy.steps=7"),
-    "fens": ("strategy.proxy=0",),
-}
 
 
 def run(name: str, *overrides: str, callbacks: Any = (), **given: Any) -> fedsim.RunResult:
