@@ -21,7 +21,8 @@ def not_finite(payload: Payload, update: Update, lengths: Mapping[str, float]) -
     if lengths:
         unknown = {k: t for k, t in unknown.items() if not math.isfinite(lengths.get(k, math.inf))}
     bad = [k for k, t in unknown.items() if not finite(t)]
-    bad += [f"its state '{k}'" for k, t in (update.state or {}).items() if not finite(t)]
+    if update.state:
+        bad += [f"its state '{k}'" for k, t in update.state.items() if not finite(t)]
     if bad or not 0 <= update.weight < float("inf"):
         return ", ".join(bad) or f"the weight ({update.weight})"
     return None

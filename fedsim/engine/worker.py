@@ -252,7 +252,7 @@ class Worker:
             lengths = release.lengths(payload.arrays, job.message.values, broadcast.fold, broadcast.task)
         bad = not_finite(payload, update, lengths)
         if bad is not None or release is None:
-            outcome.bytes_up = sent_bytes(payload, layout)
+            outcome.bytes_up = sent_bytes(payload, layout, self.model.pads_with_zeros)
             if outcome.hashes is not None:
                 outcome.hashes |= hashes_of(payload, layout, "update/")
         if bad is not None:

@@ -25,6 +25,8 @@ def checked_name(name: str) -> str:
 
 def as_array(name: str, value: Any) -> Tensor:
     """A tensor, of what can travel as one."""
+    if type(value) is Tensor and value.dtype is not torch.bfloat16:
+        return value.detach()
     if isinstance(value, np.ndarray):
         if value.dtype == object:
             raise ClientError(f"array '{name}': object arrays cannot travel; send a numeric array")
@@ -43,6 +45,8 @@ def as_array(name: str, value: Any) -> Tensor:
 
 def as_value(name: str, value: Any) -> Value:
     """A plain value, of what can travel as one."""
+    if type(value) is float:
+        return value
     if isinstance(value, np.generic) or (isinstance(value, Tensor) and value.dim() == 0):
         value = value.item()
     if isinstance(value, bool | int | float | bytes):

@@ -155,7 +155,7 @@ class Job(Belongings):
     def delta(self, w: Tensor) -> Tensor:
         """``w - anchor`` (d,), in place, for the update; what stays with the client is kept and not sent."""
         self.kept = self.local_part.keep(self.model, w)
-        return self.local_part.zero(w.sub_(self.anchor))
+        return self.local_part.zero(self.model.minus(w, self.anchor))
 
     def shared(self, v: Tensor) -> Tensor:
         """``v`` (..., d), in place, with zeros where parameters stay with the client."""
@@ -196,9 +196,13 @@ class Job(Belongings):
             smallest=self._smallest,
         ):
             for batch in block:
-                for part in (batch,) if pace is None else pace.parts(batch, local.batch_size, self._smallest):
-                    yield part
-                    meter.samples += part.size
+                if pace is None:
+                    yield batch
+                    meter.samples += batch.size
+                else:
+                    for part in pace.parts(batch, local.batch_size, self._smallest):
+                        yield part
+                        meter.samples += part.size
                 meter.steps += 1
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from operator import ne
 
 import numpy as np
 
@@ -105,7 +106,10 @@ def undefined(outcomes: Iterable[Outcome]) -> dict[str, list[int]]:
     """The clients whose metrics are NaN, by metric: what the means leave out."""
     found: dict[str, list[int]] = {}
     for o in outcomes:
-        for name, value in o.metrics.items():
+        metrics = o.metrics
+        if not any(map(ne, metrics.values(), metrics.values())):
+            continue
+        for name, value in metrics.items():
             if value != value:
                 found.setdefault(name if o.task == "fit" else f"{o.task}/{name}", []).append(o.client)
     return found

@@ -26,11 +26,12 @@ def lost(outcomes: Iterable[Outcome]) -> str:
     """
     tasks: dict[str, list[Outcome]] = {}
     for o in outcomes:
-        if not is_measuring(o.task):
-            tasks.setdefault(o.task, []).append(o)
-    for found in tasks.values():
+        tasks.setdefault(o.task, []).append(o)
+    for task, found in tasks.items():
+        if is_measuring(task) or any(o.kind == "ok" for o in found):
+            continue
         kinds = Counter(o.kind for o in found)
-        if kinds["ok"] or not kinds.keys() - {"refused", "ok"}:
+        if kinds.keys() == {"refused"}:
             continue
         counted = ", ".join(f"{kinds[kind]} {said}" for kind, said in SAID.items() if kinds[kind])
         first = next((o for o in found if o.kind in ("nonfinite", "failed")), None)

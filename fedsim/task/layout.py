@@ -54,6 +54,7 @@ class Layout:
         for kind, held in self.vectors.items():
             if held.padded:
                 self.padded.setdefault(held.dim, []).append((kind, held))
+        self.plain = len(self.vectors) == 2  # no part of the parameters travels alone
         self.dim, self.size = self.params.dim, self.params.size
         self.buffer_dim, self.buffer_size = self.buffers.dim, self.buffers.size
         self.norm = _names_under(model, lambda m: isinstance(m, NORM_TYPES))

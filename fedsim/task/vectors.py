@@ -81,6 +81,8 @@ class FlatModel:
         self.iterates = self._remembered.iterates  # power iteration moves what is not averaged
         self._mask_state: list[Tensor] | None = None
         self._used = False  # since everything was as at first
+        self._loaded = (-1, 0)  # version of ``w`` after ``load``, and which vector that was
+        self._differs = -1  # version of ``w`` after ``minus``
         self.autocast: torch.dtype | None = None  # mixed precision of forward passes while training
         self._bound: Tensor | None = None
         self.bind(self.w)
@@ -127,12 +129,26 @@ class FlatModel:
         """
         self.bind(self.w)
         self.w.copy_(w)
+        self._loaded = self.w._version, id(w)
         if self.layout.buffer_dim:
             self.buffers.copy_(self._initial_buffers if buffers is None else buffers)
         if self._used or self.iterates:
             self.forget()
         self._remembered.settle()
         return self.w
+
+    def minus(self, w: Tensor, anchor: Tensor) -> Tensor:
+        """``w - anchor`` (d,), in place."""
+        # steps along ``views`` do not count: there is no padding in them
+        alike = w is self.w and (w._version, id(anchor)) == self._loaded
+        w.sub_(anchor)
+        self._differs = w._version if alike else -1
+        return w
+
+    def pads_with_zeros(self, v: Tensor) -> bool:
+        """Whether ``v`` is the resident vector as ``minus`` left it, less what had been loaded: its padding is zero,
+        without a look."""
+        return v._version == self._differs and v.data_ptr() == self.w.data_ptr() and v.shape == self.w.shape
 
     def forget(self) -> None:
         """As if nobody had used the model before; the vectors stay as they are."""
