@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fedsim.exchange.payload import Payload, Update
 from fedsim.local.job import Job
-from fedsim.task.vectors import finite
+from fedsim.task.slots import finite
 
 State = dict[str, Tensor]
 

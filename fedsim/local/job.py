@@ -180,29 +180,23 @@ class Job(Belongings):
         if self.private is not None:
             yield from self.noisy.batches(data, self.steps_over(data, epochs), purpose, meter)
             return
+        whole = local if epochs is None else replace(local, steps=None)
         if pace is not None:
-            whole = local if epochs is None else replace(local, steps=None)
             pace.begin(num_steps(whole, len(data), epochs or self.epochs, self._smallest))
+        limited = epochs is None and self.most_steps is not None
         for block in data.blocks(
             step_size(local),
             epochs=self.epochs if epochs is None else epochs,
-            steps=None
-            if epochs is not None
-            else local.steps
-            if self.most_steps is None
-            else self.steps_over(data),
+            steps=self.steps_over(data) if limited else whole.steps,
             shuffle=local.shuffle,
             rng=self.rng(purpose),
             smallest=self._smallest,
         ):
             for batch in block:
-                if pace is None:
-                    yield batch
-                    meter.samples += batch.size
-                else:
-                    for part in pace.parts(batch, local.batch_size, self._smallest):
-                        yield part
-                        meter.samples += part.size
+                parts = (batch,) if pace is None else pace.parts(batch, local.batch_size, self._smallest)
+                for part in parts:
+                    yield part
+                    meter.samples += part.size
                 meter.steps += 1
 
     @property

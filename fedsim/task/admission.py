@@ -12,7 +12,7 @@ from fedsim.errors import ConfigError
 from fedsim.task.adapters import refuse_untied
 from fedsim.task.copies import copyable
 from fedsim.task.mapped import share
-from fedsim.task.vectors import finite
+from fedsim.task.slots import finite
 
 
 def admitted(model: nn.Module, dtype: torch.dtype) -> nn.Module:

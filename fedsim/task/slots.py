@@ -8,6 +8,7 @@ noised or drawn; ``compact`` leaves them out and ``expand`` puts them back.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -167,3 +168,12 @@ class Slots(Sequence[Slot]):
         if self._there is None or self._there.device != v.device:
             self._there = self.gaps.to(v.device)
         return not bool(v.index_select(-1, self._there).any())
+
+
+def finite(t: Tensor) -> bool:
+    """Whether all entries are finite, in one pass without a temporary."""
+    if t.is_complex():
+        t = torch.view_as_real(t)
+    if not t.is_floating_point():
+        return True
+    return math.isfinite(t.sum(dtype=torch.float32 if t.dtype == torch.float16 else None).item())

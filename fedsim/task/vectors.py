@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Container, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -12,13 +11,14 @@ from torch import Tensor, nn
 
 from fedsim.errors import ClientError
 from fedsim.rng import hash_tensors, layer_state, set_layer_state
-from fedsim.task.fixed import BATCH_NORM, converted
+from fedsim.task.fixed import converted
 from fedsim.task.gradients import Gradients
 from fedsim.task.habits import UNKNOWN, Habits
 from fedsim.task.installed import Installed, on_copies
 from fedsim.task.layout import Layout
 from fedsim.task.losses import Forward, LossFn
 from fedsim.task.remembered import Remembered
+from fedsim.task.running import collect, collecting
 
 DROPOUT = (nn.modules.dropout._DropoutNd, nn.RReLU)
 
@@ -74,9 +74,7 @@ class FlatModel:
         self._initial_buffers = self.buffers.clone()
         flat = {slot.name for slot in layout.buffers}
         self._remembered = Remembered(model, self.buffers, flat, habits, loss)
-        self._stats = [
-            m for m in model.modules() if isinstance(m, BATCH_NORM) and m.track_running_stats and m.training
-        ]
+        self._stats = collecting(model)
         self.draws = any(isinstance(m, DROPOUT) for m in model.modules())
         self.iterates = self._remembered.iterates  # power iteration moves what is not averaged
         self._mask_state: list[Tensor] | None = None
@@ -234,11 +232,8 @@ class FlatModel:
             self.bind(w)
         for m in self._stats:
             m.track_running_stats = count
-        if self.autocast is None:
+        with nullcontext() if self.autocast is None else torch.autocast(self.w.device.type, self.autocast):
             value = loss(self.module(x) if forward is None else forward(self.module, x), y)
-        else:
-            with torch.autocast(self.w.device.type, self.autocast):
-                value = loss(self.module(x) if forward is None else forward(self.module, x), y)
         if self._installed.moves:
             self._bound = self._installed.reinstall(self._bound, self.w)
         return value
@@ -276,17 +271,8 @@ class FlatModel:
 
     def collect_statistics(self, batches: Iterable[Tensor]) -> None:
         """Replace the BatchNorm statistics by plain means over ``batches`` (B, ...) at the present weights."""
-        self._used, momenta = True, [m.momentum for m in self._stats]
-        for m in self._stats:
-            m.reset_running_stats()
-            m.momentum, m.track_running_stats = None, True  # None: the mean over all batches
-        try:
-            with torch.no_grad():
-                for x in batches:
-                    self.module(x)
-        finally:
-            for m, momentum in zip(self._stats, momenta, strict=True):
-                m.momentum = momentum
+        self._used = True
+        collect(self._stats, self.module, batches)
 
     def state_dict(self, weights: Weights, without: Container[str] = ()) -> dict[str, Tensor]:
         """A full state dict (frozen parameters and counters included, but not the names ``without``) holding
@@ -299,18 +285,8 @@ class FlatModel:
             self.load(*weights)
         own = dict(self.module.named_parameters()) | dict(self.module.named_buffers())
         held = self.layout.named(weights.w) | self.layout.named_buffers(weights.buffers)
-        new = {
-            id(own[name]): value for name, value in held.items()
-        }  # by identity: tied tensors have several names
+        # by identity: tied tensors have several names
+        new = {id(own[name]): value for name, value in held.items()}
         saved = self.module.state_dict(keep_vars=True)
         kept = {k: v for k, v in saved.items() if isinstance(v, Tensor) and k not in without}
         return {k: new.get(id(v), v).detach().clone() for k, v in kept.items()}
-
-
-def finite(t: Tensor) -> bool:
-    """Whether all entries are finite, in one pass without a temporary."""
-    if t.is_complex():
-        t = torch.view_as_real(t)
-    if not t.is_floating_point():
-        return True
-    return math.isfinite(t.sum(dtype=torch.float32 if t.dtype == torch.float16 else None).item())

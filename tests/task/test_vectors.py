@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from fedsim.errors import ClientError, ConfigError
 from fedsim.rng import hash_tensors
 from fedsim.task.layout import Layout
-from fedsim.task.vectors import FlatModel, finite
+from fedsim.task.slots import finite
+from fedsim.task.vectors import FlatModel
 
 
 class Everything(nn.Module):
