@@ -22,12 +22,12 @@ class ClusterClient(Around):
     chooses by its training samples alone, the first if several are alike. ``choice``:
     ``loss``, the least mean loss (IFCA); or after training once from each, ``distance``, where its model stays nearest
     (FeSEM), ``cosine``, where its update points most along the cluster's last mean update, ``directions`` (k, d) (CFL).
-    ``gradient``: it sends one step along the gradient over all its samples instead of training.
+    ``gradient``: it sends one step along the gradient over all its samples instead of training, weighed so.
     """
 
     personalises = True
 
-    def __init__(self, inner: Any, choice: str, gradient: bool = False):
+    def __init__(self, inner: Any, choice: str, gradient: str = ""):
         super().__init__(inner)
         self.choice, self.gradient = choice, gradient
 
@@ -105,7 +105,7 @@ class ClusterClient(Around):
         w = job.start()
         step = job.full_gradient(w).mul_(-job.lr)
         delta = job.delta(w.add_(step))
-        return Update({"delta": delta}, weight=job.weight(getattr(self.inner, "weighting", "samples")))
+        return Update({"delta": delta}, weight=job.weight(self.gradient))
 
 
 def _at(offered: Payload, j: int) -> Payload:

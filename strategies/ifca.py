@@ -74,7 +74,9 @@ class IFCA(Clustered):
         check(enough, "spread_clients", self.spread_clients, f"fewer than the {self.k} clusters to start")
         asks = self.k > 1 and (self.start == "spread" or self.restarts > 1)
         self.traits = replace(self.traits, meets_all_clients=asks)  # type: ignore[misc]
-        self.client = ClusterClient(self.base.client, self.choice, update == "gradient")
+        self.client = ClusterClient(
+            self.base.client, self.choice, self.base.weighting if update == "gradient" else ""
+        )
 
     def check_cohort(self, size: int, most: int) -> None:
         """Also refuse more clusters than clients."""

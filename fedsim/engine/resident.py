@@ -120,7 +120,7 @@ class Resident:
         """What the client's code returns in the exchange ``task``; on a GPU it may be under way still."""
         method: Callable[[Job], object] | None
         if task == HELD_OUT:
-            method = partial(held_out, start=getattr(self.client, "newcomer", Job.start))
+            method = partial(held_out, start=self.client.newcomer)
         else:
             method = getattr(self.client, task.rpartition("/")[2], None)
         if not callable(method):

@@ -35,6 +35,9 @@ class ClientLike(Protocol):
     def prepare(self, job: Job) -> None:
         """Before each job, whatever the exchange: may replace ``job.data``."""
 
+    def newcomer(self, job: Job) -> Tensor:
+        """The model (d,) that a client which never takes part starts from, in the resident vector."""
+
     def fit(self, job: Job) -> Update:
         """Local training."""
 

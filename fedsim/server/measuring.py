@@ -41,18 +41,18 @@ def measured(
     common = last or (plan.every and number % plan.every == 0)
     clients = plan.clients_every and (last or number % plan.clients_every == 0)
     if common:
-        out |= _numbers(strategy, "evaluate", server, state, "")
+        out |= _numbers(strategy, server, state)
         if server.validator is not None:
-            out |= _numbers(strategy, "evaluate", server.on("val"), state, "val/")
+            out |= _numbers(strategy, server.on("val"), state, "val/")
         if server.triggered is not None:
-            out |= successes(_numbers(strategy, "evaluate", server.on("attack"), state, ""))
+            out |= successes(_numbers(strategy, server.on("attack"), state))
     if clients and own:
         out |= _over_clients(strategy, server, state, "clients/", plan.fairness)
     if plan.client_validation and (clients or last):
         out |= _over_clients(strategy, server.on("val"), state, "clients_val/", plan.fairness)
     if server.newcomers is not None and (clients if plan.clients_every else common):
         if clients and own:
-            out |= _numbers(strategy, "evaluate_clients", server.on("train"), state, "clients_train/")
+            out |= _numbers(strategy, server.on("train"), state, "clients_train/", clients=True)
         message = (
             strategy.newcomer_message(server, state)
             if isinstance(strategy, OffersModels)
@@ -107,14 +107,17 @@ def gaps(row: Mapping[str, Any]) -> Row:
 def _over_clients(strategy: StrategyLike, server: Server, state: State, prefix: str, fair: bool) -> Row:
     """What ``evaluate_clients`` finds, and with ``fair`` how unequal clients are, each under ``prefix``."""
     before = len(server.outcomes)
-    out = _numbers(strategy, "evaluate_clients", server, state, prefix)
+    out = _numbers(strategy, server, state, prefix, clients=True)
     measured = [o for o in server.outcomes[before:] if o.kind == "ok" and o.task.endswith("evaluate")]
     return out | ({f"{prefix}{k}": v for k, v in fairness(measured).items()} if fair else {})
 
 
-def _numbers(strategy: StrategyLike, method: str, server: Server, state: State, prefix: str) -> Row:
-    """What a strategy's ``method`` finds, each under ``prefix``."""
-    given = Handed(strategy, state=state)
-    found = as_numbers(strategy, method, getattr(strategy, method)(server, state))
+def _numbers(
+    strategy: StrategyLike, server: Server, state: State, prefix: str = "", *, clients: bool = False
+) -> Row:
+    """What ``evaluate`` finds, or ``evaluate_clients``, each under ``prefix``."""
+    given, find = Handed(strategy, state=state), strategy.evaluate_clients if clients else strategy.evaluate
+    method = "evaluate_clients" if clients else "evaluate"
+    found = as_numbers(strategy, method, find(server, state))
     given.check(method)
     return {f"{prefix}{name}": value for name, value in found.items()}

@@ -40,49 +40,38 @@ class Traits:
     architectures: bool = False  # clients may train models other than the run's (``model`` of their class)
     personal: bool = False  # its results are the clients' own models: no global one is meant to be used
     horizon: bool = False  # a schedule depends on the total number of rounds: a longer run is another run
-    everybody: bool = (
-        False  # cohorts that are not handed over are all clients, whatever clients_per_round says
-    )
+    # cohorts that are not handed over are all clients, whatever clients_per_round says
+    everybody: bool = False
     uploads: str | None = None  # asks clients for their models once: auto, or a folder where these are
     sparse: bool = False  # its vectors are mostly zero: what is not travels, with its places
     disjoint: bool = False  # no sample may be in two places, which is checked
-    meets_all_clients: bool = (
-        False  # every client is asked for something at least once, whatever the sampling
-    )
     asked_only: bool = False  # what it computes hangs on no other clients than those asked so far
     counts_clients: bool = False  # but for how many there are
     client_by_client: bool = False  # sums are taken client by client, so that whoever replays a round can
-    public_values: frozenset[str] = (
-        frozenset()
-    )  # values of updates that say nothing of a client's samples but how many
-    metrics: frozenset[str] = (
-        frozenset()
-    )  # names of metrics that only some clients send, or only in some rounds
-
-    exposes: str = (
-        ""  # how updates may hold samples as they are, by its settings; and what to type so that none does
-    )
-
+    # every client is asked for something at least once, whatever the sampling
+    meets_all_clients: bool = False
+    # values of updates that say nothing of a client's samples but how many
+    public_values: frozenset[str] = frozenset()
+    # names of metrics that only some clients send, or only in some rounds
+    metrics: frozenset[str] = frozenset()
+    # how updates may hold samples as they are, by its settings; and what to type so that none does
+    exposes: str = ""
     discloses: str = ""  # what clients send that no noise covers, by its settings, and what to type instead
 
     # of the model
     frozen: tuple[str, ...] = ()  # patterns of names of parameters that it does not train
-    silent: tuple[
-        tuple[str, ...], ...
-    ] = ()  # patterns of what is zero in some of its vectors, and travels not then
-    changes_base: bool = (
-        False  # adds to the bases of low-rank adapters, beside them (``fedsim.task.lowrank``)
-    )
+    # patterns of what is zero in some of its vectors, and travels not then
+    silent: tuple[tuple[str, ...], ...] = ()
+    changes_base: bool = False  # adds to the bases of low-rank adapters (``fedsim.task.lowrank``)
     features: bool = False  # needs model.features(x) -> (B, d) and model.head, or a head named by model.head=
     linear_head: bool = False  # needs a head that is one linear layer
-    body: bool = False  # needs parameters to train beside the head
+    body: bool = False  # needs parameters to train outside the head
     batch_norm: bool = False  # differs from others by what it does with BatchNorm layers alone
     # of the data
     labels: bool = False  # needs class labels, one a sample
-    labelled: Literal["client", "server", "any"] = (
-        "client"  # who must have labelled samples (``data.labelled``)
-    )
-    unlabelled: bool = False  # needs samples without labels beside them
+    # who must have labelled samples (``data.labelled``)
+    labelled: Literal["client", "server", "any"] = "client"
+    unlabelled: bool = False  # needs samples without labels too
     fixed_sizes: bool = False  # computes with the clients' numbers of samples, so nothing may add samples
     # of the settings
     one_step: bool = False  # clients take one local step (client.steps=1)
