@@ -1,7 +1,8 @@
 """Whether two checkouts compute the same bits: the hash of the weights of several methods after each of three rounds.
 
 ``python -m benchmarks.same_bits OLD [NEW]`` prints both, method by method, and ends with 1 if any differ. Every setting
-that a change of defaults could touch is given.
+that a change of defaults could touch is given. What a checkout refuses, since it has no such setting, is said and is
+no difference.
 """
 
 from __future__ import annotations
@@ -62,13 +63,16 @@ CHILD = """
 import json, sys, tempfile, fedsim
 for name, overrides in json.load(sys.stdin).items():
     with tempfile.TemporaryDirectory() as folder:
-        run = fedsim.simulate([*overrides, f"dir={folder}/run"])
-        print(json.dumps([name, [row["weights_hash"] for row in run.rows]]), flush=True)
+        try:
+            run = fedsim.simulate([*overrides, f"dir={folder}/run"])
+            print(json.dumps([name, [row["weights_hash"] for row in run.rows]]), flush=True)
+        except fedsim.errors.ConfigError as error:
+            print(json.dumps([name, str(error)]), flush=True)
 """
 
 
-def hashes(checkout: Path) -> dict[str, list[str]]:
-    """Hash of the weights after each round, by method, as the code in ``checkout`` computes them."""
+def hashes(checkout: Path) -> dict[str, list[str] | str]:
+    """Hash of the weights after each round, by method, as the code in ``checkout`` computes them; or why it refuses."""
     runs = {
         name: [
             *COMMON,
@@ -97,10 +101,21 @@ def main() -> int:
     parser.add_argument("new", type=Path, metavar="NEW", nargs="?", default=Path(), help="default: this one")
     args = parser.parse_args()
     old, new = hashes(args.old), hashes(args.new)
+    different = 0
     for name in METHODS:
-        for number, (a, b) in enumerate(zip(old[name], new[name], strict=True), 1):
+        both = old[name], new[name]
+        refused = [
+            f"{side}: {said}"
+            for side, said in zip(("old", "new"), both, strict=True)
+            if isinstance(said, str)
+        ]
+        if refused:
+            print(f"{name:<10} not compared; {'; '.join(refused)}")
+            continue
+        for number, (a, b) in enumerate(zip(*both, strict=True), 1):
+            different += a != b
             print(f"{name:<10} round {number}  {a[:16]}  {b[:16]}  {'same' if a == b else 'DIFFERENT'}")
-    return int(old != new)
+    return int(different > 0)
 
 
 if __name__ == "__main__":

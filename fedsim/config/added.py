@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 # Settings that runs of before did not have, dotted, and the value by which nothing changes
@@ -75,6 +75,21 @@ OF_ENGINES = {  # of these, settings of one engine only
     "engine.most_samples": "flower",
     "engine.nodes": "flower",
 }
+# Methods whose clients are pulled towards a point; under ``clip=direction`` 0.1.0 split every such pull
+_PULLED = frozenset({
+    "strategies.fedasync.FedAsync",
+    "strategies.feddyn.FedDyn",
+    "strategies.fedprox.FedProx",
+    "strategies.fedspeed.FedSpeed",
+})  # fmt: skip
+# Methods whose weights are others since 0.1.0 (CHANGELOG.md), by the setting of clients that this hangs on
+_OTHERWISE = {
+    "strategies.ditto.Ditto": "clip_norm",
+    "strategies.fedcm.FedCM": "momentum",
+    "strategies.mofedsam.MoFedSAM": "momentum",
+    "strategies.moon.Moon": "lr",  # always: what hangs on its model is not looked at
+    "strategies.scaffold.Scaffold": "momentum",
+}
 # Options that runs of before did not have, by the class that takes them, and the value by which nothing changes
 OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "fedsim.exchange.compression.random_k": {"shared": False},
@@ -103,3 +118,14 @@ SILENT: Mapping[str, Mapping[str, Any]] = {
         "trimmed_mean",
     )
 }
+
+
+def split_before(client: Mapping[str, Any], methods: Iterable[str]) -> bool:
+    """Whether a run of before, with these settings of clients and classes of methods, meant ``clip_pull=split``."""
+    clips = client.get("clip_norm") is not None and client.get("clip") == "direction"
+    return clips and not _PULLED.isdisjoint(methods)
+
+
+def computed_otherwise(client: Mapping[str, Any], methods: Iterable[str]) -> bool:
+    """Whether 0.1.0 gave such a run other weights, so that its folder is no result of the run of today."""
+    return any(client.get(_OTHERWISE[method]) for method in methods if method in _OTHERWISE)

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from hydra.utils import get_object
 
-from fedsim.config.added import ADDED, OF_ENGINES, OPTIONS, SILENT
+from fedsim.config.added import ADDED, OF_ENGINES, OPTIONS, SILENT, computed_otherwise, split_before
 
 _ROOMS = {  # modules that moved under their own name: room, modules
     "cli": "launch sweep exits",
@@ -186,8 +186,10 @@ def renamed(node: Any, rename: Callable[[str], str | None]) -> Any:
 
 def as_before(values: Mapping[str, Any]) -> dict[str, Any] | None:
     """Nested settings as a run of before would have recorded them; ``None`` if there can be no such run."""
+    if computed_otherwise(*_method(values)):
+        return None
     old: dict[str, Any] = renamed(values, before)
-    for key, unchanged in ADDED.items():
+    for key, unchanged in _added(values):
         section, name = _place(old, key)
         if section.pop(name, unchanged) != unchanged:
             return None
@@ -214,7 +216,7 @@ def without_added(values: Mapping[str, Any]) -> dict[str, Any]:
 def as_today(recorded: Any) -> Any:
     """Nested settings that a run of before recorded, with today's names of classes, and with what was added since."""
     new = renamed(recorded, now)
-    for key, unchanged in ADDED.items():
+    for key, unchanged in _added(recorded):
         section, name = _place(new, key)
         if key not in OF_ENGINES or section.get("name") == OF_ENGINES[key]:
             section.setdefault(name, unchanged)
@@ -222,6 +224,19 @@ def as_today(recorded: Any) -> Any:
         for name, unchanged in options.items():
             part.setdefault(name, unchanged)
     return new
+
+
+def _added(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """What was added since, and the value by which nothing changes for a run of before."""
+    split = split_before(*_method(values))
+    for key, unchanged in ADDED.items():
+        yield key, "split" if split and key == "client.clip_pull" else unchanged
+
+
+def _method(values: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[str]]:
+    """A run's settings of clients, and the classes of its method and of what that wraps."""
+    client = values.get("client")
+    return client if isinstance(client, Mapping) else {}, [c for _, c in targets(values.get("strategy"))]
 
 
 def _with_options(

@@ -72,6 +72,32 @@ def test_todays_settings_give_the_key_of_before(overrides: str) -> None:
     assert key_before(compose_quickly([*overrides.split(), *FIXED])) == expected
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        "strategy=fedspeed",  # pulls were split
+        "strategy=ggeur strategy@strategy.base=fedprox encoder=identity",
+        "strategy=ditto",
+        "strategy=scaffold client.momentum=0.9",
+        "strategy=moon",
+    ],
+)
+def test_a_run_that_has_other_weights_since_is_none_of_before(overrides: str) -> None:
+    """CHANGELOG.md, "Other bits than in 0.1.0": such a folder is neither skipped nor continued."""
+    assert key_before(compose_quickly([*overrides.split(), *FIXED])) is None
+
+
+def test_a_pull_of_before_was_split() -> None:
+    recorded = {
+        "strategy": {"_target_": "strategies.fedprox.FedProx"},
+        "client": {"clip_norm": 10.0, "clip": "direction"},
+    }
+    assert as_today(recorded)["client"]["clip_pull"] == "split"
+    assert as_before(as_today(recorded)) == recorded
+    recorded["client"]["clip_norm"] = None
+    assert as_today(recorded)["client"]["clip_pull"] == "whole"
+
+
 def test_settings_that_came_since_are_known_as_such() -> None:
     """A new field of the schema needs a line in ``config.moved.ADDED``, or runs of before are not found again."""
     assert set(roles()) - set(ADDED) == set((OLD / "settings.txt").read_text().split())
