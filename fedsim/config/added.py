@@ -84,7 +84,7 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "strategies.fedproto.FedProto": {"pull": "samples"},
     "strategies.heterofl.HeteroFL": {"output_rows": "width"},
     "strategies.moon.Moon": {"contrast": "turn"},
-    "strategies.parts.FedParts": {"new_client": "zero"},
+    "strategies.parts.FedParts": {"new_client": "zero", "head": "average"},
 }
 # The same for options that are so common that keys of runs leave them out where they change nothing
 SILENT: Mapping[str, Mapping[str, Any]] = {
