@@ -1,4 +1,5 @@
-"""What a slope becomes on its way: ``log8``, a byte; ``ref9``, nine bits, the reference code's grid; ``float32``.
+"""What a slope becomes on its way: ``log8``, a byte; ``ref9``, nine bits, the reference code's grid; ``float32``;
+``float64``, with which codecs are compared.
 
 A codec maps slopes g, any shape, to codes, and codes to the values that everybody computes with: also who measured g
 goes on with ``decode(encode(g))``, or the copies of the model part. Each has one code for "not there", which decodes
@@ -100,7 +101,13 @@ def float32_encode(g: ArrayLike) -> NDArray[np.float32]:
     return np.where(np.isfinite(out), out, np.float32(0))
 
 
-def float32_decode(b: ArrayLike) -> Floats:
+def float64_encode(g: ArrayLike) -> Floats:
+    """The same in eight bytes."""
+    out = np.asarray(g, np.float64)
+    return np.where(np.isfinite(out), out, 0.0)
+
+
+def float_decode(b: ArrayLike) -> Floats:
     """The number itself; 0 of NaN, which says that there is nothing."""
     b = np.asarray(b, np.float64)
     return np.where(np.isnan(b), 0.0, b)
@@ -121,15 +128,22 @@ def _exponential(b: ArrayLike, steps: int, zero: int, sign: int) -> Floats:
     return np.asarray(np.where(b >= sign, -size, size) + 0.0)
 
 
+PLAIN = ("float32", "float64")
 CODECS = {
     "log8": SlopeCodec("log8", 8, 128, np.uint8, log8_encode, log8_decode),
     "ref9": SlopeCodec("ref9", 9, 256, np.uint16, ref9_encode, ref9_decode),
-    "float32": SlopeCodec("float32", 32, float("nan"), np.float32, float32_encode, float32_decode),
+    "float32": SlopeCodec("float32", 32, float("nan"), np.float32, float32_encode, float_decode),
+    "float64": SlopeCodec("float64", 64, float("nan"), np.float64, float64_encode, float_decode),
 }
 
 
 def saturated(codec: str, codes: Codes) -> float:
-    """Share of ``codes`` at the smallest magnitude, to which smaller slopes are rounded up; 0 of ``float32``."""
-    if codec == "float32" or not codes.size:
+    """Share of ``codes`` at the smallest magnitude, to which smaller slopes are rounded up; 0 of floating point."""
+    if codec in PLAIN or not codes.size:
         return 0.0
     return float(np.mean(codes % int(CODECS[codec].absent) == 1))
+
+
+def measured(codec: str, codes: Codes) -> dict[str, float]:
+    """``saturated`` as a metric of an update; none of floating point, where nothing saturates."""
+    return {} if codec in PLAIN else {"saturated": saturated(codec, codes)}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clients.codec import saturated
+from clients.codec import measured
 from clients.directions import Directions, add_scaled, moved
 from clients.replica import ReplicaClient
 from fedsim.exchange.payload import Update
@@ -44,8 +44,9 @@ class DeComFLClient(ReplicaClient):
                         add_scaled(total, c, z)
                 if k + 1 < self.local_steps:
                     probe.at(moved(probe.theta, total, lr / self.directions))
-        low = {"saturated": saturated(self.codec, codes)} if self.codec != "float32" else {}
-        return self.update_of(codes, state=self.kept(job, theta), metrics=probe.report(**low))
+        return self.update_of(
+            codes, state=self.kept(job, theta), metrics=probe.report(**measured(self.codec, codes))
+        )
 
     def rounds_in(self, job: Job) -> int:
         """Of how many rounds the message holds frames."""

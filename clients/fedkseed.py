@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from clients.codec import Codes, SlopeCodec, saturated
+from clients.codec import Codes, SlopeCodec, measured
 from clients.directions import Directions, add_scaled, moved
 from clients.replica import CURRENT, ReplicaClient
 from fedsim.exchange.payload import Update
@@ -54,9 +54,7 @@ class FedKSeedClient(ReplicaClient):
                 total = torch.zeros_like(theta)
                 add_scaled(total, float(self.coding.decode(codes[i])), z)
                 probe.at(moved(probe.theta, total, self.lr))
-        found = probe.report(
-            **({"saturated": saturated(self.codec, codes)} if self.codec != "float32" else {})
-        )
+        found = probe.report(**measured(self.codec, codes))
         if self.local_steps > self.pool:
             sums = np.bincount(chosen, self.coding.decode(codes), self.pool)
             chosen, codes = np.arange(self.pool), self.coding.encode(sums)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from clients.codec import CODECS, saturated
+from clients.codec import CODECS, measured
 from clients.directions import Directions, add_scaled, moved, nu
 from clients.frames import Framing, Heard
 from clients.replica import ReplicaClient
@@ -49,8 +49,7 @@ class OneByteClient(ReplicaClient):
                 codes[s] = codec.encode(probe.slope(batch, z))
                 if c := float(codec.decode(codes[s])):
                     add_scaled(steps, weight * c, z)
-        low = {"saturated": saturated(self.codec, codes)} if self.codec != "float32" else {}
-        state, found = self.kept(job, theta), probe.report(**low)
+        state, found = self.kept(job, theta), probe.report(**measured(self.codec, codes))
         return self.update_of(codes, implied={"sums": steps}, state=state, metrics=found)
 
     def nothing(self, job: Job) -> Update:

@@ -14,6 +14,7 @@ from torch import Tensor
 from fedsim.task.vectors import FlatModel
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # (the student's logits, targets) -> mean over the batch
+TINY = 1e-6  # added to a length by which a gradient is divided
 Step = Callable[[Tensor, Tensor], None]  # moves w (d,) in place along a gradient (d,)
 
 
@@ -28,11 +29,11 @@ def trained(student: FlatModel, batches: Iterable[tuple[Tensor, Tensor]], loss: 
 
 
 def clipped(g: Tensor, bound: float | None) -> Tensor:
-    """``g`` (d,), no longer than ``bound``."""
+    """``g`` (d,), no longer than ``bound``: times ``min(1, bound / (|g| + 1e-6))``, as torch and local steps clip."""
     if bound is None:
         return g
-    length = float(g.norm())
-    return g * (bound / length) if length > bound else g
+    factor = bound / (float(g.norm()) + TINY)
+    return g * factor if factor < 1 else g
 
 
 @dataclass

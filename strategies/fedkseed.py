@@ -22,9 +22,12 @@ from strategies.replicas import Slopes
 
 
 def probabilities(history: ArrayLike, uses: ArrayLike) -> NDArray[np.float64]:
-    """FedKSeed-Pro: ``softmax(minmax(mean |c|))`` over the pool (K,), of sums ``history`` of ``|c|`` over ``uses``; a
-    direction that was never used counts 0, equal means give equal probabilities."""
-    mean = np.asarray(history, np.float64) / np.maximum(np.asarray(uses, np.float64), 1)
+    """FedKSeed-Pro: ``softmax(minmax(mean |c|))`` over the pool (K,), of sums ``history`` of ``|c|`` over ``uses``.
+
+    Each direction's history begins with one entry of 0, as in the authors' code, so that a single steep slope counts
+    half; equal means give equal probabilities.
+    """
+    mean = np.asarray(history, np.float64) / (np.asarray(uses, np.float64) + 1)
     spread = mean.max() - mean.min()
     e = np.exp((mean - mean.min()) / spread if spread > 0 else np.zeros_like(mean))
     return np.asarray(e / e.sum())

@@ -25,11 +25,13 @@ from fedsim.server.exchanges import Server
 from fedsim.server.round import Round
 from fedsim.server.traits import Traits
 from fedsim.task.layout import Layout
+from fedsim.task.lowrank import BESIDE
 from fedsim.task.task import Task
 from strategies.base import State, check
 from strategies.fedavg import FedAvg
 
 NEW_CLIENT = ("zero", "mean")
+HEADS = ("average", "local")
 
 
 @dataclass(kw_only=True)
@@ -45,6 +47,8 @@ class FedParts(FedAvg):
     ``new_client``: what a client that never took part begins with in the place of what others keep: ``zero``, the
     initial values, or ``mean``, their mean over those who answered in the last round; then what is kept travels too,
     upwards always and downwards to newcomers. State: the mean lies in ``w``, ``seen`` (m,) says who took part.
+
+    ``head``: what is trained beside adapters, such as a new classifier, is ``average``d or ``local`` too (FedSA).
     """
 
     traits: ClassVar[Traits] = FedAvg.traits
@@ -52,6 +56,7 @@ class FedParts(FedAvg):
     local: Sequence[str] | None = None
     turns: Sequence[Sequence[str]] | None = None
     new_client: str = "zero"
+    head: str = "average"
     places: Tensor = field(init=False, default_factory=lambda: torch.empty(0), repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -75,16 +80,28 @@ class FedParts(FedAvg):
             self.new_client,
             "nothing stays with clients; type strategy.local=[PATTERN], or leave it out",
         )
+        check(self.head in HEADS, "head", self.head, f"choose one of {', '.join(HEADS)}")
+        check(
+            self.local is not None or self.head == "average",
+            "head",
+            self.head,
+            "nothing else stays with clients; type strategy.local=[PATTERN], or leave it out",
+        )
         super().__post_init__()
         others = [tuple(p for other in turns if other is not turn for p in other) for turn in turns]
-        silent = (tuple(self.local),) if self.local else tuple(others)
+        silent = (self.kept,) if self.local else tuple(others)
         self.traits = replace(  # type: ignore[misc]
             self.traits, frozen=tuple(self.frozen or ()), silent=silent, personal=bool(self.local)
         )
 
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """Patterns of what stays with its client."""
+        return (*(self.local or ()), *([BESIDE] if self.head == "local" else []))
+
     def make_client(self) -> Client:
         """Local SGD of the parts."""
-        local, turns = tuple(self.local or ()), tuple(tuple(t) for t in self.turns or ())
+        local, turns = self.kept, tuple(tuple(t) for t in self.turns or ())
         if turns:
             return TurnClient(weighting=self.weighting, turns=turns)
         if not local:
@@ -100,7 +117,7 @@ class FedParts(FedAvg):
     def setup(self, task: Task, layout: Layout) -> None:
         """Where in the model what is kept lies."""
         if self.new_client == "mean":
-            self.places = entries(layout, tuple(self.local or ()))
+            self.places = entries(layout, self.kept)
 
     def init(self, server: Server) -> State:
         """The model; nobody took part yet."""

@@ -95,11 +95,12 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "fedsim.exchange.compression.random_k": {"shared": False},
     "fedsim.exchange.privacy.Privacy": {"where": "server", "least": None},
     "fedsim.data.huggingface.load": {"tokenizer": None, "length": 64},
+    "strategies.feddf.FedDF": {"students": "one", "early_stop": None},
     "strategies.fedmatch.FedMatch": {"sparse": None, "plateau": None},
     "strategies.fedproto.FedProto": {"pull": "samples"},
     "strategies.heterofl.HeteroFL": {"output_rows": "width"},
     "strategies.moon.Moon": {"contrast": "turn"},
-    "strategies.parts.FedParts": {"new_client": "zero"},
+    "strategies.parts.FedParts": {"new_client": "zero", "head": "average"},
 }
 # The same for options that are so common that keys of runs leave them out where they change nothing
 SILENT: Mapping[str, Mapping[str, Any]] = {

@@ -60,9 +60,13 @@ class Uploads:
 
     @property
     def average(self) -> Weights | None:
-        """FedAvg of the models: their mean, weighted by samples (by nothing, if nobody says how many). Where clients
-        train several architectures, of those of the run's own; ``None`` if there are none."""
-        models = [m for m in self.models if not m.architecture]
+        """FedAvg of the models, where clients train several architectures of those of the run's own."""
+        return self.average_of(0)
+
+    def average_of(self, architecture: int) -> Weights | None:
+        """The mean of the models of an ``architecture``, by its number, weighted by samples (by nothing, if nobody says
+        how many); ``None`` if there are none."""
+        models = [m for m in self.models if m.architecture == architecture]
         if not models:
             return None
         share = torch.tensor([m.samples for m in models], dtype=torch.float64)

@@ -52,6 +52,14 @@ class Workshop:
         """A resident model to train, in training mode; whoever uses it loads weights first."""
         return self._flat()
 
+    def student_of(self, architecture: int) -> FlatModel:
+        """The same of another ``architecture``, by its number."""
+        return (
+            self.kept(f"student/{architecture}", lambda: self._flat(architecture))
+            if architecture
+            else self.student
+        )
+
     def frozen(self, weights: Weights, architecture: int = 0) -> nn.Module:
         """A copy of the model (by its number, of another ``architecture``) with ``weights`` in evaluation mode, none of
         which has a gradient."""

@@ -19,6 +19,9 @@ from fedsim.errors import ConfigError
 from fedsim.task.layout import Layout
 from fedsim.task.slots import Slot
 
+BESIDE = (
+    "(beside adapters)"  # in the place of a pattern of names: all that is trained beside low-rank adapters
+)
 CHANGE = "base_change"  # name of the buffer beside a base's weight, of the same shape and orientation
 
 
@@ -60,6 +63,12 @@ class Adapter:
             raise ConfigError(f"model: the base of '{self.name}' has no place for a change of it")
         view = buffers[self.change.span].view(self.change.shape)
         return view.T if self.transposed else view
+
+
+def beside_adapters(names: Sequence[str]) -> list[str]:
+    """Those of ``names`` of trained parameters that are no adapter's; none, if there is no adapter among them."""
+    others = [n for n in names if "lora_" not in n]
+    return others if len(others) < len(names) else []
 
 
 # -- views --------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ import fedsim
 from fedsim.config.yamlfile import read_yaml
 from fedsim.errors import ConfigError
 from fedsim.models import MLP, Linear
-from fedsim.rng import numpy_rng
+from fedsim.rng import numpy_rng, torch_rng
 
 MODEL = ("model=mlp", "model.hidden=[5]")
 HALF = "client.classes=[{share: 0.5}, {share: 0.5, model: linear}]"
@@ -96,6 +96,50 @@ def test_all_methods_start_from_the_same_models(classes: str, tmp_path: Path) ->
             assert (later["bytes_up"], later["bytes_down"]) == (0, 0)
 
 
+def test_feddf_has_a_student_of_each_architecture(tmp_path: Path) -> None:
+    """Two full-batch steps of Adam from FedAvg of those alike, on the mean of all models' logits, by hand."""
+    steps, lr = 2, 0.01
+    words = (f"strategy.steps={steps}", f"strategy.lr={lr}", "strategy.batch_size=12", "rounds=1")
+    each, one = (
+        run("feddf", HALF, *words, f"strategy.students={s}", f"out={tmp_path}") for s in ("each", "one")
+    )
+    assert hashes(each) == hashes(one) and not any("student/" in k for k in one.rows[0])
+    x, y = classification().test
+    noise = torch.randn((12, 4), generator=torch_rng(0, "server/feddf/noise"), dtype=torch.float64)
+    models, own = [], []
+    for client, line in sorted(lines(each).items()):
+        model = (Linear((4,), 3) if line["class"] else MLP((4,), 3, [5])).double()
+        model.load_state_dict(load_file(each.dir / "uploads" / f"{client}.safetensors"))
+        models.append(model)
+        own += [(line["samples"], model)] if line["class"] else []
+    teacher = torch.stack([m(noise).detach() for m in models]).mean(0)
+    student, total = Linear((4,), 3).double(), sum(n for n, _ in own)
+    mean = {k: sum(n / total * m.state_dict()[k] for n, m in own) for k in student.state_dict()}
+    student.load_state_dict(mean)
+    optimiser = torch.optim.Adam(student.parameters(), lr)
+    for t in range(steps):
+        optimiser.param_groups[0]["lr"] = lr * (1 + np.cos(np.pi * t / steps)) / 2
+        optimiser.zero_grad()
+        F.kl_div(student(noise).log_softmax(1), teacher.softmax(1), reduction="batchmean").backward()
+        optimiser.step()
+    assert each.rows[0]["student/1/loss"] == pytest.approx(
+        float(F.cross_entropy(student(x.double()), y).detach()), rel=1e-9
+    )
+
+
+def test_feddf_stops_where_validation_samples_say_so(tmp_path: Path) -> None:
+    """The loss of the run's own student rises in the fifth round."""
+    words = (HALF, "evaluation.validation=0.3", "strategy.steps=12", "rounds=6", "strategy.lr=3")
+    plain = run("feddf", *words, f"out={tmp_path}")
+    stopped = run("feddf", *words, f"out={tmp_path}", "strategy.early_stop=1")
+    losses = [r["val/loss"] for r in plain.rows]
+    assert np.argmin(losses[:5]) == 3 and losses == sorted(losses[:4], reverse=True) + losses[4:]
+    assert [r["val/loss"] for r in stopped.rows] == [*losses[:4], losses[3], losses[3]]
+    assert hashes(stopped)[3:] == [hashes(plain)[3]] * 3
+    with pytest.raises(ConfigError, match="early_stop goes by the loss on validation samples"):
+        run("feddf", "strategy.early_stop=2")
+
+
 def test_the_place_of_models_says_of_which_classes_they_are(tmp_path: Path) -> None:
     def places() -> int:
         return len(list((tmp_path / "uploads").iterdir()))
@@ -118,7 +162,7 @@ def test_named_models_of_other_classes_are_refused(tmp_path: Path) -> None:
         run("dense", "rounds=1", f"strategy.uploads={first.dir}", f"out={tmp_path}/b")
 
 
-@pytest.mark.parametrize("name", ["co_boosting", "fens"])
+@pytest.mark.parametrize("name", ["co_boosting", "fens", "feddf"])
 def test_stopped_in_the_middle_it_goes_on_to_the_same_bits(name: str, tmp_path: Path) -> None:
     straight = run(name, HALF, f"out={tmp_path}/a")
     again = (HALF, f"dir={tmp_path}/run", f"out={tmp_path}/b")
@@ -126,7 +170,8 @@ def test_stopped_in_the_middle_it_goes_on_to_the_same_bits(name: str, tmp_path: 
         run(name, *again, callbacks=[Interrupt(2)])
     resumed = run(name, *again)
     assert hashes(resumed) == hashes(straight)
-    assert [r["ensemble/loss"] for r in resumed.rows] == [r["ensemble/loss"] for r in straight.rows]
+    name = "student/1/loss" if name == "feddf" else "ensemble/loss"
+    assert [r[name] for r in resumed.rows] == [r[name] for r in straight.rows]
 
 
 def test_statistics_of_one_class_alone(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from adapting import adapted
 from lora_runs import SIZES, A, B, clients, local_steps, run, state
+from torch import nn
 
 from clients.exact import entries, entry
 from fedsim.errors import ConfigError
@@ -60,6 +61,28 @@ def test_newcomers_of_fedsa_begin_with_the_mean_of_the_others() -> None:
     assert [r["bytes_down"] // 8 for r in result.rows] == [3 * A, 2 * A, A + B]
     with pytest.raises(ConfigError, match=r"new_client.*nothing stays with clients"):
         run("ffa", "+strategy.new_client=mean")
+
+
+def test_what_fedsa_trains_beside_adapters_stays_with_its_client() -> None:
+    """The three numbers of a bias: local, or averaged."""
+
+    def model() -> nn.Module:
+        out = adapted()
+        out.get_parameter("2.base.bias").requires_grad_(True)
+        return out
+
+    local, average = (
+        run("fedsa", f"strategy.head={h}", "rounds=1", model=model) for h in ("local", "average")
+    )
+    start = {k: v.double() for k, v in model().state_dict().items()}
+    own = [local_steps(start, data, ("lora_A", "lora_B", "2.base.bias"))["2.base.bias"] for data in clients()]
+    mean = sum(n / sum(SIZES) * bias for n, bias in zip(SIZES, own, strict=True))
+    for client, bias in enumerate(own):
+        found = [r.model(client).state_dict()["2.base.bias"] for r in (local, average)]
+        torch.testing.assert_close(found, [bias, mean], rtol=0, atol=1e-12)
+    assert average.rows[0]["bytes_up"] - local.rows[0]["bytes_up"] == 4 * 8 * 3
+    with pytest.raises(ConfigError, match=r"head.*nothing else stays with clients"):
+        run("ffa", "+strategy.head=local")
 
 
 def test_ranks_of_the_clients_own_are_what_they_train_and_send() -> None:

@@ -55,7 +55,7 @@ def test_what_is_not_finite_is_zero_and_bytes_come_back(codec: str) -> None:
     codes = encode(np.random.default_rng(0).normal(size=13) * 50, codec)
     codes[5] = one.absent
     data = one.pack(codes)
-    assert len(data) == one.nbytes(13) == {"log8": 13, "ref9": 15, "float32": 52}[codec]
+    assert len(data) == one.nbytes(13) == {"log8": 13, "ref9": 15, "float32": 52, "float64": 104}[codec]
     np.testing.assert_array_equal(one.unpack(data, 13), codes)
     assert np.flatnonzero(one.is_absent(codes)).tolist() == [5] and decode(codes, codec)[5] == 0
     with pytest.raises(ValueError, match="expected"):
@@ -145,8 +145,14 @@ def test_frames_say_who_took_part(clients: int, weighed: bool) -> None:
 
 
 def test_probabilities_of_the_pool_by_hand() -> None:
-    p = probabilities([6.0, 0.0, 2.0], [2, 0, 2])  # means 3, 0, 1, scaled to 1, 0, 1/3
-    e = np.exp([1, 0, 1 / 3])
+    histories = [
+        [0, -4.0, 5.0],
+        [0.0],
+        [0, 1.0, 2.0, 1.0],
+    ]  # each begins at 0: means 3, 0, 1, scaled to 1, 0, 1/3
+    sums, uses = [sum(map(abs, h)) for h in histories], [len(h) - 1 for h in histories]
+    means = np.array([np.mean(np.abs(h)) for h in histories])
+    p, e = probabilities(sums, uses), np.exp(means / 3)
     np.testing.assert_allclose(p, e / e.sum(), rtol=1e-14)
     np.testing.assert_allclose(probabilities([0, 0], [0, 0]), [0.5, 0.5])
 
