@@ -12,6 +12,7 @@ from torch import nn
 
 from fedsim.config.parts import part
 from fedsim.data import containers
+from fedsim.data.bydomain import domain_names
 from fedsim.data.dataset import Augment, Dataset, Pair, Samples
 from fedsim.data.door import admit, admit_parts, check_owned, refuse_nonfinite, settled
 from fedsim.data.federated import FederatedData
@@ -88,6 +89,8 @@ def admitted(config: DictConfig, given: Given) -> Given:
     Raises:
         ConfigError, DataError: where something cannot be read in one way only; names client, row and remedy.
     """
+    if given.domains is not None:
+        given = replace(given, domains=domain_names(given.domains, given.clients, given.test))
     if given.data is not None:
         return replace(given, data=handed(config, given), test=None)
     if given.clients is None:
