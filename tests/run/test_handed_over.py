@@ -71,10 +71,10 @@ def test_functions_that_cannot_be_called_are_named_before_round_1(handed: Any, w
         ("abcd", "domains: got str; expected a list"),
         ({"a": 0, "b": 1}, "domains: got dict"),
         (5, "domains: got int"),
-        ([0, 0, 1, 1], r"domains: client 0 has 0 \(int\); a name is text, e\.g\. '0'"),
-        (["a", "a", None, "b"], "domains: client 2 has None"),
-        (["a", "a", "", "b"], "domains: client 2 has ''"),
-        (["a"], "domains: 1 names for 4 clients"),
+        ([0, 0, 1, 1, 2, 2], r"domains: client 0 has 0 \(int\); a name is text, e\.g\. '0'"),
+        (["a", "a", None, "b", "b", "b"], "domains: client 2 has None"),
+        (["a", "a", "", "b", "b", "b"], "domains: client 2 has ''"),
+        (["a"], "domains: 1 names for 6 clients"),
     ],
 )
 def test_names_of_domains_that_are_none_are_named(domains: Any, words: str) -> None:
@@ -85,7 +85,7 @@ def test_names_of_domains_that_are_none_are_named(domains: Any, words: str) -> N
 def test_names_of_domains_go_with_clients_and_may_be_an_array() -> None:
     with pytest.raises(ConfigError, match=r"domains: names the domain of each of clients="):
         simulate(domains=["a"], clients=None, data=classes()[0])
-    assert simulate(domains=np.array(["a", "a", "b", "b"])).rows
+    assert simulate(domains=np.array(["a", "b"] * 3)).rows
 
 
 def test_augmentations_of_another_size_that_can_be_trained_on_are_taken() -> None:
