@@ -15,6 +15,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
 
+from fedsim.config.targets import check_there
 from fedsim.errors import ConfigError, FedsimError, hint
 
 OWN = ("fedsim", "strategies", "clients")
@@ -28,6 +29,7 @@ def part(node: Any, what: str, **given: Any) -> Any:
         ConfigError: if the target cannot be found or refuses its arguments, or an option of one of fedsim's own parts
             is of another type than its signature says; its own ``FedsimError`` passes through.
     """
+    check_there(what, node)
     check_types(node, what)
     try:
         names = _accepted(node)

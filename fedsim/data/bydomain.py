@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
+from typing import Any
 
 import numpy as np
 
 from fedsim.data.dealing import Parts, assign, check, check_count, dirichlet_counts, positive, with_minimum
 from fedsim.data.partition import iid
-from fedsim.errors import DataError
+from fedsim.errors import ConfigError, DataError
 
 
 def domains(
@@ -121,3 +122,35 @@ def _keep(labels: np.ndarray, shares: np.ndarray, rng: np.random.Generator, per_
             f"class {label}"
         )
     return assign(labels, np.vstack((counts, totals - counts.sum(axis=0))), rng)[:-1]
+
+
+def domain_names(domains: Any, clients: Any, test: Any) -> list[str]:
+    """The names of the clients' domains as they were handed over beside ``clients``, as a list of texts.
+
+    ``test``: pairs by domain, whose names are looked at too, or anything else.
+
+    Raises:
+        ConfigError: naming what is no name, and where.
+    """
+    if clients is None:
+        raise ConfigError(
+            "domains: names the domain of each of clients=[...]; samples that are to be split bring theirs along "
+            "(fedsim.data.Dataset(..., groups=...))"
+        )
+    if isinstance(domains, str | bytes | Mapping | Set) or not hasattr(domains, "__iter__"):
+        raise ConfigError(
+            f"domains: got {type(domains).__name__}; expected a list, the name of each client's domain: "
+            "domains=['north', 'north', 'south']"
+        )
+    names = list(domains)
+    if hasattr(clients, "__len__") and len(names) != len(clients):
+        raise ConfigError(f"domains: {len(names)} names for {len(clients)} clients; give one per client")
+    tests = list(test) if isinstance(test, Mapping) else []
+    for where, name in [(f"client {i}", n) for i, n in enumerate(names)] + [("test", n) for n in tests]:
+        if not isinstance(name, str):
+            raise ConfigError(
+                f"domains: {where} has {name!r} ({type(name).__name__}); a name is text, e.g. {str(name)!r}"
+            )
+        if not name.strip() or not name.isprintable():
+            raise ConfigError(f"domains: {where} has {name!r}; a name is text that can be read")
+    return [str(name) for name in names]

@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from fedsim.config.parts import part
+from fedsim.config.targets import check_derived
 from fedsim.data.dataset import Dataset
 from fedsim.errors import ConfigError, hint
 from fedsim.models import split
@@ -29,6 +30,7 @@ from fedsim.task.mapped import share
 from fedsim.task.vectors import FlatModel, Weights
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
+MODEL = "model; type model=NAME, or name a class that is derived from torch.nn.Module"
 
 
 def model(
@@ -69,6 +71,7 @@ def built(
         if given is not None:
             return split.with_head(admitted(_module(_called(given), "what was handed over"), dtype), named)
         node, named = split.named_apart(config.model)
+        check_derived("model", node, "state_dict", MODEL)
         made = part(node, "model", **shape)
     return split.with_head(admitted(_module(made, node.get("_target_")), dtype), named)
 

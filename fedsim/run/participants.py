@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 from fedsim.config.parts import check_types, part
 from fedsim.config.schema import ClientConfig
+from fedsim.config.targets import check_derived
 from fedsim.data.federated import FederatedData
 from fedsim.errors import ConfigError
 from fedsim.local.kinds import Classes
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from fedsim.system import Clock, System
     from fedsim.topology import Topology
 
+STRATEGY = "strategy; type strategy=NAME, or name a class that is derived from strategies.base.Strategy"
+
 
 def strategy(config: DictConfig, given: Any) -> StrategyLike:
     """The configured or given strategy, with the configured aggregator unless it brings its own.
@@ -32,6 +35,8 @@ def strategy(config: DictConfig, given: Any) -> StrategyLike:
     Raises:
         ConfigError: if it is not a whole strategy, or cannot work with the other settings.
     """
+    if given is None:
+        check_derived("strategy", config.strategy, "traits", STRATEGY)
     built = part(config.strategy, "strategy") if given is None else given
     built = (
         _made(built) if isinstance(built, type) else copy.copy(built)

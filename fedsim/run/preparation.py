@@ -50,10 +50,6 @@ def settle(config: DictConfig, given: Given) -> None:
     if given.cohorts is not None:
         config.clients_per_round = min(config.clients_per_round, config.num_clients)
         check_cohorts(given.cohorts, config.rounds, config.num_clients, assigning.absent(config)[0])
-    if given.domains is not None and len(given.domains) != len(given.clients or ()):
-        raise ConfigError(
-            f"domains: {len(given.domains)} names for {len(given.clients or ())} clients; give one per client"
-        )
     if isinstance(given.test, Mapping) and given.domains is None:
         raise ConfigError("test: a pair per domain needs domains=[...], the name of each client's domain")
     validate(config)
@@ -131,13 +127,13 @@ def learning_task(
     known = {"by_class": by_class, "confusion": confusion, "num_classes": whole, "example": example.x}
     if not example.size:
         return tasks.task_of(problem, model, **known)
-    if given.augment is not None:
-        check_augment(given.augment, data.dataset)
     output = trial.check(data, model, problem, example, dtype)
     task = tasks.task_of(problem, model, output, **known)
     if problem.loss is None and task.loss is not own_loss:
         trial.check_labels(data, output, type(model).__name__)
     trial.check_measures(task, example, dtype)
+    if (augment := data.dataset.augment) is not None:
+        check_augment(augment, data.dataset, task, dtype)
     check_views(data.dataset, configured(config.views))
     return replace(task, habits=rehearse(task, example, dtype))
 

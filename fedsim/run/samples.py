@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +15,7 @@ from torch import nn
 
 from fedsim.config.parts import part
 from fedsim.data import containers
+from fedsim.data.bydomain import domain_names
 from fedsim.data.dataset import Augment, Dataset, Pair, Samples
 from fedsim.data.door import admit, admit_parts, check_owned, refuse_nonfinite, settled
 from fedsim.data.federated import FederatedData
@@ -88,6 +92,8 @@ def admitted(config: DictConfig, given: Given) -> Given:
     Raises:
         ConfigError, DataError: where something cannot be read in one way only; names client, row and remedy.
     """
+    if given.domains is not None:
+        given = replace(given, domains=domain_names(given.domains, given.clients, given.test))
     if given.data is not None:
         return replace(given, data=handed(config, given), test=None)
     if given.clients is None:
@@ -143,9 +149,23 @@ def split(config: DictConfig, data: Dataset) -> FederatedData:
     if hasattr(cut, "load_partition"):
         parts = from_partitioner(labels, config.num_clients, rng, partitioner=cut)
     else:
+        _check_partition(config, cut)
         parts = cut(labels, config.num_clients, rng)
     shards = Shards.of(parts if rows is None else [rows[p] for p in parts])
     return held_out(config, data, _checked(data, shards), apart)
+
+
+def _check_partition(config: DictConfig, cut: Callable[..., Any]) -> None:
+    """Refuse a function of another kind than partitions are."""
+    try:
+        inspect.signature(cut).bind(None, 0, None)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, ValueError) and not isinstance(cut, partial):
+            return  # no signature to be had
+        raise ConfigError(
+            f"partition._target_={config.partition.get('_target_')}: is no partition, which is called as "
+            f"(labels, num_clients, rng): {error}"
+        ) from error
 
 
 def owned(config: DictConfig, data: Dataset, client: int) -> FederatedData:

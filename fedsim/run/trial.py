@@ -23,7 +23,7 @@ from fedsim.task.copies import copied
 from fedsim.task.fixed import converted
 from fedsim.task.losses import WholeLoss, admitted_loss, call, cross_entropy
 from fedsim.task.merging import check_merging
-from fedsim.task.metrics import Counted, Ratio
+from fedsim.task.metrics import Counted, State, values
 from fedsim.task.problems import Problem, logits_of
 from fedsim.task.task import Task, target
 
@@ -31,16 +31,16 @@ from fedsim.task.task import Task, target
 def output(module: nn.Module, x: Tree, dtype: torch.dtype, normalize: Normalize | None = None) -> Any:
     """What a copy of ``module`` makes of the first two of the stored samples ``x``, in evaluation mode."""
     first = tree_map(lambda t: taken(t, torch.arange(min(2, len(t)))), x)
-    with _tried(module, dtype) as tried:
-        return call(tried, prepare(first, dtype, normalize))
+    with tried(module, dtype) as model:
+        return call(model, prepare(first, dtype, normalize))
 
 
 @contextmanager
-def _tried(module: nn.Module, dtype: torch.dtype) -> Iterator[nn.Module]:
+def tried(module: nn.Module, dtype: torch.dtype) -> Iterator[nn.Module]:
     """A copy of ``module`` in evaluation mode; what is drawn is drawn by nobody else's generator."""
-    tried = converted(copied(module), dtype, "cpu").eval()
+    model = converted(copied(module), dtype, "cpu").eval()
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        yield tried
+        yield model
 
 
 def outputs(model: nn.Module, x: Tree, dtype: torch.dtype) -> int | None:
@@ -91,8 +91,8 @@ def check(data: FederatedData, model: nn.Module, problem: Problem, batch: Batch,
     if problem.loss is not None and isinstance(admitted_loss(problem.loss), WholeLoss):
         return None
     try:
-        with _tried(model, dtype) as tried:
-            return (problem.forward or call)(tried, copied_batch(batch).x)
+        with tried(model, dtype) as one:
+            return (problem.forward or call)(one, copied_batch(batch).x)
     except Exception as error:  # any of the user's
         shown = ", ".join(f"{key + ' ' if key else ''}{_shape(t)}" for key, t in named_leaves(batch.x))
         said = str(error).strip().splitlines() or [""]
@@ -143,15 +143,15 @@ def check_measures(task: Task, batch: Batch, dtype: torch.dtype) -> None:
     if plain or not batch.size:
         return
     try:
-        with _tried(task.model, dtype) as tried, warnings.catch_warnings():
+        with tried(task.model, dtype) as model, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             counted = {k: m for k, m in (task.metrics or {}).items() if isinstance(m, Counted)}
-            _check_loss(task.value(tried, copied_batch(batch)))
-            first = task.measured(tried, copied_batch(batch))
-            again = task.measured(tried, copied_batch(batch))
+            _check_loss(task.value(model, copied_batch(batch)))
+            first = task.measured(model, copied_batch(batch))
+            again = task.measured(model, copied_batch(batch))
             for name in task.metrics or {}:
                 _check_repeated(name, first.get(name), again.get(name))
-            shown = logits_of(task.output(tried, copied_batch(batch).x)) if counted else None
+            shown = logits_of(task.output(model, copied_batch(batch).x)) if counted else None
             for name, metric in counted.items():
                 check_merging(name, metric, shown, target(batch))
     except ConfigError:
@@ -185,7 +185,9 @@ def _check_loss(found: Any) -> None:
 
 def _check_repeated(name: str, first: Any, again: Any) -> None:
     """Refuse a metric that gives another number for the same samples."""
-    a, b = (f.value() if isinstance(f, Ratio) else f for f in (first, again))
+    a, b = (
+        f if f is None or isinstance(f, State) else values(name, None, f, 1.0)[name] for f in (first, again)
+    )
     if isinstance(a, float) and isinstance(b, float) and not math.isclose(a, b, rel_tol=1e-6) and a == a:
         raise ConfigError(
             f"metrics: {name!r} gives {a:.6g}, then {b:.6g} for the same output and targets, since it keeps something "

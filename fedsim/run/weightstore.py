@@ -7,8 +7,9 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,19 +32,50 @@ class Stored(NamedTuple):
 
 @contextmanager
 def alone(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """Make ``folder``, and wait until no other process is at work in it; a process that dies lets others in."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("w")
-    except OSError as error:
-        raise ConfigError(f"{folder}: cannot be written ({error.strerror}); give another out=...") from error
-    with file as lock:
+    """Make ``folder``, and wait until no other process is at work in it; a process that dies lets others in.
+
+    What is refused, or fails, before anything was finished there leaves no folder behind that it made.
+    """
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    with _locked(folder, say):
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            say(f"waiting for another process that makes {folder}")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+            yield
+        except BaseException:
+            if folder in made and not (folder / MADE).exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                with suppress(OSError):  # others have put something there
+                    for place in made[1:]:
+                        place.rmdir()
+            raise
+
+
+@contextmanager
+def _locked(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
+    while True:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = (folder / ".lock").open("w")
+        except OSError as error:
+            raise ConfigError(
+                f"{folder}: cannot be written ({error.strerror}); give another out=..."
+            ) from error
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                say(f"waiting for another process that makes {folder}")
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if _still(folder / ".lock", lock.fileno()):
+                yield
+                return
+
+
+def _still(path: Path, descriptor: int) -> bool:
+    """Whether the open file is the one at ``path``: whoever held it may have cleared it away."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def read(folder: Path) -> Stored | None:

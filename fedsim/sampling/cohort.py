@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from fedsim.errors import ConfigError
@@ -47,6 +47,10 @@ def check_cohorts(
     absent: Collection[int] = (),
 ) -> list[list[int]]:
     """Given cohorts, one per round: ids must exist, be distinct and not ``absent``; returned ascending."""
+    if isinstance(cohorts, str | Mapping) or not hasattr(cohorts, "__len__"):
+        raise ConfigError(
+            f"cohorts: got {type(cohorts).__name__}; expected one list of client ids a round: cohorts=[[0, 3], [1, 2]]"
+        )
     if len(cohorts) < rounds:
         raise ConfigError(
             f"cohorts: {len(cohorts)} rounds given, but rounds={rounds}; give one list of client ids a round"

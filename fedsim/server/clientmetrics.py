@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from operator import ne
+from typing import Any
 
 import numpy as np
 
@@ -113,3 +114,10 @@ def undefined(outcomes: Iterable[Outcome]) -> dict[str, list[int]]:
             if value != value:
                 found.setdefault(name if o.task == "fit" else f"{o.task}/{name}", []).append(o.client)
     return found
+
+
+def uncounted(measured: Mapping[str, Any]) -> str:
+    """The measured metrics that are NaN or infinite, by name; what may have none, groups of classes and the
+    divergence of clients from each other, is none of them."""
+    names = [k for k, v in measured.items() if isinstance(v, float) and not math.isfinite(v)]
+    return ", ".join(k for k in names if not k.endswith("_kl") and not set(k.split("/")) & set(GROUPS))

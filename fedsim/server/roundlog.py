@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fedsim.exchange.measured_tasks import is_measuring
 from fedsim.exchange.payload import Outcome
-from fedsim.server.clientmetrics import undefined
+from fedsim.server.clientmetrics import uncounted, undefined
 from fedsim.tracking.rows import ClientRows
 
 if TYPE_CHECKING:
@@ -76,6 +76,12 @@ class RoundLog:
             row["nan"] = nan
             named = "; ".join(f"{k} of client {', '.join(map(str, ids))}" for k, ids in nan.items())
             log.warning("round %d: %s is NaN and left out of means", number, named)
+        if names := uncounted(measured):
+            log.warning(
+                "round %d: %s: no finite number; look at the metric, or whether it counts any sample",
+                number,
+                names,
+            )
         row |= self._traffic("") | self._virtual()
         row |= {
             "seconds": 0.0,

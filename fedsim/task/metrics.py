@@ -176,26 +176,48 @@ def summed(name: str, found: Any, samples: int) -> Any:
     object that adds itself to its like and has a ``value()``.
 
     Raises:
-        ConfigError: for anything else.
+        ConfigError: for anything else, and for a count that counts nothing.
     """
     if isinstance(found, State) or hasattr(found, "value"):
         return found
     try:
+        if isinstance(found, str | bytes):
+            raise TypeError
         if isinstance(found, tuple | list):
             total, count = found
-            return Ratio(float(total), float(count))
+            return _ratio(name, float(total), float(count))
         return float(found) * samples
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise ConfigError(
             f"metrics: {name!r} gave {type(found).__name__}; expected one number (the mean) or (sum, count)"
         ) from error
+
+
+def _ratio(name: str, total: float, count: float) -> Ratio:
+    """(sum, count), of which a batch without anything to count gives (0, 0)."""
+    if not math.isfinite(count) or count < 0:
+        raise ConfigError(
+            f"metrics: {name!r} gave (sum, count) = ({total:g}, {count:g}); what was counted is a number >= 0"
+        )
+    if not count and total:
+        raise ConfigError(
+            f"metrics: {name!r} gave a sum of {total:g} over a count of 0; a batch with nothing to count gives (0, 0)"
+        )
+    return Ratio(total, count)
 
 
 def values(name: str, metric: Any, found: Any, samples: float) -> dict[str, Any]:
     """Numbers by name of what batches of ``samples`` in all came to."""
     if isinstance(found, State):
         return {f"{name}/{k}" if k else name: v for k, v in metric.value(found).items()}
-    return {name: found.value() if hasattr(found, "value") else found / samples}
+    if not hasattr(found, "value"):
+        return {name: found / samples}
+    try:
+        return {name: float(found.value())}
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"metrics: value() of what {name!r} gave must be one number ({type(error).__name__}: {error})"
+        ) from error
 
 
 def _kind(name: str, metric: Metric, state: str) -> str:

@@ -11,7 +11,9 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
+from problems import QUIET
 
+import fedsim
 from fedsim.config.check import validate
 from fedsim.config.compose import compose, load
 from fedsim.config.explain import explain, known_keys
@@ -226,6 +228,32 @@ class Part:
     def __init__(self, *, radius: float = 1.0) -> None:
         if radius < 0:
             raise ConfigError(f"strategy.radius={radius}: must not be negative")
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        (
+            "strategy._target_=strategies.fedavg.Fedavg",
+            r"no 'Fedavg' in 'strategies\.fedavg'; nearest is 'FedAvg'",
+        ),
+        ("strategy._target_=strategies.fedavg.Nope", r"no 'Nope' in 'strategies\.fedavg'; it has FedAvg"),
+        ("strategy._target_=strategies.fedavg", "is a module; name a class or function of it; it has FedAvg"),
+        ("strategy._target_=fedsim.models.dense.MLP", "MLP is no strategy; type strategy=NAME"),
+        (
+            "model._target_=fedsim.models.dense.MLPP",
+            r"no 'MLPP' in 'fedsim\.models\.dense'; nearest is 'MLP'",
+        ),
+        ("model._target_=strategies.fedavg.FedAvg", "FedAvg is no model; type model=NAME"),
+        ("partition._target_=fedsim.data.partition.irid", "nearest is 'iid'"),
+        ("partition._target_=fedsim.data.digits.digits", r"is no partition, which is called as \(labels"),
+        ("data._target_=math.pi", "is a float, neither a class nor a function"),
+    ],
+)
+def test_targets_that_are_not_there_or_of_another_kind_are_named(setting: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        fedsim.simulate([setting, *QUIET, "engine=serial", "rounds=1"])
+    assert str(caught.value).startswith(setting)
 
 
 @pytest.mark.parametrize(

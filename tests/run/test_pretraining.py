@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 import fedsim
 from fedsim.errors import ConfigError
 from fedsim.local.pretext import nt_xent
+from fedsim.models.dense import MLP
 from fedsim.run import pretraining
 
 DIGITS = (
@@ -251,6 +252,12 @@ def test_a_model_without_features_is_refused_simclr(tmp_path):
         ConfigError, match=r"SimCLR trains model.features\(x\) -> \(B, d\), which Sequential lacks"
     ):
         problem.run("pretrain=simclr", f"out={tmp_path}", model=model)
+
+
+def test_pretraining_that_is_refused_leaves_no_folder(tmp_path):
+    with pytest.raises(ConfigError, match="view: Strong shows images"):
+        classification().run("pretrain=simclr", f"out={tmp_path}", model=lambda: MLP((4,), 3, hidden=[5]))
+    assert not list(tmp_path.iterdir())
 
 
 def test_simclr_trains_what_lies_under_a_named_head(tmp_path):
