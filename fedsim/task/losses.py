@@ -15,6 +15,7 @@ from fedsim.data.local import Batch
 from fedsim.data.trees import Tree
 from fedsim.errors import ConfigError
 from fedsim.models.split import call as call
+from fedsim.models.split import logits_of
 
 LossFn = Callable[[Any, Any], Tensor]  # (model output, target), or (model, batch): see ``WholeLoss``
 Forward = Callable[[nn.Module, Tree], Any]  # (model, inputs) -> output
@@ -33,8 +34,8 @@ def own_loss(output: Any, y: Any) -> Tensor:
 
 
 def logits_cross_entropy(output: Any, y: Tensor) -> Tensor:
-    """Mean cross entropy of a model whose output holds ``logits`` (B, C)."""
-    return F.cross_entropy(output.logits, y)
+    """Mean cross entropy of a model whose output holds ``logits`` (B, C), or of logits that a method made of them."""
+    return F.cross_entropy(logits_of(output), y)
 
 
 class WholeLoss:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedsim.errors import ConfigError
+from fedsim.models.split import logits_of as logits_of
 from fedsim.task.losses import Forward, LossFn
 
 IGNORED = -100  # a target that has no part in the loss
@@ -160,11 +161,6 @@ def token_cross_entropy(output: Any, y: Tensor, *, shift: bool = True) -> Tensor
 def tokens(y: Tensor, *, shift: bool = True) -> Tensor:
     """How many tokens of y (B, T) are to be predicted."""
     return ((y[:, 1:] if shift else y) != IGNORED).sum()
-
-
-def logits_of(output: Any) -> Any:
-    """Logits of a model that returns them by name, or what it returns."""
-    return getattr(output, "logits", output)
 
 
 def _perplexity(found: Mapping[str, Any]) -> float:
