@@ -21,7 +21,7 @@ from clients.geometry import (
     merge_statistics,
 )
 from clients.ggeur import Filling, GgeurClient, GgeurPrivacy, unpack
-from fedsim.errors import ConfigError, TooFewUpdates
+from fedsim.errors import TooFewUpdates
 from fedsim.exchange.fold import Fold
 from fedsim.exchange.payload import Message, Payload, Replies
 from fedsim.server.exchanges import Server
@@ -120,16 +120,7 @@ class GGEUR(JudgesStatistics):
         self.base.check_cohort(size, most)
 
     def setup(self, task: Task, layout: Layout) -> None:
-        """The base's.
-
-        Raises:
-            ConfigError: for samples that are no vectors of numbers, whose covariance would be taken.
-        """
-        if task.example is not None and not isinstance(task.example, Tensor):
-            raise ConfigError(
-                "strategy=ggeur: takes the covariance of samples, so each must be one tensor of numbers; choose an "
-                "encoder that makes one (encoder=...), or another method"
-            )
+        """The base's."""
         self.base.setup(task, layout)
 
     def models(self, state: State) -> Mapping[str, Weights]:
