@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from clients.sgd import SGDClient
 from fedsim.data.local import Batch
 from fedsim.exchange.payload import Refusal, Update
 from fedsim.local.job import Job
+from fedsim.models.split import logits_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +36,10 @@ class FedNTDClient(SGDClient):
 
     def step(self, job: Job, w: Tensor, batch: Batch) -> Tensor:
         """One step on cross entropy plus distillation."""
-        teacher = job.forward(job.anchor, batch.x, _logits)
+        teacher = job.forward(job.anchor, batch.x, lambda m, x: logits_of(job.task.output(m, x)))
 
-        def loss(logits: Tensor, y: Tensor) -> Tensor:
+        def loss(output: Any, y: Tensor) -> Tensor:
+            logits = logits_of(output)
             distilled = not_true_distillation(logits, teacher, y, self.tau)
             return job.task.loss(logits, y) + self.beta * distilled
 
@@ -51,8 +54,3 @@ def not_true_distillation(logits: Tensor, teacher: Tensor, y: Tensor, tau: float
     others = others + (others >= y[:, None]).long()
     student, taught = (F.log_softmax(z.gather(1, others) / tau, dim=1) for z in (logits, teacher))
     return tau**2 * F.kl_div(student, taught, reduction="batchmean", log_target=True)
-
-
-def _logits(model: nn.Module, x: Tensor) -> Tensor:
-    out: Tensor = model(x)
-    return out

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from fedsim.data.local import Batch
 from fedsim.exchange.payload import Update
 from fedsim.local.job import Job
 from fedsim.local.optimiser import LocalSteps
+from fedsim.models.split import logits_of
 from fedsim.system.cost import forward_flops
 from fedsim.task.heads import HeadSlots
 from fedsim.task.layout import Layout
@@ -59,10 +60,11 @@ class HeteroFLClient(SGDClient):
             return super().step(job, w, batch)
         own = self._classes(job)
 
-        def loss(output: Tensor, y: Tensor) -> Tensor:
-            keep = torch.zeros(output.shape[-1], dtype=output.dtype, device=output.device)
+        def loss(output: Any, y: Tensor) -> Tensor:
+            z = logits_of(output)
+            keep = torch.zeros(z.shape[-1], dtype=z.dtype, device=z.device)
             keep[own] = 1
-            return job.task.loss(output * keep, y)
+            return job.task.loss(z * keep, y)
 
         return job.sgd(w, job.grad(w, batch, loss=loss))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -12,6 +13,7 @@ from clients.sgd import SGDClient
 from fedsim.data.local import Batch
 from fedsim.exchange.payload import Update
 from fedsim.local.job import Job
+from fedsim.models.split import logits_of
 from fedsim.task.heads import Head
 
 
@@ -49,8 +51,8 @@ class LogitAdjustClient(SGDClient):
     def step(self, job: Job, w: Tensor, batch: Batch) -> Tensor:
         """SGD on the adjusted loss."""
 
-        def loss(logits: Tensor, y: Tensor) -> Tensor:
-            return job.task.loss(logits + job.keep["shift"], y)
+        def loss(output: Any, y: Tensor) -> Tensor:
+            return job.task.loss(logits_of(output) + job.keep["shift"], y)
 
         return job.sgd(w, job.grad(w, batch, loss=loss))
 

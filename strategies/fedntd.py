@@ -17,7 +17,7 @@ from strategies.fedavg import FedAvg
 class FedNTD(FedAvg):
     """FedAvg whose clients keep the received model's view of the classes that a sample does not have."""
 
-    traits: ClassVar[Traits] = replace(FedAvg.traits, labels=True)
+    traits: ClassVar[Traits] = replace(FedAvg.traits, labels=True, logits=True)
     beta: float
     tau: float
 

@@ -3,7 +3,6 @@ Clients, AAAI 2022 (Algorithm 1)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -11,7 +10,7 @@ from clients.base import Client
 from clients.fedproto import FedProtoClient
 from fedsim.exchange.fold import Fold
 from fedsim.exchange.payload import Message, Payload, Replies
-from fedsim.server.clientmetrics import over_clients
+from fedsim.server.clientmetrics import means, over_clients
 from fedsim.server.exchanges import Server
 from fedsim.server.round import Round
 from fedsim.server.traits import ClientQuestion, Traits
@@ -92,9 +91,7 @@ class FedProto(FedAvg):
         if self.share == "model" or not server.test_size:
             return super().evaluate(server, state)
         message, everybody = self.message(state, server.round), server.clients
-        found = server.exchange(message, {}, task="test", clients=everybody).ok
-        metrics: list[Mapping[str, float]] = [o.metrics for o in found]
-        return {k: sum(m[k] for m in metrics) / len(metrics) for k in (metrics[0] if metrics else ())}
+        return means(server.exchange(message, {}, task="test", clients=everybody).ok)
 
     def evaluate_clients(self, server: Server, state: State) -> dict[str, float]:
         """Numbers over all clients, each on its own test samples, with the prototypes at hand."""

@@ -9,6 +9,7 @@ from clients.base import Client
 from clients.local import LocalClient
 from fedsim.exchange.fold import Fold
 from fedsim.exchange.payload import Replies
+from fedsim.server.clientmetrics import means
 from fedsim.server.exchanges import Server
 from fedsim.server.round import Round
 from fedsim.server.traits import Traits
@@ -41,6 +42,5 @@ class LocalOnly(Strategy):
         if not server.test_size:
             return {}
         found = server.exchange(self.message(state, server.round), {}, task="test", clients=server.clients)
-        metrics = [o.metrics for o in found.ok]
-        out = {k: sum(m[k] for m in metrics) / len(metrics) for k in metrics[0]}
-        return out | ({"worst/accuracy": min(m["accuracy"] for m in metrics)} if "accuracy" in out else {})
+        out, each = means(found.ok), [o.metrics["accuracy"] for o in found.ok if "accuracy" in o.metrics]
+        return out | ({"worst/accuracy": min(each)} if each else {})

@@ -28,7 +28,7 @@ class LogitAdjust(FedAvg):
     are asked for once, before the first round.
     """
 
-    traits: ClassVar[Traits] = replace(FedAvg.traits, labels=True)
+    traits: ClassVar[Traits] = replace(FedAvg.traits, labels=True, logits=True)
     tau: float
     prior: str
     counting: ClassVar[Fold] = {"counts": "sum"}

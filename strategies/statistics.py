@@ -12,7 +12,7 @@ from fedsim.server.traits import ClientQuestion
 from strategies.base import Strategy, miscounted
 
 WHY = "clients of GGEUR send mean and covariance of each class without this noise; type strategy=fedavg"
-SAID: dict[str, Any] = {"meets_all_clients": True, "labels": True, "discloses": WHY}
+SAID: dict[str, Any] = {"meets_all_clients": True, "labels": True, "vectors": True, "discloses": WHY}
 
 
 class JudgesStatistics:

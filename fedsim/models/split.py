@@ -32,6 +32,11 @@ def call(model: Callable[..., Any], x: Any) -> Any:
     return model(*x) if isinstance(x, tuple) else model(x)
 
 
+def logits_of(output: Any) -> Any:
+    """Logits of a model that returns them by name, or what it returns."""
+    return getattr(output, "logits", output)
+
+
 def with_head(model: nn.Module, pattern: str | None) -> nn.Module:
     """``model`` with the submodule that ``pattern`` names as its head; itself where there is none. Shares all tensors.
 
@@ -78,7 +83,8 @@ def features_of(model: nn.Module, x: Any) -> Tensor:
 
 
 def features_and_output(model: nn.Module, x: Any) -> tuple[Tensor, Any]:
-    """Features, and what the head makes of them; with a named head, what the whole model does."""
+    """Features, and what the head makes of them; with a named head, what the whole model does: its logits, where it
+    returns them by name."""
     if named_head(model) is None:
         z = features_of(model, x)
         return z, model.head(z)  # type: ignore[operator]
@@ -89,7 +95,7 @@ def features_and_output(model: nn.Module, x: Any) -> tuple[Tensor, Any]:
             f"model.head={named_head(model)}: {_kind(model)} calls it {len(given)} times in a forward pass; name the "
             "module that gives the output, called once"
         )
-    return given[0], output
+    return given[0], logits_of(output)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from fedsim.config.parts import part, typed
 from fedsim.config.schema import ClientConfig
@@ -27,7 +28,7 @@ from fedsim.run.given import Given
 from fedsim.run.misspelt import misspelt
 from fedsim.sampling.rules import Sampler
 from fedsim.server.traits import ChecksCohort, StrategyLike, Traits, aggregator_of, missing
-from fedsim.task.heads import HeadSlots, check_body, check_features, check_named_head
+from fedsim.task.heads import HeadSlots, check_body, check_features, check_logits, check_named_head
 from fedsim.task.layout import Layout
 from fedsim.task.task import Task
 
@@ -245,6 +246,13 @@ def check_task(method: StrategyLike, task: Task, data: FederatedData, buffers: s
     if traits.features:
         check_features(task, name)
         check_named_head(task)
+    if traits.logits:
+        check_logits(task, name)
+    if traits.vectors and not isinstance(task.example, Tensor | None):
+        raise ConfigError(
+            f"data: {name} computes with samples that are one tensor, an embedding or an image; choose an encoder that "
+            "makes one (encoder=...), or another method"
+        )
     if traits.body:
         check_body(task, name)
     if traits.linear_head:

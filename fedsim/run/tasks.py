@@ -22,7 +22,7 @@ from fedsim.task.losses import (
     weighed,
 )
 from fedsim.task.metrics import admitted_metrics
-from fedsim.task.problems import Problem
+from fedsim.task.problems import Problem, tokens_of
 from fedsim.task.task import Task
 
 IDLE = {
@@ -84,6 +84,12 @@ def _check_loss(config: DictConfig, loss: Any) -> None:
                 f"loss: {type(loss).__name__} has the parameter '{trained[0]}' of its own, which nobody would train; "
                 "make it a part of the model, or type .requires_grad_(False)"
             )
+    own, measured = options.get("ignore_index"), config.task.get("ignore_index")
+    if own is not None and measured is not None and own != measured:
+        raise ConfigError(
+            f"loss: leaves out the class {own}, metrics leave out task.ignore_index={measured}; type "
+            f"task.ignore_index={own}"
+        )
     for key, idle in IDLE.items():
         value = config.task.get(key, idle)
         if value is not None and value != idle and not OmegaConf.is_dict(value):
@@ -95,7 +101,10 @@ def task_of(problem: Problem, model: nn.Module, output: Any = None, **known: Any
     metrics = None if problem.metrics is None else admitted_metrics(problem.metrics)
     loss = admitted_loss(problem.loss) if problem.loss is not None else _natural(output)
     kinds = {"count": problem.count, "derived": problem.derived, "besides": problem.besides}
-    return Task(model, loss, metrics, forward=problem.forward, weighed=weighed(loss), **kinds, **known)  # type: ignore[arg-type]
+    x = known.get("example")
+    y = x.get("labels") if isinstance(x, Mapping) else None
+    units = tokens_of(output, y) if loss is own_loss else weighed(loss)
+    return Task(model, loss, metrics, forward=problem.forward, weighed=units, **kinds, **known)  # type: ignore[arg-type]
 
 
 def _natural(output: Any) -> Any:

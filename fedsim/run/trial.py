@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import warnings
 from collections.abc import Iterator, Mapping
@@ -26,6 +27,8 @@ from fedsim.task.merging import check_merging
 from fedsim.task.metrics import Counted, State, values
 from fedsim.task.problems import Problem, logits_of
 from fedsim.task.task import Task, target
+
+log = logging.getLogger(__name__)
 
 
 def output(module: nn.Module, x: Tree, dtype: torch.dtype, normalize: Normalize | None = None) -> Any:
@@ -140,13 +143,14 @@ def check_measures(task: Task, batch: Batch, dtype: torch.dtype) -> None:
         kind = "a class" if isinstance(task.loss, type) else f"a {type(task.loss).__name__}"
         raise ConfigError(f"loss: is {kind}; expected a function (output, y) -> tensor; {made}")
     plain = task.loss is cross_entropy and task.metrics is None and task.forward is None
-    if plain or not batch.size:
+    if (plain and isinstance(target(batch), Tensor)) or not batch.size:
         return
     try:
         with tried(task.model, dtype) as model, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             counted = {k: m for k, m in (task.metrics or {}).items() if isinstance(m, Counted)}
             _check_loss(task.value(model, copied_batch(batch)))
+            _say_spread(task, model, copied_batch(batch))
             first = task.measured(model, copied_batch(batch))
             again = task.measured(model, copied_batch(batch))
             for name in task.metrics or {}:
@@ -159,10 +163,34 @@ def check_measures(task: Task, batch: Batch, dtype: torch.dtype) -> None:
     except Exception as error:  # any of the user's
         said = str(error).strip().splitlines() or [""]
         what = "loss or metrics" if task.metrics else "loss"
+        way = "Both are called as (output, y)"
+        if task.loss is cross_entropy:
+            way = (
+                "No loss was given, so it is cross entropy, of logits and one array of targets; give loss=..."
+            )
         raise ConfigError(
             f"task: the {what} cannot be computed for two samples of {type(task.model).__name__}: "
-            f"{type(error).__name__}: {said[-1]}. Both are called as (output, y)"
+            f"{type(error).__name__}: {said[-1]}. {way}"
         ) from error
+
+
+def _say_spread(task: Task, module: nn.Module, batch: Batch) -> None:
+    """Say it where outputs (2, 1) and targets (2,) meet each with each, which torch does without being asked."""
+    y = target(batch)
+    if type(task.loss) is WholeLoss or not isinstance(y, Tensor) or y.dim() != 1:
+        return
+    output = task.output(module, batch.x)
+    if not isinstance(output, Tensor) or output.shape != (len(y), 1) or len(y) < 2:
+        return
+    try:
+        spread, one_by_one = float(task.loss(output, y)), float(task.loss(output.squeeze(1), y))
+    except Exception:  # any of the user's: one that takes only the shape it was given
+        return
+    if not math.isclose(spread, one_by_one, rel_tol=1e-4, abs_tol=1e-6):
+        log.warning(
+            "loss: outputs (n, 1) and targets (n,) are compared each with each, an (n, n) table; type "
+            "task=regression, or a loss of output.squeeze(1), if sample i belongs to target i"
+        )
 
 
 def _check_loss(found: Any) -> None:
@@ -205,7 +233,7 @@ def check_labels(data: FederatedData, found: Any, name: str) -> None:
     found, y = logits_of(found), data.dataset.train.labels
     if y is None:
         if not isinstance(data.dataset.train, Samples) or data.dataset.train.y is not None:
-            return
+            return  # trees, or of a collate function: tried in ``check_measures``
         raise ConfigError(
             "data: there are no targets, and the model works out no loss by itself; give loss=..., or targets"
         )
@@ -229,6 +257,8 @@ def _check_labels(data: FederatedData, found: Any, y: Tensor, name: str) -> None
             cross_entropy(found, y[:2].to(found.dtype) if y.is_floating_point() else y[:2])
     except Exception as error:  # torch raises several types
         one_hot = " (one-hot rows? Hand over y.argmax(1))" if y.dim() == 2 else ""
+        if not y.is_floating_point() and found.dim() == 3 and found.shape[:2] == y[:2].shape:
+            one_hot = " (a class for each token? Type task=language_model task.shift=false)"
         raise ConfigError(
             f"model: {name} gives {tuple(found.shape)} for two samples, which does not fit targets of shape "
             f"{tuple(y[:2].shape)} under cross entropy{one_hot}; change the model or give loss=..."

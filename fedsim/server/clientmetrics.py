@@ -54,10 +54,11 @@ def over_clients(
     for o in outcomes:
         if domains is not None and (name := domains[o.client]) is not None:
             members.setdefault(name, []).append(o)
-    return out | over_domains({name: _means(found) for name, found in members.items()})
+    return out | over_domains({name: means(found) for name, found in members.items()})
 
 
-def _means(outcomes: Sequence[Outcome]) -> dict[str, float]:
+def means(outcomes: Sequence[Outcome]) -> dict[str, float]:
+    """The plain mean of each metric over those that have it; NaN is left out."""
     names = dict.fromkeys(k for o in outcomes for k in o.metrics)
     having = {k: [v for o in outcomes if (v := o.metrics.get(k, math.nan)) == v] for k in names}
     return {k: sum(values) / len(values) if values else math.nan for k, values in having.items()}

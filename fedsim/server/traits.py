@@ -64,11 +64,13 @@ class Traits:
     silent: tuple[tuple[str, ...], ...] = ()
     changes_base: bool = False  # adds to the bases of low-rank adapters (``fedsim.task.lowrank``)
     features: bool = False  # needs model.features(x) -> (B, d) and model.head, or a head named by model.head=
+    logits: bool = False  # computes with the logits (B, C) that the model gives
     linear_head: bool = False  # needs a head that is one linear layer
     body: bool = False  # needs parameters to train outside the head
     batch_norm: bool = False  # differs from others by what it does with BatchNorm layers alone
     # of the data
     labels: bool = False  # needs class labels, one a sample
+    vectors: bool = False  # needs samples that are one tensor, embeddings or images
     # who must have labelled samples (``data.labelled``)
     labelled: Literal["client", "server", "any"] = "client"
     unlabelled: bool = False  # needs samples without labels too

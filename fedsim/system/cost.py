@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fedsim.data.local import Batch
+from fedsim.data.trees import Tree
 from fedsim.errors import ConfigError
+from fedsim.models.split import call
 from fedsim.task.copies import copied
 from fedsim.task.fixed import converted
 from fedsim.task.task import Task
@@ -30,10 +32,10 @@ class Cost:
 SAMPLES = Cost(1.0, 1 / 3)  # a backward pass is twice a forward pass
 
 
-def forward_flops(model: nn.Module, x: Tensor) -> int:
+def forward_flops(model: nn.Module, x: Tree) -> int:
     """Flops of a forward pass over ``x``, as torch counts them; the model stays in its mode."""
     with torch.no_grad(), torch.random.fork_rng(devices=[]), FlopCounterMode(display=False) as counter:
-        model(x)
+        call(model, x)
     return int(counter.get_total_flops())
 
 

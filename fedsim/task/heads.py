@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from fedsim.errors import ConfigError
-from fedsim.models.split import features_of, head_of, named_head, splits
+from fedsim.models.split import features_of, head_of, logits_of, named_head, splits
 from fedsim.rng import torch_rng
 from fedsim.task.layout import Layout, Slot
 from fedsim.task.task import Task
@@ -131,20 +132,42 @@ def check_named_head(task: Task) -> None:
     name = named_head(task.model)
     if name is None or task.example is None:
         return
-    modes = [(m, m.training) for m in task.model.modules()]
-    task.model.eval()
-    try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            z = features_of(task.model, _like(task.model, task.example))
-    finally:
-        for m, training in modes:
-            m.training = training
+    z = _tried(task, features_of)
     if not isinstance(z, Tensor) or z.dim() != 2:
         shape = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
         raise ConfigError(
             f"model.head={name}: what goes into it is {shape} for two samples, expected (2, d); name a module that is "
             "given one vector of features a sample"
         )
+
+
+def check_logits(task: Task, method: str) -> None:
+    """Refuse a model that gives no logits (B, C) for the task's example.
+
+    Raises:
+        ConfigError: naming what it gives.
+    """
+    if task.example is None:
+        return
+    found = logits_of(_tried(task, task.output))
+    if not isinstance(found, Tensor) or found.dim() != 2:
+        shape = tuple(found.shape) if isinstance(found, Tensor) else f"a {type(found).__name__}"
+        raise ConfigError(
+            f"model: {method} computes with logits (B, C), but {type(task.model).__name__} gives {shape} for two "
+            "samples; give a model that returns them, or type strategy=fedavg"
+        )
+
+
+def _tried(task: Task, use: Callable[[nn.Module, Any], Any]) -> Any:
+    """What ``use`` makes of model and example, in evaluation mode; nobody's generators are touched."""
+    modes = [(m, m.training) for m in task.model.modules()]
+    task.model.eval()
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            return use(task.model, _like(task.model, task.example))
+    finally:
+        for m, training in modes:
+            m.training = training
 
 
 def _like(model: nn.Module, x: Any) -> Any:

@@ -15,9 +15,11 @@ from fedsim.data.local import Batch
 from fedsim.data.trees import Tree
 from fedsim.errors import ConfigError
 from fedsim.models.split import call as call
+from fedsim.models.split import logits_of
 
 LossFn = Callable[[Any, Any], Tensor]  # (model output, target), or (model, batch): see ``WholeLoss``
 Forward = Callable[[nn.Module, Tree], Any]  # (model, inputs) -> output
+IGNORED = -100  # what torch's cross entropy leaves out
 MODEL_NAMES = ("model", "module", "net", "network")  # a first parameter of such a name is the model itself
 
 
@@ -33,8 +35,8 @@ def own_loss(output: Any, y: Any) -> Tensor:
 
 
 def logits_cross_entropy(output: Any, y: Tensor) -> Tensor:
-    """Mean cross entropy of a model whose output holds ``logits`` (B, C)."""
-    return F.cross_entropy(output.logits, y)
+    """Mean cross entropy of a model whose output holds ``logits`` (B, C), or of logits that a method made of them."""
+    return F.cross_entropy(logits_of(output), y)
 
 
 class WholeLoss:
@@ -88,23 +90,26 @@ def is_binary(loss: Any) -> bool:
 
 
 def weighed(loss: Any) -> Callable[[Any], float] | None:
-    """``(y) -> float``, what torch's cross entropy with weights of classes divides by: those of a batch's targets.
+    """``(y) -> float``, what torch's cross entropy divides by: how many targets of a batch are not ignored, or the sum
+    of their classes' weights.
 
     ``None`` for other losses, which are means over their batch.
     """
+    options: dict[str, Any] = {}
     if isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss):
-        weight, ignored = loss.weight, loss.ignore_index
+        options = {"weight": loss.weight, "ignore_index": loss.ignore_index}
     elif isinstance(loss, partial) and loss.func in (F.cross_entropy, F.nll_loss):
-        weight, ignored = loss.keywords.get("weight"), loss.keywords.get("ignore_index", -100)
-    else:
+        options = loss.keywords
+    elif not any(loss is f for f in (cross_entropy, logits_cross_entropy, F.cross_entropy, F.nll_loss)):
         return None
-    return None if weight is None else partial(_weight, weight=weight, ignored=ignored)
+    return partial(_weight, weight=options.get("weight"), ignored=options.get("ignore_index", IGNORED))
 
 
-def _weight(y: Any, *, weight: Tensor, ignored: int) -> float:
+def _weight(y: Any, *, weight: Tensor | None, ignored: int) -> float:
     if y.is_floating_point():  # probabilities (B, C, ...): a mean over samples
         return float(y.numel() / y.shape[1])
-    return float(weight.to(y.device)[y[y != ignored].long()].double().sum())
+    kept = y != ignored
+    return float(kept.sum() if weight is None else weight.to(y.device)[y[kept].long()].double().sum())
 
 
 def admitted_loss(loss: LossFn) -> LossFn:

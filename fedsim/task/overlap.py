@@ -18,6 +18,7 @@ class Overlap:
 
     def __call__(self, output: Tensor, y: Tensor) -> OverlapCount:
         """Pixels (3, C) of both, of the guess and of the target."""
+        y = y.long()
         kept = y != self.ignored
         guess, y = output.argmax(1)[kept], y[kept]
         counted = [torch.bincount(t, minlength=self.num_classes) for t in (y[guess == y], guess, y)]

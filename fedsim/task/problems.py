@@ -13,9 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedsim.errors import ConfigError
-from fedsim.task.losses import Forward, LossFn
-
-IGNORED = -100  # a target that has no part in the loss
+from fedsim.models.split import logits_of as logits_of
+from fedsim.task.losses import IGNORED, Forward, LossFn
 
 
 @dataclass(frozen=True)
@@ -85,14 +84,14 @@ def regression(
 def segmentation(
     *, num_classes: int, ignore_index: int = IGNORED, metrics: Mapping[str, Any] | None = None
 ) -> Problem:
-    """A class for every pixel, targets (B, H, W): cross entropy of logits (B, C, H, W), without pixels of
-    ``ignore_index``. ``accuracy`` of pixels and ``iou``, the mean intersection over union of the classes that occur in
-    target or guess over the whole set, are measured."""
+    """A class for every pixel, whole numbers (B, H, W) of any width: cross entropy of logits (B, C, H, W), without
+    pixels of ``ignore_index``. ``accuracy`` of pixels and ``iou``, the mean intersection over union of the classes that
+    occur in target or guess over the whole set, are measured."""
     from fedsim.task.overlap import Overlap
 
     own = {"accuracy": partial(_pixel_hits, ignored=ignore_index), "iou": Overlap(num_classes, ignore_index)}
     return Problem(
-        partial(F.cross_entropy, ignore_index=ignore_index),
+        partial(pixel_cross_entropy, num_classes=num_classes, ignored=ignore_index),
         own | dict(metrics or {}),
         count=partial(_counted, ignored=ignore_index),
     )
@@ -148,9 +147,31 @@ def pinball(output: Any, y: Tensor, quantiles: Sequence[float]) -> Tensor:
     return torch.maximum(q * error, (q - 1) * error).mean()
 
 
+def pixel_cross_entropy(output: Any, y: Tensor, *, num_classes: int, ignored: int) -> Tensor:
+    """Mean over pixels but those that are ``ignored``; logits (B, C, H, W), y (B, H, W).
+
+    Raises:
+        ConfigError: if the model gives another number of classes, or a pixel is of none of them.
+    """
+    logits = logits_of(output)
+    if logits.shape[1] != num_classes:
+        raise ConfigError(
+            f"task.num_classes={num_classes}: but the model gives {logits.shape[1]} logits for each pixel; change one "
+            "of them"
+        )
+    try:
+        return F.cross_entropy(logits, y.long(), ignore_index=ignored)
+    except IndexError:
+        odd = [c for c in torch.unique(y).tolist() if c != ignored and not 0 <= c < num_classes]
+        raise ConfigError(
+            f"task: a pixel has the class {odd[0]}, of task.num_classes={num_classes}; type task.ignore_index={odd[0]} "
+            "if such pixels are to be left out"
+        ) from None
+
+
 def token_cross_entropy(output: Any, y: Tensor, *, shift: bool = True) -> Tensor:
     """Mean over the tokens that have a target; logits (B, T, V), y (B, T). Nothing to predict gives zero."""
-    logits = logits_of(output)
+    logits, y = logits_of(output), y.long()
     if shift:
         logits, y = logits[:, :-1], y[:, 1:]
     total = F.cross_entropy(logits.flatten(0, 1), y.flatten(), ignore_index=IGNORED, reduction="sum")
@@ -159,12 +180,19 @@ def token_cross_entropy(output: Any, y: Tensor, *, shift: bool = True) -> Tensor
 
 def tokens(y: Tensor, *, shift: bool = True) -> Tensor:
     """How many tokens of y (B, T) are to be predicted."""
-    return ((y[:, 1:] if shift else y) != IGNORED).sum()
+    return ((y[:, 1:] if shift else y).long() != IGNORED).sum()
 
 
-def logits_of(output: Any) -> Any:
-    """Logits of a model that returns them by name, or what it returns."""
-    return getattr(output, "logits", output)
+def tokens_of(output: Any, y: Any) -> Callable[[Any], Any] | None:
+    """What the loss that a model gave for targets ``y`` (B, T) is the mean of: its tokens, shifted or not, found by
+    computing both; ``None`` where it is neither."""
+    z = logits_of(output)
+    if not (isinstance(z, Tensor) and isinstance(y, Tensor)) or z.dim() != 3 or z.shape[:2] != y.shape:
+        return None
+    for shift in (True, False):
+        if math.isclose(float(output.loss), float(token_cross_entropy(z, y, shift=shift)), rel_tol=1e-4):
+            return partial(tokens, shift=shift)
+    return None
 
 
 def _perplexity(found: Mapping[str, Any]) -> float:
@@ -175,7 +203,7 @@ def _perplexity(found: Mapping[str, Any]) -> float:
 
 
 def _token_hits(output: Any, y: Tensor, *, shift: bool) -> tuple[float, float]:
-    logits = logits_of(output)
+    logits, y = logits_of(output), y.long()
     if shift:
         logits, y = logits[:, :-1], y[:, 1:]
     kept = y != IGNORED
@@ -183,12 +211,12 @@ def _token_hits(output: Any, y: Tensor, *, shift: bool) -> tuple[float, float]:
 
 
 def _pixel_hits(output: Tensor, y: Tensor, *, ignored: int) -> tuple[float, float]:
-    kept = y != ignored
+    kept = y.long() != ignored  # of bytes, -100 would be 156
     return float(((output.argmax(1) == y) & kept).sum()), float(kept.sum())
 
 
 def _counted(y: Tensor, *, ignored: int) -> Tensor:
-    return (y != ignored).sum()
+    return (y.long() != ignored).sum()
 
 
 def _label_hits(output: Any, y: Tensor, *, cut: float) -> tuple[float, int]:

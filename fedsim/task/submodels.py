@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.errors import ConfigError
+from fedsim.models.split import call
 from fedsim.task.layout import Layout
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-def narrow(model: nn.Module, width: float, example: Tensor, scale: bool = False) -> tuple[nn.Module, Tensor]:
+def narrow(model: nn.Module, width: float, example: Any, scale: bool = False) -> tuple[nn.Module, Tensor]:
     """A copy of ``model`` with ``ceil(width * n)`` of the ``n`` units of each hidden layer, and its places.
 
     What comes into a layer is found by running ``example`` (B, ...) through; the last layer keeps its outputs. With
@@ -101,7 +102,7 @@ def _shrink(layer: nn.Module, x: Tensor, width: float, cut: Callable[..., None])
         )
 
 
-def _called(model: nn.Module, example: Tensor) -> list[nn.Module]:
+def _called(model: nn.Module, example: Any) -> list[nn.Module]:
     """Layers with parameters of their own, in the order of their first call."""
     order: list[nn.Module] = []
 
@@ -116,10 +117,10 @@ def _called(model: nn.Module, example: Tensor) -> list[nn.Module]:
     return order
 
 
-def _forward(model: nn.Module, example: Tensor) -> None:
+def _forward(model: nn.Module, example: Any) -> None:
     modes = [(m, m.training) for m in model.modules()]
     model.eval()
     with torch.no_grad():
-        model(example)
+        call(model, example)
     for m, training in modes:
         m.training = training

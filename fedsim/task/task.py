@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fedsim.data.local import Batch
 from fedsim.data.trees import Tree
+from fedsim.models.split import logits_of
 from fedsim.task.copies import Portable
 from fedsim.task.habits import UNKNOWN, Habits
 from fedsim.task.losses import Forward, LossFn, WholeLoss, call, cross_entropy, itself, takes_model
@@ -125,23 +126,22 @@ class Task:
         else:
             units = float(units_of(y))
             out["loss"] = Ratio(float(loss) * units if units else 0.0, units)
-        shown = getattr(output, "logits", output) if metrics else None
+        shown = logits_of(output)
         for name, metric in metrics.items():
             out[name] = summed(name, metric(shown, y), n)
         if self.by_class:
-            guess = guesses(output)
+            guess = guesses(shown)
             counted = [torch.bincount(t, minlength=self.by_class) for t in (y[guess == y], y, guess)]
             out["by_class"] = torch.stack([t[: self.by_class] for t in counted]).cpu()
         if self.confusion:
-            out["taken_for"] = confusion_of(y, guesses(output), self.confusion)
+            out["taken_for"] = confusion_of(y, guesses(shown), self.confusion)
         return out
 
     def _guessed(self, output: Any, y: Any) -> bool:
         """Whether ``y`` (B,) are class labels, and ``output`` has a logit for each, or one for two classes."""
         if not isinstance(y, Tensor) or y.is_floating_point() or y.dim() != 1:
             return False
-        if not isinstance(output, Tensor):
-            output = getattr(output, "logits", None)
+        output = logits_of(output)
         if not isinstance(output, Tensor) or output.dim() > 2:
             return False
         logits = output.shape[1] if output.dim() == 2 else 1

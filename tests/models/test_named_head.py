@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import pickle
+from typing import NamedTuple
 
 import problems
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from fedsim.errors import ConfigError
 from fedsim.models.split import features_and_output, features_of, head_of, with_head
@@ -99,6 +101,56 @@ def test_a_method_computes_what_it_does_with_a_model_that_has_the_names(method):
     )
     assert problems.hashes(found) == problems.hashes(expected)
     assert list(found.weights) == list(built(Net, True).state_dict())
+
+
+class Told(NamedTuple):
+    """What models of libraries return."""
+
+    logits: torch.Tensor
+    hidden: torch.Tensor
+
+
+class Telling(Net):
+    """Its logits are part of what it returns."""
+
+    def forward(self, x):
+        h = self.net["body"](x)
+        return Told(self.last()(h), h)
+
+
+@pytest.mark.parametrize("name", (*SPLIT_METHODS, "fedntd", "logit_adjust", "heterofl", "fedossl", "fens"))
+def test_logits_by_name_are_logits(name):
+    """The same bits and numbers, by class too, as of a model that returns the logits alone."""
+    settings = [f"strategy={name}", "model.head=classifier", "rounds=2", "evaluation.by_class=true"]
+    settings += ["evaluation.every=1"]
+    plain, telling = (
+        problems.classification(model=built(kind, False)).run(*settings) for kind in (Net, Telling)
+    )
+    assert problems.hashes(plain) == problems.hashes(telling)
+    numbers = [{k: v for k, v in r.rows[-1].items() if "seconds" not in k} for r in (plain, telling)]
+    assert repr(numbers[0]) == repr(numbers[1])
+
+
+class Several(nn.Linear):
+    """Gives more than its logits, from a sample that has a name."""
+
+    def forward(self, pixels):
+        return super().forward(pixels), pixels
+
+
+@pytest.mark.parametrize(
+    ("strategy", "words"),
+    [
+        ("fedntd", "FedNTD computes with logits .B, C., but Several gives a tuple"),
+        ("logit_adjust", "LogitAdjust computes with logits"),
+        ("ggeur", "GGEUR computes with samples that are one tensor"),
+    ],
+)
+def test_what_a_method_cannot_compute_with_is_refused(strategy, words):
+    clients = [({"pixels": x}, y) for x, y in problems.classes()]
+    problem = problems.classification(model=lambda: Several(4, 3), clients=clients, test=None)
+    with pytest.raises(ConfigError, match=words):
+        problem.run(f"strategy={strategy}", loss=lambda out, y: F.cross_entropy(out[0], y))
 
 
 @pytest.mark.slow

@@ -69,3 +69,23 @@ def test_a_common_validation_set_would_use_samples_of_excluded_clients() -> None
         ConfigError, match=r"exclude=\[0\]: evaluation.validation draws .*client_validation=0.1"
     ):
         train(PLAIN, TEST, None, *settings)
+
+
+def test_a_loss_and_metrics_that_leave_out_different_classes_are_refused() -> None:
+    words = r"loss: leaves out the class 255, metrics leave out task.ignore_index=-100; type task.ignore_index=255"
+    with pytest.raises(ConfigError, match=words):
+        settings = ("task=segmentation", "task.num_classes=3")
+        train(PLAIN, TEST, None, *settings, loss=nn.CrossEntropyLoss(ignore_index=255))
+
+
+def test_targets_with_names_need_a_loss() -> None:
+    named = [(x, {"class": y}) for x, y in PLAIN]
+    with pytest.raises(ConfigError, match=r"No loss was given, so it is cross entropy, .* give loss="):
+        train(named, None)
+
+
+@pytest.mark.parametrize(("loss", "said"), [(F.mse_loss, True), (lambda o, y: F.mse_loss(o[:, 0], y), False)])
+def test_outputs_and_targets_that_meet_each_with_each_are_said(loss: Any, said: bool, caplog: Any) -> None:
+    numbers = [(x, x.sum(1)) for x, _ in PLAIN]
+    train(numbers, None, linear(1), "rounds=1", loss=loss)
+    assert ("are compared each with each" in caplog.text) == said
