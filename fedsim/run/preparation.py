@@ -155,7 +155,7 @@ def plan(
     that some clients train instead (``fedsim.run.architectures``)."""
     local = prepared(typed(config.client, ClientConfig), config.rounds)
     attack, attackers = participants.attack(config)
-    if isinstance(attack, Planting) and attackers:
+    if attack and attackers and len(data.dataset.train):
         attack = attack.fitted(data.dataset)
     return Plan(
         task=task,
