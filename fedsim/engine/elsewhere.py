@@ -13,7 +13,9 @@ from typing import Any
 from fedsim.task.outside import changed, code_of, noted, users
 from fedsim.task.task import Task
 
-FOR_CLIENTS = "Update.state keeps what a client needs in later rounds, Update.metrics reports numbers, job.rng(...) draws"
+FOR_CLIENTS = (
+    "Update.state keeps what a client needs in later rounds, Update.metrics reports numbers, job.rng() draws"
+)
 FOR_MODELS = "An attribute of a layer (self.n) starts anew with each client, metrics= reports numbers"
 
 

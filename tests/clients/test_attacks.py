@@ -26,7 +26,7 @@ from clients.attacks import ALIE, IPM, Attacked, Mimic, SignFlip, alie_z
 from clients.sgd import SGDClient
 from fedsim.config.check import validate
 from fedsim.config.compose import compose
-from fedsim.errors import ClientError, ConfigError
+from fedsim.errors import ConfigError
 from fedsim.exchange.fold import Folder, combine
 from fedsim.exchange.payload import Outcome
 from fedsim.server.collusion import Collusion, draw_attackers
