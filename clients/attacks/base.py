@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from fedsim.data.dataset import Dataset
 from fedsim.errors import check_setting
 from fedsim.exchange.packing import pack, unpack
 from fedsim.exchange.payload import Payload, Update
@@ -46,6 +47,14 @@ class Attack:
     def changes_vectors(self) -> bool:
         """Whether it changes the vectors that are sent."""
         return self.omniscient or type(self).corrupt is not Attack.corrupt
+
+    def fitted(self, data: Dataset) -> Attack:
+        """The attack on ``data``, with all values filled in that follow from it; asked before anything starts.
+
+        Raises:
+            ConfigError: the data have not what the attack needs.
+        """
+        return self
 
     def wrap(self, client: Any, attackers: frozenset[int]) -> Any:
         """``client`` with this attack around it; honest for all ids but ``attackers``."""

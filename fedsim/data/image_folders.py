@@ -113,8 +113,30 @@ def check_images(
 
 def _splits(root: Path) -> dict[str, Path]:
     inner = {p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")}
-    split = inner and inner <= {"train", "test"} and any((root / name).glob("*/*") for name in inner)
+    split = inner and inner <= {"train", "test"}
     return {name: root / name for name in sorted(inner)} if split else {"train": root}
+
+
+def _say_what_is_left_out(root: Path, files: Sequence[Path]) -> None:
+    """Images that lie higher or deeper than ``<class>/<image>``, and folders without one."""
+    apart = [*root.glob("*.*"), *root.glob("*/*/**/*.*")]
+    apart = [f for f in apart if f.suffix.lower() in SUFFIXES and not _hidden(f.relative_to(root))]
+    if apart:
+        log.warning(
+            "%s: %s: left out, since images are read as <class>/<image>", root, _some(sorted(map(str, apart)))
+        )
+    full = {f.parent for f in files}
+    empty = [p.name for p in root.iterdir() if p.is_dir() and p not in full and not _hidden(Path(p.name))]
+    if empty:
+        log.warning("%s: no class %s, since its folder holds no image", root, _some(sorted(empty)))
+
+
+def _some(names: Sequence[str]) -> str:
+    return repr(names[0]) + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith((".", "__MACOSX")) for part in path.parts)
 
 
 def _read(root: Path, channels: int, size: int | None, agreed: Contract) -> Arrays:
@@ -130,6 +152,7 @@ def _read(root: Path, channels: int, size: int | None, agreed: Contract) -> Arra
         )
     if not files:
         raise DataError(f"{root} holds no images; expected {LAYOUT}")
+    _say_what_is_left_out(root, files)
     names = [str(f.relative_to(root)) for f in files]
 
     def build() -> Arrays:

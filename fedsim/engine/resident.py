@@ -51,7 +51,7 @@ class Resident:
         self.seed("setup")
         plan.client.setup(plan.task, self.model.layout)
         self.watch = Watch(plan.client)
-        self._elsewhere = Elsewhere(plan.client)
+        self._elsewhere = Elsewhere(plan.client, task)
         parts = [p for p in (self.data.dataset.train, self.data.dataset.test) if isinstance(p, Samples)]
         held = [
             t for p in parts for t in leaves((p.x, p.y)) if isinstance(t, Tensor) and not t.is_inference()

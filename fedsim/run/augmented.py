@@ -12,7 +12,7 @@ from fedsim.data.dataset import Dataset
 from fedsim.data.local import Batch, prepare
 from fedsim.data.trees import in_dtype, named_leaves
 from fedsim.data.views.base import seen
-from fedsim.errors import ConfigError
+from fedsim.errors import ConfigError, DataError
 from fedsim.rng import undisturbed
 from fedsim.run.trial import tried
 from fedsim.task.task import Task
@@ -21,9 +21,9 @@ ROWS = 8  # samples that it is shown
 BYTES = 16  # a picture of bytes whose brightest pixel is below it tells nothing about its scale
 
 
-def check_augment(augment: Any, data: Dataset, task: Task, dtype: torch.dtype) -> None:
-    """Refuse an ``augment`` that cannot show samples of ``data``, or shows what cannot be trained on: every client
-    would fail by it.
+def check_augment(augment: Any, data: Dataset, task: Task, dtype: torch.dtype, key: str = "augment") -> None:
+    """Refuse an ``augment``, handed over or of the setting ``key``, that cannot show samples of ``data``, or shows what
+    cannot be trained on: every client would fail by it.
 
     Another shape or type is no fault by itself: crops of any size fit many models, mixed labels many losses. It is
     refused where the loss of ``task`` cannot be computed of it.
@@ -34,7 +34,7 @@ def check_augment(augment: Any, data: Dataset, task: Task, dtype: torch.dtype) -
     if isinstance(augment, type) or not callable(augment):
         given = augment.__name__ if isinstance(augment, type) else repr(augment)
         raise ConfigError(
-            f"augment={given}: expected a function (x, generator) -> x of a batch; views by name are settings, "
+            f"{key}={given}: expected a function (x, generator) -> x of a batch; views by name are settings, "
             "as in data.augment"
         )
     if not len(data.train):
@@ -47,23 +47,25 @@ def check_augment(augment: Any, data: Dataset, task: Task, dtype: torch.dtype) -
             shown, targets = seen(augment, x, y, torch.Generator().manual_seed(0))
     except ConfigError:
         raise
+    except DataError as error:  # one of ours
+        raise ConfigError(f"{key}: {error}") from error
     except Exception as error:  # any of the user's
         raise ConfigError(
-            f"augment: {name} cannot show a batch of shape {_kinds(x)}: {_said(error)}. It is called as "
+            f"{key}: {name} cannot show a batch of shape {_kinds(x)}: {_said(error)}. It is called as "
             "(x, generator) -> x"
         ) from error
-    _check_numbers(name, x, shown)
+    _check_numbers(key, name, x, shown)
     if data.train.cut and (_kinds(x), _kinds(y)) != (_kinds(shown), _kinds(targets)):
         batch = Batch(prepare(shown, dtype, data.normalize), in_dtype(targets, dtype))
-        _check_change(name, task, batch, dtype, Batch(x, y), Batch(shown, targets))
+        _check_change(key, name, task, batch, dtype, Batch(x, y), Batch(shown, targets))
 
 
-def _check_numbers(name: str, x: Any, shown: Any) -> None:
+def _check_numbers(key: str, name: str, x: Any, shown: Any) -> None:
     """Refuse what is no plain tensor, no number any more, or bytes in another scale than the samples measured on."""
     before = dict(named_leaves(x))
-    for key, t in named_leaves(shown):
-        what = f"augment: {name} returned {key and key + ' as '}"
-        old = before.get(key)
+    for leaf, t in named_leaves(shown):
+        what = f"{key}: {name} returned {leaf and leaf + ' as '}"
+        old = before.get(leaf)
         if not isinstance(t, Tensor):
             if isinstance(old, Tensor):
                 raise ConfigError(f"{what}{type(t).__name__}, expected a tensor of {_kinds(old)}")
@@ -88,7 +90,7 @@ def _check_numbers(name: str, x: Any, shown: Any) -> None:
 
 
 def _check_change(
-    name: str, task: Task, batch: Batch, dtype: torch.dtype, given: Batch, shown: Batch
+    key: str, name: str, task: Task, batch: Batch, dtype: torch.dtype, given: Batch, shown: Batch
 ) -> None:
     """Refuse a batch of another shape or type, of which the loss cannot be computed."""
     try:
@@ -99,7 +101,7 @@ def _check_change(
         part = "x" if _kinds(given.x) != _kinds(shown.x) else "y"
         expected, got = (_kinds(getattr(b, part)) for b in (given, shown))
         raise ConfigError(
-            f"augment: {name} returned {part} as {got}, expected {expected}, as it was given: "
+            f"{key}: {name} returned {part} as {got}, expected {expected}, as it was given: "
             f"{type(task.model).__name__} and its loss end in {_said(error)}"
         ) from error
 

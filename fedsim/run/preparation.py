@@ -133,7 +133,9 @@ def learning_task(
         trial.check_labels(data, output, type(model).__name__)
     trial.check_measures(task, example, dtype)
     if (augment := data.dataset.augment) is not None:
-        check_augment(augment, data.dataset, task, dtype)
+        check_augment(
+            augment, data.dataset, task, dtype, "data.augment" if given.augment is None else "augment"
+        )
     check_views(data.dataset, configured(config.views))
     return replace(task, habits=rehearse(task, example, dtype))
 
@@ -151,7 +153,7 @@ def plan(
     that some clients train instead (``fedsim.run.architectures``)."""
     local = prepared(typed(config.client, ClientConfig), config.rounds)
     attack, attackers = participants.attack(config)
-    if isinstance(attack, Planting) and attackers:
+    if attack and attackers and len(data.dataset.train):
         attack = attack.fitted(data.dataset)
     return Plan(
         task=task,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -33,6 +34,7 @@ from fedsim.run import agreement, assigning, initial, tasks, trial
 from fedsim.run.given import Given
 
 Model = nn.Module | Callable[[], nn.Module] | None
+log = logging.getLogger(__name__)
 
 
 def dataset(config: DictConfig, model: Model = None, *, own_loss: bool = False, kind: str = "") -> Dataset:
@@ -47,6 +49,7 @@ def dataset(config: DictConfig, model: Model = None, *, own_loss: bool = False, 
     found = agreement.kept(config, found)
     x = getattr(found.train, "x", None)
     admitted = admit(found, TargetRules(own_loss, outputs=lambda: _outputs(config, model, x), kind=kind))
+    _say_unlearnable(admitted)
     return as_taken(config, admitted, model)
 
 
@@ -63,7 +66,22 @@ def handed(config: DictConfig, given: Given) -> Dataset:
         pairs, classes = admit_parts(parts, _rules(config, given, parts))
         train, *rest = (together([pair]) for pair in pairs)
         found = Dataset(train, rest[0] if rest else None, classes=tuple(classes))
+    _say_unlearnable(found)
     return found if given.augment is None else replace(found, augment=given.augment)
+
+
+def _say_unlearnable(data: Dataset) -> None:
+    """Name a class that only test samples are of."""
+    train, test = data.class_labels("train"), data.class_labels("test")
+    if train is None or test is None or not len(train):
+        return
+    only = np.setdiff1d(test.numpy(), train.numpy())
+    if len(only):
+        names = ", ".join(repr(data.classes[i]) for i in only[:3] if i < len(data.classes))
+        more = f" and {len(only) - 3} more" if len(only) > 3 else ""
+        log.warning(
+            "data: no training sample is of class %s%s, only test samples: nobody can learn it", names, more
+        )
 
 
 def _rules(config: DictConfig, given: Given, parts: Sequence[containers.Part]) -> TargetRules:

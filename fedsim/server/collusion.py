@@ -35,6 +35,9 @@ class AttackLike(Protocol):
     def changes_vectors(self) -> bool:
         """Whether it changes what is sent, not only what is trained on or who answers."""
 
+    def fitted(self, data: Dataset) -> AttackLike:
+        """The attack on ``data``, with all values filled in that follow from it; ``ConfigError`` if it cannot be."""
+
     def wrap(self, client: Any, attackers: frozenset[int]) -> Any:
         """``client`` whose local half is hostile where its id is among ``attackers``."""
 
@@ -42,9 +45,6 @@ class AttackLike(Protocol):
 @runtime_checkable
 class Planting(Protocol):
     """An attack that trains a backdoor into the model, and is measured by how often that works."""
-
-    def fitted(self, data: Dataset) -> AttackLike:
-        """The attack on ``data``, with all values filled in that follow from it."""
 
     def triggered(self, data: FederatedData) -> Portion | None:
         """The test samples of other classes than the target's, with the trigger, labelled as the target."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import random
-from collections import deque
-from collections.abc import Callable, Iterable
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedsim.config.usermodules import is_users
 from fedsim.task.mapped import LARGE, clones
 
 FUNCTIONS = (FunctionType, BuiltinFunctionType, MethodType)
@@ -30,7 +31,8 @@ LEFT_ALONE: tuple[type, ...] = (
     logging.Logger,
 )
 LEFT_ALONE += (*FUNCTIONS, torch.dtype, torch.device, torch.Size)
-STANDARD = frozenset(vars(nn.Module())) - {"_parameters", "_buffers", "_modules"}
+HOOKS = frozenset({"_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"})
+STANDARD = frozenset(vars(nn.Module())) - {"_parameters", "_buffers", "_modules"} - HOOKS
 LONG = 1000  # entries of a container beyond which only its length is looked at
 MOST = 10_000  # objects looked into
 
@@ -162,7 +164,10 @@ class Content:
 
 def _fill(holder: Any, content: Any) -> None:
     """Make a container hold ``content`` again, by the plain methods of its kind."""
-    if isinstance(holder, dict):
+    if isinstance(holder, OrderedDict):  # which has an order of its own beside that of dict
+        OrderedDict.clear(holder)
+        OrderedDict.update(holder, content)
+    elif isinstance(holder, dict):
         dict.clear(holder)
         dict.update(holder, content)
     elif isinstance(holder, set):
@@ -193,6 +198,14 @@ def _random_state(thing: Any) -> Callable[[], object] | None:
     return None
 
 
+def reachable_layers(model: nn.Module, names: Iterable[str] = ()) -> list[nn.Module]:
+    """``own_layers``; all of them, if code of the user's takes part, which may change layers of torch's too: their
+    mode, their hooks, what a ``Sequential`` holds."""
+    layers = list(model.modules())
+    kinds = {type(m).__module__ for m in layers} | {_module_of(h) for m in layers for h in _hooks(m)}
+    return layers if any(map(is_users, kinds)) else own_layers(model, names)
+
+
 def own_layers(model: nn.Module, names: Iterable[str] = ()) -> list[nn.Module]:
     """Layers that may keep something in attributes: not torch's own, unless something is hooked onto them, or they
     are ``names``."""
@@ -202,7 +215,14 @@ def own_layers(model: nn.Module, names: Iterable[str] = ()) -> list[nn.Module]:
 
 def is_own(layer: nn.Module) -> bool:
     """Whether a layer is not torch's own, or something is hooked onto it."""
-    hooked = (
-        layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
-    )
-    return bool(hooked) or not type(layer).__module__.startswith("torch.")
+    return any(True for _ in _hooks(layer)) or not type(layer).__module__.startswith("torch.")
+
+
+def _hooks(layer: nn.Module) -> Iterator[Any]:
+    for name in sorted(HOOKS):
+        yield from getattr(layer, name).values()
+
+
+def _module_of(hook: Any) -> str:
+    inner = getattr(hook, "func", hook)  # of a partial
+    return str(getattr(inner, "__module__", None) or type(inner).__module__)

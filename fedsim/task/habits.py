@@ -12,7 +12,8 @@ class Habits:
     ``writes``: trainable parameters that it overwrites or points elsewhere; ``rebinds``: buffers in whose place it puts
     other tensors; ``merges``: frozen parameters that differ after a change to evaluation mode and back;
     ``remembers``: layers, each with an attribute, that differ after a training step; ``unused``: parameters without
-    part in the loss; ``overwrites``: whether it writes to its inputs.
+    part in the loss; ``overwrites``: whether it writes to its inputs; ``outside``: what changes outside of layers
+    without a part in the loss, of which a warning was given.
     """
 
     writes: tuple[str, ...] = ()
@@ -21,6 +22,7 @@ class Habits:
     remembers: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
     overwrites: bool = False
+    outside: tuple[str, ...] = ()
 
 
 UNKNOWN = Habits()

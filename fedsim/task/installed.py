@@ -81,7 +81,9 @@ class Installed:
         return bound
 
     def put_back(self) -> None:
-        """Every parameter and buffer in its place again."""
+        """Every parameter and buffer in its place again, and trained."""
+        for p in self._params:
+            p.requires_grad_(True)
         for held, name, tensor, _ in (*self._owners, *self._homes):
             held[name] = tensor
         for (_, p), seen in zip(self._frozen, self._versions, strict=True):
@@ -94,6 +96,12 @@ class Installed:
         if [p.data_ptr() for p in self._params] != self._pointers:
             known = zip(self._names, self._params, self._pointers, strict=True)
             raise ClientError(moved(next(n for n, p, at in known if p.data_ptr() != at)))
+        if not all(p.requires_grad for p in self._params):
+            name = next(n for n, p in zip(self._names, self._params, strict=True) if not p.requires_grad)
+            raise ClientError(
+                f"model: '{name}' was frozen while the model computed (requires_grad_(False)), and would stay so for "
+                "other clients of this worker; freeze it before handing the model over, or detach its output"
+            )
         if not self._in_place():
             for held, name, p, full in self._owners:
                 if held.get(name) is not p:

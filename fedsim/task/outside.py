@@ -12,6 +12,8 @@ from typing import Any
 from fedsim.config.code import Reader
 from fedsim.config.usermodules import is_users
 from fedsim.errors import ConfigError
+from fedsim.task.losses import WholeLoss
+from fedsim.task.task import Task
 
 PLACES = ("global ", "closure variable ", "defaults of ", "attribute ")  # what is named, see ``Reader``
 TOLERANCE = 1e-6  # relative, between two losses of the same samples
@@ -41,6 +43,15 @@ def users(things: Iterable[Any]) -> list[Any]:
     return [thing for thing in things if thing is not None and is_users(module(thing))]
 
 
+def code_of(task: Task) -> list[Any]:
+    """The user's code among model, loss and forward pass of ``task``."""
+    layers = list(task.model.modules())
+    kinds = {type(m): None for m in layers}
+    hooks = [h for m in layers for held in (m._forward_hooks, m._forward_pre_hooks) for h in held.values()]
+    loss = task.loss.loss if isinstance(task.loss, WholeLoss) else task.loss
+    return users([*kinds, *hooks, loss, task.forward])
+
+
 def noted(things: Iterable[Any]) -> dict[str, bytes]:
     """Digests of what the code of ``things`` looks up, by name; what cannot be told apart by content is left out."""
     out: dict[str, bytes] = {}
@@ -56,9 +67,10 @@ def noted(things: Iterable[Any]) -> dict[str, bytes]:
     return out
 
 
-def changed(before: Mapping[str, bytes], after: Mapping[str, bytes]) -> str | None:
-    """The first name that holds something else, or is new, and where that is looked up; inner ones come first."""
-    found = [name for name, digest in after.items() if before.get(name) != digest]
+def changed(before: Mapping[str, bytes], after: Mapping[str, bytes], but: Iterable[str] = ()) -> str | None:
+    """The first name that holds something else, or is new, and where that is looked up; inner ones come first.
+    Names in ``but`` do not count."""
+    found = [name for name, digest in after.items() if before.get(name) != digest and name not in but]
     if not found:
         return None
     outer = next((name for name in found if not name.startswith("attribute ")), found[0])

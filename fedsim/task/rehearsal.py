@@ -6,6 +6,7 @@ import random
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from fedsim.task.habits import UNKNOWN, Habits
 from fedsim.task.installed import moved, written_frozen
 from fedsim.task.losses import WholeLoss
 from fedsim.task.mapped import clones, trim
-from fedsim.task.outside import changed, check, noted, users
+from fedsim.task.outside import changed, check, code_of, noted
 from fedsim.task.task import Task
 from fedsim.task.unregistered import unregistered
 
@@ -58,7 +59,7 @@ def rehearsed(task: Task, batch: Batch, dtype: torch.dtype) -> Habits:
             "set requires_grad=False if that is meant",
             stacklevel=2,
         )
-    return habits
+    return replace(habits, outside=stage.outside)
 
 
 class _Stage:
@@ -89,14 +90,9 @@ class _Stage:
         held = [c for c in cells if isinstance(c, list | dict | set)]
         self.shared = Attributes([], registered, [*self.classes.values(), *held, loss])
         self.loss = Attributes([], registered, [loss])
-        hooks = [
-            h
-            for m in self.layers.values()
-            for h in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())
-        ]
-        kinds = {type(m): None for m in self.layers.values()}
         self.strangers = ""
-        self.users = users([*kinds, *hooks, loss, task.forward])
+        self.users = code_of(replace(task, model=model))
+        self.outside: tuple[str, ...] = ()
 
     def habits(self) -> Habits:
         """One step, then evaluation and back."""
@@ -145,7 +141,9 @@ class _Stage:
         if first is None or second is None:
             return None
         self._put_back()
-        return check("model or loss", first, second, changed(before, noted(self.users)))
+        after = noted(self.users)
+        self.outside = tuple(name for name, digest in after.items() if before.get(name) != digest)
+        return check("model or loss", first, second, changed(before, after))
 
     def leave(self) -> None:
         """Put back what is no copy: variables of the layers' classes, and what the loss holds."""

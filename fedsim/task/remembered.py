@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.task import spectral
-from fedsim.task.attributes import Attributes, Content, is_own, own_layers
+from fedsim.task.attributes import Attributes, Content, is_own, reachable_layers
 from fedsim.task.fixed import BATCH_NORM, frozen_layers
 from fedsim.task.habits import Habits
 from fedsim.task.mapped import LARGE, clones
@@ -39,7 +39,7 @@ class Remembered:
         large = [b for b in others if b.numel() > LARGE]
         self._large = [Content(b, held) for b, held in zip(large, clones(large), strict=True)]
         self._norms = spectral.normalised(module)
-        self._layers = own_layers(
+        self._layers = reachable_layers(
             module, [name.rpartition(".")[0] for name in habits.remembers + habits.rebinds]
         )
         self._registered = [*module.modules(), *module.parameters(), *module.buffers()]
@@ -57,6 +57,8 @@ class Remembered:
 
     def restore(self) -> None:
         """All as it was at first."""
+        if self._modes is not None:
+            self._train()
         self._training.restore()
         _copy(self.small, self._first)
         for content in self._large:

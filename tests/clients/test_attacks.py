@@ -26,7 +26,7 @@ from clients.attacks import ALIE, IPM, Attacked, Mimic, SignFlip, alie_z
 from clients.sgd import SGDClient
 from fedsim.config.check import validate
 from fedsim.config.compose import compose
-from fedsim.errors import ClientError, ConfigError
+from fedsim.errors import ConfigError
 from fedsim.exchange.fold import Folder, combine
 from fedsim.exchange.payload import Outcome
 from fedsim.server.collusion import Collusion, draw_attackers
@@ -210,8 +210,11 @@ def test_flipping_what_is_no_label_is_refused() -> None:
     problem = Problem(
         Quadratic(2), [pair] * 2, ("rounds=1", "clients_per_round=2", "dtype=float64"), loss=linear_loss
     )
-    with pytest.raises(ClientError, match="flipping labels needs class labels"):
+    with pytest.raises(ConfigError, match="flipping labels needs class labels"):
         problem.run("attack=label_flip", "attack.fraction=1")
+    problem = Problem(nn.Linear(4, 3), classes(), ("rounds=1", "clients_per_round=2"))
+    with pytest.raises(ConfigError, match="attack: CatMap: expected square images"):
+        problem.run("attack=cat_map", "attack.fraction=1")
 
 
 def test_lossy_links_lose_entries_packets_or_updates(honest: torch.Tensor) -> None:

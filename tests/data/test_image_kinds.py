@@ -253,3 +253,20 @@ def test_data_of_another_set_are_named(tmp_path):
     shard(tmp_path / "c" / "train-0.parquet", [encoded(RGB)] * 2, [3, 4])
     with pytest.raises(DataError, match="a picture in colours, but this data set is grey"):
         sources.mnist(tmp_path / "c")
+
+
+def test_what_lies_apart_and_folders_without_images_are_said(tmp_path, caplog):
+    for place in ("train/ant/0.png", "train/bee/0.png", "train/bee/more/0.png", "train/0.png"):
+        write(tmp_path / place, encoded(np.zeros((4, 4, 3), np.uint8)))
+    (tmp_path / "train" / "cat").mkdir()
+    data = sources.image_folder(tmp_path, size=4)
+    assert data.classes == ("ant", "bee") and len(data.train) == 2
+    left, empty = (record.getMessage() for record in caplog.records)
+    assert "train/0.png' and 1 more: left out" in left and "no class 'cat'" in empty
+
+
+def test_train_and_test_without_folders_of_classes_are_no_classes(tmp_path):
+    for place in ("train/0.png", "test/0.png"):
+        write(tmp_path / place, encoded(np.zeros((4, 4, 3), np.uint8)))
+    with pytest.raises(DataError, match="holds no images; expected <class>/<image>"):
+        sources.image_folder(tmp_path, size=4)

@@ -27,6 +27,7 @@ COUNT = {"n": 0}
 DRAWN = np.random.default_rng(0)
 TURNS = itertools.count()
 SEEN: list[int] = []
+LARGE = {"n": 0}
 
 
 class Counting(nn.Linear):
@@ -88,6 +89,21 @@ def test_notes_without_effect_are_said() -> None:
 
     with pytest.warns(UserWarning, match=r"global 'SEEN' .* changes with each batch"):
         simulated(seeded(linear), loss=noting)
+
+
+class Seldom(nn.Linear):
+    """Counts batches that a trial of two samples does not have."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        LARGE["n"] += len(x) > 2
+        return super().forward(x) * (1 + 0.1 * LARGE["n"])
+
+
+def test_what_only_larger_batches_change_is_said_after_the_first_job() -> None:
+    with pytest.warns(
+        UserWarning, match=r"client 0 in round 1: global 'LARGE' of Seldom.forward has changed"
+    ):
+        simulated(seeded(lambda: Seldom(4, 3)), "rounds=1")
 
 
 class Attribute(nn.Linear):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections import deque
+from collections import OrderedDict, deque
 from typing import Any
 
 import numpy as np
@@ -203,7 +203,32 @@ class Switching(Keeps):
         return 1 if self.folded is None else 1 + self.folded
 
 
+class Ordered(Keeps):
+    def prepare(self) -> None:
+        self.seen = OrderedDict(first=0.5)
+
+    def remember(self, x: Tensor) -> Any:
+        self.seen["last"] = float(x.mean()) + self.seen.get("last", 0.0)
+        self.seen.move_to_end("first")
+        return 1 + sum(self.seen.values())
+
+
+class Seldom(Keeps):
+    """Changes layers of torch's own for batches that a trial of two samples does not have."""
+
+    def prepare(self) -> None:
+        self.norm, self.tail = nn.BatchNorm1d(3), nn.Sequential(nn.Identity())
+
+    def remember(self, x: Tensor) -> Any:
+        out = 1 + self.tail(self.norm(self.body(x)))
+        if len(x) > 2 and float(x.mean()) > 0:
+            self.norm.eval()
+            self.tail.append(nn.Tanh())
+            self.body.register_forward_hook(lambda layer, given, output: output * 0.5)
+        return out
+
+
 KINDS = [
     HiddenState, HiddenWithGraph, Queue, Nested, Cache, InPlace, BehindTorch, Large, Array, Draws, ObjectOfItsOwn,
-    OtherLayer, Hooked, NotSaved, Replaced, Switching,
+    OtherLayer, Hooked, NotSaved, Replaced, Switching, Ordered, Seldom,
 ]  # fmt: skip

@@ -89,7 +89,7 @@ def test_what_a_mask_cached_in_evaluation_is_good_for_in_training() -> None:
     assert not kept.is_inference()
 
 
-@pytest.mark.parametrize("change", ["points", "parameter", "buffer", "frozen"])
+@pytest.mark.parametrize("change", ["points", "parameter", "buffer", "frozen", "freezes"])
 def test_what_no_trial_showed_is_refused_by_name_at_the_end_of_the_job(change: str) -> None:
     model = FlatModel(
         nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 3).requires_grad_(False))
@@ -100,6 +100,8 @@ def test_what_no_trial_showed_is_refused_by_name_at_the_end_of_the_job(change: s
         layers[0].weight.data = layers[0].weight.data * 2
     elif change == "parameter":
         layers[0].weight = nn.Parameter(layers[0].weight.detach())
+    elif change == "freezes":
+        layers[0].weight.requires_grad_(False)
     elif change == "buffer":
         layers[1].running_mean = torch.ones(3)
     else:
@@ -108,7 +110,8 @@ def test_what_no_trial_showed_is_refused_by_name_at_the_end_of_the_job(change: s
     name = {"buffer": r"buffer '1\.running_mean'", "frozen": r"frozen parameter '2\.weight'"}.get(
         change, r"'0\.weight'"
     )
-    with pytest.raises(ClientError, match=rf"{name}.*self\.\w+"):
+    said = "requires_grad_" if change == "freezes" else r"self\.\w+"
+    with pytest.raises(ClientError, match=rf"{name}.*{said}"):
         model.check()
     model.repair()
     model.load(start)
