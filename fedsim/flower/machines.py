@@ -135,12 +135,12 @@ exec flower-supernode --root-certificates ca.crt --auth-supernode-private-key no
 
 def _proxy(port: int) -> str:
     """nginx in front of a SuperLink that listens on 127.0.0.1: nodes' requests pass, orders to run something do not."""
-    inner = f"""\
-            proxy_pass https://127.0.0.1:{port + 1};
+    inner = """\
             proxy_ssl_trusted_certificate ca.crt;
             proxy_ssl_verify on;
             proxy_ssl_name localhost;
 """
+    link = f"https://127.0.0.1:{port + 1}"
     kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     temporary = "".join(f"    {kind}_temp_path nginx-{kind};\n" for kind in kinds)
     return f"""\
@@ -151,7 +151,9 @@ error_log stderr;
 events {{}}
 http {{
     access_log off;
-    client_max_body_size 0;
+    client_max_body_size 32m; # Flower sends pieces of 5 MB; the link reads a request before it asks who sends it
+    limit_conn_zone $binary_remote_addr zone=each:1m;
+    limit_conn each 64;
 {temporary}\
     server {{
         listen {port} ssl;
@@ -159,12 +161,14 @@ http {{
         ssl_certificate_key server.key;
         ssl_protocols TLSv1.2 TLSv1.3;
         location /v1/fleet/ {{
+            proxy_pass {link}/v1/fleet/; # with this path the link sees what was compared, not what was typed
 {inner}\
             proxy_request_buffering off;
             proxy_buffering off;
             proxy_read_timeout 600s;
         }}
         location = /health {{
+            proxy_pass {link}/health;
 {inner}\
         }}
         location / {{ return 403; }}
