@@ -180,6 +180,8 @@ http {{
 def _compose_server(port: int) -> str:
     """The link listens where only the proxy reaches it, which lets nodes' requests through."""
     return f"""\
+# FEDSIM_USER=$(id -u):$(id -g) docker compose up
+# FEDSIM_USER owns this folder, and is who the containers are (else give the folder to 10001:10001).
 # Orders come from inside: docker compose exec link ./flwr.sh run /app lab --run-config ...
 services:
   link:
@@ -202,7 +204,9 @@ services:
 
 def _compose_node(name: str, host: str, port: int) -> str:
     return f"""\
-# DATA is the folder with this node's data on its machine; the container sees it as /data, and cannot change it.
+# FEDSIM_USER=$(id -u):$(id -g) DATA=/data/images docker compose up
+# FEDSIM_USER owns this folder, and is who the container is (else give the folder to 10001:10001). DATA is the folder
+# with this node's data on its machine; the container sees it as /data, and cannot change it.
 services:
   {name}:
     image: fedsim:latest
