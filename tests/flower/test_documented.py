@@ -1,5 +1,5 @@
 """docs/deployment.md, section 2, followed literally from a fresh clone: the very blocks of the page, with ports and
-folders of this machine in the place of the page's. Section 3 is ``test_provision.py``'s, section 1 ``test_deploy.py``'s."""
+folders of this machine. Section 3 is ``test_provision.py``'s, section 1 ``test_deploy.py``'s."""
 
 from __future__ import annotations
 
