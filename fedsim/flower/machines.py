@@ -95,8 +95,13 @@ exec flwr "$@"
 
 
 def _register(nodes: Mapping[str, int]) -> str:
-    lines = "".join(f"./flwr.sh supernode register keys/{name}.pub lab --name {name}\n" for name in nodes)
-    return _script("Once, while the SuperLink runs: the keys of this federation's nodes.", lines)
+    lines = "".join(
+        f"./flwr.sh supernode register keys/{name}.pub lab --name {name} || failed=1\n" for name in nodes
+    )
+    return _script(
+        "Once, while the SuperLink runs: the keys of this federation's nodes; those that it has stay.",
+        f'{lines}exit "${{failed:-0}}"\n',
+    )
 
 
 def _binding(nodes: Mapping[str, int], public: Mapping[str, str]) -> str:
