@@ -36,8 +36,8 @@ class Taking:
 
     def begin(self) -> None:
         """Flower's grid of this process pulls like this from now on."""
-        http_grid.pull_objects = self.pulled
-        http_grid.inflate_object_from_contents = self.whole
+        grid: Any = http_grid
+        grid.pull_objects, grid.inflate_object_from_contents = self.pulled, self.whole
 
     def pulled(
         self, object_ids: list[str], pull_object_fn: Callable[[str], bytes], **more: Any
@@ -50,7 +50,7 @@ class Taking:
         for at in range(0, len(object_ids), TURN):
             if (left := end - time.monotonic()) <= 0:
                 raise _unread(root, f"it did not come within engine.deadline={self.seconds:g} s")
-            limit = {} if self.seconds is None else {"max_time": left}
+            limit: dict[str, Any] = {} if self.seconds is None else {"max_time": left}
             part = pull_objects(object_ids[at : at + TURN], pull_object_fn, **limit, **more)
             came += sum(map(len, part.values()))
             found |= part
