@@ -1,5 +1,6 @@
 # One image for the SuperLink (which starts the ServerApps itself) and for SuperNodes: docker build -t fedsim .
-# `fedsim provision` writes the compose files that use it. Wheels from elsewhere: --build-arg PIP_OPTIONS="--index-url ..."
+# `fedsim provision` writes the compose files that use it. Wheels from elsewhere too, such as torch without CUDA:
+# --build-arg PIP_OPTIONS="--extra-index-url https://..."
 FROM python:3.11-slim
 
 ARG PIP_OPTIONS=""

@@ -5,6 +5,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 OLD := build/oldest
+OTHER_FLOWER := 'flwr[simulation]==1.42.*'
 
 # the rooms of `make quick`, without their slow tests: no Ray, no Flower, no contracts of every strategy
 QUICK := tests/test_house.py tests/test_docs.py tests/test_readme.py $(addprefix tests/,config exchange local report sampling \
@@ -12,7 +13,7 @@ QUICK := tests/test_house.py tests/test_docs.py tests/test_readme.py $(addprefix
 # what `make oldest` runs
 SMOKE := tests/test_readme.py $(addprefix tests/,config exchange run system task tracking)
 
-.PHONY: run quick test nightly docs lint format bench dist oldest clean
+.PHONY: run quick test nightly docs lint format bench dist oldest flowers clean
 
 run: .venv/run.stamp
 	$(BIN)/fedsim -m experiment=quickstart strategy=fedavg,fedspeed
@@ -65,6 +66,13 @@ oldest:
 	$(OLD)/bin/python -m pytest -m "not slow and not nightly" $(SMOKE)
 	$(OLD)/bin/fedsim -m experiment=quickstart strategy=fedavg,fedspeed rounds=2 out=build/runs resume=never
 	$(OLD)/bin/fedsim experiment=quickstart engine=ray engine.early=false engine.workers=2 rounds=2 out=build/runs resume=never
+
+# the deployment tests on the other of the two minor versions of Flower that pyproject.toml allows, beside everything else as it is
+flowers: .venv/test.stamp
+	test -x build/flower/bin/python || $(PYTHON) -m venv build/flower
+	build/flower/bin/python -m pip install --quiet --disable-pip-version-check $(OTHER_FLOWER)
+	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" > $$(build/flower/bin/python -c "import site; print(site.getsitepackages()[0])")/beside.pth
+	build/flower/bin/python -m pytest -m "" tests/flower
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build

@@ -58,13 +58,16 @@ def test_the_image_can_be_built_from_a_checkout_and_has_no_root() -> None:
 
 
 @pytest.mark.nightly
-def test_docker_takes_the_file(tmp_path: Path) -> None:
+@pytest.mark.timeout(3600)
+def test_docker_builds_the_image_and_it_runs() -> None:
     if (
         shutil.which("docker") is None
         or subprocess.run(["docker", "info"], capture_output=True, check=False).returncode
     ):
         pytest.skip("no docker here: the file was read by the test above")
-    done = subprocess.run(
-        ["docker", "build", "--check", str(ROOT)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    for words in (
+        ["build", "--tag", "fedsim:test", str(ROOT)],
+        ["run", "--rm", "fedsim:test", "fedsim", "--version"],
+    ):
+        done = subprocess.run(["docker", *words], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr

@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from fedsim.errors import ClientError
 from fedsim.flower.answers import NodeAnswer, absent, failed, said
 from fedsim.flower.nodes import Nodes
+from fedsim.flower.taking import unread
 
 NODE_TROUBLE = (3, 4, 5)  # Flower's error codes of messages that a node lost, or of a node that is gone
 UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, MemoryError, DecodeError)
@@ -113,6 +114,8 @@ class GridExchange:
                 self._refuse(client, node, f"{type(error).__name__}: {error}")
             else:
                 self._hear(client, answer)
+        elif why := unread(str(reply.error.reason)):
+            self._refuse(client, node, why)
         elif reply.error.code in NODE_TROUBLE:
             known = self.nodes.of.get(client)
             if known is not None and known.id == node:

@@ -10,12 +10,15 @@ import datetime
 import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives import serialization as forms
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from fedsim.errors import ConfigError
 
 Key = ec.EllipticCurvePrivateKey
 YEARS = datetime.timedelta(days=3650)  # of the authority; a server's certificate is renewed long before
@@ -37,6 +40,22 @@ class Authority:
         built = _builder(name, name, key, YEARS).add_extension(x509.BasicConstraints(True, 0), critical=True)
         built = built.add_extension(usage, critical=True).add_extension(_identifier(key), critical=False)
         return Authority(key, built.sign(key, hashes.SHA384()))
+
+    @staticmethod
+    def read(folder: Path) -> Authority:
+        """One that was made before: ``ca.key`` and ``ca.crt`` in ``folder``.
+
+        Raises:
+            ConfigError: the files are not there, are none, or do not belong together.
+        """
+        try:
+            key = forms.load_pem_private_key((folder / "ca.key").read_bytes(), None)
+            certificate = x509.load_pem_x509_certificate((folder / "ca.crt").read_bytes())
+        except (OSError, ValueError, TypeError) as error:
+            raise ConfigError(f"{folder}: no ca.key and ca.crt of an authority there ({error})") from None
+        if not isinstance(key, Key) or key.public_key() != certificate.public_key():
+            raise ConfigError(f"{folder}: ca.key is not the key of ca.crt")
+        return Authority(key, certificate)
 
     def server(self, name: str, hosts: Sequence[str], days: int) -> tuple[Key, x509.Certificate]:
         """Key and certificate of a server that is reached under ``hosts``, names or addresses, for ``days``."""

@@ -95,10 +95,12 @@ class Judge:
             return replace(answer, arrays={})
         return self._weighed(self._opened(answer, question), question)
 
-    def foresee(self, question: Question) -> None:
-        """Find out what an answer looks like before one comes."""
-        if question.asked.task not in LEGS:
-            self._sample(question, quietly=True)
+    def foresee(self, question: Question) -> int:
+        """Find out what an answer looks like before one comes; bytes of its arrays, as far as that is known."""
+        if question.asked.task in LEGS:
+            return 0
+        kinds = self._sample(question, quietly=True).arrays.values()
+        return sum(torch.Size(shape).numel() * dtype.itemsize for shape, dtype in kinds)
 
     def _opened(self, answer: NodeAnswer, question: Question) -> NodeAnswer:
         """The answer with what it is folded as in the place of frames; vectors that are too long are clipped."""

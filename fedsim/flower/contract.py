@@ -42,6 +42,7 @@ from fedsim.task.frozen import base_of
 
 RECORD = "contract"  # of a message: what was agreed on
 FILE = "contract.json"  # in the run's folder
+LARGEST = 1e15  # of values for which no range is agreed on
 STANDARDISED = ("fedsim.data.sources.heart_disease",)  # nodes that read their own files with it are not alike
 
 log = logging.getLogger(__name__)
@@ -207,9 +208,18 @@ def facts(node: Known) -> dict[str, Any] | None:
     """What the node said in its introduction; ``None`` if that is unreadable."""
     try:
         about = json.loads(node.contract)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    return about if isinstance(about, dict) else None
+    return about if isinstance(about, dict) and _shallow(about, 4) else None
+
+
+def _shallow(value: Any, depth: int) -> bool:
+    """Whether lists and mappings stand within each other ``depth`` times at most."""
+    if not isinstance(value, list | dict):
+        return True
+    return depth > 0 and all(
+        _shallow(v, depth - 1) for v in (value.values() if isinstance(value, dict) else value)
+    )
 
 
 def _of_data(data: Dataset) -> dict[str, Any]:
@@ -233,18 +243,24 @@ def _implausible(text: Any, node: Known, data: Dataset, agreed: Contract) -> str
     each = math.prod(shape[1:])
     try:
         found = Moments.read(text)
-    except (ValueError, TypeError, OverflowError, RecursionError):
+    except (ValueError, TypeError, AttributeError, ArithmeticError, RecursionError):
         return "its statistics cannot be read, or are those of no values"
     if found.count != node.samples * each or len(found.total) != shape[0]:
         return (
             f"its statistics are of {found.count} values in {len(found.total)} columns or channels, its "
             f"{node.samples} samples have {node.samples * each} in {shape[0]}"
         )
-    ends = [(c.low, c.high) if not c.categories else (0.0, 1.0) for c in agreed.columns for _ in c.features]
-    for (low, high), total in zip(ends, found.total, strict=False):
-        if (low is not None and total < found.count * Fraction(low)) or (
-            high is not None and total > found.count * Fraction(high)
-        ):
+    if getattr(getattr(data.train, "x", None), "dtype", None) == torch.uint8:
+        ends: list[tuple[float | None, float | None]] = [(0.0, 255.0)] * shape[0]
+    else:
+        ends = [
+            (c.low, c.high) if not c.categories else (0.0, 1.0) for c in agreed.columns for _ in c.features
+        ]
+        ends = ends or [(None, None)] * shape[0]
+    for (low, high), total, squares in zip(ends, found.total, found.squares, strict=False):
+        below, above = Fraction(-LARGEST if low is None else low), Fraction(LARGEST if high is None else high)
+        most = found.count * max(below * below, above * above)
+        if not found.count * below <= total <= found.count * above or squares > most:
             return "its statistics are those of values outside the agreed range"
     return ""
 

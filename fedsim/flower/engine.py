@@ -27,6 +27,7 @@ from fedsim.flower.nodes import Nodes
 from fedsim.flower.questions import Questions
 from fedsim.flower.records import Records
 from fedsim.flower.standing import content
+from fedsim.flower.taking import Taking
 from fedsim.flower.unmasking import MaskedExchange
 from fedsim.flower.wire import ask_records, shared_records, stamp_state
 from fedsim.server import checkpoint
@@ -55,9 +56,11 @@ class FlowerEngine:
         folder: Path,
         method: StrategyLike,
         terms: Mapping[str, Any] = EMPTY,
+        taking: Taking | None = None,
     ):
         self._grid, self._nodes, self._config, self._folder = grid, nodes, config, folder
         self._method, self._terms = method, terms  # terms: records that every message carries
+        self._taking = taking or Taking()
         self._questions: Questions | None = None
         self._local = SerialEngine()
         self._plan: Plan | None = None
@@ -71,6 +74,7 @@ class FlowerEngine:
         self._plan, self._layout = plan, Layout(plan.task.model, plan.dtype)
         self._local.start(plan)
         self._questions = Questions(self._local, self._method, self._config.lost_state == "stop", self._awake)
+        self._taking.most = self._questions.most_bytes
         path = self._folder / "deployment.json"
         resumes = checkpoint.latest(self._folder / "checkpoint") is not None
         if resumes and not path.exists():

@@ -95,8 +95,13 @@ exec flwr "$@"
 
 
 def _register(nodes: Mapping[str, int]) -> str:
-    lines = "".join(f"./flwr.sh supernode register keys/{name}.pub lab --name {name}\n" for name in nodes)
-    return _script("Once, while the SuperLink runs: the keys of this federation's nodes.", lines)
+    lines = "".join(
+        f"./flwr.sh supernode register keys/{name}.pub lab --name {name} || failed=1\n" for name in nodes
+    )
+    return _script(
+        "Once, while the SuperLink runs: the keys of this federation's nodes; those that it has stay.",
+        f'{lines}exit "${{failed:-0}}"\n',
+    )
 
 
 def _binding(nodes: Mapping[str, int], public: Mapping[str, str]) -> str:
@@ -135,12 +140,12 @@ exec flower-supernode --root-certificates ca.crt --auth-supernode-private-key no
 
 def _proxy(port: int) -> str:
     """nginx in front of a SuperLink that listens on 127.0.0.1: nodes' requests pass, orders to run something do not."""
-    inner = f"""\
-            proxy_pass https://127.0.0.1:{port + 1};
+    inner = """\
             proxy_ssl_trusted_certificate ca.crt;
             proxy_ssl_verify on;
             proxy_ssl_name localhost;
 """
+    link = f"https://127.0.0.1:{port + 1}"
     kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     temporary = "".join(f"    {kind}_temp_path nginx-{kind};\n" for kind in kinds)
     return f"""\
@@ -151,7 +156,9 @@ error_log stderr;
 events {{}}
 http {{
     access_log off;
-    client_max_body_size 0;
+    client_max_body_size 32m; # Flower sends pieces of 5 MB; the link reads a request before it asks who sends it
+    limit_conn_zone $binary_remote_addr zone=each:1m;
+    limit_conn each 64;
 {temporary}\
     server {{
         listen {port} ssl;
@@ -159,12 +166,14 @@ http {{
         ssl_certificate_key server.key;
         ssl_protocols TLSv1.2 TLSv1.3;
         location /v1/fleet/ {{
+            proxy_pass {link}/v1/fleet/; # with this path the link sees what was compared, not what was typed
 {inner}\
             proxy_request_buffering off;
             proxy_buffering off;
             proxy_read_timeout 600s;
         }}
         location = /health {{
+            proxy_pass {link}/health;
 {inner}\
         }}
         location / {{ return 403; }}
@@ -176,6 +185,8 @@ http {{
 def _compose_server(port: int) -> str:
     """The link listens where only the proxy reaches it, which lets nodes' requests through."""
     return f"""\
+# FEDSIM_USER=$(id -u):$(id -g) docker compose up
+# FEDSIM_USER owns this folder, and is who the containers are (else give the folder to 10001:10001).
 # Orders come from inside: docker compose exec link ./flwr.sh run /app lab --run-config ...
 services:
   link:
@@ -198,7 +209,9 @@ services:
 
 def _compose_node(name: str, host: str, port: int) -> str:
     return f"""\
-# DATA is the folder with this node's data on its machine; the container sees it as /data, and cannot change it.
+# FEDSIM_USER=$(id -u):$(id -g) DATA=/data/images docker compose up
+# FEDSIM_USER owns this folder, and is who the container is (else give the folder to 10001:10001). DATA is the folder
+# with this node's data on its machine; the container sees it as /data, and cannot change it.
 services:
   {name}:
     image: fedsim:latest
@@ -239,4 +252,5 @@ def _readme(nodes: Mapping[str, int], host: str, port: int) -> str:
 
 Private keys (`*.key`) are for their owner only, and in no backup that others read. A lost node key: remove it
 (`./flwr.sh supernode unregister NODE-ID lab`), make another, register that.
+The server's certificate ends one day, and hospitals join: `fedsim provision --authority` (docs/deployment.md, section 3).
 """

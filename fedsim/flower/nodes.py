@@ -18,6 +18,7 @@ from fedsim.errors import ConfigError, EngineError
 from fedsim.flower.answers import said
 from fedsim.flower.binding import Binding
 from fedsim.flower.introductions import Known, Limits, known
+from fedsim.flower.taking import unread
 
 log = logging.getLogger(__name__)
 
@@ -120,6 +121,9 @@ class Nodes:
 
     def _hear(self, node: int, reply: Message) -> None:
         if reply.has_error():
+            if why := unread(str(reply.error.reason)):
+                self._refuse(node, said(f"its introduction is none: {why}"))
+                return
             if any(k.id == node for k in self._all()):
                 return  # a challenged node that fell silent: `refresh` sees it leave
             self._refuse(node, said(f"it cannot run the app: {reply.error.reason}"))
@@ -128,6 +132,9 @@ class Nodes:
             found = known(node, reply.content, self.limits or Limits(self.num_clients))
         except ConfigError as error:
             self._refuse(node, str(error))
+            return
+        except Exception as error:  # of what nobody thought of
+            self._refuse(node, said(f"its introduction is none: {type(error).__name__}: {error}"))
             return
         mine, name = {c for c, k in self.of.items() if k.id == node}, self.names.get(node, "")
         why = next((w for one in found if (w := self.binding.another(name, one.client))), "")

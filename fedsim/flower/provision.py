@@ -36,6 +36,7 @@ class Membership:
     port: int = PORT
     days: int = 365
     public: Mapping[str, str] = field(default_factory=dict)  # keys that nodes made themselves, one line each
+    authority: Authority | None = None  # of an earlier time, which nodes trust already; None: a new one
 
 
 def provision(argv: Sequence[str]) -> int:
@@ -64,6 +65,12 @@ def provision(argv: Sequence[str]) -> int:
         type=Path,
         metavar="DIR",
         help="NAME.pub of nodes that made their own key (ssh-keygen -t ecdsa)",
+    )
+    parser.add_argument(
+        "--authority",
+        type=Path,
+        metavar="DIR",
+        help="that signed before (DIR/ca.key, DIR/ca.crt): a renewed certificate, further nodes; default: a new one",
     )
     parser.add_argument(
         "--out", type=Path, default=Path("provision"), metavar="DIR", help="default: provision"
@@ -99,7 +106,8 @@ def asked(args: argparse.Namespace) -> Membership:
     if args.days < 1:
         raise ConfigError(f"--days {args.days}: must be at least 1")
     nodes = {name: client for client, name in enumerate(args.nodes)}
-    return Membership(nodes, args.server, args.port, args.days, _brought(args.keys, args.nodes))
+    authority = None if args.authority is None else Authority.read(args.authority)
+    return Membership(nodes, args.server, args.port, args.days, _brought(args.keys, args.nodes), authority)
 
 
 def write(wanted: Membership, out: Path) -> dict[str, list[str]]:
@@ -111,7 +119,7 @@ def write(wanted: Membership, out: Path) -> dict[str, list[str]]:
         raise ConfigError(
             f"{out}: exists; keys in use are not replaced: give another --out, or remove it yourself"
         )
-    authority = Authority.new("fedsim federation")
+    authority = wanted.authority or Authority.new("fedsim federation")
     hosts = list(dict.fromkeys([*wanted.hosts, *ALWAYS]))
     key, certificate = authority.server(wanted.hosts[0], hosts, wanted.days)
     files: dict[str, dict[str, bytes]] = {

@@ -22,6 +22,7 @@ from fedsim.flower.masking import LEGS, bare
 from fedsim.flower.ownanswer import trial
 from fedsim.server.traits import ClientQuestion, StrategyLike
 
+SPARE = 16  # times what an answer has
 Reader = Callable[[RecordDict, int, bool], NodeAnswer]
 
 
@@ -68,6 +69,15 @@ class Questions:
         if self._first.client in place:
             question = self.question(broadcast, place[self._first.client], self._first, whole=True)
             self._judge.foresee(question)
+
+    def most_bytes(self) -> float:
+        """Of an answer to what is asked now, with room to spare: each array is judged by itself once it is here."""
+        size = SPARE * self._layout.size * self._plan.dtype.itemsize
+        if self._asking is None or self._first.client not in self._asking[1]:
+            return size
+        broadcast, place = self._asking
+        question = self.question(broadcast, place[self._first.client], self._first, whole=True)
+        return size + SPARE * self._judge.foresee(question)
 
     def forget(self) -> None:
         """The exchange is over: its message, as large as the model, may go."""

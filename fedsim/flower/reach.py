@@ -7,12 +7,16 @@ import errno
 import http.client
 import socket
 import ssl
+import time
 from collections.abc import Sequence
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 from fedsim.errors import ConfigError, EngineError
 
 LIMIT = 10.0  # seconds for each step: a name's address, the connection, the greeting
+AHEAD, BEHIND = 5.0, 300.0  # seconds that a node's clock may be off: it signs what it asks for, with the time
+COARSE = 2.0  # seconds by which the time in an answer may be old: whole seconds, put down once in each
 
 
 def check(argv: Sequence[str]) -> int:
@@ -50,15 +54,17 @@ def reach(server: str, ca: Path | None = None) -> str:
         link = http.client.HTTPSConnection(host, int(port), timeout=LIMIT, context=trusted)
     try:
         link.request("GET", "/health")
-        status = link.getresponse().status
+        answer = link.getresponse()
     except (OSError, http.client.HTTPException) as error:
         raise EngineError(f"{server}: {_why(error, trusted is not None, host)}") from None
     finally:
         link.close()
-    if status != 200:
+    if answer.status != 200:
         raise EngineError(
-            f"{server}: something answers ({status}), but it is no SuperLink; is the port right?"
+            f"{server}: something answers ({answer.status}), but it is no SuperLink; is the port right?"
         )
+    if trusted is not None and (why := _off(answer.getheader("Date"), time.time())):
+        raise EngineError(f"{server}: {why}")
     return f"{server}: a SuperLink answers {'over TLS, as ' + str(ca) + ' vouches for' if trusted else 'without TLS'}"
 
 
@@ -74,6 +80,22 @@ def can_listen(port: int, host: str = "0.0.0.0") -> str:
             why |= {errno.EACCES: "is not for this user; give one above 1023"}
             raise EngineError(f"port {port} {why.get(code or 0, f'cannot be had: {error}')}") from None
     return f"port {port}: free"
+
+
+def _off(date: str | None, now: float) -> str:
+    """Why the link refuses what a node signs here, where the server says that it is ``date`` and this machine
+    ``now``."""
+    try:
+        late = now - parsedate_to_datetime(date or "").timestamp()
+    except (ValueError, TypeError, OverflowError):
+        return ""  # it does not say
+    if -BEHIND <= late <= AHEAD + COARSE:
+        return ""
+    way = "ahead of" if late > 0 else "behind"
+    return (
+        f"this machine's clock is {abs(late):.0f} s {way} the server's; a node is refused {AHEAD:g} s ahead and "
+        f"{BEHIND:g} s behind: set the clock (NTP)"
+    )
 
 
 def _trusting(ca: Path) -> ssl.SSLContext:

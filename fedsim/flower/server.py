@@ -34,6 +34,7 @@ from fedsim.flower.options import configuration, deployable, keeps_samples, own_
 from fedsim.flower.pieces import leave_apart
 from fedsim.flower.site import layout_name
 from fedsim.flower.stopping import StoppableGrid, alone, stoppable
+from fedsim.flower.taking import Taking
 from fedsim.run import agreement, assigning, initial, samples
 from fedsim.run.given import Given
 from fedsim.run.key import finished, same_run
@@ -75,12 +76,14 @@ def _serve(
     grid: Grid, config: DictConfig, method: StrategyLike, folder: Path, engine: FlowerConfig
 ) -> RunResult:
     agreement.of(config)  # says what of it cannot be
+    taking = Taking(engine.deadline)
+    taking.begin()
     binding = Binding.of(plain(config.engine).get("nodes"), config.num_clients)
     limits = Limits(config.num_clients, engine.most_samples, lambda: _classes(config))
     nodes = Nodes(grid, config.num_clients, folder / "nodes.jsonl", binding=binding, limits=limits)
     gone = contract.gather(nodes, config, engine)
     data, terms = _data(config, method, nodes, folder, gone)
-    return run(config, engine=FlowerEngine(grid, nodes, engine, folder, method, terms), split=data)
+    return run(config, engine=FlowerEngine(grid, nodes, engine, folder, method, terms, taking), split=data)
 
 
 def _classes(config: DictConfig) -> int:

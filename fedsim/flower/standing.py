@@ -45,9 +45,9 @@ class StandingFile:
                 if about != about | self._about | {"content": wanted}:
                     return None
                 arrays = {name: f.get_tensor(name) for name in json.loads(about["names"])}
-        except (OSError, SafetensorError):
+            found = Payload(arrays, _values(about["values"]))
+        except (OSError, SafetensorError, ValueError, LookupError, TypeError):
             return None
-        found = Payload(arrays, _values(about["values"]))
         return found if content(found, self._layout) == wanted else None
 
     def write(self, payload: Payload) -> None:

@@ -18,8 +18,9 @@ from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+from flwr.supercore.inflatable.inflatable_utils import ObjectPullError
 from flwr.supercore.task_identity import TaskIdentity
+from flwr.superlink.grid import http_grid
 
 from fedsim.flower import client, server
 from fedsim.flower.options import configuration
@@ -30,17 +31,19 @@ GONE = 5  # Flower's error code of a node that is offline
 @dataclass
 class LocalGrid(Grid):
     """Nodes by id, each with its node config; ``spoil(message)`` may answer in a node's place, or say "silent", and
-    ``alter(message, content)`` change what a node answers, before it goes over the wire."""
+    ``alter(message, content)`` change what a node answers, before it goes over the wire; ``forge(message, objects)``
+    change that as Flower's objects by id, the whole under the last one."""
 
     run_config: dict[str, Any]
     nodes: dict[int, dict[str, Any]] = field(default_factory=dict)
     spoil: Callable[[Message], Any] = lambda message: None
     alter: Callable[[Message, RecordDict], RecordDict | None] = lambda message, content: None
+    forge: Callable[[Message, dict[str, bytes]], None] = lambda message, objects: None
     names: dict[int, str] = field(default_factory=dict)  # node id to the name of its registered key
     bytes_down: int = 0
     bytes_up: int = 0
     log: list[tuple[int, str, dict[str, Any]]] = field(default_factory=list)  # node, type, ask
-    _replies: dict[str, Message] = field(default_factory=dict)
+    _replies: dict[str, Callable[[], Message]] = field(default_factory=dict)
     _number: Any = field(default_factory=itertools.count)
 
     def __post_init__(self) -> None:
@@ -53,7 +56,7 @@ class LocalGrid(Grid):
         return [self._push(m) for m in messages]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        return [self._replies.pop(i) for i in list(message_ids) if i in self._replies]
+        return [self._replies.pop(i)() for i in list(message_ids) if i in self._replies]
 
     def _push(self, message: Message) -> str:
         name = f"message-{next(self._number)}"
@@ -70,8 +73,23 @@ class LocalGrid(Grid):
             reply = Message(Error(GONE, "node unavailable"), reply_to=message)
         else:
             reply = self._call(message, node)
-        self._replies[name] = reply
+        self._replies[name] = lambda: self._pulled(message, reply)
         return name
+
+    def _pulled(self, message: Message, reply: Message) -> Message:
+        """As the ServerApp receives it: taken apart into Flower's objects, and made of these again."""
+        if reply.has_error():
+            return reply
+        there = {n: part.deflate() for n, part in get_all_nested_objects(reply.content).items()}
+        there[reply.content.object_id] = there.pop(reply.content.object_id)
+        self.forge(message, there)
+        try:
+            came = http_grid.pull_objects([*there], there.__getitem__)
+            whole = http_grid.inflate_object_from_contents(list(there)[-1], came)
+        except ObjectPullError as error:
+            return Message(Error(3, f"Reply message objects are unavailable. {error}"), reply_to=message)
+        reply.content = cast(RecordDict, whole)
+        return reply
 
     def _call(self, message: Message, node: int) -> Message:
         wire, about = recorddict_to_proto(message.content), message.metadata
@@ -84,7 +102,7 @@ class LocalGrid(Grid):
         if message.metadata.message_type == "train":
             self.bytes_down += wire.ByteSize()
             self.bytes_up += back.ByteSize()
-        reply.content = in_objects(reply.content if altered is None else altered)
+        reply.content = reply.content if altered is None else altered
         return reply
 
     # what a grid must have and the apps do not use
@@ -112,12 +130,6 @@ def deploy(
     default = {100 + k: {"partition-id": k, "state-dir": str(folder / f"state-{k}")} for k in range(clients)}
     local = LocalGrid(run_config, nodes if nodes is not None else default, **grid)
     return server.serve(local, configuration(run_config)), local
-
-
-def in_objects(content: RecordDict) -> RecordDict:
-    """As the ServerApp receives it: taken apart into Flower's objects, and made of these again."""
-    there = {name: part.deflate() for name, part in get_all_nested_objects(content).items()}
-    return cast(RecordDict, inflate_object_from_contents(content.object_id, there))
 
 
 def node(folder: Path, client: int, **config: Any) -> dict[str, Any]:

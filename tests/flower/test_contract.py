@@ -179,13 +179,19 @@ def test_without_a_contract_nodes_are_compared_with_the_server(tmp_path: Path) -
     ):
         bad = dataclasses.replace(known, contract=json.dumps(about | {what: other}))
         assert contract.difference(bad, config, data).startswith(f"{what}: its data have {json.dumps(other)}")
-    assert "cannot be read" in contract.difference(dataclasses.replace(known, contract="[]"), config, data)
+    for text in ("[]", "[" * 100_000, '{"classes": ' + "[" * 200 + "]" * 200 + "}"):
+        assert "cannot be read" in contract.difference(
+            dataclasses.replace(known, contract=text), config, data
+        )
     assert nodes
 
 
 NO_STATISTICS = (
     *(None, "[", '[9, ["1", "1"], ["9", "9"]]', '[20, ["1"], ["9"]]'),
     '[20, ["9000", "4000"], ["9999999", "999999"]]',  # a mean age of 450
+    '[20, ["900", "4000"], ["9999999", "999999"]]',  # a mean square beyond 120 years
+    "[20, [1, 2], [3, 4]]",
+    "[" * 9000 + "]" * 9000,
 )
 
 

@@ -116,7 +116,7 @@ def test_scripts_and_settings_can_be_read(made: Path) -> None:
     for client, name in enumerate(NODES):
         values = parse_config_args([str(made / name / "node.toml")])  # as --node-config does
         assert set(values) <= set(NODE_KEYS) and Node.of(values, 3, values["partition-id"]).client == client
-        assert f"keys/{name}.pub lab --name {name}\n" in registered
+        assert f"keys/{name}.pub lab --name {name} || failed=1\n" in registered
         assert ': "${SUPERLINK:=fl.lab.org:7443}"' in (made / name / "start.sh").read_text()
 
 
@@ -197,6 +197,29 @@ def test_keys_in_use_are_not_replaced(made: Path, tmp_path: Path, capsys: pytest
     (tmp_path / "c.pub").write_text("ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIG c")
     assert command(["provision", "--nodes", "c", "--keys", str(tmp_path), "--out", str(tmp_path / "o")]) == 2
     assert "c.pub: no public key of a node; make it by ssh-keygen -t ecdsa" in capsys.readouterr().err
+
+
+def test_the_same_authority_signs_again_for_nodes_that_keep_their_keys(made: Path, tmp_path: Path) -> None:
+    words = ["provision", "--nodes", *NODES, "late", "--authority", str(made / "authority")]
+    words += ["--keys", str(made / "server/keys"), "--out", str(tmp_path / "next"), "--server", HOSTS[0]]
+    assert command(words) == 0
+    crt = str(tmp_path / "next/server/server.crt")
+    assert run("openssl", "verify", "-CAfile", str(made / "c/ca.crt"), crt).returncode == 0
+    assert (
+        crt
+        and (tmp_path / "next/server/server.key").read_bytes() != (made / "server/server.key").read_bytes()
+    )
+    assert {p.parent.name for p in (tmp_path / "next").rglob("node.key")} == {"late"}
+    before = (made / "server/nodes.yaml").read_text()
+    assert (tmp_path / "next/server/nodes.yaml").read_text().startswith(before)
+
+
+def test_half_an_authority_is_none(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "ca.crt").write_bytes((made / "authority/ca.crt").read_bytes())
+    words = ["provision", "--nodes", "a", "--out", str(tmp_path / "out"), "--authority", str(tmp_path)]
+    assert command(words) == 2 and "no ca.key and ca.crt of an authority there" in capsys.readouterr().err
+    (tmp_path / "ca.key").write_bytes((made / "server/server.key").read_bytes())
+    assert command(words) == 2 and "ca.key is not the key of ca.crt" in capsys.readouterr().err
 
 
 @pytest.mark.nightly

@@ -24,11 +24,18 @@ class Health(BaseHTTPRequestHandler):
         self.send_response(200 if self.path == "/health" else 404)
         self.end_headers()
 
+    def date_time_string(self, timestamp: float | None = None) -> str:
+        return super().date_time_string(time.time() + self.server.off)  # type: ignore[attr-defined]
+
     def log_message(self, *args: object) -> None: ...
 
 
-def serving(context: ssl.SSLContext | None) -> HTTPServer:
+def serving(context: ssl.SSLContext | None, clock: float = 0.0) -> HTTPServer:
+    """A server whose clock is ``clock`` seconds ahead."""
+
     class Server(HTTPServer):
+        off = clock
+
         def handle_error(self, *args: object) -> None: ...
 
         def get_request(self):  # type: ignore[no-untyped-def]
@@ -45,20 +52,27 @@ def serving(context: ssl.SSLContext | None) -> HTTPServer:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """Servers: ``tls``, ``plain`` and ``elsewhere`` (its certificate names another host); authorities' files."""
+    """Servers: ``tls``, ``plain``, ``elsewhere`` (its certificate names another host), ``expired``, and two whose clock
+    is off; authorities' files."""
     folder = tmp_path_factory.mktemp("reach")
     ours, other = Authority.new("ours"), Authority.new("other")
     (folder / "ca.crt").write_bytes(pem(ours.certificate))
     (folder / "other.crt").write_bytes(pem(other.certificate))
     (folder / "none.crt").write_text("no certificate")
     servers = {"plain": serving(None)}
-    for name, host in (("tls", "127.0.0.1"), ("elsewhere", "fl.lab.org")):
-        key, certificate = ours.server(host, [host], 1)
+    for name, host, days, clock in (
+        ("tls", "127.0.0.1", 1, 0),
+        ("elsewhere", "fl.lab.org", 1, 0),
+        ("expired", "127.0.0.1", -0.01, 0),
+        ("late", "127.0.0.1", 1, -30),
+        ("early", "127.0.0.1", 1, 400),
+    ):
+        key, certificate = ours.server(host, [host], days)  # type: ignore[arg-type]
         (folder / f"{name}.key").write_bytes(pem(key))
         (folder / f"{name}.crt").write_bytes(pem(certificate))
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(folder / f"{name}.crt", folder / f"{name}.key")
-        servers[name] = serving(context)
+        servers[name] = serving(context, clock)
     out = {name: f"127.0.0.1:{s.server_port}" for name, s in servers.items()}
     yield out | {f.name: str(f) for f in folder.glob("*.crt")} | {"nobody": f"127.0.0.1:{free_port()}"}
     for server in servers.values():
@@ -75,6 +89,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
         ("plain", "ca.crt", 1, "no TLS there"),
         ("tls", "other.crt", 1, "its certificate is not of this authority"),
         ("elsewhere", "ca.crt", 1, "its certificate does not name 127.0.0.1; make one that does"),
+        ("expired", "ca.crt", 1, "its certificate does not hold now (certificate has expired); renew it"),
+        ("late", "ca.crt", 1, "s ahead of the server's; a node is refused 5 s ahead and 300 s behind"),
+        ("early", "ca.crt", 1, "s behind the server's; a node is refused"),
         ("nobody", "ca.crt", 1, "nobody listens there; is the SuperLink started"),
         ("tls", "none.crt", 2, "none.crt: no certificate of an authority"),
         ("no-port", "", 2, "no-port: an address is written host:port"),

@@ -54,6 +54,16 @@ def test_a_payload_of_every_type_is_kept_as_it_came(tmp_path: Path) -> None:
     assert equal(found, kept)
     assert list(tmp_path.rglob("*.*")) == [tmp_path / "run/client-3/standing.safetensors"]
     assert StandingFile(tmp_path, "run", 3, LAYOUT).read(content(Payload(), LAYOUT)) is None
+    whole = file.path.read_bytes()
+    for damage in (
+        whole.replace(b'"names":"[', b'"names":"{', 1),
+        whole.replace(b'"values"', b'"valued"', 1),
+        whole[:99],
+    ):
+        assert damage != whole
+        file.path.write_bytes(damage)
+        assert file.read(content(kept, LAYOUT)) is None
+    file.path.write_bytes(whole)
     for other in (StandingFile(tmp_path, "run", 2, LAYOUT), StandingFile(tmp_path, "other", 3, LAYOUT)):
         other.path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(file.path, other.path)
