@@ -79,19 +79,20 @@ def make(claim: Claim, seeds: Sequence[int], root: Path, words: Sequence[str]) -
 
 
 def chosen(claim: Claim, arm: str, root: Path, words: Sequence[str]) -> list[str]:
-    """Of the arm's grid, the settings that are best on validation samples; of equal ones the first."""
+    """Of the arm's grid, the settings that are best on validation samples; of equally good ones the lowest."""
     grid = claim.grid.get(arm, claim.grid.get("", ()))
     if not grid:
         return []
     command(["-m", *words, *claim.problems[0], *grid, "name=tuning", f"seed={TUNING}"])
-    objective = Objective(on="val")
-    scored = [
-        (objective.number(run.rows).value, run)
-        for run in load_runs([root / "tuning"])
-        if run.method == arm and run.status == "done"
-    ]
-    _, best = max(scored, key=lambda pair: -math.inf if math.isnan(pair[0]) else pair[0])
-    return [f"{key}={best.settings[key]}" for key in (axis.partition("=")[0] for axis in grid)]
+    objective, keys = Objective(on="val"), [axis.partition("=")[0] for axis in grid]
+
+    def rank(run: Run) -> tuple[float, list[float]]:
+        value = objective.number(run.rows).value
+        return -math.inf if math.isnan(value) else value, [-float(run.settings[key]) for key in keys]
+
+    tried = [run for run in load_runs([root / "tuning"]) if run.method == arm and run.status == "done"]
+    best = max(tried, key=rank)
+    return [f"{key}={best.settings[key]}" for key in keys]
 
 
 def answered(question: Question, runs: Sequence[Run], claim: Claim) -> list[str]:

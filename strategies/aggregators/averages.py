@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from strategies.aggregators.before import Before, prepared
 from strategies.aggregators.gram import finite_gram, gram, median, norms
@@ -15,12 +16,17 @@ def mean(updates: Any, weights: Any = None, *, before: Before = (), report: Repo
     """Weighted mean of the rows of ``updates`` (n, d); equal weights by default. McMahan et al. 2017, Alg. 1."""
     rows = prepared("mean", updates, weights, before, report=report)
     out = rows.combine(rows.weights / rows.weights.sum())
-    if bool(torch.isfinite(torch.as_tensor(out)).all()):
+    if _finite(torch.as_tensor(out)):
         rows.without("mean", range(len(rows)), report)
         return out
     rows = rows.without("mean", rows.finite(), report)
     total = float(rows.weights.sum())
     return rows.combine(rows.weights / total) if total > 0 else rows.zeros()
+
+
+def _finite(out: Tensor) -> bool:
+    """Whether all numbers of ``out`` (d,) are; those of a finite sum are, others are looked at one by one."""
+    return bool(torch.isfinite(out.sum())) or bool(torch.isfinite(out).all())
 
 
 def norm_clip(updates: Any, weights: Any = None, *, before: Before = (), report: Report | None = None) -> Any:

@@ -16,6 +16,7 @@ from fedsim.errors import ConfigError, TooFewUpdates
 
 PIECE = 1 << 18  # numbers read at once (2 MiB of float64, which stays in a core's cache)
 WIDE = 1 << 20  # where they are looked at in their place
+LONG = 1 << 15  # columns read at once of a few rows, where rows are only added up
 Report = dict[str, Any]  # diagnostics that a rule fills in on request
 NEEDED = {  # rule: (slope, offset), where it needs slope f + offset updates
     "trimmed_mean": (2, 1),
@@ -143,18 +144,23 @@ class Rows:
 
     def read(self, start: int, stop: int) -> Tensor:
         """Columns ``[start, stop)`` of the rows in use, a fresh ``(n, stop - start)`` in float64."""
-        if self.mix is not None:
-            return self.mix.to(self.device) @ self._given(start, stop)
-        return self._given(start, stop)
+        given = self._given(start, stop)
+        return given if self.mix is None else self.mix.to(self.device) @ given
 
-    def _given(self, start: int, stop: int) -> Tensor:
+    def _given(self, start: int, stop: int, at: slice = slice(None), room: Tensor | None = None) -> Tensor:
+        """Those of the rows in use ``at`` these positions, as they were given; in ``room``, else in new memory."""
+        index = self.index[at]
+        size = len(index) * (stop - start)
+        out = (self._room(size) if room is None else room[:size]).view(len(index), stop - start)
         if isinstance(self.source, list):
-            parts = [_tensor(self.source[i][start:stop]).to(torch.float64) for i in self.index]
-            return torch.stack(parts)
-        part = _tensor(self.source[:, start:stop])
-        if len(self.index) < self.total:
-            part = part[list(self.index)]
-        return part.to(torch.float64, copy=True, memory_format=torch.contiguous_format)
+            for row, i in zip(out, index, strict=True):
+                row.copy_(_tensor(self.source[i][start:stop]))
+            return out
+        rows = at if len(self.index) == self.total else list(index)
+        return out.copy_(_tensor(self.source[rows, start:stop]))
+
+    def _room(self, numbers: int) -> Tensor:
+        return torch.empty(numbers, dtype=torch.float64, device=self.device)
 
     def matrix(self) -> Any:
         """All rows (n, d), in the updates' type, kind and place."""
@@ -179,11 +185,21 @@ class Rows:
         if self.mix is not None:
             return self.unmixed.combine(coefficients @ self.mix)
         used = torch.nonzero(coefficients).flatten().tolist()
-        if not used:
-            return self.zeros()
-        rows, c = (self, coefficients) if len(used) == len(self) else (self.keep(used), coefficients[used])
-        c = c.to(self.device)
-        return rows.fill(c @ rows.read(a, b) for a, b in rows.spans())
+        return self.keep(used)._added(coefficients[used].to(self.device)) if used else self.zeros()
+
+    def _added(self, c: Tensor) -> Any:
+        """All rows by ``c`` (n,), one after the other: long stretches of a few in one room, which stays in the cache."""
+        span = max(1, min(LONG, self.dim))
+        few = max(1, PIECE // span)
+        room = self._room(min(few, len(self)) * span)
+        out = torch.empty(self.dim, dtype=self.dtype, device=self.device)
+        for start in range(0, self.dim, span):
+            stop = min(start + span, self.dim)
+            total = torch.mv(self._given(start, stop, slice(few), room).T, c[:few])
+            for i in range(few, len(self), few):
+                total.addmv_(self._given(start, stop, slice(i, i + few), room).T, c[i : i + few])
+            out[start:stop] = total
+        return out.numpy() if self.numpy else out
 
     def single(self, start: int, stop: int) -> Tensor | None:
         """Columns ``[start, stop)`` of the rows in use as they lie there, (n, stop - start), if they are a float32

@@ -132,7 +132,10 @@ def test_pieces_of_any_size_give_the_same_result(
 ) -> None:
     u = draw(11, 500)
     whole = rule(u)
+    spans = Rows.spans
+    monkeypatch.setattr(Rows, "spans", lambda self, piece=0: spans(self, 11 * 64))
     monkeypatch.setattr("strategies.aggregators.rows.PIECE", 11 * 64)
+    monkeypatch.setattr("strategies.aggregators.rows.LONG", 128)
     np.testing.assert_allclose(rule(u), whole, rtol=0, atol=1e-11)
 
 
@@ -141,16 +144,32 @@ def test_no_rule_holds_more_than_a_piece_at_a_time(
     rule: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[int] = []
-    read = Rows.read
+    given = Rows._given
 
-    def spy(self: Rows, start: int, stop: int) -> torch.Tensor:
-        out = read(self, start, stop)
-        sizes.append(out.numel())
+    def spy(self: Rows, *where: Any) -> torch.Tensor:
+        out = given(self, *where)
+        sizes.append(out.untyped_storage().nbytes() // 8)
         return out
 
-    monkeypatch.setattr(Rows, "read", spy)
+    monkeypatch.setattr(Rows, "_given", spy)
     rule(torch.randn(11, 60_000))
     assert max(sizes) <= PIECE < 11 * 60_000
+
+
+@pytest.mark.parametrize("kind", [torch.Tensor.clone, list, torch.Tensor.numpy])
+def test_a_sum_of_rows_is_that_of_a_product_bit_for_bit(kind: Callable[[torch.Tensor], Any]) -> None:
+    """Rows are added one after the other, however few of them are read at once."""
+    u = torch.randn(23, 40_000, generator=torch.Generator().manual_seed(2))
+    u[:, ::5] = -0.0
+    w = torch.rand(23, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    out = torch.as_tensor(mean(kind(u), w))
+    assert out.numpy().tobytes() == ((w / w.sum()) @ u.double()).float().numpy().tobytes()
+
+
+def test_a_mean_whose_sum_overflows_is_still_one_of_all_rows() -> None:
+    u, report = torch.full((3, 40), 3e37), {}
+    assert torch.equal(mean(u, report=report), u[0])
+    assert report["dropped"] == []
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
