@@ -21,12 +21,18 @@ ROWS = 8  # samples that it is shown
 BYTES = 16  # a picture of bytes whose brightest pixel is below it tells nothing about its scale
 
 
-def check_augment(augment: Any, data: Dataset, task: Task, dtype: torch.dtype, key: str = "augment") -> None:
+def check_augment(
+    augment: Any,
+    data: Dataset,
+    key: str = "augment",
+    task: Task | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> None:
     """Refuse an ``augment``, handed over or of the setting ``key``, that cannot show samples of ``data``, or shows what
     cannot be trained on: every client would fail by it.
 
     Another shape or type is no fault by itself: crops of any size fit many models, mixed labels many losses. It is
-    refused where the loss of ``task`` cannot be computed of it.
+    refused where the loss of ``task``, if given, cannot be computed of it.
 
     Raises:
         ConfigError: one line, with what went wrong, what it got and what it gave.
@@ -55,7 +61,7 @@ def check_augment(augment: Any, data: Dataset, task: Task, dtype: torch.dtype, k
             "(x, generator) -> x"
         ) from error
     _check_numbers(key, name, x, shown)
-    if data.train.cut and (_kinds(x), _kinds(y)) != (_kinds(shown), _kinds(targets)):
+    if task is not None and data.train.cut and (_kinds(x), _kinds(y)) != (_kinds(shown), _kinds(targets)):
         batch = Batch(prepare(shown, dtype, data.normalize), in_dtype(targets, dtype))
         _check_change(key, name, task, batch, dtype, Batch(x, y), Batch(shown, targets))
 

@@ -133,9 +133,8 @@ def learning_task(
         trial.check_labels(data, output, type(model).__name__)
     trial.check_measures(task, example, dtype)
     if (augment := data.dataset.augment) is not None:
-        check_augment(
-            augment, data.dataset, task, dtype, "data.augment" if given.augment is None else "augment"
-        )
+        key = "augment" if given.augment is not None else "data.augment"
+        check_augment(augment, data.dataset, key, task, dtype)
     check_views(data.dataset, configured(config.views))
     return replace(task, habits=rehearse(task, example, dtype))
 
