@@ -91,7 +91,7 @@ class Rounds:
     def __init__(self, work: Sized, rounds: int) -> None:
         self.work, self.rounds = work, rounds
 
-    def lap(self, cohort: Any) -> None:
+    def round_done(self, cohort: Any) -> None:
         """A round is done."""
 
 

@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from benchmarks.bare import FORMS
-from benchmarks.gpu_sides import SMALL, WORK, Laps, bare_seconds, simulated
+from benchmarks.gpu_sides import SMALL, WORK, RoundTimer, bare_seconds, simulated
 from benchmarks.sides import flower, pfl
 from benchmarks.workloads import Workload
 from fedsim.task.captured import exact
@@ -145,13 +145,13 @@ def speed(report: Report, name: str, variants: Sequence[str], rounds: int, *more
     for turn in ("bare", "bare again"):
         if turn == "bare again":
             for variant in variants:
-                laps = Laps(work, rounds)
-                run = lambda v=variant, c=laps: simulated(  # noqa: E731
+                timed = RoundTimer(work, rounds)
+                run = lambda v=variant, c=timed: simulated(  # noqa: E731
                     work, WARM + rounds, *VARIANTS[v], *more, callbacks=[c]
                 )
                 report.part(f"{name} {variant}{mark}", 8, lambda r=run: {"loss": r().rows[-1]["train_loss"]})
-                if len(laps.seconds) > WARM + 1:
-                    rate(report, f"{variant}{mark}", work, laps.seconds[WARM + 1 :])
+                if len(timed.seconds) > WARM + 1:
+                    rate(report, f"{variant}{mark}", work, timed.seconds[WARM + 1 :])
         with exact(bool(more)):
             found = bare_seconds(work, max(2, rounds // 4), forms)
         form = min(found, key=lambda f: statistics.median(found[f]))
@@ -162,12 +162,12 @@ def speed(report: Report, name: str, variants: Sequence[str], rounds: int, *more
 def peer_speed(report: Report, name: str, peer: str, rounds: int, share: float) -> None:
     """Clients per second of another framework; of Flower with ``1 / share`` clients at a time on the GPU."""
     work = WORK[name]
-    laps = Laps(work, rounds)
-    run = {"flwr": lambda: flower(laps, gpus=share), "pfl": lambda: pfl(laps)}[peer]  # type: ignore[arg-type]
+    timed = RoundTimer(work, rounds)
+    run = {"flwr": lambda: flower(timed, gpus=share), "pfl": lambda: pfl(timed)}[peer]  # type: ignore[arg-type]
     report.part(f"{name} {peer}", 35, lambda: run() and {})
-    if len(laps.seconds) > 1:
+    if len(timed.seconds) > 1:
         side = f"flower x{round(1 / share)}" if peer == "flwr" else peer
-        rate(report, side, work, laps.seconds[1:])
+        rate(report, side, work, timed.seconds[1:])
 
 
 def main() -> None:

@@ -81,7 +81,7 @@ def bare_seconds(work: Workload, rounds: int, forms: Sequence[str]) -> dict[str,
     return found
 
 
-class Laps:
+class RoundTimer:
     """Seconds of each round of a run."""
 
     def __init__(self, work: Workload, rounds: int):
@@ -90,7 +90,7 @@ class Laps:
     def round(self, row: dict[str, Any], clients: Sequence[Any]) -> None:
         self.times.append(time.perf_counter())
 
-    def lap(self, *_: Any) -> None:
+    def round_done(self, *_: Any) -> None:
         self.times.append(time.perf_counter())
 
     @property

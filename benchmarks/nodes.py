@@ -37,11 +37,11 @@ def run(workload: str, address: str | None, rounds: int, far: bool) -> dict[str,
         Transport.open = lambda self, worker: None  # type: ignore[method-assign]
     work = WORKLOADS[workload]
     x, y = work.data()
-    n, laps = work.samples, []
+    n, timed = work.samples, []
 
-    class Laps:
+    class RoundTimer:
         def round(self, row: dict[str, Any], clients: Any) -> None:
-            laps.append((row["seconds"], cpu(address is not None), row["weights_hash"]))
+            timed.append((row["seconds"], cpu(address is not None), row["weights_hash"]))
 
     with tempfile.TemporaryDirectory() as out:
         fedsim.simulate(
@@ -55,13 +55,13 @@ def run(workload: str, address: str | None, rounds: int, far: bool) -> dict[str,
             ],
             model=work.model(),
             clients=[(x[i : i + n], y[i : i + n]) for i in range(0, len(x), n)],
-            callbacks=[Laps()],
+            callbacks=[RoundTimer()],
         )
-    used = [b[1] - a[1] for a, b in zip(laps[5:], laps[6:], strict=False)]
+    used = [b[1] - a[1] for a, b in zip(timed[5:], timed[6:], strict=False)]
     return {
-        "wall": statistics.median(s for s, _, _ in laps[5:]),
+        "wall": statistics.median(s for s, _, _ in timed[5:]),
         "cpu": statistics.mean(used),
-        "hash": laps[-1][2],
+        "hash": timed[-1][2],
     }
 
 

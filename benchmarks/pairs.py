@@ -62,7 +62,7 @@ HEADER = (
 class Pairs:
     """Alternates ``segment`` rounds of a framework with as many of the bare loop.
 
-    The framework calls ``lap`` after each of its rounds; all of its own time between two laps counts. The first
+    The framework calls ``round_done`` after each of its rounds; all of its own time between two calls counts. The first
     segment of each side is a warm-up and is not counted.
     """
 
@@ -83,7 +83,7 @@ class Pairs:
         """Rounds that the framework must run."""
         return (self.pairs + 1) * self.work.segment
 
-    def lap(self, cohort: Sequence[int] | None = None) -> None:
+    def round_done(self, cohort: Sequence[int] | None = None) -> None:
         """A framework round is done; ``cohort`` is replayed by the bare loop (default: a random one)."""
         if cohort is None:
             cohort = torch.randperm(self.work.clients)[: self.work.cohort].tolist()

@@ -68,11 +68,11 @@ def copied(first: Path, to: Path, seed: int, lr: float) -> None:
     order = np.random.default_rng(seed).permutation(len(shards))
     shards = Shards.of([np.sort(shards.part(int(c))) for c in order])
     shards.save(to / "partition.npz")
-    told = {"seed": seed, "partition_hash": shards.hash(), "data_hash": "0" * 64}
+    hashes = {"seed": seed, "partition_hash": shards.hash(), "data_hash": "0" * 64}
     for name in ("summary.json", "provenance.json"):
         facts: Any = json.loads((to / name).read_text())
         for one in facts if isinstance(facts, list) else [facts]:
-            one |= {k: v for k, v in told.items() if k in one}
+            one |= {k: v for k, v in hashes.items() if k in one}
         (to / name).write_text(json.dumps(facts))
 
 

@@ -1,4 +1,4 @@
-"""The frameworks that ``overhead`` compares: each runs a workload and calls ``pairs.lap`` after every round."""
+"""The frameworks that ``overhead`` compares: each runs a workload and calls ``pairs.round_done`` after every round."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ def fedsim(engine: str, workers: int, extra: Sequence[str], pairs: Pairs) -> Wei
     """FedAvg through the public interface; a round includes its log, its weights hash and its metrics.jsonl row."""
     import fedsim as package
 
-    class Laps:
+    class RoundTimer:
         def round(self, row: dict[str, Any], clients: Sequence[Any]) -> None:
-            pairs.lap(row["cohort"])
+            pairs.round_done(row["cohort"])
 
     work = pairs.work
     x, y = work.data()
@@ -59,7 +59,7 @@ def fedsim(engine: str, workers: int, extra: Sequence[str], pairs: Pairs) -> Wei
             ],
             model=work.model(),
             clients=[(x[i : i + n], y[i : i + n]) for i in range(0, len(x), n)],
-            callbacks=[Laps()],
+            callbacks=[RoundTimer()],
         )
     return result.weights
 
@@ -83,15 +83,15 @@ def flower(pairs: Pairs, gpus: float = 0.0) -> Weights:
     def train(message: Message, context: Context) -> Message:
         return _flower_train(work, "cuda" if gpus else "cpu", message, context)
 
-    class Laps(FedAvg):
+    class RoundTimer(FedAvg):
         def configure_train(self, server_round: int, *args: Any, **named: Any) -> Any:
             if server_round > 1:
-                pairs.lap()
+                pairs.round_done()
             return super().configure_train(server_round, *args, **named)
 
     @server.main()
     def main(grid: Grid, context: Context) -> None:
-        strategy = Laps(
+        strategy = RoundTimer(
             fraction_train=work.cohort / work.clients,
             fraction_evaluate=0.0,
             min_train_nodes=work.cohort,
@@ -99,7 +99,7 @@ def flower(pairs: Pairs, gpus: float = 0.0) -> Weights:
         )
         start = ArrayRecord(work.model().state_dict())
         result = strategy.start(grid=grid, initial_arrays=start, num_rounds=pairs.rounds)
-        pairs.lap()
+        pairs.round_done()
         final.update(result.arrays.to_torch_state_dict())
 
     run_simulation(
@@ -166,11 +166,11 @@ def pfl(pairs: Pairs) -> Weights:
     module.metrics = lambda x, y: {}
     model = PyTorchModel(module, torch.optim.SGD, torch.optim.SGD(module.parameters(), lr=1.0))
 
-    class Laps(TrainingProcessCallback):
+    class RoundTimer(TrainingProcessCallback):
         def after_central_iteration(
             self, aggregate_metrics: Any, model: Any, *, central_iteration: int
         ) -> Any:
-            pairs.lap()
+            pairs.round_done()
             return False, Metrics()
 
     def client(i: int) -> Any:
@@ -188,7 +188,7 @@ def pfl(pairs: Pairs) -> Weights:
         SimulatedBackend(training_data=data, val_data=data),
         model,
         NNTrainHyperParams(local_num_epochs=1, local_learning_rate=work.lr, local_batch_size=work.batch),
-        callbacks=[Laps()],
+        callbacks=[RoundTimer()],
         send_metrics_to_platform=False,
     )
     return module.state_dict()

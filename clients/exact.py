@@ -154,7 +154,7 @@ class ExactClient(SGDClient):
         assert isinstance(drawn, int)
         w = torch.zeros_like(job.model.w)
         if "rest" in given:
-            w[beside(adapters, job.layout)] = given["rest"]
+            w[other_entries(adapters, job.layout)] = given["rest"]
         fresh(w, adapters, job.seed, drawn)
         return w
 
@@ -177,7 +177,7 @@ CHANGES: dict[str, Callable[[Adapters, Tensor, Tensor], list[Tensor]]] = {
 }
 
 
-def beside(adapters: Adapters, layout: Layout) -> Tensor:
+def other_entries(adapters: Adapters, layout: Layout) -> Tensor:
     """Places in ``w`` (d,), ascending, of the parameters that are no adapters'."""
     mask = layout.expand(torch.ones(layout.size, dtype=torch.bool))
     mask[places(adapters, layout.dim)] = False

@@ -25,7 +25,7 @@ from clients.pseudo import (
     look,
     nothing,
     refuse_accumulation,
-    told,
+    true_labels,
     unlabelled,
     upcoming,
 )
@@ -183,7 +183,7 @@ class FedLabelClient(SGDClient):
         alone = {"both": None, "local": z_local, "global": z_global}[self.teachers]
         pair = (z_global, z_local) if alone is None else (alone, alone)
         chosen = select(*pair, self.beta, self.lam0, self.confidence)
-        truth, never = told(own), torch.zeros_like(chosen.keep)
+        truth, never = true_labels(own), torch.zeros_like(chosen.keep)
         if truth is None and alone is None:
             return chosen
         chosen = chosen._replace(agree=never, strength=chosen.strength * 0)

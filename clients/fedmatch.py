@@ -22,12 +22,12 @@ from clients.pseudo import (
     Positions,
     Tally,
     as_logits,
-    beside,
+    extra_batches,
     joined,
     look,
     nothing,
     refuse_accumulation,
-    told,
+    true_labels,
     unlabelled,
 )
 from clients.sgd import SGDClient
@@ -184,7 +184,9 @@ class FedMatchClient(SGDClient):
         if own is None or (steps and not batches_per_epoch(len(own), size, smallest)):
             yield from ((batch, None) for batch in job.batches())
         elif steps:
-            yield from zip(job.batches(), beside(job, own, size, steps, smallest=smallest), strict=False)
+            yield from zip(
+                job.batches(), extra_batches(job, own, size, steps, smallest=smallest), strict=False
+            )
         else:
             job.local = replace(job.local, batch_size=size)
             yield from ((None, batch.y) for batch in job.batches(UNLABELLED, data=Positions.of(own)))
@@ -237,7 +239,7 @@ class _Parts:
         helpers = torch.stack(theirs) if theirs else z.new_zeros(0, *z.shape)
         keep, _ = sure(z, options.confidence)
         label = votes(z, helpers)
-        if (truth := told(own)) is not None:
+        if (truth := true_labels(own)) is not None:
             keep, label = torch.ones_like(keep), truth[at].to(label.device)
         kept = keep.cpu()
         tally.add(len(at), at[kept], label[keep].cpu())

@@ -18,12 +18,12 @@ from clients.pseudo import (
     Positions,
     Tally,
     as_logits,
-    beside,
+    extra_batches,
     joined,
     look,
     nothing,
     refuse_accumulation,
-    told,
+    true_labels,
     unlabelled,
 )
 from clients.sgd import SGDClient
@@ -103,7 +103,7 @@ class FixMatchClient(SGDClient):
         w = job.start()
         statistics = job.model.buffers.clone()
         if steps and own is not None:
-            for batch, at in zip(job.batches(), beside(job, own, size, steps), strict=False):
+            for batch, at in zip(job.batches(), extra_batches(job, own, size, steps), strict=False):
                 w = self._joint(job, w, self._weakly(job, batch), own, at, statistics, tally)
         elif steps:
             for batch in job.batches():
@@ -135,7 +135,7 @@ class FixMatchClient(SGDClient):
         received = self.labeller == "global"
         z = look(job, job.anchor if received else w, [shown], statistics if received else None)
         mask, label = sure(z, self.tau)
-        if (truth := told(own)) is not None:
+        if (truth := true_labels(own)) is not None:
             mask, label = torch.ones_like(mask), truth[at].to(label.device)
             z = torch.full_like(z, -1e4).scatter(1, label[:, None], 1e4)  # a certain teacher
         keep = mask.cpu()

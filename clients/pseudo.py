@@ -42,7 +42,7 @@ def unlabelled(job: Job) -> LocalData | None:
     )
 
 
-def told(data: LocalData) -> Tensor | None:
+def true_labels(data: LocalData) -> Tensor | None:
     """True labels (n,) of samples that a ceiling is told (``data.labelled.withhold=false``); ``None``: nobody knows."""
     labels = getattr(data.samples, "y", None)
     return None if labels is None else taken(labels, data.index)
@@ -58,7 +58,7 @@ def upcoming(job: Job, data: LocalData, purpose: str = UNLABELLED) -> Tensor:
     return torch.cat(found) if found else torch.zeros(0, dtype=torch.long)
 
 
-def beside(
+def extra_batches(
     job: Job, data: LocalData, size: int, steps: int, purpose: str = UNLABELLED, smallest: int = 1
 ) -> Iterator[Tensor]:
     """Positions of ``steps`` batches of ``size`` samples, for steps whose batches come from elsewhere."""

@@ -20,12 +20,12 @@ from clients.pseudo import (
     Positions,
     Tally,
     as_logits,
-    beside,
+    extra_batches,
     inputs,
     joined,
     look,
     refuse_accumulation,
-    told,
+    true_labels,
     unlabelled,
 )
 from clients.sgd import SGDClient
@@ -72,7 +72,7 @@ class SemiFLClient(SGDClient):
         w, n = job.start(), len(own)
         mask, label = sure(look(job, w, inputs(own, torch.arange(n))), self.tau)
         mask, label = mask.cpu(), label.cpu()
-        if (truth := told(own)) is not None:
+        if (truth := true_labels(own)) is not None:
             mask, label = torch.ones_like(mask), truth.cpu()
         fixed = mask.nonzero().flatten()
         tally.add(n, fixed, label[fixed])
@@ -96,7 +96,7 @@ class SemiFLClient(SGDClient):
     def _others(self, job: Job, own: LocalData, mixed: Tensor) -> Any:
         """Positions in ``mixed`` of one batch after the other, for as long as they are asked for."""
         smallest = 2 if job.layout.batch_norm else 1
-        return beside(job, _part(own, mixed), job.local.batch_size, ENDLESS, "mixed/order", smallest)
+        return extra_batches(job, _part(own, mixed), job.local.batch_size, ENDLESS, "mixed/order", smallest)
 
     def _step(
         self, job: Job, w: Tensor, own: LocalData, at: Tensor, other: Tensor, label: Tensor, share: float

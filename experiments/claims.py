@@ -138,8 +138,8 @@ def totalled(question: Question, runs: Sequence[Run], claim: Claim) -> list[str]
     ]
     head = f"{question.total} in all; less is better, positive differences are in the method's favour"
     foot = f"paired over seeds; Holm over {len(family)} comparisons, intervals unadjusted"
-    told = spread(question.total, {"as it is": {a: list(v.values()) for a, v in values.items()}}, 1.0)
-    return [f"**{question.words}**", "", "```", head, *rows, foot, "```", "", *told]
+    written = spread(question.total, {"as it is": {a: list(v.values()) for a, v in values.items()}}, 1.0)
+    return [f"**{question.words}**", "", "```", head, *rows, foot, "```", "", *written]
 
 
 def spread(what: str, values: Mapping[str, Mapping[str, Sequence[float]]], scale: float) -> list[str]:
@@ -166,13 +166,13 @@ def exact(seeds: Sequence[int], root: Path, rates: Mapping[float, int] = theory.
     table, least = theory.optimisers(seeds, root, rates), f"lr{min(rates):g}"
     plan = ComparisonPlan(Objective("distance", at="last", direction="min"), "fedavg")
     found = lines(blocks_of(load_runs([root / least]), plan), plan)
-    told = [f"Distance to the optimum of clients that weigh alike, {least}:", "", "```", *found, "```"]
+    written = [f"Distance to the optimum of clients that weigh alike, {least}:", "", "```", *found, "```"]
     return [
         "Largest distance over seeds to the optimum, of clients that weigh alike and of clients that weigh by samples:",
         "",
         *table,
         "",
-        *told,
+        *written,
         "",
         "Distance from the honest mean in deviations of an honest update, the worst of three attacks, by hostile ones:",
         "",

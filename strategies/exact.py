@@ -145,10 +145,10 @@ class ExactAverage(Strategy):
         for held in state["held"][list(round.cohort)].tolist():
             if held not in ways:
                 ways[held] = self.missed(state, held)
-        own = {c: ways[int(state["held"][c])].joined(self.told(c)) for c in round.cohort}
+        own = {c: ways[int(state["held"][c])].joined(self.own_values(c)) for c in round.cohort}
         return Message(each=own)
 
-    def told(self, client: int) -> Payload:
+    def own_values(self, client: int) -> Payload:
         """What else a client is told."""
         return Payload()
 
@@ -183,5 +183,5 @@ class ExactAverage(Strategy):
         for c in server.round.cohort:
             if (h := int(held[c])) not in sizes:
                 sizes[h] = sent_bytes(self.missed(state, h, blank), self.layout)
-            received[c] = sizes[h] + sent_bytes(self.told(c), self.layout)
+            received[c] = sizes[h] + sent_bytes(self.own_values(c), self.layout)
         return Traffic(None, received)

@@ -113,8 +113,8 @@ class FedKSeed(Slopes):
             np.add.at(uses, chosen, 1)
         sums = G.astype(np.float32)
         w = rebuilt(server.start.w, sums, server.seed, server.layout, self.lr)
-        told = {"G": sums.tolist(), "history": history.tolist(), "uses": uses.astype(int).tolist()}
-        return state | told | {"w": w}
+        record = {"G": sums.tolist(), "history": history.tolist(), "uses": uses.astype(int).tolist()}
+        return state | record | {"w": w}
 
     def _question(self, server: Server, state: State, round: Round) -> Message:
         t, buffers = round.index, state["buffers"]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from clients.base import Client
-from clients.exact import DRAWN, beside, fresh, moved, products, wide
+from clients.exact import DRAWN, fresh, moved, other_entries, products, wide
 from clients.flora import FLoRAClient, kept_places, rank_of
 from fedsim.exchange.fold import Fold
 from fedsim.exchange.payload import Payload, Replies
@@ -70,7 +70,7 @@ class FLoRA(ExactAverage):
         wanted, found = asked.message.values.get("numbers"), update.arrays["factors"].numel()
         return "" if found == wanted else f"'factors' holds {found} numbers, expected {wanted!r} by its rank"
 
-    def told(self, client: int) -> Payload:
+    def own_values(self, client: int) -> Payload:
         """Where ranks differ, how many numbers it is to send."""
         return Payload({}, {} if self.ranks is None else {"numbers": len(self.places[self.rank(client)])})
 
@@ -122,5 +122,5 @@ class FLoRA(ExactAverage):
         """Fresh adapters follow from (seed, round); those of the first round are the model's."""
         if held == NEVER:
             return Payload({"w": state["w"]})
-        rest = state["w"][beside(self.adapters, layout)]
+        rest = state["w"][other_entries(self.adapters, layout)]
         return Payload({"rest": rest} if len(rest) else {}, {DRAWN: state["drawn"]})

@@ -108,5 +108,5 @@ def _by_width(server: Server, round: Round) -> dict[float, list[int]]:
     """The cohort by width, the widest first."""
     out: dict[float, list[int]] = {}
     for c in round.cohort:
-        out.setdefault(server.classes.width(c) if server.classes else 1.0, []).append(c)
+        out.setdefault(server.kinds.width(c) if server.kinds else 1.0, []).append(c)
     return dict(sorted(out.items(), reverse=True))

@@ -72,8 +72,8 @@ class OneShot(Strategy):
 
     def init(self, server: Server) -> State:
         """Refuses to begin if it needs FedAvg and no class of clients trains the run's model."""
-        classes = server.classes
-        if self.averages and server.others and classes is not None and 0 not in classes.architectures:
+        kinds = server.kinds
+        if self.averages and server.others and kinds is not None and 0 not in kinds.architectures:
             raise ConfigError(
                 f"client.classes: {type(self).__name__} averages models of the run's architecture, which no class "
                 "trains; leave `model` out of one of them, or type strategy=co_boosting, dense, feddf or fens"

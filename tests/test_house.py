@@ -6,6 +6,7 @@ Who may import whom is held by import-linter (``make lint``, contracts in pyproj
 from __future__ import annotations
 
 import ast
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from functools import lru_cache
@@ -26,6 +27,9 @@ SAME_MEANING = {  # file names that several rooms may use
     "base",  # the interface of the room's parts
     "engine",  # on Ray, on Flower
 }
+
+# They say nothing to a reader from the field
+PRIVATE_WORDS = {"conspiracy", "wear", "worn", "told", "beside", "torn", "lent", "lap", "laps", "reality"}
 
 
 def modules(*packages: str) -> Iterator[tuple[Path, ast.Module, str]]:
@@ -79,6 +83,21 @@ def test_no_file_name_means_two_things() -> None:
         places[path.stem].append(str(path))
     twice = {name: where for name, where in places.items() if len(where) > 1 and name not in SAME_MEANING}
     assert not twice
+
+
+def test_names_are_no_private_words() -> None:
+    found = defaultdict(set)
+    for path, tree, _ in modules(*SHIPPED, "benchmarks", "experiments"):
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                name = node.id
+            elif isinstance(node, ast.ClassDef | ast.FunctionDef):
+                name = node.name
+            else:
+                continue
+            if PRIVATE_WORDS.intersection(w.lower() for w in re.findall("[A-Z]?[a-z]+|[A-Z]+", name)):
+                found[name].add(str(path))
+    assert not found
 
 
 def test_the_root_of_fedsim_holds_the_public_face_and_the_ground_only() -> None:

@@ -119,9 +119,9 @@ class Stamped:
         return len(self.inner)
 
     @property
-    def cut(self) -> bool:
+    def sliceable(self) -> bool:
         """See ``SamplesLike``."""
-        return self.inner.cut
+        return self.inner.sliceable
 
     @property
     def width(self) -> int:

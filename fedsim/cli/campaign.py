@@ -131,14 +131,14 @@ class Campaign:
         """``fedspeed: client.lr=0.1 is the largest tried (score still rising from 0.03); try 0.3``."""
         text, winner = str(edge), search.winner
         if edge.inside is not None and winner is not None:
-            beside = search.beside(edge.key, edge.inside)
+            inward = search.score_at(edge.key, edge.inside)
             way = "rising" if search.objective.sign > 0 else "falling"
             still = (
                 f"score still {way} from {edge.inside}"
-                if beside != winner.score
+                if inward != winner.score
                 else f"as good as {edge.inside}"
             )
-            text += f" ({still})" if beside is not None else ""
+            text += f" ({still})" if inward is not None else ""
         if edge.next is not None:
             text += f"; try {edge.next}" if self._possible(search, edge) else f"; {edge.next} is not possible"
         return text

@@ -63,8 +63,8 @@ def plan_of(
 
 
 def _objective(args: argparse.Namespace, runs: Sequence[Run], default: Objective | None) -> Objective:
-    told = {Objective.of(run.config, "test") for run in runs}
-    common = default or (told.pop() if len(told) == 1 else Objective())
+    objectives = {Objective.of(run.config, "test") for run in runs}
+    common = default or (objectives.pop() if len(objectives) == 1 else Objective())
     flags = {
         f.name: getattr(args, f.name) for f in fields(Objective) if getattr(args, f.name, None) is not None
     }

@@ -30,7 +30,7 @@ def diff(argv: Sequence[str]) -> int:
     if args.json:
         print(json.dumps(found), flush=True)
         return int(found["code"])
-    for line in parting.told(found):
+    for line in parting.lines_of(found):
         print(line)
     if "error" in found:
         print(f"fedsim: {found['error']}", flush=True)

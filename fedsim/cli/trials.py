@@ -147,7 +147,7 @@ class Search:
         """Lines on values that no trial had."""
         return untried(self.space, [t.point for t in self.trials])
 
-    def beside(self, key: str, value: str) -> float | None:
+    def score_at(self, key: str, value: str) -> float | None:
         """Score at another value of the winner's setting ``key``: with the other settings as they are, if that was
         tried, else the best."""
         winner, at = self.winner, [axis.key for axis in self.space.axes].index(key)

@@ -11,7 +11,7 @@ from fedsim.config.words import CONF
 from fedsim.config.yamlfile import read_yaml
 from fedsim.errors import ConfigError, hint
 
-BESIDE = "head"  # a setting that any model may have
+OF_ANY_MODEL = "head"  # a setting that any model may have
 
 
 def write_out(config: DictConfig) -> None:
@@ -67,7 +67,7 @@ def _changed(base: Mapping[str, Any], changes: Mapping[str, Any], where: str) ->
     """``base`` with other values; a mapping within it, entry by entry."""
     out = dict(base)
     for name, value in changes.items():
-        if name not in base and name != BESIDE:
+        if name not in base and name != OF_ANY_MODEL:
             known = [k for k in base if not k.startswith("_")]
             near = hint(name, known, f"{where}.") or f"; it has {', '.join(known) or 'no settings'}"
             raise ConfigError(f"unknown key '{where}.{name}'{near}")

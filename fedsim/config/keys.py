@@ -53,7 +53,7 @@ def refusal(bad: str, overrides: Sequence[str]) -> str:
         if group and (there := _options(loader, group, rest, null=True)):
             have = "has" if len(there) == 1 else "have"
             return f"unknown key {bad!r}: {option} has no {rest}; {listed(there, 'and')} {have}"
-    return f"unknown key {bad!r}{_beside(bad, keys)}"
+    return f"unknown key {bad!r}{_likeliest(bad, keys)}"
 
 
 def _of_some(loader: ConfigLoader, bad: str, group: str, name: str, overrides: Sequence[str]) -> str:
@@ -164,7 +164,7 @@ def _alike(bad: str, keys: list[str]) -> str:
     return hint(last, siblings, f"{parent}." if parent else "")
 
 
-def _beside(bad: str, keys: list[str]) -> str:
+def _likeliest(bad: str, keys: list[str]) -> str:
     """The keys beside it, else the likest of all."""
     parent = bad.rpartition(".")[0]
     siblings = [k.rpartition(".")[2] for k in keys if k.rpartition(".")[0] == parent]

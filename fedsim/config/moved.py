@@ -98,7 +98,12 @@ NAMES: Mapping[str, str] = {  # old dotted name: new dotted name
         for name in names.split()
     },
     "clients.attacks.NonFinite": "clients.attacks.NonFiniteUpdate",
+    "fedsim.attack.conspiracy": "fedsim.server.collusion.colluding",
+    "fedsim.classes.Classes": "fedsim.local.kinds.Kinds",
     "fedsim.launch.job": "fedsim.cli.launch.run_job",
+    "fedsim.parts.typed": "fedsim.config.parts.as_dataclass",
+    "fedsim.replay.Reality": "fedsim.flower.replay.DeploymentRecord",
+    "fedsim.system.clock.Lap": "fedsim.system.clock.RoundTime",
     "fedsim.sweep.Outcome": "fedsim.cli.sweep.JobResult",
     "fedsim.topology.timing.Lognormal": "fedsim.topology.timing.LognormalTicks",
 }

@@ -132,12 +132,12 @@ def _parameters(function: Any) -> set[str]:
     return {"**" if p.kind is p.VAR_KEYWORD else p.name for p in found}
 
 
-def typed(node: Any, kind: type) -> Any:
+def as_dataclass(node: Any, kind: type) -> Any:
     """A plain instance of a configuration dataclass (fast attributes, picklable)."""
     plain: Any = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
     values = {str(k): v for k, v in plain.items() if k in kind.__dataclass_fields__}  # type: ignore[attr-defined]
     for name, kinds in hints_of(kind).items():
         inner = next((t for t in (kinds, *get_args(kinds)) if isinstance(t, type) and is_dataclass(t)), None)
         if inner is not None and isinstance(values.get(name), Mapping):
-            values[name] = typed(values[name], inner)
+            values[name] = as_dataclass(values[name], inner)
     return kind(**values)

@@ -17,7 +17,7 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
 # Names, kept as they were typed: 1e5 is no number there, nor is 007
 TEXTS = frozenset({"name", "out", "dir", "method", "tracker.wandb.project", "tracker.wandb.entity"})
 # Settings that go beside those of any option of a group: Hydra knows no key that an option does not have
-BESIDE = frozenset({"model.head"})
+OF_ANY_OPTION = frozenset({"model.head"})
 _UNQUOTED = re.compile(r"[\w/\-\\+.$%*@?|:\s]*", re.ASCII)  # what Hydra reads without quotes
 _STRUCTURE = re.compile(r"""['"\[\]{}()]""")  # lists, mappings, functions, or quoted already
 
@@ -83,7 +83,7 @@ def _quoted(override: str) -> str:
     name = key.lstrip("+")
     if not equals:
         return override
-    if key in BESIDE:
+    if key in OF_ANY_OPTION:
         key = f"++{key}"
     if not name:
         raise ConfigError(f"{override!r}: a setting is written key=value")

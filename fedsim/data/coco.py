@@ -164,9 +164,9 @@ def _pixels(root: Path, part: Annotated, images: str | None, size: int) -> np.nd
         folders = [root / images]
     else:
         stem = part.file.stem.removeprefix("instances_")
-        beside, short = part.file.parent, stem.rstrip("0123456789")
+        folder, short = part.file.parent, stem.rstrip("0123456789")
         folders = [
-            beside,
+            folder,
             *(root / name for name in (stem, short, f"images/{stem}", f"images/{short}", "images")),
         ]
     files = []

@@ -56,7 +56,8 @@ def onto(t: Tensor, device: torch.device) -> Tensor:
 class SamplesLike(Protocol):
     """Samples wherever they lie: in memory (``Samples``), or read when they are needed (``fedsim.data.lazy``)."""
 
-    cut: ClassVar[bool]  # whether a batch is a piece of any larger one; else each is put together by itself
+    # whether a batch is a piece of any larger one; else each is put together by itself
+    sliceable: ClassVar[bool]
 
     def __len__(self) -> int:
         """How many there are."""
@@ -79,7 +80,7 @@ class Samples:
 
     x: Tree
     y: Tree = None
-    cut: ClassVar[bool] = True
+    sliceable: ClassVar[bool] = True
 
     def __len__(self) -> int:
         x = self.x

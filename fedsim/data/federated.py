@@ -179,12 +179,12 @@ class FederatedData:
         return None if self.holdout is None else self._rows(self.holdout.part(client), dtype)
 
     def unlabelled(self, client: int, dtype: torch.dtype) -> LocalData | None:
-        """Samples of ``client`` without labels, whose batches have no ``y`` (but where labels are ``told``); ``None``
+        """Samples of ``client`` without labels, whose batches have no ``y`` (but where ``labels_known``); ``None``
         where all samples have labels."""
         if self.roles.unlabelled is None:
             return None
         data = self._rows(self.roles.unlabelled.part(client), dtype)
-        return data if self.roles.told else replace(data, samples=without_labels(data.samples))
+        return data if self.roles.labels_known else replace(data, samples=without_labels(data.samples))
 
     def client_validation(self, client: int, dtype: torch.dtype) -> LocalData | None:
         """What ``client`` may choose by; ``None`` when the run has nothing of the kind."""

@@ -41,11 +41,11 @@ def from_frame(
         raise DataError(
             f"from_frame: there are several columns '{twice}'; rename or drop one (frame.loc[:, ...])"
         )
-    told = [c for c in (y, client, domain, test, *(x or ())) if c is not None]
-    for column in told:
+    named = [c for c in (y, client, domain, test, *(x or ())) if c is not None]
+    for column in named:
         if column not in names:
             raise DataError(f"from_frame: there is no column '{column}'{hint(column, names)}")
-    inputs = list(x) if x is not None else [c for c in frame.columns if str(c) not in told]
+    inputs = list(x) if x is not None else [c for c in frame.columns if str(c) not in named]
     for column in (c for c in (client, domain, test) if c is not None):
         if (gaps := np.flatnonzero(frame[column].isna().to_numpy())).size:
             raise DataError(f"from_frame: column '{column}', row {gaps[0]} is empty; fill or drop it")

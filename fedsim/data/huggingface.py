@@ -32,7 +32,7 @@ class Columns:
     y: str | None = None
     labels: Tensor | None = None
     device: str = "cpu"
-    cut: ClassVar[bool] = True
+    sliceable: ClassVar[bool] = True
 
     def __len__(self) -> int:
         return len(self.data)
@@ -44,8 +44,8 @@ class Columns:
             DataError: if rows of a column have several lengths, or are no numbers.
         """
         names = [*self.x, *((self.y,) if self.y else ())]
-        told = self.data.format
-        options = told["format_kwargs"] if told["type"] == "torch" else {}
+        stated = self.data.format
+        options = stated["format_kwargs"] if stated["type"] == "torch" else {}
         found = self.data.with_format("torch", columns=names, **options)[rows.tolist()]
         for name in names:
             found[name] = _stacked(name, found[name]).to(self.device)
@@ -70,18 +70,18 @@ def is_hf(value: Any) -> bool:
 
 def shown(name: str, data: Any) -> list[str]:
     """The columns that a data set's format shows; a transform of the user's is refused."""
-    told = data.format
-    if told["type"] == "custom" or (told["format_kwargs"] and told["type"] != "torch"):
+    stated = data.format
+    if stated["type"] == "custom" or (stated["format_kwargs"] and stated["type"] != "torch"):
         what = (
             "a transform (set_transform, with_transform)"
-            if told["type"] == "custom"
+            if stated["type"] == "custom"
             else "a format of its own"
         )
         raise DataError(
             f"{name}: its rows go through {what}, which would not be applied; apply it with data.map(...) and "
             "reset_format(), or hand over DataLoader(data, collate_fn=...)"
         )
-    return list(data.column_names if told["output_all_columns"] else told["columns"])
+    return list(data.column_names if stated["output_all_columns"] else stated["columns"])
 
 
 def columns(name: str, data: Any, x: Sequence[str] | str | None = None, y: str | None = None) -> Columns:
@@ -126,14 +126,14 @@ def from_hf(
     Raises:
         DataError: naming the column that is missing or holds no numbers.
     """
-    told = [c for c in (client, domain) if c]
-    for column in told:
+    stated = [c for c in (client, domain) if c]
+    for column in stated:
         if column not in data.column_names:
             raise DataError(f"{name} has no column '{column}'{hint(column, data.column_names)}")
     if x is None:
         seen = shown(name, data)
         label = y or next((c for c in LABELS if c in seen), None)
-        x = [c for c in seen if c not in (*told, label)]
+        x = [c for c in seen if c not in (*stated, label)]
     made = columns(name, data, x, y)
     kept = {"train": data} | ({"test": test} if test is not None else {})
     names = _names(kept, domain) if domain else ()

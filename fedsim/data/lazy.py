@@ -155,7 +155,7 @@ class Read:
     collate: Callable[[list[Any]], Any] = default_collate
     labels: Tensor | None = None
     device: str = "cpu"
-    cut: ClassVar[bool] = False
+    sliceable: ClassVar[bool] = False
 
     def __len__(self) -> int:
         return len(self.data)

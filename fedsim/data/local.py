@@ -73,7 +73,7 @@ class LocalData:
             x, y = seen(self.augment, x, y, rng)
         x = prepare(x, self.dtype, self.normalize)
         y = in_dtype(y, self.dtype)
-        if samples.cut:
+        if samples.sliceable:
             return Batch(x, y)
         batch = Collated(x, y)
         batch.samples = len(rows)
@@ -102,7 +102,7 @@ class LocalData:
         per_epoch = batches_per_epoch(n, batch_size, smallest)
         left = steps if steps is not None else epochs * per_epoch
         samples, block = self.samples, batch_size
-        if samples.cut:
+        if samples.sliceable:
             block *= max(1, BLOCK // (max(1, getattr(samples, "width", 1)) * batch_size))
         draw = rng if self.augment is not None else None
         while left > 0 and per_epoch:
@@ -112,7 +112,7 @@ class LocalData:
             for rows in torch.split(order, block) if n > block else (order,):
                 batch = self.read(rows, draw)
                 x, y = batch
-                if not samples.cut:
+                if not samples.sliceable:
                     yield (batch,)
                 elif y is None:
                     yield map(Batch, pieces(x, batch_size))

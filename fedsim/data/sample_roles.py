@@ -57,7 +57,7 @@ class Roles:
     )  # where each domain's samples lie in it
     client_validation: Shards | None = None  # of each client
     unlabelled: Shards | None = None  # of each client: samples whose labels it has not
-    told: bool = False  # it has them after all (``data.labelled.withhold=false``)
+    labels_known: bool = False  # it has them after all (``data.labelled.withhold=false``)
     newcomers: Shards | None = None  # all samples of the clients held out for good
     absent: frozenset[int] = frozenset()  # clients that are never asked: excluded, or held out
     dealt: Shards | None = None  # what the partition gave each client to train on, if that is not ``shards``

@@ -15,7 +15,7 @@ from fedsim.exchange.fold import Folder
 from fedsim.exchange.payload import Outcome, Payload
 from fedsim.exchange.release import Release
 from fedsim.local.interface import ClientLike
-from fedsim.local.kinds import Classes
+from fedsim.local.kinds import Kinds
 from fedsim.task.task import Task
 
 
@@ -36,7 +36,7 @@ class Plan:
     vectorize: str = "auto"
     lanes: int = 0  # see ``fedsim.engine.lanes``
     tf32: bool = False
-    classes: Classes | None = None  # kinds of clients; None: all alike
+    kinds: Kinds | None = None  # of clients; None: all alike
     views: Mapping[str, View] = field(default_factory=dict)  # named augmentations, for ``job.view``
     hashes: bool = False  # whether outcomes say what was sent, by hashes
     release: Release | None = None  # what is done to updates before they leave; None: they leave as they are

@@ -37,7 +37,7 @@ def may_draw(plan: Plan) -> bool:
         dataset.augment,
         *plan.views.values(),
     ]
-    return not dataset.train.cut or not _known(own, set())
+    return not dataset.train.sliceable or not _known(own, set())
 
 
 def theirs(thing: object) -> bool:

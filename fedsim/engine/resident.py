@@ -91,7 +91,7 @@ class Resident:
             round=chunk.turns.get(client, broadcast.round),
             task=plan.task,
             model=self.model,
-            local=plan.classes.local(client) if plan.classes else plan.local,
+            local=plan.kinds.local(client) if plan.kinds else plan.local,
             seed=plan.seed,
             message=message,
             state=state or self.fresh,

@@ -67,13 +67,13 @@ def obstacle(plan: Plan, model: FlatModel) -> str | None:
         return "the model has buffers (running statistics), which every client updates by itself"
     if type(plan.task.loss) is WholeLoss or plan.task.forward is not None:
         return "the loss calls the model by itself"
-    if not plan.data.dataset.train.cut:
+    if not plan.data.dataset.train.sliceable:
         return "batches are put together one by one"
     if (why := unusual(plan, model)) is not None:
         return why
     if model.draws:
         return "the model has dropout, drawn for each client by itself"
-    if plan.local.accumulate > 1 or (plan.classes and any(c.accumulate > 1 for c in plan.classes.settings)):
+    if plan.local.accumulate > 1 or (plan.kinds and any(c.accumulate > 1 for c in plan.kinds.settings)):
         return "client.accumulate adds up the micro-batches of each client by itself"
     return "client.adam keeps moments of each client by itself" if plan.local.adam is not None else None
 

@@ -243,7 +243,7 @@ class Landing:
                 "account for; leave clients= out"
             )
 
-    def told(self, facts: dict[str, Any]) -> dict[str, Any]:
+    def row_entries(self, facts: dict[str, Any]) -> dict[str, Any]:
         """Entries of the round's row; what concerns the whole run goes to its ``facts``."""
         row, self.row = self.row, {}
         if "epsilon" in row and (privacy := self.release.privacy) is not None:

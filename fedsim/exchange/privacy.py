@@ -188,9 +188,9 @@ class Privacy:
                     f"'{name}' leaves the client without noise: {how} covers vectors of real numbers that are summed. "
                     "Send it in no update, or choose another method (docs/privacy.md)"
                 )
-        if told := [name for name in values if name != "weight" and name not in public]:
+        if bare := [name for name in values if name != "weight" and name not in public]:
             raise ClientError(
-                f"the value '{told[0]}' leaves the client without noise under {how}; send it in no update, or name "
+                f"the value '{bare[0]}' leaves the client without noise under {how}; send it in no update, or name "
                 "it in the strategy's traits.public_values if it says nothing of the samples"
             )
 

@@ -141,13 +141,13 @@ def examine(nodes: Nodes, config: DictConfig) -> list[int]:
 
 def difference(node: Known, config: DictConfig, data: Dataset) -> str:
     """Why a node with data of its own does not fit the server's; nothing if it does."""
-    told, ours = facts(node), _of_data(data)
-    if told is None:
+    stated, ours = facts(node), _of_data(data)
+    if stated is None:
         return "what it says of its data cannot be read; install the same version of fedsim"
     agreed = agreement.of(config)
     if agreed is not None and agreed.pooled:
-        told["normalize"] = ours["normalize"]
-        why = _implausible(told.get("moments"), node, data, agreed)
+        stated["normalize"] = ours["normalize"]
+        why = _implausible(stated.get("moments"), node, data, agreed)
         if why:
             return why
     remedies = {
@@ -157,7 +157,7 @@ def difference(node: Known, config: DictConfig, data: Dataset) -> str:
         "normalize": "type data.contract.normalize=agreed, or {mean: [...], std: [...]}",
     }
     for what, remedy in remedies.items():
-        mine, theirs = ours[what], told.get(what)
+        mine, theirs = ours[what], stated.get(what)
         if mine != theirs:
             return f"{what}: its data have {_short(theirs)}, the server's {_short(mine)}; {remedy}"
     return ""
@@ -178,9 +178,9 @@ def conclude(
         log.warning(
             "%s standardises what it reads by itself: each node by its own data", config.data._target_
         )
-    told = {str(c): facts(node) or {} for c, node in sorted(nodes.of.items())}
+    stated = {str(c): facts(node) or {} for c, node in sorted(nodes.of.items())}
     owned = agreed is not None and agreed.pooled and any(n.own for n in nodes.of.values())
-    moments = {c: t["moments"] for c, t in told.items() if owned and int(c) not in absent}
+    moments = {c: t["moments"] for c, t in stated.items() if owned and int(c) not in absent}
     norm = data.normalize
     if moments:
         first, *rest = map(Moments.read, moments.values())
@@ -194,10 +194,10 @@ def conclude(
                 "statistics; put the data back, or start a new run (resume=never)"
             )
     about = {k: v for k, v in _of_data(data).items() if k != "normalize"} | {"normalize": _constants(norm)}
-    about |= {"versions": _here(), "nodes": {c: t.get("versions") for c, t in told.items()}}
-    about |= {k: next((t[k] for t in told.values() if k in t), "") for k in ("layout", "base")}
+    about |= {"versions": _here(), "nodes": {c: t.get("versions") for c, t in stated.items()}}
+    about |= {k: next((t[k] for t in stated.values() if k in t), "") for k in ("layout", "base")}
     path.write_text(json.dumps(about | {"moments": moments}, indent=1))
-    nodes.event("contract", normalize=about["normalize"], clients=[int(c) for c in told])
+    nodes.event("contract", normalize=about["normalize"], clients=[int(c) for c in stated])
     if not moments or norm is None:
         return data, {}
     terms = ConfigRecord({"mean": list(norm.mean), "std": list(norm.std)})

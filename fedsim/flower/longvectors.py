@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fedsim.errors import ClientError
 from fedsim.flower.headers import DTYPES, Header, header, tensor
-from fedsim.flower.pieces import lent
+from fedsim.flower.pieces import array_of
 from fedsim.task.slots import Slots
 
 FLOWERS = 5 << 20  # bytes of the pieces that Flower cuts an array into
@@ -28,7 +28,7 @@ MOST_PARTS = 10_000
 NEXT = "+"  # before the number of a further part
 
 
-def cut(key: str, name: str, vector: Tensor, slots: Slots | None) -> dict[str, Array]:
+def in_parts(key: str, name: str, vector: Tensor, slots: Slots | None) -> dict[str, Array]:
     """``vector``, 1-D, under ``key``, which ends with ``name``; its padding, as of ``slots``, is left out."""
     pieces = [vector] if slots is None else list(slots.pieces(vector))
     each = max(PART // vector.element_size(), -(-len(vector) // MOST_PARTS))
@@ -39,11 +39,11 @@ def cut(key: str, name: str, vector: Tensor, slots: Slots | None) -> dict[str, A
             numbers.append(some)
             held, piece = held + len(some), piece[len(some) :]
             if held == each:
-                found[_key(len(found), key, name)] = lent(numbers, (held,))
+                found[_key(len(found), key, name)] = array_of(numbers, (held,))
                 numbers, held = [], 0
     if numbers or not found:
         numbers = numbers or [vector[:0]]
-        found[_key(len(found), key, name)] = lent(numbers, (held,))
+        found[_key(len(found), key, name)] = array_of(numbers, (held,))
     return found
 
 

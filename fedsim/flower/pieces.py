@@ -106,7 +106,7 @@ def leave_apart() -> None:
     inflatable_class_registry[ArrayRecord.__qualname__] = PiecesRecord
 
 
-def lent(numbers: Sequence[Tensor], shape: tuple[int, ...]) -> Array:
+def array_of(numbers: Sequence[Tensor], shape: tuple[int, ...]) -> Array:
     """``numbers`` (1-D, of one type) end to end as an array of that ``shape``; the bytes of ``Array(numpy array)``.
 
     Long ones are not copied: they must not be written to before the array has been sent.

@@ -98,7 +98,7 @@ class Questions:
         if whole and standing is not None:
             down += sent_bytes(standing, self._layout)
         message = (standing or Payload()).joined(self._received(broadcast)).joined(own)
-        local = plan.classes.local(to.client) if plan.classes else plan.local
+        local = plan.kinds.local(to.client) if plan.kinds else plan.local
         samples = most_samples(plan, to.client, measured=not broadcast.fold)
         asked = ClientQuestion(to.client, broadcast.task, message, samples, local, self._domains)
         held = standing is not None and not whole

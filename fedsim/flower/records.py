@@ -15,7 +15,7 @@ from fedsim.errors import EngineError
 from fedsim.exchange.packing import kind_of, slots_of
 from fedsim.exchange.payload import Payload
 from fedsim.exchange.travelling import as_array
-from fedsim.flower.longvectors import Arrived, arrived, cut, is_long
+from fedsim.flower.longvectors import Arrived, arrived, in_parts, is_long
 from fedsim.flower.pieces import record_of
 from fedsim.task.layout import Layout
 
@@ -58,7 +58,7 @@ def _held(name: str, array: Tensor, layout: Layout | None) -> dict[str, Array]:
     kind = kind_of(array, layout) if layout is not None else ""
     key, slots = (kind or AS_IS) + name, layout.vectors[kind] if kind and layout is not None else None
     if is_long(array):
-        return cut(key, name, array, slots)
+        return in_parts(key, name, array, slots)
     return {key: Array((slots.compact(array) if slots else array).contiguous().numpy())}
 
 

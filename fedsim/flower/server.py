@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 
 from fedsim.api import RunResult, load_run, run
 from fedsim.config.compose import plain
-from fedsim.config.parts import typed
+from fedsim.config.parts import as_dataclass
 from fedsim.config.schema import FlowerConfig
 from fedsim.data.dataset import Dataset, Samples
 from fedsim.data.federated import FederatedData
@@ -59,7 +59,7 @@ def main(grid: Grid, context: Context) -> None:
 def serve(grid: Grid, config: DictConfig) -> RunResult:
     """Run ``config`` on the nodes of ``grid``; results lie in its folder as those of a simulation do."""
     config.dir, method = own_folder(config), deployable(config)
-    folder, engine = Path(config.dir), typed(config.engine, FlowerConfig)
+    folder, engine = Path(config.dir), as_dataclass(config.engine, FlowerConfig)
     if (found := finished(config)) is not None:
         log.warning("already done, not run again: %s", found)
         return load_run(folder)

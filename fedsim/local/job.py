@@ -163,7 +163,7 @@ class Job(Belongings):
 
     def optimiser(self, params: str | Iterable[str] = "*", **settings: Any) -> PartSteps:
         """A further optimiser, of the parameters whose names match ``params``: see ``PartSteps``."""
-        return PartSteps.beside(self.sgd, self.model, params, settings)
+        return PartSteps.further(self.sgd, self.model, params, settings)
 
     def batches(
         self, purpose: str = "batches", epochs: int | None = None, data: LocalData | None = None

@@ -23,7 +23,7 @@ KEYS = ("share", "width", "model", *WORK)
 
 
 @dataclass(frozen=True, eq=False)
-class Classes:
+class Kinds:
     """``member`` (m,) is each client's class; ``settings`` and ``widths`` are those of the classes, and
     ``architectures`` the number of the model that each trains: 0 the run's, others as ``models`` counts them."""
 
@@ -45,7 +45,7 @@ class Classes:
         return self.architectures[int(self.member[client])]
 
     @staticmethod
-    def of(local: ClientConfig, num_clients: int, seed: int, speed: np.ndarray | None) -> Classes:
+    def of(local: ClientConfig, num_clients: int, seed: int, speed: np.ndarray | None) -> Kinds:
         """Deal the clients out by the shares of ``client.classes``: at random, or the slowest devices first.
 
         Without classes all clients are one. ``speed`` (m,) is that of the devices, if there are any.
@@ -74,7 +74,7 @@ class Classes:
                 )
         kinds, widths = models(rows), tuple(float(row.get("width", 1.0)) for row in rows)
         numbers = tuple(kinds.index(row["model"]) + 1 if "model" in row else 0 for row in rows)
-        return Classes(member, settings, widths, numbers)
+        return Kinds(member, settings, widths, numbers)
 
 
 def models(rows: Sequence[Any] | None) -> list[Mapping[str, Any]]:

@@ -50,7 +50,7 @@ class PartSteps(LocalSteps):
         self._model, self.spans = model, tuple(spans)
 
     @staticmethod
-    def beside(
+    def further(
         main: LocalSteps, model: FlatModel, params: str | Iterable[str], settings: Mapping[str, Any]
     ) -> PartSteps:
         """One that goes by the batches of the job's own optimiser ``main``, with some of its settings changed.

@@ -40,9 +40,9 @@ class UNet(nn.Module):
         for i, block in enumerate(self.down):
             x = block(F.max_pool2d(x, 2) if i else x)
             maps.append(x)
-        for block, beside in zip(self.up, reversed(maps[:-1]), strict=True):
-            x = F.interpolate(x, size=beside.shape[-2:], mode="nearest")
-            x = block(torch.cat([beside, x], dim=-3))
+        for block, skip in zip(self.up, reversed(maps[:-1]), strict=True):
+            x = F.interpolate(x, size=skip.shape[-2:], mode="nearest")
+            x = block(torch.cat([skip, x], dim=-3))
         out: Tensor = self.head(x)
         return out
 

@@ -147,7 +147,7 @@ def _check(name: str, run: Path, now: Mapping[int, str], until: int) -> None:
     raise ConfigError(f"{name} ({run}) cannot be reproduced here ({said})")
 
 
-def told(found: Mapping[str, Any]) -> Iterator[str]:
+def lines_of(found: Mapping[str, Any]) -> Iterator[str]:
     """The lines of ``fedsim diff``."""
     for title in ("settings", "versions"):
         pairs = [f"{k} {_short(x)} against {_short(y)}" for k, (x, y) in found[title].items()]

@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from fedsim.config.parts import typed
+from fedsim.config.parts import as_dataclass
 from fedsim.config.schema import EvaluationConfig
 from fedsim.engine.base import SerialEngine
 from fedsim.replay.again import as_simulation
@@ -39,7 +39,7 @@ def untrained(config: DictConfig) -> dict[str, Any]:
             loop.run()  # the strategy's first state
             run = loop.server
             server = run.begin(Round(0, (), run.num_clients, run.seed, run.local, None))
-            plan = typed(config.evaluation, EvaluationConfig)
+            plan = as_dataclass(config.evaluation, EvaluationConfig)
             found = measured(server, method, loop.state, plan, True, lambda: loop.models()["global"])
         finally:
             engine.close()

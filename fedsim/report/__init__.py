@@ -63,8 +63,8 @@ def default_plan(runs: Sequence[Run]) -> ComparisonPlan:
     from fedsim.report.blocks import ComparisonPlan
     from fedsim.report.objective import Objective
 
-    told = {Objective.of(run.config, "test") for run in runs}
-    objective = replace(told.pop(), on="test") if len(told) == 1 else Objective()
+    objectives = {Objective.of(run.config, "test") for run in runs}
+    objective = replace(objectives.pop(), on="test") if len(objectives) == 1 else Objective()
     measured = {name for run in runs for row in run.rows for name in row if row[name] is not None}
     if objective.column not in measured and "loss" in measured:
         if objective.metric != Objective().metric:

@@ -36,8 +36,8 @@ def summary(blocks: Sequence[ProblemBlock], plan: ComparisonPlan, across: str = 
             counts.setdefault((c.a, c.b), Counter())[c.verdict] += 1
     out = [f"over {len(compared)} settings"]
     for (a, b), found in counts.items():
-        told = ", ".join(f"{found[verdict]} {verdict}" for verdict in OPPOSITE if found[verdict])
-        out.append(f"  {a} vs {b}: {told}")
+        listed = ", ".join(f"{found[verdict]} {verdict}" for verdict in OPPOSITE if found[verdict])
+        out.append(f"  {a} vs {b}: {listed}")
     out += _ranked(compared, plan) + asked
     sources = Counter(str(block.setting.problem.get("data._target_")) for block in compared)
     if max(sources.values()) > 1:
@@ -66,8 +66,8 @@ def _said_bayes(found: Sequence[Comparison], plan: ComparisonPlan) -> str:
     shares = signed_rank([c.mean for c in found], margin)
     within = f" within {plan.scale * margin:.3g}" if margin else ""
     names = (WORSE, EQUIVALENT + within, BETTER)
-    told = ", ".join(f"{name} {100 * share:.1f} %" for name, share in zip(names, shares, strict=True))
-    return f"Bayesian signed-rank test over {len(found)} settings: {told}"
+    listed = ", ".join(f"{name} {100 * share:.1f} %" for name, share in zip(names, shares, strict=True))
+    return f"Bayesian signed-rank test over {len(found)} settings: {listed}"
 
 
 def _said_bootstrap(found: Sequence[Comparison], plan: ComparisonPlan) -> str:
@@ -140,9 +140,9 @@ def _ranked(blocks: Sequence[ProblemBlock], plan: ComparisonPlan) -> list[str]:
         / math.sqrt(2)
         * math.sqrt(k * (k + 1) / (6 * n))
     )
-    told = ", ".join(f"{names[at]} {mean[at]:.2f}" for at in np.argsort(mean, kind="stable"))
+    listed = ", ".join(f"{names[at]} {mean[at]:.2f}" for at in np.argsort(mean, kind="stable"))
     return [
-        f"  mean ranks: {told}",
+        f"  mean ranks: {listed}",
         f"  Friedman F({k - 1}, {(k - 1) * (n - 1)}) = {f:.2f}, p = {p:.3g}; ranks closer than {critical:.2f} "
         "(Nemenyi) are not told apart",
     ]

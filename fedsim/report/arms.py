@@ -76,7 +76,7 @@ def settings_at_hand(runs: Sequence[Run], objective: Objective) -> list[Setting]
     out = [
         Setting(
             problem,
-            _told_apart([_arm(group, objective) for group in groups]),
+            _distinguished([_arm(group, objective) for group in groups]),
             {k: problem[k] for k in differing if k in problem},
         )
         for problem, groups in found
@@ -84,7 +84,7 @@ def settings_at_hand(runs: Sequence[Run], objective: Objective) -> list[Setting]
     return sorted(out, key=lambda setting: [_sortable(v) for v in setting.differing.values()])
 
 
-def _told_apart(arms: Sequence[Arm]) -> list[Arm]:
+def _distinguished(arms: Sequence[Arm]) -> list[Arm]:
     """Arms whose names differ: settings that look alike when they are rounded get a number."""
     seen, out = Counter[str](), []
     for arm in arms:

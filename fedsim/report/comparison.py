@@ -136,12 +136,12 @@ def differing_words(block: ProblemBlock) -> str:
 def problem_words(block: ProblemBlock, blocks: int) -> str:
     """What tells the block from others: ``alpha=0.3, 40 rounds``."""
     differing = block.setting.differing if blocks > 1 else {}
-    told = [differing_words(block)] if differing else []
+    reasons = [differing_words(block)] if differing else []
     problem = block.setting.problem
     data = short_value("data._target_", problem.get("data._target_") or problem.get("data.given") or "")
     kept = [data] if data and "data._target_" not in differing else []
     rounds = [f"{problem['rounds']} rounds"] if "rounds" in problem and "rounds" not in differing else []
-    return ", ".join([*kept, *told, *rounds])
+    return ", ".join([*kept, *reasons, *rounds])
 
 
 def objective_words(blocks: Sequence[ProblemBlock], plan: ComparisonPlan) -> str:
@@ -207,8 +207,8 @@ def footer(block: ProblemBlock, plan: ComparisonPlan) -> list[str]:
     for arm in block.setting.arms:
         if arm.excluded:
             all_seeds = len(arm.numbers) + len(arm.excluded)
-            told = "; ".join(f"seed {seed} {reason}" for seed, reason in sorted(arm.excluded))
-            out.append(f"{arm.name}: {len(arm.numbers)} of {all_seeds} seeds; {told}")
+            reasons = "; ".join(f"seed {seed} {reason}" for seed, reason in sorted(arm.excluded))
+            out.append(f"{arm.name}: {len(arm.numbers)} of {all_seeds} seeds; {reasons}")
         if arm.unranked:
             out.append(f"{arm.name}: not compared: {arm.unranked}")
         out += [f"{arm.name}: {note}" for note in arm.notes]

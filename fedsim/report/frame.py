@@ -176,8 +176,8 @@ def _timed(run: Run) -> bool:
 def _notes(arm: Arm) -> list[str]:
     out = list(arm.notes)
     if arm.excluded:
-        told = "; ".join(f"seed {seed} {reason}" for seed, reason in sorted(arm.excluded))
-        out.append(f"{len(arm.values)} of {len(arm.values) + len(arm.excluded)} seeds; {told}")
+        reasons = "; ".join(f"seed {seed} {reason}" for seed, reason in sorted(arm.excluded))
+        out.append(f"{len(arm.values)} of {len(arm.values) + len(arm.excluded)} seeds; {reasons}")
     if invalid(list(arm.runs.values())):
         out.append("epsilon is no bound: cohorts of fixed size, accounted as coins")
     lost = [seed for seed, value in arm.values.items() if not math.isfinite(value)]
@@ -197,10 +197,10 @@ def _all_below(blocks: Sequence[ProblemBlock], plan: ComparisonPlan, shown: Show
     if len(blocks) == 1:
         return [line for _, line in lines]
     counts = Counter(line for _, line in lines)
-    told = [
+    reasons = [
         line if counts[line] == len(blocks) else f"{differing_words(block)}: {line}" for block, line in lines
     ]
-    return list(dict.fromkeys(told))
+    return list(dict.fromkeys(reasons))
 
 
 def _below(block: ProblemBlock, plan: ComparisonPlan, shown: Shown) -> list[str]:

@@ -71,8 +71,8 @@ class LiveReport:
             self._build()
             self._page, self.remark = (self.out / "report.html").read_text(encoding="utf-8"), ""
         except Exception as error:  # the page lives on, whatever damaged files bring
-            told = str(error) if isinstance(error, FedsimError | OSError | ValueError) else repr(error)
-            self.remark = f"The report could not be built: {told}"
+            reason = str(error) if isinstance(error, FedsimError | OSError | ValueError) else repr(error)
+            self.remark = f"The report could not be built: {reason}"
             log.warning("%s", self.remark)
 
     def page(self) -> str:

@@ -36,8 +36,8 @@ def pivot(
     tables: dict[str, list[Place]] = {}
     names = short_names(rest)
     for place in places:
-        told = [f"{names[k]}={short_value(k, v)}" for k in rest if (v := _value(place, k)) is not None]
-        tables.setdefault(", ".join(told), []).append(place)
+        settings = [f"{names[k]}={short_value(k, v)}" for k in rest if (v := _value(place, k)) is not None]
+        tables.setdefault(", ".join(settings), []).append(place)
     return [(title, _table(found, plan, row, column, order)) for title, found in tables.items()]
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from fedsim.config.parts import part, typed
+from fedsim.config.parts import as_dataclass, part
 from fedsim.config.schema import CheckpointConfig, EvaluationConfig, RayConfig
 from fedsim.data.federated import FederatedData
 from fedsim.data.sample_roles import Portion
@@ -60,7 +60,7 @@ def start_engine(config: DictConfig) -> Engine:
         )
     from fedsim.engine.ray.engine import RayEngine
 
-    return RayEngine(typed(config.engine, RayConfig))
+    return RayEngine(as_dataclass(config.engine, RayConfig))
 
 
 def assemble(
@@ -100,8 +100,8 @@ def assemble(
         clients_per_round=data.num_clients
         if method.traits.everybody
         else min(config.clients_per_round, data.num_clients),
-        evaluation=typed(config.evaluation, EvaluationConfig),
-        checkpoints=typed(config.checkpoint, CheckpointConfig),
+        evaluation=as_dataclass(config.evaluation, EvaluationConfig),
+        checkpoints=as_dataclass(config.checkpoint, CheckpointConfig),
         folder=folder,
         key=key,
         cohorts=cohorts,
@@ -137,7 +137,7 @@ def _context(
         client_domains=data.domain_names,
         topology=topology,
         fresh=None if given.initial is not None else initial.fresh(config, data.dataset, given.model),
-        classes=work.classes,
+        kinds=work.kinds,
         others=architectures.with_layouts(config, work.others),
     )
 

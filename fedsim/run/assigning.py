@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from fedsim.config.parts import part, typed
+from fedsim.config.parts import as_dataclass, part
 from fedsim.config.schema import EmbedConfig
 from fedsim.data import containers
 from fedsim.data.arrays import Array
@@ -148,8 +148,8 @@ def assigned(
             shards, unknown = labelled.of_clients(dataset, shards, config.seed)
         else:
             shards, unknown = left_out(shards, range(len(shards))), shards
-        told = (shards, data.holdout, roles.client_validation, roles.newcomers)
-        read = [s.index for s in told if s is not None]
+        used = (shards, data.holdout, roles.client_validation, roles.newcomers)
+        read = [s.index for s in used if s is not None]
         read += [
             p.rows.numpy() for p in (roles.validation, roles.server) if p is not None and p.samples is None
         ]
@@ -158,7 +158,7 @@ def assigned(
             roles = replace(roles, unlabelled=unknown, truth=in_arrays(dataset.train).y)
             dataset = replace(dataset, train=withheld(dataset.train, hidden))
         else:
-            roles = replace(roles, unlabelled=unknown, told=True)
+            roles = replace(roles, unlabelled=unknown, labels_known=True)
     if labelled is not None or gone:
         roles = replace(roles, dealt=trained)
     found = replace(data, dataset=dataset, shards=shards, roles=roles)
@@ -284,7 +284,7 @@ def encoded(config: DictConfig, data: FederatedData, device: str) -> FederatedDa
     def through(given: Portion | None) -> Portion | None:
         if given is None or given.samples is None:
             return given
-        options = typed(config.embed, EmbedConfig)
+        options = as_dataclass(config.embed, EmbedConfig)
         made = embedded(Dataset(given.samples, normalize=given.normalize), config.encoder, options, device)
         return Portion(given.rows, made.train)
 

@@ -25,7 +25,7 @@ from fedsim.task import folding
 from fedsim.task.standalone import tensors
 
 SUFFIX = {"state_dict": ".pt", "safetensors": ".safetensors", "onnx": ".onnx", "hf": ""}
-BESIDE = ".json"  # behind the file's name: classes, normalisation and the rest of model.json
+CARD = ".json"  # behind the file's name: classes, normalisation and the rest of model.json
 
 
 class Exportable(Protocol):
@@ -68,8 +68,8 @@ def export(
     if rank is not None and to != "hf":
         raise ConfigError(f"--rank {rank}: is of adapters; add --to hf")
     path = _place(result.dir, to, client, best, out)
-    beside = path / "fedsim.json" if to == "hf" else path.with_name(path.name + BESIDE)
-    for there in (path, beside):
+    about_file = path / "fedsim.json" if to == "hf" else path.with_name(path.name + CARD)
+    for there in (path, about_file):
         empty = to == "hf" and there.is_dir() and not any(there.iterdir())
         if there.exists() and not empty and not force:
             raise ConfigError(f"{there} exists; give --force to overwrite it, or another --out")
@@ -90,7 +90,7 @@ def export(
         about = {"to": to, "client": client, "at": _at(result, best), **more, **dict(card or {})}
         if path.is_file():
             about["sha256"] = modelcard.sha256(path)
-        beside.write_text(json.dumps(about, indent=1) + "\n")
+        about_file.write_text(json.dumps(about, indent=1) + "\n")
     except OSError as error:
         raise ConfigError(
             f"{path}: cannot be written ({error.strerror or error}); give another --out"

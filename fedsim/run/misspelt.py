@@ -20,8 +20,8 @@ def misspelt(thing: object) -> tuple[str, str] | None:
     own = {n: f for k in kinds for n, f in vars(k).items() if isinstance(f, FunctionType) and n[:1] != "_"}
     theirs = {n for k in type(thing).__mro__ if k not in kinds for n in vars(k) if n[:1] != "_"}
     called = {n for n in theirs if callable(getattr(type(thing), n, None))} - own.keys()
-    told = {word for f in own.values() for word in _words(f.__code__)}
-    for name in sorted(own.keys() - theirs - told):
+    mentioned = {word for f in own.values() for word in _words(f.__code__)}
+    for name in sorted(own.keys() - theirs - mentioned):
         near = [n for n in sorted(called) if SequenceMatcher(None, name.lower(), n).ratio() >= LIKE]
         if near:
             return name, near[0]

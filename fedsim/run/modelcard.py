@@ -130,8 +130,8 @@ def _shape(config: DictConfig, given: Given, card: Card | None) -> Mapping[str, 
     if given.model is not None:
         return {}
     if card is not None:
-        told = card["built_with"]
-        return {**told, "input_shape": _tuples(told["input_shape"])}
+        stated = card["built_with"]
+        return {**stated, "input_shape": _tuples(stated["input_shape"])}
     from fedsim.run.participants import strategy
     from fedsim.run.preparation import load_data
 

@@ -12,14 +12,14 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from fedsim.config.parts import part, typed
+from fedsim.config.parts import as_dataclass, part
 from fedsim.config.schema import ClientConfig
 from fedsim.data.federated import FederatedData
 from fedsim.data.labelled import Labelled
 from fedsim.errors import ConfigError
 from fedsim.local.groups import check_values
 from fedsim.local.interface import ClientLike
-from fedsim.local.kinds import Classes
+from fedsim.local.kinds import Kinds
 from fedsim.local.rates import prepared
 from fedsim.models.directions import CosineHead
 from fedsim.models.split import head_of
@@ -207,21 +207,21 @@ def check_parts(method: StrategyLike, config: DictConfig, topology: Topology | N
                     f"{key}: {type(method).__name__} has all samples in one place, so no client is different; "
                     f"leave {key} out"
                 )
-    local = prepared(typed(config.client, ClientConfig), config.rounds)
+    local = prepared(as_dataclass(config.client, ClientConfig), config.rounds)
     check_values(local.groups)
     if local.classes is not None:
         speed = np.ones(config.num_clients) if devices else None
-        check_models(Classes.of(local, config.num_clients, config.seed, speed), method, config)
+        check_models(Kinds.of(local, config.num_clients, config.seed, speed), method, config)
 
 
-def check_models(classes: Classes, method: StrategyLike, config: DictConfig) -> None:
+def check_models(kinds: Kinds, method: StrategyLike, config: DictConfig) -> None:
     """Refuse widths and architectures of clients' models that the method does not know, or that what else is done with
     vectors does not fit."""
-    if set(classes.widths) != {1.0} and not method.traits.widths:
+    if set(kinds.widths) != {1.0} and not method.traits.widths:
         raise ConfigError(
             "client.classes: a width needs a method that trains parts of the model; strategy=heterofl"
         )
-    if not any(classes.architectures):
+    if not any(kinds.architectures):
         return
     if not method.traits.architectures:
         raise ConfigError(

@@ -13,7 +13,7 @@ from fedsim.config.schema import ClientConfig
 from fedsim.config.targets import check_derived
 from fedsim.data.federated import FederatedData
 from fedsim.errors import ConfigError
-from fedsim.local.kinds import Classes
+from fedsim.local.kinds import Kinds
 from fedsim.run import assigning
 from fedsim.run.initial import DTYPES
 from fedsim.run.needs import check_models, check_parts, check_settings, check_whole, refuse_partial
@@ -144,12 +144,12 @@ def clock(config: DictConfig, task: Task, data: FederatedData, size: int) -> Clo
     return start_clock(system(config), data.num_clients, config.seed, memory, measure)
 
 
-def client_classes(
+def client_kinds(
     config: DictConfig, local: ClientConfig, method: StrategyLike, num_clients: int, clock: Clock | None
-) -> Classes | None:
+) -> Kinds | None:
     """The configured kinds of clients, if there are any."""
     if local.classes is None:
         return None
-    found = Classes.of(local, num_clients, config.seed, None if clock is None else clock.fleet.speed)
+    found = Kinds.of(local, num_clients, config.seed, None if clock is None else clock.fleet.speed)
     check_models(found, method, config)
     return found

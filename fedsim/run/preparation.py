@@ -9,7 +9,7 @@ import torch
 from omegaconf import DictConfig
 
 from fedsim.config.check import validate
-from fedsim.config.parts import typed
+from fedsim.config.parts import as_dataclass
 from fedsim.config.schema import ClientConfig, EmbedConfig, FailureConfig
 from fedsim.data.dataset import Samples
 from fedsim.data.embedding import embedded
@@ -90,7 +90,7 @@ def load_data(config: DictConfig, given: Given, method: StrategyLike) -> Federat
     data = canaries.planted(config, assigning.external(config, data, given))
     if config.encoder:
         device = pick_device(config.engine.device)
-        made = embedded(data.dataset, config.encoder, typed(config.embed, EmbedConfig), device)
+        made = embedded(data.dataset, config.encoder, as_dataclass(config.embed, EmbedConfig), device)
         data = assigning.encoded(config, replace(data, dataset=made), device)
     attack, _ = participants.attack(config)
     if isinstance(attack, Planting):
@@ -115,7 +115,7 @@ def learning_task(
         model = initial.fitted(model, method.traits)
     by_class = samples.classes_to_count(config, data.dataset)
     problem, dtype = tasks.problem(config, given), initial.DTYPES[config.dtype]
-    if config.client.accumulate > 1 and not data.dataset.train.cut:
+    if config.client.accumulate > 1 and not data.dataset.train.sliceable:
         raise ConfigError(
             f"client.accumulate={config.client.accumulate}: batches of a collate function cannot be cut; leave it at "
             "1 and type the client.batch_size that fits"
@@ -150,7 +150,7 @@ def plan(
 ) -> Plan:
     """All that a worker must know, in a simulation or at a client's node; ``others`` and ``efforts`` are of the models
     that some clients train instead (``fedsim.run.architectures``)."""
-    local = prepared(typed(config.client, ClientConfig), config.rounds)
+    local = prepared(as_dataclass(config.client, ClientConfig), config.rounds)
     attack, attackers = participants.attack(config)
     if attack and attackers and len(data.dataset.train):
         attack = attack.fitted(data.dataset)
@@ -159,7 +159,7 @@ def plan(
         client=attack.wrap(method.client, frozenset(attackers)) if attack and attackers else method.client,
         data=data.handed(),
         local=local,
-        failures=typed(config.failures, FailureConfig),
+        failures=as_dataclass(config.failures, FailureConfig),
         seed=config.seed,
         dtype=initial.DTYPES[config.dtype],
         buffers=method.traits.buffers or config.buffers,
@@ -168,7 +168,7 @@ def plan(
         vectorize=config.engine.vectorize,
         lanes=config.engine.lanes,
         tf32=config.engine.tf32,
-        classes=participants.client_classes(config, local, method, data.num_clients, clock),
+        kinds=participants.client_kinds(config, local, method, data.num_clients, clock),
         views=configured(config.views),
         hashes=config.tracker.update_hashes,
         release=releasing.release(config, method, local, data),

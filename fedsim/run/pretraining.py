@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 
 from fedsim.config.code import digest
 from fedsim.config.compose import plain
-from fedsim.config.parts import part, typed
+from fedsim.config.parts import as_dataclass, part
 from fedsim.config.schema import ClientConfig, EmbedConfig
 from fedsim.data.embedding import embedded
 from fedsim.data.federated import FederatedData
@@ -136,7 +136,7 @@ def _source(
     found = samples.dataset(shadow, given.model, own_loss=tasks.problem(config, given).raw)
     if config.encoder:
         device = pick_device(config.engine.device)
-        found = embedded(found, config.encoder, typed(config.embed, EmbedConfig), device)
+        found = embedded(found, config.encoder, as_dataclass(config.embed, EmbedConfig), device)
     every = torch.arange(len(found.train)).numpy()
     return FederatedData(found, Shards.of([every])), "pretrain.data"
 
@@ -145,16 +145,16 @@ def _what(shadow: DictConfig, given: Given, source: FederatedData) -> dict[str, 
     """All that the weights depend on."""
     values = plain(shadow)
     sections = ("model", "views", "encoder", "embed", "task")
-    told = {k: values[k] for k in sections if values.get(k) is not None}
+    facts = {k: values[k] for k in sections if values.get(k) is not None}
     if given.model is not None:
-        told["model"] = digest("model", given.model)
+        facts["model"] = digest("model", given.model)
     for name in ("loss", "forward"):
         if (own := getattr(given, name)) is not None:
-            told[name] = digest(name, own)
+            facts[name] = digest(name, own)
     code = {k: v for k, v in (values.get("code") or {}).items() if k.split(".")[0] in (*sections, "pretrain")}
     augment = source.dataset.augment
     return {
-        **told,
+        **facts,
         "pretrain": {k: v for k, v in values["pretrain"].items() if k not in ("data", "seed")},
         "code": code,
         "seed": shadow.seed,
@@ -180,7 +180,7 @@ def _make(shadow: DictConfig, task: Task, source: FederatedData) -> Stored:
     """Train."""
     began, node = time.time(), shadow.pretrain
     rule: Pretext = part(OmegaConf.create({k: node[k] for k in node if k not in OF_THE_DRIVER}), "pretrain")
-    training = typed(node.training, ClientConfig)
+    training = as_dataclass(node.training, ClientConfig)
     device, dtype = pick_device(shadow.engine.device), initial.DTYPES[shadow.dtype]
     with threads(shadow.engine.threads):
         seed_global(key(shadow.seed, "pretrain"))

@@ -147,7 +147,7 @@ def _heaviest(work: Plan, context: Context, method: StrategyLike) -> float:
     samples = max(1.0, float((context.sizes + others).max()))
     if not isinstance(method, JudgesUpdates):
         return samples
-    kinds = (work.local,) if work.classes is None else work.classes.settings
+    kinds = (work.local,) if work.kinds is None else work.kinds.settings
     asked = [ClientQuestion(0, "fit", Payload(), samples, local, 0) for local in kinds]
     return max(map(method.most_weight, asked))
 

@@ -48,9 +48,9 @@ def refuse_contradictions(config: DictConfig, overrides: Sequence[str]) -> None:
 def say(config: DictConfig, overrides: Sequence[str], handed: Mapping[str, Any] | None = None) -> None:
     """A line for every setting among ``overrides`` that nothing will read, beside what was ``handed`` over by name."""
     keys = typed_keys(overrides)
-    beside = {k: v for k, v in (handed or {}).items() if v is not None}
-    lines = [*_epochs(config, keys), *without_effect(config, keys, beside.get("strategy"))]
-    for line in (*lines, *_beside(config, keys, beside)):
+    present = {k: v for k, v in (handed or {}).items() if v is not None}
+    lines = [*_epochs(config, keys), *without_effect(config, keys, present.get("strategy"))]
+    for line in (*lines, *_replaced(config, keys, present)):
         log.warning("%s", line)
 
 
@@ -67,7 +67,7 @@ OF_OPTIMISERS = (
 _STILL_READ = ("model.head", "data.labelled", "data.server", "strategy.horizon")  # whoever brings the rest
 
 
-def _beside(config: DictConfig, keys: Sequence[str], handed: Mapping[str, Any]) -> Iterator[str]:
+def _replaced(config: DictConfig, keys: Sequence[str], handed: Mapping[str, Any]) -> Iterator[str]:
     """Settings of parts in whose place others were handed over."""
     for name, parts in _REPLACED.items():
         for key in keys if name in handed else ():

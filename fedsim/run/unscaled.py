@@ -27,7 +27,7 @@ def unscaled(config: DictConfig, given: Given, data: FederatedData) -> str:
     if given.clients is not None:
         before = next((x for x, _ in given.clients if any(len(t) for _, t in named_leaves(x))), None)
     train = data.dataset.train
-    taken, _ = train.take(torch.arange(min(ROWS if train.cut else 2, len(train))))
+    taken, _ = train.take(torch.arange(min(ROWS if train.sliceable else 2, len(train))))
     for name, kind, high in _pixels(before, taken):
         top = 255 if high < 256 else 65535
         way = (

@@ -35,7 +35,7 @@ from fedsim.run.key import run_dir, version
 from fedsim.run.provenance import data_hash
 from fedsim.run.weightstore import alone
 from fedsim.server.context import Context
-from fedsim.server.depot import Upload, Uploads, told
+from fedsim.server.depot import Upload, Uploads, plain_outcome
 from fedsim.server.traits import StrategyLike
 from fedsim.task.vectors import Weights
 
@@ -70,8 +70,8 @@ class UploadStore:
         split = hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()
         name, _ = self._architectures[context.architecture_of(client)]
         found: dict[str, Any] = {"architecture": name, "split": split}
-        if context.others and context.classes is not None:
-            found |= {"class": int(context.classes.member[client]), "model": self._settings(client)}
+        if context.others and context.kinds is not None:
+            found |= {"class": int(context.kinds.member[client]), "model": self._settings(client)}
         if data.dataset.class_labels() is not None:
             found["class_counts"] = data.class_counts(client).tolist()
         return found
@@ -125,7 +125,7 @@ class UploadStore:
     def _used(self) -> list[int]:
         """Numbers of the models that some client trains."""
         context = self._context
-        return sorted(set(context.classes.architectures)) if context.others and context.classes else [0]
+        return sorted(set(context.kinds.architectures)) if context.others and context.kinds else [0]
 
     @cached_property
     def _shared(self) -> Path:
@@ -197,8 +197,8 @@ class UploadStore:
         weights = Weights(layout.flatten(tensors, dtype), layout.buffers.flatten(tensors, dtype))
         if weights.hash(layout) != line["sha256"]:
             raise ValueError(f"{path.name} is not what was written, by its hash")
-        told_apart = ("client", "sha256", "samples")
-        facts = {k: v for k, v in line.items() if k not in told_apart}
+        identity = ("client", "sha256", "samples")
+        facts = {k: v for k, v in line.items() if k not in identity}
         return Upload(client, weights, float(line["samples"]), facts, number)
 
     def _write(self, folder: Path, uploads: Uploads) -> None:
@@ -212,7 +212,9 @@ class UploadStore:
             tensors = {k: v.detach().cpu().clone().contiguous() for k, v in held.items()}
             save_file(tensors, folder / f"{model.client}.safetensors")
         lines = ",\n".join(json.dumps(line, sort_keys=True) for line in uploads.lines)
-        outcomes = ",\n".join(json.dumps(told(o), sort_keys=True, default=str) for o in uploads.outcomes)
+        outcomes = ",\n".join(
+            json.dumps(plain_outcome(o), sort_keys=True, default=str) for o in uploads.outcomes
+        )
         text = f'{{"uploads_hash": "{uploads.hash}",\n"clients": [\n{lines}\n],\n"outcomes": [\n{outcomes}\n]}}\n'
         scratch = folder / f".{INDEX}.part"
         scratch.write_text(text)

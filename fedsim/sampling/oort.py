@@ -80,12 +80,12 @@ class Oort(Sampler):
         known = np.fromiter(population.seen, dtype=np.int64, count=len(population.seen))
         known = known[population.present(known)]
         known = known[~np.isin(known, np.fromiter(exclude, dtype=np.int64, count=len(exclude)))]
-        worn = np.zeros(len(known), dtype=bool)
+        exhausted = np.zeros(len(known), dtype=bool)
         if self.most is not None:
-            worn = _facts(population, known)[3] > self.most
-        old = self._exploit(population, known[~worn], _rounded(count * (1 - share), rng), key[0], rng)
+            exhausted = _facts(population, known)[3] > self.most
+        old = self._exploit(population, known[~exhausted], _rounded(count * (1 - share), rng), key[0], rng)
         out = old + self._explore(population, count - len(old), rng, exclude)
-        for spare in (known[~worn], known[worn]):
+        for spare in (known[~exhausted], known[exhausted]):
             if len(out) < count:
                 rest = spare[~np.isin(spare, out)]
                 out += self._exploit(population, rest, count - len(out), key[0], rng)

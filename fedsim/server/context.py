@@ -12,7 +12,7 @@ import torch
 from fedsim.config.schema import ClientConfig
 from fedsim.data.local import LocalData
 from fedsim.data.shards import Shards
-from fedsim.local.kinds import Classes
+from fedsim.local.kinds import Kinds
 from fedsim.sampling.exclusion import Roster
 from fedsim.task.layout import Layout
 from fedsim.task.task import Task
@@ -49,7 +49,7 @@ class Context:
     client_domains: Sequence[str | None] | None = None  # of every client; None without domains
     topology: Topology | None = None  # of peers that learn without a server
     fresh: Callable[[int], Weights] | None = None  # another initial model per peer
-    classes: Classes | None = None  # kinds of clients; None: all alike
+    kinds: Kinds | None = None  # of clients; None: all alike
     unlabelled: np.ndarray | None = None  # (m,) samples without labels; None where all have
     data: LocalData | None = None  # labelled samples of the server's own
     roster: Roster | None = None  # who is there; None: all who are registered
@@ -72,7 +72,7 @@ class Context:
 
     def architecture_of(self, client: int) -> int:
         """Number of the model that ``client`` trains."""
-        return self.classes.architecture(client) if self.classes and self.others else 0
+        return self.kinds.architecture(client) if self.kinds and self.others else 0
 
     def by_architecture(self, clients: Sequence[int]) -> dict[int, list[int]]:
         """``clients`` by the number of the model that they train, ascending."""

@@ -16,7 +16,7 @@ from fedsim.exchange.payload import Outcome
 from fedsim.task.layout import Layout
 from fedsim.task.vectors import Weights
 
-TOLD = tuple(f.name for f in fields(Outcome) if f.name not in ("hashes", "error", "guesses", "seconds"))
+SAVED = tuple(f.name for f in fields(Outcome) if f.name not in ("hashes", "error", "guesses", "seconds"))
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Depot(Protocol):
         """Write them into the run's folder and, to ``share`` them, for others; or what was ``found`` there."""
 
 
-def told(outcome: Outcome) -> dict[str, Any]:
+def plain_outcome(outcome: Outcome) -> dict[str, Any]:
     """An outcome as plain values, without what differs between computations."""
-    values = {name: getattr(outcome, name) for name in TOLD}
+    values = {name: getattr(outcome, name) for name in SAVED}
     return values | {"values": dict(outcome.values), "metrics": dict(outcome.metrics)}

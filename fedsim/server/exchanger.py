@@ -204,12 +204,12 @@ class Exchanger:
 
     def _works(self, clients: Sequence[int], index: int) -> dict[int, Work]:
         """What each client is asked to do; worked out once for all of a size where they are alike."""
-        local, seed, classes = self.context.local, self.context.seed, self.context.classes
+        local, seed, kinds = self.context.local, self.context.seed, self.context.kinds
         sizes = {c: int(self.context.sizes[c]) for c in clients}
         if (others := self.context.unlabelled) is not None:  # who has no labels works on what it has
             sizes = {c: n or int(others[c]) for c, n in sizes.items()}
-        if classes:
-            return {c: work_of(classes.local(c), n, seed, index, c) for c, n in sizes.items()}
+        if kinds:
+            return {c: work_of(kinds.local(c), n, seed, index, c) for c, n in sizes.items()}
         if local.min_epochs is not None:
             return {c: work_of(local, n, seed, index, c) for c, n in sizes.items()}
         alike = {n: work_of(local, n, seed, index, 0) for n in set(sizes.values())}

@@ -180,7 +180,7 @@ class Loop:
         if self.kept is not None:
             self.kept.after("round", when)
         if (landing := server.exchanger.landing) is not None:
-            server.record.entries |= landing.told(server.facts)
+            server.record.entries |= landing.row_entries(server.facts)
         row = server.record.row(self.done + 1, measures, cohort, digest(), started)
         self._accept(state)
         self.history.append(lasting(row))

@@ -145,10 +145,10 @@ class Task:
         if not isinstance(output, Tensor) or output.dim() > 2:
             return False
         logits = output.shape[1] if output.dim() == 2 else 1
-        told_apart = max(logits, 2)
+        distinguished = max(logits, 2)
         if self.num_classes is None:
             return output.dim() == 2
-        return 0 < self.num_classes <= told_apart
+        return 0 < self.num_classes <= distinguished
 
 
 def target(batch: Batch) -> Any:

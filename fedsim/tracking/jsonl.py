@@ -78,7 +78,7 @@ class _Lines:
         self._last_round = last_round
         self._file: FileIO | None = None  # opened late, and again after a failure
         self._end = 0  # bytes that are known to be whole lines
-        self._torn = False  # there may be more bytes
+        self._partial = False  # there may be more bytes
         self._pending = b""
 
     def append(self, rows: Iterable[Row]) -> None:
@@ -91,12 +91,12 @@ class _Lines:
             truncate(self.path, self._last_round)
             self._file = FileIO(str(self.path), "a")
             self._end = self._file.seek(0, os.SEEK_END)
-        elif self._torn:
+        elif self._partial:
             self._file.truncate(self._end)  # an attempt before may have written a part
-        left, self._torn = memoryview(self._pending), True
+        left, self._partial = memoryview(self._pending), True
         while left:
             left = left[self._file.write(left) :]
-        self._torn = False
+        self._partial = False
         self._end += len(self._pending)
         self._pending = b""
         if full:

@@ -92,11 +92,11 @@ class WandbTracker(Tracker):
         run, self._run = self._run, None
         try:
             self._extras(run)
-            told = {
+            facts = {
                 k: v for k, v in summary.items() if not k.startswith("best_")
             }  # of test samples: no results
-            texts = {key: value for key, value in told.items() if isinstance(value, str)}
-            run.summary.update(texts | scalars(told, "final/"))
+            texts = {key: value for key, value in facts.items() if isinstance(value, str)}
+            run.summary.update(texts | scalars(facts, "final/"))
         finally:
             run.finish(exit_code=0 if summary.get("status") == "done" else 1)
 

@@ -23,7 +23,7 @@ from fedsim.errors import ClientError
 from fedsim.exchange.payload import Outcome
 from fedsim.flower import asking, longvectors
 from fedsim.flower.answers import NodeAnswer, ReplyTo, answer_records, read_answer
-from fedsim.flower.longvectors import arrived, cut, is_long
+from fedsim.flower.longvectors import arrived, in_parts, is_long
 from fedsim.task.layout import Layout
 from fedsim.task.rehearsal import rehearsed
 
@@ -41,7 +41,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def record(*keys: str) -> dict[str, Any]:
     """Parts of ``W`` as they travel, those under ``keys`` or all."""
-    found = cut("ww", "w", W, LAYOUT.params)
+    found = in_parts("ww", "w", W, LAYOUT.params)
     return {k: v for k, v in found.items() if not keys or k in keys}
 
 
@@ -55,9 +55,9 @@ def test_a_vector_in_parts_is_the_vector() -> None:
     assert (one.name, one.kind, one.shape, one.dtype) == ("w", "w", (58,), torch.float32)
     assert not found  # who takes a part can let it go
     assert torch.equal(one.whole(LAYOUT.params), W)
-    (plain,) = arrived(cut("=v", "v", W, None))
+    (plain,) = arrived(in_parts("=v", "v", W, None))
     assert torch.equal(plain.whole(None), W)
-    (none,) = arrived(cut("=v", "v", W[:0], None))
+    (none,) = arrived(in_parts("=v", "v", W[:0], None))
     assert none.shape == (0,) and not len(none.whole(None))
 
 
@@ -66,7 +66,7 @@ def test_a_vector_in_parts_is_the_vector() -> None:
 def test_every_type_can_travel_in_parts(dtype: torch.dtype) -> None:
     vector = (torch.arange(101) % 7).to(dtype)
     assert is_long(vector) and not is_long(vector.view(1, -1))
-    (one,) = arrived(cut("=v", "v", vector, None))
+    (one,) = arrived(in_parts("=v", "v", vector, None))
     assert torch.equal(one.whole(None), vector)
 
 

@@ -13,7 +13,7 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.inflatable.inflatable_utils import inflatable_class_registry, inflate_object_from_contents
 
 from fedsim.flower.headers import header, tensor
-from fedsim.flower.pieces import MOST, SMALL, PieceArray, leave_apart, lent, record_of
+from fedsim.flower.pieces import MOST, SMALL, PieceArray, array_of, leave_apart, record_of
 
 LONG = torch.arange(MOST // 4 + SMALL, dtype=torch.float32)  # more than one piece
 
@@ -38,14 +38,14 @@ def received(record: ArrayRecord, contents: dict[str, bytes]) -> Any:
 def test_lent_numbers_have_the_bytes_of_an_array(dtype: torch.dtype) -> None:
     numbers = [LONG[:5].to(dtype), LONG[5:5].to(dtype), LONG[: SMALL + 1].to(dtype), LONG[:7].to(dtype)]
     whole = torch.cat(numbers)
-    array = lent(numbers, tuple(whole.shape))
+    array = array_of(numbers, tuple(whole.shape))
     assert array.data == Array(whole.numpy()).data
     assert isinstance(array, PieceArray) and array.nbytes == len(array.data)
     assert array.start(200) == array.data[:200] and array.start(10**9) == array.data
 
 
 def test_long_numbers_are_not_copied_and_what_is_short_is_put_together() -> None:
-    array = lent([LONG[:3], LONG, LONG[:4], LONG[:5]], (len(LONG) + 12,))
+    array = array_of([LONG[:3], LONG, LONG[:4], LONG[:5]], (len(LONG) + 12,))
     assert isinstance(array, PieceArray)
     shared = [np.shares_memory(np.frombuffer(piece, np.uint8), LONG.numpy()) for piece in array.pieces]
     assert shared == [False, True, True, False]  # header and 3 numbers; two pieces; 9 numbers
@@ -53,7 +53,7 @@ def test_long_numbers_are_not_copied_and_what_is_short_is_put_together() -> None
 
 
 def test_flower_itself_reads_what_is_lent() -> None:
-    record = record_of({"=v": lent([LONG], tuple(LONG.shape))})
+    record = record_of({"=v": array_of([LONG], tuple(LONG.shape))})
     back = received(record, sent(record))
     assert type(back) is ArrayRecord
     assert np.array_equal(back["=v"].numpy(), LONG.numpy())
@@ -62,7 +62,7 @@ def test_flower_itself_reads_what_is_lent() -> None:
 @pytest.mark.usefixtures("_apart")
 @pytest.mark.parametrize("own", [True, False])
 def test_what_arrives_stays_in_pieces(own: bool) -> None:
-    array = lent([LONG], tuple(LONG.shape)) if own else Array(LONG.numpy())
+    array = array_of([LONG], tuple(LONG.shape)) if own else Array(LONG.numpy())
     record = record_of({"=v": array, "=w": Array(np.ones(2))})
     back = received(record, sent(record))
     assert type(back) is ArrayRecord and list(back) == ["=v", "=w"]

@@ -11,7 +11,7 @@ from problems import QUIET, hashes
 
 import fedsim
 from clients.sgd import SGDClient
-from fedsim.config.parts import typed
+from fedsim.config.parts import as_dataclass
 from fedsim.config.schema import ClientConfig
 from fedsim.data import views
 from fedsim.data.dataset import Dataset, Normalize, Samples
@@ -42,7 +42,7 @@ def job(client=0, round=0, seed=0, **more):
         round=round,
         task=Task(model.module),
         model=model,
-        local=typed(compose_quickly(["client.batch_size=5", "client.epochs=1"]).client, ClientConfig),
+        local=as_dataclass(compose_quickly(["client.batch_size=5", "client.epochs=1"]).client, ClientConfig),
         seed=seed,
         message=Payload({"w": model.w.clone()}),
         state={},

@@ -14,7 +14,7 @@ from problems import classification, network
 from torch import Tensor, nn
 
 from clients.base import Client
-from fedsim.config.parts import typed
+from fedsim.config.parts import as_dataclass
 from fedsim.config.schema import ClientConfig
 from fedsim.exchange.payload import Update
 from fedsim.local import along
@@ -32,7 +32,7 @@ Make = Callable[[Any], torch.optim.Optimizer]
 
 
 def local(*overrides: str) -> ClientConfig:
-    return prepared(typed(compose_quickly(overrides).client, ClientConfig), 10)
+    return prepared(as_dataclass(compose_quickly(overrides).client, ClientConfig), 10)
 
 
 def batches(count: int = STEPS, size: int = 6) -> Iterator[tuple[Tensor, Tensor]]:

@@ -12,7 +12,7 @@ from composing import compose_quickly
 from problems import classification, hashes
 from torch.optim import lr_scheduler as theirs
 
-from fedsim.config.parts import typed
+from fedsim.config.parts import as_dataclass
 from fedsim.config.schema import ClientConfig
 from fedsim.errors import CheckpointError, ClientError, ConfigError
 from fedsim.local.optimiser import LocalSteps
@@ -69,7 +69,7 @@ def test_beyond_its_end_a_schedule_stays_where_it_is() -> None:
 
 def test_over_rounds_server_and_clients_have_one_rate() -> None:
     settings = ["client.lr=0.2", "client.lr_decay=0.9", "client.round_schedule={shape: linear, floor: 0.5}"]
-    local = prepared(typed(compose_quickly(settings).client, ClientConfig), 4)
+    local = prepared(as_dataclass(compose_quickly(settings).client, ClientConfig), 4)
     for t, factor in enumerate((1, 0.875, 0.75, 0.625)):
         assert round_lr(local, t) == pytest.approx(0.2 * 0.9**t * factor, rel=1e-15)
         assert LocalSteps(local, t).lr == round_lr(local, t) == Round(t, (), 1, 0, local).lr
@@ -161,6 +161,6 @@ def test_impossible_schedules_are_refused(value: str, message: str) -> None:
 
 
 def test_a_schedule_without_batches_of_the_job_says_so() -> None:
-    local = prepared(typed(compose_quickly(["client.schedule=cosine"]).client, ClientConfig), 4)
+    local = prepared(as_dataclass(compose_quickly(["client.schedule=cosine"]).client, ClientConfig), 4)
     with pytest.raises(ClientError, match=r"it goes by the steps of job\.batches"):
         LocalSteps(local, 0)(torch.zeros(2), torch.ones(2))

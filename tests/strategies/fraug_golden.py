@@ -22,7 +22,7 @@ from clients.fraug import (
     RTNet,
 )
 from fedsim.config.compose import compose
-from fedsim.config.parts import typed
+from fedsim.config.parts import as_dataclass
 from fedsim.config.schema import ClientConfig
 from fedsim.data.local import Batch
 from fedsim.exchange.payload import Payload
@@ -116,7 +116,7 @@ def golden_job(dtype: torch.dtype, batches: int = 3) -> tuple[Any, GivenJob, FRA
         net.to(dtype).load_state_dict(named(z, f"before/{name}/"))
         before[name] = FlatModel(net, dtype, aligned=name == "model")
     chosen = {"lr": 0.01, "lr_decay": 1, "momentum": 0.5, "weight_decay": 0, "clip_norm": "null"}
-    local = typed(compose([f"client.{k}={v}" for k, v in chosen.items()]).client, ClientConfig)
+    local = as_dataclass(compose([f"client.{k}={v}" for k, v in chosen.items()]).client, ClientConfig)
     pairs = [(torch.tensor(z[f"x{i}"], dtype=dtype), torch.tensor(z[f"y{i}"])) for i in range(batches)]
     job = GivenJob(
         client=0,

@@ -9,7 +9,7 @@ import torch
 from composing import compose_quickly
 from torch import Tensor, nn
 
-from fedsim.config.parts import typed
+from fedsim.config.parts import as_dataclass
 from fedsim.config.schema import ClientConfig
 from fedsim.data import views
 from fedsim.data.dataset import Dataset, Samples
@@ -52,7 +52,7 @@ def job(
     source = FederatedData(
         Dataset(Samples(x, y), classes=tuple("abc")),
         Shards.of([rows[:labelled]]),
-        roles=Roles(unlabelled=Shards.of([rows[labelled:]]), told=told),
+        roles=Roles(unlabelled=Shards.of([rows[labelled:]]), labels_known=told),
     )
     torch.manual_seed(3)
     flat = FlatModel(model or nn.Linear(FEATURES, CLASSES), torch.float64)
@@ -63,7 +63,7 @@ def job(
         round=0,
         task=Task(flat.module),
         model=flat,
-        local=typed(compose_quickly([*usual, *settings]).client, ClientConfig),
+        local=as_dataclass(compose_quickly([*usual, *settings]).client, ClientConfig),
         seed=0,
         message=Payload(sent | (message or {})),
         state={},

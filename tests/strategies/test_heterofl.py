@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from fedsim.config.compose import compose
 from fedsim.errors import ConfigError
-from fedsim.local.kinds import Classes
+from fedsim.local.kinds import Kinds
 from fedsim.models import CNN, LeNet, ResNet18
 from fedsim.system.cost import forward_flops
 from fedsim.task.layout import Layout
@@ -93,7 +93,7 @@ def test_parameters_are_averaged_over_those_who_hold_them(rows: str) -> None:
         f"strategy.output_rows={rows}",
     ]
     result = problem.run("strategy=heterofl", HALF, *plain)
-    member = Classes.of(_local(HALF), 4, 0, None).member
+    member = Kinds.of(_local(HALF), 4, 0, None).member
     assert sorted(member.tolist()) == [0, 0, 1, 1]
     layout = Layout(network(), torch.float64)
     w = layout.expand(flat(network().double()))
@@ -119,10 +119,10 @@ def test_parameters_are_averaged_over_those_who_hold_them(rows: str) -> None:
 
 
 def _local(*overrides: str) -> Any:
-    from fedsim.config.parts import typed
+    from fedsim.config.parts import as_dataclass
     from fedsim.config.schema import ClientConfig
 
-    return typed(compose([*overrides]).client, ClientConfig)
+    return as_dataclass(compose([*overrides]).client, ClientConfig)
 
 
 def test_one_width_is_fedavg() -> None:
@@ -149,7 +149,7 @@ def test_narrow_clients_send_less_and_are_faster(tmp_path: Path) -> None:
     fleet = ["system=table", f"system.devices.path={tmp_path / 'fleet.csv'}", "rounds=1", "client.steps=5"]
     result = classification(cohorts=[range(6)]).run("strategy=heterofl", HALF, *fleet, "client.batch_size=3")
     table = result.per_client.pivot_table(index="client", columns="metric", values="value")
-    member = Classes.of(_local(HALF), 6, 0, None).member
+    member = Kinds.of(_local(HALF), 6, 0, None).member
     assert table.bytes_up.tolist() == [4 * (43, 27)[k] + 8 for k in member]
     share = table.gradients / table.samples
     assert share.tolist() == pytest.approx([(1, 0.6)[k] for k in member])
@@ -168,7 +168,7 @@ def test_classes_do_their_own_amount_of_work() -> None:
     kinds = "client.classes=[{share: 1, epochs: 1, batch_size: 2}, {share: 2, steps: 3}]"
     result = classification(cohorts=[range(6)]).run(kinds, "rounds=1")
     steps = result.per_client.query("metric == 'steps'").sort_values("client").value.tolist()
-    member = Classes.of(_local(kinds), 6, 0, None).member
+    member = Kinds.of(_local(kinds), 6, 0, None).member
     assert sorted(member.tolist()) == [0, 0, 1, 1, 1, 1]
     assert steps == [(-(-n // 2), 3)[k] for n, k in zip((7, 12, 3, 10, 6, 11), member, strict=True)]
 

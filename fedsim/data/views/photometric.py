@@ -40,14 +40,14 @@ class Pixels:
         """Values in the type that the images are stored in."""
         return values.to(like.dtype)
 
-    def cut(self, values: Tensor) -> Tensor:
+    def within(self, values: Tensor) -> Tensor:
         """Values within the range, whole ones rounded down (in place)."""
         values.clamp_(0, self.top)
         return values.floor_() if self.whole else values
 
     def mixed(self, x: Tensor, plain: Tensor | float, factor: Tensor) -> Tensor:
         """``plain + factor (x - plain)``."""
-        return self.cut((x - plain).mul_(factor).add_(plain))
+        return self.within((x - plain).mul_(factor).add_(plain))
 
 
 Enhancement = Callable[[Tensor, Tensor, Pixels], Tensor]  # (x, factor, pixels) -> x
@@ -100,7 +100,7 @@ def posterize(x: Tensor, bits: int, pixels: Pixels) -> Tensor:
     if bits >= 8:
         return x
     size, levels = pixels.top + pixels.whole, 2**bits
-    return pixels.cut((x * (levels / size)).floor_().clamp_(max=levels - 1).mul_(size / levels))
+    return pixels.within((x * (levels / size)).floor_().clamp_(max=levels - 1).mul_(size / levels))
 
 
 def solarize(x: Tensor, share: float, pixels: Pixels) -> Tensor:
@@ -113,7 +113,7 @@ def autocontrast(x: Tensor, pixels: Pixels) -> Tensor:
     low, high = x.amin((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
     wide = high > low
     stretched = ((x - low) * pixels.top).div_(torch.where(wide, high - low, 1))
-    return torch.where(wide, pixels.cut(stretched), x)
+    return torch.where(wide, pixels.within(stretched), x)
 
 
 def equalize(x: Tensor, pixels: Pixels) -> Tensor:
