@@ -19,6 +19,7 @@ from fedsim.config.check import validate
 from fedsim.config.compose import load, plain
 from fedsim.errors import ConfigError
 from fedsim.replay.again import as_simulation
+from fedsim.replay.recorded_files import differing_files
 from fedsim.run.key import version
 from fedsim.server.weightsfile import LAST
 from fedsim.task.frozen import FrozenBase, reference
@@ -30,7 +31,10 @@ def verify(argv: Sequence[str]) -> int:
 
     A deployment is simulated on its recorded cohorts, without the clients that did not answer.
 
-    Returns 0 if the hash of the weights agrees in every recorded round, else 1.
+    Where all rounds agree, weights, checkpoints and summary are compared too (of a deployment, and where a run ended
+    early, only with what they say themselves).
+
+    Returns 0 if the hash of the weights agrees in every recorded round and no file is damaged, else 1.
     """
     parser = Arguments(prog="fedsim verify", description=(verify.__doc__ or "").splitlines()[0])
     parser.add_argument("run", type=place, metavar="RUN", help="a run folder")
@@ -72,20 +76,23 @@ def _verify(args: Namespace) -> int:
             handed = {"engine": ReplayEngine(record), "cohorts": record.cohorts if whole else None}
         computed = run(config, **handed).dir
         again, base = _hashes(computed), _base(computed)
-    differing = next((number for number, value in recorded.items() if again.get(number) != value), None)
+        differing = next((number for number, value in recorded.items() if again.get(number) != value), None)
+        whole = record is None and max(recorded) == max(again)
+        files = {} if differing is not None else differing_files(recorded_dir, computed, whole=whole)
     if args.json:
-        print(
-            json.dumps(_document(recorded_dir, recorded, again, differing, edited), indent=1, sort_keys=True)
-        )
+        document = _document(recorded_dir, recorded, again, differing, edited, files)
+        print(json.dumps(document, indent=1, sort_keys=True))
     elif differing is None:
         print(f"{len(recorded)} rounds identical")
+        for name, why in files.items():
+            print(f"{recorded_dir / name} {why}")
     else:
         value, found = recorded[differing], again.get(differing, "nothing")
         print(f"round {differing} differs: recorded {value}, computed {found}")
         if (then := _base(recorded_dir)) != base:
             print(f"its base was {then or 'trained as a whole'}; in model.path lies {base or 'none'}")
         print(why_other_bits(recorded_dir, differing, recorded_config))
-    return 0 if differing is None else 1
+    return 0 if differing is None and not files else 1
 
 
 def _check_base(run: Path, config: DictConfig) -> None:
@@ -112,6 +119,7 @@ def _document(
     again: Mapping[int, str],
     differing: int | None,
     edited: Sequence[str],
+    files: Mapping[str, str],
 ) -> dict[str, Any]:
     """As ``verify.schema.json`` says; it ships beside this module."""
     first = None
@@ -125,6 +133,7 @@ def _document(
         "identical": differing is None,
         "first_difference": first,
         "edited": list(edited),
+        "files": dict(files),
     }
 
 

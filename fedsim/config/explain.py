@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from traceback import walk_tb
 
 from hydra.errors import (
     InstantiationException,
@@ -15,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from fedsim.config.keys import known_keys, misplaced, refusal
+from fedsim.config.textfile import OtherEncodingError, text_of
 from fedsim.config.yamlfile import broken
 from fedsim.errors import FedsimError, hint
 
@@ -40,6 +42,20 @@ COMMANDS = (
 UNSAID = (AssertionError, AttributeError)
 
 
+def _being_read(error: BaseException) -> str:
+    """The option's file that Hydra was reading; it gives its name in no other way."""
+    frames = [frame.f_locals for frame, _ in walk_tb(error.__traceback__)]
+    return next((str(f["full_path"]) for f in reversed(frames) if "full_path" in f), "")
+
+
+def _other_encoding(error: UnicodeDecodeError) -> str:
+    try:
+        text_of(error.object)
+    except OtherEncodingError as other:
+        return str(other)
+    return str(error)
+
+
 def explain(error: Exception, overrides: Sequence[str] = ()) -> str:
     """One line on what is wrong with the configuration, and what to write instead.
 
@@ -58,6 +74,8 @@ def explain(error: Exception, overrides: Sequence[str] = ()) -> str:
         return _option(error)
     if isinstance(error, YAMLError):
         return broken(error)
+    if isinstance(error, UnicodeDecodeError):
+        return f"{_being_read(error) or 'a configuration file'}: {_other_encoding(error)}"
     text = str(error)
     if "Ambiguous value for argument" in text:
         return f"{_quoted(text)}: several values need a sweep; add -m"

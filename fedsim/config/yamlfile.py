@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections import Counter
 from functools import cache, lru_cache
@@ -13,6 +14,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError, YAMLError
 
+from fedsim.config.textfile import read_text
 from fedsim.errors import ConfigError
 
 _SECTION = re.compile(r"^(?=[A-Za-z_])", re.MULTILINE)
@@ -70,13 +72,13 @@ def read_yaml(path: Path, what: str = "") -> dict[str, Any]:
 def _plain(path: Path) -> Any:
     """What OmegaConf makes of the file, its references resolved; where there are none, in a tenth of the time."""
     loader = _libyaml()
-    text = path.read_text(encoding="utf-8") if loader is not None else ""
+    text = read_text(path)
     if loader is not None and "${" not in text and "!" not in text:
         try:
             return yaml.load(text, loader)
         except YAMLError:
             pass  # the other says what is wrong, and where
-    return OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    return OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=True)
 
 
 @cache

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fedsim.config.textfile import read_text
 from fedsim.data.cache import Arrays, cached, fingerprint
 from fedsim.data.common import to_tensor
 from fedsim.data.dataset import Dataset, Samples
@@ -103,7 +104,7 @@ def coco(
 def _annotated(file: Path) -> Annotated:
     """The content of a JSON file, checked."""
     try:
-        content = json.loads(existing(file, LAYOUT).read_text())
+        content = json.loads(read_text(existing(file, LAYOUT)))
     except (ValueError, IsADirectoryError) as error:
         raise DataError(f"{file}: is no JSON file ({error})") from error
     for name in FILES:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedsim.config.textfile import OtherEncodingError, read_text
 from fedsim.data.dataset import Augment, Dataset
 from fedsim.data.hub import within_reach
 from fedsim.data.textcolumns import TOKENS, tokenised
@@ -20,6 +21,7 @@ from fedsim.errors import DataError, hint
 
 LABELS = ("label", "labels", "target", "y")  # columns that are targets where none is named
 FORMATS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json", ".arrow": "arrow"}
+TEXTS = (".csv", ".json", ".jsonl")
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,9 +221,21 @@ def _read(datasets: Any, path: str, cache: str | None) -> Mapping[str, Any]:
     except DataError:
         raise
     except Exception as error:  # the library raises many kinds
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        said = _other_encoding(path) or (str(error).strip().splitlines() or [type(error).__name__])[0]
         offline = " (no network: HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
         raise DataError(f"data.path={path}: cannot be read as a data set{offline}: {said}") from error
+
+
+def _other_encoding(path: str) -> str:
+    """What a text file in the folder, or the file itself, is instead of UTF-8; empty if none is."""
+    place = Path(path).expanduser()
+    for file in sorted(place.iterdir()) if place.is_dir() else [place]:
+        if file.suffix in TEXTS and file.is_file():
+            try:
+                read_text(file)
+            except OtherEncodingError as error:
+                return f"{file.name}: {error}"
+    return ""
 
 
 def _files(place: Path) -> list[Path] | None:

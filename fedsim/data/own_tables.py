@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedsim.config.textfile import read_text
 from fedsim.data.agreed import Contract, missing_and_extra
 from fedsim.data.columns import ContractError, gaps_of, numbers, texts
 from fedsim.data.common import encode
@@ -120,9 +122,9 @@ def _cells(file: Path) -> dict[str, np.ndarray]:
 
 def _csv(file: Path) -> dict[str, np.ndarray]:
     try:
-        with file.open(newline="", encoding="utf-8-sig") as lines:
-            head, *rows = [row for row in csv.reader(lines) if row] or [[]]
-    except (OSError, UnicodeDecodeError, csv.Error, ValueError) as error:
+        lines = io.StringIO(read_text(file), newline="")
+        head, *rows = [row for row in csv.reader(lines) if row] or [[]]
+    except (OSError, csv.Error, ValueError) as error:
         raise DataError(f"{file} is not a readable CSV file with a header, in UTF-8 ({error})") from error
     if not head:
         raise DataError(f"{file}: the file is empty; expected a header and a row per sample")

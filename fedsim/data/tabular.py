@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedsim.config.textfile import read_text
 from fedsim.data.arrays import array
 from fedsim.data.common import encode, samples
 from fedsim.data.containers import Part
@@ -78,12 +80,11 @@ def _heart_rows(
     file: Path, names: Sequence[str], need: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     try:
-        with file.open(newline="", encoding="utf-8") as lines:
-            rows = list(csv.DictReader(lines))
+        rows = list(csv.DictReader(io.StringIO(read_text(file), newline="")))
         x = np.array([[float(row[name] or "nan") for name in names] for row in rows])
         target = np.array([int(row["target"]) for row in rows], dtype=np.int64)
         hospital, split = (np.array([row[name] for row in rows]) for name in ("hospital", "split"))
-    except (KeyError, ValueError, TypeError, UnicodeDecodeError) as error:
+    except (KeyError, ValueError, TypeError) as error:
         raise DataError(
             f"{file} cannot be read ({type(error).__name__}: {error}); expected {need}"
         ) from error

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig
 
+from fedsim.config.textfile import read_text
 from fedsim.errors import ConfigError
 from fedsim.replay import valuation
 from fedsim.replay.valuation import Coalition, Order
@@ -63,7 +64,7 @@ def players_of(base: BaseRun, named: str | None) -> Players:
 
 def _of_file(path: str) -> dict[str, list[int]]:
     try:
-        found = json.loads(Path(path).read_text())
+        found = json.loads(read_text(Path(path)))
         return {str(name): [int(c) for c in ids] for name, ids in found.items()}
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise ConfigError(

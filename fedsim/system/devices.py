@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import partial
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fedsim.config.textfile import read_text
 from fedsim.errors import DataError, check_setting
 
 _check = partial(check_setting, "system.devices")
@@ -254,11 +256,9 @@ def read_table(path: Path) -> pd.DataFrame:
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as stored:
                 return pd.DataFrame(dict(stored))
-        return (
-            pd.read_parquet(path)
-            if path.suffix == ".parquet"
-            else pd.read_csv(path, float_precision="round_trip")
-        )
+        if path.suffix == ".parquet":
+            return pd.read_parquet(path)
+        return pd.read_csv(io.StringIO(read_text(path)), float_precision="round_trip")
     except (OSError, ValueError, ImportError) as error:
         raise DataError(f"{path}: not a readable CSV, Parquet or NPZ table ({error})") from error
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import networkx as nx
 
+from fedsim.config.textfile import read_text
 from fedsim.errors import ConfigError
 from fedsim.rng import key
 from fedsim.topology.base import TRIES, Topology, connected_graph
@@ -113,7 +114,11 @@ def edge_list(num_peers: int, *, path: str | None, directed: bool, connected: st
     kind = nx.DiGraph if directed else nx.Graph
     graph = kind()
     graph.add_nodes_from(range(num_peers))
-    for number, line in enumerate(Path(path).read_text().splitlines(), start=1):
+    try:
+        text = read_text(Path(path))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"topology.path={path}: cannot be read ({error})") from error
+    for number, line in enumerate(text.splitlines(), start=1):
         words = line.split("#")[0].replace(",", " ").split()
         if not words:
             continue

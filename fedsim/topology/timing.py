@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim.config.textfile import read_text
 from fedsim.errors import ConfigError
 
 Ticks = NDArray[np.float64]
@@ -95,7 +96,7 @@ class Profile:
 
     def __post_init__(self) -> None:
         try:
-            values = tuple(map(float, Path(self.path).read_text().split()))
+            values = tuple(map(float, read_text(Path(self.path)).split()))
         except (OSError, ValueError) as e:
             raise ConfigError(
                 f"{self.path}: expected a text file with one number of ticks a line ({e})"
