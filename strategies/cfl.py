@@ -34,8 +34,9 @@ class Criterion:
     """When a cluster is split.
 
     ``relative``: ``|u| < ratio max |delta_i|`` of the mean update ``u``, and the mean cosine inside the halves exceeds
-    that across by more than ``separation``. ``absolute`` (the paper's): ``|u| < eps1`` and ``max |delta_i| > eps2``,
-    which depend on the model and the local work. Both: at least ``min_size`` members.
+    that across by more than ``separation``; the halves are those of the round before, for any updates lie apart by the
+    halves that were made of them. ``absolute`` (the paper's): ``|u| < eps1`` and ``max |delta_i| > eps2``, which depend
+    on the model and the local work. Both: at least ``min_size`` members.
     """
 
     kind: str
@@ -45,8 +46,11 @@ class Criterion:
     eps2: float
     min_size: int
 
-    def halves(self, deltas: Tensor) -> tuple[float, Halves] | None:
-        """The separation and the two halves, as rows of the members' updates (n, d); ``None``: no split."""
+    def halves(self, deltas: Tensor, proposed: Halves | None = None) -> tuple[float, Halves] | None:
+        """The separation and the two halves, as rows of the members' updates (n, d); ``None``: no split.
+
+        ``proposed``: halves found before; ``None``: those of these updates.
+        """
         if len(deltas) < max(2, self.min_size):
             return None
         mean, most = update_norms(deltas)
@@ -54,7 +58,7 @@ class Criterion:
         if not small:
             return None
         similarity = cosines(deltas)
-        halves = bipartition(similarity)
+        halves = bipartition(similarity) if proposed is None else proposed
         apart = separation(similarity, *halves)
         return None if self.kind == "relative" and apart <= self.separation else (apart, halves)
 
@@ -109,10 +113,13 @@ class CFL(Clustered):
             )
 
     def init(self, server: Server) -> State:
-        """Adds the clusters' mean updates ``directions`` (k, d), and with ``stale`` every client's last update."""
+        """Adds the clusters' mean updates ``directions`` (k, d), each client's half ``proposed`` (m,) in the last round
+        (-1: none), and with ``stale`` every client's last update."""
         state = super().init(server)
         state["directions"] = torch.zeros_like(state["centres"])
         state["last_split"] = torch.tensor(0.0, dtype=torch.float64)
+        if self.criterion == "relative":
+            state["proposed"] = torch.full_like(state["assignment"], -1.0)
         if self.stale:
             m = len(server.sizes)
             state["updates"] = state["w"].new_zeros(m, len(state["w"]))
@@ -140,17 +147,20 @@ class CFL(Clustered):
             who = torch.tensor(replies.clients)
             state["updates"] = state["updates"].index_copy(0, who, deltas)
             state["updated"] = state["updated"].index_fill(0, who, float(round.index))
-        if round.index + 1 >= self.from_round:
+        if round.index + 1 >= self.from_round - (self.criterion == "relative"):
             state = self._split(state, replies, round)
         return self.settled(server, before, **state)
 
     def _split(self, state: State, replies: Replies, round: Round) -> State:
         """The state after all splits that are due, those of the largest separation first."""
         due = []
+        state = dict(state)
+        if self.criterion == "relative":
+            state["proposed"] = state["proposed"].clone()
         for j in range(len(state["centres"])):
             members = torch.nonzero(state["assignment"] == j).flatten().tolist()
             deltas = self._updates(state, replies, members, round.index)
-            found = None if deltas is None else self.rule.halves(deltas)
+            found = None if deltas is None else self._halves(state.get("proposed"), members, deltas)
             if found is not None and deltas is not None:
                 apart, (first, second) = found
                 due.append(
@@ -165,6 +175,8 @@ class CFL(Clustered):
             if self.max_clusters is not None and new >= self.max_clusters:
                 break
             j = int(state["assignment"][halves[0][0]])
+            if self.criterion == "relative":
+                state["proposed"][halves[0] + halves[1]] = -1.0
             directions = torch.cat([state["directions"], means[1][None]])
             directions[j] = means[0]
             state = state | {
@@ -175,6 +187,20 @@ class CFL(Clustered):
                 "last_split": torch.tensor(float(round.index + 1), dtype=torch.float64),
             }
         return state
+
+    def _halves(
+        self, proposed: Tensor | None, members: Sequence[int], deltas: Tensor
+    ) -> tuple[float, Halves] | None:
+        """What the criterion says of a cluster; ``proposed`` (m,) gets its halves of this round, for the next."""
+        if proposed is None:
+            return self.rule.halves(deltas)
+        sides = proposed[list(members)].tolist()
+        first, second = ([i for i, side in enumerate(sides) if side == half] for half in (0.0, 1.0))
+        if len(members) > 1:
+            for half, rows in enumerate(bipartition(cosines(deltas))):
+                proposed[[members[i] for i in rows]] = float(half)
+        known = first and second and len(first) + len(second) == len(members)
+        return self.rule.halves(deltas, (first, second)) if known else None
 
     def _updates(self, state: State, replies: Replies, members: Sequence[int], index: int) -> Tensor | None:
         """Updates (n, d) of all ``members``; ``None`` if one's is missing or too old."""

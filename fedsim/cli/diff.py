@@ -19,7 +19,9 @@ def diff(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--metrics-only", action="store_true", help="read what is recorded; compute no round again"
     )
-    parser.add_argument("--json", action="store_true", help="the same facts as JSON")
+    parser.add_argument(
+        "--json", action="store_true", help="the same facts as JSON, as diff.schema.json says"
+    )
     add_allow(parser)
     args = parser.parse_args(argv)
     if not args.metrics_only:
@@ -28,7 +30,9 @@ def diff(argv: Sequence[str]) -> int:
 
     found = parting.diff(folder(args.a), folder(args.b), metrics_only=args.metrics_only)
     if args.json:
-        print(json.dumps(found), flush=True)
+        from fedsim.run.key import version
+
+        print(json.dumps({"schema": 1, "fedsim": version(), **found}), flush=True)
         return int(found["code"])
     for line in parting.lines_of(found):
         print(line)

@@ -1,4 +1,4 @@
-"""Flags of the command: those of Hydra, wherever they stand; a setting written like a flag is told its form."""
+"""Flags of the command, Hydra's and --json, wherever they stand; settings written like flags are told their form."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ WITH_VALUE = (*LONG, "-c", "-p", "-cp", "-cn", "-cd")
 ALONE = ("--help", "--hydra-help", "--version", "--resolve", "--run", "--multirun", "--shell-completion")
 SHORT = ("-h", "-v", "-r", "-m", "-sc")
 INFO = ("--info", "-i")  # one of these words may follow
-FLAGS = (*WITH_VALUE, *ALONE, *SHORT, *INFO)
+JSON = "--json"  # not Hydra's
+FLAGS = (*WITH_VALUE, *ALONE, *SHORT, *INFO, JSON)
 SHOWN = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 
 

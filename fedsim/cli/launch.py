@@ -15,8 +15,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from fedsim.cli.asjson import aside, document
 from fedsim.cli.exits import BAD_CONFIG, DONE, FAILED, TERMINATED, Terminated, diagnose, terminable
-from fedsim.cli.flags import arranged
+from fedsim.cli.flags import JSON, arranged
 from fedsim.cli.sweep import JobResult, Journal, leave_nothing
 from fedsim.cli.tuning import check_search, optimises, result_of
 from fedsim.config.check import validate
@@ -36,6 +37,16 @@ def launch(argv: Sequence[str]) -> int:
     """Hand ``argv`` to Hydra, run the jobs it makes of them, report. Returns the exit code."""
     register()
     flags, settings = arranged(argv)
+    as_json = JSON in flags
+    with aside(as_json):
+        outcomes, code = _launched([flag for flag in flags if flag != JSON], settings)
+    if as_json and any(outcome.code != BAD_CONFIG for outcome in outcomes):
+        print(document(outcomes, code), end="", flush=True)
+    return code
+
+
+def _launched(flags: Sequence[str], settings: Sequence[str]) -> tuple[list[JobResult], int]:
+    """How the jobs ended, and the exit code."""
     refuse_twice(settings, "-m for a run of each")
     argv = [*flags, *readable(settings)]
     if sweep := not {"-m", "--multirun"}.isdisjoint(flags):
@@ -56,7 +67,7 @@ def launch(argv: Sequence[str]) -> int:
         outcomes = journal.read()
     if sweep and not outcomes:
         raise ConfigError("the sweep has no run: a glob(...) or choice(...) in it fits nothing")
-    return _conclude(outcomes)
+    return outcomes, _conclude(outcomes)
 
 
 def run_job(config: DictConfig) -> float:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Sequence
 
 from fedsim.cli.arguments import Arguments
+from fedsim.cli.asjson import aside
 from fedsim.cli.campaign import Campaign
 from fedsim.cli.exits import DONE
 from fedsim.cli.request import Tuning
@@ -20,7 +19,7 @@ def tune(argv: Sequence[str]) -> int:
     """Choose settings of methods by validation data, each with the same number of trials; compare the winners."""
     args = _parsed(argv)
     found, common = spaces([word for word in args.settings if not word.startswith("-")])
-    with _quiet(args.json):
+    with aside(args.json):
         request = Tuning.of(found, common, args)
         if args.dry_run:
             facts, code = request.plan(), DONE
@@ -58,13 +57,3 @@ def _parsed(argv: Sequence[str]) -> argparse.Namespace:
         if word.partition("=")[0].lstrip("+") in ("seed", "dir"):
             raise ConfigError(f"{word}: type --seeds and --final-seeds, or out= and name=, instead")
     return args
-
-
-@contextmanager
-def _quiet(on: bool) -> Iterator[None]:
-    """With ``--json``, whatever runs print goes to stderr."""
-    if not on:
-        yield
-        return
-    with redirect_stdout(sys.stderr):
-        yield

@@ -154,7 +154,11 @@ def _lines(block: ProblemBlock, plan: ComparisonPlan, blocks: int) -> list[str]:
     words = objective_words([block], plan)
     seeds = sorted({len(c.seeds) for c in block.comparisons})
     count = (
-        f"{seeds[0]} seeds" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds" if seeds else "no pair"
+        f"{seeds[0]} seed{'s' * (seeds != [1])}"
+        if len(seeds) == 1
+        else f"{seeds[0]} to {seeds[-1]} seeds"
+        if seeds
+        else "no pair"
     )
     out = ["; ".join(filter(None, (words, count, problem_words(block, blocks))))]
     arms = {arm.name: arm for arm in block.setting.arms}
@@ -172,7 +176,7 @@ def _lines(block: ProblemBlock, plan: ComparisonPlan, blocks: int) -> list[str]:
 def _row(c: Comparison, arms: dict[str, Arm], plan: ComparisonPlan) -> tuple[str, ...]:
     digits = _digits(c, plan)
     least = 1 if plan.scale > 1 else 0  # decimals
-    both = [f"{plan.scale * _mean(arms[name]):.{max(digits - 1, least)}f}" for name in (c.a, c.b)]
+    both = [f"{plan.scale * _mean(arms[name], c):.{max(digits - 1, least)}f}" for name in (c.a, c.b)]
     if math.isnan(c.mean):
         change = "-"
     elif math.isnan(c.low):
@@ -228,7 +232,8 @@ def footer(block: ProblemBlock, plan: ComparisonPlan) -> list[str]:
             ", of a bootstrap: far too narrow at so few seeds (25 % of equal methods differ at 3, 16 % at 5)"
         )
     out.append(
-        f"paired over seeds {ranges(seeds)}{samples}; Holm over {len(block.comparisons)} comparisons, {kind}"
+        f"paired over seed{'s' * (len(seeds) != 1)} {ranges(seeds)}{samples}; "
+        f"Holm over {len(block.comparisons)} comparison{'s' * (len(block.comparisons) != 1)}, {kind}"
     )
     return out
 
@@ -253,8 +258,10 @@ def _digits(c: Comparison, plan: ComparisonPlan) -> int:
     return min(max(fitting, 2), 3) if plan.scale > 1 else min(max(fitting, 0), 8)
 
 
-def _mean(arm: Arm) -> float:
-    finite = [value for value in arm.values.values() if math.isfinite(value)]
+def _mean(arm: Arm, c: Comparison) -> float:
+    """Over the seeds of the comparison; where it has none, over the arm's own."""
+    finite = [value for seed, value in arm.values.items() if seed in (c.differences or arm.values)]
+    finite = [value for value in finite if math.isfinite(value)]
     return fmean(finite) if finite else math.nan
 
 

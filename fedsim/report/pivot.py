@@ -23,8 +23,9 @@ def pivot(
 ) -> list[tuple[str, TextTable]]:
     """A table per combination of the settings that are neither down nor across, each with a title.
 
-    The best of a column is marked where all of the column is one problem. A cell with fewer seeds than others of its
-    table has their number as an exponent.
+    Settings of methods that every cell has one value of make no tables of their own; a line names them. The best of a
+    column is marked where all of the column is one problem. A cell with fewer seeds than others of its table has their
+    number as an exponent.
 
     Raises:
         ConfigError: for a key in which no runs differ.
@@ -32,17 +33,46 @@ def pivot(
     places = [(block, arm) for block in blocks for arm in block.ranked]
     keys = dict.fromkeys(key for place in places for key in _settings(*place))
     row, column = (_key(name, keys, places) for name in (row, column))
-    rest = [key for key in keys if key not in (row, column)]
+    said = [key for key in keys if key not in (row, column) and _said_once(key, row, column, places)]
+    rest = [key for key in keys if key not in (row, column, *said)]
     tables: dict[str, list[Place]] = {}
     names = short_names(rest)
     for place in places:
         settings = [f"{names[k]}={short_value(k, v)}" for k in rest if (v := _value(place, k)) is not None]
         tables.setdefault(", ".join(settings), []).append(place)
-    return [(title, _table(found, plan, row, column, order)) for title, found in tables.items()]
+    return [(title, _table(found, plan, row, column, order, said)) for title, found in tables.items()]
+
+
+def _said_once(key: str, row: str, column: str, places: Sequence[Place]) -> bool:
+    """Whether it is a setting of methods, and each cell has one value of it."""
+    found: dict[tuple[str, str], set[str]] = {}
+    for place in places:
+        cell = str(_value(place, row)), str(_value(place, column))
+        found.setdefault(cell, set()).add(str(_value(place, key)))
+    problem = any(key in block.setting.differing for block, _ in places)
+    return key != METHOD and not problem and all(len(values) == 1 for values in found.values())
+
+
+def _own(places: Sequence[Place], said: Sequence[str]) -> list[str]:
+    """``fedavg: weighting=samples; fedprox, scaffold: weighting=uniform``, of each key in which arms differ."""
+    out, names = [], short_names(said)
+    for key in said:
+        users: dict[str, list[str]] = {}
+        for place in places:
+            if (value := _value(place, key)) is not None:
+                users.setdefault(f"{names[key]}={short_value(key, value)}", []).append(place[1].group.method)
+        known = [f"{', '.join(dict.fromkeys(methods))}: {text}" for text, methods in users.items()]
+        out += ["; ".join(known)] if known else []
+    return out
 
 
 def _table(
-    places: Sequence[Place], plan: ComparisonPlan, row: str, column: str, order: Sequence[str]
+    places: Sequence[Place],
+    plan: ComparisonPlan,
+    row: str,
+    column: str,
+    order: Sequence[str],
+    said: Sequence[str],
 ) -> TextTable:
     downs, acrosses = (_sorted((_value(place, key) for place in places), order) for key in (row, column))
     cells: dict[tuple[str, str], list[Place]] = {}
@@ -68,10 +98,10 @@ def _table(
         short_name(row),
         *(f"{short_name(column)}={short_value(column, across)}" for across in acrosses),
     ]
-    unit = f"{plan.objective}{', %' if plan.objective.share else ''}: mean ± sample standard deviation, n = {most}"
-    return TextTable(
-        header, [False, *[True] * len(acrosses)], rows, [""] * len(rows), [0] * len(rows), [unit, *below]
-    )
+    words = plan.objective.said(len(n.rounds) for _, arm in places for n in arm.numbers.values() if n.rounds)
+    unit = f"{words}{', %' if plan.objective.share else ''}: mean ± sample standard deviation, n = {most}"
+    lines = [unit, *_own(places, said), *below]
+    return TextTable(header, [False, *[True] * len(acrosses)], rows, [""] * len(rows), [0] * len(rows), lines)
 
 
 def _cell(arms: Sequence[Arm], plan: ComparisonPlan, most: int, marks: dict[int, str]) -> Cell:

@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import torch
 from problems import Problem, classes, classification
 
+import fedsim.cli.diff as cli_diff
 from fedsim.cli.main import command
 from fedsim.config.words import last_of_each
 from fedsim.replay.parting import diff
@@ -97,6 +99,10 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert lines[1] == "same       data, partition, start, cohorts, weights up to round 0"
     client = min(read_rows(tmp_path / "base" / "metrics.jsonl")[0]["cohort"])
     assert lines[2].startswith(f"round 1    first difference: update of client {client}, delta, ")
+    assert command(["diff", base, other, "--json"]) == 1
+    schema = json.loads(Path(cli_diff.__file__).with_name("diff.schema.json").read_text())
+    jsonschema.validate(found := json.loads(capsys.readouterr().out), schema)
+    assert found["inside"]["client"] == client
     assert command(["diff", base, other, "--json", "--metrics-only"]) == 1
     found = json.loads(capsys.readouterr().out)
     assert found["weights"] == {"rounds": 3, "first": 1, "prefix": None} and "inside" not in found

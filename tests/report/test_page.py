@@ -155,7 +155,7 @@ def test_latex_is_exact(tmp_path):
         r"\item[1] 3 of 4 seeds; seed 3 failed after 1 rounds",
         r"\item accuracy on test, mean of the last 1 evaluation (runs have fewer than 40): "
         r"mean $\pm$ sample standard deviation over n seeds",
-        r"\item paired over seeds 0-2; Holm over 1 comparisons, intervals unadjusted",
+        r"\item paired over seeds 0-2; Holm over 1 comparison, intervals unadjusted",
         r"\end{tablenotes}",
         r"\end{threeparttable}",
     ]

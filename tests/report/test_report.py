@@ -168,7 +168,7 @@ def test_the_table_marks_what_is_decided(tmp_path):
     assert "71.50 ± 1.29 *" in text and "61.50 ± 1.29 " in text
     assert "+10.00 [+10.00, +10.00]" in text and "better" in text
     assert text.count("*") == 1, "traffic and rounds are equal: nobody leads"
-    assert "paired over seeds 0-3; Holm over 1 comparisons, intervals unadjusted" in text
+    assert "paired over seeds 0-3; Holm over 1 comparison, intervals unadjusted" in text
 
 
 def test_few_seeds_and_equal_means_are_not_marked(tmp_path):
@@ -235,8 +235,23 @@ def test_one_setting_down_and_another_across(tmp_path):
     cells = {row[0].text: row[1:] for row in table.rows}
     assert [c.text for c in cells["x"]] == ["46.50 ± 0.71²", "56.00 ± 1.00"]
     assert [[c.mark for c in row] for row in cells.values()] == [["", ""], ["", "best"]]
+    assert table.notes[0].startswith(
+        "accuracy on test, mean of the last 1 evaluation (runs have fewer than 40), %"
+    )
     with pytest.raises(ConfigError, match="--pivot alfa: the runs do not differ in it"):
         pivot(compared_blocks(runs, plan), plan, "alfa", "method")
+
+
+def test_settings_of_a_methods_own_do_not_split_a_pivot(tmp_path):
+    for method, rule in (("fedavg", "samples"), ("x", "uniform"), ("y", "uniform")):
+        for alpha in (0.1, 1.0):
+            own = {"strategy": {"_target_": f"strategies.{method}.X", "weighting": rule}}
+            make(tmp_path, method, 0, [0.5], partition={"alpha": alpha}, **own)
+    runs = load_runs([tmp_path])
+    plan = default_plan(runs)
+    ((title, table),) = pivot(compared_blocks(runs, plan), plan, "method", "alpha")
+    assert (title, [row[0].text for row in table.rows]) == ("", ["fedavg", "x", "y"])
+    assert "fedavg: weighting=samples; x, y: weighting=uniform" in table.notes
 
 
 def test_data_frames_of_a_folder(tmp_path):

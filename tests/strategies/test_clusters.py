@@ -76,6 +76,8 @@ def test_when_a_cluster_is_split() -> None:
     rule = Criterion("relative", ratio=0.5, separation=0.2, eps1=0.4, eps2=1.6, min_size=6)
     apart, halves = rule.halves(two) or (0.0, ([], []))
     assert apart == pytest.approx(2) and halves == ([0, 2, 4], [1, 3, 5])
+    assert rule.halves(two, ([0, 2, 4], [1, 3, 5])) == (apart, halves)
+    assert rule.halves(two, ([0, 1, 2], [3, 4, 5])) is None  # halves of before that are none now
     assert rule.halves(two[:5]) is None  # too few
     assert rule.halves(torch.stack([east, north] * 3)) is None  # the mean is long
     assert Criterion("absolute", 0.5, 0.2, 0.4, 1.6, 3).halves(two) is None  # the longest is short
