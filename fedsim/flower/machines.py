@@ -252,5 +252,5 @@ def _readme(nodes: Mapping[str, int], host: str, port: int) -> str:
 
 Private keys (`*.key`) are for their owner only, and in no backup that others read. A lost node key: remove it
 (`./flwr.sh supernode unregister NODE-ID lab`), make another, register that.
-The server's certificate ends one day, and hospitals join: `fedsim provision --authority` (docs/deployment.md, section 3).
+The server's certificate ends one day, and hospitals join: `fedsim provision --authority`.
 """
