@@ -158,7 +158,7 @@ http {{
     access_log off;
     client_max_body_size 32m; # Flower sends pieces of 5 MB; the link reads a request before it asks who sends it
     limit_conn_zone $binary_remote_addr zone=each:1m;
-    limit_conn each 64;
+    limit_conn each 128;
 {temporary}\
     server {{
         listen {port} ssl;
