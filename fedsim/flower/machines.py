@@ -158,7 +158,7 @@ http {{
     access_log off;
     client_max_body_size 32m; # Flower sends pieces of 5 MB; the link reads a request before it asks who sends it
     limit_conn_zone $binary_remote_addr zone=each:1m;
-    limit_conn each 64;
+    limit_conn each 128;
 {temporary}\
     server {{
         listen {port} ssl;
@@ -252,5 +252,5 @@ def _readme(nodes: Mapping[str, int], host: str, port: int) -> str:
 
 Private keys (`*.key`) are for their owner only, and in no backup that others read. A lost node key: remove it
 (`./flwr.sh supernode unregister NODE-ID lab`), make another, register that.
-The server's certificate ends one day, and hospitals join: `fedsim provision --authority` (docs/deployment.md, section 3).
+The server's certificate ends one day, and hospitals join: `fedsim provision --authority`.
 """

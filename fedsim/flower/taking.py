@@ -43,6 +43,7 @@ class Taking:
         self, object_ids: list[str], pull_object_fn: Callable[[str], bytes], **more: Any
     ) -> dict[str, bytes]:
         """In the place of Flower's ``pull_objects``, where an ``ObjectPullError`` stands for this one reply."""
+        self._whole.clear()  # one that was asked for by another name than its own
         root, found, came = object_ids[-1], dict[str, bytes](), 0
         end = float("inf") if self.seconds is None else time.monotonic() + self.seconds
         if len(object_ids) > PIECES:
