@@ -188,7 +188,7 @@ class Rows:
         return self.keep(used)._added(coefficients[used].to(self.device)) if used else self.zeros()
 
     def _added(self, c: Tensor) -> Any:
-        """All rows by ``c`` (n,), one after the other: long stretches of a few in one room, which stays in the cache."""
+        """All rows by ``c`` (n,), one after the other: long stretches of a few in one room that stays in cache."""
         span = max(1, min(LONG, self.dim))
         few = max(1, PIECE // span)
         room = self._room(min(few, len(self)) * span)
