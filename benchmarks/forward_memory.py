@@ -5,9 +5,9 @@ rank 8 (``adapters``); batches of 4 x 64 tokens, one process, one thread. Counte
 for and not yet given back, as its profiler saw it, and the base that lies in mapped memory, once: not the process's
 RSS, of which most is libraries, and which shows what the C library keeps. The peak is taken after the first round, so
 that what a run does once, at its start, is left out; ``--start`` takes it in. ``at rest`` is what is alive between two
-rounds: a run in one process is server and client, and holds the model that was handed over, the initial weights and the
-server's beside the one that is measured. FedAvg, which backpropagates, is there for comparison. Wanted: inference and
-four vectors of the trained numbers, with adapters 1.2 times inference.
+rounds: a run in one process is server and client, and holds the server's model beside the one that is measured (the
+initial one lies on disk, of models this large). FedAvg, which backpropagates, is there for comparison. Wanted:
+inference and four vectors of the trained numbers, with adapters 1.2 times inference.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ import torch
 from fedsim.engine.assignments import Plan
 from fedsim.engine.worker import Worker
 from fedsim.errors import ConfigError
+from fedsim.task import room
 
 
 class Engine(Protocol):
@@ -51,14 +52,18 @@ class SerialEngine:
             self._threads = torch.get_num_threads()
         torch.set_num_threads(plan.threads)
         self._worker = self._make(plan)
+        room.rest()
 
     def map(
         self, method: str, shared: Any, items: Sequence[Any], costs: Sequence[float] | None = None
     ) -> Iterator[Any]:
         """Call in order."""
         call = getattr(self.worker, method)
-        for item in items:
-            yield call(shared, item)
+        try:
+            for item in items:
+                yield call(shared, item)
+        finally:
+            room.rest()
 
     @property
     def worker(self) -> Worker:

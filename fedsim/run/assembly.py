@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
+from torch import nn
 
 from fedsim.config.parts import as_dataclass, part
 from fedsim.config.schema import CheckpointConfig, EvaluationConfig, RayConfig
@@ -77,10 +78,13 @@ def assemble(
     """Give the engine its plan and put the loop together."""
     cohorts = _cohorts(config, given, method)
     folder, start = run_dir(config), FlatModel(copied(task.model), initial.DTYPES[config.dtype])
-    if engine.remote:
-        if start.w.nbytes > room.LARGE:
-            room.on_disk(start, folder)
-        room.lend(start, task.model)
+    large = start.w.nbytes > room.LARGE and (engine.remote or isinstance(engine, SerialEngine))
+    if large:
+        room.on_disk(start, folder)
+    if engine.remote or (large and not isinstance(given.model, nn.Module) and config.dtype == "float32"):
+        room.lend(
+            start, task.model
+        )  # which was built for the run: a module that was handed over is somebody's
     clock = participants.clock(config, task, data, start.layout.size)
     others = architectures.tasks(config, given, data)
     work = plan(config, method, task, data, clock, others, architectures.efforts(config, task, others, data))

@@ -32,15 +32,18 @@ def lend(flat: FlatModel, model: nn.Module) -> None:
 
 def on_disk(flat: FlatModel, folder: Path) -> None:
     """Move the resident vector into a file in ``folder`` that has no name and ends with this process: it takes memory
-    from when it is looked at until :func:`rest`. It must not be written to."""
+    from when it is looked at until :func:`rest`. It is not to be
+    written to (what is, stays). It stays where it is if there is no room."""
     if not (size := flat.w.nbytes) or not hasattr(mmap.mmap, "madvise"):
         return
-    with tempfile.TemporaryFile(dir=folder) as file:
-        file.write(flat.w.numpy().data)
-        file.flush()
-        mapping = mmap.mmap(
-            file.fileno(), size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE
-        )
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(flat.w.numpy().data)
+            file.flush()
+            access = mmap.PROT_READ | mmap.PROT_WRITE
+            mapping = mmap.mmap(file.fileno(), size, flags=mmap.MAP_SHARED, prot=access)
+    except OSError:
+        return
     _mappings.add(mapping)
     flat.w = torch.frombuffer(mapping, dtype=flat.w.dtype, count=flat.w.numel())
     flat.bind(flat.w)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
+from problems import classification, hashes
 from torch import nn
 
 from fedsim.exchange.fold import Folder, combine
@@ -80,3 +82,26 @@ def test_sums_in_the_place_of_owned_updates_have_the_bits_of_others() -> None:
             assert torch.equal(given[0]["short"], updates[0]["short"])
     assert totals[0].keys() == totals[1].keys()
     assert all(torch.equal(v, totals[1][k]) for k, v in totals[0].items())
+
+
+def test_a_run_of_a_large_model_has_the_same_bits_and_leaves_modules_of_others_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Large is everything here: initial vector and model lie on disk, as one. FedKSeed goes back to it every round."""
+    words = ("strategy=fedkseed", "strategy.lr=0.01", "strategy.pool=5", "strategy.local_steps=3", "rounds=3")
+    given = classification().model
+    assert isinstance(given, nn.Module)
+    before = {k: v.clone() for k, v in given.state_dict().items()}
+
+    def bits() -> list[list[str]]:
+        kinds = (lambda: copied(given), given)
+        return [hashes(classification(model=kind).run(*words)) for kind in kinds]
+
+    small = bits()
+    monkeypatch.setattr("fedsim.task.room.LARGE", 0)
+    seen = list[int]()
+    monkeypatch.setattr("fedsim.task.room.lend", lambda flat, model: (seen.append(1), lend(flat, model)))
+    places = [p.data_ptr() for p in given.parameters()]
+    assert bits() == small and seen == [1]
+    assert [p.data_ptr() for p in given.parameters()] == places
+    assert all(torch.equal(v, before[k]) for k, v in given.state_dict().items())
