@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from links import ROOT
+from mkdocs.exceptions import PluginError
 from options import described, options, table, target
 
 FOLDER = ROOT / "conf/strategy"
@@ -80,6 +81,10 @@ def linked(text: str) -> str:
 
 def page(name: str) -> str:
     """The page of ``strategy=name``, with links as in docs/."""
+    if name not in rows():
+        raise PluginError(
+            f"docs/fidelity.md has no row with (`{name}`) behind the method's name: CONTRIBUTING.md"
+        )
     row, file = rows()[name], FOLDER / f"{name}.yaml"
     details = {title: text for title, text in sections().items() if _is_of(title, row.method)}
     equation = "" if row.equation in SAME else row.equation

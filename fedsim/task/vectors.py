@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -232,8 +232,11 @@ class FlatModel:
             self.bind(w)
         for m in self._stats:
             m.track_running_stats = count
-        with nullcontext() if self.autocast is None else torch.autocast(self.w.device.type, self.autocast):
+        if self.autocast is None:
             value = loss(self.module(x) if forward is None else forward(self.module, x), y)
+        else:
+            with torch.autocast(self.w.device.type, self.autocast):
+                value = loss(self.module(x) if forward is None else forward(self.module, x), y)
         if self._installed.moves:
             self._bound = self._installed.reinstall(self._bound, self.w)
         return value
