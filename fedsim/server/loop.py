@@ -114,14 +114,22 @@ class Loop:
         return True
 
     def save(self) -> None:
-        """Checkpoint the last finished round, unless that is done."""
+        """Checkpoint the last finished round, unless that is done; its row is written first, or a run that goes on from
+        there would lack it."""
         if self.saved != self.done:
             state, folder = self.state | self.own | self._base(), self.folder / "checkpoint"
+            kept = f"round {self.saved} is still there" if self.saved > 0 else "there is none before it"
+            try:
+                self.trackers.flush()
+            except OSError as e:
+                raise CheckpointError(
+                    f"{e.filename} could not be written ({e.strerror}), so round {self.done} gets no checkpoint; "
+                    f"{kept}. Make room and type the same command again: it goes on from there"
+                ) from e
             try:
                 keep = self.checkpoints.keep
                 checkpoint.save(folder, self.done, state, self.server.states, self.key, keep)
             except (OSError, SafetensorError) as e:
-                kept = f"round {self.saved} is still there" if self.saved > 0 else "there is none before it"
                 raise CheckpointError(
                     f"the checkpoint of round {self.done} could not be written to {folder} ({e}); {kept}. "
                     "Make room and type the same command again: it goes on from there"

@@ -91,6 +91,12 @@ class Trackers(Tracker):
                     "run goes on with; work on a .clone(), or on info.weights, a copy"
                 )
 
+    def flush(self) -> None:
+        """See that all rows so far are in the run's record; ``OSError`` if they cannot be written."""
+        for tracker in self.trackers:
+            if isinstance(tracker, JsonlTracker):
+                tracker.flush()
+
     def end(self, summary: Row) -> None:
         """Pass the end on; a second call does nothing, so every way out of a run may call it."""
         if self._open:

@@ -55,6 +55,14 @@ class JsonlTracker(Tracker):
         finally:
             metrics.append((row,))
 
+    def flush(self) -> None:
+        """Write the rows that had to wait; ``OSError`` names the file whose rows still cannot be written."""
+        for file in self._files:
+            try:
+                file.append(())
+            except OSError as error:
+                raise OSError(error.errno, error.strerror or str(error), str(file.path)) from error
+
     def end(self, summary: Row) -> None:
         """Write ``summary.json`` in one step: name, group and method of the run, then ``summary``."""
         if self._run is None:

@@ -11,8 +11,10 @@ import textwrap
 import numpy as np
 import pytest
 import torch
+from problems import QUIET, classes, network
 
-from fedsim.errors import DataError
+import fedsim
+from fedsim.errors import CheckpointError, DataError
 from fedsim.exchange.payload import Outcome
 from fedsim.server.roundlog import RoundLog
 from fedsim.tracking import RunInfo, Trackers, read_rows
@@ -232,3 +234,25 @@ def test_a_folder_that_cannot_be_written_at_first(tmp_path):
     (tmp_path / "run").mkdir()
     tracker.round({"round": 2}, [])
     assert [r["round"] for r in read_rows(tmp_path / "run" / "metrics.jsonl")] == [1, 2]
+
+
+def test_rows_that_cannot_be_written_end_the_run_and_the_next_call_goes_on(tmp_path, monkeypatch):
+    class Fills:
+        def round(self, row, clients):
+            FullDisk.full = row["round"] >= 2
+
+    def run(name, *callbacks):
+        settings = [*QUIET[:2], "engine=serial", "rounds=3", "clients_per_round=2", "checkpoint.every=1"]
+        return fedsim.simulate(
+            [*settings, f"dir={tmp_path / name}"], model=network, clients=classes(), callbacks=callbacks
+        )
+
+    monkeypatch.setattr(module, "FileIO", FullDisk)
+    with pytest.raises(
+        CheckpointError, match=r"clients\.jsonl could not be written .*round 1 is still there"
+    ):
+        run("a", Fills())
+    FullDisk.full = False
+    again = run("a")
+    assert [r["round"] for r in read_rows(tmp_path / "a" / "metrics.jsonl")] == [1, 2, 3]
+    assert again.rows[-1]["weights_hash"] == run("b").rows[-1]["weights_hash"]
