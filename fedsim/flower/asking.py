@@ -103,9 +103,11 @@ class GridExchange:
 
     def _take(self, reply: Message, client: int, node: int) -> None:
         """A reply to the message that went to ``client`` at ``node``."""
-        if reply.metadata.src_node_id != node:
+        if reply.has_error():
+            self._trouble(reply.error.code, str(reply.error.reason), client, node)
+        elif reply.metadata.src_node_id != node:
             self._refuse(client, node, f"it came from node {reply.metadata.src_node_id}")
-        elif not reply.has_error():
+        else:
             try:
                 answer = self.read(reply.content, client, client in self._lacking)
             except ClientError as error:
@@ -114,14 +116,17 @@ class GridExchange:
                 self._refuse(client, node, f"{type(error).__name__}: {error}")
             else:
                 self._hear(client, answer)
-        elif why := unread(str(reply.error.reason)):
+
+    def _trouble(self, code: int, reason: str, client: int, node: int) -> None:
+        """Flower's word in the place of a reply; it comes from the server itself where the node broke off in it."""
+        if why := unread(reason):
             self._refuse(client, node, why)
-        elif reply.error.code in NODE_TROUBLE:
+        elif code in NODE_TROUBLE:
             known = self.nodes.of.get(client)
             if known is not None and known.id == node:
-                self.nodes.lose(client, said(str(reply.error.reason)))
+                self.nodes.lose(client, said(reason))
         else:
-            self._crashed(client, said(str(reply.error.reason)))
+            self._crashed(client, said(reason))
 
     def _refuse(self, client: int, node: int, why: str) -> None:
         """What came is no answer to what was asked."""

@@ -82,12 +82,14 @@ class LocalGrid(Grid):
             return reply
         there = {n: part.deflate() for n, part in get_all_nested_objects(reply.content).items()}
         there[reply.content.object_id] = there.pop(reply.content.object_id)
-        self.forge(message, there)
         try:
+            self.forge(message, there)
             came = http_grid.pull_objects([*there], there.__getitem__)
             whole = http_grid.inflate_object_from_contents(list(there)[-1], came)
         except ObjectPullError as error:
-            return Message(Error(3, f"Reply message objects are unavailable. {error}"), reply_to=message)
+            word = Message(Error(3, f"Reply message objects are unavailable. {error}"), reply_to=message)
+            word.metadata.__dict__["_src_node_id"] = 1  # the server's own, as Flower's grid puts it
+            return word
         reply.content = cast(RecordDict, whole)
         return reply
 

@@ -93,6 +93,22 @@ def test_an_introduction_that_cannot_be_read_is_refused_by_name(kind: str, tmp_p
         deploy(tmp_path, *TINY, "rounds=1", "failures.policy=stop", forge=mine)
 
 
+def test_a_node_that_breaks_off_in_its_reply_is_asked_again_and_no_bit_changes(tmp_path: Path) -> None:
+    """Its pieces did not come: Flower says so by an error that names the server itself as its sender."""
+    broken = list[tuple[int, int]]()
+
+    def forge(message: Message, there: dict[str, bytes]) -> None:
+        if (place := asked(message)) == (1, HOSTILE) and place not in broken:
+            broken.append(place)
+            raise ObjectPullError("piece", "timeout or retry limit reached")
+
+    run, _ = deploy(tmp_path / "a", *TINY, "rounds=2", "failures.policy=stop", forge=forge)
+    deploy(tmp_path / "b", *TINY, "rounds=2")
+    assert broken and [row["failures"] for row in run.rows] == [[], []]
+    assert hashes(tmp_path / "a/run") == hashes(tmp_path / "b/run")
+    assert [e["client"] for e in events(tmp_path / "a/run") if e["event"] == "lost"] == [HOSTILE]
+
+
 def test_another_record_than_expected_is_no_introduction(tmp_path: Path) -> None:
     def alter(message: Any, content: RecordDict) -> RecordDict | None:
         hello = asked(message) is None and message.metadata.dst_node_id == 101
