@@ -37,8 +37,14 @@ class Claim:
     problems: Sequence[Words] = ((),)  # settings in which all arms are run; settings are chosen in the first
 
     def with_arms(self, names: Words) -> Claim:
-        """Only these arms; all where none is named."""
-        return replace(self, arms={k: v for k, v in self.arms.items() if not names or k in names})
+        """Only these arms and what can be asked of them; all where none is named."""
+        arms = {k: v for k, v in self.arms.items() if not names or k in names}
+        asked = [
+            q
+            for q in self.questions
+            if q.reference in arms and set(q.against or arms) & (set(arms) - {q.reference})
+        ]
+        return replace(self, arms=arms, questions=asked)
 
 
 VALIDATION = "evaluation.validation=0.1"

@@ -33,6 +33,13 @@ def test_all_arms_of_a_claim_have_as_many_trials(name: str) -> None:
     assert asked <= set(claim.arms)
 
 
+def test_of_some_arms_only_what_they_can_answer_is_asked() -> None:
+    claim = CLAIMS["optimisers"]
+    assert len(claim.with_arms(["fedavg", "feddyn", "fedspeed"]).questions) == len(claim.questions) == 2
+    assert claim.with_arms(["fedavg", "fedspeed"]).questions == [claim.questions[0]]
+    assert claim.with_arms(["feddyn"]).questions == []
+
+
 @pytest.mark.nightly
 @pytest.mark.parametrize("name", CLAIMS)
 def test_all_runs_of_a_claim_are_possible(name: str) -> None:
