@@ -24,10 +24,16 @@ if TYPE_CHECKING:
     from fedsim.run.result import RunResult
 
 
+PRETRAINED, UPLOADS = "pretrained", "uploads"  # folders: of all runs below ``out``; of a run
+
+
 def as_simulation(config: DictConfig, folder: str) -> DictConfig:
-    """The same run on the serial engine, from scratch, in another folder, telling nobody."""
+    """The same run on the serial engine, from scratch, in another folder, telling nobody: models that clients handed
+    over once are asked for again too, where pretrained ones are found."""
     values = plain(serially(config))
-    values |= {"dir": folder, "resume": "never"}
+    if (pretrained := Path(values["out"]).resolve() / PRETRAINED).is_dir():
+        (Path(folder) / PRETRAINED).symlink_to(pretrained)
+    values |= {"dir": folder, "out": folder, "resume": "never"}
     values["tracker"]["console"]["mode"] = "quiet"
     values["tracker"]["wandb"]["mode"] = "disabled"
     values["tracker"] |= {"tensorboard": False, "plots": False, "update_hashes": False, "prometheus": None}
@@ -137,6 +143,8 @@ def begin_at(run: Path, round: int, config: DictConfig, place: Path, mark: str =
         kept = (row for row in stream_rows(run / log) if row["round"] <= done)
         with (place / log).open("w") as file:
             file.writelines(line + "\n" for line in packed(kept))
+    if (run / UPLOADS).is_dir():
+        shutil.copytree(run / UPLOADS, place / UPLOADS)
     scratch = target / f".{found.name}.tmp"
     shutil.copytree(found, scratch, dirs_exist_ok=True)
     checkpoint.change_key(scratch, marked(run_key(config), mark))

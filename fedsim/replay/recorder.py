@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedsim.data.federated import FederatedData
 from fedsim.engine.assignments import Broadcast, Chunk, ChunkResult, Plan
 from fedsim.engine.worker import Worker
 from fedsim.exchange.fold import Folder
@@ -30,7 +31,7 @@ class Recorder:
         self.stop, self.folder = stop, folder
         self.hashes: dict[Place, str] = {}  # in the order in which things were computed
         self.tasks: dict[int, str] = {}  # of each exchange
-        self.layout: Layout | None = None
+        self.layouts: dict[int, Layout] = {}  # of the model that each is about
         self.start = ""  # hash of the model as it was drawn or given
         self._broadcast: Broadcast | None = None
         self._exchange = -1
@@ -46,13 +47,13 @@ class Recorder:
             self._exchange = 0 if self._round != self.stop.now else self._exchange + 1
             self._broadcast, self._round = broadcast, self.stop.now
 
-    def add(self, client: int, prefix: str, payload: Payload) -> None:
-        """A message or an update of ``client``, if the round is looked at."""
-        assert self._broadcast is not None and self.layout is not None
+    def add(self, client: int, prefix: str, payload: Payload, layout: Layout) -> None:
+        """A message or an update of ``client`` about a model of ``layout``, if the round is looked at."""
+        assert self._broadcast is not None
         if self.stop.now != self.stop.last or is_measuring(self._broadcast.task):
             return
-        self.tasks[self._exchange] = self._broadcast.task
-        for name, digest in hashes_of(payload, self.layout, prefix).items():
+        self.tasks[self._exchange], self.layouts[self._exchange] = self._broadcast.task, layout
+        for name, digest in hashes_of(payload, layout, prefix).items():
             self.hashes[self._exchange, client, name] = digest
         for name, array in payload.arrays.items():
             torch.save(array.detach().clone(), self._file((self._exchange, client, f"{prefix}{name}")))
@@ -68,25 +69,34 @@ class Recorder:
 
 
 class _Listened(Worker):
-    def __init__(self, plan: Plan, recorder: Recorder):
-        super().__init__(plan)
-        self._recorder, recorder.layout = recorder, self.model.layout
-        recorder.start = hash_tensors(self.model.layout.params.pieces(self.model.w))
+    def __init__(self, plan: Plan, recorder: Recorder, data: FederatedData | None = None):
+        """``data``: those of a first worker, beside which this one computes another model."""
+        super().__init__(plan, data)
+        self._recorder, self._first = recorder, data is None
+        if self._first:
+            recorder.start = hash_tensors(self.model.layout.params.pieces(self.model.w))
+
+    def beside(self, plan: Plan) -> Worker:
+        return _Listened(plan, self._recorder, self.data)
 
     def run(self, broadcast: Broadcast, chunk: Chunk, folder: Folder | None = None) -> ChunkResult:
-        self._recorder.begin(broadcast)
+        if self._first:
+            self._recorder.begin(broadcast)
+        if broadcast.architecture:  # another one listens
+            return super().run(broadcast, chunk, folder)
+        layout = self.model.layout
         for client in chunk.clients:
             each = chunk.part(client)
             arrays, values = dict(broadcast.payload.arrays), dict(broadcast.payload.values)
             if each is not None:
                 arrays, values = arrays | dict(each.arrays), values | dict(each.values)
-            self._recorder.add(client, "message/", Payload(arrays, values))
+            self._recorder.add(client, "message/", Payload(arrays, values), layout)
         return super().run(broadcast, chunk, folder)
 
     def _accept(
         self, job: Job, update: Update, broadcast: Broadcast, folder: Folder, outcome: Outcome
     ) -> dict[str, Tensor] | None:
-        self._recorder.add(outcome.client, "update/", self.sent(update, job, broadcast))
+        self._recorder.add(outcome.client, "update/", self.sent(update, job, broadcast), self.model.layout)
         return super()._accept(job, update, broadcast, folder, outcome)
 
 
@@ -116,8 +126,7 @@ def first_difference(one: Recorder, other: Recorder) -> dict[str, Any] | None:
             return found
         if a.shape != b.shape or a.dtype != b.dtype:
             return found | {"shapes": [f"{tuple(t.shape)} {t.dtype}" for t in (a, b)]}
-        assert one.layout is not None
-        return found | _within(a, b, one.layout)
+        return found | _within(a, b, one.layouts[exchange])
     return None
 
 

@@ -126,6 +126,39 @@ def test_a_later_difference_is_found_from_the_checkpoint_before_it(tmp_path: Pat
     assert found["inside"]["client"] == min(rows[2]["cohort"]) and found["inside"]["kind"] == "update"
 
 
+def classed(epochs: int) -> str:
+    """Half of the clients train a linear model instead, for so many epochs."""
+    return f"client.classes=[{{share: 1}}, {{share: 1, model: linear, epochs: {epochs}}}]"
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "kind", "tensor"),
+    [
+        ("client.lr=0.05", "client.lr=0.02", "MLP", "layers.0.weight"),
+        (classed(1), classed(2), "Linear", "head.weight"),
+    ],
+)
+def test_models_that_were_handed_over_once_are_asked_for_again(
+    first: str, second: str, kind: str, tensor: str, tmp_path: Path
+) -> None:
+    """All runs left theirs where others find them; they part at clients, of one architecture, or at the server."""
+    words = ("strategy=feddf", "strategy.data=noise", "strategy.noise_samples=8", f"out={tmp_path / 'out'}")
+    a, b, c = (
+        Path(digits(tmp_path / name, *words, own, f"strategy.steps={steps}"))
+        for name, own, steps in (("a", first, 6), ("b", second, 6), ("c", first, 9))
+    )
+    lines = json.loads((a / "uploads" / "uploads.json").read_text())["clients"]
+    inside = diff(a, b)["inside"]
+    assert inside["client"] == next(line["client"] for line in lines if line["architecture"] == kind)
+    assert (inside["round"], inside["kind"], inside["vector"], inside["tensor"]) == (
+        1,
+        "update",
+        "delta",
+        tensor,
+    )
+    assert diff(a, c)["inside"] == {"round": 1, "kind": "server"}
+
+
 def test_a_record_that_cannot_be_reproduced_is_said_to_be_one(tmp_path: Path) -> None:
     base, other = digits(tmp_path / "base"), digits(tmp_path / "other", "client.lr=0.01")
     log = tmp_path / "base" / "metrics.jsonl"
