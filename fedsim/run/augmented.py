@@ -61,7 +61,11 @@ def check_augment(
             "(x, generator) -> x"
         ) from error
     _check_numbers(key, name, x, shown)
-    if task is not None and data.train.sliceable and (_kinds(x), _kinds(y)) != (_kinds(shown), _kinds(targets)):
+    if (
+        task is not None
+        and data.train.sliceable
+        and (_kinds(x), _kinds(y)) != (_kinds(shown), _kinds(targets))
+    ):
         batch = Batch(prepare(shown, dtype, data.normalize), in_dtype(targets, dtype))
         _check_change(key, name, task, batch, dtype, Batch(x, y), Batch(shown, targets))
 

@@ -26,7 +26,7 @@ from fedsim.server.roundlog import Row
 from fedsim.server.traits import State, StrategyLike
 from fedsim.task.frozen import FrozenBase, base_of
 from fedsim.task.vectors import Weights
-from fedsim.tracking.base import Tracker
+from fedsim.tracking import Trackers
 from fedsim.tracking.information import RoundInfo
 from fedsim.tracking.rows import lasting
 
@@ -40,7 +40,7 @@ class Loop:
 
     strategy: StrategyLike
     server: Server  # of no round yet: each gets its own
-    trackers: Tracker
+    trackers: Trackers
     rounds: int
     clients_per_round: int
     evaluation: EvaluationConfig
