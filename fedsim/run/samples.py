@@ -75,7 +75,9 @@ def _say_unlearnable(data: Dataset) -> None:
     if len(only):
         names = ", ".join(repr(data.classes[i]) for i in only[:3] if i < len(data.classes))
         more = f" and {len(only) - 3} more" if len(only) > 3 else ""
-        log.warning("data: no training sample is of class %s%s, only test samples: nobody can learn it", names, more)
+        log.warning(
+            "data: no training sample is of class %s%s, only test samples: nobody can learn it", names, more
+        )
 
 
 def _rules(config: DictConfig, given: Given, parts: Sequence[containers.Part]) -> TargetRules:

@@ -19,6 +19,7 @@ from fedsim.data.local import Batch, prepare
 from fedsim.data.local import copied as copied_batch
 from fedsim.data.trees import Tree, named_leaves, tree_map
 from fedsim.errors import ConfigError
+from fedsim.run.meeting import check_meeting
 from fedsim.task.copies import copied
 from fedsim.task.fixed import converted
 from fedsim.task.losses import WholeLoss, admitted_loss, call, cross_entropy
@@ -151,7 +152,10 @@ def check_measures(task: Task, batch: Batch, dtype: torch.dtype) -> None:
             again = task.measured(tried, copied_batch(batch))
             for name in task.metrics or {}:
                 _check_repeated(name, first.get(name), again.get(name))
-            shown = logits_of(task.output(tried, copied_batch(batch).x)) if counted else None
+            given = task.output(tried, copied_batch(batch).x)
+            shown = logits_of(given) if counted else None
+            own = {"loss": task.loss, **{f"metrics: {k!r}": m for k, m in (task.metrics or {}).items()}}
+            check_meeting({k: f for k, f in own.items() if not isinstance(f, Counted)}, given, batch)
             for name, metric in counted.items():
                 check_merging(name, metric, shown, target(batch))
     except ConfigError:
