@@ -178,7 +178,7 @@ def _refuse(whose: str, x: Tensor, row: int, columns: Sequence[str] = ()) -> NoR
 
 def _place(x: Tensor, row: int, columns: Sequence[str]) -> tuple[str, str]:
     """Where the first value of sample ``row`` that is not finite stands, and what it is."""
-    bad = (~torch.isfinite(x[row])).nonzero()[0].tolist()
+    bad = (~torch.isfinite(_single(x[row]))).nonzero()[0].tolist()
     value = float(x[(row, *bad)])
     if len(bad) == 3:
         where = f"channel {bad[0]}, pixel row {bad[1]}, pixel column {bad[2]}"
@@ -186,6 +186,8 @@ def _place(x: Tensor, row: int, columns: Sequence[str]) -> tuple[str, str]:
         where = f"column {columns[bad[0]]!r}" if columns else f"column {bad[0]}"
     else:
         where = f"entry {tuple(bad)}"
+    if value == value and abs(value) != float("inf"):
+        return where, f"{value:g}, infinite in float32"
     return where, "NaN" if value != value else "infinite"
 
 
@@ -205,18 +207,26 @@ def _pieces(x: Any) -> list[tuple[int, Tensor]]:
 
 def _first_nonfinite(x: Any) -> int | None:
     """The first sample with a NaN or an infinity."""
-    if (
-        not isinstance(x, Tensor)
-        or not x.is_floating_point()
-        or not x.numel()
-        or bool(torch.isfinite(x.sum()))
-    ):
-        return None  # what is not finite makes the sum so
+    if not isinstance(x, Tensor) or not x.is_floating_point() or not x.numel() or _plainly_finite(x):
+        return None
     for start in range(0, len(x), 4096):  # a sum can overflow: look at the values themselves
-        bad = ~torch.isfinite(x[start : start + 4096])
+        bad = ~torch.isfinite(_single(x[start : start + 4096]))
         if bool(bad.any()):
             return start + int(bad.reshape(len(bad), -1).any(1).nonzero()[0])
     return None
+
+
+def _plainly_finite(x: Tensor) -> bool:
+    """Whether all is well, by one quick pass: what is not finite makes the sum so."""
+    if x.dtype != torch.float64:
+        return bool(torch.isfinite(x.sum()))
+    low, high = x.aminmax()  # NaN if one is
+    return bool(torch.isfinite(_single(torch.stack([low, high]))).all())
+
+
+def _single(x: Tensor) -> Tensor:
+    """Doubles as most models read them, float32, in which 1e39 is infinite."""
+    return x.float() if x.dtype == torch.float64 else x
 
 
 def _check_shapes(parts: Sequence[Part], own_loss: bool) -> None:

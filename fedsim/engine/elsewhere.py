@@ -1,5 +1,6 @@
-"""Finds out once whether a client's code keeps something where ``Watch`` does not look at every job: in closures,
-defaults, attributes of functions, generators, iterators and objects among the globals, in functions that it calls.
+"""Finds out now and then whether a client's code keeps something where ``Watch`` does not look at every job: in
+closures, defaults, attributes of functions, generators, iterators and objects among the globals, in functions that it
+calls.
 
 The same of a model and its loss: what they change only now and then shows in no trial of two samples.
 """
@@ -21,9 +22,10 @@ FOR_MODELS = "An attribute of a layer (self.n) starts anew with each client, met
 
 class Elsewhere:
     """What the code of ``client``, and of the model and loss of ``task``, looks up, as it was after ``setup``; compared
-    once, after the first job."""
+    after the first job, the second, the fourth and so on, until something was said."""
 
     def __init__(self, client: object, task: Task):
+        self._jobs = 0
         inner = getattr(client, "__dict__", {}).values()
         self._watched: list[tuple[list[Any], dict[str, bytes], Sequence[str], str]] = []
         for things, said, advice in (
@@ -38,9 +40,13 @@ class Elsewhere:
 
         It is no error, since a list that somebody looks at afterwards changes no result.
         """
-        watched, self._watched = self._watched, []
-        for things, before, said, advice in watched:
+        self._jobs += 1
+        if self._jobs & (self._jobs - 1):
+            return
+        for entry in list(self._watched):
+            things, before, said, advice = entry
             if (name := changed(before, noted(things), said)) is not None:
+                self._watched.remove(entry)
                 warnings.warn(
                     f"client {number} in round {round + 1}: {name} has changed. Every worker has its own, and resumed "
                     f"runs begin anew: if training depends on it, results depend on the number of workers. {advice}",

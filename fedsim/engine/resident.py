@@ -26,6 +26,7 @@ from fedsim.local.newcomer import HELD_OUT, held_out
 from fedsim.rng import key, seed_others
 from fedsim.task.captured import CapturedModel
 from fedsim.task.copies import copied
+from fedsim.task.outside import users
 from fedsim.task.vectors import FlatModel
 
 
@@ -41,8 +42,10 @@ class Resident:
         self.plan, self.client = plan, plan.client
         task = plan.task
         model, habits = task.model if plan.sole else copied(task.model), task.habits
+        inner = getattr(plan.client, "__dict__", {}).values()
+        reached = bool(users([type(plan.client), *map(type, inner), task.loss, task.forward]))
         kind = FlatModel if plan.device == "cpu" else CapturedModel
-        self.model = kind(model, plan.dtype, plan.device, habits=habits, loss=task.loss)
+        self.model = kind(model, plan.dtype, plan.device, habits=habits, loss=task.loss, reached=reached)
         self.model.autocast = torch.bfloat16 if plan.local.autocast else None
         self.part = LocalPart.of(plan.buffers, self.model.layout, plan.client.keeps(self.model.layout))
         self.data = plan.data.to(plan.device) if data is None else data
@@ -128,6 +131,7 @@ class Resident:
                 f"the exchange asks for '{task}', but {type(self.client).__name__} has no such method"
             )
         self.seed(f"{job.purpose}/layers", job.round, job.client)
+        before = torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled()
         try:
             with ReadOnly([job], self.watch):
                 if task != HELD_OUT:  # measured on its samples as they are, whatever the method
@@ -145,6 +149,8 @@ class Resident:
         except BaseException:
             self.model.repair()
             raise
+        finally:
+            _set_back(*before)
         return found
 
     def checked(self, job: Job, found: object, task: str) -> Update:
@@ -165,6 +171,16 @@ class Resident:
             torch.cuda.manual_seed(number >> 1)
         if self.others_draw:
             seed_others(number)
+
+
+def _set_back(dtype: torch.dtype, threads: int, grad: bool) -> None:
+    """Torch's own settings of this process as they were: other clients and runs compute under them."""
+    if torch.get_default_dtype() is not dtype:
+        torch.set_default_dtype(dtype)
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+    if torch.is_grad_enabled() != grad:
+        torch.set_grad_enabled(grad)
 
 
 class ReadOnly:

@@ -120,6 +120,8 @@ class Watch:
             for kind in kinds:
                 if not ours(kind):
                     self._class(path, kind)
+                elif self._users and not kind.__module__.startswith("torch."):  # SGDClient.calls += 1
+                    self._held.append((path, vars(kind), dict(vars(kind)), type(kind)))
 
     def _class(self, path: str, kind: type) -> None:
         self._held.append((path, vars(kind), dict(vars(kind)), type(kind)))

@@ -26,6 +26,7 @@ from fedsim.models.split import head_of
 from fedsim.run.assigning import absent
 from fedsim.run.given import Given
 from fedsim.run.misspelt import misspelt
+from fedsim.run.unseeded import unseeded
 from fedsim.sampling.rules import Sampler
 from fedsim.server.traits import ChecksCohort, StrategyLike, Traits, aggregator_of, missing
 from fedsim.task.heads import HeadSlots, check_body, check_features, check_logits, check_named_head
@@ -68,6 +69,12 @@ def check_whole(method: Any) -> None:
     for thing in (method, method.client):
         if found := misspelt(thing):
             log.warning("strategy: %s.%s() is called by nobody; is it %s()?", type(thing).__name__, *found)
+    if call := unseeded([type(method), type(method.client)]):
+        log.warning(
+            "%s gives something else in every process: if training depends on it, the run does not repeat. Draw from "
+            "job.rng(...), or from torch's, NumPy's or Python's own generator, which are seeded for each client",
+            call,
+        )
     options = {f.name for f in fields(method)} if is_dataclass(method) else set[str]()
     said = {k for kind in type(method).__mro__ for k in vars(kind)}
     for old in ONCE_ATTRIBUTES:

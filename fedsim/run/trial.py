@@ -20,6 +20,7 @@ from fedsim.data.local import Batch, prepare
 from fedsim.data.local import copied as copied_batch
 from fedsim.data.trees import Tree, named_leaves, tree_map
 from fedsim.errors import ConfigError
+from fedsim.run.meeting import check_meeting
 from fedsim.task.copies import copied
 from fedsim.task.fixed import converted
 from fedsim.task.losses import WholeLoss, admitted_loss, call, cross_entropy
@@ -150,12 +151,14 @@ def check_measures(task: Task, batch: Batch, dtype: torch.dtype) -> None:
             warnings.simplefilter("ignore")
             counted = {k: m for k, m in (task.metrics or {}).items() if isinstance(m, Counted)}
             _check_loss(task.value(model, copied_batch(batch)))
-            _say_spread(task, model, copied_batch(batch))
             first = task.measured(model, copied_batch(batch))
             again = task.measured(model, copied_batch(batch))
             for name in task.metrics or {}:
                 _check_repeated(name, first.get(name), again.get(name))
-            shown = logits_of(task.output(model, copied_batch(batch).x)) if counted else None
+            given = task.output(model, copied_batch(batch).x)
+            shown = logits_of(given) if counted else None
+            own = {"loss": task.loss, **{f"metrics: {k!r}": m for k, m in (task.metrics or {}).items()}}
+            check_meeting({k: f for k, f in own.items() if not isinstance(f, Counted)}, given, batch)
             for name, metric in counted.items():
                 check_merging(name, metric, shown, target(batch))
     except ConfigError:
@@ -172,25 +175,6 @@ def check_measures(task: Task, batch: Batch, dtype: torch.dtype) -> None:
             f"task: the {what} cannot be computed for two samples of {type(task.model).__name__}: "
             f"{type(error).__name__}: {said[-1]}. {way}"
         ) from error
-
-
-def _say_spread(task: Task, module: nn.Module, batch: Batch) -> None:
-    """Say it where outputs (2, 1) and targets (2,) meet each with each, which torch does without being asked."""
-    y = target(batch)
-    if type(task.loss) is WholeLoss or not isinstance(y, Tensor) or y.dim() != 1:
-        return
-    output = task.output(module, batch.x)
-    if not isinstance(output, Tensor) or output.shape != (len(y), 1) or len(y) < 2:
-        return
-    try:
-        spread, one_by_one = float(task.loss(output, y)), float(task.loss(output.squeeze(1), y))
-    except Exception:  # any of the user's: one that takes only the shape it was given
-        return
-    if not math.isclose(spread, one_by_one, rel_tol=1e-4, abs_tol=1e-6):
-        log.warning(
-            "loss: outputs (n, 1) and targets (n,) are compared each with each, an (n, n) table; type "
-            "task=regression, or a loss of output.squeeze(1), if sample i belongs to target i"
-        )
 
 
 def _check_loss(found: Any) -> None:

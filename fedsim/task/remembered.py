@@ -21,8 +21,10 @@ class Remembered:
     """Modes, plain attributes, buffers that are not in the flat vector ``buffers``, and power iterations of ``module``,
     which is put into training mode; and what its ``loss`` holds. What it is like now is what it is put back to."""
 
-    def __init__(self, module: nn.Module, buffers: Tensor, flat: set[str], habits: Habits, loss: object):
-        """``flat``: names of the buffers that ``buffers`` (b,) holds."""
+    def __init__(
+        self, module: nn.Module, buffers: Tensor, flat: set[str], habits: Habits, loss: object, reached: bool
+    ):
+        """``flat``: names of the buffers that ``buffers`` (b,) holds; ``reached``: see ``reachable_layers``."""
         self._module = module
         self._frozen = frozen_layers(module)
         self._modes = _modes(module)
@@ -40,7 +42,7 @@ class Remembered:
         self._large = [Content(b, held) for b, held in zip(large, clones(large), strict=True)]
         self._norms = spectral.normalised(module)
         self._layers = reachable_layers(
-            module, [name.rpartition(".")[0] for name in habits.remembers + habits.rebinds]
+            module, reached, [name.rpartition(".")[0] for name in habits.remembers + habits.rebinds]
         )
         self._registered = [*module.modules(), *module.parameters(), *module.buffers()]
         self._things = [] if type(loss).__module__.startswith("torch.") else [loss]

@@ -57,9 +57,11 @@ class FlatModel:
         aligned: bool = True,
         habits: Habits = UNKNOWN,
         loss: object = None,
+        reached: bool = False,
     ):
         """``aligned=False``: vectors without padding (see ``Layout``); ``habits``: what the model was seen to do;
-        ``loss``: what may keep a state as the model's layers may."""
+        ``loss``: what may keep a state as the model's layers may; ``reached``: whether code of the user's may change
+        any layer."""
         self.module = converted(model, dtype, device)
         if habits.overwrites:  # methods look at a batch several times
             model.register_forward_pre_hook(on_copies, prepend=True, with_kwargs=True)
@@ -73,7 +75,7 @@ class FlatModel:
         self._installed = Installed(model, layout, self.buffers, habits)
         self._initial_buffers = self.buffers.clone()
         flat = {slot.name for slot in layout.buffers}
-        self._remembered = Remembered(model, self.buffers, flat, habits, loss)
+        self._remembered = Remembered(model, self.buffers, flat, habits, loss, reached)
         self._stats = collecting(model)
         self.draws = any(isinstance(m, DROPOUT) for m in model.modules())
         self.iterates = self._remembered.iterates  # power iteration moves what is not averaged

@@ -88,13 +88,20 @@ def no_loss(o: Tensor, y: Tensor) -> Tensor:
     [
         (Late(), None, "its row 5, column 0, is NaN: fill or drop it"),
         ((X, Y), no_loss, "its loss was NaN before its first step"),
-        ((torch.where(X[3, 2] == X, 1e300, X), Y), None, "its row 3, column 2, is infinite"),
     ],
 )
 def test_what_is_not_finite_is_named(data: Any, loss: Callable[..., Tensor] | None, said: str) -> None:
     dtype = ("dtype=float32",) if isinstance(data, tuple) else ()
     rows = simulated(seeded(linear), "rounds=1", *dtype, data=[data], loss=loss).rows
     assert said in rows[0]["failures"][0]["reason"]
+
+
+def test_doubles_that_are_infinite_in_float32() -> None:
+    x = torch.where(X[3, 2] == X, 1e300, X)
+    with pytest.raises(
+        DataError, match=r"client 0, row 3 .*column 2: the value is 1e\+300, infinite in float32"
+    ):
+        simulated(seeded(linear), "rounds=1", "dtype=float32", data=[(x, Y)])
 
 
 def test_weights_that_are_nan_from_the_start() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -57,6 +57,77 @@ def test_globals_that_client_code_changes_are_refused(client: type[SGDClient]) -
     named = "TOTAL" if client is Counts else "LOG"
     with pytest.raises(ClientError, match=rf"client 0 in round 1: global {named} has changed since setup"):
         run(client(weighting="samples"), "failures.policy=skip")
+
+
+class OnBase(SGDClient):
+    def fit(self, job: Job) -> Update:
+        SGDClient.calls = 1  # type: ignore[attr-defined]
+        return super().fit(job)
+
+
+def test_what_a_client_keeps_on_the_simulators_classes_is_refused() -> None:
+    try:
+        with pytest.raises(ClientError, match=r"client 0 in round 1: OnBase\.calls has changed since setup"):
+            run(OnBase(weighting="samples"), "failures.policy=skip")
+    finally:
+        del SGDClient.calls  # type: ignore[attr-defined]
+
+
+@dataclass
+class Notes:
+    n: int = 0
+
+
+NOTES = Notes()
+
+
+class Late(SGDClient):
+    """Keeps nothing before its third job."""
+
+    def fit(self, job: Job) -> Update:
+        NOTES.n += job.round > 0
+        return super().fit(job)
+
+
+def test_what_is_kept_only_later_is_said_too() -> None:
+    with pytest.warns(
+        UserWarning, match=r"attribute 'n' of Notes, in global 'NOTES' of Late.fit, has changed"
+    ):
+        run(Late(weighting="samples"))
+
+
+class Settles(SGDClient):
+    """Leaves torch in another state, and something on a layer of torch's."""
+
+    def fit(self, job: Job) -> Update:
+        torch.set_default_dtype(torch.float16)
+        torch.set_grad_enabled(True)
+        layer = next(m for m in job.model.module.modules() if isinstance(m, nn.Linear))
+        layer.scale = getattr(layer, "scale", 0) + 1  # type: ignore[assignment, operator]
+        layer.eval()
+        update = super().fit(job)
+        delta = update.arrays["delta"]
+        return replace(update, arrays={**update.arrays, "delta": delta * layer.scale})  # type: ignore[operator]
+
+
+def test_what_a_client_sets_in_torch_or_on_a_layer_does_not_reach_the_next() -> None:
+    before = torch.get_default_dtype()
+    assert hashes(run(Settles(weighting="samples"))) == hashes(run(SGDClient(weighting="samples")))
+    assert torch.get_default_dtype() is before
+
+
+class Unrepeatable(SGDClient):
+    def fit(self, job: Job) -> Update:
+        return super().fit(job) if unsettled() < 2 else None  # type: ignore[return-value]
+
+
+def unsettled() -> float:
+    return float(np.random.default_rng().random())
+
+
+def test_draws_without_a_seed_are_said(caplog: pytest.LogCaptureFixture) -> None:
+    run(Unrepeatable(weighting="samples"), "rounds=1")
+    assert "default_rng() in unsettled gives something else in every process" in caplog.text
 
 
 def test_what_setup_made_may_be_read_and_a_cached_property_used() -> None:

@@ -1,0 +1,45 @@
+"""Losses and metrics in which each output meets the targets of all samples are refused before round 1."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from plainloop import seeded, simulated
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fedsim.errors import ConfigError
+
+
+def squared(output: Tensor, y: Tensor) -> Tensor:
+    return ((output - y) ** 2).mean()
+
+
+def numbers() -> list[tuple[Tensor, Tensor]]:
+    g = torch.Generator().manual_seed(0)
+    return [(x, x.sum(1)) for x in torch.randn(2, 8, 4, generator=g)]
+
+
+@pytest.mark.parametrize(
+    "loss", [squared, F.mse_loss, F.l1_loss, lambda o, y: F.smooth_l1_loss(o, y) + 0 * o.sum()]
+)
+@pytest.mark.parametrize("column", [False, True])
+def test_outputs_that_meet_all_targets(loss: Any, column: bool) -> None:
+    clients = [(x, y[:, None] if column else y) for x, y in numbers()]
+    flat, single = nn.Sequential(nn.Linear(4, 1), nn.Flatten(0)), nn.Linear(4, 1)
+    with pytest.raises(ConfigError, match=f"loss: .*{'y' if column else 'output'}.squeeze"):
+        simulated(seeded(lambda: flat if column else single), data=clients, loss=loss)
+    assert simulated(seeded(lambda: single if column else flat), "rounds=1", data=clients, loss=loss)
+
+
+def test_metrics_too_and_functions_that_give_both_one_shape_may_stay() -> None:
+    def fits(o: Tensor, y: Tensor) -> Tensor:
+        return F.mse_loss(o.squeeze(), y)
+
+    run: dict[str, Any] = {"data": numbers(), "test": numbers()[0], "loss": fits}
+    model = seeded(lambda: nn.Linear(4, 1))
+    with pytest.raises(ConfigError, match=r"metrics: 'mse': .*output\.squeeze"):
+        simulated(model, metrics={"mse": squared}, **run)
+    assert simulated(model, "rounds=1", metrics={"mse": fits}, **run)
