@@ -203,10 +203,12 @@ def halves(batch: Any) -> tuple[Tree, Tree]:
             "a data set's samples, or what its collate_fn made of them, are None; is there a return?"
         )
     if isinstance(batch, tuple | list) and len(batch) == 2:
-        return batch[0], batch[1]
-    if isinstance(batch, Mapping) and set(batch) == {"x", "y"}:
-        return batch["x"], batch["y"]
-    return (dict(batch) if isinstance(batch, Mapping) else batch), None
+        x, y = batch
+    elif isinstance(batch, Mapping) and set(batch) == {"x", "y"}:
+        x, y = batch["x"], batch["y"]
+    else:
+        x, y = batch, None
+    return tuple(dict(t) if isinstance(t, Mapping) else t for t in (x, y))  # type: ignore[return-value]
 
 
 def digest(samples: Any) -> str:

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
 from fedsim.config.compose import plain
 from fedsim.data.federated import FederatedData
+from fedsim.data.trees import tree_map
 from fedsim.errors import CheckpointError, ConfigError
 from fedsim.run import initial
 from fedsim.run.given import Given
@@ -53,7 +53,7 @@ def write(
         "model": plain(config)["model"],
         "class": f"{type(task.model).__module__}.{type(task.model).__qualname__}",
         "built_with": initial.shape_of(dataset),
-        "input": tree_map_only(Tensor, _kind, task.example),
+        "input": tree_map(_kind, task.example),
         "classes": list(dataset.classes),
         "normalize": None if dataset.normalize is None else asdict(dataset.normalize),
         "columns": list(dataset.columns or given.columns),
@@ -69,8 +69,12 @@ def write(
     return card
 
 
-def _kind(x: Tensor) -> dict[str, Any]:
-    """Shape and type of one of the samples ``x`` (n, ...)."""
+def _kind(x: Any) -> Any:
+    """Shape and type of one of the samples ``x`` (n, ...); of what a collate function put beside tensors its class,
+    or the plain value."""
+    if not isinstance(x, Tensor):
+        kind = type(x)
+        return x if isinstance(x, str | int | float) else {"class": f"{kind.__module__}.{kind.__qualname__}"}
     return {"shape": list(x.shape[1:]), "dtype": str(x.dtype).removeprefix("torch.")}
 
 
@@ -153,6 +157,10 @@ def example(card: Card, count: int = 2) -> Any:
 def _zeros(node: Any, count: int) -> Any:
     if is_kind(node):
         return torch.zeros(count, *node["shape"], dtype=getattr(torch, node["dtype"]))
+    if isinstance(node, dict) and node.keys() == {"class"} and isinstance(node["class"], str):
+        raise ConfigError(
+            f"the model takes a {node['class']}, of which there is no example; use --to safetensors"
+        )
     if isinstance(node, dict):
         return {k: _zeros(v, count) for k, v in node.items()}
-    return tuple(_zeros(v, count) for v in node)
+    return tuple(_zeros(v, count) for v in node) if isinstance(node, list) else node

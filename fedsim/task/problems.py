@@ -171,11 +171,17 @@ def pixel_cross_entropy(output: Any, y: Tensor, *, num_classes: int, ignored: in
 
 def token_cross_entropy(output: Any, y: Tensor, *, shift: bool = True) -> Tensor:
     """Mean over the tokens that have a target; logits (B, T, V), y (B, T). Nothing to predict gives zero."""
-    logits, y = logits_of(output), y.long()
-    if shift:
-        logits, y = logits[:, :-1], y[:, 1:]
+    logits, y = _of_tokens(output, y, shift)
     total = F.cross_entropy(logits.flatten(0, 1), y.flatten(), ignore_index=IGNORED, reduction="sum")
     return total / (y != IGNORED).sum().clamp(min=1)
+
+
+def _of_tokens(output: Any, y: Tensor, shift: bool) -> tuple[Tensor, Tensor]:
+    """Logits (B, T, V) and the targets (B, T) that they predict; virtual tokens before a text (prompt tuning) have
+    none."""
+    logits, y = logits_of(output), y.long()
+    logits = logits[:, -y.shape[1] :]
+    return (logits[:, :-1], y[:, 1:]) if shift else (logits, y)
 
 
 def tokens(y: Tensor, *, shift: bool = True) -> Tensor:
@@ -187,7 +193,9 @@ def tokens_of(output: Any, y: Any) -> Callable[[Any], Any] | None:
     """What the loss that a model gave for targets ``y`` (B, T) is the mean of: its tokens, shifted or not, found by
     computing both; ``None`` where it is neither."""
     z = logits_of(output)
-    if not (isinstance(z, Tensor) and isinstance(y, Tensor)) or z.dim() != 3 or z.shape[:2] != y.shape:
+    if not (isinstance(z, Tensor) and isinstance(y, Tensor)) or z.dim() != 3 or y.dim() != 2:
+        return None
+    if z.shape[1] < y.shape[1]:
         return None
     for shift in (True, False):
         if math.isclose(float(output.loss), float(token_cross_entropy(z, y, shift=shift)), rel_tol=1e-4):
@@ -203,9 +211,7 @@ def _perplexity(found: Mapping[str, Any]) -> float:
 
 
 def _token_hits(output: Any, y: Tensor, *, shift: bool) -> tuple[float, float]:
-    logits, y = logits_of(output), y.long()
-    if shift:
-        logits, y = logits[:, :-1], y[:, 1:]
+    logits, y = _of_tokens(output, y, shift)
     kept = y != IGNORED
     return float(((logits.argmax(-1) == y) & kept).sum()), float(kept.sum())
 

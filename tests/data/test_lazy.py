@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
+from collections import UserDict
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 import pytest
 import torch
+from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+import fedsim
 from fedsim.data.dataset import Samples
 from fedsim.data.joining import content_hash, together
 from fedsim.data.lazy import HELD, Joined, Mapped, Parts, Read
 from fedsim.data.local import LocalData
-from fedsim.errors import DataError
+from fedsim.errors import ConfigError, DataError
+from fedsim.run import modelcard
 
 X = torch.arange(24.0).view(12, 2)
 
@@ -134,3 +141,49 @@ def test_a_loaders_batches_are_those_of_the_run() -> None:
 
     found = part("client 0", DataLoader(Rows(0, 12), batch_size=3, collate_fn=list)).read
     assert isinstance(found, Read) and found.collate is list
+
+
+class Words(UserDict):
+    """What collators of libraries return: a mapping that is no dict."""
+
+
+class Graph:
+    """What they put tensors into otherwise."""
+
+    def __init__(self, nodes: torch.Tensor):
+        self.nodes = nodes
+
+
+class Net(nn.Linear):
+    def forward(self, nodes: Graph | torch.Tensor) -> torch.Tensor:
+        return super().forward(nodes.nodes if isinstance(nodes, Graph) else nodes)
+
+
+@pytest.mark.parametrize("kind", [lambda x: Words(nodes=x), Graph])
+def test_a_collate_function_may_return_mappings_and_objects(kind: Callable[..., Any]) -> None:
+    """The same numbers as of a tensor alone; the run's card says of what kind the input is."""
+
+    def collate(rows: list[Any]) -> Any:
+        return kind(torch.stack([x for x, _ in rows])), torch.tensor([i % 2 for _, i in rows])
+
+    def trained(way: Any) -> fedsim.RunResult:
+        clients = [DataLoader(Rows(i, i + 4), collate_fn=way) for i in (0, 4, 8)]
+        settings = ["engine=serial", "rounds=1", "tracker=quiet", "client.lr=0.01"]
+        return fedsim.simulate(settings, model=Net(2, 2), clients=clients, test=clients[0])
+
+    def plain(rows: list[Any]) -> Any:
+        x, y = zip(*rows, strict=True)
+        return torch.stack(x), torch.tensor(y) % 2
+
+    torch.manual_seed(0)
+    expected = trained(plain)
+    torch.manual_seed(0)
+    found = trained(collate)
+    assert found.rows[-1]["weights_hash"] == expected.rows[-1]["weights_hash"]
+    card = json.loads((found.dir / "model.json").read_text())["input"]
+    if kind is Graph:
+        assert card == {"class": f"{Graph.__module__}.Graph"}
+        with pytest.raises(ConfigError, match=r"takes a .*Graph, of which there is no example"):
+            modelcard.example({"input": card})
+    else:
+        assert card == {"nodes": {"shape": [2], "dtype": "float32"}}

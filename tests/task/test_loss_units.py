@@ -1,0 +1,72 @@
+"""What a batch's loss is the mean of, where that is not its samples: targets that are left, tokens, pixels."""
+
+from __future__ import annotations
+
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from test_metrics import LOGITS, Y, cut
+from torch import nn
+
+from fedsim.errors import ConfigError
+from fedsim.task.evaluation import mean_of
+from fedsim.task.losses import cross_entropy, logits_cross_entropy, own_loss, weighed
+from fedsim.task.metrics import admitted_metrics
+from fedsim.task.problems import segmentation, token_cross_entropy, tokens_of
+from fedsim.task.task import Task
+
+
+@pytest.mark.parametrize("size", [1, 7, 200])
+def test_a_loss_that_leaves_targets_out_is_that_of_the_whole_set(size: int) -> None:
+    """As many targets as are left weigh, not as many samples; a batch without any has no say."""
+    y = torch.where(torch.arange(200) % 7 < 3, -100, Y)
+    sizes = [size] * (200 // size) + [200 % size] * (200 % size > 0)
+    plain = nn.functional.cross_entropy
+    smoothed = partial(plain, label_smoothing=0.2)
+    for loss in (cross_entropy, logits_cross_entropy, plain, nn.CrossEntropyLoss(), smoothed):
+        task = Task(nn.Identity(), loss, {}, weighed=weighed(loss))
+        assert cut(task, LOGITS, y, sizes)["loss"] == pytest.approx(float(loss(LOGITS, y)), abs=1e-12)
+    zero = nn.CrossEntropyLoss(ignore_index=0)
+    task = Task(nn.Identity(), zero, {}, weighed=weighed(zero))
+    assert cut(task, LOGITS, Y, sizes)["loss"] == pytest.approx(float(zero(LOGITS, Y)), abs=1e-12)
+
+
+@pytest.mark.parametrize("shift", [True, False])
+def test_the_loss_that_a_model_works_out_by_itself_is_over_its_tokens(shift: bool) -> None:
+    z, y = LOGITS.view(20, 10, 4), torch.where(torch.arange(200) % 7 < 3, -100, Y).view(20, 10)
+
+    def output(rows: Any) -> Any:
+        return SimpleNamespace(logits=z[rows], loss=token_cross_entropy(z[rows], y[rows], shift=shift))
+
+    units = tokens_of(output(slice(0, 2)), y[:2])
+    task = Task(nn.Identity(), own_loss, {}, weighed=units)
+    for size in (1, 7, 20):
+        rows = [slice(i, i + size) for i in range(0, 20, size)]
+        parts = [{"samples": float(len(y[r])), **task.measure(output(r), y[r])} for r in rows]
+        whole = float(output(slice(0, 20)).loss)
+        assert mean_of(parts, task=task)["loss"] == pytest.approx(whole, abs=1e-12)
+    assert tokens_of(SimpleNamespace(logits=z[:2], loss=torch.tensor(0.1)), y[:2]) is None
+    longer = SimpleNamespace(logits=torch.cat([z[:2, :3], z[:2]], 1))  # as virtual tokens before a text are
+    assert token_cross_entropy(longer, y[:2], shift=shift) == token_cross_entropy(z[:2], y[:2], shift=shift)
+
+
+def test_maps_and_tokens_of_narrow_integers_are_those_of_wide_ones() -> None:
+    z, y = LOGITS.view(2, 10, 10, 4).permute(0, 3, 1, 2), Y.view(2, 10, 10).clone()
+    y[:, 0], y[0, 1] = 255, 3
+    kind = segmentation(num_classes=4, ignore_index=255)
+    task = Task(nn.Identity(), kind.loss, admitted_metrics(kind.metrics or {}), count=kind.count)
+    expected = cut(task, z, y, [2])
+    for narrow in (torch.uint8, torch.int32, torch.int16):
+        assert cut(task, z, y.to(narrow), [1, 1]) == pytest.approx(expected)
+    some = segmentation(num_classes=200)  # whose -100 is 156 in bytes
+    bytes_of = torch.full((1, 2, 2), 156, dtype=torch.uint8)
+    logits = torch.zeros(1, 200, 2, 2)
+    task = Task(nn.Identity(), some.loss, admitted_metrics(some.metrics or {}), count=some.count)
+    assert cut(task, logits, bytes_of, [1]) == cut(task, logits, bytes_of.long(), [1])
+    with pytest.raises(ConfigError, match=r"the class 3, of task.num_classes=3; type task.ignore_index=3"):
+        segmentation(num_classes=3, ignore_index=255).loss(z[:, :3], y)
+    with pytest.raises(ConfigError, match=r"task.num_classes=5: but the model gives 4 logits"):
+        segmentation(num_classes=5).loss(z, y)
