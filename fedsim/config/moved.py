@@ -87,7 +87,7 @@ _ELSEWHERE = {
     "fedsim.settings": [("fedsim.run.key", "finished method_name run_dir run_key run_name")],
     "fedsim.task": [("fedsim.task.task", "LossFn MetricFn Task accuracy cross_entropy")],
     "fedsim.validation": [("fedsim.errors", "hint nearest")],
-    "fedsim.vectors": [("fedsim.rng", "hash_tensors")],
+    "fedsim.vectors": [("fedsim.rng", "hash_tensors"), ("fedsim.task.slots", "finite")],
     "fedsim.work": [("fedsim.data.local", "batches_per_epoch")],
 }
 NAMES: Mapping[str, str] = {  # old dotted name: new dotted name
@@ -103,7 +103,6 @@ NAMES: Mapping[str, str] = {  # old dotted name: new dotted name
     "fedsim.launch.job": "fedsim.cli.launch.run_job",
     "fedsim.parts.typed": "fedsim.config.parts.as_dataclass",
     "fedsim.replay.Reality": "fedsim.flower.replay.DeploymentRecord",
-    "fedsim.system.clock.Lap": "fedsim.system.clock.RoundTime",
     "fedsim.sweep.Outcome": "fedsim.cli.sweep.JobResult",
     "fedsim.topology.timing.Lognormal": "fedsim.topology.timing.LognormalTicks",
 }

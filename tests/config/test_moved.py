@@ -17,7 +17,10 @@ from fedsim.errors import ConfigError
 OLD_TARGETS = (Path(__file__).parents[1] / "golden" / "old_runs" / "targets.txt").read_text().split()
 
 
-VECTORS = "fedsim.vectors is now fedsim.task.vectors; hash_tensors is now fedsim.rng.hash_tensors"
+VECTORS = (
+    "fedsim.vectors is now fedsim.task.vectors; hash_tensors is now fedsim.rng.hash_tensors; "
+    "finite is now fedsim.task.slots.finite"
+)
 OLD_IMPORTS = {
     "import fedsim.vectors": VECTORS,
     "from fedsim.vectors import FlatModel": VECTORS,
@@ -27,6 +30,10 @@ OLD_IMPORTS = {
     "from fedsim.task import Task": "fedsim.task.Task is now fedsim.task.task.Task",
     "import fedsim.engine.mail": "fedsim.engine.mail is now fedsim.engine.ray.transport",
     "import fedsim.session.assembly": "fedsim.session is now fedsim.run",
+    "from fedsim.replay import Reality": "fedsim.replay.Reality is now fedsim.flower.replay.DeploymentRecord",
+    "from fedsim.classes import Classes": (
+        "fedsim.classes is now fedsim.local.kinds; Classes is now fedsim.local.kinds.Kinds"
+    ),
     "from clients.attacks import NonFinite": "clients.attacks.NonFinite is now clients.attacks.NonFiniteUpdate",
 }
 ATTEMPT = """
