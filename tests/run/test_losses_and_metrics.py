@@ -82,10 +82,3 @@ def test_targets_with_names_need_a_loss() -> None:
     named = [(x, {"class": y}) for x, y in PLAIN]
     with pytest.raises(ConfigError, match=r"No loss was given, so it is cross entropy, .* give loss="):
         train(named, None)
-
-
-@pytest.mark.parametrize(("loss", "said"), [(F.mse_loss, True), (lambda o, y: F.mse_loss(o[:, 0], y), False)])
-def test_outputs_and_targets_that_meet_each_with_each_are_said(loss: Any, said: bool, caplog: Any) -> None:
-    numbers = [(x, x.sum(1)) for x, _ in PLAIN]
-    train(numbers, None, linear(1), "rounds=1", loss=loss)
-    assert ("are compared each with each" in caplog.text) == said
