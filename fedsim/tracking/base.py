@@ -46,6 +46,9 @@ class Tracker:
     def informed(self, info: Any) -> None:
         """After ``round``, a ``fedsim.tracking.RoundInfo``, which has models: for the user's callbacks."""
 
+    def flush(self) -> None:
+        """Before a checkpoint; an ``OSError``, naming a file, if rows so far cannot be written, stops the run."""
+
     def end(self, summary: Row) -> None:
         """After the last round, ``status`` "done"; or early, ``status`` "failed" or "interrupted".
 

@@ -249,7 +249,7 @@ def test_rows_that_cannot_be_written_end_the_run_and_the_next_call_goes_on(tmp_p
 
     monkeypatch.setattr(module, "FileIO", FullDisk)
     with pytest.raises(
-        CheckpointError, match=r"clients\.jsonl could not be written .*round 1 is still there"
+        CheckpointError, match=r"metrics\.jsonl could not be written .*round 2 is still there"
     ):
         run("a", Fills())
     FullDisk.full = False
