@@ -25,7 +25,7 @@ from fedsim.server.exchanges import Server
 from fedsim.server.round import Round
 from fedsim.server.traits import Traits
 from fedsim.task.layout import Layout
-from fedsim.task.lowrank import BESIDE
+from fedsim.task.lowrank import NO_ADAPTERS
 from fedsim.task.task import Task
 from strategies.base import State, check
 from strategies.fedavg import FedAvg
@@ -97,7 +97,7 @@ class FedParts(FedAvg):
     @property
     def kept(self) -> tuple[str, ...]:
         """Patterns of what stays with its client."""
-        return (*(self.local or ()), *([BESIDE] if self.head == "local" else []))
+        return (*(self.local or ()), *([NO_ADAPTERS] if self.head == "local" else []))
 
     def make_client(self) -> Client:
         """Local SGD of the parts."""

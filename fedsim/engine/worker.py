@@ -127,10 +127,10 @@ class Worker:
     def _other(self, number: int) -> Worker:
         """Who does the same on the model ``number`` of the plan's others; made when it is first needed."""
         if number not in self._others:
-            self._others[number] = self.beside(self.plan.of(number))
+            self._others[number] = self.of_other(self.plan.of(number))
         return self._others[number]
 
-    def beside(self, plan: Plan) -> Worker:
+    def of_other(self, plan: Plan) -> Worker:
         """A worker of the same kind, of another model on the same samples."""
         return Worker(plan, self.data)
 

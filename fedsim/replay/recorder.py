@@ -76,7 +76,7 @@ class _Listened(Worker):
         if self._first:
             recorder.start = hash_tensors(self.model.layout.params.pieces(self.model.w))
 
-    def beside(self, plan: Plan) -> Worker:
+    def of_other(self, plan: Plan) -> Worker:
         return _Listened(plan, self._recorder, self.data)
 
     def run(self, broadcast: Broadcast, chunk: Chunk, folder: Folder | None = None) -> ChunkResult:

@@ -25,7 +25,7 @@ from fedsim.task.copies import copied
 from fedsim.task.fixed import converted
 from fedsim.task.frozen import dominant, frozen_by_method, frozen_part, is_no_base
 from fedsim.task.layout import only_travel
-from fedsim.task.lowrank import BESIDE, beside_adapters, changeable
+from fedsim.task.lowrank import NO_ADAPTERS, outside_adapters, changeable
 from fedsim.task.mapped import share
 from fedsim.task.vectors import FlatModel, Weights
 
@@ -171,14 +171,14 @@ def fitted(model: nn.Module, traits: Traits) -> nn.Module:
 
 
 def matching(model: nn.Module, pattern: str) -> list[str]:
-    """Names of the trained parameters that fit ``pattern``, or for ``BESIDE`` are no adapter's.
+    """Names of the trained parameters that fit ``pattern``, or for ``NO_ADAPTERS`` are no adapter's.
 
     Raises:
         ConfigError: if none does.
     """
     names = [n for n, p in model.named_parameters() if p.requires_grad]
-    if pattern == BESIDE:
-        return beside_adapters(names)
+    if pattern == NO_ADAPTERS:
+        return outside_adapters(names)
     found = [n for n in names if fnmatchcase(n, pattern)]
     if not found:
         raise ConfigError(

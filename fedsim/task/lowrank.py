@@ -19,8 +19,8 @@ from fedsim.errors import ConfigError
 from fedsim.task.layout import Layout
 from fedsim.task.slots import Slot
 
-BESIDE = (
-    "(beside adapters)"  # in the place of a pattern of names: all that is trained beside low-rank adapters
+NO_ADAPTERS = (
+    "(outside adapters)"  # in the place of a pattern of names: all that is trained outside low-rank adapters
 )
 CHANGE = "base_change"  # name of the buffer beside a base's weight, of the same shape and orientation
 
@@ -65,7 +65,7 @@ class Adapter:
         return view.T if self.transposed else view
 
 
-def beside_adapters(names: Sequence[str]) -> list[str]:
+def outside_adapters(names: Sequence[str]) -> list[str]:
     """Those of ``names`` of trained parameters that are no adapter's; none, if there is no adapter among them."""
     others = [n for n in names if "lora_" not in n]
     return others if len(others) < len(names) else []
