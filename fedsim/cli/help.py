@@ -52,7 +52,7 @@ Examples
 Results
   runs/NAME/<method>-s<seed>-<key>/ holds config.yaml, metrics.jsonl (a row a round), checkpoint/ and
   summary.json. The key stands for all settings that can change a result. The same command again skips what is
-  finished and goes on with what was interrupted. --json prints how every job ended, with its summary, as JSON.
+  finished and goes on with what was interrupted. --json prints how every job ended as JSON.
 
 Exit codes
   0 done   1 a run failed   2 bad configuration or data   130 interrupted (the same command goes on)

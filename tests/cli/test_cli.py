@@ -28,24 +28,6 @@ def simulator(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Simulator:
 # ---------------------------------------------------------------- one run
 
 
-def test_runs_as_json(simulator: Simulator, capsys: pytest.CaptureFixture[str]) -> None:
-    schema = json.loads((Path(verify.__file__).parent / "run.schema.json").read_text())
-    simulator.errors[1] = DataError("no data")
-    assert command(["--json", "engine=serial", "-m", "seed=0,1", "name=two"]) == 2
-    out, err = capsys.readouterr()
-    found = json.loads(out)
-    jsonschema.validate(found, schema)
-    assert [(j["overrides"], j["status"], j["reason"]) for j in found["jobs"]] == [
-        ("seed=0", "done", None),
-        ("seed=1", "failed", "no data"),
-    ]
-    assert found["jobs"][0]["summary"] == {"status": "done", "accuracy": 0.5} and "results:" in err
-    assert command(["engine=serial", "name=two", "--json"]) == 0
-    (job,) = json.loads(capsys.readouterr().out)["jobs"]
-    assert job["status"] == "skipped" and job["folder"] == found["jobs"][0]["folder"]
-    assert command(["engine=serial", "rounds=-1", "--json"]) == 2 and not capsys.readouterr().out
-
-
 def test_one_run_ends_in_a_table_and_paths(simulator: Simulator, capsys: pytest.CaptureFixture[str]) -> None:
     assert command(["engine=serial", "strategy=fedspeed"]) == 0
     (config,) = simulator.ran
