@@ -20,6 +20,7 @@ from torch import Tensor
 
 from fedsim.data.containers import Part
 from fedsim.data.dataset import Dataset, Samples
+from fedsim.data.finite import first_nonfinite, single
 from fedsim.data.joining import admit_trees
 from fedsim.data.labels import FEW, TargetRules, as_names, as_numbers, targets
 from fedsim.data.lazy import Mapped, Parts
@@ -131,7 +132,7 @@ def check_owned(data: Dataset, shards: Shards) -> None:
         return
     for key, x in named_leaves(data.train.x):
         for start, piece in _pieces(x):
-            if (row := _first_nonfinite(piece)) is not None:
+            if (row := first_nonfinite(piece)) is not None:
                 _refuse(shards.whose(start + row) + (f", {key}" if key else ""), piece, row)
 
 
@@ -141,7 +142,7 @@ def refuse_nonfinite(name: str, x: Tensor, columns: Sequence[str] = ()) -> None:
     Raises:
         DataError: names the row, and the column, or channel and pixel.
     """
-    row = _first_nonfinite(x)
+    row = first_nonfinite(x)
     if row is not None:
         _refuse(f"{name}, row {row}", x, row, columns)
 
@@ -164,7 +165,7 @@ def _blamed(data: LocalData, first_loss: float) -> str:
             return f"the target of its row {row} is NaN or infinite: fill or drop it, or let the loss leave it out"
     for rows in torch.split(torch.arange(min(len(data), SEARCHED)), 512):
         for key, x in named_leaves(data.read(rows).x):  # as they are read, and in the run's type
-            if (at := _first_nonfinite(x)) is not None:
+            if (at := first_nonfinite(x)) is not None:
                 place, shown = _place(x, at, ())
                 return f"{key + ' of ' if key else ''}its row {int(rows[at])}, {place}, is {shown}: fill or drop it"
     return "" if first_loss == first_loss else AT_FIRST
@@ -178,7 +179,7 @@ def _refuse(whose: str, x: Tensor, row: int, columns: Sequence[str] = ()) -> NoR
 
 def _place(x: Tensor, row: int, columns: Sequence[str]) -> tuple[str, str]:
     """Where the first value of sample ``row`` that is not finite stands, and what it is."""
-    bad = (~torch.isfinite(_single(x[row]))).nonzero()[0].tolist()
+    bad = (~torch.isfinite(single(x[row]))).nonzero()[0].tolist()
     value = float(x[(row, *bad)])
     if len(bad) == 3:
         where = f"channel {bad[0]}, pixel row {bad[1]}, pixel column {bad[2]}"
@@ -203,30 +204,6 @@ def _pieces(x: Any) -> list[tuple[int, Tensor]]:
     if isinstance(x, Parts):
         return list(zip(x.ends.tolist(), x.parts, strict=False))
     return [(0, x)] if isinstance(x, Tensor) else []
-
-
-def _first_nonfinite(x: Any) -> int | None:
-    """The first sample with a NaN or an infinity."""
-    if not isinstance(x, Tensor) or not x.is_floating_point() or not x.numel() or _plainly_finite(x):
-        return None
-    for start in range(0, len(x), 4096):  # a sum can overflow: look at the values themselves
-        bad = ~torch.isfinite(_single(x[start : start + 4096]))
-        if bool(bad.any()):
-            return start + int(bad.reshape(len(bad), -1).any(1).nonzero()[0])
-    return None
-
-
-def _plainly_finite(x: Tensor) -> bool:
-    """Whether all is well, by one quick pass: what is not finite makes the sum so."""
-    if x.dtype != torch.float64:
-        return bool(torch.isfinite(x.sum()))
-    low, high = x.aminmax()  # NaN if one is
-    return bool(torch.isfinite(_single(torch.stack([low, high]))).all())
-
-
-def _single(x: Tensor) -> Tensor:
-    """Doubles as most models read them, float32, in which 1e39 is infinite."""
-    return x.float() if x.dtype == torch.float64 else x
 
 
 def _check_shapes(parts: Sequence[Part], own_loss: bool) -> None:

@@ -64,7 +64,7 @@ def test_noise_perturbs_what_is_sent_and_keeps_it_a_covariance() -> None:
 
 def test_rows_that_are_not_finite_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """Past the door, where such data are refused: an encoder may overflow, too."""
-    monkeypatch.setattr("fedsim.data.door._first_nonfinite", lambda x: None)
+    monkeypatch.setattr("fedsim.data.door.first_nonfinite", lambda x: None)
     clients = classes()
     clients[1][0][5, 2] = float("nan")
     _, result = recorded("ggeur", classification(clients=clients, cohorts=[[0, 1]] * 4), SIX)
