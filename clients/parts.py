@@ -13,7 +13,7 @@ from fedsim.data.local import Batch
 from fedsim.exchange.payload import Update
 from fedsim.local.job import Job
 from fedsim.task.layout import Layout
-from fedsim.task.lowrank import BESIDE, beside_adapters
+from fedsim.task.lowrank import NO_ADAPTERS, outside_adapters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,10 +70,10 @@ class TurnClient(PartClient):
 
 
 def fitting(layout: Layout, patterns: tuple[str, ...]) -> set[str]:
-    """Names of the parameters that fit one of the patterns, or with ``BESIDE`` among these are no adapter's."""
+    """Names of the parameters that fit one of the patterns, or with ``NO_ADAPTERS`` among these are no adapter's."""
     names = [s.name for s in layout.params]
     found = {n for n in names if any(fnmatchcase(n, p) for p in patterns)}
-    return found | set(beside_adapters(names)) if BESIDE in patterns else found
+    return found | set(outside_adapters(names)) if NO_ADAPTERS in patterns else found
 
 
 def entries(layout: Layout, patterns: tuple[str, ...]) -> Tensor:

@@ -25,7 +25,7 @@ from fedsim.task.copies import copied
 from fedsim.task.fixed import converted
 from fedsim.task.frozen import dominant, frozen_by_method, frozen_part, is_no_base
 from fedsim.task.layout import only_travel
-from fedsim.task.lowrank import NO_ADAPTERS, outside_adapters, changeable
+from fedsim.task.lowrank import NO_ADAPTERS, changeable, outside_adapters
 from fedsim.task.mapped import share
 from fedsim.task.vectors import FlatModel, Weights
 

@@ -16,6 +16,7 @@ from fedsim.errors import ConfigError
 from fedsim.models.split import features_and_output, features_of, head_of, with_head
 from fedsim.run import initial, samples
 from fedsim.task.layout import Layout
+from fedsim.tracking.rows import scalars
 
 SPLIT_METHODS = ("fedper", "fedrep", "fedrod", "moon", "fedproto", "fedloge", "fedetf", "fraug")
 
@@ -130,10 +131,7 @@ def test_logits_by_name_are_logits(name):
         problems.classification(model=built(kind, False)).run(*settings) for kind in (Net, Telling)
     )
     assert problems.hashes(plain) == problems.hashes(telling)
-    numbers = [
-        {k: v for k, v in r.rows[-1].items() if type(v) in (float, list) and "seconds" not in k}
-        for r in (plain, telling)
-    ]
+    numbers = [{k: v for k, v in scalars(r.rows[-1]).items() if "seconds" not in k} for r in (plain, telling)]
     assert repr(numbers[0]) == repr(numbers[1])
 
 
