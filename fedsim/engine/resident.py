@@ -131,7 +131,7 @@ class Resident:
                 f"the exchange asks for '{task}', but {type(self.client).__name__} has no such method"
             )
         self.seed(f"{job.purpose}/layers", job.round, job.client)
-        before = torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled()
+        before = _settings()
         try:
             with ReadOnly([job], self.watch):
                 if task != HELD_OUT:  # measured on its samples as they are, whatever the method
@@ -150,7 +150,8 @@ class Resident:
             self.model.repair()
             raise
         finally:
-            _set_back(*before)
+            if _settings() != before:
+                _set_back(*before)
         return found
 
     def checked(self, job: Job, found: object, task: str) -> Update:
@@ -173,14 +174,16 @@ class Resident:
             seed_others(number)
 
 
+def _settings() -> tuple[torch.dtype, int, bool]:
+    """Torch's own, of this process."""
+    return torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled()
+
+
 def _set_back(dtype: torch.dtype, threads: int, grad: bool) -> None:
-    """Torch's own settings of this process as they were: other clients and runs compute under them."""
-    if torch.get_default_dtype() is not dtype:
-        torch.set_default_dtype(dtype)
-    if torch.get_num_threads() != threads:
-        torch.set_num_threads(threads)
-    if torch.is_grad_enabled() != grad:
-        torch.set_grad_enabled(grad)
+    """They are as they were: other clients and runs compute under them."""
+    torch.set_default_dtype(dtype)
+    torch.set_num_threads(threads)
+    torch.set_grad_enabled(grad)
 
 
 class ReadOnly:

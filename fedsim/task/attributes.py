@@ -198,12 +198,12 @@ def _random_state(thing: Any) -> Callable[[], object] | None:
     return None
 
 
-def reachable_layers(model: nn.Module, all_of_them: bool, names: Iterable[str] = ()) -> list[nn.Module]:
-    """``own_layers``; or all, if code of the user's takes part, which may change layers of torch's too: their mode,
-    their hooks, what a ``Sequential`` holds."""
+def of_users(model: nn.Module) -> bool:
+    """Whether code of the user's is part of ``model``, which may change layers of torch's too: their mode, their
+    hooks, what a ``Sequential`` holds."""
     layers = list(model.modules())
     kinds = {type(m).__module__ for m in layers} | {_module_of(h) for m in layers for h in _hooks(m)}
-    return layers if all_of_them or any(map(is_users, kinds)) else own_layers(model, names)
+    return any(map(is_users, kinds))
 
 
 def own_layers(model: nn.Module, names: Iterable[str] = ()) -> list[nn.Module]:

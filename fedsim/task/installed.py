@@ -96,7 +96,7 @@ class Installed:
         if [p.data_ptr() for p in self._params] != self._pointers:
             known = zip(self._names, self._params, self._pointers, strict=True)
             raise ClientError(moved(next(n for n, p, at in known if p.data_ptr() != at)))
-        if not all(p.requires_grad for p in self._params):
+        if False in [p.requires_grad for p in self._params]:
             name = next(n for n, p in zip(self._names, self._params, strict=True) if not p.requires_grad)
             raise ClientError(
                 f"model: '{name}' was frozen while the model computed (requires_grad_(False)), and would stay so for "

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.task import spectral
-from fedsim.task.attributes import Attributes, Content, is_own, reachable_layers
+from fedsim.task.attributes import Attributes, Content, is_own, of_users, own_layers
 from fedsim.task.fixed import BATCH_NORM, frozen_layers
 from fedsim.task.habits import Habits
 from fedsim.task.mapped import LARGE, clones
@@ -24,7 +24,8 @@ class Remembered:
     def __init__(
         self, module: nn.Module, buffers: Tensor, flat: set[str], habits: Habits, loss: object, reached: bool
     ):
-        """``flat``: names of the buffers that ``buffers`` (b,) holds; ``reached``: see ``reachable_layers``."""
+        """``flat``: names of the buffers that ``buffers`` (b,) holds; ``reached``: whether code of the user's that is
+        no part of the model may change any layer."""
         self._module = module
         self._frozen = frozen_layers(module)
         self._modes = _modes(module)
@@ -41,9 +42,9 @@ class Remembered:
         large = [b for b in others if b.numel() > LARGE]
         self._large = [Content(b, held) for b, held in zip(large, clones(large), strict=True)]
         self._norms = spectral.normalised(module)
-        self._layers = reachable_layers(
-            module, reached, [name.rpartition(".")[0] for name in habits.remembers + habits.rebinds]
-        )
+        self._reached = reached or of_users(module)
+        known = [name.rpartition(".")[0] for name in habits.remembers + habits.rebinds]
+        self._layers = list(module.modules()) if self._reached else own_layers(module, known)
         self._registered = [*module.modules(), *module.parameters(), *module.buffers()]
         self._things = [] if type(loss).__module__.startswith("torch.") else [loss]
         self._training = self._noted()
@@ -59,7 +60,7 @@ class Remembered:
 
     def restore(self) -> None:
         """All as it was at first."""
-        if self._modes is not None:
+        if self._reached and self._modes is not None:
             self._train()
         self._training.restore()
         _copy(self.small, self._first)
