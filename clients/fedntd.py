@@ -41,7 +41,7 @@ class FedNTDClient(SGDClient):
         def loss(output: Any, y: Tensor) -> Tensor:
             logits = logits_of(output)
             distilled = not_true_distillation(logits, teacher, y, self.tau)
-            return job.task.loss(logits, y) + self.beta * distilled
+            return job.task.loss(output, y) + self.beta * distilled
 
         return job.sgd(w, job.grad(w, batch, loss=loss))
 

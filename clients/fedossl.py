@@ -18,7 +18,7 @@ from fedsim.data.local import Batch, LocalData
 from fedsim.data.mixed import mixed
 from fedsim.exchange.payload import Refusal, Update
 from fedsim.local.job import Job
-from fedsim.models.split import features_and_output
+from fedsim.models.split import features_and_output, logits_of
 from fedsim.task.heads import check_features
 from fedsim.task.layout import Layout
 from fedsim.task.task import Task
@@ -106,7 +106,7 @@ class FedoSSLClient(SGDClient):
             return job.rng("partners", len(job.meter.losses))
 
         def loss(output: tuple[Tensor, Tensor], y: Tensor) -> Tensor:
-            z, logits = output[0].flatten(1), output[1]
+            z, logits = output[0].flatten(1), logits_of(output[1])
             views = TwoViews(z[:n], logits[:n], z[n:], logits[n:])
             seen.append(views)
             partner = self.objective.partners(views.z, y, draw)
@@ -185,6 +185,6 @@ def looked(job: Job, w: Tensor, data: LocalData | None) -> Iterator[tuple[Tensor
         x, y = data.read(rows)
         with job.model.measuring(w) as again:
             again()
-            z, logits = features_and_output(job.model.module, x)
+            z, output = features_and_output(job.model.module, x)
         job.meter.forward(len(rows))
-        yield z.flatten(1).clone(), logits.clone(), y
+        yield z.flatten(1).clone(), logits_of(output).clone(), y

@@ -12,7 +12,7 @@ from clients.sgd import SGDClient
 from fedsim.data.local import Batch
 from fedsim.exchange.payload import Refusal, Update
 from fedsim.local.job import Job
-from fedsim.models.split import features_and_output
+from fedsim.models.split import features_and_output, logits_of
 from fedsim.task.evaluation import features
 from fedsim.task.heads import Head, HeadSlots, check_features, with_head
 from fedsim.task.layout import Layout
@@ -39,7 +39,8 @@ class PrivateHeadClient(SGDClient):
 
     def forward(self, model: nn.Module, x: Tensor) -> Output:
         """Features and logits; here the features learn from the head, override where they must not."""
-        return features_and_output(model, x)
+        h, output = features_and_output(model, x)
+        return h, logits_of(output)
 
     def shared_loss(self, job: Job, h: Tensor, logits: Tensor, y: Tensor) -> Tensor:
         """The loss () of the shared model."""

@@ -14,7 +14,7 @@ from fedsim.data.local import Batch
 from fedsim.exchange.payload import Update
 from fedsim.local.job import Job
 from fedsim.local.optimiser import LocalSteps
-from fedsim.models.split import logits_of
+from fedsim.models.split import logits_of, with_logits
 from fedsim.system.cost import forward_flops
 from fedsim.task.heads import HeadSlots
 from fedsim.task.layout import Layout
@@ -64,7 +64,7 @@ class HeteroFLClient(SGDClient):
             z = logits_of(output)
             keep = torch.zeros(z.shape[-1], dtype=z.dtype, device=z.device)
             keep[own] = 1
-            return job.task.loss(z * keep, y)
+            return job.task.loss(with_logits(output, z * keep), y)
 
         return job.sgd(w, job.grad(w, batch, loss=loss))
 

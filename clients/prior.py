@@ -13,7 +13,7 @@ from clients.sgd import SGDClient
 from fedsim.data.local import Batch
 from fedsim.exchange.payload import Update
 from fedsim.local.job import Job
-from fedsim.models.split import logits_of
+from fedsim.models.split import logits_of, with_logits
 from fedsim.task.heads import Head
 
 
@@ -52,7 +52,7 @@ class LogitAdjustClient(SGDClient):
         """SGD on the adjusted loss."""
 
         def loss(output: Any, y: Tensor) -> Tensor:
-            return job.task.loss(logits_of(output) + job.keep["shift"], y)
+            return job.task.loss(with_logits(output, logits_of(output) + job.keep["shift"]), y)
 
         return job.sgd(w, job.grad(w, batch, loss=loss))
 

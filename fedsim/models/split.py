@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
 from fnmatch import fnmatchcase
+from types import SimpleNamespace
 from typing import Any
 
 from hydra.utils import get_object
@@ -35,6 +36,11 @@ def call(model: Callable[..., Any], x: Any) -> Any:
 def logits_of(output: Any) -> Any:
     """Logits of a model that returns them by name, or what it returns."""
     return getattr(output, "logits", output)
+
+
+def with_logits(output: Any, logits: Tensor) -> Any:
+    """``output`` for a loss, with other ``logits``, by name where it has them so."""
+    return logits if output is logits or isinstance(output, Tensor) else SimpleNamespace(logits=logits)
 
 
 def with_head(model: nn.Module, pattern: str | None) -> nn.Module:
@@ -83,8 +89,7 @@ def features_of(model: nn.Module, x: Any) -> Tensor:
 
 
 def features_and_output(model: nn.Module, x: Any) -> tuple[Tensor, Any]:
-    """Features, and what the head makes of them; with a named head, what the whole model does: its logits, where it
-    returns them by name."""
+    """Features, and what the head makes of them; with a named head, what the whole model returns."""
     if named_head(model) is None:
         z = features_of(model, x)
         return z, model.head(z)  # type: ignore[operator]
@@ -95,7 +100,7 @@ def features_and_output(model: nn.Module, x: Any) -> tuple[Tensor, Any]:
             f"model.head={named_head(model)}: {_kind(model)} calls it {len(given)} times in a forward pass; name the "
             "module that gives the output, called once"
         )
-    return given[0], logits_of(output)
+    return given[0], output
 
 
 @contextmanager

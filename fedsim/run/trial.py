@@ -144,7 +144,7 @@ def check_measures(task: Task, batch: Batch, dtype: torch.dtype) -> None:
         kind = "a class" if isinstance(task.loss, type) else f"a {type(task.loss).__name__}"
         raise ConfigError(f"loss: is {kind}; expected a function (output, y) -> tensor; {made}")
     plain = task.loss is cross_entropy and task.metrics is None and task.forward is None
-    if (plain and isinstance(target(batch), Tensor)) or not batch.size:
+    if (plain and isinstance(target(batch), Tensor | None)) or not batch.size:
         return
     try:
         with tried(task.model, dtype) as model, warnings.catch_warnings():
@@ -155,10 +155,12 @@ def check_measures(task: Task, batch: Batch, dtype: torch.dtype) -> None:
             again = task.measured(model, copied_batch(batch))
             for name in task.metrics or {}:
                 _check_repeated(name, first.get(name), again.get(name))
-            given = task.output(model, copied_batch(batch).x)
-            shown = logits_of(given) if counted else None
-            own = {"loss": task.loss, **{f"metrics: {k!r}": m for k, m in (task.metrics or {}).items()}}
-            check_meeting({k: f for k, f in own.items() if not isinstance(f, Counted)}, given, batch)
+            shown = None
+            if counted or type(task.loss) is not WholeLoss:  # which alone knows how the model is called
+                given = task.output(model, copied_batch(batch).x)
+                shown = logits_of(given)
+                own = {"loss": task.loss, **{f"metrics: {k!r}": m for k, m in (task.metrics or {}).items()}}
+                check_meeting({k: f for k, f in own.items() if not isinstance(f, Counted)}, given, batch)
             for name, metric in counted.items():
                 check_merging(name, metric, shown, target(batch))
     except ConfigError:

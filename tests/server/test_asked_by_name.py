@@ -25,8 +25,9 @@ def asked_by_name(path: Path) -> list[str]:
         and isinstance(call.func, ast.Name)
         and call.func.id in ("getattr", "hasattr")
         and isinstance(call.args[1], ast.Constant)
-        # "features" of a model of the user's, "architectures" of Hugging Face's configurations; "frozen" of dataclasses
-        and call.args[1].value in whole - {"features", "frozen", "architectures"}
+        # "logits" of what a model returns, "features" of a model of the user's, "architectures" of Hugging Face's
+        # configurations, "frozen" of dataclasses
+        and call.args[1].value in whole - {"features", "frozen", "architectures", "logits"}
     ]
 
 
