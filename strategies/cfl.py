@@ -155,8 +155,9 @@ class CFL(Clustered):
         """The state after all splits that are due, those of the largest separation first."""
         due = []
         state = dict(state)
-        if self.criterion == "relative":
-            state["proposed"] = state["proposed"].clone()
+        if self.criterion == "relative":  # a checkpoint of before has none
+            held = state.get("proposed")
+            state["proposed"] = torch.full_like(state["assignment"], -1.0) if held is None else held.clone()
         for j in range(len(state["centres"])):
             members = torch.nonzero(state["assignment"] == j).flatten().tolist()
             deltas = self._updates(state, replies, members, round.index)

@@ -107,7 +107,8 @@ def test_who_is_never_drawn_makes_no_difference() -> None:
     )
 
 
-# Methods whose weights may change by a client that is never drawn: what they compute from all clients
+# Methods whose weights may change by a client that is never drawn: what they compute from all clients. (CFL too, but in
+# the third round at the earliest: it halves by what the round before proposed.)
 COUNTED = {
     "fedspeed": "dual variables averaged over all clients: their number",
     "fedspeed-relaxed": "likewise",
@@ -122,7 +123,6 @@ COUNTED = {
     "afl": "a weight for every client: their number",
     "ifca": "starts are spread over models of all clients",
     "fesem": "likewise",
-    "cfl": "a cluster is halved once all its members have answered: who they are",
     "semifl": "the server's labelled samples are drawn from those of all clients that are not excluded",
     "fedsto": "likewise",
 }

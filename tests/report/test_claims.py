@@ -47,7 +47,8 @@ def test_all_runs_of_a_claim_are_possible(name: str) -> None:
     for arm, settings in claim.arms.items():
         grid = [axis.partition(",")[0] for axis in claim.grid.get(arm, claim.grid.get("", ()))]
         for problem in claim.problems:
-            validate(compose_quickly((*claim.common, *settings, *grid, *problem)))
+            traces = ["system.traces=traces"] if name == "fleet" else []
+            validate(compose_quickly((*claim.common, *settings, *grid, *problem, *traces)))
 
 
 def test_the_block_of_a_claim_comes_out_again(

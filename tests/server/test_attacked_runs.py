@@ -159,7 +159,7 @@ def stormy(strategy: str, attack: str) -> None:
     settings = [f"strategy={strategy}", *NEEDS.get(strategy, ()), f"attack={attack}", "attack.fraction=0.5"]
     model = (
         (lambda: adapted(nn.Flatten(), features=36))
-        if strategy in ("fedex", "flora", "ranked_lora")
+        if strategy in ("fedit", "fedex", "flora", "ranked_lora")
         else Camera
     )
     problem = Problem(model, pictures, ("rounds=2", "clients_per_round=4", "client.steps=1"))
