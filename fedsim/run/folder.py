@@ -7,7 +7,7 @@ import fcntl
 import logging
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -19,6 +19,7 @@ from fedsim.exchange.ledger import FILE as LEDGER
 from fedsim.report.runs import flatten
 from fedsim.run.boxes_found import FILE as BOXES
 from fedsim.run.key import Finished, finished_in, horizon, keys_before, marked, run_key, same_run
+from fedsim.run.made import absent, remove
 from fedsim.run.modelcard import CARD
 from fedsim.run.predictions import FILE as PREDICTIONS
 from fedsim.run.provenance import PROVENANCE
@@ -37,16 +38,13 @@ RESULTS = ("summary.json", LAST, CARD, PREDICTIONS, TEXTS, BOXES)  # written at 
 @contextmanager
 def tidied(folder: Path) -> Iterator[None]:
     """Leave no folder behind for a run that was refused before its first round, nor those made for it."""
-    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    made = absent(folder)
     try:
         yield
     except (ConfigError, DataError):
         record = folder / "metrics.jsonl"
-        if folder in made and not (record.exists() and record.stat().st_size):
-            shutil.rmtree(folder, ignore_errors=True)
-            with suppress(OSError):  # others have put something there
-                for place in made[1:]:
-                    place.rmdir()
+        if not (record.exists() and record.stat().st_size):
+            remove(folder, made)
         raise
 
 

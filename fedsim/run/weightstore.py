@@ -7,9 +7,8 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from fedsim.errors import ConfigError
+from fedsim.run.made import absent, remove
 
 log = logging.getLogger(__name__)
 
@@ -36,16 +36,13 @@ def alone(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
 
     What is refused, or fails, before anything was finished there leaves no folder behind that it made.
     """
-    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    made = absent(folder)
     with _locked(folder, say):
         try:
             yield
         except BaseException:
-            if folder in made and not (folder / MADE).exists():
-                shutil.rmtree(folder, ignore_errors=True)
-                with suppress(OSError):  # others have put something there
-                    for place in made[1:]:
-                        place.rmdir()
+            if not (folder / MADE).exists():
+                remove(folder, made)
             raise
 
 
