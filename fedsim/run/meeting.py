@@ -26,15 +26,18 @@ def check_meeting(functions: Mapping[str, Callable[[Any, Any], Any]], output: An
     o, n = output.detach(), len(y)
     if (tuple(o.shape), tuple(y.shape)) not in (((n, 1), (n,)), ((n,), (n, 1))):
         return
-    spread = torch.arange(n, device=y.device).view(y.shape)
-    targets = [y, y + spread.to(y.dtype)]  # of those that come first some may be alike
+    spread = torch.arange(n, device=y.device)
+    apart = o + spread.to(o).view(
+        o.shape
+    )  # those of an untrained model may be all alike, and some targets too
+    pairs = [(of, to) for of in (o, apart) for to in (y, y + spread.to(y.dtype).view(y.shape))]
     if y.is_floating_point():
-        targets.append(o.reshape(y.shape).to(y) + 0.3 + spread)
+        pairs.append((apart, apart.reshape(y.shape).to(y) + 0.3))
     for name, function in functions.items():
-        for target in targets:
-            given = _value(function, o, target)
+        for of, to in pairs:
+            given = _value(function, of, to)
             flat, column = (
-                _value(function, o.reshape(shape), target.reshape(shape)) for shape in ((n,), (n, 1))
+                _value(function, of.reshape(shape), to.reshape(shape)) for shape in ((n,), (n, 1))
             )
             if given is None or flat is None or column is None:
                 continue

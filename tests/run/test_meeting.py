@@ -26,9 +26,13 @@ def numbers() -> list[tuple[Tensor, Tensor]]:
     "loss", [squared, F.mse_loss, F.l1_loss, lambda o, y: F.smooth_l1_loss(o, y) + 0 * o.sum()]
 )
 @pytest.mark.parametrize("column", [False, True])
-def test_outputs_that_meet_all_targets(loss: Any, column: bool) -> None:
+@pytest.mark.parametrize("scale", [0.0, 1e-3, 1.0])
+def test_outputs_that_meet_all_targets(loss: Any, column: bool, scale: float) -> None:
     clients = [(x, y[:, None] if column else y) for x, y in numbers()]
-    flat, single = nn.Sequential(nn.Linear(4, 1), nn.Flatten(0)), nn.Linear(4, 1)
+    single = nn.Linear(4, 1)
+    with torch.no_grad():  # of scale 0 all outputs are alike
+        single.weight.copy_(scale * torch.tensor([[0.3, -0.1, 0.2, 0.4]]))
+    flat = nn.Sequential(single, nn.Flatten(0))
     with pytest.raises(ConfigError, match=f"loss: .*{'y' if column else 'output'}.squeeze"):
         simulated(seeded(lambda: flat if column else single), data=clients, loss=loss)
     assert simulated(seeded(lambda: single if column else flat), "rounds=1", data=clients, loss=loss)
