@@ -38,7 +38,9 @@ def work(message: Message, context: Context) -> Message:
     try:
         site = _sites(context, message.content, to.client)[0]
         layout = site.worker.model.layout
-        answer = site.answer(read_ask(message.content, layout))
+        ask = read_ask(message.content, layout)
+        give_back()  # the pieces that it came in
+        answer = site.answer(ask)
         site.node.count(answer.outcome)
     except FedsimError as error:
         answer = absent(to.client, "failed", plain_error(error))
