@@ -250,10 +250,9 @@ class Worker:
             check_shape("delta", payload.arrays["delta"], job.message.arrays["w"])
         outcome.kind, outcome.reason, outcome.error, outcome.weight = "ok", "", None, float(update.weight)
         outcome.values, outcome.metrics = payload.values, dict(update.metrics)
-        outcome.guesses = update.guesses
-        layout, lengths = self.model.layout, dict[str, float]()
-        if release is not None:
-            lengths = release.lengths(payload.arrays, job.message.values, broadcast.fold, broadcast.task)
+        outcome.guesses, layout = update.guesses, self.model.layout
+        asked = payload.arrays, job.message.values, broadcast.fold, broadcast.task
+        lengths = {} if release is None else release.lengths(*asked)
         bad = not_finite(payload, update, lengths)
         if bad is not None or release is None:
             outcome.bytes_up = sent_bytes(payload, layout, self.model.pads_with_zeros)
@@ -284,13 +283,16 @@ class Worker:
         events = 0 if job.private is None else job.noisy.events
         who = job.seed, job.round, job.client, broadcast.task, layout
         spare = "delta" if resident_alone(job, update, payload) else ""
+        padded = bool(spare) and self.model.pads_with_zeros(payload.arrays[spare])
         about = Leaving(*who, job.message.values, job.residuals, stays, events, lengths, spare)
         sent = release.leave(payload.arrays, payload.values, broadcast.fold, about)
         folder.check(sent.arrays)
         folder.frames(sent.frames)
         travels = sent.payload(payload.values)
         outcome.values, outcome.metrics = travels.values, {**outcome.metrics, **sent.metrics}
-        outcome.bytes_up = sent_bytes(travels, layout)
+        if padded:
+            self.model.scaled()
+        outcome.bytes_up = sent_bytes(travels, layout, self.model.pads_with_zeros)
         if outcome.hashes is not None:
             outcome.hashes |= hashes_of(travels, layout, "update/")
         folder.add(sent.arrays, float(update.weight))

@@ -146,9 +146,12 @@ class FlatModel:
         return w
 
     def pads_with_zeros(self, v: Tensor) -> bool:
-        """Whether ``v`` is the resident vector as ``minus`` left it, less what had been loaded: its padding is zero,
-        without a look."""
+        """Whether ``v`` is the resident vector as ``minus`` left it, less what was loaded: zero padding, known."""
         return v._version == self._differs and v.data_ptr() == self.w.data_ptr() and v.shape == self.w.shape
+
+    def scaled(self) -> None:
+        """Say that what ``pads_with_zeros`` was true of has been multiplied in place by a finite number."""
+        self._differs = self.w._version
 
     def forget(self) -> None:
         """As if nobody had used the model before; the vectors stay as they are."""
