@@ -137,6 +137,28 @@ def test_a_restarted_server_goes_on_from_its_checkpoint_with_the_nodes_state(tmp
     assert {ask["round"] for _, kind, ask in grid.log if kind == "train"} == {2, 3}
     assert hashes(tmp_path / "run") == simulated(*SPEED)
     assert command(["verify", str(tmp_path / "run")]) == 0
+    told = [e for e in events(tmp_path / "run") if e["event"] in ("run", "resumed", "ended")]
+    assert [(e["event"], e.get("status"), e.get("done")) for e in told] == [
+        ("run", None, None),
+        ("ended", "interrupted", None),
+        ("resumed", None, 2),
+        ("ended", "done", None),
+    ]
+
+
+def test_a_node_that_went_away_while_it_was_asked_who_it_is_is_waited_for(tmp_path: Path) -> None:
+    """It is back by the time that the word comes: nobody was refused, and the run does not end for it."""
+    gone = [102]
+
+    def away(message: Any) -> Error | None:
+        if message.metadata.dst_node_id in gone:
+            return Error(GONE, f"node {gone.pop()} unavailable")
+        return None
+
+    deploy(tmp_path, *SPEED, spoil=away)
+    assert hashes(tmp_path / "run") == simulated(*SPEED)
+    told = [(e["event"], e["node"]) for e in events(tmp_path / "run") if e["event"] in ("silent", "refused")]
+    assert told == [("silent", 102)]
 
 
 def test_a_second_node_for_a_client_is_refused_by_name(tmp_path: Path) -> None:
@@ -205,6 +227,8 @@ def test_another_version_or_model_is_refused_by_name(
     with pytest.raises(EngineError, match=reason):
         deploy(tmp_path, *SPEED)
     assert hashes(tmp_path / "run") == []
+    last = events(tmp_path / "run")[-1]
+    assert (last["event"], last["status"]) == ("ended", "failed") and re.search(reason, last["error"])
 
 
 def test_a_frozen_base_is_compared_before_round_1_and_stays_as_it_is(
@@ -239,6 +263,10 @@ def test_a_process_that_breaks_down_is_tried_again_then_skipped_or_the_end(tmp_p
     settings = (*SPEED, "failures.retries=1")
     deploy(tmp_path / "a", *settings, spoil=Spoiler(crash, (2, 0)))
     assert hashes(tmp_path / "a/run") == simulated(*SPEED)
+    crashes = [e for e in events(tmp_path / "a/run") if e["event"] == "crashed"]
+    assert [(e["round"], e["client"], e["node"], e["reason"]) for e in crashes] == [
+        (2, 0, 100, "out of memory")
+    ]
     run, _ = deploy(tmp_path / "b", *settings, "failures.policy=skip", spoil=Spoiler(crash, (2, 0), (2, 0)))
     assert "its process broke down: out of memory" in run.rows[1]["failures"][0]["reason"]
     with pytest.raises(ClientError, match="client 0 failed in round 2: its process broke down"):
