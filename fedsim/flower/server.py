@@ -79,6 +79,7 @@ def _serve(
     taking = Taking(engine.deadline)
     taking.begin()
     binding = Binding.of(plain(config.engine).get("nodes"), config.num_clients)
+    binding.check_enough(engine.wait_for or config.num_clients, config.num_clients)
     limits = Limits(config.num_clients, engine.most_samples, lambda: _classes(config))
     nodes = Nodes(grid, config.num_clients, folder / "nodes.jsonl", binding=binding, limits=limits)
     with nodes.told() as end:

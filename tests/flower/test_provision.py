@@ -163,6 +163,15 @@ def test_nodes_may_bring_public_keys_of_their_own(tmp_path: Path, capsys: pytest
     assert (tmp_path / "out/server/keys/b.pub").read_text() == f"{line}\n"
 
 
+def test_names_that_yaml_takes_for_something_else(tmp_path: Path) -> None:
+    names = ["no", "010", "null", "2024-01-01", "a"]
+    assert command(["provision", "--nodes", *names, "--out", str(tmp_path / "out")]) == 0
+    bound = yaml.safe_load((tmp_path / "out/server/nodes.yaml").read_text())
+    assert bound == {name: [client] for client, name in enumerate(names)}
+    for name in names:
+        assert list(yaml.safe_load((tmp_path / f"out/{name}/compose.yaml").read_text())["services"]) == [name]
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
