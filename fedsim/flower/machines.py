@@ -256,8 +256,8 @@ def _readme(nodes: Mapping[str, int], host: str, port: int) -> str:
 2. Nodes: `./start.sh`, in each folder on its own machine. Settings: `node.toml`.
 3. Runs, on the server, from a checkout of fedsim: `server/flwr.sh run . lab --run-config run.toml`, in which
    `overrides` holds `engine.nodes=nodes.yaml`: other keys than a client's own are refused. Paths in it, `dir=` too, are
-   from the folder `server`, or whole. A node that is several clients has `clients = "0 3"` in `node.toml` in the place of
-   `partition-id`, and `[0, 3]` in `nodes.yaml`.
+   from the folder `server`, or whole. A node that is several clients has `clients = "0 3"` in `node.toml` in the place
+   of `partition-id`, and `[0, 3]` in `nodes.yaml`.
 
 Private keys (`*.key`) are for their owner only, and in no backup that others read. A lost node key: remove it
 (`./flwr.sh supernode unregister NODE-ID lab`), make another, register that.
