@@ -112,14 +112,18 @@ class Contract:
                 continue
             count, where = 0, ""
             for split, part in held.items():
-                if part.labels is not None and bool((found := part.labels.reshape(-1) == code).any()):
+                if (labels := _labels(part)) is None:
+                    continue
+                found = (labels.reshape(len(labels), -1) == code).any(1)
+                if bool(found.any()):
                     where = where or f", e.g. row {int(found.nonzero()[0]) + 1} of the {split} samples"
                     count += int(found.sum())
             faults.append(
                 f"classes: {name[:40]!r} ({count} samples{where}) is none of those agreed, {agreed}; rename it or "
                 f"leave those samples out{hint(name, self.classes)}"
             )
-        unreadable = [n for n, p in held.items() if not isinstance(p.y, Tensor) or p.y.is_floating_point()]
+        read = (_labels(p) for p in held.values())
+        unreadable = any(labels is None or labels.is_floating_point() for labels in read)
         if not faults and (unreadable or not isinstance(data.train, Samples)):
             faults.append(f"classes: {_short(data.classes)} cannot be put in the agreed order; {agreed}")
         return faults
@@ -152,13 +156,27 @@ class Contract:
         classes = data.classes
         if self.classes and classes != self.classes:
             code = torch.tensor([self.classes.index(name) for name in classes])
-            data = _changed(data, lambda s: Samples(s.x, code[s.y.long()]))
+            data = _changed(data, lambda s: Samples(s.x, _coded(s, code)))
             data = replace(data, classes=self.classes)
         if self.columns and data.columns != self.features:
             order = torch.tensor([data.columns.index(name) for name in self.features])
             data = _changed(data, lambda s: Samples(s.x.index_select(1, order), s.y))
             data = replace(data, columns=self.features)
         return data
+
+
+def _labels(part: Samples) -> Tensor | None:
+    """Numbers of classes (N, ...): the targets, or ``labels`` of the boxes in them, -1 where there is none."""
+    found = part.y.get("labels") if isinstance(part.y, Mapping) else part.y
+    return found if isinstance(found, Tensor) else None
+
+
+def _coded(part: Samples, code: Tensor) -> Any:
+    """The targets with class k as ``code[k]``."""
+    labels = _labels(part)
+    assert labels is not None, "checked before"
+    new = torch.where(labels < 0, labels.long(), code[labels.long().clamp(min=0)])
+    return {**part.y, "labels": new} if isinstance(part.y, Mapping) else new
 
 
 def _not_finite(held: Mapping[str, Samples]) -> list[str]:

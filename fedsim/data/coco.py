@@ -11,15 +11,21 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedsim.config.textfile import read_text
+from fedsim.data.agreed import Contract
 from fedsim.data.cache import Arrays, cached, fingerprint
+from fedsim.data.columns import ContractError
 from fedsim.data.common import to_tensor
-from fedsim.data.dataset import Dataset, Samples
+from fedsim.data.dataset import Dataset, Normalize, Samples
 from fedsim.data.decoding import decode
 from fedsim.data.domains import SYMMETRIC
 from fedsim.data.files import PathLike, existing
+from fedsim.data.image_folders import check_images
 from fedsim.errors import DataError
 
-LAYOUT = "a folder with data.train (annotations/train.json) in it, and the images that this names"
+LAYOUT = (
+    "a folder with data.train (annotations/train.json) in it, and the images that this names, or a JSON file"
+)
+GREY = Normalize(SYMMETRIC.scale, (0.5,), (0.5,))
 FILES = ("images", "annotations", "categories")
 
 log = logging.getLogger(__name__)
@@ -44,14 +50,16 @@ def coco(
     domain: str | None,
     domains: Sequence[str] | None,
     train_domains: Sequence[str] | None = None,
+    contract: Mapping[str, Any] | None = None,
 ) -> Dataset:
-    """Images x uint8 (N, 3, size, size) and y ``{"boxes": (N, M, 4), "labels": (N, M)}``: x1, y1, x2, y2 in pixels of
-    the resized image, label -1 where there is no box, M the most boxes of an image.
+    """Images x uint8 (N, C, size, size), RGB or as agreed, and y ``{"boxes": (N, M, 4), "labels": (N, M)}``: x1, y1,
+    x2, y2 in pixels of the resized image, label -1 where there is no box, M the most boxes of an image.
 
     Crowds and boxes without area are left out. Classes are the categories of the training file by id.
 
     Args:
-        path: the folder that the other names are relative to.
+        path: the folder that the other names are relative to; or a JSON file, all of it training data: ``train`` and
+            ``test`` are not looked for then.
         train: annotations of the training images, a JSON file.
         test: those of the test images; ``None``: there are none.
         images: folder of the images; ``None``: beside the annotations, in ``images`` or in a folder named like the
@@ -60,8 +68,10 @@ def coco(
         domain: key of an image's entry, or of its ``attributes``, that names its domain, such as ``weather``.
         domains: those to keep, in this order; ``None``: all, by name.
         train_domains: those of them with training images, the others are only tested; ``None``: all.
+        contract: what ``data.contract`` says.
 
     Raises:
+        ContractError: images are not in the agreed mode: how many, which first.
         DataError: naming file and entry, for what is no COCO file or an image that is not there.
     """
     if path is None:
@@ -72,6 +82,9 @@ def coco(
         if given is not None and domain is None:
             raise DataError(f"data.{key}={list(given)}: by what? Type data.domain=<key of an image's entry>")
     root = existing(path, LAYOUT)
+    if root.is_file():
+        root, train, test = root.parent, root.name, None
+    agreed = Contract.of(contract) or Contract()
     parts = {k: _annotated(root / name) for k, name in (("train", train), ("test", test)) if name is not None}
     first = parts["train"]
     ids = {category: at for at, category in enumerate(sorted(first.categories))}
@@ -85,7 +98,7 @@ def coco(
         parts = {k: _kept(part, [d in wanted[k] for d in found[k]], wanted[k]) for k, part in parts.items()}
     groups, made = dict[str, dict[str, np.ndarray]](), dict[str, Samples]()
     for split, part in parts.items():
-        x = _pixels(root, part, images, size)
+        x = _pixels(root, part, images, size, agreed)
         made[split] = Samples(to_tensor(x), _targets(part, ids, size))
         if domain is not None:
             codes = [names.index(_domain(part, image, domain)) for image in part.images]
@@ -94,7 +107,7 @@ def coco(
         train=made["train"],
         test=made.get("test"),
         classes=tuple(first.categories[i] for i in sorted(first.categories)),
-        normalize=SYMMETRIC,
+        normalize=GREY if agreed.mode == "L" else SYMMETRIC,
         ids=groups["train"]["domain"] if groups else None,
         groups=groups,
         group_names={"domain": names} if names else {},
@@ -159,8 +172,8 @@ def _kept(part: Annotated, keep: Sequence[bool], names: Sequence[str]) -> Annota
     return part._replace(images=[part.images[i] for i in rows], boxes=[part.boxes[i] for i in rows])
 
 
-def _pixels(root: Path, part: Annotated, images: str | None, size: int) -> np.ndarray:
-    """Images (N, 3, size, size) uint8, in the file's order of ids; decoded once."""
+def _pixels(root: Path, part: Annotated, images: str | None, size: int, agreed: Contract) -> np.ndarray:
+    """Images (N, C, size, size) uint8, in the file's order of ids; decoded once. ContractError if of another mode."""
     if images is not None:
         folders = [root / images]
     else:
@@ -178,13 +191,18 @@ def _pixels(root: Path, part: Annotated, images: str | None, size: int) -> np.nd
             places = ", ".join(str(f) for f in folders)
             raise DataError(f"{part.file}: image '{name}' is in none of {places}; type data.images=<folder>")
         files.append(there)
+    channels = 1 if agreed.mode == "L" else 3
+    if agreed.mode and (
+        faults := check_images([f.read_bytes() for f in files], agreed, size, list(map(str, files)))
+    ):
+        raise ContractError("\n".join(faults))
 
     def build() -> Arrays:
-        return {
-            "image": decode([f.read_bytes() for f in files], channels=3, size=size, source=str(part.file))
-        }
+        blobs = [f.read_bytes() for f in files]
+        return {"image": decode(blobs, channels=channels, size=size, source=str(part.file))}
 
-    return cached(f"{root.name}-coco", (*map(str, files), *fingerprint(files), str(size)), build)["image"]
+    about = (*map(str, files), *fingerprint(files), str(size), *(["L"] if channels == 1 else []))
+    return cached(f"{root.name}-coco", about, build)["image"]
 
 
 def _targets(part: Annotated, ids: Mapping[int, int], size: int) -> dict[str, Any]:

@@ -13,10 +13,9 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from fedsim.errors import ClientError
 from fedsim.flower.answers import NodeAnswer, absent, failed, said
-from fedsim.flower.nodes import Nodes
+from fedsim.flower.nodes import NODE_TROUBLE, Nodes
 from fedsim.flower.taking import unread
 
-NODE_TROUBLE = (3, 4, 5)  # Flower's error codes of messages that a node lost, or of a node that is gone
 UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, MemoryError, DecodeError)
 GRACE = 60.0  # seconds that a message lives beyond the deadline
 
@@ -126,7 +125,7 @@ class GridExchange:
             if known is not None and known.id == node:
                 self.nodes.lose(client, said(reason))
         else:
-            self._crashed(client, said(reason))
+            self._crashed(client, node, said(reason))
 
     def _refuse(self, client: int, node: int, why: str) -> None:
         """What came is no answer to what was asked."""
@@ -161,8 +160,9 @@ class GridExchange:
         outcome.bytes_down += self._lacking[client]
         self._close(client, answer)
 
-    def _crashed(self, client: int, reason: str) -> None:
+    def _crashed(self, client: int, node: int, reason: str) -> None:
         self._crashes[client] += 1
+        self.nodes.event("crashed", round=self.round + 1, client=client, node=node, reason=reason)
         if self._crashes[client] > self.retries:
             self._close(client, absent(client, "failed", f"its process broke down: {reason.strip()}"))
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from flwr.serverapp import Grid
 
+from fedsim.config.yamlfile import read_yaml
 from fedsim.errors import ConfigError, hint
 
 EXAMPLE = "engine.nodes={hospital0: [0], hospital1: [1, 2]}"
@@ -53,6 +53,16 @@ class Binding:
             found[str(name)] = frozenset(numbers)
         return Binding(found)
 
+    def check_enough(self, wanted: int, num_clients: int) -> None:
+        """ConfigError if ``wanted`` clients are waited for, and fewer have a key by which they may come."""
+        bound = set[int]().union(*self.clients.values())
+        if self.clients and len(bound) < wanted:
+            lost = ", ".join(str(c) for c in range(num_clients) if c not in bound)
+            raise ConfigError(
+                f"engine.nodes: no key is bound to client {lost}, so that {wanted} clients can never be there; "
+                f"bind one, or begin with fewer, engine.wait_for={len(bound)}"
+            )
+
     def names(self, grid: Grid) -> dict[int, str]:
         """The registered name of each live node by its id, "" of one without; empty where nothing is bound."""
         return {node.node_id: str(node.name or "") for node in grid.get_nodes()} if self.clients else {}
@@ -79,7 +89,9 @@ class Binding:
 
 
 def _read(path: str) -> Any:
+    """A name that stands twice is refused: nobody could tell which of the two counts."""
     try:
-        return yaml.safe_load(Path(path).expanduser().read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"engine.nodes={path}: cannot be read: {error}") from None
+        return read_yaml(Path(path).expanduser())
+    except ConfigError as error:
+        more = f"; expected names with their clients, as in {EXAMPLE}" if "holds no" in str(error) else ""
+        raise ConfigError(f"engine.nodes={error}{more}") from None

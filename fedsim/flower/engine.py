@@ -76,7 +76,8 @@ class FlowerEngine:
         self._questions = Questions(self._local, self._method, self._config.lost_state == "stop", self._awake)
         self._taking.most = self._questions.most_bytes
         path = self._folder / "deployment.json"
-        resumes = checkpoint.latest(self._folder / "checkpoint") is not None
+        found = checkpoint.latest(self._folder / "checkpoint")
+        resumes = found is not None
         if resumes and not path.exists():
             raise CheckpointError(
                 f"{path} is missing: the nodes' state cannot be told; resume=never starts afresh"
@@ -84,8 +85,10 @@ class FlowerEngine:
         if not resumes:
             path.write_text(json.dumps({"run": uuid.uuid4().hex[:16], "own_data": self.own_data}))
         self._run = json.loads(path.read_text())["run"]
-        if not resumes:
+        if found is None:
             self._nodes.event("run", run=self._run)
+        else:  # `exchange` says which rounds are begun again
+            self._nodes.event("resumed", run=self._run, done=checkpoint.rounds_of(found))
 
     @contextmanager
     def _awake(self) -> Iterator[None]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import yaml
+
 from fedsim.flower import forkserver
 
 OWN = ("server", "authority")  # folders that are no node's
@@ -105,11 +107,16 @@ def _register(nodes: Mapping[str, int]) -> str:
 
 
 def _binding(nodes: Mapping[str, int], public: Mapping[str, str]) -> str:
-    lines = (f"{name}: [{client}] # {public[name]}\n" for name, client in nodes.items())
+    lines = (f"{_key(name)}: [{client}] # {public[name]}\n" for name, client in nodes.items())
     return (
         "# Which client each registered key is: engine.nodes=PATH of this file. Behind each, the key.\n"
         + "".join(lines)
     )
+
+
+def _key(name: str) -> str:
+    """``name`` as a key of YAML, in which ``no`` is false and ``010`` a number."""
+    return name if yaml.safe_load(name) == name else f'"{name}"'
 
 
 def _node(name: str, client: int) -> str:
@@ -213,7 +220,7 @@ def _compose_node(name: str, host: str, port: int) -> str:
 # FEDSIM_USER owns this folder, and is who the container is (else give the folder to 10001:10001). DATA is the folder
 # with this node's data on its machine; the container sees it as /data, and cannot change it.
 services:
-  {name}:
+  {_key(name)}:
     image: fedsim:latest
     working_dir: /federation
     command: [./start.sh]
@@ -248,7 +255,9 @@ def _readme(nodes: Mapping[str, int], host: str, port: int) -> str:
    `/v1/fleet/`: `proxy.conf`, and docs/deployment.md, section 1.
 2. Nodes: `./start.sh`, in each folder on its own machine. Settings: `node.toml`.
 3. Runs, on the server, from a checkout of fedsim: `server/flwr.sh run . lab --run-config run.toml`, in which
-   `overrides` holds `engine.nodes=` and the path of `server/nodes.yaml`: other keys than a client's own are refused.
+   `overrides` holds `engine.nodes=nodes.yaml`: other keys than a client's own are refused. Paths in it, `dir=` too, are
+   from the folder `server`, or whole. A node that is several clients has `clients = "0 3"` in `node.toml` in the place
+   of `partition-id`, and `[0, 3]` in `nodes.yaml`.
 
 Private keys (`*.key`) are for their owner only, and in no backup that others read. A lost node key: remove it
 (`./flwr.sh supernode unregister NODE-ID lab`), make another, register that.

@@ -6,7 +6,8 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 REFRESH = 2.0  # seconds between looks for nodes that joined or left
 AGAIN = 10.0  # seconds after which a refused node is asked again: it may have been restarted
 QUERY_TTL = 300.0  # seconds
+NODE_TROUBLE = (3, 4, 5)  # Flower's error codes of messages that a node lost, or of a node that is gone
 
 
 @dataclass
@@ -45,7 +47,7 @@ class Nodes:
     )  # node id to the name of its key, where keys are bound
     _asked: dict[str, int] = field(default_factory=dict)  # message to node
     _rivals: dict[int, Known] = field(default_factory=dict)  # client to a second node that claims to be it
-    _later: dict[int, float] = field(default_factory=dict)  # refused node to when it is asked again
+    _later: dict[int, float] = field(default_factory=dict)  # refused or silent node to when it is asked again
     _looked: float = 0.0
 
     def event(self, what: str, **about: Any) -> None:
@@ -53,6 +55,19 @@ class Nodes:
         if self.path is not None:
             with self.path.open("a") as file:
                 file.write(json.dumps({"time": round(time.time(), 3), "event": what, **about}) + "\n")
+
+    @contextmanager
+    def told(self) -> Iterator[dict[str, Any]]:
+        """How what happens within ends is noted: by an error, or as the mapping says that is filled meanwhile."""
+        end: dict[str, Any] = {}
+        try:
+            yield end
+        except BaseException as error:
+            end |= {"status": "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"}
+            end["error"] = said(f"{type(error).__name__}: {error}")
+            raise
+        finally:
+            self.event("ended", **end)
 
     def wait(self, wanted: int, limit: float, poll: float) -> None:
         """Until ``wanted`` clients are there; EngineError names the missing and the refused ones."""
@@ -77,8 +92,9 @@ class Nodes:
                 if node.id not in live:
                     self.lose(client, "it went offline")
             self.refused = {n: why for n, why in self.refused.items() if n in live}
-            again = [n for n, at in self._later.items() if n in live and now > at]
-            busy = {*self._asked.values(), *self.refused, *(k.id for k in self._all())}
+            self._later = {n: at for n, at in self._later.items() if n in live}
+            again = [n for n, at in self._later.items() if now > at]
+            busy = {*self._asked.values(), *self.refused, *self._later, *(k.id for k in self._all())}
             self._ask([n for n in (*(live - busy), *again) if not self._strange(n)])
         if self._asked:
             for reply in self.grid.pull_messages(list(self._asked)):
@@ -126,6 +142,10 @@ class Nodes:
                 return
             if any(k.id == node for k in self._all()):
                 return  # a challenged node that fell silent: `refresh` sees it leave
+            if reply.error.code in NODE_TROUBLE:  # it went away before it answered: it may come back
+                self.event("silent", node=node, reason=said(str(reply.error.reason)))
+                self._later[node] = time.monotonic() + AGAIN
+                return
             self._refuse(node, said(f"it cannot run the app: {reply.error.reason}"))
             return
         try:

@@ -92,6 +92,23 @@ def _clients(values: Values) -> Sequence[Any]:
     return [int(n) for n in numbers]
 
 
+def _check_keys(values: Values) -> None:
+    """Refuse what is no setting of a node: misspelt, ``own-data`` would be taken for left out.
+
+    Tables of other apps (``other.key``) are theirs.
+    """
+    for key in values:
+        near = hint(key, NODE_KEYS)
+        if key not in NODE_KEYS and (near or "." not in key):
+            raise ConfigError(
+                f"unknown key {key!r:.80} in the node's settings{near}; they are {', '.join(NODE_KEYS)} (those of "
+                "other apps stand in a table of their own)"
+            )
+    for key in ("data-path", "state-dir", "metrics"):
+        if key in values and (isinstance(values[key], bool | float | int) or not str(values[key])):
+            raise ConfigError(f"{key}={values[key]!r}: must be a path in quotes")
+
+
 def keeps_samples(method: StrategyLike) -> None:
     """Refuse a method by which, as it is set, samples themselves may leave a client that owns them."""
     if method.traits.exposes:
@@ -110,7 +127,7 @@ def _words(run_config: Values) -> list[str]:
 def deployed(overrides: list[str], check: Callable[[DictConfig], None] | None = None) -> DictConfig:
     """``overrides`` composed for a deployment; ``check`` sees them before anything else does."""
     for o in overrides:
-        if o.startswith("engine=") and o != "engine=flower":
+        if o.lstrip("+").startswith("engine=") and o != "engine=flower":
             raise ConfigError(f"{o}: clients of a deployment are computed at their nodes; leave it out")
     config = compose(["checkpoint.every=1", *overrides, "engine=flower"])
     if check is not None:
@@ -129,6 +146,10 @@ def deployed(overrides: list[str], check: Callable[[DictConfig], None] | None = 
         )
     validate(config)
     resolve(config)
+    if config.engine.wait_for > config.num_clients:
+        raise ConfigError(
+            f"engine.wait_for={config.engine.wait_for}: the run has {config.num_clients} clients; 0 waits for all"
+        )
     if any("model" in row for row in config.client.classes or () if isinstance(row, Mapping)):
         raise ConfigError(
             "client.classes: nodes agree on one model before round 1, so no class of a deployment can have a `model` "
@@ -180,27 +201,28 @@ class Node:
             raise ConfigError(
                 f"the node has no partition-id{near}; start it with --node-config 'partition-id=0'"
             )
+        _check_keys(values)
         if isinstance(client, bool) or not isinstance(client, int) or not 0 <= client < num_clients:
             key = "clients" if "clients" in values else "partition-id"
             raise ConfigError(
-                f"{key}={client}: the run has {num_clients} clients, so it must be an integer from 0 to "
+                f"{key}={client!r}: the run has {num_clients} clients, so it must be an integer from 0 to "
                 f"{num_clients - 1}; restart the node with another, or the run with num_clients=..."
             )
         parts = values.get("num-partitions", num_clients)
         if parts != num_clients:
             raise ConfigError(
-                f"num-partitions={parts}: the run has num_clients={num_clients}; make them equal, or leave "
+                f"num-partitions={parts!r}: the run has num_clients={num_clients}; make them equal, or leave "
                 "num-partitions out"
             )
         own = values.get("own-data", False)
         if not isinstance(own, bool):
-            raise ConfigError(f"own-data={own}: must be true or false")
+            raise ConfigError(f"own-data={own!r}: must be true or false, without quotes")
         path = values.get("data-path")
         home = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "fedsim"
         state = Path(str(values.get("state-dir", home))).expanduser()
         days = values.get("state.keep_days", Node.keep_days)
         if isinstance(days, bool | str) or not days > 0:
-            raise ConfigError(f"state.keep_days={days}: must be a positive number of days")
+            raise ConfigError(f"state.keep_days={days!r}: must be a positive number of days")
         allow = listed(str(values.get("allow", "")), "allow")
         metrics = Path(str(values["metrics"])).expanduser() if "metrics" in values else None
         return Node(client, None if path is None else str(path), own, state, float(days), allow, metrics)

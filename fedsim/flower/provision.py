@@ -101,8 +101,8 @@ def asked(args: argparse.Namespace) -> Membership:
             raise ConfigError(
                 f"--server {host}: neither a host's name nor an address; the port goes into --port"
             )
-    if not 0 < args.port < 65536:
-        raise ConfigError(f"--port {args.port}: must be between 1 and 65535")
+    if not 0 < args.port < 65535:  # behind the proxy the SuperLink has the next one
+        raise ConfigError(f"--port {args.port}: must be between 1 and 65534")
     if args.days < 1:
         raise ConfigError(f"--days {args.days}: must be at least 1")
     nodes = {name: client for client, name in enumerate(args.nodes)}

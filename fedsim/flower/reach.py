@@ -44,7 +44,7 @@ def reach(server: str, ca: Path | None = None) -> str:
     """
     host, _, port = server.rpartition(":")
     host = host.strip("[]")
-    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+    if not host or "/" in server or not port.isdecimal() or not 0 < int(port) < 65536:
         raise ConfigError(f"{server}: an address is written host:port, as in fl.lab.org:8000")
     trusted = None if ca is None else _trusting(ca)
     link: http.client.HTTPConnection

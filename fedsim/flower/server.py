@@ -79,11 +79,16 @@ def _serve(
     taking = Taking(engine.deadline)
     taking.begin()
     binding = Binding.of(plain(config.engine).get("nodes"), config.num_clients)
+    binding.check_enough(engine.wait_for or config.num_clients, config.num_clients)
     limits = Limits(config.num_clients, engine.most_samples, lambda: _classes(config))
     nodes = Nodes(grid, config.num_clients, folder / "nodes.jsonl", binding=binding, limits=limits)
-    gone = contract.gather(nodes, config, engine)
-    data, terms = _data(config, method, nodes, folder, gone)
-    return run(config, engine=FlowerEngine(grid, nodes, engine, folder, method, terms, taking), split=data)
+    with nodes.told() as end:
+        gone = contract.gather(nodes, config, engine)
+        data, terms = _data(config, method, nodes, folder, gone)
+        works = FlowerEngine(grid, nodes, engine, folder, method, terms, taking)
+        result = run(config, engine=works, split=data)
+        end |= {k: result.summary[k] for k in ("status", "error") if k in result.summary}
+    return result
 
 
 def _classes(config: DictConfig) -> int:

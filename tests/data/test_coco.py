@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fedsim.data.agreed import Contract
+from fedsim.data.columns import ContractError
 from fedsim.data.sources import coco
 from fedsim.errors import DataError
 
@@ -91,3 +93,27 @@ def test_refusals(tmp_path: Path, changes: dict[str, Any], options: dict[str, An
     given = {"path": path, **OPTIONS, **options}
     with pytest.raises(DataError, match=words):
         coco(given.pop("path"), **given)
+
+
+def test_categories_go_by_the_contracts_names_and_images_by_its_mode(tmp_path: Path) -> None:
+    agreed = {"classes": ["car", "tram", "bus"], "image": {"mode": "RGB"}}
+    root = laid(tmp_path)
+    (root / "annotations/train.json").rename(root / "train/own.json")
+    data = Contract.of(agreed).fitted(coco(root / "train/own.json", **OPTIONS, contract=agreed))  # one file
+    assert data.classes == ("car", "tram", "bus") and data.test is None
+    assert data.train.y["labels"].tolist() == [[0, 2], [2, -1]]
+    with pytest.raises(
+        ContractError, match=r"'car' \(1 samples, e.g. row 1 of the training samples\) is none"
+    ):
+        Contract.of({"classes": ["bus", "bike"]}).fitted(data_of(root))
+    with pytest.raises(ContractError, match=r"2 of 2 are in colours, e\.g\. image 1; agreed is L"):
+        coco(root / "train/own.json", **OPTIONS, contract={"image": {"mode": "L"}})
+    for name in ("a.png", "b.png"):
+        Image.open(root / "train" / name).convert("L").save(root / "train" / name)
+    assert coco(root / "train/own.json", **OPTIONS, contract={"image": {"mode": "L"}}).input_shape[0] == 1
+    with pytest.raises(ContractError, match="2 of 2 are grey"):
+        coco(root / "train/own.json", **OPTIONS, contract=agreed)
+
+
+def data_of(root: Path) -> Any:
+    return coco(root / "train/own.json", **OPTIONS)

@@ -170,3 +170,10 @@ def test_bindings_are_read_from_a_file_and_checked(tmp_path: Path) -> None:
     ):
         with pytest.raises(ConfigError, match=reason):
             Binding.of(given, 3)
+    file.write_text("a: 0\nb: 1\na: 2\n")
+    with pytest.raises(ConfigError, match=r"^engine\.nodes=.*nodes\.yaml.*(twice|duplicate)"):
+        Binding.of(str(file), 3)
+    some = Binding.of({"a": [0], "b": [2]}, 3)
+    some.check_enough(2, 3)
+    with pytest.raises(ConfigError, match=r"no key is bound to client 1, .*engine\.wait_for=2"):
+        some.check_enough(3, 3)

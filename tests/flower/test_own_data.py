@@ -31,7 +31,7 @@ def blocks(text: str, kind: str) -> list[str]:
 
 
 def test_there_is_an_example_of_each_kind() -> None:
-    assert len(WORKED) == 4
+    assert len(WORKED) == 5
     assert all(blocks(EXAMPLES[head], "python") and blocks(EXAMPLES[head], "sh") for head in WORKED)
 
 

@@ -163,6 +163,15 @@ def test_nodes_may_bring_public_keys_of_their_own(tmp_path: Path, capsys: pytest
     assert (tmp_path / "out/server/keys/b.pub").read_text() == f"{line}\n"
 
 
+def test_names_that_yaml_takes_for_something_else(tmp_path: Path) -> None:
+    names = ["no", "010", "null", "2024-01-01", "a"]
+    assert command(["provision", "--nodes", *names, "--out", str(tmp_path / "out")]) == 0
+    bound = yaml.safe_load((tmp_path / "out/server/nodes.yaml").read_text())
+    assert bound == {name: [client] for client, name in enumerate(names)}
+    for name in names:
+        assert list(yaml.safe_load((tmp_path / f"out/{name}/compose.yaml").read_text())["services"]) == [name]
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -171,7 +180,8 @@ def test_nodes_may_bring_public_keys_of_their_own(tmp_path: Path, capsys: pytest
         (["server"], "--nodes server: small letters, digits and dashes, and none of server, authority"),
         (["a", "--server", "x;rm -rf"], "--server x;rm -rf: neither a host's name nor an address"),
         (["a", "--server", "fl.org:8000"], "the port goes into --port"),
-        (["a", "--port", "0"], "--port 0: must be between 1 and 65535"),
+        (["a", "--port", "0"], "--port 0: must be between 1 and 65534"),
+        (["a", "--port", "65535"], "--port 65535: must be between 1 and 65534"),
         (["a", "--days", "0"], "--days 0: must be at least 1"),
         (["a", "--keys", "."], "--keys .: holds no NAME.pub of any of a"),
     ],
