@@ -15,7 +15,6 @@ from fedsim.local.work import num_steps, step_size
 from fedsim.server.traits import ClientQuestion
 
 PASSES = 1000  # times the configured work that a client may say it did
-GRADIENTS = 4  # of a local step at most, where each is counted by a budget
 TINY = float(torch.finfo(torch.float32).tiny)  # what weighs less is nothing, or NaN, once it is divided by
 
 
@@ -42,7 +41,7 @@ def check_released(outcome: Outcome, asked: ClientQuestion) -> None:
     if events is None or not asked.samples < math.inf:
         return
     local, n = asked.local, int(asked.samples)
-    most = GRADIENTS * max(1, num_steps(local, n, local.epochs))
+    most = PASSES * max(1, num_steps(local, n, local.epochs))
     if type(events) is not int or not 0 <= events <= most:
         raise ClientError(f"value '{EVENTS}' is {events!r:.40}, expected a whole number up to {most}")
 
