@@ -158,6 +158,9 @@ def test_one_node_is_one_client(tmp_path: Path) -> None:
 def test_bindings_are_read_from_a_file_and_checked(tmp_path: Path) -> None:
     file = tmp_path / "nodes.yaml"
     file.write_text("hospital0: 0\nhospital1: [1, 2]\n")
+    twice, latin = tmp_path / "twice.yaml", tmp_path / "latin.yaml"
+    twice.write_text("hospital0: 0\nhospital0: 1\n")
+    latin.write_bytes("h\xf4pital: 0\n".encode("latin-1"))
     assert Binding.of(str(file), 3).clients == {"hospital0": {0}, "hospital1": {1, 2}}
     assert Binding.of(None, 3).clients == {}
     for given, reason in (
@@ -167,6 +170,10 @@ def test_bindings_are_read_from_a_file_and_checked(tmp_path: Path) -> None:
         ({"a": []}, "expected clients"),
         ([0, 1], "expected names with their clients"),
         (str(tmp_path / "none.yaml"), "none.yaml: cannot be read"),
+        (str(twice), "twice.yaml, line 2: no valid YAML .found duplicate key hospital0"),
+        (str(latin), "latin.yaml: cannot be read .no UTF-8"),
+        ("", "engine.nodes=: expected names with their clients"),
+        ({None: [0]}, "None is no name of a key"),
     ):
         with pytest.raises(ConfigError, match=reason):
             Binding.of(given, 3)
