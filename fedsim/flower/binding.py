@@ -84,4 +84,6 @@ def _read(path: str) -> Any:
     try:
         return read_yaml(Path(path).expanduser())
     except ConfigError as error:
-        raise ConfigError(f"engine.nodes={error}; expected names with their clients, hospital0: [0]") from None
+        raise ConfigError(
+            f"engine.nodes={error}; expected names with their clients, hospital0: [0]"
+        ) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,41 @@ def test_a_key_that_is_bound_to_nothing_is_refused_and_the_run_goes_on(
     told = events(tmp_path / "run")
     assert [reason in e["reason"] for e in told if e["event"] == "refused" and e["node"] == 99] == [True]
     assert {e["client"]: e["node"] for e in told if e["event"] == "joined"} == {0: 100, 1: 101, 2: 102}
+
+
+def test_a_stranger_does_not_end_the_wait_for_others(tmp_path: Path) -> None:
+    """The node of client 1 comes once the stranger has long been refused."""
+    nodes = {99: node(tmp_path / "evil", 1), **{100 + c: node(tmp_path, c) for c in (0, 2)}}
+    late = node(tmp_path, 1)
+
+    class Slow(Binding):
+        def stranger(self, name: str, names: Any) -> str:
+            if (why := super().stranger(name, names)) and next(tries) == 8:
+                nodes[101] = late
+            return why
+
+    tries, bound = (
+        count(),
+        Binding({"hospital0": frozenset({0}), "hospital1": frozenset({1}), "hospital2": frozenset({2})}),
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Binding, "of", staticmethod(lambda *given: Slow(bound.clients)))
+        run, _ = deploy(
+            tmp_path, *TINY, BOUND, "failures.policy=skip", nodes=nodes, names={**NAMES, 99: "hospital9"}
+        )
+    assert run.rows[0]["cohort"] == [0, 1, 2]
+
+
+def test_a_bound_node_that_says_nothing_of_sense_is_all_its_clients(tmp_path: Path) -> None:
+    nodes = {100: node(tmp_path, 0), 101: {"clients": "1 2", "state-dir": str(tmp_path / "both")}}
+
+    def alter(message: Any, content: RecordDict) -> None:
+        if "node" in content and message.metadata.dst_node_id == 101:
+            content["node.1"] = content["node"]
+
+    two = "engine.nodes={hospital0: 0, hospital1: [1, 2]}"
+    run, _ = deploy(tmp_path, *TINY, two, "failures.policy=skip", nodes=nodes, names=NAMES, alter=alter)
+    assert run.rows[0]["cohort"] == [0]
 
 
 def test_two_live_nodes_of_one_name_are_both_refused(tmp_path: Path) -> None:
