@@ -15,13 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedsim.exchange.payload import Message
+from fedsim.exchange.payload import Message, Payload
 from fedsim.rng import torch_rng
 from fedsim.server.depot import Uploads
 from fedsim.server.exchanges import Server
-from fedsim.server.traits import Traits
+from fedsim.server.traits import ClientQuestion, Traits
 from fedsim.task.vectors import Weights
-from strategies.base import State, check
+from strategies.base import State, check, miscounted
 from strategies.distilling import Momentum, passes, trained
 from strategies.ensembles import (
     adversarial_loss,
@@ -115,6 +115,10 @@ class CoBoosting(OneShot):
     def averages(self) -> bool:
         """Only for ``start=fedavg``."""
         return self.start == "fedavg"
+
+    def objection(self, asked: ClientQuestion, update: Payload) -> str:
+        """Counts that are none, or of more samples than there are."""
+        return miscounted("counts", asked, update)
 
     def begun(self, server: Server, state: State, uploads: Uploads) -> State:
         """A student, at rest, equal weights ``ensemble/w`` (K,), an empty pool."""

@@ -10,10 +10,11 @@ import torch
 
 from clients.base import Client
 from clients.fedcm import FedCMClient
-from fedsim.exchange.payload import Message, Replies
+from clients.fednova import accumulated
+from fedsim.exchange.payload import Message, Payload, Replies
 from fedsim.server.exchanges import Server
 from fedsim.server.round import Round
-from fedsim.server.traits import Traits
+from fedsim.server.traits import ClientQuestion, Traits
 from strategies.base import State, check
 from strategies.fedavg import FedAvg
 
@@ -32,6 +33,12 @@ class FedCM(FedAvg):
         """Client-level momentum."""
         check(0 < self.alpha <= 1, "alpha", self.alpha, "the weight of the own gradient must lie in (0, 1]")
         return FedCMClient(weighting=self.weighting, alpha=self.alpha)
+
+    def objection(self, asked: ClientQuestion, update: Payload) -> str:
+        """No steps, or more than were asked for: everybody's direction is divided by them."""
+        steps, most = update.values.get("steps"), accumulated(asked.steps, asked.local.momentum)
+        wrong = isinstance(steps, float | int) and not 1 <= steps <= most * (1 + 1e-9)
+        return f"steps={steps!r}: must lie between 1 and {most:g}" if wrong else ""
 
     def init(self, server: Server) -> State:
         """Adds the direction ``D`` (d,) = 0."""

@@ -14,10 +14,10 @@ from clients.base import Client
 from clients.fedossl import FedoSSLClient
 from clients.openworld import FORMS, PARTNERS, OpenObjective
 from fedsim.exchange.fold import Fold
-from fedsim.exchange.payload import Message, Replies
+from fedsim.exchange.payload import Message, Payload, Replies
 from fedsim.server.exchanges import Server
 from fedsim.server.round import Round
-from fedsim.server.traits import Traits
+from fedsim.server.traits import ClientQuestion, Traits
 from fedsim.task.layout import Layout
 from fedsim.task.task import Task
 from strategies.aggregators import is_mean
@@ -27,6 +27,7 @@ from strategies.fedavg import FedAvg
 
 log = logging.getLogger(__name__)
 
+UNIT = 1.01  # length of a unit vector, at most, however it was rounded
 _WITHOUT_R = dict.fromkeys(("tau", "form"), ("beta", (0, 0.0)))
 _OF_CALIBRATION = (
     "ce_weight",
@@ -131,6 +132,18 @@ class FedoSSL(FedAvg):
         if self.objective.calibrates:
             fold |= {"centroids": "stack", "rows": "stack", "means": "sum", "present": "sum"}
         return fold
+
+    def objection(self, asked: ClientQuestion, update: Payload) -> str:
+        """Centroids or means longer than unit vectors make, a number of them that cannot be, classes half there."""
+        for name in ("centroids", "means"):
+            rows = update.arrays.get(name)
+            if rows is not None and bool((rows.norm(dim=1) > UNIT).any()):
+                return f"'{name}' has rows longer than 1, expected unit vectors or their means"
+        count, present = (update.arrays.get(name) for name in ("rows", "present"))
+        if count is not None and float(count) not in range(self.centroids + 1):
+            return f"'rows' is {float(count):g}, expected a number of centroids, up to {self.centroids}"
+        wrong = present is not None and not bool(((present == 0) | (present == 1)).all())
+        return "'present' holds other numbers than 0 and 1" if wrong else ""
 
     def message(self, state: State, round: Round) -> Message:
         """The model, and the global centroids once there are any."""

@@ -65,5 +65,5 @@ class HeadStrategy(FedAvg):
         replies = server.exchange(Message.of(message), {}, task="evaluate", clients=everyone)
         out = over_clients(replies.ok, server.sizes)
         if "untrained" in out:
-            out["untrained"] = sum(o.metrics["untrained"] for o in replies.ok)
+            out["untrained"] = sum(o.metrics.get("untrained", 0.0) for o in replies.ok)
         return out

@@ -17,6 +17,7 @@ from fedsim.flower.nodes import NODE_TROUBLE, Nodes
 from fedsim.flower.taking import unread
 
 UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, MemoryError, DecodeError)
+LOSSES = 20  # of one client in an exchange: a node that is back at once, every time, is no node that works
 GRACE = 60.0  # seconds that a message lives beyond the deadline
 
 
@@ -48,6 +49,7 @@ class GridExchange:
     _done: dict[int, NodeAnswer] = field(default_factory=dict)
     _closed: set[int] = field(default_factory=set)  # clients whose answer is known
     _crashes: Counter[int] = field(default_factory=Counter)
+    _losses: Counter[int] = field(default_factory=Counter)
     _lacking: Counter[int] = field(default_factory=Counter)  # clients to bytes they were sent in vain
 
     def answer(self, client: int) -> NodeAnswer:
@@ -111,7 +113,7 @@ class GridExchange:
                 answer = self.read(reply.content, client, client in self._lacking)
             except ClientError as error:
                 self._refuse(client, node, str(error))
-            except (*UNREADABLE, RuntimeError) as error:  # of what nobody thought of
+            except Exception as error:  # of what nobody thought of
                 self._refuse(client, node, f"{type(error).__name__}: {error}")
             else:
                 self._hear(client, answer)
@@ -124,6 +126,10 @@ class GridExchange:
             known = self.nodes.of.get(client)
             if known is not None and known.id == node:
                 self.nodes.lose(client, said(reason))
+            self._losses[client] += 1
+            if self._losses[client] >= LOSSES and client not in self._closed:
+                why = f"its node was lost {LOSSES} times in one exchange, at last: {reason}"
+                self._close(client, absent(client, "failed", said(why)))
         else:
             self._crashed(client, node, said(reason))
 

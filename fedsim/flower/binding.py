@@ -29,15 +29,17 @@ class Binding:
         Raises:
             ConfigError: for a file that cannot be read, a client that does not exist, or one that two keys may be.
         """
-        if given is None or given == "":
+        if given is None:
             return Binding()
         where = "engine.nodes"
         if isinstance(given, str):
-            where, given = f"engine.nodes={given}", _read(given)
+            where, given = f"engine.nodes={given}", _read(given) if given.strip() else None
         if not isinstance(given, Mapping) or not given:
             raise ConfigError(f"{where}: expected names with their clients, such as {EXAMPLE}")
         found, owner = dict[str, frozenset[int]](), dict[int, str]()
         for name, value in given.items():
+            if not isinstance(name, str | int) or isinstance(name, bool) or name == "":
+                raise ConfigError(f"{where}: {name!r} is no name of a key, such as hospital0")
             numbers = [value] if type(value) is int else value
             if (
                 not isinstance(numbers, list | tuple)

@@ -14,15 +14,14 @@ from typing import Any
 
 import torch
 from flwr.app import RecordDict
-from torch import Tensor
 
 from fedsim.errors import ClientError
 from fedsim.exchange.landing import RECLIPPED
-from fedsim.exchange.payload import WEIGHT, Outcome, Payload
+from fedsim.exchange.payload import WEIGHT, Payload
 from fedsim.exchange.release import Leaving, Release
 from fedsim.flower.answers import UPDATE, NodeAnswer, ReplyTo, address_of, failed, read_answer
+from fedsim.flower.bounds import TINY, check_counts, check_released, largest
 from fedsim.flower.masking import LEGS, OTHERS
-from fedsim.local.work import step_size
 from fedsim.server.traits import ClientQuestion, JudgesUpdates
 from fedsim.task.layout import Layout
 
@@ -32,7 +31,6 @@ METRICS = frozenset(
     {"train_loss", "steps", "clipped", "retries", "loss", "accuracy"}
 )  # that any client may send
 HUGE = {torch.float32: 1e16, torch.float64: 1e100}  # no sum or square of numbers below overflows
-PASSES = 1000  # times the configured work that a client may say it did
 MOST_FRAME = 64  # bytes of a frame beyond those of the numbers that it stands for
 FREE = 64 << 20  # bytes of an array whose length is the client's affair; or four models
 
@@ -59,6 +57,7 @@ class OwnAnswer:
     metrics: frozenset[str] = frozenset()
     why: str = ""
     weighs: bool = True  # whether the weight travels
+    stateful: bool = True  # whether the client keeps something, as far as is known
 
 
 @dataclass
@@ -84,7 +83,7 @@ class Judge:
         answer = read_answer(content, self.layout, lambda *array: self._fits(question, *array))
         self._flags(answer, address_of(content), question)
         outcome = answer.outcome
-        _counts(outcome, question.asked)
+        check_counts(outcome, question.asked)
         self._metrics(outcome.metrics, question)
         outcome.bytes_down = question.bytes_down
         if outcome.kind not in UPDATE:
@@ -127,6 +126,8 @@ class Judge:
             raise ClientError("it says that it lacks what the message relies on, but nothing is missing")
         if answer.lost and (kind != "failed" or not question.state or not self.lost_is_the_end):
             raise ClientError("it says that its state is lost and the run must end, but nothing says so")
+        if answer.lost and not self._sample(question, quietly=True).stateful:
+            raise ClientError("it says that its state is lost, but clients of this method keep none")
         if answer.restarted and not question.state:
             raise ClientError("it says that it began again from its initial state, but it had none")
         if answer.stateful and kind != "ok":
@@ -198,12 +199,13 @@ class Judge:
         for name, value in values.items():
             if isinstance(value, int | float) and not abs(value) <= HUGE[torch.float64]:
                 raise ClientError(f"value '{name}' is {value}, expected a finite number")
+        check_released(answer.outcome, question.asked)
 
     def _weighed(self, answer: NodeAnswer, question: Question) -> NodeAnswer:
         """The answer, if weight and numbers are possible."""
         weight, bad, slots = answer.outcome.weight, list[str](), self.layout.params
         for name, t in answer.arrays.items():
-            size, most = _largest(t), HUGE.get(t.dtype, float("inf"))
+            size, most = largest(t), HUGE.get(t.dtype, float("inf"))
             if not size < float("inf"):
                 bad.append(name)
             elif size > most:
@@ -221,8 +223,8 @@ class Judge:
             raise ClientError(
                 f"its weight is {weight:g}; expected 0 to {most:g}, what it can have by its samples"
             )
-        if weight == 0 < most and any("mean" in kinds for kinds in question.fold.values()):
-            raise ClientError("its weight is 0: it has no part in the mean")
+        if weight < min(TINY, most) and any({"mean", "stack"} & {*kinds} for kinds in question.fold.values()):
+            raise ClientError(f"its weight is {weight:g}: it has no part in the mean")
         update = Payload(answer.arrays, answer.outcome.values)
         if judge and (why := judge.objection(question.asked, update)):
             raise ClientError(why)
@@ -257,25 +259,3 @@ class Judge:
                 f"the server cannot tell what an answer to '{question.asked.task}' looks like: {found.why}"
             )
         return found
-
-
-def _counts(outcome: Outcome, asked: ClientQuestion) -> None:
-    """Whether it can have done so much: up to ``PASSES`` times what is configured, for a method's own phases."""
-    local, n = asked.local, max(asked.samples, 1.0)
-    most = PASSES * (n * max(local.epochs, 1) + (local.steps or 0) * step_size(local))
-    for name in ("samples", "gradients", "forwards"):
-        if (count := getattr(outcome, name)) > most:
-            raise ClientError(
-                f"outcome.{name}={count:g}: it has {n:g} samples at most, and {PASSES} times the configured work are "
-                f"{most:g}"
-            )
-
-
-def _largest(t: Tensor) -> float:
-    """The largest number in size, NaN if one is; one pass, no temporary."""
-    if t.is_complex():
-        t = torch.view_as_real(t)
-    if not t.is_floating_point() or not t.numel():
-        return 0.0
-    low, high = torch.aminmax(t)
-    return max(abs(float(low)), abs(float(high)))

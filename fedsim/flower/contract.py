@@ -24,7 +24,6 @@ import torch
 from flwr.app import ConfigRecord, RecordDict
 from omegaconf import DictConfig
 
-from fedsim.config.schema import FlowerConfig
 from fedsim.data.agreed import Contract
 from fedsim.data.columns import ContractError
 from fedsim.data.dataset import Dataset, Normalize
@@ -32,6 +31,7 @@ from fedsim.data.moments import Moments
 from fedsim.data.normalising import pooled_constants, trained_on
 from fedsim.engine.worker import Worker
 from fedsim.errors import DataError, EngineError
+from fedsim.flower.answers import said
 from fedsim.flower.introductions import Known
 from fedsim.flower.nodes import Nodes
 from fedsim.flower.options import Node
@@ -100,45 +100,6 @@ def settle(config: DictConfig, content: RecordDict) -> DictConfig:
     return config
 
 
-def gather(nodes: Nodes, config: DictConfig, engine: FlowerConfig) -> list[int]:
-    """Wait for the nodes; the clients that the run goes on without, by ``failures.policy=skip``.
-
-    Raises:
-        EngineError: with what is wrong with every node that was refused.
-    """
-    try:
-        nodes.wait(engine.wait_for or config.num_clients, engine.start, engine.poll)
-    except EngineError:
-        missing = [c for c in range(config.num_clients) if c not in nodes.of]
-        if config.failures.policy != "skip" or not nodes.of or len(missing) > nodes.turned_away:
-            raise
-        for node, why in nodes.refused.items():
-            log.warning("failures.policy=skip: the run goes on without node %d: %s", node, why)
-        nodes.event("without", clients=missing, reasons=list(nodes.refused.values()))
-        return missing
-    return []
-
-
-def examine(nodes: Nodes, config: DictConfig) -> list[int]:
-    """Let ``nodes.check`` look at all nodes that joined before it was there; the clients that the run goes on without.
-
-    Raises:
-        EngineError: a line for each node that cannot take part.
-    """
-    assert nodes.check is not None
-    bad = {node.id: why for _, node in sorted(nodes.of.items()) if (why := nodes.check(node))}
-    faults = {c: bad[node.id] for c, node in sorted(nodes.of.items()) if node.id in bad}
-    lines = [f"client {c}, {nodes.of[c].name}: {why}" for c, why in faults.items()]
-    if faults and (config.failures.policy != "skip" or len(faults) == len(nodes.of)):
-        raise EngineError("\n".join(lines))
-    for client, line in zip(faults, lines, strict=True):
-        log.warning("failures.policy=skip: the run goes on without %s", line)
-        nodes.lose(client, faults[client])
-    if faults:
-        nodes.event("without", clients=list(faults), reasons=lines)
-    return list(faults)
-
-
 def difference(node: Known, config: DictConfig, data: Dataset) -> str:
     """Why a node with data of its own does not fit the server's; nothing if it does."""
     stated, ours = facts(node), _of_data(data)
@@ -194,8 +155,8 @@ def conclude(
                 "statistics; put the data back, or start a new run (resume=never)"
             )
     about = {k: v for k, v in _of_data(data).items() if k != "normalize"} | {"normalize": _constants(norm)}
-    about |= {"versions": _here(), "nodes": {c: t.get("versions") for c, t in stated.items()}}
-    about |= {k: next((t[k] for t in stated.values() if k in t), "") for k in ("layout", "base")}
+    about |= {"versions": _here(), "nodes": {c: _told(t.get("versions")) for c, t in stated.items()}}
+    about |= next((_shape_of(node) for node in nodes.of.values()), {"layout": "", "base": ""})
     path.write_text(json.dumps(about | {"moments": moments}, indent=1))
     nodes.event("contract", normalize=about["normalize"], clients=[int(c) for c in stated])
     if not moments or norm is None:
@@ -211,6 +172,17 @@ def facts(node: Known) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return about if isinstance(about, dict) and _shallow(about, 4) else None
+
+
+def _shape_of(node: Known) -> dict[str, str]:
+    """Layout and base as contracts name them, of a node whose own were compared with the server's."""
+    return {"layout": hashlib.sha256(node.layout.encode()).hexdigest(), "base": node.base_sha256}
+
+
+def _told(versions: Any) -> dict[str, str]:
+    """The versions that a node named, as text."""
+    found = versions if isinstance(versions, dict) else {}
+    return {name: said(str(found[name])) for name in _here() if name in found}
 
 
 def _shallow(value: Any, depth: int) -> bool:

@@ -223,7 +223,10 @@ class FlowerEngine:
             answer = self._checked(folder, answers(client))
             outcome = answer.outcome
             if answer.lost:
-                raise ClientError(outcome.reason)
+                self._note(broadcast, number, answer)
+                said = outcome.reason or "it says that its state is lost (engine.lost_state=stop)"
+                mine = said.startswith(f"client {client} ")
+                raise ClientError(said if mine else f"client {client}: {said}")
             if outcome.kind == "ok":
                 folder.add(answer.arrays, outcome.weight)
                 if answer.stateful:

@@ -104,8 +104,12 @@ class Nodes:
 
     @property
     def turned_away(self) -> int:
-        """How many clients the refused nodes would have been."""
-        return sum(self.claims.get(n, 1) for n in self.refused)
+        """How many clients the refused nodes would have been: where keys are bound, those of their keys, whatever they
+        say; a stranger is nobody's."""
+        if not self.binding.clients:
+            return sum(self.claims.get(n, 1) for n in self.refused)
+        theirs = {c for n in self.refused for c in self.binding.clients.get(self.names.get(n, ""), ())}
+        return len(theirs - self.of.keys())
 
     def lose(self, client: int, why: str) -> None:
         """The client's node is gone, with all clients that it is; a rival, if there is one, was its successor."""

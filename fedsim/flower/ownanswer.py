@@ -31,9 +31,10 @@ def trial(worker: Worker, broadcast: Broadcast, chunk: Chunk, question: Question
     own = replace(own, each={c: part for c, p in own.each.items() if (part := bare(p)) is not None})
     kept = _Unpacked(broadcast.fold)
     try:
-        (outcome,) = worker.try_out(few(data, client), broadcast, own, kept).outcomes
+        result = worker.try_out(few(data, client), broadcast, own, kept)
     except Exception as error:  # of a client's own code that nobody expected
         return OwnAnswer(why=f"{type(error).__name__}: {error}")
+    (outcome,) = result.outcomes
     if outcome.kind not in ("ok", "nonfinite") or kept.arrays.keys() != broadcast.fold.keys():
         return OwnAnswer(why=headline(outcome.reason))
     return OwnAnswer(
@@ -44,6 +45,7 @@ def trial(worker: Worker, broadcast: Broadcast, chunk: Chunk, question: Question
         {name: type(value) for name, value in outcome.values.items() if name != "weight"},
         frozenset(outcome.metrics),
         weighs="weight" in outcome.values,
+        stateful=bool(result.states),
     )
 
 

@@ -173,6 +173,11 @@ def _brought(folder: Path | None, names: Sequence[str]) -> dict[str, str]:
             raise ConfigError(
                 f"{path}: no public key of a node; make it by ssh-keygen -t ecdsa -b 384 -N '' -f {name}"
             )
+        key = line.split()[1]
+        if twin := next((other for other, its in found.items() if its.split()[1] == key), ""):
+            raise ConfigError(
+                f"{path}: the key of {twin}, too; each node needs its own, or one would be both"
+            )
         found[name] = line
     if not found:
         raise ConfigError(f"--keys {folder}: holds no NAME.pub of any of {', '.join(names)}")

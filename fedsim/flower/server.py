@@ -25,7 +25,7 @@ from fedsim.data.sample_roles import Roles
 from fedsim.data.shards import Shards
 from fedsim.data.trees import tree_map
 from fedsim.errors import CheckpointError, ConfigError
-from fedsim.flower import contract
+from fedsim.flower import contract, present
 from fedsim.flower.binding import Binding
 from fedsim.flower.engine import FlowerEngine
 from fedsim.flower.introductions import Known, Limits
@@ -83,7 +83,7 @@ def _serve(
     limits = Limits(config.num_clients, engine.most_samples, lambda: _classes(config))
     nodes = Nodes(grid, config.num_clients, folder / "nodes.jsonl", binding=binding, limits=limits)
     with nodes.told() as end:
-        gone = contract.gather(nodes, config, engine)
+        gone = present.gather(nodes, config, engine)
         data, terms = _data(config, method, nodes, folder, gone)
         works = FlowerEngine(grid, nodes, engine, folder, method, terms, taking)
         result = run(config, engine=works, split=data)
@@ -104,6 +104,7 @@ def _data(
 
     Where nodes own their data, it holds none of them. Clients that are ``gone``, or are refused here, are excluded.
     """
+    gone = [*gone, *present.outvoted(nodes, config)]
     owners = [n.client for n in nodes.of.values() if n.own]
     if owners:
         keeps_samples(method)
@@ -115,7 +116,7 @@ def _data(
     whole = None if owners else load_data(config, Given(), method)
     dataset = whole.dataset if whole else with_given(agreement.of(config), samples.dataset(config))
     nodes.check = _Check(config, method, dataset, whole, nodes.of.values())
-    gone = [*gone, *contract.examine(nodes, config)]
+    gone = [*gone, *present.examine(nodes, config)]
     if gone:
         config.exclude = sorted({*config.exclude, *gone})
     dataset, terms = contract.conclude(config, folder, nodes, dataset, sorted(assigning.absent(config)[0]))

@@ -13,9 +13,9 @@ from fedsim.engine.assignments import Broadcast, Chunk, ChunkResult
 from fedsim.exchange.entries import shaped, slots_of, spread
 from fedsim.exchange.payload import Payload
 from fedsim.exchange.release import Release
-from fedsim.exchange.secagg import TooFewSurvivors, UnmaskingServer, neighbours, signed
+from fedsim.exchange.secagg import TooFewSurvivors, UnmaskingServer, neighbours, signed, unfit
 from fedsim.exchange.summing import SecureSums
-from fedsim.flower.answers import NodeAnswer, absent
+from fedsim.flower.answers import NodeAnswer, absent, failed
 from fedsim.flower.masking import LEAST, LEGS, OTHERS, OWN, PUBLIC, SHARES, SURVIVORS, by_client, rows
 from fedsim.task.layout import Layout
 
@@ -42,6 +42,9 @@ class MaskedExchange:
         server = self._server
         for c, answer in self._leg(KEYS, {c: self._said([c]) for c in clients}).items():
             server.public[c] = answer["keys"].numpy().tobytes()
+        for c, why in unfit(server.public).items():
+            del server.public[c]
+            self.lost[c] = failed(absent(c, "failed", ""), f"its reply is not taken: {why}")
         asked = {}
         for c in server.public:
             public = server.keys_for(c)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -146,6 +147,7 @@ class Population:
         for o in outcomes:
             if o.kind == "ok" and "train_loss" in o.metrics:
                 loss = float((losses or {}).get(o.client, o.metrics["train_loss"]))
+                loss = loss if math.isfinite(loss) else 0.0  # it says nothing, and would be above all others'
                 times = self.seen[o.client].times if o.client in self.seen else 0.0
                 self.seen[o.client] = Seen(loss, o.sim_seconds or 0.0, float(round), times + 1)
                 total += float(self.sizes[o.client]) * loss

@@ -148,6 +148,7 @@ WEIGHTS: list[tuple[str, Change, str]] = [
     ("negative", lambda c: (put("outcome", weight=-1.0)(c), values(weight=-1.0)(c))[0], N + "its weight is -1;"),
     ("huge", lambda c: (put("outcome", weight=1e9)(c), values(weight=1e9)(c))[0], N + r"its weight is 1e\+09; exp"),
     ("zero", lambda c: (put("outcome", weight=0.0)(c), values(weight=0.0)(c))[0], N + "its weight is 0"),
+    ("tiny", lambda c: (put("outcome", weight=1e-300)(c), values(weight=1e-300)(c))[0], N + "its weight is 1e-3"),
     ("NaN", lambda c: (put("outcome", weight=float("nan"))(c), values(weight=float("nan"))(c))[0], "the weight .nan"),
     ("inf", lambda c: (put("outcome", weight=float("inf"))(c), values(weight=float("inf"))(c))[0], "the weight .inf"),
     ("two weights", put("outcome", weight=2.0), N + "the update's weight is"),

@@ -18,7 +18,7 @@ from real import ROOT, events, federation, hashes, left_over, start_node, wait
 
 import fedsim
 from fedsim.config.compose import compose
-from fedsim.errors import EngineError
+from fedsim.errors import ConfigError, EngineError
 from fedsim.flower import contract
 from fedsim.flower import nodes as nodes_module
 from fedsim.flower.introductions import Known
@@ -63,9 +63,9 @@ def laid(folder: Path, *files: list[str], head: str = HEAD) -> dict[int, dict[st
     return nodes
 
 
-def hospitals(folder: Path, *overrides: str, nodes: dict[int, dict[str, Any]]) -> Any:
+def hospitals(folder: Path, *overrides: str, nodes: dict[int, dict[str, Any]], **grid: Any) -> Any:
     settings = (*SMALL, f"data.path={folder / 'server'}", "data.target=target", *overrides)
-    return deploy(folder, *settings, clients=len(nodes), nodes=nodes)
+    return deploy(folder, *settings, clients=len(nodes), nodes=nodes, **grid)
 
 
 def together(folder: Path, *overrides: str) -> Any:
@@ -161,6 +161,56 @@ def test_what_was_agreed_in_one_run_can_be_demanded_in_the_next(tmp_path: Path) 
         tmp_path / "next", more, "clients_per_round=1", nodes=laid(tmp_path / "next", HOSPITALS[0])
     )
     assert len(run.rows) == 2
+
+
+def said_of_itself(client: int, change: Any) -> Any:
+    """Changes what a node says of that client."""
+
+    def alter(message: Any, content: Any) -> None:
+        if "node" in content and content["node"]["client"] == client:
+            change(content["node"])
+
+    return alter
+
+
+def test_the_record_of_what_was_agreed_is_the_servers(tmp_path: Path) -> None:
+    """Not what the first node says of its layout; versions are text."""
+
+    def lie(about: Any) -> None:
+        told = json.loads(about["contract"]) | {
+            "layout": "evil",
+            "base": "evil",
+            "versions": {"torch": ["1"] * 999},
+        }
+        about["contract"] = json.dumps(told)
+
+    for folder, change in ((tmp_path / "a", lambda about: None), (tmp_path / "b", lie)):
+        hospitals(
+            folder,
+            AGREED,
+            "clients_per_round=1",
+            nodes=laid(folder, *HOSPITALS),
+            alter=said_of_itself(0, change),
+        )
+    honest, told = (json.loads((tmp_path / k / "run/contract.json").read_text()) for k in "ab")
+    assert told.pop("nodes")["0"].keys() == {"torch"} and honest.pop("nodes") and told == honest
+
+
+@pytest.mark.parametrize("policy", ["skip", "stop"])
+def test_a_node_that_has_no_data_of_its_own_among_those_that_have(policy: str, tmp_path: Path) -> None:
+    def change(about: Any) -> None:
+        about["own"], about["counts"] = False, []
+
+    more = (AGREED, "clients_per_round=2", f"failures.policy={policy}")
+    about = {"nodes": laid(tmp_path, *HOSPITALS), "alter": said_of_itself(1, change)}
+    if policy == "stop":
+        with pytest.raises(ConfigError, match=r"clients \[0, 2\] have own-data, the others do not"):
+            hospitals(tmp_path, *more, **about)
+        return
+    run, _ = hospitals(tmp_path, *more, **about)
+    assert [row["cohort"] for row in run.rows] == [[0, 2], [0, 2]]
+    said = [e for e in events(tmp_path / "run") if e["event"] == "without"]
+    assert [e["reasons"] for e in said] == [["client 1: own-data=false, which most nodes say otherwise"]]
 
 
 def test_without_a_contract_nodes_are_compared_with_the_server(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from real import events, hashes
 
 from fedsim.cli.main import command
 from fedsim.errors import ClientError
+from fedsim.flower import asking
 from fedsim.flower import nodes as nodes_module
 
 TINY = (
@@ -156,6 +157,20 @@ METHODS: dict[str, tuple[tuple[str, ...], str, list[tuple[Change, str]]]] = {
     "ggeur": (("strategy.target=6",), "statistics", [
         (values(domain=10**12), "domain=1000000000000: must be a number from -1"),
     ]),
+    "fedcm": ((), "fit", [
+        (values(steps=0), "steps=0: must lie between 1 and"),
+        (values(steps=-3), "steps=-3: must lie"),
+        (values(steps=10**6), "steps=1000000: must lie"),
+    ]),
+    "fedossl": ((), "fit", [
+        (numbers("centroids", lambda c: c * 0 + 1e15), "'centroids' has rows longer than 1"),
+        (numbers("means", lambda m: m * 0 + 9), "'means' has rows longer than 1"),
+        (numbers("rows", lambda n: n * 0 - 1), "'rows' is -1, expected"),
+        (numbers("present", lambda p: p * 0 + 0.5), "'present' holds other numbers"),
+    ]),
+    "co_boosting": (("strategy.labels=present", "strategy.epochs=1"), "counts", [
+        (numbers("counts", lambda c: c * 0 + 1e15), "'counts' counts 1e.16 samples of"),
+    ]),
     "uniform": (("strategy=fedavg", "strategy.weighting=uniform"), "fit", [
         (lambda c: (put("outcome", weight=2.0)(c), values(weight=2.0)(c))[0], "its weight is 2; expected 0 to 1"),
     ]),
@@ -217,3 +232,38 @@ def test_a_client_that_says_for_ever_that_it_lacks_something_is_heard_once(tmp_p
         (HOSTILE, True)
     ]
     assert [e["client"] for e in events(tmp_path / "run") if e["event"] == "lacking"] == [HOSTILE]
+
+
+def test_a_node_that_breaks_off_for_ever_is_asked_no_more(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It is back at once each time; without a deadline nothing else would end that."""
+    monkeypatch.setattr(asking, "LOSSES", 3)
+
+    def gone(message: Message) -> Error | None:
+        return Error(5, "unavailable") if of_the_hostile(message, "fit") else None
+
+    run, grid = deploy(tmp_path, *TINY, "rounds=1", "engine.deadline=null", spoil=gone)
+    assert [f["client"] for f in run.rows[0]["failures"]] == [HOSTILE]
+    assert "its node was lost 3 times in one exchange" in run.rows[0]["failures"][0]["reason"]
+    assert sum(kind == "train" for _, kind, _ in grid.log) == 5
+
+
+@pytest.mark.parametrize("method", ["fedavg", "scaffold"])
+def test_a_lost_state_is_that_of_a_client_that_keeps_one(method: str, tmp_path: Path) -> None:
+    """By ``engine.lost_state=stop`` it ends the run, which is noted; where there is no state, it is a failure."""
+
+    def lost(content: RecordDict) -> None:
+        put("flags", lost=True, stateful=False)(content)
+        put("outcome", kind="failed")(content)
+        for name in ("outcome.update", "outcome.update.values"):
+            content.pop(name, None)
+
+    about = (tmp_path, [put("flags", stateful=True), lost], f"strategy={method}", "engine.lost_state=stop")
+    if method == "scaffold":
+        with pytest.raises(ClientError, match="client 1: it says that its state is lost"):
+            attacked(*about)
+        assert [e["client"] for e in events(tmp_path / "run") if e["event"] == "absent"] == [HOSTILE]
+        return
+    run = attacked(*about)
+    assert "clients of this method keep none" in run.rows[1]["failures"][0]["reason"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,41 @@ def test_a_key_that_is_bound_to_nothing_is_refused_and_the_run_goes_on(
     assert {e["client"]: e["node"] for e in told if e["event"] == "joined"} == {0: 100, 1: 101, 2: 102}
 
 
+def test_a_stranger_does_not_end_the_wait_for_others(tmp_path: Path) -> None:
+    """The node of client 1 comes once the stranger has long been refused."""
+    nodes = {99: node(tmp_path / "evil", 1), **{100 + c: node(tmp_path, c) for c in (0, 2)}}
+    late = node(tmp_path, 1)
+
+    class Slow(Binding):
+        def stranger(self, name: str, names: Any) -> str:
+            if (why := super().stranger(name, names)) and next(tries) == 8:
+                nodes[101] = late
+            return why
+
+    tries, bound = (
+        count(),
+        Binding({"hospital0": frozenset({0}), "hospital1": frozenset({1}), "hospital2": frozenset({2})}),
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Binding, "of", staticmethod(lambda *given: Slow(bound.clients)))
+        run, _ = deploy(
+            tmp_path, *TINY, BOUND, "failures.policy=skip", nodes=nodes, names={**NAMES, 99: "hospital9"}
+        )
+    assert run.rows[0]["cohort"] == [0, 1, 2]
+
+
+def test_a_bound_node_that_says_nothing_of_sense_is_all_its_clients(tmp_path: Path) -> None:
+    nodes = {100: node(tmp_path, 0), 101: {"clients": "1 2", "state-dir": str(tmp_path / "both")}}
+
+    def alter(message: Any, content: RecordDict) -> None:
+        if "node" in content and message.metadata.dst_node_id == 101:
+            content["node.1"] = content["node"]
+
+    two = "engine.nodes={hospital0: 0, hospital1: [1, 2]}"
+    run, _ = deploy(tmp_path, *TINY, two, "failures.policy=skip", nodes=nodes, names=NAMES, alter=alter)
+    assert run.rows[0]["cohort"] == [0]
+
+
 def test_two_live_nodes_of_one_name_are_both_refused(tmp_path: Path) -> None:
     nodes = {99: node(tmp_path / "evil", 1), **{100 + c: node(tmp_path, c) for c in range(3)}}
     with pytest.raises(EngineError, match="node 101 is refused: 'hospital1' is the name of two live keys"):
@@ -158,6 +194,9 @@ def test_one_node_is_one_client(tmp_path: Path) -> None:
 def test_bindings_are_read_from_a_file_and_checked(tmp_path: Path) -> None:
     file = tmp_path / "nodes.yaml"
     file.write_text("hospital0: 0\nhospital1: [1, 2]\n")
+    twice, latin = tmp_path / "twice.yaml", tmp_path / "latin.yaml"
+    twice.write_text("hospital0: 0\nhospital0: 1\n")
+    latin.write_bytes("h\xf4pital: 0\n".encode("latin-1"))
     assert Binding.of(str(file), 3).clients == {"hospital0": {0}, "hospital1": {1, 2}}
     assert Binding.of(None, 3).clients == {}
     for given, reason in (
@@ -167,6 +206,10 @@ def test_bindings_are_read_from_a_file_and_checked(tmp_path: Path) -> None:
         ({"a": []}, "expected clients"),
         ([0, 1], "expected names with their clients"),
         (str(tmp_path / "none.yaml"), "none.yaml: cannot be read"),
+        (str(twice), "twice.yaml, line 2: no valid YAML .found duplicate key hospital0"),
+        (str(latin), "latin.yaml: cannot be read .no UTF-8"),
+        ("", "engine.nodes=: expected names with their clients"),
+        ({None: [0]}, "None is no name of a key"),
     ):
         with pytest.raises(ConfigError, match=reason):
             Binding.of(given, 3)

@@ -207,6 +207,11 @@ def test_keys_in_use_are_not_replaced(made: Path, tmp_path: Path, capsys: pytest
     (tmp_path / "c.pub").write_text("ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIG c")
     assert command(["provision", "--nodes", "c", "--keys", str(tmp_path), "--out", str(tmp_path / "o")]) == 2
     assert "c.pub: no public key of a node; make it by ssh-keygen -t ecdsa" in capsys.readouterr().err
+    for name in "de":
+        (tmp_path / f"{name}.pub").write_bytes((made / "c/node.pub").read_bytes())
+    both = ["--nodes", "d", "e", "--keys", str(tmp_path), "--out", str(tmp_path / "o")]
+    assert command(["provision", *both]) == 2
+    assert "e.pub: the key of d, too; each node needs its own" in capsys.readouterr().err
 
 
 def test_the_same_authority_signs_again_for_nodes_that_keep_their_keys(made: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from fedsim.exchange.secagg.protocol import (
     UnmaskingServer,
     default_threshold,
     neighbours,
+    unfit,
 )
 from fedsim.exchange.secagg.ring import (
     FixedPoint,
@@ -50,5 +51,6 @@ __all__ = [
     "split",
     "to_levels",
     "to_ring",
+    "unfit",
     "unmasked",
 ]

@@ -39,6 +39,15 @@ def public_key(private: bytes) -> bytes:
     return bytes(_private(private).public_key().public_bytes_raw())
 
 
+def is_public_key(public: bytes) -> bool:
+    """Whether two can agree on something by it: points of low order, such as 32 zeros, give everybody nothing."""
+    try:
+        _private(bytes(SECRET)).exchange(_primitives().X25519PublicKey.from_public_bytes(public))
+    except ValueError:
+        return False
+    return True
+
+
 def agreed(private: bytes, public: bytes, run: str, info: str) -> bytes:
     """The 32 bytes that two clients share: HKDF-SHA256 of X25519, salted by the run's id.
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import secrets
 import struct
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -23,6 +24,7 @@ from fedsim.exchange.secagg.masks import (
     PRG,
     SECRET,
     agreed,
+    is_public_key,
     masked,
     pair_key,
     public_key,
@@ -71,6 +73,17 @@ def neighbours(clients: Sequence[int], k: int | None, seed: int, round: int) -> 
     return {i: tuple(sorted(order[(at + s) % len(ids)] for s in steps)) for at, i in enumerate(order)}
 
 
+def unfit(keys: Mapping[int, bytes]) -> dict[int, str]:
+    """Why keys of leg 1 cannot be handed out, by client: neighbours would end at them, or agree on what others know."""
+    out, common = dict[int, str](), Counter(keys.values())
+    for i, both in keys.items():
+        if len(both) != KEYS or not all(is_public_key(both[at : at + SECRET]) for at in (0, SECRET)):
+            out[i] = "its keys are none that anybody can agree by"
+        elif common[both] > 1:
+            out[i] = "another client has the same keys"
+    return out
+
+
 @dataclass
 class MaskingClient:
     """One client in one round. All that it must remember between legs is in its fields, numbers and bytes."""
@@ -104,11 +117,11 @@ class MaskingClient:
         """Leg 2: encrypted shares by neighbour, ``SEALED`` bytes each; ``public`` are the neighbours' keys.
 
         Raises:
-            ClientError: if they are too few for the threshold, or two have the same keys.
+            ClientError: if they are too few for the threshold, none that can be used, or two have the same.
         """
         self.public = {j: bytes(p) for j, p in sorted(public.items()) if j != self.client}
-        held = [*self.public.values(), self.keys()]
-        if any(len(p) != KEYS for p in held) or len(set(held)) < len(held):
+        held = {**self.public, self.client: self.keys()}
+        if unfit(held):
             raise ClientError("the keys that the server handed out are not one pair of keys a client")
         if len(held) < self.t:
             raise ClientError(f"the server named {len(held)} clients; the threshold is {self.t}")
@@ -210,20 +223,25 @@ class UnmaskingServer:
             partners = [i for i in self.near[j] if i in survivors]
             if j in survivors or not partners:
                 continue
-            key = self._joined(j, revealed)
-            if public_key(key) != self.public[j][:SECRET]:
-                raise TooFewSurvivors(f"the shares of client {j}'s mask key do not give it back")
+            mine = self.public[j][:SECRET]
+            key = self._joined(j, revealed, lambda key, mine=mine: public_key(key) == mine)
             for i in partners:
                 s = pair_key(key, self.public[i][:SECRET], self.run, self.round, VECTOR)
                 broken[i, j] = PRG(s, d, B)
         return unmasked(np.zeros(d, np.uint64), own, broken, B)
 
-    def _joined(self, i: int, revealed: Mapping[int, Mapping[int, bytes]]) -> bytes:
+    def _joined(
+        self, i: int, revealed: Mapping[int, Mapping[int, bytes]], fits: Callable[[bytes], bool] = bool
+    ) -> bytes:
+        """The secret that ``fits``, of any t shares that lie together: who sent a wrong one spoils none."""
         shares = [found[i] for j, found in sorted(revealed.items()) if i in found]
-        secret = join(shares[: self.t]) if len(shares) >= self.t else None
-        if secret is None:
+        if len(shares) < self.t:
             raise TooFewSurvivors(f"{len(shares)} shares of client {i}'s secret; {self.t} are needed")
-        return secret
+        for at in range(len(shares)):
+            secret = join([*shares[at:], *shares[:at]][: self.t])
+            if secret is not None and fits(secret):
+                return secret
+        raise TooFewSurvivors(f"the shares of client {i}'s secret do not give it back")
 
 
 @dataclass(frozen=True)
