@@ -27,8 +27,13 @@ def said(blocks: Sequence[ProblemBlock]) -> list[str]:
     parents = dict.fromkeys(run.dir.parent for run in runs)
     chose = {folder for parent in parents for folder in trials(parent)}
     seeds = sorted({run.seed for run in runs if run.dir.resolve() in chose})
+    others = sorted({run.seed for run in runs if run.dir.resolve() not in chose})
     if not seeds:
         return []
-    fresh = sorted({run.seed for run in runs} - set(seeds))
-    rest = f"; results: --where seed={','.join(map(str, fresh))}" if fresh else ""
-    return [f"seeds {', '.join(map(str, seeds))}: trials of fedsim tune, which chose settings by them{rest}"]
+    rest = (
+        f"; results: --where seed={','.join(map(str, others))}" if not {*seeds} & {*others} and others else ""
+    )
+    places = ", ".join(dict.fromkeys(path.parent.name for path in chose))
+    return [
+        f"{places}, seeds {', '.join(map(str, seeds))}: trials of fedsim tune, which chose settings by them{rest}"
+    ]

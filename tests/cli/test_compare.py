@@ -53,10 +53,21 @@ def test_several_methods_are_renamed_at_once_and_a_name_may_hold_a_comma(runs, c
     assert "  Ours, fast  " in out and "  B  " in out and "twin" not in out
 
 
+def test_a_word_of_order_that_is_nobody_is_said(runs, capsys):
+    assert command(["report", "runs", "--order", "fedspeeed,twin", "--format", "md"]) == 0
+    out, err = capsys.readouterr()
+    assert (
+        "--order fedspeeed: nothing is called so; nearest is 'fedspeed'" in err and "--order twin" not in err
+    )
+    assert out.index("| twin") < out.index("| fedavg")
+
+
 def test_trials_of_a_tuning_are_said_to_be_no_results(runs, capsys):
     trials = [{"folders": {str(seed): path.name}} for seed in (0, 1) for path in runs.glob(f"*-s{seed}*")]
     (runs / "tune.json").write_text(json.dumps({"methods": [{"trials": trials}]}))
-    line = "seeds 0, 1: trials of fedsim tune, which chose settings by them; results: --where seed=2,3,4"
+    line = (
+        "runs, seeds 0, 1: trials of fedsim tune, which chose settings by them; results: --where seed=2,3,4"
+    )
     assert command(["compare", "runs"]) == 0 and line in capsys.readouterr().out
     assert command(["report", "runs", "--format", "md"]) == 0 and line in capsys.readouterr().out
     assert command(["compare", "runs", "--where", "seed=2,3,4"]) == 0

@@ -234,6 +234,7 @@ def test_personal_methods_have_a_table_of_their_own(tmp_path):
 def test_data_frames_of_a_folder(tmp_path):
     make(tmp_path, "fedavg", 3, [0.5, 0.6], clients=[(1, 0, "evaluate/accuracy", 0.5)], summary={"key": "k"})
     loaded = fedsim.load(tmp_path)
+    assert repr(fedsim.load([tmp_path])) == repr(loaded)  # lists of folders too
     assert loaded.runs[["method", "seed", "status", "key", "partition.alpha"]].values.tolist() == [
         ["fedavg", 3, "done", "k", 0.1]
     ]
