@@ -246,8 +246,9 @@ def main() -> int:
     parser.add_argument("what", choices=("everything", "digits", "fashion", "lam", "scaling"))
     parser.add_argument("--data", type=Path, help="folder of Fashion-MNIST; default: from the hub")
     parser.add_argument("--out", default="runs/byzantine")
-    parser.add_argument("--rules", nargs="+", help="names of rules, as in the table; default: all")
-    parser.add_argument("--attacks", nargs="+", help="names of attacks, as in the table; default: all")
+    for what, names in (("rules", RULES | MORE_RULES), ("attacks", ATTACKS | MORE_ATTACKS)):
+        text = f"names of {what}, as in the table; default: all"
+        parser.add_argument(f"--{what}", nargs="+", choices=tuple(names), metavar="NAME", help=text)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rounds", type=int, default=40, help="default: %(default)s")
     parser.add_argument("--picture", type=Path, help="a copy of heatmap.png")

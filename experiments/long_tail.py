@@ -126,7 +126,7 @@ def draw(frame: pd.DataFrame, path: Path) -> None:
     left.set(
         yticks=places,
         yticklabels=names,
-        xlabel="accuracy, % (bar: sample deviation over seeds, their number in brackets)",
+        xlabel="accuracy, %\nbar: sample deviation over seeds (their number)",
     )
     right.set(xlabel="GM accuracy by group of classes, %")
     for axes in (left, right):

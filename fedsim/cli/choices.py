@@ -51,7 +51,7 @@ def plan_of(
     """The comparison that the flags ask for; what they leave open is as ``default``, or the runs' own ``objective``."""
     if args.margin is not None and not 0 <= args.margin < math.inf:
         raise ConfigError(f"--margin {args.margin:g}: must be finite and not negative")
-    renames = assignments("--rename", args.rename)
+    renames = assignments("--rename", args.rename, args.methods)
     reference = renames.get(args.reference, args.reference)
     if not reference and "fedavg" in renames:
         reference = renames["fedavg"] if any(run.method == renames["fedavg"] for run in runs) else ""
@@ -91,7 +91,8 @@ def runs_of(args: argparse.Namespace) -> list[Run]:
     if not runs:
         raise ConfigError(f"no run folder (with metrics.jsonl) in {', '.join(map(str, args.dirs))}")
     shown = first_rounds(chosen(runs, args.where), args.until)
-    return renamed(shown, assignments("--rename", args.rename))
+    args.methods = list(dict.fromkeys(run.method for run in shown))  # as they are called before --rename
+    return renamed(shown, assignments("--rename", args.rename, args.methods))
 
 
 def recorded(argv: Sequence[str], dirs: Sequence[Path], name: str) -> list[str]:

@@ -13,7 +13,7 @@ from fedsim.cli.arguments import Arguments
 from fedsim.cli.choices import add_choices, plan_of, recorded, runs_of
 from fedsim.cli.exits import DONE, FAILED
 from fedsim.errors import ConfigError, hint
-from fedsim.report import comparison
+from fedsim.report import comparison, tuned
 from fedsim.report.across import ACROSS, summary
 from fedsim.report.blocks import ProblemBlock, blocks_of
 from fedsim.report.objective import Objective
@@ -59,6 +59,7 @@ def compare(argv: Sequence[str]) -> int:
                 [
                     *comparison.lines(blocks, plan),
                     *summary(blocks, plan, args.across),
+                    *tuned.said(blocks),
                     *earlier(blocks, common_folder(args.dirs)),
                 ]
             )

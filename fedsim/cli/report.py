@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -16,7 +17,7 @@ from yaml import YAMLError
 from fedsim.cli.arguments import Arguments, place
 from fedsim.cli.choices import add_choices, plan_of, recorded, runs_of, words_of
 from fedsim.cli.serving import add_serving, serve_report
-from fedsim.errors import ConfigError
+from fedsim.errors import ConfigError, hint
 
 if TYPE_CHECKING:
     from fedsim.report.blocks import ComparisonPlan, ProblemBlock
@@ -54,11 +55,18 @@ def report(argv: Sequence[str], live: bool = False) -> int:
     if asked and not any(block.ranked for block in blocks):
         arms = [arm for block in blocks for arm in block.setting.arms]
         raise ConfigError(next((arm.unranked for arm in arms if arm.unranked), "no run is finished"))
+    _say_unplaced(order, blocks)
     options = {"columns": words_of(args.columns)}
     frame = compare(runs, args.target, plan=plan, blocks=blocks, **options)
     out = args.out or common_folder(args.dirs) / "report"
     groups = [arm.group for block in blocks for arm in block.setting.arms]
-    groups = groups if len({group.label for group in groups}) == len(groups) else group_runs(runs)
+    if len({group.label for group in groups}) < len(
+        groups
+    ):  # of several problems: with what tells these apart
+        places = {run.dir: at for at, group in enumerate(groups) for run in group.runs}
+        groups = sorted(
+            group_runs(runs), key=lambda group: min(places.get(r.dir, len(places)) for r in group.runs)
+        )
     commands = [*_sweeps(runs), shlex.join(["fedsim", "report", *argv])]
     document = _document(blocks, plan, recorded(argv, args.dirs, "report"), args.dirs)
     try:
@@ -87,6 +95,18 @@ def report(argv: Sequence[str], live: bool = False) -> int:
     print(f"tables:  {out / 'table.csv'}, {out / 'table.tex'}, {out / 'comparison.json'}")
     print(f"figures: {', '.join(map(str, [out / '*.png', *drawn]))}", flush=True)
     return 0
+
+
+def _say_unplaced(order: Sequence[str], blocks: Sequence[ProblemBlock]) -> None:
+    """A line for each word of ``--order`` that is no method and no value of a setting."""
+    arms = [(block, arm) for block in blocks for arm in block.setting.arms]
+    known = dict.fromkeys(name for _, arm in arms for name in (arm.group.method, arm.name))
+    values = {
+        str(v) for b, arm in arms for v in (*b.setting.differing.values(), *arm.group.settings.values())
+    }
+    for word in order:
+        if word not in known and word not in values:
+            print(f"fedsim: --order {word}: nothing is called so{hint(word, known)}", file=sys.stderr)
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -73,7 +73,7 @@ def blocks_of(
     for word in (*([plan.reference] if plan.reference not in ("", ALL) else []), *plan.against):
         if word not in names:
             raise ConfigError(
-                f"no method {word!r} among the runs{hint(word, names)}; there are {', '.join(names)}"
+                f"no method {word!r} among the runs{hint(word, names)}; there are {'; '.join(names)}"
             )
     return [_block(setting, plan) for setting in settings]
 
@@ -223,8 +223,9 @@ def leaders(arms: Sequence[Arm], plan: ComparisonPlan) -> tuple[list[str], str]:
     if open_ := [c for c in found if c.verdict not in (BETTER, EQUIVALENT)]:
         known = [c.seeds_needed for c in open_ if c.seeds_needed]
         seeds = f"; {said_seeds(max(known))} would decide" if known else ""
-        others = _list([c.b for c in open_][:3]) + " ..." * (len(open_) > 3)
-        return [], f"{lead} leads, undecided against {others}{seeds}"
+        others = " and ".join(c.b for c in open_[:3]) + " ..." * (len(open_) > 3)
+        family = f" (Holm over its {len(found)} comparisons)" if len(found) > 1 else ""
+        return [], f"{lead} leads, undecided against {others}{family}{seeds}"
     ties = [c.b for c in found if c.verdict == EQUIVALENT]
     if len(ties) == len(found):
         return [], ""

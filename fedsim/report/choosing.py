@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -38,13 +38,12 @@ def chosen(runs: Sequence[Run], conditions: Sequence[str]) -> list[Run]:
             raise ConfigError(f"--where {condition}: type KEY=VALUE, or !=, <, <=, >, >= in place of =")
         key, sign, text = found.groups()
         name = key if key in METHOD else _full(key, keys)
-        left = [
-            run
-            for run in left
-            if _fits(run.method if name in METHOD else flats[id(run)].get(name), name, sign, text.split(","))
-        ]
+        values = {id(run): run.method if name in METHOD else flats[id(run)].get(name) for run in left}
+        before, left = left, [run for run in left if _fits(values[id(run)], name, sign, text.split(","))]
         if not left:
-            raise ConfigError(f"--where {condition}: no run is left of {len(runs)}")
+            there = dict.fromkeys(short_value(name, values[id(run)]) for run in before)
+            near = hint(text, there) if sign == "=" else ""
+            raise ConfigError(f"--where {condition}: no run is left of {len(runs)}{near}")
     return left
 
 
@@ -87,8 +86,12 @@ def _cut(run: Run, until: int) -> Run:
     return replace(run, rows=rows, config=config, summary=summary, until=until)
 
 
-def assignments(flag: str, words: Sequence[str]) -> dict[str, str]:
-    """``OLD=NEW`` as a dictionary."""
+def assignments(flag: str, words: Sequence[str], known: Iterable[str] = ()) -> dict[str, str]:
+    """``OLD=NEW`` as a dictionary; ``a=A,b=B`` are two where b is one of the ``known`` names."""
+    olds = "|".join(re.escape(name) for name in known)
+    words = [
+        part for word in words for part in (re.split(rf",(?=\s*(?:{olds})\s*=)", word) if olds else [word])
+    ]
     for word in words:
         if not all(part.strip() for part in word.partition("=")):
             raise ConfigError(f"{flag} {word}: type OLD=NEW")

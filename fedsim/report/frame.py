@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fedsim.errors import ConfigError, hint
+from fedsim.report import tuned
 from fedsim.report.arms import Arm
 from fedsim.report.blocks import ComparisonPlan, ProblemBlock
 from fedsim.report.comparison import differing_words, footer, objective_words, ranges
@@ -27,6 +28,11 @@ BEST_TEST = "best_test"
 DEFAULT = ("difference", "verdict", *TO_TARGET, EPSILON, DELTA, "megabytes", "sim_seconds", "joules")
 WHERE_THERE = ("note", "sim_seconds", "time_to_target", "joules", EPSILON, DELTA)  # else no column
 COLUMNS = (*DEFAULT, "seconds", BEST_TEST)  # and every column of metrics.jsonl
+TOGETHER = {  # what a column's words are made of
+    "difference": ("difference", "low", "high", "p_holm"),
+    "verdict": ("p_holm", "verdict", "needed"),
+    "rounds_to_target": ("rounds_to_target", "reached", "resolution"),
+}
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,8 @@ def frame_of(blocks: Sequence[ProblemBlock], plan: ComparisonPlan, shown: Shown)
         values = frame[column]
         if not (values.astype(bool) & values.notna()).any():
             frame = frame.drop(columns=column)
+    if lines and shown.columns:
+        frame = frame[_as_asked(list(frame), plan.objective.column, shown.columns)]
     stars = marks_of(blocks, arms, plan, shown.target, "seconds" in shown.columns)
     frame.attrs |= {
         "target": shown.target,
@@ -73,11 +81,21 @@ def frame_of(blocks: Sequence[ProblemBlock], plan: ComparisonPlan, shown: Shown)
         "extra": [name for name, _ in extra],
         "blocks": [at for at, _ in arms],
         "stars": {column: marks for column, marks in stars.items() if marks},
-        "below": [_numbers_are(blocks, plan), *_all_below(blocks, plan, shown)]
-        if lines
-        else _all_below(blocks, plan, shown),
+        "below": [
+            *([_numbers_are(blocks, plan)] if lines else []),
+            *_all_below(blocks, plan, shown),
+            *tuned.said(blocks),
+            *(f"{column}: no run has it" for column in shown.columns if column not in frame),
+        ],
     }
     return frame
+
+
+def _as_asked(there: Sequence[str], objective: str, asked: Sequence[str]) -> list[str]:
+    """Columns as far as the objective's, then those asked for in their order, then the notes."""
+    first = there[: there.index(f"{objective}_std") + 1]
+    wanted = [c for name in asked for c in TOGETHER.get(name, (name, f"{name}_std")) if c in there]
+    return list(dict.fromkeys([*first, *wanted, *(c for c in there if c == "note")]))
 
 
 def _extra(blocks: Sequence[ProblemBlock], plan: ComparisonPlan, shown: Shown) -> list[tuple[str, Objective]]:

@@ -57,10 +57,12 @@ class LoadedRuns:
         return pd.DataFrame(list(lines))
 
 
-def load(*dirs: str | Path) -> LoadedRuns:
+def load(*dirs: str | Path | Sequence[str | Path]) -> LoadedRuns:
     """The runs in folders, at any depth, as data frames: ``fedsim.load("runs/cmp").rows``.
+
+    ``dirs`` may be lists of folders too.
 
     Raises:
         ConfigError: if there is none, with the first reason.
     """
-    return LoadedRuns(load_runs(dirs))
+    return LoadedRuns(load_runs([d for one in dirs for d in ([one] if isinstance(one, str | Path) else one)]))

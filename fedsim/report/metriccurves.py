@@ -60,6 +60,7 @@ def figure_of_metric(blocks: Sequence[ProblemBlock], plan: ComparisonPlan, metri
         for arm in block.setting.arms
     }
     figure = panel(histories, metric)
+    figure.axes[0].set_ylabel(metric, parse_math=False)
     if metric == plan.objective.column and plan.objective.at.startswith("mean"):
         _shade(figure.axes[0], [arm for block in blocks for arm in block.ranked])
     titled(figure)
@@ -70,6 +71,12 @@ def _label(arm: Arm, blocks: Sequence[ProblemBlock], block: ProblemBlock) -> str
     where = ", ".join(f"{k.rpartition('.')[2]}={v}" for k, v in block.setting.differing.items())
     inside = f", {where}" if len(blocks) > 1 and where else ""
     return f"{arm.name}{inside} (n={len(arm.group.runs)})"
+
+
+def _styles(blocks: Sequence[ProblemBlock]) -> dict[int, tuple[str, str]]:
+    """Colour and dash of each arm, by its identity, in the order of the table: the same in all figures of a report."""
+    arms = [arm for block in blocks for arm in block.setting.arms]
+    return {id(arm): look for arm, look in zip(arms, looks(), strict=False)}
 
 
 def _shade(axes: Axes, arms: Sequence[Arm]) -> None:
@@ -100,6 +107,8 @@ def _against_setting(blocks: Sequence[ProblemBlock], plan: ComparisonPlan, key: 
     """The objective's mean over seeds against the values of ``key``, with bars of one standard deviation to each side;
     a curve per combination of the other settings."""
     curves: dict[str, dict[float, list[float]]] = {}
+    first: dict[str, tuple[str, str]] = {}  # how a curve's first arm looks in all figures
+    style = _styles(blocks)
     for block in blocks:
         for arm in block.ranked:
             settings = dict(_settings(block, arm))
@@ -107,13 +116,15 @@ def _against_setting(blocks: Sequence[ProblemBlock], plan: ComparisonPlan, key: 
             values = [plan.scale * value for value in arm.values.values() if math.isfinite(value)]
             if isinstance(at, int | float) and values:
                 others = [f"{short_name(k)}={short_value(k, v)}" for k, v in settings.items()]
-                curves.setdefault(", ".join([arm.group.method, *others]), {})[float(at)] = values
+                label = ", ".join([arm.group.method, *others])
+                curves.setdefault(label, {})[float(at)] = values
+                first.setdefault(label, style[id(arm)])
     figure, axes = one_panel()
     places = sorted({at for found in curves.values() for at in found})
     if places and 0 < 10 * places[0] <= places[-1]:
         axes.set_xscale("log")
-    for (label, found), (colour, dash) in zip(curves.items(), looks(), strict=False):
-        x = sorted(found)
+    for label, found in curves.items():
+        (colour, dash), x = first[label], sorted(found)
         bars = [stdev(found[at]) if len(found[at]) > 1 else 0.0 for at in x]
         look: dict[str, Any] = {
             "color": colour,
@@ -133,7 +144,7 @@ def _against_setting(blocks: Sequence[ProblemBlock], plan: ComparisonPlan, key: 
 
 def _differences(blocks: Sequence[ProblemBlock], plan: ComparisonPlan) -> Curves:
     figure, axes = one_panel()
-    style = looks()
+    style = _styles(blocks)
     for block in blocks:
         arms = {arm.name: arm for arm in block.ranked}
         for c in block.comparisons:
@@ -147,7 +158,7 @@ def _differences(blocks: Sequence[ProblemBlock], plan: ComparisonPlan) -> Curves
             d = np.array(
                 [[plan.objective.sign * (x[r] - y[r]) for r in rounds] for x, y in zip(a, b, strict=True)]
             )
-            colour, dash = next(style)
+            colour, dash = style[id(arms[c.a])]
             name = f"{_label(arms[c.a], blocks, block)} - {c.b}"
             axes.plot(
                 rounds, plan.scale * d.mean(axis=0), color=colour, linestyle=dash, label=name, linewidth=1.8

@@ -83,8 +83,8 @@ def shipped(name: str) -> str:
 def _results(frame: pd.DataFrame) -> str:
     target = frame.attrs.get("target")
     words = [
-        f"Numbers are the {frame.attrs['objective']}: mean ± sample standard deviation over the n seeds that are "
-        "finished, not the standard error. Differences are to the reference, over common seeds, with 95 % intervals.",
+        "± is the sample standard deviation over the n seeds that are finished, not the standard error. Differences "
+        "are to the reference, over common seeds, with 95 % intervals.",
         ""
         if target is None
         else f"Rounds to {100 * target:g} % count to the first evaluation at or above it.",

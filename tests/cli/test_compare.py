@@ -47,6 +47,35 @@ def test_verdicts_and_expectations(runs, capsys):
     assert "expected twin equivalent, but against z it is worse" in capsys.readouterr().err
 
 
+def test_several_methods_are_renamed_at_once_and_a_name_may_hold_a_comma(runs, capsys):
+    assert command(["compare", "runs", "--at", "last", "--rename", "fedspeed=Ours, fast,twin=B"]) == 0
+    out = capsys.readouterr().out
+    assert "  Ours, fast  " in out and "  B  " in out and "twin" not in out
+
+
+def test_a_word_of_order_that_is_nobody_is_said(runs, capsys):
+    assert command(["report", "runs", "--order", "fedspeeed,twin", "--format", "md"]) == 0
+    out, err = capsys.readouterr()
+    assert (
+        "--order fedspeeed: nothing is called so; nearest is 'fedspeed'" in err and "--order twin" not in err
+    )
+    assert out.index("| twin") < out.index("| fedavg")
+
+
+def test_trials_of_a_tuning_are_said_to_be_no_results(runs, capsys):
+    trials = [{"folders": {str(seed): path.name}} for seed in (0, 1) for path in runs.glob(f"*-s{seed}*")]
+    (runs / "tune.json").write_text(json.dumps({"methods": [{"trials": trials}]}))
+    line = (
+        "runs, seeds 0, 1: trials of fedsim tune, which chose settings by them; results: --where seed=2,3,4"
+    )
+    assert command(["compare", "runs"]) == 0 and line in capsys.readouterr().out
+    assert command(["report", "runs", "--format", "md"]) == 0 and line in capsys.readouterr().out
+    assert command(["compare", "runs", "--where", "seed=2,3,4"]) == 0
+    assert "trials of fedsim tune" not in capsys.readouterr().out
+    (runs / "tune.json").write_text("[]")
+    assert command(["compare", "runs"]) == 0 and "trials" not in capsys.readouterr().out
+
+
 def test_a_method_is_expected_by_its_name_alone_where_more_tells_it_apart(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for seed in range(5):
@@ -90,6 +119,7 @@ def test_json_is_all_there_is_on_stdout(runs, capsys, monkeypatch):
     [
         (["--where", "strategy=fedavg"], "nothing to compare: no setting has two methods with numbers"),
         (["--where", "strategy=x"], "--where strategy=x: no run is left of 15"),
+        (["--where", "strategy=fedvag"], "no run is left of 15; nearest is 'fedavg'"),
         (["--where", "partition.alfa=1"], "no run has this setting; nearest is 'partition.alpha'"),
         (["--reference", "fedspeeed"], "no method 'fedspeeed' among the runs; nearest is 'fedspeed'"),
         (["--rename", "fedav=X"], "--rename fedav: no method of that name; nearest is 'fedavg'"),

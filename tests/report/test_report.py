@@ -205,6 +205,18 @@ def test_columns_that_are_asked_for(tmp_path):
         compare(load_runs([tmp_path]), columns=["val/los"])
 
 
+def test_columns_stand_in_the_order_asked_for_and_what_no_run_has_is_said(tmp_path):
+    for seed in range(3):
+        for method, last in (("fedavg", 0.6), ("fedspeed", 0.7)):
+            make(tmp_path, method, seed, [0.5, last + seed / 50], extra=lambda at: {"val/loss": at / 8})
+    asked = ["joules", "verdict", "val/loss", "difference", "megabytes"]
+    frame = compare(load_runs([tmp_path]), columns=asked)
+    at = [list(frame).index(name) for name in asked[1:]]
+    assert at == sorted(at) and "joules: no run has it" in frame.attrs["below"]
+    text = shown(tmp_path, columns=["megabytes", "verdict"])
+    assert text.index("MB") < text.index("verdict") and "difference" not in text.splitlines()[1]
+
+
 def test_personal_methods_have_a_table_of_their_own(tmp_path):
     extra = {"clients/accuracy": 0.8, "clients/accuracy_worst_tenth": 0.4}
     for method in ("fedavg", "mine"):
@@ -222,6 +234,7 @@ def test_personal_methods_have_a_table_of_their_own(tmp_path):
 def test_data_frames_of_a_folder(tmp_path):
     make(tmp_path, "fedavg", 3, [0.5, 0.6], clients=[(1, 0, "evaluate/accuracy", 0.5)], summary={"key": "k"})
     loaded = fedsim.load(tmp_path)
+    assert repr(fedsim.load([tmp_path])) == repr(loaded)  # lists of folders too
     assert loaded.runs[["method", "seed", "status", "key", "partition.alpha"]].values.tolist() == [
         ["fedavg", 3, "done", "k", 0.1]
     ]
