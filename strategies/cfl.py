@@ -34,9 +34,9 @@ class Criterion:
     """When a cluster is split.
 
     ``relative``: ``|u| < ratio max |delta_i|`` of the mean update ``u``, and the mean cosine inside the halves exceeds
-    that across by more than ``separation``; the halves are those of the round before, for any updates lie apart by the
-    halves that were made of them. ``absolute`` (the paper's): ``|u| < eps1`` and ``max |delta_i| > eps2``, which depend
-    on the model and the local work. Both: at least ``min_size`` members.
+    that across by more than ``separation``, by the halves of these updates and by those of the round before, which are
+    taken: updates of one round may lie apart by chance. ``absolute`` (the paper's): ``|u| < eps1`` and
+    ``max |delta_i| > eps2``, which depend on the model and the local work. Both: at least ``min_size`` members.
     """
 
     kind: str
@@ -58,8 +58,10 @@ class Criterion:
         if not small:
             return None
         similarity = cosines(deltas)
-        halves = bipartition(similarity) if proposed is None else proposed
+        halves = bipartition(similarity)
         apart = separation(similarity, *halves)
+        if proposed is not None:
+            halves, apart = proposed, min(apart, separation(similarity, *proposed))
         return None if self.kind == "relative" and apart <= self.separation else (apart, halves)
 
 

@@ -78,7 +78,7 @@ class Backdoor(Attack):
     def triggered(self, data: FederatedData) -> Portion | None:
         """Test samples of other classes than ``target``, with the trigger and that label."""
         test, normalize = data.dataset.test, data.dataset.normalize
-        own = self.fitted(data.dataset)
+        own = self.fitted(data.present)
         if test is None or test.labels is None:
             return None
         rows = data.test_rows[test.labels.cpu()[data.test_rows] != self.target]

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 
 from fedsim.cli.arguments import Arguments, check_runs, place
+from fedsim.cli.asjson import aside
 from fedsim.cli.value import add_shared, said, seeds_of
 from fedsim.errors import ConfigError
 
@@ -40,7 +41,8 @@ def audit(argv: Sequence[str]) -> int:
     if not args.clients:
         from fedsim.replay.membership import leave_word, lines, membership
 
-        bound = membership(args.runs, score=args.score, claimed=args.claimed, delta=args.delta)
+        with aside(args.json):
+            bound = membership(args.runs, score=args.score, claimed=args.claimed, delta=args.delta)
         leave_word(bound)
         print(json.dumps(bound) if args.json else "\n".join(lines(bound)), flush=True)
         return int(bool(bound["broken"]))
@@ -61,7 +63,8 @@ def audit(argv: Sequence[str]) -> int:
     if args.dry_run:
         return 0
     quiet = (lambda text: None) if args.json else lambda text: print(text, flush=True)
-    found = look(BaseRun.of(args.runs[0]), todo, args.workers, quiet)
+    with aside(args.json):
+        found = look(BaseRun.of(args.runs[0]), todo, args.workers, quiet)
     share = todo is not None and todo.objective.share
     print(json.dumps(found) if args.json else "\n".join(table(found, 100 if share else 1)), flush=True)
     return 0

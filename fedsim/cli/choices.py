@@ -23,7 +23,7 @@ def add_choices(parser: Arguments) -> None:
     add("--objective", metavar="COLUMN", help="of metrics.jsonl, such as accuracy, loss, clients/accuracy")
     add("--on", help="test (default), val, clients, clients_val")
     add("--at", help="last, mean:K of the last K evaluations (default mean:10), or best_val")
-    add("--direction", help="max, min, or auto: min for losses, errors, seconds, bytes, joules")
+    add("--direction", help="max, min, or auto: min for losses, errors, costs, spreads, gaps")
     add("--clients", help="mean (default), weighted or worst_tenth over clients")
     add(
         "--reference",

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
 from fedsim.cli.arguments import Arguments, add_allow, check_runs, folder, place
+from fedsim.cli.asjson import aside
 
 
 def diff(argv: Sequence[str]) -> int:
@@ -28,11 +28,13 @@ def diff(argv: Sequence[str]) -> int:
         check_runs([args.a, args.b], args.allow)
     from fedsim.replay import parting
 
-    found = parting.diff(folder(args.a), folder(args.b), metrics_only=args.metrics_only)
+    with aside(True):
+        found = parting.diff(folder(args.a), folder(args.b), metrics_only=args.metrics_only)
     if args.json:
         from fedsim.run.key import version
+        from fedsim.tracking.rows import to_json
 
-        print(json.dumps({"schema": 1, "fedsim": version(), **found}), flush=True)
+        print(to_json({"schema": 1, "fedsim": version(), **found}), flush=True)
         return int(found["code"])
     for line in parting.lines_of(found):
         print(line)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 
 from fedsim.cli.arguments import Arguments, add_allow, check_runs, place
+from fedsim.cli.asjson import aside
 from fedsim.errors import ConfigError
 
 
@@ -60,7 +61,8 @@ def forget(argv: Sequence[str]) -> int:
         return 0
     if todo.why_all and not args.json:
         print(f"begins anew: {todo.why_all}", flush=True)
-    found = carry_out(todo, purge=args.purge)
+    with aside(args.json):
+        found = carry_out(todo, purge=args.purge)
     if args.json:
         print(json.dumps(found), flush=True)
         return 0

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fedsim.cli.arguments import Arguments, add_allow, check_runs, place
+from fedsim.cli.asjson import aside
 from fedsim.errors import ConfigError
 
 
@@ -56,9 +57,10 @@ def value(argv: Sequence[str]) -> int:
         print(json.dumps(costs) if args.json else said(costs), flush=True)
     if args.dry_run:
         return 0
-    found = find(
-        todo, args.workers, (lambda text: None) if args.json else lambda text: print(text, flush=True)
-    )
+    with aside(args.json):
+        found = find(
+            todo, args.workers, (lambda text: None) if args.json else lambda text: print(text, flush=True)
+        )
     print(json.dumps(found) if args.json else "\n".join(table(found, todo.objective.share)), flush=True)
     return 0
 

@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from safetensors import SafetensorError
 
 from fedsim.cli.arguments import Arguments, add_allow, folder, place
+from fedsim.cli.asjson import aside
 from fedsim.config.allowed import check_allowed, granted, listed
 from fedsim.config.check import validate
 from fedsim.config.compose import load, plain
@@ -74,7 +75,8 @@ def _verify(args: Namespace) -> int:
         if (record := DeploymentRecord.of(recorded_dir)) is not None:
             whole = len(record.cohorts) >= config.rounds
             handed = {"engine": ReplayEngine(record), "cohorts": record.cohorts if whole else None}
-        computed = run(config, **handed).dir
+        with aside(args.json):
+            computed = run(config, **handed).dir
         again, base = _hashes(computed), _base(computed)
         differing = next((number for number, value in recorded.items() if again.get(number) != value), None)
         whole = record is None and max(recorded) == max(again)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.data.dataset import Dataset, taken
+from fedsim.data.dataset import Dataset, Samples, taken
 from fedsim.data.local import LocalData
 from fedsim.data.partition import Shards
 from fedsim.data.sample_roles import Roles, left_out, withheld, without_labels, without_rows
@@ -119,6 +119,15 @@ class FederatedData:
             holdout=held and without_rows(held, rows),
             roles=replace(self.roles.lacking(rows), dealt=self.dealt),
         )
+
+    @property
+    def present(self) -> Dataset:
+        """The data set without the training samples that nobody uses, where samples lie in memory: a copy."""
+        train, unused = self.dataset.train, self.roles.unused
+        if unused is None or not isinstance(train, Samples):
+            return self.dataset
+        rows = np.delete(np.arange(len(train)), unused)
+        return replace(self.dataset, train=Samples(*train.take(torch.from_numpy(rows))))
 
     def handed(self) -> FederatedData:
         """What clients and workers may hold of it: neither withheld labels nor the server's samples."""

@@ -60,6 +60,7 @@ class Roles:
     labels_known: bool = False  # it has them after all (``data.labelled.withhold=false``)
     newcomers: Shards | None = None  # all samples of the clients held out for good
     absent: frozenset[int] = frozenset()  # clients that are never asked: excluded, or held out
+    unused: np.ndarray | None = None  # training samples (m,) of who or what is excluded; None: there are none
     dealt: Shards | None = None  # what the partition gave each client to train on, if that is not ``shards``
     truth: Tree = None  # targets (N, ...) of the training samples, where some of them are withheld
     server: Portion | None = None  # labelled samples of the server

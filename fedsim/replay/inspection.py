@@ -207,7 +207,8 @@ def _attackers(folder: Path) -> set[int] | None:
 
 
 def _mean(values: Sequence[float]) -> float | None:
-    return fmean(values) if values else None
+    finite = [v for v in values if math.isfinite(v)]
+    return fmean(finite) if finite else None
 
 
 def _text(value: float | None, width: int) -> str:

@@ -61,7 +61,7 @@ def accounted(folder: Path) -> tuple[float, float] | None:
     """
     try:
         found = json.loads((folder / "summary.json").read_text()).get("privacy")
-    except (OSError, ValueError):
+    except (OSError, ValueError, AttributeError):
         return None
     if not found or not found.get("epsilon_valid"):
         return None

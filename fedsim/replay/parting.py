@@ -122,17 +122,34 @@ def inside(
     from fedsim.replay.recorder import Recorder, first_difference
 
     with tempfile.TemporaryDirectory(prefix="fedsim-diff-") as place:
-        heard = []
+        heard, failed = [], list[set[tuple[int, str]]]()
         for name, run, more in zip("AB", (a, b), handed, strict=True):
             stop, folder = Stop(round), Path(place) / name
             folder.mkdir()
             recorder = Recorder(stop, folder)
             with computed(run, stop, recorder.worker, more or None) as result:
                 _check(name, run, {r["round"]: r["weights_hash"] for r in result.rows}, round)
+                failed.append({(f["client"], f["kind"]) for f in result.rows[-1]["failures"]})
             heard.append(recorder)
-        found = first_difference(*heard)
+        found = _unless_lost(first_difference(*heard), *failed)
     same_start = heard[0].start == heard[1].start
     return {"start": same_start, "inside": {"round": round, **(found or {"kind": "server"})}}
+
+
+def _unless_lost(
+    found: dict[str, Any] | None, one: set[tuple[int, str]], other: set[tuple[int, str]]
+) -> dict[str, Any] | None:
+    """``found``, or where it is nothing, or that a client was asked in one run alone: the first client whose answer
+    was lost or refused in one run, of those that each run names with a kind."""
+    lost = sorted(one ^ other)
+    if (
+        not lost
+        or (found is not None
+        and ("only_in" not in found or found["client"] not in {c for c, _ in lost}))
+    ):
+        return found
+    client, why = lost[0]
+    return {"kind": "failure", "client": client, "failure": why, "only_in": "A" if lost[0] in one else "B"}
 
 
 def _check(name: str, run: Path, now: Mapping[int, str], until: int) -> None:
@@ -188,6 +205,8 @@ def _difference(inside: Mapping[str, Any] | None) -> str:
         return "the weights after it differ"
     if inside["kind"] == "server":
         return "all messages and updates are the same: the server's step, or a sum, differs"
+    if inside["kind"] == "failure":
+        return f"client {inside['client']} {inside['failure']}: only in {inside['only_in']}"
     what = {"message": "message to", "update": "update of"}[inside["kind"]]
     exchange = f", exchange {inside['exchange'] + 1} ({inside['task']})" if inside["exchange"] else ""
     head = f"first difference: {what} client {inside['client']}{exchange}, {inside['vector']}"
@@ -200,7 +219,8 @@ def _difference(inside: Mapping[str, Any] | None) -> str:
     tensor = f", {inside['tensor']}" if inside["tensor"] else ""
     differ, total = inside["entries"]
     most = f", at most {inside['largest']:.2g}" if "largest" in inside else ""
-    ulps = f" ({inside['ulps']} ulp)" if "ulps" in inside else ""
+    ulps = f" ({inside['ulps']} ulp)" if "ulps" in inside and "nonfinite" not in inside else ""
+    most += f", {inside['nonfinite']} not finite" if "nonfinite" in inside else ""
     return f"{head}{tensor}: {differ} of {total} entries{most}{ulps}"
 
 

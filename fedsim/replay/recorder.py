@@ -104,7 +104,8 @@ def first_difference(one: Recorder, other: Recorder) -> dict[str, Any] | None:
     """The first exchange, client and array in which two recorded rounds differ, and how; ``None`` if in none.
 
     Messages come before the updates that answer them; ``tensor`` is the first of the layout in which a flat vector
-    differs, ``ulps`` how many representable numbers lie between the two at most.
+    differs, ``largest`` the most by which entries that are finite differ, ``nonfinite`` how many others do, ``ulps``
+    how many representable numbers lie between the two at most.
     """
     for place in sorted({**one.hashes, **other.hashes}, key=_order):
         if one.hashes.get(place) == other.hashes.get(place):
@@ -146,8 +147,11 @@ def _within(a: Tensor, b: Tensor, layout: Layout) -> dict[str, Any]:
     name, (x, y) = next((n, pair) for n, pair in parts.items() if not _same(*pair))
     differ = ~((x == y) | (x.isnan() & y.isnan())) if x.is_floating_point() else x != y
     found: dict[str, Any] = {"tensor": name or None, "entries": [int(differ.sum()), differ.numel()]}
-    if differ.any():
-        found["largest"] = float((x[differ].double() - y[differ].double()).abs().max())
+    apart = (x[differ].double() - y[differ].double()).abs()
+    if (finite := apart[apart.isfinite()]).numel():
+        found["largest"] = float(finite.max())
+    if len(apart) > len(finite):
+        found["nonfinite"] = len(apart) - len(finite)
     if x.dtype in (torch.float32, torch.float64):
         found["ulps"] = int((_rank(x) - _rank(y)).abs().max())
     return found

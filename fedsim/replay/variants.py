@@ -139,6 +139,10 @@ class BaseRun:
             return (
                 "all clients' samples are pretrained on" if config.pretrain else "it would be another graph"
             )
+        if config.audit.canaries:
+            return "canaries are drawn from, and dealt to, those who are there (audit.canaries)"
+        if config.attack and "value" in config.attack and config.attack["value"] is None:
+            return "the trigger is as the largest of all samples (attack.value)"
         if config.evaluation.by_class:
             return "classes are grouped by all clients' samples (evaluation.by_class)"
         return ""

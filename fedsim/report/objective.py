@@ -17,7 +17,12 @@ PLACES = ("test", "val", "clients", "clients_val")
 VALIDATION = {"test": "val", "val": "val", "clients": "clients_val", "clients_val": "clients_val"}
 OVER_CLIENTS = ("mean", "weighted", "worst_tenth")
 DIRECTIONS = ("auto", "max", "min")
-COSTS = ("loss", "error", "seconds", "bytes", "joules", "bytes_up", "bytes_down")  # endings: less is better
+COSTS = (  # endings: less is better; losses and costs, fedsim's own errors, spreads over clients, gaps
+    *("loss", "error", "seconds", "bytes", "joules", "bytes_up", "bytes_down"),
+    *("perplexity", "perplexity_pooled", "mae", "mse"),
+    *("accuracy_std", "accuracy_variance", "accuracy_gini", "accuracy_angle", "accuracy_kl"),
+    *("participation_gap", "out_of_sample_gap"),
+)
 SHARES = ("accuracy", "precision", "recall", "f1", "jaccard", "iou")  # endings: in 0..1, shown in percent
 BEST_VAL = "best_val"
 HUGE = 1e150  # a loss beyond it has diverged, and its square would be infinite: not finite
@@ -96,7 +101,7 @@ class Objective:
     def sign(self) -> int:
         """1 if more is better, -1 if less is."""
         if self.direction == "auto":
-            return -1 if self.metric.endswith(COSTS) else 1
+            return -1 if self.metric.lower().endswith(COSTS) else 1
         return 1 if self.direction == "max" else -1
 
     @property

@@ -112,8 +112,10 @@ def load_runs(dirs: Iterable[str | Path]) -> list[Run]:
                 runs.setdefault(folder.resolve(), _load(folder))
             except (FedsimError, OSError, ValueError, KeyError, TypeError) as error:
                 said = (
-                    str(error).removeprefix(f"{folder}/") if isinstance(error, FedsimError) else f"{error!r}"
+                    str(error).removeprefix(f"{folder}/") if isinstance(error, FedsimError) else repr(error)
                 )
+                if isinstance(error, OSError):
+                    said = f"{Path(error.filename or folder).name}: cannot be read ({error.strerror})"
                 problems.append(f"{folder} skipped: {said}")
         if not found:
             problems.append(f"{place}: no run folder (with metrics.jsonl) here{_only_checkpoint(place)}")

@@ -166,8 +166,10 @@ def assigned(
     if rows:
         found = found.lacking(rows)
     whole = {c for c, own in rows.items() if len(own) == len(dealt.part(c))}
-    if (excluded := (gone - held) | whole) and dataset.ids is not None:
-        found = replace(found, roles=samples_left_out.of_others(found.roles, dataset, dealt, excluded))
+    if (excluded := (gone - held) | whole) or rows:
+        roles = samples_left_out.of_others(found.roles, dataset, dealt, excluded)
+        unused = samples_left_out.unused(dataset, dealt, excluded, rows)
+        found = replace(found, roles=replace(roles, unused=unused))
     return found.without(gone) if gone else found
 
 

@@ -12,7 +12,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from fedsim.data.dataset import Dataset, Samples
+from fedsim.data.dataset import Samples
 from fedsim.data.federated import FederatedData
 from fedsim.data.shards import Shards
 from fedsim.errors import ConfigError
@@ -70,7 +70,7 @@ def planted(config: DictConfig, data: FederatedData) -> FederatedData:
         or dataset.num_classes < 2
     ):
         raise ConfigError("audit.canaries: needs samples in memory, one tensor each, with class labels")
-    like, x, y = _drawn(config, dataset, train.x, labels)
+    like, x, y = _drawn(config, data, train.x, labels)
     groups = {
         split: {k: np.concatenate((v, v[like])) if split == "train" else v for k, v in columns.items()}
         for split, columns in dataset.groups.items()
@@ -128,13 +128,16 @@ def _as_clients(config: DictConfig, data: FederatedData, first: int) -> Federate
 
 
 def _drawn(
-    config: DictConfig, data: Dataset, inputs: Tensor, labels: Tensor
+    config: DictConfig, data: FederatedData, inputs: Tensor, labels: Tensor
 ) -> tuple[np.ndarray, Tensor, Tensor]:
     """Training rows (m,) that canaries are made of or stand beside, and the canaries' inputs and labels."""
-    rng, total = numpy_rng(int(config.seed), "canary/samples"), len(labels)
-    m = int(config.audit.canaries) * size(config)
-    like = rng.choice(total, m, replace=m > total)
-    at = torch.from_numpy(like)
+    rng, classes = numpy_rng(int(config.seed), "canary/samples"), data.dataset.num_classes
+    m, rows = int(config.audit.canaries) * size(config), np.arange(len(labels))
+    if data.roles.unused is not None:  # not made of samples that nobody uses
+        rows = np.delete(rows, data.roles.unused)
+        inputs, labels = inputs[torch.from_numpy(rows)], labels[torch.from_numpy(rows)]
+    drawn = rng.choice(len(rows), m, replace=m > len(rows))
+    at, like = torch.from_numpy(drawn), rows[drawn]
     x, y = inputs[at].clone(), labels[at].clone()
     if config.audit.kind == "random":
         low, high = float(inputs.min()), float(inputs.max())
@@ -142,7 +145,7 @@ def _drawn(
         whole = not inputs.is_floating_point()
         noise = rng.integers(int(low), int(high) + 1, shape) if whole else rng.uniform(low, high, shape)
         x = torch.from_numpy(noise).to(inputs.dtype)
-        y = torch.from_numpy(rng.integers(data.num_classes, size=m)).to(labels.dtype)
+        y = torch.from_numpy(rng.integers(classes, size=m)).to(labels.dtype)
     elif config.audit.kind == "mislabelled":
-        y = (y + torch.from_numpy(rng.integers(1, data.num_classes, size=m))) % data.num_classes
+        y = (y + torch.from_numpy(rng.integers(1, classes, size=m))) % classes
     return like, x, y

@@ -153,7 +153,7 @@ def plan(
     local = prepared(as_dataclass(config.client, ClientConfig), config.rounds)
     attack, attackers = participants.attack(config)
     if attack and attackers and len(data.dataset.train):
-        attack = attack.fitted(data.dataset)
+        attack = attack.fitted(data.present)
     return Plan(
         task=task,
         client=attack.wrap(method.client, frozenset(attackers)) if attack and attackers else method.client,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -98,6 +98,16 @@ def of_others(roles: Roles, data: Dataset, dealt: Shards, excluded: Collection[i
                 f"exclude={sorted(excluded)}: all samples of evaluation.validation are theirs; set a larger share apart"
             )
     return replace(roles, validation=validation, validation_domains=spans, server=left(roles.server))
+
+
+def unused(
+    data: Dataset, dealt: Shards, excluded: Collection[int], rows: Mapping[int, np.ndarray]
+) -> np.ndarray:
+    """Training samples (m,), sorted, of ``excluded`` clients, wherever they are, and the ``rows`` of others."""
+    parts = [*(dealt.part(c) for c in excluded), *rows.values()]
+    if (theirs := belongings(data.ids, dealt, excluded)) is not None:
+        parts.append(np.flatnonzero(theirs))
+    return np.unique(np.concatenate(parts))
 
 
 def _named(client: object, chosen: object) -> str:

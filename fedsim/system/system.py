@@ -66,6 +66,12 @@ class System:
         _check(
             self.stragglers in choices, "stragglers", self.stragglers, f"choose one of {', '.join(choices)}"
         )
+        for name, kind, typed in (
+            ("dropout", Dropout, "dropout.before=0.1"),
+            ("battery", Battery, "battery.threshold=0.2"),
+        ):
+            value = getattr(self, name)
+            _check(isinstance(value, kind), name, value, f"has options of its own; type e.g. system.{typed}")
         _check(self.over_selection >= 1, "over_selection", self.over_selection, "must be at least 1")
         _check(self.idle > 0, "idle", self.idle, "must be positive, in seconds")
         if self.deadline is None:

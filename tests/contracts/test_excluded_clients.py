@@ -167,6 +167,30 @@ def test_samples_that_are_left_out_are_used_by_nobody(tmp_path: Path) -> None:
     assert [*map(facts, problem().run().rows)] != [*map(facts, problem(clients=clients).run().rows)]
 
 
+@pytest.mark.parametrize("left", [f"exclude=[{ABSENT}]", f"exclude_samples={{{ABSENT}: [1]}}"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("audit.canaries=12", "audit.guesses=4"),
+        ("audit.canaries=12", "audit.guesses=4", "audit.kind=duplicate"),
+        ("attack=backdoor", "attack.fraction=0.4"),
+    ],
+    ids=" ".join,
+)
+def test_what_is_made_of_the_samples_at_hand_is_not_made_of_theirs(
+    settings: tuple[str, ...], left: str
+) -> None:
+    """Canaries, and the trigger of a backdoor, whose value is the largest of all samples."""
+    clients = classes()
+    x, y = (t.clone() for t in clients[ABSENT])
+    x[1], y[1] = 5 * x[1] + 9, (y[1] + 1) % 3
+    clients[ABSENT] = (x, y)
+    first, again = problem().run(*settings, left), problem(clients=clients).run(*settings, left)
+    assert [*map(facts, first.rows)] == [*map(facts, again.rows)]
+    there = problem().run(*settings), problem(clients=clients).run(*settings)
+    assert [*map(facts, there[0].rows)] != [*map(facts, there[1].rows)]
+
+
 def test_samples_that_are_left_out_move_nobody_elses() -> None:
     """Without a holdout the client trains on what is left of its samples, in a cohort that is what it was."""
     settings = (

@@ -69,6 +69,31 @@ def test_where_all_updates_agree_it_was_the_server(tmp_path: Path) -> None:
     assert found["inside"] == {"round": 1, "kind": "server"} and found["code"] == 1
 
 
+def test_answers_that_are_lost_or_not_finite_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fleet = ("system=lognormal", "rounds=2")
+    a = digits(tmp_path / "a", *fleet)
+    lost = digits(tmp_path / "lost", *fleet, "system.dropout.after=0.9")
+    spoilt = digits(
+        tmp_path / "spoilt", *fleet, "attack=nonfinite", "attack.fraction=0.9", "attack.value=inf",
+        "failures.nonfinite=skip",
+    )  # fmt: skip
+    inside = diff(a, lost)["inside"]
+    gone = {f["client"] for f in read_rows(tmp_path / "lost" / "metrics.jsonl")[0]["failures"]}
+    assert inside == {
+        "round": 1, "kind": "failure", "client": min(gone), "failure": "dropped", "only_in": "B",
+    }  # fmt: skip
+    capsys.readouterr()
+    assert command(["diff", a, spoilt, "--json"]) == 1
+    found = json.loads(
+        capsys.readouterr().out, parse_constant=pytest.fail
+    )  # stdout holds JSON, and nothing else
+    schema = json.loads(Path(cli_diff.__file__).with_name("diff.schema.json").read_text())
+    jsonschema.validate(found, schema)
+    assert found["inside"]["nonfinite"] == found["inside"]["entries"][0] and "largest" not in found["inside"]
+
+
 def test_models_that_are_unlike_cannot_be_compared(tmp_path: Path) -> None:
     one, other = classification("tanh"), classification("bn")
     a, b = (p.run("rounds=1", f"dir={tmp_path / n}").dir for n, p in (("a", one), ("b", other)))

@@ -116,10 +116,12 @@ def test_a_sample_is_forgotten_likewise(strategy: str, tmp_path: Path) -> None:
         ("strategy=scaffold", "Scaffold computes with the number of all clients"),
         ("strategy=fesem", "FeSEM asks all clients before its first round"),
         ("evaluation.validation=0.2", "among those set apart beforehand"),
+        ("audit.canaries=4 audit.guesses=2", "dealt to, those who are there"),
+        ("attack=backdoor attack.fraction=0.4", "the largest of all samples"),
     ],
 )
 def test_why_a_run_begins_anew(setting: str, said: str, tmp_path: Path, capsys: Any) -> None:
-    run = base(tmp_path / "run", setting, "rounds=1", "clients_per_round=6")
+    run = base(tmp_path / "run", *setting.split(), "rounds=1", "clients_per_round=6")
     assert command(["forget", str(run), "--client", "1", "--dry-run"]) == 0
     assert said in capsys.readouterr().out
     assert command(["forget", str(run), "--client", "1"]) == 0

@@ -75,6 +75,12 @@ def test_what_is_not_finite_is_no_number_and_what_is_missing_says_so():
         ("held_out/loss", "held_out/loss", -1),
         ("sim_seconds", "sim_seconds", -1),
         ("bytes_up", "bytes_up", -1),
+        ("perplexity", "perplexity", -1),
+        ("clients/mae", "clients/mae", -1),
+        ("MeanSquaredError", "MeanSquaredError", -1),
+        ("clients/accuracy_gini", "clients/accuracy_gini", -1),
+        ("participation_gap", "participation_gap", -1),
+        ("explained_variance", "explained_variance", 1),
     ],
 )
 def test_words_name_a_column(words, column, sign):

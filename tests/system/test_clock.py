@@ -217,6 +217,7 @@ def test_no_fleet_no_virtual_time() -> None:
         (["system.over_selection=2"], "system.over_selection=2.*choose system.stragglers=drop"),
         (["system.stragglers=never"], "system.stragglers=never: choose one of wait, drop, partial"),
         (["system.dropout.before=1"], r"system.dropout.before=1: must be in \[0, 1\)"),
+        (["system.dropout=0.3"], "system.dropout=0.3: has options of its own"),
         (["system.devices.speed=0"], "system.devices.speed=0: must be positive"),
         (["system.work=steps"], "system.work=steps: choose samples or flops"),
         (["sampling=weighted", "participation=bernoulli"], "participation=bernoulli: only sampling=uniform"),
