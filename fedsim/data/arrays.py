@@ -32,7 +32,7 @@ def array(what: str, value: Any) -> Array:
         found: Array = held.long() if held.dtype in FEW_OPERATIONS else held
     elif isinstance(value, Mapped):
         return value  # type: ignore[return-value]  # it stands for a tensor
-    elif type(value) is np.memmap and value.ndim and value.dtype.kind in "biuf" and value.dtype.isnative:
+    elif _in_file(value):
         return Mapped(value)  # type: ignore[return-value]
     elif hasattr(value, "toarray") and hasattr(value, "nnz"):
         refuse(what, "is a sparse matrix", "hand over x.toarray()")
@@ -41,6 +41,14 @@ def array(what: str, value: Any) -> Array:
     if found.ndim == 0:
         refuse(what, "is a single value", "hand over one entry per sample: (n, ...)")
     return found
+
+
+def _in_file(value: Any) -> bool:
+    """Whether ``value`` is an array of numbers in a file; a copy of one, or a strided column of it, is read."""
+    if type(value) is not np.memmap or value._mmap is None:  # type: ignore[attr-defined]
+        return False
+    column = value.size == len(value) and not value.flags.c_contiguous if value.ndim else True
+    return not column and value.dtype.kind in "biuf" and value.dtype.isnative
 
 
 def _numpy(what: str, value: Any) -> np.ndarray:

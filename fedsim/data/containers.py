@@ -9,6 +9,7 @@ client, with what to hand over instead.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -32,7 +33,7 @@ from torch.utils.data import (
 from fedsim.data.arrays import Array, array, pandas_kind, refuse
 from fedsim.data.dataset import Samples
 from fedsim.data.huggingface import Columns, columns, is_hf
-from fedsim.data.lazy import Read
+from fedsim.data.lazy import Mapped, Read
 from fedsim.errors import DataError
 
 
@@ -88,6 +89,8 @@ def part(name: str, given: Any) -> Part:
             "hand over y.loc[x.index], or both with .reset_index(drop=True) if the positions are right",
         )
     targets = None if y is None else _tree(f"{name}, y", y)
+    if isinstance(targets, Mapped) and math.prod(targets.shape[1:]) == 1:
+        targets = targets.take(torch.arange(len(targets)))  # one value a sample: read by the rules of targets
     inputs = _tree(f"{name}, x", x, len(targets) if isinstance(targets, Array) else None)
     return Part(name, inputs, targets, columns)
 

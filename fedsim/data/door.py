@@ -21,7 +21,8 @@ from torch import Tensor
 from fedsim.data.containers import Part
 from fedsim.data.dataset import Dataset, Samples
 from fedsim.data.finite import first_nonfinite, single
-from fedsim.data.joining import admit_trees
+from fedsim.data.huggingface import Columns
+from fedsim.data.joining import admit_columns, admit_trees
 from fedsim.data.labels import FEW, TargetRules, as_names, as_numbers, targets
 from fedsim.data.lazy import Mapped, Parts
 from fedsim.data.local import LocalData
@@ -91,6 +92,8 @@ def admit(data: Dataset, rules: TargetRules) -> Dataset:
 
     Test inputs are checked to be finite here, training inputs in ``check_owned``, where it is known whose they are.
     """
+    if isinstance(data.train, Columns) and isinstance(data.test, Columns | None):
+        return admit_columns(data, rules)
     plain = [p for p in (data.train, data.test) if isinstance(p, Samples) and _is_pair(p)]
     if len(plain) < 1 + (data.test is not None):
         return data  # trees, files and data sets come as their source made them

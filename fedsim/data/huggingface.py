@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,13 +27,16 @@ TEXTS = (".csv", ".json", ".jsonl")
 @dataclass(frozen=True, eq=False)
 class Columns:
     """Samples in a ``datasets.Dataset``: inputs are the columns ``x`` (a dict, or the only one), targets the column
-    ``y``. ``labels`` are its class ids, if it holds such."""
+    ``y``. ``labels`` are its class ids, if it holds such, and take its place where they are ``named``; ``words`` (N,)
+    is what it holds as text or floats, until that has ids."""
 
     data: Any
     x: tuple[str, ...]
     y: str | None = None
     labels: Tensor | None = None
     device: str = "cpu"
+    words: np.ndarray | None = None
+    named: bool = False
     sliceable: ClassVar[bool] = True
 
     def __len__(self) -> int:
@@ -45,14 +48,15 @@ class Columns:
         Raises:
             DataError: if rows of a column have several lengths, or are no numbers.
         """
-        names = [*self.x, *((self.y,) if self.y else ())]
+        ids = self.labels[rows].to(self.device) if self.named and self.labels is not None else None
+        names = [*self.x, *((self.y,) if self.y and ids is None else ())]
         stated = self.data.format
         options = stated["format_kwargs"] if stated["type"] == "torch" else {}
         found = self.data.with_format("torch", columns=names, **options)[rows.tolist()]
         for name in names:
             found[name] = _stacked(name, found[name]).to(self.device)
         x = found[self.x[0]] if len(self.x) == 1 else {name: found[name] for name in self.x}
-        return x, (found[self.y] if self.y else None)
+        return x, (found[self.y] if self.y and ids is None else ids)
 
     def items(self, rows: list[int]) -> list[Any]:
         """Rows as dicts, as they are stored."""
@@ -61,7 +65,7 @@ class Columns:
 
     def to(self, device: str) -> Columns:
         """See ``SamplesLike``."""
-        return Columns(self.data, self.x, self.y, self.labels, device)
+        return replace(self, device=device)
 
 
 def is_hf(value: Any) -> bool:
@@ -100,15 +104,20 @@ def columns(name: str, data: Any, x: Sequence[str] | str | None = None, y: str |
             raise DataError(
                 f"{name}: has no column '{column}'{hint(column, names)}; it has {', '.join(names)}"
             )
-    labels = None
+    labels = words = None
     if y is not None and len(data):
         held = np.asarray(data.with_format("numpy", columns=[y])[:][y])
-        labels = (
-            torch.from_numpy(held.astype(np.int64)) if held.dtype.kind in "iub" and held.ndim == 1 else None
-        )
-    made = Columns(data, tuple(chosen), y, labels)
+        if held.ndim == 1 and held.dtype.kind in "iub":
+            labels = torch.from_numpy(held.astype(np.int64))
+        elif held.ndim == 1 and held.dtype.kind == "f":
+            words = held
+        elif held.ndim == 1 and all(isinstance(word, str) for word in held.tolist()):
+            words = held.astype(str)
+    made = Columns(data, tuple(chosen), y, labels, words=words)
     if len(data):
-        made.take(torch.arange(min(2, len(data))))
+        replace(made, y=y if words is None or words.dtype.kind == "f" else None).take(
+            torch.arange(min(2, len(data)))
+        )
     return made
 
 

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from fedsim.data.arrays import Array, array
 from fedsim.data.containers import Part
 from fedsim.data.dataset import Dataset, Samples, SamplesLike
 from fedsim.data.huggingface import Columns
 from fedsim.data.labels import TargetRules, targets
-from fedsim.data.lazy import Joined, Mapped, Parts, Read, digest
+from fedsim.data.lazy import Joined, Mapped, Parts, Read, digest, halves, singles
 from fedsim.data.trees import join, leaves, named_leaves, structure
 from fedsim.errors import DataError
 from fedsim.rng import hash_tensors, undisturbed
@@ -103,27 +104,73 @@ def _read(parts: Sequence[Part], rules: TargetRules) -> tuple[list[tuple[Any, An
     with undisturbed():
         ids = [None if part.read is None else _ids(part.name, part.read) for part in parts]
     if rules.own_loss or any(i is None for i in ids):
+        for part in parts:
+            if (
+                isinstance(part.read, Columns)
+                and part.read.words is not None
+                and part.read.words.dtype.kind == "U"
+            ):
+                if rules.kind:
+                    targets([part.name], [part.read.words], rules)  # says what it takes
+                part.read.take(torch.arange(1))  # says that it is no number
         return [(part.read, None) for part in parts], ()
     ys, classes = targets([p.name for p in parts], ids, rules)  # type: ignore[arg-type]
+    table: dict[Any, int] = {}
+    for held, y in zip(ids, ys, strict=True):
+        table |= zip(held.reshape(-1).tolist(), y.tolist(), strict=True)  # type: ignore[union-attr]
+    named = {} if all(value == k for value, k in table.items()) else {"table": table}
     return [
-        (replace(p.read, labels=y), None) for p, y in zip(parts, ys, strict=True) if p.read is not None
+        (_with_ids(p.read, y, named), None) for p, y in zip(parts, ys, strict=True) if p.read is not None
     ], classes
 
 
+def _with_ids(read: Read | Columns, ids: Tensor, named: dict[str, Any]) -> Read | Columns:
+    """``read`` with class ids (N,); ``named``: a table of values that are no ids themselves."""
+    if isinstance(read, Read):
+        return replace(read, labels=ids, **named)
+    return replace(read, labels=ids, words=None, named=True)
+
+
+def admit_columns(data: Dataset, rules: TargetRules) -> Dataset:
+    """Columns of Hugging Face's, whose class labels may be text or any numbers, with class ids and their names."""
+    held = {"the training set": data.train, "the test set": data.test}
+    parts = [Part(name, None, None, read=s) for name, s in held.items() if isinstance(s, Columns)]
+    column = data.train.y if isinstance(data.train, Columns) else None
+    stated = column and getattr(parts[0].read.data.features.get(column), "names", None)
+    pairs, classes = _read(parts, replace(rules, known=tuple(stated or ())))
+    train, *rest = (x for x, _ in pairs)
+    return replace(data, train=train, test=rest[0] if rest else data.test, classes=classes or data.classes)
+
+
 def _ids(name: str, read: Read | Columns) -> Array | None:
-    """The second entry of every sample, if all are single values."""
+    """The target of every sample, as a ``collate`` gives it or else its second entry, if all are single values."""
+    if isinstance(read, Columns) and read.words is not None:
+        return array(f"{name}, y", read.words)
     if isinstance(read, Columns) or read.labels is not None:
         return read.labels
     found: list[Any] = []
     for row in range(len(read)):
         for item in _row(name, read, row):
-            y = item[1] if isinstance(item, tuple | list) and len(item) == 2 else None
+            y = _collated(read, item)
+            if y is None:
+                y = item[1] if isinstance(item, tuple | list) and len(item) == 2 else None
             if isinstance(y, Tensor | np.ndarray | np.generic):
                 y = y.item() if math.prod(y.shape) == 1 else None
             if not isinstance(y, int | float | str):
                 return None
             found.append(y)
     return array(f"{name}, y", found) if found else None
+
+
+def _collated(read: Read, item: Any) -> Any:
+    """The single value that a ``collate`` of the user's makes the target of a sample; ``None`` if it makes none."""
+    if read.collate is default_collate:
+        return None
+    try:
+        values = singles(halves(read.collate([item]))[1])
+    except Exception:  # any of the user's: it may need several samples
+        return None
+    return values[0] if values is not None and len(values) == 1 else None
 
 
 def _row(name: str, read: Read, row: int) -> list[Any]:
@@ -146,13 +193,18 @@ def together(pairs: Sequence[tuple[Any, Any]]) -> SamplesLike:
         parts = [r for r in reads if isinstance(r, Columns)]
         joined, ids = concatenate_datasets([r.data for r in parts]), [r.labels for r in parts]
         every = None if any(y is None for y in ids) else torch.cat([y for y in ids if y is not None])
-        return replace(parts[0], data=joined, labels=every)
+        return replace(parts[0], data=joined, labels=every, named=any(r.named for r in parts))
     if reads:
         labels = [r.labels for r in reads]
         known = None if any(y is None for y in labels) else torch.cat([y for y in labels if y is not None])
         return replace(reads[0], data=Joined([r.data for r in reads]), labels=known)
     x = join(_whole, [x for x, _ in pairs])
-    return Samples(x, join(torch.cat, [y for _, y in pairs]))
+    return Samples(x, join(_in_one, [y for _, y in pairs]))
+
+
+def _in_one(parts: Sequence[Any]) -> Any:
+    """Targets in memory as one tensor; those in files stay there."""
+    return _whole(parts) if any(isinstance(p, Mapped) for p in parts) else torch.cat(list(parts))
 
 
 def _whole(parts: Sequence[Any]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import mmap
 import pickle
 from collections.abc import Callable, Mapping, Sequence
@@ -31,10 +32,13 @@ class Mapped:
     """
 
     def __init__(self, array: np.memmap, device: str = "cpu"):
-        """``array``: of ``numpy.load(path, mmap_mode="r")`` or ``numpy.memmap``, in the order of its file."""
+        """``array``: of ``numpy.load(path, mmap_mode="r")`` or ``numpy.memmap``, or rows of one."""
         if array.filename is None or not array.flags.c_contiguous:
-            raise DataError("a memory-mapped array must be the whole of its file, in C order; hand over that")
-        self._place = (str(array.filename), array.dtype.str, array.shape, array.offset)
+            raise DataError(
+                "a memory-mapped array must be the whole of its file, or rows one after the other (x[100:200]), in C "
+                "order; hand over that"
+            )
+        self._place = (str(array.filename), array.dtype.str, array.shape, _offset(array))
         self._open()
         self._device = device
 
@@ -97,6 +101,13 @@ class Mapped:
         return found.hexdigest()
 
 
+def _offset(array: np.memmap) -> int:
+    """Where in its file an array begins; NumPy says of a slice only where the array begins that it was cut from."""
+    held: Any = array._mmap  # type: ignore[attr-defined]
+    into = array.ctypes.data - np.frombuffer(held, dtype=np.uint8).ctypes.data
+    return int(array.offset - array.offset % mmap.ALLOCATIONGRANULARITY + into)
+
+
 class Parts:
     """Tensors of several owners one after the other, which stand for one tensor in ``Samples``, without a copy."""
 
@@ -148,12 +159,14 @@ class Read:
     """A map-style data set whose samples are read, transforms and all, and put together by ``collate`` batch by batch.
 
     A pair is inputs and targets; any other batch is inputs alone. ``labels`` (N,), if known, are the class ids, which
-    take the place of the targets.
+    take the place of the targets; those that a ``collate`` of the user's gives keep its order (it may sort by length),
+    and become ids by ``table`` where their values are others. What is no single value a sample stays as it gives it.
     """
 
     data: Any
     collate: Callable[[list[Any]], Any] = default_collate
     labels: Tensor | None = None
+    table: Mapping[Any, int] | None = None
     device: str = "cpu"
     sliceable: ClassVar[bool] = False
 
@@ -164,8 +177,16 @@ class Read:
         """See ``SamplesLike``."""
         x, y = halves(self.collate(self.items(rows.tolist())))
         if self.labels is not None:
-            y = self.labels[rows]
+            y = self.labels[rows] if self.collate is default_collate else self._ids(y, self.labels[rows])
         return (x, y) if self.device == "cpu" else (_moved(x, self.device), _moved(y, self.device))
+
+    def _ids(self, y: Tree, known: Tensor) -> Tree:
+        """Class ids (B,) of targets that ``collate`` put together of samples whose ids are ``known`` (B,)."""
+        values = singles(y)
+        if values is None or len(values) != len(known):
+            return y if isinstance(y, Tensor) else known
+        table = self.table
+        return torch.tensor([int(v) if table is None else table[v] for v in values], dtype=torch.int64)
 
     def items(self, rows: list[int]) -> list[Any]:
         """Samples as the data set gives them."""
@@ -209,6 +230,19 @@ def halves(batch: Any) -> tuple[Tree, Tree]:
     else:
         x, y = batch, None
     return tuple(dict(t) if isinstance(t, Mapping) else t for t in (x, y))  # type: ignore[return-value]
+
+
+def singles(y: Tree) -> list[Any] | None:
+    """Targets (B,) or (B, 1), array or list, as a list of B numbers or words; ``None`` if they are no such thing."""
+    if isinstance(y, Tensor | np.ndarray):
+        return y.reshape(-1).tolist() if y.ndim == 1 or (y.ndim == 2 and y.shape[1] == 1) else None
+    if not isinstance(y, tuple | list):
+        return None
+    found = [
+        v.item() if isinstance(v, Tensor | np.ndarray | np.generic) and math.prod(v.shape) == 1 else v
+        for v in y
+    ]
+    return found if all(isinstance(v, int | float | str) for v in found) else None
 
 
 def digest(samples: Any) -> str:

@@ -148,7 +148,7 @@ def pinball(output: Any, y: Tensor, quantiles: Sequence[float]) -> Tensor:
 
 
 def pixel_cross_entropy(output: Any, y: Tensor, *, num_classes: int, ignored: int) -> Tensor:
-    """Mean over pixels but those that are ``ignored``; logits (B, C, H, W), y (B, H, W).
+    """Mean over pixels but those that are ``ignored``; logits (B, C, H, W), y (B, H, W). No pixel left gives zero.
 
     Raises:
         ConfigError: if the model gives another number of classes, or a pixel is of none of them.
@@ -160,7 +160,8 @@ def pixel_cross_entropy(output: Any, y: Tensor, *, num_classes: int, ignored: in
             "of them"
         )
     try:
-        return F.cross_entropy(logits, y.long(), ignore_index=ignored)
+        mean = F.cross_entropy(logits, y.long(), ignore_index=ignored)
+        return torch.where(_counted(y, ignored=ignored) > 0, mean, mean.new_zeros(()))
     except IndexError:
         odd = [c for c in torch.unique(y).tolist() if c != ignored and not 0 <= c < num_classes]
         raise ConfigError(

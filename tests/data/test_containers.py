@@ -15,7 +15,7 @@ from torch.utils.data import (
 )
 
 from fedsim.data.containers import listed, part
-from fedsim.data.door import admit_parts
+from fedsim.data.door import admit, admit_parts
 from fedsim.data.labels import TargetRules
 from fedsim.data.lazy import Read
 from fedsim.errors import ConfigError, DataError
@@ -224,3 +224,28 @@ def test_the_place_of_what_is_not_finite_is_named(shape, at, words):
     x[at] = float("inf")
     with pytest.raises(DataError, match=words):
         refuse_nonfinite("client 0", x)
+
+
+@pytest.mark.parametrize(
+    ("held", "names"),
+    [
+        (["b", "a", "b", "a"], ("a", "b")),
+        ([2, 1, 2, 1], ("1", "2")),
+        ([1.0, 0.0, 1.0, 0.0], ("0", "1")),
+        ([True, False, True, False], ("0", "1")),
+    ],
+)
+def test_labels_in_columns_of_hugging_face_become_classes(held, names):
+    datasets = pytest.importorskip("datasets")
+    from fedsim.data.huggingface import from_hf
+
+    rows = datasets.Dataset.from_dict({"x": [[0.0], [1.0], [2.0], [3.0]], "label": held})
+    with_test = admit(from_hf(rows, x="x", test=rows.select([1, 2])), TargetRules())
+    ((direct, _),), classes = admit_parts([part("data", rows)], TargetRules())
+    assert with_test.classes == classes == names
+    for read, wanted in ((with_test.train, [1, 0, 1, 0]), (with_test.test, [0, 1]), (direct, [1, 0, 1, 0])):
+        y = read.take(torch.arange(len(read)))[1]
+        assert y.tolist() == wanted and y.dtype == torch.int64 and torch.equal(y, read.labels)
+    if isinstance(held[0], str):
+        with pytest.raises(DataError, match="targets are text, but this task takes numbers"):
+            admit(from_hf(rows, x="x"), TargetRules(own_loss=True, kind="numbers"))

@@ -18,8 +18,10 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 import fedsim
+from fedsim.data import containers
 from fedsim.data.dataset import Samples
-from fedsim.data.joining import content_hash, together
+from fedsim.data.joining import admit_trees, content_hash, together
+from fedsim.data.labels import TargetRules
 from fedsim.data.lazy import HELD, Joined, Mapped, Parts, Read
 from fedsim.data.local import LocalData
 from fedsim.errors import ConfigError, DataError
@@ -69,7 +71,7 @@ def test_a_mapped_arrays_content_tells_it_apart(mapped: Mapped, tmp_path: Path) 
 
 
 def test_a_mapped_array_must_be_its_whole_file(mapped: Mapped, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="the whole of its file, in C order"):
+    with pytest.raises(DataError, match="the whole of its file, or rows one after the other"):
         Mapped(np.load(tmp_path / "x.npy", mmap_mode="r")[:, 1:])
     state = pickle.dumps(mapped)
     (tmp_path / "x.npy").unlink()
@@ -80,6 +82,81 @@ def test_a_mapped_array_must_be_its_whole_file(mapped: Mapped, tmp_path: Path) -
 
 
 @pytest.mark.nightly
+def test_rows_of_a_mapped_array_are_those_rows(tmp_path: Path) -> None:
+    whole = np.arange(24_000).reshape(12_000, 2)
+    held = np.memmap(tmp_path / "x.bin", dtype=np.int64, mode="w+", offset=16, shape=whole.shape)
+    held[:] = whole
+    held.flush()
+    for rows in (slice(0, 12_000), slice(11_000, 12_000), slice(3, 5)):
+        part = Mapped(held[rows])
+        every = torch.arange(len(part))
+        for own in (part, pickle.loads(pickle.dumps(part)), part.to("cpu")):
+            assert np.array_equal(own.take(every), whole[rows])
+    again = Mapped(held[1000:][10:20])
+    assert np.array_equal(again.take(torch.arange(10)), whole[1010:1020])
+
+
+@pytest.mark.parametrize("names", [False, True])
+def test_targets_in_files_are_those_in_memory(tmp_path: Path, names: bool) -> None:
+    x, y = np.random.default_rng(0).normal(size=(90, 2)).astype(np.float32), np.arange(90) % 3
+    np.save(tmp_path / "x.npy", x)
+    np.save(tmp_path / "y.npy", y)
+    mx, my = (np.load(tmp_path / f"{k}.npy", mmap_mode="r") for k in "xy")
+    loss = {"loss": lambda out, y: nn.functional.cross_entropy(out, y["a"])} if names else {}
+
+    def weights(x: np.ndarray, y: np.ndarray, name: str) -> dict[str, torch.Tensor]:
+        parts = [(x[i : i + 30], {"a": y[i : i + 30]} if names else y[i : i + 30]) for i in (0, 30, 60)]
+        settings = ["engine=serial", "rounds=1", "client.epochs=1", f"dir={tmp_path / name}"]
+        return fedsim.simulate(settings, model=lambda: nn.Linear(2, 3), clients=parts, **loss).weights
+
+    here, there = weights(x, y, "memory"), weights(mx, my, "files")
+    assert all(torch.equal(here[k], there[k]) for k in here)
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_targets_keep_the_order_of_a_collate_function_that_sorts(named: bool) -> None:
+    rows: list[Any] = [
+        (torch.ones(1 + i % 7, 1), ("even", "odd")[i % 2] if named else 1 + i % 2) for i in range(14)
+    ]
+
+    def longest_first(items: list[Any]) -> tuple[torch.Tensor, Any]:
+        items = sorted(items, key=lambda item: -len(item[0]))
+        sums, y = torch.stack([x.sum(0) for x, _ in items]), [y for _, y in items]
+        return sums, y if named else torch.tensor(y)
+
+    part = containers.part("client 0", DataLoader(rows, collate_fn=longest_first))
+    ((read, _),), classes = admit_trees([part], TargetRules(), lambda parts: [p.x for p in parts])
+    x, y = read.take(torch.arange(6))
+    assert classes == (("even", "odd") if named else ("1", "2")) and y.dtype == torch.int64
+    assert x.flatten().tolist() == [6, 5, 4, 3, 2, 1] and y.tolist() == [1, 0, 1, 0, 1, 0]
+
+
+def test_samples_that_are_dicts_have_the_labels_that_their_collate_function_gives() -> None:
+    rows: list[Any] = [{"x": torch.ones(2), "kind": i % 3} for i in range(6)]
+    loader = DataLoader(
+        rows,
+        collate_fn=lambda items: (
+            torch.stack([i["x"] for i in items]),
+            torch.tensor([i["kind"] for i in items]),
+        ),
+    )
+    ((read, _),), classes = admit_trees([containers.part("data", loader)], TargetRules(), lambda parts: [])
+    assert read.labels.tolist() == [0, 1, 2, 0, 1, 2] and classes == ("0", "1", "2")
+
+
+def test_targets_that_a_collate_function_makes_soft_stay_so() -> None:
+    rows = [(torch.ones(2), i % 2) for i in range(4)]
+
+    def soft(items: list[Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        y = nn.functional.one_hot(torch.tensor([y for _, y in items]), 2).float()
+        return torch.stack([x for x, _ in items]), 0.9 * y + 0.05
+
+    ((read, _),), _ = admit_trees(
+        [containers.part("data", DataLoader(rows, collate_fn=soft))], TargetRules(), lambda parts: []
+    )
+    assert read.labels.tolist() == [0, 1, 0, 1] and read.take(torch.arange(4))[1].shape == (4, 2)
+
+
 def test_data_larger_than_memory_stay_in_their_file(tmp_path: Path) -> None:
     """20 GB in a sparse file: reading rows all over it stays under 1.5 GB."""
     size, width = 20 << 30, 1 << 20

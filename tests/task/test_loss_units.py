@@ -70,3 +70,14 @@ def test_maps_and_tokens_of_narrow_integers_are_those_of_wide_ones() -> None:
         segmentation(num_classes=3, ignore_index=255).loss(z[:, :3], y)
     with pytest.raises(ConfigError, match=r"task.num_classes=5: but the model gives 4 logits"):
         segmentation(num_classes=5).loss(z, y)
+
+
+def test_a_batch_without_a_pixel_that_counts_has_no_loss_and_no_gradient() -> None:
+    loss, z = segmentation(num_classes=3, ignore_index=255).loss, torch.randn(2, 3, 4, 4, requires_grad=True)
+    y = torch.full((2, 4, 4), 255, dtype=torch.uint8)
+    assert callable(loss)
+    nothing = loss(z, y)
+    nothing.backward()
+    assert nothing.item() == 0 and not z.grad.any()
+    y[0, 0] = 2
+    assert torch.equal(loss(z, y), nn.functional.cross_entropy(z, y.long(), ignore_index=255))
