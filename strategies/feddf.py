@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from fedsim.config.schema import ClientConfig
 from fedsim.data.trees import tree_map
 from fedsim.errors import ConfigError
 from fedsim.rng import torch_rng
@@ -78,20 +79,24 @@ class FedDF(OneShot):
         """Where no client trains the run's model, the student begins as it was drawn."""
         return False
 
-    def init(self, server: Server) -> State:
+    def check_run(self, local: ClientConfig, *, server: bool, validation: bool) -> None:
         """Refuses to begin without samples to learn from."""
-        if self.data == "server" and server.data is None:
+        if self.data == "server" and not server:
             raise ConfigError(
                 "data.server: FedDF learns from samples of the server's; type +data@data.server=OPTION for another "
                 "data set, 'data.server={share: 0.1, labelled: false}' for a part of this one, or strategy.data=noise"
             )
-        if self.data == "noise":
-            check_images(server, "strategy.data=noise")
-        if self.early_stop is not None and server.validator is None:
+        if self.early_stop is not None and not validation:
             raise ConfigError(
                 "strategy.early_stop goes by the loss on validation samples, and there are none; type "
                 "evaluation.validation=0.1"
             )
+
+    def init(self, server: Server) -> State:
+        """Noise needs images."""
+        self.check_run(server.local, server=server.data is not None, validation=server.validator is not None)
+        if self.data == "noise":
+            check_images(server, "strategy.data=noise")
         return super().init(server)
 
     def begun(self, server: Server, state: State, uploads: Uploads) -> State:

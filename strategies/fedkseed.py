@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from clients.codec import CODECS
 from clients.fedkseed import LARGEST_POOL, FedKSeedClient, entries, read_entries, rebuilt
 from clients.replica import CURRENT, digest
+from fedsim.config.schema import ClientConfig
 from fedsim.errors import ConfigError
 from fedsim.exchange.payload import Message, Outcome, Payload
 from fedsim.server.exchanges import Server
@@ -77,15 +78,18 @@ class FedKSeed(Slopes):
         Raises:
             ConfigError: for a rate that changes over the rounds.
         """
-        local = server.local
+        self.check_run(server.local, server=False, validation=False)
+        zero = [0.0] * self.pool
+        return super().init(server) | {"G": zero, "history": zero, "uses": [0] * self.pool}
+
+    def check_run(self, local: ClientConfig, *, server: bool, validation: bool) -> None:
+        """Refuse a rate that changes over the rounds, by its key."""
         for key, still in (("lr_decay", 1.0), ("round_schedule", None), ("weight_decay", 0.0)):
             if (value := getattr(local, key)) != still:
                 raise ConfigError(
                     f"client.{key}={value}: FedKSeed adds up slopes over all rounds, so the rate must stay and nothing "
                     f"may decay; type client.{key}={'null' if still is None else still}"
                 )
-        zero = [0.0] * self.pool
-        return super().init(server) | {"G": zero, "history": zero, "uses": [0] * self.pool}
 
     def objection(self, asked: ClientQuestion, update: Payload) -> str:
         """Anything but entries of the pool."""

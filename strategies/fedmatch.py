@@ -12,6 +12,7 @@ from torch import Tensor
 
 from clients.base import Client
 from clients.fedmatch import FedMatchClient, Sparse, sent_psi
+from fedsim.config.schema import ClientConfig
 from fedsim.data.local import Batch
 from fedsim.errors import ConfigError
 from fedsim.exchange.fold import Fold
@@ -118,14 +119,18 @@ class FedMatch(ServerTrains):
             return {"delta": "mean", "psi": "mean"}
         return {"delta": "mean", "psi": ("mean", "stack"), "embedding": "stack"}
 
-    def init(self, server: Server) -> State:
-        """``sigma`` is the initial model, ``psi`` a share of another draw (of the same one, if that was handed
-        over)."""
-        if self.plateau is not None and server.validator is None:
+    def check_run(self, local: ClientConfig, *, server: bool, validation: bool) -> None:
+        """A plateau is one of the loss on validation samples."""
+        if self.plateau is not None and not validation:
             raise ConfigError(
                 "strategy.plateau goes by the loss on validation samples, and there are none; type "
                 "evaluation.validation=0.1"
             )
+
+    def init(self, server: Server) -> State:
+        """``sigma`` is the initial model, ``psi`` a share of another draw (of the same one, if that was handed
+        over)."""
+        self.check_run(server.local, server=server.data is not None, validation=server.validator is not None)
         state = super().init(server)
         psi = self.psi_start * (server.start.w if server.fresh is None else server.fresh(0).w)
         state |= {"w": state["w"] + psi, "psi": psi if self.cut is None else self.cut.kept(psi)}

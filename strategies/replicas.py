@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from torch import Tensor
@@ -24,6 +24,10 @@ from strategies.base import State, Strategy, check, check_weighting
 
 log = logging.getLogger(__name__)
 SLOPES = "clients measure slopes, they do not train; type strategy.lr and the other settings of strategy"
+SUITING = (
+    "such as 0.03 for a head of some hundred weights (fedkseed 0.003), 1e-6 for a whole language model; "
+    "docs/zeroth_order.md"
+)
 REPLICAS = ("one", "each")
 STEEPEST = 1e16  # slope that a server takes from a node
 
@@ -54,7 +58,7 @@ class Slopes(Strategy):
         "strategy=fedzo, whose clients send a change of the model, or strategy=fedavg",
     )
     fold: ClassVar[Fold] = {}
-    lr: float
+    lr: Annotated[float, SUITING]
     eps: float
     codec: str
     measure: str

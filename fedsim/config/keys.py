@@ -17,6 +17,8 @@ from fedsim.errors import hint
 
 ABSENT = {"system": "are no devices", "topology": "is no graph of peers"}  # else: is no attack, is no encoder
 
+AS_ONE = "data.contract"  # null, or a value in braces
+
 MEANT = {  # names that other tools have
     "clients": "num_clients",
     "learning_rate": "client.lr",
@@ -48,12 +50,22 @@ def refusal(bad: str, overrides: Sequence[str]) -> str:
         if group and (text := _of_some(loader, bad, group, rest, overrides)):
             return text
         keys = [k for k in _flatten(config, "") if not k.endswith("_") and k != bad]
+        if off == AS_ONE:
+            return f"{bad}: {off} is given as one value; type {_as_one(overrides)}"
         if near := _alike(bad, keys):
             return f"unknown key {bad!r}{near}"
         if group and (there := _options(loader, group, rest, null=True)):
             have = "has" if len(there) == 1 else "have"
             return f"unknown key {bad!r}: {option} has no {rest}; {listed(there, 'and')} {have}"
     return f"unknown key {bad!r}{_likeliest(bad, keys)}"
+
+
+def _as_one(overrides: Sequence[str]) -> str:
+    """``'data.contract={classes: [a, b]}'`` of all that was set below it."""
+    below = [
+        o.lstrip("+").removeprefix(f"{AS_ONE}.") for o in overrides if o.lstrip("+").startswith(f"{AS_ONE}.")
+    ]
+    return f"'{AS_ONE}={{{', '.join(o.replace('=', ': ', 1) for o in below)}}}'"
 
 
 def _of_some(loader: ConfigLoader, bad: str, group: str, name: str, overrides: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
 from functools import cache, partial
 from types import UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
@@ -59,16 +59,23 @@ def check_types(node: Any, what: str) -> None:
             check_types(value, f"{what}.{name}")
         elif (wanted := _unlike(value, kind)) is not None:
             shown = "null" if value is None else value
-            raise ConfigError(f"{what}.{name}={shown}: must be {wanted}")
+            raise ConfigError(f"{what}.{name}={shown}: must be {wanted}{_suiting(str(target), name)}")
 
 
-def _hints(target: str) -> dict[str, Any]:
-    """Types of the parameters of what ``target`` names."""
+def _hints(target: str, *, extras: bool = False) -> dict[str, Any]:
+    """Types of the parameters of what ``target`` names; ``extras``: with what is ``Annotated``."""
     try:
         thing = get_object(target)
-        return get_type_hints(thing if is_dataclass(thing) or not inspect.isclass(thing) else thing.__init__)
+        typed = thing if is_dataclass(thing) or not inspect.isclass(thing) else thing.__init__
+        return get_type_hints(typed, include_extras=extras)
     except Exception:  # building it will say why
         return {}
+
+
+def _suiting(target: str, name: str) -> str:
+    """What suits, where the part says it of an option (``Annotated``); empty where it does not."""
+    kind: Any = _hints(target, extras=True).get(name)
+    return f", {kind.__metadata__[0]}" if get_origin(kind) is Annotated else ""
 
 
 @cache

@@ -30,3 +30,13 @@ def _plainly_finite(x: Tensor) -> bool:
 def single(x: Tensor) -> Tensor:
     """Doubles as most models read them, float32, in which 1e39 is infinite."""
     return x.float() if x.dtype == torch.float64 else x
+
+
+def blurred(x: Any) -> int | None:
+    """The first column of doubles (n, d) that float32 rounds by more than a tenth of its deviation."""
+    if not isinstance(x, Tensor) or x.dtype != torch.float64 or x.dim() != 2 or len(x) < 2:
+        return None
+    lost = (x - single(x).double()).square().mean(0)
+    spread = x.var(0, correction=0)
+    bad = (lost > spread / 100) & (x.amax(0) > x.amin(0))
+    return int(bad.nonzero()[0]) if bool(bad.any()) else None

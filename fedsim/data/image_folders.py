@@ -131,6 +131,17 @@ def _say_what_is_left_out(root: Path, files: Sequence[Path]) -> None:
         log.warning("%s: no class %s, since its folder holds no image", root, _some(sorted(empty)))
 
 
+def _deeper(root: Path) -> str:
+    """Which folders hold folders of images, other than ``train`` and ``test`` alone; empty if none does."""
+    found = (f.parts[len(root.parts)] for f in root.glob("*/*/*") if f.suffix.lower() in SUFFIXES)
+    folders = sorted({name for name in found if not _hidden(Path(name))})
+    if not folders:
+        return ""
+    other = [name for name in folders if name not in ("train", "test")]
+    what = "; ".join(f"no {name!r} is read" for name in other[:3])
+    return f" as <class>/<image>, but in folders {', '.join(folders)}; {what}: move or rename it"
+
+
 def _some(names: Sequence[str]) -> str:
     return repr(names[0]) + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
@@ -151,7 +162,7 @@ def _read(root: Path, channels: int, size: int | None, agreed: Contract) -> Arra
             f"{other[0]}: is no image that can be read ({', '.join(SUFFIXES)}); convert or remove it"
         )
     if not files:
-        raise DataError(f"{root} holds no images; expected {LAYOUT}")
+        raise DataError(f"{root} holds no images{_deeper(root)}; expected {LAYOUT}")
     _say_what_is_left_out(root, files)
     names = [str(f.relative_to(root)) for f in files]
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from fedsim.data.dataset import Dataset
 from fedsim.data.local import Batch, prepare
-from fedsim.data.trees import in_dtype, named_leaves
-from fedsim.data.views.base import seen
+from fedsim.data.trees import in_dtype, named_leaves, tree_map
+from fedsim.data.views.base import Joint, View, count, seen, seen_prepared
 from fedsim.errors import ConfigError, DataError
 from fedsim.rng import undisturbed
 from fedsim.run.trial import tried
@@ -68,6 +68,37 @@ def check_augment(
     ):
         batch = Batch(prepare(shown, dtype, data.normalize), in_dtype(targets, dtype))
         _check_change(key, name, task, batch, dtype, Batch(x, y), Batch(shown, targets))
+
+
+def check_view(view: View, data: Dataset, key: str, task: Task, dtype: torch.dtype) -> None:
+    """The same of a view of the user's, which is shown what a model is given.
+
+    Raises:
+        ConfigError: one line, with what went wrong, what it got and what it gave.
+    """
+    stored, y = data.train.take(torch.arange(min(ROWS, len(data.train))))
+    given = Batch(prepare(stored, dtype, data.normalize), in_dtype(y, dtype))
+    thing = view.function if isinstance(view, Joint) else view
+    name = getattr(thing, "__qualname__", type(thing).__name__)
+    try:
+        with undisturbed(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            copies = tree_map(lambda t: t.clone(), given.x), tree_map(lambda t: t.clone(), given.y)
+            found = seen_prepared(view, *copies, torch.Generator().manual_seed(0), data.normalize, stored)
+    except ConfigError as error:
+        raise ConfigError(f"{key}: {str(error).removeprefix('augment or view: ')}") from error
+    except Exception as error:  # any of the user's
+        raise ConfigError(
+            f"{key}: {name} cannot show a batch of shape {_kinds(given.x)}: {_said(error)}. It is called as "
+            "(x, generator) -> x, or (x, y, generator) -> (x, y)"
+        ) from error
+    shown = Batch(*found)
+    _check_numbers(key, name, given.x, shown.x)
+    for what, before, after in zip(("samples", "targets"), map(count, given), map(count, shown), strict=True):
+        if before != after:
+            raise ConfigError(f"{key}: {name} returned {after} {what}, expected {before}, as it was given")
+    if data.train.sliceable and (_kinds(given.x), _kinds(given.y)) != (_kinds(shown.x), _kinds(shown.y)):
+        _check_change(key, name, task, shown, dtype, given, shown)
 
 
 def _check_numbers(key: str, name: str, x: Any, shown: Any) -> None:

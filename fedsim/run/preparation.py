@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
@@ -11,9 +12,10 @@ from omegaconf import DictConfig
 from fedsim.config.check import validate
 from fedsim.config.parts import as_dataclass
 from fedsim.config.schema import ClientConfig, EmbedConfig, FailureConfig
-from fedsim.data.dataset import Samples
+from fedsim.data.dataset import Dataset, Samples
 from fedsim.data.embedding import embedded
 from fedsim.data.federated import FederatedData
+from fedsim.data.finite import blurred
 from fedsim.data.local import Batch
 from fedsim.data.views import configured
 from fedsim.engine.assignments import Plan
@@ -35,6 +37,10 @@ from fedsim.task.habits import Habits
 from fedsim.task.losses import own_loss
 from fedsim.task.rehearsal import rehearsed
 from fedsim.task.task import Task
+
+log = logging.getLogger(__name__)
+
+LOOKED_AT = 1000  # samples by which it is told whether a column is one value in float32
 
 
 def settle(config: DictConfig, given: Given) -> None:
@@ -135,8 +141,27 @@ def learning_task(
     if (augment := data.dataset.augment) is not None:
         key = "augment" if given.augment is not None else "data.augment"
         check_augment(augment, data.dataset, key, task, dtype)
-    check_views(data.dataset, configured(config.views))
+    check_views(data.dataset, configured(config.views), task, dtype)
+    if dtype != torch.float64:
+        _say_blurred(data.dataset)
     return replace(task, habits=rehearse(task, example, dtype))
+
+
+def _say_blurred(data: Dataset) -> None:
+    """Name a column whose values are nearly one to a model in float32; a look at the first samples."""
+    if not isinstance(data.train, Samples) or not len(data.train):
+        return
+    x = data.train.take(torch.arange(min(LOOKED_AT, len(data.train))))[0]
+    if (at := blurred(x)) is None:
+        return
+    column = x[:, at]
+    log.warning(
+        "data: values of column %s lie around %.4g with a deviation of %.2g, less than float32 tells apart there: they "
+        "are nearly one value to the model; subtract a constant, or type dtype=float64",
+        repr(data.columns[at]) if data.columns else at,
+        float(column.mean()),
+        float(column.std(correction=0)),
+    )
 
 
 def plan(

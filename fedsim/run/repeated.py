@@ -18,7 +18,9 @@ from fedsim.data.views.base import seen
 from fedsim.engine.draws import theirs
 from fedsim.errors import ConfigError
 from fedsim.rng import seed_global, undisturbed
+from fedsim.run.augmented import check_view
 from fedsim.task.outside import changed, noted
+from fedsim.task.task import Task
 
 log = logging.getLogger(__name__)
 
@@ -27,9 +29,9 @@ ADVICE = "torch's, NumPy's or Python's own generators (torch.rand), which are se
 GIVEN = f"draw from the generator that it is given, or from {ADVICE}"
 
 
-def check_views(data: Dataset, views: Mapping[str, View]) -> None:
+def check_views(data: Dataset, views: Mapping[str, View], task: Task, dtype: torch.dtype) -> None:
     """Refuse an augmentation, a view or a data set of the user's that gives another batch for the same samples and
-    seeds; say it of one that changes something without another result.
+    seeds, and a view that shows what cannot be trained on; say it of one that changes something without another result.
 
     Raises:
         ConfigError: naming what has changed meanwhile.
@@ -41,6 +43,8 @@ def check_views(data: Dataset, views: Mapping[str, View]) -> None:
             _check("data", [], lambda: data.train.take(rows[:2]), f"draw from {ADVICE}")
         for name, view in named.items():
             if len(rows) and view is not None and theirs(view):
+                if name != "augment":
+                    check_view(view, data, name, task, dtype)
                 _check(name, [view], partial(_shown, view, data, rows), GIVEN)
 
 

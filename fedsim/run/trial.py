@@ -238,6 +238,11 @@ def _check_labels(data: FederatedData, found: Any, y: Tensor, name: str) -> None
         )
     if not y.is_floating_point() and found.dim() == y.dim() + 1:
         _check_classes(data, found.shape[1], name)
+        if found.shape[1] == 1 and len(y):
+            raise ConfigError(
+                f"model: {name} has one output and all labels are 0: their cross entropy is 0 whatever it gives, so "
+                "nothing would be learned; there must be two classes or more, or loss=..."
+            )
     try:
         with torch.no_grad():
             cross_entropy(found, y[:2].to(found.dtype) if y.is_floating_point() else y[:2])

@@ -138,6 +138,14 @@ class ChecksCohort(Protocol):
 
 
 @runtime_checkable
+class ChecksRun(Protocol):
+    """A strategy that needs samples at the server or for validation, or local settings, in some of its forms only."""
+
+    def check_run(self, local: ClientConfig, *, server: bool, validation: bool) -> None:
+        """Refuse settings that do not go together; ``server``, ``validation``: whether there are such samples."""
+
+
+@runtime_checkable
 class OffersModels(Protocol):
     """A strategy with several models, among which a client that never takes part chooses."""
 

@@ -44,6 +44,11 @@ def _check(callback: object) -> None:
         raise ConfigError(f"{name} is a function, which nothing would call; expected {EXPECTED}")
     if isinstance(callback, type):
         raise ConfigError(f"{name} is a class; hand over an object, {callback.__name__}()")
+    for hook in HOOKS:
+        if (found := getattr(callback, hook, None)) is not None and not callable(found):
+            raise ConfigError(
+                f"{name}: {hook} is {type(found).__name__}, which nobody can call; define {hook}(...)"
+            )
     methods = [m for m in dir(callback) if not m.startswith("_") and callable(getattr(callback, m, None))]
     for method in methods:
         if method not in HOOKS and (meant := _meant(method)):

@@ -270,3 +270,10 @@ def test_train_and_test_without_folders_of_classes_are_no_classes(tmp_path):
         write(tmp_path / place, encoded(np.zeros((4, 4, 3), np.uint8)))
     with pytest.raises(DataError, match="holds no images; expected <class>/<image>"):
         sources.image_folder(tmp_path, size=4)
+
+
+def test_folders_beside_train_and_test_are_named(tmp_path):
+    for place in ("train/ant/0.png", "test/ant/0.png", "val/ant/0.png"):
+        write(tmp_path / place, encoded(np.zeros((4, 4, 3), np.uint8)))
+    with pytest.raises(DataError, match="in folders test, train, val; no 'val' is read: move or rename it"):
+        sources.image_folder(tmp_path, size=4)

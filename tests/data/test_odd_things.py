@@ -104,6 +104,26 @@ def test_doubles_that_are_infinite_in_float32() -> None:
         simulated(seeded(linear), "rounds=1", "dtype=float32", data=[(x, Y)])
 
 
+def test_columns_that_float32_makes_one_value_of_are_said(caplog: pytest.LogCaptureFixture) -> None:
+    seconds = X.double() + torch.tensor([0.0, 0.0, 1.7e9, 0.0])
+    constant = X.double() * torch.tensor([1.0, 1.0, 0.0, 1.0]) + 0.1
+    for x, dtype, said in (
+        (seconds, "float32", True),
+        (seconds, "float64", False),
+        (constant, "float32", False),
+    ):
+        caplog.clear()
+        simulated(seeded(linear), "rounds=1", f"dtype={dtype}", data=[(x, Y)])
+        assert ("values of column 2 lie around 1.7e+09 with a deviation of" in caplog.text) == said
+
+
+def test_one_class_for_one_output_is_nothing_to_learn() -> None:
+    with pytest.raises(
+        ConfigError, match="Linear has one output and all labels are 0: their cross entropy is 0"
+    ):
+        simulated(nn.Linear(X.shape[1], 1), data=[(X, torch.zeros_like(Y))])
+
+
 def test_weights_that_are_nan_from_the_start() -> None:
     model = seeded(linear)
     with torch.no_grad():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
 import pytest
@@ -145,6 +146,28 @@ def test_views_of_the_configuration_reach_clients(tmp_path):
     with pytest.raises(ClientError, match=r"views.other: there is no such view"):
         run(name="other")
     assert hashes(run("+view@views.other=noise", name="other")) != usual
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("(x, y, generator): return x", "own returned 8 samples, expected a pair"),
+        ("(x, y, generator): return x[:3], y", "own returned 3 samples, expected 8, as it was given"),
+        ("(x, y, generator): return x, y[:3]", "own returned 3 targets, expected 8, as it was given"),
+        (
+            "(x, generator): return x[..., :4]",
+            r"own returned x as \(B, 1, 8, 4\) float32, expected \(B, 1, 8, 8\)",
+        ),
+        ("(x, generator): return x.mine", "own cannot show a batch of shape .*has no attribute 'mine'"),
+        ("(x, generator): return x / 0", "own returned NaN or infinity"),
+    ],
+)
+def test_views_of_ones_own_are_tried_before_the_first_round(code, said, tmp_path, monkeypatch):
+    (tmp_path / "own_views_tried.py").write_text(f"def own{code}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "own_views_tried", raising=False)
+    with pytest.raises(ConfigError, match=f"^views.mine: {said}"):
+        run("+views.mine={_target_: hydra.utils.get_method, path: own_views_tried.own}", name="mine")
 
 
 def test_views_that_cannot_be_built_are_refused_before_the_first_round():

@@ -19,6 +19,7 @@ from clients.base import Client
 from clients.sgd import SGDClient
 from fedsim.data.local import Batch
 from fedsim.errors import CallbackError, ClientError, ConfigError
+from fedsim.exchange.payload import Update
 from fedsim.local.job import Job
 from fedsim.run.needs import check_whole
 from strategies.fedavg import FedAvg
@@ -248,6 +249,17 @@ class Misspelt(SGDClient):
 
     def finished(self, w: Tensor) -> Tensor:
         return w
+
+
+class AsElsewhere(SGDClient):
+    def train(self, job: Job) -> Update:
+        return super().fit(job)
+
+
+def test_a_method_named_as_in_other_libraries_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("WARNING"):
+        check_whole(own(AsElsewhere))
+    assert "AsElsewhere.train() is called by nobody; is it fit()?" in caplog.text
 
 
 def test_a_method_that_is_nearly_called_like_another_is_said(caplog: pytest.LogCaptureFixture) -> None:

@@ -45,6 +45,7 @@ def made(*names: str, **methods: Any) -> Any:
             [made(round=lambda self: None)],
             r"Mine: round\(\) is called as round\(row, clients\) or round\(info\)",
         ),
+        ([made("start", round=3)], r"Mine: round is int, which nobody can call; define round\(...\)"),
         ([made("evaluate")], r"Mine has evaluate\(\), which nothing would call \(is it evaluated\?\)"),
     ],
 )

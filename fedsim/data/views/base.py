@@ -155,8 +155,8 @@ def seen(view: View, x: Any, y: Any, generator: torch.Generator) -> tuple[Any, A
     if (y.__class__ is not Tensor or y.dim() > 2) and _lies_in(x, y) and isinstance(view, Moving):
         return view.with_targets(x, y, generator)
     shown = view(x, generator)
-    if shown is None or (y is not None and _count(shown) != _count(x)):
-        raise ConfigError(_returned(view, shown, f"{_count(x)} samples, as it was given"))
+    if shown is None or (y is not None and count(shown) != count(x)):
+        raise ConfigError(_returned(view, shown, f"{count(x)} samples, as it was given"))
     return shown, y
 
 
@@ -166,7 +166,7 @@ def _pair(view: Joint, found: Any) -> tuple[Any, Any]:
     return found[0], found[1]
 
 
-def _count(x: Any) -> int:
+def count(x: Any) -> int:
     """Samples in a batch; 0 where that cannot be told."""
     if isinstance(x, Tensor):
         return x.shape[0] if x.dim() else 0
@@ -178,7 +178,7 @@ def _returned(view: Any, found: Any, expected: str) -> str:
     said = (
         "None"
         if found is None
-        else f"{_count(found)} samples"
+        else f"{count(found)} samples"
         if isinstance(found, Tensor)
         else repr(type(found))
     )

@@ -29,6 +29,7 @@ INLINE = (
     2 << 20
 )  # bytes: smaller results come back with the call, not through the object store (milliseconds each)
 
+MANY = 128  # workers that any machine may have, of however few cores
 JOIN = 25  # seconds that a running cluster has to let us in; Ray itself waits for minutes, or without end
 
 _head: OwnRay | None = None  # of the Ray that this process has started
@@ -139,6 +140,20 @@ def _startable(config: Any) -> bool:
 def starts(config: Any) -> bool:
     """Begin to start Ray, unless that is done; whether ``connect`` need not wait for it."""
     return connected() or _started(config.store_mb).ready
+
+
+def check_workers(config: Any) -> None:
+    """Refuse more workers on this machine than it could hold open, or would ever compute with.
+
+    Raises:
+        ConfigError: with the number of cores.
+    """
+    cores, joined = available_cores(), config.address or os.environ.get("RAY_ADDRESS")
+    if not joined and config.workers > max(MANY, 8 * cores):
+        raise ConfigError(
+            f"engine.workers={config.workers}: this process may use {cores} core{'s' if cores > 1 else ''}, and more "
+            f"workers are not faster; type engine.workers={cores}, or 0, one for each"
+        )
 
 
 def share(workers: int, jobs: int, store_mb: int = 0) -> None:

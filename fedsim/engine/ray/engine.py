@@ -42,6 +42,7 @@ class RayEngine:
         self._config, self._moved = config, InPlace()
         self._actors: Actors | None = None
         self._crew: Actors | Children | None = None  # those that compute
+        cluster.check_workers(config)
         if cluster.early(config):
             self.workers = config.workers or available_cores()
         else:
