@@ -25,7 +25,11 @@ _NAMED = (
     types.MethodWrapperType,
     types.WrapperDescriptorType,
 )
-_STATELESS = (type(threading.Lock()), type(threading.RLock()))  # and what holds things weakly: a cache
+_STATELESS = (
+    type(threading.Lock()),
+    type(threading.RLock()),
+    threading.local,
+)  # of a process; weak ones are caches
 _WEAK = (weakref.WeakKeyDictionary, weakref.WeakValueDictionary, weakref.WeakSet)
 _LRU = type(functools.lru_cache(len))
 
