@@ -270,3 +270,5 @@ def test_train_and_test_without_folders_of_classes_are_no_classes(tmp_path):
         write(tmp_path / place, encoded(np.zeros((4, 4, 3), np.uint8)))
     with pytest.raises(DataError, match="holds no images; expected <class>/<image>"):
         sources.image_folder(tmp_path, size=4)
+    with pytest.raises(DataError, match=r"0\.png is a file; expected <class>/<image>"):
+        sources.image_folder(tmp_path / "train" / "0.png")
