@@ -17,7 +17,7 @@ from typing import Any
 
 from fedsim.config import bytecode
 from fedsim.config.usermodules import home, is_users
-from fedsim.config.values import ValueReader
+from fedsim.config.values import ValueReader, hashed
 
 _LRU = type(functools.lru_cache(len))
 _NOISE = frozenset(  # of a class: said elsewhere, or different by place and process
@@ -54,6 +54,7 @@ class Reader(ValueReader):
         self.imported: dict[str, None] = {}
         self.modules: dict[str, None] = {}
         self.environment: dict[str, str | None] = {}
+        self._spelt: list[frozenset[str]] = []  # names in the code of the functions that are being read
 
     def _parts(self, x: Any) -> Iterator[bytes]:
         if isinstance(x, types.FunctionType):
@@ -65,7 +66,7 @@ class Reader(ValueReader):
         if isinstance(x, type(os.environ)):  # of which single variables are looked up
             return iter((b"environment",))
         if isinstance(x, types.ModuleType):
-            return iter((b"module", b"" if is_users(x.__name__) else x.__name__.encode()))
+            return self._module(x)
         if isinstance(x, _LRU):  # which travels by name
             written: Any = getattr(x, "__wrapped__", None)
             module = home(written) if isinstance(written, types.FunctionType) else None
@@ -75,12 +76,19 @@ class Reader(ValueReader):
 
     def _function(self, f: types.FunctionType) -> Iterator[bytes]:
         """The user's: all that it computes with. Somebody else's: its name, and what it was made for (decorators)."""
-        module, code = home(f), f.__code__
         yield b"function"
         original = f.__dict__.get("_torchdynamo_orig_callable")
         if original is not None:
             yield self._of(original)
             return
+        self._spelt.append(bytecode.names(f.__code__).spelt.others)
+        try:
+            yield from self._written(f, f.__code__)
+        finally:
+            self._spelt.pop()
+
+    def _written(self, f: types.FunctionType, code: types.CodeType) -> Iterator[bytes]:
+        module, name = home(f), f.__qualname__
         if is_users(module):
             self._note(module)
             yield self._of(code)
@@ -89,12 +97,17 @@ class Reader(ValueReader):
             yield f"{module}.{code.co_qualname}".encode()
             if not f.__closure__ and "__wrapped__" not in f.__dict__:
                 return
-        name = f.__qualname__
         yield self._named(f"defaults of {name}", f.__defaults__)
         yield self._named(f"defaults of {name}", dict(sorted((f.__kwdefaults__ or {}).items())))
         for variable, cell in zip(code.co_freevars, f.__closure__ or (), strict=True):
             yield self._named(f"closure variable '{variable}' of {name}", cell)
         yield from self._all(sorted(f.__dict__.items()), lambda a: f"attribute '{a}' of {name}")
+
+    def _module(self, x: types.ModuleType) -> Iterator[bytes]:
+        """A module that is no global: in a closure, a default, a container. Of the user's also what is named in it."""
+        yield from _mark(x)
+        if is_users(x.__name__):
+            yield from self._followed(x, frozenset().union(*self._spelt), f"module '{x.__name__}'")
 
     def _code(self, code: types.CodeType) -> Iterator[bytes]:
         yield from bytecode.parts(code)
@@ -135,7 +148,7 @@ class Reader(ValueReader):
 
     def _looked_up(self, name: str, value: Any, names: frozenset[str], what: str) -> Iterator[bytes]:
         yield name.encode()
-        yield self._named(what, value)
+        yield hashed(*_mark(value)) if isinstance(value, types.ModuleType) else self._named(what, value)
         yield from self._inside(value, names, what)
 
     def _inside(self, module: Any, names: frozenset[str], what: str) -> Iterator[bytes]:
@@ -145,9 +158,12 @@ class Reader(ValueReader):
         if id(module) in self._open:
             return
         self._open[id(module)] = len(self._open)
+        yield from self._followed(module, names, what)
+        del self._open[id(module)]
+
+    def _followed(self, module: types.ModuleType, names: frozenset[str], what: str) -> Iterator[bytes]:
         for name in sorted(names & vars(module).keys()):
             yield from self._looked_up(name, vars(module)[name], names, f"{what}: '{name}'")
-        del self._open[id(module)]
 
     def _class(self, kind: type) -> Iterator[bytes]:
         users = is_users(kind.__module__)
@@ -179,3 +195,8 @@ class Reader(ValueReader):
                 self.patched[f"{kind.__module__}.{kind.__qualname__}.{name}"] = None
                 yield name.encode()
                 yield self._of(function)
+
+
+def _mark(module: types.ModuleType) -> tuple[bytes, bytes]:
+    """What stands for a module: the user's may be called otherwise in another process."""
+    return b"module", b"" if is_users(module.__name__) else module.__name__.encode()

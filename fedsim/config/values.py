@@ -25,7 +25,11 @@ _NAMED = (
     types.MethodWrapperType,
     types.WrapperDescriptorType,
 )
-_STATELESS = (type(threading.Lock()), type(threading.RLock()))  # and what holds things weakly: a cache
+_STATELESS = (
+    type(threading.Lock()),
+    type(threading.RLock()),
+    threading.local,
+)  # of a process; weak ones are caches
 _WEAK = (weakref.WeakKeyDictionary, weakref.WeakValueDictionary, weakref.WeakSet)
 _LRU = type(functools.lru_cache(len))
 
@@ -57,18 +61,18 @@ class ValueReader:
     def _of(self, x: Any) -> bytes:
         kind = type(x)
         if kind in _PLAIN:
-            return _hash(b"plain", kind.__name__.encode(), _plain(x))
+            return hashed(b"plain", kind.__name__.encode(), _plain(x))
         at = id(x)
         if at in self._done:
             return self._done[at][1]
         if at in self._open:
-            return _hash(b"within", str(len(self._open) - self._open[at]).encode())
+            return hashed(b"within", str(len(self._open) - self._open[at]).encode())
         self._open[at] = len(self._open)
         try:
-            found = _hash(*self._parts(x))
+            found = hashed(*self._parts(x))
         finally:
             del self._open[at]
-        if not content.is_shared(x):
+        if not content.is_shared(x) and not isinstance(x, types.ModuleType):
             self._done[at] = x, found
         return found
 
@@ -201,7 +205,8 @@ def _plain(x: Any) -> bytes:
     return x if isinstance(x, bytes) else repr(x).encode("utf-8", "backslashreplace")
 
 
-def _hash(*parts: bytes) -> bytes:
+def hashed(*parts: bytes) -> bytes:
+    """Sha256 (32 bytes) of ``parts``, each with its length."""
     out = hashlib.sha256()
     for part in parts:
         out.update(len(part).to_bytes(8, "little"))

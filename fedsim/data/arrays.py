@@ -140,6 +140,12 @@ def _objects(what: str, values: np.ndarray) -> np.ndarray:
             refuse(what, f"mixes text ({cell!r}) and other things", "make all of it text, or all numbers")
         if isinstance(cell, float) and cell != cell and any(isinstance(c, str) for c in flat):
             refuse(f"{what}, row {i}", "is empty", "fill or drop it")
+    for i, cell in enumerate(flat):
+        if np.asarray(cell).dtype.kind == "O" and np.ndim(cell) == 0:  # a Decimal, a date
+            row = i * len(values) // max(len(flat), 1)
+            refuse(
+                f"{what}, row {row}", f"holds a {type(cell).__name__}", "turn it into numbers (float(...))"
+            )
     return _stacked(what, values.tolist()) if len(values) else np.empty(0, dtype=np.float32)
 
 

@@ -275,7 +275,8 @@ def _stacked(name: str, column: Any) -> Tensor:
             "them when you tokenise, or hand over DataLoader(data, collate_fn=...)"
         )
     raise DataError(
-        f"data: the column '{name}' holds no numbers; tokenise or encode it first, or leave it out of x"
+        f"data: the column '{name}' holds no numbers; tokenise or encode it first (labels: "
+        f"data.class_encode_column('{name}')), or leave it out of x"
     )
 
 

@@ -53,6 +53,8 @@ def image_folder(
     if mode not in (None, "RGB", "L"):
         raise DataError(f"data.mode={mode}: must be RGB, L, or null")
     root, agreed = existing(path, LAYOUT), Contract.of(contract) or Contract()
+    if not root.is_dir():
+        raise DataError(f"{root} is a file; expected {LAYOUT}. Type data.path=<that folder>")
     channels = 1 if (mode or agreed.mode) == "L" else 3
     parts = {name: _read(folder, channels, size, agreed) for name, folder in _splits(root).items()}
     names = sorted({str(name) for part in parts.values() for name in np.unique(part["label"])})

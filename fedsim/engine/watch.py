@@ -44,7 +44,8 @@ class KeptError(ClientError):
 class Watch:
     """``client`` as it is after its ``setup``; ``check`` says whether it still is."""
 
-    def __init__(self, client: object):
+    def __init__(self, client: object, **given: object):
+        """``given``: what the client finds in its jobs and others find there too, by name: task and model."""
         self.client, self._users = client, not ours(type(client))
         self._held: list[
             tuple[str, Any, Any, type | None]
@@ -53,6 +54,11 @@ class Watch:
         self._read: list[tuple[str, Callable[[], Any], Any]] = []  # path, what to look at, what it was
         self._seen: dict[int, Any] = {id(client): client}
         self._object("", client)
+        self._given = [
+            (f"job.{name}", vars(thing), known_names(thing))
+            for name, thing in given.items()
+            if self._users and thing is not None
+        ]
 
     def check(self, number: int, round: int) -> None:
         """After a job of client ``number`` in ``round`` (from 0).
@@ -73,6 +79,9 @@ class Watch:
         for path, read, value in self._read:
             if not _same(read(), value):
                 self._refuse(path, number, round)
+        for path, held, known in self._given:
+            if held.keys() - known:
+                self._refuse(f"{path}.{next(iter(held.keys() - known))}", number, round)
 
     def _changed(self, path: str, now: Any, before: Any, kind: type | None, number: int, round: int) -> None:
         """Refuse what differs, but for caches: the value of a ``cached_property`` follows from the object alone."""
@@ -90,7 +99,7 @@ class Watch:
                 self._refuse(_joined(path, key, kind), number, round)
 
     def _refuse(self, path: str, number: int, round: int) -> None:
-        where = path if path.startswith("global ") else f"{type(self.client).__name__}.{path}"
+        where = path if path.startswith(("global ", "job.")) else f"{type(self.client).__name__}.{path}"
         where = re.sub(r"\._(?:parameters|buffers|modules)\['([^']*)'\]", r".\1", where)  # of a module
         raise KeptError(
             f"client {number} in round {round + 1}: {where} has changed since setup. Clients of the same process would "
@@ -173,6 +182,17 @@ class Watch:
         self._tensors.append((path, value, value._version, value.data_ptr()))
         if self._users and value.device.type == "cpu" and value.numel() <= SMALL:  # .data hides from versions
             self._read.append((path, partial(_tensor_bytes, value), _tensor_bytes(value)))
+
+
+def known_names(thing: object) -> frozenset[str]:
+    """Names of attributes that ``thing`` has, and those that the code of its class may give it."""
+    kinds = [vars(kind) for kind in type(thing).__mro__]
+    values = [
+        getattr(value, "func", getattr(value, "fget", value)) for held in kinds for value in held.values()
+    ]
+    codes = [value.__code__ for value in values if isinstance(value, FunctionType)]
+    spelt = {name for code in codes for name in code.co_names}
+    return frozenset(vars(thing).keys() | spelt | {name for held in kinds for name in held})
 
 
 def _reader(value: Any) -> Callable[[], Any] | None:

@@ -51,6 +51,14 @@ def as_update(owner: object, method: str, found: object) -> Update:
     return replace(found, weight=weight, metrics=metrics)
 
 
+def bits_of(update: Update) -> list[object]:
+    """What of an update enters the next model, to be compared; its metrics may be times."""
+    held = {**update.arrays, **{f"state/{k}": v for k, v in (update.state or {}).items()}}
+    bits = [(k, v.dtype, v.detach().contiguous().view(-1).view(torch.uint8)) for k, v in sorted(held.items())]
+    plain = (repr(update.weight), repr(sorted(update.values.items())))
+    return [*plain, *((name, dtype, v.cpu().numpy().tobytes()) for name, dtype, v in bits)]
+
+
 def as_vector(owner: object, method: str, found: Any, like: torch.Size | None = None) -> Tensor:
     """What a rule returned as its weights: a tensor, after a step as long as before.
 

@@ -26,12 +26,12 @@ from fedsim.models.split import head_of
 from fedsim.run.assigning import absent
 from fedsim.run.given import Given
 from fedsim.run.misspelt import misspelt
-from fedsim.run.unseeded import unseeded
 from fedsim.sampling.rules import Sampler
 from fedsim.server.traits import ChecksCohort, ChecksRun, StrategyLike, Traits, aggregator_of, missing
 from fedsim.task.heads import HeadSlots, check_body, check_features, check_logits, check_named_head
 from fedsim.task.layout import Layout
 from fedsim.task.task import Task
+from fedsim.task.unseeded import clock, unseeded
 
 if TYPE_CHECKING:
     from fedsim.topology import Topology
@@ -73,6 +73,12 @@ def check_whole(method: Any) -> None:
         log.warning(
             "%s gives something else in every process: if training depends on it, the run does not repeat. Draw from "
             "job.rng(...), or from torch's, NumPy's or Python's own generator, which are seeded for each client",
+            call,
+        )
+    if call := clock([type(method), type(method.client)]):
+        log.warning(
+            "%s asks a clock: if training depends on it, the run does not repeat. client.steps and client.epochs say "
+            "how long clients train",
             call,
         )
     options = {f.name for f in fields(method)} if is_dataclass(method) else set[str]()

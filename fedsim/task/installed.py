@@ -42,13 +42,16 @@ class Installed:
         own, where, buffers = set(map(id, own_layers(model))), places(model), dict(model.named_buffers())
         self._homes: list[tuple[dict[str, Any], str, Tensor, str]] = []  # of flat buffers
         self._watched: list[tuple[dict[str, Any], str, Tensor]] = []
+        self._spans: list[tuple[Tensor, Tensor]] = []  # each flat buffer, and its place in ``vector``
         for slot in layout.buffers:
             view = vector[slot.span].view(slot.shape).copy_(buffers[slot.name])
+            self._spans.append((view, view.detach()))
             for layer, name in where[id(buffers[slot.name])]:
                 layer._buffers[name] = view
                 self._homes.append((layer._buffers, name, view, slot.name))
                 if id(layer) in own or slot.name in habits.rebinds:
                     self._watched.append((layer._buffers, name, view))
+        self._homed = [view.data_ptr() for view, _ in self._spans]
         watched = [held for held, _, _ in self._watched]
         found = [held for held, *_ in (*self._owners, *self._homes) if not any(held is w for w in watched)]
         self._dicts = list({id(held): held for held in found}.values())
@@ -67,11 +70,8 @@ class Installed:
 
         Returns what the parameters are views of from now on: nothing known, if they were moved away from elsewhere.
         """
-        for held, name, view in self._watched:
-            if held[name] is not view:
-                with torch.no_grad():
-                    view.copy_(held[name])
-                held[name] = view
+        if self._watched:
+            self._take_back()
         if self._written and bound is not home:
             return None
         for p, view in self._written:
@@ -86,6 +86,8 @@ class Installed:
             p.requires_grad_(True)
         for held, name, tensor, _ in (*self._owners, *self._homes):
             held[name] = tensor
+        for view, span in self._spans:
+            view.data = span
         for (_, p), seen in zip(self._frozen, self._versions, strict=True):
             if (p._version, p.data_ptr()) != seen and id(p) in self._values:
                 p.data = clones([self._values[id(p)]])[0]
@@ -109,10 +111,29 @@ class Installed:
             for held, name, view, full in self._homes:
                 if held.get(name) is not view:
                     raise ClientError(_replaced(full))
+        if self._moved():
+            away = {id(view) for view, span in self._spans if view.data_ptr() != span.data_ptr()}
+            raise ClientError(_replaced(next(full for _, _, view, full in self._homes if id(view) in away)))
         if [(p._version, p.data_ptr()) for _, p in self._frozen] != self._versions:
             pairs = zip(self._frozen, self._versions, strict=True)
             name = next(n for (n, p), seen in pairs if (p._version, p.data_ptr()) != seen)
             raise ClientError(written_frozen(name))
+
+    def _take_back(self) -> None:
+        """Buffers that were replaced, or pointed at other memory (``self.mean.data = ...``), into the vector."""
+        others = [(held, name, view) for held, name, view in self._watched if held[name] is not view]
+        moved = [] if not self._moved() else [(v, s) for v, s in self._spans if v.data_ptr() != s.data_ptr()]
+        with torch.no_grad():
+            values = [held[name].clone() for held, name, _ in others]  # of one another, if they were swapped
+            for (view, span), value in zip(moved, [v.detach().clone() for v, _ in moved], strict=True):
+                view.data = span.copy_(value)
+            for (held, name, view), value in zip(others, values, strict=True):
+                view.copy_(value)
+                held[name] = view
+
+    def _moved(self) -> bool:
+        """Whether a flat buffer was pointed at other memory."""
+        return [view.data_ptr() for view, _ in self._spans] != self._homed
 
     def _in_place(self) -> bool:
         """Whether layers hold the very tensors that they held."""

@@ -72,7 +72,7 @@ class _Stage:
         self.params, self.buffers = dict(model.named_parameters()), dict(model.named_buffers())
         named = {**self.params, **self.buffers}
         self.values = values_of(named, task.model)
-        self.places = {n: p.data_ptr() for n, p in self.params.items()}
+        self.places = {n: t.data_ptr() for n, t in named.items()}
         registered = [*model.modules(), *self.params.values(), *self.buffers.values()]
         self.layers = dict(model.named_modules())
         self.own = {n: dict(vars(m)) for n, m in self.layers.items()}
@@ -175,7 +175,7 @@ class _Stage:
         tensors = (*self.params.values(), *self.buffers.values())
         for t, value in zip(tensors, clones(self.values.values()), strict=True):
             t.data = value
-        self.places = {n: p.data_ptr() for n, p in self.params.items()}
+        self.places = {n: t.data_ptr() for n, t in (*self.params.items(), *self.buffers.items())}
 
     def _train(self) -> None:
         self.model.train()
@@ -208,7 +208,8 @@ class _Stage:
         now = dict(self.model.named_buffers(remove_duplicate=False))
         for name, before in self.buffers.items():
             buffer = now.get(name)
-            if buffer is before and buffer.shape == self.values[name].shape:
+            at = before.data_ptr()
+            if buffer is before and at == self.places[name] and buffer.shape == self.values[name].shape:
                 continue
             if buffer is None or buffer.shape != self.values[name].shape or buffer.dtype != before.dtype:
                 raise ConfigError(

@@ -46,7 +46,9 @@ class Remembered:
         known = [name.rpartition(".")[0] for name in habits.remembers + habits.rebinds]
         self._layers = list(module.modules()) if self._reached else own_layers(module, known)
         self._registered = [*module.modules(), *module.parameters(), *module.buffers()]
-        self._things = [] if type(loss).__module__.startswith("torch.") else [loss]
+        self._things: list[object] = [] if type(loss).__module__.startswith("torch.") else [loss]
+        if self._reached:  # weight.seen = ...
+            self._things += [vars(p) for p in module.parameters()]
         self._training = self._noted()
         self._evaluating: Attributes | None = None
         self._switches = any(

@@ -216,6 +216,9 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleTy
         "from beside import f\ndef thing(x): return f(x)",
         "def thing(x):\n    import beside\n    return beside.f(x)",
         "def thing(x):\n    from beside import f\n    return f(x)",
+        "def make():\n    import beside\n    return lambda x: beside.f(x)\nthing = make()",
+        "import beside as m\ndef thing(x, m=m): return m.f(x)",
+        "import beside\nkinds = {'a': beside}\ndef thing(x): return kinds['a'].f(x)",
     ],
 )
 def test_what_a_module_beside_holds_counts_if_it_is_named(module: ModuleType, source: str) -> None:

@@ -79,6 +79,11 @@ def test_what_an_old_import_gives_is_what_lies_at_the_new_place():
     assert (settings.compose, settings.run_key) == (compose.compose, key.run_key)
     assert (vectors.FlatModel, vectors.hash_tensors) == (FlatModel, hash_tensors)
     assert RunConfig is schema.RunConfig and RayEngine is engine.RayEngine
+    import fedsim.engine.ray as room
+
+    assert room.RayEngine is engine.RayEngine  # type: ignore[attr-defined]
+    with pytest.raises(AttributeError, match="nothing"):
+        room.nothing  # type: ignore[attr-defined]  # noqa: B018
     with pytest.raises(AttributeError, match="nothing"):
         settings.nothing  # noqa: B018
 

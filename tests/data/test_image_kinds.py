@@ -277,3 +277,5 @@ def test_folders_beside_train_and_test_are_named(tmp_path):
         write(tmp_path / place, encoded(np.zeros((4, 4, 3), np.uint8)))
     with pytest.raises(DataError, match="in folders test, train, val; no 'val' is read: move or rename it"):
         sources.image_folder(tmp_path, size=4)
+    with pytest.raises(DataError, match=r"0\.png is a file; expected <class>/<image>"):
+        sources.image_folder(tmp_path / "train" / "ant" / "0.png")

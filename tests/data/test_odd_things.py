@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Callable
 from contextlib import nullcontext
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ X, Y = samples()
             (X, [datetime.date(2020, 1, 1 + int(v)) for v in Y]),
             r"client 0, y, row 0 is a date; turn it into numbers",
         ),
+        ((np.full((12, 2), Decimal("0.5"), dtype=object), Y), r"client 0, x, row 0 holds a Decimal; turn it"),
         (
             (torch.nested.nested_tensor([*X.float()]), Y),
             r"client 0, x is a sparse, nested or quantised tensor",

@@ -111,6 +111,37 @@ class RunningMean(nn.Module):
         return self.body(x - self.mean)
 
 
+class Moved(RunningMean):
+    """A float buffer that is pointed at other memory in each pass, as is one of torch's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.mean.data = 0.5 * self.mean + 0.5 * x.mean(0)
+            self.norm.running_mean.data = 0.5 * self.norm.running_mean + 0.5 * x.mean(0)
+        return self.body(x - self.mean - self.norm.running_mean)
+
+
+class Swapping(nn.Module):
+    """Two buffers that take each other's place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(4, 3)
+        self.register_buffer("a", torch.zeros(4))
+        self.register_buffer("b", torch.ones(4))
+        self.register_buffer("c", torch.full((4,), 2.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.a, self.b = self.b, self.a
+            self.b.data, self.c.data = self.c.data, self.b.data
+        return self.body(x + self.a - self.c * self.b)
+
+
 class MaxNorm(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         self.weight.data = torch.renorm(self.weight.data, 2, 0, 0.3)
@@ -141,6 +172,8 @@ TRAINED: dict[str, Build] = {
     "extra state": lambda: nn.Sequential(Versioned(4, 6), head()),
     "integer and bool": Counting,
     "buffer replaced": RunningMean,
+    "buffer's memory replaced": Moved,
+    "buffers swapped": Swapping,
     "weights replaced": lambda: MaxNorm(4, 3),
     "weights replaced inside": Inside,
     "bfloat16": lambda: nn.Sequential(nn.Linear(4, 6), head()).bfloat16(),
