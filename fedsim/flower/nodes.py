@@ -57,7 +57,7 @@ class Nodes:
                 file.write(json.dumps({"time": round(time.time(), 3), "event": what, **about}) + "\n")
 
     @contextmanager
-    def told(self) -> Iterator[dict[str, Any]]:
+    def noting_end(self) -> Iterator[dict[str, Any]]:
         """How what happens within ends is noted: by an error, or as the mapping says that is filled meanwhile."""
         end: dict[str, Any] = {}
         try:

@@ -82,7 +82,7 @@ def _serve(
     binding.check_enough(engine.wait_for or config.num_clients, config.num_clients)
     limits = Limits(config.num_clients, engine.most_samples, lambda: _classes(config))
     nodes = Nodes(grid, config.num_clients, folder / "nodes.jsonl", binding=binding, limits=limits)
-    with nodes.told() as end:
+    with nodes.noting_end() as end:
         gone = contract.gather(nodes, config, engine)
         data, terms = _data(config, method, nodes, folder, gone)
         works = FlowerEngine(grid, nodes, engine, folder, method, terms, taking)
