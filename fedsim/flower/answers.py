@@ -33,6 +33,7 @@ FIELDS = {"run": str, "round": int, "exchange": int, "client": int, "kind": str,
 FIELDS |= {"samples": int, "gradients": float, "forwards": float, "seconds": float}
 FLAGS = ("stateful", "restarted", "lacks", "lost")
 MOST = 1000  # letters of a reason, and entries of a record
+BYTES = 1 << 24  # of a value that is bytes: how many a method's codes take is for its ``objection``
 LONGEST = 200  # letters of a name
 LARGEST = 2.0**53  # of counts: whole numbers of that size have no neighbours left out
 
@@ -140,8 +141,9 @@ def _update(content: RecordDict, layout: Layout, fits: Fits) -> Payload:
         fits(a.name, shape, a.dtype)
     arrays = {a.name: a.whole(where[a.name]) for a in found}
     for name, value in values.items():
-        if not 0 < len(name) <= LONGEST or (isinstance(value, str | bytes | list) and len(value) > MOST):
-            raise ClientError(f"value {said(name)!r:.80}: no name, or longer than {MOST}")
+        most = BYTES if isinstance(value, bytes) else MOST
+        if not 0 < len(name) <= LONGEST or (isinstance(value, str | bytes | list) and len(value) > most):
+            raise ClientError(f"value {said(name)!r:.80}: no name, or longer than {most}")
     return Payload(arrays, Payload.of({}, dict(values)).values)
 
 

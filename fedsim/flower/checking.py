@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from flwr.app import RecordDict
 
+from fedsim.data.longtail import GROUPS  # few samples of the server's own may lack some
 from fedsim.errors import ClientError
 from fedsim.exchange.landing import RECLIPPED
 from fedsim.exchange.payload import WEIGHT, Payload
@@ -231,13 +232,14 @@ class Judge:
         return answer
 
     def _metrics(self, found: Mapping[str, float], question: Question) -> None:
-        unknown = [name for name in found if name not in METRICS and name not in self.metrics]
+        plain = {name: "/".join(p for p in name.split("/") if p not in GROUPS) for name in found}
+        unknown = [name for name, bare in plain.items() if not {name, bare} & (METRICS | self.metrics)]
         if not unknown:
             return
         sample = self._sample(question, quietly=True, each_round=True)
         self.metrics = self.metrics | sample.metrics
         for name in unknown:
-            if not sample.why and name not in self.metrics:
+            if not sample.why and not {name, plain[name]} & self.metrics:
                 raise ClientError(
                     f"metric '{name}' is not known; the strategy's traits.metrics names those that only some send"
                 )

@@ -163,7 +163,7 @@ def _brought(folder: Path | None, names: Sequence[str]) -> dict[str, str]:
     """Public keys of nodes that made their own, by node."""
     if folder is None:
         return {}
-    found = {}
+    found = dict[str, str]()
     for name in names:
         path = folder / f"{name}.pub"
         if not path.is_file():

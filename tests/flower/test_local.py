@@ -98,6 +98,20 @@ def test_what_is_left_out_does_not_travel_here_either(tmp_path: Path) -> None:
     check_twin(tmp_path, *SMALL, "model=mlp", *entry.arguments, *cut, "evaluation.validation=0.1")
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        ("evaluation.by_class=true", "evaluation.clients_every=1", "evaluation.holdout=0.2"),
+        ("strategy=fedkseed", "strategy.lr=0.1"),
+    ],
+    ids=["groups of classes", "over a thousand bytes"],
+)
+def test_what_the_servers_own_answer_has_not_is_taken_of_honest_clients(
+    given: tuple[str, ...], tmp_path: Path
+) -> None:
+    check_twin(tmp_path, *SMALL, *given)
+
+
 def test_roles_are_those_of_the_simulation(tmp_path: Path) -> None:
     settings = (
         *SMALL,

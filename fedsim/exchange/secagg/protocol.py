@@ -223,23 +223,21 @@ class UnmaskingServer:
             partners = [i for i in self.near[j] if i in survivors]
             if j in survivors or not partners:
                 continue
-            mine = self.public[j][:SECRET]
-            key = self._joined(j, revealed, lambda key, mine=mine: public_key(key) == mine)
+            key = self._joined(j, revealed, self.public[j][:SECRET])
             for i in partners:
                 s = pair_key(key, self.public[i][:SECRET], self.run, self.round, VECTOR)
                 broken[i, j] = PRG(s, d, B)
         return unmasked(np.zeros(d, np.uint64), own, broken, B)
 
-    def _joined(
-        self, i: int, revealed: Mapping[int, Mapping[int, bytes]], fits: Callable[[bytes], bool] = bool
-    ) -> bytes:
-        """The secret that ``fits``, of any t shares that lie together: who sent a wrong one spoils none."""
+    def _joined(self, i: int, revealed: Mapping[int, Mapping[int, bytes]], public: bytes = b"") -> bytes:
+        """The secret, of any t shares that lie together: who sent a wrong one spoils none. ``public``: what it is to
+        be the private half of, if that is known."""
         shares = [found[i] for j, found in sorted(revealed.items()) if i in found]
         if len(shares) < self.t:
             raise TooFewSurvivors(f"{len(shares)} shares of client {i}'s secret; {self.t} are needed")
         for at in range(len(shares)):
             secret = join([*shares[at:], *shares[:at]][: self.t])
-            if secret is not None and fits(secret):
+            if secret is not None and public in (b"", public_key(secret)):
                 return secret
         raise TooFewSurvivors(f"the shares of client {i}'s secret do not give it back")
 
