@@ -17,7 +17,7 @@ from fedsim.errors import DataError, hint
 def from_frame(
     frame: Any,
     *,
-    y: str,
+    y: str | Sequence[str],
     x: Sequence[str] | None = None,
     client: str | None = None,
     domain: str | None = None,
@@ -27,7 +27,8 @@ def from_frame(
 
     Args:
         frame: a row per sample.
-        y: the target's column: classes (numbers or text), or numbers to be predicted with a loss of their own.
+        y: the target's column: classes (numbers or text), or numbers to be predicted with a loss of their own; several
+            columns are targets (N, K), for ``task=multilabel`` and ``task=regression``.
         x: input columns, all numbers; by default all others.
         client: whose a row is: each value is a client, in sorted order, unless another partition is asked for.
         domain: the domain of a row.
@@ -41,7 +42,8 @@ def from_frame(
         raise DataError(
             f"from_frame: there are several columns '{twice}'; rename or drop one (frame.loc[:, ...])"
         )
-    named = [c for c in (y, client, domain, test, *(x or ())) if c is not None]
+    several = not isinstance(y, str)
+    named = [c for c in (*(y if several else (y,)), client, domain, test, *(x or ())) if c is not None]
     for column in named:
         if column not in names:
             raise DataError(f"from_frame: there is no column '{column}'{hint(column, names)}")
@@ -52,9 +54,11 @@ def from_frame(
     held = _flags(test, frame[test]) if test else np.zeros(len(frame), dtype=bool)
     kept = {"train": frame[~held], "test": frame[held]}
     parts = [
-        part(name, (rows[inputs], rows[y])) for name, rows in kept.items() if name == "train" or len(rows)
+        part(name, (rows[inputs], rows[list(y) if several else y]))
+        for name, rows in kept.items()
+        if name == "train" or len(rows)
     ]
-    numbers = frame[y].dtype.kind == "f" and bool((frame[y].dropna() % 1 != 0).any())
+    numbers = several or (frame[y].dtype.kind == "f" and bool((frame[y].dropna() % 1 != 0).any()))
     pairs, classes = admit_parts(parts, TargetRules(own_loss=numbers))
     train, *rest = (Samples(*pair) for pair in pairs)
     domains = tuple(sorted(frame[domain].astype(str).unique())) if domain else ()

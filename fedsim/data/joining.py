@@ -135,8 +135,12 @@ def admit_columns(data: Dataset, rules: TargetRules) -> Dataset:
     """Columns of Hugging Face's, whose class labels may be text or any numbers, with class ids and their names."""
     held = {"the training set": data.train, "the test set": data.test}
     parts = [Part(name, None, None, read=s) for name, s in held.items() if isinstance(s, Columns)]
-    column = data.train.y if isinstance(data.train, Columns) else None
-    stated = column and getattr(parts[0].read.data.features.get(column), "names", None)
+    read = data.train
+    stated = (
+        getattr(read.data.features.get(read.y), "names", None)
+        if isinstance(read, Columns) and read.y
+        else None
+    )
     pairs, classes = _read(parts, replace(rules, known=tuple(stated or ())))
     train, *rest = (x for x, _ in pairs)
     return replace(data, train=train, test=rest[0] if rest else data.test, classes=classes or data.classes)

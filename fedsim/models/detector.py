@@ -148,7 +148,18 @@ def assigned(middle: Tensor, y: Boxes) -> Wanted:
 
 def losses(output: Tensor, y: Boxes) -> Tensor:
     """Loss (B,) of each image: binary cross entropy of objectness, mean over cells, and over the cells that hold an
-    object binary cross entropy of the classes and 1 - GIoU of the box; weighted by ``WEIGHTS``."""
+    object binary cross entropy of the classes and 1 - GIoU of the box; weighted by ``WEIGHTS``.
+
+    Raises:
+        ConfigError: for the output of another model, or targets that are no boxes.
+    """
+    if not isinstance(output, Tensor) or output.dim() != 4 or not isinstance(y, Mapping):
+        shown = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        given = "boxes" if isinstance(y, Mapping) else "no boxes"
+        raise ConfigError(
+            f"task=detection: its loss takes what model=detector gives, (n, 1 + C + 4, h, w), and boxes, not {shown} "
+            f"and {given}; type model=detector with data=weather_shapes or coco, or your own task.loss and task.decode"
+        )
     found, want = cells(output), assigned(centres(output), y)
     here = want.positive.to(output.dtype)
     share = here / here.sum(dim=1, keepdim=True).clamp(min=1)

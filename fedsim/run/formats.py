@@ -145,7 +145,7 @@ def _onnx(model: nn.Module, card: Card | None, path: Path) -> None:
     args = () if named else example if isinstance(example, tuple) else (example,)
     free = tree_map_only(Tensor, lambda _: {0: torch.export.Dim.DYNAMIC}, named or args)
     try:
-        with warnings.catch_warnings(), _unsaid("torch.onnx"):
+        with warnings.catch_warnings(), _unsaid("torch.onnx"), _without_cache(model):
             warnings.simplefilter("ignore")
             torch.onnx.export(
                 model,
@@ -163,8 +163,9 @@ def _onnx(model: nn.Module, card: Card | None, path: Path) -> None:
         raise
     except Exception as error:
         path.unlink(missing_ok=True)
+        said = str(error.__cause__ or error)  # the exporter's own words are advice
         raise ConfigError(
-            f"--to onnx: torch.onnx cannot express {type(model).__name__}: {headline(str(error))[:300]}; use "
+            f"--to onnx: torch.onnx cannot express {type(model).__name__}: {headline(said)[:300]}; use "
             "--to safetensors"
         ) from error
 
@@ -181,6 +182,21 @@ def _name_batch(path: Path) -> None:
             if free and dim.dim_param == free:
                 dim.dim_param = "batch"
     onnx.save(model, str(path))
+
+
+@contextmanager
+def _without_cache(model: nn.Module) -> Iterator[None]:
+    """Models of transformers without the keys and values that they give beside their output, which are no tensors."""
+    config = getattr(model, "config", None)
+    before = getattr(config, "use_cache", None)
+    if before is None or config is None:
+        yield
+        return
+    config.use_cache = False
+    try:
+        yield
+    finally:
+        config.use_cache = before
 
 
 @contextmanager

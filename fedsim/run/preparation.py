@@ -138,6 +138,8 @@ def learning_task(
     if problem.loss is None and task.loss is not own_loss:
         trial.check_labels(data, output, type(model).__name__)
     trial.check_measures(task, example, dtype)
+    if problem.pixels is not None:
+        trial.check_pixels(data, *problem.pixels)
     if (augment := data.dataset.augment) is not None:
         key = "augment" if given.augment is not None else "data.augment"
         check_augment(augment, data.dataset, key, task, dtype)

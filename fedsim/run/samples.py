@@ -120,8 +120,8 @@ def admitted(config: DictConfig, given: Given) -> Given:
     binary = tasks.problem(config, given).targets == "labels"
     if not binary and (classes := _settled(clients, given.test)) is not None:
         return replace(given, clients=clients, classes=classes)
-    each = isinstance(given.test, Mapping)
-    tests = dict(given.test) if isinstance(given.test, Mapping) else {"": given.test}
+    each = isinstance(given.test, Mapping) and (given.domains is not None or not _arrays(given.test))
+    tests = dict(given.test) if isinstance(given.test, Mapping) and each else {"": given.test}
     parts = [containers.part(f"client {i}", client) for i, client in enumerate(clients)]
     if given.test is not None:
         parts += [
@@ -134,6 +134,11 @@ def admitted(config: DictConfig, given: Given) -> Given:
     test = None if given.test is None else dict(zip(tests, held, strict=True)) if each else held[0]
     columns = next((p.columns for p in parts if len(p)), ())
     return replace(given, clients=own, test=test, classes=classes, columns=columns)
+
+
+def _arrays(test: Mapping[Any, Any]) -> bool:
+    """Whether a dict holds arrays by name, the samples of one test set, and no test sets by domain."""
+    return bool(test) and all(isinstance(v, torch.Tensor | np.ndarray) for v in test.values())
 
 
 def _settled(clients: Sequence[Pair], test: object) -> tuple[str, ...] | None:

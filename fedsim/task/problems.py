@@ -24,6 +24,7 @@ class Problem:
     ``loss``: ``None``, cross entropy, or what the model works out by itself. ``metrics``: ``None``, accuracy where
     targets are class labels. ``raw``: targets keep their values, instead of becoming class ids. ``count(y)``: units
     that the loss of a batch is the mean of, where those are not its samples. ``derived``: numbers made of others.
+    ``pixels``: how many classes targets (N, H, W) are of, and the one that is left out.
     ``targets``: what they must be (``fedsim.data.labels.TargetRules.kind``). ``besides``: accuracy is measured besides
     ``metrics``, where it can be.
     """
@@ -36,6 +37,7 @@ class Problem:
     derived: Mapping[str, Callable[[Mapping[str, Any]], float]] | None = None
     targets: str = ""
     besides: bool = False
+    pixels: tuple[int, int] | None = None
 
 
 def classification(*, label_smoothing: float = 0.0, metrics: Mapping[str, Any] | None = None) -> Problem:
@@ -94,6 +96,7 @@ def segmentation(
         partial(pixel_cross_entropy, num_classes=num_classes, ignored=ignore_index),
         own | dict(metrics or {}),
         count=partial(_counted, ignored=ignore_index),
+        pixels=(num_classes, ignore_index),
     )
 
 
@@ -134,6 +137,7 @@ def own(
 def binary_cross_entropy(output: Any, y: Tensor) -> Tensor:
     """Mean over samples and labels; logits (B, K), y (B, K)."""
     output = logits_of(output)
+    _expect("multilabel", "0 and 1 for every label, (n, K), of logits (n, K)", output, y, 0, 1)
     return F.binary_cross_entropy_with_logits(output, y.to(output.dtype))
 
 
@@ -154,6 +158,7 @@ def pixel_cross_entropy(output: Any, y: Tensor, *, num_classes: int, ignored: in
         ConfigError: if the model gives another number of classes, or a pixel is of none of them.
     """
     logits = logits_of(output)
+    _expect("segmentation", "a class for every pixel, (n, H, W), of logits (n, C, H, W)", logits, y, 1, 3)
     if logits.shape[1] != num_classes:
         raise ConfigError(
             f"task.num_classes={num_classes}: but the model gives {logits.shape[1]} logits for each pixel; change one "
@@ -170,6 +175,19 @@ def pixel_cross_entropy(output: Any, y: Tensor, *, num_classes: int, ignored: in
         ) from None
 
 
+def _expect(task: str, wanted: str, output: Any, y: Any, more: int | None, least: int) -> None:
+    """Refuse what is no pair of tensors of which the output has ``more`` dimensions, and targets have ``least``."""
+    if isinstance(output, Tensor) and isinstance(y, Tensor):
+        if y.dim() >= least and (more is None or output.dim() == y.dim() + more):
+            return
+        shown = f"{tuple(y.shape)} of outputs {tuple(output.shape)}"
+    else:
+        shown = " of outputs ".join(
+            str(tuple(t.shape)) if isinstance(t, Tensor) else type(t).__name__ for t in (y, output)
+        )
+    raise ConfigError(f"task={task}: takes {wanted}, not {shown}; another task, model or data")
+
+
 def token_cross_entropy(output: Any, y: Tensor, *, shift: bool = True) -> Tensor:
     """Mean over the tokens that have a target; logits (B, T, V), y (B, T). Nothing to predict gives zero."""
     logits, y = _of_tokens(output, y, shift)
@@ -180,7 +198,9 @@ def token_cross_entropy(output: Any, y: Tensor, *, shift: bool = True) -> Tensor
 def _of_tokens(output: Any, y: Tensor, shift: bool) -> tuple[Tensor, Tensor]:
     """Logits (B, T, V) and the targets (B, T) that they predict; virtual tokens before a text (prompt tuning) have
     none."""
-    logits, y = logits_of(output), y.long()
+    logits = logits_of(output)
+    _expect("language_model", "a token at every place, (n, T), of logits (n, T, V)", logits, y, 1, 2)
+    y = y.long()
     logits = logits[:, -y.shape[1] :]
     return (logits[:, :-1], y[:, 1:]) if shift else (logits, y)
 
@@ -239,11 +259,14 @@ def _micro_f1(output: Any, y: Tensor, *, cut: float) -> tuple[float, float]:
 def _error(loss: Callable[[Tensor, Tensor], Tensor], output: Any, y: Tensor) -> Tensor:
     """Of outputs (B, 1) as of (B,)."""
     output = logits_of(output)
+    _expect("regression", "numbers, (n,) or (n, K), of as many outputs", output, y, None, 1)
     if output.dim() == y.dim() + 1 and output.shape[-1] == 1:
         output = output.squeeze(-1)
     if output.shape != y.shape:
         raise ConfigError(
-            f"task: the model gives {tuple(output.shape)} for targets of shape {tuple(y.shape)}; change its outputs"
+            f"task=regression: the model gives {tuple(output.shape)} for targets of shape {tuple(y.shape)}; change its "
+            "outputs (with a loss of your own that takes them as they are, leave out task=regression, which measures "
+            "mae and mse)"
         )
     return loss(output, y.to(output.dtype))
 

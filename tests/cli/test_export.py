@@ -64,6 +64,24 @@ def test_onnx_computes_what_torch_computes_for_any_batch(run: Path, tmp_path: Pa
     torch.testing.assert_close(torch.from_numpy(found.copy()), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.nightly
+def test_a_language_model_is_written_without_what_it_keeps_for_the_next_token(tmp_path: Path) -> None:
+    onnx, transformers = pytest.importorskip("onnx"), pytest.importorskip("transformers")
+    from onnx.reference import ReferenceEvaluator
+
+    config = transformers.GPT2Config(vocab_size=9, n_positions=8, n_embd=8, n_layer=1, n_head=2)
+    ids = torch.randint(0, 9, (12, 6))
+    result = fedsim.simulate(
+        ["engine=serial", "rounds=1", "task=language_model", f"dir={tmp_path / 'run'}"],
+        model=lambda: transformers.GPT2LMHeadModel(config),
+        clients=[(ids, ids)],
+    )
+    model = onnx.load(result.export("onnx"))
+    (found,) = ReferenceEvaluator(model).run(None, {model.graph.input[0].name: ids[:3].numpy()})
+    expected = result.model()(ids[:3]).logits.detach()
+    torch.testing.assert_close(torch.from_numpy(found.copy()), expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.slow
 def test_a_transformers_model_is_written_as_its_library_reads_it(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")

@@ -138,3 +138,11 @@ def test_rows_of_the_test_set(test):
     ):
         with pytest.raises(DataError, match=words):
             from_frame(frame.assign(**{column: values}), y="y", x=["a"], test="test", client="who")
+
+
+def test_several_columns_of_a_frame_are_targets():
+    frame = pd.DataFrame({"a": [1.0, 2.0, 3.0], "u": [True, False, True], "v": [0, 1, 1]})
+    found = from_frame(frame, y=["v", "u"])
+    assert found.train.x.tolist() == [[1], [2], [3]] and found.train.y.tolist() == [[0, 1], [1, 0], [1, 1]]
+    with pytest.raises(DataError, match="no column 'w'"):
+        from_frame(frame, y=["v", "w"])

@@ -82,3 +82,31 @@ def test_targets_with_names_need_a_loss() -> None:
     named = [(x, {"class": y}) for x, y in PLAIN]
     with pytest.raises(ConfigError, match=r"No loss was given, so it is cross entropy, .* give loss="):
         train(named, None)
+
+
+def test_a_pixel_of_no_class_is_refused_by_client_and_row() -> None:
+    x, y = torch.rand(300, 1, 2, 2), torch.zeros(300, 2, 2, dtype=torch.uint8)
+    y[280, 1, 0] = 7
+    model, settings = nn.Conv2d(1, 3, 1), ("task=segmentation", "task.num_classes=3")
+    for clients, test, words in (
+        ([(x[:9], y[:9]), (x, y)], (x[:9], y[:9]), "client 1, row 280"),
+        ([(x[:9], y[:9])], (x, y), "the test set, row 280"),
+    ):
+        with pytest.raises(ConfigError, match=f"{words}.* has a pixel of the class 7, of task.num_classes=3"):
+            train(clients, test, model, *settings, f"clients_per_round={len(clients)}")
+    left = train([(x, y)], (x[:9], y[:9]), model, *settings, "task.ignore_index=7", "clients_per_round=1")
+    assert left.summary["loss"] > 0
+
+
+def test_a_test_set_may_be_inputs_by_name_as_clients_are() -> None:
+    class Named(nn.Linear):
+        def forward(self, a: Tensor) -> Tensor:
+            return super().forward(a)
+
+    def far(output: Tensor, y: None) -> Tensor:
+        return (output - 1).square().mean()
+
+    x = {"a": torch.rand(8, 2)}
+    model = Named(2, 1)
+    by_name, pairs = (train([t] * 6, t, model, loss=far) for t in (x, (x, None)))
+    assert by_name.summary["loss"] == pairs.summary["loss"] > 0

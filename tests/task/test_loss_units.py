@@ -15,7 +15,14 @@ from fedsim.errors import ConfigError
 from fedsim.task.evaluation import mean_of
 from fedsim.task.losses import cross_entropy, logits_cross_entropy, own_loss, weighed
 from fedsim.task.metrics import admitted_metrics
-from fedsim.task.problems import segmentation, token_cross_entropy, tokens_of
+from fedsim.task.problems import (
+    language_model,
+    multilabel,
+    regression,
+    segmentation,
+    token_cross_entropy,
+    tokens_of,
+)
 from fedsim.task.task import Task
 
 
@@ -81,3 +88,18 @@ def test_a_batch_without_a_pixel_that_counts_has_no_loss_and_no_gradient() -> No
     assert nothing.item() == 0 and not z.grad.any()
     y[0, 0] = 2
     assert torch.equal(loss(z, y), nn.functional.cross_entropy(z, y.long(), ignore_index=255))
+
+
+@pytest.mark.parametrize(
+    ("problem", "output", "y"),
+    [
+        (segmentation(num_classes=4), (2, 4), torch.zeros(2)),
+        (segmentation(num_classes=4), (2, 4, 3, 3), torch.zeros(2, 1, 3, 3)),
+        (language_model(), (2, 4), torch.zeros(2)),
+        (multilabel(), (2, 4), {"a": torch.zeros(2, 4)}),
+        (regression(), (2, 4), {"a": torch.zeros(2, 4)}),
+    ],
+)
+def test_targets_of_another_kind_of_problem_are_refused_by_what_the_task_takes(problem, output, y) -> None:
+    with pytest.raises(ConfigError, match=r"task=\w+: takes .*, not .* of outputs \(2, 4"):
+        problem.loss(torch.zeros(output), y)
