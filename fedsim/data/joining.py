@@ -18,6 +18,7 @@ from fedsim.data.dataset import Dataset, Samples, SamplesLike
 from fedsim.data.huggingface import Columns
 from fedsim.data.labels import TargetRules, targets
 from fedsim.data.lazy import Joined, Mapped, Parts, Read, digest
+from fedsim.data.readings import remade
 from fedsim.data.trees import join, leaves, named_leaves, structure
 from fedsim.errors import DataError
 from fedsim.rng import hash_tensors, undisturbed
@@ -68,8 +69,8 @@ def _ordered(tree: Any, like: Any) -> Any:
     """``tree`` with the names of its dicts in the order of ``like``."""
     if isinstance(tree, dict) and isinstance(like, dict) and tree.keys() == like.keys():
         return {k: _ordered(tree[k], v) for k, v in like.items()}
-    if isinstance(tree, tuple) and isinstance(like, tuple) and len(tree) == len(like):
-        return tuple(_ordered(a, b) for a, b in zip(tree, like, strict=True))
+    if isinstance(tree, tuple | list) and isinstance(like, tuple | list) and len(tree) == len(like):
+        return remade(tree, [_ordered(a, b) for a, b in zip(tree, like, strict=True)])
     return tree
 
 

@@ -8,10 +8,12 @@ plain attribute that holds the name: its parameters keep their names, and it is 
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,12 +27,37 @@ NAME = "_fedsim_head"  # the plain attribute
 
 
 def call(model: Callable[..., Any], x: Any) -> Any:
-    """``model(x)``: a mapping is passed by keyword, a tuple by position, all else as it is."""
+    """``model(x)``: a mapping is passed by keyword, a tuple by position, all else as it is.
+
+    A tuple goes as one to a model with one argument, and a list by position to one that cannot do without several:
+    torch collates tuples of samples to lists.
+    """
     if isinstance(x, Tensor):
         return model(x)
     if isinstance(x, Mapping):
         return model(**x)
-    return model(*x) if isinstance(x, tuple) else model(x)
+    return model(*x) if isinstance(x, tuple | list) and spread(model, x) else model(x)
+
+
+def spread(model: Callable[..., Any], x: tuple[Any, ...] | list[Any]) -> bool:
+    """Whether the entries of ``x`` are arguments of ``model`` one by one."""
+    forward = model.forward if isinstance(model, nn.Module) else model
+    least, most = _arguments(getattr(forward, "__func__", forward), hasattr(forward, "__self__"))
+    if isinstance(x, tuple):
+        return most != 1 or len(x) == 1
+    return least > 1 and len(x) >= least
+
+
+@lru_cache(maxsize=256)
+def _arguments(function: Callable[..., Any], bound: bool) -> tuple[int, float]:
+    """How many arguments it needs and takes by position, without the object that it is bound to."""
+    try:
+        known = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # of compiled functions
+        return 0, math.inf
+    own = [p for p in known if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    least = sum(p.default is p.empty for p in own) - bound
+    return least, math.inf if any(p.kind is p.VAR_POSITIONAL for p in known) else len(own) - bound
 
 
 def logits_of(output: Any) -> Any:

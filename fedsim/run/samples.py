@@ -60,9 +60,8 @@ def handed(config: DictConfig, given: Given) -> Dataset:
     if isinstance(given.data, Dataset):
         found = admit(given.data, rules)
     else:
-        parts = [containers.part("data", given.data)]
-        if given.test is not None:
-            parts.append(containers.part("the test set", given.test))
+        named = {"data": given.data} | ({} if given.test is None else {"the test set": given.test})
+        parts = containers.parts(named)
         pairs, classes = admit_parts(parts, _rules(config, given, parts))
         train, *rest = (together([pair]) for pair in pairs)
         found = Dataset(train, rest[0] if rest else None, classes=tuple(classes))
@@ -122,11 +121,10 @@ def admitted(config: DictConfig, given: Given) -> Given:
         return replace(given, clients=clients, classes=classes)
     each = isinstance(given.test, Mapping)
     tests = dict(given.test) if isinstance(given.test, Mapping) else {"": given.test}
-    parts = [containers.part(f"client {i}", client) for i, client in enumerate(clients)]
+    named = {f"client {i}": client for i, client in enumerate(clients)}
     if given.test is not None:
-        parts += [
-            containers.part(f"the test set of {k!r}" if each else "the test set", t) for k, t in tests.items()
-        ]
+        named |= {f"the test set of {k!r}" if each else "the test set": t for k, t in tests.items()}
+    parts = containers.parts(named)
     if not clients:
         return replace(given, clients=[])
     pairs, classes = admit_parts(parts, _rules(config, given, parts))
