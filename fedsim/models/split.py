@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from fedsim.errors import ConfigError, hint
 
-NAME = "_fedsim_head"  # the plain attribute
+NAME, FORWARD = "_fedsim_head", "_fedsim_forward"  # the plain attributes
 
 
 def call(model: Callable[..., Any], x: Any) -> Any:
@@ -84,9 +84,23 @@ def with_head(model: nn.Module, pattern: str | None) -> nn.Module:
     if len(outer) != 1:
         found = f"fits {', '.join(outer)}; give one of them" if outer else f"is no module of {_kind(model)}"
         raise ConfigError(f"model.head={pattern}: {found}{'' if outer else hint(str(pattern), names)}")
+    return _noted(model, NAME, outer[0])
+
+
+def with_forward(model: nn.Module, forward: Callable[[nn.Module, Any], Any]) -> nn.Module:
+    """``model`` whose features are what goes into its head when ``forward(model, x)`` runs it. Shares all tensors."""
+    return _noted(model, FORWARD, forward)
+
+
+def _noted(model: nn.Module, name: str, value: Any) -> nn.Module:
     out = object.__new__(type(model))  # a parametrised model refuses to be copied otherwise
-    vars(out).update({**vars(model), NAME: outer[0]})
+    vars(out).update({**vars(model), name: value})
     return out
+
+
+def _observed(model: nn.Module) -> bool:
+    """Whether its features are what goes into its head, and not ``model.features(x)``."""
+    return named_head(model) is not None or FORWARD in vars(model)
 
 
 def named_head(model: nn.Module) -> str | None:
@@ -109,7 +123,7 @@ def splits(model: nn.Module) -> bool:
 
 def features_of(model: nn.Module, x: Any) -> Tensor:
     """What the head is given: ``model.features(x)``, or what goes into the named head, (B, d)."""
-    if named_head(model) is not None:
+    if _observed(model):
         return features_and_output(model, x)[0]
     features: Tensor = call(model.features, x)  # type: ignore[arg-type]
     return features
@@ -117,15 +131,15 @@ def features_of(model: nn.Module, x: Any) -> Tensor:
 
 def features_and_output(model: nn.Module, x: Any) -> tuple[Tensor, Any]:
     """Features, and what the head makes of them; with a named head, what the whole model returns."""
-    if named_head(model) is None:
+    if not _observed(model):
         z = features_of(model, x)
         return z, model.head(z)  # type: ignore[operator]
     with _inputs(head_of(model)) as given:
-        output = call(model, x)
+        output = vars(model).get(FORWARD, call)(model, x)
     if len(given) != 1:
         raise ConfigError(
-            f"model.head={named_head(model)}: {_kind(model)} calls it {len(given)} times in a forward pass; name the "
-            "module that gives the output, called once"
+            f"model.head={named_head(model) or 'head'}: {_kind(model)} calls it {len(given)} times in a forward pass; "
+            "name the module that gives the output, called once"
         )
     return given[0], output
 

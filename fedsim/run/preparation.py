@@ -21,6 +21,7 @@ from fedsim.engine.base import pick_device
 from fedsim.errors import ConfigError
 from fedsim.local.groups import check_groups
 from fedsim.local.rates import prepared
+from fedsim.models.split import with_forward
 from fedsim.run import assigning, canaries, initial, participants, releasing, samples, tasks, trial, unseen
 from fedsim.run.augmented import check_augment
 from fedsim.run.given import Given
@@ -115,6 +116,8 @@ def learning_task(
         model = initial.fitted(model, method.traits)
     by_class = samples.classes_to_count(config, data.dataset)
     problem, dtype = tasks.problem(config, given), initial.DTYPES[config.dtype]
+    if problem.forward is not None and method is not None and method.traits.features:
+        model = with_forward(model, problem.forward)
     if config.client.accumulate > 1 and not data.dataset.train.sliceable:
         raise ConfigError(
             f"client.accumulate={config.client.accumulate}: batches of a collate function cannot be cut; leave it at "
