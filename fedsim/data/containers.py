@@ -166,7 +166,7 @@ def _pair(name: str, given: Any) -> tuple[Any, Any] | Read | Columns:
         first, *more = [f"data[{split!r}]" for split in given]
         refuse(name, f"is a {kind} of {len(given)} splits", f"hand over {', test='.join([first, *more[:1]])}")
     if isinstance(given, Mapping) and not loader:
-        return (given["x"], given["y"]) if set(given) == {"x", "y"} else (given, None)
+        return halves(given)
     if pandas_kind(given):
         refuse(
             name,
@@ -178,6 +178,16 @@ def _pair(name: str, given: Any) -> tuple[Any, Any] | Read | Columns:
             name, f"is {kind}", "hand over (x, y), inputs and targets; (x, None) where there are no targets"
         )
     return read_rows(name, given, collate)
+
+
+def halves(given: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Inputs and targets in a dict: under these names, or inputs alone."""
+    return (given["x"], given["y"]) if set(given) == {"x", "y"} else (given, None)
+
+
+def is_one(given: Mapping[str, Any]) -> bool:
+    """Whether it holds arrays by name, and not the samples of several domains."""
+    return any(isinstance(v, Tensor | np.ndarray) or pandas_kind(v) for v in given.values())
 
 
 def _chosen(name: str, loader: Any) -> Any:

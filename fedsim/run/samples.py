@@ -109,6 +109,8 @@ def admitted(config: DictConfig, given: Given) -> Given:
     Raises:
         ConfigError, DataError: where something cannot be read in one way only; names client, row and remedy.
     """
+    if isinstance(given.test, Mapping) and containers.is_one(given.test):
+        given = replace(given, test=containers.halves(given.test))
     if given.domains is not None:
         given = replace(given, domains=domain_names(given.domains, given.clients, given.test))
     if given.data is not None:
