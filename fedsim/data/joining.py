@@ -19,7 +19,7 @@ from fedsim.data.huggingface import Columns
 from fedsim.data.labels import TargetRules, targets
 from fedsim.data.lazy import Joined, Mapped, Parts, Read, digest
 from fedsim.data.readings import remade
-from fedsim.data.trees import join, leaves, named_leaves, structure
+from fedsim.data.trees import join, leaves, named_leaves, structure, tree_map
 from fedsim.errors import DataError
 from fedsim.rng import hash_tensors, undisturbed
 
@@ -45,7 +45,12 @@ def admit_trees(
     if True in kinds:
         return _read(parts, rules)
     first = next((p for p in parts if len(p)), parts[0])
-    parts = [replace(p, x=_ordered(p.x, first.x), y=_ordered(p.y, first.y)) for p in parts]
+    parts = [
+        replace(p, x=_ordered(p.x, first.x), y=_ordered(p.y, first.y))
+        if len(p)
+        else replace(p, x=_emptied(first.x), y=_emptied(first.y))
+        for p in parts
+    ]
     for part in parts:
         for what, own, wanted in (("x", part.x, first.x), ("y", part.y, first.y)):
             if structure(own) != structure(wanted):
@@ -72,6 +77,15 @@ def _ordered(tree: Any, like: Any) -> Any:
     if isinstance(tree, tuple | list) and isinstance(like, tuple | list) and len(tree) == len(like):
         return remade(tree, [_ordered(a, b) for a, b in zip(tree, like, strict=True)])
     return tree
+
+
+def _emptied(tree: Any) -> Any:
+    """The same tree without a sample."""
+
+    def empty(leaf: Any) -> Any:
+        return leaf[:0] if isinstance(leaf, Array) else torch.empty((0, *leaf.shape[1:]), dtype=leaf.dtype)
+
+    return tree_map(empty, tree)
 
 
 def _converted(parts: Sequence[Part], trees: Sequence[Any], convert: Convert) -> list[Any]:
