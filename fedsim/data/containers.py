@@ -34,6 +34,7 @@ from fedsim.data.dataset import Samples
 from fedsim.data.huggingface import Columns, columns, is_hf
 from fedsim.data.lazy import Read
 from fedsim.data.readings import Reader, sizes_of
+from fedsim.data.trees import leaves
 from fedsim.errors import DataError
 
 Whole = Samples | TensorDataset  # where a tuple is never a list of samples
@@ -160,7 +161,8 @@ def _pair(name: str, given: Any) -> tuple[Any, Any] | Read | Columns:
         return (inputs[0] if len(inputs) == 1 else tuple(inputs), last) if inputs else (last, None)
     if isinstance(given, tuple | list) and not loader:
         if len(given) != 2:
-            refuse(name, f"is a {kind} of {len(given)}", "hand over (x, y), or (x, None) without targets")
+            way = "hand over (x, y), or (x, None) without targets; samples one by one as DataLoader(samples)"
+            refuse(name, f"is a {kind} of {len(given)}", way)
         return given[0], given[1]
     if kind in ("DatasetDict", "IterableDatasetDict"):  # of Hugging Face
         first, *more = [f"data[{split!r}]" for split in given]
@@ -244,7 +246,7 @@ def read_rows(name: str, data: Any, collate: Any = default_collate) -> Read:
     found = Read(data, collate)
     if len(data):
         try:
-            found.take(torch.arange(min(2, len(data))))
+            first = found.take(torch.arange(min(2, len(data))))
         except Exception as error:  # whatever its code or collate_fn raises
             said = (str(error).strip().splitlines() or [type(error).__name__])[0]
             way = (
@@ -253,4 +255,6 @@ def read_rows(name: str, data: Any, collate: Any = default_collate) -> Read:
                 else "pad them in a collate_fn: hand over DataLoader(data, collate_fn=...)"
             )
             refuse(name, f"is a {kind} whose first samples make no batch ({said})", way)
+        if any(isinstance(t, Tensor) and t.is_nested for t in leaves(first)):
+            refuse(name, f"is a {kind} whose batches are nested tensors", "pad them in the collate_fn")
     return found

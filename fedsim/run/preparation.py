@@ -133,7 +133,7 @@ def learning_task(
     output = trial.check(data, model, problem, example, dtype)
     task = tasks.task_of(problem, model, output, **known)
     if problem.loss is None and task.loss is not own_loss:
-        trial.check_labels(data, output, type(model).__name__)
+        trial.check_labels(data, output, type(model).__name__, example)
     trial.check_measures(task, example, dtype)
     if (augment := data.dataset.augment) is not None:
         key = "augment" if given.augment is not None else "data.augment"
