@@ -201,6 +201,9 @@ def content_hash(pairs: Sequence[Any]) -> str:
     found = hashlib.sha256()
     for pair in pairs:
         for tree in _halves_of(pair):
+            found.update(
+                b"list" if isinstance(tree, list) else b""
+            )  # goes to the model in another way than a tuple
             for name, leaf in named_leaves(tree):
                 found.update(name.encode())
                 for part in leaf.parts if isinstance(leaf, Parts) else (leaf,):

@@ -26,17 +26,17 @@ from fedsim.errors import ConfigError, hint
 NAME, FORWARD = "_fedsim_head", "_fedsim_forward"  # the plain attributes
 
 
-def call(model: Callable[..., Any], x: Any) -> Any:
+def call(model: Callable[..., Any], x: Any, module: Callable[..., Any] | None = None) -> Any:
     """``model(x)``: a mapping is passed by keyword, a tuple by position, all else as it is.
 
     A tuple goes as one to a model with one argument, and a list by position to one that cannot do without several:
-    torch collates tuples of samples to lists.
+    torch collates tuples of samples to lists. ``module``: whose arguments count, where ``model`` stands for it.
     """
     if isinstance(x, Tensor):
         return model(x)
     if isinstance(x, Mapping):
         return model(**x)
-    return model(*x) if isinstance(x, tuple | list) and spread(model, x) else model(x)
+    return model(*x) if isinstance(x, tuple | list) and spread(module or model, x) else model(x)
 
 
 def spread(model: Callable[..., Any], x: tuple[Any, ...] | list[Any]) -> bool:
