@@ -94,8 +94,9 @@ class HeteroFLClient(SGDClient):
             assert example is not None
             device = job.model.w.device
             whole = copy.deepcopy(job.task.model).to(job.model.w.dtype)
-            sub, _ = narrow(whole, width, example, self.scale)
-            effort = forward_flops(sub, example) / max(forward_flops(whole, example), 1)
+            run = job.task.output
+            sub, _ = narrow(whole, width, example, self.scale, run)
+            effort = forward_flops(sub, example, run) / max(forward_flops(whole, example, run), 1)
             flat = FlatModel(sub, job.model.w.dtype, device.type, aligned=False)
             flat.module.train()
             flat.autocast = job.model.autocast

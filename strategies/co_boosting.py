@@ -226,7 +226,9 @@ class _Epoch:
         v = state["momentum"].clone().to(self.shop.device)
         rate = cosine(rule.lr, self.e, rule.epochs)
         step = Momentum(v, rate, rule.momentum, rule.weight_decay, rule.clip)
-        loss = trained(student, self.lessons(pool, y, w), lambda s, t: kl(t, s, rule.T_K), step)
+        loss = trained(
+            student, self.lessons(pool, y, w), lambda s, t: kl(t, s, rule.T_K), step, self.shop.logits
+        )
         if not math.isnan(loss):
             self.server.log["server/train_loss"] = loss
         found = {

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from fedsim.task.losses import Forward
 from fedsim.task.vectors import FlatModel
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # (the student's logits, targets) -> mean over the batch
@@ -18,11 +20,16 @@ TINY = 1e-6  # added to a length by which a gradient is divided
 Step = Callable[[Tensor, Tensor], None]  # moves w (d,) in place along a gradient (d,)
 
 
-def trained(student: FlatModel, batches: Iterable[tuple[Tensor, Tensor]], loss: Loss, step: Step) -> float:
-    """Train the resident vector of ``student`` over ``batches`` of inputs and targets; the mean loss over them."""
+def trained(
+    student: FlatModel, batches: Iterable[tuple[Any, Tensor]], loss: Loss, step: Step, logits: Forward
+) -> float:
+    """Train the resident vector of ``student`` over ``batches`` of inputs and targets; the mean loss over them.
+
+    ``logits(module, x)`` gives (B, C).
+    """
     losses = []
     for x, target in batches:
-        g, value = student.grad(student.w, x, target, loss)
+        g, value = student.grad(student.w, x, target, loss, forward=logits)
         step(student.w, g)
         losses.append(value.double())
     return float(torch.stack(losses).mean()) if losses else float("nan")

@@ -137,7 +137,7 @@ class FedDF(OneShot):
         m, v = (old[f"adam/{k}"].clone().to(shop.device) for k in "mv")
         step = Adam(m, v, lambda t: cosine(self.lr, t, self.steps), first)
         batches = self._batches(server, target, first, last)
-        loss = trained(student, batches, lambda s, t: soft_loss(t, s, self.T), step)
+        loss = trained(student, batches, lambda s, t: soft_loss(t, s, self.T), step, shop.logits)
         found = {"w": student.w.clone().cpu(), "buffers": student.buffers.clone().cpu()}
         student.forget()
         server.log[f"{_named(number)}server/train_loss"] = loss

@@ -100,7 +100,8 @@ class HeteroFL(Strategy):
         if width not in self.places:
             example = server.task.example
             assert example is not None
-            self.places[width] = narrow(copy.deepcopy(server.task.model).to(server.dtype), width, example)[1]
+            whole = copy.deepcopy(server.task.model).to(server.dtype)
+            self.places[width] = narrow(whole, width, example, run=server.task.output)[1]
         return self.places[width]
 
 

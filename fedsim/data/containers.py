@@ -1,10 +1,10 @@
 """What people hand over as a client's samples: each kind becomes one array of inputs and one of targets, or is refused.
 
-Accepted are pairs ``(x, y)`` of tensors, NumPy arrays, nested lists, pandas frames and series, or of trees of such: a
-dict, or a tuple of several inputs. ``y`` may be ``None``. A dict of arrays alone is inputs without targets, unless its
-keys are ``x`` and ``y``. Map-style ``torch.utils.data`` data sets, and loaders of such with their ``collate_fn``, are
-read when their samples are needed, and so are memory-mapped arrays. What has more than one reading is refused by
-client, with what to hand over instead.
+Accepted are pairs ``(x, y)`` of tensors, NumPy arrays, nested lists, pandas frames and series, or of trees of such:
+dicts, tuples, named tuples and lists (``fedsim.data.readings``). ``y`` may be ``None``. A dict of arrays alone is
+inputs without targets, unless its keys are ``x`` and ``y``. Map-style ``torch.utils.data`` data sets, and loaders of
+such with their ``collate_fn``, are read when their samples are needed, and so are memory-mapped arrays. What has more
+than one reading is refused by client, with what to hand over instead.
 """
 
 from __future__ import annotations
@@ -30,11 +30,15 @@ from torch.utils.data import (
     default_collate,
 )
 
-from fedsim.data.arrays import Array, array, pandas_kind, refuse
+from fedsim.data.arrays import Array, pandas_kind, refuse
 from fedsim.data.dataset import Samples
 from fedsim.data.huggingface import Columns, columns, is_hf
 from fedsim.data.lazy import Mapped, Read
+from fedsim.data.readings import Reader, sizes_of
+from fedsim.data.trees import leaves
 from fedsim.errors import DataError
+
+Whole = Samples | TensorDataset  # where a tuple is never a list of samples
 
 
 @dataclass(frozen=True)
@@ -71,15 +75,37 @@ def listed(clients: Any) -> list[Any]:
     return list(clients)
 
 
-def part(name: str, given: Any) -> Part:
+def part(name: str, given: Any, like: Any = None) -> Part:
     """The samples that ``given`` holds; ``name`` says whose they are.
+
+    ``like`` are another participant's inputs and targets, whose reading counts where ``given`` has two.
 
     Raises:
         DataError: for a kind that has no single reading; says whose it is and what to hand over.
     """
+    return _part(name, given, like)[0]
+
+
+def parts(given: Mapping[str, Any]) -> list[Part]:
+    """The samples of several participants by name, each read as ``part`` does, all of them alike.
+
+    Raises:
+        DataError: see ``part``.
+    """
+    found = [_part(name, one) for name, one in given.items()]
+    if all(sure for _, sure in found):
+        return [own for own, _ in found]
+    like = next(((own.x, own.y) for own, sure in found if sure and own.read is None and len(own)), None)
+    if like is None and len({np.shape(own.x)[1:] for own, _ in found if isinstance(own.x, Array)}) > 1:
+        like = ([None] * len(found[0][0]), None)  # no samples of one shape: then they are several inputs
+    return [own if sure or like is None else part(own.name, given[own.name], like) for own, sure in found]
+
+
+def _part(name: str, given: Any, like: Any = None) -> tuple[Part, bool]:
+    """One participant's, and whether it had a single reading."""
     found = _pair(name, given)
     if isinstance(found, Read | Columns):
-        return Part(name, None, None, read=found)
+        return Part(name, None, None, read=found), True
     x, y = found
     columns = tuple(map(str, x.columns)) if pandas_kind(x) == "DataFrame" else ()
     if pandas_kind(x) and pandas_kind(y) and _reordered(x, y):
@@ -88,11 +114,13 @@ def part(name: str, given: Any) -> Part:
             "has x and y with one index in two orders, but rows go together by position",
             "hand over y.loc[x.index], or both with .reset_index(drop=True) if the positions are right",
         )
-    targets = None if y is None else _tree(f"{name}, y", y)
+    known = [s for s in map(sizes_of, (x, y)) if s is not None]
+    reader = Reader(frozenset.intersection(*known) or None if known else None, isinstance(given, Whole))
+    own = like or (None, None)
+    targets = None if y is None else reader.tree(f"{name}, y", y, own[1])
     if isinstance(targets, Mapped) and math.prod(targets.shape[1:]) == 1:
         targets = targets.take(torch.arange(len(targets)))  # one value a sample: read by the rules of targets
-    inputs = _tree(f"{name}, x", x, len(targets) if isinstance(targets, Array) else None)
-    return Part(name, inputs, targets, columns)
+    return Part(name, reader.tree(f"{name}, x", x, own[0]), targets, columns), reader.sure
 
 
 def _reordered(x: Any, y: Any) -> bool:
@@ -105,28 +133,9 @@ def _reordered(x: Any, y: Any) -> bool:
 
 def first_size(tree: Any) -> int:
     """Entries of the first array of a tree."""
-    while isinstance(tree, Mapping | tuple):
+    while isinstance(tree, Mapping | tuple | list):
         tree = next(iter(tree.values() if isinstance(tree, Mapping) else tree), ())
     return len(tree) if tree is not None else 0
-
-
-def _tree(what: str, value: Any, n: int | None = None) -> Any:
-    """``value`` as an array, or a tree of arrays: a dict, or a tuple of several arrays of ``n`` entries each."""
-    if isinstance(value, Mapping):
-        if not value:
-            refuse(what, "is an empty dict", "hand over its arrays by name")
-        return {str(k): _tree(f"{what}[{k!r}]", v, n) for k, v in value.items()}
-    if isinstance(value, tuple) and _several(value, n):
-        return tuple(_tree(f"{what}[{i}]", v, n) for i, v in enumerate(value))
-    return array(what, value)
-
-
-def _several(value: tuple[Any, ...], n: int | None) -> bool:
-    """Whether a tuple holds arrays of all samples, and not one array for each sample."""
-    if not value or not all(isinstance(v, Tensor | np.ndarray | Mapping) for v in value):
-        return False
-    sizes = {first_size(v) for v in value if isinstance(v, Mapping) or v.ndim}
-    return len(sizes) == 1 and len(value) != next(iter(sizes)) and n in (None, *sizes)
 
 
 def _pair(name: str, given: Any) -> tuple[Any, Any] | Read | Columns:
@@ -155,13 +164,14 @@ def _pair(name: str, given: Any) -> tuple[Any, Any] | Read | Columns:
         return (inputs[0] if len(inputs) == 1 else tuple(inputs), last) if inputs else (last, None)
     if isinstance(given, tuple | list) and not loader:
         if len(given) != 2:
-            refuse(name, f"is a {kind} of {len(given)}", "hand over (x, y), or (x, None) without targets")
+            way = "hand over (x, y), or (x, None) without targets; samples one by one as DataLoader(samples)"
+            refuse(name, f"is a {kind} of {len(given)}", way)
         return given[0], given[1]
     if kind in ("DatasetDict", "IterableDatasetDict"):  # of Hugging Face
         first, *more = [f"data[{split!r}]" for split in given]
         refuse(name, f"is a {kind} of {len(given)} splits", f"hand over {', test='.join([first, *more[:1]])}")
     if isinstance(given, Mapping) and not loader:
-        return (given["x"], given["y"]) if set(given) == {"x", "y"} else (given, None)
+        return halves(given)
     if pandas_kind(given):
         refuse(
             name,
@@ -173,6 +183,16 @@ def _pair(name: str, given: Any) -> tuple[Any, Any] | Read | Columns:
             name, f"is {kind}", "hand over (x, y), inputs and targets; (x, None) where there are no targets"
         )
     return read_rows(name, given, collate)
+
+
+def halves(given: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Inputs and targets in a dict: under these names, or inputs alone."""
+    return (given["x"], given["y"]) if set(given) == {"x", "y"} else (given, None)
+
+
+def is_one(given: Mapping[str, Any]) -> bool:
+    """Whether it holds arrays by name, and not the samples of several domains."""
+    return any(isinstance(v, Tensor | np.ndarray) or pandas_kind(v) for v in given.values())
 
 
 def _chosen(name: str, loader: Any) -> Any:
@@ -229,7 +249,7 @@ def read_rows(name: str, data: Any, collate: Any = default_collate) -> Read:
     found = Read(data, collate)
     if len(data):
         try:
-            found.take(torch.arange(min(2, len(data))))
+            first = found.take(torch.arange(min(2, len(data))))
         except Exception as error:  # whatever its code or collate_fn raises
             said = (str(error).strip().splitlines() or [type(error).__name__])[0]
             way = (
@@ -238,4 +258,6 @@ def read_rows(name: str, data: Any, collate: Any = default_collate) -> Read:
                 else "pad them in a collate_fn: hand over DataLoader(data, collate_fn=...)"
             )
             refuse(name, f"is a {kind} whose first samples make no batch ({said})", way)
+        if any(isinstance(t, Tensor) and t.is_nested for t in leaves(first)):
+            refuse(name, f"is a {kind} whose batches are nested tensors", "pad them in the collate_fn")
     return found

@@ -19,7 +19,8 @@ from fedsim.data.dataset import Dataset, Samples, SamplesLike
 from fedsim.data.huggingface import Columns
 from fedsim.data.labels import TargetRules, targets
 from fedsim.data.lazy import Joined, Mapped, Parts, Read, digest, halves, singles
-from fedsim.data.trees import join, leaves, named_leaves, structure
+from fedsim.data.readings import remade
+from fedsim.data.trees import join, leaves, named_leaves, structure, tree_map
 from fedsim.errors import DataError
 from fedsim.rng import hash_tensors, undisturbed
 
@@ -45,7 +46,12 @@ def admit_trees(
     if True in kinds:
         return _read(parts, rules)
     first = next((p for p in parts if len(p)), parts[0])
-    parts = [replace(p, x=_ordered(p.x, first.x), y=_ordered(p.y, first.y)) for p in parts]
+    parts = [
+        replace(p, x=_ordered(p.x, first.x), y=_ordered(p.y, first.y))
+        if len(p)
+        else replace(p, x=_emptied(first.x), y=_emptied(first.y))
+        for p in parts
+    ]
     for part in parts:
         for what, own, wanted in (("x", part.x, first.x), ("y", part.y, first.y)):
             if structure(own) != structure(wanted):
@@ -69,9 +75,18 @@ def _ordered(tree: Any, like: Any) -> Any:
     """``tree`` with the names of its dicts in the order of ``like``."""
     if isinstance(tree, dict) and isinstance(like, dict) and tree.keys() == like.keys():
         return {k: _ordered(tree[k], v) for k, v in like.items()}
-    if isinstance(tree, tuple) and isinstance(like, tuple) and len(tree) == len(like):
-        return tuple(_ordered(a, b) for a, b in zip(tree, like, strict=True))
+    if isinstance(tree, tuple | list) and isinstance(like, tuple | list) and len(tree) == len(like):
+        return remade(tree, [_ordered(a, b) for a, b in zip(tree, like, strict=True)])
     return tree
+
+
+def _emptied(tree: Any) -> Any:
+    """The same tree without a sample."""
+
+    def empty(leaf: Any) -> Any:
+        return leaf[:0] if isinstance(leaf, Array) else torch.empty((0, *leaf.shape[1:]), dtype=leaf.dtype)
+
+    return tree_map(empty, tree)
 
 
 def _converted(parts: Sequence[Part], trees: Sequence[Any], convert: Convert) -> list[Any]:
@@ -242,6 +257,9 @@ def content_hash(pairs: Sequence[Any]) -> str:
     found = hashlib.sha256()
     for pair in pairs:
         for tree in _halves_of(pair):
+            found.update(
+                b"list" if isinstance(tree, list) else b""
+            )  # goes to the model in another way than a tuple
             for name, leaf in named_leaves(tree):
                 found.update(name.encode())
                 for part in leaf.parts if isinstance(leaf, Parts) else (leaf,):

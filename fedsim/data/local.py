@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedsim.data import trees
 from fedsim.data.dataset import Augment, Normalize, SamplesLike
-from fedsim.data.trees import Tree, in_dtype, pieces, tree_map
+from fedsim.data.trees import Tree, as_ids, in_dtype, pieces, tree_map, widened
 from fedsim.data.views.base import seen
 
 BLOCK = 1 << 22  # numbers gathered at once (16 MiB of float32)
@@ -72,7 +72,7 @@ class LocalData:
         if rng is not None and self.augment is not None:
             x, y = seen(self.augment, x, y, rng)
         x = prepare(x, self.dtype, self.normalize)
-        y = in_dtype(y, self.dtype)
+        y = tree_map(as_ids, in_dtype(y, self.dtype))
         if samples.sliceable:
             return Batch(x, y)
         batch = Collated(x, y)
@@ -124,7 +124,12 @@ class LocalData:
 def prepare(x: Tree, dtype: torch.dtype, normalize: Normalize | None) -> Tree:
     """Raw batch to model input: normalised, floats and bytes in ``dtype``, integer tokens untouched."""
     if not isinstance(x, Tensor):
-        return tree_map(lambda t: prepare(t, dtype, None) if isinstance(t, Tensor) else t, x)
+        if isinstance(x, dict) and isinstance(
+            x.get("labels"), Tensor
+        ):  # of a model that works out its own loss
+            y = x["labels"]
+            x = {**x, "labels": y.long() if y.dim() == 1 and y.dtype == torch.uint8 else as_ids(y)}
+        return tree_map(lambda t: prepare(widened(t), dtype, None) if isinstance(t, Tensor) else t, x)
     if normalize is not None:
         return normalize(x, dtype)
     return x.to(dtype) if x.is_floating_point() or x.dtype == torch.uint8 else x

@@ -83,3 +83,13 @@ def in_dtype(tree: Tree, dtype: torch.dtype) -> Tree:
     if isinstance(tree, Tensor):
         return tree.to(dtype) if tree.is_floating_point() else tree
     return tree_map(lambda t: t.to(dtype) if isinstance(t, Tensor) and t.is_floating_point() else t, tree)
+
+
+def widened(t: Tensor) -> Tensor:
+    """Whole numbers that torch looks nothing up by (int8, int16) as int64."""
+    return t.long() if t.dtype in (torch.int8, torch.int16) else t
+
+
+def as_ids(t: Any) -> Any:
+    """Whole numbers with a sign as int64, in which torch takes classes; bytes, flags and floats stay."""
+    return t.long() if isinstance(t, Tensor) and t.dtype in (torch.int8, torch.int16, torch.int32) else t

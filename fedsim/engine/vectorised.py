@@ -262,7 +262,7 @@ def _gradient(resident: Resident) -> Gradient:
             return functional_call(model.module, dict(params), args, named)
 
         with torch.autocast(device, model.autocast, enabled=model.autocast is not None):
-            return task.loss(call(module, x), y)
+            return task.loss(call(module, x, model.module), y)
 
     gradient = vmap(grad_and_value(value))
     if device == "cpu" or not stateless(task.loss):

@@ -256,7 +256,10 @@ class Replies:
             return self.total(name) / float(fixed)
         weights = [o.weight for o in self.ok]
         if not sum(weights) > 0:
-            raise ClientError(f"the mean of '{name}' needs a positive total weight, got {sum(weights)}")
+            raise ClientError(
+                f"the mean of '{name}' needs a positive total weight, got {sum(weights)}: has any of these clients a "
+                "sample whose target counts?"
+            )
         if (name, "mean") not in self.folded and (name, "sum") in self.folded and len(set(weights)) == 1:
             return self.total(name) / len(weights)
         return self._get(name, "mean") / sum(weights)

@@ -96,7 +96,7 @@ def sample_gradients(model: FlatModel, loss: Callable[[Any, Any], Tensor]) -> Sa
             return functional_call(module, params, args, named)
 
         single = [tree_map(lambda t: t.unsqueeze(0), half) for half in (x, y)]
-        return loss(call(one, single[0]), single[1])
+        return loss(call(one, single[0], module), single[1])
 
     def each(w: Tensor, x: Any, y: Any) -> tuple[Tensor, Tensor]:
         dims = (None, 0, None if y is None else 0)

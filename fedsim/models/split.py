@@ -8,10 +8,12 @@ plain attribute that holds the name: its parameters keep their names, and it is 
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,16 +23,41 @@ from torch import Tensor, nn
 
 from fedsim.errors import ConfigError, hint
 
-NAME = "_fedsim_head"  # the plain attribute
+NAME, FORWARD = "_fedsim_head", "_fedsim_forward"  # the plain attributes
 
 
-def call(model: Callable[..., Any], x: Any) -> Any:
-    """``model(x)``: a mapping is passed by keyword, a tuple by position, all else as it is."""
+def call(model: Callable[..., Any], x: Any, module: Callable[..., Any] | None = None) -> Any:
+    """``model(x)``: a mapping is passed by keyword, a tuple by position, all else as it is.
+
+    A tuple goes as one to a model with one argument, and a list by position to one that cannot do without several:
+    torch collates tuples of samples to lists. ``module``: whose arguments count, where ``model`` stands for it.
+    """
     if isinstance(x, Tensor):
         return model(x)
     if isinstance(x, Mapping):
         return model(**x)
-    return model(*x) if isinstance(x, tuple) else model(x)
+    return model(*x) if isinstance(x, tuple | list) and spread(module or model, x) else model(x)
+
+
+def spread(model: Callable[..., Any], x: tuple[Any, ...] | list[Any]) -> bool:
+    """Whether the entries of ``x`` are arguments of ``model`` one by one."""
+    forward = model.forward if isinstance(model, nn.Module) else model
+    least, most = _arguments(getattr(forward, "__func__", forward), hasattr(forward, "__self__"))
+    if isinstance(x, tuple):
+        return most != 1 or len(x) == 1
+    return least > 1 and len(x) >= least
+
+
+@lru_cache(maxsize=256)
+def _arguments(function: Callable[..., Any], bound: bool) -> tuple[int, float]:
+    """How many arguments it needs and takes by position, without the object that it is bound to."""
+    try:
+        known = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # of compiled functions
+        return 0, math.inf
+    own = [p for p in known if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    least = sum(p.default is p.empty for p in own) - bound
+    return least, math.inf if any(p.kind is p.VAR_POSITIONAL for p in known) else len(own) - bound
 
 
 def logits_of(output: Any) -> Any:
@@ -57,9 +84,23 @@ def with_head(model: nn.Module, pattern: str | None) -> nn.Module:
     if len(outer) != 1:
         found = f"fits {', '.join(outer)}; give one of them" if outer else f"is no module of {_kind(model)}"
         raise ConfigError(f"model.head={pattern}: {found}{'' if outer else hint(str(pattern), names)}")
+    return _noted(model, NAME, outer[0])
+
+
+def with_forward(model: nn.Module, forward: Callable[[nn.Module, Any], Any]) -> nn.Module:
+    """``model`` whose features are what goes into its head when ``forward(model, x)`` runs it. Shares all tensors."""
+    return _noted(model, FORWARD, forward)
+
+
+def _noted(model: nn.Module, name: str, value: Any) -> nn.Module:
     out = object.__new__(type(model))  # a parametrised model refuses to be copied otherwise
-    vars(out).update({**vars(model), NAME: outer[0]})
+    vars(out).update({**vars(model), name: value})
     return out
+
+
+def _observed(model: nn.Module) -> bool:
+    """Whether its features are what goes into its head, and not ``model.features(x)``."""
+    return named_head(model) is not None or FORWARD in vars(model)
 
 
 def named_head(model: nn.Module) -> str | None:
@@ -82,7 +123,7 @@ def splits(model: nn.Module) -> bool:
 
 def features_of(model: nn.Module, x: Any) -> Tensor:
     """What the head is given: ``model.features(x)``, or what goes into the named head, (B, d)."""
-    if named_head(model) is not None:
+    if _observed(model):
         return features_and_output(model, x)[0]
     features: Tensor = call(model.features, x)  # type: ignore[arg-type]
     return features
@@ -90,15 +131,15 @@ def features_of(model: nn.Module, x: Any) -> Tensor:
 
 def features_and_output(model: nn.Module, x: Any) -> tuple[Tensor, Any]:
     """Features, and what the head makes of them; with a named head, what the whole model returns."""
-    if named_head(model) is None:
+    if not _observed(model):
         z = features_of(model, x)
         return z, model.head(z)  # type: ignore[operator]
     with _inputs(head_of(model)) as given:
-        output = call(model, x)
+        output = vars(model).get(FORWARD, call)(model, x)
     if len(given) != 1:
         raise ConfigError(
-            f"model.head={named_head(model)}: {_kind(model)} calls it {len(given)} times in a forward pass; name the "
-            "module that gives the output, called once"
+            f"model.head={named_head(model) or 'head'}: {_kind(model)} calls it {len(given)} times in a forward pass; "
+            "name the module that gives the output, called once"
         )
     return given[0], output
 

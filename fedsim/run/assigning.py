@@ -175,12 +175,12 @@ def assigned(
 
 def handed(given: Given) -> Given:
     """What was handed over for validation and the server as arrays, whatever holds them."""
-    validation, server = given.validation, given.server
-    return replace(
-        given,
-        validation=None if validation is None else containers.part("validation", validation),
-        server=None if server is None else containers.part("server", server),
-    )
+    like = next(iter(given.clients or ()), None)
+    if (train := getattr(given.data, "train", None)) is not None:
+        like = getattr(train, "x", None), getattr(train, "y", None)
+    parts = {"validation": given.validation, "server": given.server}
+    own: Any = {k: containers.part(k, v, like) for k, v in parts.items() if v is not None}
+    return replace(given, **own)
 
 
 def external(config: DictConfig, data: FederatedData, given: Given) -> FederatedData:

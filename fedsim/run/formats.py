@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from fedsim.errors import ConfigError, check_choice, headline
+from fedsim.models.split import spread
 from fedsim.run import modelcard
 from fedsim.run.modelcard import Card, is_kind
 from fedsim.server.weightsfile import BEST
@@ -142,7 +143,8 @@ def _onnx(model: nn.Module, card: Card | None, path: Path) -> None:
 
     example, tree = modelcard.example(card), card["input"]
     named = example if isinstance(tree, dict) and not is_kind(tree) else {}
-    args = () if named else example if isinstance(example, tuple) else (example,)
+    several = isinstance(example, tuple) and (spread(model, example) or spread(model, list(example)))
+    args = () if named else example if several else (example,)
     free = tree_map_only(Tensor, lambda _: {0: torch.export.Dim.DYNAMIC}, named or args)
     try:
         with warnings.catch_warnings(), _unsaid("torch.onnx"), _without_cache(model):

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+from torch.utils._pytree import tree_map
 
 from fedsim.config.compose import plain
 from fedsim.data.federated import FederatedData
-from fedsim.data.trees import tree_map
 from fedsim.errors import CheckpointError, ConfigError
 from fedsim.run import initial
 from fedsim.run.given import Given
@@ -53,7 +54,7 @@ def write(
         "model": plain(config)["model"],
         "class": f"{type(task.model).__module__}.{type(task.model).__qualname__}",
         "built_with": initial.shape_of(dataset),
-        "input": tree_map(_kind, task.example),
+        "input": None if task.example is None else tree_map(_kind, task.example, is_leaf=_packed),
         "classes": list(dataset.classes),
         "normalize": None if dataset.normalize is None else asdict(dataset.normalize),
         "columns": list(dataset.columns or given.columns),
@@ -76,6 +77,11 @@ def _kind(x: Any) -> Any:
         kind = type(x)
         return x if isinstance(x, str | int | float) else {"class": f"{kind.__module__}.{kind.__qualname__}"}
     return {"shape": list(x.shape[1:]), "dtype": str(x.dtype).removeprefix("torch.")}
+
+
+def _packed(x: Any) -> bool:
+    """Whether it is a tuple whose entries torch itself looks into."""
+    return isinstance(x, PackedSequence)
 
 
 def is_kind(node: Any) -> bool:

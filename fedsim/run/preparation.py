@@ -23,6 +23,7 @@ from fedsim.engine.base import pick_device
 from fedsim.errors import ConfigError
 from fedsim.local.groups import check_groups
 from fedsim.local.rates import prepared
+from fedsim.models.split import with_forward
 from fedsim.run import assigning, canaries, initial, participants, releasing, samples, tasks, trial, unseen
 from fedsim.run.augmented import check_augment
 from fedsim.run.given import Given
@@ -121,6 +122,8 @@ def learning_task(
         model = initial.fitted(model, method.traits)
     by_class = samples.classes_to_count(config, data.dataset)
     problem, dtype = tasks.problem(config, given), initial.DTYPES[config.dtype]
+    if problem.forward is not None and method is not None and method.traits.features:
+        model = with_forward(model, problem.forward)
     if config.client.accumulate > 1 and not data.dataset.train.sliceable:
         raise ConfigError(
             f"client.accumulate={config.client.accumulate}: batches of a collate function cannot be cut; leave it at "
@@ -136,7 +139,7 @@ def learning_task(
     output = trial.check(data, model, problem, example, dtype)
     task = tasks.task_of(problem, model, output, **known)
     if problem.loss is None and task.loss is not own_loss:
-        trial.check_labels(data, output, type(model).__name__)
+        trial.check_labels(data, output, type(model).__name__, example)
     trial.check_measures(task, example, dtype)
     if problem.pixels is not None:
         trial.check_pixels(data, *problem.pixels)

@@ -28,6 +28,7 @@ from fedsim.local.kept import LocalPart
 from fedsim.run import budgeting
 from fedsim.run.budgeting import events, most_turns, rates, record_noise
 from fedsim.server.traits import ClientQuestion, JudgesUpdates, StrategyLike, parts_of, statistics_of
+from fedsim.task.losses import WholeLoss
 
 if TYPE_CHECKING:
     from fedsim.engine.assignments import Plan
@@ -135,6 +136,11 @@ def landing(
         raise ConfigError(
             "privacy=record: BatchNorm mixes the samples of a batch, so no noise on single gradients hides one; type a "
             "model without it (model.norm=group)"
+        )
+    if type(context.task.loss) is WholeLoss or context.task.forward is not None:
+        raise ConfigError(
+            "privacy=record: forward= or a loss (model, batch) calls the model by itself, so samples' gradients cannot "
+            "be told apart; put it into the model's forward pass, and give loss(output, y)"
         )
     terms = replace(terms, events=events(work.local, context.sizes))
     spending = Spending(privacy, rates(work.local, context.sizes))

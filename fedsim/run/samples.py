@@ -60,9 +60,8 @@ def handed(config: DictConfig, given: Given) -> Dataset:
     if isinstance(given.data, Dataset):
         found = admit(given.data, rules)
     else:
-        parts = [containers.part("data", given.data)]
-        if given.test is not None:
-            parts.append(containers.part("the test set", given.test))
+        named = {"data": given.data} | ({} if given.test is None else {"the test set": given.test})
+        parts = containers.parts(named)
         pairs, classes = admit_parts(parts, _rules(config, given, parts))
         train, *rest = (together([pair]) for pair in pairs)
         found = Dataset(train, rest[0] if rest else None, classes=tuple(classes))
@@ -110,6 +109,8 @@ def admitted(config: DictConfig, given: Given) -> Given:
     Raises:
         ConfigError, DataError: where something cannot be read in one way only; names client, row and remedy.
     """
+    if isinstance(given.test, Mapping) and given.domains is None and containers.is_one(given.test):
+        given = replace(given, test=containers.halves(given.test))
     if given.domains is not None:
         given = replace(given, domains=domain_names(given.domains, given.clients, given.test))
     if given.data is not None:
@@ -120,13 +121,12 @@ def admitted(config: DictConfig, given: Given) -> Given:
     binary = tasks.problem(config, given).targets == "labels"
     if not binary and (classes := _settled(clients, given.test)) is not None:
         return replace(given, clients=clients, classes=classes)
-    each = isinstance(given.test, Mapping) and (given.domains is not None or not _arrays(given.test))
-    tests = dict(given.test) if isinstance(given.test, Mapping) and each else {"": given.test}
-    parts = [containers.part(f"client {i}", client) for i, client in enumerate(clients)]
+    each = isinstance(given.test, Mapping)
+    tests = dict(given.test) if isinstance(given.test, Mapping) else {"": given.test}
+    named = {f"client {i}": client for i, client in enumerate(clients)}
     if given.test is not None:
-        parts += [
-            containers.part(f"the test set of {k!r}" if each else "the test set", t) for k, t in tests.items()
-        ]
+        named |= {f"the test set of {k!r}" if each else "the test set": t for k, t in tests.items()}
+    parts = containers.parts(named)
     if not clients:
         return replace(given, clients=[])
     pairs, classes = admit_parts(parts, _rules(config, given, parts))
@@ -134,11 +134,6 @@ def admitted(config: DictConfig, given: Given) -> Given:
     test = None if given.test is None else dict(zip(tests, held, strict=True)) if each else held[0]
     columns = next((p.columns for p in parts if len(p)), ())
     return replace(given, clients=own, test=test, classes=classes, columns=columns)
-
-
-def _arrays(test: Mapping[Any, Any]) -> bool:
-    """Whether a dict holds arrays by name, the samples of one test set, and no test sets by domain."""
-    return bool(test) and all(isinstance(v, torch.Tensor | np.ndarray) for v in test.values())
 
 
 def _settled(clients: Sequence[Pair], test: object) -> tuple[str, ...] | None:

@@ -106,6 +106,8 @@ def check(data: FederatedData, model: nn.Module, problem: Problem, batch: Batch,
             if named
             else ""
         )
+        if isinstance(batch.x, tuple | list) and "positional argument" in said[-1]:
+            way = ". Entries of a tuple are arguments; a sample (x, y) has targets, one of more entries is inputs alone"
         way = _narrow(model, dtype) if "dtype" in said[-1] else way
         whose = f"model: {name}" if problem.forward is None else f"forward: {_called(problem.forward)}"
         raise ConfigError(
@@ -210,7 +212,7 @@ def _check_repeated(name: str, first: Any, again: Any) -> None:
         )
 
 
-def check_labels(data: FederatedData, found: Any, name: str) -> None:
+def check_labels(data: FederatedData, found: Any, name: str, batch: Batch) -> None:
     """Refuse an output that cross entropy cannot compare with the targets, or with too few entries for the classes.
 
     Raises:
@@ -218,15 +220,21 @@ def check_labels(data: FederatedData, found: Any, name: str) -> None:
     """
     found, y = logits_of(found), data.dataset.train.labels
     if y is None:
-        if not isinstance(data.dataset.train, Samples) or data.dataset.train.y is not None:
+        there = data.dataset.train.y if isinstance(data.dataset.train, Samples) else target(batch)
+        if there is not None:
             return  # trees, or of a collate function: tried in ``check_measures``
+        more = ""
+        if isinstance(batch.x, tuple | list) and len(batch.x) > 2:
+            more = f": a sample of {len(batch.x)} entries is inputs alone, return ((a, ...), y)"
         raise ConfigError(
-            "data: there are no targets, and the model works out no loss by itself; give loss=..., or targets"
+            f"data: there are no targets, and the model works out no loss by itself; give loss=..., or targets{more}"
         )
     _check_labels(data, found, y, name)
 
 
-def _shape(t: Tensor) -> str:
+def _shape(t: Any) -> str:
+    if not isinstance(t, Tensor):
+        return f"({type(t).__name__})"
     return f"{tuple(t.shape[1:])} ({str(t.dtype).removeprefix('torch.')})"
 
 

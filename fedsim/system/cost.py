@@ -14,6 +14,7 @@ from fedsim.errors import ConfigError
 from fedsim.models.split import call
 from fedsim.task.copies import copied
 from fedsim.task.fixed import converted
+from fedsim.task.losses import Forward
 from fedsim.task.task import Task
 
 
@@ -32,10 +33,10 @@ class Cost:
 SAMPLES = Cost(1.0, 1 / 3)  # a backward pass is twice a forward pass
 
 
-def forward_flops(model: nn.Module, x: Tree) -> int:
+def forward_flops(model: nn.Module, x: Tree, run: Forward = call) -> int:
     """Flops of a forward pass over ``x``, as torch counts them; the model stays in its mode."""
     with torch.no_grad(), torch.random.fork_rng(devices=[]), FlopCounterMode(display=False) as counter:
-        call(model, x)
+        run(model, x)
     return int(counter.get_total_flops())
 
 

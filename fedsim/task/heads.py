@@ -124,14 +124,19 @@ def check_features(task: Task, method: str) -> None:
 
 
 def check_named_head(task: Task) -> None:
-    """Try a head named by ``model.head`` on the task's example.
+    """Try a head named by ``model.head``, or a head in a forward pass of one's own, on the task's example.
 
     Raises:
         ConfigError: if it is not called once in a forward pass, or what goes into it is not (B, d).
     """
-    name = named_head(task.model)
+    name = named_head(task.model) or ("head" if task.forward is not None else None)
     if name is None or task.example is None:
         return
+    if not isinstance(head_of(task.model), nn.Module):
+        raise ConfigError(
+            f"forward: this method needs what goes into the model's head, but {type(task.model).__name__}.head is no "
+            "module: make it one, or type model.head=NAME"
+        )
     z = _tried(task, features_of)
     if not isinstance(z, Tensor) or z.dim() != 2:
         shape = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__

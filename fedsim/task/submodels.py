@@ -13,15 +13,18 @@ from torch import Tensor, nn
 from fedsim.errors import ConfigError
 from fedsim.models.split import call
 from fedsim.task.layout import Layout
+from fedsim.task.losses import Forward
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-def narrow(model: nn.Module, width: float, example: Any, scale: bool = False) -> tuple[nn.Module, Tensor]:
+def narrow(
+    model: nn.Module, width: float, example: Any, scale: bool = False, run: Forward = call
+) -> tuple[nn.Module, Tensor]:
     """A copy of ``model`` with ``ceil(width * n)`` of the ``n`` units of each hidden layer, and its places.
 
-    What comes into a layer is found by running ``example`` (B, ...) through; the last layer keeps its outputs. With
-    ``scale``, hidden layers' outputs are divided by ``width`` while training (HeteroFL's Scaler).
+    What comes into a layer is found by running ``example`` (B, ...) through, by ``run``; the last layer keeps its
+    outputs. With ``scale``, hidden layers' outputs are divided by ``width`` while training (HeteroFL's Scaler).
 
     Returns:
         The sub-model and the indices ``(d_sub,)`` of its trainable parameters in the full vector ``(d,)``.
@@ -34,7 +37,7 @@ def narrow(model: nn.Module, width: float, example: Any, scale: bool = False) ->
     full = Layout(model)
     places = full.named(torch.arange(full.dim))
     owner = {id(p): name for name, p in sub.named_parameters()}
-    order = _called(sub, example)
+    order = _called(sub, example, run)
     kept: dict[str, Tensor] = {}
 
     def cut(layer: nn.Module, name: str, *spans: slice) -> None:
@@ -52,7 +55,7 @@ def narrow(model: nn.Module, width: float, example: Any, scale: bool = False) ->
         return shrink
 
     hooks = [m.register_forward_pre_hook(hook(m is order[-1])) for m in order]
-    _forward(sub, example)
+    _forward(sub, example, run)
     for h in hooks:
         h.remove()
     if scale and width < 1:
@@ -102,7 +105,7 @@ def _shrink(layer: nn.Module, x: Tensor, width: float, cut: Callable[..., None])
         )
 
 
-def _called(model: nn.Module, example: Any) -> list[nn.Module]:
+def _called(model: nn.Module, example: Any, run: Forward) -> list[nn.Module]:
     """Layers with parameters of their own, in the order of their first call."""
     order: list[nn.Module] = []
 
@@ -111,16 +114,16 @@ def _called(model: nn.Module, example: Any) -> list[nn.Module]:
             order.append(layer)
 
     hooks = [m.register_forward_pre_hook(note) for m in model.modules() if m._parameters]
-    _forward(model, example)
+    _forward(model, example, run)
     for h in hooks:
         h.remove()
     return order
 
 
-def _forward(model: nn.Module, example: Any) -> None:
+def _forward(model: nn.Module, example: Any, run: Forward) -> None:
     modes = [(m, m.training) for m in model.modules()]
     model.eval()
     with torch.no_grad():
-        call(model, example)
+        run(model, example)
     for m, training in modes:
         m.training = training

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import fedsim
 from fedsim.errors import ConfigError
 from fedsim.models.split import features_and_output, features_of, head_of, with_head
 from fedsim.run import initial, samples
@@ -198,3 +199,34 @@ def test_features_that_are_no_vectors_are_refused():
 def test_without_a_name_the_way_is_said():
     with pytest.raises(ConfigError, match=r"model\.head=NAME"):
         problems.classification(model=built(Net, False)).run("strategy=moon")
+
+
+def halved(model, x):
+    return model(x["x"] / 2)
+
+
+class Halving(Net):
+    """What ``halved`` makes of the model."""
+
+    def forward(self, x):
+        return super().forward(x / 2)
+
+
+@pytest.mark.parametrize("method", [*SPLIT_METHODS, "analytic", "feddf"])
+def test_a_forward_pass_of_ones_own_is_where_features_come_from(method):
+    clients = problems.classes((9, 9, 9, 9))
+    settings = ["engine=serial", *problems.QUIET, "rounds=1", "clients_per_round=4", f"strategy={method}"]
+    settings += ["model.head=classifier"] + ["data.server={share: 0.2, labelled: false}"] * (
+        method == "feddf"
+    )
+
+    def hashed(model, clients, **given):
+        torch.manual_seed(0)
+        return (
+            fedsim.simulate(settings, model=model(False), clients=clients, **given)
+            .history["weights_hash"]
+            .iloc[-1]
+        )
+
+    plain = hashed(Halving, clients)
+    assert hashed(Net, [({"x": x}, y) for x, y in clients], forward=halved) == plain
