@@ -102,9 +102,11 @@ def test_what_is_left_out_does_not_travel_here_either(tmp_path: Path) -> None:
     "given",
     [
         ("evaluation.by_class=true", "evaluation.clients_every=1", "evaluation.holdout=0.2"),
-        ("strategy=fedkseed", "strategy.lr=0.1"),
+        ("strategy=fedkseed", "strategy.lr=0.1", "evaluation.clients_every=1", "evaluation.holdout=0.2"),
+        ("strategy=one_byte", "strategy.lr=0.1", "evaluation.clients_every=1", "evaluation.holdout=0.2"),
+        ("strategy=decomfl", "strategy.lr=0.1", "evaluation.clients_every=1", "evaluation.holdout=0.2"),
     ],
-    ids=["groups of classes", "over a thousand bytes"],
+    ids=["groups of classes", "over a thousand bytes", "one_byte", "decomfl"],
 )
 def test_what_the_servers_own_answer_has_not_is_taken_of_honest_clients(
     given: tuple[str, ...], tmp_path: Path
