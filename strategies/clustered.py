@@ -54,7 +54,7 @@ class Clustered(Composed):
         }
 
     def objection(self, asked: ClientQuestion, update: Payload) -> str:
-        """A cluster that there is not, or an update that weighs nothing: alone in its cluster, it would have no mean."""
+        """A cluster that there is not; an update that weighs nothing, and would alone be the mean of its cluster."""
         weight = update.values.get("weight")
         if (
             "delta" in update.arrays
