@@ -54,7 +54,14 @@ class Clustered(Composed):
         }
 
     def objection(self, asked: ClientQuestion, update: Payload) -> str:
-        """A cluster that there is not."""
+        """A cluster that there is not; an update that weighs nothing, and would alone be the mean of its cluster."""
+        weight = update.values.get("weight")
+        if (
+            "delta" in update.arrays
+            and isinstance(weight, float)
+            and weight < torch.finfo(torch.float32).tiny
+        ):
+            return f"weight={weight:g}: must be positive"
         count, cluster = len(asked.message.arrays.get("centres", ())), update.values.get("cluster")
         wrong = cluster is not None and (type(cluster) is not int or not 0 <= cluster < count)
         return f"cluster={cluster!r}: must be a number from 0 to {count - 1}" if wrong else ""

@@ -54,7 +54,7 @@ class DeComFL(Logged):
 
     def objection(self, asked: ClientQuestion, update: Payload) -> str:
         """Anything but K P codes."""
-        return self.misfit(update, self.heard)
+        return self.misfit(update, self.heard) if asked.task == "fit" else ""
 
     def advance(
         self, server: Server, w: Tensor, replies: Replies, round: Round

@@ -93,6 +93,8 @@ class FedKSeed(Slopes):
 
     def objection(self, asked: ClientQuestion, update: Payload) -> str:
         """Anything but entries of the pool."""
+        if asked.task != "fit":
+            return ""
         n = entries(self.local_steps, self.pool)
         if why := self.misfit(update, n, 2 * n):
             return why

@@ -91,7 +91,7 @@ class OneByte(Logged):
 
     def objection(self, asked: ClientQuestion, update: Payload) -> str:
         """Anything but S codes."""
-        return self.misfit(update, self.samples)
+        return self.misfit(update, self.samples) if asked.task == "fit" else ""
 
     def advance(
         self, server: Server, w: Tensor, replies: Replies, round: Round

@@ -95,8 +95,8 @@ class Slopes(Strategy):
         return super().init(server)
 
     def most_weight(self, asked: ClientQuestion) -> float:
-        """Weights do not travel."""
-        return 1.0
+        """Weights do not travel, but those of measurements."""
+        return 1.0 if asked.task == "fit" else super().most_weight(asked)
 
     def own_copies(self, server: Server) -> bool:
         """Whether every client has a copy of its own."""

@@ -224,7 +224,7 @@ class Judge:
             raise ClientError(
                 f"its weight is {weight:g}; expected 0 to {most:g}, what it can have by its samples"
             )
-        if weight < min(TINY, most) and any({"mean", "stack"} & {*kinds} for kinds in question.fold.values()):
+        if weight < min(TINY, most) and any("mean" in kinds for kinds in question.fold.values()):
             raise ClientError(f"its weight is {weight:g}: it has no part in the mean")
         update = Payload(answer.arrays, answer.outcome.values)
         if judge and (why := judge.objection(question.asked, update)):

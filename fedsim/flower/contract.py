@@ -155,7 +155,7 @@ def conclude(
                 "statistics; put the data back, or start a new run (resume=never)"
             )
     about = {k: v for k, v in _of_data(data).items() if k != "normalize"} | {"normalize": _constants(norm)}
-    about |= {"versions": _here(), "nodes": {c: _told(t.get("versions")) for c, t in stated.items()}}
+    about |= {"versions": _here(), "nodes": {c: _versions_of(t.get("versions")) for c, t in stated.items()}}
     about |= next((_shape_of(node) for node in nodes.of.values()), {"layout": "", "base": ""})
     path.write_text(json.dumps(about | {"moments": moments}, indent=1))
     nodes.event("contract", normalize=about["normalize"], clients=[int(c) for c in stated])
@@ -179,7 +179,7 @@ def _shape_of(node: Known) -> dict[str, str]:
     return {"layout": hashlib.sha256(node.layout.encode()).hexdigest(), "base": node.base_sha256}
 
 
-def _told(versions: Any) -> dict[str, str]:
+def _versions_of(versions: Any) -> dict[str, str]:
     """The versions that a node named, as text."""
     found = versions if isinstance(versions, dict) else {}
     return {name: said(str(found[name])) for name in _here() if name in found}
