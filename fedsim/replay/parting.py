@@ -142,10 +142,8 @@ def _unless_lost(
     """``found``, or where it is nothing, or that a client was asked in one run alone: the first client whose answer
     was lost or refused in one run, of those that each run names with a kind."""
     lost = sorted(one ^ other)
-    if (
-        not lost
-        or (found is not None
-        and ("only_in" not in found or found["client"] not in {c for c, _ in lost}))
+    if not lost or (
+        found is not None and ("only_in" not in found or found["client"] not in {c for c, _ in lost})
     ):
         return found
     client, why = lost[0]
