@@ -45,10 +45,9 @@ def forget(argv: Sequence[str]) -> int:
             raise ConfigError(
                 f"--samples {words}: one client and positions, as in --samples 3:0,17"
             ) from None
-    from fedsim.replay.unlearning import forget as carry_out
-    from fedsim.replay.unlearning import plan
+    from fedsim.replay import unlearning
 
-    todo = plan(args.run, clients, samples)
+    todo = unlearning.plan(args.run, clients, samples)
     if args.dry_run:
         facts = todo.facts()
         met = f"first asked in round {todo.first_met}" if todo.first_met else "never asked"
@@ -62,7 +61,7 @@ def forget(argv: Sequence[str]) -> int:
     if todo.why_all and not args.json:
         print(f"begins anew: {todo.why_all}", flush=True)
     with aside(args.json):
-        found = carry_out(todo, purge=args.purge)
+        found = unlearning.forget(todo, purge=args.purge)
     if args.json:
         print(json.dumps(found), flush=True)
         return 0

@@ -12,7 +12,7 @@ from typing import Any
 
 from fedsim.config.roles import role_of
 from fedsim.report.objective import Number, Objective
-from fedsim.report.runs import Group, Run, followers_of, group_runs
+from fedsim.report.runs import Group, Run, as_key, followers_of, group_runs
 
 # Settings of the problem's role that say how often and how much is measured, not what is learned
 READING = frozenset(
@@ -65,14 +65,14 @@ def settings_at_hand(runs: Sequence[Run], objective: Objective) -> list[Setting]
     ]
     members: dict[str, list[int]] = {}
     for at, problem in enumerate(problems):
-        members.setdefault(json.dumps(problem, sort_keys=True, default=str), []).append(at)
+        members.setdefault(as_key(problem), []).append(at)
     found = [
         (problems[indices[0]], groups)
         for indices in members.values()
         for groups in _compatible(group_runs([runs[at] for at in indices]))
     ]
     keys = dict.fromkeys(key for problem, _ in found for key in problem)
-    differing = [k for k in keys if len({json.dumps(p.get(k), default=str) for p, _ in found}) > 1]
+    differing = [k for k in keys if len({as_key(p.get(k)) for p, _ in found}) > 1]
     out = [
         Setting(
             problem,

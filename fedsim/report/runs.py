@@ -138,9 +138,7 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
     members: dict[str, list[int]] = {}
     for index, config in enumerate(flat):
         kept = {key: value for key, value in config.items() if key not in followers}
-        members.setdefault(json.dumps([runs[index].method, kept], sort_keys=True, default=str), []).append(
-            index
-        )
+        members.setdefault(as_key([runs[index].method, kept]), []).append(index)
     heads = [(runs[first].method, flat[first]) for first, *_ in members.values()]
     columns = _telling(heads, followers)
     names = short_names(columns)
@@ -222,13 +220,13 @@ def _telling(heads: Sequence[tuple[str, Mapping[str, Any]]], followers: set[str]
     """Keys worth a column: they differ between groups; those that the method's name says, within one method."""
 
     def differs(key: str, configs: Sequence[Mapping[str, Any]]) -> bool:
-        return len({str(config[key]) for config in configs if key in config}) > 1
+        return len({as_key(config[key]) for config in configs if key in config}) > 1
 
     everyone = [config for _, config in heads]
     keys = sorted(set().union(*everyone) - followers, key=column_order)
     by_method = {method: [config for name, config in heads if name == method] for method, _ in heads}
     weightings = [key for key in keys if _WEIGHTING.match(key)]
-    unlike = len({str(config[key]) for config in everyone for key in weightings if key in config}) > 1
+    unlike = len({as_key(config[key]) for config in everyone for key in weightings if key in config}) > 1
     chosen = []
     for key in keys:
         if key in weightings and unlike:
@@ -237,10 +235,23 @@ def _telling(heads: Sequence[tuple[str, Mapping[str, Any]]], followers: set[str]
         scopes = by_method.values() if _NAMED.match(key) else [everyone]
         if any(differs(key, scope) for scope in scopes):
             chosen.append(key)
-    rows = {json.dumps([method, [config.get(k) for k in chosen]], default=str) for method, config in heads}
+    rows = {as_key([method, [config.get(k) for k in chosen]]) for method, config in heads}
     if len(rows) == len(heads):
         return chosen
-    return [key for key in keys if len({str(config.get(key)) for config in everyone}) > 1]
+    return [key for key in keys if len({as_key(config.get(key)) for config in everyone}) > 1]
+
+
+def as_key(values: Any) -> str:
+    """Settings as text that is the same for equal ones: 1 and 1.0 are, however they were typed."""
+    return json.dumps(_whole(values), sort_keys=True, default=str)
+
+
+def _whole(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _whole(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_whole(v) for v in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _once(runs: Sequence[Run]) -> list[Run]:

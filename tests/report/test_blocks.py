@@ -86,6 +86,13 @@ def test_problems_are_never_compared_across(tmp_path):
     assert len({b.setting.hash for b in blocks}) == 2
 
 
+def test_a_whole_number_is_one_setting_however_it_is_typed(tmp_path):
+    campaign(tmp_path, {"fedavg": 0}, partition={"alpha": 1})
+    campaign(tmp_path, {"prox": 0.01}, partition={"alpha": 1.0})
+    (block,) = blocks_of(load_runs([tmp_path]), LAST)
+    assert verdicts(block) == {"prox": "better"} and not block.setting.differing
+
+
 def test_other_samples_under_the_same_settings_are_another_block(tmp_path):
     campaign(tmp_path, {"fedavg": 0})
     make(
