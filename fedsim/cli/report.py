@@ -21,7 +21,7 @@ from fedsim.errors import ConfigError, hint
 
 if TYPE_CHECKING:
     from fedsim.report.blocks import ComparisonPlan, ProblemBlock
-    from fedsim.report.runs import Run
+    from fedsim.report.runs import Group, Run
 
 FORMATS = ("md", "tex", "csv", "json")
 
@@ -41,7 +41,6 @@ def report(argv: Sequence[str], live: bool = False) -> int:
         compare,
         compared_blocks,
         default_plan,
-        group_runs,
         heterogeneity,
         target_of,
     )
@@ -59,14 +58,7 @@ def report(argv: Sequence[str], live: bool = False) -> int:
     options = {"columns": words_of(args.columns)}
     frame = compare(runs, args.target, plan=plan, blocks=blocks, **options)
     out = args.out or common_folder(args.dirs) / "report"
-    groups = [arm.group for block in blocks for arm in block.setting.arms]
-    if len({group.label for group in groups}) < len(
-        groups
-    ):  # of several problems: with what tells these apart
-        places = {run.dir: at for at, group in enumerate(groups) for run in group.runs}
-        groups = sorted(
-            group_runs(runs), key=lambda group: min(places.get(r.dir, len(places)) for r in group.runs)
-        )
+    groups = _groups(runs, blocks)
     commands = [*_sweeps(runs), shlex.join(["fedsim", "report", *argv])]
     document = _document(blocks, plan, recorded(argv, args.dirs, "report"), args.dirs)
     try:
@@ -95,6 +87,19 @@ def report(argv: Sequence[str], live: bool = False) -> int:
     print(f"tables:  {out / 'table.csv'}, {out / 'table.tex'}, {out / 'comparison.json'}")
     print(f"figures: {', '.join(map(str, [out / '*.png', *drawn]))}", flush=True)
     return 0
+
+
+def _groups(runs: Sequence[Run], blocks: Sequence[ProblemBlock]) -> list[Group]:
+    """What is drawn as one, in the order of the table; of several problems with what tells these apart."""
+    from fedsim.report import group_runs
+
+    groups = [arm.group for block in blocks for arm in block.setting.arms]
+    if len({group.label for group in groups}) == len(groups):
+        return groups
+    places = {run.dir: at for at, group in enumerate(groups) for run in group.runs}
+    return sorted(
+        group_runs(runs), key=lambda group: min(places.get(run.dir, len(places)) for run in group.runs)
+    )
 
 
 def _say_unplaced(order: Sequence[str], blocks: Sequence[ProblemBlock]) -> None:
