@@ -135,7 +135,9 @@ def _objects(what: str, values: np.ndarray) -> np.ndarray:
     for i, cell in enumerate(flat):
         if np.asarray(cell).dtype.kind == "O" and np.ndim(cell) == 0:  # a Decimal, a date
             row = i * len(values) // max(len(flat), 1)
-            refuse(f"{what}, row {row}", f"holds a {type(cell).__name__}", "turn it into numbers (float(...))")
+            refuse(
+                f"{what}, row {row}", f"holds a {type(cell).__name__}", "turn it into numbers (float(...))"
+            )
     return _stacked(what, values.tolist()) if len(values) else np.empty(0, dtype=np.float32)
 
 
