@@ -44,8 +44,11 @@ class Installed:
         self._watched: list[tuple[dict[str, Any], str, Tensor]] = []
         self._spans: list[tuple[Tensor, Tensor]] = []  # each flat buffer, and its place in ``vector``
         for slot in layout.buffers:
-            view = vector[slot.span].view(slot.shape).copy_(buffers[slot.name])
-            self._spans.append((view, view.detach()))
+            span = vector[slot.span].view(slot.shape).copy_(buffers[slot.name])
+            view = (
+                span.data
+            )  # counts its changes by itself: a write to one is none to another that autograd holds
+            self._spans.append((view, span))
             for layer, name in where[id(buffers[slot.name])]:
                 layer._buffers[name] = view
                 self._homes.append((layer._buffers, name, view, slot.name))
