@@ -44,8 +44,9 @@ def array(what: str, value: Any) -> Array:
 
 
 def _in_file(value: Any) -> bool:
-    """Whether ``value`` is an array of numbers in a file; a copy of one, or a strided column of it, is read."""
-    if type(value) is not np.memmap or value._mmap is None:  # type: ignore[attr-defined]
+    """Whether ``value`` is an array of numbers in a file. A copy of one, a strided column, and what may differ from its
+    file (mode ``c``) are read."""
+    if type(value) is not np.memmap or value._mmap is None or value.mode == "c":  # type: ignore[attr-defined]
         return False
     column = value.size == len(value) and not value.flags.c_contiguous if value.ndim else True
     return not column and value.dtype.kind in "biuf" and value.dtype.isnative

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import fedsim
 from fedsim.data import containers
+from fedsim.data.arrays import array
 from fedsim.data.dataset import Samples
 from fedsim.data.joining import admit_trees, content_hash, together
 from fedsim.data.labels import TargetRules
@@ -92,6 +93,10 @@ def test_rows_of_a_mapped_array_are_those_rows(tmp_path: Path) -> None:
         every = torch.arange(len(part))
         for own in (part, pickle.loads(pickle.dumps(part)), part.to("cpu")):
             assert np.array_equal(own.take(every), whole[rows])
+    changed = np.memmap(tmp_path / "x.bin", dtype=np.int64, mode="c", offset=16, shape=whole.shape)
+    changed[:] += 1  # of the copy in memory, not of the file
+    for odd, wanted in ((changed, whole + 1), (held[:, 1], whole[:, 1]), (held[::2].copy(), whole[::2])):
+        assert np.array_equal(array("x", odd), wanted)
     again = Mapped(held[1000:][10:20])
     assert np.array_equal(again.take(torch.arange(10)), whole[1010:1020])
 
