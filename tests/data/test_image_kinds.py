@@ -277,3 +277,10 @@ def test_folders_beside_train_and_test_are_named(tmp_path):
         write(tmp_path / place, encoded(np.zeros((4, 4, 3), np.uint8)))
     with pytest.raises(DataError, match="in folders test, train, val; no 'val' is read: move or rename it"):
         sources.image_folder(tmp_path, size=4)
+
+
+def test_a_split_that_is_not_read_is_said(tmp_path, caplog):
+    for name in ("train-0.parquet", "validation-0.parquet"):
+        shard(tmp_path / name, [encoded(RGB)] * 2, [0, 1])
+    assert len(sources.parquet(tmp_path).train) == 2
+    assert "validation-0.parquet is not read" in caplog.text
