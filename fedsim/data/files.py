@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import logging
 import os
 import zlib
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,8 @@ from fedsim.data.hub import within_reach
 from fedsim.errors import DataError
 
 PathLike = str | os.PathLike[str]
+
+log = logging.getLogger(__name__)
 
 
 def existing(path: PathLike, expected: str) -> Path:
@@ -160,6 +163,8 @@ def split_files(path: Path, expected: str) -> dict[str, list[Path]]:
         return {"train": [path]}
     files = {"train": parquet_files(path, "train-*.parquet", expected)}
     test = sorted(path.glob("test-*.parquet"))
+    if apart := sorted(f.name for f in path.glob("val*-*.parquet")):
+        log.warning("%s: %s is not read; samples to choose by are evaluation.validation=0.1", path, apart[0])
     return files | ({"test": test} if test and rows_in(test) else {})
 
 

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import _inject_new_class, _inject_property, is_parametrized
 
@@ -30,7 +31,13 @@ def copied(model: nn.Module, others: Mapping[int, Tensor] | None = None) -> nn.M
     shared = [t for t in (*model.parameters(), *model.buffers()) if place_of(t) is not None]
     for t, again in zip(shared, clones(shared), strict=True):
         memo[id(t)] = nn.Parameter(again, requires_grad=False) if isinstance(t, nn.Parameter) else again
-    return copy.deepcopy(model, memo)
+    if not any(isinstance(m, torch.jit.ScriptModule) for m in model.modules()):
+        return copy.deepcopy(model, memo)
+    with torch.no_grad():  # whose copies would else be results, with the originals as their leaves
+        made = copy.deepcopy(model, memo)
+    for p, q in zip(model.parameters(), made.parameters(), strict=True):
+        q.requires_grad_(p.requires_grad)
+    return made
 
 
 def values_of(named: Mapping[str, Tensor], prototype: nn.Module) -> dict[str, Tensor]:

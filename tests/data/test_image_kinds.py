@@ -279,3 +279,10 @@ def test_folders_beside_train_and_test_are_named(tmp_path):
         sources.image_folder(tmp_path, size=4)
     with pytest.raises(DataError, match=r"0\.png is a file; expected <class>/<image>"):
         sources.image_folder(tmp_path / "train" / "ant" / "0.png")
+
+
+def test_a_split_that_is_not_read_is_said(tmp_path, caplog):
+    for name in ("train-0.parquet", "validation-0.parquet"):
+        shard(tmp_path / name, [encoded(RGB)] * 2, [0, 1])
+    assert len(sources.parquet(tmp_path).train) == 2
+    assert "validation-0.parquet is not read" in caplog.text

@@ -84,9 +84,9 @@ def test_the_quota_of_the_group_and_of_those_above_it_is_a_bound(
 
 def test_far_more_workers_than_cores_are_refused(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    check_workers(RayConfig(workers=128))
+    check_workers(RayConfig(workers=128, address=None))
     check_workers(RayConfig(workers=1000, address="ray://head:10001"))
     with pytest.raises(
         ConfigError, match=r"engine.workers=1000: this process may use 8 cores.*type engine.workers=8"
     ):
-        check_workers(RayConfig(workers=1000))
+        check_workers(RayConfig(workers=1000, address=None))

@@ -225,3 +225,14 @@ def test_sparse_embedding_is_trained_as_a_dense_one() -> None:
         seeded(Bag), "strategy=fedprox", "strategy.mu=0.0", data=[looked_up()]
     ).weights  # flat gradients
     torch.testing.assert_close(dict(again), dict(expected), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["script", "trace"])
+def test_scripted_models_are_trained_without_a_word(kind: str) -> None:
+    plain = seeded(lambda: nn.Linear(4, 3))
+    made = torch.jit.script(plain) if kind == "script" else torch.jit.trace(plain, torch.zeros(2, 4))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        found = simulated(made, "rounds=2", data=[samples()])
+    expected = simulated(plain, "rounds=2", data=[samples()])
+    assert found.rows[-1]["weights_hash"] == expected.rows[-1]["weights_hash"]
