@@ -30,6 +30,7 @@ from torch.utils.data import (
 )
 
 from fedsim.data.arrays import Array, pandas_kind, refuse
+from fedsim.data.arrays import array as array
 from fedsim.data.dataset import Samples
 from fedsim.data.huggingface import Columns, columns, is_hf
 from fedsim.data.lazy import Read

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from fedsim.config.textfile import OtherEncodingError, read_text
+from fedsim.data.arrays import array
 from fedsim.data.dataset import Augment, Dataset
 from fedsim.data.hub import within_reach
-from fedsim.data.textcolumns import TOKENS, tokenised
+from fedsim.data.textcolumns import TOKENS, stacked, tokenised
 from fedsim.data.trees import Tree
 from fedsim.errors import DataError, hint
 
@@ -45,14 +46,29 @@ class Columns:
         Raises:
             DataError: if rows of a column have several lengths, or are no numbers.
         """
-        names = [*self.x, *((self.y,) if self.y else ())]
+        stored = self.y if self.labels is None else None
+        names = [*self.x, *((stored,) if stored else ())]
         stated = self.data.format
         options = stated["format_kwargs"] if stated["type"] == "torch" else {}
-        found = self.data.with_format("torch", columns=names, **options)[rows.tolist()]
+        try:
+            found = self.data.with_format("torch", columns=names, **options)[rows.tolist()]
+        except TypeError as error:  # torch has no such type, of dates for one
+            raise DataError(
+                f"data: of the columns {', '.join(names)} one holds no numbers ({error})"
+            ) from error
         for name in names:
-            found[name] = _stacked(name, found[name]).to(self.device)
+            found[name] = stacked(name, found[name]).to(self.device)
         x = found[self.x[0]] if len(self.x) == 1 else {name: found[name] for name in self.x}
-        return x, (found[self.y] if self.y else None)
+        if self.labels is not None:
+            return x, self.labels[rows].to(self.device)
+        return x, (found[stored] if stored else None)
+
+    def single(self, name: str) -> Any:
+        """The targets (n,) as an array, numbers or text, if each sample has a single one; a gap is refused by row."""
+        if self.y is None or self.labels is not None or not len(self):
+            return self.labels
+        held = np.asarray(self.data.with_format("numpy", columns=[self.y])[:][self.y])
+        return array(f"{name}, y", held) if held.ndim == 1 and held.dtype.kind in "fUO" else None
 
     def items(self, rows: list[int]) -> list[Any]:
         """Rows as dicts, as they are stored."""
@@ -100,15 +116,16 @@ def columns(name: str, data: Any, x: Sequence[str] | str | None = None, y: str |
             raise DataError(
                 f"{name}: has no column '{column}'{hint(column, names)}; it has {', '.join(names)}"
             )
-    labels = None
+    labels, text = None, False
     if y is not None and len(data):
         held = np.asarray(data.with_format("numpy", columns=[y])[:][y])
         labels = (
             torch.from_numpy(held.astype(np.int64)) if held.dtype.kind in "iub" and held.ndim == 1 else None
         )
+        text = held.dtype.kind in "UO" and held.ndim == 1
     made = Columns(data, tuple(chosen), y, labels)
     if len(data):
-        made.take(torch.arange(min(2, len(data))))
+        (replace(made, y=None) if text else made).take(torch.arange(min(2, len(data))))
     return made
 
 
@@ -254,20 +271,6 @@ def _files(place: Path) -> list[Path] | None:
             f"data.path={place}: holds {shown}; expected files of one kind of {', '.join(FORMATS)}"
         )
     return found
-
-
-def _stacked(name: str, column: Any) -> Tensor:
-    if isinstance(column, Tensor):
-        return column
-    if isinstance(column, list) and column and all(isinstance(v, Tensor) for v in column):
-        lengths = {tuple(v.shape) for v in column}
-        raise DataError(
-            f"data: rows of the column '{name}' have several shapes ({', '.join(map(str, sorted(lengths)[:3]))}); pad "
-            "them when you tokenise, or hand over DataLoader(data, collate_fn=...)"
-        )
-    raise DataError(
-        f"data: the column '{name}' holds no numbers; tokenise or encode it first, or leave it out of x"
-    )
 
 
 def _classes(data: Any, made: Columns) -> tuple[str, ...]:

@@ -116,8 +116,8 @@ def _made(tree: Any) -> str:
 def _read(parts: Sequence[Part], rules: TargetRules) -> tuple[list[tuple[Any, Any]], tuple[str, ...]]:
     """Data sets with their labels, where each sample has one whole number."""
     with undisturbed():
-        ids = [None if part.read is None else _ids(part.name, part.read) for part in parts]
-    if rules.own_loss or any(i is None for i in ids):
+        ids = [None if part.read is None or rules.own_loss else _ids(part.name, part.read) for part in parts]
+    if any(i is None for i in ids):
         return [(part.read, None) for part in parts], ()
     ys, classes = targets([p.name for p in parts], ids, rules)  # type: ignore[arg-type]
     return [
@@ -127,7 +127,9 @@ def _read(parts: Sequence[Part], rules: TargetRules) -> tuple[list[tuple[Any, An
 
 def _ids(name: str, read: Read | Columns) -> Array | None:
     """The second entry of every sample, if all are single values."""
-    if isinstance(read, Columns) or read.labels is not None:
+    if isinstance(read, Columns):
+        return read.single(name)
+    if read.labels is not None:
         return read.labels
     found: list[Any] = []
     for row in range(len(read)):
