@@ -128,7 +128,8 @@ def _read(parts: Sequence[Part], rules: TargetRules) -> tuple[list[tuple[Any, An
 def _ids(name: str, read: Read | Columns) -> Array | None:
     """The second entry of every sample, if all are single values."""
     if isinstance(read, Columns):
-        return read.single(name)
+        single: Array | None = read.single(name)
+        return single
     if read.labels is not None:
         return read.labels
     found: list[Any] = []
