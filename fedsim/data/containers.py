@@ -31,10 +31,11 @@ from torch.utils.data import (
 )
 
 from fedsim.data.arrays import Array, pandas_kind, refuse
+from fedsim.data.arrays import array as array
 from fedsim.data.dataset import Samples
 from fedsim.data.huggingface import Columns, columns, is_hf
 from fedsim.data.lazy import Mapped, Read
-from fedsim.data.readings import Reader, sizes_of
+from fedsim.data.readings import Reading, sizes_of
 from fedsim.data.trees import leaves
 from fedsim.errors import DataError
 
@@ -115,7 +116,7 @@ def _part(name: str, given: Any, like: Any = None) -> tuple[Part, bool]:
             "hand over y.loc[x.index], or both with .reset_index(drop=True) if the positions are right",
         )
     known = [s for s in map(sizes_of, (x, y)) if s is not None]
-    reader = Reader(frozenset.intersection(*known) or None if known else None, isinstance(given, Whole))
+    reader = Reading(frozenset.intersection(*known) or None if known else None, isinstance(given, Whole))
     own = like or (None, None)
     targets = None if y is None else reader.tree(f"{name}, y", y, own[1])
     if isinstance(targets, Mapped) and math.prod(targets.shape[1:]) == 1:

@@ -15,7 +15,7 @@ from torch import Tensor
 from fedsim.config.textfile import OtherEncodingError, read_text
 from fedsim.data.dataset import Augment, Dataset
 from fedsim.data.hub import within_reach
-from fedsim.data.textcolumns import TOKENS, tokenised
+from fedsim.data.textcolumns import TOKENS, stacked, tokenised
 from fedsim.data.trees import Tree
 from fedsim.errors import DataError, hint
 
@@ -52,9 +52,14 @@ class Columns:
         names = [*self.x, *((self.y,) if self.y and ids is None else ())]
         stated = self.data.format
         options = stated["format_kwargs"] if stated["type"] == "torch" else {}
-        found = self.data.with_format("torch", columns=names, **options)[rows.tolist()]
+        try:
+            found = self.data.with_format("torch", columns=names, **options)[rows.tolist()]
+        except TypeError as error:  # torch has no such type, of dates for one
+            raise DataError(
+                f"data: of the columns {', '.join(names)} one holds no numbers ({error})"
+            ) from error
         for name in names:
-            found[name] = _stacked(name, found[name]).to(self.device)
+            found[name] = stacked(name, found[name]).to(self.device)
         x = found[self.x[0]] if len(self.x) == 1 else {name: found[name] for name in self.x}
         return x, (found[self.y] if self.y and ids is None else ids)
 
@@ -263,21 +268,6 @@ def _files(place: Path) -> list[Path] | None:
             f"data.path={place}: holds {shown}; expected files of one kind of {', '.join(FORMATS)}"
         )
     return found
-
-
-def _stacked(name: str, column: Any) -> Tensor:
-    if isinstance(column, Tensor):
-        return column
-    if isinstance(column, list) and column and all(isinstance(v, Tensor) for v in column):
-        lengths = {tuple(v.shape) for v in column}
-        raise DataError(
-            f"data: rows of the column '{name}' have several shapes ({', '.join(map(str, sorted(lengths)[:3]))}); pad "
-            "them when you tokenise, or hand over DataLoader(data, collate_fn=...)"
-        )
-    raise DataError(
-        f"data: the column '{name}' holds no numbers; tokenise or encode it first (labels: "
-        f"data.class_encode_column('{name}')), or leave it out of x"
-    )
 
 
 def _classes(data: Any, made: Columns) -> tuple[str, ...]:

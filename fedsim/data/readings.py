@@ -22,7 +22,7 @@ Sizes = frozenset[int] | None  # how many samples there may be; ``None``: that c
 
 
 @dataclass
-class Reader:
+class Reading:
     """Reads the two halves of what one participant hands over.
 
     ``sizes``: how many samples there may be; ``always``: every tuple and list is several inputs, as in ``Samples``.

@@ -1,9 +1,11 @@
-"""Columns of text in tables of Hugging Face as tokens: ``input_ids`` and ``attention_mask``, of one length."""
+"""Columns in tables of Hugging Face as tensors; text as tokens: ``input_ids`` and ``attention_mask``, of one length."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+
+from torch import Tensor
 
 from fedsim.data.language import END, Bytes, Pieces, tokenizer
 from fedsim.errors import DataError
@@ -74,3 +76,22 @@ def _encoded(
     made.made.enable_padding(length=length, pad_id=made.names.index(pad), pad_token=pad)
     done = made.made.encode_batch([row if len(row) > 1 else row[0] for row in rows])
     return [e.ids for e in done], [e.attention_mask for e in done]
+
+
+def stacked(name: str, column: Any) -> Tensor:
+    """Rows of a column as one tensor (n, ...).
+
+    Raises:
+        DataError: if they are of several shapes, or no numbers.
+    """
+    if isinstance(column, Tensor):
+        return column
+    if isinstance(column, list) and column and all(isinstance(v, Tensor) for v in column):
+        lengths = {tuple(v.shape) for v in column}
+        raise DataError(
+            f"data: rows of the column '{name}' have several shapes ({', '.join(map(str, sorted(lengths)[:3]))}); pad "
+            "them when you tokenise, or hand over DataLoader(data, collate_fn=...)"
+        )
+    raise DataError(
+        f"data: the column '{name}' holds no numbers; tokenise or encode it first, or leave it out of x"
+    )

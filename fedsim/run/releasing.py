@@ -83,6 +83,20 @@ def deployed(config: DictConfig) -> bool:
     return bool(config.engine.name == "flower")
 
 
+def _check_records(context: Context) -> None:
+    """Refuse what gradients of single samples cannot be taken of."""
+    if context.layout.batch_norm:
+        raise ConfigError(
+            "privacy=record: BatchNorm mixes the samples of a batch, so no noise on single gradients hides one; type a "
+            "model without it (model.norm=group)"
+        )
+    if type(context.task.loss) is WholeLoss or context.task.forward is not None:
+        raise ConfigError(
+            "privacy=record: forward= or a loss (model, batch) calls the model by itself, so samples' gradients cannot "
+            "be told apart; put it into the model's forward pass, and give loss(output, y)"
+        )
+
+
 def landing(
     config: DictConfig,
     work: Plan,
@@ -132,16 +146,7 @@ def landing(
         return Landing(work.release, terms, Ledger(folder, keyed), central)
     if privacy.local:
         return _spending(Landing(work.release, terms, spending=Spending(privacy)), privacy)
-    if context.layout.batch_norm:
-        raise ConfigError(
-            "privacy=record: BatchNorm mixes the samples of a batch, so no noise on single gradients hides one; type a "
-            "model without it (model.norm=group)"
-        )
-    if type(context.task.loss) is WholeLoss or context.task.forward is not None:
-        raise ConfigError(
-            "privacy=record: forward= or a loss (model, batch) calls the model by itself, so samples' gradients cannot "
-            "be told apart; put it into the model's forward pass, and give loss(output, y)"
-        )
+    _check_records(context)
     terms = replace(terms, events=events(work.local, context.sizes))
     spending = Spending(privacy, rates(work.local, context.sizes))
     return _spending(Landing(work.release, terms, spending=spending), privacy)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -187,3 +188,43 @@ def test_packed_sequences_go_to_the_model_as_one() -> None:
 
     own = DataLoader(rows, collate_fn=collate)  # type: ignore[arg-type]
     assert train([own, own], own, Packed(), "clients_per_round=2").history["accuracy"].iloc[-1] >= 0
+
+
+class Language(nn.Module):
+    """Works out its own loss, as those of ``transformers`` do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table, self.out = nn.Embedding(9, 4), nn.Linear(4, 9)
+
+    def forward(self, input_ids: Tensor, labels: Tensor) -> Any:
+        logits = self.out(self.table(input_ids))
+        loss = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+        return SimpleNamespace(logits=logits, loss=loss)
+
+
+def test_labels_and_tokens_of_narrow_integers_are_read_as_wide_ones() -> None:
+    def hashed(kind: Any, labels: Any) -> str:
+        x = np.arange(40).reshape(8, 5) % 9
+        own = {"input_ids": x.astype(kind), "labels": x.astype(labels)}
+        found = train([own, own], None, Language(), "clients_per_round=2")
+        return str(found.history["weights_hash"].iloc[-1])
+
+    wide = hashed(np.int64, np.int64)
+    assert {hashed(np.int32, np.int32), hashed(np.int16, np.int16), hashed(np.int8, np.int64)} == {wide}
+
+
+@pytest.mark.parametrize("made_of", [int, bool, float, lambda v: ["no", "yes"][v]])
+def test_labels_of_tables_are_classes_whatever_their_type(made_of: Any) -> None:
+    datasets = pytest.importorskip("datasets")
+    table = datasets.Dataset.from_dict({"x": [[1.0], [2.0], [3.0]], "label": [made_of(v) for v in (0, 1, 1)]})
+    ((found, _),), classes = admit_parts(made(table), TargetRules())
+    assert found.take(torch.tensor([0, 2]))[1].tolist() == [0, 1] and len(classes) == 2
+
+
+def test_gaps_among_labels_of_tables_are_refused_by_row() -> None:
+    datasets = pytest.importorskip("datasets")
+    table = datasets.Dataset.from_dict({"x": [[1.0], [2.0]], "label": [1, None]})
+    with pytest.raises(DataError, match="client 0, row 1: the target is NaN"):
+        admit_parts(made(table), TargetRules())
