@@ -284,5 +284,5 @@ def test_folders_beside_train_and_test_are_named(tmp_path):
 def test_a_split_that_is_not_read_is_said(tmp_path, caplog):
     for name in ("train-0.parquet", "validation-0.parquet"):
         shard(tmp_path / name, [encoded(RGB)] * 2, [0, 1])
-    assert len(sources.parquet(tmp_path).train) == 2
+    assert len(load(tmp_path).train) == 2
     assert "validation-0.parquet is not read" in caplog.text
