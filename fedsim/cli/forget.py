@@ -34,17 +34,7 @@ def forget(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     check_runs([args.run], args.allow)
     clients = {k for words in args.client for k in _numbers(words, "--client", "3 or 3,7")}
-    samples: dict[int, list[int]] = {}
-    for words in args.samples:
-        client, colon, positions = words.partition(":")
-        if not colon:
-            raise ConfigError(f"--samples {words}: write a client and positions, as in --samples 3:0,17")
-        try:
-            samples.setdefault(int(client), []).extend(map(int, positions.split(",")))
-        except ValueError:
-            raise ConfigError(
-                f"--samples {words}: one client and positions, as in --samples 3:0,17"
-            ) from None
+    samples = _samples(args.samples)
     from fedsim.replay import unlearning
 
     todo = unlearning.plan(args.run, clients, samples)
@@ -74,6 +64,22 @@ def forget(argv: Sequence[str]) -> int:
         + ("" if args.purge else f", and {args.run}")
     )
     return 0
+
+
+def _samples(asked: Sequence[str]) -> dict[int, list[int]]:
+    """Positions by client, of ``3:0,17`` and the like."""
+    samples: dict[int, list[int]] = {}
+    for words in asked:
+        client, colon, positions = words.partition(":")
+        if not colon:
+            raise ConfigError(f"--samples {words}: write a client and positions, as in --samples 3:0,17")
+        try:
+            samples.setdefault(int(client), []).extend(map(int, positions.split(",")))
+        except ValueError:
+            raise ConfigError(
+                f"--samples {words}: one client and positions, as in --samples 3:0,17"
+            ) from None
+    return samples
 
 
 def _numbers(words: str, flag: str, example: str) -> list[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,12 +81,16 @@ def report(argv: Sequence[str], live: bool = False) -> int:
         )
         return 0
     _show(args, [frame] if second is None else [frame, second], blocks, plan, order)
-    for line in heterogeneity.lines(groups):
+    _say_places(heterogeneity.lines(groups), page, out, drawn)
+    return 0
+
+
+def _say_places(partition: Iterable[str], page: Path, out: Path, drawn: Iterable[Path]) -> None:
+    for line in partition:
         print(f"partition: {line}")
     print(f"report:  {page}")
     print(f"tables:  {out / 'table.csv'}, {out / 'table.tex'}, {out / 'comparison.json'}")
     print(f"figures: {', '.join(map(str, [out / '*.png', *drawn]))}", flush=True)
-    return 0
 
 
 def _groups(runs: Sequence[Run], blocks: Sequence[ProblemBlock]) -> list[Group]:

@@ -37,6 +37,14 @@ if TYPE_CHECKING:
     from fedsim.topology import Topology
 
 log = logging.getLogger(__name__)
+UNSEEDED = (
+    "gives something else in every process: if training depends on it, the run does not repeat. Draw from job.rng(), "
+    "or from torch's, NumPy's or Python's own generator, which are seeded for each client"
+)
+CLOCK = (
+    "asks a clock: if training depends on it, the run does not repeat. client.steps and client.epochs say how long "
+    "clients train"
+)
 
 ONCE_ATTRIBUTES = (
     "asynchronous",
@@ -69,18 +77,9 @@ def check_whole(method: Any) -> None:
     for thing in (method, method.client):
         if found := misspelt(thing):
             log.warning("strategy: %s.%s() is called by nobody; is it %s()?", type(thing).__name__, *found)
-    if call := unseeded([type(method), type(method.client)]):
-        log.warning(
-            "%s gives something else in every process: if training depends on it, the run does not repeat. Draw from "
-            "job.rng(...), or from torch's, NumPy's or Python's own generator, which are seeded for each client",
-            call,
-        )
-    if call := clock([type(method), type(method.client)]):
-        log.warning(
-            "%s asks a clock: if training depends on it, the run does not repeat. client.steps and client.epochs say "
-            "how long clients train",
-            call,
-        )
+    for asked, advice in ((unseeded, UNSEEDED), (clock, CLOCK)):
+        if call := asked([type(method), type(method.client)]):
+            log.warning("%s %s", call, advice)
     options = {f.name for f in fields(method)} if is_dataclass(method) else set[str]()
     said = {k for kind in type(method).__mro__ for k in vars(kind)}
     for old in ONCE_ATTRIBUTES:

@@ -24,7 +24,18 @@ from fedsim.errors import ConfigError
 from fedsim.local.groups import check_groups
 from fedsim.local.rates import prepared
 from fedsim.models.split import with_forward
-from fedsim.run import assigning, canaries, initial, participants, releasing, samples, tasks, trial, unseen
+from fedsim.run import (
+    assigning,
+    canaries,
+    initial,
+    participants,
+    pixels,
+    releasing,
+    samples,
+    tasks,
+    trial,
+    unseen,
+)
 from fedsim.run.augmented import check_augment
 from fedsim.run.given import Given
 from fedsim.run.repeated import check_views
@@ -142,7 +153,7 @@ def learning_task(
         trial.check_labels(data, output, type(model).__name__, example)
     trial.check_measures(task, example, dtype)
     if problem.pixels is not None:
-        trial.check_pixels(data, *problem.pixels)
+        pixels.check_pixels(data, *problem.pixels)
     if (augment := data.dataset.augment) is not None:
         key = "augment" if given.augment is not None else "data.augment"
         check_augment(augment, data.dataset, key, task, dtype)

@@ -120,18 +120,9 @@ def landing(
         heaviest=_heaviest(work, context, method),
     )
     _say_memory(config, work.release, context)
-    if work.release.secure is not None and context.share_buffers and context.layout.buffer_dim:
-        raise ConfigError(
-            "buffers=average: running statistics of BatchNorm would pass unmasked; with secagg type buffers=local, or "
-            "a model without them (model.norm=group)"
-        )
+    _check_buffers(work.release, context)
     if privacy is None:
         return Landing(work.release, terms)
-    if privacy.level != "record" and context.share_buffers and context.layout.buffer_dim:
-        raise ConfigError(
-            f"buffers=average: running statistics of BatchNorm leave clients without noise; with "
-            f"privacy={privacy.level} type buffers=local, or a model without them (model.norm=group)"
-        )
     keyed = privacy.noise == "keyed"
     if keyed and deployed(config):
         log.warning(
@@ -150,6 +141,22 @@ def landing(
     terms = replace(terms, events=events(work.local, context.sizes))
     spending = Spending(privacy, rates(work.local, context.sizes))
     return _spending(Landing(work.release, terms, spending=spending), privacy)
+
+
+def _check_buffers(release: Release, context: Context) -> None:
+    """Refuse running statistics that would leave clients in the clear."""
+    if not (context.share_buffers and context.layout.buffer_dim):
+        return
+    if release.secure is not None:
+        raise ConfigError(
+            "buffers=average: running statistics of BatchNorm would pass unmasked; with secagg type buffers=local, or "
+            "a model without them (model.norm=group)"
+        )
+    if release.privacy is not None and release.privacy.level != "record":
+        raise ConfigError(
+            f"buffers=average: running statistics of BatchNorm leave clients without noise; with "
+            f"privacy={release.privacy.level} type buffers=local, or a model without them (model.norm=group)"
+        )
 
 
 def _heaviest(work: Plan, context: Context, method: StrategyLike) -> float:
