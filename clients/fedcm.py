@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -19,12 +20,13 @@ class FedCMClient(SGDClient):
     """Steps along ``alpha g + (1 - alpha) D``, D the direction in the message; ``rho > 0`` takes g as SAM does."""
 
     vectorisable = grad_only = True
+    reads_gradients: ClassVar[str] = "FedCM"
     alpha: float
     rho: float = 0.0
 
     def begin(self, job: Job, w: Tensor) -> Tensor:
         """The constant part ``(1 - alpha) D``."""
-        job.sgd.demand_gradient_steps("FedCM")
+        job.sgd.demand_gradient_steps(self.reads_gradients)
         job.keep["momentum"] = job.message.arrays["direction"] * (1 - self.alpha)
         return w
 

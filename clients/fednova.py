@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -16,10 +17,11 @@ class FedNovaClient(SGDClient):
     """Sends ``delta = (x_K - x^t) / |a_i|_1`` and the value ``work = |a_i|_1``."""
 
     vectorisable = grad_only = True
+    reads_gradients: ClassVar[str] = "FedNova"
 
     def finish(self, job: Job, w: Tensor) -> Update:
         """Normalise; the weight stays n_i."""
-        job.sgd.demand_gradient_steps("FedNova")
+        job.sgd.demand_gradient_steps(self.reads_gradients)
         work = accumulated(job.num_steps, job.local.momentum)
         return Update(
             {"delta": job.delta(w).div_(work)},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -16,10 +17,11 @@ class GradientClient(SGDClient):
     """Sends minus the mini-batch gradient as ``delta`` (d,): its one local step, divided by the learning rate."""
 
     vectorisable = grad_only = True
+    reads_gradients: ClassVar[str] = "FedSGD"
 
     def begin(self, job: Job, w: Tensor) -> Tensor:
         """From the received model."""
-        job.sgd.demand_gradient_steps("FedSGD")
+        job.sgd.demand_gradient_steps(self.reads_gradients)
         return w
 
     def finish(self, job: Job, w: Tensor) -> Update:

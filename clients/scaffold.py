@@ -33,6 +33,11 @@ class ScaffoldClient(Client):
         """Option 1 takes the gradient of the whole loss, which no noise covers."""
         return self.option == 2
 
+    @property
+    def reads_gradients(self) -> str:
+        """Option 2 takes the mean gradient from ``x^t - x_K``."""
+        return "SCAFFOLD's option 2" if self.option == 2 else ""
+
     def init_state(self, layout: Layout) -> dict[str, Tensor]:
         """``c_i = 0``."""
         return {"c": torch.zeros(layout.dim)}
@@ -52,7 +57,7 @@ class ScaffoldClient(Client):
             change = job.full_gradient(job.anchor) - job.state["c"]
             delta = job.delta(w)
         else:
-            job.sgd.demand_gradient_steps("SCAFFOLD's option 2")
+            job.sgd.demand_gradient_steps(self.reads_gradients)
             delta = job.delta(w)
             steps = job.values.get("steps", job.num_steps)
             assert isinstance(steps, int | float)

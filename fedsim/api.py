@@ -24,6 +24,7 @@ from fedsim.run import assigning, disjoint, initial, modelcard, participants, sa
 from fedsim.run.assembly import assemble, start_engine
 from fedsim.run.denser import complete_rows, take_over
 from fedsim.run.folder import adopt, complete, enter, locked, said_if_full, tidied
+from fedsim.run.forms import check_forms
 from fedsim.run.given import Given
 from fedsim.run.key import Finished, marked, run_dir, run_key, run_name
 from fedsim.run.logged import describe, log_finished
@@ -167,6 +168,7 @@ def run(
     check_privacy(method, config, given.cohorts is not None)
     check_sent(method, config)
     check_labelled(method, config, given)
+    check_forms(method, config, given)
     mark = given.fingerprint(alone=fresh) + (f"/{config.engine.name}" if engine is not None else "")
     folder, key = run_dir(config), marked(run_key(config), mark)
     with tidied(folder), locked(folder), said_if_full(folder), undisturbed(), keeping():

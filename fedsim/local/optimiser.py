@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from fedsim.config.schema import AdamConfig, ClientConfig
-from fedsim.errors import ClientError
+from fedsim.errors import ClientError, ConfigError
 from fedsim.local.groups import Groups, other_rates
 from fedsim.local.pace import Pace, Sums
 from fedsim.local.rates import RateSchedule, round_lr
@@ -185,19 +185,11 @@ class LocalSteps:
         Raises:
             ClientError: under whatever makes a step another thing than lr times a gradient, or a sum of such.
         """
-        local, pattern = self.local, other_rates(self.local.groups)
-        for found, remedy in (
-            (local.adam, "use client=sgd instead of adam"),
-            (local.nesterov, "leave client.nesterov out"),
-            (
-                self.schedule and not self.schedule.constant,
-                "leave client.schedule out (client.round_schedule may stay)",
-            ),
-            (pattern, f"client.groups must not give '{pattern}' another lr"),
-            (not self.lr, "the learning rate of this round is 0; give client.round_schedule a floor"),
-        ):
-            if found:
-                raise ClientError(f"{who} reads gradients back from the local steps; {remedy}")
+        remedy = unlike_gradients(self.local)
+        if not remedy and not self.lr:
+            remedy = "the learning rate of this round is 0; give client.round_schedule a floor"
+        if remedy:
+            raise ClientError(f"{who} reads gradients back from the local steps; {remedy}")
 
     def of_many(self, others: Sequence[LocalSteps]) -> LocalSteps:
         """That of several clients that step at once, from their own."""
@@ -268,3 +260,35 @@ def _moved(w: Tensor, g: Tensor, lr: float | Tensor, scale: Tensor | None) -> Te
     if isinstance(lr, Tensor):
         return w.addcmul_(g, lr if scale is None else lr * scale, value=-1)
     return w.add_(g, alpha=-lr) if scale is None else w.addcmul_(g, scale, value=-lr)
+
+
+@runtime_checkable
+class ReadsGradients(Protocol):
+    """A client whose updates are gradients only if each local step is the rate times a gradient, or a sum of such."""
+
+    @property
+    def reads_gradients(self) -> str:
+        """What of it, in words; empty: nothing."""
+
+
+def unlike_gradients(local: ClientConfig) -> str:
+    """What to type so that steps are the rate times a gradient; empty if they are."""
+    pattern = other_rates(local.groups)
+    for found, remedy in (
+        (local.adam, "use client=sgd instead of adam"),
+        (local.nesterov, "leave client.nesterov out"),
+        (
+            local.schedule and not local.schedule.constant,
+            "leave client.schedule out (client.round_schedule may stay)",
+        ),
+        (pattern, f"client.groups must not give '{pattern}' another lr"),
+    ):
+        if found:
+            return remedy
+    return ""
+
+
+def check_gradient_steps(client: object, local: ClientConfig) -> None:
+    """ConfigError, with what to type, if ``client`` reads gradients back from steps that are none."""
+    if isinstance(client, ReadsGradients) and client.reads_gradients and (remedy := unlike_gradients(local)):
+        raise ConfigError(f"{client.reads_gradients} reads gradients back from the local steps; {remedy}")

@@ -46,13 +46,23 @@ def model(
     Raises:
         ConfigError: for one that cannot be trained (``fedsim.task.admission``).
     """
-    shape = {} if isinstance(given, nn.Module) else shape_of(data)
+    shape = {} if isinstance(given, nn.Module) else shape_of(data, config)
     return built(config, shape, given, *draw)
 
 
-def shape_of(data: Dataset) -> dict[str, Any]:
-    """What a configured model's factory is told of the data."""
-    return {"input_shape": data.input_shape, "num_classes": data.num_classes}
+def shape_of(data: Dataset, config: DictConfig) -> dict[str, Any]:
+    """What a configured model's factory is told of the data: ``num_classes`` are the outputs, also where targets are
+    numbers."""
+    return {"input_shape": data.input_shape, "num_classes": data.num_classes or _numbers(data, config)}
+
+
+def _numbers(data: Dataset, config: DictConfig) -> int:
+    """How many numbers a sample has to be predicted, and of one how many quantiles; 0 for other targets."""
+    y: Any = getattr(data.train, "y", None)
+    if not isinstance(y, torch.Tensor) or not y.is_floating_point() or y.dim() > 2:
+        return 0
+    columns, task = 1 if y.dim() == 1 else y.shape[1], config.get("task") or {}
+    return len(task["quantiles"]) if columns == 1 and task.get("loss") == "quantile" else columns
 
 
 def built(

@@ -53,7 +53,7 @@ def write(
         "method": method_name(config),
         "model": plain(config)["model"],
         "class": f"{type(task.model).__module__}.{type(task.model).__qualname__}",
-        "built_with": initial.shape_of(dataset),
+        "built_with": initial.shape_of(dataset, config),
         "input": None if task.example is None else tree_map(_kind, task.example, is_leaf=_packed),
         "classes": list(dataset.classes),
         "normalize": None if dataset.normalize is None else asdict(dataset.normalize),
@@ -145,7 +145,7 @@ def _shape(config: DictConfig, given: Given, card: Card | None) -> Mapping[str, 
     from fedsim.run.participants import strategy
     from fedsim.run.preparation import load_data
 
-    return initial.shape_of(load_data(config, given, strategy(config, given.strategy)).dataset)
+    return initial.shape_of(load_data(config, given, strategy(config, given.strategy)).dataset, config)
 
 
 def _tuples(node: Any) -> Any:

@@ -27,7 +27,7 @@ from fedsim.run.assigning import absent
 from fedsim.run.given import Given
 from fedsim.run.misspelt import misspelt
 from fedsim.sampling.rules import Sampler
-from fedsim.server.traits import ChecksCohort, ChecksRun, StrategyLike, Traits, aggregator_of, missing
+from fedsim.server.traits import ChecksCohort, StrategyLike, Traits, aggregator_of, missing
 from fedsim.task.heads import HeadSlots, check_body, check_features, check_logits, check_named_head
 from fedsim.task.layout import Layout
 from fedsim.task.task import Task
@@ -154,7 +154,7 @@ def check_classes(method: StrategyLike, data: FederatedData) -> None:
 
 
 def check_labelled(method: StrategyLike, config: DictConfig, given: Given) -> None:
-    """Refuse data whose labels, or samples of other roles, are not where the method needs them.
+    """Refuse data whose labels are not where the method needs them.
 
     Raises:
         ConfigError: naming the setting, and what to type.
@@ -182,10 +182,6 @@ def check_labelled(method: StrategyLike, config: DictConfig, given: Given) -> No
         raise ConfigError(
             f"{name} needs samples without labels; type data.labelled.at=client data.labelled.share=0.1"
         )
-    if isinstance(method, ChecksRun):
-        validation = given.validation is not None or bool(config.evaluation.validation)
-        local = as_dataclass(config.client, ClientConfig)
-        method.check_run(local, server=bool(own) or at == "server", validation=validation)
 
 
 def other_rule(method: StrategyLike) -> str:

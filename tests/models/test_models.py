@@ -6,9 +6,12 @@ import pickle
 
 import pytest
 import torch
+from composing import compose_quickly
 
 from fedsim import models
+from fedsim.data.dataset import Dataset, Samples
 from fedsim.errors import ConfigError
+from fedsim.run import initial
 
 RESNET = {"norm": "group", "groups": 2, "stem": "imagenet"}
 DIGITS = {"channels": [64, 64, 128], "hidden": [2048, 512]}
@@ -118,3 +121,15 @@ def test_resnet_block_by_hand():
 def test_impossible_models_are_refused(build, words):
     with pytest.raises(ConfigError, match=words):
         build()
+
+
+@pytest.mark.parametrize(
+    ("columns", "quantiles", "outputs"), [((), [], 1), ((3,), [], 3), ((1,), [0.1, 0.9], 2)]
+)
+def test_configured_models_have_an_output_for_each_number(
+    columns: tuple[int, ...], quantiles: list[float], outputs: int
+) -> None:
+    config = compose_quickly(("model=linear",))
+    config.task = {"loss": "quantile", "quantiles": quantiles} if quantiles else None
+    data = Dataset(Samples(torch.zeros(8, 4), torch.zeros(8, *columns)))
+    assert initial.model(config, data, None)(torch.zeros(2, 4)).shape == (2, outputs)

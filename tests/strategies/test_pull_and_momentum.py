@@ -14,7 +14,7 @@ from golden_quadratic import COHORTS, GRADIENTS, Z, close
 from problems import Problem, classification, linear_loss, network, quadratic, recorded
 from reference import clipped
 
-from fedsim.errors import ClientError
+from fedsim.errors import ConfigError
 
 Vector = np.ndarray
 SGD = ("client=sgd", "client.lr=0.1", "client.epochs=4", "client.batch_size=1", "client.shuffle=false")
@@ -147,5 +147,5 @@ def test_the_global_direction_is_a_mean_direction_under_momentum(name: str) -> N
 
 
 def test_fedsgd_refuses_adam_whose_step_is_no_gradient() -> None:
-    with pytest.raises(ClientError, match="FedSGD reads gradients back from the local steps; use client=sgd"):
+    with pytest.raises(ConfigError, match="FedSGD reads gradients back from the local steps; use client=sgd"):
         classification(model=network()).run("strategy=fedsgd", "client=adam", "client.steps=1")
