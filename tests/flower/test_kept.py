@@ -106,7 +106,9 @@ def test_how_long_is_the_nodes_own_setting(tmp_path: Path) -> None:
     assert not old.folder.exists()
     assert Node.of({}, 1, 0).keep_days == 30
     for wrong in (0, -1, True, "long"):
-        with pytest.raises(ConfigError, match=f"state.keep_days={wrong}: must be a positive number of days"):
+        with pytest.raises(
+            ConfigError, match=f"state.keep_days={wrong!r}: must be a positive number of days"
+        ):
             Node.of({"state.keep_days": wrong}, 1, 0)
 
 
