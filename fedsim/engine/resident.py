@@ -133,7 +133,7 @@ class Resident:
             raise ClientError(
                 f"the exchange asks for '{task}', but {type(self.client).__name__} has no such method"
             )
-        before = _settings()
+        before = _settings() if self.model.reached else None
         try:
             with ReadOnly([job], self.watch):
                 found = self._done(job, method, task)
@@ -153,7 +153,7 @@ class Resident:
             self.model.repair()
             raise
         finally:
-            if _settings() != before:
+            if before is not None and _settings() != before:
                 _set_back(*before)
         return found
 

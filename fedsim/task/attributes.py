@@ -31,6 +31,7 @@ LEFT_ALONE: tuple[type, ...] = (
     logging.Logger,
 )
 LEFT_ALONE += (*FUNCTIONS, torch.dtype, torch.device, torch.Size)
+COMMON = ("torch.nn.modules.", "fedsim.models.")
 HOOKS = frozenset({"_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"})
 STANDARD = frozenset(vars(nn.Module())) - {"_parameters", "_buffers", "_modules"} - HOOKS
 LONG = 1000  # entries of a container beyond which only its length is looked at
@@ -216,6 +217,11 @@ def own_layers(model: nn.Module, names: Iterable[str] = ()) -> list[nn.Module]:
 def is_own(layer: nn.Module) -> bool:
     """Whether a layer is not torch's own, or something is hooked onto it."""
     return any(True for _ in _hooks(layer)) or not type(layer).__module__.startswith("torch.")
+
+
+def is_common(layer: nn.Module) -> bool:
+    """Whether a layer is one of torch's usual ones or ours, with nothing hooked onto it: its tensors stay in place."""
+    return not any(True for _ in _hooks(layer)) and type(layer).__module__.startswith(COMMON)
 
 
 def _hooks(layer: nn.Module) -> Iterator[Any]:

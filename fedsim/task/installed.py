@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fedsim.data.trees import tree_map
 from fedsim.errors import ClientError
-from fedsim.task.attributes import own_layers
+from fedsim.task.attributes import is_common, own_layers
 from fedsim.task.fixed import places
 from fedsim.task.habits import Habits
 from fedsim.task.layout import Layout
@@ -22,6 +22,7 @@ class Installed:
     Some layers assign to ``self.weight.data``, or to a buffer, in their forward pass. Where that is known (``habits``;
     the float buffers of layers that are not torch's own are always looked at), what they assigned goes into the vector
     and the tensor back into its place, after each pass. Elsewhere it is found out at the end of a job and refused.
+    ``common``: no layer does such a thing.
     """
 
     def __init__(self, model: nn.Module, layout: Layout, vector: Tensor, habits: Habits):
@@ -39,6 +40,7 @@ class Installed:
             for local, p in m._parameters.items()
             if p is not None and p.requires_grad
         ]
+        self.common = not self._frozen and all(map(is_common, model.modules()))
         own, where, buffers = set(map(id, own_layers(model))), places(model), dict(model.named_buffers())
         self._homes: list[tuple[dict[str, Any], str, Tensor, str]] = []  # of flat buffers
         self._watched: list[tuple[dict[str, Any], str, Tensor]] = []

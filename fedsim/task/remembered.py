@@ -42,12 +42,12 @@ class Remembered:
         large = [b for b in others if b.numel() > LARGE]
         self._large = [Content(b, held) for b, held in zip(large, clones(large), strict=True)]
         self._norms = spectral.normalised(module)
-        self._reached = reached or of_users(module)
+        self.reached = reached or of_users(module)
         known = [name.rpartition(".")[0] for name in habits.remembers + habits.rebinds]
-        self._layers = list(module.modules()) if self._reached else own_layers(module, known)
+        self._layers = list(module.modules()) if self.reached else own_layers(module, known)
         self._registered = [*module.modules(), *module.parameters(), *module.buffers()]
         self._things: list[object] = [] if type(loss).__module__.startswith("torch.") else [loss]
-        if self._reached:  # weight.seen = ...
+        if self.reached:  # weight.seen = ...
             self._things += [vars(p) for p in module.parameters()]
         self._training = self._noted()
         self._evaluating: Attributes | None = None
@@ -62,7 +62,7 @@ class Remembered:
 
     def restore(self) -> None:
         """All as it was at first."""
-        if self._reached and self._modes is not None:
+        if self.reached and self._modes is not None:
             self._train()
         self._training.restore()
         _copy(self.small, self._first)

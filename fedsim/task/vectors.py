@@ -76,6 +76,7 @@ class FlatModel:
         self._initial_buffers = self.buffers.clone()
         flat = {slot.name for slot in layout.buffers}
         self._remembered = Remembered(model, self.buffers, flat, habits, loss, reached)
+        self.reached = self._remembered.reached
         self._stats = collecting(model)
         self.draws = any(isinstance(m, DROPOUT) for m in model.modules())
         self.iterates = self._remembered.iterates  # power iteration moves what is not averaged
@@ -159,12 +160,8 @@ class FlatModel:
         self._remembered.restore()
 
     def check(self) -> None:
-        """After a client's work: its parameters and buffers must still lie where they are trained.
-
-        Raises:
-            ClientError: naming the first that does not, and what to write instead.
-        """
-        if self._bound is self.w:
+        """After a client's work: ClientError names what lies no longer where it is trained."""
+        if self._bound is self.w and (self.reached or not self._installed.common):
             self._installed.check()
 
     def repair(self) -> None:
@@ -203,14 +200,16 @@ class FlatModel:
 
         The batch cannot be looked at ``again`` afterwards: what its masks were drawn from is not kept.
         """
-        grads, value = self.gradients(x, y, loss, forward)
+        self._mask_state = None
+        value = self._loss(self.w, x, y, loss, forward)
+        grads = self.backward.of(value)
         if decay:
             kept = [(span, self.w[span].clone()) for span in self.idle]
             self.w.mul_(1 - lr * decay)
             for span, before in kept:
                 self.w[span] = before
         torch._foreach_add_(self.views, grads, alpha=-lr)
-        return value
+        return value.detach()
 
     def gradients(
         self, x: Tensor, y: Tensor, loss: LossFn, forward: Forward | None = None
