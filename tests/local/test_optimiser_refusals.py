@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from problems import classification, hashes
 
-from fedsim.errors import ClientError, ConfigError
+from fedsim.errors import ConfigError, FedsimError
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_methods_that_read_gradients_back_refuse_what_is_none(name: str, overrid
     settings = [f"strategy={name}", override, "client.steps=1", "rounds=2"]
     extra = ["client.momentum=0.5"] if "nesterov" in override else []
     option = ["strategy.option=2"] if name == "scaffold" else []
-    with pytest.raises(ClientError, match=message):
+    with pytest.raises(FedsimError, match=message):
         classification().run(*settings, *extra, *option)
 
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from clients.fedntd import not_true_distillation
 from clients.fedproto import class_mean_distance
-from fedsim.errors import ClientError, ConfigError
+from fedsim.errors import ConfigError
 
 ONE_STEP = ("client.epochs=1", "client.batch_size=1000", "client.weight_decay=0", "client.clip_norm=null")
 EXACT = ("dtype=float64", *ONE_STEP)
@@ -166,7 +166,7 @@ def test_local_adam_is_torchs() -> None:
 
 @pytest.mark.parametrize("name", ["scaffold", "fednova", "fedcm"])
 def test_rules_that_read_gradients_from_steps_refuse_adam(name: str) -> None:
-    with pytest.raises(ClientError, match="use client=sgd instead of adam"):
+    with pytest.raises(ConfigError, match="use client=sgd instead of adam"):
         classification().run(f"strategy={name}", "client=adam")
 
 
