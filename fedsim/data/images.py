@@ -21,6 +21,7 @@ from fedsim.data.dataset import Augment, Dataset, Normalize
 from fedsim.data.files import (
     PathLike,
     column_array,
+    columns_of,
     existing,
     hub_tables,
     image_table,
@@ -41,6 +42,11 @@ PARQUET = "train-*.parquet and test-*.parquet"
 BEGINNINGS = {  # the first training labels of sets whose files have the same names
     "ylecun/mnist": (5, 0, 4, 1, 9, 2, 1, 3, 1, 4),
     "zalando-datasets/fashion_mnist": (9, 0, 0, 3, 0, 2, 7, 2, 5, 5),
+}
+COLUMNS = {
+    ("img", "fine_label"): "cifar100",
+    ("img", "label"): "cifar10",
+    ("image", "label"): "mnist or fashion_mnist",
 }
 IDX = ", ".join(f"{part}-ubyte.gz" for part in ("train-images-idx3", "train-labels-idx1")) + (
     " and the same of t10k"
@@ -147,6 +153,7 @@ def _published(spec: _Published, path: PathLike | None, classes: Sequence[str]) 
             arrays = _from_idx(root, spec)
         else:
             files = split_files(root, spec.expected)
+            _check_columns(spec, files["train"][0])
             arrays = {
                 split: read_images(part, spec.image, [spec.label], channels=spec.channels)
                 for split, part in files.items()
@@ -164,6 +171,17 @@ def _published(spec: _Published, path: PathLike | None, classes: Sequence[str]) 
         classes=names,
         normalize=spec.normalize,
     )
+
+
+def _check_columns(spec: _Published, file: Path) -> None:
+    """Refuse a table that lacks columns of the set, and has those of another one."""
+    there = set(columns_of(file))
+    other = next((name for needed, name in COLUMNS.items() if there.issuperset(needed)), None)
+    if other is not None and not there.issuperset({spec.image, spec.label}):
+        raise DataError(
+            f"{file} has the columns {', '.join(sorted(there))}, as {other} has; expected {spec.image}, {spec.label} "
+            f"of {spec.hub}. Type data={other}, or another data.path"
+        )
 
 
 def _check_set(

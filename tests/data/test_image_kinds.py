@@ -253,6 +253,10 @@ def test_data_of_another_set_are_named(tmp_path):
     shard(tmp_path / "c" / "train-0.parquet", [encoded(RGB)] * 2, [3, 4])
     with pytest.raises(DataError, match="a picture in colours, but this data set is grey"):
         sources.mnist(tmp_path / "c")
+    with pytest.raises(
+        DataError, match="has the columns image, label, as mnist or fashion_mnist has; expected img"
+    ):
+        sources.cifar10(tmp_path / "c")
 
 
 def test_what_lies_apart_and_folders_without_images_are_said(tmp_path, caplog):
