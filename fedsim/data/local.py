@@ -124,10 +124,8 @@ class LocalData:
 def prepare(x: Tree, dtype: torch.dtype, normalize: Normalize | None) -> Tree:
     """Raw batch to model input: normalised, floats and bytes in ``dtype``, integer tokens untouched."""
     if not isinstance(x, Tensor):
-        if isinstance(x, dict) and isinstance(
-            x.get("labels"), Tensor
-        ):  # of a model that works out its own loss
-            y = x["labels"]
+        y = x.get("labels") if isinstance(x, dict) else None
+        if isinstance(y, Tensor):  # of a model that works out its own loss
             x = {**x, "labels": y.long() if y.dim() == 1 and y.dtype == torch.uint8 else as_ids(y)}
         return tree_map(lambda t: prepare(widened(t), dtype, None) if isinstance(t, Tensor) else t, x)
     if normalize is not None:

@@ -20,11 +20,9 @@ def check_pixels(data: FederatedData, classes: int, ignored: int) -> None:
             if not odd.any():
                 continue
             row = int(odd.reshape(len(odd), -1).any(1).nonzero()[0])
-            found, whose = (
-                int(piece[row][odd[row]][0]),
-                f"{which}, row" if which else data.shards.whose(start + row),
-            )
+            found = int(piece[row][odd[row]][0])
+            whose = f"{which}, row {start + row}" if which else data.shards.whose(start + row)
             raise ConfigError(
-                f"task: {whose}{f' {start + row}' if which else ''}, has a pixel of the class {found}, of "
+                f"task: {whose}, has a pixel of the class {found}, of "
                 f"task.num_classes={classes}; type task.ignore_index={found} if such pixels are to be left out"
             )
