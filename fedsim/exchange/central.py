@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from fedsim.exchange.correlated import next_noise, nodes
 from fedsim.exchange.payload import Outcome
 from fedsim.exchange.privacy import Privacy
 from fedsim.exchange.release import OWN
+
+AHEAD = 1 << 22  # of a vector's numbers, so many at most are drawn before they are needed (32 MB)
 
 
 class CentralNoise:
@@ -38,6 +41,8 @@ class CentralNoise:
         self._column, self._epoch = column, epoch
         self.bound = privacy.adaptive.start if privacy.adapts else float(privacy.clip)
         self._past: dict[str, list[Tensor]] = {}  # noise that later noise depends on, by vector
+        self._beside = ThreadPoolExecutor(1)
+        self._ahead: dict[tuple[str, int, int], Future[Tensor]] = {}  # by vector, size and round
 
     @property
     def z(self) -> float:
@@ -54,7 +59,7 @@ class CentralNoise:
         self, vector: str, size: int, bound: float, count: int, round: int, exchange: int, t: int
     ) -> Tensor:
         """Noise (size,), float64, of one of ``count`` vectors in the ``t``-th release (from 1)."""
-        fresh = self._normals(vector, round, exchange)(size) * (self.z * bound * math.sqrt(count))
+        fresh = self._fresh(vector, size, round, exchange) * (self.z * bound * math.sqrt(count))
         if self._epoch:
             return self._of_tree(vector, fresh, (t - 1) % self._epoch + 1)
         if not self._column:
@@ -64,6 +69,16 @@ class CentralNoise:
         kept = len(self._column) - 1
         self._past[vector] = [*past, y][-kept:] if kept else []
         return y
+
+    def _fresh(self, vector: str, size: int, round: int, exchange: int) -> Tensor:
+        """Standard normal numbers (size,). Those of the next round are begun, to be drawn while its clients work."""
+        drawn = self._ahead.pop((vector, size, round), None) if not exchange else None
+        fresh = self._normals(vector, round, exchange)(size) if drawn is None else drawn.result()
+        if self._keyed and not exchange and size <= AHEAD:
+            later = self._beside.submit(self._normals(vector, round + 1), size)
+            kept = {k: v for k, v in self._ahead.items() if k[2] >= round}
+            self._ahead = kept | {(vector, size, round + 1): later}
+        return fresh
 
     def _normals(self, vector: str, round: int, exchange: int = 0) -> noise.Normals:
         if not self._keyed:
