@@ -227,8 +227,10 @@ def decode(
     boxes = boxes.clamp(min=0).minimum(boxes.new_tensor([width, height, width, height]))
     labels = labels.gather(1, order)
     few = max(1, PAIRS // most**2)  # images that are looked at together
-    parts = zip(*(torch.split(t, few) for t in (boxes, labels, scores > score)), strict=True)
-    kept = torch.cat([suppressed(*part, threshold) for part in parts])
+    parts = [torch.split(t, few) for t in (boxes, labels, scores > score)]
+    kept = torch.cat(
+        [suppressed(box, label, sure, threshold) for box, label, sure in zip(*parts, strict=True)]
+    )
     order = order.gather(1, first := (~kept).long().argsort(dim=1, stable=True)[:, :places])
     kept = kept.gather(1, first)
     left = places - kept.shape[1]  # padding that was not looked at
