@@ -109,14 +109,14 @@ def fedlabel_loss(
     """``1/n sum [CE(s, y) + lam_x KL(s' || s)]`` of the student's logits ``z`` (n, C) on strong views of kept samples.
 
     ``plain`` (n, C): its logits on the samples as they are, which then stand in the divergence. ``count``: n, if not
-    the samples given.
+    the samples given. 0 where nothing was kept.
     """
     log = z.log_softmax(dim=1)
     student = log if plain is None else plain.log_softmax(dim=1)
     p, q = (chosen.other, student) if kl == "teacher_student" else (student, chosen.other)
     divergence = (p.exp() * (p - q)).sum(dim=1)
     rows = F.nll_loss(log, chosen.label, reduction="none") + chosen.strength * divergence
-    return rows.sum() / (count or len(z))
+    return rows.sum() / (count or max(len(z), 1))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,6 +29,13 @@ OBJECTIVES: Mapping[str, Sequence[str]] = {
     "+ both, printed": ("strategy=fedossl",),
     "+ both, inverse": ("strategy=fedossl", "strategy.form=inverse"),
     "+ both, flat": ("strategy=fedossl", "strategy.form=flat"),
+    "all labels (ceiling)": (
+        "strategy=fedossl",
+        "data.labelled.withhold=false",
+        *BARE,
+        "strategy.beta=0",
+        *ONLY_R,
+    ),
 }
 
 

@@ -3,7 +3,8 @@
     python -m experiments.ssl_fedsto
 
 Five paired seeds (``experiment=fedsto_weather``), some ten minutes each on a CPU core: a detector is trained on the
-server's labelled pictures, and from there on by the server alone, by pseudo labels of moving averages, and by FedSTO.
+server's labelled pictures, and from there on by the server alone, by pseudo labels of moving averages, by FedSTO, and,
+the ceiling, by the true boxes of the clients' pictures.
 Finished runs are skipped; further arguments are overrides for every run, e.g. ``rounds=12``, and ``seed=0,1`` other
 seeds. Prints mAP at IoU .5 after the last round, by weather, means and sample standard deviations over seeds in
 percent, and each method's difference to the server alone, seed by seed. ``fedsim report runs/fedsto_weather`` draws
@@ -42,6 +43,13 @@ METHODS: Mapping[str, Sequence[str]] = {
     "server only": ("strategy=server_only", "strategy.server_epochs=1", *ON),
     "pseudo labels + EMA": ("strategy=pseudo_ema", *PSEUDO, *ON),
     "FedSTO": ("strategy=fedsto", "strategy.selective_rounds=8", *PSEUDO, *ON),
+    "true boxes (ceiling)": (
+        "strategy=pseudo_ema",
+        "method=ceiling",
+        "data.labelled.withhold=false",
+        *PSEUDO,
+        *ON,
+    ),
 }
 
 

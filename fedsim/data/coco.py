@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from fedsim.config.textfile import read_text
 from fedsim.data.agreed import Contract
 from fedsim.data.cache import Arrays, cached, fingerprint
+from fedsim.data.coco_file import Annotated, annotated
 from fedsim.data.columns import ContractError
 from fedsim.data.common import to_tensor
 from fedsim.data.dataset import Dataset, Normalize, Samples
-from fedsim.data.decoding import decode
+from fedsim.data.decoding import decode, shown_size
 from fedsim.data.domains import SYMMETRIC
 from fedsim.data.files import PathLike, existing
 from fedsim.data.image_folders import check_images
@@ -26,18 +25,6 @@ LAYOUT = (
     "a folder with data.train (annotations/train.json) in it, and the images that this names, or a JSON file"
 )
 GREY = Normalize(SYMMETRIC.scale, (0.5,), (0.5,))
-FILES = ("images", "annotations", "categories")
-
-log = logging.getLogger(__name__)
-
-
-class Annotated(NamedTuple):
-    """One split: its images' entries, and the boxes of each (x, y, width, height, category id)."""
-
-    file: Path
-    images: list[Mapping[str, Any]]
-    boxes: list[list[tuple[float, float, float, float, int]]]
-    categories: dict[int, str]
 
 
 def coco(
@@ -55,7 +42,8 @@ def coco(
     """Images x uint8 (N, C, size, size), RGB or as agreed, and y ``{"boxes": (N, M, 4), "labels": (N, M)}``: x1, y1,
     x2, y2 in pixels of the resized image, label -1 where there is no box, M the most boxes of an image.
 
-    Crowds and boxes without area are left out. Classes are the categories of the training file by id.
+    Crowds, and boxes without area in their image, are left out. Classes are the categories of the training file in the
+    order of their ids; those of the test file go by name.
 
     Args:
         path: the folder that the other names are relative to; or a JSON file, all of it training data: ``train`` and
@@ -76,32 +64,26 @@ def coco(
     """
     if path is None:
         raise DataError(f"data.path=null: data=coco is read from a folder only: {LAYOUT}")
-    if size < 8:
-        raise DataError(f"data.size={size}: the side of the resized images, at least 8")
+    if not isinstance(size, int) or size < 8:
+        raise DataError(f"data.size={size}: the side of the resized images, in whole pixels, at least 8")
     for key, given in (("domains", domains), ("train_domains", train_domains)):
         if given is not None and domain is None:
-            raise DataError(f"data.{key}={list(given)}: by what? Type data.domain=<key of an image's entry>")
+            raise DataError(f"data.{key}={given}: by what? Type data.domain=<key of an image's entry>")
     root = existing(path, LAYOUT)
     if root.is_file():
         root, train, test = root.parent, root.name, None
     agreed = Contract.of(contract) or Contract()
-    parts = {k: _annotated(root / name) for k, name in (("train", train), ("test", test)) if name is not None}
-    first = parts["train"]
-    ids = {category: at for at, category in enumerate(sorted(first.categories))}
-    names: tuple[str, ...] = ()
+    files = {k: root / name for k, name in (("train", train), ("test", test)) if name is not None}
+    parts = {k: annotated(file, size, LAYOUT) for k, file in files.items()}
+    first, names = parts["train"], tuple[str, ...]()
     if domain is not None:
-        found = {k: [_domain(part, image, domain) for image in part.images] for k, part in parts.items()}
-        names = tuple(sorted({d for each in found.values() for d in each}) if domains is None else domains)
-        wanted = {"train": names if train_domains is None else tuple(train_domains), "test": names}
-        if stray := [name for name in wanted["train"] if name not in names]:
-            raise DataError(f"data.train_domains: '{stray[0]}' is none of {', '.join(names)}")
-        parts = {k: _kept(part, [d in wanted[k] for d in found[k]], wanted[k]) for k, part in parts.items()}
+        names, parts = _of_domains(parts, domain, domains, train_domains)
     groups, made = dict[str, dict[str, np.ndarray]](), dict[str, Samples]()
     for split, part in parts.items():
         x = _pixels(root, part, images, size, agreed)
-        made[split] = Samples(to_tensor(x), _targets(part, ids, size))
+        made[split] = Samples(to_tensor(x), _targets(part, part.named_as(first)))
         if domain is not None:
-            codes = [names.index(_domain(part, image, domain)) for image in part.images]
+            codes = [names.index(part.domain(image, domain)) for image in part.images]
             groups[split] = {"domain": np.array(codes, dtype=np.int64)}
     return Dataset(
         train=made["train"],
@@ -114,62 +96,25 @@ def coco(
     )
 
 
-def _annotated(file: Path) -> Annotated:
-    """The content of a JSON file, checked."""
-    try:
-        content = json.loads(read_text(existing(file, LAYOUT)))
-    except (ValueError, IsADirectoryError) as error:
-        raise DataError(f"{file}: is no JSON file ({error})") from error
-    for name in FILES:
-        if not isinstance(content, dict) or not isinstance(content.get(name), list):
-            raise DataError(f"{file}: has no list '{name}'; expected COCO's {', '.join(FILES)}")
-    try:
-        categories = {int(c["id"]): str(c["name"]) for c in content["categories"]}
-        images = sorted(content["images"], key=lambda image: int(image["id"]))
-        at = {int(image["id"]): i for i, image in enumerate(images)}
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(
-            f"{file}: an image without id, or a category without id and name ({error})"
-        ) from error
-    boxes: list[list[tuple[float, float, float, float, int]]] = [[] for _ in images]
-    empty = 0
-    for i, one in enumerate(content["annotations"]):
-        try:
-            (x, y, width, height), category, image = (
-                one["bbox"],
-                int(one["category_id"]),
-                int(one["image_id"]),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError(
-                f"{file}: annotation {i} needs image_id, category_id and bbox ({error})"
-            ) from error
-        if image not in at or category not in categories:
-            what = f"image {image}" if image not in at else f"category {category}"
-            raise DataError(f"{file}: annotation {i} is of {what}, which the file does not have")
-        if one.get("iscrowd") or not (width > 0 and height > 0):
-            empty += 1
-            continue
-        boxes[at[image]].append((float(x), float(y), float(width), float(height), category))
-    if empty:
-        log.warning("%s: %d crowds or boxes without area are left out", file, empty)
-    if not images or not categories:
-        raise DataError(f"{file}: has no {'images' if not images else 'categories'}")
-    return Annotated(file, images, boxes, categories)
+def _of_domains(
+    parts: Mapping[str, Annotated],
+    key: str,
+    domains: Sequence[Any] | str | None,
+    trained: Sequence[Any] | str | None,
+) -> tuple[tuple[str, ...], dict[str, Annotated]]:
+    """Names of the domains to keep, and the images of these, for training of those ``trained``."""
+    if domains is None:
+        domains = sorted({part.domain(image, key) for part in parts.values() for image in part.images})
+    names = _names(domains)
+    wanted = names if trained is None else _names(trained)
+    if stray := [name for name in wanted if name not in names]:
+        raise DataError(f"data.train_domains: '{stray[0]}' is none of {', '.join(names)}")
+    return names, {k: part.of_domains(key, wanted if k == "train" else names) for k, part in parts.items()}
 
 
-def _domain(part: Annotated, image: Mapping[str, Any], key: str) -> str:
-    found = image.get(key, (image.get("attributes") or {}).get(key))
-    if found is None:
-        raise DataError(f"{part.file}: image {image['id']} has no '{key}', its domain by data.domain")
-    return str(found)
-
-
-def _kept(part: Annotated, keep: Sequence[bool], names: Sequence[str]) -> Annotated:
-    if not any(keep):
-        raise DataError(f"{part.file}: no image is of the domains {', '.join(names)}")
-    rows = [i for i, wanted in enumerate(keep) if wanted]
-    return part._replace(images=[part.images[i] for i in rows], boxes=[part.boxes[i] for i in rows])
+def _names(given: Sequence[Any] | str) -> tuple[str, ...]:
+    """Names of domains as they are compared: one by itself, or several, each once."""
+    return tuple(dict.fromkeys(map(str, [given] if isinstance(given, str) else given)))
 
 
 def _pixels(root: Path, part: Annotated, images: str | None, size: int, agreed: Contract) -> np.ndarray:
@@ -181,14 +126,16 @@ def _pixels(root: Path, part: Annotated, images: str | None, size: int, agreed: 
         folder, short = part.file.parent, stem.rstrip("0123456789")
         folders = [
             folder,
-            *(root / name for name in (stem, short, f"images/{stem}", f"images/{short}", "images")),
+            *(root / name for name in (stem, short, f"images/{stem}", f"images/{short}", "images", "")),
         ]
     files = []
     for image in part.images:
-        name = str(image.get("file_name", ""))
-        there = next((f / name for f in folders if name and (f / name).is_file()), None)
+        name = str(image.get("file_name") or "")
+        if not name:
+            raise DataError(f"{part.file}: image {image['id']} has no file_name")
+        there = next((f / name for f in folders if (f / name).is_file()), None)
         if there is None:
-            places = ", ".join(str(f) for f in folders)
+            places = ", ".join(dict.fromkeys(map(str, folders)))
             raise DataError(f"{part.file}: image '{name}' is in none of {places}; type data.images=<folder>")
         files.append(there)
     channels = 1 if agreed.mode == "L" else 3
@@ -198,29 +145,39 @@ def _pixels(root: Path, part: Annotated, images: str | None, size: int, agreed: 
         raise ContractError("\n".join(faults))
 
     def build() -> Arrays:
+        _check_upright(part, files)
         blobs = [f.read_bytes() for f in files]
-        return {"image": decode(blobs, channels=channels, size=size, source=str(part.file))}
+        names = [os.path.relpath(f, root) for f in files]
+        return {"image": decode(blobs, channels=channels, size=size, source=str(root), names=names)}
 
     about = (*map(str, files), *fingerprint(files), str(size), *(["L"] if channels == 1 else []))
     return cached(f"{root.name}-coco", about, build)["image"]
 
 
-def _targets(part: Annotated, ids: Mapping[int, int], size: int) -> dict[str, Any]:
-    """Boxes and labels, padded; in pixels of the resized image."""
+def _check_upright(part: Annotated, files: Sequence[Path]) -> None:
+    """Refuse images that lie on their side where their boxes stand.
+
+    Raises:
+        DataError: naming the first.
+    """
+    for image, file in zip(part.images, files, strict=True):
+        said = int(float(image["width"])), int(float(image["height"]))
+        if said[0] != said[1] and shown_size(file) == said[::-1]:
+            raise DataError(
+                f"{part.file}: image {image['id']} has {said[1]} x {said[0]} pixels when shown (EXIF says how), not "
+                f"{said[0]} x {said[1]}: its boxes would lie elsewhere; turn the one or the other"
+            )
+
+
+def _targets(part: Annotated, places: Mapping[int, int]) -> dict[str, Any]:
+    """Boxes and labels, padded; ``places`` are classes by category id."""
     most = max(1, *(len(each) for each in part.boxes))
     boxes = np.zeros((len(part.images), most, 4), np.float32)
     labels = np.full((len(part.images), most), -1, np.int64)
-    for i, (image, each) in enumerate(zip(part.images, part.boxes, strict=True)):
-        try:
-            scale = size / np.array([image["width"], image["height"]] * 2, dtype=np.float64)
-        except (KeyError, TypeError, ZeroDivisionError) as error:
-            raise DataError(
-                f"{part.file}: image {image['id']} needs its width and height ({error})"
-            ) from error
-        for j, (x, y, width, height, category) in enumerate(each):
-            if category not in ids:
+    for i, each in enumerate(part.boxes):
+        for j, (corners, category) in enumerate(each):
+            if category not in places:
                 name = part.categories[category]
                 raise DataError(f"{part.file}: '{name}' is no category of the training file")
-            boxes[i, j] = (np.array([x, y, x + width, y + height]) * scale).clip(0, size)
-            labels[i, j] = ids[category]
+            boxes[i, j], labels[i, j] = corners, places[category]
     return {"boxes": to_tensor(boxes), "labels": to_tensor(labels)}

@@ -11,6 +11,7 @@ import io
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
 ORIENTATION = 0x0112  # EXIF tag
+ON_ITS_SIDE = 4  # above it width and height change places
 BITS = 258  # TIFF tag: bits per channel
 DEEP = {"F": "32-bit floats", "I": "32-bit integers"}  # modes of Pillow; those of 16 bits start with I;16
 
@@ -98,6 +100,18 @@ def _upright(picture: Picture, blob: bytes, where: str) -> Picture:
     from PIL import ImageOps
 
     return ImageOps.exif_transpose(picture)
+
+
+def shown_size(file: Path) -> tuple[int, int] | None:
+    """Width and height of an image as it is meant to be seen; ``None`` of what is none."""
+    from PIL import Image
+
+    try:
+        with Image.open(file) as picture:
+            width, height = picture.size
+            return (height, width) if picture.getexif().get(ORIENTATION, 1) > ON_ITS_SIDE else (width, height)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return None
 
 
 def _depth(picture: Any, blob: bytes) -> str:

@@ -25,11 +25,13 @@ class MixedData(LocalData):
 
 
 def mixed(labelled: LocalData, unlabelled: LocalData | None) -> LocalData:
-    """``labelled`` and then ``unlabelled`` samples of the same client; by its batches' labels nobody can tell more."""
+    """``labelled`` and then ``unlabelled`` samples of the same client; by its batches' labels nobody can tell more than
+    by theirs: of the others all, where they are told (``data.labelled.withhold=false``), or none."""
     if unlabelled is None or not len(unlabelled):
         return labelled
     index = torch.cat([labelled.index, unlabelled.index])
-    known = len(labelled)
+    told = getattr(unlabelled.samples, "y", None) is not None
+    known = len(index) if told else len(labelled)
     return MixedData(
         labelled.samples, index, labelled.dtype, labelled.normalize, labelled.augment, known=known
     )

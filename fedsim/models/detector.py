@@ -19,6 +19,8 @@ from fedsim.models.layers import conv_layer, image_shape, norm_layer
 
 STRIDE = 4  # pixels of a cell's side
 RADIUS = 3.6  # pixels around a box's centre within which cells are to find it
+CANDIDATES = 1000  # cells of an image among which overlapping boxes are looked for
+PAIRS = 4_000_000  # of them that are compared at once, to bound memory
 WEIGHTS = (0.7, 0.3, 2.0)  # of objectness, class and box in the loss
 Boxes = Mapping[str, Tensor]
 
@@ -209,25 +211,29 @@ def decode(
 ) -> dict[str, Tensor]:
     """Boxes of a detector's output, best first, padded like targets, at most ``top`` an image.
 
-    A cell's score is objectness times its likeliest class; those above ``score`` go through non-maximum suppression at
-    IoU ``threshold``. Gives ``boxes`` (B, K, 4), inside the image, ``labels`` (B, K), -1 where there is none, and
-    ``scores`` and ``objectness`` (B, K).
+    A cell's score is objectness times its likeliest class; those above ``score``, the best ``CANDIDATES`` of them, go
+    through non-maximum suppression at IoU ``threshold``. Gives ``boxes`` (B, K, 4), inside the image, ``labels``
+    (B, K), -1 where there is none, and ``scores`` and ``objectness`` (B, K).
     """
     found = cells(output.detach())
     likeliest, labels = found.classes.sigmoid().max(dim=-1)
     objectness = found.objectness.sigmoid()
     scores, order = (objectness * likeliest).sort(dim=1, descending=True, stable=True)
-    left = min(top, scores.shape[1])
-    most = max(1, min(top, int((scores > score).sum(dim=1).max())))  # the others cannot be kept
+    places = min(top, scores.shape[1])
+    most = max(1, min(CANDIDATES, int((scores > score).sum(dim=1).max())))  # the others cannot be kept
     scores, order = scores[:, :most], order[:, :most]
     height, width = (STRIDE * n for n in output.shape[-2:])
     boxes = found.boxes.gather(1, order[..., None].expand(-1, -1, 4))
     boxes = boxes.clamp(min=0).minimum(boxes.new_tensor([width, height, width, height]))
     labels = labels.gather(1, order)
-    kept = suppressed(boxes, labels, scores > score, threshold)
-    order = order.gather(1, first := (~kept).long().argsort(dim=1, stable=True))
+    few = max(1, PAIRS // most**2)  # images that are looked at together
+    parts = [torch.split(t, few) for t in (boxes, labels, scores > score)]
+    kept = torch.cat(
+        [suppressed(box, label, sure, threshold) for box, label, sure in zip(*parts, strict=True)]
+    )
+    order = order.gather(1, first := (~kept).long().argsort(dim=1, stable=True)[:, :places])
     kept = kept.gather(1, first)
-    left -= kept.shape[1]  # padding that was not looked at
+    left = places - kept.shape[1]  # padding that was not looked at
     return {
         "boxes": F.pad(
             boxes.gather(1, first[..., None].expand(-1, -1, 4)) * kept[..., None], (0, 0, 0, left)

@@ -15,10 +15,11 @@ from fedsim.task.matching import kinds_of_classes
 def kinds(config: DictConfig, data: FederatedData) -> Mapping[str, np.ndarray] | None:
     """Seen, locally and globally unseen classes (C,) bool; ``None`` where every class has labels, or targets are none.
 
-    ``data`` is whole: it has the labels that clients have not.
+    ``data`` is whole: it has the labels that clients have not. Where these are told all the same
+    (``data.labelled.withhold=false``), kinds are what they would be: a ceiling is measured as what it bounds.
     """
     truth, classes, unknown = data.all_labels(), data.dataset.num_classes, data.roles.unlabelled
-    if data.roles.truth is None or truth is None or unknown is None or class_labels(data.dataset) is None:
+    if truth is None or unknown is None or class_labels(data.dataset) is None:
         return None
     labels, owners = truth.cpu().numpy(), np.arange(data.num_clients)
     known = [labels[data.shards.index]]

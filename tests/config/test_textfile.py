@@ -10,7 +10,7 @@ import pytest
 from fedsim.config.compose import compose
 from fedsim.config.textfile import OtherEncodingError, read_text
 from fedsim.config.yamlfile import read_yaml
-from fedsim.data.coco import _annotated
+from fedsim.data.coco_file import annotated
 from fedsim.data.own_tables import _csv
 from fedsim.errors import FedsimError
 from fedsim.replay.worth import _of_file
@@ -22,7 +22,7 @@ READERS: list[Callable[[Path], object]] = [
     read_yaml,
     _csv,
     read_table,
-    _annotated,
+    lambda path: annotated(path, 32, ""),
     lambda path: _of_file(str(path)),
     lambda path: Profile(str(path)),
     lambda path: edge_list(3, path=str(path), directed=False, connected="check"),

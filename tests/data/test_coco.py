@@ -68,6 +68,50 @@ def test_domains_by_a_key_of_the_images(tmp_path: Path) -> None:
     assert len(two.train) == 1 and len(two.test) == 2 and two.domain("train").tolist() == [1]
 
 
+def one_box(bbox: list[Any]) -> dict[str, Any]:
+    return {"annotations": [{"image_id": 4, "category_id": 3, "bbox": bbox}]}
+
+
+def test_boxes_outside_their_image_are_left_out(tmp_path: Path) -> None:
+    boxes = ([70, 0, 9, 9], [-8, 8, 16, 16], [64, 0, 5, 5], [8, -20, 8, 20], [60, 30, 50, 50])
+    data = coco(
+        laid(tmp_path, annotations=[{"image_id": 4, "category_id": 3, "bbox": b} for b in boxes]), **OPTIONS
+    )
+    assert data.train.y["boxes"][0].tolist() == [[0, 8, 4, 24], [30, 30, 32, 32]]
+    assert data.train.y["labels"].tolist() == [[0, 0], [-1, -1]]
+
+
+def test_categories_of_the_test_file_go_by_name(tmp_path: Path) -> None:
+    root = laid(tmp_path)
+    content = json.loads((root / "annotations/train.json").read_text())
+    content["categories"] = [{"id": 7, "name": "bus"}, {"id": 3, "name": "car"}]
+    (root / "annotations/test.json").write_text(json.dumps(content))
+    data = coco(root, **{**OPTIONS, "test": "annotations/test.json", "images": "train"})
+    assert data.train.y["labels"].tolist() == [[1, 0], [0, -1]]
+    assert data.test is not None and data.test.y["labels"].tolist() == [[0, 1], [1, -1]]
+
+
+def test_names_of_files_may_begin_at_the_root_and_domains_be_numbers(tmp_path: Path) -> None:
+    images = [
+        {"id": i, "file_name": f"train/{n}.png", "width": 16, "height": 16, "year": i}
+        for i, n in ((4, "b"), (9, "a"))
+    ]
+    data = coco(laid(tmp_path, images=images), **{**OPTIONS, "domain": "year", "domains": [9]})
+    assert data.domains == ("9",) and len(data.train) == 1
+
+
+def test_images_on_their_side_are_refused_where_their_boxes_stand(tmp_path: Path) -> None:
+    root = laid(tmp_path)
+    picture = Image.fromarray(np.full((64, 32, 3), 9, np.uint8))
+    exif = picture.getexif()
+    exif[0x0112] = 6
+    picture.save(root / "train/b.png", exif=exif)  # shown with 64 x 32 pixels, as the file says
+    assert len(coco(root, **OPTIONS).train) == 2
+    picture.save(root / "train/b.png")
+    with pytest.raises(DataError, match=r"image 4 has 32 x 64 pixels when shown .*, not 64 x 32"):
+        coco(root, **OPTIONS)
+
+
 @pytest.mark.parametrize(
     ("changes", "options", "words"),
     [
@@ -86,6 +130,25 @@ def test_domains_by_a_key_of_the_images(tmp_path: Path) -> None:
             "annotation 0 is of image 1",
         ),
         ({"annotations": [{"image_id": 4, "category_id": 3}]}, {}, "annotation 0 needs image_id"),
+        (one_box([0, 0, "wide", 1]), {}, "annotation 0 needs .*four numbers"),
+        (one_box([0, 0, 1]), {}, "annotation 0 needs .*four numbers"),
+        (one_box([float("nan"), 0, 1, 1]), {}, r"annotation 0 has the bbox \[nan"),
+        (
+            {"images": [{"id": 4, "file_name": "b.png", "width": 0, "height": 9}]},
+            {},
+            r"image 4 needs .*0 x 9",
+        ),
+        (
+            {"images": 2 * [{"id": 4, "file_name": "b.png", "width": 9, "height": 9}]},
+            {},
+            "several images have id 4",
+        ),
+        ({"images": [{"id": 4, "width": 9, "height": 9}], "annotations": []}, {}, "image 4 has no file_name"),
+        (
+            {"categories": [{"id": 3, "name": "bus"}, {"id": 3, "name": "car"}]},
+            {},
+            "category 3 has the names 'bus' and",
+        ),
     ],
 )
 def test_refusals(tmp_path: Path, changes: dict[str, Any], options: dict[str, Any], words: str) -> None:

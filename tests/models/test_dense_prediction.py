@@ -107,6 +107,27 @@ def test_the_loss_is_the_sum_of_its_three_parts():
     assert detector.losses(output, no_places)[1] == detector.losses(output, y)[1]
 
 
+def test_the_best_boxes_of_all_cells_are_found_however_many_are_sure(monkeypatch):
+    """More sure cells than boxes that are kept, whose first ones overlap."""
+    monkeypatch.setattr(detector, "PAIRS", 3 * 64**2)  # images by three
+    torch.manual_seed(0)
+    output = torch.randn(4, 8, 8, 8)
+    cells = detector.cells(output)
+    scores, boxes = cells.objectness.sigmoid() * cells.classes.sigmoid().amax(-1), cells.boxes.clamp(0, 32)
+    labels = cells.classes.argmax(-1)
+    found = detector.decode(output, top=10)
+    for i in range(4):
+        kept = list[int]()
+        for j in scores[i].argsort(descending=True).tolist():
+            rivals = [k for k in kept if labels[i, k] == labels[i, j]]
+            if len(kept) < 10 and all(iou(boxes[i, j], boxes[i, k]) <= 0.65 for k in rivals):
+                kept.append(j)
+        assert torch.equal(found["boxes"][i], boxes[i][kept]) and torch.equal(
+            found["scores"][i], scores[i][kept]
+        )
+        assert found["labels"][i].tolist() == labels[i][kept].tolist()
+
+
 def test_suppression_is_the_plain_loop():
     torch.manual_seed(0)
     corner = 20 * torch.rand(3, 40, 2)

@@ -173,6 +173,7 @@ def test_loss_and_gradient(kl: str) -> None:
     assert float(loss) == pytest.approx(rows.sum() / 20, abs=1e-12)
     dz = q - eye[hand["label"]] + hand["strength"][:, None] * divergence_gradient(q, hand["other"], kl)
     np.testing.assert_allclose(g, dz / 20, atol=1e-12)
+    assert float(fedlabel_loss(student[:0], chosen.at(torch.arange(0)), kl=kl)) == 0
 
 
 @pytest.mark.parametrize("changes", OPTIONS, ids=str)

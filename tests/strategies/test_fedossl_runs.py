@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from hooks import hooked
 from openworlds import FEW, OPEN, problem, run
 from problems import Recorded, classes, hashes, method, network, recorded
+
+from fedsim.data.dataset import Samples
+from fedsim.data.local import LocalData
+from fedsim.data.mixed import mixed
 
 
 def test_labels_of_unlabelled_samples_change_no_bit() -> None:
@@ -116,6 +121,21 @@ def test_statistics_stay_with_their_clients_as_in_the_code() -> None:
 
 
 # -- what is measured --------------------------------------------------------------------------------------------------
+
+
+def test_where_labels_are_told_it_is_the_ceiling() -> None:
+    found, usual = (
+        problem().run("strategy=fedossl", *FEW, OPEN.replace("}", told), "evaluation.every=1")
+        for told in (", withhold: false}", "}")
+    )
+    assert hashes(found) != hashes(usual)
+    assert found.rows[-1].keys() ^ usual.rows[-1].keys() == {"pseudo/accuracy"}  # AU, NMI, all in both
+    rows, x = torch.arange(5), classes((5,))[0]
+    unknown = LocalData(Samples(x[0], x[1]), rows[3:], torch.float32)
+    known = LocalData(unknown.samples, rows[:3], torch.float32)
+    blind = replace(unknown, samples=Samples(x[0]))
+    assert mixed(known, unknown).read(rows).y.tolist() == x[1].tolist()
+    assert mixed(known, blind).read(rows).y.tolist() == [*x[1][:3].tolist(), -100, -100]
 
 
 def test_rows_and_summary_have_the_numbers_of_an_open_world() -> None:
