@@ -26,19 +26,18 @@ from strategies.distilling import Momentum, passes, trained
 from strategies.ensembles import (
     adversarial_loss,
     cosine,
-    direction,
     disagreement_loss,
     ensemble,
     entropy,
     hard_loss,
     kl,
-    perturbed,
     usable,
     weight_gradient,
     weight_step,
 )
-from strategies.one_shot import OneShot, check_images, fedavg, logits_of_teachers, teachers
+from strategies.one_shot import OneShot, check_images, fedavg
 from strategies.synthesis import KINDS, Statistics, generator, synthesised
+from strategies.teaching import Lesson, outputs, taught, teachers
 
 log = logging.getLogger(__name__)
 
@@ -170,7 +169,6 @@ class _Epoch:
     def __init__(self, rule: CoBoosting, server: Server, uploads: Uploads, e: int) -> None:
         self.rule, self.server, self.shop, self.e = rule, server, server.workshop, e
         self.models = teachers(server, uploads)
-        self.f = logits_of_teachers(server, self.models)
 
     def rng(self, purpose: str) -> torch.Generator:
         return torch_rng(self.server.seed, f"server/co_boosting/{purpose}", self.e)
@@ -185,14 +183,14 @@ class _Epoch:
         drawn = self.rng("generator")
         net = generator(rule.generator, rule.noise, shop.shape, rule.width, rule.init_std, drawn)
         student = shop.frozen(Weights(state["w"], state["buffers"]))
-        statistics = Statistics(self.models)
+        statistics = Statistics(self.models.modules(shop))
         b_B = rule.b_B if rule.b_B is not None else float(statistics.everywhere)
         views = self.rng("views") if rule.views else None
 
         def criterion(u: Tensor) -> Tensor:
             x = shop.shown(u, views)
             with statistics.watching() if b_B else nullcontext():
-                a = ensemble(self.f(x), w)
+                a = ensemble(self.models.logits(shop, x), w)
             value = rule.b_H * (hard_loss(a, y, rule.h) if rule.loss == "hard" else F.cross_entropy(a, y))
             if rule.b_A:
                 s = shop.logits(student, x)
@@ -210,9 +208,9 @@ class _Epoch:
         """Step 2: the weights (K,) after one pass over the pool."""
         rule, start, rng = self.rule, w, self.rng("weights/views")
         mu = (0.1 / len(w) if rule.mu is None else rule.mu) * rule.mu_decay**self.e
-        for rows in passes(len(y), rule.batch_size, self.rng("weights")):
-            with torch.no_grad():
-                f = self.f(self.shop.shown(self.read(pool[rows]), rng))
+        order = list(passes(len(y), rule.batch_size, self.rng("weights")))
+        seen = (self.shop.shown(self.read(pool[rows]), rng) for rows in order)
+        for rows, f in zip(order, outputs(self.server, self.models, seen, self.e), strict=True):
             g = weight_gradient(f.double(), w.to(f.device), y[rows].to(f.device)).cpu()
             w, lost = usable(weight_step(w, g, mu, start))
             if lost:
@@ -226,9 +224,8 @@ class _Epoch:
         v = state["momentum"].clone().to(self.shop.device)
         rate = cosine(rule.lr, self.e, rule.epochs)
         step = Momentum(v, rate, rule.momentum, rule.weight_decay, rule.clip)
-        loss = trained(
-            student, self.lessons(pool, y, w), lambda s, t: kl(t, s, rule.T_K), step, self.shop.logits
-        )
+        batches = taught(self.server, self.models, self.lessons(pool, y, w), self.e)
+        loss = trained(student, batches, lambda s, t: kl(t, s, rule.T_K), step, self.shop.logits)
         if not math.isnan(loss):
             self.server.log["server/train_loss"] = loss
         found = {
@@ -239,19 +236,15 @@ class _Epoch:
         student.forget()
         return found
 
-    def lessons(self, pool: Tensor, y: Tensor, w: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of ``x~`` and the ensemble's logits there."""
+    def lessons(self, pool: Tensor, y: Tensor, w: Tensor) -> Iterator[Lesson]:
+        """Batches of the pool, and along what they are moved."""
         rule, draws, views = self.rule, self.rng("perturb"), self.rng("distil/views")
+        moved = rule.perturb != "none" and rule.eps > 0
         for rows in passes(len(y), rule.batch_size, self.rng("distil")):
             x = self.shop.shown(self.read(pool[rows]), views)
-            if rule.perturb != "none" and rule.eps:
-                x = x.requires_grad_()
-                a = ensemble(self.f(x), w)
-                u = torch.rand(a.shape, generator=draws, dtype=torch.float64).to(a) * 2 - 1
-                x = perturbed(x.detach(), direction(a, u, rule.T_K, x), rule.eps, rule.perturb)
-            with torch.no_grad():
-                a = ensemble(self.f(x), w)
-            yield x, a
+            shape = len(x), self.shop.num_classes
+            u = torch.rand(shape, generator=draws, dtype=torch.float64) if moved else None
+            yield Lesson(x, w, u, rule.eps, rule.perturb, rule.T_K)
 
     def stored(self, x: Tensor) -> Tensor:
         """Samples as the pool keeps them."""

@@ -23,7 +23,8 @@ from fedsim.task.vectors import Weights
 from strategies.base import State, check
 from strategies.distilling import Adam, passes, trained
 from strategies.ensembles import cosine, mean_probabilities, soft_loss, uniform
-from strategies.one_shot import OneShot, check_images, teachers
+from strategies.one_shot import OneShot, check_images
+from strategies.teaching import outputs, teachers
 
 READ = 512  # samples that teachers look at together
 DATA, AVERAGES, STUDENTS = ("server", "noise"), ("logits", "probabilities"), ("each", "one")
@@ -187,15 +188,10 @@ class FedDF(OneShot):
 
     def _targets(self, server: Server, uploads: Uploads) -> Tensor:
         """The teacher's logits (n, C) of all samples."""
-        shop, models = server.workshop, teachers(server, uploads)
         n = self.noise_samples if self.data == "noise" else len(server.data or ())
         mean = uniform if self.average == "logits" else mean_probabilities
-        out = []
-        with torch.no_grad():
-            for rows in torch.split(torch.arange(n), READ):
-                x = self._read(server, rows)
-                out.append(mean(torch.stack([shop.logits(model, x) for model in models])))
-        return torch.cat(out)
+        parts = (self._read(server, rows) for rows in torch.split(torch.arange(n), READ))
+        return torch.cat([mean(f) for f in outputs(server, teachers(server, uploads), parts)])
 
     def _read(self, server: Server, rows: Tensor) -> Any:
         shop = server.workshop
