@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fedsim.errors import ConfigError
 from fedsim.exchange.payload import Message, Payload
 from fedsim.rng import torch_rng
 from fedsim.server.depot import Uploads
@@ -36,7 +37,7 @@ from strategies.ensembles import (
     weight_step,
 )
 from strategies.one_shot import OneShot, check_images, fedavg
-from strategies.synthesis import KINDS, Statistics, generator, synthesised
+from strategies.synthesis import KINDS, Statistics, batch_norms, check_stds, generator, layers_of, synthesised
 from strategies.teaching import Lesson, outputs, taught, teachers
 
 log = logging.getLogger(__name__)
@@ -86,8 +87,12 @@ class CoBoosting(OneShot):
     pool_bits: int
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "samples", "width", "noise", "generator_steps"):
-            check((value := getattr(self, name)) >= 1, name, value, "must be at least 1")
+        for name, least in (("epochs", 1), ("batch_size", 2), ("samples", 2), ("width", 1), ("noise", 1)):
+            check((value := getattr(self, name)) >= least, name, value, f"must be at least {least}")
+        check(self.generator_steps >= 1, "generator_steps", self.generator_steps, "must be at least 1")
+        stds = check_stds(self.init_std)
+        check(stds, "init_std", self.init_std, "must be a number that is not negative, or a list of such")
+        check(self.momentum < 1, "momentum", self.momentum, "must lie in [0, 1)")
         for name in ("generator_lr", "T_A", "T_K", "lr"):
             check((value := getattr(self, name)) > 0, name, value, "must be positive")
         for name in ("h", "b_H", "b_A", "eps", "momentum", "weight_decay"):
@@ -119,9 +124,24 @@ class CoBoosting(OneShot):
         """Counts that are none, or of more samples than there are."""
         return miscounted("counts", asked, update)
 
+    def init(self, server: Server) -> State:
+        """Refuses to begin with data of which no samples can be made, or statistics that no model has."""
+        kind, layers = layers_of(self.generator, check_images(server, type(self).__name__))
+        if isinstance(self.init_std, Sequence) and len(self.init_std) != layers:
+            raise ConfigError(
+                f"strategy.init_std={list(self.init_std)}: the generator '{kind}' has {layers} layers; give one "
+                "number for all, or one each"
+            )
+        if self.b_B and not any(batch_norms(server.architecture(n).task.model) for n in server.trained):
+            raise ConfigError(
+                f"strategy.b_B={self.b_B:g}: no model of the clients has BatchNorm, whose statistics samples could "
+                "meet; type strategy.b_B=0"
+            )
+        return super().init(server)
+
     def begun(self, server: Server, state: State, uploads: Uploads) -> State:
         """A student, at rest, equal weights ``ensemble/w`` (K,), an empty pool."""
-        shape = check_images(server, type(self).__name__)
+        shape = server.workshop.shape
         w = Weights(state["w"], state["buffers"])
         if self.start == "fedavg":
             w = fedavg(state, uploads)

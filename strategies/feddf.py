@@ -64,10 +64,16 @@ class FedDF(OneShot):
     early_stop: int | None = None
 
     def __post_init__(self) -> None:
-        for name, known in (("data", DATA), ("average", AVERAGES), ("students", STUDENTS)):
+        check(
+            self.data in DATA,
+            "data",
+            self.data,
+            "choose one of server, noise; another data set is the server's: +data@data.server=OPTION",
+        )
+        for name, known in (("average", AVERAGES), ("students", STUDENTS)):
             check((value := getattr(self, name)) in known, name, value, f"choose one of {', '.join(known)}")
-        for name in ("epochs", "steps", "noise_samples"):
-            check((value := getattr(self, name)) >= 1, name, value, "must be at least 1")
+        for name, least in (("epochs", 1), ("steps", 1), ("noise_samples", 2)):
+            check((value := getattr(self, name)) >= least, name, value, f"must be at least {least}")
         stop = self.early_stop
         check(stop is None or stop >= 1, "early_stop", stop, "rounds, at least 1, or null")
         check(self.batch_size >= 2, "batch_size", self.batch_size, "must be at least 2")
