@@ -1,6 +1,7 @@
 """One-shot methods from the same models: five seeds, paired, of Co-Boosting, its parts and its field.
 
     python -m experiments.one_shot digits                       minutes on a CPU
+    python -m experiments.one_shot mixed                        the same of clients with four architectures
     python -m experiments.one_shot fashion data.path=<folder>   better a GPU
     python -m experiments.one_shot cifar10 data.path=<folder>   Co-Boosting's Table 1; needs a GPU
 
@@ -53,7 +54,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("setting", choices=("digits", "fashion", "cifar10"))
+    parser.add_argument("setting", choices=("digits", "mixed", "fashion", "cifar10"))
     parser.add_argument("--seeds", default=SEEDS, help="default: %(default)s")
     parser.add_argument("--methods", default="", help="some, separated by ;")
     args, overrides = parser.parse_known_args()
@@ -84,9 +85,11 @@ def main() -> int:
 
 def methods(setting: str) -> dict[str, tuple[str, ...]]:
     """Overrides of each method; all leave the same proxy part of each client's samples out."""
-    small = SMALL if setting == "digits" else ()
+    small = SMALL if setting in ("digits", "mixed") else ()
     boosting = {k: (*v, *small) for k, v in BOOSTING.items()}
     others = {k: v for k, v in OTHERS.items() if setting == "digits" or not k.startswith("analytic, pixels")}
+    if setting == "mixed":  # sums over the features of one model
+        others = {k: v for k, v in others.items() if not k.startswith("analytic")}
     if setting == "cifar10":  # no samples at the server
         others = {k: v for k, v in others.items() if k not in ("feddf", "feddf, probabilities")}
     whole = boosting | others

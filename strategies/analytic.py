@@ -24,26 +24,41 @@ from fedsim.task.threads import one_thread
 from strategies.base import State, Strategy, check, miscounted
 
 SUMS = {"gram": "sum", "cross": "sum"}
+EPS = torch.finfo(torch.float64).eps
+SMALL = (
+    1e-7,
+    1e4,
+)  # a pivot that is so small a share of what it was is rounding in most digits; or so many times eps
 
 
-def ridge_solution(gram: Tensor, cross: Tensor, ridge: float) -> Tensor:
+def ridge_solution(gram: Tensor, cross: Tensor, ridge: float, eps: float = EPS) -> Tensor:
     """``W = (X'X + ridge I)^-1 X'Y`` (d, C) by Cholesky.
+
+    Where its pivots tell rounding from features no more (dependent features of a large scale), in the directions that
+    ``gram`` has beyond rounding: in the others ``cross`` is 0, and so is the solution. ``eps``: of the numbers sent.
 
     Raises:
         StrategyError: without ridge, if there is no single solution; with the rank.
         TooFewUpdates: with ridge, if ``gram`` can be no samples' X'X: somebody sent something else.
     """
-    d = len(gram)
-    factor, info = torch.linalg.cholesky_ex(gram + ridge * torch.eye(d, dtype=gram.dtype))
-    if int(info) and ridge > 0:
+    whole = gram + ridge * torch.eye(len(gram), dtype=gram.dtype)
+    factor, info = torch.linalg.cholesky_ex(whole)
+    small = max(SMALL[0], SMALL[1] * eps)
+    if not int(info) and bool((factor.diagonal().square() > small * whole.diagonal()).all()):
+        return torch.cholesky_solve(cross, factor)
+    values, vectors = torch.linalg.eigh(gram)
+    bound = float(values[-1].clamp(min=0)) * eps * len(gram)
+    real = values > bound
+    if ridge > 0 and bool((values < -bound).any()):
         raise TooFewUpdates("the sum of the clients' X'X is none of any samples: what some sent is no X'X")
-    if int(info):
-        rank = int(torch.linalg.matrix_rank(gram, hermitian=True))
+    if ridge == 0 and not bool(real.all()):
         raise StrategyError(
-            f"strategy.ridge={ridge:g}: the features of all clients have rank {rank} of {d}, so there is no single "
-            "solution; type strategy.ridge=1"
+            f"strategy.ridge=0: the features of all clients have rank {int(real.sum())} of {len(gram)}, so there is no "
+            "single solution; type strategy.ridge=1"
         )
-    return torch.cholesky_solve(cross, factor)
+    basis = vectors[:, real]
+    W: Tensor = basis @ ((basis.mT @ cross) / (values[real] + ridge)[:, None])
+    return W
 
 
 def joined(C: Sequence[Tensor], W: Sequence[Tensor], gamma: float) -> tuple[Tensor, Tensor]:
@@ -173,7 +188,7 @@ class Analytic(Strategy):
         known = state.get("analytic/known", torch.zeros(len(server.sizes), dtype=torch.float64)).clone()
         known[replies.clients] = 1
         server.log["clients_in"] = int(known.sum())
-        W_all = ridge_solution(gram, cross, self.ridge)
+        W_all = ridge_solution(gram, cross, self.ridge, torch.finfo(getattr(torch, self.numbers)).eps)
         w, slots = state["w"].clone(), HeadSlots.of(server.layout)
         body = W_all[:-1] if self.bias else W_all
         named = server.layout.named(w)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fedsim.errors import ConfigError
 from fedsim.exchange.payload import Message, Payload
 from fedsim.rng import torch_rng
 from fedsim.server.depot import Uploads
@@ -26,19 +27,18 @@ from strategies.distilling import Momentum, passes, trained
 from strategies.ensembles import (
     adversarial_loss,
     cosine,
-    direction,
     disagreement_loss,
     ensemble,
     entropy,
     hard_loss,
     kl,
-    perturbed,
     usable,
     weight_gradient,
     weight_step,
 )
-from strategies.one_shot import OneShot, check_images, fedavg, logits_of_teachers, teachers
-from strategies.synthesis import KINDS, Statistics, generator, synthesised
+from strategies.one_shot import OneShot, check_images, fedavg
+from strategies.synthesis import KINDS, Statistics, batch_norms, check_stds, generator, layers_of, synthesised
+from strategies.teaching import Lesson, outputs, taught, teachers
 
 log = logging.getLogger(__name__)
 
@@ -87,8 +87,12 @@ class CoBoosting(OneShot):
     pool_bits: int
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "samples", "width", "noise", "generator_steps"):
-            check((value := getattr(self, name)) >= 1, name, value, "must be at least 1")
+        for name, least in (("epochs", 1), ("batch_size", 2), ("samples", 2), ("width", 1), ("noise", 1)):
+            check((value := getattr(self, name)) >= least, name, value, f"must be at least {least}")
+        check(self.generator_steps >= 1, "generator_steps", self.generator_steps, "must be at least 1")
+        stds = check_stds(self.init_std)
+        check(stds, "init_std", self.init_std, "must be a number that is not negative, or a list of such")
+        check(self.momentum < 1, "momentum", self.momentum, "must lie in [0, 1)")
         for name in ("generator_lr", "T_A", "T_K", "lr"):
             check((value := getattr(self, name)) > 0, name, value, "must be positive")
         for name in ("h", "b_H", "b_A", "eps", "momentum", "weight_decay"):
@@ -120,9 +124,24 @@ class CoBoosting(OneShot):
         """Counts that are none, or of more samples than there are."""
         return miscounted("counts", asked, update)
 
+    def init(self, server: Server) -> State:
+        """Refuses to begin with data of which no samples can be made, or statistics that no model has."""
+        kind, layers = layers_of(self.generator, check_images(server, type(self).__name__))
+        if isinstance(self.init_std, Sequence) and len(self.init_std) != layers:
+            raise ConfigError(
+                f"strategy.init_std={list(self.init_std)}: the generator '{kind}' has {layers} layers; give one "
+                "number for all, or one each"
+            )
+        if self.b_B and not any(batch_norms(server.architecture(n).task.model) for n in server.trained):
+            raise ConfigError(
+                f"strategy.b_B={self.b_B:g}: no model of the clients has BatchNorm, whose statistics samples could "
+                "meet; type strategy.b_B=0"
+            )
+        return super().init(server)
+
     def begun(self, server: Server, state: State, uploads: Uploads) -> State:
         """A student, at rest, equal weights ``ensemble/w`` (K,), an empty pool."""
-        shape = check_images(server, type(self).__name__)
+        shape = server.workshop.shape
         w = Weights(state["w"], state["buffers"])
         if self.start == "fedavg":
             w = fedavg(state, uploads)
@@ -170,7 +189,6 @@ class _Epoch:
     def __init__(self, rule: CoBoosting, server: Server, uploads: Uploads, e: int) -> None:
         self.rule, self.server, self.shop, self.e = rule, server, server.workshop, e
         self.models = teachers(server, uploads)
-        self.f = logits_of_teachers(server, self.models)
 
     def rng(self, purpose: str) -> torch.Generator:
         return torch_rng(self.server.seed, f"server/co_boosting/{purpose}", self.e)
@@ -185,14 +203,14 @@ class _Epoch:
         drawn = self.rng("generator")
         net = generator(rule.generator, rule.noise, shop.shape, rule.width, rule.init_std, drawn)
         student = shop.frozen(Weights(state["w"], state["buffers"]))
-        statistics = Statistics(self.models)
+        statistics = Statistics(self.models.modules(shop))
         b_B = rule.b_B if rule.b_B is not None else float(statistics.everywhere)
         views = self.rng("views") if rule.views else None
 
         def criterion(u: Tensor) -> Tensor:
             x = shop.shown(u, views)
             with statistics.watching() if b_B else nullcontext():
-                a = ensemble(self.f(x), w)
+                a = ensemble(self.models.logits(shop, x), w)
             value = rule.b_H * (hard_loss(a, y, rule.h) if rule.loss == "hard" else F.cross_entropy(a, y))
             if rule.b_A:
                 s = shop.logits(student, x)
@@ -210,9 +228,9 @@ class _Epoch:
         """Step 2: the weights (K,) after one pass over the pool."""
         rule, start, rng = self.rule, w, self.rng("weights/views")
         mu = (0.1 / len(w) if rule.mu is None else rule.mu) * rule.mu_decay**self.e
-        for rows in passes(len(y), rule.batch_size, self.rng("weights")):
-            with torch.no_grad():
-                f = self.f(self.shop.shown(self.read(pool[rows]), rng))
+        order = list(passes(len(y), rule.batch_size, self.rng("weights")))
+        seen = (self.shop.shown(self.read(pool[rows]), rng) for rows in order)
+        for rows, f in zip(order, outputs(self.server, self.models, seen, self.e), strict=True):
             g = weight_gradient(f.double(), w.to(f.device), y[rows].to(f.device)).cpu()
             w, lost = usable(weight_step(w, g, mu, start))
             if lost:
@@ -226,9 +244,8 @@ class _Epoch:
         v = state["momentum"].clone().to(self.shop.device)
         rate = cosine(rule.lr, self.e, rule.epochs)
         step = Momentum(v, rate, rule.momentum, rule.weight_decay, rule.clip)
-        loss = trained(
-            student, self.lessons(pool, y, w), lambda s, t: kl(t, s, rule.T_K), step, self.shop.logits
-        )
+        batches = taught(self.server, self.models, self.lessons(pool, y, w), self.e)
+        loss = trained(student, batches, lambda s, t: kl(t, s, rule.T_K), step, self.shop.logits)
         if not math.isnan(loss):
             self.server.log["server/train_loss"] = loss
         found = {
@@ -239,19 +256,15 @@ class _Epoch:
         student.forget()
         return found
 
-    def lessons(self, pool: Tensor, y: Tensor, w: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of ``x~`` and the ensemble's logits there."""
+    def lessons(self, pool: Tensor, y: Tensor, w: Tensor) -> Iterator[Lesson]:
+        """Batches of the pool, and along what they are moved."""
         rule, draws, views = self.rule, self.rng("perturb"), self.rng("distil/views")
+        moved = rule.perturb != "none" and rule.eps > 0
         for rows in passes(len(y), rule.batch_size, self.rng("distil")):
             x = self.shop.shown(self.read(pool[rows]), views)
-            if rule.perturb != "none" and rule.eps:
-                x = x.requires_grad_()
-                a = ensemble(self.f(x), w)
-                u = torch.rand(a.shape, generator=draws, dtype=torch.float64).to(a) * 2 - 1
-                x = perturbed(x.detach(), direction(a, u, rule.T_K, x), rule.eps, rule.perturb)
-            with torch.no_grad():
-                a = ensemble(self.f(x), w)
-            yield x, a
+            shape = len(x), self.shop.num_classes
+            u = torch.rand(shape, generator=draws, dtype=torch.float64) if moved else None
+            yield Lesson(x, w, u, rule.eps, rule.perturb, rule.T_K)
 
     def stored(self, x: Tensor) -> Tensor:
         """Samples as the pool keeps them."""

@@ -23,7 +23,8 @@ from fedsim.task.vectors import Weights
 from strategies.base import State, check
 from strategies.distilling import Adam, passes, trained
 from strategies.ensembles import cosine, mean_probabilities, soft_loss, uniform
-from strategies.one_shot import OneShot, check_images, teachers
+from strategies.one_shot import OneShot, check_images
+from strategies.teaching import outputs, teachers
 
 READ = 512  # samples that teachers look at together
 DATA, AVERAGES, STUDENTS = ("server", "noise"), ("logits", "probabilities"), ("each", "one")
@@ -63,10 +64,16 @@ class FedDF(OneShot):
     early_stop: int | None = None
 
     def __post_init__(self) -> None:
-        for name, known in (("data", DATA), ("average", AVERAGES), ("students", STUDENTS)):
+        check(
+            self.data in DATA,
+            "data",
+            self.data,
+            "choose one of server, noise; another data set is the server's: +data@data.server=OPTION",
+        )
+        for name, known in (("average", AVERAGES), ("students", STUDENTS)):
             check((value := getattr(self, name)) in known, name, value, f"choose one of {', '.join(known)}")
-        for name in ("epochs", "steps", "noise_samples"):
-            check((value := getattr(self, name)) >= 1, name, value, "must be at least 1")
+        for name, least in (("epochs", 1), ("steps", 1), ("noise_samples", 2)):
+            check((value := getattr(self, name)) >= least, name, value, f"must be at least {least}")
         stop = self.early_stop
         check(stop is None or stop >= 1, "early_stop", stop, "rounds, at least 1, or null")
         check(self.batch_size >= 2, "batch_size", self.batch_size, "must be at least 2")
@@ -187,15 +194,10 @@ class FedDF(OneShot):
 
     def _targets(self, server: Server, uploads: Uploads) -> Tensor:
         """The teacher's logits (n, C) of all samples."""
-        shop, models = server.workshop, teachers(server, uploads)
         n = self.noise_samples if self.data == "noise" else len(server.data or ())
         mean = uniform if self.average == "logits" else mean_probabilities
-        out = []
-        with torch.no_grad():
-            for rows in torch.split(torch.arange(n), READ):
-                x = self._read(server, rows)
-                out.append(mean(torch.stack([shop.logits(model, x) for model in models])))
-        return torch.cat(out)
+        parts = (self._read(server, rows) for rows in torch.split(torch.arange(n), READ))
+        return torch.cat([mean(f) for f in outputs(server, teachers(server, uploads), parts)])
 
     def _read(self, server: Server, rows: Tensor) -> Any:
         shop = server.workshop

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from clients.fens import KINDS, aggregator, vector_of, with_vector
+from fedsim.errors import ConfigError
 from fedsim.exchange.payload import Message
 from fedsim.rng import hash_tensors, key
 from fedsim.server.depot import Upload, Uploads
@@ -61,7 +62,17 @@ class FENS(OneShot):
         return False
 
     def begun(self, server: Server, state: State, uploads: Uploads) -> State:
-        """FedAvg of the models, and a fresh aggregator."""
+        """FedAvg of the models, and a fresh aggregator.
+
+        Raises:
+            ConfigError: if the models may have seen what the aggregator learns from.
+        """
+        if self.proxy and not uploads.asked:
+            raise ConfigError(
+                f"strategy.uploads={self.uploads}: these models were trained under other settings of clients, split, "
+                "seed or proxy than this run's, so they may have seen the samples that "
+                f"strategy.proxy={self.proxy:g} keeps for the aggregator; type strategy.uploads=auto"
+            )
         state = super().begun(server, state, uploads)
         drawn = aggregator(
             self.kind, len(uploads), server.workshop.num_classes, key(server.seed, "fens") >> 1, server.dtype

@@ -7,12 +7,12 @@ is one epoch of the server's work, not an exchange: only the first has one.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from clients.one_shot import OneShotClient, client_of
 from fedsim.errors import ConfigError, StrategyError
@@ -158,19 +158,6 @@ def best_client(server: Server, uploads: Uploads) -> int:
     logits = (on.logits(m.weights, m.architecture) for m in uploads.models)
     found = [on.score(f).get("accuracy", 0.0) for f in logits]
     return max(range(len(found)), key=found.__getitem__)
-
-
-def teachers(server: Server, uploads: Uploads) -> Sequence[nn.Module]:
-    """All models as modules that are frozen and in evaluation mode."""
-    shop = server.workshop
-    return shop.kept(
-        f"teachers/{uploads.hash}", lambda: [shop.frozen(m.weights, m.architecture) for m in uploads.models]
-    )
-
-
-def logits_of_teachers(server: Server, models: Sequence[nn.Module]) -> Callable[[Tensor], Tensor]:
-    """``x -> f`` (K, B, C), one model after the other, with gradient to x."""
-    return lambda x: torch.stack([server.workshop.logits(m, x) for m in models])
 
 
 def _models(server: Server, state: State) -> Uploads:

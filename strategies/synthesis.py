@@ -6,14 +6,16 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedsim.errors import ConfigError
 from fedsim.task.fixed import BATCH_NORM
 
-KINDS = ("auto", "conv", "mlp")
+KINDS, LAYERS = ("auto", "conv", "mlp"), {"conv": 4, "mlp": 2}
 Criterion = Callable[[Tensor], Tensor]  # samples in [0, 1] (B, *shape) -> what is to be small
 
 
@@ -56,6 +58,33 @@ class Sketcher(nn.Module):
         return torch.sigmoid(self.out(F.relu(self.norm(self.hidden(z))))).view(-1, *self.shape)
 
 
+def layers_of(kind: str, shape: Sequence[int]) -> tuple[str, int]:
+    """What ``kind`` of generator makes samples of ``shape``, and how many layers it has.
+
+    Raises:
+        ConfigError: for ``conv`` where these are no images.
+    """
+    if kind == "conv" and len(shape) != 3:
+        raise ConfigError(
+            f"strategy.generator=conv: it makes images, and samples are of shape {tuple(shape)}; type "
+            "strategy.generator=mlp"
+        )
+    kind = ("conv" if len(shape) == 3 else "mlp") if kind == "auto" else kind
+    return kind, LAYERS[kind]
+
+
+def check_stds(std: Any) -> bool:
+    """Whether ``std`` is a deviation, or a list of such."""
+    each = list(std) if isinstance(std, Sequence) and not isinstance(std, str) else [std]
+    numbers = [v for v in each if isinstance(v, int | float) and not isinstance(v, bool)]
+    return len(numbers) == len(each) > 0 and all(0 <= v < math.inf for v in numbers)
+
+
+def batch_norms(model: nn.Module) -> list[nn.Module]:
+    """Its BatchNorm layers that keep statistics."""
+    return [m for m in model.modules() if isinstance(m, BATCH_NORM) and m.running_mean is not None]
+
+
 def generator(
     kind: str,
     noise: int,
@@ -66,8 +95,7 @@ def generator(
 ) -> nn.Module:
     """A network drawn afresh by ``rng``: weights N(0, ``std``), one entry for all layers or one each; scales of
     BatchNorm N(1, 0.02); biases 0. ``kind`` ``auto``: ``conv`` for images, else ``mlp``."""
-    if kind == "auto":
-        kind = "conv" if len(shape) == 3 else "mlp"
+    kind, _ = layers_of(kind, shape)
     net = Painter(noise, shape, width) if kind == "conv" else Sketcher(noise, shape, width)
     layers = [m for m in net.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     each = [float(std)] * len(layers) if isinstance(std, int | float) else [float(s) for s in std]
@@ -111,7 +139,7 @@ class Statistics:
     """How far inputs of the BatchNorm layers of ``models`` are from their running statistics, while ``watching``."""
 
     def __init__(self, models: Sequence[nn.Module]) -> None:
-        self._layers = [[m for m in model.modules() if isinstance(m, BATCH_NORM)] for model in models]
+        self._layers = [batch_norms(model) for model in models]
         self._found: list[Tensor] = []
 
     @property
@@ -134,7 +162,7 @@ class Statistics:
         """``L_BN``: the mean over models of ``sum_l norm(mean_l - running mean_l) + norm(var_l - running var_l)``, of
         the passes since the last call."""
         found, self._found = self._found, []
-        return torch.stack(found).sum() / len(self._layers)
+        return torch.stack(found).sum() / len(self._layers) if found else torch.zeros(())
 
     def _look(self, layer: nn.Module, given: tuple[Tensor, ...]) -> None:
         x, kept = given[0], layer

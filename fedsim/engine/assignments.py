@@ -11,11 +11,13 @@ from torch import Tensor
 from fedsim.config.schema import ClientConfig, FailureConfig
 from fedsim.data.federated import FederatedData
 from fedsim.data.views import View
+from fedsim.exchange.downlink import opened_down
 from fedsim.exchange.fold import Folder
 from fedsim.exchange.payload import Outcome, Payload
 from fedsim.exchange.release import Release
 from fedsim.local.interface import ClientLike
 from fedsim.local.kinds import Kinds
+from fedsim.task.layout import Layout
 from fedsim.task.task import Task
 
 
@@ -71,6 +73,13 @@ class Broadcast:
     standing: Payload | None = None  # what the clients hold already
     keep: bool = False  # they are to hold the payload from now on
     architecture: int = 0  # of the model that it is about: 0 the run's, others as ``Plan.others`` counts them
+
+    def opened(self, plan: Plan, layout: Layout) -> Broadcast:
+        """The message as clients use it."""
+        if plan.release is None:
+            return self
+        about = (self.task, plan.seed, self.round, layout, plan.dtype)
+        return replace(self, payload=opened_down(plan.release, self.payload, *about))
 
     def to(self, device: str) -> Broadcast:
         """The same with its arrays on ``device``."""

@@ -23,7 +23,7 @@ from fedsim.engine.assignments import Broadcast, Chunk, ChunkResult, Plan
 from fedsim.engine.lanes import Ahead, Begun, Lane
 from fedsim.engine.resident import ReadOnlyError, Resident
 from fedsim.engine.watch import KeptError
-from fedsim.exchange.downlink import opened_down
+from fedsim.engine.workshop import Computation, Workshop
 from fedsim.exchange.fold import Folder
 from fedsim.exchange.packing import hashes_of, sent_bytes
 from fedsim.exchange.payload import WEIGHT, NonFinite, Outcome, Payload, Refusal, Update
@@ -53,6 +53,7 @@ class Worker:
         self._moved: tuple[Broadcast, Broadcast] | None = None  # the last one, and the same on the device
         self._numbers = nullcontext if plan.device == "cpu" else partial(exact, plan.tf32)
         self._warned: set[str] = set()
+        self._shop: Workshop | None = None
         self.serving: Sequence[int] | None = None  # whose code runs; None: nobody's, the model is measured
 
     @property
@@ -77,8 +78,7 @@ class Worker:
         layout = self.model.layout
         down = sent_bytes(broadcast.payload, layout)
         shared = hashes_of(broadcast.payload, layout, "message/") if self.plan.hashes else None
-        if self.plan.release is not None:
-            broadcast = self._opened(broadcast)
+        broadcast = broadcast.opened(self.plan, layout)
         self.serving = chunk.clients
         done = self._begun(broadcast, chunk)
         for client in chunk.clients:
@@ -124,6 +124,11 @@ class Worker:
         with self._numbers():
             return logits(self.model, w, map(data.read, self._each(rows)), self.plan.task)
 
+    def compute(self, asked: Computation, item: tuple[int, Any]) -> Any:
+        """A part of the server's own work."""
+        self._shop = self._shop or Workshop(self.plan, self.data.dataset)
+        return asked.of(self._shop, item)
+
     def _other(self, number: int) -> Worker:
         """Who does the same on the model ``number`` of the plan's others; made when it is first needed."""
         if number not in self._others:
@@ -144,12 +149,6 @@ class Worker:
         data = self.data.test_data(self.plan.dtype, str(weights.values.get("on", "")))
         assert data is not None
         return data, self.model.load(weights.arrays["w"].to(self.plan.device), weights.arrays.get("buffers"))
-
-    def _opened(self, broadcast: Broadcast) -> Broadcast:
-        """The message as clients use it."""
-        plan = self.plan
-        about = (broadcast.task, plan.seed, broadcast.round, self.model.layout, plan.dtype)
-        return replace(broadcast, payload=opened_down(plan.release, broadcast.payload, *about))
 
     def _there(self, broadcast: Broadcast) -> Broadcast:
         """``broadcast`` on the GPU, moved once for all chunks of an exchange."""

@@ -16,6 +16,7 @@ from fedsim.data.sample_roles import Portion
 from fedsim.engine import vectorised
 from fedsim.engine.assignments import Plan
 from fedsim.engine.base import Engine, SerialEngine
+from fedsim.engine.workshop import Workshop
 from fedsim.errors import ConfigError
 from fedsim.local.kept import SERVER
 from fedsim.run import architectures, assigning, initial, participants, releasing, unseen
@@ -35,7 +36,6 @@ from fedsim.server.exchanger import Exchanger
 from fedsim.server.exchanges import Server
 from fedsim.server.loop import Loop
 from fedsim.server.traits import StrategyLike, aggregator_of
-from fedsim.server.workshop import Workshop
 from fedsim.task import room
 from fedsim.task.copies import copied
 from fedsim.task.task import Task

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -46,7 +47,8 @@ def with_server_part(
     node = config.data.server
     share, labelled = node.share, node.get("labelled", True)
     known = {"share", "labelled"}
-    if set(node) - known or not isinstance(labelled, bool) or isinstance(share, bool | str):
+    number = isinstance(share, int | float) and not isinstance(share, bool) and math.isfinite(share)
+    if set(node) - known or not isinstance(labelled, bool) or not number:
         raise ConfigError(f"data.server={dict(node)}: expected {{share: 0.1, labelled: false}}")
     count = int(share * len(rows) + 0.5)
     if not 0 < count < len(rows):

@@ -121,12 +121,6 @@ class UploadStore:
         number = self._context.architecture_of(client)
         return self._architectures[number][1] if self._context.others else None
 
-    @property
-    def _used(self) -> list[int]:
-        """Numbers of the models that some client trains."""
-        context = self._context
-        return sorted(set(context.kinds.architectures)) if context.others and context.kinds else [0]
-
     @cached_property
     def _shared(self) -> Path:
         text = json.dumps(self._key(), sort_keys=True, default=str)
@@ -138,7 +132,7 @@ class UploadStore:
         mark = replace(self._given, strategy=None, cohorts=None, callbacks=()).fingerprint(alone=True)
         held = data.roles.client_validation
         source = {k: v for k, v in (values.get("data") or {}).items() if k != "server"}
-        free = () if 0 in self._used else ("model",)  # which no client trains
+        free = () if 0 in self._context.trained else ("model",)  # which no client trains
         return {
             **{k: v for k, v in values.items() if k not in (*OF_THE_SERVER, *free)},
             "data": source,
@@ -158,7 +152,7 @@ class UploadStore:
 
     def _starts(self) -> str | list[str]:
         """Hash of the model that clients start from, or of each."""
-        every = [self._context.architecture(number) for number in self._used]
+        every = [self._context.architecture(number) for number in self._context.trained]
         hashes = [one.start.hash(one.layout) for one in every]
         return hashes if self._context.others else hashes[0]
 
@@ -170,16 +164,45 @@ class UploadStore:
         """
         try:
             index = json.loads((folder / INDEX).read_text())
-            found = [self._model(folder, line) for line in index["clients"]]
-            return Uploads(found, [Outcome(**o) for o in index["outcomes"]], index["clients"])
-        except FileNotFoundError:
-            if wanted or (folder / INDEX).is_file():
+            if wanted:
+                self._check_clients(folder, index)
+            models = [self._model(folder, line) for line in index["clients"]]
+            outcomes = [Outcome(**o) for o in index["outcomes"]]
+            found = Uploads(models, outcomes, index["clients"], index.get("key") == self._shared.name)
+            if found.hash != index["uploads_hash"] or not models:
+                raise ValueError(f"{INDEX} is not what was written, by its hash")
+            return found
+        except FileNotFoundError as error:
+            if wanted:
+                raise ConfigError(f"strategy.uploads: a model is missing ({error}); type auto") from error
+            if (folder / INDEX).is_file():
                 log.warning("%s: models are missing; made again", folder)
         except (OSError, ValueError, LookupError, TypeError, SafetensorError, ConfigError) as error:
             if wanted:
                 raise ConfigError(f"strategy.uploads: {folder} cannot be used here: {error}") from error
             log.warning("%s: cannot be read (%s); made again", folder, error)
         return None
+
+    def _check_clients(self, folder: Path, index: Mapping[str, Any]) -> None:
+        """Refuse models of clients that this run has not; say that they come of another split, or other settings."""
+        lines = index["clients"]
+        clients = [int(line["client"]) for line in lines]
+        if gone := sorted({*clients} - {*self._context.clients}):
+            raise ConfigError(f"it holds the model of client {gone[0]}, who is not there in this run")
+        others = [
+            c for c, line in zip(clients, lines, strict=True) if line["split"] != self.facts(c)["split"]
+        ]
+        if others:
+            log.warning(
+                "strategy.uploads: %s: %d of %d models were trained on other samples than this run's split gives these "
+                "clients (first: client %d), maybe on those that validate or test here",
+                *(folder, len(others), len(clients), others[0]),
+            )
+        elif index.get("key") != self._shared.name:
+            log.warning(
+                "strategy.uploads: %s: trained under other settings of clients, samples, seed or code than this run's",
+                folder,
+            )
 
     def _model(self, folder: Path, line: Mapping[str, Any]) -> Upload:
         """The model of one line, if it is the one that was written, of the architecture that its client trains."""
@@ -215,7 +238,8 @@ class UploadStore:
         outcomes = ",\n".join(
             json.dumps(plain_outcome(o), sort_keys=True, default=str) for o in uploads.outcomes
         )
-        text = f'{{"uploads_hash": "{uploads.hash}",\n"clients": [\n{lines}\n],\n"outcomes": [\n{outcomes}\n]}}\n'
+        names = f'"uploads_hash": "{uploads.hash}",\n"key": "{self._shared.name}"'
+        text = f'{{{names},\n"clients": [\n{lines}\n],\n"outcomes": [\n{outcomes}\n]}}\n'
         scratch = folder / f".{INDEX}.part"
         scratch.write_text(text)
         scratch.replace(folder / INDEX)

@@ -74,6 +74,11 @@ class Context:
         """Number of the model that ``client`` trains."""
         return self.kinds.architecture(client) if self.kinds and self.others else 0
 
+    @property
+    def trained(self) -> list[int]:
+        """Numbers of the models that some client trains, ascending."""
+        return sorted(set(self.kinds.architectures)) if self.kinds and self.others else [0]
+
     def by_architecture(self, clients: Sequence[int]) -> dict[int, list[int]]:
         """``clients`` by the number of the model that they train, ascending."""
         out: dict[int, list[int]] = {}

@@ -46,6 +46,9 @@ class Uploads:
     models: Sequence[Upload]
     outcomes: Sequence[Outcome]
     lines: Sequence[Mapping[str, Any]]  # of the models, in their order
+    asked: bool = (
+        True  # whether this run's own settings would ask for them; not, maybe, those of a named folder
+    )
 
     @property
     def hash(self) -> str:

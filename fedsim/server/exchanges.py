@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from fedsim.engine.workshop import Computation, Workshop
 from fedsim.errors import ClientError, StrategyError, ThinRoundError
 from fedsim.exchange.fold import Fold
 from fedsim.exchange.measured_tasks import is_measuring
@@ -25,12 +27,14 @@ from fedsim.server.examiner import Examiner
 from fedsim.server.exchanger import Exchanger
 from fedsim.server.round import Round
 from fedsim.server.roundlog import RoundLog
-from fedsim.server.workshop import Workshop
 from fedsim.task.vectors import Weights
 
 if TYPE_CHECKING:
     from fedsim.system.clock import Clock
     from fedsim.topology.traffic import Traffic
+
+
+AT_ONCE = 16  # items per worker that lie in memory together, see ``Server.spread``
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,6 +224,27 @@ class Server(Context):
         """How right guesses (n,) for all unlabelled samples of ``clients`` are, where classes have no names; see
         ``Examiner.pseudo_clusters``."""
         return self.examiner.pseudo_clusters(clients, guesses)
+
+    def spread(
+        self,
+        compute: Callable[[Workshop, Any, Any], Any],
+        given: Any,
+        items: Iterable[Any],
+        purpose: str,
+        *numbers: int,
+    ) -> Iterator[Any]:
+        """``compute(workshop, given, item)`` for every item, in their order, computed by all workers where there are
+        several; the same bits for any number. ``compute`` is a function that can be imported; what it draws is keyed by
+        ``purpose``, ``numbers`` and the item's place. ``given`` is sent once, as long as it is the same object."""
+        engine, shop = self.exchanger.engine, self.workshop
+        asked = Computation(compute, purpose, numbers, given)
+        if engine.workers == 1 or engine.remote or shop.device != "cpu":
+            for item in enumerate(items):
+                yield asked.of(shop, item)
+            return
+        numbered = enumerate(items)
+        while block := list(itertools.islice(numbered, AT_ONCE * engine.workers)):
+            yield from engine.map("compute", asked, block)
 
     @property
     def test_size(self) -> int:

@@ -64,6 +64,9 @@ def test_the_servers_part_is_the_same_for_all_seeds_and_has_no_labels() -> None:
         x, y = roles.server.read(DATA, torch.float32).everything()
         assert x[:, 0].tolist() == parts[-1] and y is None
     assert parts[0] == parts[1] and sorted(i % 3 for i in parts[0]) == [0, 1, 2]
+    for share in ("nan", "null", "true"):
+        with pytest.raises(ConfigError, match=r"expected \{share: 0\.1, labelled: false\}"):
+            with_server_part(compose_quickly((f"data.server={{share: {share}}}",)), DATA, rows, Roles())
     with pytest.raises(ConfigError, match=r"data\.server\.share=1\.5: that is 18 of 12 samples"):
         with_server_part(compose_quickly(("data.server={share: 1.5}",)), DATA, rows, Roles())
 

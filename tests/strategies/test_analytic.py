@@ -74,6 +74,37 @@ def test_too_few_samples_for_no_ridge_are_named() -> None:
         ridge_solution(-9 * torch.eye(2, dtype=torch.float64), X[:, :2], 1.0)
 
 
+def test_dependent_features_are_told_from_rounding() -> None:
+    """Of twelve samples in five dimensions of eight: Cholesky of the last digits would go through for some."""
+    rng = torch.Generator().manual_seed(0)
+    for _ in range(60):
+        X = drawn(12, 5, rng) @ drawn(5, 8, rng)
+        with pytest.raises(StrategyError, match="rank 5 of 8"):
+            ridge_solution(*moments(X, one_hot(torch.arange(12) % 3, 3)), 0.0)
+
+
+@pytest.mark.parametrize(("n", "scale"), [(1, 1e4), (5, 1e4), (5, 1e8), (30, 1e8)])
+def test_features_of_any_scale(n: int, scale: float) -> None:
+    """Against the singular values of X, which hold twice the digits of those of X'X."""
+    rng = torch.Generator().manual_seed(0)
+    X, Y = scale * drawn(n, 8, rng), one_hot(torch.arange(n) % 3, 3)
+    U, S, Vh = torch.linalg.svd(X, full_matrices=False)
+    expected = Vh.mT @ ((S / (S * S + 1))[:, None] * (U.mT @ Y))
+    atol = 1e-10 * float(expected.abs().max())
+    gram, cross = moments(X, Y)
+    torch.testing.assert_close(ridge_solution(gram, cross, 1.0), expected, rtol=0, atol=atol)
+    sent = [solution(X[i::2], Y[i::2], 1.0) for i in range(min(n, 2))]
+    found = ridge_solution(*joined(*zip(*sent, strict=True), 1.0), 1.0)
+    torch.testing.assert_close(found, expected, rtol=0, atol=atol)
+    eps = torch.finfo(torch.float32).eps
+    rough = ridge_solution(gram.float().double(), cross.float().double(), 1.0, eps)
+    torch.testing.assert_close(rough, expected, rtol=0, atol=1e5 * atol)
+
+
+def drawn(n: int, d: int, rng: torch.Generator) -> Tensor:
+    return torch.randn(n, d, generator=rng, dtype=torch.float64)
+
+
 def pooled() -> Tensor:
     """Weight and bias (C, d + 1) of the ridge solution over all samples, in plain torch."""
     problem = classification()

@@ -113,6 +113,62 @@ def test_damaged_models_are_made_again_and_lost_ones_are_named(tmp_path: Path) -
         run("one_shot", "rounds=2", f"out={tmp_path}", f"dir={tmp_path}/run")
 
 
+@pytest.mark.parametrize("part", ["samples", "clients", "model", "foreign"])
+def test_a_named_folder_that_is_not_what_was_written_is_refused(part: str, tmp_path: Path) -> None:
+    """Lines too have a hash; missing models are not quietly made again, those of clients who are not there refused."""
+    first = run("one_shot", "rounds=1", f"out={tmp_path}/a")
+    path = first.dir / "uploads" / "uploads.json"
+    index = json.loads(path.read_text())
+    words, said = [f"strategy.uploads={first.dir}", "rounds=1"], "is not what was written, by its hash"
+    if part == "samples":
+        index["clients"][0]["samples"] = 100.0
+    elif part == "clients":
+        index["clients"].pop()
+    elif part == "model":
+        (path.parent / "2.safetensors").unlink()
+        said = "a model is missing"
+    else:
+        words, said = [*words, "exclude=[1]"], "holds the model of client 1, who is not there"
+    path.write_text(json.dumps(index))
+    with pytest.raises(ConfigError, match=said):
+        run("dense", *words, f"out={tmp_path}/b")
+
+
+def test_models_of_other_settings_are_named_and_refused_where_they_matter(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = run("one_shot", "rounds=1", f"out={tmp_path}/a")
+    words = (f"strategy.uploads={first.dir}", "rounds=1", f"out={tmp_path}/b")
+    run("dense", *words)
+    assert "strategy.uploads" not in caplog.text
+    run("dense", *words, "evaluation.validation=0.3")
+    assert "models were trained on other samples than this run's split gives" in caplog.text
+    run("dense", *words, "client.lr=0.3")
+    assert "trained under other settings of clients" in caplog.text
+    with pytest.raises(ConfigError, match=r"may have seen the samples that strategy\.proxy=0\.3 keeps"):
+        run("fens", *words, "strategy.proxy=0.3")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("strategy.batch_size=1", "must be at least 2"),
+        ("strategy.samples=1", "must be at least 2"),
+        ("strategy.momentum=1", "must lie in"),
+        ("strategy.b_B=1", "no model of the clients has BatchNorm"),
+        ("strategy.init_std=abc", "a number that is not negative"),
+        ("strategy.init_std=[0.1]", "'mlp' has 2 layers"),
+        ("strategy.generator=conv", r"samples are of shape \(4,\)"),
+    ],
+)
+def test_what_co_boosting_cannot_do_is_said_before_clients_train(
+    words: str, said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        run("co_boosting", words, f"out={tmp_path}")
+    assert not (tmp_path / "uploads").exists()
+
+
 def test_feddf_needs_something_to_learn_from() -> None:
     with pytest.raises(ConfigError, match=r"data\.server: FedDF learns from samples"):
         classification().run("strategy=feddf")
@@ -186,12 +242,17 @@ def test_the_distance_from_running_statistics() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["co_boosting", "fens"])
+@pytest.mark.parametrize("name", ["co_boosting", "feddf", "fens"])
 def test_any_number_of_workers_gives_the_same_bits(name: str, ray: str, tmp_path: Path) -> None:
     options = ("rounds=2", "engine.chunks=3")
     serial = run(name, *options, f"out={tmp_path}/a")
     spread = run(name, *options, f"out={tmp_path}/b", ray, "engine.workers=2")
     assert hashes(spread) == hashes(serial)
-    for key in ("accuracy", "ensemble/loss", "fedavg/loss", "bytes_up"):
+    for key in (
+        "accuracy",
+        "ensemble/loss" if name != "feddf" else "uniform/loss",
+        "fedavg/loss",
+        "bytes_up",
+    ):
         assert [row[key] for row in spread.rows] == [row[key] for row in serial.rows]
     assert spread.summary["uploads_hash"] == serial.summary["uploads_hash"]

@@ -62,9 +62,10 @@ def test_the_models_that_came_are_what_they_were(monkeypatch: pytest.MonkeyPatch
     seen: list[Any] = []
     given = strategies.co_boosting.teachers
 
-    def noted(*arguments: Any) -> Any:
-        seen.append(given(*arguments))
-        return seen[-1]
+    def noted(server: Any, uploads: Any) -> Any:
+        found = given(server, uploads)
+        seen.append(found.modules(server.workshop))
+        return found
 
     monkeypatch.setattr(strategies.co_boosting, "teachers", noted)
     found = classification("bn").run(*SMALL, "strategy.b_B=1", f"dir={tmp_path}/run")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,20 +14,19 @@ from torch import Tensor, nn
 from fedsim.data.dataset import Dataset
 from fedsim.data.local import Batch
 from fedsim.data.trees import tree_map
-from fedsim.rng import key, seed_global
+from fedsim.engine.assignments import Plan
+from fedsim.rng import key, seed_global, undisturbed
 from fedsim.task.copies import copied
 from fedsim.task.problems import logits_of
 from fedsim.task.threads import threads
 from fedsim.task.vectors import FlatModel, Weights
 
-if TYPE_CHECKING:
-    from fedsim.engine.assignments import Plan
-
 T = TypeVar("T")
 
 
 class Workshop:
-    """Models that a strategy computes with in the server's own process; the same bits on any engine."""
+    """Models that a strategy computes with in the server's own process, and each worker for it (``Server.spread``); the
+    same bits on any engine."""
 
     def __init__(self, plan: Plan, data: Dataset):
         """``data``: of the clients, for how they are read; no sample of theirs is."""
@@ -41,10 +40,10 @@ class Workshop:
         self._normalize = None if data.normalize is None else replace(data.normalize, scale=1.0)
 
     @contextmanager
-    def at_work(self, purpose: str, number: int) -> Iterator[None]:
-        """Inside, torch has the run's threads, and what layers draw is keyed by ``purpose`` and ``number``."""
+    def at_work(self, purpose: str, *numbers: int) -> Iterator[None]:
+        """Inside, torch has the run's threads, and what layers draw is keyed by ``purpose`` and ``numbers``."""
         with threads(self._plan.threads):
-            seed_global(key(self._plan.seed, f"server/{purpose}/layers", number))
+            seed_global(key(self._plan.seed, f"server/{purpose}/layers", *numbers))
             yield
 
     @cached_property
@@ -97,6 +96,22 @@ class Workshop:
         plan = self._plan
         task = plan.others[architecture - 1] if architecture else plan.task
         return FlatModel(copied(task.model), plan.dtype, plan.device, habits=task.habits, loss=task.loss)
+
+
+@dataclass(frozen=True)
+class Computation:
+    """What a strategy has computed item by item, in whichever process: see ``Server.spread``."""
+
+    compute: Callable[[Workshop, Any, Any], Any]
+    purpose: str
+    numbers: tuple[int, ...]
+    standing: Any = None  # ``given``: sent again only when it is another object
+
+    def of(self, shop: Workshop, item: tuple[int, Any]) -> Any:
+        """The result for an item with its place; generators are left as they were."""
+        place, value = item
+        with undisturbed(), shop.at_work(self.purpose, *self.numbers, place):
+            return self.compute(shop, self.standing, value)
 
 
 def _by_channel(values: tuple[float, ...], x: Tensor) -> Tensor:
