@@ -194,6 +194,19 @@ def test_runs_are_chosen_and_renamed(runs, capsys):
     assert block["reference"] == "FedAvg" and [m["seeds"] for m in block["methods"]] == [[0, 1, 2, 3]] * 2
 
 
+def test_a_short_name_of_several_settings_is_the_one_that_all_runs_have(tmp_path, monkeypatch, capsys, caplog):
+    monkeypatch.chdir(tmp_path)
+    for seed in range(3):
+        make(tmp_path / "runs", "fedavg", seed, [0.5])
+        make(
+            tmp_path / "runs", "fedspeed", seed, [0.6], strategy={"_target_": "strategies.fedspeed.X", "alpha": 1}
+        )
+    assert command(["compare", "runs", "--where", "alpha=0.1", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["blocks"][0]["methods"]) == 2
+    assert "alpha: taken for partition.alpha, which all runs have; there is strategy.alpha too" in caplog.text
+    assert command(["compare", "runs", "--where", "alpha=1"]) == 2
+
+
 def test_an_earlier_look_is_told(runs, capsys):
     assert command(["compare", "runs", "--at", "last", "--where", "seed<3", "--json"]) == 0
     (runs / "report").mkdir()
