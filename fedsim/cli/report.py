@@ -71,9 +71,10 @@ def report(argv: Sequence[str], live: bool = False) -> int:
         if second is not None:
             _write(second, out)
     except OSError as error:
-        raise ConfigError(
-            f"{out}: the report cannot be written there ({error.strerror}); give --out DIR"
-        ) from error
+        unwritten = f"{out}: the report cannot be written there ({error.strerror}); give --out DIR"
+        if args.out or not (args.json or args.format):
+            raise ConfigError(unwritten) from error
+        print(f"fedsim: {unwritten}", file=sys.stderr)
     if args.json or args.format:
         print(
             document if args.json or args.format == "json" else _printed(args, frame, blocks, plan, order),
