@@ -35,7 +35,9 @@ def differing_files(run: Path, again: Path, *, whole: bool = True) -> dict[str, 
     if whole and (why := _measured(run, again)):
         found[ROWS] = why
     finished = (
-        SUMMARY not in found and _read(run / SUMMARY).get("status") == "done" and "weights_hash" in _read(run / SUMMARY)
+        SUMMARY not in found
+        and _read(run / SUMMARY).get("status") == "done"
+        and "weights_hash" in _read(run / SUMMARY)
     )
     for name in (LAST, BEST):
         if why := _tensors(run / name, again / name, compare=whole, needed=finished):
@@ -80,8 +82,14 @@ def _measured(run: Path, again: Path) -> str:
     for row in read_rows(run / ROWS):
         other = computed.get(row.get("round"), {})
         for name, value in row.items():
-            if name.endswith(MEASURED) and None not in (value, other.get(name)) and not _near(value, other[name]):
-                return f"says {name}={_shown(value)} after round {row['round']}, computed {_shown(other[name])}"
+            if (
+                name.endswith(MEASURED)
+                and None not in (value, other.get(name))
+                and not _near(value, other[name])
+            ):
+                return (
+                    f"says {name}={_shown(value)} after round {row['round']}, computed {_shown(other[name])}"
+                )
     return ""
 
 

@@ -22,7 +22,11 @@ from fedsim.rng import hash_tensors
 from fedsim.task.layout import Layout
 
 Place = tuple[int, int, str]  # exchange of the round, client, message/NAME, update/NAME or sent/NAME
-KINDS = ("message", "update", "sent")  # in the order in which they come about; sent: what a release makes of an update
+KINDS = (
+    "message",
+    "update",
+    "sent",
+)  # in the order in which they come about; sent: what a release makes of an update
 
 
 class Recorder:

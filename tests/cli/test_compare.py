@@ -194,12 +194,18 @@ def test_runs_are_chosen_and_renamed(runs, capsys):
     assert block["reference"] == "FedAvg" and [m["seeds"] for m in block["methods"]] == [[0, 1, 2, 3]] * 2
 
 
-def test_a_short_name_of_several_settings_is_the_one_that_all_runs_have(tmp_path, monkeypatch, capsys, caplog):
+def test_a_short_name_of_several_settings_is_the_one_that_all_runs_have(
+    tmp_path, monkeypatch, capsys, caplog
+):
     monkeypatch.chdir(tmp_path)
     for seed in range(3):
         make(tmp_path / "runs", "fedavg", seed, [0.5])
         make(
-            tmp_path / "runs", "fedspeed", seed, [0.6], strategy={"_target_": "strategies.fedspeed.X", "alpha": 1}
+            tmp_path / "runs",
+            "fedspeed",
+            seed,
+            [0.6],
+            strategy={"_target_": "strategies.fedspeed.X", "alpha": 1},
         )
     assert command(["compare", "runs", "--where", "alpha=0.1", "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["blocks"][0]["methods"]) == 2
