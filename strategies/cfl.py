@@ -48,7 +48,7 @@ class Criterion:
     def halves(self, deltas: Tensor, proposed: Halves | None = None) -> tuple[float, Halves] | None:
         """The separation and the two halves, as rows of the members' updates (n, d); ``None``: no split.
 
-        ``proposed``: halves found before, which are taken if they too lie so far apart; ``None``: those of these updates.
+        ``proposed``: halves found before, taken if they too lie so far apart; ``None``: those of these updates.
         """
         if len(deltas) < max(2, self.min_size):
             return None

@@ -45,7 +45,7 @@ class Worker:
     def __init__(self, plan: Plan, data: FederatedData | None = None):
         """``data``: those of ``plan``, on its device already."""
         self.plan, self._resident = plan, Resident(plan, data)
-        self._others: dict[int, Worker] = {}  # of models of other architectures
+        self._others = dict[int, Worker]()  # of models of other architectures
         self.model, self.data = self._resident.model, self._resident.data
         self._together = vectorised.wanted(plan, self.model) and vectorised.obstacle(plan, self.model) is None
         self._lanes: list[Lane] = []
@@ -247,18 +247,15 @@ class Worker:
     ) -> State | None:
         """Fold an update, unless it is not finite, and fill in the ``outcome``; the client's new state."""
         payload, release = self.sent(update, job, broadcast), self.plan.release
-        arrays = payload.arrays
-        if update.implied:
-            arrays = {**arrays, **{k: v for k, v in update.implied.items() if k in broadcast.fold}}
+        arrays = {**payload.arrays, **{k: v for k, v in update.implied.items() if k in broadcast.fold}}
         if release is None:
             folder.check(arrays)
         if "delta" in payload.arrays and "w" in job.message.arrays:
             check_shape("delta", payload.arrays["delta"], job.message.arrays["w"])
         outcome.kind, outcome.reason, outcome.error, outcome.weight = "ok", "", None, float(update.weight)
         outcome.values, outcome.metrics = payload.values, dict(update.metrics)
-        outcome.guesses = update.guesses
-        asked = payload.arrays, job.message.values, broadcast.fold, broadcast.task
-        lengths = {} if release is None else release.lengths(*asked)
+        outcome.guesses, asked = update.guesses, (job.message.values, broadcast.fold, broadcast.task)
+        lengths = {} if release is None else release.lengths(payload.arrays, *asked)
         bad = not_finite(payload, update, lengths)
         if bad is not None or release is None:
             self.leaves(payload, outcome)

@@ -27,8 +27,8 @@ METHOD = ("method", "strategy")  # both mean the method's name
 def chosen(runs: Sequence[Run], conditions: Sequence[str]) -> list[Run]:
     """The runs that fit all conditions, such as ``strategy=fedavg,scaffold`` and ``partition.alpha<=0.3``.
 
-    Commas are "or"; a key may be shortened to its last part if that is not ambiguous: of several, it is the one that all
-    runs have, which is said.
+    Commas are "or"; a key may be shortened to its last part if that is not ambiguous: of several, it is the one that
+    all runs have, which is said.
 
     Raises:
         ConfigError: for a condition that is none, a key that no run has, or if no run is left.

@@ -101,7 +101,7 @@ def test_a_split_waits_for_halves_of_the_round_before(confirm: str, first: int) 
         f"strategy.confirm={confirm}",
     )
     rows = classification().run("strategy=cfl", "clients_per_round=6", *splitting, "rounds=2").rows
-    assert [r["round"] for r in rows if r["clusters"] > 1][0] == first
+    assert next(r["round"] for r in rows if r["clusters"] > 1) == first
 
 
 # -- one cluster --------------------------------------------------------------------------------------------------
