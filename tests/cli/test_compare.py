@@ -60,6 +60,9 @@ def test_a_word_of_order_that_is_nobody_is_said(runs, capsys):
         "--order fedspeeed: nothing is called so; nearest is 'fedspeed'" in err and "--order twin" not in err
     )
     assert out.index("| twin") < out.index("| fedavg")
+    assert command(["report", "runs", "--order", "twin", "--rename", "twin=Zwei", "--format", "md"]) == 0
+    out, err = capsys.readouterr()
+    assert out.index("| Zwei") < out.index("| fedavg") and "--order" not in err
 
 
 def test_trials_of_a_tuning_are_said_to_be_no_results(runs, capsys):
@@ -169,6 +172,8 @@ def test_a_report_in_one_format(runs, capsys):
     assert {"comparison.json", "curve-diff.png", "curve-loss.png", "table.tex"} <= names
     assert command(["report", "runs", "--format", "md", "--pivot", "method", "seed"]) == 2
     assert "--pivot seed: the runs do not differ in it" in capsys.readouterr().err
+    assert command(["report", "runs", "--format", "md", "--pivot", "method", "method"]) == 2
+    assert "type two settings, one down and one across" in capsys.readouterr().err
 
 
 def test_no_common_seed(tmp_path, capsys):
