@@ -34,9 +34,8 @@ class Criterion:
     """When a cluster is split.
 
     ``relative``: ``|u| < ratio max |delta_i|`` of the mean update ``u``, and the mean cosine inside the halves exceeds
-    that across by more than ``separation``, by the halves of these updates and by those of the round before, which are
-    taken: updates of one round may lie apart by chance. ``absolute`` (the paper's): ``|u| < eps1`` and
-    ``max |delta_i| > eps2``, which depend on the model and the local work. Both: at least ``min_size`` members.
+    that across by more than ``separation``. ``absolute`` (the paper's): ``|u| < eps1`` and ``max |delta_i| > eps2``,
+    which depend on the model and the local work. Both: at least ``min_size`` members.
     """
 
     kind: str
@@ -49,7 +48,7 @@ class Criterion:
     def halves(self, deltas: Tensor, proposed: Halves | None = None) -> tuple[float, Halves] | None:
         """The separation and the two halves, as rows of the members' updates (n, d); ``None``: no split.
 
-        ``proposed``: halves found before; ``None``: those of these updates.
+        ``proposed``: halves found before, taken if they too lie so far apart; ``None``: those of these updates.
         """
         if len(deltas) < max(2, self.min_size):
             return None
@@ -70,22 +69,24 @@ class CFL(Clustered):
     """One cluster at first; a cluster whose members pull apart is split in two, for good.
 
     ``criterion`` with ``ratio``, ``separation`` or ``eps1``, ``eps2``; ``min_size`` (``None``: 6, absolute 3): see
-    ``Criterion``. ``first_round`` (``None``: 10, absolute 21): no split before. ``max_clusters``: at most so many; the
-    largest separation goes first. A split needs an update of every member not older than ``stale`` rounds; 0: all take
-    part. Members weigh ``base.weighting``, by default all the same.
+    ``Criterion``. ``confirm`` (relative): the halves that are taken are those of the round before, which have to be as
+    far apart now; updates of one round may lie apart by chance. ``first_round`` (``None``: 10, absolute 21): no split
+    before. ``max_clusters``: at most so many; the largest separation goes first. A split needs an update of every
+    member not older than ``stale`` rounds; 0: all take part. Members weigh ``base.weighting``, by default all the same.
     """
 
     traits: ClassVar[Traits] = Traits(
         asked_only=True,
         counts_clients=True,
         discloses="CFL looks at single updates to find clusters, and only sums are private; type strategy=fedavg",
-        unread=dict.fromkeys(("ratio", "separation"), ("criterion", ("absolute",)))
+        unread=dict.fromkeys(("ratio", "separation", "confirm"), ("criterion", ("absolute",)))
         | dict.fromkeys(("eps1", "eps2"), ("criterion", ("relative",))),
     )
     choice: ClassVar[str] = "cosine"
     criterion: str
     ratio: float
     separation: float
+    confirm: bool
     eps1: float
     eps2: float
     min_size: int | None
@@ -104,6 +105,7 @@ class CFL(Clustered):
         check(self.stale >= 0, "stale", self.stale, "must not be negative")
         self.rule = Criterion(self.criterion, self.ratio, self.separation, self.eps1, self.eps2, size)
         self.from_round = first if self.first_round is None else self.first_round
+        self.confirms = self.confirm and self.criterion == "relative"
 
     def check_cohort(self, size: int, most: int) -> None:
         """Also refuse cohorts in which never everybody has a fresh update."""
@@ -120,7 +122,7 @@ class CFL(Clustered):
         state = super().init(server)
         state["directions"] = torch.zeros_like(state["centres"])
         state["last_split"] = torch.tensor(0.0, dtype=torch.float64)
-        if self.criterion == "relative":
+        if self.confirms:
             state["proposed"] = torch.full_like(state["assignment"], -1.0)
         if self.stale:
             m = len(server.sizes)
@@ -149,7 +151,7 @@ class CFL(Clustered):
             who = torch.tensor(replies.clients)
             state["updates"] = state["updates"].index_copy(0, who, deltas)
             state["updated"] = state["updated"].index_fill(0, who, float(round.index))
-        if round.index + 1 >= self.from_round - (self.criterion == "relative"):
+        if round.index + 1 >= self.from_round - self.confirms:
             state = self._split(state, replies, round)
         return self.settled(server, before, **state)
 
@@ -157,7 +159,7 @@ class CFL(Clustered):
         """The state after all splits that are due, those of the largest separation first."""
         due = []
         state = dict(state)
-        if self.criterion == "relative":  # a checkpoint of before has none
+        if self.confirms:  # a checkpoint of before has none
             held = state.get("proposed")
             state["proposed"] = torch.full_like(state["assignment"], -1.0) if held is None else held.clone()
         for j in range(len(state["centres"])):
@@ -178,7 +180,7 @@ class CFL(Clustered):
             if self.max_clusters is not None and new >= self.max_clusters:
                 break
             j = int(state["assignment"][halves[0][0]])
-            if self.criterion == "relative":
+            if self.confirms:
                 state["proposed"][halves[0] + halves[1]] = -1.0
             directions = torch.cat([state["directions"], means[1][None]])
             directions[j] = means[0]

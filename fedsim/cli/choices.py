@@ -95,6 +95,12 @@ def runs_of(args: argparse.Namespace) -> list[Run]:
     return renamed(shown, assignments("--rename", args.rename, args.methods))
 
 
+def order_of(args: argparse.Namespace) -> list[str]:
+    """The words of ``--order``, methods as they are called after ``--rename``."""
+    renames = assignments("--rename", args.rename, args.methods)
+    return [renames.get(word, word) for word in words_of(args.order)]
+
+
 def recorded(argv: Sequence[str], dirs: Sequence[Path], name: str) -> list[str]:
     """The command as it is recorded: folders by their names, wherever it was typed."""
     places = {str(path) for path in dirs}

@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from fedsim.cli.arguments import Arguments, place
-from fedsim.cli.choices import add_choices, plan_of, recorded, runs_of, words_of
+from fedsim.cli.choices import add_choices, order_of, plan_of, recorded, runs_of, words_of
 from fedsim.cli.serving import add_serving, serve_report
 from fedsim.errors import ConfigError, hint
 
@@ -48,7 +48,7 @@ def report(argv: Sequence[str], live: bool = False) -> int:
     from fedsim.report.page import write_report
     from fedsim.report.terminal import common_folder
 
-    order, asked = words_of(args.order), bool(args.objective or args.on or args.at)
+    order, asked = order_of(args), bool(args.objective or args.on or args.at)
     plan = plan_of(args, runs, None if args.objective or args.on else default_plan(runs).objective)
     blocks = blocks_of(runs, plan, order) if asked else compared_blocks(runs, plan, order)
     if asked and not any(block.ranked for block in blocks):
@@ -71,9 +71,10 @@ def report(argv: Sequence[str], live: bool = False) -> int:
         if second is not None:
             _write(second, out)
     except OSError as error:
-        raise ConfigError(
-            f"{out}: the report cannot be written there ({error.strerror}); give --out DIR"
-        ) from error
+        unwritten = f"{out}: the report cannot be written there ({error.strerror}); give --out DIR"
+        if args.out or not (args.json or args.format):
+            raise ConfigError(unwritten) from error
+        print(f"fedsim: {unwritten}", file=sys.stderr)
     if args.json or args.format:
         print(
             document if args.json or args.format == "json" else _printed(args, frame, blocks, plan, order),

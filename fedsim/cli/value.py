@@ -35,6 +35,12 @@ def value(argv: Sequence[str]) -> int:
     )
     add_shared(parser)
     parser.add_argument("--runs", type=int, metavar="B", help="coalitions at most; needed beyond 8 players")
+    parser.add_argument(
+        "--method",
+        choices=("permutations", "kernel"),
+        default="permutations",
+        help="how --runs are chosen; kernel: least squares (Kernel SHAP), with --shapley",
+    )
     parser.add_argument("--players", metavar="WHO", help='domain, or a JSON file {"name": [clients], ...}')
     args = parser.parse_args(argv)
     if args.runs is not None and args.runs < 1:
@@ -51,6 +57,7 @@ def value(argv: Sequence[str]) -> int:
         seeds=seeds_of(args.seeds),
         runs=args.runs,
         margin=args.margin,
+        kernel=args.method == "kernel",
     )
     costs = todo.costs()
     if not args.json or args.dry_run:

@@ -32,8 +32,8 @@ def verify(argv: Sequence[str]) -> int:
 
     A deployment is simulated on its recorded cohorts, without the clients that did not answer.
 
-    Where all rounds agree, weights, checkpoints and summary are compared too (of a deployment, and where a run ended
-    early, only with what they say themselves).
+    Where all rounds agree, weights, checkpoints, summary and what was measured are compared too (of a deployment, and
+    where a run ended early, only with what they say themselves).
 
     Returns 0 if the hash of the weights agrees in every recorded round and no file is damaged, else 1.
     """
@@ -132,7 +132,7 @@ def _document(
         "fedsim": version(),
         "run": run.resolve().name,
         "rounds": len(recorded),
-        "identical": differing is None,
+        "identical": differing is None and not files,
         "first_difference": first,
         "edited": list(edited),
         "files": dict(files),

@@ -95,6 +95,7 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "fedsim.exchange.compression.random_k": {"shared": False},
     "fedsim.exchange.privacy.Privacy": {"where": "server", "least": None},
     "fedsim.data.huggingface.load": {"tokenizer": None, "length": 64},
+    "strategies.cfl.CFL": {"confirm": True},
     "strategies.feddf.FedDF": {"students": "one", "early_stop": None},
     "strategies.fedmatch.FedMatch": {"sparse": None, "plateau": None},
     "strategies.fedproto.FedProto": {"pull": "samples"},

@@ -45,7 +45,7 @@ class Worker:
     def __init__(self, plan: Plan, data: FederatedData | None = None):
         """``data``: those of ``plan``, on its device already."""
         self.plan, self._resident = plan, Resident(plan, data)
-        self._others: dict[int, Worker] = {}  # of models of other architectures
+        self._others = dict[int, Worker]()  # of models of other architectures
         self.model, self.data = self._resident.model, self._resident.data
         self._together = vectorised.wanted(plan, self.model) and vectorised.obstacle(plan, self.model) is None
         self._lanes: list[Lane] = []
@@ -235,28 +235,29 @@ class Worker:
             payload = Payload({**payload.arrays, "buffers": job.model.buffers}, payload.values)
         return payload
 
+    def leaves(self, travels: Payload, outcome: Outcome) -> None:
+        """Count, and hash where that is asked for, what travels of an update in the end."""
+        outcome.bytes_up = sent_bytes(travels, self.model.layout, self.model.pads_with_zeros)
+        if outcome.hashes is not None:
+            outcome.hashes |= hashes_of(travels, self.model.layout, "update/")
+
     def _accept(
         self, job: Job, update: Update, broadcast: Broadcast, folder: Folder, outcome: Outcome
     ) -> State | None:
         """Fold an update, unless it is not finite, and fill in the ``outcome``; the client's new state."""
         payload, release = self.sent(update, job, broadcast), self.plan.release
-        arrays = payload.arrays
-        if update.implied:
-            arrays = {**arrays, **{k: v for k, v in update.implied.items() if k in broadcast.fold}}
+        arrays = {**payload.arrays, **{k: v for k, v in update.implied.items() if k in broadcast.fold}}
         if release is None:
             folder.check(arrays)
         if "delta" in payload.arrays and "w" in job.message.arrays:
             check_shape("delta", payload.arrays["delta"], job.message.arrays["w"])
         outcome.kind, outcome.reason, outcome.error, outcome.weight = "ok", "", None, float(update.weight)
         outcome.values, outcome.metrics = payload.values, dict(update.metrics)
-        outcome.guesses, layout = update.guesses, self.model.layout
-        asked = payload.arrays, job.message.values, broadcast.fold, broadcast.task
-        lengths = {} if release is None else release.lengths(*asked)
+        outcome.guesses, asked = update.guesses, (job.message.values, broadcast.fold, broadcast.task)
+        lengths = {} if release is None else release.lengths(payload.arrays, *asked)
         bad = not_finite(payload, update, lengths)
         if bad is not None or release is None:
-            outcome.bytes_up = sent_bytes(payload, layout, self.model.pads_with_zeros)
-            if outcome.hashes is not None:
-                outcome.hashes |= hashes_of(payload, layout, "update/")
+            self.leaves(payload, outcome)
         if bad is not None:
             outcome.kind = "nonfinite"
             outcome.reason = f"non-finite values in {bad}; {remedy(job.data, job.meter.first_loss)}"
@@ -291,9 +292,7 @@ class Worker:
         outcome.values, outcome.metrics = travels.values, {**outcome.metrics, **sent.metrics}
         if padded:
             self.model.scaled()
-        outcome.bytes_up = sent_bytes(travels, layout, self.model.pads_with_zeros)
-        if outcome.hashes is not None:
-            outcome.hashes |= hashes_of(travels, layout, "update/")
+        self.leaves(travels, outcome)
         folder.add(sent.arrays, float(update.weight))
         outcome.weight = 1.0 if WEIGHT in sent.arrays else outcome.weight
         return new_state(job, update, sent.state)

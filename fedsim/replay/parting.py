@@ -205,7 +205,9 @@ def _difference(inside: Mapping[str, Any] | None) -> str:
         return "all messages and updates are the same: the server's step, or a sum, differs"
     if inside["kind"] == "failure":
         return f"client {inside['client']} {inside['failure']}: only in {inside['only_in']}"
-    what = {"message": "message to", "update": "update of"}[inside["kind"]]
+    what = {"message": "message to", "update": "update of", "sent": "what is sent of the update of"}[
+        inside["kind"]
+    ]
     exchange = f", exchange {inside['exchange'] + 1} ({inside['task']})" if inside["exchange"] else ""
     head = f"first difference: {what} client {inside['client']}{exchange}, {inside['vector']}"
     if "only_in" in inside:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fedsim.errors import CheckpointError
+from fedsim.report.objective import SHARES
 from fedsim.server import checkpoint, segments
 from fedsim.server.weightsfile import BEST, LAST
 from fedsim.tracking.rows import read_rows
 
-SUMMARY = "summary.json"
+SUMMARY, ROWS = "summary.json", "metrics.jsonl"
+MEASURED = ("loss", *SHARES)  # endings of columns that hang on weights and samples alone
 OF_ROWS = ("loss", "accuracy", "clients/loss", "clients/accuracy", "val/loss", "val/accuracy", "weights_hash")
 OF_BOTH = ("partition_hash", "initial_hash")  # that no row holds
 
@@ -29,8 +32,12 @@ def differing_files(run: Path, again: Path, *, whole: bool = True) -> dict[str, 
     ``whole``: both went on to the same round, and their weights and state can be compared.
     """
     found = dict(_summary(run, again))
+    if whole and (why := _measured(run, again)):
+        found[ROWS] = why
     finished = (
-        not found and _read(run / SUMMARY).get("status") == "done" and "weights_hash" in _read(run / SUMMARY)
+        SUMMARY not in found
+        and _read(run / SUMMARY).get("status") == "done"
+        and "weights_hash" in _read(run / SUMMARY)
     )
     for name in (LAST, BEST):
         if why := _tensors(run / name, again / name, compare=whole, needed=finished):
@@ -53,7 +60,7 @@ def _summary(run: Path, again: Path) -> Iterator[tuple[str, str]]:
         return
     if "weights_hash" not in summary:  # of a run that did not finish, or of another version
         return
-    rows = [row for row in read_rows(run / "metrics.jsonl") if isinstance(row.get("round"), int)]
+    rows = [row for row in read_rows(run / ROWS) if isinstance(row.get("round"), int)]
     rows.sort(key=lambda row: row["round"])
     if summary.get("rounds") != rows[-1]["round"]:
         yield SUMMARY, f"says rounds={summary.get('rounds')}, the last row {rows[-1]['round']}"
@@ -67,6 +74,29 @@ def _summary(run: Path, again: Path) -> Iterator[tuple[str, str]]:
         if name in summary and name in other and summary[name] != other[name]:
             yield SUMMARY, f"says {name}={_shown(summary[name])}, computed {_shown(other[name])}"
             return
+
+
+def _measured(run: Path, again: Path) -> str:
+    """The first measured number that is another one than what was computed; empty if none is."""
+    computed = {row["round"]: row for row in read_rows(again / ROWS)}
+    for row in read_rows(run / ROWS):
+        other = computed.get(row.get("round"), {})
+        for name, value in row.items():
+            if (
+                name.endswith(MEASURED)
+                and None not in (value, other.get(name))
+                and not _near(value, other[name])
+            ):
+                return (
+                    f"says {name}={_shown(value)} after round {row['round']}, computed {_shown(other[name])}"
+                )
+    return ""
+
+
+def _near(one: Any, other: Any) -> bool:
+    """Whether they are the same but for the order of a sum."""
+    numbers = all(isinstance(v, int | float) for v in (one, other))
+    return _same(one, other) or (numbers and math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-9))
 
 
 def _same(one: Any, other: Any) -> bool:

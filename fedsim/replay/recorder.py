@@ -21,7 +21,12 @@ from fedsim.replay.again import Stop
 from fedsim.rng import hash_tensors
 from fedsim.task.layout import Layout
 
-Place = tuple[int, int, str]  # exchange of the round, client, message/NAME or update/NAME
+Place = tuple[int, int, str]  # exchange of the round, client, message/NAME, update/NAME or sent/NAME
+KINDS = (
+    "message",
+    "update",
+    "sent",
+)  # in the order in which they come about; sent: what a release makes of an update
 
 
 class Recorder:
@@ -99,6 +104,11 @@ class _Listened(Worker):
         self._recorder.add(outcome.client, "update/", self.sent(update, job, broadcast), self.model.layout)
         return super()._accept(job, update, broadcast, folder, outcome)
 
+    def leaves(self, travels: Payload, outcome: Outcome) -> None:
+        if self.plan.release is not None:
+            self._recorder.add(outcome.client, "sent/", travels, self.model.layout)
+        super().leaves(travels, outcome)
+
 
 def first_difference(one: Recorder, other: Recorder) -> dict[str, Any] | None:
     """The first exchange, client and array in which two recorded rounds differ, and how; ``None`` if in none.
@@ -131,10 +141,10 @@ def first_difference(one: Recorder, other: Recorder) -> dict[str, Any] | None:
     return None
 
 
-def _order(place: Place) -> tuple[int, int, bool, bool]:
-    """Messages before updates, arrays, as they were sent, before values."""
+def _order(place: Place) -> tuple[int, int, int, bool]:
+    """Messages before updates and what is made of them, arrays, as they were sent, before values."""
     exchange, client, name = place
-    return exchange, client, name.startswith("update/"), name.endswith("(values)")
+    return exchange, client, KINDS.index(name.partition("/")[0]), name.endswith("(values)")
 
 
 def _within(a: Tensor, b: Tensor, layout: Layout) -> dict[str, Any]:

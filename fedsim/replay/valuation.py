@@ -68,16 +68,17 @@ def antithetic_orders(n: int, pairs: int, rng: np.random.Generator) -> list[Orde
 
 
 def orders_within(n: int, budget: int, rng: np.random.Generator) -> list[Order]:
-    """As many antithetic pairs of orders as meet at most ``budget`` distinct non-empty coalitions; at least one pair.
+    """As many antithetic pairs of orders as meet at most ``budget`` distinct non-empty coalitions.
 
-    The first orders are those of a smaller budget under the same generator: what was computed for it counts.
+    The first orders are those of a smaller budget under the same generator: what was computed for it counts. Below
+    2 n - 1, which a pair meets, it is one order; n coalitions are needed at least.
     """
     orders, met, most = list[Order](), set[Coalition](), min(budget, 2**n - 1)
     while True:
         pair = antithetic_orders(n, 1, rng)
         wider = met | met_by(pair)
-        if orders and len(wider) > most:
-            return orders
+        if len(wider) > most:
+            return orders or pair[:1]
         orders, met = orders + pair, wider
         if len(met) >= most:
             return orders

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,12 @@ from omegaconf import DictConfig
 
 from fedsim.config.textfile import read_text
 from fedsim.errors import ConfigError
-from fedsim.replay import valuation
+from fedsim.replay import kernelshap, valuation
+from fedsim.replay.budget import sampled
 from fedsim.replay.valuation import Coalition, Order
 from fedsim.replay.variants import BaseRun, compute, existing, rows_in
 from fedsim.report.objective import Objective
 from fedsim.report.verdict import Comparison, judge, pair
-from fedsim.rng import numpy_rng
 
 KINDS = ("loo", "shapley", "banzhaf")
 MARGIN = 0.005  # of shares, such as accuracies: half a point
@@ -97,6 +97,9 @@ class Valuing:
     objective: Objective
     seeds: tuple[int, ...]
     orders: tuple[Order, ...] = ()  # in which players join; none: all coalitions
+    weights: Mapping[Coalition, float] = field(
+        default_factory=dict
+    )  # of coalitions, for least squares; none: all
     margin: float | None = None
 
     @cached_property
@@ -106,7 +109,9 @@ class Valuing:
         everybody = frozenset(range(n))
         if self.kind == "loo":
             return [everybody, *(c for k in range(n) if (c := everybody - {k}))]
-        found = valuation.met_by(self.orders) if self.orders else set(valuation.coalitions(n)) - {frozenset()}
+        found = (
+            set(self.weights) or valuation.met_by(self.orders) or set(valuation.coalitions(n)) - {frozenset()}
+        )
         return sorted(found | {everybody}, key=lambda c: (-len(c), sorted(c)))
 
     @cached_property
@@ -175,6 +180,8 @@ class Valuing:
         v, n = utilities.__getitem__, len(self.players)
         if self.kind == "loo":
             return valuation.leave_one_out(v, n)
+        if self.weights:
+            return kernelshap.shapley_by_kernel(v, n, self.weights)
         if self.orders:
             by = {"shapley": valuation.shapley_by_orders, "banzhaf": valuation.banzhaf_by_orders}
             return by[self.kind](v, self.orders)
@@ -190,6 +197,7 @@ def plan(
     seeds: Sequence[int] = (),
     runs: int | None = None,
     margin: float | None = None,
+    kernel: bool = False,
 ) -> Valuing:
     """What it takes to value the clients of the finished run in ``folder``.
 
@@ -200,6 +208,7 @@ def plan(
         players: see :func:`players_of`.
         seeds: default: the run's own. From three on there are verdicts.
         runs: coalitions at most, by antithetic permutations; needed beyond 8 players.
+        kernel: by least squares over the coalitions instead (Shapley values alone).
         margin: values within which a player makes no difference; default: half a point of a share.
 
     Raises:
@@ -216,17 +225,10 @@ def plan(
     who = players_of(base, players)
     if len(who) < 2:
         raise ConfigError(f"{folder}: there is one player only; give at least two")
-    orders: list[Order] = []
-    if kind != "loo" and (runs is not None or len(who) > valuation.EXACT):
-        if runs is None:
-            raise ConfigError(
-                f"{len(who)} players have {2 ** len(who) - 1} coalitions; type --runs B for at most B of them, or "
-                f"--players FILE with at most {valuation.EXACT} groups"
-            )
-        orders = valuation.orders_within(len(who), runs, numpy_rng(int(base.config.seed), "value/orders"))
+    orders, weights = sampled(kind, len(who), runs, kernel, int(base.config.seed))
     near = MARGIN if margin is None and goal.share else margin
     own = tuple(seeds) or (int(base.config.seed),)
-    return Valuing(base, kind, who, goal, own, tuple(orders), near)
+    return Valuing(base, kind, who, goal, own, orders, weights, near)
 
 
 def find(todo: Valuing, workers: int = 1, say: Any = print) -> dict[str, Any]:
@@ -242,7 +244,7 @@ def find(todo: Valuing, workers: int = 1, say: Any = print) -> dict[str, Any]:
         "kind": todo.kind,
         "objective": todo.objective.said([len(todo.objective.number(todo.base.rows).rounds)]),
         "seeds": list(todo.seeds),
-        "exact": not todo.orders,
+        "exact": not todo.orders and (not todo.weights or len(todo.weights) == 2 ** len(todo.players) - 1),
         "runs": costs,
         "all": {str(s): u[everybody] for s, u in by_seed.items()},
         "nobody": {str(s): u[empty] for s, u in by_seed.items() if empty in u},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import operator
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,6 +11,8 @@ from typing import Any
 
 from fedsim.errors import ConfigError, hint
 from fedsim.report.runs import Run, flatten, short_name, short_value
+
+log = logging.getLogger(__name__)
 
 _CONDITION = re.compile(r"([^=!<>]+?)\s*(!=|<=|>=|=|<|>)\s*(.*)")
 _NUMERIC: Mapping[str, Callable[[float, float], bool]] = {
@@ -24,7 +27,8 @@ METHOD = ("method", "strategy")  # both mean the method's name
 def chosen(runs: Sequence[Run], conditions: Sequence[str]) -> list[Run]:
     """The runs that fit all conditions, such as ``strategy=fedavg,scaffold`` and ``partition.alpha<=0.3``.
 
-    Commas are "or"; a key may be shortened to its last part if that is not ambiguous.
+    Commas are "or"; a key may be shortened to its last part if that is not ambiguous: of several, it is the one that
+    all runs have, which is said.
 
     Raises:
         ConfigError: for a condition that is none, a key that no run has, or if no run is left.
@@ -37,7 +41,7 @@ def chosen(runs: Sequence[Run], conditions: Sequence[str]) -> list[Run]:
         if found is None or not found[3]:
             raise ConfigError(f"--where {condition}: type KEY=VALUE, or !=, <, <=, >, >= in place of =")
         key, sign, text = found.groups()
-        name = key if key in METHOD else _full(key, keys)
+        name = key if key in METHOD else _full(key, keys, list(flats.values()))
         values = {id(run): run.method if name in METHOD else flats[id(run)].get(name) for run in left}
         before, left = left, [run for run in left if _fits(values[id(run)], name, sign, text.split(","))]
         if not left:
@@ -98,7 +102,7 @@ def assignments(flag: str, words: Sequence[str], known: Iterable[str] = ()) -> d
     return {old.strip(): new.strip() for old, _, new in (word.partition("=") for word in words)}
 
 
-def _full(key: str, keys: Mapping[str, Any]) -> str:
+def _full(key: str, keys: Mapping[str, Any], flats: Sequence[Mapping[str, Any]]) -> str:
     if key in keys:
         return key
     fitting = [one for one in keys if short_name(one) == key]
@@ -106,6 +110,11 @@ def _full(key: str, keys: Mapping[str, Any]) -> str:
         return fitting[0]
     if f"{key}._target_" in keys:
         return f"{key}._target_"
+    of_all = [one for one in fitting if all(one in flat for flat in flats)]
+    if len(of_all) == 1:
+        others = ", ".join(one for one in fitting if one != of_all[0])
+        log.warning("--where %s: taken for %s, which all runs have; there is %s too", key, of_all[0], others)
+        return of_all[0]
     listed = f"; there are {', '.join(fitting)}" if fitting else hint(key, [*METHOD, *keys])
     raise ConfigError(f"--where {key}: {'ambiguous' if fitting else 'no run has this setting'}{listed}")
 

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedsim.errors import ConfigError
 from fedsim.report.runs import Run, load_runs
 from fedsim.tracking.rows import read_rows, scalars
 
@@ -65,4 +66,9 @@ def load(*dirs: str | Path | Sequence[str | Path]) -> LoadedRuns:
     Raises:
         ConfigError: if there is none, with the first reason.
     """
-    return LoadedRuns(load_runs([d for one in dirs for d in ([one] if isinstance(one, str | Path) else one)]))
+    folders = [
+        d for one in dirs for d in (one if isinstance(one, Sequence) and not isinstance(one, str) else [one])
+    ]
+    if wrong := [d for d in folders if not isinstance(d, str | Path)]:
+        raise ConfigError(f"load: got {type(wrong[0]).__name__}, expected the path of a folder")
+    return LoadedRuns(load_runs(folders))

@@ -17,13 +17,14 @@ PLACES = ("test", "val", "clients", "clients_val")
 VALIDATION = {"test": "val", "val": "val", "clients": "clients_val", "clients_val": "clients_val"}
 OVER_CLIENTS = ("mean", "weighted", "worst_tenth")
 DIRECTIONS = ("auto", "max", "min")
-COSTS = (  # endings: less is better; losses and costs, fedsim's own errors, spreads over clients, gaps
-    *("loss", "error", "seconds", "bytes", "joules", "bytes_up", "bytes_down"),
-    *("perplexity", "perplexity_pooled", "mae", "mse"),
-    *("accuracy_std", "accuracy_variance", "accuracy_gini", "accuracy_angle", "accuracy_kl"),
-    *("participation_gap", "out_of_sample_gap"),
+COSTS = (  # endings: less is better
+    *("loss", "error", "seconds", "bytes", "joules", "bytes_up", "bytes_down", "error_rate"),
+    *("perplexity", "perplexity_pooled", "mae", "mse", "nll", "cross_entropy"),
 )
 SHARES = ("accuracy", "precision", "recall", "f1", "jaccard", "iou")  # endings: in 0..1, shown in percent
+GAPS = ("participation_gap", "out_of_sample_gap")  # parts of a name: less is better
+SPREADS = ("_std", "_variance", "_gini", "_angle", "_kl")  # over clients, behind a metric: less is better
+OF_SOME = ("_weighted", "_worst_tenth", "_best_tenth", "_worst")  # other values of the metric before them
 BEST_VAL = "best_val"
 HUGE = 1e150  # a loss beyond it has diverged, and its square would be infinite: not finite
 
@@ -101,14 +102,14 @@ class Objective:
     def sign(self) -> int:
         """1 if more is better, -1 if less is."""
         if self.direction == "auto":
-            return -1 if self.metric.lower().endswith(COSTS) else 1
+            return -1 if _less_is_better(self.metric.lower()) else 1
         return 1 if self.direction == "max" else -1
 
     @property
     def share(self) -> bool:
         """Whether it is a share of samples, in 0..1."""
         name = self.metric.rpartition("/")[2]
-        return name in OPEN_WORLD or name.lower().endswith(SHARES)
+        return name in OPEN_WORLD or _without(name.lower(), OF_SOME).endswith(SHARES)
 
     @property
     def k(self) -> int:
@@ -204,6 +205,17 @@ def check_column(objective: Objective, histories: Sequence[Rows]) -> None:
         unmeasured = place in MEASURED_BY and not any(name.startswith(f"{place}/") for name in names)
         more = f"; runs with {MEASURED_BY[place]} do" if unmeasured else hint(objective.column, list(names))
         raise ConfigError(f"objective {objective.column}: no run has measured it{more}")
+
+
+def _less_is_better(name: str) -> bool:
+    """Of losses and costs, and of gaps and spreads of whatever metric."""
+    metric = _without(name, SPREADS)
+    spread = metric != name and metric.endswith((*COSTS, *SHARES))
+    return spread or _without(name, OF_SOME).endswith(COSTS) or any(gap in name.split("/") for gap in GAPS)
+
+
+def _without(name: str, endings: Sequence[str]) -> str:
+    return next((name.removesuffix(end) for end in endings if name.endswith(end)), name)
 
 
 def _float(value: Any) -> float:

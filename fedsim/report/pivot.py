@@ -34,6 +34,8 @@ def pivot(
     keys = dict.fromkeys(key for place in places for key in _settings(*place))
     row, column = (_key(name, keys, places) for name in (row, column))
     said = [key for key in keys if key not in (row, column) and _said_once(key, row, column, places)]
+    if row == column:
+        raise ConfigError(f"--pivot {row} {column}: type two settings, one down and one across")
     rest = [key for key in keys if key not in (row, column, *said)]
     tables: dict[str, list[Place]] = {}
     names = short_names(rest)

@@ -238,9 +238,9 @@ def _rounds(row: Mapping[str, Any]) -> str:
 def _share(column: str, objective: Objective) -> bool:
     if column in (objective.column, "best_test"):
         return objective.share
-    from fedsim.report.objective import SHARES
+    from fedsim.report.objective import Objective
 
-    return column.removesuffix("_worst_tenth").removesuffix("_weighted").removesuffix("_std").endswith(SHARES)
+    return Objective.parse(column.removesuffix("_std")).share
 
 
 def _blank(values: Iterable[Any]) -> bool:

@@ -1,8 +1,8 @@
 """More evaluations of a finished run, without training again: from the checkpoints that it kept.
 
 A run that is asked for with another ``evaluation.every`` or ``clients_every`` is another run. If one that differs in
-nothing else is finished and has kept the checkpoints of all rounds that are to be measured, its rows are taken over,
-and the rest is measured. Rows equal those of a run from the start, but for the seconds, and may hold more evaluations.
+nothing else is finished, has measured no other rounds and has kept the checkpoints of all that are to be measured, its
+rows are taken over, and the rest is measured. Rows equal those of a run from the start, but for the seconds.
 """
 
 from __future__ import annotations
@@ -79,6 +79,8 @@ def _plan_of(other: Path, config: DictConfig, mark: str) -> dict[str, int] | Non
     wanted = {name: int(config.evaluation[name]) for name in PLAN} | {"rounds": int(config.rounds)}
     if found.rounds > config.rounds or "stopped" in found.summary or found.rounds not in kept:
         return None
+    if any(_parts(plan, n) - _parts(wanted, n) for n in range(1, found.rounds)):
+        return None  # what was not asked for would count in means of the last evaluations
     if lacking := [
         n for n in range(1, found.rounds + 1) if _parts(wanted, n) - _parts(plan, n) and n not in kept
     ]:

@@ -73,7 +73,9 @@ def export(
     for there in (path, about_file):
         empty = to == "hf" and there.is_dir() and not any(there.iterdir())
         if there.exists() and not empty and not force:
-            raise ConfigError(f"{there} exists; give --force to overwrite it, or another --out")
+            raise ConfigError(
+                f"{there} exists; give --force (in Python force=True) to overwrite it, or another --out (out=)"
+            )
     card = result.card
     write: Callable[[], None]
     more: dict[str, Any] = {}

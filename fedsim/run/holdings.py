@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import re
 import shutil
@@ -16,6 +17,8 @@ from typing import Any
 from fedsim.data.cache import cache_dir
 from fedsim.errors import LockedError
 from fedsim.run.weightstore import MADE
+
+log = logging.getLogger(__name__)
 
 LOCK = ".lock"
 UNDER_WAY = "under way"
@@ -150,12 +153,16 @@ def size(folder: Path) -> int:
 
 def _folders(place: Path) -> Iterator[Path]:
     """Runs and stores in ``place``, in order of their paths; there is nothing below them."""
-    for folder, below, _ in os.walk(place):
+    for folder, below, _ in os.walk(place, onerror=_say_unread):
         path = Path(folder)
         if is_run(path) or is_weights(path) or is_entry(path):
             below.clear()
             yield path
         below[:] = sorted(name for name in below if not name.startswith("."))
+
+
+def _say_unread(error: OSError) -> None:
+    log.warning("%s: cannot be read (%s)", error.filename, error.strerror)
 
 
 def _run(folder: Path) -> Holding:

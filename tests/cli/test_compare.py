@@ -60,6 +60,9 @@ def test_a_word_of_order_that_is_nobody_is_said(runs, capsys):
         "--order fedspeeed: nothing is called so; nearest is 'fedspeed'" in err and "--order twin" not in err
     )
     assert out.index("| twin") < out.index("| fedavg")
+    assert command(["report", "runs", "--order", "twin", "--rename", "twin=Zwei", "--format", "md"]) == 0
+    out, err = capsys.readouterr()
+    assert out.index("| Zwei") < out.index("| fedavg") and "--order" not in err
 
 
 def test_trials_of_a_tuning_are_said_to_be_no_results(runs, capsys):
@@ -169,6 +172,8 @@ def test_a_report_in_one_format(runs, capsys):
     assert {"comparison.json", "curve-diff.png", "curve-loss.png", "table.tex"} <= names
     assert command(["report", "runs", "--format", "md", "--pivot", "method", "seed"]) == 2
     assert "--pivot seed: the runs do not differ in it" in capsys.readouterr().err
+    assert command(["report", "runs", "--format", "md", "--pivot", "method", "method"]) == 2
+    assert "type two settings, one down and one across" in capsys.readouterr().err
 
 
 def test_no_common_seed(tmp_path, capsys):
@@ -192,6 +197,25 @@ def test_runs_are_chosen_and_renamed(runs, capsys):
     assert command(["compare", "runs", *flags, "--json"]) == 0
     (block,) = json.loads(capsys.readouterr().out)["blocks"]
     assert block["reference"] == "FedAvg" and [m["seeds"] for m in block["methods"]] == [[0, 1, 2, 3]] * 2
+
+
+def test_a_short_name_of_several_settings_is_the_one_that_all_runs_have(
+    tmp_path, monkeypatch, capsys, caplog
+):
+    monkeypatch.chdir(tmp_path)
+    for seed in range(3):
+        make(tmp_path / "runs", "fedavg", seed, [0.5])
+        make(
+            tmp_path / "runs",
+            "fedspeed",
+            seed,
+            [0.6],
+            strategy={"_target_": "strategies.fedspeed.X", "alpha": 1},
+        )
+    assert command(["compare", "runs", "--where", "alpha=0.1", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["blocks"][0]["methods"]) == 2
+    assert "alpha: taken for partition.alpha, which all runs have; there is strategy.alpha too" in caplog.text
+    assert command(["compare", "runs", "--where", "alpha=1"]) == 2
 
 
 def test_an_earlier_look_is_told(runs, capsys):

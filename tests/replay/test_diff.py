@@ -94,6 +94,16 @@ def test_answers_that_are_lost_or_not_finite_are_named(
     assert found["inside"]["nonfinite"] == found["inside"]["entries"][0] and "largest" not in found["inside"]
 
 
+def test_what_a_release_makes_of_equal_updates_is_looked_at(tmp_path: Path) -> None:
+    a, b = (
+        digits(tmp_path / f"k{k}", "rounds=1", "compression=top_k", f"compression.rate={k}")
+        for k in (0.1, 0.2)
+    )
+    inside = diff(a, b)["inside"]
+    client = min(read_rows(tmp_path / "k0.1" / "metrics.jsonl")[0]["cohort"])
+    assert (inside["kind"], inside["client"], inside["vector"]) == ("sent", client, "delta")
+
+
 def test_models_that_are_unlike_cannot_be_compared(tmp_path: Path) -> None:
     one, other = classification("tanh"), classification("bn")
     a, b = (p.run("rounds=1", f"dir={tmp_path / n}").dir for n, p in (("a", one), ("b", other)))

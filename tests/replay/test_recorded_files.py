@@ -60,6 +60,14 @@ def other_accuracy(run: Path) -> None:
     (run / "summary.json").write_text(json.dumps(summary | {"accuracy": 0.123}))
 
 
+def better_accuracy(run: Path) -> None:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows[-1]["accuracy"] = 0.999
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    summary = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").write_text(json.dumps(summary | {"accuracy": 0.999}))
+
+
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
@@ -69,6 +77,7 @@ def other_accuracy(run: Path) -> None:
         (cut("weights_best.safetensors"), "weights_best.safetensors is damaged"),
         (lambda run: (run / "weights.safetensors").unlink(), "weights.safetensors is missing"),
         (other_accuracy, "summary.json says accuracy=0.123, the rows"),
+        (better_accuracy, "metrics.jsonl says accuracy=0.999 after round 2, computed"),
         (cut("summary.json"), "summary.json is damaged"),
         (changed_state, "checkpoint/round-000002 holds other numbers in"),
         (
@@ -99,4 +108,5 @@ def test_the_document_names_them(run: Path, tmp_path: Path, capsys: pytest.Captu
     jsonschema.validate(
         document, json.loads((Path(verify.__file__).parent / "verify.schema.json").read_text())
     )
-    assert document["identical"] and list(document["files"]) == ["weights.safetensors"]
+    assert not document["identical"] and document["first_difference"] is None
+    assert list(document["files"]) == ["weights.safetensors"]

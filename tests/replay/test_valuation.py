@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from problems import GOLDEN
 
 from fedsim.replay import valuation as values
+from fedsim.replay.kernelshap import shapley_by_kernel, weighted_coalitions
 
 utilities = st.integers(0, 2**32 - 1).map(lambda seed: np.random.default_rng(seed).normal(size=64))
 
@@ -70,7 +71,30 @@ def test_orders_come_with_their_reverse_and_within_the_budget() -> None:
     assert len(values.met_by(orders)) <= 60
     longer = values.orders_within(10, 100, np.random.default_rng(3))
     assert longer[: len(orders)] == orders  # what a smaller budget has computed counts
-    assert len(values.orders_within(10, 1, np.random.default_rng(3))) == 2
+    assert values.orders_within(10, 18, np.random.default_rng(3)) == orders[:1]  # a pair meets 19
+
+
+def test_least_squares_over_all_coalitions_are_the_shapley_values() -> None:
+    for n in (2, 3, 6):
+        v, rng = np.random.default_rng(n).normal(size=2**n), np.random.default_rng(0)
+        weights = weighted_coalitions(n, 2**n, rng)
+        assert len(weights) == 2**n - 1
+        np.testing.assert_allclose(shapley_by_kernel(v, n, weights), values.shapley(v, n), rtol=0, atol=1e-9)
+
+
+def test_least_squares_over_some_coalitions_keep_the_budget_and_the_sum() -> None:
+    v = np.random.default_rng(1).normal(size=2**10) / 4 + [bin(i).count("1") for i in range(2**10)]
+    errors = []
+    for budget in (20, 100, 400):
+        weights = weighted_coalitions(10, budget, np.random.default_rng(2))
+        assert budget - 2 <= len(weights) <= budget
+        assert {frozenset(range(10)) - c for c in weights if len(c) < 10} <= set(
+            weights
+        )  # each with its complement
+        found = shapley_by_kernel(v, 10, weights)
+        assert found.sum() == pytest.approx(v[-1] - v[0], abs=1e-9)
+        errors.append(np.abs(found - values.shapley(v, 10)).max())
+    assert errors[2] < 0.1 < errors[0]
 
 
 def test_a_budget_of_all_coalitions_ends() -> None:

@@ -80,6 +80,12 @@ def test_what_is_not_finite_is_no_number_and_what_is_missing_says_so():
         ("MeanSquaredError", "MeanSquaredError", -1),
         ("clients/accuracy_gini", "clients/accuracy_gini", -1),
         ("participation_gap", "participation_gap", -1),
+        ("participation_gap/loss", "participation_gap/loss", -1),
+        ("participation_gap/f1", "participation_gap/f1", -1),
+        ("clients/loss_worst", "clients/loss_worst", -1),
+        ("clients/loss_gini", "clients/loss_gini", -1),
+        ("clients/global/f1_std", "clients/global/f1_std", -1),
+        ("clients/accuracy_worst", "clients/accuracy_worst", 1),
         ("explained_variance", "explained_variance", 1),
     ],
 )

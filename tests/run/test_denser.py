@@ -117,6 +117,7 @@ def test_more_rounds_go_on_from_what_was_measured(tmp_path: Path, rounds: list[i
     "words",
     [
         ["evaluation.every=1", "checkpoint.keep=every:2"],  # those of odd rounds are gone
+        ["evaluation.every=4"],  # was measured where the new run is not
         ["evaluation.every=1", "client.lr=0.2"],
         ["evaluation.every=1", "seed=1"],
         ["evaluation.every=1", "rounds=4"],
@@ -125,7 +126,7 @@ def test_more_rounds_go_on_from_what_was_measured(tmp_path: Path, rounds: list[i
 )
 def test_otherwise_it_is_computed(words: list[str], tmp_path: Path, rounds: list[int]) -> None:
     keep = [w for w in words if w.startswith("checkpoint.keep")] or ["checkpoint.keep=all"]
-    train(tmp_path, *SCAFFOLD, "evaluation.every=6", *keep)
+    train(tmp_path, *SCAFFOLD, "evaluation.every=3", *keep)
     rounds.clear()
     result = train(tmp_path, *SCAFFOLD, *words)
     assert rounds == list(range(1, result.summary["rounds"] + 1))

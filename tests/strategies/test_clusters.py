@@ -92,6 +92,18 @@ def test_far_apart_and_nearest() -> None:
     assert nearest(models, torch.tensor([[0.0], [2.0], [2.0]])).tolist() == [0, 0, 1, 1]
 
 
+@pytest.mark.parametrize(("confirm", "first"), [("true", 2), ("false", 1)])
+def test_a_split_waits_for_halves_of_the_round_before(confirm: str, first: int) -> None:
+    splitting = (
+        *SPLITTING[1:],
+        "strategy.first_round=1",
+        "strategy.max_clusters=2",
+        f"strategy.confirm={confirm}",
+    )
+    rows = classification().run("strategy=cfl", "clients_per_round=6", *splitting, "rounds=2").rows
+    assert next(r["round"] for r in rows if r["clusters"] > 1) == first
+
+
 # -- one cluster --------------------------------------------------------------------------------------------------
 
 ALL = "clients_per_round=6"
