@@ -21,7 +21,7 @@ from fedsim.exchange.landing import RECLIPPED
 from fedsim.exchange.payload import WEIGHT, Payload
 from fedsim.exchange.release import Leaving, Release
 from fedsim.flower.answers import UPDATE, NodeAnswer, ReplyTo, address_of, failed, read_answer
-from fedsim.flower.bounds import TINY, check_counts, check_released, largest
+from fedsim.flower.bounds import TINY, check_counts, check_released, check_sizes, largest, moved, sizes_of, steps_of
 from fedsim.flower.masking import LEGS, OTHERS
 from fedsim.server.traits import ClientQuestion, JudgesUpdates
 from fedsim.task.layout import Layout
@@ -47,6 +47,7 @@ class Question:
     held: bool = False  # the message relies on what the client holds
     bytes_down: int = 0
     turn: int = 0  # number that keys the client's draws
+    rows: int = 1  # samples that it has, however the task counts
 
 
 @dataclass(frozen=True)
@@ -59,20 +60,25 @@ class OwnAnswer:
     why: str = ""
     weighs: bool = True  # whether the weight travels
     stateful: bool = True  # whether the client keeps something, as far as is known
+    sizes: Mapping[str, float] = field(default_factory=dict)  # the largest number of each array
+    events: int = 2  # noisy gradients of one step; no rule that is known takes more than two
+    received: float = 0.0  # the largest number of the message that it answered
 
 
 @dataclass
 class Judge:
-    """Reads answers to questions of one run; ``trial(question)`` answers one here."""
+    """Reads answers to questions of one run; ``trial(question, whole)`` answers one here, with the
+    message as the question has it if it is ``whole``, else as it was sent."""
 
     method: object
     layout: Layout
     dtype: torch.dtype
     metrics: frozenset[str]  # names that the task and the method know beside ``METRICS``
-    trial: Callable[[Question], OwnAnswer]
+    trial: Callable[[Question, bool], OwnAnswer]
     lost_is_the_end: bool = False  # engine.lost_state=stop
     release: Release | None = None  # what updates pass before they leave
     seed: int = 0
+    counted: frozenset[str] = frozenset()  # arrays that grow with samples, not with steps
     _tried: dict[Any, OwnAnswer] = field(default_factory=dict)
 
     def read(self, content: RecordDict, question: Question) -> NodeAnswer:
@@ -200,7 +206,7 @@ class Judge:
         for name, value in values.items():
             if isinstance(value, int | float) and not abs(value) <= HUGE[torch.float64]:
                 raise ClientError(f"value '{name}' is {value}, expected a finite number")
-        check_released(answer.outcome, question.asked)
+        check_released(answer.outcome, question.asked, question.rows, sample.events)
 
     def _weighed(self, answer: NodeAnswer, question: Question) -> NodeAnswer:
         """The answer, if weight and numbers are possible."""
@@ -229,7 +235,26 @@ class Judge:
         update = Payload(answer.arrays, answer.outcome.values)
         if judge and (why := judge.objection(question.asked, update)):
             raise ClientError(why)
+        self._sized(answer, question)
         return answer
+
+    def _sized(self, answer: NodeAnswer, question: Question) -> None:
+        """Whether numbers are as large as training makes them, and what they lead to can be trained: where they are
+        larger than the model's, the server answers the question from there."""
+        own, asked, rows = self._sample(question, quietly=True), question.asked, question.rows
+        steps = steps_of(asked, rows)
+
+        def check(found: Mapping[str, float]) -> None:
+            check_sizes(found, own.sizes, own.received, lambda n: rows if n in self.counted else steps)
+
+        check(found := sizes_of(answer.arrays))
+        there = moved(asked.message, answer.arrays)
+        if there is None or own.why or max(found.values()) <= max(1.0, own.received):
+            return
+        try:
+            check(self.trial(replace(question, asked=replace(asked, message=there)), True).sizes)
+        except ClientError as error:
+            raise ClientError(f"nobody could go on from it: one step of the server's own from there: {error}") from None
 
     def _metrics(self, found: Mapping[str, float], question: Question) -> None:
         plain = {name: "/".join(p for p in name.split("/") if p not in GROUPS) for name in found}
@@ -252,7 +277,7 @@ class Judge:
         key = (question.asked.task, tuple(question.fold), shapes, tuple(message.values), round)
         found = self._tried.get(key) or self._tried.get((*key, question.to.client))
         if found is None:
-            found = self.trial(question)
+            found = self.trial(question, False)
             self._tried[(*key, question.to.client) if found.why else key] = (
                 found  # another client may do better
             )
