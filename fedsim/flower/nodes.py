@@ -41,6 +41,8 @@ class Nodes:
     limits: Limits | None = None  # of what a node may say of itself
     of: dict[int, Known] = field(default_factory=dict)
     refused: dict[int, str] = field(default_factory=dict)  # node id to reason
+    without: list[int] = field(default_factory=list)  # clients that the run began without
+    missing: dict[int, str] = field(default_factory=dict)  # clients that it goes on without, and why, until they are back
     claims: dict[int, int] = field(default_factory=dict)  # refused node id to how many clients it would be
     names: dict[int, str] = field(
         default_factory=dict
@@ -189,6 +191,7 @@ class Nodes:
         before = self.of.get(node.client)
         self.of[node.client] = node
         self.refused.pop(node.id, None)
+        self.missing.pop(node.client, None)
         if before is None or before.id != node.id:
             log.warning("client %d is %s", node.client, node.name)
             self.event("joined", client=node.client, node=node.id, host=node.host, samples=node.samples)

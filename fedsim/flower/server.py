@@ -60,6 +60,9 @@ def serve(grid: Grid, config: DictConfig) -> RunResult:
     """Run ``config`` on the nodes of ``grid``; results lie in its folder as those of a simulation do."""
     config.dir, method = own_folder(config), deployable(config)
     folder, engine = Path(config.dir), as_dataclass(config.engine, FlowerConfig)
+    if without := contract.began(config, folder).get("without"):
+        log.warning("the run in %s began without clients %s, and goes on so", folder, without)
+        config.exclude = sorted({*config.exclude, *without})
     if (found := finished(config)) is not None:
         log.warning("already done, not run again: %s", found)
         return load_run(folder)
@@ -104,6 +107,7 @@ def _data(
 
     Where nodes own their data, it holds none of them. Clients that are ``gone``, or are refused here, are excluded.
     """
+    before = contract.began(config, folder)
     gone = [*gone, *present.outvoted(nodes, config)]
     owners = [n.client for n in nodes.of.values() if n.own]
     if owners:
@@ -115,14 +119,14 @@ def _data(
         )
     whole = None if owners else load_data(config, Given(), method)
     dataset = whole.dataset if whole else with_given(agreement.of(config), samples.dataset(config))
-    nodes.check = _Check(config, method, dataset, whole, nodes.of.values())
+    nodes.check = _Check(config, method, dataset, whole, nodes.of.values(), before)
     gone = [*gone, *present.examine(nodes, config)]
-    if gone:
-        config.exclude = sorted({*config.exclude, *gone})
-    dataset, terms = contract.conclude(config, folder, nodes, dataset, sorted(assigning.absent(config)[0]))
+    present.leave_out(nodes, config, gone, bool(before))
+    dataset, terms = contract.conclude(config, folder, nodes, dataset, sorted(assigning.absent(config)[0]), before)
     if whole:
-        return (load_data(config, Given(), method) if gone else whole), terms
+        return (load_data(config, Given(), method) if nodes.without else whole), terms
     known = {c: (n.samples, n.counts) for c, n in nodes.of.items()}
+    known |= {int(c): held for c, held in before.get("held", {}).items()}
     none = 0, [0] * dataset.num_classes
     return _counted(config, dataset, [known.get(c, none) for c in range(config.num_clients)]), terms
 
@@ -158,9 +162,10 @@ class _Check:
         dataset: Dataset,
         whole: FederatedData | None,
         present: Iterable[Known],
+        before: Mapping[str, Any],
     ):
         built = initial.fitted(initial.model(config, dataset, None), method.traits)
-        self.config, self.dataset = config, dataset
+        self.config, self.dataset, self.before = config, dataset, before
         self.base = base_of(built)
         self.layout = layout_name(FlatModel(built, initial.DTYPES[config.dtype]))
         self.own = whole is None  # nodes' own data have no common partition
@@ -173,6 +178,8 @@ class _Check:
         if node.own != self.own:
             return f"own-data={str(node.own).lower()}, but the run began with {str(self.own).lower()}"
         if self.own and (why := contract.difference(node, self.config, self.dataset)):
+            return why
+        if why := contract.changed(node, self.before):
             return why
         classes = self.dataset.num_classes if self.dataset.class_labels() is not None else 0
         if self.own and len(node.counts) != classes:
