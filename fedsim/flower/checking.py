@@ -127,7 +127,8 @@ class Judge:
     def _flags(self, answer: NodeAnswer, found: ReplyTo, question: Question) -> None:
         for name, said, true in zip(ReplyTo._fields, found, question.to, strict=True):
             if said != true:
-                raise ClientError(f"its reply is of {name} {said!r:.80}, but {true!r} was asked")
+                word = f" (it says: {answer.outcome.reason})" if answer.outcome.kind == "failed" else ""
+                raise ClientError(f"its reply is of {name} {said!r:.80}, but {true!r} was asked{word}")
         kind = answer.outcome.kind
         if answer.lacks and (kind != "failed" or not question.held):
             raise ClientError("it says that it lacks what the message relies on, but nothing is missing")

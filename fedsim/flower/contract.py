@@ -119,10 +119,11 @@ def difference(node: Known, config: DictConfig, data: Dataset) -> str:
         "classes": "name all classes, in one order, in data.contract.classes=[...]",
         "columns": "name them in data.contract.columns={...}",
         "dtype": "store them alike",
+        "image": "convert or resize them, as by data.size=<pixels>",
         "normalize": "type data.contract.normalize=agreed, or {mean: [...], std: [...]}",
     }
     for what, remedy in remedies.items():
-        mine, theirs = ours[what], stated.get(what)
+        mine, theirs = ours[what], stated.get(what, ours[what] if what == "image" else None)
         if mine != theirs:
             return f"{what}: its data have {_short(theirs)}, the server's {_short(mine)}; {remedy}"
     return ""
@@ -213,6 +214,7 @@ def _of_data(data: Dataset) -> dict[str, Any]:
         "classes": list(data.classes),
         "columns": list(data.columns),
         "dtype": str(getattr(x, "dtype", "")).removeprefix("torch."),
+        "image": list(data.input_shape) if len(data.input_shape) == 3 else [],  # channels, height, width
         "normalize": _constants(data.normalize),
     }
 

@@ -159,6 +159,8 @@ class Nodes:
         except ConfigError as error:
             self._refuse(node, str(error))
             return
+        except EngineError:
+            raise  # of the server's own
         except Exception as error:  # of what nobody thought of
             self._refuse(node, said(f"its introduction is none: {type(error).__name__}: {error}"))
             return

@@ -18,19 +18,20 @@ from fedsim.api import RunResult, load_run, run
 from fedsim.config.compose import plain
 from fedsim.config.parts import as_dataclass
 from fedsim.config.schema import FlowerConfig
+from fedsim.config.words import refuse_twice
 from fedsim.data.dataset import Dataset, Samples
 from fedsim.data.federated import FederatedData
 from fedsim.data.normalising import with_given
 from fedsim.data.sample_roles import Roles
 from fedsim.data.shards import Shards
 from fedsim.data.trees import tree_map
-from fedsim.errors import CheckpointError, ConfigError
+from fedsim.errors import CheckpointError, ConfigError, DataError, EngineError
 from fedsim.flower import contract, present
 from fedsim.flower.binding import Binding
 from fedsim.flower.engine import FlowerEngine
 from fedsim.flower.introductions import Known, Limits
 from fedsim.flower.nodes import Nodes
-from fedsim.flower.options import configuration, deployable, keeps_samples, own_folder
+from fedsim.flower.options import configuration, deployable, keeps_samples, own_folder, words
 from fedsim.flower.pieces import leave_apart
 from fedsim.flower.site import layout_name
 from fedsim.flower.stopping import StoppableGrid, alone, stoppable
@@ -51,8 +52,13 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """One run, from its first round or from its checkpoint on."""
+    """One run, from its first round or from its checkpoint on.
+
+    Raises:
+        ConfigError: for settings that cannot be, or that are typed twice.
+    """
     with stoppable():
+        refuse_twice(words(context.run_config))
         serve(cast(Grid, StoppableGrid(grid)), configuration(context.run_config))
 
 
@@ -95,8 +101,15 @@ def _serve(
 
 
 def _classes(config: DictConfig) -> int:
-    """How many classes the server's data have; 0 where targets are none."""
-    dataset = samples.dataset(config)
+    """How many classes the server's data have; 0 where targets are none.
+
+    Raises:
+        EngineError: they cannot be read, or are not as agreed.
+    """
+    try:
+        dataset = samples.dataset(config)
+    except (ConfigError, DataError) as error:
+        raise EngineError("\n".join(f"the server's data: {line}" for line in str(error).splitlines())) from error
     return 0 if dataset.class_labels() is None else dataset.num_classes
 
 
