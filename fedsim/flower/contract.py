@@ -29,6 +29,7 @@ from fedsim.data.columns import ContractError
 from fedsim.data.dataset import Dataset, Normalize
 from fedsim.data.moments import Moments
 from fedsim.data.normalising import pooled_constants, trained_on
+from fedsim.data.trees import leaves
 from fedsim.engine.worker import Worker
 from fedsim.errors import DataError
 from fedsim.flower.answers import said
@@ -210,10 +211,11 @@ def _shallow(value: Any, depth: int) -> bool:
 def _of_data(data: Dataset) -> dict[str, Any]:
     """What must be the same of the data of all: in plain values."""
     x = getattr(data.train, "x", None)
+    kinds = [getattr(leaf, "dtype", "") for leaf in leaves(x)] if x is not None else []
     return {
         "classes": list(data.classes),
         "columns": list(data.columns),
-        "dtype": str(getattr(x, "dtype", "")).removeprefix("torch."),
+        "dtype": ", ".join(str(kind).removeprefix("torch.") for kind in kinds),
         "image": list(data.input_shape) if len(data.input_shape) == 3 else [],  # channels, height, width
         "normalize": _constants(data.normalize),
     }
