@@ -132,7 +132,7 @@ def held(plan: Plan, client: int, measured: bool) -> int:
 
 
 def _of(shards: Shards | None, client: int) -> int:
-    return 0 if shards is None else int(shards.offsets[client + 1] - shards.offsets[client])
+    return 0 if shards is None else shards.size(client)
 
 
 def _units(plan: Plan, data: FederatedData) -> float:

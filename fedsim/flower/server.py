@@ -23,7 +23,7 @@ from fedsim.data.dataset import Dataset, Samples
 from fedsim.data.federated import FederatedData
 from fedsim.data.normalising import with_given
 from fedsim.data.sample_roles import Roles
-from fedsim.data.shards import Shards
+from fedsim.data.shards import Stated
 from fedsim.data.trees import tree_map
 from fedsim.errors import CheckpointError, ConfigError, DataError, EngineError
 from fedsim.flower import contract, present
@@ -147,16 +147,16 @@ def _data(
 def _counted(
     config: DictConfig, dataset: Dataset, owned: Sequence[tuple[int, Sequence[int]]]
 ) -> FederatedData:
-    """What the server knows of data that never come to it: whose they are, how many, and how many of each class."""
+    """What the server knows of data that never come to it: whose they are, how many, and how many of each class. No
+    memory hangs on these numbers."""
     held = dataset.train if len(dataset.train) or dataset.test is None else dataset.test
-    (x, y), total = held.take(torch.arange(1)), sum(n for n, _ in owned)
-    x, y = (tree_map(lambda t: t.expand(total, *t.shape[1:]), tree) for tree in (x, y))
-    if dataset.class_labels() is not None:
-        counts = torch.tensor([counts for _, counts in owned]).flatten()
-        y = torch.arange(dataset.num_classes).repeat(len(owned)).repeat_interleave(counts).to(y.dtype)
-    train = Samples(x, y)  # stand-ins of the right shape, never read
-    ends = np.cumsum([0, *(n for n, _ in owned)]).astype(np.int64)
-    shards = Shards(np.arange(total, dtype=np.int64), ends)
+    x, y = held.take(torch.arange(1))
+    classes = dataset.num_classes if dataset.class_labels() is not None else 0
+    said = np.array([counts if classes else [n] for n, counts in owned], dtype=np.int64)
+    x, y = (tree_map(lambda t: t.expand(max(classes, 1), *t.shape[1:]), tree) for tree in (x, y))
+    if classes:
+        y = torch.arange(classes).to(y.dtype)
+    train, shards = Samples(x, y), Stated.of_counts(said)  # stand-ins of the right shape, for questions asked here
     groups = {split: columns for split, columns in dataset.groups.items() if split != "train"}
     known = replace(dataset, train=train, ids=None, groups=groups)
     found = FederatedData(known, shards)
