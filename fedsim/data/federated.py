@@ -240,7 +240,8 @@ class FederatedData:
         if labels is None:
             return None
         if isinstance(self.shards, Stated):
-            return self.shards.held.sum(0)
+            total: np.ndarray = self.shards.held.sum(0)
+            return total
         return np.bincount(labels.numpy()[self.shards.index], minlength=self.dataset.num_classes)
 
     def _rows(self, rows: np.ndarray, dtype: torch.dtype) -> LocalData:

@@ -54,7 +54,9 @@ def image_folder(
         raise DataError(f"data.mode={mode}: must be RGB, L, or null")
     root, agreed = existing(path, LAYOUT), Contract.of(contract) or Contract()
     if mode and agreed.mode and mode != agreed.mode:
-        raise ConfigError(f"data.mode={mode}: data.contract.image.mode says {agreed.mode}; leave data.mode out")
+        raise ConfigError(
+            f"data.mode={mode}: data.contract.image.mode says {agreed.mode}; leave data.mode out"
+        )
     if not root.is_dir():
         raise DataError(f"{root} is a file; expected {LAYOUT}. Type data.path=<that folder>")
     channels = 1 if (mode or agreed.mode) == "L" else 3
@@ -106,7 +108,9 @@ def check_images(
     if agreed.mode:
         other, agreed_is = ("grey", "RGB") if agreed.mode == "RGB" else ("in colours", "L (grey)")
         faults += said([c != agreed.mode for c in channels], other, f"{agreed_is}: convert them")
-        faults += said(deep, "of more than 8 bits a channel", f"{agreed.mode} of 8 bits: scale them to 0..255")
+        faults += said(
+            deep, "of more than 8 bits a channel", f"{agreed.mode} of 8 bits: scale them to 0..255"
+        )
     if agreed.size and size is None:
         height, width = agreed.size
         faults += said(

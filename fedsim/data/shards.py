@@ -14,7 +14,6 @@ import numpy as np
 
 from fedsim.errors import DataError
 
-
 STAND_INS = 8  # of a client and class
 
 

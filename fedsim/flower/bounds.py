@@ -14,6 +14,7 @@ from fedsim.exchange.payload import Outcome, Payload
 from fedsim.exchange.release import EVENTS, FITS, SATURATED
 from fedsim.local.work import num_steps, step_size
 from fedsim.server.traits import ClientQuestion
+from fedsim.task.layout import Layout
 
 LEAP = 1000.0  # times the largest number that a client received, or 1: no honest change is larger
 SLACK = 100.0  # times what as many steps, or samples, as the client has would make of the server's own answer
@@ -51,7 +52,8 @@ def check_released(outcome: Outcome, asked: ClientQuestion, rows: int, each: int
     most = each * steps_of(asked, rows)
     if type(events) is not int or not 0 <= events <= most:
         raise ClientError(
-            f"value '{EVENTS}' is {events!r:.40}, expected a whole number up to {most}: {each} a step, with {rows} samples"
+            f"value '{EVENTS}' is {events!r:.40}, expected a whole number up to {most}: {each} a step, with "
+            f"{rows} samples"
         )
 
 
@@ -81,17 +83,23 @@ def check_sizes(
     """Whether numbers are of a size that training makes; one update that is absurd leaves others nothing to train.
 
     The largest of an array is ``LEAP`` times what was ``received``, or 1: a change beyond that leaves nothing of the
-    model. More only if the server's ``own`` answer, of one step on a few samples, makes more in as many steps or samples
-    as the client has (``times``), with ``SLACK``. No bound where there is no such answer.
+    model. More only if the server's ``own`` answer, of one step on a few samples, makes more in as many steps or
+    samples as the client has (``times``), with ``SLACK``. No bound where there is no such answer.
     """
     for name, size in found.items():
         mine = own.get(name, math.inf)
         most = max(LEAP * max(1.0, received), SLACK * times(name) * mine) if mine < math.inf else math.inf
         if not size <= most:
             raise ClientError(
-                f"'{name}' holds numbers up to {size:.3g}, which leave nothing of the others' work; by what it received "
-                f"and was to do, {most:.3g} is the most (a smaller client.lr, if its training diverges)"
+                f"'{name}' holds numbers up to {size:.3g}, which leave nothing of the others' work; by what it "
+                f"received and was to do, {most:.3g} is the most (a smaller client.lr, if its training diverges)"
             )
+
+
+def negative_variance(layout: Layout, buffers: Tensor) -> str:
+    """The name of a running variance below 0 in ``buffers`` (b,): everybody's evaluation would be NaN; else nothing."""
+    named = (s for s in layout.buffers if s.name.endswith("running_var"))
+    return next((s.name for s in named if bool((buffers[s.span] < 0).any())), "")
 
 
 def moved(message: Payload, arrays: Mapping[str, Tensor]) -> Payload | None:

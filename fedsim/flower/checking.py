@@ -20,8 +20,8 @@ from fedsim.errors import ClientError
 from fedsim.exchange.landing import RECLIPPED
 from fedsim.exchange.payload import WEIGHT, Payload
 from fedsim.exchange.release import Leaving, Release
+from fedsim.flower import bounds
 from fedsim.flower.answers import UPDATE, NodeAnswer, ReplyTo, address_of, failed, read_answer
-from fedsim.flower.bounds import TINY, check_counts, check_released, check_sizes, largest, moved, sizes_of, steps_of
 from fedsim.flower.masking import LEGS, OTHERS
 from fedsim.server.traits import ClientQuestion, JudgesUpdates
 from fedsim.task.layout import Layout
@@ -90,7 +90,7 @@ class Judge:
         answer = read_answer(content, self.layout, lambda *array: self._fits(question, *array))
         self._flags(answer, address_of(content), question)
         outcome = answer.outcome
-        check_counts(outcome, question.asked)
+        bounds.check_counts(outcome, question.asked)
         self._metrics(outcome.metrics, question)
         outcome.bytes_down = question.bytes_down
         if outcome.kind not in UPDATE:
@@ -207,19 +207,21 @@ class Judge:
         for name, value in values.items():
             if isinstance(value, int | float) and not abs(value) <= HUGE[torch.float64]:
                 raise ClientError(f"value '{name}' is {value}, expected a finite number")
-        check_released(answer.outcome, question.asked, question.rows, sample.events)
+        bounds.check_released(answer.outcome, question.asked, question.rows, sample.events)
 
     def _weighed(self, answer: NodeAnswer, question: Question) -> NodeAnswer:
         """The answer, if weight and numbers are possible."""
         weight, bad, slots = answer.outcome.weight, list[str](), self.layout.params
         for name, t in answer.arrays.items():
-            size, most = largest(t), HUGE.get(t.dtype, float("inf"))
+            size, most = bounds.largest(t), HUGE.get(t.dtype, float("inf"))
             if not size < float("inf"):
                 bad.append(name)
             elif size > most:
                 raise ClientError(f"'{name}' holds numbers above {most:g}")
             elif name == "delta" and t.shape[-1:] == (slots.dim,) and not slots.holds(t):
                 raise ClientError("'delta' holds numbers where the layout has padding")
+            elif name == "buffers" and t.dim() == 1 and (which := bounds.negative_variance(self.layout, t)):
+                raise ClientError(f"'buffers' holds a variance below 0, of {which}")
         if bad or not abs(weight) < float("inf"):
             what = ", ".join(bad) or f"the weight ({weight})"
             return failed(answer, f"non-finite values in {what}", "nonfinite")
@@ -231,7 +233,7 @@ class Judge:
             raise ClientError(
                 f"its weight is {weight:g}; expected 0 to {most:g}, what it can have by its samples"
             )
-        if weight < min(TINY, most) and any("mean" in kinds for kinds in question.fold.values()):
+        if weight < min(bounds.TINY, most) and any("mean" in kinds for kinds in question.fold.values()):
             raise ClientError(f"its weight is {weight:g}: it has no part in the mean")
         update = Payload(answer.arrays, answer.outcome.values)
         if judge and (why := judge.objection(question.asked, update)):
@@ -243,19 +245,21 @@ class Judge:
         """Whether numbers are as large as training makes them, and what they lead to can be trained: where they are
         larger than the model's, the server answers the question from there."""
         own, asked, rows = self._sample(question, quietly=True), question.asked, question.rows
-        steps = steps_of(asked, rows)
+        steps = bounds.steps_of(asked, rows)
 
         def check(found: Mapping[str, float]) -> None:
-            check_sizes(found, own.sizes, own.received, lambda n: rows if n in self.counted else steps)
+            bounds.check_sizes(found, own.sizes, own.received, lambda n: rows if n in self.counted else steps)
 
-        check(found := sizes_of(answer.arrays))
-        there = moved(asked.message, answer.arrays)
+        check(found := bounds.sizes_of(answer.arrays))
+        there = bounds.moved(asked.message, answer.arrays)
         if there is None or own.why or max(found.values()) <= max(1.0, own.received):
             return
         try:
             check(self.trial(replace(question, asked=replace(asked, message=there)), True).sizes)
         except ClientError as error:
-            raise ClientError(f"nobody could go on from it: one step of the server's own from there: {error}") from None
+            raise ClientError(
+                f"nobody could go on from it: one step of the server's own from there: {error}"
+            ) from None
 
     def _metrics(self, found: Mapping[str, float], question: Question) -> None:
         plain = {name: "/".join(p for p in name.split("/") if p not in GROUPS) for name in found}

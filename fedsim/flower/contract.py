@@ -44,8 +44,8 @@ from fedsim.task.frozen import base_of
 RECORD = "contract"  # of a message: what was agreed on
 FILE = "contract.json"  # in the run's folder
 CHANGED = (
-    "its data are others than when the run began, and so would be what was agreed on; put the data back, or start a new "
-    "run (resume=never)"
+    "its data are others than when the run began, and so would be what was agreed on; put the data back, or start a "
+    "new run (resume=never)"
 )
 LARGEST = 1e15  # of values for which no range is agreed on
 STANDARDISED = ("fedsim.data.sources.heart_disease",)  # nodes that read their own files with it are not alike
@@ -147,11 +147,17 @@ def changed(node: Known, before: Mapping[str, Any]) -> str:
 
 
 def conclude(
-    config: DictConfig, folder: Path, nodes: Nodes, data: Dataset, absent: Sequence[int], before: Mapping[str, Any]
+    config: DictConfig,
+    folder: Path,
+    nodes: Nodes,
+    data: Dataset,
+    absent: Sequence[int],
+    before: Mapping[str, Any],
 ) -> tuple[Dataset, dict[str, ConfigRecord]]:
     """Agree on statistics if that is to be done; the server's data read so, and what every message carries.
 
-    What was agreed on is written down in the run's folder, and a run that goes on keeps to it: to what it ``began`` with.
+    What was agreed on is written down in the run's folder, and a run that goes on keeps to it, to what it
+    ``began`` with.
     """
     agreed, path = agreement.of(config), folder / FILE
     if any(n.own for n in nodes.of.values()) and config.data.get("_target_") in STANDARDISED:

@@ -42,7 +42,9 @@ class Nodes:
     of: dict[int, Known] = field(default_factory=dict)
     refused: dict[int, str] = field(default_factory=dict)  # node id to reason
     without: list[int] = field(default_factory=list)  # clients that the run began without
-    missing: dict[int, str] = field(default_factory=dict)  # clients that it goes on without, and why, until they are back
+    missing: dict[int, str] = field(
+        default_factory=dict
+    )  # clients that it goes on without, and why, until they are back
     claims: dict[int, int] = field(default_factory=dict)  # refused node id to how many clients it would be
     names: dict[int, str] = field(
         default_factory=dict

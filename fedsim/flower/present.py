@@ -77,4 +77,6 @@ def leave_out(nodes: Nodes, config: DictConfig, gone: list[int], resumes: bool) 
         config.exclude = sorted({*config.exclude, *gone})
         return
     for client in gone:
-        nodes.missing.setdefault(client, "its node was refused when the run was resumed, and is not back since")
+        nodes.missing.setdefault(
+            client, "its node was refused when the run was resumed, and is not back since"
+        )

@@ -90,7 +90,11 @@ class Questions:
         broadcast, place = self._asking
         if whole:
             broadcast = replace(broadcast, payload=question.asked.message, standing=None)
-            place = {question.to.client: replace(place[question.to.client].alone(question.to.client), each={}, rows={})}
+            place = {
+                question.to.client: replace(
+                    place[question.to.client].alone(question.to.client), each={}, rows={}
+                )
+            }
         with self._awake():
             return trial(self._local.worker, broadcast, place[question.to.client], question)
 
@@ -109,7 +113,9 @@ class Questions:
         asked = ClientQuestion(to.client, broadcast.task, message, samples, local, self._domains)
         relies = standing is not None and not whole
         turn = chunk.turns.get(to.client, broadcast.round)
-        return Question(to, asked, broadcast.fold, bool(chunk.states.get(to.client)), relies, down, turn, rows)
+        return Question(
+            to, asked, broadcast.fold, bool(chunk.states.get(to.client)), relies, down, turn, rows
+        )
 
     def _received(self, broadcast: Broadcast) -> Payload:
         """The message as clients use it; worked out once."""

@@ -109,7 +109,9 @@ def _classes(config: DictConfig) -> int:
     try:
         dataset = samples.dataset(config)
     except (ConfigError, DataError) as error:
-        raise EngineError("\n".join(f"the server's data: {line}" for line in str(error).splitlines())) from error
+        raise EngineError(
+            "\n".join(f"the server's data: {line}" for line in str(error).splitlines())
+        ) from error
     return 0 if dataset.class_labels() is None else dataset.num_classes
 
 
@@ -135,7 +137,9 @@ def _data(
     nodes.check = _Check(config, method, dataset, whole, nodes.of.values(), before)
     gone = [*gone, *present.examine(nodes, config)]
     present.leave_out(nodes, config, gone, bool(before))
-    dataset, terms = contract.conclude(config, folder, nodes, dataset, sorted(assigning.absent(config)[0]), before)
+    dataset, terms = contract.conclude(
+        config, folder, nodes, dataset, sorted(assigning.absent(config)[0]), before
+    )
     if whole:
         return (load_data(config, Given(), method) if nodes.without else whole), terms
     known = {c: (n.samples, n.counts) for c, n in nodes.of.items()}
@@ -156,7 +160,10 @@ def _counted(
     x, y = (tree_map(lambda t: t.expand(max(classes, 1), *t.shape[1:]), tree) for tree in (x, y))
     if classes:
         y = torch.arange(classes).to(y.dtype)
-    train, shards = Samples(x, y), Stated.of_counts(said)  # stand-ins of the right shape, for questions asked here
+    train, shards = (
+        Samples(x, y),
+        Stated.of_counts(said),
+    )  # stand-ins of the right shape, for questions asked here
     groups = {split: columns for split, columns in dataset.groups.items() if split != "train"}
     known = replace(dataset, train=train, ids=None, groups=groups)
     found = FederatedData(known, shards)

@@ -98,8 +98,8 @@ class MaskedExchange:
             levels = signed(residues_of(sums[name, "sum"].numpy(), bits), bits)
             if bool((np.abs(levels) > most).any()):
                 return (
-                    f"secure aggregation is void: the sum of '{name}' is none that {count} clients can have: one of them "
-                    "masked otherwise than its shares say"
+                    f"secure aggregation is void: the sum of '{name}' is none that {count} clients can have: one of "
+                    "them masked otherwise than its shares say"
                 )
         return ""
 

@@ -30,9 +30,23 @@ from fedsim.task.layout import Layout
 Stamp = tuple[int, int]  # round and exchange in which a client's state was made
 WHOLE, STAMP, NAMES, ANY = "a whole number, not below 0", "two of these", "names", "anything"
 FIELDS: dict[str, dict[str, Any]] = {  # of a message's records, and what each is
-    "broadcast": {"round": WHOLE, "task": str, "fold": NAMES, "keep": bool, "architecture": WHOLE, "held": str}
+    "broadcast": {
+        "round": WHOLE,
+        "task": str,
+        "fold": NAMES,
+        "keep": bool,
+        "architecture": WHOLE,
+        "held": str,
+    }
     | {"payload": Payload, "standing": Payload},
-    "ask": {"run": str, "exchange": WHOLE, "client": WHOLE, "state": STAMP, "each:steps": WHOLE, "each:turns": WHOLE}
+    "ask": {
+        "run": str,
+        "exchange": WHOLE,
+        "client": WHOLE,
+        "state": STAMP,
+        "each:steps": WHOLE,
+        "each:turns": WHOLE,
+    }
     | {"each:each": Payload, "row:rows": Payload},
 }
 WIRE = 6  # of this format: both sides must speak the same

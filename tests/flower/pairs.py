@@ -1,7 +1,9 @@
-"""Samples of several inputs, as a node and the server read them, and a model of them."""
+"""Samples of several inputs, as a node and the server read them, a model of them, and one with BatchNorm."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -33,4 +35,17 @@ class Pairs(nn.Module):
         assert type(x) is (list if self.kind == "list" else tuple)
         a, b = x if self.kind != "tree" else (x[0], x[1][0])
         out: Tensor = self.signals(a) + self.notes(b)
+        return out
+
+
+class Normed(nn.Module):
+    """A linear model behind BatchNorm."""
+
+    def __init__(self, input_shape: Sequence[int], num_classes: int):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(math.prod(input_shape))
+        self.head = nn.Linear(math.prod(input_shape), num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.norm(x.flatten(1)))
         return out

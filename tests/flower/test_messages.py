@@ -1,5 +1,5 @@
-"""Messages to nodes that were altered on the way: each is answered by a line that names what is wrong, and the node goes
-on serving."""
+"""Messages to nodes that were altered on the way: each is answered by a line that names what is wrong, and the node
+goes on serving."""
 
 from __future__ import annotations
 
@@ -89,7 +89,10 @@ def test_a_message_that_is_none_is_answered_by_a_line(tmp_path: Path) -> None:
 def test_a_question_that_is_none_is_answered_too(tmp_path: Path) -> None:
     words = {"overrides": 'num_clients=3 model=linear "data.contract={normalize: agreed}"'}
     about = {"partition-id": 0, "state-dir": str(tmp_path)}
-    for content in (RecordDict({"contract": ConfigRecord({"mean": 3})}), RecordDict({"contract": MetricRecord({})})):
+    for content in (
+        RecordDict({"contract": ConfigRecord({"mean": 3})}),
+        RecordDict({"contract": MetricRecord({})}),
+    ):
         message = Message(content, 1, "query")
         message.metadata.__dict__["_message_id"] = "m"
         reply = app(message, Context(1, 1, about, RecordDict(), words))

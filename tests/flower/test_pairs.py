@@ -29,9 +29,7 @@ def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_trees_of_arrays_are_dealt_out_and_owned(kind: str, tmp_path: Path) -> None:
     words = (*SETTINGS, f"+data.kind={kind}", f"+model.kind={kind}")
     deploy(tmp_path / "dealt", *words, clients=2)
-    assert hashes(tmp_path / "dealt/run") == [
-        r["weights_hash"] for r in simulated(*words, clients=2).rows
-    ]
+    assert hashes(tmp_path / "dealt/run") == [r["weights_hash"] for r in simulated(*words, clients=2).rows]
     own = {10 + k: node(tmp_path, k, **{"own-data": True, "data-path": f"ward{k + 1}"}) for k in range(2)}
     run, _ = deploy(tmp_path / "own", *words, clients=2, nodes=own)
     assert [row["failures"] for row in run.rows] == [[], []] and run.rows[1]["loss"] < 1

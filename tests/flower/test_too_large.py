@@ -27,6 +27,7 @@ RECORD = ("privacy=record", "privacy.z=1", "privacy.delta=1e-3", "privacy.epsilo
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nodes_module, "REFRESH", 0.0)
+    monkeypatch.setenv("FEDSIM_ALLOW", "pairs")
 
 
 def filled(value: float, *names: str) -> Change:
@@ -73,6 +74,13 @@ def test_one_number_is_enough(tmp_path: Path) -> None:
 
     run = attacked(tmp_path, [one])
     assert [f["client"] for f in run.rows[0]["failures"]] == [HOSTILE]
+
+
+def test_no_variance_is_negative(tmp_path: Path) -> None:
+    """It would make what the server measures, and what clients measure, NaN."""
+    run = attacked(tmp_path, [filled(-0.5, "buffers")], "model._target_=pairs.Normed")
+    (failure,) = run.rows[0]["failures"]
+    assert failure["client"] == HOSTILE and "a variance below 0, of norm.running_var" in failure["reason"]
 
 
 def test_numbers_as_large_as_the_servers_own_are_taken() -> None:
