@@ -88,7 +88,7 @@ def decode(
 
 def _upright(picture: Picture, blob: bytes, where: str) -> Picture:
     """One picture of 8 bits a channel as it is meant to be seen; others are refused."""
-    if deep := _depth(picture, blob):
+    if deep := depth(picture, blob):
         raise DataError(
             f"{where}: {deep} a channel; expected 8 bits. Which values are black and white is not said: scale it to "
             "0..255 first"
@@ -114,7 +114,7 @@ def shown_size(file: Path) -> tuple[int, int] | None:
         return None
 
 
-def _depth(picture: Any, blob: bytes) -> str:
+def depth(picture: Any, blob: bytes) -> str:
     """What a channel holds if that is not a byte; Pillow itself cuts some of these to 8 bits without a word."""
     if picture.mode in DEEP:
         return DEEP[picture.mode]

@@ -14,6 +14,7 @@ from fedsim.data.dataset import Dataset, Samples, taken
 from fedsim.data.local import LocalData
 from fedsim.data.partition import Shards
 from fedsim.data.sample_roles import Roles, left_out, withheld, without_labels, without_rows
+from fedsim.data.shards import Stated
 from fedsim.data.skew import LabelSkew, skew_of_shards
 from fedsim.data.trees import Tree, tree_map
 from fedsim.errors import DataError
@@ -238,6 +239,9 @@ class FederatedData:
         labels = self.dataset.class_labels()
         if labels is None:
             return None
+        if isinstance(self.shards, Stated):
+            total: np.ndarray = self.shards.held.sum(0)
+            return total
         return np.bincount(labels.numpy()[self.shards.index], minlength=self.dataset.num_classes)
 
     def _rows(self, rows: np.ndarray, dtype: torch.dtype) -> LocalData:

@@ -16,13 +16,13 @@ from fedsim.data.cache import Arrays, cached, fingerprint
 from fedsim.data.columns import ContractError
 from fedsim.data.common import image_options, samples
 from fedsim.data.dataset import Augment, Dataset, Normalize, Samples
-from fedsim.data.decoding import decode
+from fedsim.data.decoding import decode, depth
 from fedsim.data.domains import NOTES, SUFFIXES, SYMMETRIC
 from fedsim.data.files import PathLike, existing
-from fedsim.errors import DataError
+from fedsim.errors import ConfigError, DataError
 
 LAYOUT = "<class>/<image> folders (training samples), or folders train and test (or one of them) of such"
-GREY = ("1", "L", "LA", "I;16")
+GREY = ("1", "L", "LA", "I", "F", "I;16", "I;16B", "I;16L")
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +53,10 @@ def image_folder(
     if mode not in (None, "RGB", "L"):
         raise DataError(f"data.mode={mode}: must be RGB, L, or null")
     root, agreed = existing(path, LAYOUT), Contract.of(contract) or Contract()
+    if mode and agreed.mode and mode != agreed.mode:
+        raise ConfigError(
+            f"data.mode={mode}: data.contract.image.mode says {agreed.mode}; leave data.mode out"
+        )
     if not root.is_dir():
         raise DataError(f"{root} is a file; expected {LAYOUT}. Type data.path=<that folder>")
     channels = 1 if (mode or agreed.mode) == "L" else 3
@@ -81,10 +85,11 @@ def check_images(
     """
     from PIL import Image
 
-    channels, sizes = [], []
-    for blob in blobs:
+    channels, sizes, deep = [], [], [False] * len(blobs)
+    for at, blob in enumerate(blobs):
         try:
             with Image.open(io.BytesIO(blob or b"")) as picture:
+                deep[at] = bool(depth(picture, blob or b""))
                 channels.append("L" if picture.mode in GREY else "RGB")
                 sizes.append((picture.height, picture.width))
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # decoding says what it is
@@ -103,6 +108,9 @@ def check_images(
     if agreed.mode:
         other, agreed_is = ("grey", "RGB") if agreed.mode == "RGB" else ("in colours", "L (grey)")
         faults += said([c != agreed.mode for c in channels], other, f"{agreed_is}: convert them")
+        faults += said(
+            deep, "of more than 8 bits a channel", f"{agreed.mode} of 8 bits: scale them to 0..255"
+        )
     if agreed.size and size is None:
         height, width = agreed.size
         faults += said(

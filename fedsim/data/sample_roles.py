@@ -211,7 +211,7 @@ def belongings(ids: np.ndarray | None, dealt: Shards, clients: Collection[int]) 
 
 def left_out(shards: Shards, clients: Collection[int]) -> Shards:
     """``shards`` in which ``clients`` have no samples."""
-    return _only(shards, ~_mask(len(shards), clients))
+    return shards.only(~_mask(len(shards), clients))
 
 
 def without_rows(shards: Shards, rows: Mapping[int, np.ndarray]) -> Shards:
@@ -223,19 +223,13 @@ def without_rows(shards: Shards, rows: Mapping[int, np.ndarray]) -> Shards:
 
 def kept(shards: Shards, clients: Collection[int]) -> Shards:
     """``shards`` in which nobody but ``clients`` has samples."""
-    return _only(shards, _mask(len(shards), clients))
+    return shards.only(_mask(len(shards), clients))
 
 
 def _mask(clients: int, chosen: Collection[int]) -> np.ndarray:
     out = np.zeros(clients, dtype=bool)
     out[list(chosen)] = True
     return out
-
-
-def _only(shards: Shards, there: np.ndarray) -> Shards:
-    sizes = shards.sizes
-    index = shards.index[np.repeat(there, sizes)]
-    return Shards(index, np.concatenate(([0], np.cumsum(sizes * there))).astype(np.int64))
 
 
 def only_rows(shards: Shards, rows: np.ndarray) -> Shards:

@@ -14,6 +14,8 @@ import numpy as np
 
 from fedsim.errors import DataError
 
+STAND_INS = 8  # of a client and class
+
 
 def put(path: str | os.PathLike[str], **arrays: Any) -> None:
     """Write arrays to an ``.npz`` file, whole or not at all; what was begun on a full disk takes no room."""
@@ -80,6 +82,15 @@ class Shards:
         """Samples per client, int64 ``(m,)``."""
         return np.diff(self.offsets)
 
+    def size(self, client: int) -> int:
+        """Samples of one client."""
+        return int(self.offsets[client + 1] - self.offsets[client])
+
+    def only(self, there: np.ndarray) -> Shards:
+        """The same of clients that are ``there`` ``(m,)`` alone; others have no samples."""
+        sizes = self.sizes
+        return Shards(self.index[np.repeat(there, sizes)], _offsets(sizes * there))
+
     def counts(self, labels: np.ndarray, num_classes: int) -> np.ndarray:
         """Samples per client and class, int64 ``(m, num_classes)``, for labels ``(N,)`` of the whole data
         set."""
@@ -103,11 +114,57 @@ class Shards:
         """Read what ``save`` wrote; ``DataError`` when that is not what the file holds."""
         try:
             with np.load(path, allow_pickle=False) as stored:
-                return cls(stored["index"], stored["offsets"])
+                if "held" in stored:
+                    return Stated.of_counts(stored["held"])
+                return Shards(stored["index"], stored["offsets"])
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise DataError(
                 f"{path}: expected a partition with arrays index and offsets ({error})"
             ) from error
+
+
+@dataclass(frozen=True, eq=False)
+class Stated(Shards):
+    """Of samples that lie elsewhere: how many of each class each client says it has, ``held`` int64 ``(m, C)``.
+
+    ``index`` names stand-ins, no more than ``STAND_INS`` of a client and class, in data with a row for each class: no
+    memory hangs on what is said.
+    """
+
+    held: np.ndarray
+
+    @staticmethod
+    def of_counts(held: np.ndarray) -> Stated:
+        """From samples per client and class; one column where there are no classes."""
+        few = np.minimum(held, STAND_INS)
+        classes = np.tile(np.arange(held.shape[1], dtype=np.int64), len(held))
+        return Stated(np.repeat(classes, few.ravel()), _offsets(few.sum(1)), held)
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """See ``Shards``."""
+        total: np.ndarray = self.held.sum(1)
+        return total
+
+    def size(self, client: int) -> int:
+        """See ``Shards``."""
+        return int(self.held[client].sum())
+
+    def only(self, there: np.ndarray) -> Shards:
+        """See ``Shards``."""
+        return Stated.of_counts(self.held * there[:, None])
+
+    def counts(self, labels: np.ndarray, num_classes: int) -> np.ndarray:
+        """See ``Shards``; what was said."""
+        return self.held
+
+    def hash(self) -> str:
+        """SHA-256 (hex) of what was said."""
+        return hashlib.sha256(np.ascontiguousarray(self.held, dtype="<i8").tobytes()).hexdigest()
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """See ``Shards``."""
+        put(path, held=self.held)
 
 
 def holdout(

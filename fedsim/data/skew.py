@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fedsim.data.shards import Shards, put
+from fedsim.data.shards import Shards, Stated, put
 from fedsim.errors import DataError
 
 FILE = "skew.npz"  # in a run folder
@@ -77,6 +77,8 @@ def skew_of_counts(counts: np.ndarray) -> LabelSkew:
 
 def skew_of_shards(shards: Shards, labels: np.ndarray, num_classes: int) -> LabelSkew:
     """Of the clients of ``shards``, whose rows have the classes ``labels`` (N,); the cost goes with the rows alone."""
+    if isinstance(shards, Stated):
+        return skew_of_counts(shards.held)
     owner = np.repeat(np.arange(len(shards), dtype=np.int64), shards.sizes)
     cells, held = np.unique(owner * num_classes + labels[shards.index], return_counts=True)
     return _skew(len(shards), num_classes, cells // max(num_classes, 1), cells % max(num_classes, 1), held)

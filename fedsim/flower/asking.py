@@ -58,6 +58,9 @@ class GridExchange:
             self._look(client)
             if client in self._done:
                 break
+            if client in self.nodes.missing:
+                self._close(client, failed(absent(client, "failed", ""), self.nodes.missing[client]))
+                break
             if self.deadline is not None and time.monotonic() - self._began > self.deadline:
                 here = client in self.nodes.of
                 why = "no reply" if here else "its node is not connected"

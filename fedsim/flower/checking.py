@@ -20,8 +20,8 @@ from fedsim.errors import ClientError
 from fedsim.exchange.landing import RECLIPPED
 from fedsim.exchange.payload import WEIGHT, Payload
 from fedsim.exchange.release import Leaving, Release
+from fedsim.flower import bounds
 from fedsim.flower.answers import UPDATE, NodeAnswer, ReplyTo, address_of, failed, read_answer
-from fedsim.flower.bounds import TINY, check_counts, check_released, largest
 from fedsim.flower.masking import LEGS, OTHERS
 from fedsim.server.traits import ClientQuestion, JudgesUpdates
 from fedsim.task.layout import Layout
@@ -47,6 +47,7 @@ class Question:
     held: bool = False  # the message relies on what the client holds
     bytes_down: int = 0
     turn: int = 0  # number that keys the client's draws
+    rows: int = 1  # samples that it has, however the task counts
 
 
 @dataclass(frozen=True)
@@ -59,20 +60,25 @@ class OwnAnswer:
     why: str = ""
     weighs: bool = True  # whether the weight travels
     stateful: bool = True  # whether the client keeps something, as far as is known
+    sizes: Mapping[str, float] = field(default_factory=dict)  # the largest number of each array
+    events: int = 2  # noisy gradients of one step; no rule that is known takes more than two
+    received: float = 0.0  # the largest number of the message that it answered
 
 
 @dataclass
 class Judge:
-    """Reads answers to questions of one run; ``trial(question)`` answers one here."""
+    """Reads answers to questions of one run; ``trial(question, whole)`` answers one here, with the
+    message as the question has it if it is ``whole``, else as it was sent."""
 
     method: object
     layout: Layout
     dtype: torch.dtype
     metrics: frozenset[str]  # names that the task and the method know beside ``METRICS``
-    trial: Callable[[Question], OwnAnswer]
+    trial: Callable[[Question, bool], OwnAnswer]
     lost_is_the_end: bool = False  # engine.lost_state=stop
     release: Release | None = None  # what updates pass before they leave
     seed: int = 0
+    counted: frozenset[str] = frozenset()  # arrays that grow with samples, not with steps
     _tried: dict[Any, OwnAnswer] = field(default_factory=dict)
 
     def read(self, content: RecordDict, question: Question) -> NodeAnswer:
@@ -84,7 +90,7 @@ class Judge:
         answer = read_answer(content, self.layout, lambda *array: self._fits(question, *array))
         self._flags(answer, address_of(content), question)
         outcome = answer.outcome
-        check_counts(outcome, question.asked)
+        bounds.check_counts(outcome, question.asked)
         self._metrics(outcome.metrics, question)
         outcome.bytes_down = question.bytes_down
         if outcome.kind not in UPDATE:
@@ -121,7 +127,8 @@ class Judge:
     def _flags(self, answer: NodeAnswer, found: ReplyTo, question: Question) -> None:
         for name, said, true in zip(ReplyTo._fields, found, question.to, strict=True):
             if said != true:
-                raise ClientError(f"its reply is of {name} {said!r:.80}, but {true!r} was asked")
+                word = f" (it says: {answer.outcome.reason})" if answer.outcome.kind == "failed" else ""
+                raise ClientError(f"its reply is of {name} {said!r:.80}, but {true!r} was asked{word}")
         kind = answer.outcome.kind
         if answer.lacks and (kind != "failed" or not question.held):
             raise ClientError("it says that it lacks what the message relies on, but nothing is missing")
@@ -200,19 +207,21 @@ class Judge:
         for name, value in values.items():
             if isinstance(value, int | float) and not abs(value) <= HUGE[torch.float64]:
                 raise ClientError(f"value '{name}' is {value}, expected a finite number")
-        check_released(answer.outcome, question.asked)
+        bounds.check_released(answer.outcome, question.asked, question.rows, sample.events)
 
     def _weighed(self, answer: NodeAnswer, question: Question) -> NodeAnswer:
         """The answer, if weight and numbers are possible."""
         weight, bad, slots = answer.outcome.weight, list[str](), self.layout.params
         for name, t in answer.arrays.items():
-            size, most = largest(t), HUGE.get(t.dtype, float("inf"))
+            size, most = bounds.largest(t), HUGE.get(t.dtype, float("inf"))
             if not size < float("inf"):
                 bad.append(name)
             elif size > most:
                 raise ClientError(f"'{name}' holds numbers above {most:g}")
             elif name == "delta" and t.shape[-1:] == (slots.dim,) and not slots.holds(t):
                 raise ClientError("'delta' holds numbers where the layout has padding")
+            elif name == "buffers" and t.dim() == 1 and (which := bounds.negative_variance(self.layout, t)):
+                raise ClientError(f"'buffers' holds a variance below 0, of {which}")
         if bad or not abs(weight) < float("inf"):
             what = ", ".join(bad) or f"the weight ({weight})"
             return failed(answer, f"non-finite values in {what}", "nonfinite")
@@ -224,12 +233,33 @@ class Judge:
             raise ClientError(
                 f"its weight is {weight:g}; expected 0 to {most:g}, what it can have by its samples"
             )
-        if weight < min(TINY, most) and any("mean" in kinds for kinds in question.fold.values()):
+        if weight < min(bounds.TINY, most) and any("mean" in kinds for kinds in question.fold.values()):
             raise ClientError(f"its weight is {weight:g}: it has no part in the mean")
         update = Payload(answer.arrays, answer.outcome.values)
         if judge and (why := judge.objection(question.asked, update)):
             raise ClientError(why)
+        self._sized(answer, question)
         return answer
+
+    def _sized(self, answer: NodeAnswer, question: Question) -> None:
+        """Whether numbers are as large as training makes them, and what they lead to can be trained: where they are
+        larger than the model's, the server answers the question from there."""
+        own, asked, rows = self._sample(question, quietly=True), question.asked, question.rows
+        steps = bounds.steps_of(asked, rows)
+
+        def check(found: Mapping[str, float]) -> None:
+            bounds.check_sizes(found, own.sizes, own.received, lambda n: rows if n in self.counted else steps)
+
+        check(found := bounds.sizes_of(answer.arrays))
+        there = bounds.moved(asked.message, answer.arrays)
+        if there is None or own.why or max(found.values()) <= max(1.0, own.received):
+            return
+        try:
+            check(self.trial(replace(question, asked=replace(asked, message=there)), True).sizes)
+        except ClientError as error:
+            raise ClientError(
+                f"nobody could go on from it: one step of the server's own from there: {error}"
+            ) from None
 
     def _metrics(self, found: Mapping[str, float], question: Question) -> None:
         plain = {name: "/".join(p for p in name.split("/") if p not in GROUPS) for name in found}
@@ -252,7 +282,7 @@ class Judge:
         key = (question.asked.task, tuple(question.fold), shapes, tuple(message.values), round)
         found = self._tried.get(key) or self._tried.get((*key, question.to.client))
         if found is None:
-            found = self.trial(question)
+            found = self.trial(question, False)
             self._tried[(*key, question.to.client) if found.why else key] = (
                 found  # another client may do better
             )

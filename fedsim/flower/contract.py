@@ -29,8 +29,9 @@ from fedsim.data.columns import ContractError
 from fedsim.data.dataset import Dataset, Normalize
 from fedsim.data.moments import Moments
 from fedsim.data.normalising import pooled_constants, trained_on
+from fedsim.data.trees import leaves
 from fedsim.engine.worker import Worker
-from fedsim.errors import DataError, EngineError
+from fedsim.errors import DataError
 from fedsim.flower.answers import said
 from fedsim.flower.introductions import Known
 from fedsim.flower.nodes import Nodes
@@ -42,6 +43,10 @@ from fedsim.task.frozen import base_of
 
 RECORD = "contract"  # of a message: what was agreed on
 FILE = "contract.json"  # in the run's folder
+CHANGED = (
+    "its data are others than when the run began, and so would be what was agreed on; put the data back, or start a "
+    "new run (resume=never)"
+)
 LARGEST = 1e15  # of values for which no range is agreed on
 STANDARDISED = ("fedsim.data.sources.heart_disease",)  # nodes that read their own files with it are not alike
 
@@ -115,24 +120,44 @@ def difference(node: Known, config: DictConfig, data: Dataset) -> str:
         "classes": "name all classes, in one order, in data.contract.classes=[...]",
         "columns": "name them in data.contract.columns={...}",
         "dtype": "store them alike",
+        "image": "convert or resize them, as by data.size=<pixels>",
         "normalize": "type data.contract.normalize=agreed, or {mean: [...], std: [...]}",
     }
     for what, remedy in remedies.items():
-        mine, theirs = ours[what], stated.get(what)
+        mine, theirs = ours[what], stated.get(what, ours[what] if what == "image" else None)
         if mine != theirs:
             return f"{what}: its data have {_short(theirs)}, the server's {_short(mine)}; {remedy}"
     return ""
 
 
+def began(config: DictConfig, folder: Path) -> dict[str, Any]:
+    """What was agreed on when the run in ``folder`` began, if ``config`` goes on with it; nothing if it begins."""
+    path = folder / FILE
+    resumes = config.resume == "auto" and checkpoint.latest(folder / "checkpoint") is not None
+    found: dict[str, Any] = json.loads(path.read_text()) if resumes and path.exists() else {}
+    return found
+
+
+def changed(node: Known, before: Mapping[str, Any]) -> str:
+    """Why a node's data are not those that the run ``began`` with; nothing if they are."""
+    client, mine = str(node.client), (facts(node) or {}).get("moments")
+    counted = [node.samples, node.counts]
+    held, moments = before.get("held", {}).get(client, counted), before.get("moments", {}).get(client, mine)
+    return f"client {client}: {CHANGED}" if node.own and (held != counted or moments != mine) else ""
+
+
 def conclude(
-    config: DictConfig, folder: Path, nodes: Nodes, data: Dataset, absent: Sequence[int]
+    config: DictConfig,
+    folder: Path,
+    nodes: Nodes,
+    data: Dataset,
+    absent: Sequence[int],
+    before: Mapping[str, Any],
 ) -> tuple[Dataset, dict[str, ConfigRecord]]:
     """Agree on statistics if that is to be done; the server's data read so, and what every message carries.
 
-    What was agreed on is written down in the run's folder, and a run that goes on keeps to it.
-
-    Raises:
-        EngineError: a node's data are others than when the run began.
+    What was agreed on is written down in the run's folder, and a run that goes on keeps to it, to what it
+    ``began`` with.
     """
     agreed, path = agreement.of(config), folder / FILE
     if any(n.own for n in nodes.of.values()) and config.data.get("_target_") in STANDARDISED:
@@ -140,24 +165,19 @@ def conclude(
             "%s standardises what it reads by itself: each node by its own data", config.data._target_
         )
     stated = {str(c): facts(node) or {} for c, node in sorted(nodes.of.items())}
-    owned = agreed is not None and agreed.pooled and any(n.own for n in nodes.of.values())
-    moments = {c: t["moments"] for c, t in stated.items() if owned and int(c) not in absent}
+    there = {c: nodes.of[int(c)] for c in stated if int(c) not in absent}
+    owned = agreed is not None and agreed.pooled and any(n.own for n in there.values())
+    moments = before.get("moments", {c: stated[c]["moments"] for c in there if owned})
     norm = data.normalize
     if moments:
         first, *rest = map(Moments.read, moments.values())
         norm = pooled_constants(sum(rest, start=first), data)
-    resumes = config.resume == "auto" and checkpoint.latest(folder / "checkpoint") is not None
-    if resumes and path.exists():
-        before = json.loads(path.read_text()).get("moments", {})
-        if other := [c for c, text in before.items() if moments.get(c, text) != text]:
-            raise EngineError(
-                f"client {', '.join(other)}: its data are others than when the run began, and so would be the agreed "
-                "statistics; put the data back, or start a new run (resume=never)"
-            )
     about = {k: v for k, v in _of_data(data).items() if k != "normalize"} | {"normalize": _constants(norm)}
     about |= {"versions": _here(), "nodes": {c: _versions_of(t.get("versions")) for c, t in stated.items()}}
     about |= next((_shape_of(node) for node in nodes.of.values()), {"layout": "", "base": ""})
-    path.write_text(json.dumps(about | {"moments": moments}, indent=1))
+    held = before.get("held", {c: [n.samples, n.counts] for c, n in there.items() if n.own})
+    about |= {"without": before.get("without", nodes.without), "held": held, "moments": moments}
+    path.write_text(json.dumps(about, indent=1))
     nodes.event("contract", normalize=about["normalize"], clients=[int(c) for c in stated])
     if not moments or norm is None:
         return data, {}
@@ -197,10 +217,12 @@ def _shallow(value: Any, depth: int) -> bool:
 def _of_data(data: Dataset) -> dict[str, Any]:
     """What must be the same of the data of all: in plain values."""
     x = getattr(data.train, "x", None)
+    kinds = [getattr(leaf, "dtype", "") for leaf in leaves(x)] if x is not None else []
     return {
         "classes": list(data.classes),
         "columns": list(data.columns),
-        "dtype": str(getattr(x, "dtype", "")).removeprefix("torch."),
+        "dtype": ", ".join(str(kind).removeprefix("torch.") for kind in kinds),
+        "image": list(data.input_shape) if len(data.input_shape) == 3 else [],  # channels, height, width
         "normalize": _constants(data.normalize),
     }
 

@@ -41,6 +41,10 @@ class Nodes:
     limits: Limits | None = None  # of what a node may say of itself
     of: dict[int, Known] = field(default_factory=dict)
     refused: dict[int, str] = field(default_factory=dict)  # node id to reason
+    without: list[int] = field(default_factory=list)  # clients that the run began without
+    missing: dict[int, str] = field(
+        default_factory=dict
+    )  # clients that it goes on without, and why, until they are back
     claims: dict[int, int] = field(default_factory=dict)  # refused node id to how many clients it would be
     names: dict[int, str] = field(
         default_factory=dict
@@ -157,6 +161,8 @@ class Nodes:
         except ConfigError as error:
             self._refuse(node, str(error))
             return
+        except EngineError:
+            raise  # of the server's own
         except Exception as error:  # of what nobody thought of
             self._refuse(node, said(f"its introduction is none: {type(error).__name__}: {error}"))
             return
@@ -189,6 +195,7 @@ class Nodes:
         before = self.of.get(node.client)
         self.of[node.client] = node
         self.refused.pop(node.id, None)
+        self.missing.pop(node.client, None)
         if before is None or before.id != node.id:
             log.warning("client %d is %s", node.client, node.name)
             self.event("joined", client=node.client, node=node.id, host=node.host, samples=node.samples)

@@ -49,7 +49,7 @@ def configuration(run_config: Values) -> DictConfig:
     Raises:
         ConfigError: for anything that ``fedsim`` would refuse, and for settings that a deployment cannot have.
     """
-    return deployed(_words(run_config))
+    return deployed(words(run_config))
 
 
 def at_node(
@@ -62,10 +62,9 @@ def at_node(
     Raises:
         ConfigError: also for what may not be built here, and where data of the node's own might leave it.
     """
-    words = _words(run_config)
-    check_words(words)
+    check_words(overrides := words(run_config))
     with granted(listed(str(node_config.get("allow", "")), "allow")):
-        config = deployed(words, check_allowed)
+        config = deployed(overrides, check_allowed)
         node, *others = (Node.of(node_config, config.num_clients, c) for c in _clients(node_config))
         if config.data.get("cache") is not None:
             raise ConfigError(
@@ -115,7 +114,12 @@ def keeps_samples(method: StrategyLike) -> None:
         raise ConfigError(f"own-data: {type(method).__name__} would send samples: {method.traits.exposes}")
 
 
-def _words(run_config: Values) -> list[str]:
+def words(run_config: Values) -> list[str]:
+    """The overrides of a run, one by one.
+
+    Raises:
+        ConfigError: for quotes that do not close.
+    """
     try:
         return shlex.split(str(run_config.get("overrides", "")))
     except ValueError as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import cast
 
 import numpy as np
 from torch import Tensor
@@ -17,6 +18,8 @@ from fedsim.data.shards import Shards
 from fedsim.engine.assignments import Broadcast, Chunk
 from fedsim.engine.worker import Worker
 from fedsim.errors import headline
+from fedsim.exchange.release import EVENTS
+from fedsim.flower.bounds import sizes_of
 from fedsim.flower.checking import OwnAnswer, Question
 from fedsim.flower.masking import bare
 from fedsim.flower.site import Single
@@ -46,6 +49,9 @@ def trial(worker: Worker, broadcast: Broadcast, chunk: Chunk, question: Question
         frozenset(outcome.metrics),
         weighs="weight" in outcome.values,
         stateful=bool(result.states),
+        sizes=sizes_of(kept.arrays),
+        events=cast(int, outcome.values.get(EVENTS, 0)),
+        received=max(sizes_of(question.asked.message.arrays).values(), default=0.0),
     )
 
 

@@ -47,6 +47,7 @@ def examine(nodes: Nodes, config: DictConfig) -> list[int]:
     for client, line in zip(faults, lines, strict=True):
         log.warning("failures.policy=skip: the run goes on without %s", line)
         nodes.lose(client, faults[client])
+        nodes.missing[client] = faults[client]
     if faults:
         nodes.event("without", clients=list(faults), reasons=lines)
     return list(faults)
@@ -66,3 +67,16 @@ def outvoted(nodes: Nodes, config: DictConfig) -> list[int]:
         nodes.lose(client, why)
     nodes.event("without", clients=few, reasons=[f"client {c}: {why}" for c in few])
     return few
+
+
+def leave_out(nodes: Nodes, config: DictConfig, gone: list[int], resumes: bool) -> None:
+    """A run that begins excludes who is ``gone``, for good. One that goes on does not become another run by that: such
+    a client fails in each round in which it is asked, with the reason, until its node is back as it was."""
+    if not resumes:
+        nodes.without = sorted(gone)
+        config.exclude = sorted({*config.exclude, *gone})
+        return
+    for client in gone:
+        nodes.missing.setdefault(
+            client, "its node was refused when the run was resumed, and is not back since"
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 
 from flwr.app import RecordDict
 
@@ -20,7 +21,7 @@ from fedsim.flower.answers import NodeAnswer, ReplyTo
 from fedsim.flower.checking import Judge, OwnAnswer, Question
 from fedsim.flower.masking import LEGS, bare
 from fedsim.flower.ownanswer import trial
-from fedsim.server.traits import ClientQuestion, StrategyLike
+from fedsim.server.traits import ClientQuestion, StrategyLike, statistics_of
 
 SPARE = 16  # times what an answer has
 Reader = Callable[[RecordDict, int, bool], NodeAnswer]
@@ -48,6 +49,7 @@ class Questions:
             lost_is_the_end,
             plan.release,
             plan.seed,
+            statistics_of(method),
         )  # fmt: skip
         self._domains = max(len(plan.data.dataset.domains), plan.data.num_clients)
 
@@ -83,9 +85,16 @@ class Questions:
         """The exchange is over: its message, as large as the model, may go."""
         self._asking, self._opened = None, (None, Payload())
 
-    def _trial(self, question: Question) -> OwnAnswer:
+    def _trial(self, question: Question, whole: bool) -> OwnAnswer:
         assert self._asking, "reader comes first"
         broadcast, place = self._asking
+        if whole:
+            broadcast = replace(broadcast, payload=question.asked.message, standing=None)
+            place = {
+                question.to.client: replace(
+                    place[question.to.client].alone(question.to.client), each={}, rows={}
+                )
+            }
         with self._awake():
             return trial(self._local.worker, broadcast, place[question.to.client], question)
 
@@ -99,11 +108,14 @@ class Questions:
             down += sent_bytes(standing, self._layout)
         message = (standing or Payload()).joined(self._received(broadcast)).joined(own)
         local = plan.kinds.local(to.client) if plan.kinds else plan.local
-        samples = most_samples(plan, to.client, measured=not broadcast.fold)
+        rows = held(plan, to.client, measured=not broadcast.fold)
+        samples = rows and rows * _units(plan, plan.data)
         asked = ClientQuestion(to.client, broadcast.task, message, samples, local, self._domains)
-        held = standing is not None and not whole
+        relies = standing is not None and not whole
         turn = chunk.turns.get(to.client, broadcast.round)
-        return Question(to, asked, broadcast.fold, bool(chunk.states.get(to.client)), held, down, turn)
+        return Question(
+            to, asked, broadcast.fold, bool(chunk.states.get(to.client)), relies, down, turn, rows
+        )
 
     def _received(self, broadcast: Broadcast) -> Payload:
         """The message as clients use it; worked out once."""
@@ -114,25 +126,23 @@ class Questions:
         return self._opened[1]
 
 
-def most_samples(plan: Plan, client: int, measured: bool) -> float:
-    """What ``client`` can have trained on, by its introduction and the partition; ``measured``: or be measured on.
-
-    Of tasks that count tokens, tokens; without a bound where samples differ in length.
-    """
+def held(plan: Plan, client: int, measured: bool) -> int:
+    """Samples that ``client`` can have trained on, by its introduction and the partition; ``measured``: or be measured
+    on."""
     data = plan.data
     count = _of(data.dealt, client)
     if measured:
         roles = (data.holdout, data.local_test, data.roles.client_validation, data.roles.newcomers)
         count += sum(_of(shards, client) for shards in roles) + len(data.dataset.test or ())
-    return count * _units(plan, data)
+    return count
 
 
 def _of(shards: Shards | None, client: int) -> int:
-    return 0 if shards is None else int(shards.offsets[client + 1] - shards.offsets[client])
+    return 0 if shards is None else shards.size(client)
 
 
 def _units(plan: Plan, data: FederatedData) -> float:
-    """Units that the task counts in one sample, at most."""
+    """Units that the task counts in one sample, at most, such as tokens; no bound where samples differ in length."""
     if plan.task.count is None:
         return 1
     y = getattr(data.dataset.train, "y", None)  # targets in memory are all alike; others may differ in length

@@ -18,19 +18,20 @@ from fedsim.api import RunResult, load_run, run
 from fedsim.config.compose import plain
 from fedsim.config.parts import as_dataclass
 from fedsim.config.schema import FlowerConfig
+from fedsim.config.words import refuse_twice
 from fedsim.data.dataset import Dataset, Samples
 from fedsim.data.federated import FederatedData
 from fedsim.data.normalising import with_given
 from fedsim.data.sample_roles import Roles
-from fedsim.data.shards import Shards
+from fedsim.data.shards import Stated
 from fedsim.data.trees import tree_map
-from fedsim.errors import CheckpointError, ConfigError
+from fedsim.errors import CheckpointError, ConfigError, DataError, EngineError
 from fedsim.flower import contract, present
 from fedsim.flower.binding import Binding
 from fedsim.flower.engine import FlowerEngine
 from fedsim.flower.introductions import Known, Limits
 from fedsim.flower.nodes import Nodes
-from fedsim.flower.options import configuration, deployable, keeps_samples, own_folder
+from fedsim.flower.options import configuration, deployable, keeps_samples, own_folder, words
 from fedsim.flower.pieces import leave_apart
 from fedsim.flower.site import layout_name
 from fedsim.flower.stopping import StoppableGrid, alone, stoppable
@@ -51,8 +52,13 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """One run, from its first round or from its checkpoint on."""
+    """One run, from its first round or from its checkpoint on.
+
+    Raises:
+        ConfigError: for settings that cannot be, or that are typed twice.
+    """
     with stoppable():
+        refuse_twice(words(context.run_config))
         serve(cast(Grid, StoppableGrid(grid)), configuration(context.run_config))
 
 
@@ -60,6 +66,9 @@ def serve(grid: Grid, config: DictConfig) -> RunResult:
     """Run ``config`` on the nodes of ``grid``; results lie in its folder as those of a simulation do."""
     config.dir, method = own_folder(config), deployable(config)
     folder, engine = Path(config.dir), as_dataclass(config.engine, FlowerConfig)
+    if without := contract.began(config, folder).get("without"):
+        log.warning("the run in %s began without clients %s, and goes on so", folder, without)
+        config.exclude = sorted({*config.exclude, *without})
     if (found := finished(config)) is not None:
         log.warning("already done, not run again: %s", found)
         return load_run(folder)
@@ -92,8 +101,17 @@ def _serve(
 
 
 def _classes(config: DictConfig) -> int:
-    """How many classes the server's data have; 0 where targets are none."""
-    dataset = samples.dataset(config)
+    """How many classes the server's data have; 0 where targets are none.
+
+    Raises:
+        EngineError: they cannot be read, or are not as agreed.
+    """
+    try:
+        dataset = samples.dataset(config)
+    except (ConfigError, DataError) as error:
+        raise EngineError(
+            "\n".join(f"the server's data: {line}" for line in str(error).splitlines())
+        ) from error
     return 0 if dataset.class_labels() is None else dataset.num_classes
 
 
@@ -104,6 +122,7 @@ def _data(
 
     Where nodes own their data, it holds none of them. Clients that are ``gone``, or are refused here, are excluded.
     """
+    before = contract.began(config, folder)
     gone = [*gone, *present.outvoted(nodes, config)]
     owners = [n.client for n in nodes.of.values() if n.own]
     if owners:
@@ -115,14 +134,16 @@ def _data(
         )
     whole = None if owners else load_data(config, Given(), method)
     dataset = whole.dataset if whole else with_given(agreement.of(config), samples.dataset(config))
-    nodes.check = _Check(config, method, dataset, whole, nodes.of.values())
+    nodes.check = _Check(config, method, dataset, whole, nodes.of.values(), before)
     gone = [*gone, *present.examine(nodes, config)]
-    if gone:
-        config.exclude = sorted({*config.exclude, *gone})
-    dataset, terms = contract.conclude(config, folder, nodes, dataset, sorted(assigning.absent(config)[0]))
+    present.leave_out(nodes, config, gone, bool(before))
+    dataset, terms = contract.conclude(
+        config, folder, nodes, dataset, sorted(assigning.absent(config)[0]), before
+    )
     if whole:
-        return (load_data(config, Given(), method) if gone else whole), terms
+        return (load_data(config, Given(), method) if nodes.without else whole), terms
     known = {c: (n.samples, n.counts) for c, n in nodes.of.items()}
+    known |= {int(c): held for c, held in before.get("held", {}).items()}
     none = 0, [0] * dataset.num_classes
     return _counted(config, dataset, [known.get(c, none) for c in range(config.num_clients)]), terms
 
@@ -130,16 +151,19 @@ def _data(
 def _counted(
     config: DictConfig, dataset: Dataset, owned: Sequence[tuple[int, Sequence[int]]]
 ) -> FederatedData:
-    """What the server knows of data that never come to it: whose they are, how many, and how many of each class."""
+    """What the server knows of data that never come to it: whose they are, how many, and how many of each class. No
+    memory hangs on these numbers."""
     held = dataset.train if len(dataset.train) or dataset.test is None else dataset.test
-    (x, y), total = held.take(torch.arange(1)), sum(n for n, _ in owned)
-    x, y = (tree_map(lambda t: t.expand(total, *t.shape[1:]), tree) for tree in (x, y))
-    if dataset.class_labels() is not None:
-        counts = torch.tensor([counts for _, counts in owned]).flatten()
-        y = torch.arange(dataset.num_classes).repeat(len(owned)).repeat_interleave(counts).to(y.dtype)
-    train = Samples(x, y)  # stand-ins of the right shape, never read
-    ends = np.cumsum([0, *(n for n, _ in owned)]).astype(np.int64)
-    shards = Shards(np.arange(total, dtype=np.int64), ends)
+    x, y = held.take(torch.arange(1))
+    classes = dataset.num_classes if dataset.class_labels() is not None else 0
+    said = np.array([counts if classes else [n] for n, counts in owned], dtype=np.int64)
+    x, y = (tree_map(lambda t: t.expand(max(classes, 1), *t.shape[1:]), tree) for tree in (x, y))
+    if classes:
+        y = torch.arange(classes).to(y.dtype)
+    train, shards = (
+        Samples(x, y),
+        Stated.of_counts(said),
+    )  # stand-ins of the right shape, for questions asked here
     groups = {split: columns for split, columns in dataset.groups.items() if split != "train"}
     known = replace(dataset, train=train, ids=None, groups=groups)
     found = FederatedData(known, shards)
@@ -158,9 +182,10 @@ class _Check:
         dataset: Dataset,
         whole: FederatedData | None,
         present: Iterable[Known],
+        before: Mapping[str, Any],
     ):
         built = initial.fitted(initial.model(config, dataset, None), method.traits)
-        self.config, self.dataset = config, dataset
+        self.config, self.dataset, self.before = config, dataset, before
         self.base = base_of(built)
         self.layout = layout_name(FlatModel(built, initial.DTYPES[config.dtype]))
         self.own = whole is None  # nodes' own data have no common partition
@@ -173,6 +198,8 @@ class _Check:
         if node.own != self.own:
             return f"own-data={str(node.own).lower()}, but the run began with {str(self.own).lower()}"
         if self.own and (why := contract.difference(node, self.config, self.dataset)):
+            return why
+        if why := contract.changed(node, self.before):
             return why
         classes = self.dataset.num_classes if self.dataset.class_labels() is not None else 0
         if self.own and len(node.counts) != classes:

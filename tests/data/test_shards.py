@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsim.data.shards import Shards, holdout
+from fedsim.data.shards import Shards, Stated, holdout
 from fedsim.errors import DataError
 
 
@@ -65,3 +67,21 @@ def test_holdout_of_nothing_and_of_repeated_samples():
     assert not set(train.part(0)) & set(test.part(0))
     with pytest.raises(DataError, match="0 <= fraction < 1"):
         holdout(example(), 1.0, np.random.default_rng)
+
+
+def test_what_is_said_takes_no_memory_and_is_kept(tmp_path: Path) -> None:
+    """A thousand times more samples than memory could name."""
+    held = np.array([[10**12, 3], [0, 0], [5, 10**13]])
+    said = Stated.of_counts(held)
+    assert (
+        said.sizes.tolist() == [10**12 + 3, 0, 10**13 + 5] and said.size(2) == 10**13 + 5 and len(said) == 3
+    )
+    assert said.part(0).tolist() == [0] * 8 + [1] * 3 and said.part(1).tolist() == []
+    assert (said.counts(np.arange(2), 2) == held).all()
+    assert said.only(np.array([True, True, False])).sizes.tolist() == [10**12 + 3, 0, 0]
+    said.save(tmp_path / "partition.npz")
+    back = Shards.load(tmp_path / "partition.npz")
+    assert (
+        back.sizes.tolist() == said.sizes.tolist()
+        and back.hash() == said.hash() != Stated.of_counts(held + 1).hash()
+    )

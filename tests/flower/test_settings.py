@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from flwr.app import Context, RecordDict
 
 sys.path.insert(0, str(Path(__file__).parent))
-from localgrid import deploy, node
+from localgrid import LocalGrid, deploy, node
 
 from fedsim.errors import ConfigError, EngineError
 from fedsim.flower import nodes as nodes_module
+from fedsim.flower import server
 from fedsim.flower.options import configuration
 
 SPEED = ("strategy=fedspeed", "rounds=4", "clients_per_round=3", "model=linear", "client.epochs=1")
@@ -79,3 +82,13 @@ def test_settings_that_a_deployment_cannot_have_are_named(
     with pytest.raises(ConfigError) as error:
         configuration({"overrides": override})
     assert reason in str(error.value)
+
+
+def test_a_setting_typed_twice_ends_the_run_of_flwr() -> None:
+    grid = LocalGrid({})
+    for text, said in (
+        ("rounds=2 strategy=fedprox rounds=3", "rounds=2 and rounds=3: one setting typed twice"),
+        ("+data.size=3 data.size=4", "data.size=3 and data.size=4"),
+    ):
+        with pytest.raises(ConfigError, match=re.escape(said)):
+            server.app(grid, Context(1, 1, {}, RecordDict(), {"overrides": text}))
