@@ -2,6 +2,7 @@
 
     python -m experiments.ssl fedlabel          FedLabel on digits, five seeds; minutes on a CPU
     python -m experiments.ssl fedlabel-paper data.path=<folder>       CIFAR-10 as in the paper; needs a GPU
+    python -m experiments.ssl semifl            60 labels at the server: SemiFL, FixMatch, the server alone
     python -m experiments.ssl fedossl           an open world of digits: experiments/ssl_fedossl.py
     python -m experiments.ssl fedsto            detection with labels at the server: experiments/ssl_fedsto.py
 
@@ -35,9 +36,18 @@ FEDLABEL = (
     ["strategy=uda", "strategy.tau=0.8"],
     ["strategy=fedmatch"],
 )
+THREE = "strategy.server_epochs=3"
+SEMIFL = (
+    ["strategy=server_only", THREE],
+    ["strategy=semifl", THREE],
+    ["strategy=semifl", "method=semifl-parallel", "strategy.order=parallel", THREE],
+    ["strategy=fixmatch", THREE],
+    ["strategy=fixmatch", "method=ceiling", "data.labelled.withhold=false", THREE],
+)
 OTHERS = {"fedossl": ssl_fedossl.main, "fedsto": ssl_fedsto.main}
 SETTINGS = {  # experiment, sweeps, seeds
     "fedlabel": ("fedlabel_digits", FEDLABEL, "0,1,2,3,4"),
+    "semifl": ("semifl_digits", SEMIFL, "0,1,2,3,4"),
     "fedlabel-paper": ("fedlabel_cifar10", FEDLABEL, "0,1,2"),
 }
 
