@@ -183,6 +183,9 @@ class CoBoosting(OneShot):
             pool = torch.cat([state["pool/x"], work.stored(x)]), torch.cat([state["pool/y"], y.cpu()])
             taught = work.taught(state, *pool, w)
         server.log["ensemble_weights"] = w.tolist()
+        server.log["ensemble_weight"] = {
+            str(m.client): v for m, v in zip(uploads.models, w.tolist(), strict=True)
+        }
         server.log["ensemble/entropy"] = entropy(w)
         return state | taught | {"ensemble/w": w, "pool/x": pool[0], "pool/y": pool[1]}
 
