@@ -137,6 +137,14 @@ class CoBoosting(OneShot):
                 f"strategy.b_B={self.b_B:g}: no model of the clients has BatchNorm, whose statistics samples could "
                 "meet; type strategy.b_B=0"
             )
+        shop, x = server.workshop, server.task.example.cpu().double()
+        low, high = (shop.shown(torch.full((1, *shop.shape), v).to(shop.device)).cpu() for v in (-0.01, 1.01))
+        if bool((x < low).any() or (x > high).any()):
+            log.warning(
+                "samples are made in [0, 1], normalised as the data are, and do not reach where the clients' lie (the "
+                "first have %.3g to %.3g); take data in [0, 1] (docs/one_shot.md)",
+                *(float(x.min()), float(x.max())),
+            )
         return super().init(server)
 
     def begun(self, server: Server, state: State, uploads: Uploads) -> State:
@@ -175,6 +183,9 @@ class CoBoosting(OneShot):
             pool = torch.cat([state["pool/x"], work.stored(x)]), torch.cat([state["pool/y"], y.cpu()])
             taught = work.taught(state, *pool, w)
         server.log["ensemble_weights"] = w.tolist()
+        server.log["ensemble_weight"] = {
+            str(m.client): v for m, v in zip(uploads.models, w.tolist(), strict=True)
+        }
         server.log["ensemble/entropy"] = entropy(w)
         return state | taught | {"ensemble/w": w, "pool/x": pool[0], "pool/y": pool[1]}
 

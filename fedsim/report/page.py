@@ -19,6 +19,7 @@ from fedsim.report.budget import budget_table
 from fedsim.report.latex import to_latex
 from fedsim.report.openclasses import open_table
 from fedsim.report.runs import Group, Run
+from fedsim.report.sample_section import made_samples
 from fedsim.report.tables import html_table, layout, to_csv, to_html
 from fedsim.report.texts import text_table
 
@@ -57,7 +58,8 @@ def write_report(
         + budget_table(groups)
         + open_table(groups)
         + text_table(groups)
-        + box_pictures(groups, out, _embedded),
+        + box_pictures(groups, out, _embedded)
+        + made_samples(groups, out, _embedded),
         "curves": _curves(groups, out),
         "clients": _clients(groups, out),
         "partition": _partitions(groups, out),

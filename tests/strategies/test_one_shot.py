@@ -169,6 +169,16 @@ def test_what_co_boosting_cannot_do_is_said_before_clients_train(
     assert not (tmp_path / "uploads").exists()
 
 
+def test_data_that_made_samples_do_not_reach_are_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    inside = [(x.clamp(0, 1), y) for x, y in classification().clients]
+    for clients, said in ((inside, False), ([(x * 255, y) for x, y in inside], True)):
+        caplog.clear()
+        run("dense", "rounds=1", f"out={tmp_path}", clients=clients)
+        assert ("samples are made in [0, 1]" in caplog.text) == said
+
+
 def test_feddf_needs_something_to_learn_from() -> None:
     with pytest.raises(ConfigError, match=r"data\.server: FedDF learns from samples"):
         classification().run("strategy=feddf")
