@@ -22,7 +22,7 @@ COSTS = (  # endings: less is better
     *("perplexity", "perplexity_pooled", "mae", "mse", "nll", "cross_entropy"),
 )
 SHARES = ("accuracy", "precision", "recall", "f1", "jaccard", "iou")  # endings: in 0..1, shown in percent
-GAPS = ("participation_gap", "out_of_sample_gap")  # parts of a name: less is better
+GAPS = ("participation_gap", "out_of_sample_gap")  # seen minus unseen, GAP/METRIC of others than accuracy
 SPREADS = ("_std", "_variance", "_gini", "_angle", "_kl")  # over clients, behind a metric: less is better
 OF_SOME = ("_weighted", "_worst_tenth", "_best_tenth", "_worst")  # other values of the metric before them
 BEST_VAL = "best_val"
@@ -205,13 +205,23 @@ def check_column(objective: Objective, histories: Sequence[Rows]) -> None:
         unmeasured = place in MEASURED_BY and not any(name.startswith(f"{place}/") for name in names)
         more = f"; runs with {MEASURED_BY[place]} do" if unmeasured else hint(objective.column, list(names))
         raise ConfigError(f"objective {objective.column}: no run has measured it{more}")
+    if objective.metric in GAPS and objective.direction == "auto" and "clients/accuracy" not in names:
+        others = [name for name in names if name.startswith(f"{objective.metric}/")]
+        raise ConfigError(
+            f"objective {objective.column}: here it is of another metric than accuracy, so that more or less may be "
+            f"better; type {' or '.join([*others, '--direction'])}"
+        )
 
 
 def _less_is_better(name: str) -> bool:
-    """Of losses and costs, and of gaps and spreads of whatever metric."""
+    """Of losses and costs, of spreads of whatever metric, and of gaps unless they are of such: on unseen samples a loss
+    is larger, so its gap is below zero."""
+    first, _, rest = name.partition("/")
+    if first in GAPS:
+        return not _less_is_better(rest)
     metric = _without(name, SPREADS)
     spread = metric != name and metric.endswith((*COSTS, *SHARES))
-    return spread or _without(name, OF_SOME).endswith(COSTS) or any(gap in name.split("/") for gap in GAPS)
+    return spread or _without(name, OF_SOME).endswith(COSTS)
 
 
 def _without(name: str, endings: Sequence[str]) -> str:

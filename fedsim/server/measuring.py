@@ -88,19 +88,21 @@ def gaps(row: Mapping[str, Any]) -> Row:
     """How much is lost on unseen samples, and how much more on unseen clients (Yuan, Morningstar, Ning, Singh 2022).
 
     ``out_of_sample_gap``: clients' training samples minus their own test samples; ``participation_gap``: the latter
-    minus those of the clients held out. Of accuracy, where that is measured; of other metrics under their names.
+    minus those of the clients held out. Of accuracy, where that is measured, else of the first metric; of all others
+    than accuracy under their names too.
     """
     names = [k.removeprefix("held_out/") for k in row if k.startswith("held_out/")]
     both = [
         k for k in names if f"clients/{k}" in row and not k.endswith(("_weighted", "_std", "_worst_tenth"))
     ]
     out: Row = {}
+    plain = "accuracy" if "accuracy" in both else both[0] if both else ""
     for name in both:
-        suffix = "" if name == ("accuracy" if "accuracy" in both else both[0]) else f"/{name}"
         test = row[f"clients/{name}"]
-        if f"clients_train/{name}" in row:
-            out[f"out_of_sample_gap{suffix}"] = row[f"clients_train/{name}"] - test
-        out[f"participation_gap{suffix}"] = test - row[f"held_out/{name}"]
+        for suffix in [*[""] * (name == plain), *[f"/{name}"] * (name != "accuracy")]:
+            if f"clients_train/{name}" in row:
+                out[f"out_of_sample_gap{suffix}"] = row[f"clients_train/{name}"] - test
+            out[f"participation_gap{suffix}"] = test - row[f"held_out/{name}"]
     return out
 
 

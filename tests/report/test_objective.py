@@ -80,7 +80,7 @@ def test_what_is_not_finite_is_no_number_and_what_is_missing_says_so():
         ("MeanSquaredError", "MeanSquaredError", -1),
         ("clients/accuracy_gini", "clients/accuracy_gini", -1),
         ("participation_gap", "participation_gap", -1),
-        ("participation_gap/loss", "participation_gap/loss", -1),
+        ("participation_gap/loss", "participation_gap/loss", 1),
         ("participation_gap/f1", "participation_gap/f1", -1),
         ("clients/loss_worst", "clients/loss_worst", -1),
         ("clients/loss_gini", "clients/loss_gini", -1),
@@ -93,6 +93,14 @@ def test_words_name_a_column(words, column, sign):
     objective = Objective.parse(words)
     assert (objective.column, objective.sign) == (column, sign)
     assert Objective.parse(words, direction="max").sign == 1
+
+
+def test_a_gap_of_another_metric_than_accuracy_has_no_known_direction():
+    history = [[{"round": 1, "participation_gap": -0.2, "participation_gap/loss": -0.2, "clients/loss": 1.0}]]
+    with pytest.raises(ConfigError, match="type participation_gap/loss or --direction"):
+        check_column(Objective("participation_gap"), history)
+    check_column(Objective("participation_gap", direction="max"), history)
+    check_column(Objective("participation_gap"), [[history[0][0] | {"clients/accuracy": 0.5}]])
 
 
 def test_it_says_what_it_is():
