@@ -25,7 +25,7 @@ MODEL_NAMES = ("model", "module", "net", "network")  # a first parameter of such
 
 def cross_entropy(output: Tensor, y: Tensor) -> Tensor:
     """Mean cross entropy; output (B, C), y (B,) int64."""
-    return F.cross_entropy(output, y)
+    return F.cross_entropy(logits_of(output), y)
 
 
 def own_loss(output: Any, y: Any) -> Tensor:
