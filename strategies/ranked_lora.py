@@ -64,8 +64,8 @@ class RankedLoRA(Strategy):
         for ad in self.adapters:
             if len(ad.a.shape) != 2:
                 raise ConfigError(
-                    f"strategy=ranked_lora: the factors of '{ad.name}' are no matrices, as of a convolution; name other "
-                    "layers in model.lora.target_modules, or type strategy=fedit"
+                    f"strategy=ranked_lora: the factors of '{ad.name}' are no matrices, as of a convolution; name "
+                    "other layers in model.lora.target_modules, or type strategy=fedit"
                 )
         least = min((ad.rank for ad in self.adapters), default=0)
         top = max(self._ranks)

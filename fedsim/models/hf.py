@@ -6,6 +6,7 @@ output object; its ``logits`` or ``loss`` are for the task to read. A tokenizer 
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import warnings
@@ -30,6 +31,7 @@ ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_VERBOSITY": "error",
 }
+PADS = ("<pad>", "[PAD]", "<|pad|>", "<|endoftext|>")  # names of that token, as the data look for them
 FOLDER = "a folder with config.json and model.safetensors"
 
 
@@ -149,6 +151,9 @@ def _from_data(
     name, found = kind.__name__, dict[str, Any]()
     if num_classes and name.endswith("Classification") and settings.num_labels != num_classes:
         found["num_labels"] = num_classes
+    unfilled = hasattr(settings, "pad_token_id") and settings.pad_token_id is None
+    if folder is not None and unfilled and name.endswith("ForSequenceClassification"):
+        found["pad_token_id"] = _pad(folder)  # where a text ends
     if folder is None:
         if num_classes and name.endswith(("LMHeadModel", "ForCausalLM", "ForMaskedLM")):
             found["vocab_size"] = num_classes
@@ -158,6 +163,15 @@ def _from_data(
                 "image_size": shape[1] if shape[1] == shape[2] else list(shape[1:]),
             }
     return {k: v for k, v in found.items() if k == "num_labels" or hasattr(settings, k)}
+
+
+def _pad(folder: Path) -> int | None:
+    """The token that fills texts up, by the tokenizer beside the weights."""
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        return None
+    names = {t["content"]: int(t["id"]) for t in json.loads(file.read_text()).get("added_tokens", ())}
+    return next((names[p] for p in PADS if p in names), None)
 
 
 def _check_field(settings: Any, kind: Any, key: str) -> None:

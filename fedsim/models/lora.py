@@ -35,8 +35,9 @@ def adapted(peft: Any, model: Any, options: Mapping[str, Any]) -> nn.Module:
 
     ``options`` are those of ``peft.LoraConfig`` (``r``, ``alpha``, ``dropout``, ``target_modules``, ``use_dora``,
     ``modules_to_save``, ...); unless said, r is 4, alpha 2 r, and attention's projections are adapted: those that peft
-    chooses, or for other models query and value. ``fan_in_fan_out`` follows from the layers and the task from the model's class, both
-    unless said; a new image classifier is trained beside the adapters, as ``peft`` does with one of text.
+    chooses, or for other models query and value. ``fan_in_fan_out`` follows from the layers and the task from the
+    model's class, both unless said; a new image classifier is trained beside the adapters, as ``peft`` does with one of
+    text.
 
     Raises:
         ConfigError: for an unknown option, modules that are not there, or a tied layer to be saved by itself.

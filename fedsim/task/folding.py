@@ -83,7 +83,7 @@ def lowered(model: nn.Module, rank: int) -> tuple[nn.Module, float]:
 
 
 def _changes(model: nn.Module, active: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """What each layer's adapters and change of the base come to, (out, in), and what they add beside products, (out,)."""
+    """What each layer's adapters and change of the base come to, (out, in), and what they add besides, (out,)."""
     changes, biases = dict[str, Tensor](), dict[str, Tensor]()
     for layer in layers_of(model):
         if layer.key not in active:
