@@ -22,11 +22,22 @@ from fedsim.report.runs import Run, load_runs
 
 LORA = "model.lora={r: 4, alpha: 8, target_modules: [c_attn, c_proj, c_fc]}"
 SLOPES = (LORA, "strategy.lr=0.02", "evaluation.clients_every=0")  # all clients have the same model
+SGD = (
+    LORA,
+    "client=sgd",
+    "client.lr=0.02",
+    "client.steps=2",
+    "client.batch_size=8",
+    "evaluation.clients_every=0",
+)
 METHODS = {
     "full": ("strategy=fedavg", "strategy.weighting=samples", "client.lr=1e-3"),
     **{name: (f"strategy={name}", LORA) for name in ("fedit", "fedex", "flora", "rolora", "ffa", "fedsa")},
     "one_byte": ("strategy=one_byte", *SLOPES, "strategy.samples=4", "rounds=150"),
     "decomfl": ("strategy=decomfl", *SLOPES, "strategy.directions=4", "rounds=50"),
+    "mezo": ("strategy=mezo", *SLOPES, "strategy.lr=6e-4", "strategy.local_steps=32", "rounds=50"),
+    "fedkseed": ("strategy=fedkseed", *SLOPES, "strategy.lr=5e-3", "strategy.local_steps=4", "rounds=50"),
+    "fedzo": ("strategy=fedzo", *SGD, "strategy.directions=3", "rounds=50"),
 }
 ROUNDS = (5, 10, 20, 50, 100, 150)
 PERSONAL = ("fedsa",)  # measured by each client's own model on its own test part

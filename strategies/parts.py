@@ -115,7 +115,24 @@ class FedParts(FedAvg):
         return {"delta": "mean"} | ({"own": "mean"} if self.new_client == "mean" else {})
 
     def setup(self, task: Task, layout: Layout) -> None:
-        """Where in the model what is kept lies."""
+        """Where in the model what is kept lies.
+
+        Raises:
+            ConfigError: for trained adapters of an embedding that patterns of factors pass over.
+        """
+        patterns = (
+            *(self.frozen or ()),
+            *(self.local or ()),
+            *(p for turn in self.turns or () for p in turn),
+        )
+        factors = [p for p in patterns if "lora_" in p]
+        passed = [s.name for s in layout.params if "lora_embedding_" in s.name]
+        if factors and passed and not any("lora_embedding_" in p for p in factors):
+            raise ConfigError(
+                f"strategy: '{passed[0]}' is of an embedding's adapter, whose A begins at zero and B is drawn, and no "
+                f"pattern of {factors} fits it; leave embeddings out of model.lora.target_modules, type "
+                "strategy=fedit, or name it, too, in strategy.frozen, local or turns"
+            )
         if self.new_client == "mean":
             self.places = entries(layout, self.kept)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from clients.base import Client
 from clients.exact import fresh, products
 from clients.flora import RankedClient, kept_places, rank_of
-from fedsim.errors import ClientError
+from fedsim.errors import ClientError, ConfigError
 from fedsim.exchange.fold import Fold
 from fedsim.exchange.payload import Message, Payload, Replies
 from fedsim.server.round import Round
@@ -61,6 +61,12 @@ class RankedLoRA(Strategy):
     def setup(self, task: Task, layout: Layout) -> None:
         """Find the adapters; refuse ranks that they have not."""
         self.adapters, self.dim = adapters_of(task.model, layout), layout.dim
+        for ad in self.adapters:
+            if len(ad.a.shape) != 2:
+                raise ConfigError(
+                    f"strategy=ranked_lora: the factors of '{ad.name}' are no matrices, as of a convolution; name "
+                    "other layers in model.lora.target_modules, or type strategy=fedit"
+                )
         least = min((ad.rank for ad in self.adapters), default=0)
         top = max(self._ranks)
         check(top <= least, "ranks", list(self._ranks), f"at most {least}; type model.lora.r={top}")

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.config.textfile import OtherEncodingError, read_text
 from fedsim.data.dataset import Augment, Dataset
-from fedsim.data.hub import within_reach
+from fedsim.data.splitfiles import read
 from fedsim.data.textcolumns import TOKENS, stacked, tokenised
 from fedsim.data.trees import Tree
 from fedsim.errors import DataError, hint
 
 LABELS = ("label", "labels", "target", "y")  # columns that are targets where none is named
-FORMATS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json", ".arrow": "arrow"}
-TEXTS = (".csv", ".json", ".jsonl")
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,10 +174,12 @@ def load(
     tokenizer: str | None = None,
     length: int = 64,
 ) -> Dataset:
-    """A data set of the hub by name, saved by ``save_to_disk`` in a folder, or in files (parquet, csv, json, arrow).
+    """A data set of the hub by name, saved by ``save_to_disk`` in a folder, or in files (parquet, csv, tsv, json,
+    arrow).
 
     Args:
-        path: the hub's name, a folder, or a file (a glob for several); or a folder of ``train*`` and ``test*``.
+        path: the hub's name, a folder, or a file (a glob for several); or a folder of ``train*`` and ``test*``
+            (``validation*``, ``val``, ``dev``: the split ``validation``), or with a folder ``data`` of these.
         split: rows to train on; ``test_split``: the common test set, ``null`` for none.
         x: input columns, by default all others; ``y``: the target's; ``client``, ``domain``: whose a row is.
         cache: where files are kept as arrow; by default that of ``datasets``.
@@ -197,9 +194,12 @@ def load(
         import datasets
     except ImportError as error:
         raise DataError("data=hf: needs the library datasets; type pip install 'fedsim-lab[hub]'") from error
-    parts = _read(datasets, path, cache)
-    if split not in parts:
-        raise DataError(f"data.split={split}: not in {path}{hint(split, parts)}; it has {', '.join(parts)}")
+    parts = read(datasets, path, cache, [n for n in (split, test_split) if n])
+    for key, name in (("split", split), ("test_split", test_split)):
+        if name not in (None, *parts) and (key, name) != ("test_split", "test"):
+            raise DataError(
+                f"data.{key}={name}: not in {path}{hint(str(name), parts)}; it has {', '.join(parts)}"
+            )
     if tokenizer is not None:
         besides = [c for c in (y, client, domain, *(LABELS if y is None else ())) if c]
         parts = {
@@ -211,63 +211,6 @@ def load(
     test = parts.get(test_split or "")
     named = {"x": x, "y": y, "client": client, "domain": domain, "augment": augment}
     return from_hf(parts[split], test=test, name=path, **named)  # type: ignore[arg-type]
-
-
-def _read(datasets: Any, path: str, cache: str | None) -> Mapping[str, Any]:
-    """The splits of a data set, by name."""
-    place = Path(path).expanduser()
-    try:
-        if (place / "dataset_dict.json").exists() or (place / "state.json").exists():
-            found = datasets.load_from_disk(str(place))
-            return found if isinstance(found, Mapping) else {"train": found}
-        files = _files(place)
-        if files is None:
-            if place.is_absolute() or path.startswith((".", "~")):
-                raise DataError(f"data.path={path}: there is no such file or folder")
-            with within_reach():
-                return dict(datasets.load_dataset(path, cache_dir=cache))
-        kind = FORMATS[files[0].suffix]
-        named: dict[str, list[str]] = {}
-        for file in files:
-            part = next((s for s in ("train", "test", "validation") if file.name.startswith(s)), "train")
-            named.setdefault(part, []).append(str(file))
-        return dict(datasets.load_dataset(kind, data_files=named, cache_dir=cache))
-    except DataError:
-        raise
-    except Exception as error:  # the library raises many kinds
-        said = _other_encoding(path) or (str(error).strip().splitlines() or [type(error).__name__])[0]
-        offline = " (no network: HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
-        raise DataError(f"data.path={path}: cannot be read as a data set{offline}: {said}") from error
-
-
-def _other_encoding(path: str) -> str:
-    """What a text file in the folder, or the file itself, is instead of UTF-8; empty if none is."""
-    place = Path(path).expanduser()
-    for file in sorted(place.iterdir()) if place.is_dir() else [place]:
-        if file.suffix in TEXTS and file.is_file():
-            try:
-                read_text(file)
-            except OtherEncodingError as error:
-                return f"{file.name}: {error}"
-    return ""
-
-
-def _files(place: Path) -> list[Path] | None:
-    if place.is_file():
-        found = [place]
-    elif place.is_dir():
-        found = sorted(f for f in place.iterdir() if f.suffix in FORMATS)
-    elif any(c in place.name for c in "*?["):
-        found = sorted(place.parent.glob(place.name))
-    else:
-        return None
-    kinds = {f.suffix for f in found}
-    if len(kinds) != 1 or not kinds <= set(FORMATS):
-        shown = ", ".join(sorted(kinds)) or "nothing"
-        raise DataError(
-            f"data.path={place}: holds {shown}; expected files of one kind of {', '.join(FORMATS)}"
-        )
-    return found
 
 
 def _classes(data: Any, made: Columns) -> tuple[str, ...]:

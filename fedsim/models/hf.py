@@ -6,6 +6,7 @@ output object; its ``logits`` or ``loss`` are for the task to read. A tokenizer 
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import warnings
@@ -30,6 +31,7 @@ ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_VERBOSITY": "error",
 }
+PADS = ("<pad>", "[PAD]", "<|pad|>", "<|endoftext|>")  # names of that token, as the data look for them
 FOLDER = "a folder with config.json and model.safetensors"
 
 
@@ -71,12 +73,11 @@ def hf(
     folder = None if path is None else _folder(path)
     kind, settings = _class(transformers, architecture, folder)
     given = {**_from_data(kind, settings, folder, input_shape, num_classes), **dict(config or {})}
-    for key, value in {"use_cache": False, **given}.items():
-        if key == "use_cache" and not hasattr(settings, key):
-            continue
-        _set(settings, kind, key, value)
+    fields = ({"use_cache": False} if hasattr(settings, "use_cache") else {}) | given
+    for key in fields:
+        _check_field(settings, kind, key)
     with _quietly(transformers):
-        model = _loaded(kind, settings, folder) if folder is not None else _drawn(kind, settings)
+        model = _drawn(kind, fields) if folder is None else _loaded(kind, settings, folder, fields)
         if lora is not None:
             model = adapted(library("peft"), model, lora)
     model.train()
@@ -150,6 +151,9 @@ def _from_data(
     name, found = kind.__name__, dict[str, Any]()
     if num_classes and name.endswith("Classification") and settings.num_labels != num_classes:
         found["num_labels"] = num_classes
+    unfilled = hasattr(settings, "pad_token_id") and settings.pad_token_id is None
+    if folder is not None and unfilled and name.endswith("ForSequenceClassification"):
+        found["pad_token_id"] = _pad(folder)  # where a text ends
     if folder is None:
         if num_classes and name.endswith(("LMHeadModel", "ForCausalLM", "ForMaskedLM")):
             found["vocab_size"] = num_classes
@@ -161,32 +165,37 @@ def _from_data(
     return {k: v for k, v in found.items() if k == "num_labels" or hasattr(settings, k)}
 
 
-def _set(settings: Any, kind: Any, key: str, value: Any) -> None:
-    """Set one field, refused where nothing would read it."""
+def _pad(folder: Path) -> int | None:
+    """The token that fills texts up, by the tokenizer beside the weights."""
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        return None
+    names = {t["content"]: int(t["id"]) for t in json.loads(file.read_text()).get("added_tokens", ())}
+    return next((names[p] for p in PADS if p in names), None)
+
+
+def _check_field(settings: Any, kind: Any, key: str) -> None:
+    """Refuse a field that nothing would read."""
     known = {*settings.to_dict(), *settings.attribute_map, "num_labels", "attn_implementation"}
     if key not in known:
         raise ConfigError(
             f"model.config.{key}: {kind.config_class.__name__} has no such field{hint(key, known)}"
         )
-    if key == "attn_implementation":
-        key = "_attn_implementation"
-    setattr(settings, key, value)
 
 
-def _drawn(kind: Any, settings: Any) -> nn.Module:
-    # built anew from its fields, so that the library checks and completes them
+def _drawn(kind: Any, fields: Mapping[str, Any]) -> nn.Module:
+    """A new model; fields that others follow from (one kind for each layer) are worked out by the library."""
     try:
-        fields = {k: v for k, v in settings.to_dict().items() if k != "transformers_version"}
-        model: nn.Module = kind(
-            kind.config_class.from_dict(fields, attn_implementation=settings._attn_implementation)
-        )
-    except (ValueError, TypeError, KeyError, RuntimeError, AssertionError) as error:
+        model: nn.Module = kind(kind.config_class(**fields))
+    except Exception as error:  # classes check their fields in ways of their own
         raise ConfigError(f"model.config: {kind.__name__} cannot be built: {_first(error)}") from error
     return model
 
 
-def _loaded(kind: Any, settings: Any, folder: Path) -> nn.Module:
+def _loaded(kind: Any, settings: Any, folder: Path, fields: Mapping[str, Any]) -> nn.Module:
     """The folder's model in float32, without a name of this machine in its configuration."""
+    for key, value in fields.items():
+        setattr(settings, "_attn_implementation" if key == "attn_implementation" else key, value)
     try:
         found = kind.from_pretrained(
             folder,

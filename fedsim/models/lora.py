@@ -10,6 +10,16 @@ from torch import nn
 from fedsim.errors import ConfigError, hint
 
 SHORT = {"alpha": "lora_alpha", "dropout": "lora_dropout"}  # names of options that LoRA's paper has too
+RANK = 4  # unless said; alpha is twice the rank
+ATTENTION = (  # names of the projections that are adapted where peft has no choice of its own for a kind of model
+    ("q_proj", "v_proj"),
+    ("query", "value"),
+    ("q_lin", "v_lin"),
+    ("q", "v"),
+    ("qkv",),
+    ("Wqkv",),
+    ("c_attn",),
+)
 TASKS = {  # end of a class's name: what peft calls its task
     "LMHeadModel": "CAUSAL_LM",
     "ForCausalLM": "CAUSAL_LM",
@@ -24,8 +34,10 @@ def adapted(peft: Any, model: Any, options: Mapping[str, Any]) -> nn.Module:
     """``model`` frozen, with low-rank adapters (Hu et al. 2022) drawn from torch's current generator.
 
     ``options`` are those of ``peft.LoraConfig`` (``r``, ``alpha``, ``dropout``, ``target_modules``, ``use_dora``,
-    ``modules_to_save``, ...). ``fan_in_fan_out`` follows from the layers and the task from the model's class, both
-    unless said; a new image classifier is trained beside the adapters, as ``peft`` does with one of text.
+    ``modules_to_save``, ...); unless said, r is 4, alpha 2 r, and attention's projections are adapted: those that peft
+    chooses, or for other models query and value. ``fan_in_fan_out`` follows from the layers and the task from the
+    model's class, both unless said; a new image classifier is trained beside the adapters, as ``peft`` does with one of
+    text.
 
     Raises:
         ConfigError: for an unknown option, modules that are not there, or a tied layer to be saved by itself.
@@ -46,13 +58,36 @@ def adapted(peft: Any, model: Any, options: Mapping[str, Any]) -> nn.Module:
     if type(model).__name__.endswith("ForImageClassification"):
         settings["modules_to_save"] = ["classifier"]
     settings |= given
+    settings.setdefault("r", RANK)
+    settings.setdefault("lora_alpha", 2 * settings["r"])
     _refuse_untied(model, settings)
+    if "target_modules" not in settings and "target_parameters" not in settings:
+        _name_targets(peft, model, settings)
     try:
         out: nn.Module = peft.get_peft_model(model, peft.LoraConfig(**settings))
     except (ValueError, TypeError, KeyError) as error:
         said = (str(error).strip().splitlines() or [""])[0]
         raise ConfigError(f"model.lora: {said}") from error
     return out
+
+
+def _name_targets(peft: Any, model: Any, settings: dict[str, Any]) -> None:
+    """Adapt attention's projections where peft has no choice of its own for this kind of model.
+
+    Raises:
+        ConfigError: if there are none.
+    """
+    mapped = peft.utils.constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    if getattr(model.config, "model_type", None) in mapped:
+        return
+    layers = sorted({n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, nn.Linear)})
+    found = next((names for names in ATTENTION if set(names) <= set(layers)), None)
+    if found is None:
+        raise ConfigError(
+            f"model.lora: {type(model).__name__} has no attention whose projections are known by name; type "
+            f"model.lora.target_modules=[...], some of {', '.join(layers)}"
+        )
+    settings["target_modules"] = list(found)
 
 
 def _task(model: Any) -> str | None:

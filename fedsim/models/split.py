@@ -17,6 +17,7 @@ from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 from hydra.utils import get_object
 from omegaconf import DictConfig, open_dict
 from torch import Tensor, nn
@@ -60,9 +61,14 @@ def _arguments(function: Callable[..., Any], bound: bool) -> tuple[int, float]:
     return least, math.inf if any(p.kind is p.VAR_POSITIONAL for p in known) else len(own) - bound
 
 
+HALF = (torch.bfloat16, torch.float16)
+
+
 def logits_of(output: Any) -> Any:
-    """Logits of a model that returns them by name, or what it returns."""
-    return getattr(output, "logits", output)
+    """Logits of a model that returns them by name, or what it returns; half precision, of a frozen base or under
+    autocast, as float32, since losses are differences and sums of them."""
+    logits = getattr(output, "logits", output)
+    return logits.float() if isinstance(logits, Tensor) and logits.dtype in HALF else logits
 
 
 def with_logits(output: Any, logits: Tensor) -> Any:

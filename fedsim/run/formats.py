@@ -220,7 +220,8 @@ def _plain_adapters(model: nn.Module, rank: int | None) -> tuple[nn.Module, dict
     if rank is not None:
         made, error = folding.lowered(model, rank)
         return made, {"adapter_rank": rank, "adapter_error": error}
-    return (folding.merged(model), {"merged": True}) if folding.base_has_changed(model) else (model, {})
+    whole = folding.base_has_changed(model) or folding.several(model)
+    return (folding.merged(model), {"merged": True}) if whole else (model, {})
 
 
 def _hf(model: nn.Module, card: Card | None, path: Path) -> None:
@@ -236,4 +237,9 @@ def _hf(model: nn.Module, card: Card | None, path: Path) -> None:
     if classes and getattr(config, "num_labels", None) == len(classes):
         config.id2label = dict(enumerate(classes))  # type: ignore[union-attr]
         config.label2id = {name: i for i, name in enumerate(classes)}  # type: ignore[union-attr]
-    whole[0].save_pretrained(path)  # type: ignore[operator]
+    names = list(getattr(whole[0], "active_adapters", ())) if hasattr(whole[0], "peft_config") else []
+    whole[0].save_pretrained(path, **({"selected_adapters": names} if names else {}))  # type: ignore[operator]
+    if names and (inner := path / names[0]).is_dir():  # where peft puts one that is not called "default"
+        for file in inner.iterdir():
+            file.replace(path / file.name)
+        inner.rmdir()

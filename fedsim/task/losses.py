@@ -25,7 +25,7 @@ MODEL_NAMES = ("model", "module", "net", "network")  # a first parameter of such
 
 def cross_entropy(output: Tensor, y: Tensor) -> Tensor:
     """Mean cross entropy; output (B, C), y (B,) int64."""
-    return F.cross_entropy(output, y)
+    return F.cross_entropy(logits_of(output), y)
 
 
 def own_loss(output: Any, y: Any) -> Tensor:
@@ -34,9 +34,9 @@ def own_loss(output: Any, y: Any) -> Tensor:
     return loss
 
 
-def logits_cross_entropy(output: Any, y: Tensor) -> Tensor:
+def logits_cross_entropy(output: Any, y: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Mean cross entropy of a model whose output holds ``logits`` (B, C), or of logits that a method made of them."""
-    return F.cross_entropy(logits_of(output), y)
+    return F.cross_entropy(logits_of(output), y, label_smoothing=label_smoothing)
 
 
 class WholeLoss:
@@ -98,7 +98,7 @@ def weighed(loss: Any) -> Callable[[Any], float] | None:
     options: dict[str, Any] = {}
     if isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss):
         options = {"weight": loss.weight, "ignore_index": loss.ignore_index}
-    elif isinstance(loss, partial) and loss.func in (F.cross_entropy, F.nll_loss):
+    elif isinstance(loss, partial) and loss.func in (F.cross_entropy, F.nll_loss, logits_cross_entropy):
         options = loss.keywords
     elif not any(loss is f for f in (cross_entropy, logits_cross_entropy, F.cross_entropy, F.nll_loss)):
         return None

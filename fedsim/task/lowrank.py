@@ -22,6 +22,7 @@ from fedsim.task.slots import Slot
 NO_ADAPTERS = (
     "(outside adapters)"  # in the place of a pattern of names: all that is trained outside low-rank adapters
 )
+MORE = ("lora_magnitude_vector", "lora_variant")  # of peft's layers that compute with more than W + s B A
 CHANGE = "base_change"  # name of the buffer beside a base's weight, of the same shape and orientation
 
 
@@ -76,9 +77,11 @@ def outside_adapters(names: Sequence[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class AdaptedLayer:
-    """An adapted layer of a module: names of its factors, scale, the layer that holds the base's weight."""
+    """An adapted layer of a module: names of its factors, scale, the layer that holds the base's weight; ``key``, the
+    adapter's name where there may be several."""
 
     name: str
+    key: str
     a: str
     b: str
     scale: float
@@ -98,15 +101,17 @@ class AdaptedLayer:
 def adapters_of(model: nn.Module, layout: Layout) -> tuple[Adapter, ...]:
     """The adapters of ``model`` that are trained, in the order of its modules.
 
-    A layer counts that has ``lora_A`` and ``lora_B`` (layers, parameters, or one of them for each adapter's name, as
-    in peft) and ``scaling``. They are told apart by name, never by shape.
+    A layer counts that has ``lora_A`` and ``lora_B``, or ``lora_embedding_A`` and ``lora_embedding_B`` (layers,
+    parameters, or one of them for each adapter's name, as in peft) and ``scaling``. They are told apart by name, never
+    by shape.
     """
     params, buffers = ({s.name: s for s in slots} for slots in (layout.params, layout.buffers))
     out = []
     for f in layers_of(model):
         if f.a in params and f.b in params:
             change = buffers.get(f"{f.base_name}.{CHANGE}".lstrip("."))
-            out.append(Adapter(f.name, params[f.a], params[f.b], f.scale, _transposed(f), change))
+            turned = change is not None and _transposed(f)
+            out.append(Adapter(f.name, params[f.a], params[f.b], f.scale, turned, change))
     return tuple(out)
 
 
@@ -129,7 +134,7 @@ def changeable(model: nn.Module) -> nn.Module:
         )
     for f in found:
         layer = model.get_submodule(f.name)
-        if any(len(getattr(layer, k, ())) for k in ("lora_magnitude_vector", "lora_variant")):
+        if any(len(getattr(layer, k, ())) for k in MORE):
             raise ConfigError(
                 f"model.lora: '{f.name}' computes with more than W + s B A (use_dora and the like); leave that out, or "
                 "type strategy=fedit"
@@ -157,23 +162,22 @@ class _Changed:
 def layers_of(model: nn.Module) -> Iterator[AdaptedLayer]:
     """All adapted layers of ``model``, trained or not."""
     for name, m in model.named_modules():
-        a, b = getattr(m, "lora_A", None), getattr(m, "lora_B", None)
-        if a is None or b is None:
-            continue
         inner = next(
             (k for k in ("base_layer", "base", "linear") if isinstance(getattr(m, k, None), nn.Module)), ""
         )
         base = getattr(m, inner) if inner else m
         base_name = f"{name}.{inner}".strip(".")
         prefix = f"{name}." if name else ""
-        for key in _keys(a):
-            scaling: Any = getattr(m, "scaling", None)
-            if isinstance(scaling, dict):
-                scaling = scaling[key]
-            if not isinstance(scaling, int | float):
-                raise ConfigError(f"model: '{name}' has lora_A and lora_B but no number called scaling")
-            names = [f"{prefix}{part}{_suffix(of, key)}" for part, of in (("lora_A", a), ("lora_B", b))]
-            yield AdaptedLayer(name, names[0], names[1], float(scaling), base, base_name)
+        for kind in ("lora_", "lora_embedding_"):
+            a, b = getattr(m, f"{kind}A", None), getattr(m, f"{kind}B", None)
+            for key in [] if a is None or b is None else _keys(a):
+                scaling: Any = getattr(m, "scaling", None)
+                if isinstance(scaling, dict):
+                    scaling = scaling[key]
+                if not isinstance(scaling, int | float):
+                    raise ConfigError(f"model: '{name}' has lora_A and lora_B but no number called scaling")
+                names = [f"{prefix}{kind}{part}{_suffix(of, key)}" for part, of in (("A", a), ("B", b))]
+                yield AdaptedLayer(name, key, names[0], names[1], float(scaling), base, base_name)
 
 
 def _keys(factor: Any) -> list[str]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fedsim.errors import ConfigError
 from fedsim.models.split import logits_of as logits_of
-from fedsim.task.losses import IGNORED, Forward, LossFn
+from fedsim.task.losses import IGNORED, Forward, LossFn, logits_cross_entropy
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def classification(*, label_smoothing: float = 0.0, metrics: Mapping[str, Any] |
     et al. 2016, section 7). ``metrics`` are measured besides accuracy."""
     if not 0 <= label_smoothing < 1:
         raise ConfigError(f"task.label_smoothing={label_smoothing}: must be in [0, 1)")
-    loss = partial(F.cross_entropy, label_smoothing=label_smoothing) if label_smoothing else None
+    loss = partial(logits_cross_entropy, label_smoothing=label_smoothing) if label_smoothing else None
     return Problem(loss, metrics, raw=False, besides=True)
 
 

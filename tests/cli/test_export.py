@@ -187,6 +187,51 @@ def test_of_a_base_that_has_changed_the_merged_model_is_written_or_an_adapter_of
     assert errors[0] < 1e-5 < errors[1] < 1
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["tied head", "two adapters", "bias"])
+def test_what_is_exported_gives_the_runs_logits(kind: str, tmp_path: Path) -> None:
+    """Where the head shares its weight with the embedding, two adapters are active, or one has more than products."""
+    transformers, peft = (pytest.importorskip(name) for name in ("transformers", "peft"))
+    size = {"vocab_size": 20, "n_positions": 8, "n_embd": 8, "n_layer": 1, "n_head": 2}
+    still = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    config = transformers.GPT2Config(**size, **still, bos_token_id=0, eos_token_id=0, use_cache=False)
+
+    def bare() -> torch.nn.Module:
+        torch.manual_seed(0)
+        return transformers.GPT2LMHeadModel(config)
+
+    def adapted() -> torch.nn.Module:
+        targets = ["lm_head"] if kind == "tied head" else ["c_attn"]
+        options = {"r": 2, "task_type": "CAUSAL_LM", "lora_bias": kind == "bias"}
+        model = peft.get_peft_model(bare(), peft.LoraConfig(target_modules=targets, **options))
+        if kind == "two adapters":
+            model.add_adapter("other", peft.LoraConfig(r=1, target_modules=["c_proj"], task_type="CAUSAL_LM"))
+            model.base_model.set_adapter(["default", "other"])
+        return model
+
+    ids = [(x, x) for x in (torch.randint(0, 20, (6, 8)) for _ in range(4))]
+    method = "fedex" if kind == "tied head" else "fedit"
+    words = (
+        "rounds=1",
+        f"strategy={method}",
+        "task=language_model",
+        "client.lr=0.2",
+        f"dir={tmp_path / 'run'}",
+    )
+    result = classification(model=adapted, clients=ids, test=None).run(*words)
+    x = ids[0][0]
+    with torch.no_grad():
+        wanted = result.model().eval()(input_ids=x).logits
+        assert (wanted - bare().eval()(input_ids=x).logits).abs().max() > 1e-3
+        if kind != "bias":
+            path = result.export("hf", out=tmp_path / "hf")
+            merged = transformers.GPT2LMHeadModel.from_pretrained(path).eval()
+            torch.testing.assert_close(merged(input_ids=x).logits, wanted, rtol=1e-5, atol=1e-5)
+        path = result.export("hf", out=tmp_path / "rank", rank=8)
+        again = peft.PeftModel.from_pretrained(bare(), path).eval()
+        torch.testing.assert_close(again(input_ids=x).logits, wanted, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

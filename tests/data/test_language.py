@@ -146,3 +146,25 @@ def test_columns_of_text_become_tokens_for_a_classifier(tmp_path: Path) -> None:
     assert x["attention_mask"].tolist() == [[1, 1, 1, 1, 0, 0], [1] * 6] and y.tolist() == [1, 0]
     with pytest.raises(DataError, match="'label' is no text"):
         load(**own, tokenizer="byte", x="label")
+
+
+def test_tables_lie_as_the_hub_and_glue_have_them(tmp_path: Path) -> None:
+    pytest.importorskip("datasets", reason="datasets is not installed (fedsim[hub])")
+    glue, hub = tmp_path / "glue", tmp_path / "hub"
+    for place in (glue, hub / "data"):
+        place.mkdir(parents=True)
+    (glue / "train.tsv").write_text('sentence\tlabel\na "good one\t1\nbad\t0\n')
+    (glue / "dev.tsv").write_text("sentence\tlabel\nfine\t1\n")
+    (glue / "test.tsv").write_text("index\tsentence\n0\twithout a label\n")
+    (hub / "dataset_infos.json").write_text("{}")
+    for split in ("train", "validation"):
+        rows = pa.table({"sentence": ["good", "bad"], "label": [1, 0]})
+        pq.write_table(rows, hub / f"data/{split}-00000-of-00001.parquet")
+    own: dict[str, Any] = {"cache": str(tmp_path / "cache"), "tokenizer": "byte", "length": 12}
+    for name in ("dev", "validation"):
+        data = load(path=str(glue), test_split=name, **own)
+        assert len(data.train) == 2 and len(data.test or ()) == 1
+    assert bytes(data.train.take(torch.tensor([0]))[0]["input_ids"][0].tolist()) == b'a "good one\0'
+    assert len(load(path=str(hub), test_split="validation", **own).test or ()) == 2
+    with pytest.raises(DataError, match=r"data.test_split=validatoin: .* nearest is 'validation'"):
+        load(path=str(hub), test_split="validatoin", **own)

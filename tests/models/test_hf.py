@@ -103,6 +103,24 @@ def test_adapters_start_as_nothing_and_are_all_that_is_trained(folder):
         assert torch.equal(copied(tokens()).logits, model(tokens()).logits)
 
 
+@pytest.mark.parametrize(
+    ("architecture", "config", "targets"),
+    [
+        ("GPT2LMHeadModel", "n_embd: 16, n_layer: 1, n_head: 2", {"c_attn"}),
+        ("ViTForImageClassification", f"{SMALL}, patch_size: 4", {"q_proj", "v_proj"}),
+        ("DistilBertForSequenceClassification", "dim: 16, n_layers: 1, n_heads: 2", {"q_lin", "v_lin"}),
+        ("Qwen2ForCausalLM", f"{SMALL}, num_key_value_heads: 2", {"q_proj", "v_proj"}),
+    ],
+)
+def test_of_adapters_rank_scale_and_targets_need_not_be_said(architecture, config, targets):
+    shape = (1, 8, 8) if architecture.startswith("ViT") else (8,)
+    words = (f"model.architecture={architecture}", f"model.config={{{config}}}")
+    for lora, rank in (("{}", 4), ("{r: 2}", 2)):
+        found = build(*words, f"model.lora={lora}", shape=shape, classes=4).peft_config["default"]
+        assert (found.r, found.lora_alpha, found.lora_dropout) == (rank, 2 * rank, 0)
+        assert set(found.target_modules) == targets
+
+
 def test_new_classifiers_are_trained_beside_the_adapters():
     for model, name in (
         (

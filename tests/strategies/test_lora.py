@@ -204,3 +204,31 @@ def test_the_base_changes_by_the_same_bits_on_workers(method: tuple[str, ...]) -
 def test_fedit_without_adapters_is_refused_as_fedavg() -> None:
     with pytest.raises(ConfigError, match=r"strategy=fedit: .*no low-rank adapters.*or strategy=fedavg"):
         classification().run("strategy=fedit", "rounds=1")
+
+
+class Embedded(nn.Module):
+    """A layer with adapters behind an embedding that has some of its own, A zero at first as peft's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lora_embedding_A, self.lora_embedding_B = (
+            nn.Parameter(torch.zeros(2, 5)),
+            nn.Parameter(torch.ones(4, 2)),
+        )
+        self.scaling, self.layer = 1.0, LoRALinear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.layer(x + (self.lora_embedding_B @ self.lora_embedding_A)[:, 0])
+        return out
+
+
+def test_patterns_of_factors_that_pass_an_embedding_over_are_refused() -> None:
+    for method in ("ffa", "fedsa", "rolora"):
+        with pytest.raises(ConfigError, match=r"'lora_embedding_A' is of an embedding's adapter"):
+            run(method, "rounds=1", model=Embedded)
+    named = "strategy.frozen=['*lora_A*', 'lora_embedding_B']"
+    found = run("ffa", "rounds=1", named, model=Embedded)
+    assert bool(found.weights["lora_embedding_A"].any()) and bool(
+        (found.weights["lora_embedding_B"] == 1).all()
+    )
+    assert run("fedit", "rounds=1", model=Embedded).rows[0]["bytes_up"] == 4 * 8 * (10 + 8 + 8 + 6 + 1)

@@ -16,6 +16,7 @@ from fedsim.task.evaluation import mean_of
 from fedsim.task.losses import cross_entropy, logits_cross_entropy, own_loss, weighed
 from fedsim.task.metrics import admitted_metrics
 from fedsim.task.problems import (
+    classification,
     language_model,
     multilabel,
     regression,
@@ -103,3 +104,21 @@ def test_a_batch_without_a_pixel_that_counts_has_no_loss_and_no_gradient() -> No
 def test_targets_of_another_kind_of_problem_are_refused_by_what_the_task_takes(problem, output, y) -> None:
     with pytest.raises(ConfigError, match=r"task=\w+: takes .*, not .* of outputs \(2, 4"):
         problem.loss(torch.zeros(output), y)
+
+
+def test_losses_of_half_precision_logits_are_computed_in_float32() -> None:
+    """A sum of bfloat16 numbers has three digits: differences of losses, and perplexities, would drown in it."""
+    z, y = LOGITS.view(20, 10, 4).bfloat16(), Y.view(20, 10)
+    output = SimpleNamespace(logits=z)
+    found = token_cross_entropy(output, y)
+    assert found.dtype == torch.float32
+    exact = nn.functional.cross_entropy(z[:, :-1].double().flatten(0, 1), y[:, 1:].flatten())
+    assert float(found) == pytest.approx(float(exact), rel=1e-6)
+    for loss in (cross_entropy, logits_cross_entropy):
+        task = Task(nn.Identity(), loss)
+        wide = nn.functional.cross_entropy(z.view(200, 4).double(), Y)
+        assert task.measure(z.view(200, 4), Y)["loss"] / 200 == pytest.approx(float(wide), rel=1e-6)
+    smoothed = classification(label_smoothing=0.2).loss
+    assert smoothed is not None
+    plain = nn.functional.cross_entropy(LOGITS, Y, label_smoothing=0.2)
+    assert smoothed(SimpleNamespace(logits=LOGITS), Y) == smoothed(LOGITS, Y) == plain

@@ -185,6 +185,20 @@ def test_what_is_more_than_a_product_is_refused_by_name() -> None:
     model.base = nn.Bilinear(2, 2, 2)
     with pytest.raises(ConfigError, match="is a Bilinear, and a change is added to weights"):
         changeable(model)
+    with pytest.raises(ConfigError, match="is a Embedding, and a change is added to weights"):
+        changeable(peft_model(target_modules=["wte", "c_proj"]))
     with pytest.raises(ConfigError, match="BatchNorm"):
         changeable(nn.Sequential(OwnLoRA(2, 2, 1), nn.BatchNorm1d(2)))
     assert adapters_of(nn.Linear(2, 2), Layout(nn.Linear(2, 2))) == ()
+
+
+def test_adapters_of_embeddings_and_convolutions_are_adapters() -> None:
+    model = peft_model(target_modules=["wte", "c_attn"])
+    found = adapters_of(model, Layout(model))
+    assert [(ad.name.rsplit(".", 1)[1], ad.a.shape, ad.b.shape) for ad in found] == [
+        ("wte", (2, 11), (8, 2)),
+        ("c_attn", (2, 8), (24, 2)),
+    ]
+    peft = pytest.importorskip("peft")
+    net = peft.get_peft_model(nn.Sequential(nn.Conv2d(1, 3, 3)), peft.LoraConfig(r=2, target_modules=["0"]))
+    assert [ad.a.shape for ad in adapters_of(net, Layout(net))] == [(2, 1, 3, 3)]
