@@ -47,7 +47,7 @@ def load(path: Path) -> DictConfig:
     Raises:
         ConfigError: if the file is missing or holds a key or value that no run can have.
     """
-    values = read_yaml(path, ": not a run's configuration")
+    values = read_yaml(path, ": not a run's configuration", recorded=True)
     try:
         config = typed(as_today(values))
     except (OmegaConfBaseException, AttributeError, TypeError) as error:

@@ -245,7 +245,7 @@ class Node:
             counts.append(("fedsim_node_bytes_total", (*mine, ("direction", way)), float(size)))
         try:
             add(self.metrics, counts, [("fedsim_node_last_message_timestamp_seconds", mine)])
-        except OSError as error:
+        except (OSError, ValueError) as error:  # no rights, or another program's file, which is no text
             log.warning("metrics=%s cannot be written: %s", self.metrics, error)
 
     @contextmanager

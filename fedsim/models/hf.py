@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -169,6 +170,10 @@ def _set(settings: Any, kind: Any, key: str, value: Any) -> None:
             f"model.config.{key}: {kind.config_class.__name__} has no such field{hint(key, known)}"
         )
     if key == "attn_implementation":
+        if value is not None and not (isinstance(value, str) and re.fullmatch(r"[\w|]+", value)):
+            raise ConfigError(  # the name of a repository is that of code to be fetched
+                f"model.config.attn_implementation={value}: must be a name of the library's own, such as eager or sdpa"
+            )
         key = "_attn_implementation"
     setattr(settings, key, value)
 
@@ -180,7 +185,7 @@ def _drawn(kind: Any, settings: Any) -> nn.Module:
         model: nn.Module = kind(
             kind.config_class.from_dict(fields, attn_implementation=settings._attn_implementation)
         )
-    except (ValueError, TypeError, KeyError, RuntimeError, AssertionError) as error:
+    except (ValueError, TypeError, KeyError, RuntimeError, AssertionError, ImportError) as error:
         raise ConfigError(f"model.config: {kind.__name__} cannot be built: {_first(error)}") from error
     return model
 
@@ -196,7 +201,7 @@ def _loaded(kind: Any, settings: Any, folder: Path) -> nn.Module:
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # refused below, by name
         )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
         raise ConfigError(
             f"model.path={folder}: {kind.__name__} cannot be loaded: {_first(error)}"
         ) from error

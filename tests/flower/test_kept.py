@@ -88,9 +88,10 @@ def test_runs_of_long_ago_are_forgotten_and_nothing_else(tmp_path: Path) -> None
     (tmp_path / "nodes").mkdir()
     (tmp_path / ("3" * 16)).mkdir()
     (tmp_path / ("3" * 16) / "thesis.txt").write_text("mine")
+    (tmp_path / ("0" * 16) / "client-0" / "gone").symlink_to("nowhere")
     for path in tmp_path.rglob("*"):
         if "1" * 16 not in str(path):
-            os.utime(path, (0, 0))
+            os.utime(path, (0, 0), follow_symlinks=False)
     assert forget_old(tmp_path, 30, but="2" * 16) == ["0" * 16]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["1" * 16, "2" * 16, "3" * 16, "nodes"]
     assert forget_old(tmp_path / "none", 30, but="") == []
