@@ -6,6 +6,7 @@ refused with all that is wrong, a line each. Base model, layout and versions are
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -222,8 +223,10 @@ def _normalize(node: Any) -> tuple[bool, Mapping[str, Any]]:
     for name, values in given.items():
         listed = list(values.values()) if isinstance(values, Mapping) else values
         numbers = isinstance(listed, Sequence) and not isinstance(listed, str) and len(listed)
-        if not numbers or not all(type(v) in (int, float) for v in listed):
+        if not numbers or not all(type(v) in (int, float) and math.isfinite(v) for v in listed):
             raise ConfigError(f"{KEY}.normalize.{name}={values}: expected numbers, a list or by column")
+        if name == "std" and min(listed) <= 0:
+            raise ConfigError(f"{KEY}.normalize.std={values}: must be positive")
     return False, given
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -136,10 +137,12 @@ def _annotated(file: Path) -> Annotated:
     for i, one in enumerate(content["annotations"]):
         try:
             (x, y, width, height), category, image = (
-                one["bbox"],
+                map(float, one["bbox"]),
                 int(one["category_id"]),
                 int(one["image_id"]),
             )
+            if not math.isfinite(x + y + width + height):
+                raise ValueError("its bbox is not finite")
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(
                 f"{file}: annotation {i} needs image_id, category_id and bbox ({error})"
@@ -150,7 +153,7 @@ def _annotated(file: Path) -> Annotated:
         if one.get("iscrowd") or not (width > 0 and height > 0):
             empty += 1
             continue
-        boxes[at[image]].append((float(x), float(y), float(width), float(height), category))
+        boxes[at[image]].append((x, y, width, height, category))
     if empty:
         log.warning("%s: %d crowds or boxes without area are left out", file, empty)
     if not images or not categories:

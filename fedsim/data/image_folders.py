@@ -23,6 +23,13 @@ from fedsim.errors import DataError
 
 LAYOUT = "<class>/<image> folders (training samples), or folders train and test (or one of them) of such"
 GREY = ("1", "L", "LA", "I;16")
+COLOUR = ("RGB", "RGBA", "P", "PA", "YCbCr")  # as Pillow calls what has red, green and blue without loss
+OTHERS = {
+    "L": "grey",
+    "RGB": "in colours",
+    "A": "see-through",
+    "": "of other colours than red, green and blue",
+}
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +92,7 @@ def check_images(
     for blob in blobs:
         try:
             with Image.open(io.BytesIO(blob or b"")) as picture:
-                channels.append("L" if picture.mode in GREY else "RGB")
+                channels.append(_mode(picture))
                 sizes.append((picture.height, picture.width))
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # decoding says what it is
             channels.append(agreed.mode)
@@ -101,8 +108,9 @@ def check_images(
 
     faults = []
     if agreed.mode:
-        other, agreed_is = ("grey", "RGB") if agreed.mode == "RGB" else ("in colours", "L (grey)")
-        faults += said([c != agreed.mode for c in channels], other, f"{agreed_is}: convert them")
+        agreed_is = f"{agreed.mode}{' (grey)' if agreed.mode == 'L' else ''}: convert them"
+        for other, what in OTHERS.items():
+            faults += said([c == other != agreed.mode for c in channels], what, agreed_is)
     if agreed.size and size is None:
         height, width = agreed.size
         faults += said(
@@ -111,6 +119,14 @@ def check_images(
             f"{height}x{width}: resize them, or type data.size=<pixels>",
         )
     return faults
+
+
+def _mode(picture: Any) -> str:
+    """``L``, ``RGB``, ``A`` of one that can be seen through somewhere, or nothing where colours are others (CMYK)."""
+    clear = "A" in picture.getbands() or "transparency" in picture.info
+    if clear and picture.convert("RGBA").getextrema()[3][0] < 255:
+        return "A"
+    return "L" if picture.mode in GREY else "RGB" if picture.mode in COLOUR else ""
 
 
 def _splits(root: Path) -> dict[str, Path]:

@@ -203,7 +203,7 @@ def _build(config: DictConfig, owner: int | None, habits: HabitsFile) -> Worker:
     if owner is None:
         data = load_data(config, Given(), method)
     else:
-        data = samples.owned(config, samples.dataset(config), owner)
+        data = samples.owned(config, contract.of_ones_own(config), owner)
     task = learning_task(config, Given(), data, method, habits.found)
     size = Layout(task.model).size
     work = plan(config, method, task, data, participants.clock(config, task, data, size))

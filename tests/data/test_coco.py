@@ -86,6 +86,16 @@ def test_domains_by_a_key_of_the_images(tmp_path: Path) -> None:
             "annotation 0 is of image 1",
         ),
         ({"annotations": [{"image_id": 4, "category_id": 3}]}, {}, "annotation 0 needs image_id"),
+        (
+            {"annotations": [{"image_id": 4, "category_id": 3, "bbox": [0, "a", 1, 1]}]},
+            {},
+            "could not convert string to float: 'a'",
+        ),
+        (
+            {"annotations": [{"image_id": 4, "category_id": 3, "bbox": [float("nan"), 0, 1, 1]}]},
+            {},
+            "annotation 0 needs .*its bbox is not finite",
+        ),
     ],
 )
 def test_refusals(tmp_path: Path, changes: dict[str, Any], options: dict[str, Any], words: str) -> None:
