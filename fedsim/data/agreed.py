@@ -123,6 +123,10 @@ class Contract:
                 f"classes: {name[:40]!r} ({count} samples{where}) is none of those agreed, {agreed}; rename it or "
                 f"leave those samples out{hint(name, self.classes)}"
             )
+        if len(faults) > 2 * SHOWN:  # another column was taken for the label
+            faults[SHOWN:] = [
+                f"classes: {len(faults) - SHOWN} others are none of those agreed; are these labels?"
+            ]
         read = (_labels(p) for p in held.values())
         unreadable = any(labels is None or labels.is_floating_point() for labels in read)
         if not faults and (unreadable or not isinstance(data.train, Samples)):
@@ -196,7 +200,10 @@ def _not_finite(held: Mapping[str, Samples]) -> list[str]:
 
 
 def missing_and_extra(names: Sequence[str], wanted: Sequence[str]) -> list[str]:
-    """A line for each column that is missing, and for each that is too many."""
+    """A line for each column that is missing, and for each that is too many; one where none is there: without a header,
+    these names would be the values of a row."""
+    if wanted and not set(wanted) & set(names):
+        return [f"columns: none of {_short(wanted)} is there; does the first row name them?"]
     lost = [
         f"column '{n}': missing; add it{hint(n, [m for m in names if m not in wanted])}"
         for n in wanted
@@ -207,6 +214,8 @@ def missing_and_extra(names: Sequence[str], wanted: Sequence[str]) -> list[str]:
         for n in names
         if n not in wanted
     ]
+    if len(more) > 2 * SHOWN:
+        more[SHOWN:] = [f"columns: {len(more) - SHOWN} others are not agreed; leave them out"]
     return lost + more
 
 

@@ -107,6 +107,25 @@ def test_missing_and_extra_columns_are_named(tmp_path: Path) -> None:
     assert len(table(path, target="target", ignore=["id"], contract=CONTRACT).train) == 1
 
 
+def test_what_may_be_a_row_of_values_is_not_told_as_names(tmp_path: Path) -> None:
+    (found,) = faults(written(tmp_path, "240,61,f,ill", head="199.5,70,m,dead"))
+    assert found == "columns: none of age, sex, chol, ... is there; does the first row name them?"
+    many = ",".join(f"gene{k}" for k in range(50))
+    found = faults(written(tmp_path, f"240,61,f,ill{',1' * 50}", head=f"chol,age,sex,target,{many}"))
+    assert len(found) == 4 and found[3] == "columns: 47 others are not agreed; leave them out"
+    names = tuple(f"patient{k}" for k in range(9))
+    data = Dataset(Samples(torch.zeros(9, 1), torch.arange(9)), classes=names)
+    with pytest.raises(ContractError) as refused:
+        Contract(classes=("a", "b")).fitted(data)
+    assert "6 others are none of those agreed; are these labels?" in str(refused.value)
+    assert "patient3" not in str(refused.value)
+
+
+def test_a_number_is_one_in_every_program(tmp_path: Path) -> None:
+    (found,) = faults(written(tmp_path, "2_40,61,f,ill", "240,61,f,ill", head="chol,age,sex,target"))
+    assert found.startswith("column 'chol' in mg/dl: 1 of 2 values are no numbers, e.g. in row 1")
+
+
 def test_numbers_to_be_predicted_need_no_classes(tmp_path: Path) -> None:
     path = written(tmp_path, "240,61,f,1.5", "240,61,f,2")
     data = table(path, target="target", contract={"columns": COLUMNS})
@@ -127,6 +146,9 @@ def test_numbers_to_be_predicted_need_no_classes(tmp_path: Path) -> None:
         ({"image": {"size": 0}}, "expected pixels, or [height, width]"),
         ({"normalize": "pooled"}, "expected agreed, or {mean"),
         ({"normalize": {"mean": ["x"]}}, "expected numbers"),
+        ({"normalize": {"mean": [float("nan")]}}, "expected numbers"),
+        ({"normalize": {"std": {"age": 0}}}, "normalize.std={'age': 0}: must be positive"),
+        ({"columns": {"age": {"range": [float("nan"), 1]}}}, "expected [lowest, highest]"),
         ({"versions": {"numpy": 2}}, "unknown key 'data.contract.versions.numpy'"),
     ],
 )
@@ -251,6 +273,8 @@ def image(path: Path, mode: str, size: tuple[int, int]) -> None:
 
 
 def test_images_of_another_mode_or_size_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from PIL import Image
+
     monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path / "cache"))
     root = tmp_path / "scans"
     for k, (mode, size) in enumerate([("RGB", (8, 6)), ("L", (8, 6)), ("RGB", (5, 5))]):
@@ -264,6 +288,18 @@ def test_images_of_another_mode_or_size_are_counted(tmp_path: Path, monkeypatch:
     assert "mueller" not in text
     (root / "b/mueller_1.png").unlink()
     (root / "b/mueller_2.png").unlink()
+    for k, (mode, ink) in enumerate({"RGBA": (1, 2, 3, 99), "CMYK": (1, 2, 3, 4), "RGB": (1, 2, 3)}.items()):
+        Image.new(mode, (8, 6), ink).save(root / "b" / f"mueller_{k}.tiff")
+    Image.new("RGBA", (8, 6), (1, 2, 3, 255)).save(root / "b/mueller_3.png")
+    with pytest.raises(ContractError) as refused:
+        image_folder(root, contract=contract)
+    assert [line.split(", e.g.")[0] for line in str(refused.value).splitlines()] == [
+        "images: 1 of 5 are see-through",
+        "images: 1 of 5 are of other colours than red, green and blue",
+    ]
+    for path in root.rglob("mueller_*.tiff"):
+        path.unlink()
+    (root / "b/mueller_3.png").unlink()
     found = image_folder(root, contract=contract)
     agreed = Contract.of(contract)
     assert agreed is not None
