@@ -21,7 +21,7 @@ from fedsim.data.decoding import decode
 from fedsim.data.domains import SYMMETRIC
 from fedsim.data.files import PathLike, existing
 from fedsim.data.image_folders import check_images
-from fedsim.errors import DataError
+from fedsim.errors import DataError, NoSamplesError
 
 LAYOUT = (
     "a folder with data.train (annotations/train.json) in it, and the images that this names, or a JSON file"
@@ -156,8 +156,10 @@ def _annotated(file: Path) -> Annotated:
         boxes[at[image]].append((x, y, width, height, category))
     if empty:
         log.warning("%s: %d crowds or boxes without area are left out", file, empty)
-    if not images or not categories:
-        raise DataError(f"{file}: has no {'images' if not images else 'categories'}")
+    if not images:
+        raise NoSamplesError(f"{file}: has no images")
+    if not categories:
+        raise DataError(f"{file}: has no categories")
     return Annotated(file, images, boxes, categories)
 
 

@@ -19,7 +19,7 @@ from fedsim.data.dataset import Augment, Dataset, Normalize, Samples
 from fedsim.data.decoding import decode
 from fedsim.data.domains import NOTES, SUFFIXES, SYMMETRIC
 from fedsim.data.files import PathLike, existing
-from fedsim.errors import DataError
+from fedsim.errors import DataError, NoSamplesError
 
 LAYOUT = "<class>/<image> folders (training samples), or folders train and test (or one of them) of such"
 GREY = ("1", "L", "LA", "I;16")
@@ -180,7 +180,7 @@ def _read(root: Path, channels: int, size: int | None, agreed: Contract) -> Arra
             f"{other[0]}: is no image that can be read ({', '.join(SUFFIXES)}); convert or remove it"
         )
     if not files:
-        raise DataError(f"{root} holds no images{_deeper(root)}; expected {LAYOUT}")
+        raise NoSamplesError(f"{root} holds no images{_deeper(root)}; expected {LAYOUT}")
     _say_what_is_left_out(root, files)
     names = [str(f.relative_to(root)) for f in files]
 

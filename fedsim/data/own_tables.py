@@ -19,7 +19,7 @@ from fedsim.data.columns import ContractError, gaps_of, numbers, texts
 from fedsim.data.common import encode
 from fedsim.data.dataset import Dataset, Samples
 from fedsim.data.files import PathLike, columns_of, existing, read_table
-from fedsim.errors import ConfigError, DataError
+from fedsim.errors import ConfigError, DataError, NoSamplesError
 
 SUFFIXES = (".csv", ".parquet")
 LAYOUT = (
@@ -63,7 +63,7 @@ def table(
         raise ContractError("\n".join(faults))
     empty = _Read(torch.zeros(0, len(agreed.features), dtype=torch.float64), _no_targets(agreed))
     if not any(len(part.y) for part in found.values()):
-        raise DataError(f"{path}: no rows below the header")
+        raise NoSamplesError(f"{path}: no rows below the header")
     train = found.get("train", empty)
     return Dataset(
         train=Samples(train.x, train.y),

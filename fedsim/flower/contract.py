@@ -30,7 +30,7 @@ from fedsim.data.dataset import Dataset, Normalize
 from fedsim.data.moments import Moments
 from fedsim.data.normalising import pooled_constants, trained_on
 from fedsim.engine.worker import Worker
-from fedsim.errors import ConfigError, DataError, EngineError
+from fedsim.errors import ConfigError, DataError, EngineError, NoSamplesError
 from fedsim.flower.answers import said
 from fedsim.flower.introductions import Known
 from fedsim.flower.nodes import Nodes
@@ -62,7 +62,8 @@ def reading(config: DictConfig, node: Node) -> Iterator[None]:
             raise
         cause = None if known else error.__cause__
         log.error("client %d: its data cannot be used: %s", node.client, error, exc_info=cause)
-        lines = str(error).splitlines() if known else ["its data cannot be read; the node's log says why"]
+        what = "have no samples" if isinstance(error, NoSamplesError) else "cannot be read"
+        lines = str(error).splitlines() if known else [f"its data {what}; the node's log says why"]
         raise ContractError(_named(node.client, [*_versions(config), *lines])) from error
 
 
@@ -75,7 +76,9 @@ def of_ones_own(config: DictConfig) -> Dataset:
     try:
         return samples.dataset(config)
     except Exception as error:
-        if isinstance(error, ContractError) or (isinstance(error, ConfigError) and error.__cause__ is None):
+        if isinstance(error, ContractError | NoSamplesError) or (
+            isinstance(error, ConfigError) and error.__cause__ is None
+        ):
             raise
         raise DataError(str(error)) from error
 
