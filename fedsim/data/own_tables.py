@@ -127,7 +127,7 @@ def _csv(file: Path) -> dict[str, np.ndarray]:
     except (OSError, csv.Error, ValueError) as error:
         raise DataError(f"{file} is not a readable CSV file with a header, in UTF-8 ({error})") from error
     if not head:
-        raise DataError(f"{file}: the file is empty; expected a header and a row per sample")
+        raise NoSamplesError(f"{file}: the file is empty; expected a header and a row per sample")
     head = [name.strip() for name in head]
     if len(head) == 1 and (marks := [mark for mark in (";", "\t", "|") if mark in head[0]]):
         raise DataError(f"{file}: cells are separated by {marks[0]!r} in its header; write commas")

@@ -75,10 +75,10 @@ def of_ones_own(config: DictConfig) -> Dataset:
     """
     try:
         return samples.dataset(config)
+    except (ContractError, NoSamplesError):
+        raise
     except Exception as error:
-        if isinstance(error, ContractError | NoSamplesError) or (
-            isinstance(error, ConfigError) and error.__cause__ is None
-        ):
+        if isinstance(error, ConfigError) and error.__cause__ is None:
             raise
         raise DataError(str(error)) from error
 
