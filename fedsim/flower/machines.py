@@ -8,7 +8,7 @@ import yaml
 
 from fedsim.flower import forkserver
 
-OWN = ("server", "authority")  # folders that are no node's
+OWN = ("server", "authority", "link", "proxy")  # folders, and services of containers, that are no node's
 ENVIRONMENT = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
