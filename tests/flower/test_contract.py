@@ -278,15 +278,6 @@ def test_what_else_is_wrong_with_own_data_stays_in_the_nodes_log(tmp_path: Path,
         hospitals(tmp_path, AGREED, "clients_per_round=1", nodes=nodes)
 
 
-def test_what_a_function_of_the_hospitals_raises_stays_in_the_nodes_log(tmp_path: Path, caplog: Any) -> None:
-    nodes = {10: node(tmp_path, 0, **{"data-path": "ward 7", "own-data": True, "allow": "careless"})}
-    settings = ("data=own", "data._target_=careless.own_data", "data.path=none", "clients_per_round=1")
-    with pytest.raises(EngineError) as refused:
-        deploy(tmp_path, *settings, clients=1, nodes=nodes)
-    assert "client 0: its data cannot be read; the node's log says why" in str(refused.value)
-    assert "Smith" not in str(refused.value) and "KeyError: 'patient Smith in ward 7'" in caplog.text
-
-
 @pytest.mark.nightly
 @pytest.mark.timeout(900)
 def test_real_nodes_agree_on_statistics_and_have_the_bits_of_the_simulation(tmp_path: Path) -> None:
