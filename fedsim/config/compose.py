@@ -50,7 +50,7 @@ def load(path: Path) -> DictConfig:
     values = read_yaml(path, ": not a run's configuration", recorded=True)
     try:
         config = typed(as_today(values))
-    except (OmegaConfBaseException, AttributeError, TypeError) as error:
+    except (OmegaConfBaseException, AttributeError, TypeError, RecursionError) as error:
         raise ConfigError(f"{path}: not a run's configuration: {str(error).splitlines()[0]}") from error
     if missing := sorted(OmegaConf.missing_keys(config)):
         raise ConfigError(f"{path}: not a run's configuration: {missing[0]} is missing")

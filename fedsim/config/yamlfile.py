@@ -66,7 +66,7 @@ def read_yaml(path: Path, what: str = "", recorded: bool = False) -> dict[str, A
         found = _plain(path, recorded)
     except YAMLError as error:
         raise ConfigError(broken(error, f"{path}{what}")) from error
-    except (OSError, OmegaConfBaseException, ValueError) as error:
+    except (OSError, OmegaConfBaseException, ValueError, RecursionError) as error:
         said = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise ConfigError(f"{path}{what}: cannot be read ({said})") from error
     if not isinstance(found, dict) or not found:
