@@ -21,6 +21,10 @@ class DataError(FedsimError):
     """A data file, source or partition cannot be used (exit code 2)."""
 
 
+class NoSamplesError(DataError):
+    """Data that are there and hold nothing (exit code 2)."""
+
+
 class ClientError(FedsimError):
     """A client's own code raised, or returned something unusable (exit code 1)."""
 

@@ -34,6 +34,19 @@ def test_the_bill_of_materials_names_every_pinned_package_with_a_licence() -> No
     assert by_name["flwr"] == {"expression": "Apache-2.0"} or "Apache" in json.dumps(by_name["flwr"])
 
 
+def test_the_bill_of_materials_is_what_would_be_written_wherever_it_is_looked_at(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sbom.differences(sbom.document()) == []
+    now = sbom.metadata
+    monkeypatch.setattr(sbom, "metadata", lambda name: now("pip" if name == "torch" else name))
+    assert sbom.differences(sbom.document()) == [], "another version says nothing of the pinned one"
+    monkeypatch.setattr(sbom, "licence", lambda name, version: {"expression": "MIT"})
+    monkeypatch.setattr(sys, "argv", ["sbom.py", "--check"])
+    assert sbom.main() == 1
+    assert "pkg:pypi/flwr@" in (said := capsys.readouterr().err) and "its metadata say" in said
+
+
 def instructions() -> list[tuple[str, str]]:
     text = re.sub(r"\\\n", " ", (ROOT / "Dockerfile").read_text())
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]

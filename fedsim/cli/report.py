@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from fedsim.cli.arguments import Arguments, place
+from fedsim.cli.arguments import Arguments, add_allow, check_runs, place
 from fedsim.cli.choices import add_choices, order_of, plan_of, recorded, runs_of, words_of
 from fedsim.cli.serving import add_serving, serve_report
 from fedsim.errors import ConfigError, hint
@@ -135,6 +135,7 @@ def _priced(args: argparse.Namespace, runs: Sequence[Run]) -> Sequence[Run]:
     from fedsim.run.whatif import check_never_asked, compose_system, reprice
 
     system = compose_system(args.system, args.set)
+    check_runs([run.dir for run in runs], args.allow)
     for run in runs:
         check_never_asked(run, args.exclude)
     return [reprice(run, system) for run in runs]
@@ -189,6 +190,7 @@ def _parser() -> Arguments:
         help="further figures; diff: differences to the reference against rounds",
     )
     add("--format", choices=FORMATS, help="print the table so, and nothing else")
+    add_allow(parser)
     add_serving(parser)
     return parser
 

@@ -30,6 +30,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fedsim.config.moved import now
 from fedsim.config.words import CONF
+from fedsim.config.yamlfile import REFERENCE
 from fedsim.errors import ConfigError
 
 VARIABLE = "FEDSIM_ALLOW"  # modules and dotted names, separated by spaces or commas
@@ -54,7 +55,6 @@ FINDERS = ("hydra.utils.get_method", "hydra.utils.get_object", "hydra.utils.get_
 KEYS = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")  # that mean something to Hydra
 CONVERSIONS = ("none", "partial", "object", "all")
 _DOTTED = re.compile(r"[A-Za-z]\w*(\.[A-Za-z]\w*)*", re.ASCII)
-_REFERENCE = re.compile(r"\$\{\.*[A-Za-z_]\w*(\.\w+|\[\w+\])*\}", re.ASCII)
 _NAMED = re.compile(r"_target_: *[\"']?([A-Za-z]\w*(?:\.\w+)+)", re.ASCII)
 _FOUND = re.compile(r"hydra\.utils\.get_\w+, path: *([A-Za-z]\w*(?:\.\w+)+)", re.ASCII)
 _COMMENT = re.compile(r"(^|\s)#.*")
@@ -129,7 +129,7 @@ def _walk(value: Any, key: str, raw: bool) -> None:
 
 def _check_text(text: str, key: str, resolved: bool = False) -> None:
     """References to other keys may stand in what is not resolved yet; no resolver may, by which machines are read."""
-    rest = text if resolved else _REFERENCE.sub("", text)
+    rest = text if resolved else REFERENCE.sub("", text)
     if "${" in rest:
         raise ConfigError(
             f"{key}: {text!r} would be computed on this machine; only references to other settings, such as "

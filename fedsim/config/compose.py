@@ -47,10 +47,10 @@ def load(path: Path) -> DictConfig:
     Raises:
         ConfigError: if the file is missing or holds a key or value that no run can have.
     """
-    values = read_yaml(path, ": not a run's configuration")
+    values = read_yaml(path, ": not a run's configuration", recorded=True)
     try:
         config = typed(as_today(values))
-    except (OmegaConfBaseException, AttributeError, TypeError) as error:
+    except (OmegaConfBaseException, AttributeError, TypeError, RecursionError) as error:
         raise ConfigError(f"{path}: not a run's configuration: {str(error).splitlines()[0]}") from error
     if missing := sorted(OmegaConf.missing_keys(config)):
         raise ConfigError(f"{path}: not a run's configuration: {missing[0]} is missing")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections import Counter
+from collections.abc import Iterator
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from yaml import MarkedYAMLError, YAMLError
 from fedsim.config.textfile import read_text
 from fedsim.errors import ConfigError
 
+# A reference to another key; whatever else stands behind "${" is computed by a resolver, which may read this machine
+REFERENCE = re.compile(r"\$\{\.*[A-Za-z_]\w*(\.\w+|\[\w+\])*\}", re.ASCII)
 _SECTION = re.compile(r"^(?=[A-Za-z_])", re.MULTILINE)
 
 
@@ -29,7 +32,7 @@ def read_recorded(path: Path) -> dict[str, Any]:
         found = _by_sections(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, YAMLError):
         found = None
-    return read_yaml(path) if found is None else found
+    return read_yaml(path, recorded=True) if found is None else found
 
 
 def _by_sections(text: str) -> dict[str, Any] | None:
@@ -51,17 +54,19 @@ def _section(text: str) -> Any:
     return yaml.load(text, _libyaml())
 
 
-def read_yaml(path: Path, what: str = "") -> dict[str, Any]:
+def read_yaml(path: Path, what: str = "", recorded: bool = False) -> dict[str, Any]:
     """The resolved mapping in a YAML file; messages begin with the path and ``what``.
+
+    Of what a run ``recorded``, which may come from elsewhere, only references to other keys are resolved.
 
     Raises:
         ConfigError: naming the file, and the line if it is broken.
     """
     try:
-        found = _plain(path)
+        found = _plain(path, recorded)
     except YAMLError as error:
         raise ConfigError(broken(error, f"{path}{what}")) from error
-    except (OSError, OmegaConfBaseException, ValueError) as error:
+    except (OSError, OmegaConfBaseException, ValueError, RecursionError) as error:
         said = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise ConfigError(f"{path}{what}: cannot be read ({said})") from error
     if not isinstance(found, dict) or not found:
@@ -69,7 +74,7 @@ def read_yaml(path: Path, what: str = "") -> dict[str, Any]:
     return {str(key): value for key, value in found.items()}
 
 
-def _plain(path: Path) -> Any:
+def _plain(path: Path, recorded: bool) -> Any:
     """What OmegaConf makes of the file, its references resolved; where there are none, in a tenth of the time."""
     loader = _libyaml()
     text = read_text(path)
@@ -78,7 +83,23 @@ def _plain(path: Path) -> Any:
             return yaml.load(text, loader)
         except YAMLError:
             pass  # the other says what is wrong, and where
-    return OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=True)
+    found = OmegaConf.load(io.StringIO(text))
+    written = OmegaConf.to_container(found, resolve=False)
+    if recorded and any("${" in REFERENCE.sub("", said) for said in _texts(written)):
+        raise ValueError(
+            'something like "${oc.env:HOME}" in it would be computed on this machine; runs record values: write the '
+            "value itself"
+        )
+    return OmegaConf.to_container(found, resolve=True)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text among nested values."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _texts(inner)
 
 
 @cache

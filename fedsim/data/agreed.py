@@ -6,6 +6,7 @@ refused with all that is wrong, a line each. Base model, layout and versions are
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -122,6 +123,10 @@ class Contract:
                 f"classes: {name[:40]!r} ({count} samples{where}) is none of those agreed, {agreed}; rename it or "
                 f"leave those samples out{hint(name, self.classes)}"
             )
+        if len(faults) > 2 * SHOWN:  # another column was taken for the label
+            faults[SHOWN:] = [
+                f"classes: {len(faults) - SHOWN} others are none of those agreed; are these labels?"
+            ]
         read = (_labels(p) for p in held.values())
         unreadable = any(labels is None or labels.is_floating_point() for labels in read)
         if not faults and (unreadable or not isinstance(data.train, Samples)):
@@ -195,7 +200,10 @@ def _not_finite(held: Mapping[str, Samples]) -> list[str]:
 
 
 def missing_and_extra(names: Sequence[str], wanted: Sequence[str]) -> list[str]:
-    """A line for each column that is missing, and for each that is too many."""
+    """A line for each column that is missing, and for each that is too many; one where none is there: without a header,
+    these names would be the values of a row."""
+    if wanted and not set(wanted) & set(names):
+        return [f"columns: none of {_short(wanted)} is there; does the first row name them?"]
     lost = [
         f"column '{n}': missing; add it{hint(n, [m for m in names if m not in wanted])}"
         for n in wanted
@@ -206,6 +214,8 @@ def missing_and_extra(names: Sequence[str], wanted: Sequence[str]) -> list[str]:
         for n in names
         if n not in wanted
     ]
+    if len(more) > 2 * SHOWN:
+        more[SHOWN:] = [f"columns: {len(more) - SHOWN} others are not agreed; leave them out"]
     return lost + more
 
 
@@ -222,8 +232,10 @@ def _normalize(node: Any) -> tuple[bool, Mapping[str, Any]]:
     for name, values in given.items():
         listed = list(values.values()) if isinstance(values, Mapping) else values
         numbers = isinstance(listed, Sequence) and not isinstance(listed, str) and len(listed)
-        if not numbers or not all(type(v) in (int, float) for v in listed):
+        if not numbers or not all(type(v) in (int, float) and math.isfinite(v) for v in listed):
             raise ConfigError(f"{KEY}.normalize.{name}={values}: expected numbers, a list or by column")
+        if name == "std" and min(listed) <= 0:
+            raise ConfigError(f"{KEY}.normalize.std={values}: must be positive")
     return False, given
 
 

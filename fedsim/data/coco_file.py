@@ -13,7 +13,7 @@ import numpy as np
 
 from fedsim.config.textfile import read_text
 from fedsim.data.files import existing
-from fedsim.errors import DataError
+from fedsim.errors import DataError, NoSamplesError
 
 FILES = ("images", "annotations", "categories")
 
@@ -114,9 +114,10 @@ def _content(file: Path, layout: str) -> Mapping[str, list[Any]]:
     for name in FILES:
         if not isinstance(content, dict) or not isinstance(content.get(name), list):
             raise DataError(f"{file}: has no list '{name}'; expected COCO's {', '.join(FILES)}")
-    for name in ("images", "categories"):
-        if not content[name]:
-            raise DataError(f"{file}: has no {name}")
+    if not content["images"]:
+        raise NoSamplesError(f"{file}: has no images")
+    if not content["categories"]:
+        raise DataError(f"{file}: has no categories")
     found: dict[str, list[Any]] = content
     return found
 

@@ -152,10 +152,12 @@ def numbers(cells: np.ndarray, gaps: np.ndarray) -> tuple[np.ndarray, np.ndarray
     out, bad = np.full(len(cells), np.nan), np.zeros(len(cells), dtype=bool)
     if cells.dtype.kind in "iuf":
         return cells.astype(np.float64), bad
+    bad = np.array([isinstance(c, str) and "_" in c for c in cells], dtype=bool)  # 1_000 is Python's alone
+    there = ~(gaps | bad)
     try:
-        out[~gaps] = cells[~gaps].astype(np.float64)
+        out[there] = cells[there].astype(np.float64)
     except (TypeError, ValueError):
-        for i in np.flatnonzero(~gaps):
+        for i in np.flatnonzero(there):
             try:
                 out[i] = float(cells[i])
             except (TypeError, ValueError):
@@ -177,7 +179,7 @@ def _bounds(node: Any, key: str) -> tuple[float | None, float | None]:
     if node is None:
         return None, None
     ends = list(node) if isinstance(node, Sequence) and not isinstance(node, str) else []
-    fine = all(e is None or (isinstance(e, int | float) and not isinstance(e, bool)) for e in ends)
+    fine = all(e is None or (isinstance(e, int | float) and not isinstance(e, bool) and e == e) for e in ends)
     if len(ends) != 2 or not fine or (None not in ends and ends[0] > ends[1]):
         raise ConfigError(f"{key}={node}: expected [lowest, highest], null where there is no bound")
     low, high = (None if e is None else float(e) for e in ends)

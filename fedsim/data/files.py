@@ -16,7 +16,7 @@ import numpy as np
 from fedsim.data.cache import Arrays, cached, fingerprint
 from fedsim.data.decoding import decode
 from fedsim.data.hub import within_reach
-from fedsim.errors import DataError
+from fedsim.errors import DataError, NoSamplesError
 
 PathLike = str | os.PathLike[str]
 
@@ -186,7 +186,7 @@ def _joined(tables: Sequence[Any], source: str) -> Any:
 
     filled = [table for table in tables if table.num_rows]
     if not filled:
-        raise DataError(f"{source}: no rows in it")
+        raise NoSamplesError(f"{source}: no rows in it")
 
     def together(names: Sequence[str]) -> Any:
         return pa.concat_tables([table.select(names) for table in filled], promote_options="permissive")

@@ -19,10 +19,17 @@ from fedsim.data.dataset import Augment, Dataset, Normalize, Samples
 from fedsim.data.decoding import decode, depth
 from fedsim.data.domains import NOTES, SUFFIXES, SYMMETRIC
 from fedsim.data.files import PathLike, existing
-from fedsim.errors import ConfigError, DataError
+from fedsim.errors import ConfigError, DataError, NoSamplesError
 
 LAYOUT = "<class>/<image> folders (training samples), or folders train and test (or one of them) of such"
 GREY = ("1", "L", "LA", "I", "F", "I;16", "I;16B", "I;16L")
+COLOUR = ("RGB", "RGBA", "P", "PA", "YCbCr")  # as Pillow calls what has red, green and blue without loss
+OTHERS = {
+    "L": "grey",
+    "RGB": "in colours",
+    "A": "see-through",
+    "": "of other colours than red, green and blue",
+}
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +97,7 @@ def check_images(
         try:
             with Image.open(io.BytesIO(blob or b"")) as picture:
                 deep[at] = bool(depth(picture, blob or b""))
-                channels.append("L" if picture.mode in GREY else "RGB")
+                channels.append(_mode(picture))
                 sizes.append((picture.height, picture.width))
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # decoding says what it is
             channels.append(agreed.mode)
@@ -106,8 +113,9 @@ def check_images(
 
     faults = []
     if agreed.mode:
-        other, agreed_is = ("grey", "RGB") if agreed.mode == "RGB" else ("in colours", "L (grey)")
-        faults += said([c != agreed.mode for c in channels], other, f"{agreed_is}: convert them")
+        agreed_is = f"{agreed.mode}{' (grey)' if agreed.mode == 'L' else ''}: convert them"
+        for other, what in OTHERS.items():
+            faults += said([c == other != agreed.mode for c in channels], what, agreed_is)
         faults += said(
             deep, "of more than 8 bits a channel", f"{agreed.mode} of 8 bits: scale them to 0..255"
         )
@@ -119,6 +127,14 @@ def check_images(
             f"{height}x{width}: resize them, or type data.size=<pixels>",
         )
     return faults
+
+
+def _mode(picture: Any) -> str:
+    """``L``, ``RGB``, ``A`` of one that can be seen through somewhere, or nothing where colours are others (CMYK)."""
+    clear = "A" in picture.getbands() or "transparency" in picture.info
+    if clear and picture.convert("RGBA").getextrema()[3][0] < 255:
+        return "A"
+    return "L" if picture.mode in GREY else "RGB" if picture.mode in COLOUR else ""
 
 
 def _splits(root: Path) -> dict[str, Path]:
@@ -172,7 +188,7 @@ def _read(root: Path, channels: int, size: int | None, agreed: Contract) -> Arra
             f"{other[0]}: is no image that can be read ({', '.join(SUFFIXES)}); convert or remove it"
         )
     if not files:
-        raise DataError(f"{root} holds no images{_deeper(root)}; expected {LAYOUT}")
+        raise NoSamplesError(f"{root} holds no images{_deeper(root)}; expected {LAYOUT}")
     _say_what_is_left_out(root, files)
     names = [str(f.relative_to(root)) for f in files]
 

@@ -76,8 +76,6 @@ def constants(contract: Contract, data: Dataset) -> Normalize:
     )
     if len(mean) != len(std):
         mean, std = (v * width if len(v) == 1 else v for v in (mean, std))
-    if min(std) <= 0:
-        raise ConfigError(f"{KEY}.normalize.std={list(std)}: must be positive")
     return Normalize(scale=scale, mean=mean, std=std)
 
 
@@ -88,7 +86,9 @@ def _constants(key: str, node: Any, default: float, columns: Sequence[str], widt
             if name not in columns:
                 raise ConfigError(f"{key}.{name}: there is no such column{hint(str(name), columns)}")
         return tuple(float(node.get(name, default)) for name in columns)
-    values = tuple(float(v) for v in node or (default,))
-    if len(values) not in (1, width):
+    if node is None:
+        return (default,)
+    values = tuple(float(v) for v in node)
+    if len(values) != width and (columns or len(values) > 1):  # one value may be that of all channels
         raise ConfigError(f"{key}: {len(values)} values for {width} channels or columns")
     return values

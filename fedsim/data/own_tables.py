@@ -19,7 +19,7 @@ from fedsim.data.columns import ContractError, gaps_of, numbers, texts
 from fedsim.data.common import encode
 from fedsim.data.dataset import Dataset, Samples
 from fedsim.data.files import PathLike, columns_of, existing, read_table
-from fedsim.errors import ConfigError, DataError
+from fedsim.errors import ConfigError, DataError, NoSamplesError
 
 SUFFIXES = (".csv", ".parquet")
 LAYOUT = (
@@ -63,7 +63,7 @@ def table(
         raise ContractError("\n".join(faults))
     empty = _Read(torch.zeros(0, len(agreed.features), dtype=torch.float64), _no_targets(agreed))
     if not any(len(part.y) for part in found.values()):
-        raise DataError(f"{path}: no rows below the header")
+        raise NoSamplesError(f"{path}: no rows below the header")
     train = found.get("train", empty)
     return Dataset(
         train=Samples(train.x, train.y),
@@ -127,7 +127,7 @@ def _csv(file: Path) -> dict[str, np.ndarray]:
     except (OSError, csv.Error, ValueError) as error:
         raise DataError(f"{file} is not a readable CSV file with a header, in UTF-8 ({error})") from error
     if not head:
-        raise DataError(f"{file}: the file is empty; expected a header and a row per sample")
+        raise NoSamplesError(f"{file}: the file is empty; expected a header and a row per sample")
     head = [name.strip() for name in head]
     if len(head) == 1 and (marks := [mark for mark in (";", "\t", "|") if mark in head[0]]):
         raise DataError(f"{file}: cells are separated by {marks[0]!r} in its header; write commas")

@@ -58,7 +58,18 @@ class Authority:
         return Authority(key, certificate)
 
     def server(self, name: str, hosts: Sequence[str], days: int) -> tuple[Key, x509.Certificate]:
-        """Key and certificate of a server that is reached under ``hosts``, names or addresses, for ``days``."""
+        """Key and certificate of a server that is reached under ``hosts``, names or addresses, for ``days``.
+
+        Raises:
+            ConfigError: the authority's own certificate ends before that.
+        """
+        end = self.certificate.not_valid_after_utc
+        left = end - datetime.datetime.now(datetime.UTC)
+        if days > left.days + 1:
+            raise ConfigError(
+                f"--days {days}: the authority's own certificate ends on {end:%Y-%m-%d}, and no node would take this "
+                "one after that; give fewer, or make a new authority"
+            )
         key, issuer = new_key(), self.certificate.subject.rfc4514_string().removeprefix("CN=")
         built = _builder(name, issuer, key, datetime.timedelta(days=days))
         authority = x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key())

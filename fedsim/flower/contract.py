@@ -31,12 +31,12 @@ from fedsim.data.moments import Moments
 from fedsim.data.normalising import pooled_constants, trained_on
 from fedsim.data.trees import leaves
 from fedsim.engine.worker import Worker
-from fedsim.errors import DataError
+from fedsim.errors import ConfigError, DataError, NoSamplesError
 from fedsim.flower.answers import said
 from fedsim.flower.introductions import Known
 from fedsim.flower.nodes import Nodes
 from fedsim.flower.options import Node
-from fedsim.run import agreement
+from fedsim.run import agreement, samples
 from fedsim.run.key import version
 from fedsim.server import checkpoint
 from fedsim.task.frozen import base_of
@@ -65,9 +65,27 @@ def reading(config: DictConfig, node: Node) -> Iterator[None]:
         known = isinstance(error, ContractError)
         if not known and not node.own_data:
             raise
-        log.error("client %d: its data cannot be used: %s", node.client, error)
-        lines = str(error).splitlines() if known else ["its data cannot be read; the node's log says why"]
+        cause = None if known else error.__cause__
+        log.error("client %d: its data cannot be used: %s", node.client, error, exc_info=cause)
+        what = "have no samples" if isinstance(error, NoSamplesError) else "cannot be read"
+        lines = str(error).splitlines() if known else [f"its data {what}; the node's log says why"]
         raise ContractError(_named(node.client, [*_versions(config), *lines])) from error
+
+
+def of_ones_own(config: DictConfig) -> Dataset:
+    """The data of a node that owns them, as configured.
+
+    Raises:
+        DataError: something went wrong that is no mistake in the settings: it may say values, in whatever words.
+    """
+    try:
+        return samples.dataset(config)
+    except (ContractError, NoSamplesError):
+        raise
+    except Exception as error:
+        if isinstance(error, ConfigError) and error.__cause__ is None:
+            raise
+        raise DataError(str(error)) from error
 
 
 def introduce(config: DictConfig, node: Node, worker: Worker, layout: str) -> str:

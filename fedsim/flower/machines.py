@@ -8,7 +8,7 @@ import yaml
 
 from fedsim.flower import forkserver
 
-OWN = ("server", "authority")  # folders that are no node's
+OWN = ("server", "authority", "link", "proxy")  # folders, and services of containers, that are no node's
 ENVIRONMENT = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -137,7 +137,7 @@ def _start_node(name: str, host: str, port: int) -> str:
 : "${{SUPERLINK:={host}:{port}}}" "${{PORT:=9094}}"
 export PATH="$PWD/bin:$PATH"  # processes for messages are forked, not started
 if command -v fedsim > /dev/null; then  # what is wrong, in one line
-    fedsim deploy check "$SUPERLINK" --root-certificates ca.crt --port "$PORT"
+    fedsim deploy check "$SUPERLINK" --root-certificates ca.crt --port "$PORT" --node-config node.toml
 fi
 exec flower-supernode --root-certificates ca.crt --auth-supernode-private-key node.key \\
     --superlink "$SUPERLINK" --host 127.0.0.1 --port "$PORT" --node-config node.toml "$@"

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +15,10 @@ from omegaconf import DictConfig
 
 from fedsim.config.allowed import check_allowed, check_words, granted, listed
 from fedsim.config.check import validate
-from fedsim.config.compose import compose
+from fedsim.config.compose import compose, plain
 from fedsim.errors import ConfigError, hint
 from fedsim.exchange.payload import Outcome
+from fedsim.flower.nodesettings import NODE_KEYS, Values, check_settings, clients_of
 from fedsim.run import participants
 from fedsim.run.key import run_dir
 from fedsim.run.resolve import resolve
@@ -27,18 +27,6 @@ from fedsim.tracking.prometheus import add
 
 log = logging.getLogger(__name__)
 
-Values = Mapping[str, bool | float | int | str]
-NODE_KEYS = (
-    "partition-id",
-    "clients",
-    "num-partitions",
-    "data-path",
-    "own-data",
-    "state-dir",
-    "state.keep_days",
-    "allow",
-    "metrics",
-)
 # Where libraries keep what they fetch, by variable; of a node it lies in ``<state-dir>/cache``
 CACHES = {"HF_HOME": "huggingface", "TORCH_HOME": "torch", "XDG_CACHE_HOME": "other"}
 
@@ -65,47 +53,23 @@ def at_node(
     check_words(overrides := words(run_config))
     with granted(listed(str(node_config.get("allow", "")), "allow")):
         config = deployed(overrides, check_allowed)
-        node, *others = (Node.of(node_config, config.num_clients, c) for c in _clients(node_config))
-        if config.data.get("cache") is not None:
-            raise ConfigError(
-                f"data.cache={config.data.cache}: a node writes under its state-dir only; leave it out"
-            )
+        node, *others = (Node.of(node_config, config.num_clients, c) for c in clients_of(node_config))
+        if found := next(_caches(plain(config)), None):
+            raise ConfigError(f"{found}: a node writes under its state-dir only; leave it out")
         if node.own_data:
             keeps_samples(participants.strategy(config, None))
     mine = [n for n in (node, *others) if n.client == client]
     return node.localise(config), mine or [node, *others]
 
 
-def _clients(values: Values) -> Sequence[Any]:
-    """The clients that a node is, as written: one by ``partition-id``, or several by ``clients="0 1"``."""
-    if "clients" not in values:
-        return [values.get("partition-id")]
-    text = str(values["clients"])
-    numbers = re.findall(r"\d+", text)
-    if not re.fullmatch(r"\[?\s*\d+([\s,]+\d+)*\s*\]?", text) or len(set(map(int, numbers))) < len(numbers):
-        raise ConfigError(f'clients={text!r:.80}: expected numbers, each once, such as clients="0 1"')
-    if "partition-id" in values:
-        raise ConfigError(f"partition-id={values['partition-id']}, clients={text}: give one of the two")
-    if len(numbers) > 1 and values.get("own-data", False):
-        raise ConfigError(f"clients={text}: a node with own-data=true is one client; start a node for each")
-    return [int(n) for n in numbers]
-
-
-def _check_keys(values: Values) -> None:
-    """Refuse what is no setting of a node: misspelt, ``own-data`` would be taken for left out.
-
-    Tables of other apps (``other.key``) are theirs.
-    """
-    for key in values:
-        near = hint(key, NODE_KEYS)
-        if key not in NODE_KEYS and (near or "." not in key):
-            raise ConfigError(
-                f"unknown key {key!r:.80} in the node's settings{near}; they are {', '.join(NODE_KEYS)} (those of "
-                "other apps stand in a table of their own)"
-            )
-    for key in ("data-path", "state-dir", "metrics"):
-        if key in values and (isinstance(values[key], bool | float | int) or not str(values[key])):
-            raise ConfigError(f"{key}={values[key]!r}: must be a path in quotes")
+def _caches(node: Any, key: str = "") -> Iterator[str]:
+    """Settings of data sources, at any depth, that say where to write."""
+    inside = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
+    for name, value in inside:
+        where = f"{key}.{name}" if key else str(name)
+        if name == "cache" and value is not None:
+            yield f"{where}={value}"
+        yield from _caches(value, where)
 
 
 def keeps_samples(method: StrategyLike) -> None:
@@ -205,7 +169,7 @@ class Node:
             raise ConfigError(
                 f"the node has no partition-id{near}; start it with --node-config 'partition-id=0'"
             )
-        _check_keys(values)
+        check_settings(values)
         if isinstance(client, bool) or not isinstance(client, int) or not 0 <= client < num_clients:
             key = "clients" if "clients" in values else "partition-id"
             raise ConfigError(
@@ -218,18 +182,16 @@ class Node:
                 f"num-partitions={parts!r}: the run has num_clients={num_clients}; make them equal, or leave "
                 "num-partitions out"
             )
-        own = values.get("own-data", False)
-        if not isinstance(own, bool):
-            raise ConfigError(f"own-data={own!r}: must be true or false, without quotes")
         path = values.get("data-path")
         home = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "fedsim"
         state = Path(str(values.get("state-dir", home))).expanduser()
         days = values.get("state.keep_days", Node.keep_days)
-        if isinstance(days, bool | str) or not days > 0:
-            raise ConfigError(f"state.keep_days={days!r}: must be a positive number of days")
+        own = values.get("own-data", False)
         allow = listed(str(values.get("allow", "")), "allow")
         metrics = Path(str(values["metrics"])).expanduser() if "metrics" in values else None
-        return Node(client, None if path is None else str(path), own, state, float(days), allow, metrics)
+        return Node(
+            client, None if path is None else str(path), bool(own), state, float(days), allow, metrics
+        )
 
     def localise(self, config: DictConfig) -> DictConfig:
         """Put the node's data path into ``config`` (in place)."""
@@ -249,7 +211,7 @@ class Node:
             counts.append(("fedsim_node_bytes_total", (*mine, ("direction", way)), float(size)))
         try:
             add(self.metrics, counts, [("fedsim_node_last_message_timestamp_seconds", mine)])
-        except OSError as error:
+        except (OSError, ValueError) as error:  # no rights, or another program's file, which is no text
             log.warning("metrics=%s cannot be written: %s", self.metrics, error)
 
     @contextmanager

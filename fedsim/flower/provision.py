@@ -77,7 +77,11 @@ def provision(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print what was made as JSON, and nothing else")
     args = parser.parse_args(argv)
-    written = write(asked(args), args.out)
+    wanted = asked(args)
+    try:
+        written = write(wanted, args.out)
+    except OSError as error:
+        raise ConfigError(f"--out {args.out}: cannot be written ({error.strerror or error})") from None
     if args.json:
         print(json.dumps({"schema": 1, "out": str(args.out), "files": written}, indent=1, sort_keys=True))
         return 0

@@ -13,6 +13,7 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 from fedsim.errors import ConfigError, EngineError
+from fedsim.flower.nodesettings import read_file
 
 LIMIT = 10.0  # seconds for each step: a name's address, the connection, the greeting
 AHEAD, BEHIND = 5.0, 300.0  # seconds that a node's clock may be off: it signs what it asks for, with the time
@@ -20,14 +21,17 @@ COARSE = 2.0  # seconds by which the time in an answer may be old: whole seconds
 
 
 def check(argv: Sequence[str]) -> int:
-    """Whether nodes on this machine reach a SuperLink, and a port is free here."""
+    """Whether nodes on this machine reach a SuperLink, a port is free here, and a node's settings can be read."""
     parser = argparse.ArgumentParser(prog="fedsim deploy check", description=(check.__doc__ or ""))
     parser.add_argument("server", nargs="?", metavar="HOST:PORT", help="a SuperLink")
     parser.add_argument("--root-certificates", type=Path, metavar="FILE", help="ca.crt; else no TLS")
     parser.add_argument("--port", type=int, help="that a program is to listen on, on this machine")
+    parser.add_argument("--node-config", type=Path, metavar="FILE", help="a node's settings")
     args = parser.parse_args(argv)
-    if args.server is None and args.port is None:
-        raise ConfigError("fedsim deploy check: give HOST:PORT, or --port")
+    if args.server is None and args.port is None and args.node_config is None:
+        raise ConfigError("fedsim deploy check: give HOST:PORT, --port, or --node-config")
+    if args.node_config is not None:
+        print(read_file(args.node_config))
     if args.port is not None:
         print(can_listen(args.port))
     if args.server is not None:

@@ -31,10 +31,17 @@ class DeploymentRecord:
         """Read the record of a deployment; None if ``folder`` holds a simulation.
 
         Raises:
-            ConfigError: if nodes brought their own data, which are not here.
+            ConfigError: if nodes brought their own data, which are not here, or the record is damaged.
         """
         if not (folder / "deployment.json").exists():
             return None
+        try:
+            return DeploymentRecord._read(folder)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise ConfigError(f"{folder}: the record of this deployment is damaged ({error!r})") from error
+
+    @staticmethod
+    def _read(folder: Path) -> DeploymentRecord:
         if json.loads((folder / "deployment.json").read_text())["own_data"]:
             raise ConfigError(
                 f"{folder}: the nodes of this deployment brought their own data; to compute it again, hand them over: "

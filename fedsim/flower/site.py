@@ -203,7 +203,7 @@ def _build(config: DictConfig, owner: int | None, habits: HabitsFile) -> Worker:
     if owner is None:
         data = load_data(config, Given(), method)
     else:
-        data = samples.owned(config, samples.dataset(config), owner)
+        data = samples.owned(config, contract.of_ones_own(config), owner)
     task = learning_task(config, Given(), data, method, habits.found)
     size = Layout(task.model).size
     work = plan(config, method, task, data, participants.clock(config, task, data, size))
@@ -220,10 +220,10 @@ def _claim(node: Node) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     path, me = folder / f"client-{node.client}.json", {"host": socket.gethostname(), "pid": os.getppid()}
     try:
-        before = json.loads(path.read_text())
-    except (OSError, ValueError):
+        before = dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):  # there is none, or it is damaged
         before = {}
-    if before.get("host") == me["host"] and before.get("pid") != me["pid"] and _serves(before["pid"]):
+    if before.get("host") == me["host"] and before.get("pid") != me["pid"] and _serves(before.get("pid")):
         raise ConfigError(
             f"client {node.client} is served by another node of this machine already (its process {before['pid']}); "
             "give this one another partition-id, or another state-dir if it is meant to take over"
@@ -235,7 +235,7 @@ def _claim(node: Node) -> str:
     return str(mine["instance"])
 
 
-def _serves(pid: int) -> bool:
+def _serves(pid: Any) -> bool:
     """Whether that process lives and is one of Flower's."""
     try:
         words = Path(f"/proc/{pid}/cmdline").read_bytes()

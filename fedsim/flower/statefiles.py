@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 import shutil
@@ -113,14 +114,21 @@ def forget_old(folder: Path, days: float, but: str) -> list[str]:
     for run in folder.iterdir() if folder.is_dir() else ():
         if run.name == but or run.is_symlink() or not run.is_dir() or not _MADE.fullmatch(run.name):
             continue
-        inside = list(run.iterdir())
-        if not all(re.fullmatch(r"client-\d+", part.name) and part.is_dir() for part in inside):
-            continue
-        if max((path.stat().st_mtime for path in (run, *run.rglob("*"))), default=0.0) < before:
+        if _worked_for(run) < before:
             shutil.rmtree(run, ignore_errors=True)
             log.warning("state of run %s is deleted: it was last worked for over %g days ago", run.name, days)
             gone.append(run.name)
     return gone
+
+
+def _worked_for(run: Path) -> float:
+    """When anything in the folder was last written; never, where it is no run's or somebody is at work in it."""
+    try:
+        if all(re.fullmatch(r"client-\d+", part.name) and part.is_dir() for part in run.iterdir()):
+            return max(path.lstat().st_mtime for path in (run, *run.rglob("*")))
+    except OSError:  # what was listed is gone
+        pass
+    return math.inf
 
 
 def _content(state: Mapping[str, Tensor]) -> str:

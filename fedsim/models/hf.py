@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -74,8 +75,8 @@ def hf(
     kind, settings = _class(transformers, architecture, folder)
     given = {**_from_data(kind, settings, folder, input_shape, num_classes), **dict(config or {})}
     fields = ({"use_cache": False} if hasattr(settings, "use_cache") else {}) | given
-    for key in fields:
-        _check_field(settings, kind, key)
+    for key, value in fields.items():
+        _check_field(settings, kind, key, value)
     with _quietly(transformers):
         model = _drawn(kind, fields) if folder is None else _loaded(kind, settings, folder, fields)
         if lora is not None:
@@ -174,12 +175,16 @@ def _pad(folder: Path) -> int | None:
     return next((names[p] for p in PADS if p in names), None)
 
 
-def _check_field(settings: Any, kind: Any, key: str) -> None:
-    """Refuse a field that nothing would read."""
+def _check_field(settings: Any, kind: Any, key: str, value: Any) -> None:
+    """Refuse a field that nothing would read, and one that would fetch code."""
     known = {*settings.to_dict(), *settings.attribute_map, "num_labels", "attn_implementation"}
     if key not in known:
         raise ConfigError(
             f"model.config.{key}: {kind.config_class.__name__} has no such field{hint(key, known)}"
+        )
+    if key == "attn_implementation" and not re.fullmatch(r"[\w|]+", "eager" if value is None else str(value)):
+        raise ConfigError(  # the name of a repository is that of code to be fetched
+            f"model.config.attn_implementation={value}: must be a name of the library's own, such as eager or sdpa"
         )
 
 
@@ -205,7 +210,7 @@ def _loaded(kind: Any, settings: Any, folder: Path, fields: Mapping[str, Any]) -
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # refused below, by name
         )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
         raise ConfigError(
             f"model.path={folder}: {kind.__name__} cannot be loaded: {_first(error)}"
         ) from error

@@ -89,7 +89,7 @@ class Progress:
     def _read(self, folder: Path) -> Standing:
         summary: dict[str, Any] = {}
         try:
-            wanted = read_yaml(folder / "config.yaml").get("rounds")
+            wanted = read_yaml(folder / "config.yaml", recorded=True).get("rounds")
             if (folder / "summary.json").exists():
                 summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
             status, error = str(summary.get("status", UNDER_WAY)), str(summary.get("error") or "")

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fedsim.errors import CheckpointError
+from fedsim.server import segments
 from fedsim.server.clientstore import ClientStore
 from fedsim.server.older import with_padding
 from fedsim.task.layout import Layout
@@ -171,11 +172,18 @@ def change_key(path: Path, key: str) -> None:
 
 
 def segments_of(path: Path) -> frozenset[str]:
-    """Names of the files of client states that a checkpoint needs; none if it cannot be read."""
+    """Names of the files of client states that a checkpoint needs; none if it cannot be read.
+
+    Raises:
+        CheckpointError: if one is not beside it, but a path to elsewhere.
+    """
     try:
-        return frozenset(json.loads((path / "checkpoint.json").read_text())["clients"]["sha256"])
+        names = frozenset(json.loads((path / "checkpoint.json").read_text())["clients"]["sha256"])
     except (OSError, ValueError, KeyError, TypeError):
         return frozenset()
+    for name in names:
+        segments.check_name(name)
+    return names
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

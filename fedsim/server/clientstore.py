@@ -135,6 +135,7 @@ class ClientStore:
         for name, clients in sorted(owners.items()):
             if self._folder is None:
                 raise CheckpointError(f"client states: {name} cannot be read: the run has no folder")
+            segments.check_name(name)
             segment = segments.opened(self._folder / name, index["sha256"].get(name), self._schemas)
             segment.only(clients)
             self._segments[name] = segment

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -37,6 +38,7 @@ DTYPES = {  # as safetensors calls them
     "BOOL": torch.bool,
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_NAME = re.compile(r"states-\d+\.safetensors", re.ASCII)
 ALIGNED = 8  # bytes that the header's length is a multiple of
 
 
@@ -154,6 +156,18 @@ def _put(path: Path, parts: Iterable[Any], size: int) -> str:
             temporary.unlink(missing_ok=True)
         raise OSError(e.errno, f"{e.strerror or e}; it wanted {size:,} bytes", str(path)) from e
     return digest.hexdigest()
+
+
+def check_name(name: str) -> None:
+    """Refuse what an index calls a segment but is a path: it would be read, copied or deleted elsewhere.
+
+    Raises:
+        CheckpointError: naming it.
+    """
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise CheckpointError(
+            f"client states: {name!r:.80} is no file of a checkpoint; resume=never starts afresh"
+        )
 
 
 def opened(path: Path, checksum: str | None, schemas: dict[Schema, Schema]) -> Segment:

@@ -41,6 +41,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ["audit", "RUN"],
         ["audit", "RUN", "--clients"],
         ["export", "RUN", "--to", "onnx"],
+        ["report", "RUN", "--system", "lognormal"],
     ],
     ids=" ".join,
 )

@@ -54,3 +54,16 @@ def test_what_runs_have_written_is_read_section_by_section(tmp_path):
         (tmp_path / "a.yaml").write_text(text)
         with pytest.raises(ConfigError, match=r"a\.yaml"):
             read_recorded(tmp_path / "a.yaml")
+
+
+@pytest.mark.parametrize("text", ["${oc.env:HOME}", "${lr}/${oc.decode:x}", "\\x24{oc.env:HOME}"])
+def test_of_what_runs_have_written_nothing_is_computed(tmp_path, text, monkeypatch):
+    """A run folder may come from elsewhere; a report of it is handed on."""
+    monkeypatch.setenv("HOME", "a secret")
+    (tmp_path / "a.yaml").write_text(f'lr: 1\nseed: ${{lr}}\nname: "{text}"\n')
+    for read in (read_recorded, lambda path: read_yaml(path, recorded=True)):
+        with pytest.raises(ConfigError, match="would be computed on this machine") as refused:
+            read(tmp_path / "a.yaml")
+        assert "a secret" not in str(refused.value)
+    (tmp_path / "a.yaml").write_text("lr: 1\nseed: ${lr}\n")
+    assert read_recorded(tmp_path / "a.yaml") == {"lr": 1, "seed": 1}

@@ -16,8 +16,6 @@ from fedsim.config.compose import compose
 from fedsim.data.agreed import Contract
 from fedsim.data.columns import Column, ContractError
 from fedsim.data.dataset import Dataset, Samples
-from fedsim.data.image_folders import image_folder
-from fedsim.data.image_tables import parquet
 from fedsim.data.moments import Moments
 from fedsim.data.own_tables import table
 from fedsim.data.tabular import tensors
@@ -107,6 +105,25 @@ def test_missing_and_extra_columns_are_named(tmp_path: Path) -> None:
     assert len(table(path, target="target", ignore=["id"], contract=CONTRACT).train) == 1
 
 
+def test_what_may_be_a_row_of_values_is_not_told_as_names(tmp_path: Path) -> None:
+    (found,) = faults(written(tmp_path, "240,61,f,ill", head="199.5,70,m,dead"))
+    assert found == "columns: none of age, sex, chol, ... is there; does the first row name them?"
+    many = ",".join(f"gene{k}" for k in range(50))
+    found = faults(written(tmp_path, f"240,61,f,ill{',1' * 50}", head=f"chol,age,sex,target,{many}"))
+    assert len(found) == 4 and found[3] == "columns: 47 others are not agreed; leave them out"
+    names = tuple(f"patient{k}" for k in range(9))
+    data = Dataset(Samples(torch.zeros(9, 1), torch.arange(9)), classes=names)
+    with pytest.raises(ContractError) as refused:
+        Contract(classes=("a", "b")).fitted(data)
+    assert "6 others are none of those agreed; are these labels?" in str(refused.value)
+    assert "patient3" not in str(refused.value)
+
+
+def test_a_number_is_one_in_every_program(tmp_path: Path) -> None:
+    (found,) = faults(written(tmp_path, "2_40,61,f,ill", "240,61,f,ill", head="chol,age,sex,target"))
+    assert found.startswith("column 'chol' in mg/dl: 1 of 2 values are no numbers, e.g. in row 1")
+
+
 def test_numbers_to_be_predicted_need_no_classes(tmp_path: Path) -> None:
     path = written(tmp_path, "240,61,f,1.5", "240,61,f,2")
     data = table(path, target="target", contract={"columns": COLUMNS})
@@ -127,6 +144,9 @@ def test_numbers_to_be_predicted_need_no_classes(tmp_path: Path) -> None:
         ({"image": {"size": 0}}, "expected pixels, or [height, width]"),
         ({"normalize": "pooled"}, "expected agreed, or {mean"),
         ({"normalize": {"mean": ["x"]}}, "expected numbers"),
+        ({"normalize": {"mean": [float("nan")]}}, "expected numbers"),
+        ({"normalize": {"std": {"age": 0}}}, "normalize.std={'age': 0}: must be positive"),
+        ({"columns": {"age": {"range": [float("nan"), 1]}}}, "expected [lowest, highest]"),
         ({"versions": {"numpy": 2}}, "unknown key 'data.contract.versions.numpy'"),
     ],
 )
@@ -241,49 +261,6 @@ def test_a_simulation_normalises_by_what_its_clients_train_on(tmp_path: Path) ->
         norm.std, used.std(0, correction=0), rtol=1e-12
     )
     assert fedsim.simulate(settings).rows
-
-
-def image(path: Path, mode: str, size: tuple[int, int]) -> None:
-    from PIL import Image
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new(mode, size, 7 if mode == "L" else (1, 2, 3)).save(path)
-
-
-def test_images_of_another_mode_or_size_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path / "cache"))
-    root = tmp_path / "scans"
-    for k, (mode, size) in enumerate([("RGB", (8, 6)), ("L", (8, 6)), ("RGB", (5, 5))]):
-        image(root / "b" / f"mueller_{k}.png", mode, size)
-    contract = {"classes": ["a", "b"], "image": {"mode": "RGB", "size": [6, 8]}}
-    with pytest.raises(ContractError) as refused:
-        image_folder(root, contract=contract)
-    text = str(refused.value)
-    assert "images: 1 of 3 are grey, e.g. image 2; agreed is RGB: convert them" in text
-    assert "images: 1 of 3 are of another size, e.g. image 3; agreed is 6x8" in text
-    assert "mueller" not in text
-    (root / "b/mueller_1.png").unlink()
-    (root / "b/mueller_2.png").unlink()
-    found = image_folder(root, contract=contract)
-    agreed = Contract.of(contract)
-    assert agreed is not None
-    assert found.train.x.shape == (1, 3, 6, 8) and agreed.fitted(found).train.y.tolist() == [1]
-    with pytest.raises(ContractError, match=r"shape \(3, 6, 8\) .* agreed is L, any size"):
-        Contract(mode="L").fitted(found)
-
-
-def test_images_in_parquet_are_held_to_it_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path / "cache"))
-    image(tmp_path / "one.png", "L", (4, 4))
-    file = tmp_path / "own.parquet"
-    pq.write_table(pa.table({"image": [(tmp_path / "one.png").read_bytes()] * 2, "label": ["a", "b"]}), file)
-    with pytest.raises(ContractError, match=r"images: 2 of 2 are grey, e\.g\. image 1"):
-        parquet(file, image="image", label="label", contract={"image": {"mode": "RGB"}})
-    grey = parquet(file, image="image", label="label", contract={"image": {"mode": "L"}})
-    assert grey.train.x.shape == (2, 1, 4, 4)
 
 
 def test_a_column_says_what_it_becomes() -> None:

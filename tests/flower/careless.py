@@ -38,3 +38,8 @@ class Broken(FedAvg):
 
     def make_client(self) -> BrokenClient:
         return BrokenClient(weighting=self.weighting)
+
+
+def own_data(path: str) -> Any:
+    """A hospital's reader, which says in its error what should stay where it is."""
+    raise KeyError(f"patient Smith in {path}")

@@ -273,6 +273,9 @@ def test_what_else_is_wrong_with_own_data_stays_in_the_nodes_log(tmp_path: Path,
         hospitals(tmp_path, AGREED, "clients_per_round=1", nodes=nodes)
     assert "client 0: its data cannot be read; the node's log says why" in str(refused.value)
     assert "h0.csv" not in str(refused.value) and "h0.csv is not a readable CSV" in caplog.text
+    (tmp_path / "h0.csv").write_text(f"{HEAD}\n")
+    with pytest.raises(EngineError, match="client 0: its data have no samples; the node's log says why"):
+        hospitals(tmp_path, AGREED, "clients_per_round=1", nodes=nodes)
 
 
 @pytest.mark.nightly

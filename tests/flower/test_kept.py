@@ -19,10 +19,11 @@ from localgrid import Spoiler, deploy, node
 from test_wire import LAYOUT
 
 from fedsim.data.cache import cached, not_cached
-from fedsim.errors import ConfigError
+from fedsim.errors import ConfigError, EngineError
 from fedsim.flower import nodes as nodes_module
 from fedsim.flower.nodelog import briefly
 from fedsim.flower.options import Node
+from fedsim.flower.replay import DeploymentRecord
 from fedsim.flower.standing import StandingFile
 from fedsim.flower.statefiles import DAY, StateFiles, forget_old
 
@@ -88,9 +89,10 @@ def test_runs_of_long_ago_are_forgotten_and_nothing_else(tmp_path: Path) -> None
     (tmp_path / "nodes").mkdir()
     (tmp_path / ("3" * 16)).mkdir()
     (tmp_path / ("3" * 16) / "thesis.txt").write_text("mine")
+    (tmp_path / ("0" * 16) / "client-0" / "gone").symlink_to("nowhere")
     for path in tmp_path.rglob("*"):
         if "1" * 16 not in str(path):
-            os.utime(path, (0, 0))
+            os.utime(path, (0, 0), follow_symlinks=False)
     assert forget_old(tmp_path, 30, but="2" * 16) == ["0" * 16]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["1" * 16, "2" * 16, "3" * 16, "nodes"]
     assert forget_old(tmp_path / "none", 30, but="") == []
@@ -154,3 +156,26 @@ def test_state_files_say_their_content(tmp_path: Path) -> None:
     for path in (tmp_path / "state-2" / run / "client-2").iterdir():
         with safe_open(path, framework="pt") as f:
             assert len(f.metadata()["content"]) == 64
+
+
+def test_what_a_function_of_the_hospitals_raises_stays_in_the_nodes_log(tmp_path: Path, caplog: Any) -> None:
+    nodes = {10: node(tmp_path, 0, **{"data-path": "ward 7", "own-data": True, "allow": "careless"})}
+    settings = ("data=own", "data._target_=careless.own_data", "data.path=none", "clients_per_round=1")
+    with pytest.raises(EngineError) as refused:
+        deploy(tmp_path, *settings, clients=1, nodes=nodes)
+    assert "client 0: its data cannot be read; the node's log says why" in str(refused.value)
+    assert "Smith" not in str(refused.value) and "KeyError: 'patient Smith in ward 7'" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("about", "rows"),
+    [("[]", ""), ("{}", ""), ("x", ""), ('{"own_data": false}', '{"a": 1}\n'),
+     ('{"own_data": false}', '{"event": "absent", "round": 1}\n'),
+     ('{"own_data": false}', '{"event": "absent", "round": "x"}\n')],
+)  # fmt: skip
+def test_a_damaged_record_of_a_deployment_is_said_in_a_line(about: str, rows: str, tmp_path: Path) -> None:
+    (tmp_path / "deployment.json").write_text(about)
+    (tmp_path / "nodes.jsonl").write_text(rows)
+    (tmp_path / "metrics.jsonl").write_text('{"round": 1, "cohort": [0]}\n')
+    with pytest.raises(ConfigError, match="the record of this deployment is damaged"):
+        DeploymentRecord.of(tmp_path)

@@ -38,6 +38,7 @@ HOSTILE = {  # overrides, and the key that the refusal names
     "name=${hydra:runtime.cwd}": "name",
     "hydra.searchpath=[file:///tmp]": "hydra.searchpath",
     "data=hf data.path=x data.cache=/etc/cron.d": "data.cache",
+    "+data@data.server=hf data.server.path=x data.server.cache=/etc/cron.d": "data.server.cache",
 }
 
 

@@ -183,6 +183,12 @@ def test_names_that_yaml_takes_for_something_else(tmp_path: Path) -> None:
         (["a", "--port", "0"], "--port 0: must be between 1 and 65534"),
         (["a", "--port", "65535"], "--port 65535: must be between 1 and 65534"),
         (["a", "--days", "0"], "--days 0: must be at least 1"),
+        (["a", "--days", "4000"], "--days 4000: the authority's own certificate ends on 20"),
+        (["a", "--days", "99999999"], "--days 99999999: the authority's own certificate ends on 20"),
+        (
+            ["link"],
+            "--nodes link: small letters, digits and dashes, and none of server, authority, link, proxy",
+        ),
         (["a", "--keys", "."], "--keys .: holds no NAME.pub of any of a"),
     ],
 )

@@ -116,3 +116,27 @@ def test_ports(place: dict[str, str], capsys: pytest.CaptureFixture[str]) -> Non
     )
     assert command(["deploy", "check", "--port", str(free_port())]) == 0
     assert command(["deploy", "check"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("partition-id 0", "cannot be read (Expected '=' after a key"),
+        ("clients = [0, 1]", "clients=[0, 1]: must be a number, true, false, or text in quotes"),
+        ("partition_id = 0", "unknown key 'partition_id' in the node's settings; nearest is 'partition-id'"),
+        ('partition-id = "0"', "partition-id='0': must be an integer from 0, without quotes"),
+        ("own-data = true", "the node has no partition-id"),
+        ("partition-id = 0\nallow = true", "allow=True: must be modules and dotted names in quotes"),
+        ("partition-id = 0\n[state]\nkeep_days = 0", "state.keep_days=0: must be a positive number"),
+    ],
+)
+def test_a_nodes_settings_are_read_before_flower_reads_them(
+    text: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "node.toml"
+    path.write_text(text)
+    assert command(["deploy", "check", "--node-config", str(path)]) == 2
+    assert (err := capsys.readouterr().err).startswith(f"fedsim: {path}: {said}") and err.count("\n") == 1
+    path.write_text('clients = "0 3"\nmetrics = "x.prom"\n[state]\nkeep_days = 2\n[other]\nkey = 1\n')
+    assert command(["deploy", "check", "--node-config", str(path)]) == 0
+    assert capsys.readouterr().out == f"{path}: client 0, 3\n"

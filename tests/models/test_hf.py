@@ -192,6 +192,8 @@ def test_features_of_a_classifier_are_what_goes_into_it():
         ((*GPT2, "model.freeze=[wte.*]"), "no parameter fits 'wte"),
         ((*GPT2, "model.dtype=bfloat16"), "add model.lora="),
         ((*GPT2, "model.dtype=int8"), "must be one of float32, bfloat16, float16"),
+        ((GPT2[0], "model.config={attn_implementation: some/kernel}"), "must be a name of the library"),
+        ((GPT2[0], "model.config={attn_implementation: 7}"), "must be a name of the library"),
     ],
 )
 def test_what_cannot_be_built_is_refused_in_a_line(overrides, words):

@@ -110,6 +110,19 @@ def test_a_foreign_key_or_format_is_refused(saved: Path) -> None:
         checkpoint.load(saved, "key")
 
 
+@pytest.mark.parametrize("name", ["../../planted", "/etc/passwd", "states-1.safetensors/../x", ""])
+def test_clients_states_lie_beside_the_checkpoint_and_nowhere_else(saved: Path, name: str) -> None:
+    """A run folder may come from elsewhere, and its segments are copied where it is computed again."""
+    about = json.loads((saved / "checkpoint.json").read_text())
+    assert checkpoint.segments_of(saved) == {"states-000000.safetensors"}
+    about["clients"] = {"clients": {"1": [name, 2]}, "sha256": {name: "0" * 64}}
+    (saved / "checkpoint.json").write_text(json.dumps(about))
+    with pytest.raises(CheckpointError, match="is no file of a checkpoint"):
+        checkpoint.segments_of(saved)
+    with pytest.raises(CheckpointError, match="is no file of a checkpoint"):
+        ClientStore(saved.parent, 0).restore(checkpoint.load(saved, "key").clients)
+
+
 def test_entries_may_share_memory(tmp_path: Path) -> None:
     w = torch.arange(6.0)
     shared = {"w": w, "ema": w, "part": w[:3], "rest": w[3:]}
