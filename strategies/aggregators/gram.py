@@ -96,7 +96,7 @@ def quick_norms(rows: Rows) -> Tensor:
         if rows.sizes is not None or (x := rows.single(start, stop)) is None:
             return norms(rows)
         even = (stop - start) // SHORT * SHORT
-        parts = torch.linalg.vector_norm(x[:, :even].unflatten(1, (even // SHORT, SHORT)), dim=2)
+        parts = torch.linalg.vector_norm(x[:, :even].view(len(rows), even // SHORT, SHORT), dim=2)
         rest = torch.linalg.vector_norm(x[:, even:], dim=1, keepdim=True)
         total += torch.cat([parts, rest], dim=1).to(torch.float64).square().sum(1)
     small = total < rows.dim * LOST
