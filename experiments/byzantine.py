@@ -7,8 +7,8 @@
     python -m experiments.byzantine scaling                                        (15, 3), (30, 6), (60, 12) clients
 
 ``everything`` is ``digits`` with every rule, pre-aggregators before four of them, and every attack; ``--rules`` and
-``--attacks`` choose among them; a backdoor's success rates are a column of their own. ``digits`` is the flag
-aggregator's way to train (gradients of one step, server SGD with momentum) on IID data;
+``--attacks`` choose among them; a backdoor's success rates are a column of their own, of which less is better.
+``digits`` is the flag aggregator's way to train (gradients of one step, server SGD with momentum) on IID data;
 ``fashion`` is federated averaging with label skew (Dirichlet 0.3, five local steps) on 6000 images of Fashion-MNIST.
 Each ends in a table of accuracies in percent (mean ± sample deviation over seeds, and the worst over attacks),
 ``table.csv`` and ``heatmap.png`` under ``--out``. Finished runs are skipped, so it can be stopped and started again.
@@ -225,7 +225,9 @@ def report(args: argparse.Namespace, results: Results, title: str) -> None:
         cells = [said(results.get((rule, c), [])) for c in columns]
         print(f"| {rule} | {' | '.join(cells)} | {said([least] if attacked else [])} |", flush=True)
     values = np.hstack([means, worst])
-    draw_heat_map(values, rows, [*columns, WORST], folder / "heatmap.png", title=title, apart=[len(columns)])
+    less = [j for j, c in enumerate(columns) if c == SUCCESS]
+    names, apart = [*columns, WORST], [*less, len(columns)]
+    draw_heat_map(values, rows, names, folder / "heatmap.png", title=title, apart=apart, less=less)
 
 
 def deviation(found: Sequence[float]) -> float:

@@ -26,6 +26,7 @@ def draw_heat_map(
     low: float = 0.0,
     high: float = 100.0,
     apart: Sequence[int] = (),
+    less: Sequence[int] = (),
 ) -> None:
     """Write ``values`` (r, c), NaN where there is none, to an image file (png, pdf, svg).
 
@@ -38,12 +39,15 @@ def draw_heat_map(
         low: end of the colours, in the same unit.
         high: the other end.
         apart: columns before which a line is drawn, as before a summary.
+        less: columns of which less is better, coloured the other way round.
     """
     with mpl.rc_context(STYLE):
         size = (1.9 + 0.72 * len(columns), 1.3 + 0.3 * len(rows))
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots()
-        shown = np.ma.masked_invalid(values)
+        shades = np.array(values, dtype=float)
+        shades[:, list(less)] = low + high - shades[:, list(less)]
+        shown = np.ma.masked_invalid(shades)
         axes.imshow(shown, cmap=COLOURS, vmin=low, vmax=high, aspect="auto", interpolation="nearest")
         axes.set_xticks(range(len(columns)), columns, rotation=30, ha="right", rotation_mode="anchor")
         axes.set_yticks(range(len(rows)), rows)
@@ -51,7 +55,7 @@ def draw_heat_map(
         axes.grid(False)
         axes.spines[:].set_visible(False)
         for i, j in np.argwhere(np.isfinite(values)):
-            colour = "white" if values[i, j] < low + DARK * (high - low) else "black"
+            colour = "white" if shades[i, j] < low + DARK * (high - low) else "black"
             axes.text(j, i, f"{values[i, j]:.1f}", ha="center", va="center", fontsize=8, color=colour)
         for j in apart:
             axes.axvline(j - 0.5, color="white", linewidth=3)

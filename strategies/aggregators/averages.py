@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from strategies.aggregators.before import Before, prepared
-from strategies.aggregators.gram import finite_gram, gram, median, norms
+from strategies.aggregators.gram import gram, median, near_gram, norms
 from strategies.aggregators.rows import Report, RuleError, whole
 
 
@@ -65,7 +65,7 @@ def geometric_median(
         raise RuleError(
             f"geometric_median: expected iterations >= 1, tolerance >= 0, nu > 0; got {iterations}, {tolerance}, {nu}"
         )
-    k, rows = finite_gram(
+    k, rows = near_gram(
         "geometric_median", prepared("geometric_median", updates, weights, before, report=report), report
     )
     if not len(rows) or not float(rows.weights.sum()) > 0:

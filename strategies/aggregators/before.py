@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fedsim.rng import torch_rng
-from strategies.aggregators.gram import finite_gram, gram, norms, quick_norms, squared_distances
+from strategies.aggregators.gram import differences, finite_gram, gram, norms, quick_norms, squared_distances
 from strategies.aggregators.rows import Report, Rows, RuleError, tolerated, whole
 
 Before = Sequence[
@@ -150,7 +150,7 @@ def _known(rows: Rows, **known: Any) -> Rows:
 
 def _nnm(rows: Rows, removed: int, *, f: int) -> Rows:
     n, f = len(rows), tolerated("nnm", rows, f, removed)
-    nearest = squared_distances(gram(rows)).sort(dim=1, stable=True).indices[:, : n - f]
+    nearest = squared_distances(differences(rows, gram(rows))).sort(dim=1, stable=True).indices[:, : n - f]
     return rows.mixed(torch.zeros(n, n, dtype=torch.float64).scatter_(1, nearest, 1 / (n - f)))
 
 

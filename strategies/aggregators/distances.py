@@ -14,7 +14,7 @@ from torch import Tensor
 
 from strategies.aggregators.before import Before, prepared
 from strategies.aggregators.coordinates import ascending, closest_mean, lower_middle, middle, sorted_columns
-from strategies.aggregators.gram import finite_gram, squared_distances, squared_from
+from strategies.aggregators.gram import near_gram, squared_distances, squared_from
 from strategies.aggregators.rows import Report, Rows, RuleError, TooFewError, choice, tolerated, whole
 
 VARIANTS = ("canonical", "garfield", "byzfl")
@@ -72,7 +72,7 @@ def bulyan(
     lower. ``weights`` are not used.
     """
     choice("bulyan", "variant", variant, VARIANTS[:2])
-    k, rows = finite_gram("bulyan", prepared("bulyan", updates, weights, before, f, removed, report), report)
+    k, rows = near_gram("bulyan", prepared("bulyan", updates, weights, before, f, removed, report), report)
     if not len(rows):
         return rows.zeros()
     f = tolerated("bulyan", rows, f, removed)
@@ -134,7 +134,7 @@ def _from_trusted(rows: Rows, idx: int, report: Report | None) -> tuple[Tensor, 
         good = torch.nonzero(torch.isfinite(squared)).flatten().tolist()
         if idx in good:  # else nothing is known of the others
             return squared[good], rows.without("monna", good, report)
-    k, rows = finite_gram("monna", rows, report)
+    k, rows = near_gram("monna", rows, report)
     return squared_distances(k)[idx] if idx < len(rows) else k.diagonal(), rows
 
 
@@ -159,7 +159,7 @@ def _lowest(
     report: Report | None,
 ) -> Any:
     choice(rule, "variant", variant, VARIANTS)
-    k, rows = finite_gram(rule, prepared(rule, updates, weights, before, f, removed, report), report)
+    k, rows = near_gram(rule, prepared(rule, updates, weights, before, f, removed, report), report)
     if not len(rows):
         return rows.zeros()
     n, f = len(rows), tolerated(rule, rows, f, removed)

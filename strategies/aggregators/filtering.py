@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from strategies.aggregators.before import Before, prepared
-from strategies.aggregators.gram import finite_gram
+from strategies.aggregators.gram import near_gram
 from strategies.aggregators.rows import Report, tolerated
 
 SLOW = 1e-4  # share of n by which the weights must fall in a step to go on as published
@@ -35,7 +35,7 @@ def caf(
     ByzFL publishes it; a row of no weight left can then hold all others' weights up for ever, so once their sum falls
     by less than ``SLOW`` n in a step it is taken over rows that have some.
     """
-    k, rows = finite_gram("caf", prepared("caf", updates, weights, before, f, removed, report), report)
+    k, rows = near_gram("caf", prepared("caf", updates, weights, before, f, removed, report), report)
     if not len(rows):
         return rows.zeros()
     f = tolerated("caf", rows, f, removed)
@@ -61,9 +61,9 @@ def _filtered(k: Tensor, f: int) -> tuple[Tensor, int]:
             best, least = share, top
         if not top > 1e-13 * float(share @ k.diagonal()):
             break  # all that have weight are equal
-        tau = (about @ (root * vectors[:, -1])).square()  # up to the eigenvalue, which cancels
-        most = tau[c > 0].max() if slow else tau.max()
-        c = (c * (1 - tau / most)).clamp(min=0)
+        far = (about @ (root * vectors[:, -1])).abs()  # root of tau, up to the eigenvalue, which cancels
+        most = far[c > 0].max() if slow else far.max()
+        c = (c * (1 - (far / most).square())).clamp(min=0)
         slow = slow or left - float(c.sum()) < SLOW * n
         step += 1
     return best, step

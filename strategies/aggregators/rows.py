@@ -15,7 +15,7 @@ from torch import Tensor
 from fedsim.errors import ConfigError, TooFewUpdates
 
 PIECE = 1 << 18  # numbers read at once (2 MiB of float64, which stays in a core's cache)
-WIDE = 1 << 20  # where they are looked at in their place
+WIDE = 1 << 22  # where they are looked at in their place
 LONG = 1 << 15  # columns read at once of a few rows, where rows are only added up
 Report = dict[str, Any]  # diagnostics that a rule fills in on request
 NEEDED = {  # rule: (slope, offset), where it needs slope f + offset updates

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from strategies.aggregators.before import Before, prepared
 from strategies.aggregators.distances import mean_of
-from strategies.aggregators.gram import finite_gram, squared_distances
+from strategies.aggregators.gram import near_gram, squared_distances
 from strategies.aggregators.rows import Report, RuleError, tolerated
 
 SUBSETS = 1_000_000  # that SMEA goes through at most, which takes about a minute
@@ -40,7 +40,7 @@ def mda(
     PODC 2020. Rows have a diameter of at most t where leaving out f of them leaves no pair farther apart than t: a
     vertex cover, searched for in time that grows with f and not with the number of subsets.
     """
-    k, rows = finite_gram("mda", prepared("mda", updates, weights, before, f, removed, report), report)
+    k, rows = near_gram("mda", prepared("mda", updates, weights, before, f, removed, report), report)
     if not len(rows):
         return rows.zeros()
     f = tolerated("mda", rows, f, removed)
@@ -65,7 +65,7 @@ def smea(
     Raises:
         RuleError: there are more than ``SUBSETS``.
     """
-    k, rows = finite_gram("smea", prepared("smea", updates, weights, before, f, removed, report), report)
+    k, rows = near_gram("smea", prepared("smea", updates, weights, before, f, removed, report), report)
     if not len(rows):
         return rows.zeros()
     f = tolerated("smea", rows, f, removed)
@@ -142,8 +142,6 @@ def _without(graph: list[int], gone: int) -> list[int]:
 def _least_spread(k: Tensor, f: int) -> list[int]:
     """The first n - f rows, ascending, whose covariance has the least top eigenvalue, by inner products (n, n)."""
     n = len(k)
-    mean = k.mean(0)
-    k = k - mean[:, None] - mean[None, :] + mean.mean()  # around the mean of all, for small numbers
     best, least = list(range(n - f)), float("inf")
     for subsets in _batches(combinations(range(n), n - f), max(1, AT_ONCE // (n - f) ** 2)):
         at = torch.tensor(subsets)

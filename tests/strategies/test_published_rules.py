@@ -136,6 +136,31 @@ def test_of_equal_diameters_the_first_subset_counts() -> None:
     assert mda(line, f=2, report=report) == [1] and report["selected"] == [0, 1, 2]
 
 
+@pytest.mark.parametrize("name", ["mda", "smea", "caf", "monna", "nnm", "krum", "geometric_median"])
+def test_what_all_updates_have_in_common_hides_no_difference(name: str) -> None:
+    """Squared distances are taken from inner products, of which a common part ten million times as long leaves none."""
+    rule = partial(getattr(aggregators, name), **({} if name == "geometric_median" else {"f": 3}))
+    u = np.round(draw(), 6)
+    np.testing.assert_allclose(rule(u + 1e7) - 1e7, rule(u), rtol=0, atol=2e-7)
+
+
+def test_lengths_far_apart_change_no_choice() -> None:
+    u = draw()
+    u[-2:] = 1e30
+    np.testing.assert_allclose(smea(u, f=4), by_subsets(u[:-2], 2, spread), atol=1e-9)
+    for size in (1e-100, 1e100):
+        np.testing.assert_allclose(caf(size * draw(), f=3) / size, caf(draw(), f=3), atol=1e-9)
+
+
+@pytest.mark.parametrize("value", [0.1, 1 / 3])
+def test_norms_of_long_equal_updates_in_single_precision(value: float) -> None:
+    """Where sums in float32 are rounded to the same side all along."""
+    u = np.full((3, 300_000), value, np.float32) * np.arange(1, 4, dtype=np.float32)[:, None]
+    wide = u.astype(np.float64)
+    np.testing.assert_allclose(clipping(u, c=2.0), EQUATIONS["clipping"][1](wide), rtol=4e-7)
+    np.testing.assert_allclose(arc(u, f=1), loop_arc(wide, 1), rtol=4e-7)
+
+
 def test_caf_ends_where_the_published_loop_would_not() -> None:
     u = draw(seed=3)
     u[0] = 1e12 * np.ones(D)
