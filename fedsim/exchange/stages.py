@@ -90,6 +90,9 @@ class Ring(Protocol):
     def share(self, weight: float, said: Mapping[str, Value]) -> Tensor:
         """A weight in fixed point, (1,)."""
 
+    def bit(self, one: bool) -> Tensor:
+        """A bit in fixed point, (1,)."""
+
     def denominator(
         self, vector: str, weights: Sequence[float], said: Mapping[str, Value], total: Tensor | None = None
     ) -> float:

@@ -155,6 +155,10 @@ class SecureSums:
         found = self.factor(_names(said)[0], weight, said)
         return torch.from_numpy(to_levels(np.array([found]), 1.0, self.ring.L).q)
 
+    def bit(self, one: bool) -> Tensor:
+        """A bit in fixed point, (1,) int64: all levels, or none."""
+        return torch.tensor([self.ring.L if one else 0])
+
     def denominator(
         self, vector: str, weights: Sequence[float], said: Mapping[str, Value], total: Tensor | None = None
     ) -> float:

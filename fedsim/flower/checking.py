@@ -19,7 +19,7 @@ from fedsim.data.longtail import GROUPS  # few samples of the server's own may l
 from fedsim.errors import ClientError
 from fedsim.exchange.landing import RECLIPPED
 from fedsim.exchange.payload import WEIGHT, Payload
-from fedsim.exchange.release import Leaving, Release
+from fedsim.exchange.release import FITS, Leaving, Release
 from fedsim.flower.answers import UPDATE, NodeAnswer, ReplyTo, address_of, failed, read_answer
 from fedsim.flower.bounds import TINY, check_counts, check_released, largest
 from fedsim.flower.masking import LEGS, OTHERS
@@ -172,7 +172,7 @@ class Judge:
             return tuple(received["w"].shape), received["w"].dtype
         if name == "buffers":
             return (self.layout.buffer_dim,), self.dtype
-        if name == WEIGHT:
+        if name in (WEIGHT, FITS):
             return (1,), self.dtype
         return self._sample(question).arrays[name]
 
