@@ -92,9 +92,12 @@ def _serve(
 
 
 def _classes(config: DictConfig) -> int:
-    """How many classes the server's data have; 0 where targets are none."""
-    dataset = samples.dataset(config)
-    return 0 if dataset.class_labels() is None else dataset.num_classes
+    """How many classes nodes count samples of; 0 where targets are none, or counts would be outside the budget."""
+    return _counts(config, samples.dataset(config))
+
+
+def _counts(config: DictConfig, dataset: Dataset) -> int:
+    return 0 if config.get("privacy") or dataset.class_labels() is None else dataset.num_classes
 
 
 def _data(
@@ -123,7 +126,7 @@ def _data(
     if whole:
         return (load_data(config, Given(), method) if gone else whole), terms
     known = {c: (n.samples, n.counts) for c, n in nodes.of.items()}
-    none = 0, [0] * dataset.num_classes
+    none = 0, [0] * _counts(config, dataset)
     return _counted(config, dataset, [known.get(c, none) for c in range(config.num_clients)]), terms
 
 
@@ -134,7 +137,7 @@ def _counted(
     held = dataset.train if len(dataset.train) or dataset.test is None else dataset.test
     (x, y), total = held.take(torch.arange(1)), sum(n for n, _ in owned)
     x, y = (tree_map(lambda t: t.expand(total, *t.shape[1:]), tree) for tree in (x, y))
-    if dataset.class_labels() is not None:
+    if _counts(config, dataset):
         counts = torch.tensor([counts for _, counts in owned]).flatten()
         y = torch.arange(dataset.num_classes).repeat(len(owned)).repeat_interleave(counts).to(y.dtype)
     train = Samples(x, y)  # stand-ins of the right shape, never read
@@ -142,7 +145,7 @@ def _counted(
     shards = Shards(np.arange(total, dtype=np.int64), ends)
     groups = {split: columns for split, columns in dataset.groups.items() if split != "train"}
     known = replace(dataset, train=train, ids=None, groups=groups)
-    found = FederatedData(known, shards)
+    found = FederatedData(known, shards, counted=not config.get("privacy"))
     if config.evaluation.local_test:
         found = samples.tested(config, known, shards)
     return assigning.assigned(config, found, shards, Roles(), counted=True)
@@ -174,7 +177,7 @@ class _Check:
             return f"own-data={str(node.own).lower()}, but the run began with {str(self.own).lower()}"
         if self.own and (why := contract.difference(node, self.config, self.dataset)):
             return why
-        classes = self.dataset.num_classes if self.dataset.class_labels() is not None else 0
+        classes = _counts(self.config, self.dataset)
         if self.own and len(node.counts) != classes:
             return f"it counts {len(node.counts)} classes, the server has {classes}"
         if node.layout != self.layout:
