@@ -67,6 +67,7 @@ class SecureSums:
         check_setting("secagg", self.reach is None or self.reach > 0, "reach", self.reach, "must be positive")
         heavy = self.max_weight is None or self.max_weight > 0
         check_setting("secagg", heavy, "max_weight", self.max_weight, "must be positive")
+        check_setting("secagg", self.most is None or self.most > 0, "most", self.most, "must be positive")
         k = self.neighbours
         check_setting(
             "secagg", k is None or (k >= 2 and k % 2 == 0), "neighbours", k, "must be even, from 2 on"

@@ -71,6 +71,7 @@ def _check_sent(method: StrategyLike, config: DictConfig, privacy: Privacy) -> N
             "+data@pretrain.data=OPTION"
         )
     _check_looks(config, privacy)
+    _check_clips(method, privacy)
     if privacy.level == "record":
         return
     for one in parts_of(method):
@@ -98,6 +99,21 @@ def _check_sent(method: StrategyLike, config: DictConfig, privacy: Privacy) -> N
             f"{how}: {name} sends {named} in plain, which says how many samples a client has unless all do the same "
             "work; add client.steps=10, without client.min_epochs and client.classes"
         )
+
+
+def _check_clips(method: StrategyLike, privacy: Privacy) -> None:
+    """Refuse bounds of vectors that there are none of."""
+    sent = [n for n in fold_kinds(fold_of(method)) if n not in statistics_of(method)]
+    for name in privacy.clips or ():
+        if privacy.level == "record":
+            raise ConfigError(
+                f"privacy.clips.{name}: under privacy=record gradients of samples are clipped, by privacy.clip; leave "
+                "privacy.clips out"
+            )
+        if sent and name not in sent:
+            raise ConfigError(
+                f"privacy.clips.{name}: {type(method).__name__} sends no vector '{name}'; it sends {', '.join(sent)}"
+            )
 
 
 def _check_looks(config: DictConfig, privacy: Privacy) -> None:
