@@ -192,7 +192,7 @@ class Landing:
     def _marks(self) -> dict[str, Any]:
         """Whether noise hides anything from who has the seed."""
         private = not (self.terms.deployed and self.terms.keyed)
-        return {"private": private, "not_private": ["train_loss", "clipped", "reclipped", "sum_norm"]}
+        return {"private": private, "not_private": ["train_loss", "clipped", "reclipped", "sum_norm", "noise_norm"]}
 
     def _fits(self, ok: Sequence[Outcome], bits: Tensor | None) -> list[float]:
         """A bit for each update that came, 1 if it was no longer than the bound; ``bits``: their masked sum."""
