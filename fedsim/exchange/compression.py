@@ -64,6 +64,19 @@ class Compression:
         found = self.codec.support(d, StageDraws(draws))
         return None if found is None else torch.from_numpy(found)
 
+    def flat(self, v: Tensor, draws: Draws) -> Tensor:
+        """``v`` (d,) rotated, (n,), float64: see ``FrameCodec.flat``."""
+        found = self.codec.flat(v.cpu().numpy(), StageDraws(draws))
+        return v if found is None else torch.from_numpy(found)
+
+    def unflat(self, r: Tensor, draws: Draws, d: int) -> Tensor:
+        """The inverse of ``flat``, (d,)."""
+        return torch.from_numpy(self.codec.unflat(r.cpu().numpy(), StageDraws(draws), d))
+
+    def flat_size(self, d: int) -> int:
+        """How many numbers ``flat`` makes of ``d``; 0 where it changes nothing."""
+        return self.codec.flat_size(d)
+
     def takes(self, vector: str) -> bool:
         """Whether vectors of this name are encoded."""
         return self.only is None or vector in self.only
@@ -156,14 +169,19 @@ def sign(
 def rotate(
     bits: int,
     mode: str = "unbiased",
+    shared: bool = False,
     feedback: bool | None = None,
     feedback_decay: float = 1.0,
     only: Sequence[str] | None = None,
     zstd: bool = False,
     down: Mapping[str, Any] | None = None,
 ) -> Compression:
-    """A random rotation, then ``bits`` an entry."""
-    return _of(codecs.Rotate(bits, mode), feedback, feedback_decay, only, zstd, down)
+    """A random rotation, then ``bits`` an entry.
+
+    ``shared``: all clients of a round rotate alike. Below secure sums nothing is coded then: the rotated entries, all
+    of like size, are rounded to the finer levels of a ring that reaches less far.
+    """
+    return _of(codecs.Rotate(bits, mode, shared), feedback, feedback_decay, only, zstd, down)
 
 
 def low_rank(

@@ -21,7 +21,7 @@ from fedsim.exchange.entries import clip, flat, shaped, shared_entries, slots_of
 from fedsim.exchange.ledger import Ledger
 from fedsim.exchange.measured_tasks import is_measuring
 from fedsim.exchange.payload import DENOMINATOR, WEIGHT, Outcome, Payload
-from fedsim.exchange.release import CLIP, FITS, OWN, SATURATED, Kinds, Release
+from fedsim.exchange.release import CLIP, FITS, OWN, SATURATED, Kinds, Leaving, Release
 from fedsim.exchange.spending import Spending
 from fedsim.exchange.summing import void, weighted_sums
 from fedsim.exchange.terms import Terms
@@ -112,8 +112,9 @@ class Landing:
             if total is None:
                 total = torch.zeros_like(self._like(name, message))
             elif ring is not None and not total.is_floating_point():
-                spread = self.release.spread(bound, len(names))
-                total = ring.leave(name, total, bound, spread).to(self.terms.dtype)
+                like = self._like(name, message) if self.release.turned(name, 1) else total
+                about = Leaving(self.terms.seed, round, -1, task, self.terms.layout)
+                total = self.release.landed(name, total, like, about, bound, len(names)).to(self.terms.dtype)
             if self.central is not None:
                 assert bound is not None
                 total = self._noised(self.central, name, total, bound, len(names), round)
@@ -185,14 +186,14 @@ class Landing:
         return shaped(x.add_(added).to(total.dtype), slots, total)
 
     def _check_cohort(self, ok: Sequence[Outcome], round: int) -> None:
-        cap = None if self.release.privacy is None else self.release.privacy.cap
-        self._turns.check([o.client for o in ok], round, self.terms.apart, cap)
+        if (privacy := self.release.privacy) is not None:
+            self._turns.check([o.client for o in ok], round, self.terms.apart, privacy.cap)
 
     @property
     def _marks(self) -> dict[str, Any]:
         """Whether noise hides anything from who has the seed."""
-        private = not (self.terms.deployed and self.terms.keyed)
-        return {"private": private, "not_private": ["train_loss", "clipped", "reclipped", "sum_norm", "noise_norm"]}
+        named = ["train_loss", "clipped", "reclipped", "sum_norm", "noise_norm"]
+        return {"private": not (self.terms.deployed and self.terms.keyed), "not_private": named}
 
     def _fits(self, ok: Sequence[Outcome], bits: Tensor | None) -> list[float]:
         """A bit for each update that came, 1 if it was no longer than the bound; ``bits``: their masked sum."""
@@ -238,9 +239,8 @@ class Landing:
                 f"the exchange '{task}' only measures, so '{min(fold)}' would leave clients without noise or masks; "
                 "give a training exchange another name, as task='fit'"
             )
-        if clients is None:
-            return
-        if self.central is not None and not is_measuring(task) and set(clients) != set(cohort):
+        others = clients is not None and set(clients) != set(cohort)
+        if others and self.central is not None and not is_measuring(task):
             raise StrategyError(
                 f"the exchange '{task}' asks other clients than the round's cohort, which privacy=client does not "
                 "account for; leave clients= out"

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fedsim.errors import ClientError
+from fedsim.errors import ClientError, EngineError
 from fedsim.exchange.codecs.feedback import compensated, remainder
 from fedsim.exchange.entries import clip, flat, length_of, shaped, slots_of, spread
 from fedsim.exchange.leaving import OWN as OWN
@@ -164,7 +164,8 @@ class Release:
         x = flat(v, slots).double().cpu()
         if self.privacy is not None and self.privacy.local:
             x = x + self._own_noise(x, v, bound, about, count, draws)
-        if codec is not None and codec.takes(name):
+        turned = self.turned(name, len(x))
+        if codec is not None and codec.takes(name) and not turned:
             layout = about.layout if slots is about.layout.params else None
             kept = f"{RESIDUAL}{'' if about.task == 'fit' else f'{about.task}/'}{name}"  # each exchange's own
             residual = about.kept.get(kept)
@@ -185,10 +186,15 @@ class Release:
             deviation = self.spread(bound, count)
             noise = self._own_noise(x, v, bound, about, count, draws) if deviation else None
             part, added = (t if t is None or places is None else t[places] for t in (x, noise))
+            if turned and codec is not None:
+                alike = self.common(name, about.seed, about.task, about.round)
+                part, added = (None if t is None else codec.flat(t, alike) for t in (part, added))
             assert part is not None
-            whole, saturated = self.secure.enter(name, part, bound, draws, factor, added, deviation)
+            whole, saturated = self.secure.enter(
+                name, part, bound, draws, factor, added, deviation, bool(turned)
+            )
             sent.frames[name] = self.secure.frame(whole)
-            sent.arrays[name] = shaped(spread(whole, places, len(x)), slots, v)
+            sent.arrays[name] = whole if turned else shaped(spread(whole, places, len(x)), slots, v)
             sent.metrics[SATURATED] = sent.metrics.get(SATURATED, 0.0) + saturated
             return
         sent.arrays[name] = shaped(x.to(v.device, v.dtype), slots, v)
@@ -223,6 +229,31 @@ class Release:
             return None
         return codec.support(d, self.common(vector, seed, task, round))
 
+    def turned(self, vector: str, d: int) -> int:
+        """How many numbers stand for ``d`` entries in secure sums of rotated vectors; 0 where they are not rotated."""
+        codec = self.compression
+        rotates = self.secure is not None and codec is not None and vector not in (WEIGHT, FITS)
+        return codec.flat_size(d) if rotates and codec is not None and codec.takes(vector) else 0
+
+    def landed(
+        self, vector: str, total: Tensor, like: Tensor, about: Leaving, bound: float | None, count: int
+    ) -> Tensor:
+        """The real sum of one of ``count`` vectors, of the shape of ``like``, of its ``total`` in fixed point."""
+        assert self.secure is not None
+        deviation, codec, slots = self.spread(bound, count), self.compression, slots_of(like, about.layout)
+        size = like.numel() if slots is None else slots.size
+        if codec is None or not (turned := self.turned(vector, size)):
+            return self.secure.leave(vector, total, bound, deviation)
+        if turned != len(total):
+            raise EngineError(
+                f"compression=rotate: the message holds no array of the shape of '{vector}', so its sum cannot be "
+                "rotated back; type compression.only=[delta]"
+            )
+        r = self.secure.leave(vector, total, bound, deviation, flat=True)
+        return shaped(
+            codec.unflat(r, self.common(vector, about.seed, about.task, about.round), size), slots, like
+        )
+
     def frames(self, vector: str, dtype: torch.dtype) -> bool:
         """Whether a vector of ``dtype`` travels as a frame."""
         takes = self.compression is not None and self.compression.takes(vector)
@@ -247,8 +278,9 @@ class Release:
                 key = (about.seed, about.task, about.round)
                 if self.secure is not None:
                     places = self.places(name, size, *key)
-                    whole = self.secure.opened(v, size if places is None else len(places))
-                    v = shaped(spread(whole, places, size), slots, like)
+                    turned = self.turned(name, size)
+                    whole = self.secure.opened(v, turned or (size if places is None else len(places)))
+                    v = whole if turned else shaped(spread(whole, places, size), slots, like)
                 elif codec is not None:
                     layout = about.layout if slots is about.layout.params else None
                     coded = self.common(name, *key) if codec.shared else about.draws(name)

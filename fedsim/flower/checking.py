@@ -142,7 +142,7 @@ class Judge:
             )
         wanted, like = self._wanted(name, question)
         if torch.Size(wanted).numel() and self._framed(name, like, question):
-            most = MOST_FRAME + 8 * torch.Size(wanted).numel()
+            most = MOST_FRAME + 16 * torch.Size(wanted).numel()  # rotated vectors are padded
             if dtype != torch.uint8 or len(shape) != 1 or shape[0] > most:
                 raise ClientError(
                     f"'{name}' has shape {shape}, {dtype}; expected a frame of at most {most} bytes"

@@ -28,7 +28,6 @@ NAMES = (
     "low_rank",
     "ring",
     "nonzero",
-    "float16",
 )  # by codec id
 FLOAT32, RING = NAMES.index("float32"), NAMES.index("ring")
 BITMAP, ZSTD = 1, 2  # flags

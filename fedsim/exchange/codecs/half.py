@@ -19,16 +19,17 @@ from fedsim.exchange.codecs.codec import (
     check_header,
     check_length,
 )
-from fedsim.exchange.codecs.framing import HEADER, NAMES, FrameHeader
+from fedsim.exchange.codecs.framing import FLOAT32, HEADER, FrameHeader
 
 LARGEST = float(np.finfo(np.float16).max)  # 65504
 
 
 @dataclass(frozen=True)
 class Float16(FrameCodec):
-    """Numbers as little-endian float16: off by 2^-11 of themselves, and by 2^-25 below 2^-14."""
+    """Numbers as little-endian float16: off by 2^-11 of themselves, and by 2^-25 below 2^-14. A frame of codec 0, of 16
+    bits."""
 
-    id: ClassVar[int] = NAMES.index("float16")
+    id: ClassVar[int] = FLOAT32
 
     def size(self, d: int, layout: Shapes = ()) -> int:
         """Bytes of a frame, header included."""
