@@ -116,8 +116,16 @@ def test_a_rule_of_ones_own_says_how_it_looks_at_samples() -> None:
             "over_selection=1.5",
         ),
         ("fedavg", ["privacy=local", "sampling=oort"], "sampling=Oort: clients are chosen by losses"),
-        ("fedavg", ["privacy=record", "sampling=power_of_choice"], "by losses on their samples.*sampling=uniform"),
-        ("fedavg", ["privacy=record", "+data.contract={normalize: agreed}"], "sums and squares of their samples"),
+        (
+            "fedavg",
+            ["privacy=record", "sampling=power_of_choice"],
+            "by losses on their samples.*sampling=uniform",
+        ),
+        (
+            "fedavg",
+            ["privacy=record", "+data.contract={normalize: agreed}"],
+            "sums and squares of their samples",
+        ),
         ("fedavg", ["privacy=local", "+data.contract={normalize: agreed}"], "give constants"),
         ("scaffold", ["privacy.clips={d: 1}"], "clips.d: Scaffold sends no vector 'd'; it sends delta, c"),
         ("fedavg", ["privacy=record", "privacy.clips={delta: 1}"], "gradients of samples are clipped"),
