@@ -93,6 +93,7 @@ _OTHERWISE = {
 # Options that runs of before did not have, by the class that takes them, and the value by which nothing changes
 OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "fedsim.exchange.compression.random_k": {"shared": False},
+    "fedsim.exchange.compression.rotate": {"shared": False},
     "fedsim.exchange.privacy.Privacy": {"where": "server", "least": None},
     "fedsim.data.huggingface.load": {"tokenizer": None, "length": 64},
     "strategies.cfl.CFL": {"confirm": True},

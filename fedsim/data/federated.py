@@ -34,6 +34,7 @@ class FederatedData:
     local_test: Shards | None = None
     own_domain: bool = False
     roles: Roles = field(default_factory=Roles)  # what other samples are for
+    counted: bool = True  # whether who holds this knows how many samples of each class there are
 
     @cached_property
     def client_domains(self) -> np.ndarray:
@@ -157,8 +158,9 @@ class FederatedData:
 
     @cached_property
     def label_skew(self) -> LabelSkew | None:
-        """How the labels of what each client was dealt differ from all; ``None`` where targets are no classes."""
-        labels = self.all_labels()
+        """How the labels of what each client was dealt differ from all; ``None`` where targets are no classes, or
+        nobody tells."""
+        labels = self.all_labels() if self.counted else None
         return (
             None
             if labels is None
@@ -235,9 +237,10 @@ class FederatedData:
         return np.bincount(own.cpu().numpy(), minlength=self.dataset.num_classes)
 
     def all_counts(self) -> np.ndarray | None:
-        """Training samples of all clients together per class, int64 (C,); ``None`` where targets are no classes."""
+        """Training samples of all clients together per class, int64 (C,); ``None`` where targets are no classes, or
+        nobody tells."""
         labels = self.dataset.class_labels()
-        if labels is None:
+        if labels is None or not self.counted:
             return None
         if isinstance(self.shards, Stated):
             total: np.ndarray = self.shards.held.sum(0)

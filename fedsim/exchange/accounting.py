@@ -67,6 +67,11 @@ class Mechanism:
         if not (self.z >= 0 and 1 <= self.m <= self.n):
             raise ArgumentError(f"z={self.z}, m={self.m}, n={self.n}: expected z >= 0 and 1 <= m <= n")
 
+    @property
+    def alone(self) -> bool:
+        """Whether each release is accounted by itself, whoever takes part in others."""
+        return self.event == "plain" and self.sensitivity is None
+
     def epsilon(self, releases: int, delta: float, accountant: str = "rdp") -> tuple[float, str]:
         """Epsilon of so many releases, and the relation of data sets that it holds for."""
         accountant = "pld" if self.event == "truncated" else accountant

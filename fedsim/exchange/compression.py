@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from fedsim.exchange.normals import Draws
     from fedsim.task.layout import Layout
 
-DENSE = ("qsgd", "rotate")  # codecs that send every entry: those a model can be sent by
+DENSE = ("qsgd", "rotate", "float16")  # codecs that send every entry: those a model can be sent by
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +63,19 @@ class Compression:
         """Places (k,) that frames of ``d`` entries hold, where they are the same for all clients; None: all."""
         found = self.codec.support(d, StageDraws(draws))
         return None if found is None else torch.from_numpy(found)
+
+    def flat(self, v: Tensor, draws: Draws) -> Tensor:
+        """``v`` (d,) rotated, (n,), float64: see ``FrameCodec.flat``."""
+        found = self.codec.flat(v.cpu().numpy(), StageDraws(draws))
+        return v if found is None else torch.from_numpy(found)
+
+    def unflat(self, r: Tensor, draws: Draws, d: int) -> Tensor:
+        """The inverse of ``flat``, (d,)."""
+        return torch.from_numpy(self.codec.unflat(r.cpu().numpy(), StageDraws(draws), d))
+
+    def flat_size(self, d: int) -> int:
+        """How many numbers ``flat`` makes of ``d``; 0 where it changes nothing."""
+        return self.codec.flat_size(d)
 
     def takes(self, vector: str) -> bool:
         """Whether vectors of this name are encoded."""
@@ -156,14 +169,19 @@ def sign(
 def rotate(
     bits: int,
     mode: str = "unbiased",
+    shared: bool = False,
     feedback: bool | None = None,
     feedback_decay: float = 1.0,
     only: Sequence[str] | None = None,
     zstd: bool = False,
     down: Mapping[str, Any] | None = None,
 ) -> Compression:
-    """A random rotation, then ``bits`` an entry."""
-    return _of(codecs.Rotate(bits, mode), feedback, feedback_decay, only, zstd, down)
+    """A random rotation, then ``bits`` an entry.
+
+    ``shared``: all clients of a round rotate alike. Below secure sums nothing is coded then: the rotated entries, all
+    of like size, are rounded to the finer levels of a ring that reaches less far.
+    """
+    return _of(codecs.Rotate(bits, mode, shared), feedback, feedback_decay, only, zstd, down)
 
 
 def low_rank(
@@ -187,6 +205,8 @@ def _of(
     down: Mapping[str, Any] | None,
 ) -> Compression:
     check_setting("compression", 0 <= decay <= 1, "feedback_decay", decay, "must be within 0..1")
+    named = only is None or (not isinstance(only, str) and len(only) > 0)
+    check_setting("compression", named, "only", only, "must name a vector, as [delta], or be null for all")
     if zstd:
         zstandard()
     return Compression(
@@ -203,12 +223,23 @@ def _downlink(down: Mapping[str, Any] | None) -> FrameCodec | None:
     """The codec of the down-link: ``{codec: qsgd, levels: 127}``."""
     if down is None:
         return None
+    check_setting(
+        "compression",
+        isinstance(down, Mapping),
+        "down",
+        down,
+        "must be a codec with its options: {codec: qsgd, levels: 127}",
+    )
     options = {str(k): v for k, v in down.items()}
     name = options.pop("codec", None)
     check_choice("compression.down.codec", name, DENSE)
-    known = {"qsgd": ("levels", "norm", "bucket"), "rotate": ("bits", "mode")}[str(name)]
-    for key in options:
-        check_choice("compression.down: the key", key, known)
+    known = {"qsgd": ("levels", "norm", "bucket"), "rotate": ("bits", "mode"), "float16": ()}[str(name)]
+    for key, value in options.items():
+        check_choice("compression.down: the key", key, known or ("codec",))
+        whole = key in ("norm", "mode") or type(value) is int
+        check_setting("compression.down", whole, key, value, "must be a whole number")
+    if name == "float16":
+        return codecs.Float16()
     if name == "rotate":
         return codecs.Rotate(options.get("bits", 4), options.get("mode", "unbiased"))
     return codecs.QSGD(options.get("levels", 127), options.get("norm", "max"), options.get("bucket", 512))

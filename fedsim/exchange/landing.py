@@ -8,7 +8,7 @@ budget: each gets noise of std ``z C_g sqrt(G)``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -21,10 +21,11 @@ from fedsim.exchange.entries import clip, flat, shaped, shared_entries, slots_of
 from fedsim.exchange.ledger import Ledger
 from fedsim.exchange.measured_tasks import is_measuring
 from fedsim.exchange.payload import DENOMINATOR, WEIGHT, Outcome, Payload
-from fedsim.exchange.release import CLIP, FITS, OWN, SATURATED, Kinds, Release
+from fedsim.exchange.release import CLIP, FITS, OWN, SATURATED, Kinds, Leaving, Release
 from fedsim.exchange.spending import Spending
 from fedsim.exchange.summing import void, weighted_sums
 from fedsim.exchange.terms import Terms
+from fedsim.exchange.turns import Turns
 
 Folded = dict[tuple[str, str], Tensor]
 RECLIPPED = f"{OWN}reclipped"
@@ -42,9 +43,7 @@ class Landing:
     row: dict[str, Any] = field(default_factory=dict)  # entries of the round's row
     _last: int = -1  # round of the last release
     _exchange: int = 0  # its number in the round
-    _turns: dict[int, int] = field(
-        default_factory=dict
-    )  # last round of each client, where turns are far apart
+    _turns: Turns = field(default_factory=Turns)
     _released: int = 0  # as the ledger says
     _made: int = 0  # of the rounds that count
 
@@ -61,6 +60,11 @@ class Landing:
         if secure is None or (privacy is not None and privacy.central):
             return {}
         return weighted_sums(secure, self.release.vectors(kinds, task), kinds, self.terms.heaviest)
+
+    def begin(self, kinds: Kinds, task: str, clients: Sequence[int], round: int) -> None:
+        """An exchange of ``round`` (from 0) is about to ask ``clients``."""
+        if self.spending is not None:
+            self.spending.begin(round + 1, clients, self.release.vectors(kinds, task))
 
     def void(self, cohort: Sequence[int], outcomes: Sequence[Outcome], round: int) -> str:
         """Why the server cannot take masks off the sum, if so; noted in the round's row."""
@@ -90,14 +94,14 @@ class Landing:
         if ring is not None:
             self.row["saturated"] = int(sum(o.metrics.get(SATURATED, 0.0) for o in ok))
         if self.spending is not None:
-            self.spending.add(ok, self.terms.events)
+            self.spending.add(outcomes, self.terms.deployed)
             self.row |= self.spending.row() | self._marks
         if self.central is not None:
             self._enter(self.central, names, ok, round)
         elif ring is None:
             return folded
         out = dict(folded)
-        shares = out.pop((WEIGHT, "sum"), None)
+        shares, bits = (out.pop((name, "sum"), None) for name in (WEIGHT, FITS))
         if shares is not None:
             out[WEIGHT, DENOMINATOR] = shares
         for name in names:
@@ -108,8 +112,9 @@ class Landing:
             if total is None:
                 total = torch.zeros_like(self._like(name, message))
             elif ring is not None and not total.is_floating_point():
-                spread = self.release.spread(bound, len(names))
-                total = ring.leave(name, total, bound, spread).to(self.terms.dtype)
+                like = self._like(name, message) if self.release.turned(name, 1) else total
+                about = Leaving(self.terms.seed, round, -1, task, self.terms.layout)
+                total = self.release.landed(name, total, like, about, bound, len(names)).to(self.terms.dtype)
             if self.central is not None:
                 assert bound is not None
                 total = self._noised(self.central, name, total, bound, len(names), round)
@@ -117,7 +122,7 @@ class Landing:
             by = self._divisor(name, ok, message, shares)
             out[name, DENOMINATOR] = torch.tensor(by, dtype=torch.float64)
         if self.central is not None:
-            self._note(self.central, ok, round)
+            self._note(self.central, ok, self._fits(ok, bits), round)
         return out
 
     def _enter(self, central: CentralNoise, names: Sequence[str], ok: Sequence[Outcome], round: int) -> None:
@@ -147,11 +152,7 @@ class Landing:
         self._exchange = self._exchange + 1 if again else 0
         self._last = round
         mechanism = self.terms.mechanism
-        if (
-            again
-            and mechanism is not None
-            and (mechanism.event != "plain" or mechanism.sensitivity is not None)
-        ):
+        if again and mechanism is not None and not mechanism.alone:
             raise StrategyError(
                 f"round {round + 1}: a second exchange of the round releases vectors, of the same cohort as the first: "
                 "privacy=client has no accountant for both; choose a method with one exchange a round, such as fedavg"
@@ -185,32 +186,25 @@ class Landing:
         return shaped(x.add_(added).to(total.dtype), slots, total)
 
     def _check_cohort(self, ok: Sequence[Outcome], round: int) -> None:
-        """Refuse a client that is back before its turn: correlated noise does not hide it then."""
-        if self.release.privacy is not None and self.release.privacy.cap is not None:
-            most = self.release.privacy.cap
-            if len(ok) > most:
-                raise EngineError(f"round {round + 1}: {len(ok)} clients answered, but privacy.cap={most}")
-        if not self.terms.apart:
-            return
-        for o in ok:
-            last = self._turns.get(o.client)
-            if last is not None and last != round and round - last < self.terms.apart:
-                raise StrategyError(
-                    f"client {o.client} takes part in rounds {last + 1} and {round + 1}, but correlated noise hides it "
-                    f"only every {self.terms.apart} rounds; type sampling=round_robin"
-                )
-            self._turns[o.client] = round
+        if (privacy := self.release.privacy) is not None:
+            self._turns.check([o.client for o in ok], round, self.terms.apart, privacy.cap)
 
     @property
     def _marks(self) -> dict[str, Any]:
         """Whether noise hides anything from who has the seed."""
-        private = not (self.terms.deployed and self.terms.keyed)
-        return {"private": private, "not_private": ["train_loss", "clipped", "reclipped", "sum_norm"]}
+        named = ["train_loss", "clipped", "reclipped", "sum_norm", "noise_norm"]
+        return {"private": not (self.terms.deployed and self.terms.keyed), "not_private": named}
 
-    def _note(self, central: CentralNoise, ok: Sequence[Outcome], round: int) -> None:
+    def _fits(self, ok: Sequence[Outcome], bits: Tensor | None) -> list[float]:
+        """A bit for each update that came, 1 if it was no longer than the bound; ``bits``: their masked sum."""
+        if bits is None or self.release.secure is None:
+            return [float(cast(float, o.values.get(FITS, 1.0))) for o in ok]
+        count = int(0.5 + float(self.release.secure.leave(FITS, bits, 1.0)))
+        return [1.0] * count + [0.0] * (len(ok) - count)
+
+    def _note(self, central: CentralNoise, ok: Sequence[Outcome], fits: Sequence[float], round: int) -> None:
         """The row's entries, and the bound of the next exchange."""
         assert self.terms.mechanism is not None
-        fits = [float(cast(float, o.values.get(FITS, 1.0))) for o in ok]
         long = sum(int(cast(int, o.values.get(RECLIPPED, 0))) for o in ok)
         sums = self.row.pop("_sums", [0.0, 0.0])
         self.row |= central.row(self.terms.mechanism, self._released, fits, long, sums) | self._marks
@@ -222,7 +216,7 @@ class Landing:
         if privacy is None or (most := privacy.most) is None:
             return False
         if self.spending is not None:
-            return self.spending.exceeds(most, self.terms.events)
+            return self.spending.exceeds(most)
         if mechanism is None or self.ledger is None:
             return False
         count = self.ledger.after(round)
@@ -231,13 +225,22 @@ class Landing:
         assert privacy.delta is not None
         return mechanism.epsilon(count, privacy.delta)[0] > most
 
-    def check_asked(self, task: str, clients: Sequence[int], cohort: Sequence[int]) -> None:
-        """Refuse to ask others than the round's cohort: who was drawn is all that is accounted for.
+    def check_asked(
+        self, task: str, fold: Collection[str], clients: Sequence[int] | None, cohort: Sequence[int]
+    ) -> None:
+        """Refuse to ask others than the round's cohort: who was drawn is all that is accounted for; and to fold what
+        clients measure, which passes neither noise nor masks.
 
         Raises:
             StrategyError: naming the exchange.
         """
-        if self.central is not None and not is_measuring(task) and set(clients) != set(cohort):
+        if fold and is_measuring(task) and self.release.hides:
+            raise StrategyError(
+                f"the exchange '{task}' only measures, so '{min(fold)}' would leave clients without noise or masks; "
+                "give a training exchange another name, as task='fit'"
+            )
+        others = clients is not None and set(clients) != set(cohort)
+        if others and self.central is not None and not is_measuring(task):
             raise StrategyError(
                 f"the exchange '{task}' asks other clients than the round's cohort, which privacy=client does not "
                 "account for; leave clients= out"
@@ -271,7 +274,7 @@ class Landing:
         plain: dict[str, Any] = {
             "released": self._released,
             "made": self._made,
-            "turns": {str(c): r for c, r in self._turns.items()},
+            "turns": {str(c): r for c, r in self._turns.last.items()},
         }
         tensors: dict[str, Tensor] = {}
         if self.central is not None:
@@ -288,7 +291,7 @@ class Landing:
         """
         plain = saved[""]
         self._released, self._made = plain["released"], plain["made"]
-        self._turns = {int(c): r for c, r in plain["turns"].items()}
+        self._turns.last = {int(c): r for c, r in plain["turns"].items()}
         if self.central is not None:
             self.central.restore(plain["central"], saved)
         if self.spending is not None:

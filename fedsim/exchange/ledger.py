@@ -1,4 +1,5 @@
-"""The ledger of releases, ``privacy.jsonl``: a line for each, on disk before the noisy sum is made."""
+"""The ledger of releases, ``privacy.jsonl``: a line for each, on disk before the noisy sum is made, or, where clients
+add noise of their own, before they are asked for it."""
 
 from __future__ import annotations
 
@@ -18,9 +19,9 @@ class Ledger:
 
     def __init__(self, folder: Path, keyed: bool):
         self._path, self._keyed = folder / FILE, keyed
-        self._seen = [
-            (int(line["round"]), int(line["exchange"])) for line in map(json.loads, _lines(self._path))
-        ]
+        lines = [json.loads(line) for line in _lines(self._path)]
+        self._seen = [(int(line["round"]), int(line["exchange"])) for line in lines]
+        self._asked: list[list[int]] = [line.get("clients", []) for line in lines]
 
     def __len__(self) -> int:
         return len(set(self._seen)) if self._keyed else len(self._seen)
@@ -30,6 +31,11 @@ class Ledger:
         same again."""
         return len({one for one in self._seen if one[0] <= round}) if self._keyed else len(self._seen)
 
+    def again(self, releases: int) -> list[int]:
+        """Clients of lines after so many ``releases``, which a checkpoint does not know of; nobody where noise is
+        keyed, since the same is released again."""
+        return [] if self._keyed else [c for asked in self._asked[releases:] for c in asked]
+
     def after(self, round: int) -> int:
         """Releases once ``round`` (from 1) has made its own."""
         return self.upto(round - 1) + 1
@@ -37,16 +43,12 @@ class Ledger:
     def write(self, round: int, exchange: int, **about: Any) -> None:
         """Note a release of ``round`` (from 1), and see to it that this outlives a crash."""
         self._seen.append((round, exchange))
+        self._asked.append(about.get("clients", []))
         line = {"round": round, "exchange": exchange, "noise": "keyed" if self._keyed else "os", **about}
         with self._path.open("a") as f:
             f.write(json.dumps(line) + "\n")
             f.flush()
             os.fsync(f.fileno())
-
-    def forget(self) -> None:
-        """Begin anew."""
-        self._seen = []
-        self._path.unlink(missing_ok=True)
 
     def check(self, releases: int) -> None:
         """Refuse to go on where the ledger has lost releases that the checkpoint knows of.

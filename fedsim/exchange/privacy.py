@@ -174,16 +174,14 @@ class Privacy:
         Raises:
             ClientError: naming the array, the value or the weight.
         """
-        if self.level == "record":
-            return
-        how, weight = f"privacy={self.level}", values.get("weight", 1.0)
-        if weight != 1.0:
+        how, weight, whole = f"privacy={self.level}", values.get("weight", 1.0), self.level == "record"
+        if weight != 1.0 and not whole:  # how many samples there are is no secret of one
             raise ClientError(
                 f"the update weighs {weight!r}, but under {how} every one weighs 1: another weight would say how many "
                 "samples a client has. Type strategy.weighting=uniform, or send Update(weight=1)"
             )
         for name, array in arrays.items():
-            if name not in names or not array.is_floating_point():
+            if (name not in names and not whole) or not array.is_floating_point():
                 raise ClientError(
                     f"'{name}' leaves the client without noise: {how} covers vectors of real numbers that are summed. "
                     "Send it in no update, or choose another method (docs/privacy.md)"

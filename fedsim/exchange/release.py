@@ -22,81 +22,36 @@ A vector is an array of real numbers of the fold that the method does not call a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from fedsim.errors import ClientError
+from fedsim.errors import ClientError, EngineError
 from fedsim.exchange.codecs.feedback import compensated, remainder
-from fedsim.exchange.entries import clip, flat, length_of, shaped, shared_entries, slots_of, spread
+from fedsim.exchange.entries import clip, flat, length_of, shaped, slots_of, spread
+from fedsim.exchange.leaving import OWN as OWN
+from fedsim.exchange.leaving import Leaving as Leaving
+from fedsim.exchange.leaving import Released as Released
+from fedsim.exchange.leaving import key_of
 from fedsim.exchange.measured_tasks import is_measuring
 from fedsim.exchange.normals import Draws
-from fedsim.exchange.payload import WEIGHT, Payload, Value
+from fedsim.exchange.payload import WEIGHT, Value
 from fedsim.rng import torch_rng
 
 if TYPE_CHECKING:
     from fedsim.exchange.privacy import Privacy
     from fedsim.exchange.stages import Codec, Ring
-    from fedsim.task.layout import Layout
-    from fedsim.task.slots import Slots
 
-OWN = "release/"  # begins names of the pipeline's own: client states, values of messages and updates
-RESIDUAL = (
-    f"{OWN}residual/"  # and the task, unless that is ``fit``, and the vector's name: what encoding left out,
-)
-# (size,) without padding
+# and the task, unless that is ``fit``, and the vector's name: what encoding left out, (size,) without padding
+RESIDUAL = f"{OWN}residual/"
 CLIP = f"{OWN}clip"  # value of a message: the bound of this exchange, where it changes from round to round
 SATURATED = f"{OWN}saturated"  # metric of an update: entries that were beyond reach of the fixed point
-FITS = f"{OWN}fits"  # value of an update: 1 where no vector had to be clipped, else 0
+FITS = f"{OWN}fits"  # value of an update (below masks an array): 1 where no vector had to be clipped, else 0
 EVENTS = f"{OWN}events"  # value of an update: noisy gradients of single samples that it is made of
 TOLERANCE = 1e-6  # by which a vector may be longer than the bound, since it is rounded
 Kinds = Mapping[str, tuple[str, ...]]
-
-
-@dataclass(frozen=True)
-class Leaving:
-    """Whose update leaves, and in which exchange."""
-
-    seed: int
-    round: int  # or the number that keys the client's draws
-    client: int
-    task: str
-    layout: Layout
-    values: Mapping[str, Value] = field(default_factory=dict)  # of the message
-    kept: Mapping[str, Tensor] = field(
-        default_factory=dict
-    )  # of the client's state, what begins with ``OWN``
-    stays: tuple[slice, ...] = ()  # spans of ``w`` that never leave the client: nothing is drawn for them
-    events: int = 0  # noisy gradients of single samples that the update is made of
-    lengths: Mapping[str, float] = field(default_factory=dict)  # of vectors, where they are known already
-    spare: str = ""  # a vector that nobody reads afterwards
-
-    def private(self, v: Tensor, slots: Slots | None) -> Tensor | None:
-        """0 where entries of ``v``, without padding, never leave the client, else 1; None: all of them leave."""
-        return shared_entries(self.layout, self.stays, v, slots)
-
-    def draws(self, vector: str) -> Draws:
-        """Generators keyed by (seed, ``release/<vector>/<stage>``, round, client); tasks but ``fit`` go before."""
-        key = _key(self.task, vector)
-        return lambda stage: torch_rng(self.seed, f"{key}/{stage}", self.round, self.client)
-
-
-@dataclass
-class Released:
-    """What became of an update. ``frames`` hold what travels, of vectors that do not travel as they are folded."""
-
-    arrays: dict[str, Tensor]  # what is folded
-    values: dict[str, Value] = field(default_factory=dict)  # further ones, for the server
-    frames: dict[str, Tensor] = field(default_factory=dict)
-    state: dict[str, Tensor] = field(default_factory=dict)  # the client's new residuals
-    metrics: dict[str, float] = field(default_factory=dict)  # for the log
-
-    def payload(self, values: Mapping[str, Value]) -> Payload:
-        """All as it travels, of an update with these ``values``: no weight beside the one in fixed point."""
-        shown = {k: v for k, v in values.items() if k != "weight" or WEIGHT not in self.arrays}
-        return Payload({**self.arrays, **self.frames}, {**shown, **self.values})
 
 
 @dataclass(frozen=True)
@@ -113,12 +68,18 @@ class Release:
         """Names of what passes the pipeline in an exchange; nothing of what only measures."""
         if is_measuring(task):
             return []
-        others = {"buffers", WEIGHT, *self.statistics}
+        others = {"buffers", WEIGHT, FITS, *self.statistics}
         return [n for n, k in kinds.items() if n not in others and "cat" not in k]
 
     def summed(self, kinds: Kinds, task: str) -> list[str]:
-        """Names of what is summed in fixed point, if anything is: the vectors, and weights that nobody may see."""
-        return [*self.vectors(kinds, task), *([WEIGHT] if WEIGHT in kinds else [])]
+        """Names of what is summed in fixed point, if anything is: vectors, and what nobody may see of a client."""
+        return [*self.vectors(kinds, task), *(n for n in (WEIGHT, FITS) if n in kinds)]
+
+    def masks_bits(self, kinds: Kinds, task: str) -> bool:
+        """Whether the bits that say which updates fitted the clip bound are masked: only their sum is seen."""
+        noisy = self.privacy is not None and self.privacy.central and not self.privacy.distributed
+        masked = self.secure is not None and self.secure.masks
+        return noisy and masked and bool(self.vectors(kinds, task))
 
     def kinds(self, kinds: Kinds, task: str) -> dict[str, tuple[str, ...]]:
         """What is asked of the workers: plain sums where noise is added to the sum, or the sum is of integers."""
@@ -170,11 +131,19 @@ class Release:
         if WEIGHT in kinds and self.secure is not None:
             share = self.secure.share(float(values.get("weight", 1.0)), about.values)  # type: ignore[arg-type]
             sent.arrays[WEIGHT], sent.frames[WEIGHT] = share, self.secure.frame(share)
-        if self.privacy is not None and self.privacy.central and names and not self.privacy.distributed:
+        if FITS in kinds and self.secure is not None:
+            sent.arrays[FITS] = bit = self.secure.bit(fits)
+            sent.frames[FITS] = self.secure.frame(bit)
+        elif self.privacy is not None and self.privacy.central and names and not self.privacy.distributed:
             sent.values[FITS] = float(fits)
         if about.events:
             sent.values[EVENTS] = about.events
         return sent
+
+    @property
+    def hides(self) -> bool:
+        """Whether there is noise, or there are masks."""
+        return self.privacy is not None or (self.secure is not None and self.secure.masks)
 
     @property
     def _noisy(self) -> bool:
@@ -195,7 +164,8 @@ class Release:
         x = flat(v, slots).double().cpu()
         if self.privacy is not None and self.privacy.local:
             x = x + self._own_noise(x, v, bound, about, count, draws)
-        if codec is not None and codec.takes(name):
+        turned = self.turned(name, len(x))
+        if codec is not None and codec.takes(name) and not turned:
             layout = about.layout if slots is about.layout.params else None
             kept = f"{RESIDUAL}{'' if about.task == 'fit' else f'{about.task}/'}{name}"  # each exchange's own
             residual = about.kept.get(kept)
@@ -216,10 +186,15 @@ class Release:
             deviation = self.spread(bound, count)
             noise = self._own_noise(x, v, bound, about, count, draws) if deviation else None
             part, added = (t if t is None or places is None else t[places] for t in (x, noise))
+            if turned and codec is not None:
+                alike = self.common(name, about.seed, about.task, about.round)
+                part, added = (None if t is None else codec.flat(t, alike) for t in (part, added))
             assert part is not None
-            whole, saturated = self.secure.enter(name, part, bound, draws, factor, added, deviation)
+            whole, saturated = self.secure.enter(
+                name, part, bound, draws, factor, added, deviation, bool(turned)
+            )
             sent.frames[name] = self.secure.frame(whole)
-            sent.arrays[name] = shaped(spread(whole, places, len(x)), slots, v)
+            sent.arrays[name] = whole if turned else shaped(spread(whole, places, len(x)), slots, v)
             sent.metrics[SATURATED] = sent.metrics.get(SATURATED, 0.0) + saturated
             return
         sent.arrays[name] = shaped(x.to(v.device, v.dtype), slots, v)
@@ -244,7 +219,7 @@ class Release:
     @staticmethod
     def common(vector: str, seed: int, task: str, round: int) -> Draws:
         """Generators that all clients of an exchange have in common."""
-        key = _key(task, vector)
+        key = key_of(task, vector)
         return lambda stage: torch_rng(seed, f"{key}/shared/{stage}", round)
 
     def places(self, vector: str, d: int, seed: int, task: str, round: int) -> Tensor | None:
@@ -253,6 +228,31 @@ class Release:
         if self.secure is None or codec is None or not codec.takes(vector):
             return None
         return codec.support(d, self.common(vector, seed, task, round))
+
+    def turned(self, vector: str, d: int) -> int:
+        """How many numbers stand for ``d`` entries in secure sums of rotated vectors; 0 where they are not rotated."""
+        codec = self.compression
+        rotates = self.secure is not None and codec is not None and vector not in (WEIGHT, FITS)
+        return codec.flat_size(d) if rotates and codec is not None and codec.takes(vector) else 0
+
+    def landed(
+        self, vector: str, total: Tensor, like: Tensor, about: Leaving, bound: float | None, count: int
+    ) -> Tensor:
+        """The real sum of one of ``count`` vectors, of the shape of ``like``, of its ``total`` in fixed point."""
+        assert self.secure is not None
+        deviation, codec, slots = self.spread(bound, count), self.compression, slots_of(like, about.layout)
+        size = like.numel() if slots is None else slots.size
+        if codec is None or not (turned := self.turned(vector, size)):
+            return self.secure.leave(vector, total, bound, deviation)
+        if turned != len(total):
+            raise EngineError(
+                f"compression=rotate: the message holds no array of the shape of '{vector}', so its sum cannot be "
+                "rotated back; type compression.only=[delta]"
+            )
+        r = self.secure.leave(vector, total, bound, deviation, flat=True)
+        return shaped(
+            codec.unflat(r, self.common(vector, about.seed, about.task, about.round), size), slots, like
+        )
 
     def frames(self, vector: str, dtype: torch.dtype) -> bool:
         """Whether a vector of ``dtype`` travels as a frame."""
@@ -278,8 +278,9 @@ class Release:
                 key = (about.seed, about.task, about.round)
                 if self.secure is not None:
                     places = self.places(name, size, *key)
-                    whole = self.secure.opened(v, size if places is None else len(places))
-                    v = shaped(spread(whole, places, size), slots, like)
+                    turned = self.turned(name, size)
+                    whole = self.secure.opened(v, turned or (size if places is None else len(places)))
+                    v = whole if turned else shaped(spread(whole, places, size), slots, like)
                 elif codec is not None:
                     layout = about.layout if slots is about.layout.params else None
                     coded = self.common(name, *key) if codec.shared else about.draws(name)
@@ -290,7 +291,3 @@ class Release:
                 v, long = clip(v, bound)[0], long + 1
             arrays[name] = v
         return arrays, long
-
-
-def _key(task: str, vector: str) -> str:
-    return f"{'' if task == 'fit' else f'{task}/'}{OWN}{vector}"

@@ -42,6 +42,15 @@ class Codec(Protocol):
     def support(self, d: int, draws: Draws) -> Tensor | None:
         """Of a linear codec, the places (k,), ascending, of ``d`` entries that are not zero; None: all of them."""
 
+    def flat(self, v: Tensor, draws: Draws) -> Tensor:
+        """Of a linear codec, ``v`` (d,) as n numbers of like size, by which it enters secure sums."""
+
+    def unflat(self, r: Tensor, draws: Draws, d: int) -> Tensor:
+        """The inverse of ``flat``, (d,)."""
+
+    def flat_size(self, d: int) -> int:
+        """How many numbers ``flat`` makes of ``d``; 0: it changes nothing."""
+
     def shrink(self, frame: Tensor, factor: float, layout: Layout | None) -> Tensor:
         """The frame of what is decoded times ``factor`` < 1: its scale fields are smaller, its codes the same."""
 
@@ -64,11 +73,15 @@ class Ring(Protocol):
         factor: float,
         noise: Tensor | None = None,
         spread: float = 0.0,
+        flat: bool = False,
     ) -> tuple[Tensor, int]:
         """``v`` (d,), float64, times ``factor`` as integers (d,), int64; and how many were beyond reach.
-        ``bound``: of its length, where it was clipped; ``noise`` (d,), if any, of deviation ``spread``."""
+        ``bound``: of its length, where it was clipped; ``noise`` (d,), if any, of deviation ``spread``; ``flat``: the
+        entries are of like size."""
 
-    def leave(self, vector: str, total: Tensor, bound: float | None, spread: float = 0.0) -> Tensor:
+    def leave(
+        self, vector: str, total: Tensor, bound: float | None, spread: float = 0.0, flat: bool = False
+    ) -> Tensor:
         """The real sum (d,), float64, of which the sum of integers is ``total``."""
 
     masks: bool  # clients mask what they send
@@ -89,6 +102,9 @@ class Ring(Protocol):
 
     def share(self, weight: float, said: Mapping[str, Value]) -> Tensor:
         """A weight in fixed point, (1,)."""
+
+    def bit(self, one: bool) -> Tensor:
+        """A bit in fixed point, (1,)."""
 
     def denominator(
         self, vector: str, weights: Sequence[float], said: Mapping[str, Value], total: Tensor | None = None

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fedsim.errors import ClientError, EngineError, check_choice, check_setting
 from fedsim.exchange.codecs.codec import StageDraws
+from fedsim.exchange.codecs.rotation import flat_reach
 from fedsim.exchange.compression import as_bytes, as_tensor
 from fedsim.exchange.payload import Outcome, Value
 from fedsim.exchange.secagg.protocol import LegBytes, check_threshold, default_threshold, neighbours
@@ -67,6 +68,7 @@ class SecureSums:
         check_setting("secagg", self.reach is None or self.reach > 0, "reach", self.reach, "must be positive")
         heavy = self.max_weight is None or self.max_weight > 0
         check_setting("secagg", heavy, "max_weight", self.max_weight, "must be positive")
+        check_setting("secagg", self.most is None or self.most > 0, "most", self.most, "must be positive")
         k = self.neighbours
         check_setting(
             "secagg", k is None or (k >= 2 and k % 2 == 0), "neighbours", k, "must be even, from 2 on"
@@ -88,6 +90,7 @@ class SecureSums:
         factor: float = 1.0,
         noise: Tensor | None = None,
         spread: float = 0.0,
+        flat: bool = False,
     ) -> tuple[Tensor, int]:
         """Levels (d,), int64, of ``v`` (d,) times ``factor``; and how many entries were beyond reach.
 
@@ -95,7 +98,7 @@ class SecureSums:
         Where lengths are bounded, so is that of the levels: rounding may add to it, and ``v`` leaves room for that.
         """
         u = StageDraws(draws).uniforms(len(v)) if self.round == "stochastic" else None
-        x, reach = v.cpu().numpy() * factor, self._reach(bound, spread)
+        x, reach = v.cpu().numpy() * factor, self._reach(bound, spread, len(v) if flat else 0)
         if bound is not None:
             room = bound - rounding_growth(len(x), reach / self.ring.L, self.round)
             if room <= bound / 2:
@@ -110,10 +113,12 @@ class SecureSums:
         q = np.clip(whole, -L, L)
         return torch.from_numpy(q), found.saturated + int(np.count_nonzero(q != whole))
 
-    def leave(self, vector: str, total: Tensor, bound: float | None, spread: float = 0.0) -> Tensor:
+    def leave(
+        self, vector: str, total: Tensor, bound: float | None, spread: float = 0.0, flat: bool = False
+    ) -> Tensor:
         """The real sum, of any shape, float64: the integer one, mod R and read as signed, times step = reach/L."""
         whole = torch.from_numpy(np.asarray(signed(residues_of(total.cpu().numpy(), self.bits), self.bits)))
-        return whole.double() * (self._reach(bound, spread) / self.ring.L)
+        return whole.double() * (self._reach(bound, spread, len(total) if flat else 0) / self.ring.L)
 
     def frame(self, levels: Tensor) -> Tensor:
         """Levels (d,) as they travel: residues of ``bits`` bits each."""
@@ -154,6 +159,10 @@ class SecureSums:
         """weight/max_weight in fixed point, (1,) int64; refused as by ``factor``."""
         found = self.factor(_names(said)[0], weight, said)
         return torch.from_numpy(to_levels(np.array([found]), 1.0, self.ring.L).q)
+
+    def bit(self, one: bool) -> Tensor:
+        """A bit in fixed point, (1,) int64: all levels, or none."""
+        return torch.tensor([self.ring.L if one else 0])
 
     def denominator(
         self, vector: str, weights: Sequence[float], said: Mapping[str, Value], total: Tensor | None = None
@@ -200,7 +209,10 @@ class SecureSums:
             size = cohort if self.neighbours is None else min(cohort, self.neighbours + 1)
             check_threshold(self.threshold, size)
 
-    def _reach(self, bound: float | None, spread: float = 0.0) -> float:
+    def _reach(self, bound: float | None, spread: float = 0.0, flat: int = 0) -> float:
+        """Of an entry; ``flat``: how many entries of like size there are, 0 where sizes differ."""
+        if bound is not None and flat:
+            bound *= flat_reach(flat, self.ring.most)
         reach = bound + TAIL * spread if bound is not None else self.reach
         if reach is None:
             raise EngineError(

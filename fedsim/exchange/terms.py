@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
@@ -25,8 +24,5 @@ class Terms:
     deployed: bool = False  # clients are real: keyed noise protects nobody
     rounds: int = 0
     heaviest: float = 1.0  # most weight of a client in a mean
-    events: Mapping[int, int] = field(
-        default_factory=dict
-    )  # of each client in a round, at most: single samples
     affords: int | None = None  # releases, where they are worked out before the run
     apart: int = 0  # rounds between two turns of a client, at least

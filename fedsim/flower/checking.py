@@ -19,7 +19,7 @@ from fedsim.data.longtail import GROUPS  # few samples of the server's own may l
 from fedsim.errors import ClientError
 from fedsim.exchange.landing import RECLIPPED
 from fedsim.exchange.payload import WEIGHT, Payload
-from fedsim.exchange.release import Leaving, Release
+from fedsim.exchange.release import FITS, Leaving, Release
 from fedsim.flower import bounds
 from fedsim.flower.answers import UPDATE, NodeAnswer, ReplyTo, address_of, failed, read_answer
 from fedsim.flower.masking import LEGS, OTHERS
@@ -149,7 +149,7 @@ class Judge:
             )
         wanted, like = self._wanted(name, question)
         if torch.Size(wanted).numel() and self._framed(name, like, question):
-            most = MOST_FRAME + 8 * torch.Size(wanted).numel()
+            most = MOST_FRAME + 16 * torch.Size(wanted).numel()  # rotated vectors are padded
             if dtype != torch.uint8 or len(shape) != 1 or shape[0] > most:
                 raise ClientError(
                     f"'{name}' has shape {shape}, {dtype}; expected a frame of at most {most} bytes"
@@ -179,7 +179,7 @@ class Judge:
             return tuple(received["w"].shape), received["w"].dtype
         if name == "buffers":
             return (self.layout.buffer_dim,), self.dtype
-        if name == WEIGHT:
+        if name in (WEIGHT, FITS):
             return (1,), self.dtype
         return self._sample(question).arrays[name]
 

@@ -101,18 +101,21 @@ def _serve(
 
 
 def _classes(config: DictConfig) -> int:
-    """How many classes the server's data have; 0 where targets are none.
+    """How many classes nodes count samples of; 0 where targets are none, or counts would be outside the budget.
 
     Raises:
-        EngineError: they cannot be read, or are not as agreed.
+        EngineError: the server's data cannot be read, or are not as agreed.
     """
     try:
-        dataset = samples.dataset(config)
+        return _counts(config, samples.dataset(config))
     except (ConfigError, DataError) as error:
         raise EngineError(
             "\n".join(f"the server's data: {line}" for line in str(error).splitlines())
         ) from error
-    return 0 if dataset.class_labels() is None else dataset.num_classes
+
+
+def _counts(config: DictConfig, dataset: Dataset) -> int:
+    return 0 if config.get("privacy") or dataset.class_labels() is None else dataset.num_classes
 
 
 def _data(
@@ -144,7 +147,7 @@ def _data(
         return (load_data(config, Given(), method) if nodes.without else whole), terms
     known = {c: (n.samples, n.counts) for c, n in nodes.of.items()}
     known |= {int(c): held for c, held in before.get("held", {}).items()}
-    none = 0, [0] * dataset.num_classes
+    none = 0, [0] * _counts(config, dataset)
     return _counted(config, dataset, [known.get(c, none) for c in range(config.num_clients)]), terms
 
 
@@ -155,7 +158,7 @@ def _counted(
     memory hangs on these numbers."""
     held = dataset.train if len(dataset.train) or dataset.test is None else dataset.test
     x, y = held.take(torch.arange(1))
-    classes = dataset.num_classes if dataset.class_labels() is not None else 0
+    classes = _counts(config, dataset)
     said = np.array([counts if classes else [n] for n, counts in owned], dtype=np.int64)
     x, y = (tree_map(lambda t: t.expand(max(classes, 1), *t.shape[1:]), tree) for tree in (x, y))
     if classes:
@@ -166,7 +169,7 @@ def _counted(
     )  # stand-ins of the right shape, for questions asked here
     groups = {split: columns for split, columns in dataset.groups.items() if split != "train"}
     known = replace(dataset, train=train, ids=None, groups=groups)
-    found = FederatedData(known, shards)
+    found = FederatedData(known, shards, counted=not config.get("privacy"))
     if config.evaluation.local_test:
         found = samples.tested(config, known, shards)
     return assigning.assigned(config, found, shards, Roles(), counted=True)
@@ -201,7 +204,7 @@ class _Check:
             return why
         if why := contract.changed(node, self.before):
             return why
-        classes = self.dataset.num_classes if self.dataset.class_labels() is not None else 0
+        classes = _counts(self.config, self.dataset)
         if self.own and len(node.counts) != classes:
             return f"it counts {len(node.counts)} classes, the server has {classes}"
         if node.layout != self.layout:

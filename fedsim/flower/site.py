@@ -84,9 +84,11 @@ class Site:
         }
 
     def _counts(self) -> list[int]:
-        """Samples per class where the data are the node's own: more than their numbers does not leave it."""
+        """Samples per class where the data are the node's own: more than their numbers does not leave it, and under
+        privacy not even these, which no noise covers."""
         data = self.worker.data
-        if not self.node.own_data or data.dataset.class_labels() is None:
+        told = self.node.own_data and self.worker.privacy is None
+        if not told or data.dataset.class_labels() is None:
             return []
         return [int(n) for n in data.class_counts(self.node.client)]
 

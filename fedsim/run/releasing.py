@@ -129,18 +129,17 @@ def landing(
             "privacy.noise=keyed: whoever knows the seed can take the noise off again: it protects nobody here; "
             "leave privacy.noise at auto"
         )
-    terms = replace(terms, keyed=keyed)
+    terms, ledger = replace(terms, keyed=keyed), Ledger(folder, keyed)
     if privacy.central:
         terms = replace(terms, **_central(config, privacy, cohorts))
         correlated = _correlated(config, privacy)
         central = CentralNoise(privacy, config.seed, terms.cohort, keyed, **correlated)
-        return Landing(work.release, terms, Ledger(folder, keyed), central)
+        return Landing(work.release, terms, ledger, central)
     if privacy.local:
-        return _spending(Landing(work.release, terms, spending=Spending(privacy)), privacy)
+        return _spending(Landing(work.release, terms, spending=Spending(privacy, ledger=ledger)), privacy)
     _check_records(context)
-    terms = replace(terms, events=events(work.local, context.sizes))
-    spending = Spending(privacy, rates(work.local, context.sizes))
-    return _spending(Landing(work.release, terms, spending=spending), privacy)
+    about = rates(work.local, context.sizes), events(work.local, context.sizes)
+    return _spending(Landing(work.release, terms, spending=Spending(privacy, *about, ledger)), privacy)
 
 
 def _check_buffers(release: Release, context: Context) -> None:

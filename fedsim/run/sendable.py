@@ -81,7 +81,14 @@ def _check_secure(method: StrategyLike, config: DictConfig, secure: SecureSums) 
     if config.get("compression") and not part(config.compression, "compression").linear:
         raise ConfigError(
             "secagg: sums of residues are no sums of frames; a compressed update cannot be masked. Leave compression "
-            "or secagg out, or type compression=random_k compression.shared=true: the same places for all clients"
+            "or secagg out, or type compression=random_k compression.shared=true (the same places for all clients), or "
+            "compression=rotate compression.shared=true (one rotation, no codes)"
+        )
+    central = config.get("privacy") and config.privacy.level == "client"
+    if config.get("compression") and not central and part(config.compression, "compression").flat_size(1):
+        raise ConfigError(
+            "compression=rotate: below secure sums it needs a bound of lengths, which says how large rotated entries "
+            "are; type privacy=client, or leave compression out"
         )
     if traits.asynchronous or traits.peers:
         raise ConfigError(

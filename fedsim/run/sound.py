@@ -18,7 +18,7 @@ from fedsim.exchange.central import z_delta
 from fedsim.exchange.fold import fold_kinds
 from fedsim.exchange.privacy import Privacy
 from fedsim.local.interface import SaysHowItLooks
-from fedsim.run import budgeting
+from fedsim.run import agreement, budgeting
 from fedsim.run.needs import other_rule
 from fedsim.server.traits import StrategyLike, fold_of, parts_of, statistics_of
 
@@ -70,6 +70,8 @@ def _check_sent(method: StrategyLike, config: DictConfig, privacy: Privacy) -> N
             f"{how}: pretrain trains on clients' samples outside the budget; leave it out, or give it other samples: "
             "+data@pretrain.data=OPTION"
         )
+    _check_looks(config, privacy)
+    _check_clips(method, privacy)
     if privacy.level == "record":
         return
     for one in parts_of(method):
@@ -96,6 +98,36 @@ def _check_sent(method: StrategyLike, config: DictConfig, privacy: Privacy) -> N
         raise ConfigError(
             f"{how}: {name} sends {named} in plain, which says how many samples a client has unless all do the same "
             "work; add client.steps=10, without client.min_epochs and client.classes"
+        )
+
+
+def _check_clips(method: StrategyLike, privacy: Privacy) -> None:
+    """Refuse bounds of vectors that there are none of."""
+    sent = [n for n in fold_kinds(fold_of(method)) if n not in statistics_of(method)]
+    for name in privacy.clips or ():
+        if privacy.level == "record":
+            raise ConfigError(
+                f"privacy.clips.{name}: under privacy=record gradients of samples are clipped, by privacy.clip; leave "
+                "privacy.clips out"
+            )
+        if sent and name not in sent:
+            raise ConfigError(
+                f"privacy.clips.{name}: {type(method).__name__} sends no vector '{name}'; it sends {', '.join(sent)}"
+            )
+
+
+def _check_looks(config: DictConfig, privacy: Privacy) -> None:
+    """Refuse what else looks at samples before or beside the rounds, without noise."""
+    how, rule = f"privacy={privacy.level}", part(config.sampling, "sampling")
+    if rule.remembers and not privacy.central:  # which knows few rules anyway: see ``budgeting.mechanism_of``
+        raise ConfigError(
+            f"sampling={type(rule).__name__}: clients are chosen by losses on their samples, which no noise covers; "
+            f"with {how} type sampling=uniform or sampling=round_robin"
+        )
+    if (agreed := agreement.of(config)) is not None and agreed.pooled:
+        raise ConfigError(
+            "data.contract.normalize=agreed: clients send sums and squares of their samples, which no noise covers; "
+            f"with {how} give constants: data.contract.normalize={{mean: [...], std: [...]}}"
         )
 
 

@@ -17,6 +17,7 @@ from fedsim.exchange.downlink import opened_down, packed_down
 from fedsim.exchange.fold import Fold, Folder, combine, fold_kinds
 from fedsim.exchange.landing import Landing
 from fedsim.exchange.payload import WEIGHT, Message, Outcome, Payload
+from fedsim.exchange.release import FITS
 from fedsim.exchange.secagg import LegBytes
 from fedsim.exchange.summing import price
 from fedsim.local.work import Work, work_of
@@ -87,9 +88,9 @@ class Exchanger:
             ClientError: where the failure policy says so, naming the client and ``round`` (from 0).
         """
         if self.landing is not None:
-            self.legs(
-                inquiry
-            )  # a cohort that is too large for secure sums ends the run before anything is sent
+            self.legs(inquiry)  # a cohort too large for secure sums ends the run before anything is sent
+            asked = inquiry.broadcast
+            self.landing.begin(asked.fold, asked.task, inquiry.clients, round)
         spans, costs = self._cut(inquiry)
         chunks = Lazy([partial(self._chunk, inquiry, span) for span in spans])
         broadcast = asked = inquiry.broadcast
@@ -195,6 +196,8 @@ class Exchanger:
             kinds, secure = self.landing.release.kinds(kinds, task), self.landing.release.secure
             if secure is not None and secure.hidden(said):
                 kinds[WEIGHT] = ("sum",)
+            if self.landing.release.masks_bits(kinds, task):
+                kinds[FITS] = ("sum",)
             if kinds and said:
                 shared = Payload(shared.arrays, {**shared.values, **said})
             if kinds and not message.keep:

@@ -161,8 +161,8 @@ class Server(Context):
             task = f"{self.measured_on}/{task}"
         if clients is not None and self.roster is not None:
             self._check_there(clients, task)
-        if clients is not None and self.exchanger.landing is not None:
-            self.exchanger.landing.check_asked(task, clients, round.cohort)
+        if (landing := self.exchanger.landing) is not None:
+            landing.check_asked(task, fold, clients, round.cohort)
         asked = sorted(round.cohort if clients is None else clients)
         inquiry = self.exchanger.inquiry(message, fold, task, asked, round.index, turns, architecture)
         schedule = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import torch
 from hooks import hooked
 from problems import GOLDEN, Problem, Quadratic, Recorded, classification, linear_loss, method
 
-from fedsim.errors import ConfigError
-from fedsim.exchange.codecs import QSGD, StageDraws
+from fedsim.errors import ClientError, ConfigError
+from fedsim.exchange.codecs import QSGD, Float16, StageDraws
+from fedsim.exchange.codecs.rotation import flat_reach
 from fedsim.rng import torch_rng
 
 SIZE = 43  # numbers of the little network: (4 + 1) 5 + (5 + 1) 3
@@ -118,6 +120,31 @@ def test_the_down_link() -> None:
     assert torch.equal(seen[0], expected.float()) and not torch.equal(seen[0], start)
 
 
+def test_the_down_link_in_half_precision() -> None:
+    """As NumPy rounds; two bytes an entry."""
+    w = np.array([1.0, -1 / 3, 65504.0, 1e-9, 0.0, 2049.0])
+    frame = Float16().encode(w)
+    assert len(frame) == Float16().size(6) == 20 and frame[:8] == bytes([0, 16, 0, 0, 6, 0, 0, 0])
+    none = StageDraws(lambda stage: torch_rng(0, stage))
+    np.testing.assert_array_equal(Float16().decode(frame, none).numpy(), w.astype(np.float16).astype(float))
+    with pytest.raises(ClientError, match="above 65504"):
+        Float16().encode([65520.0])
+    rows = classification().run("compression=sign", "compression.down={codec: float16}").rows
+    assert all(row["bytes_down"] == len(row["cohort"]) * (8 + 2 * SIZE) for row in rows)
+
+
+@pytest.mark.parametrize("more", [("secagg=ring", "secagg.bits=16"), ("secagg=masks",)])
+def test_rotated_vectors_are_summed_without_codes(more: tuple[str, ...]) -> None:
+    """Their sum, rotated back, is that of the vectors themselves, to the ring's finer steps."""
+    private = ("privacy=client", "privacy.z=0", "privacy.delta=1e-2", "strategy.weighting=uniform")
+    plain = classification().run(*private)
+    summed = classification().run(*private, *more, "compression=rotate", "compression.shared=true")
+    lengths = [[row["sum_norm"] for row in run.rows] for run in (summed, plain)]
+    np.testing.assert_allclose(*lengths, rtol=1e-3 if "secagg.bits=16" in more else 1e-6)
+    assert {row["saturated"] for row in summed.rows} == {0}
+    assert flat_reach(64, 3) == pytest.approx(math.sqrt(2 * math.log(2 * 64 * 3) / 64))
+
+
 def test_residuals_are_kept_with_accepted_updates_only() -> None:
     """A client that fails in the round after it took part keeps the residual that it had."""
     problem = classification(cohorts=[[0, 1], [0, 1]], settings=("rounds=2", "client.epochs=1"))
@@ -142,6 +169,17 @@ REFUSED = (
     (("compression=sign", "compression.only=[c]"), "sends no vector 'c'; it sends delta"),
     (("compression=sign", "compression.down={codec: top_k}"), "must be one of qsgd, rotate"),
     (("compression=sign", "compression.down={codec: qsgd, bits: 3}"), "must be one of levels"),
+    (
+        ("compression=sign", "compression.down={codec: qsgd, levels: 2.5}"),
+        "levels=2.5: must be a whole number",
+    ),
+    (("compression=sign", "compression.down=qsgd"), "must be a codec with its options"),
+    (("compression=sign", "compression.only=[]"), "must name a vector"),
+    (("compression=rotate", "secagg=ring", "secagg.reach=1"), "compression=rotate compression.shared=true"),
+    (
+        ("compression=rotate", "compression.shared=true", "secagg=ring", "secagg.reach=1"),
+        "needs a bound of lengths.*type privacy=client",
+    ),
     (("compression=qsgd", "secagg=ring", "secagg.reach=1"), "a compressed update cannot be masked"),
     (("compression=qsgd", "strategy=centralised"), "all samples in one place"),
     (("secagg=ring",), "secagg.reach is missing"),

@@ -50,6 +50,9 @@ MORE = (
     ),
     ("privacy=client", "privacy.where=distributed", *KEYED, UNIFORM, "secagg=masks", "privacy.least=2"),
     ("privacy=local", "compression=rotate", *KEYED, UNIFORM),
+    ("privacy=client", "compression=rotate", "compression.shared=true", *KEYED, UNIFORM, *MASKS[:1]),
+    ("privacy=client", "strategy=scaffold", *KEYED, *ADAPTIVE, UNIFORM, *MASKS[:1]),
+    ("strategy=fedavg", "compression=qsgd", "compression.down={codec: float16}"),
     ("privacy=record", "strategy=fedprox", *KEYED),
 )
 

@@ -6,6 +6,7 @@ from fedsim.exchange.codecs.bitstream import pack_bits, stream_bytes, unpack_bit
 from fedsim.exchange.codecs.codec import CodecDraws, FrameCodec, StageDraws, fit, scaled, to_frame
 from fedsim.exchange.codecs.feedback import compensated, remainder
 from fedsim.exchange.codecs.framing import FrameHeader, compressed, float32_frame, uncompressed
+from fedsim.exchange.codecs.half import Float16
 from fedsim.exchange.codecs.levels import QSGD, Sign, qsgd, qsgd_decoded, qsgd_variance, sign, sign_decoded
 from fedsim.exchange.codecs.powersgd import LowRank, low_rank, low_rank_decoded
 from fedsim.exchange.codecs.rotation import (
@@ -32,6 +33,7 @@ __all__ = [
     "CENTROIDS",
     "QSGD",
     "CodecDraws",
+    "Float16",
     "FrameCodec",
     "FrameHeader",
     "LowRank",

@@ -101,6 +101,19 @@ class FrameCodec:
         """Of a linear codec, the places (k,), ascending, of a vector (d,) that frames hold; None: all of them."""
         return None
 
+    def flat(self, v: ArrayLike, draws: CodecDraws) -> Vector | None:
+        """Of a linear codec, ``v`` (d,) as n numbers of like size, of the same length, which are summed in fixed point
+        in its place; None: it is not changed."""
+        return None
+
+    def unflat(self, r: ArrayLike, draws: CodecDraws, d: int) -> Vector:
+        """The inverse of ``flat``."""
+        raise NotImplementedError
+
+    def flat_size(self, d: int) -> int:
+        """n of ``flat``; 0 where it changes nothing."""
+        return 0
+
     def lengths(self, head: FrameHeader, size: int, layout: Shapes) -> Sequence[slice]:
         """Which parts of a body of ``size`` bytes are float32 that the decoded vector is linear in."""
         raise NotImplementedError
@@ -118,7 +131,7 @@ class FrameCodec:
             raise ClientError(f"a frame of codec {NAMES[head.codec]}; expected {NAMES[self.id]} or float32")
         frame = uncompressed(frame, most=8 * head.d + 64)
         head, body = FrameHeader.read(frame), frame[HEADER:]
-        if head.codec == FLOAT32:
+        if head.codec == FLOAT32 and not (self.id == FLOAT32 and head.bits == 16):
             check_header(head, FrameHeader(FLOAT32, 32, head.d))
             check_length(body, 4 * head.d)
             return torch.from_numpy(read_float32(body, head.d))

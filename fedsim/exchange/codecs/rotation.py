@@ -104,6 +104,7 @@ class Rotate(FrameCodec):
 
     bits: int = 1
     mode: str = "unbiased"  # unbiased | least
+    shared: bool = False  # type: ignore[misc]  # one rotation for all clients of an exchange
     id: ClassVar[int] = NAMES.index("rotate")
 
     def __post_init__(self) -> None:
@@ -116,6 +117,24 @@ class Rotate(FrameCodec):
     def unbiased(self) -> bool:  # type: ignore[override]
         """Over the rotations, in the limit of many entries."""
         return self.mode == "unbiased"
+
+    @property
+    def linear(self) -> bool:  # type: ignore[override]
+        """Where all clients rotate alike, their sum is rotated alike."""
+        return self.shared
+
+    def flat(self, v: ArrayLike, draws: CodecDraws) -> Vector | None:
+        """r (n,), without codes."""
+        vector = np.asarray(v, dtype=np.float64)
+        return rotated(vector, draws.signs(padded_size(len(vector)))) if self.shared else None
+
+    def unflat(self, r: ArrayLike, draws: CodecDraws, d: int) -> Vector:
+        """See :func:`unrotated`."""
+        return unrotated(r, draws.signs(padded_size(d)), d)
+
+    def flat_size(self, d: int) -> int:
+        """n."""
+        return padded_size(d) if self.shared else 0
 
     @property
     def lengthens(self) -> bool:  # type: ignore[override]
@@ -150,6 +169,12 @@ class Rotate(FrameCodec):
     def lengths(self, head: FrameHeader, size: int, layout: Shapes) -> Sequence[slice]:
         """Where the body holds float32 that the vector is linear in."""
         return [slice(0, 4)]
+
+
+def flat_reach(n: int, clients: int) -> float:
+    """By how much smaller than a vector's length the entries of its rotation (n,) are, of any of so many ``clients``:
+    sqrt(2 ln(2 n m)/n), which few exceed."""
+    return float(min(1.0, np.sqrt(2 * np.log(2 * n * clients) / n)))
 
 
 def padded_size(d: int) -> int:

@@ -1,0 +1,101 @@
+"""What is written down of releases whose noise is clients' own, and what stays below masks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from problems import classification, method
+
+from fedsim.errors import CheckpointError, StrategyError
+from fedsim.exchange.ledger import Ledger
+from fedsim.exchange.payload import Message, Outcome, Payload
+from fedsim.exchange.privacy import Privacy
+from fedsim.exchange.release import EVENTS, FITS
+from fedsim.exchange.spending import Spending, cost
+from fedsim.server.exchanges import Server
+
+SETTINGS = ("strategy.weighting=uniform", "privacy.z=2", "privacy.delta=1e-2")
+
+
+@pytest.mark.parametrize("level", ["local", "record"])
+def test_who_is_asked_is_on_disk_before(level: str, tmp_path: Path) -> None:
+    run = classification().run(*SETTINGS, f"privacy={level}", "client.steps=2", f"dir={tmp_path / 'r'}")
+    lines = [json.loads(line) for line in (run.dir / "privacy.jsonl").read_text().splitlines()]
+    assert [(line["round"], line["clients"]) for line in lines] == [
+        (r["round"], r["cohort"]) for r in run.rows
+    ]
+
+
+@pytest.mark.parametrize(("keyed", "again"), [(True, 0), (False, 1)])
+def test_a_round_that_is_run_again_counts_twice_unless_its_noise_is_the_same(
+    keyed: bool, again: int, tmp_path: Path
+) -> None:
+    """A kill came after round 2 had begun, and the checkpoint is of round 1."""
+
+    def spending() -> Spending:
+        privacy = Privacy(level="record", z=2.0, delta=1e-2)
+        return Spending(
+            privacy, dict.fromkeys(range(3), (4, 12)), dict.fromkeys(range(3), 5), Ledger(tmp_path, keyed)
+        )
+
+    first = spending()
+    first.begin(1, [0, 1], ["delta"])
+    first.add([Outcome(c, "ok", values={EVENTS: 5}) for c in (0, 1)])
+    saved = first.save()
+    first.begin(2, [0, 2], ["delta"])
+    then = spending()
+    then.restore(saved)
+    spent = [then.epsilon(c) for c in range(3)]
+    assert spent == [cost("record", 2.0, 5 * n, (4, 12), 1e-2) for n in (1 + again, 1, again)]
+    (tmp_path / "privacy.jsonl").unlink()
+    with pytest.raises(CheckpointError, match=r"privacy\.jsonl knows of 0 releases, the checkpoint of 1"):
+        spending().restore(saved)
+
+
+def test_of_a_deployment_lost_updates_count() -> None:
+    """They may have left their clients."""
+    spending = Spending(Privacy(level="local", z=2.0, delta=1e-2))
+    spending.add([Outcome(0, "ok"), Outcome(1, "dropped"), Outcome(2, "refused")], deployed=True)
+    assert [spending.epsilon(c) > 0 for c in range(3)] == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    "clip", [("privacy.clip=0.3",), ("privacy.clip=adaptive", "privacy.adaptive.noise=2")]
+)
+def test_which_updates_fit_is_seen_as_a_sum_alone(
+    clip: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Outcome] = []
+    exchange = Server.exchange
+
+    def noting(self: Server, *args: Any, **named: Any) -> Any:
+        replies = exchange(self, *args, **named)
+        seen.extend(replies.outcomes)
+        return replies
+
+    monkeypatch.setattr(Server, "exchange", noting)
+    given = (*SETTINGS, "privacy=client", *clip)
+    plain = classification().run(*given, "secagg=ring")
+    assert {FITS in o.values for o in seen} == {True}
+    seen.clear()
+    masked = classification().run(*given, "secagg=masks")
+    assert {FITS in o.values for o in seen} == {False}
+    said = ("clipped", "C", "weights_hash")
+    assert [[r[k] for k in said] for r in masked.rows] == [[r[k] for k in said] for r in plain.rows]
+
+
+@pytest.mark.parametrize("given", [("privacy=local",), ("secagg=masks", "secagg.reach=1")])
+def test_what_only_measures_is_not_folded(given: tuple[str, ...]) -> None:
+    strategy = method("fedavg", "strategy.weighting=uniform")
+
+    def round(server: Server, state: Any, info: Any) -> Any:
+        server.exchange(Message(Payload({"w": state["w"]})), {"delta": "mean"}, task="evaluate")
+        return state
+
+    strategy.round = round
+    more = SETTINGS[1:] if given[0] == "privacy=local" else ()
+    with pytest.raises(StrategyError, match=r"'evaluate' only measures, so 'delta' would leave"):
+        classification().run(*given, *more, "strategy.weighting=uniform", strategy=strategy)
