@@ -14,7 +14,7 @@ from fedsim.exchange.entries import shaped, slots_of, spread
 from fedsim.exchange.payload import Payload
 from fedsim.exchange.release import Release
 from fedsim.exchange.secagg import TooFewSurvivors, UnmaskingServer, neighbours, signed, unfit
-from fedsim.exchange.secagg.ring import residues_of
+from fedsim.exchange.secagg.ring import residues_of, ring_sum
 from fedsim.exchange.summing import SecureSums
 from fedsim.flower.answers import NodeAnswer, absent, failed
 from fedsim.flower.masking import LEAST, LEGS, OTHERS, OWN, PUBLIC, SHARES, SURVIVORS, by_client, rows
@@ -89,13 +89,17 @@ class MaskedExchange:
         for (name, slots), d, span, size, end in zip(places, whole, spans, sizes, ends, strict=True):
             total, part = sums[name, "sum"], spread(levels[end - size : end], span, d)
             sums[name, "sum"] = total + shaped(part, slots, total)
-        return self._spoilt(names, sums, len(survivors))
+        return self._spoilt(names, [r.folder.sums for r in results if r.folder.sums], len(survivors))
 
-    def _spoilt(self, names: Sequence[str], sums: Mapping[tuple[str, str], Tensor], count: int) -> str:
-        """Why sums cannot be those of ``count`` clients, where that shows: single vectors, nobody can see."""
+    def _spoilt(
+        self, names: Sequence[str], chunks: Sequence[Mapping[tuple[str, str], Tensor]], count: int
+    ) -> str:
+        """Why the sums over all chunks cannot be those of ``count`` clients, where that shows: single vectors, nobody
+        can see."""
         bits, most = self._secure.bits, count * self._secure.ring.L
         for name in names:
-            levels = signed(residues_of(sums[name, "sum"].numpy(), bits), bits)
+            parts = [residues_of(sums[name, "sum"].numpy(), bits) for sums in chunks]
+            levels = signed(ring_sum(parts, bits), bits)
             if bool((np.abs(levels) > most).any()):
                 return (
                     f"secure aggregation is void: the sum of '{name}' is none that {count} clients can have: one of "

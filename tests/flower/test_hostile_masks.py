@@ -109,3 +109,22 @@ def test_what_a_release_counts_is_a_number(value: float, tmp_path: Path) -> None
     assert re.search(
         r"metric 'release/saturated' is .*, expected a number", run.rows[0]["failures"][0]["reason"]
     )
+
+
+def test_a_sum_that_shows_to_be_spoilt_makes_the_round_void(tmp_path: Path) -> None:
+    """Masked otherwise than its shares say: it shows where fewer came than the ring was made for."""
+
+    def lost(message: Message) -> Error | None:
+        work = asked(message) == (1, 5) and message.content["broadcast"]["task"] == "fit"
+        return Error(2, "gone") if work else None
+
+    def noise(frame: np.ndarray) -> np.ndarray:
+        changed = np.random.default_rng(0).integers(0, 256, len(frame), np.uint8)
+        return np.concatenate([frame[:-2400], changed[-2400:]])
+
+    for folder, alter in (("honest", None), ("spoilt", altered("fit", noise))):
+        more = {} if alter is None else {"alter": alter}
+        run, _ = deploy(tmp_path / folder, *TINY, *MASKED, *SEVEN, clients=7, spoil=lost, **more)
+        reasons = {f["client"]: f["reason"] for f in run.rows[0]["failures"]}
+        assert sorted(reasons) == ([5] if alter is None else list(range(7)))
+    assert "the sum of 'delta' is none that 6 clients can have" in reasons[0]
