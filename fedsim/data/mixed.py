@@ -30,8 +30,8 @@ def mixed(labelled: LocalData, unlabelled: LocalData | None) -> LocalData:
     if unlabelled is None or not len(unlabelled):
         return labelled
     index = torch.cat([labelled.index, unlabelled.index])
-    told = getattr(unlabelled.samples, "y", None) is not None
-    known = len(index) if told else len(labelled)
+    labelled_too = getattr(unlabelled.samples, "y", None) is not None
+    known = len(index) if labelled_too else len(labelled)
     return MixedData(
         labelled.samples, index, labelled.dtype, labelled.normalize, labelled.augment, known=known
     )
