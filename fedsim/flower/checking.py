@@ -212,8 +212,10 @@ class Judge:
     def _weighed(self, answer: NodeAnswer, question: Question) -> NodeAnswer:
         """The answer, if weight and numbers are possible."""
         weight, bad, slots = answer.outcome.weight, list[str](), self.layout.params
+        sizes = dict[str, float]()
         for name, t in answer.arrays.items():
-            size, most = bounds.largest(t), HUGE.get(t.dtype, float("inf"))
+            size = sizes[name] = bounds.largest(t)
+            most = HUGE.get(t.dtype, float("inf"))
             if not size < float("inf"):
                 bad.append(name)
             elif size > most:
@@ -238,10 +240,10 @@ class Judge:
         update = Payload(answer.arrays, answer.outcome.values)
         if judge and (why := judge.objection(question.asked, update)):
             raise ClientError(why)
-        self._sized(answer, question)
+        self._sized(answer, sizes, question)
         return answer
 
-    def _sized(self, answer: NodeAnswer, question: Question) -> None:
+    def _sized(self, answer: NodeAnswer, sizes: Mapping[str, float], question: Question) -> None:
         """Whether numbers are as large as training makes them, and what they lead to can be trained: where they are
         larger than the model's, the server answers the question from there."""
         own, asked, rows = self._sample(question, quietly=True), question.asked, question.rows
@@ -250,9 +252,10 @@ class Judge:
         def check(found: Mapping[str, float]) -> None:
             bounds.check_sizes(found, own.sizes, own.received, lambda n: rows if n in self.counted else steps)
 
-        check(found := bounds.sizes_of(answer.arrays))
-        there = bounds.moved(asked.message, answer.arrays)
-        if there is None or own.why or max(found.values()) <= max(1.0, own.received):
+        check(sizes)
+        if own.why or max(sizes.values(), default=0.0) <= max(1.0, own.received):
+            return
+        if (there := bounds.moved(asked.message, answer.arrays)) is None:
             return
         try:
             check(self.trial(replace(question, asked=replace(asked, message=there)), True).sizes)
