@@ -87,8 +87,8 @@ class Site:
         """Samples per class where the data are the node's own: more than their numbers does not leave it, and under
         privacy not even these, which no noise covers."""
         data = self.worker.data
-        told = self.node.own_data and self.worker.privacy is None
-        if not told or data.dataset.class_labels() is None:
+        counts = self.node.own_data and self.worker.privacy is None
+        if not counts or data.dataset.class_labels() is None:
             return []
         return [int(n) for n in data.class_counts(self.node.client)]
 

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from fedsim.config.textfile import read_text
 from fedsim.errors import ConfigError
 from fedsim.replay import kernelshap, valuation
-from fedsim.replay.budget import sampled
+from fedsim.replay.sampled import sampled
 from fedsim.replay.valuation import Coalition, Order
 from fedsim.replay.variants import BaseRun, compute, existing, rows_in
 from fedsim.report.objective import Objective

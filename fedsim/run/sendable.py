@@ -78,18 +78,7 @@ def _check_compression(method: StrategyLike, config: DictConfig, compression: Co
 
 def _check_secure(method: StrategyLike, config: DictConfig, secure: SecureSums) -> None:
     name, traits, fold = type(method).__name__, method.traits, fold_of(method)
-    if config.get("compression") and not part(config.compression, "compression").linear:
-        raise ConfigError(
-            "secagg: sums of residues are no sums of frames; a compressed update cannot be masked. Leave compression "
-            "or secagg out, or type compression=random_k compression.shared=true (the same places for all clients), or "
-            "compression=rotate compression.shared=true (one rotation, no codes)"
-        )
-    central = config.get("privacy") and config.privacy.level == "client"
-    if config.get("compression") and not central and part(config.compression, "compression").flat_size(1):
-        raise ConfigError(
-            "compression=rotate: below secure sums it needs a bound of lengths, which says how large rotated entries "
-            "are; type privacy=client, or leave compression out"
-        )
+    _check_coded(config)
     if traits.asynchronous or traits.peers:
         raise ConfigError(
             f"secagg: {name} uses updates one by one, and a secure sum shows none; type strategy=fedavg, or secagg=none"
@@ -138,3 +127,19 @@ def _check_secure(method: StrategyLike, config: DictConfig, secure: SecureSums) 
             "Larger entries saturate and are counted (saturated); add secagg.reach=1"
         )
     secure.check(config.clients_per_round)
+
+
+def _check_coded(config: DictConfig) -> None:
+    """Refuse codecs whose frames cannot be summed below masks."""
+    if config.get("compression") and not part(config.compression, "compression").linear:
+        raise ConfigError(
+            "secagg: sums of residues are no sums of frames; a compressed update cannot be masked. Leave compression "
+            "or secagg out, or type compression=random_k compression.shared=true (the same places for all clients), or "
+            "compression=rotate compression.shared=true (one rotation, no codes)"
+        )
+    central = config.get("privacy") and config.privacy.level == "client"
+    if config.get("compression") and not central and part(config.compression, "compression").flat_size(1):
+        raise ConfigError(
+            "compression=rotate: below secure sums it needs a bound of lengths, which says how large rotated entries "
+            "are; type privacy=client, or leave compression out"
+        )
