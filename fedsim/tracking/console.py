@@ -44,7 +44,6 @@ class ConsoleTracker(Tracker):
         self._phase = ""
         self._row: Row = {}
         self._measured: dict[str, float] = {}  # newest numbers of the model, also between evaluated rounds
-        self._best = math.nan
         self._bytes = 0.0
         self._seconds: list[float] = []
         self._last_line = 0.0
@@ -90,9 +89,6 @@ class ConsoleTracker(Tracker):
         """Take the numbers of a round, also of one before this process."""
         shown = [place + name for place in self._places for name in ("accuracy", "loss", *OPEN_WORLD)]
         self._measured |= {key: float(row[key]) for key in shown if row.get(key) is not None}
-        accuracy = row.get(self._name("accuracy"))
-        if accuracy is not None and (math.isnan(self._best) or accuracy > self._best):
-            self._best = float(accuracy)
         self._bytes += float(row.get("bytes_up") or 0) + float(row.get("bytes_down") or 0)
 
     def _name(self, metric: str) -> str:
@@ -107,7 +103,7 @@ class ConsoleTracker(Tracker):
             return
         parts = [f"round {self._at()}/{self._run.rounds}"]
         if name := self._name("accuracy"):
-            parts.append(f"{name} {_percent(self._measured[name])} (best {_percent(self._best)})")
+            parts.append(f"{name} {_percent(self._measured[name])}")
         if (spent := summary.get("privacy")) and spent["epsilon"] is not None:
             parts.append(f"epsilon {spent['epsilon']:.3g} at delta {spent['delta']:g} ({spent['relation']})")
         if reason := summary.get("error") or summary.get("reason") or summary.get("stopped"):
