@@ -25,7 +25,8 @@ class CentralNoise:
     """Noise of std ``z C sqrt(G)`` for each of G vectors of an exchange; of correlated noise also what came before.
 
     ``cohort``: E, by which adaptive clipping measures its share. ``column``: of C (see ``correlated``), if it is
-    banded; ``epoch``: releases after which a tree begins anew, if it is one.
+    banded; ``epoch``: releases after which a tree begins anew, if it is one. ``rounds``: of the run; within them, keyed
+    numbers of the next one are drawn ahead.
     """
 
     def __init__(
@@ -36,9 +37,10 @@ class CentralNoise:
         keyed: bool,
         column: Sequence[float] = (),
         epoch: int = 0,
+        rounds: int = 0,
     ):
         self.privacy, self._seed, self._cohort, self._keyed = privacy, seed, cohort, keyed
-        self._column, self._epoch = column, epoch
+        self._column, self._epoch, self._rounds = column, epoch, rounds
         self.bound = privacy.adaptive.start if privacy.adapts else float(privacy.clip)
         self._past: dict[str, list[Tensor]] = {}  # noise that later noise depends on, by vector
         self._beside = ThreadPoolExecutor(1)
@@ -74,7 +76,7 @@ class CentralNoise:
         """Standard normal numbers (size,). Those of the next round are begun, to be drawn while its clients work."""
         drawn = self._ahead.pop((vector, size, round), None) if not exchange else None
         fresh = self._normals(vector, round, exchange)(size) if drawn is None else drawn.result()
-        if self._keyed and not exchange and size <= AHEAD:
+        if self._keyed and not exchange and round + 1 < self._rounds and size <= AHEAD:
             later = self._beside.submit(self._normals(vector, round + 1), size)
             kept = {k: v for k, v in self._ahead.items() if k[2] >= round}
             self._ahead = kept | {(vector, size, round + 1): later}

@@ -182,8 +182,9 @@ def _check_field(settings: Any, kind: Any, key: str, value: Any) -> None:
         raise ConfigError(
             f"model.config.{key}: {kind.config_class.__name__} has no such field{hint(key, known)}"
         )
-    if key == "attn_implementation" and not re.fullmatch(r"[\w|]+", "eager" if value is None else str(value)):
-        raise ConfigError(  # the name of a repository is that of code to be fetched
+    named = value is None or (isinstance(value, str) and re.fullmatch(r"[\w|]+", value))
+    if key == "attn_implementation" and not named:  # the name of a repository is that of code to be fetched
+        raise ConfigError(
             f"model.config.attn_implementation={value}: must be a name of the library's own, such as eager or sdpa"
         )
 

@@ -133,7 +133,7 @@ def landing(
     if privacy.central:
         terms = replace(terms, **_central(config, privacy, cohorts))
         correlated = _correlated(config, privacy)
-        central = CentralNoise(privacy, config.seed, terms.cohort, keyed, **correlated)
+        central = CentralNoise(privacy, config.seed, terms.cohort, keyed, **correlated, rounds=config.rounds)
         return Landing(work.release, terms, ledger, central)
     if privacy.local:
         return _spending(Landing(work.release, terms, spending=Spending(privacy, ledger=ledger)), privacy)

@@ -33,8 +33,8 @@ def given(monkeypatch: pytest.MonkeyPatch, rows: dict[str, np.ndarray]) -> None:
     left = {name: iter(np.atleast_2d(row)) for name, row in rows.items()}
 
     def keyed(seed: int, purpose: str, *numbers: int) -> noise.Normals:
-        row = np.array(next(left[purpose.split("/")[1]], []))  # what is drawn ahead may have no row
-        return lambda n: torch.from_numpy(row)[:n]
+        row = torch.from_numpy(np.array(next(left[purpose.split("/")[1]])))
+        return lambda n: row[:n]
 
     monkeypatch.setattr(noise, "keyed", keyed)
 
@@ -161,7 +161,7 @@ def test_deviation_and_keys_of_noise() -> None:
 
 def test_numbers_drawn_ahead_are_those_of_their_round() -> None:
     """Whatever came before: rounds left out, other vectors, a second exchange, another size."""
-    made = CentralNoise(settings(), 5, 4.0, True)
+    made = CentralNoise(settings(), 5, 4.0, True, rounds=5)
     asked = [("delta", 9, 0, 0), ("c", 9, 0, 0), ("delta", 9, 1, 0), ("delta", 9, 1, 1), ("c", 9, 3, 0)]
     for vector, size, round, exchange in [*asked, ("delta", 5, 2, 0), ("c", 9, 4, 0), ("c", 9, 4, 0)]:
         found = made.of(vector, size, 1.0, 1, round, exchange, 1)
