@@ -17,18 +17,20 @@ LINE, CHARACTER = (
 
 
 def described(figure: Figure, axes: Axes) -> None:
-    """Put the legend of ``axes`` below the panels, which become no smaller for it, and everything in its place.
+    """Put the legend of ``axes`` below the panels, which become no smaller for it, and everything in its place. A
+    figure that is narrower than the longest label becomes as wide.
 
     It is drawn by hand: matplotlib's own measures each of its texts some twenty times over.
     """
     handles, labels = labelled(axes)
     width, height = (float(inches) for inches in figure.get_size_inches())
-    longest = max(map(len, labels), default=0)
-    columns = max(1, min(len(labels), int((width - 0.2) / (0.75 + CHARACTER * longest))))
+    entry = 0.75 + CHARACTER * max(map(len, labels), default=0)
+    width = max(width, entry + 0.2)
+    columns = max(1, min(len(labels), int((width - 0.2) / entry)))
     rows = -(-len(labels) // columns)
     below = LINE * rows + 0.1 if rows else 0.0
     figure.set_size_inches(width, height + below)
-    column = min((width - 0.2) / columns, 0.75 + CHARACTER * longest)
+    column = min((width - 0.2) / columns, entry)
     for at, (handle, label) in enumerate(zip(handles, labels, strict=True)):
         drawn: Any = handle if isinstance(handle, Line2D) else handle[0]  # of bars their line
         x = (width - columns * column) / 2 + column * (at // rows)

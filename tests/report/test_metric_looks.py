@@ -6,7 +6,7 @@ from matplotlib.colors import to_hex
 from runfolder import make
 
 from fedsim.cli.main import command
-from fedsim.report import load_runs
+from fedsim.report import curves, load_runs
 from fedsim.report.blocks import ComparisonPlan, blocks_of
 from fedsim.report.metriccurves import figure_of_metric
 
@@ -50,3 +50,14 @@ def test_an_arm_has_one_colour_in_all_figures_and_axes_say_what_they_show(tmp_pa
     legend = re.findall(r"(fedavg|fedprox|scaffold), alpha=([\d.]+) \(n=3\)", page)[:6]
     methods = ["fedavg", "fedprox", "scaffold"]
     assert legend == [(method, alpha) for alpha in ("0.1", "1.0") for method in methods]
+
+
+def test_a_figure_is_as_wide_as_its_longest_label() -> None:
+    """The legend of one panel, as ``--curves`` draws it, is not cut off."""
+    figure, axes = curves.one_panel()
+    axes.plot(
+        [1, 2], [0, 1], label="fedossl, beta=1.0, entropy=True, form=printed, gamma=0.5, margin=True (n=5)"
+    )
+    curves.titled(figure)
+    curves.image(figure, "png")
+    assert figure.texts[0].get_window_extent().x1 <= figure.bbox.x1
