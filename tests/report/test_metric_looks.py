@@ -55,9 +55,7 @@ def test_an_arm_has_one_colour_in_all_figures_and_axes_say_what_they_show(tmp_pa
 def test_a_figure_is_as_wide_as_its_longest_label() -> None:
     """The legend of one panel, as ``--curves`` draws it, is not cut off."""
     figure, axes = curves.one_panel()
-    axes.plot(
-        [1, 2], [0, 1], label="fedossl, beta=1.0, entropy=True, form=printed, gamma=0.5, margin=True (n=5)"
-    )
+    axes.plot([1, 2], [0, 1], label=", ".join(f"setting{i}=True" for i in range(8)))
     curves.titled(figure)
     curves.image(figure, "png")
     assert figure.texts[0].get_window_extent().x1 <= figure.bbox.x1
