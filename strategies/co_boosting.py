@@ -43,6 +43,7 @@ from strategies.teaching import Lesson, outputs, taught, teachers
 log = logging.getLogger(__name__)
 
 BYTE = 255  # of a pool that is kept in bytes
+MANY = 4096  # of a batch times models: above, their graph is computed twice in place of held
 STARTS, LABELS = ("fresh", "initial", "fedavg"), ("uniform", "present")
 
 
@@ -217,11 +218,12 @@ class _Epoch:
         statistics = Statistics(self.models.modules(shop))
         b_B = rule.b_B if rule.b_B is not None else float(statistics.everywhere)
         views = self.rng("views") if rule.views else None
+        many = rule.samples * len(w) > MANY
 
         def criterion(u: Tensor) -> Tensor:
             x = shop.shown(u, views)
             with statistics.watching() if b_B else nullcontext():
-                a = ensemble(self.models.logits(shop, x), w)
+                a = ensemble(self.models.logits(shop, x, spare=many and not b_B), w)
             value = rule.b_H * (hard_loss(a, y, rule.h) if rule.loss == "hard" else F.cross_entropy(a, y))
             if rule.b_A:
                 s = shop.logits(student, x)

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from fedsim.engine.workshop import Workshop
 from fedsim.server.depot import Uploads
 from fedsim.server.exchanges import Server
 from fedsim.task.vectors import Weights
 from strategies.ensembles import direction, ensemble, perturbed
+
+ROWS = 1024  # of a batch times models whose gradients are computed at once
 
 
 @dataclass(frozen=True)
@@ -27,9 +31,13 @@ class Teachers:
         """As modules that are frozen and in evaluation mode."""
         return shop.kept(f"teachers/{self.hash}", lambda: [shop.frozen(*m) for m in self.models])
 
-    def logits(self, shop: Workshop, x: Any) -> Tensor:
-        """``f`` (K, B, C) of a batch, one model after the other, with gradient to x."""
-        return torch.stack([shop.logits(module, x) for module in self.modules(shop)])
+    def logits(self, shop: Workshop, x: Any, spare: bool = False) -> Tensor:
+        """``f`` (K, B, C) of a batch, one model after the other, with gradient to x. ``spare``: for it each model
+        computes once more, and nothing but outputs is held till then."""
+        if not spare:
+            return torch.stack([shop.logits(module, x) for module in self.modules(shop)])
+        settings: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
+        return torch.stack([checkpoint(shop.logits, module, x, **settings) for module in self.modules(shop)])
 
 
 class Lesson(NamedTuple):
@@ -68,11 +76,21 @@ def _outputs(shop: Workshop, models: Teachers, x: Any) -> Tensor:
 
 
 def _taught(shop: Workshop, models: Teachers, lesson: Lesson) -> tuple[Tensor, Tensor]:
-    x = lesson.x.clone()
-    if lesson.u is not None:
+    """In parts of the batch, so that the graph through many models stays small: samples do not depend on each other."""
+    size = max(1, ROWS // len(models.models))
+    us = repeat(None) if lesson.u is None else lesson.u.split(size)
+    parts = [_taught_part(shop, models, lesson, *p) for p in zip(lesson.x.split(size), us, strict=False)]
+    return torch.cat([x for x, _ in parts]), torch.cat([a for _, a in parts])
+
+
+def _taught_part(
+    shop: Workshop, models: Teachers, lesson: Lesson, x: Tensor, u: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    x = x.clone()
+    if u is not None:
         x = x.requires_grad_()
         a = ensemble(models.logits(shop, x), lesson.w)
-        g = direction(a, lesson.u.to(a) * 2 - 1, lesson.T, x)
+        g = direction(a, u.to(a) * 2 - 1, lesson.T, x)
         x = perturbed(x.detach(), g, lesson.eps, lesson.kind)
     with torch.no_grad():
         return x, ensemble(models.logits(shop, x), lesson.w)
