@@ -168,14 +168,14 @@ class Analytic(Strategy):
         return state | {"analytic/counts": replies.total("counts")} if len(replies) else state
 
     def _asking(self, server: Server, state: State) -> Message:
-        classes = server.workshop.num_classes
         arrays = {"w": server.start.w} | ({"buffers": server.start.buffers} if len(state["buffers"]) else {})
         if (counts := state.get("analytic/counts")) is not None:
-            arrays["balance"] = counts.sum() / (classes * counts.clamp(min=1))
-        return Message.of(arrays, {"classes": classes})
+            arrays["balance"] = counts.sum() / (server.workshop.num_classes * counts.clamp(min=1))
+        return Message.of(arrays, {"classes": HeadSlots.of(server.layout).shape[0]})
 
     def _solved(self, server: Server, state: State, replies: Replies) -> State:
-        classes = server.workshop.num_classes
+        slots = HeadSlots.of(server.layout)
+        classes, _ = slots.shape
         if self.send == "moments":
             gram = unpacked(replies.total("gram").double())
             cross = replies.total("cross").double().view(-1, classes)
@@ -189,7 +189,7 @@ class Analytic(Strategy):
         known[replies.clients] = 1
         server.log["clients_in"] = int(known.sum())
         W_all = ridge_solution(gram, cross, self.ridge, torch.finfo(getattr(torch, self.numbers)).eps)
-        w, slots = state["w"].clone(), HeadSlots.of(server.layout)
+        w = state["w"].clone()
         body = W_all[:-1] if self.bias else W_all
         named = server.layout.named(w)
         named[slots.weight.name].copy_(body.mT)

@@ -21,6 +21,7 @@ from fedsim.server.exchanges import Server
 from fedsim.server.round import Round
 from fedsim.server.traits import Traits
 from fedsim.server.uploads import gathered, recalled
+from fedsim.task.heads import check_logits
 from fedsim.task.vectors import Weights
 from strategies.base import State, Strategy
 from strategies.ensembles import majority, mean_probabilities, uniform
@@ -48,6 +49,7 @@ class OneShot(Strategy):
         architectures=True,
         buffers="average",
         labels=True,
+        logits=True,
         mean_only=ONCE,
         discloses="the server of a one-shot method uses each client's model by itself, and only sums are covered; type "
         "strategy=fedavg or another method of the table in docs/privacy.md",
@@ -71,7 +73,9 @@ class OneShot(Strategy):
         return True
 
     def init(self, server: Server) -> State:
-        """Refuses to begin if it needs FedAvg and no class of clients trains the run's model."""
+        """Refuses to begin if it needs FedAvg and no class of clients trains the run's model, or if outputs of models
+        cannot be put together."""
+        check_outputs(server, type(self).__name__)
         kinds = server.kinds
         if self.averages and server.others and kinds is not None and 0 not in kinds.architectures:
             raise ConfigError(
@@ -163,6 +167,24 @@ def best_client(server: Server, uploads: Uploads) -> int:
 def _models(server: Server, state: State) -> Uploads:
     expected: str = state["uploads"]
     return server.workshop.kept(f"uploads/{expected}", lambda: recalled(server, expected))
+
+
+def check_outputs(server: Server, name: str) -> None:
+    """That every model which is trained tells all classes apart, and all of them the same number.
+
+    Raises:
+        ConfigError: naming the first that does not.
+    """
+    classes, own = server.workshop.num_classes, server.workshop.outputs
+    for number in sorted({0, *server.trained}):
+        task = server.architecture(number).task
+        found = check_logits(task, name) if number else own
+        if found is not None and (found < classes or found != own):
+            rest = f", {type(server.task.model).__name__} {own}" if number else ""
+            raise ConfigError(
+                f"model: {type(task.model).__name__} gives {found} logits{rest}, and there are {classes} classes; "
+                f"{name} puts them together class by class: give all models one output for each class"
+            )
 
 
 def check_images(server: Server, name: str) -> tuple[int, ...]:
