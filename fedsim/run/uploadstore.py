@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
@@ -86,12 +86,14 @@ class UploadStore:
         with alone(self._shared, log.info):
             yield
 
-    def read(self, *, own: bool = False) -> Uploads | None:
+    def read(self, cohort: Sequence[int] = (), *, own: bool = False) -> Uploads | None:
         """See ``Depot``."""
         if self._read is None:
-            places = (self._own,) if own else (self._named or self._shared,)
-            found = (self._found(place, wanted=self._named is not None and not own) for place in places)
-            self._read = next((f for f in found if f is not None), None)
+            named = self._named is not None and not own
+            place = self._own if own else self._named or self._shared
+            found = self._found(place, wanted=named)
+            if found is None or own or named or {o.client for o in found.outcomes} == set(cohort):
+                self._read = found
         return self._read
 
     def write(self, uploads: Uploads, *, share: bool = False, found: bool = False) -> None:

@@ -34,6 +34,13 @@ def test_models_of_a_named_run_are_taken(tmp_path: Path) -> None:
         run("dense", f"strategy.uploads={tmp_path}/none")
 
 
+def test_models_of_some_clients_are_none_of_all(tmp_path: Path) -> None:
+    """What a run with cohorts of its own asked for is no answer to who asks everybody, and the other way round."""
+    for cohorts, expected in (([[1], []], 1), (None, 6), ([[1, 4], []], 2), (None, 6)):
+        found = run("dense", "rounds=2", f"out={tmp_path}", cohorts=cohorts)
+        assert found.rows[0]["models"] == expected
+
+
 def test_damaged_models_are_made_again_and_lost_ones_are_named(tmp_path: Path) -> None:
     first = run("one_shot", "rounds=1", f"out={tmp_path}", f"dir={tmp_path}/run", "checkpoint.every=1")
     (shared,) = (tmp_path / "uploads").iterdir()
