@@ -3,6 +3,7 @@ Xu, et al.: AFL, CVPR 2025."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -22,6 +23,8 @@ from fedsim.task.layout import Layout
 from fedsim.task.task import Task
 from fedsim.task.threads import one_thread
 from strategies.base import State, Strategy, check, miscounted
+
+log = logging.getLogger(__name__)
 
 SUMS = {"gram": "sum", "cross": "sum"}
 EPS = torch.finfo(torch.float64).eps
@@ -149,10 +152,17 @@ class Analytic(Strategy):
         missing = [c for c in round.cohort if known is None or not known[c]]
         if not missing:
             return state
+        late = "analytic/counts" in state
         state = self._counted(server, state, missing)
         replies = server.exchange(self._asking(server, state), self._fold(), clients=missing)
         if not len(replies):
             return state
+        if late:
+            log.warning(
+                "strategy.balance=class: rows of clients %s, who come late, weigh by the class counts of those who "
+                "were there first",
+                ", ".join(map(str, replies.clients)),
+            )
         with one_thread():
             return self._solved(server, state, replies)
 

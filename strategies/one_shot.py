@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from clients.one_shot import OneShotClient, client_of
-from fedsim.errors import ConfigError, StrategyError
+from fedsim.errors import ConfigError
 from fedsim.server.depot import Uploads
 from fedsim.server.exchanges import Server
 from fedsim.server.round import Round
@@ -73,8 +73,13 @@ class OneShot(Strategy):
         return True
 
     def init(self, server: Server) -> State:
-        """Refuses to begin if it needs FedAvg and no class of clients trains the run's model, or if outputs of models
-        cannot be put together."""
+        """Refuses to begin if it needs FedAvg and no class of clients trains the run's model, if outputs of models
+        cannot be put together, or models of another run not be taken."""
+        if self.uploads != "auto" and (server.clock is not None or server.remote):
+            raise ConfigError(
+                f"strategy.uploads={self.uploads}: where devices are simulated, and in a deployment, clients are asked "
+                "in every run; type strategy.uploads=auto, or system=none in a simulation"
+            )
         check_outputs(server, type(self).__name__)
         kinds = server.kinds
         if self.averages and server.others and kinds is not None and 0 not in kinds.architectures:
@@ -191,11 +196,11 @@ def check_images(server: Server, name: str) -> tuple[int, ...]:
     """The shape of one sample, of data whose samples can be made from nothing: one tensor of numbers.
 
     Raises:
-        StrategyError: for tokens, or several tensors.
+        ConfigError: for tokens, or several tensors.
     """
     x, shape = server.task.example, server.workshop.shape
     if not isinstance(x, Tensor) or not x.is_floating_point() or not shape:
-        raise StrategyError(
+        raise ConfigError(
             f"{name} makes samples of its own, so samples must be one tensor of numbers; type strategy=feddf, or "
             "strategy=one_shot"
         )

@@ -158,6 +158,11 @@ def test_who_comes_late_is_added() -> None:
     assert once == twice
 
 
+def test_who_comes_late_weighs_by_the_counts_of_the_first(caplog: pytest.LogCaptureFixture) -> None:
+    classification(cohorts=[[0, 1], [2, 3]]).run(*RUN, "rounds=2", "strategy.balance=class")
+    assert caplog.text.count("rows of clients 2, 3, who come late, weigh by the class counts") == 1
+
+
 def test_balance_costs_an_exchange_and_weighs_classes_alike() -> None:
     problem = classification()
     found = problem.run(*RUN, "strategy.balance=class")

@@ -30,6 +30,10 @@ def test_models_of_a_named_run_are_taken(tmp_path: Path) -> None:
     other = run("dense", "rounds=1", f"strategy.uploads={first.dir}", f"out={tmp_path}/b")
     assert other.summary["uploads_hash"] == first.summary["uploads_hash"]
     assert not (tmp_path / "b" / "uploads").exists()
+    with pytest.raises(
+        ConfigError, match="where devices are simulated, and in a deployment, clients are asked"
+    ):
+        run("dense", f"strategy.uploads={first.dir}", "system=lognormal", f"out={tmp_path}/b")
     with pytest.raises(ConfigError, match=r"strategy\.uploads=.*there is no uploads/uploads\.json"):
         run("dense", f"strategy.uploads={tmp_path}/none")
 
