@@ -3,6 +3,7 @@ Xu, et al.: AFL, CVPR 2025."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -22,6 +23,8 @@ from fedsim.task.layout import Layout
 from fedsim.task.task import Task
 from fedsim.task.threads import one_thread
 from strategies.base import State, Strategy, check, miscounted
+
+log = logging.getLogger(__name__)
 
 SUMS = {"gram": "sum", "cross": "sum"}
 EPS = torch.finfo(torch.float64).eps
@@ -149,10 +152,17 @@ class Analytic(Strategy):
         missing = [c for c in round.cohort if known is None or not known[c]]
         if not missing:
             return state
+        late = "analytic/counts" in state
         state = self._counted(server, state, missing)
         replies = server.exchange(self._asking(server, state), self._fold(), clients=missing)
         if not len(replies):
             return state
+        if late:
+            log.warning(
+                "strategy.balance=class: rows of clients %s, who come late, weigh by the class counts of those who "
+                "were there first",
+                ", ".join(map(str, replies.clients)),
+            )
         with one_thread():
             return self._solved(server, state, replies)
 
@@ -168,14 +178,14 @@ class Analytic(Strategy):
         return state | {"analytic/counts": replies.total("counts")} if len(replies) else state
 
     def _asking(self, server: Server, state: State) -> Message:
-        classes = server.workshop.num_classes
         arrays = {"w": server.start.w} | ({"buffers": server.start.buffers} if len(state["buffers"]) else {})
         if (counts := state.get("analytic/counts")) is not None:
-            arrays["balance"] = counts.sum() / (classes * counts.clamp(min=1))
-        return Message.of(arrays, {"classes": classes})
+            arrays["balance"] = counts.sum() / (server.workshop.num_classes * counts.clamp(min=1))
+        return Message.of(arrays, {"classes": HeadSlots.of(server.layout).shape[0]})
 
     def _solved(self, server: Server, state: State, replies: Replies) -> State:
-        classes = server.workshop.num_classes
+        slots = HeadSlots.of(server.layout)
+        classes, _ = slots.shape
         if self.send == "moments":
             gram = unpacked(replies.total("gram").double())
             cross = replies.total("cross").double().view(-1, classes)
@@ -189,7 +199,7 @@ class Analytic(Strategy):
         known[replies.clients] = 1
         server.log["clients_in"] = int(known.sum())
         W_all = ridge_solution(gram, cross, self.ridge, torch.finfo(getattr(torch, self.numbers)).eps)
-        w, slots = state["w"].clone(), HeadSlots.of(server.layout)
+        w = state["w"].clone()
         body = W_all[:-1] if self.bias else W_all
         named = server.layout.named(w)
         named[slots.weight.name].copy_(body.mT)

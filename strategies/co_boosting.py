@@ -275,7 +275,7 @@ class _Epoch:
         moved = rule.perturb != "none" and rule.eps > 0
         for rows in passes(len(y), rule.batch_size, self.rng("distil")):
             x = self.shop.shown(self.read(pool[rows]), views)
-            shape = len(x), self.shop.num_classes
+            shape = len(x), self.shop.outputs
             u = torch.rand(shape, generator=draws, dtype=torch.float64) if moved else None
             yield Lesson(x, w, u, rule.eps, rule.perturb, rule.T_K)
 

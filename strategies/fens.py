@@ -75,7 +75,7 @@ class FENS(OneShot):
             )
         state = super().begun(server, state, uploads)
         drawn = aggregator(
-            self.kind, len(uploads), server.workshop.num_classes, key(server.seed, "fens") >> 1, server.dtype
+            self.kind, len(uploads), server.workshop.outputs, key(server.seed, "fens") >> 1, server.dtype
         )
         known = torch.zeros(len(server.sizes), dtype=torch.float64)
         numbers = [m.architecture for m in uploads.models]

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from clients.one_shot import OneShotClient, client_of
-from fedsim.errors import ConfigError, StrategyError
+from fedsim.errors import ConfigError
 from fedsim.server.depot import Uploads
 from fedsim.server.exchanges import Server
 from fedsim.server.round import Round
 from fedsim.server.traits import Traits
 from fedsim.server.uploads import gathered, recalled
+from fedsim.task.heads import check_logits
 from fedsim.task.vectors import Weights
 from strategies.base import State, Strategy
 from strategies.ensembles import majority, mean_probabilities, uniform
@@ -48,6 +49,7 @@ class OneShot(Strategy):
         architectures=True,
         buffers="average",
         labels=True,
+        logits=True,
         mean_only=ONCE,
         discloses="the server of a one-shot method uses each client's model by itself, and only sums are covered; type "
         "strategy=fedavg or another method of the table in docs/privacy.md",
@@ -71,7 +73,14 @@ class OneShot(Strategy):
         return True
 
     def init(self, server: Server) -> State:
-        """Refuses to begin if it needs FedAvg and no class of clients trains the run's model."""
+        """Refuses to begin if it needs FedAvg and no class of clients trains the run's model, if outputs of models
+        cannot be put together, or models of another run not be taken."""
+        if self.uploads != "auto" and (server.clock is not None or server.remote):
+            raise ConfigError(
+                f"strategy.uploads={self.uploads}: where devices are simulated, and in a deployment, clients are asked "
+                "in every run; type strategy.uploads=auto, or system=none in a simulation"
+            )
+        check_outputs(server, type(self).__name__)
         kinds = server.kinds
         if self.averages and server.others and kinds is not None and 0 not in kinds.architectures:
             raise ConfigError(
@@ -165,15 +174,33 @@ def _models(server: Server, state: State) -> Uploads:
     return server.workshop.kept(f"uploads/{expected}", lambda: recalled(server, expected))
 
 
+def check_outputs(server: Server, name: str) -> None:
+    """That every model which is trained tells all classes apart, and all of them the same number.
+
+    Raises:
+        ConfigError: naming the first that does not.
+    """
+    classes, own = server.workshop.num_classes, server.workshop.outputs
+    for number in sorted({0, *server.trained}):
+        task = server.architecture(number).task
+        found = check_logits(task, name) if number else own
+        if found is not None and (found < classes or found != own):
+            rest = f", {type(server.task.model).__name__} {own}" if number else ""
+            raise ConfigError(
+                f"model: {type(task.model).__name__} gives {found} logits{rest}, and there are {classes} classes; "
+                f"{name} puts them together class by class: give all models one output for each class"
+            )
+
+
 def check_images(server: Server, name: str) -> tuple[int, ...]:
     """The shape of one sample, of data whose samples can be made from nothing: one tensor of numbers.
 
     Raises:
-        StrategyError: for tokens, or several tensors.
+        ConfigError: for tokens, or several tensors.
     """
     x, shape = server.task.example, server.workshop.shape
     if not isinstance(x, Tensor) or not x.is_floating_point() or not shape:
-        raise StrategyError(
+        raise ConfigError(
             f"{name} makes samples of its own, so samples must be one tensor of numbers; type strategy=feddf, or "
             "strategy=one_shot"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import repeat
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from fedsim.server.exchanges import Server
 from fedsim.task.vectors import Weights
 from strategies.ensembles import direction, ensemble, perturbed
 
-ROWS = 1024  # of a batch times models whose gradients are computed at once
+ROWS = 1024  # of a batch times models from which gradients are computed in parts, each of less than twice as many
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,8 @@ class Teachers:
         computes once more, and nothing but outputs is held till then."""
         if not spare:
             return torch.stack([shop.logits(module, x) for module in self.modules(shop)])
-        settings: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
-        return torch.stack([checkpoint(shop.logits, module, x, **settings) for module in self.modules(shop)])
+        again = partial(checkpoint, shop.logits, use_reentrant=False)
+        return torch.stack([again(module, x) for module in self.modules(shop)])
 
 
 class Lesson(NamedTuple):
@@ -76,10 +77,12 @@ def _outputs(shop: Workshop, models: Teachers, x: Any) -> Tensor:
 
 
 def _taught(shop: Workshop, models: Teachers, lesson: Lesson) -> tuple[Tensor, Tensor]:
-    """In parts of the batch, so that the graph through many models stays small: samples do not depend on each other."""
-    size = max(1, ROWS // len(models.models))
-    us = repeat(None) if lesson.u is None else lesson.u.split(size)
-    parts = [_taught_part(shop, models, lesson, *p) for p in zip(lesson.x.split(size), us, strict=False)]
+    """In parts of the batch, so that the graph through many models stays small: samples do not depend on each other.
+    None is of one sample, which some models cannot take."""
+    count = max(1, len(lesson.x) // max(2, ROWS // len(models.models)))
+    us = repeat(None) if lesson.u is None else lesson.u.tensor_split(count)
+    xs = lesson.x.tensor_split(count)
+    parts = [_taught_part(shop, models, lesson, *p) for p in zip(xs, us, strict=False)]
     return torch.cat([x for x, _ in parts]), torch.cat([a for _, a in parts])
 
 

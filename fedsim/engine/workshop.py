@@ -51,6 +51,16 @@ class Workshop:
         """A resident model to train, in training mode; whoever uses it loads weights first."""
         return self._flat()
 
+    @cached_property
+    def outputs(self) -> int:
+        """Logits C that the model gives of a sample: one for each class, or more."""
+        task, model = self._plan.task, self._flat().module.eval()
+        if task.example is None:
+            return self.num_classes
+        x = tree_map(lambda t: t.to(self.device, self.dtype if t.is_floating_point() else None), task.example)
+        with undisturbed(), torch.no_grad():
+            return int(self.logits(model, x).shape[1])
+
     def student_of(self, architecture: int) -> FlatModel:
         """The same of another ``architecture``, by its number."""
         return (

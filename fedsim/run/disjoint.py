@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 from omegaconf import DictConfig
 
 from fedsim.data.common import SPLIT_SEED
-from fedsim.data.dataset import Dataset, Samples
+from fedsim.data.dataset import Dataset, Samples, SamplesLike
 from fedsim.data.federated import FederatedData
 from fedsim.data.sample_roles import Portion, Roles, class_labels, stratified
 from fedsim.errors import ConfigError, DataError
@@ -25,6 +25,7 @@ from fedsim.server.traits import StrategyLike
 log = logging.getLogger(__name__)
 
 FILE = "disjoint.json"
+VALIDATION, SERVER = "the validation set", "the server"
 MOST = 1 << 30  # bytes of inputs that are looked through for equal ones
 
 
@@ -65,16 +66,17 @@ def with_server_part(
 
 
 def check(data: FederatedData) -> dict[str, Any]:
-    """What there is to tell of places that share no training sample: how many, of how many samples, and how many
-    samples are the same as one of another place (duplicates of the data set itself, which is warned of).
+    """What there is to tell of places that share no sample: how many, of how many samples, and how many samples are the
+    same as one of another place (duplicates of the data set itself, which is warned of).
 
     Raises:
-        DataError: naming two places that share a sample, and the first one.
+        DataError: naming two places that share a sample, and the first one; of samples that the server brings itself,
+            one that is equal to a test sample.
     """
-    places = list(_places(data))
+    places, own = list(_places(data)), dict(_brought(data))
     names, parts = [name for name, _ in places], [part for _, part in places]
     if not places:
-        return {"disjoint": True, "places": 0, "samples": 0}
+        return {"disjoint": True, "places": len(own), "samples": sum(len(p.rows) for p in own.values())}
     rows = np.concatenate(parts)
     owner = np.repeat(np.arange(len(parts)), [len(p) for p in parts])
     order = np.lexsort((owner, rows))
@@ -87,14 +89,15 @@ def check(data: FederatedData) -> dict[str, Any]:
             f"{names[owner[at + 1]]} ({len(twice)} such pairs); methods that compare models by samples that others "
             "trained on need a disjoint split: type partition=dirichlet or partition=iid, without balanced"
         )
-    same = _duplicates(data, rows, owner)
+    same = _duplicates(data, rows, owner, own)
     if same and any(same.values()):
         log.warning("data: the data set holds equal inputs in different places: %s", same)
+    by_place = {name: len(part) for name, part in places} | {k: len(p.rows) for k, p in own.items()}
     return {
         "disjoint": True,
-        "places": len(parts),
-        "samples": len(rows),
-        "by_place": {name: len(part) for name, part in zip(names, parts, strict=True)},
+        "places": len(by_place),
+        "samples": sum(by_place.values()),
+        "by_place": by_place,
         "equal_inputs": same,
     }
 
@@ -118,24 +121,52 @@ def _places(data: FederatedData) -> Iterator[tuple[str, np.ndarray]]:
             assert shards is not None
             if len(part := np.unique(shards.part(client))):
                 yield whose.format(client), part
-    for whose, portion in (("the validation set", roles.validation), ("the server", roles.server)):
+    for whose, portion in ((VALIDATION, roles.validation), (SERVER, roles.server)):
         if portion is not None and portion.samples is None:
             yield whose, portion.rows.numpy()
 
 
-def _duplicates(data: FederatedData, rows: np.ndarray, owner: np.ndarray) -> dict[str, int] | None:
-    """Training samples whose input is equal to one of another place, and to one of the test set; ``None`` where inputs
-    are no single tensor in memory, or too many."""
-    train, test = data.dataset.train, data.dataset.test
-    x = train.x if isinstance(train, Samples) else None
-    if not isinstance(x, torch.Tensor) or x.nbytes > MOST:
+def _brought(data: FederatedData) -> Iterator[tuple[str, Portion]]:
+    """Every place with samples of its own."""
+    for whose, portion in ((VALIDATION, data.roles.validation), (SERVER, data.roles.server)):
+        if portion is not None and portion.samples is not None:
+            yield whose, portion
+
+
+def _duplicates(
+    data: FederatedData, rows: np.ndarray, owner: np.ndarray, own: Mapping[str, Portion]
+) -> dict[str, int] | None:
+    """Samples whose input is equal to one of another place, and to one of the test set; ``None`` where inputs are no
+    single tensor in memory, or too many."""
+    x = _inputs(data.dataset.train)
+    if x is None:
         return None
     seen: dict[int, int] = {}
     among, found = 0, _hashes(x[torch.from_numpy(rows)])
     for number, place in zip(found, owner.tolist(), strict=True):
         among += seen.setdefault(number, place) != place
-    tests = set(_hashes(test.x)) if isinstance(test, Samples) and isinstance(test.x, torch.Tensor) else set()
-    return {"places": among, "test": sum(number in tests for number in found)}
+    test = _inputs(data.dataset.test)
+    tests = {} if test is None else {number: row for row, number in enumerate(_hashes(test))}
+    of_tests = sum(number in tests for number in found)
+    for place, (whose, portion) in enumerate(own.items(), start=1):
+        z = _inputs(portion.samples)
+        alike = z is not None and (z.dtype == x.dtype or (z.is_floating_point() and x.is_floating_point()))
+        found = _hashes(z[portion.rows].to(x.dtype)) if z is not None and alike else []
+        twice = [i for i, number in enumerate(found) if number in tests]
+        if twice and whose == SERVER:
+            raise DataError(
+                f"data.server: sample {twice[0]} of the server's own is sample {tests[found[twice[0]]]} of the test "
+                f"set ({len(twice)} such): what learns from it would be measured on it; leave it out"
+            )
+        of_tests += len(twice)
+        among += sum(seen.setdefault(number, -place) != -place for number in found)
+    return {"places": among, "test": of_tests}
+
+
+def _inputs(samples: SamplesLike | None) -> torch.Tensor | None:
+    """Inputs that are one tensor in memory, and not too many to be looked through."""
+    x = samples.x if isinstance(samples, Samples) else None
+    return x if isinstance(x, torch.Tensor) and x.nbytes <= MOST else None
 
 
 def _hashes(x: torch.Tensor) -> list[int]:

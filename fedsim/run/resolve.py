@@ -51,8 +51,8 @@ def resolve(config: DictConfig) -> DictConfig:
 
 def code_of(values: Mapping[str, Any]) -> dict[str, str]:
     """By dotted key, a digest of the code of each ``_target_`` of the user's that can be imported, and of the content
-    of each file or folder of weights that the model is built from."""
-    found = dict(_weights(values.get("model"), "model"))
+    of each file or folder of weights that the model is built from, or of models that the method takes."""
+    found = {**dict(_weights(values.get("model"), "model")), **dict(_uploads(values.get("strategy")))}
     for at, node in enumerate((values.get("client") or {}).get("classes") or ()):
         found |= _weights(
             node.get("model") if isinstance(node, Mapping) else None, f"client.classes.{at}.model"
@@ -80,6 +80,15 @@ def _weights(node: Any, key: str) -> Iterator[tuple[str, str]]:
         ):
             yield f"{key}.{name}", _content(path)
         yield from _weights(value, f"{key}.{name}")
+
+
+def _uploads(node: Any) -> Iterator[tuple[str, str]]:
+    """The same of the models of another run, whose lines hold their hashes."""
+    named = node.get("uploads") if isinstance(node, Mapping) else None
+    if isinstance(named, str):
+        path = Path(named).expanduser()
+        places = (path / "uploads.json", path / "uploads" / "uploads.json")
+        yield from [("strategy.uploads", _content(place)) for place in places if place.is_file()][:1]
 
 
 def _content(path: Path) -> str:

@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 
 FORMAT = 1  # raise when the same settings come to other models
 INDEX, FOLDER = "uploads.json", "uploads"
+BROKEN = (LookupError, TypeError, RecursionError, json.JSONDecodeError)  # of an index that somebody changed
 OF_THE_SERVER = (  # settings that clients' models do not depend on; what evaluation sets apart is in the shards
     *("strategy", "aggregator", "rounds", "clients_per_round", "evaluation", "code", "sampling", "topology"),
     *("encoder", "embed", "partition", "pretrain", "num_clients", "exclude", "exclude_samples", "audit"),
@@ -85,12 +86,14 @@ class UploadStore:
         with alone(self._shared, log.info):
             yield
 
-    def read(self, *, own: bool = False) -> Uploads | None:
+    def read(self, cohort: Sequence[int] = (), *, own: bool = False) -> Uploads | None:
         """See ``Depot``."""
         if self._read is None:
-            places = (self._own,) if own else (self._named or self._shared,)
-            found = (self._found(place, wanted=self._named is not None and not own) for place in places)
-            self._read = next((f for f in found if f is not None), None)
+            named = self._named is not None and not own
+            place = self._own if own else self._named or self._shared
+            found = self._found(place, wanted=named)
+            if found is None or own or named or {o.client for o in found.outcomes} == set(cohort):
+                self._read = found
         return self._read
 
     def write(self, uploads: Uploads, *, share: bool = False, found: bool = False) -> None:
@@ -169,7 +172,8 @@ class UploadStore:
             models = [self._model(folder, line) for line in index["clients"]]
             outcomes = [Outcome(**o) for o in index["outcomes"]]
             found = Uploads(models, outcomes, index["clients"], index.get("key") == self._shared.name)
-            if found.hash != index["uploads_hash"] or not models:
+            rest = _rest_hash(index)
+            if (found.hash, rest) != (index["uploads_hash"], index.get("rest_hash", rest)) or not models:
                 raise ValueError(f"{INDEX} is not what was written, by its hash")
             return found
         except FileNotFoundError as error:
@@ -177,10 +181,11 @@ class UploadStore:
                 raise ConfigError(f"strategy.uploads: a model is missing ({error}); type auto") from error
             if (folder / INDEX).is_file():
                 log.warning("%s: models are missing; made again", folder)
-        except (OSError, ValueError, LookupError, TypeError, SafetensorError, ConfigError) as error:
+        except (OSError, ValueError, SafetensorError, ConfigError, *BROKEN) as error:
+            said = f"{INDEX} is not what was written ({error})" if isinstance(error, BROKEN) else str(error)
             if wanted:
-                raise ConfigError(f"strategy.uploads: {folder} cannot be used here: {error}") from error
-            log.warning("%s: cannot be read (%s); made again", folder, error)
+                raise ConfigError(f"strategy.uploads: {folder} cannot be used here: {said}") from error
+            log.warning("%s: cannot be read (%s); made again", folder, said)
         return None
 
     def _check_clients(self, folder: Path, index: Mapping[str, Any]) -> None:
@@ -218,7 +223,8 @@ class UploadStore:
             raise ValueError(f"{path.name} holds numbers of several types")
         dtype = dtypes.pop()
         weights = Weights(layout.flatten(tensors, dtype), layout.buffers.flatten(tensors, dtype))
-        if weights.hash(layout) != line["sha256"]:
+        names = {*layout.named(weights.w), *layout.named_buffers(weights.buffers)}
+        if weights.hash(layout) != line["sha256"] or names != tensors.keys():
             raise ValueError(f"{path.name} is not what was written, by its hash")
         identity = ("client", "sha256", "samples")
         facts = {k: v for k, v in line.items() if k not in identity}
@@ -235,19 +241,25 @@ class UploadStore:
             tensors = {k: v.detach().cpu().clone().contiguous() for k, v in held.items()}
             save_file(tensors, folder / f"{model.client}.safetensors")
         lines = ",\n".join(json.dumps(line, sort_keys=True) for line in uploads.lines)
-        outcomes = ",\n".join(
-            json.dumps(plain_outcome(o), sort_keys=True, default=str) for o in uploads.outcomes
-        )
-        names = f'"uploads_hash": "{uploads.hash}",\n"key": "{self._shared.name}"'
+        answers = [json.dumps(plain_outcome(o), sort_keys=True, default=str) for o in uploads.outcomes]
+        outcomes, key = ",\n".join(answers), self._shared.name
+        rest = _rest_hash({"key": key, "outcomes": [json.loads(answer) for answer in answers]})
+        names = f'"uploads_hash": "{uploads.hash}",\n"key": "{key}",\n"rest_hash": "{rest}"'
         text = f'{{{names},\n"clients": [\n{lines}\n],\n"outcomes": [\n{outcomes}\n]}}\n'
         scratch = folder / f".{INDEX}.part"
         scratch.write_text(text)
         scratch.replace(folder / INDEX)
 
 
+def _rest_hash(index: Mapping[str, Any]) -> str:
+    """Sha256 over what the index says beside the models: by which settings they came, and what they cost."""
+    text = json.dumps([index.get("key"), index["outcomes"]], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def _folder(path: Path) -> Path:
     """The folder of uploads that ``path``, a run's or its own, stands for."""
-    for place in (path, path / FOLDER):
+    for place in (path.expanduser(), path.expanduser() / FOLDER):
         if (place / INDEX).is_file():
             return place
     raise ConfigError(

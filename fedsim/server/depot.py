@@ -96,8 +96,9 @@ class Depot(Protocol):
     def alone(self) -> AbstractContextManager[None]:
         """Inside, nobody else makes the same uploads."""
 
-    def read(self, *, own: bool = False) -> Uploads | None:
-        """Uploads of this run (``own``), or of any that asked for the same; ``None`` if there are none."""
+    def read(self, cohort: Sequence[int] = (), *, own: bool = False) -> Uploads | None:
+        """Uploads of this run (``own``), of the folder that is named, or of any run that asked for the same of the same
+        ``cohort``; ``None`` if there are none."""
 
     def write(self, uploads: Uploads, *, share: bool = False, found: bool = False) -> None:
         """Write them into the run's folder and, to ``share`` them, for others; or what was ``found`` there."""

@@ -28,7 +28,7 @@ def gathered(server: Server, message: Message) -> Uploads | None:
     if depot is None or not shared:
         return _asked(server, message, share=False)
     with depot.alone():
-        found = depot.read()
+        found = depot.read(server.round.cohort)
         if found is None:
             return _asked(server, message, share=True)
     depot.write(found, found=True)

@@ -146,14 +146,14 @@ def check_named_head(task: Task) -> None:
         )
 
 
-def check_logits(task: Task, method: str) -> None:
-    """Refuse a model that gives no logits (B, C) for the task's example.
+def check_logits(task: Task, method: str) -> int | None:
+    """How many logits C the model gives for each sample of the task's example; ``None`` where there is none.
 
     Raises:
-        ConfigError: naming what it gives.
+        ConfigError: naming what it gives, if that is no logits (B, C).
     """
     if task.example is None:
-        return
+        return None
     found = logits_of(_tried(task, task.output))
     if not isinstance(found, Tensor) or found.dim() != 2:
         shape = tuple(found.shape) if isinstance(found, Tensor) else f"a {type(found).__name__}"
@@ -161,6 +161,7 @@ def check_logits(task: Task, method: str) -> None:
             f"model: {method} computes with logits (B, C), but {type(task.model).__name__} gives {shape} for two "
             "samples; give a model that returns them, or type strategy=fedavg"
         )
+    return found.shape[1]
 
 
 def _tried(task: Task, use: Callable[[nn.Module, Any], Any]) -> Any:

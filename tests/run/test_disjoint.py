@@ -40,6 +40,22 @@ def test_an_overlap_is_named_by_both_places() -> None:
         check(dealt([1, 2], [3], server=Portion(torch.tensor([3, 4]))))
 
 
+def test_samples_that_the_server_brings_are_none_of_the_test_set() -> None:
+    """Known by their content; the first of both places is named."""
+    own, alike = torch.tensor([[0.5], [7.0], [3.0]]), DATA.train.labels[:3]
+    found = check(dealt([0, 1], server=Portion(torch.tensor([0, 1]), Samples(own, alike))))
+    assert found["by_place"] == {"client 0": 2, "the server": 2} and found["samples"] == 4
+    assert found["equal_inputs"] == {"places": 0, "test": 0}  # row 7 is nobody's
+    found = check(dealt([0, 7], server=Portion(torch.tensor([0, 1]), Samples(own.double()))))
+    assert found["equal_inputs"] == {"places": 1, "test": 0}
+    with pytest.raises(
+        DataError, match=r"sample 2 of the server's own is sample 0 of the test set \(1 such\)"
+    ):
+        check(dealt([0, 1], server=Portion(torch.arange(3), Samples(own, alike))))
+    given = check(dealt([0, 1], validation=Portion(torch.arange(3), Samples(own, alike))))
+    assert given["equal_inputs"] == {"places": 0, "test": 1}
+
+
 def test_equal_inputs_in_two_places_are_counted() -> None:
     data = dealt([0], [1])
     same = replace(data, dataset=replace(DATA, train=Samples(torch.zeros(12, 1), DATA.train.labels)))

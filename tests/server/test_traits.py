@@ -31,7 +31,7 @@ LINEAR = {"features": True, "linear_head": True}
 HEAD = LINEAR | {"body": True}
 
 ASKS_ALL = {"everybody": True, "disjoint": True, "labels": True}
-ONCE = ASKS_ALL | {"uploads": "auto", "buffers": "average", "architectures": True}
+ONCE = ASKS_ALL | {"uploads": "auto", "buffers": "average", "architectures": True, "logits": True}
 SLOPES = {"buffers": "average", "metrics": frozenset({"saturated", "nonfinite_slopes"})}
 OWN_BASE = {"changes_base": True, "buffers": "server"}
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from problems import GOLDEN, classification, hashes
-from torch import Tensor
+from problems import GOLDEN, classification, hashes, network
+from torch import Tensor, nn
 
 from clients.ridge import moments, packed, solution, unpacked
 from fedsim.errors import StrategyError, TooFewUpdates
@@ -105,9 +105,9 @@ def drawn(n: int, d: int, rng: torch.Generator) -> Tensor:
     return torch.randn(n, d, generator=rng, dtype=torch.float64)
 
 
-def pooled() -> Tensor:
+def pooled(model: nn.Sequential | None = None) -> Tensor:
     """Weight and bias (C, d + 1) of the ridge solution over all samples, in plain torch."""
-    problem = classification()
+    problem = classification(**({"model": model} if model else {}))
     x = torch.cat([x for x, _ in problem.clients]).double()
     y = torch.cat([y for _, y in problem.clients])
     with torch.no_grad():
@@ -118,6 +118,18 @@ def pooled() -> Tensor:
 
 def head(state: dict[str, Tensor]) -> Tensor:
     return torch.cat([state["2.weight"], state["2.bias"][:, None]], dim=1)
+
+
+@pytest.mark.parametrize("send", ["moments", "solution"])
+def test_outputs_of_classes_that_nobody_has_are_0(send: str) -> None:
+    """The head has five, the clients' samples three."""
+    problem = classification(model=network("tanh", 4, 5))
+    found = problem.run(*RUN, f"strategy.send={send}", "strategy.balance=none")
+    assert not head(found.weights)[3:].any()
+    problem = classification()
+    with torch.no_grad():
+        problem.model[0].load_state_dict({k[2:]: v for k, v in found.weights.items() if k[0] == "0"})
+    torch.testing.assert_close(head(found.weights)[:3], pooled(problem.model), rtol=1e-9, atol=1e-10)
 
 
 @pytest.mark.parametrize("send", ["moments", "solution"])
@@ -144,6 +156,11 @@ def test_who_comes_late_is_added() -> None:
     torch.testing.assert_close(head(found.weights), pooled(), rtol=1e-9, atol=1e-10)
     once, twice = hashes(found)[-2:]
     assert once == twice
+
+
+def test_who_comes_late_weighs_by_the_counts_of_the_first(caplog: pytest.LogCaptureFixture) -> None:
+    classification(cohorts=[[0, 1], [2, 3]]).run(*RUN, "rounds=2", "strategy.balance=class")
+    assert caplog.text.count("rows of clients 2, 3, who come late, weigh by the class counts") == 1
 
 
 def test_balance_costs_an_exchange_and_weighs_classes_alike() -> None:

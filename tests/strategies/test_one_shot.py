@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +13,26 @@ import pytest
 import torch
 from callbacks import Interrupt
 from one_shot_settings import METHODS
-from problems import GOLDEN, classification, hashes
+from problems import GOLDEN, classification, hashes, network
 from torch import Tensor, nn
 
 import fedsim
 from clients.fens import Weighing, fens_gradient, fens_logits
 from clients.one_shot import parts
-from fedsim.errors import CheckpointError, ConfigError
+from fedsim.errors import ConfigError
 from strategies.ensembles import uniform
 from strategies.synthesis import Statistics, generator, synthesised
+
+
+class Pair(nn.Module):
+    """Gives logits, and something else."""
+
+    def __init__(self, make: Callable[[], nn.Module]):
+        super().__init__()
+        self.inner = make()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.inner(x), x
 
 
 def run(name: str, *overrides: str, callbacks: Any = (), **given: Any) -> fedsim.RunResult:
@@ -91,64 +104,6 @@ def test_one_model_is_distilled_and_never_weighed(tmp_path: Path) -> None:
     assert len(set(hashes(found))) == 4
 
 
-def test_models_of_a_named_run_are_taken(tmp_path: Path) -> None:
-    first = run("one_shot", "rounds=1", f"out={tmp_path}/a")
-    other = run("dense", "rounds=1", f"strategy.uploads={first.dir}", f"out={tmp_path}/b")
-    assert other.summary["uploads_hash"] == first.summary["uploads_hash"]
-    assert not (tmp_path / "b" / "uploads").exists()
-    with pytest.raises(ConfigError, match=r"strategy\.uploads=.*there is no uploads/uploads\.json"):
-        run("dense", f"strategy.uploads={tmp_path}/none")
-
-
-def test_damaged_models_are_made_again_and_lost_ones_are_named(tmp_path: Path) -> None:
-    first = run("one_shot", "rounds=1", f"out={tmp_path}", f"dir={tmp_path}/run", "checkpoint.every=1")
-    (shared,) = (tmp_path / "uploads").iterdir()
-    (shared / "3.safetensors").unlink()
-    (shared / "3.safetensors").write_bytes(b"no model")
-    second = run("one_shot", "rounds=1", f"out={tmp_path}")
-    assert hashes(second) == hashes(first)
-    for path in (tmp_path / "run" / "uploads").iterdir():
-        path.unlink()
-    with pytest.raises(CheckpointError, match=r"the models that this run began with .* are missing"):
-        run("one_shot", "rounds=2", f"out={tmp_path}", f"dir={tmp_path}/run")
-
-
-@pytest.mark.parametrize("part", ["samples", "clients", "model", "foreign"])
-def test_a_named_folder_that_is_not_what_was_written_is_refused(part: str, tmp_path: Path) -> None:
-    """Lines too have a hash; missing models are not quietly made again, those of clients who are not there refused."""
-    first = run("one_shot", "rounds=1", f"out={tmp_path}/a")
-    path = first.dir / "uploads" / "uploads.json"
-    index = json.loads(path.read_text())
-    words, said = [f"strategy.uploads={first.dir}", "rounds=1"], "is not what was written, by its hash"
-    if part == "samples":
-        index["clients"][0]["samples"] = 100.0
-    elif part == "clients":
-        index["clients"].pop()
-    elif part == "model":
-        (path.parent / "2.safetensors").unlink()
-        said = "a model is missing"
-    else:
-        words, said = [*words, "exclude=[1]"], "holds the model of client 1, who is not there"
-    path.write_text(json.dumps(index))
-    with pytest.raises(ConfigError, match=said):
-        run("dense", *words, f"out={tmp_path}/b")
-
-
-def test_models_of_other_settings_are_named_and_refused_where_they_matter(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    first = run("one_shot", "rounds=1", f"out={tmp_path}/a")
-    words = (f"strategy.uploads={first.dir}", "rounds=1", f"out={tmp_path}/b")
-    run("dense", *words)
-    assert "strategy.uploads" not in caplog.text
-    run("dense", *words, "evaluation.validation=0.3")
-    assert "models were trained on other samples than this run's split gives" in caplog.text
-    run("dense", *words, "client.lr=0.3")
-    assert "trained under other settings of clients" in caplog.text
-    with pytest.raises(ConfigError, match=r"may have seen the samples that strategy\.proxy=0\.3 keeps"):
-        run("fens", *words, "strategy.proxy=0.3")
-
-
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -177,6 +132,21 @@ def test_data_that_made_samples_do_not_reach_are_warned_of(
         caplog.clear()
         run("dense", "rounds=1", f"out={tmp_path}", clients=clients)
         assert ("samples are made in [0, 1]" in caplog.text) == said
+
+
+def test_models_give_one_number_for_each_class_or_more(tmp_path: Path) -> None:
+    """More outputs than classes have samples are fine; what is no logits is said before clients train."""
+    for name in ("co_boosting", "fens"):
+        model = partial(network, "tanh", 4, 5)
+        found = run(name, "rounds=2", f"out={tmp_path}", model=model)
+        assert np.isfinite(found.rows[-1]["ensemble/loss"])
+    for model, said in (
+        (partial(Pair, network), "gives a tuple for two samples"),
+        (partial(network, "tanh", 4, 2), "gives 2 logits, and there are 3 classes"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            run("dense", f"out={tmp_path}/b", model=model, loss=lambda output, y: output[0].sum())
+    assert not (tmp_path / "b" / "uploads").exists()
 
 
 def test_feddf_needs_something_to_learn_from() -> None:
@@ -252,9 +222,12 @@ def test_the_distance_from_running_statistics() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["co_boosting", "feddf", "fens"])
+@pytest.mark.parametrize("name", ["co_boosting", "in parts", "feddf", "fens"])
 def test_any_number_of_workers_gives_the_same_bits(name: str, ray: str, tmp_path: Path) -> None:
-    options = ("rounds=2", "engine.chunks=3")
+    """``in parts``: batches whose gradients through all models are computed in parts, or twice."""
+    options: tuple[str, ...] = ("rounds=2", "engine.chunks=3")
+    if name == "in parts":
+        name, options = "co_boosting", (*options, "strategy.samples=700", "strategy.batch_size=350")
     serial = run(name, *options, f"out={tmp_path}/a")
     spread = run(name, *options, f"out={tmp_path}/b", ray, "engine.workers=2")
     assert hashes(spread) == hashes(serial)
