@@ -110,8 +110,7 @@ class Landing:
         if shares is not None:
             out[WEIGHT, DENOMINATOR] = shares
         for name in names:
-            bound = self.release.bound(name, self.values)
-            total = out.pop((name, "sum"), None)
+            bound, total = self.release.bound(name, self.values), out.pop((name, "sum"), None)
             if total is None and self.central is None:
                 continue
             if total is None:
