@@ -218,7 +218,7 @@ class Landing:
         if self.terms.affords is not None:
             return count > self.terms.affords
         assert privacy.delta is not None
-        return mechanism.epsilon(count, privacy.delta)[0] > most
+        return mechanism.bound(count, privacy.delta)[0] > most
 
     def check_asked(
         self, task: str, fold: Collection[str], clients: Sequence[int] | None, cohort: Sequence[int]
