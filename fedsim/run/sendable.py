@@ -55,7 +55,7 @@ def _check_compression(method: StrategyLike, config: DictConfig, compression: Co
         )
     if compression.standing and method.traits.asynchronous:
         raise ConfigError(
-            f"compression.down: {type(method).__name__} sends its model to one client at a time, so hardly two hold "
+            f"compression: {type(method).__name__} sends its model to one client at a time, so hardly two hold "
             "the same and differences would be as large as the model; type compression.down={codec: qsgd, levels: 127}"
         )
     if compression.feedback and len(method.traits.silent) > 1:
