@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.errors import ClientError, check_choice, check_setting
+from fedsim.errors import ArgumentError, ClientError, check_choice, check_setting
 from fedsim.exchange import codecs
 from fedsim.exchange.codecs import FrameCodec, StageDraws, compressed, scaled, to_frame, uncompressed
 from fedsim.exchange.codecs.framing import zstandard
@@ -263,7 +263,10 @@ def _downlink(down: Mapping[str, Any] | None) -> FrameCodec | None:
         else:
             whole = key in ("norm", "mode") or type(value) is int
             check_setting("compression.down", whole, key, value, "must be a whole number")
-    found: FrameCodec = made(*{**known, **options}.values())
+    try:
+        found: FrameCodec = made(*{**known, **options}.values())
+    except ArgumentError as error:
+        raise ArgumentError(str(error).replace("compression.", "compression.down.")) from None
     return found
 
 
