@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
 from fedsim.cli.arguments import Arguments, check_runs, place
@@ -30,21 +29,25 @@ def audit(argv: Sequence[str]) -> int:
         "--score", choices=("loss", "gap"), default="loss", help="what canaries are guessed by"
     )
     parser.add_argument("--claimed", type=float, metavar="EPS", help="epsilon that the runs claim to keep")
-    parser.add_argument("--delta", type=float, default=0.0, help="of that claim; default: 0")
+    parser.add_argument(
+        "--delta", type=float, help="of that claim; default: the one that the runs account for, else 0"
+    )
     add_shared(parser)
     args = parser.parse_args(argv)
     check_runs(args.runs, args.allow)
-    if not 0 <= args.delta < 1:
+    if args.delta is not None and not 0 <= args.delta < 1:
         raise ConfigError(f"--delta {args.delta:g}: must be in [0, 1)")
     if args.claimed is not None and not args.claimed >= 0:
         raise ConfigError(f"--claimed {args.claimed:g}: must be a number, not negative")
+    from fedsim.tracking.rows import to_json
+
     if not args.clients:
         from fedsim.replay.membership import leave_word, lines, membership
 
         with aside(args.json):
             bound = membership(args.runs, score=args.score, claimed=args.claimed, delta=args.delta)
         leave_word(bound)
-        print(json.dumps(bound) if args.json else "\n".join(lines(bound)), flush=True)
+        print(to_json(bound) if args.json else "\n".join(lines(bound)), flush=True)
         return int(bool(bound["broken"]))
     if len(args.runs) > 1:
         raise ConfigError("--clients: give one run; --seeds 0-4 adds others of its seeds")
@@ -59,12 +62,12 @@ def audit(argv: Sequence[str]) -> int:
     if not args.no_loo:
         todo = plan(args.runs[0], objective=goal, seeds=seeds_of(args.seeds), margin=args.margin)
         if not args.json or args.dry_run:
-            print(json.dumps(todo.costs()) if args.json else said(todo.costs()), flush=True)
+            print(to_json(todo.costs()) if args.json else said(todo.costs()), flush=True)
     if args.dry_run:
         return 0
     quiet = (lambda text: None) if args.json else lambda text: print(text, flush=True)
     with aside(args.json):
         found = look(BaseRun.of(args.runs[0]), todo, args.workers, quiet)
     share = todo is not None and todo.objective.share
-    print(json.dumps(found) if args.json else "\n".join(table(found, 100 if share else 1)), flush=True)
+    print(to_json(found) if args.json else "\n".join(table(found, 100 if share else 1)), flush=True)
     return 0

@@ -48,6 +48,7 @@ def value(argv: Sequence[str]) -> int:
     check_runs([args.run], args.allow)
     from fedsim.replay.worth import find, plan
     from fedsim.report.objective import Objective
+    from fedsim.tracking.rows import to_json
 
     todo = plan(
         args.run,
@@ -68,7 +69,7 @@ def value(argv: Sequence[str]) -> int:
         found = find(
             todo, args.workers, (lambda text: None) if args.json else lambda text: print(text, flush=True)
         )
-    print(json.dumps(found) if args.json else "\n".join(table(found, todo.objective.share)), flush=True)
+    print(to_json(found) if args.json else "\n".join(table(found, todo.objective.share)), flush=True)
     return 0
 
 

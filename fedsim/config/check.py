@@ -126,6 +126,13 @@ PART_RANGES: Mapping[str, _Check] = {
     "system.devices.radio_watts": _NONNEGATIVE,
 }
 
+IF_CHOSEN = {  # groups that are none unless an option is named
+    "privacy": "client, local, record",
+    "compression": "top_k, random_k, qsgd, sign, rotate, low_rank, nonzero",
+    "secagg": "ring, masks",
+    "topology": "ring, torus, complete and others",
+    "system": "lognormal, phones, table",
+}
 NEEDS_TARGET = (
     "strategy",
     "aggregator",
@@ -166,10 +173,14 @@ def validate(config: DictConfig) -> None:
         if target.partition(".")[0] in OWN and not isinstance(value, dict):
             for one in value if isinstance(value, list) else [value]:
                 _check_range(key, one, possible, text)
-    for key in (*NEEDS_TARGET, *(["topology"] if config.topology else [])):
-        check_target(key, config.get(key))
-    if config.system:
-        check_target("system", config.system)
+    for key in (*NEEDS_TARGET, *(name for name in IF_CHOSEN if config.get(name))):
+        node = config.get(key)
+        if key in IF_CHOSEN and isinstance(node, DictConfig) and "_target_" not in node:
+            given = ", ".join(f"{key}.{name}" for name in node)
+            raise ConfigError(
+                f"{given}: nothing reads it while {key} is none; type {key}=..., one of {IF_CHOSEN[key]}"
+            )
+        check_target(key, node)
     check_names(config)
     _check_relations(config)
 

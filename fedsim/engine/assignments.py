@@ -11,7 +11,7 @@ from torch import Tensor
 from fedsim.config.schema import ClientConfig, FailureConfig
 from fedsim.data.federated import FederatedData
 from fedsim.data.views import View
-from fedsim.exchange.downlink import opened_down
+from fedsim.exchange.downlink import bare_down, opened_down
 from fedsim.exchange.fold import Folder
 from fedsim.exchange.payload import Outcome, Payload
 from fedsim.exchange.release import Release
@@ -79,7 +79,7 @@ class Broadcast:
         if plan.release is None:
             return self
         about = (self.task, plan.seed, self.round, layout, plan.dtype)
-        return replace(self, payload=opened_down(plan.release, self.payload, *about))
+        return replace(self, payload=opened_down(plan.release, self.payload, *about, self.standing))
 
     def to(self, device: str) -> Broadcast:
         """The same with its arrays on ``device``."""
@@ -114,6 +114,11 @@ class Chunk:
         at = self.clients.index(client)
         rows = {k: v[at] for k, v in self.rows.items()}
         return Payload(rows) if each is None else Payload({**rows, **each.arrays}, each.values)
+
+    def opened(self) -> Chunk:
+        """The parts as clients use them: what they catch up by is in the message as it was opened."""
+        bare = {c: bare_down(part) for c, part in self.each.items()}
+        return replace(self, each={c: p for c, p in bare.items() if p.arrays or p.values})
 
     def alone(self, client: int) -> Chunk:
         """The part of one client."""

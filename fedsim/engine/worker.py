@@ -24,6 +24,7 @@ from fedsim.engine.lanes import Ahead, Begun, Lane
 from fedsim.engine.resident import ReadOnlyError, Resident
 from fedsim.engine.watch import KeptError
 from fedsim.engine.workshop import Computation, Workshop
+from fedsim.exchange.downlink import part_bytes
 from fedsim.exchange.fold import Folder
 from fedsim.exchange.packing import hashes_of, sent_bytes
 from fedsim.exchange.payload import WEIGHT, NonFinite, Outcome, Payload, Refusal, Update
@@ -78,12 +79,13 @@ class Worker:
         layout = self.model.layout
         down = sent_bytes(broadcast.payload, layout)
         shared = hashes_of(broadcast.payload, layout, "message/") if self.plan.hashes else None
-        broadcast = broadcast.opened(self.plan, layout)
+        standing, sent = broadcast.standing, chunk
+        broadcast, chunk = broadcast.opened(self.plan, layout), chunk.opened()
         self.serving = chunk.clients
         done = self._begun(broadcast, chunk)
         for client in chunk.clients:
-            self.serving, each = (client,), chunk.part(client)
-            outcome = Outcome(client, "ok", bytes_down=down + (sent_bytes(each, layout) if each else 0))
+            self.serving, each = (client,), sent.part(client)
+            outcome = Outcome(client, "ok", bytes_down=down + part_bytes(each, standing, layout))
             if shared is not None:
                 outcome.hashes = shared | (hashes_of(each, layout, "message/") if each else {})
             state = self._serve(broadcast, chunk, outcome, folder, done.get(client))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedsim.errors import ArgumentError
 from fedsim.exchange import normals as noise
-from fedsim.exchange.accounting import ADD_REMOVE, Mechanism
+from fedsim.exchange.accounting import Mechanism
 from fedsim.exchange.correlated import next_noise, nodes
 from fedsim.exchange.payload import Outcome
 from fedsim.exchange.privacy import Privacy
@@ -108,8 +108,7 @@ class CentralNoise:
         """Entries of the round's row after so many releases; ``squares``: of the sum and of its noise."""
         privacy = self.privacy
         assert privacy.delta is not None
-        slow = mechanism.event == "truncated"  # by loss distributions alone: told at the end
-        eps, relation = (None, ADD_REMOVE) if slow else mechanism.epsilon(released, privacy.delta)
+        eps, relation = mechanism.bound(released, privacy.delta)
         hidden = privacy.distributed  # nobody knows of single clients, nor of the noise by itself
         return {
             "epsilon": eps,

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.errors import ClientError, check_choice, check_setting
+from fedsim.errors import ArgumentError, ClientError, check_choice, check_setting
 from fedsim.exchange import codecs
 from fedsim.exchange.codecs import FrameCodec, StageDraws, compressed, scaled, to_frame, uncompressed
 from fedsim.exchange.codecs.framing import zstandard
@@ -22,7 +22,16 @@ if TYPE_CHECKING:
     from fedsim.exchange.normals import Draws
     from fedsim.task.layout import Layout
 
-DENSE = ("qsgd", "rotate", "float16")  # codecs that send every entry: those a model can be sent by
+DOWN: dict[str, tuple[Any, dict[str, Any]]] = {  # codecs of the way down, and their options
+    "qsgd": (codecs.QSGD, {"levels": 127, "norm": "max", "bucket": 512}),
+    "rotate": (codecs.Rotate, {"bits": 4, "mode": "unbiased"}),
+    "float16": (codecs.Float16, {}),
+    # those that leave entries out send what the model moved by; random_k without d/k, which would overshoot
+    "top_k": (codecs.TopK, {"rate": 0.01}),
+    "random_k": (codecs.RandomK, {"rate": 0.1, "scale": "contractive"}),
+    "sign": (codecs.Sign, {}),
+    "low_rank": (codecs.LowRank, {"rank": 2}),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,15 +104,20 @@ class Compression:
         shorter = scaled(self.codec, whole, factor, shapes(layout))
         return as_tensor(compressed(shorter) if self.zstd else shorter)
 
-    def encode_down(self, v: Tensor, draws: Draws) -> Tensor:
-        """The frame of a model that is sent to clients."""
-        assert self.downlink is not None
-        return as_tensor(to_frame(self.downlink, v.cpu().numpy(), StageDraws(draws)))
+    @property
+    def standing(self) -> bool:
+        """Whether the way down leaves entries out, so that it sends the difference to what clients hold."""
+        return self.downlink is not None and self.downlink.shrinks
 
-    def decode_down(self, frame: Tensor, draws: Draws, d: int) -> Tensor:
-        """What clients start from."""
+    def encode_down(self, v: Tensor, draws: Draws, layout: Layout | None = None) -> Tensor:
+        """The frame of a model that is sent to clients, or of what it moved by."""
         assert self.downlink is not None
-        return self.downlink.decode(as_bytes(frame), StageDraws(draws), d=d)
+        return as_tensor(to_frame(self.downlink, v.cpu().numpy(), StageDraws(draws), shapes(layout)))
+
+    def decode_down(self, frame: Tensor, draws: Draws, d: int, layout: Layout | None = None) -> Tensor:
+        """What clients start from, or move their model by."""
+        assert self.downlink is not None
+        return self.downlink.decode(as_bytes(frame), StageDraws(draws), shapes(layout), d)
 
 
 def top_k(
@@ -232,17 +246,28 @@ def _downlink(down: Mapping[str, Any] | None) -> FrameCodec | None:
     )
     options = {str(k): v for k, v in down.items()}
     name = options.pop("codec", None)
-    check_choice("compression.down.codec", name, DENSE)
-    known = {"qsgd": ("levels", "norm", "bucket"), "rotate": ("bits", "mode"), "float16": ()}[str(name)]
+    check_choice("compression.down.codec", name, tuple(DOWN))
+    made, known = DOWN[str(name)]
+    standing = options.pop("standing", made.shrinks)
+    what = "a share of a model, so clients must hold the rest" if made.shrinks else "every entry of a model"
+    why = f"{name} sends {what}; leave standing out"
+    check_setting("compression.down", standing is made.shrinks, "standing", standing, why)
     for key, value in options.items():
-        check_choice("compression.down: the key", key, known or ("codec",))
-        whole = key in ("norm", "mode") or type(value) is int
-        check_setting("compression.down", whole, key, value, "must be a whole number")
-    if name == "float16":
-        return codecs.Float16()
-    if name == "rotate":
-        return codecs.Rotate(options.get("bits", 4), options.get("mode", "unbiased"))
-    return codecs.QSGD(options.get("levels", 127), options.get("norm", "max"), options.get("bucket", 512))
+        check_choice("compression.down: the key", key, (*known, "codec", "standing"))
+        if key == "rate":
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            check_setting("compression.down", number, key, value, "must be a number")
+        elif key == "scale":
+            why = "times d/k, each difference would overshoot; leave scale out (it is contractive)"
+            check_setting("compression.down", value == "contractive", key, value, why)
+        else:
+            whole = key in ("norm", "mode") or type(value) is int
+            check_setting("compression.down", whole, key, value, "must be a whole number")
+    try:
+        found: FrameCodec = made(*{**known, **options}.values())
+    except ArgumentError as error:
+        raise ArgumentError(str(error).replace("compression.", "compression.down.")) from None
+    return found
 
 
 def shapes(layout: Layout | None) -> tuple[tuple[int, ...], ...]:

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from fedsim.errors import EngineError
+from fedsim.exchange.payload import Payload
+
 if TYPE_CHECKING:
     from fedsim.task.layout import Layout
     from fedsim.task.slots import Slots
@@ -50,6 +53,16 @@ def flat(v: Tensor, slots: Slots | None) -> Tensor:
 def shaped(x: Tensor, slots: Slots | None, like: Tensor) -> Tensor:
     """The inverse of :func:`flat`."""
     return x.reshape(like.shape) if slots is None else slots.expand(x)
+
+
+def like_of(name: str, message: Payload, dtype: torch.dtype) -> Tensor:
+    """Of the shape of a vector that nobody sent: what the message holds under its name, else the model."""
+    found = message.arrays.get(name, message.arrays.get("w"))
+    if found is None:
+        raise EngineError(
+            f"nobody sent '{name}', and the message holds neither that nor w: its noise has no shape"
+        )
+    return found.to("cpu", dtype)
 
 
 def spread(part: Tensor, places: Tensor | None, d: int) -> Tensor:

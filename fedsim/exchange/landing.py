@@ -15,9 +15,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from fedsim.errors import EngineError, StrategyError
+from fedsim.errors import StrategyError
 from fedsim.exchange.central import CentralNoise, too_few_shares
-from fedsim.exchange.entries import clip, flat, shaped, shared_entries, slots_of
+from fedsim.exchange.descent import HeldModel, held_model
+from fedsim.exchange.entries import clip, flat, like_of, shaped, shared_entries, slots_of
 from fedsim.exchange.ledger import Ledger
 from fedsim.exchange.measured_tasks import is_measuring
 from fedsim.exchange.payload import DENOMINATOR, WEIGHT, Outcome, Payload
@@ -40,12 +41,16 @@ class Landing:
     ledger: Ledger | None = None
     central: CentralNoise | None = None
     spending: Spending | None = None
+    held: HeldModel | None = field(init=False)  # what clients hold, where the way down is by differences
     row: dict[str, Any] = field(default_factory=dict)  # entries of the round's row
     _last: int = -1  # round of the last release
     _exchange: int = 0  # its number in the round
     _turns: Turns = field(default_factory=Turns)
     _released: int = 0  # as the ledger says
     _made: int = 0  # of the rounds that count
+
+    def __post_init__(self) -> None:
+        self.held = held_model(self.release.compression, self.terms.seed, self.terms.layout)
 
     @property
     def values(self) -> dict[str, Any]:
@@ -105,14 +110,13 @@ class Landing:
         if shares is not None:
             out[WEIGHT, DENOMINATOR] = shares
         for name in names:
-            bound = self.release.bound(name, self.values)
-            total = out.pop((name, "sum"), None)
+            bound, total = self.release.bound(name, self.values), out.pop((name, "sum"), None)
             if total is None and self.central is None:
                 continue
             if total is None:
-                total = torch.zeros_like(self._like(name, message))
+                total = torch.zeros_like(like_of(name, message, self.terms.dtype))
             elif ring is not None and not total.is_floating_point():
-                like = self._like(name, message) if self.release.turned(name, 1) else total
+                like = like_of(name, message, self.terms.dtype) if self.release.turned(name, 1) else total
                 about = Leaving(self.terms.seed, round, -1, task, self.terms.layout)
                 total = self.release.landed(name, total, like, about, bound, len(names)).to(self.terms.dtype)
             if self.central is not None:
@@ -129,8 +133,8 @@ class Landing:
         """Note the release before it is made."""
         self._check_cohort(ok, round)
         assert self.ledger is not None
-        z, bound = central.privacy.multiplier, central.bound
-        self.ledger.write(round + 1, self._exchange, vectors=names, z=z, clip=bound, cohort=len(ok))
+        about = {"z": central.privacy.multiplier, "clip": central.bound, "cohort": len(ok)}
+        self.ledger.write(round + 1, self._exchange, vectors=names, **about)
         self._released, self._made = self.ledger.upto(round + 1), self._made + 1
 
     def clipped(self, name: str, v: Tensor) -> Tensor:
@@ -157,15 +161,6 @@ class Landing:
                 f"round {round + 1}: a second exchange of the round releases vectors, of the same cohort as the first: "
                 "privacy=client has no accountant for both; choose a method with one exchange a round, such as fedavg"
             )
-
-    def _like(self, name: str, message: Payload) -> Tensor:
-        """Of the shape of a vector that nobody sent: what the message holds under its name, else the model."""
-        found = message.arrays.get(name, message.arrays.get("w"))
-        if found is None:
-            raise EngineError(
-                f"nobody sent '{name}', and the message holds neither that nor w: its noise has no shape"
-            )
-        return found.to("cpu", self.terms.dtype)
 
     def _noised(
         self, central: CentralNoise, name: str, total: Tensor, bound: float, count: int, round: int
@@ -223,7 +218,7 @@ class Landing:
         if self.terms.affords is not None:
             return count > self.terms.affords
         assert privacy.delta is not None
-        return mechanism.epsilon(count, privacy.delta)[0] > most
+        return mechanism.bound(count, privacy.delta)[0] > most
 
     def check_asked(
         self, task: str, fold: Collection[str], clients: Sequence[int] | None, cohort: Sequence[int]
@@ -281,6 +276,9 @@ class Landing:
             plain["central"], tensors = self.central.save()
         if self.spending is not None:
             plain["spent"] = self.spending.save()
+        if self.held is not None:
+            plain["down"], frames = self.held.save()
+            tensors |= frames
         return {"": plain, **tensors}
 
     def restore(self, saved: Mapping[str, Any]) -> None:
@@ -296,5 +294,7 @@ class Landing:
             self.central.restore(plain["central"], saved)
         if self.spending is not None:
             self.spending.restore(plain["spent"])
+        if self.held is not None:
+            self.held.restore(plain["down"], saved)
         if self.ledger is not None:
             self.ledger.check(self._released)

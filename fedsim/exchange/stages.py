@@ -25,6 +25,7 @@ class Codec(Protocol):
     feedback: bool  # what was left out is added to the client's next vector
     feedback_decay: float  # factor in [0, 1] on what was left out
     downlink: FrameCodec | None  # what the model is sent to clients by: see ``fedsim.exchange.downlink``
+    standing: bool  # it sends what the model is away from the one that clients hold
 
     def takes(self, vector: str) -> bool:
         """Whether vectors of this name are encoded; others travel as they are."""
@@ -54,11 +55,11 @@ class Codec(Protocol):
     def shrink(self, frame: Tensor, factor: float, layout: Layout | None) -> Tensor:
         """The frame of what is decoded times ``factor`` < 1: its scale fields are smaller, its codes the same."""
 
-    def encode_down(self, v: Tensor, draws: Draws) -> Tensor:
-        """The frame of a model that is sent to clients."""
+    def encode_down(self, v: Tensor, draws: Draws, layout: Layout | None = None) -> Tensor:
+        """The frame of a model that is sent to clients, or of what it moved by."""
 
-    def decode_down(self, frame: Tensor, draws: Draws, d: int) -> Tensor:
-        """What clients start from."""
+    def decode_down(self, frame: Tensor, draws: Draws, d: int, layout: Layout | None = None) -> Tensor:
+        """What clients start from, or move their model by."""
 
 
 class Ring(Protocol):

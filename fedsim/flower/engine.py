@@ -17,6 +17,7 @@ from fedsim.config.schema import FlowerConfig
 from fedsim.engine.assignments import Broadcast, Chunk, ChunkResult, Plan
 from fedsim.engine.base import SerialEngine
 from fedsim.errors import CheckpointError, ClientError
+from fedsim.exchange.downlink import sends_all
 from fedsim.exchange.fold import Folder
 from fedsim.exchange.payload import Payload
 from fedsim.flower.answers import NodeAnswer, failed
@@ -177,7 +178,12 @@ class FlowerEngine:
             nodes=self._nodes,
             clients=list(place),
             content=lambda client, lacks: ask_records(
-                {**shared(lacks), **self._terms}, place[client], client, self._run, number, layout
+                {**shared(lacks or sends_all(place[client].part(client))), **self._terms},
+                place[client],
+                client,
+                self._run,
+                number,
+                layout,
             ),
             deadline=self._config.deadline,
             poll=self._config.poll,

@@ -14,7 +14,7 @@ from fedsim.data.shards import Shards
 from fedsim.data.trees import leaves
 from fedsim.engine.assignments import Broadcast, Chunk, Plan
 from fedsim.engine.base import SerialEngine
-from fedsim.exchange.downlink import opened_down
+from fedsim.exchange.downlink import bare_down, opened_down, sends_all
 from fedsim.exchange.packing import sent_bytes
 from fedsim.exchange.payload import Payload
 from fedsim.flower.answers import NodeAnswer, ReplyTo
@@ -104,9 +104,10 @@ class Questions:
         if broadcast.task not in LEGS:
             own = bare(own)  # bytes of legs are counted with all of them: ``fedsim.exchange.summing.price``
         down = sent_bytes(broadcast.payload, self._layout) + (sent_bytes(own, self._layout) if own else 0)
+        whole = whole or sends_all(own)
         if whole and standing is not None:
             down += sent_bytes(standing, self._layout)
-        message = (standing or Payload()).joined(self._received(broadcast)).joined(own)
+        message = (standing or Payload()).joined(self._received(broadcast)).joined(own and bare_down(own))
         local = plan.kinds.local(to.client) if plan.kinds else plan.local
         rows = held(plan, to.client, measured=not broadcast.fold)
         samples = rows and rows * _units(plan, plan.data)
@@ -122,7 +123,8 @@ class Questions:
         if self._opened[0] is not broadcast:
             plan = self._plan
             about = (broadcast.task, plan.seed, broadcast.round, self._layout, plan.dtype)
-            self._opened = broadcast, opened_down(plan.release, broadcast.payload, *about)
+            opened = opened_down(plan.release, broadcast.payload, *about, broadcast.standing)
+            self._opened = broadcast, opened
         return self._opened[1]
 
 

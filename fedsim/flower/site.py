@@ -19,6 +19,7 @@ from fedsim.config.compose import plain
 from fedsim.data.cache import not_cached
 from fedsim.engine.worker import Worker
 from fedsim.errors import ClientError, ConfigError
+from fedsim.exchange.downlink import MODEL, NUMBER, stepped, steps_of
 from fedsim.exchange.fold import Folder
 from fedsim.exchange.payload import Payload
 from fedsim.flower import contract
@@ -106,13 +107,15 @@ class Site:
                     ask.client, "failed", "the configuration of this node says nothing of secagg=masks"
                 )
             return masking.answer()
-        chunk, keeps = masking.alone(), StandingFile(*place, layout)
+        chunk, numbered = masking.alone(), NUMBER in ask.broadcast.payload.values
+        keeps = StandingFile(*place, layout, name="model" if numbered else "standing")
         broadcast, came = ask.broadcast, ask.broadcast.standing
         if ask.held:
-            if (found := keeps.read(ask.held) or self._initial(ask.held)) is None:
+            found = keeps.read(ask.held) or self._caught_up(keeps, ask) or self._initial(ask.held)
+            if found is None:
                 return self._lacking(ask)
             broadcast = replace(broadcast, standing=found)
-        elif came is not None:
+        elif came is not None and not numbered:
             keeps.write(came)
         if ask.state is not None:
             state = files.read(ask.state)
@@ -137,12 +140,23 @@ class Site:
             outcome.metrics = {}  # what the log would like to know is not under the budget
         if outcome.kind == "failed":
             outcome.reason = briefly(outcome.reason, ask.client, round + 1)
-        if broadcast.keep and outcome.kind == "ok":
-            keeps.write(broadcast.payload)
+        if (broadcast.keep or numbered) and outcome.kind == "ok":
+            held = broadcast.opened(self.worker.plan, layout).payload if numbered else broadcast.payload
+            keeps.write(Payload({MODEL: held.arrays[MODEL]}) if numbered else held)
         if new is not None:
             files.write((round, ask.exchange), new)
         files.prune(round, ask.state)
         return NodeAnswer(outcome, update.arrays, stateful=new is not None, restarted=restarted)
+
+    def _caught_up(self, keeps: StandingFile, ask: Ask) -> Payload | None:
+        """The model that a message moves, by frames that this node missed, if it holds what these move."""
+        release, steps = self.worker.plan.release, steps_of(ask.chunk.part(ask.client))
+        held = keeps.read() if steps else None
+        if held is None or release is None or (codec := release.compression) is None:
+            return None
+        about = (self.worker.plan.seed, self.worker.model.layout)
+        found = Payload({MODEL: stepped(codec, held.arrays[MODEL], steps, *about)})
+        return found if content(found, self.worker.model.layout) == ask.held else None
 
     def _initial(self, wanted: str) -> Payload | None:
         """The model that this node starts from by itself, if a message relies on that: it need not be sent."""

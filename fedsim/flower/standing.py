@@ -33,15 +33,17 @@ def content(payload: Payload, layout: Layout) -> str:
 class StandingFile:
     """The payload that one client holds in one run, in ``folder/<run>/client-<id>``: the one kept last."""
 
-    def __init__(self, folder: Path, run: str, client: int, layout: Layout):
-        self.path, self._layout = run_folder(folder, run, client) / "standing.safetensors", layout
+    def __init__(self, folder: Path, run: str, client: int, layout: Layout, name: str = "standing"):
+        self.path, self._layout = run_folder(folder, run, client) / f"{name}.safetensors", layout
         self._about = {"run": run, "client": str(client)}
 
-    def read(self, wanted: str) -> Payload | None:
-        """The payload of that content, or None if it is not there (or not whole, or of another run)."""
+    def read(self, wanted: str = "") -> Payload | None:
+        """The payload of that content, whatever it is if that is left out; or None if it is not there (or not whole,
+        or of another run)."""
         try:
             with safe_open(self.path, framework="pt") as f:
                 about = f.metadata() or {}
+                wanted = wanted or about.get("content", "")
                 if about != about | self._about | {"content": wanted}:
                     return None
                 arrays = {name: f.get_tensor(name) for name in json.loads(about["names"])}

@@ -17,26 +17,32 @@ from fedsim.config.compose import load
 from fedsim.errors import ConfigError
 from fedsim.replay.bound import LEVEL, epsilon_lower_bound, right_guesses
 from fedsim.replay.variants import BaseRun
+from fedsim.tracking.rows import to_json
 
 SCORES = ("loss", "gap")
 
 
 def membership(
-    folders: Sequence[Path], *, score: str = "loss", claimed: float | None = None, delta: float = 0.0
+    folders: Sequence[Path], *, score: str = "loss", claimed: float | None = None, delta: float | None = None
 ) -> dict[str, Any]:
     """The bound of every run and their median, as ``fedsim audit --json`` prints them.
 
     ``score``: ``loss`` guesses by minus the loss of the final model, ``gap`` by how much less it is than that of the
     initial one. ``broken``: the median exceeds the ``claimed`` epsilon, which is the one that the runs account for
-    (``privacy``), at its delta, unless another is given.
+    (``privacy``), at its delta, unless another is given; ``delta`` is of the claim, and the accounted one where that is
+    left out, else 0.
 
     Raises:
-        ConfigError: for a run without canaries.
+        ConfigError: for a run without canaries, or one that stands twice.
     """
+    if twice := [f for f in folders if [g.resolve() for g in folders].count(f.resolve()) > 1]:
+        raise ConfigError(f"{twice[0]}: stands twice; runs are told apart by their seeds")
     spent = [accounted(folder) for folder in folders]
     known = [one for one in spent if one is not None]
-    if claimed is None and known and len(known) == len(spent):
-        claimed, delta = max(eps for eps, _ in known), max(d for _, d in known)
+    if claimed is None and delta is None and known and len(known) == len(spent):
+        claimed = max(eps for eps, _ in known)
+    if delta is None:
+        delta = max((d for _, d in known), default=0.0)
     runs = [
         _one(folder, score, delta) | ({} if one is None else {"accounted": one[0], "accounted_delta": one[1]})
         for folder, one in zip(folders, spent, strict=True)
@@ -63,7 +69,7 @@ def accounted(folder: Path) -> tuple[float, float] | None:
         found = json.loads((folder / "summary.json").read_text()).get("privacy")
     except (OSError, ValueError, AttributeError):
         return None
-    if not found or not found.get("epsilon_valid"):
+    if not found or not found.get("epsilon_valid") or found.get("epsilon") is None:
         return None
     whole = load(folder / "config.yaml").audit.level == "client"
     if found["level"] == "record" and whole:
@@ -132,9 +138,7 @@ def leave_word(found: Mapping[str, Any]) -> None:
     """Put each run's bound into its folder, ``audit.json``, from where a report takes it; a full disk is no error."""
     for run in found["runs"]:
         with suppress(OSError):
-            text = json.dumps(
-                {**run, "delta": found["delta"], "level": found["level"], "score": found["score"]}
-            )
+            text = to_json({**run, "delta": found["delta"], "level": found["level"], "score": found["score"]})
             (Path(run["run"]) / "audit.json").write_text(text + "\n", encoding="utf-8")
 
 

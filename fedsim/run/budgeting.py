@@ -125,6 +125,7 @@ def mechanism_of(config: DictConfig, privacy: Privacy, z: float, given: bool = F
         return Mechanism(event="plain", z=z, n=n, m=m)
     if config.participation == "bernoulli" and rule == UNIFORM:
         kind = "poisson" if privacy.cap is None else "truncated"
+        n += config.audit.canaries if config.audit.level == "client" else 0  # who toss coins too
         return Mechanism(event=kind, z=z, n=n, m=m, cap=privacy.cap)
     if rule == UNIFORM:
         event = "plain" if moves(config) else "fixed"

@@ -53,6 +53,11 @@ def _check_compression(method: StrategyLike, config: DictConfig, compression: Co
             "compression: under privacy=local noise comes first, and a codec that is biased would not average it out; "
             "type compression=qsgd, or random_k or rotate with their unbiased forms"
         )
+    if compression.standing and method.traits.asynchronous:
+        raise ConfigError(
+            f"compression: {type(method).__name__} sends its model to one client at a time, so hardly two hold "
+            "the same and differences would be as large as the model; type compression.down={codec: qsgd, levels: 127}"
+        )
     if compression.feedback and len(method.traits.silent) > 1:
         raise ConfigError(
             f"compression: parts of the model take turns under {type(method).__name__}, so what was left out in one "

@@ -13,6 +13,7 @@ from fedsim.config.schema import FailureConfig
 from fedsim.engine.assignments import Broadcast, Chunk, ChunkResult
 from fedsim.engine.chunks import Lazy, cut
 from fedsim.errors import ClientError
+from fedsim.exchange.descent import Descent
 from fedsim.exchange.downlink import opened_down, packed_down
 from fedsim.exchange.fold import Fold, Folder, combine, fold_kinds
 from fedsim.exchange.landing import Landing
@@ -42,6 +43,7 @@ class Inquiry:
     works: Mapping[int, Work]  # of these clients at least
     turns: Mapping[int, int] | None = None  # see ``Server.exchange``
     cohort: Sequence[int] = ()  # who were to be asked, those who are then lost among them
+    descent: Descent | None = None  # of a model that goes down by differences
 
     @property
     def kind(self) -> str:
@@ -79,7 +81,20 @@ class Exchanger:
             without = () if self.context.share_buffers else ("buffers",)
             message = message.addressed(clients, without=without)
         broadcast = replace(self._broadcast(message, fold, task, index), architecture=architecture)
-        return Inquiry(broadcast, message, clients, self._works(clients, index), turns, tuple(clients))
+        if (descent := self._descent(broadcast, message, clients)) is not None:
+            broadcast = replace(broadcast, payload=descent.shared, standing=descent.standing)
+            each = {c: descent.parts[c].joined(message.each.get(c)) for c in descent.parts}
+            message = replace(message, each={**message.each, **each})
+        works = self._works(clients, index)
+        return Inquiry(broadcast, message, clients, works, turns, tuple(clients), descent)
+
+    def _descent(self, broadcast: Broadcast, message: Message, clients: Sequence[int]) -> Descent | None:
+        """How a model goes down by differences, if it does: one that all are sent, and need not keep otherwise."""
+        held = None if self.landing is None else self.landing.held
+        other = message.keep or message.standing is not None or broadcast.architecture
+        if held is None or other or not broadcast.fold:
+            return None
+        return held.descend(broadcast.payload, broadcast.task, clients)
 
     def run(self, inquiry: Inquiry, round: int) -> tuple[list[Outcome], Folded]:
         """Outcomes in client order, and the folded updates; new client states are proposed.
@@ -115,6 +130,8 @@ class Exchanger:
             folded = self.collusion.apply(folded, outcomes, broadcast.fold, self.context.layout, again)
         if self.landing is not None:
             folded = self._landed(self.landing, inquiry, folded, outcomes, round)
+        if inquiry.descent is not None and self.landing is not None and self.landing.held is not None:
+            self.landing.held.sent(inquiry.descent, outcomes)
         for o in outcomes:
             o.task = broadcast.task
         # what a strategy draws from global generators must not hang on where clients were computed
@@ -135,7 +152,7 @@ class Exchanger:
                         o.kind, o.reason = "dropped", why
                 return {}
         about = (broadcast.task, context.seed, broadcast.round, context.layout, context.dtype)
-        sent = opened_down(landing.release, broadcast.payload, *about)
+        sent = opened_down(landing.release, broadcast.payload, *about, broadcast.standing)
         message = (broadcast.standing or Payload()).joined(sent)
         return landing.land(folded, broadcast.fold, broadcast.task, message, outcomes, round)
 

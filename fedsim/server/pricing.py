@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from fedsim.exchange.downlink import part_bytes
 from fedsim.exchange.packing import row_bytes, sent_bytes
 from fedsim.exchange.payload import Outcome
 from fedsim.server.exchanger import Exchanger, Inquiry
@@ -45,7 +46,8 @@ def plan(
     layout = exchanger.context.architecture(inquiry.broadcast.architecture).layout
     legs = exchanger.legs(inquiry)
     size = legs.down + sent_bytes(inquiry.broadcast.payload, layout) + row_bytes(message.rows, layout)
-    down = [size + (sent_bytes(message.each[c], layout) if c in message.each else 0) for c in works]
+    standing, parts = inquiry.broadcast.standing, message.each
+    down = [size + part_bytes(parts.get(c), standing, layout) for c in works]
     return clock.plan(
         works,
         down if traffic is None else traffic.received[list(works)],

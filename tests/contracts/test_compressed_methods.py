@@ -14,6 +14,7 @@ from fedsim.errors import ConfigError
 STAGES = {
     "top_k": ("compression=top_k", "compression.rate=0.1"),
     "qsgd": ("compression=qsgd", "compression.down={codec: qsgd, levels: 127}"),
+    "down": ("compression=qsgd", "compression.down={codec: top_k, rate: 0.2}"),
     "ring": ("secagg=ring", "secagg.reach=5"),
 }
 SLOPES = {"one-byte", "decomfl", "fedkseed"}  # refused: no vector is sent
@@ -48,9 +49,16 @@ SUMMED = {  # refused: they need more of a client than a sum
 REFUSED = {
     "top_k": COMPRESSED | {"rolora"},  # whose parts take turns
     "qsgd": COMPRESSED,
+    "down": COMPRESSED | {"fedbuff", "fedasync"},  # whose clients hardly hold the same model
     "ring": SUMMED,
 }
-DAILY = {("scaffold", "top_k"), ("fedloge", "qsgd"), ("fednova", "ring"), ("ggeur", "ring")}
+DAILY = {
+    ("scaffold", "top_k"),
+    ("fedloge", "qsgd"),
+    ("ditto", "down"),
+    ("fednova", "ring"),
+    ("ggeur", "ring"),
+}
 CASES = [
     pytest.param(
         e, stage, id=f"{e.label}-{stage}", marks=[] if (e.label, stage) in DAILY else pytest.mark.nightly

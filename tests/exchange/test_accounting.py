@@ -71,6 +71,21 @@ def test_rounds_are_composed_as_the_library_does() -> None:
     assert made.epsilon(90, 1e-4)[0] == pytest.approx(best, rel=0.02) and made.epsilon(90, 1e-4)[0] <= best
 
 
+def test_capped_cohorts_are_accounted_as_the_library_does() -> None:
+    """And by rows a little above that."""
+    from dp_accounting import TruncatedSubsampledGaussianDpEvent
+    from dp_accounting.pld import PLDAccountant
+
+    made, whole = Mechanism(event="truncated", z=4.0, n=10, m=3, cap=4), PLDAccountant()
+    whole.compose(TruncatedSubsampledGaussianDpEvent(10, 0.3, 4, 4.0), 20)
+    exact = whole.get_epsilon(1e-2)
+    assert made.epsilon(20, 1e-2)[0] == pytest.approx(exact, rel=1e-12)
+    assert exact <= made.bound(20, 1e-2)[0] <= exact * (1 + 1e-4)
+    most = made.bound(20, 1e-2)[0]
+    assert made.affordable(most, 50, 1e-2) == 20
+    assert 4 <= made.noise_for(most, 20, 1e-2) <= 4 + 2e-4
+
+
 def test_cohorts_of_each_kind() -> None:
     """N 1000, m 100, z 1, 100 rounds, delta 1e-5."""
 

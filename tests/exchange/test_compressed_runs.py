@@ -167,7 +167,17 @@ REFUSED = (
     (("compression=rotate", "compression.bits=5"), "compression.bits=5"),
     (("compression=sign", "compression.feedback_decay=2"), "compression.feedback_decay=2"),
     (("compression=sign", "compression.only=[c]"), "sends no vector 'c'; it sends delta"),
-    (("compression=sign", "compression.down={codec: top_k}"), "must be one of qsgd, rotate"),
+    (("compression=sign", "compression.down={codec: top_k, rate: 0}"), r"compression.down.rate=0.*\(0, 1\]"),
+    (("+compression.down={codec: top_k}",), "compression.down: nothing reads it while compression is none"),
+    (("+privacy.z=1",), "privacy.z: nothing reads it.*privacy=..., one of client"),
+    (("compression=sign", "compression.down={codec: nonzero}"), "must be one of qsgd, rotate"),
+    (("compression=sign", "compression.down={codec: top_k, standing: false}"), "clients must hold the rest"),
+    (("compression=sign", "compression.down={codec: qsgd, standing: true}"), "sends every entry of a model"),
+    (("compression=sign", "compression.down={codec: random_k, scale: unbiased}"), "would overshoot"),
+    (
+        ("compression=sign", "compression.down={codec: top_k}", "strategy=fedasync", "system=lognormal"),
+        "sends its model to one client at a time",
+    ),
     (("compression=sign", "compression.down={codec: qsgd, bits: 3}"), "must be one of levels"),
     (
         ("compression=sign", "compression.down={codec: qsgd, levels: 2.5}"),
@@ -221,6 +231,7 @@ def test_zstd_goes_with_neither_privacy_nor_secagg() -> None:
             for given in (
                 ("compression=qsgd", "compression.feedback=true", "client.momentum=0.9"),
                 ("secagg=masks", "secagg.reach=1", "strategy=scaffold"),
+                ("compression=sign", "compression.down={codec: top_k, rate: 0.1}"),
             )
         ),
     ],
@@ -232,4 +243,5 @@ def test_any_workers_give_the_same_bits(ray: str, option: tuple[str, ...]) -> No
     for workers in (1, 2):
         result = problem.run(*option, ray, f"engine.workers={workers}")
         assert hashes(result) == hashes(alone)
-        assert [row["bytes_up"] for row in result.rows] == [row["bytes_up"] for row in alone.rows]
+        for way in ("bytes_up", "bytes_down"):
+            assert [row[way] for row in result.rows] == [row[way] for row in alone.rows]

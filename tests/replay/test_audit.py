@@ -126,6 +126,17 @@ def test_memorised_canaries_are_told_and_others_are_not(
     )
     say_spent(long, 50.0)
     assert command(["audit", str(long), "--score", "gap"]) == 0
+    shown = [
+        membership([long], claimed=0.1, delta=delta)["runs"][0]["epsilon"] for delta in (0.0, None, 1e-5)
+    ]
+    assert shown[0] >= shown[1] == shown[2]  # a claim is held against its own delta
+    assert membership([long], delta=0.0)["claimed"] is None
+    with pytest.raises(ConfigError, match="stands twice"):
+        membership([long, long])
+    say_spent(long, float("inf"))
+    capsys.readouterr()
+    assert command(["audit", str(long), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail)["claimed"] == "Infinity"
 
 
 def say_spent(run: Path, epsilon: float) -> None:
