@@ -78,8 +78,10 @@ def _outputs(shop: Workshop, models: Teachers, x: Any) -> Tensor:
 def _taught(shop: Workshop, models: Teachers, lesson: Lesson) -> tuple[Tensor, Tensor]:
     """In parts of the batch, so that the graph through many models stays small: samples do not depend on each other."""
     size = max(1, ROWS // len(models.models))
-    us = repeat(None) if lesson.u is None else lesson.u.split(size)
-    parts = [_taught_part(shop, models, lesson, *p) for p in zip(lesson.x.split(size), us, strict=False)]
+    us = repeat(None) if lesson.u is None else torch.split(lesson.u, size)
+    parts = [
+        _taught_part(shop, models, lesson, *p) for p in zip(torch.split(lesson.x, size), us, strict=False)
+    ]
     return torch.cat([x for x, _ in parts]), torch.cat([a for _, a in parts])
 
 
