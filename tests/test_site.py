@@ -71,6 +71,7 @@ def test_a_methods_page_shows_its_options_with_their_defaults(name: str) -> None
         and "## Results" in text
         and f"::: {options.target(methods.FOLDER / f'{name}.yaml')}" in text
     )
+    assert not [link for link in links.LINK.findall(text) if not (ROOT / "docs" / link).exists()]
 
 
 def test_results_of_a_method_are_rows_of_the_results_pages() -> None:
@@ -95,7 +96,7 @@ def test_links_lead_from_place_to_place() -> None:
 def test_the_site_builds_without_network_warnings_or_dead_links(tmp_path: Path) -> None:
     nowhere = {f"{name}_proxy": "http://127.0.0.1:9" for name in ("http", "https", "HTTP", "HTTPS")}
     done = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)],
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)],
         cwd=ROOT,
         env=os.environ | nowhere | {"NO_MKDOCS_2_WARNING": "1"},
         capture_output=True,
