@@ -80,8 +80,8 @@ def _taught(shop: Workshop, models: Teachers, lesson: Lesson) -> tuple[Tensor, T
     """In parts of the batch, so that the graph through many models stays small: samples do not depend on each other.
     None is of one sample, which some models cannot take."""
     count = max(1, len(lesson.x) // max(2, ROWS // len(models.models)))
-    us = repeat(None) if lesson.u is None else lesson.u.tensor_split(count)
-    xs = lesson.x.tensor_split(count)
+    us = repeat(None) if lesson.u is None else torch.tensor_split(lesson.u, count)
+    xs = torch.tensor_split(lesson.x, count)
     parts = [_taught_part(shop, models, lesson, *p) for p in zip(xs, us, strict=False)]
     return torch.cat([x for x, _ in parts]), torch.cat([a for _, a in parts])
 

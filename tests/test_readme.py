@@ -123,7 +123,7 @@ def test_the_yaml_of_ones_own_method_runs_from_the_command_line(
 
     (tmp_path / "my_method.py").write_text(METHOD)
     (tmp_path / "my_conf/strategy").mkdir(parents=True)
-    text = "_target_: my_method.SignFedAvg\nserver_lr: 1.0\nweighting: uniform\n"
+    (text,) = re.findall(r"`(\{_target_: .*\})`", (ROOT / "docs/own_method.md").read_text())
     (tmp_path / "my_conf/strategy/sign.yaml").write_text(text)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.chdir(tmp_path)

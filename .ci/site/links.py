@@ -46,6 +46,16 @@ def relinked(text: str, source: str, page: str) -> str:
     return LINK.sub(link, text)
 
 
+def moved(text: str, source: str, other: str) -> str:
+    """``text`` of the file ``source`` with links as they would stand in the file ``other``."""
+
+    def link(found: re.Match[str]) -> str:
+        path = _file(found[1], source)
+        return posixpath.relpath(path, posixpath.dirname(other)) if path else found[1]
+
+    return LINK.sub(link, text)
+
+
 def _file(link: str, source: str) -> str | None:
     """The path from the root of what is linked to, if it is a file here."""
     path = posixpath.normpath(posixpath.join(posixpath.dirname(source), link))

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from links import ROOT
+from links import ROOT, moved
 from mkdocs.exceptions import PluginError
 from options import described, options, table, target
 
@@ -128,7 +128,8 @@ def _results(name: str, method: str) -> str:
         if file.name == "README.md":
             continue
         if tables := _tables(text, first):
-            parts += [f"From {link}, where its setting stands:", *tables]
+            here = [moved(rows, f"docs/results/{file.name}", "docs/methods.md") for rows in tables]
+            parts += [f"From {link}, where its setting stands:", *here]
         elif said.search(text):
             others.append(link)
     if others:

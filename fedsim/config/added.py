@@ -111,7 +111,6 @@ SILENT: Mapping[str, Mapping[str, Any]] = {
         "bulyan",
         "coordinate_median",
         "flag",
-        "geometric_median",
         "krum",
         "meamed",
         "mean",
@@ -120,7 +119,7 @@ SILENT: Mapping[str, Mapping[str, Any]] = {
         "phocas",
         "trimmed_mean",
     )
-}
+} | {"strategies.aggregators.geometric_median": {"before": [], "start": "mean"}}
 
 
 def split_before(client: Mapping[str, Any], methods: Iterable[str]) -> bool:

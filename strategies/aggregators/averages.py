@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from strategies.aggregators.before import Before, prepared
-from strategies.aggregators.gram import gram, median, near_gram, norms
-from strategies.aggregators.rows import Report, RuleError, whole
+from strategies.aggregators.gram import finite_gram, gram, median, near_gram, norms
+from strategies.aggregators.rows import Report, RuleError, choice, whole
 
 
 def mean(updates: Any, weights: Any = None, *, before: Before = (), report: Report | None = None) -> Any:
@@ -51,6 +51,7 @@ def geometric_median(
     iterations: int = 1000,
     tolerance: float = 1e-10,
     nu: float = 1e-6,
+    start: str = "mean",
     before: Before = (),
     report: Report | None = None,
 ) -> Any:
@@ -59,19 +60,21 @@ def geometric_median(
     Smoothed Weiszfeld steps ``z <- sum_i b_i u_i / sum_i b_i``, ``b_i = w_i / max(nu, |z - u_i|)``, from the mean
     (Pillutla, Kakade, Harchaoui: Robust Aggregation for Federated Learning, 2022, Alg. 2; they take 3 to 5 steps,
     here as many as it takes until z moves by less than ``tolerance`` times the median distance). A step works on
-    coefficients of the rows and costs n^2.
+    coefficients of the rows and costs n^2. ByzFL's defaults are ``start=zero``, 3 ``iterations``, ``nu=0.1`` and
+    ``tolerance=0``.
     """
+    choice("geometric_median", "start", start, ("mean", "zero"))
     if iterations < 1 or not nu > 0 or tolerance < 0:
         raise RuleError(
             f"geometric_median: expected iterations >= 1, tolerance >= 0, nu > 0; got {iterations}, {tolerance}, {nu}"
         )
-    k, rows = near_gram(
-        "geometric_median", prepared("geometric_median", updates, weights, before, report=report), report
-    )
+    rows = prepared("geometric_median", updates, weights, before, report=report)
+    inner = near_gram if start == "mean" else finite_gram  # differences of rows do not tell how far zero is
+    k, rows = inner("geometric_median", rows, report)
     if not len(rows) or not float(rows.weights.sum()) > 0:
         return rows.zeros()
     w, size = rows.weights / rows.weights.sum(), k.diagonal()
-    c, step = w, 0
+    c, step = w if start == "mean" else torch.zeros_like(w), 0
     for step in range(1, iterations + 1):  # noqa: B007 - reported
         kc = k @ c
         distance = (size - 2 * kc + c @ kc).clamp(min=0).sqrt()

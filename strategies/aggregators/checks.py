@@ -71,8 +71,10 @@ def check_enough(aggregator: Any, size: int, given: str, ask: Callable[[int], st
         m = whole(name, "m", options["m"], 1, "the updates averaged")
         needs, lower = [(m, f"aggregator.m={m}: {name} averages {m} updates")], f"aggregator.m={there}"
     if name in NEEDED and "f" in options:
-        needs.append(_needs(name, options["f"], "aggregator.f"))
-        slope, offset = NEEDED[name]
+        form = f"{name} variant={options.get('variant')}"
+        bound = form if form in NEEDED else name
+        needs.append(_needs(bound, options["f"], "aggregator.f"))
+        slope, offset = NEEDED[bound]
         if needs[-1][0] > there:
             able = (there - offset) // slope
             lower = f"aggregator.f={able}" if able >= 0 else ""

@@ -33,7 +33,8 @@ def krum(
     """The row of ``updates`` (n, d) with the least score, n >= 2f + 3; ``weights`` are not used.
 
     The score is the sum of squared distances to the n - f - 2 nearest others. ``variant``: ``garfield`` (and with it
-    the flag aggregator's public code) adds plain distances to the n - f - 1 nearest, ``byzfl`` squared ones to as many.
+    the flag aggregator's public code) adds plain distances to the n - f - 1 nearest, ``byzfl`` squared ones to as many;
+    that library asks for n >= 2f + 1 only, and so does its variant.
     """
     return _lowest("krum", updates, weights, f, 1, variant, before, removed, report)
 
@@ -162,7 +163,8 @@ def _lowest(
     k, rows = near_gram(rule, prepared(rule, updates, weights, before, f, removed, report), report)
     if not len(rows):
         return rows.zeros()
-    n, f = len(rows), tolerated(rule, rows, f, removed)
+    needs = f"{rule} variant=byzfl" if variant == "byzfl" else rule
+    n, f = len(rows), tolerated(needs, rows, f, removed)
     if m is None:
         m = n - f if variant == "byzfl" else n - f - 2
     m = whole(rule, "m", m, 1, "the updates averaged")

@@ -18,12 +18,14 @@ PIECE = 1 << 18  # numbers read at once (2 MiB of float64, which stays in a core
 WIDE = 1 << 22  # where they are looked at in their place
 LONG = 1 << 15  # columns read at once of a few rows, where rows are only added up
 Report = dict[str, Any]  # diagnostics that a rule fills in on request
-NEEDED = {  # rule: (slope, offset), where it needs slope f + offset updates
+NEEDED = {  # rule, or rule and variant: (slope, offset), where it needs slope f + offset updates
     "trimmed_mean": (2, 1),
     "meamed": (2, 1),
     "phocas": (2, 1),
     "krum": (2, 3),
     "multi_krum": (2, 3),
+    "krum variant=byzfl": (2, 1),
+    "multi_krum variant=byzfl": (2, 1),
     "bulyan": (4, 3),
     "mda": (2, 1),
     "smea": (2, 1),
@@ -247,8 +249,7 @@ def tolerated(rule: str, rows: Rows, f: Any, removed: Any = 0) -> int:
     wrong ones: where they leave too few, f shrinks by as many.
 
     Raises:
-        RuleError: f or ``removed`` is no count.
-        TooFewError: with the inequality.
+        RuleError: f or ``removed`` is no count; a ``TooFewError``, with the inequality, if too few are left.
     """
     wrong = whole(rule, "f", f, 0, "the wrong updates to tolerate")
     before = whole(rule, "removed", removed, 0, "the updates left out before")

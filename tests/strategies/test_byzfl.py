@@ -14,11 +14,13 @@ from rules import draw
 
 from benchmarks import byzfl_rules
 from clients.attacks import OptimalALIE, OptimalIPM, line_search
+from fedsim.errors import ConfigError
 from strategies.aggregators import (
     arc,
     bucketing,
     caf,
     centered_clipping,
+    check_enough,
     clipping,
     coordinate_median,
     geometric_median,
@@ -69,10 +71,28 @@ def test_rules_equal_byzfl(byzfl: SimpleNamespace, f: int, shape: tuple[int, int
 
 
 def test_the_geometric_median_is_where_byzfl_converges_to(byzfl: SimpleNamespace) -> None:
-    """It takes three steps from zero by default."""
+    """It takes three steps from zero by default, which far from zero are not enough."""
     u = draw(N, D, 3)
     theirs = byzfl.GeometricMedian(nu=1e-6, T=300)(u.copy())
     np.testing.assert_allclose(geometric_median(u), theirs, rtol=0, atol=1e-9)
+    for rows in (u, u + 100, 1e-3 * u, u[:1]):
+        found = geometric_median(rows, start="zero", iterations=3, nu=0.1, tolerance=0)
+        np.testing.assert_allclose(found, byzfl.GeometricMedian()(rows.copy()), rtol=0, atol=1e-9)
+
+
+def test_krum_asks_for_no_more_updates_than_byzfl(byzfl: SimpleNamespace) -> None:
+    for n in range(2, 8):
+        u, f = draw(n, 5, n), (n - 1) // 2
+        np.testing.assert_allclose(krum(u, f=f, variant="byzfl"), byzfl.Krum(f)(u.copy()), atol=1e-12)
+        np.testing.assert_allclose(
+            multi_krum(u, f=f, variant="byzfl"), byzfl.MultiKrum(f)(u.copy()), atol=1e-12
+        )
+        with pytest.raises(ValueError, match=rf"f={f + 1} needs n >= 2f \+ 1 = {2 * f + 3} updates, got {n}"):
+            krum(u, f=f + 1, variant="byzfl")
+    rule = partial(krum, f=3, variant="byzfl")
+    check_enough(rule, 7, "clients_per_round=7", str)
+    with pytest.raises(ConfigError, match=r"krum variant=byzfl needs 2f \+ 1 = 7 updates, .* aggregator.f=2"):
+        check_enough(rule, 6, "clients_per_round=6", str)
 
 
 def test_buckets_of_one_permutation_equal_byzfls(byzfl: SimpleNamespace) -> None:
