@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +57,7 @@ log = logging.getLogger(__name__)
 __all__ = ["RunResult", "load_run", "run", "simulate"]
 
 
+@undisturbed()  # from the first import on: some draw
 def simulate(
     overrides: Sequence[str] = (),
     *,
@@ -228,13 +230,12 @@ def _run(
         summary |= {"status": status, "error": f"{type(e).__name__}: {e}".removesuffix(": ")}
         raise
     finally:
-        try:
-            trackers.end(summary)
-        finally:
-            if record is not None:
-                record.finish(summary)
+        with ExitStack() as ending:  # whatever of it fails, or is interrupted once more
             if engine is not None:
-                engine.close()
+                ending.callback(engine.close)
+            if record is not None:
+                ending.callback(record.finish, summary)
+            ending.callback(trackers.end, summary)
 
 
 def _finished(folder: Path, done: Finished, source: Source) -> RunResult:

@@ -98,12 +98,13 @@ def test_ray_takes_over_between_two_exchanges(notes: Path, monkeypatch: pytest.M
     monkeypatch.setattr(cluster, "early", EARLY)
     monkeypatch.setattr(engine, "ALONE", 0.0)
     monkeypatch.setattr(engine.RayEngine, "_hand_over", patient)
-    precision = torch.get_float32_matmul_precision()
+    variables, precision = dict(os.environ), torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
     try:
         result = run(*RAY, strategy=hooked("fedspeed", Note(notes)))
     finally:
         torch.set_float32_matmul_precision(precision)
+    assert dict(os.environ) == variables
     assert hashes(result) == hashes(run("strategy=fedspeed"))
     found = read(notes)
     forked = {n[1] for n in found if n[0] in "01"}
