@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from fedsim.engine.cores import available_cores
+from fedsim.engine.cores import available_cores, check_number
 from fedsim.engine.ray import head
 from fedsim.engine.ray.driver_state import left_alone
 from fedsim.errors import ConfigError, EngineError, shadow
@@ -30,7 +30,6 @@ OF_OWN = {
     "RAY_max_direct_call_object_size": str(INLINE),
     "RAY_worker_niceness": "0",  # Ray's 15 lets any other program take the cores
 }
-MANY = 128  # workers that any machine may have, of however few cores
 JOIN = 25  # seconds that a running cluster has to let us in; Ray itself waits for minutes, or without end
 
 _head: OwnRay | None = None  # of the Ray that this process has started
@@ -160,12 +159,8 @@ def check_workers(config: Any) -> None:
     Raises:
         ConfigError: with the number of cores.
     """
-    cores = available_cores()
-    if _startable(config) and config.workers > max(MANY, 8 * cores):
-        raise ConfigError(
-            f"engine.workers={config.workers}: this process may use {cores} core{'s' if cores > 1 else ''}, and more "
-            f"workers are not faster; type engine.workers={cores}, or 0, one for each"
-        )
+    if _startable(config):
+        check_number("engine.workers", config.workers, ", or 0, one for each")
 
 
 def share(workers: int, jobs: int, store_mb: int = 0) -> None:
