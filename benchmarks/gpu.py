@@ -184,6 +184,8 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=float, default=1.0, help="factor of the timed rounds")
     args = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.exit(2, f"{parser.prog}: torch {torch.__version__} sees no GPU here: nothing to measure\n")
     report, parts = Report(args.seconds, args.out), args.parts.split(",")
     report.say(torch=torch.__version__, card=torch.cuda.get_device_name(), cuda=torch.version.cuda)
     names, variants = args.workloads.split(","), args.variants.split(",")

@@ -99,6 +99,6 @@ class HeteroFLClient(SGDClient):
             effort = forward_flops(sub, example, run) / max(forward_flops(whole, example, run), 1)
             flat = FlatModel(sub, job.model.w.dtype, device.type, aligned=False)
             flat.module.train()
-            flat.autocast = job.model.autocast
+            flat.autocast, flat.backward.scale = job.model.autocast, job.model.backward.scale
             self.cache[width] = flat, effort
         return self.cache[width]

@@ -19,6 +19,20 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str) -> Any:
     """Import the public names on first use, so that ``import fedsim`` and the command line start at once."""
+    if name in __all__:
+        import random
+
+        draws = (
+            random.getstate()
+        )  # importing draws from Python's generator (rich does): the caller's stays as it is
+        try:
+            return _imported(name)
+        finally:
+            random.setstate(draws)
+    raise AttributeError(f"module 'fedsim' has no attribute {name!r}")
+
+
+def _imported(name: str) -> Any:
     if name == "Callback":
         from fedsim.tracking import Callback
 
@@ -27,11 +41,9 @@ def __getattr__(name: str) -> Any:
         from fedsim.report.loaded import load
 
         return load
-    if name in __all__:
-        from fedsim import api
+    from fedsim import api
 
-        return getattr(api, name)
-    raise AttributeError(f"module 'fedsim' has no attribute {name!r}")
+    return getattr(api, name)
 
 
 class _Moved:

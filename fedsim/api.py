@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from fedsim.data.federated import FederatedData
 from fedsim.engine.allocator import keeping
 from fedsim.engine.base import Engine
 from fedsim.errors import ConfigError
-from fedsim.rng import undisturbed
+from fedsim.rng import taking_turns, undisturbed
 from fedsim.run import assigning, disjoint, initial, modelcard, participants, samples
 from fedsim.run.assembly import assemble, start_engine
 from fedsim.run.denser import complete_rows, take_over
@@ -56,6 +57,8 @@ log = logging.getLogger(__name__)
 __all__ = ["RunResult", "load_run", "run", "simulate"]
 
 
+@taking_turns()
+@undisturbed()  # from the first import on: some draw
 def simulate(
     overrides: Sequence[str] = (),
     *,
@@ -79,7 +82,7 @@ def simulate(
 
     ``overrides`` are settings as on the command line, e.g. ``["strategy=fedspeed", "rounds=20", "engine=serial"]``; the
     keyword arguments are those of :class:`Given`. Unless ``dir=...`` is among the overrides, the run gets a new folder
-    under ``out/name``.
+    under ``out/name``. Runs in several threads of a process take turns.
 
     Raises:
         ConfigError, DataError: before anything is started, if the settings or data cannot work.
@@ -139,6 +142,7 @@ def _by_owner(config: DictConfig, data: Dataset, overrides: Sequence[str]) -> No
         config.num_clients = len(set(np.asarray(data.ids).tolist()))
 
 
+@taking_turns()
 def run(
     config: DictConfig,
     *,
@@ -228,13 +232,12 @@ def _run(
         summary |= {"status": status, "error": f"{type(e).__name__}: {e}".removesuffix(": ")}
         raise
     finally:
-        try:
-            trackers.end(summary)
-        finally:
-            if record is not None:
-                record.finish(summary)
+        with ExitStack() as ending:  # whatever of it fails, or is interrupted once more
             if engine is not None:
-                engine.close()
+                ending.callback(engine.close)
+            if record is not None:
+                ending.callback(record.finish, summary)
+            ending.callback(trackers.end, summary)
 
 
 def _finished(folder: Path, done: Finished, source: Source) -> RunResult:

@@ -6,15 +6,20 @@ are independent and no generator has to be saved in a checkpoint.
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from hashlib import blake2b, sha256
+from threading import RLock
 
 import numpy as np
 import torch
 from torch import Tensor
+
+log = logging.getLogger(__name__)
+_turn = RLock()  # of the run that computes
 
 LARGE = 64 << 20  # bytes of a model that is hashed beside other work
 
@@ -60,6 +65,22 @@ def undisturbed() -> Iterator[None]:
         finally:
             np.random.set_state(numbers)
             random.setstate(plain)
+
+
+@contextmanager
+def taking_turns() -> Iterator[None]:
+    """One run of this process at a time: a run in another thread waits, since its draws, and torch's number of threads,
+    would be those of this one. A run within a run, in the same thread, does not."""
+    if not _turn.acquire(blocking=False):
+        log.warning(
+            "a run in another thread of this process is under way: this one waits for its end, since threads share the "
+            "generators that models draw from; processes (fedsim -m) run beside each other"
+        )
+        _turn.acquire()
+    try:
+        yield
+    finally:
+        _turn.release()
 
 
 def _on_gpu() -> bool:

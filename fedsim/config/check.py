@@ -27,7 +27,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "dtype": ("float32", "float64"),
     "participation": ("fixed", "bernoulli"),
     "buffers": ("average", "local", "all_local"),
-    "client.autocast": ("bfloat16",),
+    "client.autocast": ("bfloat16", "float16"),
     "client.classes_by": ("random", "speed"),
     "client.clip": ("direction", "loss", "full"),
     "client.clip_pull": ("whole", "split"),

@@ -66,7 +66,7 @@ class ClientConfig:
     clip_norm: float | None = method_key()  # bound on the norm of what `clip` names; null: no bound
     clip: str = method_key()  # direction (gradient + corrections) | loss (gradient) | full (with decay)
     clip_pull: str = method_key()  # whole | split: how clip=direction bounds a proximal pull
-    autocast: str | None = method_key()  # bfloat16: mixed precision of forward passes in training; null: off
+    autocast: str | None = method_key()  # bfloat16 | float16: mixed precision of forward passes in training
     classes: list[Any] | None = method_key()  # kinds of clients: share of all, and what each does differently
     classes_by: str = method_key()  # random | speed: the slowest devices are the first class
 

@@ -234,12 +234,25 @@ def _tensors(data: Any) -> tuple[Tensor, ...] | None:
         return held
     if _plainly(data, Subset):
         whole = _tensors(data.dataset)
-        return None if whole is None else tuple(t[torch.as_tensor(data.indices)] for t in whole)
+        return None if whole is None else tuple(_view(t, torch.as_tensor(data.indices)) for t in whole)
     if _plainly(data, ConcatDataset):
         parts = [_tensors(d) for d in data.datasets]
         known = [p for p in parts if p is not None and len(p) == len(parts[0] or ())]
         return tuple(map(torch.cat, zip(*known, strict=True))) if len(known) == len(parts) else None
     return None
+
+
+def _view(whole: Tensor, rows: Tensor) -> Tensor:
+    """``rows`` of ``whole``: where they lie one after the other a view, no copy."""
+    start, count = int(rows[0]) if len(rows) else 0, len(rows)
+    plain = rows.dim() == 1 and not rows.is_floating_point() and 0 <= start <= len(whole) - count
+    if (
+        plain
+        and rows.dtype != torch.bool
+        and torch.equal(rows, torch.arange(start, start + count, dtype=rows.dtype))
+    ):
+        return whole[start : start + count]
+    return whole[rows]
 
 
 def read_rows(name: str, data: Any, collate: Any = default_collate) -> Read:

@@ -3,6 +3,9 @@
 Activations of convolutional nets are large enough that glibc gives them back to the system with every batch, and the
 next batch faults them in again, page by page. glibc reads ``MALLOC_TRIM_THRESHOLD_`` and ``MALLOC_MMAP_THRESHOLD_``
 when a process starts; a process that runs already asks by ``mallopt`` (3).
+
+glibc raises both thresholds by itself as blocks are freed, to 32 and 64 MiB at most, and stops that for good once it is
+asked. So that is where they are left: at 128 KiB, where they begin, the caller's own loops would be slower than before.
 """
 
 from __future__ import annotations
@@ -17,7 +20,8 @@ from threading import Lock
 from typing import Any
 
 TRIM, MMAP = -1, -3  # of malloc.h: how much is free at the end before it goes back; what is mapped by itself
-KEPT, USUAL = 2**31 - 1, 128 * 1024  # bytes: as much as mallopt takes; what glibc starts with
+KEPT = 2**31 - 1  # bytes: as much as mallopt takes
+REACHED = {TRIM: 64 << 20, MMAP: 32 << 20}  # bytes: as far as glibc goes by itself
 VARIABLES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")
 
 _lock, _users = Lock(), 0
@@ -51,8 +55,11 @@ def _count(libc: Any, change: int) -> None:
     with _lock:
         before, _users = _users, _users + change
         if not before or not _users:
-            for number in (TRIM, MMAP):
-                libc.mallopt(number, KEPT if _users else USUAL)
+            for number, reached in REACHED.items():
+                if not _users or not libc.mallopt(
+                    number, KEPT
+                ):  # before 2.35 it takes no more for what is mapped
+                    libc.mallopt(number, reached)
         if not _users:
             libc.malloc_trim(0)
 

@@ -6,6 +6,9 @@ import math
 import os
 from pathlib import Path
 
+from fedsim.errors import ConfigError
+
+MANY = 128  # workers, or threads of one, that any machine may have, of however few cores
 PROC, CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
@@ -14,6 +17,20 @@ def available_cores() -> int:
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     return max(1, math.ceil(min(cores, _quota())))
+
+
+def check_number(setting: str, wanted: int, zero: str = "") -> None:
+    """Refuse more workers, or threads of one, than this machine could hold open, or would ever compute with.
+
+    Raises:
+        ConfigError: naming ``setting`` and the number of cores; ``zero``: what 0 means, if it may be typed.
+    """
+    cores = available_cores()
+    if wanted > max(MANY, 8 * cores):
+        raise ConfigError(
+            f"{setting}={wanted}: this process may use {cores} core{'s' if cores > 1 else ''}, and more "
+            f"{setting.rpartition('.')[2]} are not faster; type {setting}={cores}{zero}"
+        )
 
 
 def _quota() -> float:

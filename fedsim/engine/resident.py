@@ -27,6 +27,7 @@ from fedsim.local.newcomer import HELD_OUT, held_out
 from fedsim.rng import key, seed_others
 from fedsim.task.captured import CapturedModel
 from fedsim.task.copies import copied
+from fedsim.task.gradients import halve
 from fedsim.task.outside import users
 from fedsim.task.task import Task
 from fedsim.task.vectors import FlatModel
@@ -48,7 +49,7 @@ class Resident:
         reached = bool(users([type(plan.client), *map(type, inner), task.loss, task.forward]))
         kind = FlatModel if plan.device == "cpu" else CapturedModel
         self.model = kind(model, plan.dtype, plan.device, habits=habits, loss=task.loss, reached=reached)
-        self.model.autocast = torch.bfloat16 if plan.local.autocast else None
+        halve(self.model, plan.local.autocast)
         self.part = LocalPart.of(plan.buffers, self.model.layout, plan.client.keeps(self.model.layout))
         self.data = plan.data.to(plan.device) if data is None else data
         self.of_many: Callable[..., tuple[Tensor, Tensor]] | None = None  # gradients of several clients

@@ -254,6 +254,7 @@ def _steps(members: Sequence[Job]) -> Iterator[list[list[tuple[int, Batch]]]]:
 def _gradient(resident: Resident) -> Gradient:
     """``(w (C, d), x (C, B, ...), y (C, B, ...)) -> gradients (C, d), losses (C,)``."""
     model, task, device = resident.model, resident.plan.task, resident.model.w.device.type
+    scale = model.backward.scale
 
     def value(w: Tensor, x: Tree, y: Tree = None) -> Tensor:
         params: Mapping[str, Tensor] = {s.name: w[s.span].view(s.shape) for s in model.layout.params}
@@ -262,9 +263,15 @@ def _gradient(resident: Resident) -> Gradient:
             return functional_call(model.module, dict(params), args, named)
 
         with torch.autocast(device, model.autocast, enabled=model.autocast is not None):
-            return task.loss(call(module, x, model.module), y)
+            found = task.loss(call(module, x, model.module), y)
+        return found if scale == 1 else found * scale
 
-    gradient = vmap(grad_and_value(value))
+    scaled = vmap(grad_and_value(value))
+
+    def gradient(*args: Tree) -> tuple[Tensor, Tensor]:
+        found: tuple[Tensor, Tensor] = scaled(*args)
+        return found if scale == 1 else (found[0] / scale, found[1] / scale)
+
     if device == "cpu" or not stateless(task.loss):
         return lambda w, x, y: gradient(w, x) if y is None else gradient(w, x, y)
     captured = Captured(gradient)

@@ -88,6 +88,7 @@ def _cut(half: Tree, at: int, count: int) -> Tree:
 def sample_gradients(model: FlatModel, loss: Callable[[Any, Any], Tensor]) -> SampleGradients:
     """``(w (d,), x (B, ...), y (B, ...)) -> gradients (B, d), losses (B,)`` of each sample by itself."""
     layout, module = model.layout, model.module
+    device, kind, scale = model.w.device.type, model.autocast, model.backward.scale
 
     def value(w: Tensor, x: Any, y: Any) -> Tensor:
         params = {s.name: w[s.span].view(s.shape) for s in layout.params}
@@ -96,11 +97,14 @@ def sample_gradients(model: FlatModel, loss: Callable[[Any, Any], Tensor]) -> Sa
             return functional_call(module, params, args, named)
 
         single = [tree_map(lambda t: t.unsqueeze(0), half) for half in (x, y)]
-        return loss(call(one, single[0], module), single[1])
+        with torch.autocast(device, kind, enabled=kind is not None):
+            found = loss(call(one, single[0], module), single[1])
+        return found if scale == 1 else found * scale
 
     def each(w: Tensor, x: Any, y: Any) -> tuple[Tensor, Tensor]:
         dims = (None, 0, None if y is None else 0)
-        return vmap(grad_and_value(value), in_dims=dims, randomness="different")(w, x, y)
+        g, losses = vmap(grad_and_value(value), in_dims=dims, randomness="different")(w, x, y)
+        return (g, losses) if scale == 1 else (g / scale, losses / scale)
 
     return each
 

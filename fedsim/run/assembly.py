@@ -16,6 +16,7 @@ from fedsim.data.sample_roles import Portion
 from fedsim.engine import vectorised
 from fedsim.engine.assignments import Plan
 from fedsim.engine.base import Engine, SerialEngine
+from fedsim.engine.cores import check_number
 from fedsim.engine.workshop import Workshop
 from fedsim.errors import ConfigError
 from fedsim.local.kept import SERVER
@@ -52,6 +53,7 @@ GPU_CROWD = 50  # clients of a chunk on a GPU
 
 def start_engine(config: DictConfig) -> Engine:
     """The configured engine, without work yet."""
+    check_number("engine.threads", config.engine.threads)
     if config.engine.name == "serial":
         return SerialEngine()
     if config.engine.name == "flower":

@@ -41,6 +41,7 @@ from fedsim.run.given import Given
 from fedsim.run.key import version
 from fedsim.run.preparation import learning_task
 from fedsim.run.weightstore import Stored, alone, read, write
+from fedsim.task.gradients import halve
 from fedsim.task.task import Task
 from fedsim.task.threads import threads
 from fedsim.task.vectors import FlatModel, Weights
@@ -187,7 +188,7 @@ def _make(shadow: DictConfig, task: Task, source: FederatedData) -> Stored:
         model = copy.deepcopy(task.model).to(dtype)
         network = rule.network(model, task.example)
         flat = FlatModel(network, dtype, device, loss=task.loss)
-        flat.autocast = torch.bfloat16 if training.autocast else None
+        halve(flat, training.autocast)
         job = Job(
             client=0,
             round=0,

@@ -110,6 +110,8 @@ def without_effect(config: DictConfig, keys: Sequence[str], strategy: Any = None
         for key in keys:
             if (key == typed or key.startswith(f"{typed}.")) and not OmegaConf.select(config, other):
                 yield f"{_shown(config, key)}: without effect; add {add}"
+    if "engine.tf32" in keys and config.engine.tf32 and _on_cpu(config):
+        yield "engine.tf32=true: without effect on a CPU; leave it out"
     if strategy is not None:
         try:
             traits = strategy.traits
@@ -129,6 +131,12 @@ def without_effect(config: DictConfig, keys: Sequence[str], strategy: Any = None
                 reason = f"{prefix}.{other}={'null' if node.get(other) is None else node.get(other)}"
                 yield f"{_shown(config, f'{prefix}.{name}')}: without effect; {reason} does not read it"
         node, prefix, first = node.get("base"), f"{prefix}.base", False
+
+
+def _on_cpu(config: DictConfig) -> bool:
+    import torch
+
+    return config.engine.device == "cpu" or not (config.engine.name == "flower" or torch.cuda.is_available())
 
 
 def _epochs(config: DictConfig, keys: Sequence[str]) -> Iterator[str]:

@@ -7,7 +7,6 @@ from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from fedsim.config.schema import ClientConfig
@@ -17,6 +16,7 @@ from fedsim.exchange.payload import Payload
 from fedsim.local.job import Job
 from fedsim.rng import key, seed_global
 from fedsim.task.copies import copied
+from fedsim.task.gradients import halve
 from fedsim.task.threads import threads
 from fedsim.task.vectors import FlatModel, Weights
 
@@ -36,7 +36,7 @@ class Bench:
         plan = self._plan
         task = plan.task
         model = FlatModel(copied(task.model), plan.dtype, plan.device, habits=task.habits, loss=task.loss)
-        model.autocast = torch.bfloat16 if plan.local.autocast else None
+        halve(model, plan.local.autocast)
         return model
 
     @cached_property

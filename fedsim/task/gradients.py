@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +12,8 @@ from torch.autograd import Variable
 from fedsim.errors import ClientError
 from fedsim.task.layout import Layout
 
+HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+SCALE = 1024.0  # of losses in float16, whose gradients would be rounded to zero; a power of two, so it costs no bit
 PIECE = 2**20  # numbers whose squares are added up at a stretch
 
 _backward: Callable[..., tuple[Tensor, ...]] = Variable._execution_engine.run_backward
@@ -24,7 +27,8 @@ class Gradients:
 
     def __init__(self, layout: Layout, like: Tensor, params: Sequence[Tensor]):
         self.idle: tuple[slice, ...] = ()
-        self._inputs, self._one = tuple(params), torch.ones((), dtype=like.dtype, device=like.device)
+        self.scale, self._inputs = 1.0, tuple(params)
+        self._one = torch.ones((), dtype=like.dtype, device=like.device)
         self._spans = [slot.span for slot in layout.params]
         self._parts, self._at = _template(layout, like)
         self._long = layout.dim > PIECE
@@ -42,7 +46,11 @@ class Gradients:
                     f"the loss of a batch must be one number, got shape {tuple(value.shape)}; average it"
                 )
             one = torch.ones_like(value, requires_grad=False)
+        if self.scale != 1:
+            one = one * self.scale
         found = _backward((value,), (one,), False, False, self._inputs, True, accumulate_grad=False)
+        if self.scale != 1:
+            found = tuple(g if g is None else g / self.scale for g in found)
         grads: tuple[Tensor | None, ...] = found
         self.idle = ()
         for g in grads:
@@ -70,6 +78,13 @@ class Gradients:
             else:
                 squares += dot(flat, flat).item()
         return squares < self._room * max(0.0, bound - 2e-6) ** 2  # not so if it is NaN
+
+
+def halve(model: Any, kind: str | None) -> None:
+    """Let ``model``, a ``FlatModel``, train with forward passes in half precision: ``bfloat16``, or ``float16`` with
+    losses scaled by ``SCALE``; ``None``: off."""
+    model.autocast = None if kind is None else HALVES[kind]
+    model.backward.scale = SCALE if kind == "float16" else 1.0
 
 
 def _room(dim: int, eps: float) -> float:

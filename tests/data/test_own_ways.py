@@ -81,6 +81,14 @@ def test_a_subclass_gives_samples_its_own_way(kind, given):
     assert torch.equal(x, X)
 
 
+def test_subsets_of_rows_one_after_the_other_are_views_of_what_they_are_parts_of():
+    halves = read(*(Subset(WHOLE, rows) for rows in (range(2), [2, 3])))
+    assert together(halves).x.data_ptr() == X.data_ptr()
+    for rows in ([-2, -1], [1, 0], [0, 2], [3]):
+        ((x, y),) = read(Subset(WHOLE, rows))
+        assert torch.equal(x, X[rows]) and torch.equal(y, Y[rows])
+
+
 def test_a_loader_goes_through_the_samples_of_its_sampler():
     ((x, y),) = read(DataLoader(WHOLE, sampler=SubsetRandomSampler([2, 0])))
     assert torch.equal(x, X[[2, 0]]) and torch.equal(y, Y[[2, 0]])

@@ -26,7 +26,7 @@ with keeping():
     with keeping():
         faults(2)
     kept = faults()
-print(usual, kept)
+print(usual, kept, faults())
 """
 
 
@@ -40,11 +40,12 @@ def run(**environment: str) -> list[int]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc")
 def test_pages_are_not_faulted_in_again_within_the_block() -> None:
-    usual, kept = run()
+    usual, kept, after = run()
     assert kept < usual / 4
+    assert after < usual / 2, "the caller's own code is not slower afterwards"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc")
 def test_what_the_environment_says_holds() -> None:
-    usual, kept = run(MALLOC_TRIM_THRESHOLD_="131072")
+    usual, kept, _ = run(MALLOC_TRIM_THRESHOLD_="131072")
     assert kept > usual / 2

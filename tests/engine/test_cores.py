@@ -6,12 +6,14 @@ import os
 from pathlib import Path
 
 import pytest
+from composing import compose_quickly
 
 from fedsim.config.schema import RayConfig
 from fedsim.engine import cores
 from fedsim.engine.cores import available_cores
 from fedsim.engine.ray.cluster import check_workers
 from fedsim.errors import ConfigError
+from fedsim.run.assembly import start_engine
 
 
 @pytest.fixture
@@ -90,3 +92,10 @@ def test_far_more_workers_than_cores_are_refused(machine: Path, monkeypatch: pyt
         ConfigError, match=r"engine.workers=1000: this process may use 8 cores.*type engine.workers=8"
     ):
         check_workers(RayConfig(workers=1000, address=None))
+
+
+def test_far_more_threads_than_cores_are_refused(machine: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"engine.threads=9999: this .* 8 cores.* threads are not faster; type"
+    ):
+        start_engine(compose_quickly(["engine=serial", "engine.threads=9999"]))

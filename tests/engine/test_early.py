@@ -83,6 +83,15 @@ def test_a_run_is_over_before_ray_is_there_and_leaves_nothing(notes: Path) -> No
     wait_until_gone(left)
 
 
+def test_ray_that_cannot_be_started_is_said_and_not_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster.OwnRay, "command", ("sh", "-c", "echo no room >&2"))
+    monkeypatch.setattr(cluster, "starts", lambda config: bool(cluster._started(0).address()))
+    with pytest.warns(UserWarning, match="no room; the workers forked from this process go on") as said:
+        result = run(*RAY, "strategy=fedspeed")
+    assert len(said) == 1
+    assert hashes(result) == hashes(run("strategy=fedspeed"))
+
+
 def test_ray_takes_over_between_two_exchanges(notes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The third exchange waits for Ray's workers, which have the driver's switches."""
     exchanges, step = [0], engine.RayEngine._hand_over
@@ -98,12 +107,13 @@ def test_ray_takes_over_between_two_exchanges(notes: Path, monkeypatch: pytest.M
     monkeypatch.setattr(cluster, "early", EARLY)
     monkeypatch.setattr(engine, "ALONE", 0.0)
     monkeypatch.setattr(engine.RayEngine, "_hand_over", patient)
-    precision = torch.get_float32_matmul_precision()
+    variables, precision = dict(os.environ), torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
     try:
         result = run(*RAY, strategy=hooked("fedspeed", Note(notes)))
     finally:
         torch.set_float32_matmul_precision(precision)
+    assert dict(os.environ) == variables
     assert hashes(result) == hashes(run("strategy=fedspeed"))
     found = read(notes)
     forked = {n[1] for n in found if n[0] in "01"}

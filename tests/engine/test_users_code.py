@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import random
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -176,6 +179,31 @@ def test_draws_of_users_repeat_and_leave_their_own_generators_alone() -> None:
     other = noisy().run(*DRAWN, "engine.chunks=1", "evaluation.every=1000")  # nor on who came before
     assert other.rows[0]["train_loss"] == first.rows[0]["train_loss"]
     assert numbers(noisy().run(*DRAWN, "seed=1")) != numbers(first)
+
+
+def test_runs_in_threads_take_turns_and_draw_what_they_would_alone(caplog: pytest.LogCaptureFixture) -> None:
+    inside = Waiting()
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(noisy().run, *DRAWN, callbacks=[inside])
+        inside.begun.wait(20)
+        second = pool.submit(noisy().run, *DRAWN)
+        while "another thread" not in caplog.text and not second.done():
+            time.sleep(0.01)
+        inside.go_on.set()
+        found = first.result(), second.result()
+    assert numbers(found[0]) == numbers(found[1]) == numbers(noisy().run(*DRAWN))
+
+
+class Waiting:
+    """A callback that stops the first round until it may go on, and has a run of its own meanwhile."""
+
+    def __init__(self) -> None:
+        self.begun, self.go_on = threading.Event(), threading.Event()
+
+    def round(self, row: Any, clients: Any) -> None:
+        self.begun.set()
+        self.go_on.wait(20)
+        classification().run("rounds=1")  # a run within a run does not wait
 
 
 @pytest.mark.slow

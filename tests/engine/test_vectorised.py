@@ -202,19 +202,20 @@ def test_the_message_is_read_only_here_too() -> None:
         run(WritingClient, "engine.vectorize=on", "failures.policy=skip")
 
 
-def test_bfloat16_takes_part(trained: list[set[int]]) -> None:
+@pytest.mark.parametrize(("kind", "bits"), [("bfloat16", 8), ("float16", 11)])
+def test_half_precision_takes_part(trained: list[set[int]], kind: str, bits: int) -> None:
     problem = classification(cohorts=[range(6)] * 2)
     exact, mixed = (
-        problem.run("rounds=2", "engine.vectorize=on", f"client.autocast={a}") for a in ("null", "bfloat16")
+        problem.run("rounds=2", "engine.vectorize=on", f"client.autocast={a}") for a in ("null", kind)
     )
-    loop = problem.run("rounds=2", "client.autocast=bfloat16")
+    loop = problem.run("rounds=2", f"client.autocast={kind}")
     assert len(trained) == 8
     assert all(trained)
 
     def gap(a: Any, b: Mapping[str, Tensor]) -> float:
         return max(float((a.weights[k] - b[k]).abs().max()) for k in a.weights)
 
-    rounding = 2**-7 * gap(exact, problem.model.state_dict())  # bfloat16 has 8 bits; of all that was trained
+    rounding = 2 ** (1 - bits) * gap(exact, problem.model.state_dict())  # of all that was trained
     assert 1e-5 < gap(mixed, exact.weights) < rounding
     assert gap(mixed, loop.weights) < rounding
     assert all(v.dtype == torch.float32 for v in mixed.weights.values())

@@ -1,10 +1,12 @@
-"""Options of local training: vectorised chunks, bfloat16, a target, and those that cannot work."""
+"""Options of local training: vectorised chunks, half precision, a target, and those that cannot work."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 from problems import classification, hashes
+from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from fedsim.errors import ConfigError
 
@@ -23,11 +25,27 @@ def test_a_model_that_cannot_be_vectorised_runs_in_the_loop() -> None:
     assert asked == hashes(problem.run("rounds=2"))
 
 
-def test_bfloat16_forward_passes_stay_near_float32() -> None:
-    exact, mixed = (classification().run(o) for o in ("client.autocast=null", "client.autocast=bfloat16"))
+@pytest.mark.parametrize("privacy", [(), ("privacy=record", "privacy.epsilon=20", "privacy.delta=1e-3")])
+@pytest.mark.parametrize("kind", ["bfloat16", "float16"])
+def test_forward_passes_in_half_precision_stay_near_float32(kind: str, privacy: tuple[str, ...]) -> None:
+    exact, mixed = (classification().run(f"client.autocast={o}", *privacy) for o in ("null", kind))
     gap = max(float((exact.weights[k] - mixed.weights[k]).abs().max()) for k in exact.weights)
     assert 0 < gap < 0.05
     assert all(v.dtype == torch.float32 for v in mixed.weights.values())
+
+
+def test_gradients_below_the_smallest_float16_are_not_lost() -> None:
+    def small(output: Tensor, y: Tensor) -> Tensor:
+        return cross_entropy(output, y) * 1e-7
+
+    start = classification().model.state_dict()
+    settings = ("client.lr=1e5", "client.clip_norm=null", "rounds=1")
+    exact, mixed = (
+        classification().run(*settings, f"client.autocast={o}", loss=small) for o in ("null", "float16")
+    )
+    moved = sum(float((exact.weights[k] - start[k]).square().sum()) for k in start) ** 0.5
+    gap = sum(float((exact.weights[k] - mixed.weights[k]).square().sum()) for k in start) ** 0.5
+    assert gap < 0.1 * moved
 
 
 def test_a_run_stops_at_its_target() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import ctypes
 import os
 import re
 import select
@@ -13,27 +12,29 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from fedsim.engine.cores import available_cores
+from fedsim.engine.cores import available_cores, check_number
 from fedsim.engine.ray import head
+from fedsim.engine.ray.driver_state import left_alone
 from fedsim.errors import ConfigError, EngineError, shadow
-
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 INLINE = (
     2 << 20
 )  # bytes: smaller results come back with the call, not through the object store (milliseconds each)
-
-MANY = 128  # workers that any machine may have, of however few cores
+ASKED = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}  # of any Ray
+OF_OWN = {
+    "RAY_max_direct_call_object_size": str(INLINE),
+    "RAY_worker_niceness": "0",  # Ray's 15 lets any other program take the cores
+}
 JOIN = 25  # seconds that a running cluster has to let us in; Ray itself waits for minutes, or without end
 
 _head: OwnRay | None = None  # of the Ray that this process has started
 _at_shutdown: set[Callable[[], None]] = set()
+_passed_on: dict[str, str] = {}  # what ``share`` says to other processes
 KEEPING = dict.fromkeys(
     ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"), str(1 << 32)
 )  # freed memory stays
@@ -55,7 +56,7 @@ class OwnRay:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._said,
-            env=KEEPING | os.environ,
+            env=KEEPING | ASKED | OF_OWN | os.environ,
             start_new_session=True,
         )
         assert self._process.stdout is not None
@@ -98,14 +99,19 @@ def connect(config: Any) -> None:
         ConfigError: if the working directory holds what would hide a package of fedsim from the workers.
         EngineError: if it can't be started, or no cluster answers at the address.
     """
-    import ray
-
     if (hidden := shadow(Path.cwd())) is not None:  # workers look there first
         raise ConfigError(hidden)
+    with left_alone(ASKED if _elsewhere(config) else ASKED | OF_OWN):
+        _connect(config)
+
+
+def _connect(config: Any) -> None:
+    import ray
+
     if ray.is_initialized():
         return
     _forget()
-    if address := config.address or os.environ.get("RAY_ADDRESS"):
+    if address := _elsewhere(config):
         _join(address, "engine.address" if config.address else "RAY_ADDRESS")
         return
     try:
@@ -134,7 +140,12 @@ def early(config: Any) -> bool:
 
 
 def _startable(config: Any) -> bool:
-    return not config.address and not os.environ.get("RAY_ADDRESS")
+    return not _elsewhere(config)
+
+
+def _elsewhere(config: Any) -> str | None:
+    """The address of the running cluster that is to be joined, if one is named."""
+    return config.address or os.environ.get("RAY_ADDRESS")
 
 
 def starts(config: Any) -> bool:
@@ -148,12 +159,8 @@ def check_workers(config: Any) -> None:
     Raises:
         ConfigError: with the number of cores.
     """
-    cores, joined = available_cores(), config.address or os.environ.get("RAY_ADDRESS")
-    if not joined and config.workers > max(MANY, 8 * cores):
-        raise ConfigError(
-            f"engine.workers={config.workers}: this process may use {cores} core{'s' if cores > 1 else ''}, and more "
-            f"workers are not faster; type engine.workers={cores}, or 0, one for each"
-        )
+    if _startable(config):
+        check_number("engine.workers", config.workers, ", or 0, one for each")
 
 
 def share(workers: int, jobs: int, store_mb: int = 0) -> None:
@@ -162,23 +169,22 @@ def share(workers: int, jobs: int, store_mb: int = 0) -> None:
     It has a CPU for each of the ``workers`` of ``jobs`` processes at once (as many as cores if not positive).
     """
     cores = available_cores()
-    os.environ["RAY_ADDRESS"] = _started(
-        store_mb, max(cores, workers * (jobs if jobs > 0 else cores))
-    ).address()
+    address = _started(store_mb, max(cores, workers * (jobs if jobs > 0 else cores))).address()
+    _passed_on.update({"RAY_ADDRESS": address} | {k: v for k, v in OF_OWN.items() if k not in os.environ})
+    os.environ.update(_passed_on)
 
 
 def unshare() -> None:
     """Stop what ``share`` started."""
     shutdown()
-    os.environ.pop("RAY_ADDRESS", None)
+    while _passed_on:
+        os.environ.pop(_passed_on.popitem()[0], None)
 
 
 def _started(store_mb: int, cpus: int | None = None) -> OwnRay:
     """The Ray of our own, which may still be starting."""
     global _head
     if _head is None:
-        os.environ.setdefault("RAY_max_direct_call_object_size", str(INLINE))
-        os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 lets any other program take the cores
         _head = OwnRay(cpus or available_cores(), store_mb)
         atexit.register(shutdown)
     return _head
@@ -214,35 +220,13 @@ def _join(address: str, named: str) -> None:
 def _init(address: str, **settings: Any) -> Any:
     import ray
 
-    with _own_sigterm():
-        return ray.init(
-            address=address,
-            namespace=f"fedsim-{os.getpid()}",
-            log_to_driver=False,
-            logging_level="ERROR",
-            **settings,
-        )
-
-
-@contextmanager
-def _own_sigterm() -> Iterator[None]:
-    """A handler of SIGTERM that was there is put back afterwards: Ray sets two, one of Python's and one of C's.
-
-    The system's own call does it, since Python's may be made in the main thread only.
-    """
-    handler, libc, action = (
-        signal.getsignal(signal.SIGTERM),
-        ctypes.CDLL(None),
-        ctypes.create_string_buffer(256),
+    return ray.init(
+        address=address,
+        namespace=f"fedsim-{os.getpid()}",
+        log_to_driver=False,
+        logging_level="ERROR",
+        **settings,
     )
-    libc.sigaction(signal.SIGTERM, None, action)
-    try:
-        yield
-    finally:
-        if callable(handler):
-            if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGTERM, handler)
-            libc.sigaction(signal.SIGTERM, action, None)
 
 
 def warm_up(config: Any) -> None:

@@ -6,7 +6,9 @@ driver do until Ray's workers are ready (``forked``, ``actors``), and a chunk wh
 
 from __future__ import annotations
 
+import math
 import time
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -110,10 +112,16 @@ class RayEngine:
         if not isinstance(self._crew, Children) or time.monotonic() - self._began < ALONE:
             return
         if self._actors is None:
-            if not cluster.starts(self._config):
+            try:
+                if not cluster.starts(self._config):
+                    return
+                actors = self._ask_ray()
+            except EngineError as error:
+                self._began = math.inf
+                warnings.warn(f"{error}; the workers forked from this process go on", stacklevel=2)
                 return
             assert self._plan is not None
-            self._ask_ray().send(self._plan)
+            actors.send(self._plan)
         if self._actors is not None and self._actors.ready:
             self._turn_to(self._actors)
 
