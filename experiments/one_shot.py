@@ -93,6 +93,8 @@ def methods(setting: str) -> dict[str, tuple[str, ...]]:
     if setting == "cifar10":  # no samples at the server
         others = {k: v for k, v in others.items() if k not in ("feddf", "feddf, probabilities")}
     whole = boosting | others
+    if setting not in ("digits", "mixed"):  # their networks have no such key
+        whole = {k: tuple(word for word in v if word != "~model.hidden") for k, v in whole.items()}
     return {k: v if "analytic" in k or PROXY in v else (*v, PROXY) for k, v in whole.items()}
 
 
