@@ -40,7 +40,7 @@ class Painter(nn.Module):
         x = self.norm(self.linear(z).view(len(z), self.wide, *self.sides))
         sizes = (math.ceil(self.height / 2), math.ceil(self.width / 2)), (self.height, self.width)
         for conv, norm, size in zip(self.convs, self.norms, sizes, strict=False):
-            x = F.leaky_relu(norm(conv(F.interpolate(x, size=size))), 0.2)
+            x = F.leaky_relu_(norm(conv(F.interpolate(x, size=size))), 0.2)
         return torch.sigmoid(self.convs[2](x))
 
 
