@@ -250,6 +250,10 @@ OTHER = "client.classes=[{share: 1}, {share: 1, model: linear}]"
             "a width is a share of the run's model",
         ),
         (("strategy=dense", OTHER.replace("linear", "lenet")), r"client\.classes\[1\]: "),
+        (
+            ("strategy=dense", OTHER.replace("linear", "{_target_: problems.network, num_classes: 5}")),
+            "Network gives 5 logits, MLP 3, and there are 3 classes",
+        ),
     ],
     ids=lambda v: str(v[1:])[:60] if isinstance(v, tuple) else "",
 )
