@@ -64,7 +64,8 @@ def release(
             privacy = replace(privacy, least=least)
             secure = replace(secure, threshold=max(least, secure.threshold or 0), firm=True)
     statistics = statistics_of(method)
-    return Release(privacy, compression, secure, statistics, method.traits.public_values)
+    traits = method.traits
+    return Release(privacy, compression, secure, statistics, traits.public_values, traits.counted)
 
 
 def alike(method: StrategyLike) -> bool:
