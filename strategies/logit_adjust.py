@@ -37,7 +37,9 @@ class LogitAdjust(FedAvg):
         super().__post_init__()
         all_count = self.prior == "all"
         said = "clients count their classes, without noise; type strategy.prior=client" if all_count else ""
-        self.traits = replace(self.traits, meets_all_clients=all_count, discloses=said)  # type: ignore[misc]
+        counted = frozenset(self.counting) if all_count else frozenset()
+        told = {"meets_all_clients": all_count, "discloses": said, "counted": counted}
+        self.traits = replace(self.traits, **told)  # type: ignore[misc, arg-type]
 
     def make_client(self) -> Client:
         """The adjusted loss."""
@@ -59,6 +61,8 @@ class LogitAdjust(FedAvg):
         if self.prior == "all" and "prior" not in state:
             everyone = server.clients
             replies = server.exchange(Message(), self.counting, task="counts", clients=everyone)
+            if not replies.clients:  # of too few, masks stay on the sum
+                return state
             counts = replies.total("counts").double()
             share = (counts / counts.sum()).log().clamp_min(ABSENT)
             state = state | {"prior": share.to(state["w"])}

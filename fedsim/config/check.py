@@ -176,7 +176,7 @@ def validate(config: DictConfig) -> None:
     for key in (*NEEDS_TARGET, *(name for name in IF_CHOSEN if config.get(name))):
         node = config.get(key)
         if key in IF_CHOSEN and isinstance(node, DictConfig) and "_target_" not in node:
-            given = ", ".join(f"{key}.{name}" for name in node)
+            given = ", ".join(f"{key}.{name!s}" for name in node)
             raise ConfigError(
                 f"{given}: nothing reads it while {key} is none; type {key}=..., one of {IF_CHOSEN[key]}"
             )

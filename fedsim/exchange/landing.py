@@ -118,13 +118,13 @@ class Landing:
             elif ring is not None and not total.is_floating_point():
                 like = like_of(name, message, self.terms.dtype) if self.release.turned(name, 1) else total
                 about = Leaving(self.terms.seed, round, -1, task, self.terms.layout)
-                total = self.release.landed(name, total, like, about, bound, len(names)).to(self.terms.dtype)
+                total = self.release.landed(name, total, like, about, bound, len(names))
+                total = total.to(self.terms.dtype) if total.is_floating_point() else total
             if self.central is not None:
                 assert bound is not None
                 total = self._noised(self.central, name, total, bound, len(names), round)
             out[name, "sum"] = total
-            by = self._divisor(name, ok, message, shares)
-            out[name, DENOMINATOR] = torch.tensor(by, dtype=torch.float64)
+            out[name, DENOMINATOR] = self._divisor(name, ok, message, shares)
         if self.central is not None:
             self._note(self.central, ok, self._fits(ok, bits), round)
         return out
@@ -143,12 +143,12 @@ class Landing:
         bound = self.release.bound(name, self.values) if self.central is not None and vector else None
         return v if bound is None else clip(v, bound)[0]
 
-    def _divisor(self, name: str, ok: Sequence[Outcome], message: Payload, shares: Tensor | None) -> float:
+    def _divisor(self, name: str, ok: Sequence[Outcome], message: Payload, shares: Tensor | None) -> Tensor:
         """What the sum of a vector is divided by for its mean."""
-        if self.release.privacy is not None and self.release.privacy.central:
-            return self.terms.cohort
-        assert self.release.secure is not None
-        return self.release.secure.denominator(name, [o.weight for o in ok], message.values, shares)
+        by, secure = self.terms.cohort, self.release.secure
+        if secure is not None and (self.release.privacy is None or not self.release.privacy.central):
+            by = secure.denominator(name, [o.weight for o in ok], message.values, shares)
+        return torch.tensor(by, dtype=torch.float64)
 
     def _number(self, round: int) -> None:
         """Count exchanges that release something in a round."""

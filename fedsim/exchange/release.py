@@ -63,6 +63,7 @@ class Release:
     secure: Ring | None = None
     statistics: frozenset[str] = frozenset()  # arrays of the method that are no vectors
     public: frozenset[str] = frozenset()  # values of updates that say nothing of a client's samples
+    counted: frozenset[str] = frozenset()  # arrays of whole numbers: in fixed point without a scale
 
     def vectors(self, kinds: Kinds, task: str) -> list[str]:
         """Names of what passes the pipeline in an exchange; nothing of what only measures."""
@@ -116,6 +117,10 @@ class Release:
         fits = True
         for name in names:
             v = arrays.get(name)
+            if self.secure is not None and v is not None and name in self.counted:
+                sent.arrays[name] = self.secure.count(name, v)
+                sent.frames[name] = self.secure.frame(sent.arrays[name].flatten())
+                continue
             if v is not None and self.secure is not None and not v.is_floating_point():
                 raise ClientError(f"'{name}' holds {v.dtype}: secure sums are of real numbers")
             if v is None or not v.is_floating_point() or not v.numel():
@@ -204,10 +209,8 @@ class Release:
     ) -> Tensor:
         """What a client adds to ``x``, the entries of ``v`` without padding; nothing where entries stay with it."""
         assert self.privacy is not None
-        noise, keeps = (
-            self.privacy.own_noise(x, bound, count, draws),
-            about.private(v, slots_of(v, about.layout)),
-        )
+        noise = self.privacy.own_noise(x, bound, count, draws)
+        keeps = about.private(v, slots_of(v, about.layout))
         return noise if keeps is None else noise * keeps
 
     def spread(self, bound: float | None, count: int) -> float:
@@ -225,14 +228,16 @@ class Release:
     def places(self, vector: str, d: int, seed: int, task: str, round: int) -> Tensor | None:
         """Which of ``d`` entries are summed in fixed point, (k,), ascending; None: all of them."""
         codec = self.compression
-        if self.secure is None or codec is None or not codec.takes(vector):
+        if self.secure is None or codec is None or not codec.takes(vector) or vector in self.counted:
             return None
         return codec.support(d, self.common(vector, seed, task, round))
 
     def turned(self, vector: str, d: int) -> int:
         """How many numbers stand for ``d`` entries in secure sums of rotated vectors; 0 where they are not rotated."""
         codec = self.compression
-        rotates = self.secure is not None and codec is not None and vector not in (WEIGHT, FITS)
+        rotates = (
+            self.secure is not None and codec is not None and vector not in (WEIGHT, FITS, *self.counted)
+        )
         return codec.flat_size(d) if rotates and codec is not None and codec.takes(vector) else 0
 
     def landed(
@@ -240,6 +245,8 @@ class Release:
     ) -> Tensor:
         """The real sum of one of ``count`` vectors, of the shape of ``like``, of its ``total`` in fixed point."""
         assert self.secure is not None
+        if vector in self.counted:
+            return self.secure.counts(total)
         deviation, codec, slots = self.spread(bound, count), self.compression, slots_of(like, about.layout)
         size = like.numel() if slots is None else slots.size
         if codec is None or not (turned := self.turned(vector, size)):
@@ -257,7 +264,9 @@ class Release:
     def frames(self, vector: str, dtype: torch.dtype) -> bool:
         """Whether a vector of ``dtype`` travels as a frame."""
         takes = self.compression is not None and self.compression.takes(vector)
-        return dtype.is_floating_point and (takes or self.secure is not None)
+        if self.secure is not None:
+            return dtype.is_floating_point or vector in self.counted
+        return dtype.is_floating_point and takes
 
     def arrive(
         self, travelled: Mapping[str, Tensor], shapes: Mapping[str, Tensor], kinds: Kinds, about: Leaving
@@ -270,15 +279,13 @@ class Release:
         """
         arrays, codec, long = dict(travelled), self.compression, 0
         for name in self.summed(kinds, about.task):
-            v = arrays[name]
-            like = shapes[name]
+            v, like = arrays[name], shapes[name]
             if like.numel() and self.frames(name, like.dtype):
                 slots = slots_of(like, about.layout)
                 size = like.numel() if slots is None else slots.size
                 key = (about.seed, about.task, about.round)
                 if self.secure is not None:
-                    places = self.places(name, size, *key)
-                    turned = self.turned(name, size)
+                    places, turned = self.places(name, size, *key), self.turned(name, size)
                     whole = self.secure.opened(v, turned or (size if places is None else len(places)))
                     v = whole if turned else shaped(spread(whole, places, size), slots, like)
                 elif codec is not None:

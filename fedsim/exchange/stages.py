@@ -104,6 +104,12 @@ class Ring(Protocol):
     def share(self, weight: float, said: Mapping[str, Value]) -> Tensor:
         """A weight in fixed point, (1,)."""
 
+    def count(self, vector: str, v: Tensor) -> Tensor:
+        """Whole numbers as they enter the sum, int64: refused where they are too large for it."""
+
+    def counts(self, total: Tensor) -> Tensor:
+        """The sum of whole numbers, int64, of which the sum modulo R is ``total``."""
+
     def bit(self, one: bool) -> Tensor:
         """A bit in fixed point, (1,)."""
 

@@ -160,6 +160,23 @@ class SecureSums:
         found = self.factor(_names(said)[0], weight, said)
         return torch.from_numpy(to_levels(np.array([found]), 1.0, self.ring.L).q)
 
+    def count(self, vector: str, v: Tensor) -> Tensor:
+        """Whole numbers as they are, int64.
+
+        Raises:
+            ClientError: for others, and for such that a sum of ``most`` clients could wrap.
+        """
+        L = self.ring.L
+        if v.is_floating_point() or bool((v.abs() > L).any()):
+            raise ClientError(
+                f"'{vector}' is no array of whole numbers up to {L}, what secagg.bits={self.bits} can add up; more bits"
+            )
+        return v.cpu().long()
+
+    def counts(self, total: Tensor) -> Tensor:
+        """The sum of whole numbers, int64, by the sum of residues."""
+        return torch.from_numpy(np.asarray(signed(residues_of(total.cpu().numpy(), self.bits), self.bits)))
+
     def bit(self, one: bool) -> Tensor:
         """A bit in fixed point, (1,) int64: all levels, or none."""
         return torch.tensor([self.ring.L if one else 0])

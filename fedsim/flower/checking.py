@@ -115,9 +115,8 @@ class Judge:
         asked = question.asked
         about = Leaving(self.seed, question.turn, asked.client, asked.task, self.layout, asked.message.values)
         names = self.release.summed(question.fold, asked.task)
-        like = {
-            n: torch.zeros(shape, dtype=kind) for n in names for shape, kind in [self._wanted(n, question)]
-        }
+        wanted = {n: self._wanted(n, question) for n in names}
+        like = {n: torch.zeros(shape, dtype=kind) for n, (shape, kind) in wanted.items()}
         arrays, long = self.release.arrive(answer.arrays, like, question.fold, about)
         if long:
             outcome = answer.outcome
@@ -164,6 +163,11 @@ class Judge:
         size = torch.Size(shape).numel() * dtype.itemsize
         if free and size > max(FREE, 4 * self.layout.size * self.dtype.itemsize):
             raise ClientError(f"'{name}' has {size} bytes, more than is taken of an array of any length")
+
+    def _hidden(self, question: Question) -> frozenset[str]:
+        """Counts behind masks, of which nothing can be said."""
+        release, fold = self.release, set(question.fold)
+        return release.counted & fold if release and release.secure and release.secure.masks else frozenset()
 
     def _framed(self, name: str, dtype: torch.dtype, question: Question) -> bool:
         release = self.release
@@ -212,8 +216,8 @@ class Judge:
     def _weighed(self, answer: NodeAnswer, question: Question) -> NodeAnswer:
         """The answer, if weight and numbers are possible."""
         weight, bad, slots = answer.outcome.weight, list[str](), self.layout.params
-        sizes = dict[str, float]()
-        for name, t in answer.arrays.items():
+        sizes, hidden = dict[str, float](), self._hidden(question)
+        for name, t in ((n, t) for n, t in answer.arrays.items() if n not in hidden):
             size = sizes[name] = bounds.largest(t)
             most = HUGE.get(t.dtype, float("inf"))
             if not size < float("inf"):
@@ -237,7 +241,7 @@ class Judge:
             )
         if weight < min(bounds.TINY, most) and any("mean" in kinds for kinds in question.fold.values()):
             raise ClientError(f"its weight is {weight:g}: it has no part in the mean")
-        update = Payload(answer.arrays, answer.outcome.values)
+        update = Payload({n: answer.arrays[n] for n in sizes}, answer.outcome.values)
         if judge and (why := judge.objection(question.asked, update)):
             raise ClientError(why)
         self._sized(answer, sizes, question)

@@ -64,7 +64,8 @@ def release(
             privacy = replace(privacy, least=least)
             secure = replace(secure, threshold=max(least, secure.threshold or 0), firm=True)
     statistics = statistics_of(method)
-    return Release(privacy, compression, secure, statistics, method.traits.public_values)
+    traits = method.traits
+    return Release(privacy, compression, secure, statistics, traits.public_values, traits.counted)
 
 
 def alike(method: StrategyLike) -> bool:
@@ -131,6 +132,10 @@ def landing(
         )
     terms, ledger = replace(terms, keyed=keyed), Ledger(folder, keyed)
     if privacy.central:
+        if work.release.secure is not None:
+            log.info(
+                "secagg: the server sees no single update, so it cannot tell one that is longer than privacy.clip"
+            )
         terms = replace(terms, **_central(config, privacy, cohorts))
         correlated = _correlated(config, privacy)
         central = CentralNoise(privacy, config.seed, terms.cohort, keyed, **correlated, rounds=config.rounds)

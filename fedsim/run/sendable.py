@@ -88,7 +88,7 @@ def _check_secure(method: StrategyLike, config: DictConfig, secure: SecureSums) 
         raise ConfigError(
             f"secagg: {name} uses updates one by one, and a secure sum shows none; type strategy=fedavg, or secagg=none"
         )
-    if traits.discloses and (fold or traits.meets_all_clients):
+    if traits.discloses and (fold or traits.meets_all_clients) and not traits.counted:
         raise ConfigError(f"secagg: {traits.discloses}")
     if rule := other_rule(method):
         raise ConfigError(

@@ -56,6 +56,9 @@ class Traits:
     metrics: frozenset[str] = frozenset()
     # how updates may hold samples as they are, by its settings; and what to type so that none does
     exposes: str = ""
+    counted: frozenset[str] = (
+        frozenset()
+    )  # arrays of whole numbers that it needs the sum of: secure sums take them
     discloses: str = ""  # what clients send that no noise covers, by its settings, and what to type instead
 
     # of the model

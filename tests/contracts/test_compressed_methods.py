@@ -32,7 +32,6 @@ SUMMED = {  # refused: they need more of a client than a sum
         "alie",
     ),
     *(
-        "logit-adjust-all",
         "qfedavg",
         "term",
         "afl",

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from hooks import hooked
-from problems import classification
+from problems import Recorded, classification, method
 
 from fedsim.errors import ClientError, ConfigError, EngineError, StrategyError
 from fedsim.exchange.payload import Outcome
@@ -167,3 +167,17 @@ def test_with_neighbours_enough_of_them_must_answer() -> None:
 
     assert secure.enough(9) == 4 and why() == why(0) == ""
     assert "3 neighbours of client" in why(*near[0][:2]) and "3 of 9 clients" in why(*range(6))
+
+
+def test_counts_of_classes_are_summed_as_whole_numbers() -> None:
+    """The prior of all is that of a run without secure sums, and masks change no bit."""
+    plain, ring, masks = (Recorded(method("logit_adjust", "strategy.prior=all")) for _ in range(3))
+    for strategy, option in ((plain, ()), (ring, RING), (masks, MASKS)):
+        classification().run("rounds=1", *option, strategy=strategy)
+    assert torch.equal(plain.states[0]["prior"], ring.states[0]["prior"])
+    assert torch.equal(ring.states[0]["w"], masks.states[0]["w"])
+    secure = SecureSums(bits=8, most=4)
+    assert secure.counts(secure.count("counts", torch.tensor([31, 0, 7])) * 4).tolist() == [124, 0, 28]
+    for bad in (torch.tensor([32]), torch.tensor([1.0])):
+        with pytest.raises(ClientError, match=r"whole numbers up to 31, what secagg.bits=8"):
+            secure.count("counts", bad)

@@ -31,6 +31,7 @@ TWINS = (
     ("strategy=scaffold", *MASKS),
     ("privacy=client", "compression=qsgd", *KEYED, *ADAPTIVE, UNIFORM),
     ("compression=random_k", "compression.shared=true", *MASKS),
+    ("strategy=logit_adjust", "strategy.prior=all", "rounds=1", *MASKS),
     ("rounds=4", "compression=sign", "compression.down={codec: top_k, rate: 0.05}"),
 )
 MORE = (
