@@ -21,7 +21,7 @@ from fedsim.engine.allocator import keeping
 from fedsim.engine.base import Engine
 from fedsim.errors import ConfigError
 from fedsim.rng import taking_turns, undisturbed
-from fedsim.run import assigning, disjoint, initial, modelcard, participants, samples
+from fedsim.run import assigning, caller_modes, disjoint, initial, modelcard, participants, samples
 from fedsim.run.assembly import assemble, start_engine
 from fedsim.run.denser import complete_rows, take_over
 from fedsim.run.folder import adopt, complete, enter, locked, said_if_full, tidied
@@ -143,6 +143,7 @@ def _by_owner(config: DictConfig, data: Dataset, overrides: Sequence[str]) -> No
 
 
 @taking_turns()
+@caller_modes.left()
 def run(
     config: DictConfig,
     *,

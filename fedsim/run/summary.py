@@ -12,11 +12,13 @@ from torch import Tensor
 from fedsim.data import skew
 from fedsim.data.federated import FederatedData
 from fedsim.data.longtail import class_groups
+from fedsim.engine.allocator import give_back
 from fedsim.run.key import method_name, run_name, version
 from fedsim.run.predictions import write_predictions
 from fedsim.run.writing import write_texts
 from fedsim.server import weightsfile
 from fedsim.server.loop import Loop
+from fedsim.task import room
 from fedsim.task.task import Task
 from fedsim.tracking.rows import OPEN_WORLD
 
@@ -33,7 +35,12 @@ def execute(loop: Loop, config: DictConfig, task: Task, data: FederatedData) -> 
 
     Of a model that is frozen for the most part, both hold the rest, and the file says of what base it is.
     """
+    large = loop.server.layout.dim * loop.server.dtype.itemsize > room.LARGE
+    if large:
+        give_back()  # what trying the model out took
     loop.run()
+    if large:
+        give_back()
     if (landing := loop.server.exchanger.landing) is not None:
         landing.at_end(loop.server.facts)
     weights = weightsfile.save(

@@ -6,8 +6,12 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import pytest
+import torch
+from problems import classification, hashes
 
 from fedsim.engine.ray.driver_state import left_alone
 
@@ -42,3 +46,27 @@ def test_what_joining_ray_changes_is_put_back(monkeypatch: pytest.MonkeyPatch) -
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     finally:
         signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [
+        torch.no_grad,
+        torch.inference_mode,
+        lambda: torch.autocast("cpu", torch.bfloat16),
+        lambda: torch.device("meta"),
+    ],
+)
+def test_modes_of_the_caller_change_nothing_and_are_there_afterwards(mode: Callable[[], Any]) -> None:
+    problem = classification("dropout")
+    with mode():
+        found = hashes(problem.run("rounds=1"))
+        after = _modes()
+    assert found == hashes(problem.run("rounds=1"))
+    with mode():
+        assert after == _modes()
+
+
+def _modes() -> tuple[object, ...]:
+    modes = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")
+    return *modes, torch.get_default_device()
