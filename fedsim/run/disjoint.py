@@ -98,8 +98,8 @@ def check(data: FederatedData) -> dict[str, Any]:
     by_place = {name: len(part) for name, part in places} | {k: len(p.rows) for k, p in own.items()}
     if elsewhere:
         log.warning(
-            "partition: samples lie with the clients, so it cannot be checked that no two of them, nor one and the test "
-            "set, have the same"
+            "partition: samples lie with the clients, so it cannot be checked that no two of them, nor one and the "
+            "test set, have the same"
         )
     return {
         "disjoint": None if elsewhere else True,
