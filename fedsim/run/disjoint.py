@@ -18,6 +18,7 @@ from fedsim.data.common import SPLIT_SEED
 from fedsim.data.dataset import Dataset, Samples, SamplesLike
 from fedsim.data.federated import FederatedData
 from fedsim.data.sample_roles import Portion, Roles, class_labels, stratified
+from fedsim.data.shards import Stated
 from fedsim.errors import ConfigError, DataError
 from fedsim.rng import numpy_rng
 from fedsim.server.traits import StrategyLike
@@ -67,18 +68,20 @@ def with_server_part(
 
 def check(data: FederatedData) -> dict[str, Any]:
     """What there is to tell of places that share no sample: how many, of how many samples, and how many samples are the
-    same as one of another place (duplicates of the data set itself, which is warned of).
+    same as one of another place (duplicates of the data set itself, which is warned of). ``disjoint`` is ``None`` where
+    samples lie with the nodes of a deployment, which is said.
 
     Raises:
         DataError: naming two places that share a sample, and the first one; of samples that the server brings itself,
             one that is equal to a test sample.
     """
-    places, own = list(_places(data)), dict(_brought(data))
+    elsewhere = isinstance(
+        data.shards, Stated
+    )  # with the nodes of a deployment: nobody here can look at them
+    places, own = [] if elsewhere else list(_places(data)), dict(_brought(data))
     names, parts = [name for name, _ in places], [part for _, part in places]
-    if not places:
-        return {"disjoint": True, "places": len(own), "samples": sum(len(p.rows) for p in own.values())}
-    rows = np.concatenate(parts)
-    owner = np.repeat(np.arange(len(parts)), [len(p) for p in parts])
+    rows = np.concatenate([np.zeros(0, np.int64), *parts])
+    owner = np.repeat(np.arange(len(parts)), np.array([len(p) for p in parts], np.int64))
     order = np.lexsort((owner, rows))
     rows, owner = rows[order], owner[order]
     twice = np.flatnonzero((rows[1:] == rows[:-1]) & (owner[1:] != owner[:-1]))
@@ -93,8 +96,13 @@ def check(data: FederatedData) -> dict[str, Any]:
     if same and any(same.values()):
         log.warning("data: the data set holds equal inputs in different places: %s", same)
     by_place = {name: len(part) for name, part in places} | {k: len(p.rows) for k, p in own.items()}
+    if elsewhere:
+        log.warning(
+            "partition: samples lie with the clients, so it cannot be checked that no two of them, nor one and the "
+            "test set, have the same"
+        )
     return {
-        "disjoint": True,
+        "disjoint": None if elsewhere else True,
         "places": len(by_place),
         "samples": sum(by_place.values()),
         "by_place": by_place,
@@ -170,5 +178,7 @@ def _inputs(samples: SamplesLike | None) -> torch.Tensor | None:
 
 
 def _hashes(x: torch.Tensor) -> list[int]:
+    if not x.numel():
+        return []
     flat = x.detach().cpu().contiguous().reshape(len(x), -1)
-    return [hash(row.tobytes()) for row in flat.view(torch.uint8).numpy()] if flat.numel() else []
+    return [hash(row.tobytes()) for row in flat.view(torch.uint8).numpy()]

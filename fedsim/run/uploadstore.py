@@ -27,6 +27,7 @@ from fedsim.config.code import digest
 from fedsim.config.compose import plain
 from fedsim.config.roles import telling
 from fedsim.data.federated import FederatedData
+from fedsim.data.shards import Stated
 from fedsim.errors import ConfigError
 from fedsim.exchange.payload import Outcome
 from fedsim.local.kinds import models
@@ -65,11 +66,15 @@ class UploadStore:
         self._read: Uploads | None = None
 
     def facts(self, client: int) -> Mapping[str, Any]:
-        """Architecture, hash of the split and, of labels that are classes, how many samples each class has; where
-        clients train several architectures also the client's class and a digest of its model's settings."""
-        data, rows, context = self._data, self._data.shards.part(client), self._context
-        split = hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()
+        """Architecture, hash of the split (of samples that lie with the nodes of a deployment ``None``) and, of labels
+        that are classes, how many samples each class has; where clients train several architectures also the client's
+        class and a digest of its model's settings."""
+        data, shards, context = self._data, self._data.shards, self._context
         name, _ = self._architectures[context.architecture_of(client)]
+        if isinstance(shards, Stated):
+            said = {"class_counts": shards.held[client].tolist()} if data.all_counts() is not None else {}
+            return {"architecture": name, "split": None, **said}
+        split = hashlib.sha256(shards.part(client).astype("<i8").tobytes()).hexdigest()
         found: dict[str, Any] = {"architecture": name, "split": split}
         if context.others and context.kinds is not None:
             found |= {"class": int(context.kinds.member[client]), "model": self._settings(client)}

@@ -37,6 +37,30 @@ def test_there_is_an_example_of_each_kind() -> None:
 
 @pytest.mark.parametrize("head", WORKED)
 def test_the_examples_run_as_they_stand(head: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = served(head, tmp_path, monkeypatch)
+    assert len(result.rows) == 2 and [row["cohort"] for row in result.rows] == [[0, 1]] * 2
+    told = json.loads((result.dir / "contract.json").read_text())
+    assert len(told["classes"]) == result.summary.get("num_classes", len(told["classes"]))
+    assert told["normalize"] and set(told["nodes"]) == {"0", "1"}
+    about = json.loads((result.dir / "model.json").read_text())
+    assert about["classes"] == told["classes"]
+
+
+def test_models_of_who_has_own_data_are_asked_for_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their samples cannot be looked at here, and nothing is said of how they are split."""
+    result = served(WORKED[0], tmp_path, monkeypatch, "strategy=one_shot")
+    assert [row["cohort"] for row in result.rows] == [[0, 1], []]
+    lines = json.loads((result.dir / "uploads" / "uploads.json").read_text())["clients"]
+    assert [(line["split"], sum(line["class_counts"])) for line in lines] == [
+        (None, line["samples"]) for line in lines
+    ]
+    assert json.loads((result.dir / "disjoint.json").read_text())["disjoint"] is None
+
+
+def served(head: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: str = "") -> Any:
+    """What an example comes to, with ``more`` settings."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path / "cache"))
@@ -52,12 +76,6 @@ def test_the_examples_run_as_they_stand(head: str, tmp_path: Path, monkeypatch: 
     config: list[dict[str, Any]] = [
         parse_config_args([line[line.index("--node-config") + 1]]) for line in lines
     ]
-    run_config["overrides"] += " tracker=quiet engine.poll=0.001"
+    run_config["overrides"] += f" {more} tracker=quiet engine.poll=0.001"
     grid = LocalGrid(run_config, {10 + k: dict(c) for k, c in enumerate(config)})
-    result = server.serve(grid, configuration(run_config))
-    assert len(result.rows) == 2 and [row["cohort"] for row in result.rows] == [[0, 1]] * 2
-    told = json.loads((result.dir / "contract.json").read_text())
-    assert len(told["classes"]) == result.summary.get("num_classes", len(told["classes"]))
-    assert told["normalize"] and set(told["nodes"]) == {"0", "1"}
-    about = json.loads((result.dir / "model.json").read_text())
-    assert about["classes"] == told["classes"]
+    return server.serve(grid, configuration(run_config))

@@ -15,7 +15,7 @@ from problems import classification
 from fedsim.data.dataset import Dataset, Samples
 from fedsim.data.federated import FederatedData
 from fedsim.data.sample_roles import Portion, Roles
-from fedsim.data.shards import Shards
+from fedsim.data.shards import Shards, Stated
 from fedsim.errors import ConfigError, DataError
 from fedsim.run.disjoint import check, with_server_part
 
@@ -54,6 +54,17 @@ def test_samples_that_the_server_brings_are_none_of_the_test_set() -> None:
         check(dealt([0, 1], server=Portion(torch.arange(3), Samples(own, alike))))
     given = check(dealt([0, 1], validation=Portion(torch.arange(3), Samples(own, alike))))
     assert given["equal_inputs"] == {"places": 0, "test": 1}
+
+
+def test_of_samples_that_lie_elsewhere_nothing_is_claimed(caplog: pytest.LogCaptureFixture) -> None:
+    """Stand-ins of several clients are the same rows, and no overlap; what the server brings is looked at."""
+    data, own = dealt([0], [1]), Samples(torch.tensor([[3.0]]), torch.zeros(1, dtype=torch.int64))
+    away = replace(data, shards=Stated.of_counts(np.array([[2, 1, 0], [1, 0, 4]])))
+    found = check(away)
+    assert (found["disjoint"], found["by_place"]) == (None, {})
+    assert "it cannot be checked that no two of them" in caplog.text
+    with pytest.raises(DataError, match="sample 0 of the server's own is sample 0 of the test set"):
+        check(replace(away, roles=Roles(server=Portion(torch.tensor([0]), own))))
 
 
 def test_equal_inputs_in_two_places_are_counted() -> None:
