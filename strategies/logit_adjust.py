@@ -38,8 +38,9 @@ class LogitAdjust(FedAvg):
         all_count = self.prior == "all"
         said = "clients count their classes, without noise; type strategy.prior=client" if all_count else ""
         counted = frozenset(self.counting) if all_count else frozenset()
-        told = {"meets_all_clients": all_count, "discloses": said, "counted": counted}
-        self.traits = replace(self.traits, **told)  # type: ignore[misc, arg-type]
+        self.traits = replace(  # type: ignore[misc]
+            self.traits, meets_all_clients=all_count, discloses=said, counted=counted
+        )
 
     def make_client(self) -> Client:
         """The adjusted loss."""

@@ -13,6 +13,7 @@ from problems import classification
 import fedsim
 from fedsim.cli.main import command
 from fedsim.config.compose import load
+from fedsim.config.parts import part
 from fedsim.errors import ConfigError
 from fedsim.replay.membership import membership
 from fedsim.run import canaries
@@ -99,6 +100,19 @@ def test_canaries_are_clients_of_their_own(tmp_path: Path, capsys: pytest.Captur
     assert counts and set(counts) == {8}
     assert command(["audit", str(run), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["runs"][0]["in"] == there.sum()
+
+
+def test_clients_that_are_canaries_toss_coins_too() -> None:
+    """What is accounted is what is done: coins of chance clients_per_round / (num_clients + canaries)."""
+    from fedsim.config.compose import compose
+    from fedsim.run.budgeting import mechanism_of
+
+    private = ("privacy=client", "privacy.z=1", "privacy.delta=1e-3", "participation=bernoulli")
+    for level, n in (("client", 64), ("sample", 4)):
+        config = compose([*SETTINGS, *CANARIES, *private, f"audit.level={level}"])
+        privacy = part(config.privacy, "privacy")
+        found = mechanism_of(config, privacy, 1.0)
+        assert (found.event, found.n, found.m) == ("poisson", n, 4)
 
 
 def test_memorised_canaries_are_told_and_others_are_not(
