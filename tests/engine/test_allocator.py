@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -31,7 +32,8 @@ print(usual, kept, faults())
 
 
 def run(**environment: str) -> list[int]:
-    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, env=environment)
+    given = {name: value for name, value in os.environ.items() if name == "PYTHONPATH"} | environment
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, env=given)
     if done.returncode == 3:
         pytest.skip("malloc is not glibc's")
     assert done.returncode == 0, done.stderr
