@@ -7,20 +7,43 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from fedsim.engine.assignments import Broadcast
+from fedsim.exchange.entries import lengths_of
 from fedsim.exchange.payload import Payload, Update
+from fedsim.exchange.release import Bounds, Leaving, Release
 from fedsim.local.job import Job
+from fedsim.task.layout import Layout
 from fedsim.task.slots import finite
 
 State = dict[str, Tensor]
 
 
+class KnownBounds:
+    """How long vectors may be, worked out once for all clients that were sent the same."""
+
+    def __init__(self) -> None:
+        self._of: tuple[object, object, str] | None = None
+        self._bounds: Bounds = {}
+
+    def of(self, release: Release, broadcast: Broadcast, message: Payload) -> Bounds:
+        """Of an exchange; ``message``: what its client was sent."""
+        fold, values, task, known = broadcast.fold, message.values, broadcast.task, self._of
+        if known is None or known[0] is not fold or known[1] is not values or known[2] != task:
+            self._of, self._bounds = (fold, values, task), release.bounds(fold, task, values)
+        return self._bounds
+
+
+def leaving(job: Job, layout: Layout, payload: Payload, bounds: Bounds) -> Leaving:
+    """Whose update leaves, and how long its vectors are that may be no longer than their ``bounds``."""
+    events, lengths = 0 if job.private is None else job.noisy.events, lengths_of(payload.arrays, bounds)
+    who = job.seed, job.round, job.client, job.purpose, layout, job.message.values, job.residuals
+    return Leaving(*who, job.local_part.spans, events, lengths, bounds)
+
+
 def not_finite(payload: Payload, update: Update, lengths: Mapping[str, float]) -> str | None:
     """Names of arrays and state with NaN or infinity, or the weight if that is unusable; ``None`` if all is well.
     ``lengths``: of some of the arrays, which say it without another look."""
-    unknown = payload.arrays
-    if lengths:
-        unknown = {k: t for k, t in unknown.items() if not math.isfinite(lengths.get(k, math.inf))}
-    bad = [k for k, t in unknown.items() if not finite(t)]
+    bad = [k for k, t in payload.arrays.items() if not (math.isfinite(lengths.get(k, math.inf)) or finite(t))]
     if update.state:
         bad += [f"its state '{k}'" for k, t in update.state.items() if not finite(t)]
     if bad or not 0 <= update.weight < float("inf"):

@@ -18,7 +18,7 @@ from fedsim.data.door import remedy
 from fedsim.data.federated import FederatedData
 from fedsim.data.local import Batch, LocalData
 from fedsim.engine import lanes, vectorised
-from fedsim.engine.accepting import State, new_state, not_finite, resident_alone
+from fedsim.engine.accepting import KnownBounds, State, leaving, new_state, not_finite, resident_alone
 from fedsim.engine.assignments import Broadcast, Chunk, ChunkResult, Plan
 from fedsim.engine.lanes import Ahead, Begun, Lane
 from fedsim.engine.resident import ReadOnlyError, Resident
@@ -53,6 +53,7 @@ class Worker:
         self._most = lanes.number(plan, self.model)
         self._moved: tuple[Broadcast, Broadcast] | None = None  # the last one, and the same on the device
         self._numbers = nullcontext if plan.device == "cpu" else partial(exact, plan.tf32)
+        self._bounds = KnownBounds()
         self._warned: set[str] = set()
         self._shop: Workshop | None = None
         self.serving: Sequence[int] | None = None  # whose code runs; None: nobody's, the model is measured
@@ -255,17 +256,18 @@ class Worker:
             check_shape("delta", payload.arrays["delta"], job.message.arrays["w"])
         outcome.kind, outcome.reason, outcome.error, outcome.weight = "ok", "", None, float(update.weight)
         outcome.values, outcome.metrics = payload.values, dict(update.metrics)
-        outcome.guesses, asked = update.guesses, (job.message.values, broadcast.fold, broadcast.task)
-        lengths = {} if release is None else release.lengths(payload.arrays, *asked)
-        bad = not_finite(payload, update, lengths)
+        outcome.guesses, about = update.guesses, None
+        if release is not None:
+            about = leaving(job, self.model.layout, payload, self._bounds.of(release, broadcast, job.message))
+        bad = not_finite(payload, update, {} if about is None else about.lengths)
         if bad is not None or release is None:
             self.leaves(payload, outcome)
         if bad is not None:
             outcome.kind = "nonfinite"
             outcome.reason = f"non-finite values in {bad}; {remedy(job.data, job.meter.first_loss)}"
             return None
-        if release is not None:
-            return self._released(release, job, update, payload, lengths, broadcast, folder, outcome)
+        if release is not None and about is not None:
+            return self._released(release, job, update, payload, about, broadcast, folder, outcome)
         folder.add(arrays, float(update.weight))
         return new_state(job, update)
 
@@ -275,18 +277,14 @@ class Worker:
         job: Job,
         update: Update,
         payload: Payload,
-        lengths: Mapping[str, float],
+        about: Leaving,
         broadcast: Broadcast,
         folder: Folder,
         outcome: Outcome,
     ) -> State | None:
         """Fold what the release makes of an update that is finite; the client's new state, residuals in it."""
-        layout, stays = self.model.layout, job.local_part.spans
-        events = 0 if job.private is None else job.noisy.events
-        who = job.seed, job.round, job.client, broadcast.task, layout
-        spare = "delta" if resident_alone(job, update, payload) else ""
-        padded = bool(spare) and self.model.pads_with_zeros(payload.arrays[spare])
-        about = Leaving(*who, job.message.values, job.residuals, stays, events, lengths, spare)
+        about.spare = "delta" if resident_alone(job, update, payload) else ""
+        padded = bool(about.spare) and self.model.pads_with_zeros(payload.arrays["delta"])
         sent = release.leave(payload.arrays, payload.values, broadcast.fold, about)
         folder.check(sent.arrays)
         folder.frames(sent.frames)

@@ -25,6 +25,7 @@ MOST = 14  # log of the z beyond which no budget is looked for
 ADD_REMOVE, ZERO_OUT, REPLACE = "add_remove", "zero_out", "replace_one"
 
 
+@cache
 def library() -> Any:
     """dp-accounting.
 
@@ -210,7 +211,7 @@ def gaussian_noise(epsilon: float, delta: float) -> float:
 
 
 @cache
-def _divergences(kind: str, z: float, n: int, m: int) -> tuple[np.ndarray, np.ndarray]:
+def _divergences(kind: str, z: float, n: int, m: int) -> tuple[list[float], np.ndarray]:
     """Orders, and the Renyi divergences of one release at them."""
     dp = library()
     gaussian = dp.GaussianDpEvent(z)
@@ -223,7 +224,7 @@ def _divergences(kind: str, z: float, n: int, m: int) -> tuple[np.ndarray, np.nd
         event = dp.SampledWithoutReplacementDpEvent(n, m, gaussian)
     accountant = dp.rdp.RdpAccountant(neighboring_relation=relation)
     accountant.compose(event)
-    return np.asarray(accountant.orders), np.asarray(accountant.rdp)
+    return np.asarray(accountant.orders).tolist(), np.asarray(accountant.rdp)
 
 
 @lru_cache(maxsize=2)
@@ -251,7 +252,9 @@ def _epsilon(
         return _truncated_epsilon(z, n, m, cap, count, delta, EXACT)
     if accountant == "rdp":
         orders, one = _divergences(kind, z, n, m)
-        return float(dp.rdp.rdp_privacy_accountant.compute_epsilon(orders, count * one, delta)[0])
+        return float(
+            dp.rdp.rdp_privacy_accountant.compute_epsilon(orders, (count * one).tolist(), delta)[0]
+        )  # of plain numbers: twice as fast
     if kind == "plain":
         return gaussian_epsilon(math.sqrt(count) / z, delta)
     event = dp.GaussianDpEvent(z)

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from fedsim.errors import ArgumentError
 from fedsim.exchange import normals as noise
-from fedsim.exchange.accounting import Mechanism
 from fedsim.exchange.correlated import next_noise, nodes
 from fedsim.exchange.payload import Outcome
 from fedsim.exchange.privacy import Privacy
@@ -61,7 +60,7 @@ class CentralNoise:
         self, vector: str, size: int, bound: float, count: int, round: int, exchange: int, t: int
     ) -> Tensor:
         """Noise (size,), float64, of one of ``count`` vectors in the ``t``-th release (from 1)."""
-        fresh = self._fresh(vector, size, round, exchange) * (self.z * bound * math.sqrt(count))
+        fresh = self._fresh(vector, size, round, exchange).mul_(self.z * bound * math.sqrt(count))
         if self._epoch:
             return self._of_tree(vector, fresh, (t - 1) % self._epoch + 1)
         if not self._column:
@@ -73,14 +72,17 @@ class CentralNoise:
         return y
 
     def _fresh(self, vector: str, size: int, round: int, exchange: int) -> Tensor:
-        """Standard normal numbers (size,). Those of the next round are begun, to be drawn while its clients work."""
+        """Standard normal numbers (size,), the caller's own."""
         drawn = self._ahead.pop((vector, size, round), None) if not exchange else None
-        fresh = self._normals(vector, round, exchange)(size) if drawn is None else drawn.result()
-        if self._keyed and not exchange and round + 1 < self._rounds and size <= AHEAD:
-            later = self._beside.submit(self._normals(vector, round + 1), size)
-            kept = {k: v for k, v in self._ahead.items() if k[2] >= round}
-            self._ahead = kept | {(vector, size, round + 1): later}
-        return fresh
+        return self._normals(vector, round, exchange)(size) if drawn is None else drawn.result()
+
+    def draw_ahead(self, vector: str, size: int, round: int) -> None:
+        """Begin the numbers of ``round``, where that is of use: they are drawn while its clients work."""
+        if self._keyed and round < self._rounds and size <= AHEAD:
+            kept = {k: v for k, v in self._ahead.items() if k[2] >= round - 1}
+            self._ahead = kept | {
+                (vector, size, round): self._beside.submit(self._normals(vector, round), size)
+            }
 
     def _normals(self, vector: str, round: int, exchange: int = 0) -> noise.Normals:
         if not self._keyed:
@@ -103,12 +105,11 @@ class CentralNoise:
         self.bound = adapted(self.bound, fits, drawn, self._cohort, a.rate, a.quantile)
 
     def row(
-        self, mechanism: Mechanism, released: int, fits: Sequence[float], long: int, squares: Sequence[float]
+        self, cost: tuple[float, str], fits: Sequence[float], long: int, squares: Sequence[float]
     ) -> dict[str, Any]:
-        """Entries of the round's row after so many releases; ``squares``: of the sum and of its noise."""
-        privacy = self.privacy
-        assert privacy.delta is not None
-        eps, relation = mechanism.bound(released, privacy.delta)
+        """Entries of the round's row; ``cost``: epsilon and the relation that it holds for, ``squares``: of the sum and
+        of its noise."""
+        privacy, (eps, relation) = self.privacy, cost
         hidden = privacy.distributed  # nobody knows of single clients, nor of the noise by itself
         return {
             "epsilon": eps,

@@ -16,17 +16,16 @@ import torch
 from torch import Tensor
 
 from fedsim.errors import StrategyError
+from fedsim.exchange.account import Account
 from fedsim.exchange.central import CentralNoise, too_few_shares
 from fedsim.exchange.descent import HeldModel, held_model
-from fedsim.exchange.entries import clip, flat, like_of, shaped, shared_entries, slots_of
-from fedsim.exchange.ledger import Ledger
+from fedsim.exchange.entries import clip, length_of, like_of, shared_entries, slots_of
 from fedsim.exchange.measured_tasks import is_measuring
 from fedsim.exchange.payload import DENOMINATOR, WEIGHT, Outcome, Payload
 from fedsim.exchange.release import CLIP, FITS, OWN, SATURATED, Kinds, Leaving, Release
 from fedsim.exchange.spending import Spending
 from fedsim.exchange.summing import void, weighted_sums
 from fedsim.exchange.terms import Terms
-from fedsim.exchange.turns import Turns
 
 Folded = dict[tuple[str, str], Tensor]
 RECLIPPED = f"{OWN}reclipped"
@@ -38,16 +37,13 @@ class Landing:
 
     release: Release
     terms: Terms
-    ledger: Ledger | None = None
+    account: Account | None = None
     central: CentralNoise | None = None
     spending: Spending | None = None
     held: HeldModel | None = field(init=False)  # what clients hold, where the way down is by differences
     row: dict[str, Any] = field(default_factory=dict)  # entries of the round's row
     _last: int = -1  # round of the last release
     _exchange: int = 0  # its number in the round
-    _turns: Turns = field(default_factory=Turns)
-    _released: int = 0  # as the ledger says
-    _made: int = 0  # of the rounds that count
 
     def __post_init__(self) -> None:
         self.held = held_model(self.release.compression, self.terms.seed, self.terms.layout)
@@ -101,8 +97,8 @@ class Landing:
         if self.spending is not None:
             self.spending.add(outcomes, self.terms.deployed)
             self.row |= self.spending.row() | self._marks
-        if self.central is not None:
-            self._enter(self.central, names, ok, round)
+        if self.central is not None and self.account is not None:
+            self.account.enter(names, self.central.bound, ok, round, self._exchange)
         elif ring is None:
             return folded
         out = dict(folded)
@@ -120,22 +116,14 @@ class Landing:
                 about = Leaving(self.terms.seed, round, -1, task, self.terms.layout)
                 total = self.release.landed(name, total, like, about, bound, len(names))
                 total = total.to(self.terms.dtype) if total.is_floating_point() else total
-            if self.central is not None:
+            if self.central is not None and self.account is not None:
                 assert bound is not None
-                total = self._noised(self.central, name, total, bound, len(names), round)
+                total = self._noised(self.central, self.account, name, total, bound, len(names), round)
             out[name, "sum"] = total
             out[name, DENOMINATOR] = self._divisor(name, ok, message, shares)
-        if self.central is not None:
-            self._note(self.central, ok, self._fits(ok, bits), round)
+        if self.central is not None and self.account is not None:
+            self._note(self.central, self.account.settle(), ok, self._fits(ok, bits), round)
         return out
-
-    def _enter(self, central: CentralNoise, names: Sequence[str], ok: Sequence[Outcome], round: int) -> None:
-        """Note the release before it is made."""
-        self._check_cohort(ok, round)
-        assert self.ledger is not None
-        about = {"z": central.privacy.multiplier, "clip": central.bound, "cohort": len(ok)}
-        self.ledger.write(round + 1, self._exchange, vectors=names, **about)
-        self._released, self._made = self.ledger.upto(round + 1), self._made + 1
 
     def clipped(self, name: str, v: Tensor) -> Tensor:
         """A vector no longer than its bound, whoever made it."""
@@ -163,26 +151,36 @@ class Landing:
             )
 
     def _noised(
-        self, central: CentralNoise, name: str, total: Tensor, bound: float, count: int, round: int
+        self,
+        central: CentralNoise,
+        account: Account,
+        name: str,
+        total: Tensor,
+        bound: float,
+        count: int,
+        round: int,
     ) -> Tensor:
         """The sum with noise, drawn for entries that leave clients."""
-        layout = self.terms.layout
-        slots = slots_of(total, layout)
-        x = flat(total, slots).to(torch.float64, copy=True)
+        layout, sums = self.terms.layout, self.row.setdefault("_sums", [0.0, 0.0])
+        sums[0] += length_of(total) ** 2
         if central.privacy.distributed:  # it is in the sum
-            self.row.setdefault("_sums", [0.0, 0.0])[0] += float(x.square().sum())
+            account.settle()
             return total
-        added = central.of(name, x.numel(), bound, count, round, self._exchange, self._made)
+        slots = slots_of(total, layout)
+        size = total.numel() if slots is None else slots.size
+        added = central.of(name, size, bound, count, round, self._exchange, account.made)
         if (mask := shared_entries(layout, self.terms.stays, total, slots)) is not None:
             added = added * mask
-        sums = self.row.setdefault("_sums", [0.0, 0.0])
-        sums[0] += float(x.square().sum())
-        sums[1] += float(added.square().sum())
-        return shaped(x.add_(added).to(total.dtype), slots, total)
-
-    def _check_cohort(self, ok: Sequence[Outcome], round: int) -> None:
-        if (privacy := self.release.privacy) is not None:
-            self._turns.check([o.client for o in ok], round, self.terms.apart, privacy.cap)
+        sums[1] += float(added.dot(added))
+        account.settle()
+        if not self._exchange:  # and not before: drawing delays what is written beside it
+            central.draw_ahead(name, size, round + 1)
+        noised = total.to(torch.float64, copy=True)
+        if slots is None:
+            noised.add_(added.reshape(total.shape))
+        else:
+            slots.add(noised, added)
+        return noised.to(total.dtype)
 
     @property
     def _marks(self) -> dict[str, Any]:
@@ -193,32 +191,32 @@ class Landing:
     def _fits(self, ok: Sequence[Outcome], bits: Tensor | None) -> list[float]:
         """A bit for each update that came, 1 if it was no longer than the bound; ``bits``: their masked sum."""
         if bits is None or self.release.secure is None:
-            return [float(cast(float, o.values.get(FITS, 1.0))) for o in ok]
+            return [cast(float, o.values.get(FITS, 1.0)) for o in ok]
         count = int(0.5 + float(self.release.secure.leave(FITS, bits, 1.0)))
         return [1.0] * count + [0.0] * (len(ok) - count)
 
-    def _note(self, central: CentralNoise, ok: Sequence[Outcome], fits: Sequence[float], round: int) -> None:
+    def _note(
+        self,
+        central: CentralNoise,
+        cost: tuple[float, str],
+        ok: Sequence[Outcome],
+        fits: Sequence[float],
+        round: int,
+    ) -> None:
         """The row's entries, and the bound of the next exchange."""
-        assert self.terms.mechanism is not None
         long = sum(int(cast(int, o.values.get(RECLIPPED, 0))) for o in ok)
         sums = self.row.pop("_sums", [0.0, 0.0])
-        self.row |= central.row(self.terms.mechanism, self._released, fits, long, sums) | self._marks
+        self.row |= central.row(cost, fits, long, sums) | self._marks
         central.adapt(fits, round)
 
     def spent(self, round: int) -> bool:
         """Whether ``round`` (from 1) would exceed ``privacy.epsilon_max``."""
-        privacy, mechanism = self.release.privacy, self.terms.mechanism
+        privacy = self.release.privacy
         if privacy is None or (most := privacy.most) is None:
             return False
         if self.spending is not None:
             return self.spending.exceeds(most)
-        if mechanism is None or self.ledger is None:
-            return False
-        count = self.ledger.after(round)
-        if self.terms.affords is not None:
-            return count > self.terms.affords
-        assert privacy.delta is not None
-        return mechanism.bound(count, privacy.delta)[0] > most
+        return self.account is not None and self.account.spent(round, most)
 
     def check_asked(
         self, task: str, fold: Collection[str], clients: Sequence[int] | None, cohort: Sequence[int]
@@ -256,21 +254,14 @@ class Landing:
     def at_end(self, facts: dict[str, Any]) -> None:
         """What is worked out once, of the whole run: epsilon by privacy loss distributions, if they are asked for."""
         privacy, mechanism = self.release.privacy, self.terms.mechanism
-        if privacy is None or mechanism is None or "privacy" not in facts:
+        if privacy is None or mechanism is None or self.account is None or "privacy" not in facts:
             return
-        if privacy.accountant != "pld" and mechanism.event != "truncated":
-            return
-        assert privacy.delta is not None
-        facts["privacy"]["epsilon"] = mechanism.epsilon(self._released, privacy.delta, "pld")[0]
-        facts["privacy"]["accountant"] = "pld"
+        if privacy.accountant == "pld" or mechanism.event == "truncated":
+            facts["privacy"] |= {"epsilon": self.account.exact(), "accountant": "pld"}
 
     def save(self) -> dict[str, Any]:
         """Entries of a checkpoint, under no prefix: ``""`` plain values, others tensors."""
-        plain: dict[str, Any] = {
-            "released": self._released,
-            "made": self._made,
-            "turns": {str(c): r for c, r in self._turns.last.items()},
-        }
+        plain = {} if self.account is None else self.account.save()
         tensors: dict[str, Tensor] = {}
         if self.central is not None:
             plain["central"], tensors = self.central.save()
@@ -288,13 +279,11 @@ class Landing:
             CheckpointError: if the ledger has lost releases since.
         """
         plain = saved[""]
-        self._released, self._made = plain["released"], plain["made"]
-        self._turns.last = {int(c): r for c, r in plain["turns"].items()}
         if self.central is not None:
             self.central.restore(plain["central"], saved)
         if self.spending is not None:
             self.spending.restore(plain["spent"])
         if self.held is not None:
             self.held.restore(plain["down"], saved)
-        if self.ledger is not None:
-            self.ledger.check(self._released)
+        if self.account is not None:
+            self.account.restore(plain)

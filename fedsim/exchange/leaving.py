@@ -17,10 +17,11 @@ if TYPE_CHECKING:
     from fedsim.task.layout import Layout
     from fedsim.task.slots import Slots
 
+Bounds = Mapping[str, float | None]  # of vectors, in the order in which they leave; None: as long as it is
 OWN = "release/"  # begins names of the pipeline's own: client states, values of messages and updates
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Leaving:
     """Whose update leaves, and in which exchange."""
 
@@ -34,6 +35,7 @@ class Leaving:
     stays: tuple[slice, ...] = ()  # spans of ``w`` that never leave it: nothing is drawn for them
     events: int = 0  # noisy gradients of single samples that the update is made of
     lengths: Mapping[str, float] = field(default_factory=dict)  # of vectors, where they are known already
+    bounds: Bounds | None = None  # of the exchange, where they are known already
     spare: str = ""  # a vector that nobody reads afterwards
 
     def private(self, v: Tensor, slots: Slots | None) -> Tensor | None:
@@ -46,7 +48,7 @@ class Leaving:
         return lambda stage: torch_rng(self.seed, f"{key}/{stage}", self.round, self.client)
 
 
-@dataclass
+@dataclass(slots=True)
 class Released:
     """What became of an update. ``frames`` hold what travels, of vectors that do not travel as they are folded."""
 
@@ -58,8 +60,10 @@ class Released:
 
     def payload(self, values: Mapping[str, Value]) -> Payload:
         """All as it travels, of an update with these ``values``: no weight beside the one in fixed point."""
-        shown = {k: v for k, v in values.items() if k != "weight" or WEIGHT not in self.arrays}
-        return Payload({**self.arrays, **self.frames}, {**shown, **self.values})
+        shown = {**values, **self.values}
+        if WEIGHT in self.arrays:
+            shown.pop("weight", None)
+        return Payload({**self.arrays, **self.frames}, shown)
 
 
 def key_of(task: str, vector: str) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import json
 import os
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from fedsim.errors import CheckpointError
 
@@ -22,6 +23,8 @@ class Ledger:
         lines = [json.loads(line) for line in _lines(self._path)]
         self._seen = [(int(line["round"]), int(line["exchange"])) for line in lines]
         self._asked: list[list[int]] = [line.get("clients", []) for line in lines]
+        self._beside = ThreadPoolExecutor(1)
+        self._begun: tuple[BinaryIO, Future[None]] | None = None
 
     def __len__(self) -> int:
         return len(set(self._seen)) if self._keyed else len(self._seen)
@@ -42,13 +45,31 @@ class Ledger:
 
     def write(self, round: int, exchange: int, **about: Any) -> None:
         """Note a release of ``round`` (from 1), and see to it that this outlives a crash."""
+        self.begin(round, exchange, **about)
+        self.settle()
+
+    def begin(self, round: int, exchange: int, **about: Any) -> None:
+        """:meth:`write`, while the caller goes on: who settles it before anything is released."""
+        self.settle()
         self._seen.append((round, exchange))
         self._asked.append(about.get("clients", []))
         line = {"round": round, "exchange": exchange, "noise": "keyed" if self._keyed else "os", **about}
-        with self._path.open("a") as f:
-            f.write(json.dumps(line) + "\n")
-            f.flush()
-            os.fsync(f.fileno())
+        file = self._path.open("ab")
+        file.write(json.dumps(line).encode() + b"\n")
+        file.flush()
+        self._begun = file, self._beside.submit(os.fsync, file.fileno())
+
+    def settle(self) -> None:
+        """Wait until what was begun is on disk.
+
+        Raises:
+            OSError: as the writing did.
+        """
+        if self._begun is None:
+            return
+        (file, synced), self._begun = self._begun, None
+        with file:
+            synced.result()
 
     def check(self, releases: int) -> None:
         """Refuse to go on where the ledger has lost releases that the checkpoint knows of.

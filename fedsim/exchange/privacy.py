@@ -9,7 +9,7 @@ client (Abadi et al. 2016), see ``fedsim.local.sample_noise``; updates then pass
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -165,7 +165,7 @@ class Privacy:
     def check_update(
         self,
         arrays: Mapping[str, Tensor],
-        names: list[str],
+        names: Collection[str],
         values: Mapping[str, Value],
         public: frozenset[str],
     ) -> None:
@@ -174,23 +174,24 @@ class Privacy:
         Raises:
             ClientError: naming the array, the value or the weight.
         """
-        how, weight, whole = f"privacy={self.level}", values.get("weight", 1.0), self.level == "record"
+        how, weight, whole = self.level, values.get("weight", 1.0), self.level == "record"
         if weight != 1.0 and not whole:  # how many samples there are is no secret of one
             raise ClientError(
-                f"the update weighs {weight!r}, but under {how} every one weighs 1: another weight would say how many "
-                "samples a client has. Type strategy.weighting=uniform, or send Update(weight=1)"
+                f"the update weighs {weight!r}, but under privacy={how} every one weighs 1: another weight would say "
+                "how many samples a client has. Type strategy.weighting=uniform, or send Update(weight=1)"
             )
         for name, array in arrays.items():
             if (name not in names and not whole) or not array.is_floating_point():
                 raise ClientError(
-                    f"'{name}' leaves the client without noise: {how} covers vectors of real numbers that are summed. "
-                    "Send it in no update, or choose another method (docs/privacy.md)"
+                    f"'{name}' leaves the client without noise: privacy={how} covers vectors of real numbers that are "
+                    "summed. Send it in no update, or choose another method (docs/privacy.md)"
                 )
-        if bare := [name for name in values if name != "weight" and name not in public]:
-            raise ClientError(
-                f"the value '{bare[0]}' leaves the client without noise under {how}; send it in no update, or name "
-                "it in the strategy's traits.public_values if it says nothing of the samples"
-            )
+        for name in values:
+            if name != "weight" and name not in public:
+                raise ClientError(
+                    f"the value '{name}' leaves the client without noise under privacy={how}; send it in no update, "
+                    "or name it in the strategy's traits.public_values if it says nothing of the samples"
+                )
 
     def own_spread(self, bound: float, count: int) -> float:
         """Standard deviation of what a client adds to one of ``count`` vectors: z C sqrt(count), of ``least`` shares

@@ -32,6 +32,7 @@ from fedsim.errors import ClientError, EngineError
 from fedsim.exchange.codecs.feedback import compensated, remainder
 from fedsim.exchange.entries import clip, flat, length_of, shaped, slots_of, spread
 from fedsim.exchange.leaving import OWN as OWN
+from fedsim.exchange.leaving import Bounds as Bounds
 from fedsim.exchange.leaving import Leaving as Leaving
 from fedsim.exchange.leaving import Released as Released
 from fedsim.exchange.leaving import key_of
@@ -92,15 +93,9 @@ class Release:
         """How long the vector may be; None: as long as it is."""
         return None if self.privacy is None else self.privacy.bound(vector, values.get(CLIP))
 
-    def lengths(
-        self, arrays: Mapping[str, Tensor], values: Mapping[str, Value], kinds: Kinds, task: str
-    ) -> dict[str, float]:
-        """Lengths of the vectors that are clipped, by the message's ``values``: one that is finite tells that all
-        entries are."""
-        if self.privacy is None:
-            return {}
-        bounded = [n for n in self.vectors(kinds, task) if n in arrays and arrays[n].is_floating_point()]
-        return {n: length_of(arrays[n]) for n in bounded if self.bound(n, values) is not None}
+    def bounds(self, kinds: Kinds, task: str, values: Mapping[str, Value]) -> Bounds:
+        """What passes the pipeline in an exchange whose message says ``values``, and how long it may be."""
+        return {n: self.bound(n, values) for n in self.vectors(kinds, task)}
 
     def leave(
         self, arrays: Mapping[str, Tensor], values: Mapping[str, Value], kinds: Kinds, about: Leaving
@@ -111,11 +106,13 @@ class Release:
             ClientError: for what privacy does not cover: other arrays or values, a ``weight`` other than 1.
         """
         sent = Released(dict(arrays))
-        names = self.vectors(kinds, about.task)
+        bounds = about.bounds
+        if bounds is None:
+            bounds = self.bounds(kinds, about.task, about.values)
         if self.privacy is not None and not is_measuring(about.task):
-            self.privacy.check_update(arrays, names, values, self.public)
+            self.privacy.check_update(arrays, bounds, values, self.public)
         fits = True
-        for name in names:
+        for name, bound in bounds.items():
             v = arrays.get(name)
             if self.secure is not None and v is not None and name in self.counted:
                 sent.arrays[name] = self.secure.count(name, v)
@@ -125,21 +122,20 @@ class Release:
                 raise ClientError(f"'{name}' holds {v.dtype}: secure sums are of real numbers")
             if v is None or not v.is_floating_point() or not v.numel():
                 continue
-            bound = self.bound(name, about.values)
             if bound is not None:
                 v, factor = clip(v, bound, about.lengths.get(name), inplace=name == about.spare)
                 fits = fits and factor == 1.0
             sent.arrays[name] = v
             if self.compression is not None or self.secure is not None or self._noisy:
                 weight = float(values.get("weight", 1.0))  # type: ignore[arg-type]
-                self._encoded(name, v, bound, about, sent, len(names), weight)
+                self._encoded(name, v, bound, about, sent, len(bounds), weight)
         if WEIGHT in kinds and self.secure is not None:
             share = self.secure.share(float(values.get("weight", 1.0)), about.values)  # type: ignore[arg-type]
             sent.arrays[WEIGHT], sent.frames[WEIGHT] = share, self.secure.frame(share)
         if FITS in kinds and self.secure is not None:
             sent.arrays[FITS] = bit = self.secure.bit(fits)
             sent.frames[FITS] = self.secure.frame(bit)
-        elif self.privacy is not None and self.privacy.central and names and not self.privacy.distributed:
+        elif self.privacy is not None and self.privacy.central and bounds and not self.privacy.distributed:
             sent.values[FITS] = float(fits)
         if about.events:
             sent.values[EVENTS] = about.events

@@ -13,6 +13,7 @@ from fedsim.config.parts import part
 from fedsim.config.schema import ClientConfig
 from fedsim.data.federated import FederatedData
 from fedsim.errors import ConfigError
+from fedsim.exchange.account import Account
 from fedsim.exchange.central import CentralNoise
 from fedsim.exchange.compression import nonzero
 from fedsim.exchange.correlated import column
@@ -139,7 +140,7 @@ def landing(
         terms = replace(terms, **_central(config, privacy, cohorts))
         correlated = _correlated(config, privacy)
         central = CentralNoise(privacy, config.seed, terms.cohort, keyed, **correlated, rounds=config.rounds)
-        return Landing(work.release, terms, ledger, central)
+        return Landing(work.release, terms, Account(privacy, terms, ledger), central)
     if privacy.local:
         return _spending(Landing(work.release, terms, spending=Spending(privacy, ledger=ledger)), privacy)
     _check_records(context)

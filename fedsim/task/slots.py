@@ -134,6 +134,14 @@ class Slots(Sequence[Slot]):
             start = stop
         return out
 
+    def add(self, v: Tensor, part: Tensor) -> None:
+        """Add ``part`` (size,) to the real entries of ``v`` (dim,), in its place."""
+        start = 0
+        for run in self.runs:
+            stop = start + run.stop - run.start
+            v[run] += part[start:stop]
+            start = stop
+
     def filled(self, parts: Iterable[Tensor], dtype: torch.dtype) -> Tensor:
         """``expand(torch.cat(parts))`` of ``size`` numbers, (dim,), in memory for one vector and one part."""
         out, runs, at, stop = torch.empty(self.dim, dtype=dtype), iter(self.runs), 0, 0

@@ -13,6 +13,7 @@ from fedsim.errors import ArgumentError, ClientError, ConfigError
 from fedsim.exchange import normals as noise
 from fedsim.exchange.central import CentralNoise, adapted, z_delta
 from fedsim.exchange.correlated import column, correlated, levels, nodes, sensitivity
+from fedsim.exchange.entries import length_of
 from fedsim.exchange.privacy import AdaptiveClip, Privacy
 from fedsim.exchange.release import RESIDUAL, Leaving, Release, clip
 from fedsim.rng import torch_rng
@@ -45,6 +46,23 @@ def test_golden_clip() -> None:
         found, by = clip(torch.from_numpy(v), float(z["C"]))
         np.testing.assert_allclose(found.numpy(), wanted, rtol=0, atol=1e-12)
         assert by == pytest.approx(float(factor), abs=1e-12) and (by == 1.0) == bool(fits)
+
+
+@pytest.mark.parametrize("size", [0, 1, 7, 4096, 159_010, 1_000_003])
+def test_lengths_are_those_of_float64(size: int) -> None:
+    """Also of vectors whose squares are all alike, whose rounding has a direction, and of views."""
+    rng = torch.Generator().manual_seed(size)
+    normal = torch.randn(size, generator=rng)
+    tails = normal * torch.exp(2 * torch.randn(size, generator=rng))
+    alike = [torch.full((size,), 1 + i / 7) for i in range(7)]
+    views = [torch.randn(2 * size, generator=rng)[::2], torch.randn(3, size, generator=rng).T]
+    small = [normal.half(), normal.bfloat16(), normal.double(), normal.requires_grad_()]
+    for v in [normal, tails, *alike, *views, *small, normal * 1e-30, normal * 1e30]:
+        exact = math.sqrt(float(v.detach().double().square().sum()))
+        assert length_of(v) == pytest.approx(exact, rel=5e-7)
+    for bad in (math.inf, -math.inf, math.nan):
+        v = torch.cat([normal.detach(), torch.tensor([bad])])
+        assert not math.isfinite(length_of(v))
 
 
 def test_golden_noise_of_a_sum(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,6 +185,9 @@ def test_numbers_drawn_ahead_are_those_of_their_round() -> None:
         found = made.of(vector, size, 1.0, 1, round, exchange, 1)
         alone = CentralNoise(settings(), 5, 4.0, True).of(vector, size, 1.0, 1, round, exchange, 1)
         assert torch.equal(found, alone), (vector, size, round, exchange)
+        if not exchange:
+            made.draw_ahead(vector, size, round + 1)
+    assert len(made._ahead) == 1
 
 
 @pytest.mark.parametrize(

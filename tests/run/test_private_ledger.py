@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from problems import classification, method
 
 from fedsim.errors import CheckpointError, StrategyError
+from fedsim.exchange.landing import Landing
 from fedsim.exchange.ledger import Ledger
 from fedsim.exchange.payload import Message, Outcome, Payload
 from fedsim.exchange.privacy import Privacy
@@ -27,6 +30,33 @@ def test_who_is_asked_is_on_disk_before(level: str, tmp_path: Path) -> None:
     assert [(line["round"], line["clients"]) for line in lines] == [
         (r["round"], r["cohort"]) for r in run.rows
     ]
+
+
+def test_a_sum_is_not_seen_before_its_line_is_on_disk(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The disk takes its time; then it is full."""
+    seen: list[str] = []
+
+    def synced(number: int) -> None:
+        if len(seen) == 4:
+            raise OSError(28, "No space left on device")
+        time.sleep(0.1)
+        seen.append("disk")
+
+    land = Landing.land
+
+    def landed(self: Landing, *given: Any) -> Any:
+        folded = land(self, *given)
+        seen.append("sum")
+        return folded
+
+    monkeypatch.setattr("fedsim.exchange.ledger.os", SimpleNamespace(fsync=synced))
+    monkeypatch.setattr(Landing, "land", landed)
+    with pytest.raises(CheckpointError, match="No space left"):
+        classification().run(*SETTINGS, "privacy=client", f"dir={tmp_path / 'r'}")
+    assert seen == ["disk", "sum"] * 2
+    assert len((tmp_path / "r" / "metrics.jsonl").read_text().splitlines()) == 2
 
 
 @pytest.mark.parametrize(("keyed", "again"), [(True, 0), (False, 1)])

@@ -16,9 +16,10 @@ from problems import GOLDEN, Problem, Quadratic, classes, linear_loss, network
 import fedsim
 from clients.sgd import SGDClient
 from fedsim.errors import CheckpointError
+from fedsim.exchange import accounting
 from fedsim.exchange import normals as noise
-from fedsim.exchange.landing import Landing
 from fedsim.exchange.payload import Update
+from fedsim.exchange.turns import Turns
 from fedsim.local import sample_noise as records
 from fedsim.local.job import Job
 from fedsim.replay.membership import accounted
@@ -57,9 +58,7 @@ def test_golden_runs(
         return lambda n: torch.from_numpy(row[:n].copy())
 
     monkeypatch.setattr(noise, "keyed", keyed)
-    monkeypatch.setattr(
-        Landing, "_check_cohort", lambda *_: None
-    )  # these cohorts come back too early for a band
+    monkeypatch.setattr(Turns, "check", lambda *_: None)  # these cohorts come back too early for a band
     gram = np.einsum("nij,nik->njk", z["A"], z["A"])
     pull = np.einsum("nij,ni->nj", z["A"], z["b"])
     seen: list[np.ndarray] = []
@@ -255,6 +254,7 @@ def test_record_level_runs(tmp_path: Path) -> None:
 
 def test_the_core_runs_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "dp_accounting", None)
+    accounting.library.cache_clear()
     with pytest.raises(fedsim.errors.ConfigError, match=r"fedsim-lab\[privacy\]"):
         little().run(*CLIENT, "privacy.epsilon=1")
 

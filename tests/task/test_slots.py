@@ -73,6 +73,9 @@ def test_compact_undoes_expand_and_flatten_undoes_named(
     assert w.shape == (*lead, layout.dim) and no_padding(layout, w)
     assert torch.equal(layout.compact(w), v)
     assert torch.equal(torch.cat([*layout.params.pieces(w), v.new_zeros(0)]), v.reshape(-1))
+    if not lead:
+        layout.params.add(w, 2 * v)
+        assert torch.equal(w, layout.expand(v + 2 * v))
     flat = layout.expand(torch.randn(layout.size, dtype=dtype))
     assert torch.equal(layout.flatten(layout.named(flat), dtype), flat)
 
