@@ -43,7 +43,10 @@ def leaving(job: Job, layout: Layout, payload: Payload, bounds: Bounds) -> Leavi
 def not_finite(payload: Payload, update: Update, lengths: Mapping[str, float]) -> str | None:
     """Names of arrays and state with NaN or infinity, or the weight if that is unusable; ``None`` if all is well.
     ``lengths``: of some of the arrays, which say it without another look."""
-    bad = [k for k, t in payload.arrays.items() if not (math.isfinite(lengths.get(k, math.inf)) or finite(t))]
+    bad = list[str]()
+    for name, t in payload.arrays.items():
+        if not math.isfinite(lengths.get(name, math.inf)) and not finite(t):
+            bad.append(name)
     if update.state:
         bad += [f"its state '{k}'" for k, t in update.state.items() if not finite(t)]
     if bad or not 0 <= update.weight < float("inf"):
@@ -52,12 +55,12 @@ def not_finite(payload: Payload, update: Update, lengths: Mapping[str, float]) -
 
 
 def resident_alone(job: Job, update: Update, payload: Payload) -> bool:
-    """Whether an update's delta lies in the resident vector, which the next client overwrites, and nothing else that
-    its client hands back can lie there too."""
+    """Whether an update's delta is the resident vector as ``minus`` left it, which the next client overwrites, and
+    nothing else that its client hands back can lie there too."""
     delta = payload.arrays.get("delta")
     if delta is None or len(payload.arrays) > 1 or update.state or update.implied:
         return False
-    return delta.data_ptr() == job.model.w.data_ptr()
+    return job.model.pads_with_zeros(delta)
 
 
 def new_state(job: Job, update: Update, residuals: State | None = None) -> State | None:

@@ -79,7 +79,8 @@ class Broadcast:
         if plan.release is None:
             return self
         about = (self.task, plan.seed, self.round, layout, plan.dtype)
-        return replace(self, payload=opened_down(plan.release, self.payload, *about, self.standing))
+        payload = opened_down(plan.release, self.payload, *about, self.standing)
+        return self if payload is self.payload else replace(self, payload=payload)
 
     def to(self, device: str) -> Broadcast:
         """The same with its arrays on ``device``."""

@@ -283,14 +283,14 @@ class Worker:
         outcome: Outcome,
     ) -> State | None:
         """Fold what the release makes of an update that is finite; the client's new state, residuals in it."""
-        about.spare = "delta" if resident_alone(job, update, payload) else ""
-        padded = bool(about.spare) and self.model.pads_with_zeros(payload.arrays["delta"])
+        if alone := resident_alone(job, update, payload):
+            about.spare = "delta"
         sent = release.leave(payload.arrays, payload.values, broadcast.fold, about)
         folder.check(sent.arrays)
         folder.frames(sent.frames)
         travels = sent.payload(payload.values)
         outcome.values, outcome.metrics = travels.values, {**outcome.metrics, **sent.metrics}
-        if padded:
+        if alone:
             self.model.scaled()
         self.leaves(travels, outcome)
         folder.add(sent.arrays, float(update.weight))

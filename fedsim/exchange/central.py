@@ -43,7 +43,8 @@ class CentralNoise:
         self.bound = privacy.adaptive.start if privacy.adapts else float(privacy.clip)
         self._past: dict[str, list[Tensor]] = {}  # noise that later noise depends on, by vector
         self._beside = ThreadPoolExecutor(1)
-        self._ahead: dict[tuple[str, int, int], Future[Tensor]] = {}  # by vector, size and round
+        # what it was multiplied by already, and it, by vector, size and round
+        self._ahead: dict[tuple[str, int, int], tuple[float, Future[Tensor]]] = {}
 
     @property
     def z(self) -> float:
@@ -60,7 +61,13 @@ class CentralNoise:
         self, vector: str, size: int, bound: float, count: int, round: int, exchange: int, t: int
     ) -> Tensor:
         """Noise (size,), float64, of one of ``count`` vectors in the ``t``-th release (from 1)."""
-        fresh = self._fresh(vector, size, round, exchange).mul_(self.z * bound * math.sqrt(count))
+        scale = self._scale(bound, count)
+        drawn = self._ahead.pop((vector, size, round), None) if not exchange else None
+        if drawn is not None and drawn[0] in (1.0, scale):
+            by, fresh = drawn[0], drawn[1].result()
+        else:
+            by, fresh = 1.0, self._normals(vector, round, exchange)(size)
+        fresh = fresh if by == scale else fresh.mul_(scale)
         if self._epoch:
             return self._of_tree(vector, fresh, (t - 1) % self._epoch + 1)
         if not self._column:
@@ -71,18 +78,16 @@ class CentralNoise:
         self._past[vector] = [*past, y][-kept:] if kept else []
         return y
 
-    def _fresh(self, vector: str, size: int, round: int, exchange: int) -> Tensor:
-        """Standard normal numbers (size,), the caller's own."""
-        drawn = self._ahead.pop((vector, size, round), None) if not exchange else None
-        return self._normals(vector, round, exchange)(size) if drawn is None else drawn.result()
+    def draw_ahead(self, vector: str, size: int, bound: float, count: int, round: int) -> None:
+        """Begin the noise of ``round``, where that is of use: it is drawn while its clients work."""
+        if not (self._keyed and round < self._rounds and size <= AHEAD):
+            return
+        by, normals = 1.0 if self.privacy.adapts else self._scale(bound, count), self._normals(vector, round)
+        self._ahead = {k: v for k, v in self._ahead.items() if k[2] >= round - 1}
+        self._ahead[vector, size, round] = by, self._beside.submit(lambda: normals(size).mul_(by))
 
-    def draw_ahead(self, vector: str, size: int, round: int) -> None:
-        """Begin the numbers of ``round``, where that is of use: they are drawn while its clients work."""
-        if self._keyed and round < self._rounds and size <= AHEAD:
-            kept = {k: v for k, v in self._ahead.items() if k[2] >= round - 1}
-            self._ahead = kept | {
-                (vector, size, round): self._beside.submit(self._normals(vector, round), size)
-            }
+    def _scale(self, bound: float, count: int) -> float:
+        return self.z * bound * math.sqrt(count)
 
     def _normals(self, vector: str, round: int, exchange: int = 0) -> noise.Normals:
         if not self._keyed:

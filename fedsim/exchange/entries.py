@@ -38,8 +38,8 @@ def length_of(v: Tensor) -> float:
     if not v.numel():
         return 0.0
     if v.dtype == torch.float32:
-        found = v.detach()
-        length = float(_nrm2()(found.numpy().reshape(-1)) if v.is_cpu else found.square().sum().sqrt())
+        row = v.detach().reshape(-1) if v.requires_grad or v.dim() != 1 else v
+        length = float(_nrm2()(row.numpy()) if v.is_cpu else row.square().sum().sqrt())
         if 1e-15 < length < math.inf:
             return length
     return math.sqrt(float(v.flatten().double().square().sum()))
@@ -47,8 +47,11 @@ def length_of(v: Tensor) -> float:
 
 def lengths_of(arrays: Mapping[str, Tensor], bounds: Mapping[str, float | None]) -> dict[str, float]:
     """Lengths of the vectors that are clipped: one that is finite tells that all entries are."""
-    found = {n: arrays[n] for n, b in bounds.items() if b is not None and n in arrays}
-    return {n: length_of(v) for n, v in found.items() if v.is_floating_point()}
+    found = dict[str, float]()
+    for name, bound in bounds.items():
+        if bound is not None and name in arrays and (v := arrays[name]).is_floating_point():
+            found[name] = length_of(v)
+    return found
 
 
 @cache

@@ -174,7 +174,7 @@ class Landing:
         sums[1] += float(added.dot(added))
         account.settle()
         if not self._exchange:  # and not before: drawing delays what is written beside it
-            central.draw_ahead(name, size, round + 1)
+            central.draw_ahead(name, size, bound, count, round + 1)
         noised = total.to(torch.float64, copy=True)
         if slots is None:
             noised.add_(added.reshape(total.shape))
@@ -191,7 +191,7 @@ class Landing:
     def _fits(self, ok: Sequence[Outcome], bits: Tensor | None) -> list[float]:
         """A bit for each update that came, 1 if it was no longer than the bound; ``bits``: their masked sum."""
         if bits is None or self.release.secure is None:
-            return [cast(float, o.values.get(FITS, 1.0)) for o in ok]
+            return [o.values.get(FITS, 1.0) for o in ok]  # type: ignore[misc]
         count = int(0.5 + float(self.release.secure.leave(FITS, bits, 1.0)))
         return [1.0] * count + [0.0] * (len(ok) - count)
 
@@ -204,7 +204,7 @@ class Landing:
         round: int,
     ) -> None:
         """The row's entries, and the bound of the next exchange."""
-        long = sum(int(cast(int, o.values.get(RECLIPPED, 0))) for o in ok)
+        long = int(sum(cast(float, o.values[RECLIPPED]) for o in ok if RECLIPPED in o.values))
         sums = self.row.pop("_sums", [0.0, 0.0])
         self.row |= central.row(cost, fits, long, sums) | self._marks
         central.adapt(fits, round)

@@ -111,7 +111,7 @@ class Release:
             bounds = self.bounds(kinds, about.task, about.values)
         if self.privacy is not None and not is_measuring(about.task):
             self.privacy.check_update(arrays, bounds, values, self.public)
-        fits = True
+        fits, goes_on = True, self.compression is not None or self.secure is not None or self._noisy
         for name, bound in bounds.items():
             v = arrays.get(name)
             if self.secure is not None and v is not None and name in self.counted:
@@ -126,7 +126,7 @@ class Release:
                 v, factor = clip(v, bound, about.lengths.get(name), inplace=name == about.spare)
                 fits = fits and factor == 1.0
             sent.arrays[name] = v
-            if self.compression is not None or self.secure is not None or self._noisy:
+            if goes_on:
                 weight = float(values.get("weight", 1.0))  # type: ignore[arg-type]
                 self._encoded(name, v, bound, about, sent, len(bounds), weight)
         if WEIGHT in kinds and self.secure is not None:

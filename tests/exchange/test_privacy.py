@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -177,17 +178,22 @@ def test_deviation_and_keys_of_noise() -> None:
     assert not torch.equal(*(secret.of("delta", 10, 1.0, 1, 0, 0, 1) for _ in range(2)))
 
 
-def test_numbers_drawn_ahead_are_those_of_their_round() -> None:
-    """Whatever came before: rounds left out, other vectors, a second exchange, another size."""
-    made = CentralNoise(settings(), 5, 4.0, True, rounds=5)
+@pytest.mark.parametrize("clip", [1.0, "adaptive"])
+def test_noise_drawn_ahead_is_that_of_its_round(clip: float | str) -> None:
+    """Whatever came before: rounds left out, other vectors, a second exchange, another size, another bound."""
+
+    def fresh(rounds: int = 0) -> CentralNoise:
+        return CentralNoise(settings(clip=clip), 5, 40.0, True, rounds=rounds)
+
+    made = fresh(rounds=5)
     asked = [("delta", 9, 0, 0), ("c", 9, 0, 0), ("delta", 9, 1, 0), ("delta", 9, 1, 1), ("c", 9, 3, 0)]
+    bounds = itertools.cycle((1.0, 1.0, 0.7))
     for vector, size, round, exchange in [*asked, ("delta", 5, 2, 0), ("c", 9, 4, 0), ("c", 9, 4, 0)]:
-        found = made.of(vector, size, 1.0, 1, round, exchange, 1)
-        alone = CentralNoise(settings(), 5, 4.0, True).of(vector, size, 1.0, 1, round, exchange, 1)
-        assert torch.equal(found, alone), (vector, size, round, exchange)
+        given = vector, size, next(bounds), 1, round, exchange, 1
+        assert torch.equal(made.of(*given), fresh().of(*given)), given
         if not exchange:
-            made.draw_ahead(vector, size, round + 1)
-    assert len(made._ahead) == 1
+            made.draw_ahead(vector, size, 1.0, 1, round + 1)
+    assert [key[2] for key in made._ahead] == [3]
 
 
 @pytest.mark.parametrize(
