@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import weakref
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,7 +25,8 @@ class Ledger:
         self._seen = [(int(line["round"]), int(line["exchange"])) for line in lines]
         self._asked: list[list[int]] = [line.get("clients", []) for line in lines]
         self._beside = ThreadPoolExecutor(1)
-        self._begun: tuple[BinaryIO, Future[None]] | None = None
+        self._file: BinaryIO | None = None
+        self._begun: Future[None] | None = None
 
     def __len__(self) -> int:
         return len(set(self._seen)) if self._keyed else len(self._seen)
@@ -54,10 +56,12 @@ class Ledger:
         self._seen.append((round, exchange))
         self._asked.append(about.get("clients", []))
         line = {"round": round, "exchange": exchange, "noise": "keyed" if self._keyed else "os", **about}
-        file = self._path.open("ab")
-        file.write(json.dumps(line).encode() + b"\n")
-        file.flush()
-        self._begun = file, self._beside.submit(os.fsync, file.fileno())
+        if self._file is None:
+            self._file = self._path.open("ab")
+            weakref.finalize(self, self._file.close)
+        self._file.write(json.dumps(line).encode() + b"\n")
+        self._file.flush()
+        self._begun = self._beside.submit(os.fsync, self._file.fileno())
 
     def settle(self) -> None:
         """Wait until what was begun is on disk.
@@ -65,11 +69,8 @@ class Ledger:
         Raises:
             OSError: as the writing did.
         """
-        if self._begun is None:
-            return
-        (file, synced), self._begun = self._begun, None
-        with file:
-            synced.result()
+        if self._begun is not None:
+            self._begun.result()
 
     def check(self, releases: int) -> None:
         """Refuse to go on where the ledger has lost releases that the checkpoint knows of.

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -106,12 +107,10 @@ class Release:
             ClientError: for what privacy does not cover: other arrays or values, a ``weight`` other than 1.
         """
         sent = Released(dict(arrays))
-        bounds = about.bounds
-        if bounds is None:
-            bounds = self.bounds(kinds, about.task, about.values)
+        bounds = self.bounds(kinds, about.task, about.values) if about.bounds is None else about.bounds
         if self.privacy is not None and not is_measuring(about.task):
             self.privacy.check_update(arrays, bounds, values, self.public)
-        fits, goes_on = True, self.compression is not None or self.secure is not None or self._noisy
+        fits, weight = True, float(values.get("weight", 1.0))  # type: ignore[arg-type]
         for name, bound in bounds.items():
             v = arrays.get(name)
             if self.secure is not None and v is not None and name in self.counted:
@@ -126,11 +125,10 @@ class Release:
                 v, factor = clip(v, bound, about.lengths.get(name), inplace=name == about.spare)
                 fits = fits and factor == 1.0
             sent.arrays[name] = v
-            if goes_on:
-                weight = float(values.get("weight", 1.0))  # type: ignore[arg-type]
+            if self._encodes:
                 self._encoded(name, v, bound, about, sent, len(bounds), weight)
         if WEIGHT in kinds and self.secure is not None:
-            share = self.secure.share(float(values.get("weight", 1.0)), about.values)  # type: ignore[arg-type]
+            share = self.secure.share(weight, about.values)
             sent.arrays[WEIGHT], sent.frames[WEIGHT] = share, self.secure.frame(share)
         if FITS in kinds and self.secure is not None:
             sent.arrays[FITS] = bit = self.secure.bit(fits)
@@ -149,6 +147,10 @@ class Release:
     @property
     def _noisy(self) -> bool:
         return self.privacy is not None and self.privacy.local
+
+    @cached_property
+    def _encodes(self) -> bool:
+        return self.compression is not None or self.secure is not None or self._noisy
 
     def _encoded(
         self,
