@@ -97,7 +97,12 @@ class ProxyClient(OneShotClient):
     def prepare(self, job: Job) -> None:
         """Training, and measuring on training samples, leaves the proxy part out."""
         if job.purpose.rpartition("/")[2] == "fit":
-            job.data = replace(job.data, index=job.data.index[self.split(job, job.data)[0]])
+            job.data = self._trained(job, job.data)
+        elif job.purpose.startswith("train/") and job.holdout is not None:
+            job.holdout = self._trained(job, job.holdout)
+
+    def _trained(self, job: Job, data: LocalData) -> LocalData:
+        return replace(data, index=data.index[self.split(job, data)[0]])
 
     def split(self, job: Job, data: LocalData) -> tuple[torch.Tensor, torch.Tensor]:
         """Positions for the model and for the aggregator; the same in every exchange."""

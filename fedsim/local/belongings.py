@@ -45,7 +45,7 @@ class Belongings:
         """What this client may choose by (``evaluation.client_validation``); ``None`` when the run has none."""
         return self.source.client_validation(self.client, self.model.w.dtype)
 
-    @property
+    @cached_property
     def holdout(self) -> LocalData | None:
         """What this client is measured on, never trained on (see ``evaluation``); ``None`` when the run has none.
 

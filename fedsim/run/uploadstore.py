@@ -10,8 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -34,16 +32,16 @@ from fedsim.local.kinds import models
 from fedsim.run.given import Given
 from fedsim.run.key import run_dir, version
 from fedsim.run.provenance import data_hash
+from fedsim.run.uploadfiles import FOLDER, INDEX, folder_of, link, measures, rest_hash
 from fedsim.run.weightstore import alone
 from fedsim.server.context import Context
-from fedsim.server.depot import Upload, Uploads, plain_outcome
+from fedsim.server.depot import MEASURED, Upload, Uploads, plain_outcome
 from fedsim.server.traits import StrategyLike
 from fedsim.task.vectors import Weights
 
 log = logging.getLogger(__name__)
 
 FORMAT = 1  # raise when the same settings come to other models
-INDEX, FOLDER = "uploads.json", "uploads"
 BROKEN = (LookupError, TypeError, RecursionError, json.JSONDecodeError)  # of an index that somebody changed
 OF_THE_SERVER = (  # settings that clients' models do not depend on; what evaluation sets apart is in the shards
     *("strategy", "aggregator", "rounds", "clients_per_round", "evaluation", "code", "sampling", "topology"),
@@ -62,8 +60,14 @@ class UploadStore:
         self._data, self._context = data, context
         self._own = run_dir(config) / FOLDER
         asked = method.traits.uploads
-        self._named = None if asked in (None, "auto") else _folder(Path(str(asked)))
+        self._named = None if asked in (None, "auto") else folder_of(Path(str(asked)))
         self._read: Uploads | None = None
+
+    @property
+    def own_tests(self) -> bool:
+        """See ``Depot``."""
+        data = self._data
+        return data.own_domain or data.holdout is not None or data.local_test is not None
 
     def facts(self, client: int) -> Mapping[str, Any]:
         """Architecture, hash of the split (of samples that lie with the nodes of a deployment ``None``) and, of labels
@@ -97,6 +101,9 @@ class UploadStore:
             named = self._named is not None and not own
             place = self._own if own else self._named or self._shared
             found = self._found(place, wanted=named)
+            if found is not None and found.lost and place is self._shared:
+                log.warning("%s: clients failed when these models were made; asked for again", place)
+                found = None
             if found is None or own or named or {o.client for o in found.outcomes} == set(cohort):
                 self._read = found
         return self._read
@@ -107,7 +114,7 @@ class UploadStore:
         if share:
             self._write(self._shared, uploads)
         if share or found:
-            _link(self._named or self._shared, self._own)
+            link(self._named or self._shared, self._own)
         else:
             self._write(self._own, uploads)
 
@@ -152,11 +159,18 @@ class UploadStore:
             "augment": None if data.dataset.augment is None else digest("data.augment", data.dataset.augment),
             "normalize": str(data.dataset.normalize),
             "shards": data.shards.hash(),
-            "own": [None if s is None else s.hash() for s in (data.holdout, held)],
+            "own": [*(None if s is None else s.hash() for s in (data.holdout, held)), *self._tests()],
             "absent": sorted(data.roles.absent),
             "fedsim": version(),
             "format": FORMAT,
         }
+
+    def _tests(self) -> list[str]:
+        """Which test samples are clients' own beside those held out, by which their models are measured."""
+        data = self._data
+        if data.local_test is not None:
+            return [data.local_test.hash()]
+        return ["domain"] if data.own_domain else []
 
     def _starts(self) -> str | list[str]:
         """Hash of the model that clients start from, or of each."""
@@ -176,8 +190,9 @@ class UploadStore:
                 self._check_clients(folder, index)
             models = [self._model(folder, line) for line in index["clients"]]
             outcomes = [Outcome(**o) for o in index["outcomes"]]
-            found = Uploads(models, outcomes, index["clients"], index.get("key") == self._shared.name)
-            rest = _rest_hash(index)
+            lines = [{k: v for k, v in line.items() if k not in MEASURED} for line in index["clients"]]
+            found = Uploads(models, outcomes, lines, index.get("key") == self._shared.name)
+            rest = rest_hash(index)
             if (found.hash, rest) != (index["uploads_hash"], index.get("rest_hash", rest)) or not models:
                 raise ValueError(f"{INDEX} is not what was written, by its hash")
             return found
@@ -232,8 +247,8 @@ class UploadStore:
         if weights.hash(layout) != line["sha256"] or names != tensors.keys():
             raise ValueError(f"{path.name} is not what was written, by its hash")
         identity = ("client", "sha256", "samples")
-        facts = {k: v for k, v in line.items() if k not in identity}
-        return Upload(client, weights, float(line["samples"]), facts, number)
+        facts = {k: v for k, v in line.items() if k not in (*identity, *MEASURED)}
+        return Upload(client, weights, float(line["samples"]), facts, number, measures(line))
 
     def _write(self, folder: Path, uploads: Uploads) -> None:
         """The models, then in one piece the index, without which there is nothing."""
@@ -245,43 +260,13 @@ class UploadStore:
             held = layout.named(model.weights.w) | layout.named_buffers(model.weights.buffers)
             tensors = {k: v.detach().cpu().clone().contiguous() for k, v in held.items()}
             save_file(tensors, folder / f"{model.client}.safetensors")
-        lines = ",\n".join(json.dumps(line, sort_keys=True) for line in uploads.lines)
+        told = [{**line, **m.measured} for line, m in zip(uploads.lines, uploads.models, strict=True)]
+        lines = ",\n".join(json.dumps(line, sort_keys=True) for line in told)
         answers = [json.dumps(plain_outcome(o), sort_keys=True, default=str) for o in uploads.outcomes]
         outcomes, key = ",\n".join(answers), self._shared.name
-        rest = _rest_hash({"key": key, "outcomes": [json.loads(answer) for answer in answers]})
+        rest = rest_hash({"key": key, "clients": told, "outcomes": [json.loads(a) for a in answers]})
         names = f'"uploads_hash": "{uploads.hash}",\n"key": "{key}",\n"rest_hash": "{rest}"'
         text = f'{{{names},\n"clients": [\n{lines}\n],\n"outcomes": [\n{outcomes}\n]}}\n'
         scratch = folder / f".{INDEX}.part"
         scratch.write_text(text)
         scratch.replace(folder / INDEX)
-
-
-def _rest_hash(index: Mapping[str, Any]) -> str:
-    """Sha256 over what the index says beside the models: by which settings they came, and what they cost."""
-    text = json.dumps([index.get("key"), index["outcomes"]], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _folder(path: Path) -> Path:
-    """The folder of uploads that ``path``, a run's or its own, stands for."""
-    for place in (path.expanduser(), path.expanduser() / FOLDER):
-        if (place / INDEX).is_file():
-            return place
-    raise ConfigError(
-        f"strategy.uploads={path}: there is no {FOLDER}/{INDEX}; give the folder of a run of a one-shot method, or "
-        "strategy.uploads=auto"
-    )
-
-
-def _link(source: Path, target: Path) -> None:
-    """The files of ``source`` in ``target`` too: links, or copies where there can be none."""
-    if source.resolve() == target.resolve():
-        return
-    target.mkdir(parents=True, exist_ok=True)
-    for old in (*target.glob("*.safetensors"), target / INDEX):
-        old.unlink(missing_ok=True)
-    for path in (*sorted(source.glob("*.safetensors")), source / INDEX):
-        try:
-            os.link(path, target / path.name)
-        except OSError:
-            shutil.copy2(path, target / path.name)

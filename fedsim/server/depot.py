@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
 import torch
@@ -16,6 +16,7 @@ from fedsim.exchange.payload import Outcome
 from fedsim.task.layout import Layout
 from fedsim.task.vectors import Weights
 
+MEASURED = ("train_accuracy", "own_test_accuracy")  # of a line; no part of what a model is told apart by
 SAVED = tuple(f.name for f in fields(Outcome) if f.name not in ("hashes", "error", "guesses", "seconds"))
 
 
@@ -28,6 +29,7 @@ class Upload:
     samples: float
     facts: Mapping[str, Any]  # architecture, hash of the split, class counts where the simulator knows them
     architecture: int = 0  # number of the model; 0: the run's (``Context.architecture``)
+    measured: Mapping[str, float | None] = field(default_factory=dict)  # ``MEASURED``; empty in older folders
 
     def line(self, layout: Layout) -> dict[str, Any]:
         """What it is told apart by."""
@@ -55,6 +57,11 @@ class Uploads:
         """Sha256 over the sorted lines: equal ones mean the same models of the same clients."""
         texts = sorted(json.dumps(line, sort_keys=True) for line in self.lines)
         return hashlib.sha256("\n".join(texts).encode()).hexdigest()
+
+    @property
+    def lost(self) -> list[int]:
+        """Clients whose code failed, or sent no finite numbers: the next time they may do better."""
+        return sorted({o.client for o in self.outcomes if o.kind in ("failed", "nonfinite")})
 
     @property
     def samples(self) -> Tensor:
@@ -89,6 +96,10 @@ class Uploads:
 
 class Depot(Protocol):
     """Where a run's uploads lie, and those of other runs that asked for the same."""
+
+    @property
+    def own_tests(self) -> bool:
+        """Whether clients have test samples of their own."""
 
     def facts(self, client: int) -> Mapping[str, Any]:
         """What the simulator knows of a client's samples."""

@@ -56,6 +56,7 @@ def test_models_of_who_has_own_data_are_asked_for_once(
     assert [(line["split"], sum(line["class_counts"])) for line in lines] == [
         (None, line["samples"]) for line in lines
     ]
+    assert {(line["train_accuracy"], line["own_test_accuracy"]) for line in lines} == {(None, None)}
     assert json.loads((result.dir / "disjoint.json").read_text())["disjoint"] is None
 
 

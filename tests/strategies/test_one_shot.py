@@ -225,7 +225,7 @@ def test_the_distance_from_running_statistics() -> None:
 @pytest.mark.parametrize("name", ["co_boosting", "in parts", "feddf", "fens"])
 def test_any_number_of_workers_gives_the_same_bits(name: str, ray: str, tmp_path: Path) -> None:
     """``in parts``: batches whose gradients through all models are computed in parts, or twice."""
-    options: tuple[str, ...] = ("rounds=2", "engine.chunks=3")
+    options: tuple[str, ...] = ("rounds=2", "engine.chunks=3", "evaluation.holdout=0.3")
     if name == "in parts":
         name, options = "co_boosting", (*options, "strategy.samples=700", "strategy.batch_size=350")
     serial = run(name, *options, f"out={tmp_path}/a")
@@ -239,3 +239,5 @@ def test_any_number_of_workers_gives_the_same_bits(name: str, ray: str, tmp_path
     ):
         assert [row[key] for row in spread.rows] == [row[key] for row in serial.rows]
     assert spread.summary["uploads_hash"] == serial.summary["uploads_hash"]
+    one, other = ((r.dir / "uploads" / "uploads.json").read_text() for r in (serial, spread))
+    assert one == other and '"own_test_accuracy": 0' in one

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from hooks import Fail, hooked
 from one_shot_settings import METHODS
 from problems import classification, hashes
 from safetensors.torch import load_file, save_file
@@ -22,7 +23,8 @@ from fedsim.run.resolve import resolve
 
 def run(name: str, *overrides: str, **given: Any) -> fedsim.RunResult:
     options = (f"strategy={name}", *METHODS[name], "evaluation.every=1", *overrides)
-    return classification(**given).run(*options)
+    strategy = given.pop("strategy", None)
+    return classification(**given).run(*options, strategy=strategy)
 
 
 def test_models_of_a_named_run_are_taken(tmp_path: Path) -> None:
@@ -58,7 +60,7 @@ def test_damaged_models_are_made_again_and_lost_ones_are_named(tmp_path: Path) -
         run("one_shot", "rounds=2", f"out={tmp_path}", f"dir={tmp_path}/run")
 
 
-@pytest.mark.parametrize("part", ["samples", "clients", "model", "tensor", "cost", "foreign"])
+@pytest.mark.parametrize("part", ["samples", "clients", "model", "tensor", "cost", "accuracy", "foreign"])
 def test_a_named_folder_that_is_not_what_was_written_is_refused(part: str, tmp_path: Path) -> None:
     """Lines and costs too have a hash; missing models are not quietly made again, foreign clients refused."""
     first = run("one_shot", "rounds=1", f"out={tmp_path}/a")
@@ -77,11 +79,37 @@ def test_a_named_folder_that_is_not_what_was_written_is_refused(part: str, tmp_p
         save_file({**load_file(model), "more": torch.zeros(1)}, model)
     elif part == "cost":
         index["outcomes"][0]["bytes_up"] = 1
+    elif part == "accuracy":
+        index["clients"][0]["train_accuracy"] = 0.123
     else:
         words, said = [*words, "exclude=[1]"], "holds the model of client 1, who is not there"
     path.write_text(json.dumps(index))
     with pytest.raises(ConfigError, match=said):
         run("dense", *words, f"out={tmp_path}/b")
+
+
+def test_models_of_who_failed_stay_their_own_run_s(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A client that fails once: the next run asks again, also where an older fedsim shared such models; then all find
+    the same."""
+    hook = Fail([2], marker=tmp_path / "failed")
+    found: list[fedsim.RunResult] = []
+    for name in ("one_shot", "dense", "feddf"):
+        words = ("failures.policy=skip", "rounds=1", f"out={tmp_path}")
+        caplog.clear()
+        found.append(run(name, *words, strategy=hooked(name, hook, *METHODS[name])))
+        said = [r.getMessage() for r in caplog.records]
+        assert any("client 2 failed or sent no finite numbers" in text for text in said) == (len(found) == 1)
+        assert any("asked for again" in text for text in said) == (len(found) == 2)
+        if len(found) == 1:
+            own = found[0].dir / "uploads"
+            key = json.loads((own / "uploads.json").read_text())["key"]
+            shutil.copytree(own, tmp_path / "uploads" / key, dirs_exist_ok=True)
+    assert [r.rows[0]["models"] for r in found] == [5, 6, 6]
+    assert [len(r.rows[0]["failures"]) for r in found] == [1, 0, 0]
+    assert found[0].summary["uploads_hash"] != found[1].summary["uploads_hash"]
+    assert found[1].summary["uploads_hash"] == found[2].summary["uploads_hash"]
+    again = run("dense", f"strategy.uploads={found[0].dir}", "rounds=1", f"out={tmp_path}/b")
+    assert again.rows[0]["models"] == 5  # by name they may be had
 
 
 def test_other_models_in_a_named_folder_are_another_run(tmp_path: Path) -> None:
