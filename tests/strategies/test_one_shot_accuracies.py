@@ -66,12 +66,10 @@ def test_other_own_tests_are_measured_and_are_the_same_models(tmp_path: Any) -> 
 
 
 def test_a_task_without_accuracy_has_none(tmp_path: Any) -> None:
-    def sure(output: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return output.softmax(1).amax(1).mean()
-
-    words = ("strategy=one_shot", "task=own", "rounds=1", f"out={tmp_path}", "evaluation.holdout=0.3")
-    loss = torch.nn.functional.cross_entropy
-    found = classification(loss=loss).run(*words, metrics={"sure": sure})
+    entropy = "{_target_: hydra.utils.get_method, path: torch.nn.functional.cross_entropy}"
+    words = ("task=own", f"task.loss={entropy}", f"task.metrics={{entropy: {entropy}}}", f"out={tmp_path}")
+    found = classification().run("strategy=one_shot", "rounds=1", "evaluation.holdout=0.3", *words)
+    assert "entropy" in found.rows[0] and "accuracy" not in found.rows[0]
     assert [tuple(line[name] for name in NAMES) for line in lines_of(found)] == [(None, None)] * 6
 
 
