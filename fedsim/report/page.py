@@ -16,6 +16,7 @@ from fedsim.errors import DataError
 from fedsim.report import clientpoints, heterogeneity, prose
 from fedsim.report.boxpictures import box_pictures
 from fedsim.report.budget import budget_table
+from fedsim.report.handed_over import models_table
 from fedsim.report.latex import to_latex
 from fedsim.report.openclasses import open_table
 from fedsim.report.runs import Group, Run
@@ -59,6 +60,7 @@ def write_report(
         + open_table(groups)
         + text_table(groups)
         + box_pictures(groups, out, _embedded)
+        + models_table(groups)
         + made_samples(groups, out, _embedded),
         "curves": _curves(groups, out),
         "clients": _clients(groups, out),
