@@ -14,8 +14,8 @@ from fedsim.report.tables import html_table
 HEADER = ("methods", "client", "model", "samples", "accuracy on them", "on own tests")
 MOST = 100  # models of one run that are shown
 WORDS = (
-    "Each client's own model as it was handed over, from the first run of each method; methods in one row began with the "
-    "same. In percent, of the samples that it was trained on and, with evaluation.holdout, of its client's own tests."
+    "Each client's own model as it was handed over, from the first run of each method; methods in one row began with "
+    "the same. In percent, of the samples that it was trained on, and of its client's own tests (evaluation.holdout)."
 )
 
 
@@ -23,7 +23,7 @@ def models_table(groups: Sequence[Group]) -> str:
     """HTML; empty where no run asked for models."""
     found: dict[str, tuple[list[str], list[Mapping[str, Any]]]] = {}
     for group in groups:
-        index = next((told for run in group.runs if (told := _index(run))), None)
+        index = next(filter(None, map(_index, group.runs)), None)
         if index is not None:
             methods, _ = found.setdefault(index["uploads_hash"], ([], index["clients"]))
             methods.append(group.label)
@@ -43,7 +43,7 @@ def models_table(groups: Sequence[Group]) -> str:
 
 def _index(run: Run) -> dict[str, Any] | None:
     """What the run's folder says of its models, if it is whole."""
-    with suppress(OSError, ValueError, LookupError, TypeError):
+    with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
         found: dict[str, Any] = json.loads((run.dir / "uploads" / "uploads.json").read_text(encoding="utf-8"))
         for line in found["clients"]:
             _cells([str(found["uploads_hash"])], line)

@@ -104,6 +104,10 @@ class UploadStore:
             if found is not None and found.lost and place is self._shared:
                 log.warning("%s: clients failed when these models were made; asked for again", place)
                 found = None
+            if found is not None and place is self._shared:
+                log.info(
+                    "clients' models are those of %s, where another run of these settings left them", place
+                )
             if found is None or own or named or {o.client for o in found.outcomes} == set(cohort):
                 self._read = found
         return self._read
@@ -260,11 +264,11 @@ class UploadStore:
             held = layout.named(model.weights.w) | layout.named_buffers(model.weights.buffers)
             tensors = {k: v.detach().cpu().clone().contiguous() for k, v in held.items()}
             save_file(tensors, folder / f"{model.client}.safetensors")
-        told = [{**line, **m.measured} for line, m in zip(uploads.lines, uploads.models, strict=True)]
-        lines = ",\n".join(json.dumps(line, sort_keys=True) for line in told)
+        written = [{**line, **m.measured} for line, m in zip(uploads.lines, uploads.models, strict=True)]
+        lines = ",\n".join(json.dumps(line, sort_keys=True) for line in written)
         answers = [json.dumps(plain_outcome(o), sort_keys=True, default=str) for o in uploads.outcomes]
         outcomes, key = ",\n".join(answers), self._shared.name
-        rest = rest_hash({"key": key, "clients": told, "outcomes": [json.loads(a) for a in answers]})
+        rest = rest_hash({"key": key, "clients": written, "outcomes": [json.loads(a) for a in answers]})
         names = f'"uploads_hash": "{uploads.hash}",\n"key": "{key}",\n"rest_hash": "{rest}"'
         text = f'{{{names},\n"clients": [\n{lines}\n],\n"outcomes": [\n{outcomes}\n]}}\n'
         scratch = folder / f".{INDEX}.part"
