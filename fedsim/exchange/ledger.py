@@ -85,7 +85,9 @@ class Ledger:
             log.warning("%s was taken away: a new one holds the releases from now on alone", self._path)
         whole = self._path.read_bytes().rfind(b"\n") + 1 if self._path.is_file() else None
         try:
-            self._file = FileIO(self._path, "ab")  # without a buffer: what could not be written is not tried again
+            self._file = FileIO(
+                self._path, "ab"
+            )  # without a buffer: what could not be written is not tried again
         except (PermissionError, IsADirectoryError) as e:
             raise CheckpointError(
                 f"{self._path} cannot be written ({e.strerror}), and nothing is released without its line there; put "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from contextlib import suppress
 from statistics import median
@@ -18,7 +19,7 @@ PROTECTS = {"client": "a client", "local": "a client, from the server too", "rec
 WORDS = (
     "Epsilon as accounted, the most of any seed, at the delta beside it; against: what the two data sets differ in. "
     "fedsim audit RUN bounds epsilon from below by canaries and leaves its bound here, the median over seeds: a claim "
-    "below it is broken. Nothing shown is no proof."
+    "below it is broken, where it is of what a canary in or out is. Nothing shown is no proof."
 )
 
 
@@ -37,13 +38,19 @@ def _row(group: Group) -> list[str]:
     if not there:
         return []
     most = max(there, key=lambda one: float(one["epsilon"]))
-    bounds = [bound for run in group.runs if (bound := audited(run)) is not None]
+    audits = [one for run in group.runs if (one := audited(run)) is not None]
+    bounds, claims = [one for one, _ in audits], [binds for _, binds in audits]
     shown = f"{median(bounds):.3g}" if bounds else "-"
     remarks = ["no bound: fixed cohorts accounted as coins"] if invalid(group.runs) else []
     if not most.get("private", True):
         remarks.append("keyed noise: no protection")
-    if bounds and median(bounds) > float(most["epsilon"]):
+    binding = max((one for one in claims if one is not None), default=math.inf)
+    if bounds and None not in claims and median(bounds) > binding:
         remarks.append("the claim is broken")
+    elif None in claims:
+        remarks.append("the audit's bound is held against nothing: fedsim audit says why")
+    if binding not in (math.inf, float(most["epsilon"])):
+        remarks.append(f"the audit's bound is held against {binding:.3g}, of one replaced")
     level = str(most.get("level") or (group.flat.get("privacy.level", "")))
     return [
         group.label,
@@ -58,8 +65,11 @@ def _row(group: Group) -> list[str]:
     ]
 
 
-def audited(run: Run) -> float | None:
-    """The bound on epsilon that ``fedsim audit`` left in the run's folder."""
+def audited(run: Run) -> tuple[float, float | None] | None:
+    """The bound on epsilon that ``fedsim audit`` left in the run's folder, and the accounted epsilon that it is held
+    against, if any."""
     with suppress(OSError, ValueError, LookupError, TypeError):
-        return float(json.loads((run.dir / "audit.json").read_text(encoding="utf-8"))["epsilon"])
+        found = json.loads((run.dir / "audit.json").read_text(encoding="utf-8"))
+        binds = found.get("compared")
+        return float(found["epsilon"]), None if binds is None else float(binds)
     return None
