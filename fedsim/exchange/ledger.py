@@ -42,6 +42,7 @@ class Ledger:
                 ) from e
         self._beside = ThreadPoolExecutor(1)
         self._file: FileIO | None = None
+        self._at: os.stat_result | None = None  # which file it is
         self._begun: Future[None] | None = None
 
     def __len__(self) -> int:
@@ -79,15 +80,13 @@ class Ledger:
 
     def _opened(self) -> FileIO:
         """The file, to append to: anew where it lies there no more, and without what a crash left of a line."""
-        if self._file is not None:
+        if self._file is not None and self._at is not None:
             if self._path.exists() and samestat(self._path.stat(), self._at):
                 return self._file
             log.warning("%s was taken away: a new one holds the releases from now on alone", self._path)
         whole = self._path.read_bytes().rfind(b"\n") + 1 if self._path.is_file() else None
-        try:
-            self._file = FileIO(
-                self._path, "ab"
-            )  # without a buffer: what could not be written is not tried again
+        try:  # without a buffer: what could not be written is not tried again
+            self._file = FileIO(self._path, "ab")
         except (PermissionError, IsADirectoryError) as e:
             raise CheckpointError(
                 f"{self._path} cannot be written ({e.strerror}), and nothing is released without its line there; put "

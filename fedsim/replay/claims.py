@@ -36,9 +36,11 @@ UNKNOWN = (
 
 @dataclass(frozen=True)
 class Claim:
-    """``epsilon`` and ``delta`` as accounted, for data sets that differ by ``relation``; ``binds``: epsilon, at the same
-    delta, for those that differ in one canary, which is the relation ``canary``. ``None``: nothing is said of them.
-    ``why`` they are not the same."""
+    """``epsilon`` and ``delta`` as accounted, for data sets that differ by ``relation``.
+
+    ``binds``: epsilon, at the same delta, for those that differ in one canary, by the relation ``canary``; None:
+    nothing is said of them. ``why``: the two are not the same.
+    """
 
     epsilon: float
     delta: float

@@ -38,7 +38,7 @@ def _row(group: Group) -> list[str]:
     if not there:
         return []
     most = max(there, key=lambda one: float(one["epsilon"]))
-    audits = [one for run in group.runs if (one := audited(run)) is not None]
+    audits = [found for run in group.runs if (found := audited(run)) is not None]
     bounds, claims = [one for one, _ in audits], [binds for _, binds in audits]
     shown = f"{median(bounds):.3g}" if bounds else "-"
     remarks = ["no bound: fixed cohorts accounted as coins"] if invalid(group.runs) else []

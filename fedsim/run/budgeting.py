@@ -89,10 +89,15 @@ def rule_of(config: DictConfig) -> str:
 
 def moves(config: DictConfig) -> bool:
     """Whether others take the places of clients that are not there, so that who is asked hangs on more than a draw."""
+    return bool(config.system) or filled(config)
+
+
+def filled(config: DictConfig) -> bool:
+    """Whether some are never there, excluded, held out or canaries that are out, and others take their places."""
     gone = (
         bool(config.exclude) or config.evaluation.held_out_clients > 0 or seats(config) > config.num_clients
     )
-    return bool(config.system) or (config.exclude_fill == "substitute" and gone)
+    return config.exclude_fill == "substitute" and gone
 
 
 def seats(config: DictConfig) -> int:
@@ -111,7 +116,13 @@ def apart(config: DictConfig, privacy: Privacy) -> int:
             f"privacy.mechanism={privacy.mechanism}: nothing keeps a client from coming back at once; type "
             "sampling=round_robin, or privacy.band=N with cohorts in which nobody comes back within N rounds"
         )
-    return max(1, int(config.num_clients) // int(config.clients_per_round))
+    rounds = max(1, int(config.num_clients) // int(config.clients_per_round))
+    if rounds > 1 and filled(config):
+        raise ConfigError(
+            f"privacy.mechanism={privacy.mechanism}: who takes the place of a client that is never there is back in "
+            "the next round, when its own turn comes; type exclude_fill=shrink"
+        )
+    return rounds
 
 
 def mechanism_of(config: DictConfig, privacy: Privacy, z: float, given: bool = False) -> Mechanism:
