@@ -142,5 +142,10 @@ def lines(found: Mapping[str, Any]) -> list[str]:
     out.append(f"(bound from below at level {found['level']:g}, delta {found['delta']:g}: 0 means not shown)")
     out += [f"({why})" for why in dict.fromkeys(run["why"] for run in found["runs"] if run.get("why"))]
     if found["broken"]:
-        out.append(f"the claimed epsilon {found['claimed']:g} is below it: the claim is broken")
+        of = (
+            ", for one client replaced"
+            if any(run.get("why") and run["compared_relation"] for run in found["runs"])
+            else ""
+        )
+        out.append(f"the claimed epsilon {found['claimed']:g} is below it: the claim is broken{of}")
     return out

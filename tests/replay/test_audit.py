@@ -17,7 +17,7 @@ from fedsim.config.parts import part
 from fedsim.errors import ConfigError
 from fedsim.exchange.accounting import epsilon
 from fedsim.replay.claims import difference
-from fedsim.replay.membership import membership
+from fedsim.replay.membership import lines, membership
 from fedsim.run import canaries
 from fedsim.run.given import Given
 from fedsim.run.participants import strategy
@@ -217,6 +217,7 @@ def test_a_sample_is_held_against_its_client_replaced(
     said = capsys.readouterr().out
     assert f"; accounted {spent['epsilon']:.2f} (add_remove), {exact:.2f} under replace_one" in said
     assert "(the bound speaks of one client replaced" in said
+    assert lines({**found, "broken": True})[-1].endswith("the claim is broken, for one client replaced")
     older = {k: v for k, v in spent.items() if k not in ("mechanism", "releases")} | {"epsilon": 0.0}
     summary = json.loads((run / "summary.json").read_text())
     (run / "summary.json").write_text(json.dumps({**summary, "privacy": older}))
