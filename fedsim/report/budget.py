@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from contextlib import suppress
 from statistics import median
+from typing import Any
 
 from fedsim.report import prose
 from fedsim.report.runs import Group, Run
@@ -38,19 +38,20 @@ def _row(group: Group) -> list[str]:
     if not there:
         return []
     most = max(there, key=lambda one: float(one["epsilon"]))
-    audits = [found for run in group.runs if (found := audited(run)) is not None]
-    bounds, claims = [one for one, _ in audits], [binds for _, binds in audits]
+    audits = [found for run in group.runs if (found := audited(run))]
+    bounds = [float(one["epsilon"]) for one in audits]
+    claims = [float(one["compared"]) for one in audits if one.get("compared") is not None]
     shown = f"{median(bounds):.3g}" if bounds else "-"
     remarks = ["no bound: fixed cohorts accounted as coins"] if invalid(group.runs) else []
     if not most.get("private", True):
         remarks.append("keyed noise: no protection")
-    binding = max((one for one in claims if one is not None), default=math.inf)
-    if bounds and None not in claims and median(bounds) > binding:
-        remarks.append("the claim is broken")
-    elif None in claims:
-        remarks.append("the audit's bound is held against nothing: fedsim audit says why")
-    if binding not in (math.inf, float(most["epsilon"])):
-        remarks.append(f"the audit's bound is held against {binding:.3g}, of one replaced")
+    if len(claims) < len(audits):
+        remarks.append("the audit's bound is held against nothing")
+    elif claims:
+        if any(one.get("why") for one in audits):
+            remarks.append(f"the audit's bound is held against {max(claims):.3g}, of one replaced")
+        if median(bounds) > max(claims):
+            remarks.append("the claim is broken")
     level = str(most.get("level") or (group.flat.get("privacy.level", "")))
     return [
         group.label,
@@ -65,11 +66,10 @@ def _row(group: Group) -> list[str]:
     ]
 
 
-def audited(run: Run) -> tuple[float, float | None] | None:
-    """The bound on epsilon that ``fedsim audit`` left in the run's folder, and the accounted epsilon that it is held
-    against, if any."""
+def audited(run: Run) -> dict[str, Any]:
+    """What ``fedsim audit`` left in the run's folder: the bound on epsilon, and what that is held against."""
     with suppress(OSError, ValueError, LookupError, TypeError):
         found = json.loads((run.dir / "audit.json").read_text(encoding="utf-8"))
-        binds = found.get("compared")
-        return float(found["epsilon"]), None if binds is None else float(binds)
-    return None
+        float(found["epsilon"]), float(found.get("compared") or 0)
+        return dict(found)
+    return {}
