@@ -291,7 +291,7 @@ class Worker:
         travels = sent.payload(payload.values)
         outcome.values, outcome.metrics = travels.values, {**outcome.metrics, **sent.metrics}
         if alone:
-            self.model.scaled()
+            job.model.scaled()
         self.leaves(travels, outcome)
         folder.add(sent.arrays, float(update.weight))
         outcome.weight = 1.0 if WEIGHT in sent.arrays else outcome.weight

@@ -42,7 +42,7 @@ def length_of(v: Tensor) -> float:
         length = float(_nrm2()(row.numpy()) if v.is_cpu else row.square().sum().sqrt())
         if 1e-15 < length < math.inf:
             return length
-    return math.sqrt(float(v.flatten().double().square().sum()))
+    return math.sqrt(float(v.detach().flatten().double().square().sum()))
 
 
 def lengths_of(arrays: Mapping[str, Tensor], bounds: Mapping[str, float | None]) -> dict[str, float]:

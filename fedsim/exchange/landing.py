@@ -9,7 +9,7 @@ budget: each gets noise of std ``z C_g sqrt(G)``.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
 import torch
@@ -249,6 +249,9 @@ class Landing:
                 **said,
                 "noise": "keyed" if self.terms.keyed else "os",
             }
+            if self.account is not None and self.terms.mechanism is not None:  # for whoever asks more of it
+                made = asdict(self.terms.mechanism)
+                facts["privacy"] |= {"releases": self.account.released, "mechanism": made}
         return row
 
     def at_end(self, facts: dict[str, Any]) -> None:

@@ -4,28 +4,45 @@ add noise of their own, before they are asked for it."""
 from __future__ import annotations
 
 import json
+import logging
 import os
 import weakref
 from concurrent.futures import Future, ThreadPoolExecutor
+from io import FileIO
+from os.path import samestat
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from fedsim.errors import CheckpointError
 
 FILE = "privacy.jsonl"
+log = logging.getLogger(__name__)
 
 
 class Ledger:
     """What was released in a run. Rounds that are run again after a kill release the same numbers where noise is
-    keyed, and count once; with noise of the operating system they are a second release, and count twice."""
+    keyed, and count once; with noise of the operating system they are a second release, and count twice.
+
+    Raises:
+        CheckpointError: naming a line of the file that is none of a ledger.
+    """
 
     def __init__(self, folder: Path, keyed: bool):
         self._path, self._keyed = folder / FILE, keyed
-        lines = [json.loads(line) for line in _lines(self._path)]
-        self._seen = [(int(line["round"]), int(line["exchange"])) for line in lines]
-        self._asked: list[list[int]] = [line.get("clients", []) for line in lines]
+        self._seen, self._asked = list[tuple[int, int]](), list[list[int]]()
+        for number, line in enumerate(_lines(self._path), 1):
+            try:
+                noted = json.loads(line)
+                self._seen.append((int(noted["round"]), int(noted["exchange"])))
+                self._asked.append([int(c) for c in noted.get("clients", [])])
+            except (ValueError, LookupError, TypeError, AttributeError) as e:
+                raise CheckpointError(
+                    f"{self._path}: line {number} is no release ({line.decode(errors='replace')!r:.60}), so what was "
+                    "spent can't be told. Put the file back, or give resume=never to start afresh"
+                ) from e
         self._beside = ThreadPoolExecutor(1)
-        self._file: BinaryIO | None = None
+        self._file: FileIO | None = None
+        self._at: os.stat_result | None = None  # which file it is
         self._begun: Future[None] | None = None
 
     def __len__(self) -> int:
@@ -56,12 +73,30 @@ class Ledger:
         self._seen.append((round, exchange))
         self._asked.append(about.get("clients", []))
         line = {"round": round, "exchange": exchange, "noise": "keyed" if self._keyed else "os", **about}
-        if self._file is None:
-            self._file = self._path.open("ab")
-            weakref.finalize(self, self._file.close)
-        self._file.write(json.dumps(line).encode() + b"\n")
-        self._file.flush()
-        self._begun = self._beside.submit(os.fsync, self._file.fileno())
+        file, rest = self._opened(), json.dumps(line).encode() + b"\n"
+        while rest:  # a disk that is nearly full takes a part
+            rest = rest[file.write(rest) :]
+        self._begun = self._beside.submit(os.fsync, file.fileno())
+
+    def _opened(self) -> FileIO:
+        """The file, to append to: anew where it lies there no more, and without what a crash left of a line."""
+        if self._file is not None and self._at is not None:
+            if self._path.exists() and samestat(self._path.stat(), self._at):
+                return self._file
+            log.warning("%s was taken away: a new one holds the releases from now on alone", self._path)
+        whole = self._path.read_bytes().rfind(b"\n") + 1 if self._path.is_file() else None
+        try:  # without a buffer: what could not be written is not tried again
+            self._file = FileIO(self._path, "ab")
+        except (PermissionError, IsADirectoryError) as e:
+            raise CheckpointError(
+                f"{self._path} cannot be written ({e.strerror}), and nothing is released without its line there; put "
+                "that right and type the same command again"
+            ) from e
+        weakref.finalize(self, self._file.close)
+        if whole is not None:
+            self._file.truncate(whole)
+        self._at = self._path.stat()
+        return self._file
 
     def settle(self) -> None:
         """Wait until what was begun is on disk.
@@ -85,8 +120,8 @@ class Ledger:
             )
 
 
-def _lines(path: Path) -> list[str]:
+def _lines(path: Path) -> list[bytes]:
     """Whole lines of the file; the last may have been cut by a crash, before its release was made."""
     if not path.is_file():
         return []
-    return [line for line in path.read_text().split("\n")[:-1] if line]
+    return [line for line in path.read_bytes().split(b"\n")[:-1] if line]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import nn
 from fedsim.config.compose import load
 from fedsim.errors import ConfigError
 from fedsim.replay.bound import LEVEL, epsilon_lower_bound, right_guesses
+from fedsim.replay.claims import claim, said
 from fedsim.replay.variants import BaseRun
 from fedsim.tracking.rows import to_json
 
@@ -28,24 +28,26 @@ def membership(
     """The bound of every run and their median, as ``fedsim audit --json`` prints them.
 
     ``score``: ``loss`` guesses by minus the loss of the final model, ``gap`` by how much less it is than that of the
-    initial one. ``broken``: the median exceeds the ``claimed`` epsilon, which is the one that the runs account for
-    (``privacy``), at its delta, unless another is given; ``delta`` is of the claim, and the accounted one where that is
-    left out, else 0.
+    initial one. ``broken``: the median exceeds the ``claimed`` epsilon: what the runs account for (``privacy``), at its
+    delta, in the relation that a canary in or out is (see ``claims``), unless another is given; ``None`` where what
+    they account for says nothing of that. ``delta`` is of the claim, and the accounted one where that is left out,
+    else 0.
 
     Raises:
         ConfigError: for a run without canaries, or one that stands twice.
     """
     if twice := [f for f in folders if [g.resolve() for g in folders].count(f.resolve()) > 1]:
         raise ConfigError(f"{twice[0]}: stands twice; runs are told apart by their seeds")
-    spent = [accounted(folder) for folder in folders]
-    known = [one for one in spent if one is not None]
-    if claimed is None and delta is None and known and len(known) == len(spent):
-        claimed = max(eps for eps, _ in known)
+    claims = [claim(folder) for folder in folders]
+    known = [one for one in claims if one is not None]
+    binding = [one.binds for one in known if one.binds is not None]
+    if claimed is None and delta is None and len(binding) == len(folders):
+        claimed = max(binding)
     if delta is None:
-        delta = max((d for _, d in known), default=0.0)
+        delta = max((one.delta for one in known), default=0.0)
     runs = [
-        _one(folder, score, delta) | ({} if one is None else {"accounted": one[0], "accounted_delta": one[1]})
-        for folder, one in zip(folders, spent, strict=True)
+        _one(folder, score, delta) | ({} if one is None else one.entries())
+        for folder, one in zip(folders, claims, strict=True)
     ]
     bounds = [run["epsilon"] for run in runs]
     middle = median(bounds)
@@ -58,23 +60,6 @@ def membership(
         "claimed": claimed,
         "broken": None if claimed is None else middle > claimed,
     }
-
-
-def accounted(folder: Path) -> tuple[float, float] | None:
-    """Epsilon and delta that the run accounts for and that bind its canaries; None: nothing of the kind.
-
-    A bound for single samples says nothing of canaries that are whole clients.
-    """
-    try:
-        found = json.loads((folder / "summary.json").read_text()).get("privacy")
-    except (OSError, ValueError, AttributeError):
-        return None
-    if not found or not found.get("epsilon_valid") or found.get("epsilon") is None:
-        return None
-    whole = load(folder / "config.yaml").audit.level == "client"
-    if found["level"] == "record" and whole:
-        return None
-    return float(found["epsilon"]), float(found["delta"])
 
 
 def _one(folder: Path, score: str, delta: float) -> dict[str, Any]:
@@ -146,8 +131,7 @@ def lines(found: Mapping[str, Any]) -> list[str]:
     """What ``fedsim audit`` prints."""
     out = [
         f"seed {run['seed']}: {run['right']} of {run['guesses']} guesses right of {run['canaries']} canaries, "
-        f"epsilon at least {run['epsilon']:.2f}"
-        + (f"; accounted {run['accounted']:.2f}" if "accounted" in run else "")
+        f"epsilon at least {run['epsilon']:.2f}" + (f"; {said(run)}" if "accounted" in run else "")
         for run in found["runs"]
     ]
     e = found["epsilon"]
@@ -156,6 +140,12 @@ def lines(found: Mapping[str, Any]) -> list[str]:
             f"epsilon at least {e['median']:.2f} in the median, from {e['low']:.2f} to {e['high']:.2f}"
         )
     out.append(f"(bound from below at level {found['level']:g}, delta {found['delta']:g}: 0 means not shown)")
+    out += [f"({why})" for why in dict.fromkeys(run["why"] for run in found["runs"] if run.get("why"))]
     if found["broken"]:
-        out.append(f"the claimed epsilon {found['claimed']:g} is below it: the claim is broken")
+        of = (
+            ", for one client replaced"
+            if any(run.get("why") and run["compared_relation"] for run in found["runs"])
+            else ""
+        )
+        out.append(f"the claimed epsilon {found['claimed']:g} is below it: the claim is broken{of}")
     return out

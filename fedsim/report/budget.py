@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from contextlib import suppress
 from statistics import median
+from typing import Any
 
 from fedsim.report import prose
 from fedsim.report.runs import Group, Run
@@ -18,7 +19,7 @@ PROTECTS = {"client": "a client", "local": "a client, from the server too", "rec
 WORDS = (
     "Epsilon as accounted, the most of any seed, at the delta beside it; against: what the two data sets differ in. "
     "fedsim audit RUN bounds epsilon from below by canaries and leaves its bound here, the median over seeds: a claim "
-    "below it is broken. Nothing shown is no proof."
+    "below it is broken, where it is of what a canary in or out is. Nothing shown is no proof."
 )
 
 
@@ -37,13 +38,20 @@ def _row(group: Group) -> list[str]:
     if not there:
         return []
     most = max(there, key=lambda one: float(one["epsilon"]))
-    bounds = [bound for run in group.runs if (bound := audited(run)) is not None]
+    audits = [found for run in group.runs if (found := audited(run))]
+    bounds = [float(one["epsilon"]) for one in audits]
+    claims = [float(one["compared"]) for one in audits if one.get("compared") is not None]
     shown = f"{median(bounds):.3g}" if bounds else "-"
     remarks = ["no bound: fixed cohorts accounted as coins"] if invalid(group.runs) else []
     if not most.get("private", True):
         remarks.append("keyed noise: no protection")
-    if bounds and median(bounds) > float(most["epsilon"]):
-        remarks.append("the claim is broken")
+    if len(claims) < len(audits):
+        remarks.append("the audit's bound is held against nothing")
+    elif claims:
+        if any(one.get("why") for one in audits):
+            remarks.append(f"the audit's bound is held against {max(claims):.3g}, of one replaced")
+        if median(bounds) > max(claims):
+            remarks.append("the claim is broken")
     level = str(most.get("level") or (group.flat.get("privacy.level", "")))
     return [
         group.label,
@@ -58,8 +66,10 @@ def _row(group: Group) -> list[str]:
     ]
 
 
-def audited(run: Run) -> float | None:
-    """The bound on epsilon that ``fedsim audit`` left in the run's folder."""
+def audited(run: Run) -> dict[str, Any]:
+    """What ``fedsim audit`` left in the run's folder: the bound on epsilon, and what that is held against."""
     with suppress(OSError, ValueError, LookupError, TypeError):
-        return float(json.loads((run.dir / "audit.json").read_text(encoding="utf-8"))["epsilon"])
-    return None
+        found = json.loads((run.dir / "audit.json").read_text(encoding="utf-8"))
+        float(found["epsilon"]), float(found.get("compared") or 0)
+        return dict(found)
+    return {}

@@ -52,7 +52,7 @@ def found(config: DictConfig, privacy: Privacy) -> float:
 def most_turns(config: DictConfig) -> int:
     """Releases of one client over all rounds, at most."""
     if rule_of(config) == IN_TURN and not moves(config):
-        return turns(int(config.rounds), int(config.num_clients), int(config.clients_per_round))
+        return turns(int(config.rounds), seats(config), int(config.clients_per_round))
     return int(config.rounds)
 
 
@@ -89,8 +89,20 @@ def rule_of(config: DictConfig) -> str:
 
 def moves(config: DictConfig) -> bool:
     """Whether others take the places of clients that are not there, so that who is asked hangs on more than a draw."""
-    gone = bool(config.exclude) or config.evaluation.held_out_clients > 0
-    return bool(config.system) or (config.exclude_fill == "substitute" and gone)
+    return bool(config.system) or filled(config)
+
+
+def filled(config: DictConfig) -> bool:
+    """Whether some are never there, excluded, held out or canaries that are out, and others take their places."""
+    gone = (
+        bool(config.exclude) or config.evaluation.held_out_clients > 0 or seats(config) > config.num_clients
+    )
+    return config.exclude_fill == "substitute" and gone
+
+
+def seats(config: DictConfig) -> int:
+    """Clients whose turn it may be: canaries that are clients of their own too, whether they are in or out."""
+    return int(config.num_clients + (config.audit.canaries if config.audit.level == "client" else 0))
 
 
 def apart(config: DictConfig, privacy: Privacy) -> int:
@@ -104,7 +116,13 @@ def apart(config: DictConfig, privacy: Privacy) -> int:
             f"privacy.mechanism={privacy.mechanism}: nothing keeps a client from coming back at once; type "
             "sampling=round_robin, or privacy.band=N with cohorts in which nobody comes back within N rounds"
         )
-    return max(1, int(config.num_clients) // int(config.clients_per_round))
+    rounds = max(1, int(config.num_clients) // int(config.clients_per_round))
+    if rounds > 1 and filled(config):
+        raise ConfigError(
+            f"privacy.mechanism={privacy.mechanism}: who takes the place of a client that is never there is back in "
+            "the next round, when its own turn comes; type exclude_fill=shrink"
+        )
+    return rounds
 
 
 def mechanism_of(config: DictConfig, privacy: Privacy, z: float, given: bool = False) -> Mechanism:
@@ -113,7 +131,7 @@ def mechanism_of(config: DictConfig, privacy: Privacy, z: float, given: bool = F
     Raises:
         ConfigError: naming the sampling rule that no accountant knows.
     """
-    n, m, rule = config.num_clients, config.clients_per_round, rule_of(config)
+    n, m, rule = seats(config), config.clients_per_round, rule_of(config)
     if privacy.mechanism != "gaussian":
         band = apart(config, privacy)
         if privacy.mechanism == "banded":
@@ -125,7 +143,6 @@ def mechanism_of(config: DictConfig, privacy: Privacy, z: float, given: bool = F
         return Mechanism(event="plain", z=z, n=n, m=m)
     if config.participation == "bernoulli" and rule == UNIFORM:
         kind = "poisson" if privacy.cap is None else "truncated"
-        n += config.audit.canaries if config.audit.level == "client" else 0  # who toss coins too
         return Mechanism(event=kind, z=z, n=n, m=m, cap=privacy.cap)
     if rule == UNIFORM:
         event = "plain" if moves(config) else "fixed"

@@ -7,9 +7,11 @@ import math
 import numpy as np
 import pytest
 from problems import GOLDEN
+from scipy.stats import norm
 
 from fedsim.exchange.accounting import Mechanism, epsilon, gaussian_epsilon, gaussian_noise, turns
 from fedsim.exchange.correlated import levels
+from fedsim.exchange.replacing import replaced
 from fedsim.exchange.spending import cost
 
 TABLE = [  # q, z, T, delta, RDP, PLD
@@ -100,6 +102,38 @@ def test_cohorts_of_each_kind() -> None:
     assert of("plain").epsilon(100, 1e-5)[0] == of("round_robin").epsilon(1000, 1e-5)[0]
     assert turns(7, 10, 4) == 3 and of("plain").epsilon(0, 1e-5)[0] == 0.0
     assert math.isinf(Mechanism(event="poisson", z=0.0, n=10, m=2).epsilon(1, 1e-5)[0])
+
+
+def test_one_client_replaced_costs_more_than_one_left_out() -> None:
+    """The same; coins against the hockey-stick divergence of two mixtures, by quadrature, in one release."""
+    for event, expected in (
+        ("poisson", 10.516),
+        ("fixed", 83.937),
+        ("plain", 284.39),
+        ("round_robin", 46.211),
+    ):
+        made = Mechanism(event=event, z=1.0, n=1000, m=100)
+        assert replaced(made, 100, 1e-5) == pytest.approx(expected, rel=1e-4)
+    q, z = 0.3, 1.1
+    eps = replaced(Mechanism(event="poisson", z=z, n=10, m=3), 1, 1e-3)
+    x = np.linspace(-20, 20, 400_001)
+    here, there = ((1 - q) * norm.pdf(x, 0, z) + q * norm.pdf(x, at, z) for at in (1, -1))
+    delta = np.maximum(here - math.exp(eps) * there, 0).sum() * (x[1] - x[0])
+    assert delta == pytest.approx(1e-3, rel=1e-4)
+    coins, all_of_them = (Mechanism(event="poisson", z=1.3, n=5, m=m) for m in (2, 5))
+    exact = gaussian_epsilon(2 * math.sqrt(7) / 1.3, 1e-4)
+    assert (
+        replaced(all_of_them, 7, 1e-4) == pytest.approx(exact, rel=1e-6) and replaced(coins, 7, 1e-4) < exact
+    )
+    capped = Mechanism(event="truncated", z=4.0, n=10, m=3, cap=4)
+    assert (
+        capped.epsilon(20, 1e-2)[0]
+        < replaced(capped, 20, 1e-2)
+        < gaussian_epsilon(2 * math.sqrt(20) / 4, 1e-2)
+    )
+    tree = Mechanism(event="plain", z=4.0, sensitivity=math.sqrt(levels(64)))
+    assert replaced(tree, 64, 1e-5) == gaussian_epsilon(2 * math.sqrt(levels(64)) / 4, 1e-5)
+    assert replaced(coins, 0, 1e-4) == 0 and math.isinf(replaced(Mechanism(event="plain", z=0.0), 1, 1e-4))
 
 
 def test_correlated_noise_is_one_release() -> None:

@@ -15,7 +15,9 @@ from fedsim.cli.main import command
 from fedsim.config.compose import load
 from fedsim.config.parts import part
 from fedsim.errors import ConfigError
-from fedsim.replay.membership import membership
+from fedsim.exchange.accounting import epsilon
+from fedsim.replay.claims import difference
+from fedsim.replay.membership import lines, membership
 from fedsim.run import canaries
 from fedsim.run.given import Given
 from fedsim.run.participants import strategy
@@ -115,6 +117,23 @@ def test_clients_that_are_canaries_toss_coins_too() -> None:
         assert (found.event, found.n, found.m) == ("poisson", n, 4)
 
 
+def test_canaries_that_are_clients_have_turns() -> None:
+    """Each of 64 once in 16 rounds of four; but where others take the places of those that are out."""
+    from fedsim.config.compose import compose
+    from fedsim.run.budgeting import mechanism_of
+
+    private = ("privacy=client", "privacy.z=1", "privacy.delta=1e-3", "audit.level=client")
+    for given, event in (
+        (("sampling=round_robin", "exclude_fill=shrink"), "round_robin"),
+        (("sampling=round_robin",), "plain"),
+        (("exclude_fill=shrink",), "fixed"),
+        ((), "plain"),
+    ):
+        config = compose([*SETTINGS, *CANARIES, *private, *given])
+        found = mechanism_of(config, part(config.privacy, "privacy"), 1.0)
+        assert (found.event, found.n, found.m) == (event, 64, 4)
+
+
 def test_memorised_canaries_are_told_and_others_are_not(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -158,6 +177,53 @@ def say_spent(run: Path, epsilon: float) -> None:
     summary = json.loads((run / "summary.json").read_text())
     said = {"level": "record", "epsilon": epsilon, "delta": 1e-5, "epsilon_valid": True}
     (run / "summary.json").write_text(json.dumps({**summary, "privacy": said}))
+
+
+PRIVATE = ("privacy=client", "privacy.z=0.5", "privacy.delta=1e-3", "strategy.weighting=uniform")
+
+
+@pytest.mark.parametrize(
+    ("given", "canary", "says"),
+    [
+        (("privacy=record",), "add_remove", ""),
+        (("privacy=record", "audit.level=client"), "", "not whole clients"),
+        (("privacy=local",), "replace_one", "all that its client sends"),
+        (("privacy=local", "audit.level=client"), "", "not whether there is a client"),
+        (("privacy=client",), "replace_one", "all that its client sends"),
+        (("privacy=client", "audit.level=client"), "replace_one", "another takes its place"),
+        (("privacy=client", "audit.level=client", "exclude_fill=shrink"), "zero_out", ""),
+        (("privacy=client", "audit.level=client", "participation=bernoulli"), "zero_out", ""),
+    ],
+)
+def test_what_a_canary_in_or_out_is(given: tuple[str, ...], canary: str, says: str) -> None:
+    from fedsim.config.compose import compose
+
+    config = compose([*SETTINGS, *CANARIES, *given, "privacy.z=1", "privacy.delta=1e-3"])
+    found, why = difference(config, given[0].removeprefix("privacy="))
+    assert found == canary and says in why and bool(says) == bool(why)
+
+
+def test_a_sample_is_held_against_its_client_replaced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a client left out, and of what an older version wrote, nothing is broken."""
+    run = base(tmp_path / "run", *CANARIES, *PRIVATE, "participation=bernoulli", "clients_per_round=2")
+    spent = json.loads((run / "summary.json").read_text())["privacy"]
+    assert (spent["relation"], spent["releases"]) == ("add_remove", 3)
+    found = membership([run])
+    one, exact = found["runs"][0], epsilon(0.5, 0.5, 3, 1e-3, "pld", "replace_one")
+    assert one["accounted"] == spent["epsilon"] < found["claimed"] == one["compared"] == exact
+    assert command(["audit", str(run)]) == 0
+    said = capsys.readouterr().out
+    assert f"; accounted {spent['epsilon']:.2f} (add_remove), {exact:.2f} under replace_one" in said
+    assert "(the bound speaks of one client replaced" in said
+    assert lines({**found, "broken": True})[-1].endswith("the claim is broken, for one client replaced")
+    older = {k: v for k, v in spent.items() if k not in ("mechanism", "releases")} | {"epsilon": 0.0}
+    summary = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").write_text(json.dumps({**summary, "privacy": older}))
+    found = membership([run])
+    assert found["claimed"] is None and found["broken"] is None and found["runs"][0]["compared"] is None
+    assert command(["audit", str(run)]) == 0 and "accounted 0.00, not compared" in capsys.readouterr().out
 
 
 def test_what_nothing_can_be_concluded_from_is_refused(

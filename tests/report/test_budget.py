@@ -53,7 +53,15 @@ def test_the_page_says_who_is_protected_and_what_an_audit_showed(tmp_path: Path)
     for text in ("a client", "one more or less", "2.5", "0.001", "1.02", "no bound"):
         assert text in table
     assert "scaffold" not in table and budget_table(groups[1:]) == "" and "the claim is broken" not in table
-    for run, bound in zip(there, (3.0, 9.0), strict=False):
-        (run.dir / "audit.json").write_text(json.dumps({"epsilon": bound}))
-    assert ">6<" in budget_table(groups) and "the claim is broken" in budget_table(groups)
+    for compared, words in (
+        (2.5, "the claim is broken"),
+        (6.5, "against 6.5, of one replaced"),
+        (None, "nothing"),
+    ):
+        for run, bound in zip(there, (3.0, 9.0), strict=False):
+            (run.dir / "audit.json").write_text(
+                json.dumps({"epsilon": bound, "compared": compared, "why": "x" if compared == 6.5 else ""})
+            )
+        table = budget_table(groups)
+        assert ">6<" in table and words in table and ("the claim is broken" in table) == (compared == 2.5)
     assert ">1<" in budget_table(group_runs(first_rounds(there, 1)))  # of the rounds that are looked at

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import time
 from pathlib import Path
@@ -83,6 +84,42 @@ def test_a_round_that_is_run_again_counts_twice_unless_its_noise_is_the_same(
     (tmp_path / "privacy.jsonl").unlink()
     with pytest.raises(CheckpointError, match=r"privacy\.jsonl knows of 0 releases, the checkpoint of 1"):
         spending().restore(saved)
+
+
+def test_a_line_that_a_crash_cut_is_none_and_a_file_that_goes_is_begun_anew(tmp_path: Path) -> None:
+    """The rest of a cut line is not what the next one goes on from."""
+    path = tmp_path / "privacy.jsonl"
+
+    def rounds() -> list[int]:
+        return [json.loads(line)["round"] for line in path.read_text().splitlines()]
+
+    Ledger(tmp_path, False).write(1, 0)
+    with path.open("a") as file:
+        file.write('{"round": 2, "exch')
+    later = Ledger(tmp_path, False)
+    later.write(2, 0)
+    assert rounds() == [1, 2] and len(Ledger(tmp_path, False)) == len(later) == 2
+    path.rename(tmp_path / "moved")
+    later.write(3, 0)
+    assert rounds() == [3]
+    path.write_text('{"round": 1, "exchange": 0}\n[]\n')
+    with pytest.raises(CheckpointError, match=r"privacy\.jsonl: line 2 is no release \('\[\]'\)"):
+        Ledger(tmp_path, False)
+
+
+def test_a_disk_that_is_full_is_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing is written later on, when the file is closed."""
+    (tmp_path / "privacy.jsonl").symlink_to("/dev/full")
+    ledger = Ledger(tmp_path, False)
+    with pytest.raises(OSError, match="No space left"):
+        ledger.write(1, 0)
+    del ledger
+    gc.collect()
+    assert capsys.readouterr().err == ""
+    (tmp_path / "privacy.jsonl").unlink()
+    (tmp_path / "privacy.jsonl").mkdir()
+    with pytest.raises(CheckpointError, match=r"cannot be written \(Is a directory\)"):
+        Ledger(tmp_path, False).write(1, 0)
 
 
 def test_of_a_deployment_lost_updates_count() -> None:

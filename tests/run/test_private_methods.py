@@ -131,6 +131,11 @@ def test_a_rule_of_ones_own_says_how_it_looks_at_samples() -> None:
         ("fedavg", ["privacy=record", "privacy.clips={delta: 1}"], "gradients of samples are clipped"),
         ("fedavg", ["privacy.cap=4"], "add participation=bernoulli"),
         ("fedavg", ["privacy.mechanism=banded"], "type sampling=round_robin"),
+        (
+            "fedavg",
+            ["privacy.mechanism=banded", "sampling=round_robin", "exclude=[1]", "clients_per_round=1"],
+            "type exclude_fill=shrink",
+        ),
         ("fedavg", ["privacy.epsilon_max=0.01"], "would need privacy.z="),
         ("fedavg", ["pretrain=central"], "outside the budget"),
         ("fednova", ["client.steps=null"], "'?work'? in plain.*client.steps"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from fedsim.exchange.payload import Update
 from fedsim.exchange.turns import Turns
 from fedsim.local import sample_noise as records
 from fedsim.local.job import Job
-from fedsim.replay.membership import accounted
+from fedsim.replay.claims import claim
 from fedsim.task.layout import Layout
 from fedsim.task.vectors import FlatModel
 from strategies.fedavg import FedAvg
@@ -103,7 +104,10 @@ def test_a_budget_ends_the_run(tmp_path: Path) -> None:
     assert spent == sorted(spent) and spent[-1] <= 3 < spent[-1] + (spent[-1] - spent[-2])
     assert result.summary["stopped"] == "privacy budget" and result.summary["status"] == "done"
     assert result.summary["privacy"]["relation"] == "add_remove" and len(ledger) == len(rows) < 30
-    assert accounted(result.dir) == (spent[-1], 1e-2)  # what an audit holds against its bound
+    one = claim(result.dir)
+    assert one is not None and (one.epsilon, one.delta, one.relation) == (spent[-1], 1e-2, "add_remove")
+    q1 = accounting.gaussian_epsilon(2 * math.sqrt(len(rows)), 1e-2)  # had everybody been asked
+    assert one.binds is not None and one.epsilon < one.binds < q1  # of one sample that is in or out
     empty = [row for row in rows if not row["cohort"]]
     assert empty and all(row["noise_norm"] > 0 and row["sum_norm"] == 0 for row in empty)
     assert len({row["weights_hash"] for row in rows}) == len(rows)
