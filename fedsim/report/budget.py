@@ -9,7 +9,7 @@ from statistics import median
 
 from fedsim.report import prose
 from fedsim.report.runs import Group, Run
-from fedsim.report.spent import invalid, spent
+from fedsim.report.spent import no_bound, spent
 from fedsim.report.tables import html_table
 
 HEADER = ("method", "protects", "against", "epsilon", "delta", "z", "noise", "audit: at least", "remarks")
@@ -39,7 +39,7 @@ def _row(group: Group) -> list[str]:
     most = max(there, key=lambda one: float(one["epsilon"]))
     bounds = [bound for run in group.runs if (bound := audited(run)) is not None]
     shown = f"{median(bounds):.3g}" if bounds else "-"
-    remarks = ["no bound: fixed cohorts accounted as coins"] if invalid(group.runs) else []
+    remarks = [f"no bound: {why}"] if (why := no_bound(group.runs)) else []
     if not most.get("private", True):
         remarks.append("keyed noise: no protection")
     if bounds and median(bounds) > float(most["epsilon"]):
