@@ -11,7 +11,8 @@ from fedsim.exchange.measured_tasks import is_measuring
 from fedsim.exchange.payload import Outcome
 
 NOBODY = "no update counted: "  # begins what the row of such a round says, if a client was at fault
-NOT_ENOUGH = ("secure aggregation is void: ", "privacy.where=distributed: ")  # begin why a sum of too few is void
+# Begin why a sum of too few is void.
+NOT_ENOUGH = ("secure aggregation is void: ", "privacy.where=distributed: ")
 SAID = {
     "nonfinite": "not finite",
     "failed": "failed",

@@ -58,6 +58,13 @@ def test_why_epsilon_is_no_bound_is_said(tmp_path: Path) -> None:
     assert coins == "cohorts of fixed size, accounted as coins"
 
 
+def test_the_z_that_a_budget_comes_to_tells_no_methods_apart(tmp_path: Path) -> None:
+    for epsilon, found in ((1, 1.8), (2, 1.2)):
+        make(tmp_path, "fedavg", 0, [0.5], privacy={"epsilon": epsilon, "found": found, "span": 1})
+    labels = [group.label for group in group_runs(load_runs([tmp_path]))]
+    assert labels == ["fedavg, epsilon=1", "fedavg, epsilon=2"]
+
+
 def test_the_page_says_who_is_protected_and_what_an_audit_showed(tmp_path: Path) -> None:
     groups = group_runs(there := runs(tmp_path))
     table = budget_table(groups)
