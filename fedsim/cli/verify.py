@@ -19,6 +19,7 @@ from fedsim.config.allowed import check_allowed, granted, listed
 from fedsim.config.check import validate
 from fedsim.config.compose import load, plain
 from fedsim.errors import ConfigError
+from fedsim.exchange.ledger import FILE as LEDGER
 from fedsim.replay.again import as_simulation
 from fedsim.replay.recorded_files import differing_files
 from fedsim.run.key import version
@@ -139,11 +140,20 @@ def _document(
     }
 
 
+def _from_os(run: Path) -> bool:
+    """Whether the ledger says that noise is not drawn from the seed, as is usual in deployments."""
+    with suppress(OSError, ValueError):
+        return any(line.get("noise") == "os" for line in read_rows(run / LEDGER))
+    return False
+
+
 def why_other_bits(run: Path, number: int, config: DictConfig) -> str:
-    """What of machine, versions or code is not what it was when a round was recorded."""
+    """What of machine, versions or code is not what it was when a round was recorded; or why no round repeats."""
     from fedsim.run.machine import difference, machine
     from fedsim.run.provenance import entry_of
 
+    if _from_os(run):
+        return "its noise was drawn by the operating system (privacy.noise=os): such a run does not repeat bit by bit"
     if (then := entry_of(run, number)) is None:
         return "where it was recorded is not known: it has no provenance.json"
     found = difference(then, machine(config.engine.threads, str(config.engine.device)))

@@ -61,7 +61,13 @@ def deploy(argv: Sequence[str]) -> int:
         "--nodes", type=int, default=3, metavar="N", help="SuperNodes, one per client; default 3"
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings, as for a simulation")
+    parser.add_argument("--config-dir", "-cd", help=argparse.SUPPRESS)
     args = parser.parse_intermixed_args(argv)
+    if args.config_dir is not None:
+        raise ConfigError(
+            f"--config-dir {args.config_dir}: nodes read no folder of yours; type what the option says, as "
+            "method=NAME strategy._target_=my_method.MyMethod strategy.weighting=uniform, or put it into conf/"
+        )
     if args.nodes < 1:
         raise ConfigError(f"--nodes {args.nodes}: must be at least 1")
     refuse_twice(args.overrides)

@@ -10,7 +10,7 @@ from typing import Any
 
 from fedsim.report import prose
 from fedsim.report.runs import Group, Run
-from fedsim.report.spent import invalid, spent
+from fedsim.report.spent import no_bound, spent
 from fedsim.report.tables import html_table
 
 HEADER = ("method", "protects", "against", "epsilon", "delta", "z", "noise", "audit: at least", "remarks")
@@ -42,7 +42,7 @@ def _row(group: Group) -> list[str]:
     bounds = [float(one["epsilon"]) for one in audits]
     claims = [float(one["compared"]) for one in audits if one.get("compared") is not None]
     shown = f"{median(bounds):.3g}" if bounds else "-"
-    remarks = ["no bound: fixed cohorts accounted as coins"] if invalid(group.runs) else []
+    remarks = [f"no bound: {why}"] if (why := no_bound(group.runs)) else []
     if not most.get("private", True):
         remarks.append("keyed noise: no protection")
     if len(claims) < len(audits):

@@ -17,7 +17,7 @@ from fedsim.report.comparison import differing_words, footer, objective_words, r
 from fedsim.report.marks import TOTALS, first, marks_of, quiet
 from fedsim.report.objective import Objective
 from fedsim.report.runs import Run, column_order
-from fedsim.report.spent import DELTA, EPSILON, invalid, spent_most
+from fedsim.report.spent import DELTA, EPSILON, no_bound, spent_most
 from fedsim.report.verdict import UNDECIDED, Comparison
 
 if TYPE_CHECKING:
@@ -196,8 +196,8 @@ def _notes(arm: Arm) -> list[str]:
     if arm.excluded:
         reasons = "; ".join(f"seed {seed} {reason}" for seed, reason in sorted(arm.excluded))
         out.append(f"{len(arm.values)} of {len(arm.values) + len(arm.excluded)} seeds; {reasons}")
-    if invalid(list(arm.runs.values())):
-        out.append("epsilon is no bound: cohorts of fixed size, accounted as coins")
+    if why := no_bound(list(arm.runs.values())):
+        out.append(f"epsilon is no bound: {why}")
     lost = [seed for seed, value in arm.values.items() if not math.isfinite(value)]
     if lost:
         out.append(f"not finite: {len(lost)} of {len(arm.values)} seeds ({ranges(sorted(lost))})")

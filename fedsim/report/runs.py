@@ -29,6 +29,7 @@ MAX_DIGITS = 8  # of a number in a table or label: those of a search have 17
 _NAMED = re.compile(r"(strategy|code)\.|.*_target_$")
 # What clients weigh decides which objective is minimised: shown wherever the runs at hand differ in it.
 _WEIGHTING = re.compile(r"strategy\.(base\.)*weighting$")
+WORKED_OUT = {"privacy.found"}  # by a run from its other settings
 
 
 @dataclass(frozen=True)
@@ -150,8 +151,9 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
 
 
 def followers_of(runs: Sequence[Run], flat: Sequence[Mapping[str, Any]]) -> set[str]:
-    """Keys of nested seeds that equal the run's own in every run, whose settings are ``flat``."""
-    return {
+    """Keys that follow from others: what a run works out (:data:`WORKED_OUT`), and nested seeds that equal the
+    run's own in every run, whose settings are ``flat``."""
+    return WORKED_OUT | {
         key
         for key in set().union(*flat)
         if key.rpartition(".")[2] == "seed"

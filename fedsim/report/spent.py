@@ -9,6 +9,8 @@ from typing import Any
 from fedsim.report.runs import Run
 
 EPSILON, DELTA = "epsilon_spent", "at_delta"  # columns of the table of results
+COINS = "cohorts of fixed size, accounted as coins"
+SHARES = "sums of rounded noise, accounted as one Gaussian"
 
 
 def spent(run: Run) -> Mapping[str, Any] | None:
@@ -28,6 +30,10 @@ def spent_most(runs: Sequence[Run]) -> dict[str, float]:
     }
 
 
-def invalid(runs: Sequence[Run]) -> bool:
-    """Whether some epsilon of these runs is no bound."""
-    return any((one := spent(run)) is not None and not one.get("epsilon_valid", True) for run in runs)
+def no_bound(runs: Sequence[Run]) -> str:
+    """Why some epsilon of these runs is no bound; empty where all are."""
+    found = [run for run in runs if (one := spent(run)) is not None and not one.get("epsilon_valid", True)]
+    shared = [run.settings.get("privacy.where") == "distributed" for run in found]
+    assumed = [bool(run.settings.get("privacy.assume_poisson")) for run in found]
+    coins = any(a or not s for a, s in zip(assumed, shared, strict=True))
+    return "; ".join([COINS] * coins + [SHARES] * any(shared))

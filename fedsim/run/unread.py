@@ -30,6 +30,13 @@ _NOT_SET: Sequence[
     ("system.devices.charge", "system.devices.battery", "system.devices.battery=WH"),
 )
 
+_READ_BY: Sequence[tuple[str, str, Sequence[str]]] = (  # typed, what reads it, with which values
+    ("privacy.adaptive", "privacy.clip", ("adaptive",)),
+    ("privacy.least", "privacy.where", ("distributed",)),
+    ("privacy.band", "privacy.mechanism", ("banded", "tree")),
+    ("privacy.micro", "privacy.level", ("record",)),
+)
+
 
 def refuse_contradictions(config: DictConfig, overrides: Sequence[str]) -> None:
     """Refuse epochs and steps typed on one command line: only one says how long clients train.
@@ -110,6 +117,7 @@ def without_effect(config: DictConfig, keys: Sequence[str], strategy: Any = None
         for key in keys:
             if (key == typed or key.startswith(f"{typed}.")) and not OmegaConf.select(config, other):
                 yield f"{_shown(config, key)}: without effect; add {add}"
+    yield from _of_release(config, keys)
     if "engine.tf32" in keys and config.engine.tf32 and _on_cpu(config):
         yield "engine.tf32=true: without effect on a CPU; leave it out"
     if strategy is not None:
@@ -131,6 +139,18 @@ def without_effect(config: DictConfig, keys: Sequence[str], strategy: Any = None
                 reason = f"{prefix}.{other}={'null' if node.get(other) is None else node.get(other)}"
                 yield f"{_shown(config, f'{prefix}.{name}')}: without effect; {reason} does not read it"
         node, prefix, first = node.get("base"), f"{prefix}.base", False
+
+
+def _of_release(config: DictConfig, keys: Sequence[str]) -> Iterator[str]:
+    """What neither privacy nor secure sums read as they are set."""
+    for typed, other, values in _READ_BY:
+        value = OmegaConf.select(config, other)
+        for key in keys if value is not None and value not in values else ():
+            if key == typed or key.startswith(f"{typed}."):
+                yield f"{_shown(config, key)}: without effect; {other}={value} does not read it"
+    level = OmegaConf.select(config, "privacy.level")
+    if "secagg.reach" in keys and level == "client" and OmegaConf.select(config, "secagg"):
+        yield f"{_shown(config, 'secagg.reach')}: without effect; under privacy=client the ring reaches privacy.clip"
 
 
 def _on_cpu(config: DictConfig) -> bool:

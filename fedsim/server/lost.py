@@ -11,12 +11,20 @@ from fedsim.exchange.measured_tasks import is_measuring
 from fedsim.exchange.payload import Outcome
 
 NOBODY = "no update counted: "  # begins what the row of such a round says, if a client was at fault
+# Begin why a sum of too few is void.
+NOT_ENOUGH = ("secure aggregation is void: ", "privacy.where=distributed: ")
 SAID = {
     "nonfinite": "not finite",
     "failed": "failed",
     "dropped": "dropped out",
     "refused": "had nothing to send",
+    "void": "in a sum of too few",
 }
+
+
+def void(outcome: Outcome) -> bool:
+    """Whether a client answered in vain: fewer than masks or noise in shares need came with it."""
+    return outcome.kind == "dropped" and outcome.reason.startswith(NOT_ENOUGH)
 
 
 def lost(outcomes: Iterable[Outcome]) -> str:
@@ -30,13 +38,13 @@ def lost(outcomes: Iterable[Outcome]) -> str:
     for task, found in tasks.items():
         if is_measuring(task) or any(o.kind == "ok" for o in found):
             continue
-        kinds = Counter(o.kind for o in found)
+        kinds = Counter("void" if void(o) else o.kind for o in found)
         if kinds.keys() == {"refused"}:
             continue
         counted = ", ".join(f"{kinds[kind]} {said}" for kind, said in SAID.items() if kinds[kind])
         first = next((o for o in found if o.kind in ("nonfinite", "failed")), None)
         if first is None:
-            return f"nobody answered: {counted}"
+            return next((o.reason for o in found if void(o)), f"nobody answered: {counted}")
         return f"{NOBODY}{counted} (client {first.client}: {headline(first.reason)})"
     return ""
 
@@ -49,7 +57,7 @@ def check_moved(rows: Sequence[Mapping[str, Any]]) -> None:
         ThinRoundError: naming the first.
     """
     said = [str(row.get("thin_round", "")) for row in rows]
-    if len(rows) > 1 and all(text.startswith((NOBODY, "nobody answered: ")) for text in said):
+    if len(rows) > 1 and all(text.startswith((NOBODY, "nobody answered: ", *NOT_ENOUGH)) for text in said):
         first = next(
             ((row["round"], t) for row, t in zip(rows, said, strict=True) if t.startswith(NOBODY)), None
         )

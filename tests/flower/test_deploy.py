@@ -68,6 +68,9 @@ def test_mistakes_are_found_before_anything_is_started(capsys: pytest.CaptureFix
     assert command(["deploy", "local", "strategy=fedsped"]) == 2
     assert "fedspeed" in capsys.readouterr().err
     assert command(["deploy", "far"]) == 2
+    capsys.readouterr()
+    assert command(["deploy", "local", "--config-dir", "mine", "strategy=sign"]) == 2
+    assert "strategy._target_=my_method.MyMethod" in capsys.readouterr().err
 
 
 @pytest.mark.nightly

@@ -12,6 +12,7 @@ from runfolder import make
 from fedsim.report import compare, group_runs, load_runs
 from fedsim.report.budget import budget_table
 from fedsim.report.choosing import first_rounds
+from fedsim.report.spent import no_bound
 from fedsim.report.tables import layout, to_csv
 
 SAID = {
@@ -45,6 +46,23 @@ def test_the_table_of_results_has_what_was_spent(tmp_path: Path) -> None:
     assert [row[at].text for row in content.rows] == ["2.5", "-"] and content.header[at + 1] == "at delta"
     assert "epsilon_spent" in to_csv(frame)
     assert "epsilon_spent" not in compare([run for run in runs(tmp_path / "x") if run.method == "scaffold"])
+
+
+def test_why_epsilon_is_no_bound_is_said(tmp_path: Path) -> None:
+    said = {**SAID, "epsilon": 2.0, "epsilon_valid": False}
+    groups = ({"where": "distributed"}, {"where": "server", "assume_poisson": True})
+    for seed, settings in enumerate(groups):
+        make(tmp_path, "fedavg", seed, [0.5], summary={"privacy": said}, privacy=settings)
+    shares, coins = (no_bound([run]) for run in load_runs([tmp_path]))
+    assert shares == "sums of rounded noise, accounted as one Gaussian"
+    assert coins == "cohorts of fixed size, accounted as coins"
+
+
+def test_the_z_that_a_budget_comes_to_tells_no_methods_apart(tmp_path: Path) -> None:
+    for epsilon, found in ((1, 1.8), (2, 1.2)):
+        make(tmp_path, "fedavg", 0, [0.5], privacy={"epsilon": epsilon, "found": found, "span": 1})
+    labels = [group.label for group in group_runs(load_runs([tmp_path]))]
+    assert labels == ["fedavg, epsilon=1", "fedavg, epsilon=2"]
 
 
 def test_the_page_says_who_is_protected_and_what_an_audit_showed(tmp_path: Path) -> None:

@@ -131,6 +131,19 @@ def test_the_first_field_that_explains_other_bits_is_named() -> None:
     assert difference(numpy, now) == expected
 
 
+def test_verify_says_that_noise_of_the_operating_system_does_not_repeat(tmp_path: Path) -> None:
+    noise = (
+        "privacy=local",
+        "privacy.z=1",
+        "privacy.delta=1e-2",
+        "privacy.noise=os",
+        "strategy.weighting=uniform",
+    )
+    classification().run(f"dir={tmp_path}", "rounds=1", *noise)
+    why = why_other_bits(tmp_path, 1, load(tmp_path / "config.yaml"))
+    assert why.startswith("its noise was drawn by the operating system")
+
+
 def test_verify_says_why_bits_may_differ(tmp_path: Path) -> None:
     classification().run(f"dir={tmp_path}", "rounds=1")
     config, path = load(tmp_path / "config.yaml"), tmp_path / "provenance.json"

@@ -36,6 +36,8 @@ def test_what_nothing_reads_is_said(overrides: str, line: str) -> None:
         "strategy=fedadam strategy.beta2=0.5 strategy.tau=1",
         "strategy._target_=nowhere.Method clients_per_round=3",
         "strategy=gossip topology=ring strategy.fanout=1 strategy.direction=pull",
+        "privacy=client privacy.clip=adaptive privacy.adaptive.rate=0.5",
+        "privacy=record privacy.micro=8 secagg=ring secagg.reach=5",
     ],
 )
 def test_what_counts_is_not_spoken_of(overrides: str) -> None:

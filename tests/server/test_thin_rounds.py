@@ -19,7 +19,9 @@ from scipy.sparse import csr_array
 from clients.sgd import SGDClient
 from fedsim.errors import ConfigError, FedsimError, ThinRoundError
 from fedsim.exchange.packing import pack
+from fedsim.exchange.payload import Outcome
 from fedsim.report.prose import failures
+from fedsim.server.lost import lost
 from fedsim.task.layout import Layout
 from fedsim.tracking.console import ConsoleTracker
 from strategies import aggregators
@@ -188,6 +190,14 @@ def test_a_run_without_any_finite_update_is_no_success(tmp_path: Path) -> None:
     strategy.client = Broken(weighting="samples")
     with pytest.raises(ThinRoundError, match=r"no update counted: 3 failed \(client \d: ValueError: boom"):
         classification().run("rounds=2", "failures.policy=skip", strategy=strategy)
+
+
+def test_a_sum_of_too_few_says_how_many_were_needed() -> None:
+    why = "secure aggregation is void: 3 of 5 clients answered, 4 are needed"
+    gone = [Outcome(client, "dropped", reason="lost during training") for client in (0, 1)]
+    void = [Outcome(client, "dropped", reason=why) for client in (2, 3, 4)]
+    assert lost(gone + void) == why
+    assert lost(gone) == "nobody answered: 2 dropped out"
 
 
 def test_a_single_round_without_any_update_is_named_or_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
