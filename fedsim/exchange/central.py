@@ -109,24 +109,28 @@ class CentralNoise:
         drawn, a = float(self._normals("bits", round)(1)) * self._bits, self.privacy.adaptive
         self.bound = adapted(self.bound, fits, drawn, self._cohort, a.rate, a.quantile)
 
-    def row(
-        self, cost: tuple[float, str], fits: Sequence[float], long: int, squares: Sequence[float]
-    ) -> dict[str, Any]:
-        """Entries of the round's row; ``cost``: epsilon and the relation that it holds for, ``squares``: of the sum and
-        of its noise."""
+    def spent(self, cost: tuple[float, str]) -> dict[str, Any]:
+        """Entries of any round's row; ``cost``: epsilon of all releases so far, and the relation that it holds for."""
         privacy, (eps, relation) = self.privacy, cost
-        hidden = privacy.distributed  # nobody knows of single clients, nor of the noise by itself
         return {
             "epsilon": eps,
             "delta": privacy.delta,
             "relation": relation,
             "z": privacy.multiplier,
+            "epsilon_valid": not (privacy.assume_poisson or privacy.distributed),
+        }
+
+    def row(
+        self, cost: tuple[float, str], fits: Sequence[float], long: int, squares: Sequence[float]
+    ) -> dict[str, Any]:
+        """Those of a round with a release; ``squares``: of the sum and of its noise."""
+        hidden = self.privacy.distributed  # nobody knows of single clients, nor of the noise by itself
+        return self.spent(cost) | {
             "C": self.bound,
             "clipped": None if hidden else 1 - sum(fits) / len(fits) if fits else 0.0,
             "reclipped": long,
             "noise_norm": None if hidden else math.sqrt(squares[1]),
             "sum_norm": math.sqrt(squares[0]),
-            "epsilon_valid": not (privacy.assume_poisson or privacy.distributed),
         }
 
     def save(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -159,8 +163,8 @@ def z_delta(z: float, sigma_b: float) -> float:
         return 0.0
     if z >= 2 * sigma_b:
         raise ArgumentError(
-            f"privacy.z={z:g}: must be below twice the noise of the bits of adaptive clipping ({sigma_b:g}); ask more "
-            "clients a round, or raise privacy.adaptive.noise"
+            f"noise z={z:.4g}, typed or found for privacy.epsilon, must be below twice that of the bits of adaptive "
+            f"clipping ({sigma_b:g}); type privacy.adaptive.noise={z:.2g}, or ask more clients a round"
         )
     return float((z**-2 - (2 * sigma_b) ** -2) ** -0.5)
 

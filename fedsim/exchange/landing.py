@@ -74,6 +74,8 @@ class Landing:
         why = why or too_few_shares(self.release.privacy, outcomes)
         if why:
             self.row["secagg"] = "void"
+            if self.central is not None and self.account is not None:
+                self.row |= self.central.spent(self.account.settle()) | self._marks
         return why
 
     def land(

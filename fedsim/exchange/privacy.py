@@ -230,8 +230,8 @@ def _check_amounts(p: Privacy) -> None:
         (p.z is None) != (p.epsilon is None),
         "z",
         p.z,
-        "type either privacy.z (noise) or privacy.epsilon (budget), not "
-        + ("both" if p.z is not None else "neither"),
+        "type either the noise, as privacy.z=1, or the budget, as privacy.epsilon=2"
+        + ("; not both" if p.z is not None else ""),
     )
     check(
         p.delta is not None, "delta", p.delta, "must be given: type privacy.delta=1e-5, below 1/num_clients"

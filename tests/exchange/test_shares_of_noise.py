@@ -89,6 +89,8 @@ def test_too_few_shares_make_a_round_void_and_cost_nothing(tmp_path: Path) -> No
     assert [row.get("secagg") for row in result.rows] == [None, "void", None]
     told = "no update counted: 2 failed, 1 in a sum of too few (client 0: "
     assert result.rows[1]["thin_round"].startswith(told)
+    spent = [row["epsilon"] for row in result.rows]
+    assert 0 < spent[0] == spent[1] < spent[2]
     assert hashes(result)[1] == hashes(result)[0] != hashes(result)[2]
     ledger = [json.loads(line) for line in (tmp_path / "run/privacy.jsonl").read_text().splitlines()]
     assert [line["round"] for line in ledger] == [1, 3]

@@ -110,7 +110,9 @@ def test_a_run_submitted_twice_writes_nothing_into_the_files_of_the_first(tmp_pa
 @pytest.mark.timeout(900)
 def test_flwr_stop(tmp_path: Path) -> None:
     """With real processes: stopped in the middle, the summary says interrupted; submitted again, it goes on."""
-    settings = " ".join([*SETTINGS[1:], "rounds=30", "num_clients=2", "tracker=quiet", f"dir={tmp_path / 'run'}"])
+    settings = " ".join(
+        [*SETTINGS[1:], "rounds=30", "num_clients=2", "tracker=quiet", f"dir={tmp_path / 'run'}"]
+    )
     with federation(tmp_path, nodes=2) as fed:
         run = fed.submit(ROOT, settings)
         from localgrid import wait_until
