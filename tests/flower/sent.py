@@ -77,7 +77,7 @@ def recorded(option: str) -> Sent:
 
     def watched(self: Any, method: str, shared: Any, items: Any, costs: Any = None) -> Iterator[Any]:
         for result in mapped(self, method, shared, items, costs):
-            if method == "run":
+            if method == "run" and shared.task != "train/evaluate":  # of models handed over: no node is asked
                 arrays, values = found.setdefault(shared.task, (set(), set()))
                 arrays |= set(shared.fold) - IMPLIED
                 values |= {k for o in result.outcomes for k in o.values} - {"weight"}
